@@ -1,0 +1,1 @@
+"""Experiments with snnjax, run from the clone: ``python -m experiments.train_ann``."""

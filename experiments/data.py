@@ -1,0 +1,265 @@
+"""Images in memory: embedded digits, a TFDS set or a folder of images per class.
+
+A data set is held in RAM as uint8 and needs no TensorFlow to be read. `augment` and
+`normalize` are JAX, for use inside a jitted step of training.
+"""
+
+import importlib.util
+import io
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Dataset(NamedTuple):
+    """Images [N, H, W, C] as uint8 with labels [N] as int32, for training and test."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: tuple[float, ...]  # per channel of the training images, in 0..255
+    std: tuple[float, ...]
+    num_classes: int
+
+
+class MissingDataError(RuntimeError):
+    """A data set is not on this machine; the message says how to provide it."""
+
+
+def load(name: str, data_dir: str | None = None) -> Dataset:
+    """Reads a whole data set into memory.
+
+    Args:
+        name: "digits" (8x8 greyscale, part of scikit-learn); else a folder, absolute or
+          in `data_dir`, of `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`; else
+          the name of a TFDS set, such as "cifar10".
+        data_dir: folder of the data sets; None is TFDS's own, `~/tensorflow_datasets`.
+
+    Raises:
+        MissingDataError: the data set is not there; the message lists the ways out.
+        ValueError: an image cannot be read or the images differ in size.
+    """
+    if name == "digits":
+        train, test, num_classes = _digits()
+    elif (root := _image_folder(name, data_dir)) is not None:
+        classes = [folder.name for folder in _folders(root / "train")]
+        train = _read_folder(root / "train", classes)
+        test = _read_folder(root / "test", classes)
+        num_classes = len(classes)
+        if train[0].shape[1:] != test[0].shape[1:]:
+            raise ValueError(
+                f"images of {root} differ: {train[0].shape[1:]} in train, "
+                f"{test[0].shape[1:]} in test; bring them to one size and mode"
+            )
+    else:
+        train, test, num_classes = _tfds(name, data_dir)
+    return Dataset(name, *train, *test, *_mean_and_std(train[0]), num_classes)
+
+
+def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
+    """Images [N, H, W, C] in 0..255 as float32 of mean 0, deviation 1 per channel."""
+    mean = jnp.asarray(dataset.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(dataset.std, jnp.float32).reshape(1, 1, 1, -1)
+    return (jnp.asarray(images).astype(jnp.float32) - mean) / std
+
+
+@partial(jax.jit, static_argnames=("flip", "padding"))
+def augment(
+    key: jax.Array, images: jax.Array, *, flip: bool, padding: int
+) -> jax.Array:
+    """Random crop after zero-padding by `padding`, and random horizontal flip.
+
+    Args:
+        key: the only source of randomness.
+        images: [N, H, W, C] of any dtype, which is kept.
+        flip: mirror each image with probability one half; not for digits.
+        padding: pixels added on each side, 0 for no cropping.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    batch, height, width, channels = images.shape
+    if padding:
+        sides = (padding, padding)
+        padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+        corner = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
+        size = (height, width, channels)
+        images = jax.vmap(
+            lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), size)
+        )(padded, corner)
+    if flip:
+        mirror = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        images = jnp.where(mirror, images[:, :, ::-1], images)
+    return images
+
+
+def _digits():
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise MissingDataError(
+            'the embedded data set "digits" is part of scikit-learn: '
+            "pip install scikit-learn"
+        ) from None
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, labels, test_size=500, stratify=labels, random_state=0
+    )
+    return (train_x, train_y), (test_x, test_y), 10
+
+
+def _image_folder(name: str, data_dir: str | None) -> Path | None:
+    for root in (Path(name), Path(data_dir or ".") / name):
+        root = root.expanduser()
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return root
+    return None
+
+
+def _read_folder(root: Path, classes: list[str]):
+    files, labels = [], []
+    for folder in _folders(root):
+        if folder.name not in classes:
+            raise ValueError(
+                f"class folder {folder} has no counterpart in train; "
+                f"the classes there are {', '.join(classes)}"
+            )
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        files += found
+        labels += [classes.index(folder.name)] * len(found)
+    if not files:
+        raise ValueError(
+            f"no images below {root}; expected <class>/*.png or *.jpg there"
+        )
+    mode = "L" if _read_image(files[0]).ndim == 2 else "RGB"
+    images = None
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(partial(_read_image, mode=mode), files)
+        bar = tqdm(decoded, f"reading {root}", len(files), disable=None)
+        for index, image in enumerate(bar):
+            if images is None:
+                images = np.empty((len(files), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                raise ValueError(
+                    f"{files[index]} has {image.shape[1]}x{image.shape[0]} pixels, "
+                    f"{files[0]} has {images.shape[2]}x{images.shape[1]}; "
+                    "bring all images to one size"
+                )
+            images[index] = image
+    images = images[..., None] if mode == "L" else images
+    return images, np.asarray(labels, np.int32)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
+    try:
+        with PIL.Image.open(file) as image:
+            grey = image.mode in ("L", "1")
+            return np.asarray(image.convert(mode or ("L" if grey else "RGB")))
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad files
+        raise ValueError(
+            f"{name or file} cannot be read as an image ({error}); replace or remove it"
+        ) from None
+
+
+def _tfds(name: str, data_dir: str | None):
+    try:
+        import tensorflow_datasets as tfds
+
+        # Undecoded, because decoding ourselves is twice as fast as TFDS's one by one.
+        source = partial(
+            tfds.data_source,
+            name,
+            data_dir=data_dir,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        try:
+            train = source(split="train", download=False)
+        except Exception:
+            # Only TensorFlow can download and prepare the image sets of TFDS.
+            if importlib.util.find_spec("tensorflow") is None:
+                raise
+            train = source(split="train")
+        splits = train.dataset_info.splits
+        held_out = "test" if "test" in splits else "validation"
+        test = source(split=held_out, download=False)
+    except Exception as error:  # TFDS has many exceptions for "it is not there"
+        raise MissingDataError(_missing(name, data_dir, error)) from None
+    features = dict(train.dataset_info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise ValueError(
+            f"TFDS set {name!r} has {', '.join(features)}, but image classification "
+            "needs an `image` and a class `label`; choose another set"
+        )
+    if None in image.shape:
+        raise ValueError(
+            f"images of TFDS set {name!r} have shape {image.shape}, but one fixed "
+            "size is needed; make a folder of resized copies, train/<class>/*.png and "
+            "test/<class>/*.png, and pass it in place of the name"
+        )
+    return (
+        _read_tfds(train, image.shape, f"{name} train"),
+        _read_tfds(test, image.shape, f"{name} {held_out}"),
+        label.num_classes,
+    )
+
+
+def _read_tfds(source, shape: tuple[int, int, int], title: str):
+    mode = "L" if shape[-1] == 1 else "RGB"
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    with tqdm(total=len(source), desc=f"reading {title}", disable=None) as bar:
+        for start in range(0, len(source), 500):
+            chunk = range(start, min(start + 500, len(source)))
+            for index, example in enumerate(source.__getitems__(chunk), start):
+                file, place = io.BytesIO(example["image"]), f"{title}[{index}]"
+                images[index] = _read_image(file, mode, place).reshape(shape)
+                labels[index] = example["label"]
+            bar.update(len(chunk))
+    return images, labels
+
+
+def _missing(name: str, data_dir: str | None, error: Exception) -> str:
+    where = f"{data_dir!r}" if data_dir else "TFDS's folder ~/tensorflow_datasets"
+    reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"""no data set {name!r} in {where}. Three ways to provide one:
+  1. --dataset digits: 8x8 images that come with scikit-learn, no download.
+  2. A TFDS set prepared as array_record; on a machine with network and TensorFlow
+     python -c "import tensorflow_datasets as tfds; \\
+       tfds.data_source('{name}', data_dir='DIR')"
+     then copy DIR here (TensorFlow is not needed to read it) and add --data_dir DIR.
+  3. A folder of images of one size, --dataset FOLDER, with
+     train/<class>/*.png|jpg and test/<class>/*.png|jpg.
+TFDS said: {type(error).__name__}: {reason}"""
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # By parts: float64 copies of a whole data set could exceed the memory.
+    count, total, squares = 0, 0.0, 0.0
+    for start in range(0, len(images), 1000):
+        pixels = images[start : start + 1000].reshape(-1, images.shape[-1])
+        pixels = pixels.astype(np.float64)
+        count += len(pixels)
+        total = total + pixels.sum(axis=0)
+        squares = squares + (pixels**2).sum(axis=0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # 1.0: constant images
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,248 @@
+"""Source networks in flax.linen: what can be converted, in the papers' shapes.
+
+ResNets (He et al. 2016; the wide ResNet-20, ResNet-18 and ResNet-34 of Li et al. 2021,
+arXiv:2106.06984), VGG-16 and MobileNet v1. They use average pooling and call their
+activation inside the block it belongs to, so each spiking layer has a readable name.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def build(
+    name: str, num_classes: int, *, norm: bool = True, clip: float | None = None
+) -> nn.Module:
+    """Network `name` for `num_classes` classes.
+
+    Args:
+        name: one of `NAMES`.
+        num_classes: number of logits.
+        norm: BatchNorm after each convolution; without it convolutions have a bias.
+        clip: maximum of a clipped ReLU; None is the plain ReLU.
+
+    Returns:
+        A module with `apply(variables, images, train=False) -> logits`, where `images`
+        has shape [batch, height, width, channels].
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
+    if clip is None:
+        return MODELS[name](num_classes, norm=norm)
+    from snnjax import clipped_relu
+
+    if clip <= 0:
+        raise ValueError(f"clip must be positive, not {clip}; None is the plain ReLU")
+    activation = partial(clipped_relu, maximum=clip)
+    return MODELS[name](num_classes, norm=norm, activation=activation)
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks; every stage but the first halves the image."""
+
+    num_classes: int
+    blocks: tuple[int, ...] = (3, 3, 3)  # per stage
+    channels: tuple[int, ...] = (16, 32, 64)  # per stage
+    width: int = 1  # multiplies all channels
+    stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of 3x3 convs
+    pool_stem: bool = False  # average pooling 3x3 with stride 2 after the stem
+    projection: bool = False  # shortcuts by 1x1 convolution; else He et al.'s option A
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for channels, stride in self.stem:
+            x = conv_norm(x, self.width * channels, self.norm, train, stride=stride)
+            x = self.activation(x)
+        if self.pool_stem:
+            x = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                x = Block(
+                    channels=self.width * self.channels[stage],
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    projection=self.projection,
+                    norm=self.norm,
+                    activation=self.activation,
+                )(x, train)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Block(nn.Module):
+    """Basic block: two 3x3 convolutions, sum with the shortcut, activation."""
+
+    channels: int
+    stride: int
+    projection: bool
+    norm: bool
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = conv_norm(x, self.channels, self.norm, train, stride=self.stride)
+        y = conv_norm(self.activation(y), self.channels, self.norm, train)
+        if y.shape == x.shape:
+            shortcut = x
+        elif self.projection:
+            shortcut = conv_norm(
+                x, self.channels, self.norm, train, kernel=1, stride=self.stride
+            )
+        else:
+            shortcut = _subsample(x, self.stride, self.channels)
+        return self.activation(y + shortcut)
+
+
+class VGG(nn.Module):
+    """VGG-16 for images of 32x32 and more; average pooling in place of max-pooling."""
+
+    num_classes: int
+    # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
+    stages: tuple[tuple[int, ...], ...] = (
+        (64, 64),
+        (128, 128),
+        (256, 256, 256),
+        (512, 512, 512),
+        (512, 512, 512),
+    )
+    dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        smallest = 2 ** len(self.stages)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"VGG with {len(self.stages)} poolings needs images of at least "
+                f"{smallest}x{smallest} pixels, not {x.shape[1]}x{x.shape[2]}; "
+                "enlarge them or take a ResNet"
+            )
+        for stage in self.stages:
+            for channels in stage:
+                x = self.activation(conv_norm(x, channels, self.norm, train))
+            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for features in self.dense:
+            x = self.activation(nn.Dense(features, kernel_init=_kernel_init(1))(x))
+        return nn.Dense(self.num_classes)(x)
+
+
+class MobileNet(nn.Module):
+    """MobileNet v1 (Howard et al. 2017); strides for 32x32 images by default."""
+
+    num_classes: int
+    stem_stride: int = 1  # 2 for ImageNet
+    first_stride: int = 1  # of the second separable block, where ImageNet also has 2
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = conv_norm(x, 32, self.norm, train, stride=self.stem_stride)
+        x = self.activation(x)
+        for channels, stride in [
+            (64, 1),
+            (128, self.first_stride),
+            (128, 1),
+            (256, 2),
+            (256, 1),
+            (512, 2),
+            *[(512, 1)] * 5,
+            (1024, 2),
+            (1024, 1),
+        ]:
+            x = Separable(channels, stride, self.norm, self.activation)(x, train)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Separable(nn.Module):
+    """Depthwise 3x3 convolution, then pointwise convolution, each with activation."""
+
+    channels: int
+    stride: int
+    norm: bool
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        inputs = x.shape[-1]
+        x = conv_norm(x, inputs, self.norm, train, stride=self.stride, groups=inputs)
+        x = self.activation(x)
+        return self.activation(conv_norm(x, self.channels, self.norm, train, kernel=1))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digits_resnet": partial(ResNet, blocks=(1, 1, 1)),
+    "resnet20": ResNet,
+    "resnet32": partial(ResNet, blocks=(5, 5, 5)),
+    "resnet56": partial(ResNet, blocks=(9, 9, 9)),
+    "wide_resnet20": partial(ResNet, width=4, projection=True),
+    "resnet18": partial(
+        ResNet,
+        blocks=(2, 2, 2, 2),
+        channels=(64, 128, 256, 512),
+        stem=((64, 1), (64, 1), (64, 2)),
+        projection=True,
+    ),
+    "resnet34": partial(
+        ResNet,
+        blocks=(3, 4, 6, 3),
+        channels=(64, 128, 256, 512),
+        stem=((32, 2), (32, 1), (64, 1)),
+        pool_stem=True,
+        projection=True,
+    ),
+    "vgg16": VGG,
+    "mobilenet": MobileNet,
+}
+NAMES = tuple(MODELS)
+
+
+def conv_norm(
+    x: jax.Array,
+    channels: int,
+    norm: bool,
+    train: bool,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """Convolution and BatchNorm, as submodules of the compact method that calls it.
+
+    The padding is written out because "SAME" pads an even image on one side only when
+    the stride is 2, unlike the networks in the papers.
+    """
+    pad = (kernel // 2, kernel // 2)
+    x = nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=(pad, pad),
+        feature_group_count=groups,
+        use_bias=not norm,
+        kernel_init=_kernel_init(groups),
+    )(x)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x) if norm else x
+
+
+def _kernel_init(groups: int) -> nn.initializers.Initializer:
+    # He et al.'s initialisation. Its fan-out ignores groups, which would shrink the
+    # signal of a depthwise convolution by the number of channels; the fan-in does not.
+    mode = "fan_out" if groups == 1 else "fan_in"
+    return nn.initializers.variance_scaling(2.0, mode, "normal")
+
+
+def _subsample(x: jax.Array, stride: int, channels: int) -> jax.Array:
+    # Option A of He et al.: every stride-th pixel, new channels are zero. lax.slice,
+    # since x[:, ::2] becomes a gather in some versions of JAX.
+    x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+    before = (channels - x.shape[-1]) // 2
+    after = channels - x.shape[-1] - before
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)))

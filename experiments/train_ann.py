@@ -1,0 +1,283 @@
+"""Trains a source network: ``python -m experiments.train_ann --preset digits_resnet``.
+
+SGD with Nesterov momentum, warm-up and cosine decay. A run that was interrupted goes on
+from its last checkpoint when started again, and ends in the same weights, bit for bit.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from experiments.configs import PRESETS_ANN, TrainANN, parse
+from experiments.data import Dataset, MissingDataError, augment, load, normalize
+from experiments.models import build
+from experiments.source import Source, load_source, save_source, source_function
+
+__all__ = ["Source", "load_source", "source_function", "train"]
+
+# Larger arrays of images stay in host memory and are sent batch by batch.
+DEVICE_BYTES = 4e9
+
+
+class TrainState(NamedTuple):
+    """All that a step of training changes."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
+
+
+def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
+    """Trains a network, or goes on with the training found in `config.out`.
+
+    Args:
+        config: what to train; `out` must be new or hold a run of the same options.
+        data: images, if they are not to be loaded as `config.dataset`.
+
+    Returns:
+        The trained network, which is also written for `load_source(config.out)`.
+
+    Raises:
+        FloatingPointError: the loss or the weights are not finite; the checkpoint of
+          the last good epoch is kept.
+    """
+    data = load(config.dataset, config.data_dir) if data is None else data
+    if len(data.train_images) < config.batch_size:
+        raise ValueError(
+            f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
+            f"training images of {data.name}; choose a smaller one"
+        )
+    model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
+    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
+    steps = len(data.train_images) // config.batch_size
+    optimizer = make_optimizer(config, steps)
+    step = make_step(model, optimizer, config, data)
+    evaluate = make_evaluate(model, data)
+    images, labels = _place(data.train_images), _place(data.train_labels)
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
+        finished = manager.latest_step() or 0  # epochs
+        _claim(out / "config.json", config, resumed=finished > 0)
+        state = _initial_state(model, optimizer, config, data)
+        if finished:
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            state = manager.restore(finished, args=ocp.args.StandardRestore(target))
+        log = out / "metrics.jsonl"
+        _truncate(log, finished)
+        for epoch in range(finished + 1, config.epochs + 1):
+            start = time.perf_counter()
+            state, loss, accuracy = _train_epoch(
+                step, state, images, labels, config, epoch
+            )
+            metrics = {
+                "epoch": epoch,
+                "loss": loss,
+                "train_accuracy": accuracy,
+                "test_accuracy": evaluate(_variables(state)),
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+            with log.open("a") as file:
+                print(json.dumps(metrics), file=file)
+            print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            manager.save(epoch, args=ocp.args.StandardSave(state))
+
+    variables = _variables(state)
+    card = _card(config, data, evaluate(variables))
+    source = Source(model, variables, card)
+    save_source(out, source)
+    return source
+
+
+def make_optimizer(config: TrainANN, steps: int) -> optax.GradientTransformation:
+    """SGD for `steps` steps per epoch."""
+    total = config.epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, int(config.warmup * total)),
+        decay_steps=total + 1,
+    )
+    return optax.chain(
+        optax.add_decayed_weights(
+            config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),  # kernels
+        ),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+
+
+def make_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: TrainANN,
+    data: Dataset,
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """A jitted step, `step(state, key, images, labels) -> state, report`.
+
+    The report is [loss, accuracy, whether loss and new weights are finite]; the state
+    that is passed in must not be used again.
+    """
+
+    def loss_of(params, batch_stats, images, labels):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(data, images),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = jax.nn.one_hot(labels, data.num_classes)
+        targets = optax.smooth_labels(targets, config.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        accuracy = (logits.argmax(axis=-1) == labels).mean()
+        return loss, (accuracy, updates.get("batch_stats", {}))
+
+    def step(state, key, images, labels):
+        images = augment(key, images, flip=config.flip, padding=config.padding)
+        (loss, (accuracy, batch_stats)), gradient = jax.value_and_grad(
+            loss_of, has_aux=True
+        )(state.params, state.batch_stats, images, labels)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss + optax.tree.norm(params))
+        report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
+        return TrainState(params, batch_stats, opt_state), report
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluate(model: nn.Module, data: Dataset, batch_size: int = 500):
+    """Function `variables -> accuracy` on the test images."""
+
+    @jax.jit
+    def correct(variables, images, labels):
+        logits = model.apply(variables, normalize(data, images), train=False)
+        return (logits.argmax(axis=-1) == labels).sum()
+
+    def evaluate(variables) -> float:
+        total = 0
+        for start in range(0, len(data.test_labels), batch_size):
+            part = slice(start, start + batch_size)
+            total += int(
+                correct(variables, data.test_images[part], data.test_labels[part])
+            )
+        return total / len(data.test_labels)
+
+    return evaluate
+
+
+def _train_epoch(step, state, images, labels, config, epoch):
+    # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(labels))
+    steps = len(labels) // config.batch_size
+    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    title = f"epoch {epoch} of {config.epochs}"
+    reports = []
+    # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
+    # inside lax.scan.
+    for index, batch in enumerate(tqdm(batches, title, leave=False, disable=None)):
+        batch_key = jax.random.fold_in(key, index)
+        state, report = step(state, batch_key, images[batch], labels[batch])
+        reports.append(report)
+    loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
+    if not finite.all():
+        kept = f"the checkpoint of epoch {epoch - 1} is kept"
+        raise FloatingPointError(
+            f"loss or weights are not finite in epoch {epoch}, step "
+            f"{np.argmin(finite) + 1} of {steps}; "
+            f"{kept if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
+            f"learning_rate below {config.learning_rate} or a warmup above "
+            f"{config.warmup}, in another folder than {config.out}"
+        )
+    return state, float(loss.mean()), float(accuracy.mean())
+
+
+def _initial_state(model, optimizer, config, data) -> TrainState:
+    images = jnp.zeros((1, *data.train_images.shape[1:]))
+    variables = jax.jit(model.init)(jax.random.key(config.seed), images)
+    params = variables["params"]
+    return TrainState(params, variables.get("batch_stats", {}), optimizer.init(params))
+
+
+def _variables(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _place(array: np.ndarray) -> np.ndarray | jax.Array:
+    return jnp.asarray(array) if array.nbytes <= DEVICE_BYTES else array
+
+
+def _claim(file: Path, config: TrainANN, resumed: bool) -> None:
+    wanted = dataclasses.asdict(config)
+    for place in ("out", "data_dir"):
+        del wanted[place]
+    if not resumed:
+        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        return
+    # Resuming with other options would silently mix two experiments.
+    found = json.loads(file.read_text()) if file.exists() else {}
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
+        raise ValueError(
+            f"{file.parent} holds a run with "
+            + ", ".join(f"{name} {found.get(name)!r}" for name in differing)
+            + ", but asked for is "
+            + ", ".join(f"{name} {wanted[name]!r}" for name in differing)
+            + "; choose another --out, delete that folder or give the options it has"
+        )
+
+
+def _truncate(log: Path, finished: int) -> None:
+    # A line may have been written for an epoch whose checkpoint was not completed.
+    lines = log.read_text().splitlines()[:finished] if log.exists() else []
+    log.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "norm": config.norm,
+        "clip": config.clip,
+        "dataset": data.name,
+        "num_classes": data.num_classes,
+        "input_shape": list(data.train_images.shape[1:]),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "test_accuracy": test_accuracy,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "versions": {
+            package: version(package)
+            for package in ("jax", "flax", "optax", "orbax-checkpoint")
+        },
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; user errors end with one message and exit code 1."""
+    config = parse(TrainANN, PRESETS_ANN, argv)
+    try:
+        source = train(config)
+    except (MissingDataError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    accuracy = 100 * source.card["test_accuracy"]
+    print(f"{config.out}/source: {accuracy:.2f} % of the test images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What may stand between two sites: operations that are affine in the activations.
+
+    f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
+
+so a network converts exactly if everything between its activations is affine.
+`check` proves that, or reports everything in the way, with its path and the remedy.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """Something that stands in the way of a conversion.
+
+    Attributes:
+        path: where in the network, e.g. ``Net/LayerNorm_0``.
+        operations: what was found there.
+        reason: why it cannot be converted.
+        remedy: the way out.
+    """
+
+    path: str
+    operations: tuple[str, ...]
+    reason: str
+    remedy: str
+
+
+class ConversionError(ValueError):
+    """The network cannot be converted; ``problems`` lists everything in the way."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        places = "place" if len(self.problems) == 1 else "places"
+        lines = [f"this network cannot be converted ({len(problems)} {places}):"]
+        for problem in self.problems:
+            where = problem.path or "(top level)"
+            found = ", ".join(problem.operations)
+            lines.append(f"  {where}: {found}" if found else f"  {where}")
+            lines.append(f"    {problem.reason}")
+            lines.append(f"    remedy: {problem.remedy}")
+        super().__init__("\n".join(lines))
+
+
+# Affine in every operand together.
+_ADDITIVE = frozenset(
+    "add add_any broadcast_in_dim concatenate convert_element_type copy copy_p cumsum "
+    "expand_dims mesh_cast name neg optimization_barrier pad reduce_precision "
+    "reduce_sum reduce_window_sum reshape reshard rev sharding_constraint slice split "
+    "squeeze stop_gradient sub transpose".split()
+)
+# Affine in each operand alone, so only one of them may depend on the input.
+_BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
+# Affine in these operands only: the others choose or scale.
+_AFFINE_IN = {
+    "div": {0},
+    "gather": {0},
+    "dynamic_slice": {0},
+    "dynamic_update_slice": {0, 1},
+    "scatter": {0, 2},
+    "scatter-add": {0, 2},
+    "scatter_add": {0, 2},
+}
+_RANDOM = frozenset("random_bits threefry2x32 rng_bit_generator rng_uniform".split())
+_CURVES = frozenset("tanh logistic erf exp exp2 expm1 log log1p sin cos".split())
+_LOOPS = frozenset("scan while cond shard_map pallas_call".split())
+_STATISTICS = frozenset("rsqrt sqrt square integer_pow pow div".split())
+_ACTIVATIONS = frozenset(
+    "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu "
+    "log_sigmoid log_softmax mish prelu selu sigmoid silu soft_sign softmax softplus "
+    "sparse_plus squareplus swish tanh hard_tanh relu relu6".split()
+)
+_CLIPS = frozenset("max min clamp abs sign".split())
+_DECISIONS = frozenset(
+    "eq ne lt le gt ge and or not select_n argmax argmin sort top_k".split()
+)
+
+_KINDS = {
+    "activation": _CURVES,
+    "statistics": _STATISTICS,
+    "loop": _LOOPS,
+    "clip": _CLIPS,
+    "decision": _DECISIONS,
+}
+
+_USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
+_EXPLANATIONS = {
+    "activation": ("spikes can only stand for a ReLU, clipped or not", _USE_RELU),
+    "softmax": (
+        "a softmax of activations has no rate-coded form",
+        "end the network at its logits; replace attention by an affine layer",
+    ),
+    "clip": (
+        "a maximum, minimum or absolute value of activations is no site",
+        "write jax.nn.relu(x), snnjax.clipped_relu(x, maximum) or a max-pool",
+    ),
+    "statistics": (
+        "a norm whose statistics depend on the activations is not affine",
+        "use BatchNorm with its running averages (use_running_average=True)",
+    ),
+    "product": (
+        "a product of activations is not affine (gate, attention, LayerNorm)",
+        "use BatchNorm with running averages for a norm; replace a gate or attention "
+        "by an affine layer",
+    ),
+    "loop": (
+        "activations inside a loop or branch (scan, while, cond, shard_map), with or "
+        "without a ReLU in it, are out of reach",
+        "unroll it in Python: a for loop over the layers, an if on a static value",
+    ),
+    "random": (
+        "random numbers enter the activations",
+        "switch dropout off (deterministic=True) and take augmentation out of fn",
+    ),
+    "decision": (
+        "a comparison or a choice by activations is not affine",
+        "return the logits from fn and decide on the mean output",
+    ),
+    "integer": (
+        "activations are converted to a type that is not floating point",
+        "keep activations in float32 or bfloat16; quantise outside fn",
+    ),
+    "unknown": (
+        "not affine in the activations",
+        "compute it outside fn, or replace it by affine operations and ReLU",
+    ),
+}
+
+
+def check(equations, dependent, avals, batch, outputs) -> None:
+    """Raise `ConversionError` unless all is affine between the sites.
+
+    Args:
+        equations: of the network with every call inlined, in order of execution.
+        dependent: variables that depend on the input.
+        avals: variable -> shape and dtype.
+        batch: size of the batch axis, the first of every site and output.
+        outputs: variables or constants that the network returns.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for equation in equations:
+        kind = _trouble(equation, dependent, avals)
+        if kind is not None:
+            names = found.setdefault(equation.path, {}).setdefault(kind, [])
+            if (name := _name(equation)) not in names:
+                names.append(name)
+    problems = [
+        Problem(path, tuple(names), *_EXPLANATIONS[kind])
+        for path, kinds in found.items()
+        for kind, names in _merge(path, kinds).items()
+    ]
+    sites = [eq for eq in equations if eq.site is not None]
+    problems += _shape_problems(sites, avals, batch, outputs, dependent)
+    if not problems and not any(eq.site.fires for eq in sites):
+        problems = [
+            Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
+        ]
+    if problems:
+        raise ConversionError(problems)
+
+
+def _trouble(equation, dependent, avals) -> str | None:
+    """Which of the explanations applies to an equation, if any does."""
+    name = getattr(equation.primitive, "name", "")
+    if name in _RANDOM:
+        return "random"
+    reached = {i for i, v in enumerate(equation.inputs) if v in dependent}
+    if not reached or equation.site is not None:
+        return None
+    called = _activation(equation)
+    if name == "convert_element_type":
+        floating = avals[equation.outputs[0]].dtype.kind in "fV"  # V: bfloat16
+        return None if floating else "integer"
+    if name == "select_n" and 0 not in reached:
+        return None
+    if name in _ADDITIVE or (name in _BILINEAR and len(reached) == 1):
+        return None
+    if reached <= _AFFINE_IN.get(name, set()):
+        return None
+    if called is not None:
+        return "softmax" if "softmax" in called else "activation"
+    if name in _BILINEAR:
+        return "product"
+    return next((kind for kind, names in _KINDS.items() if name in names), "unknown")
+
+
+def _activation(equation) -> str | None:
+    """The activation function that an equation is part of: silu, softmax, ..."""
+    return next((call for call in equation.calls if call in _ACTIVATIONS), None)
+
+
+def _name(equation) -> str:
+    return _activation(equation) or equation.primitive.name
+
+
+def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
+    """One entry for a norm: its variance is clipped at 0 and multiplied in."""
+    if not {"sqrt", "rsqrt"}.intersection(kinds.get("statistics", ())):
+        return kinds
+    merged = dict(kinds)
+    absorbed = merged.pop("clip", []) + merged.pop("product", [])
+    merged["statistics"] = [*kinds["statistics"], *absorbed]
+    return merged
+
+
+def _shape_problems(sites, avals, batch, outputs, dependent):
+    remedy = (
+        "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
+    )
+    places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
+    places += [("", v, "an output") for v in outputs if v in dependent]
+    for path, variable, what in places:
+        shape = tuple(avals[variable].shape)
+        if not shape or shape[0] != batch:
+            reason = f"{what} has shape {shape}, but its first axis must be the batch"
+            yield Problem(path, (), f"{reason} ({batch})", remedy)

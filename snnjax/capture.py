@@ -1,0 +1,324 @@
+"""Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
+
+The function is traced once; calls that hold a site are inlined; what is left is a
+list of equations that must be affine in the activations (``affine.py``). This is
+the only file that reads jaxprs.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from snnjax import affine
+from snnjax.network import (
+    Equation,
+    Network,
+    Rule,
+    Site,
+    Sites,
+    Static,
+    common,
+    evaluate,
+    needed,
+    variables,
+)
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_MAX_POOLS = ("reduce_window_max", "reduce_max")
+
+
+def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
+    """Where neurons would fire: name, kind, shape, depth and parameters of each site.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``; each output has the batch first.
+        params: its parameters, any pytree of arrays.
+        x: float [B, ...], or a ``jax.ShapeDtypeStruct``: only the shape is used.
+
+    Returns:
+        The sites in order of execution; ``print`` shows them as a table.
+
+    Raises:
+        snnjax.ConversionError: with every operation that cannot be converted, its
+            path and the remedy.
+        ValueError: x is empty, not of floating point, or has no batch axis.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def fn(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
+    >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
+    >>> print(sites(fn, params, jnp.ones((1, 3))))
+    site         kind  shape  depth  parameters
+    hidden/relu  relu  8      1      hidden
+    """
+    return capture(fn, params, x).sites
+
+
+def with_activation(fn: Callable, rule: Rule) -> Callable:
+    """``fn`` with ``rule(site, x, *operands)`` in the place of every activation.
+
+    The operands are the maximum of a clipped ReLU; `identity` is the rule that
+    gives the ANN back, bit for bit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> fn = with_activation(lambda w, x: jax.nn.relu(w * x),
+    ...                      lambda site, x: jnp.where(x > 1, 1.0, 0.0))
+    >>> print(fn(jnp.array(2.0), jnp.array([[0.3, 0.7]])))
+    [[0. 1.]]
+    """
+
+    @functools.wraps(fn)
+    def evaluated(params, x):
+        network = capture(fn, params, x)
+        values = network.arguments(params, x)
+        evaluate(network.equations, values, rule)
+        return network.results(values)
+
+    return evaluated
+
+
+def capture(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Network:
+    """Trace ``fn`` and check that it is affine between its sites.
+
+    Raises: as `sites`.
+    """
+    _check_input(x)
+    closed, result = _trace(fn, params, x)
+    _check_affine(closed, x.shape[0])
+    flat = _Flattener()
+    *leaves, x_var = [flat.variable(v) for v in closed.jaxpr.invars]
+    constants = {
+        flat.variable(v): c
+        for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    }
+    equations, outputs = flat.program(closed.jaxpr)
+    names = [
+        _clean(jax.tree_util.keystr(path, simple=True, separator="/"))
+        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    parameters = dict(zip(leaves, names, strict=True))
+    equations, facts = _analyse(equations, flat.avals, parameters, x_var)
+    found = Sites(eq.site for eq in equations if eq.site is not None)
+    return Network(
+        equations=equations,
+        avals=flat.avals,
+        parameters=parameters,
+        x=x_var,
+        constants=constants,
+        outputs=outputs,
+        tree=jax.tree_util.tree_structure(result),
+        sites=found,
+        depths=facts.depths,
+        dependent=frozenset(facts.dependent),
+        feeds=facts.feeds,
+    )
+
+
+def _check_input(x) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise ValueError(f"x is a {type(x).__name__}; allowed: an array [batch, ...]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x has dtype {x.dtype}; allowed: floating point. Scale images first, "
+            "e.g. x.astype('float32') / 255"
+        )
+    if len(x.shape) < 1 or 0 in x.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; allowed: [batch, ...] with at least one "
+            "example"
+        )
+
+
+def _trace(fn, params, x):
+    try:
+        return jax.make_jaxpr(fn, return_shape=True)(params, x)
+    except Exception as error:  # the user's own function failed: say with what
+        error.add_note(
+            f"snnjax called fn(params, x) with x of shape {tuple(x.shape)} and dtype "
+            f"{x.dtype}. Pass the network as fn(params, x) -> outputs, params as a "
+            "pytree of arrays, and x with the batch axis first."
+        )
+        raise
+
+
+def _check_affine(closed, batch: int) -> None:
+    flat = _Flattener(inline_all=True)
+    *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
+    equations, outputs = flat.program(closed.jaxpr)
+    names = dict.fromkeys(parameters, "")
+    equations, facts = _analyse(equations, flat.avals, names, x)
+    affine.check(equations, facts.dependent, flat.avals, batch, outputs)
+
+
+class _Flattener:
+    """Numbers a jaxpr's variables and inlines its calls: all, or those with a site."""
+
+    def __init__(self, inline_all: bool = False):
+        self.inline_all = inline_all
+        self.numbers: dict[Any, int] = {}
+        self.avals: dict[int, Any] = {}
+        self.forwarded: dict[Any, int | Static] = {}
+
+    def variable(self, v) -> int:
+        if v not in self.numbers:
+            self.numbers[v] = len(self.avals)
+            self.avals[len(self.avals)] = v.aval
+        return self.numbers[v]
+
+    def read(self, v) -> int | Static:
+        if isinstance(v, jex.Literal):
+            return Static(v.val)
+        return self.forwarded[v] if v in self.forwarded else self.variable(v)
+
+    def program(self, jaxpr):
+        """The equations that the outputs need, and the outputs."""
+        equations = self.run(jaxpr, "", ())
+        outputs = tuple(self.read(v) for v in jaxpr.outvars)
+        targets = [v for v in outputs if isinstance(v, int)]
+        return needed(equations, targets), outputs
+
+    def run(self, jaxpr, path: str, calls: tuple[str, ...]) -> list[Equation]:
+        equations = []
+        for eqn in jaxpr.eqns:
+            here = _join(path, str(eqn.source_info.name_stack))
+            kind, body = _site_kind(eqn), _body(eqn)
+            inputs = tuple(self.read(v) for v in eqn.invars)
+            if kind is None and body is not None:
+                if self.inline_all or _holds_site(body.jaxpr):
+                    equations += self.inline(eqn, body, inputs, here, calls)
+                    continue
+            outputs = tuple(self.variable(v) for v in eqn.outvars)
+            aval = self.avals[outputs[0]] if outputs else None
+            site = Site(here, kind, aval.shape[1:], (), 0, aval.dtype) if kind else None
+            params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
+            equations.append(
+                Equation(eqn.primitive, params, inputs, outputs, site, here, calls)
+            )
+        return equations
+
+    def inline(self, eqn, body, inputs, path, calls):
+        # A jaxpr that is called twice is inlined twice: forget its old numbers.
+        inner = _Flattener(self.inline_all)
+        inner.avals = self.avals
+        inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
+        for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
+            inner.forwarded[v] = Static(c)
+        equations = inner.run(body.jaxpr, path, (*calls, _call_name(eqn)))
+        for outer, v in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
+            self.forwarded[outer] = inner.read(v)
+        return equations
+
+
+def _body(eqn):
+    """The ClosedJaxpr that an equation calls once; None if it is no call."""
+    if eqn.primitive.name not in (*_CALLS, *_CUSTOM):
+        return None
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        body = eqn.params.get(name)
+        if isinstance(body, jex.ClosedJaxpr):
+            return body
+        if isinstance(body, jex.Jaxpr):
+            return jex.ClosedJaxpr(body, ())
+    return None
+
+
+def _call_name(eqn) -> str:
+    body = _body(eqn)
+    name = eqn.params.get("name") or getattr(body.jaxpr.debug_info, "func_name", "")
+    return str(name)
+
+
+def _site_kind(eqn) -> str | None:
+    if eqn.primitive.name in _MAX_POOLS:
+        return "max-pool"
+    if eqn.primitive.name != "custom_jvp_call":
+        return None
+    body = _body(eqn)
+    name = body.jaxpr.debug_info.func_name
+    # The name alone would trust a user's own function that happens to be called relu.
+    if name == "relu" and _primitives(body.jaxpr) == ["max"]:
+        return "relu"
+    if name == "relu6" and _primitives(body.jaxpr) == ["max", "min"]:
+        return "relu6"
+    if name == "clipped_relu" and len(eqn.invars) == 2:
+        return "clipped relu"
+    return None
+
+
+def _primitives(jaxpr) -> list[str]:
+    names = []
+    for eqn in jaxpr.eqns:
+        body = _body(eqn)
+        names += [eqn.primitive.name] if body is None else _primitives(body.jaxpr)
+    return names
+
+
+def _holds_site(jaxpr) -> bool:
+    return any(
+        _site_kind(eqn) is not None
+        or ((body := _body(eqn)) is not None and _holds_site(body.jaxpr))
+        for eqn in jaxpr.eqns
+    )
+
+
+class _Facts(NamedTuple):
+    dependent: set[int]
+    depths: dict[int, int]
+    feeds: dict[str, tuple[int, ...]]
+
+
+def _analyse(equations, avals, parameters, x):
+    """Name the sites; find what depends on x, how deep, and fed by which parameters."""
+    dependent, depths = {x}, dict.fromkeys(avals, 0)
+    reach: dict[int, frozenset[int]] = {v: frozenset([v]) for v in parameters}
+    feeds, taken, kept = {}, {}, []
+    for eq in equations:
+        inputs = variables(eq)
+        depth = max((depths[v] for v in inputs), default=0)
+        direct = frozenset().union(*(reach.get(v, frozenset()) for v in inputs))
+        site = eq.site
+        if site is not None and not dependent.intersection(inputs):
+            site = None  # an activation of parameters alone is just a number
+        if site is not None:
+            if site.kind == "relu6":
+                site = site._replace(kind="clipped relu")
+                eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
+            paths = tuple(parameters[v] for v in sorted(direct))
+            name = _site_name(site, paths, eq.path, taken)
+            depth += site.fires
+            site = site._replace(name=name, parameters=paths, depth=depth)
+            if site.fires:
+                feeds[name] = tuple(sorted(direct))
+                direct = frozenset()
+        if dependent.intersection(inputs):
+            dependent.update(eq.outputs)
+        for v in eq.outputs:
+            depths[v], reach[v] = depth, direct
+        kept.append(eq._replace(site=site))
+    return tuple(kept), _Facts(dependent, depths, feeds)
+
+
+def _site_name(site, parameters, path, taken) -> str:
+    kind = "max_pool" if site.kind == "max-pool" else "relu"
+    scope = path or common(parameters)
+    name = f"{scope}/{kind}" if scope else kind
+    taken[name] = taken.get(name, -1) + 1
+    return f"{name}_{taken[name]}" if taken[name] else name
+
+
+def _clean(path: str) -> str:
+    # nnx states end every path in the attribute that holds the array.
+    return path.removesuffix("/value").replace("/~/", "/")
+
+
+def _join(path: str, stack: str) -> str:
+    # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places.
+    names = re.sub(r"[\w.]*\(([^()]*)\)", r"\1", re.sub(r"/~", "", stack))
+    return "/".join(part for part in f"{path}/{names}".split("/") if part)

@@ -1,0 +1,464 @@
+"""Conversion: one forward sweep fits thresholds, biases, potentials and weights.
+
+For every site in order, the ANN's activation and the spikes that the calibrated
+layers below send meet at the site; its calibrators fit it; its spikes go on. The
+network is cut into segments between sites, so a sweep over N images costs about
+(T + 1) N forward passes, whatever the depth.
+Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from snnjax.calibrate import Fit, Recipe, View, light
+from snnjax.capture import capture
+from snnjax.network import (
+    Network,
+    Segment,
+    Stage,
+    evaluate,
+    identity,
+    read,
+    stages,
+    streaming,
+)
+from snnjax.neurons import (
+    NeuronParams,
+    check_delay,
+    closed_form,
+    integrate_and_fire,
+    mean_output,
+    packed_spikes,
+)
+from snnjax.simulate import SNN
+
+_NEURON = integrate_and_fire()
+
+
+def convert(
+    fn: Callable,
+    params: chex.ArrayTree,
+    x: jax.Array,
+    *,
+    steps: int,
+    recipe: Recipe | None = None,
+    delay: int = 0,
+    micro_batch: int | None = None,
+    memory_budget: int = 2**31,
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> SNN:
+    """Turn a trained network into a calibrated spiking one.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``, affine between its sites
+            (`snnjax.sites` shows them, or everything that stands in the way).
+        params: its trained parameters, any pytree of arrays.
+        x: calibration images, float [N, ...]; no labels are needed.
+        steps: T >= 1, for which the SNN is fitted.
+        recipe: what is fitted; `snnjax.light` by default.
+        delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
+        micro_batch: images at a time; by default so that T images' worth of the
+            largest site stays near the cache.
+        memory_budget: bytes; a site's currents are kept between calibrators if they
+            fit, and computed anew if not.
+        progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
+
+    Returns:
+        An `SNN` for `snnjax.spiking` with the same steps and delay. The same
+        arguments give the same bits.
+
+    Raises:
+        snnjax.ConversionError: before any work, as `snnjax.sites`.
+        ValueError: an argument outside its range; x empty, of the wrong shape, not
+            floating point; activations that are not finite (with the site's name).
+
+    >>> import jax, jax.numpy as jnp
+    >>> def fn(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
+    >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
+    >>> snn = convert(fn, params, jnp.ones((4, 3)), steps=8)
+    >>> print(snn.neurons["hidden/relu"].threshold)
+    3.0
+    """
+    check_delay(steps, delay)
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch is {micro_batch}; allowed: >= 1, or None")
+    recipe = light() if recipe is None else recipe
+    network = capture(fn, params, x)
+    _check_finite("the calibration images", x)
+    size = min(micro_batch or _micro_batch(network, steps, delay), x.shape[0])
+    plan = _Plan(x, size, _cutter(fn, params, x), params, steps, delay, memory_budget)
+    neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
+    snn = SNN(params, neurons, None, steps, delay)
+    for calibrators in recipe.sweeps:
+        snn, chunks = _sweep(plan, snn, calibrators, progress)
+    if recipe.correct_readout:
+        snn = dataclasses.replace(snn, readout=_readout_error(plan, snn, chunks))
+    return snn
+
+
+# ------------------------------------------------------------------ the sweep
+
+
+class Train(NamedTuple):
+    """Spikes as they wait for the next stage, one bit each.
+
+    Attributes:
+        bits: uint8 [ceil(T / 8), B, ...], packed along time.
+        threshold: what a spike carries, scalar or [C].
+    """
+
+    bits: jax.Array
+    threshold: jax.Array
+
+
+class _Plan(NamedTuple):
+    """What stays the same during a conversion."""
+
+    x: jax.Array
+    size: int
+    cut: Callable[[int], tuple[Network, list[Stage]]]
+    params: chex.ArrayTree
+    steps: int
+    delay: int
+    budget: int
+
+    @property
+    def means(self) -> bool:
+        """Whether each layer waits for all of its input, so that means are enough."""
+        return self.delay == self.steps
+
+
+class _Chunk(NamedTuple):
+    """A micro-batch on its way: variable -> value, of what later stages read.
+
+    Values of ``snn`` are means where ``_Plan.means``; otherwise a `Train`, or an
+    array [T, B, ...] where a sum of several sites has to wait.
+    """
+
+    network: Network
+    stages: list[Stage]
+    ann: dict[int, jax.Array]
+    snn: dict[int, Any]
+
+
+class Current(NamedTuple):
+    """The current into a site as a pure function; hashable, for ``jit``.
+
+    Attributes:
+        segment: the work.
+        streams: which of its inputs are streams.
+        steps: T.
+        slots: positions among the inputs that the weights take.
+    """
+
+    segment: Segment
+    streams: tuple[bool, ...]
+    steps: int
+    slots: tuple[int, ...]
+
+    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any]):
+        """Mean current [B, ...], or [T, B, ...] if a source is a stream."""
+        sources = list(sources)
+        for slot, weight in zip(self.slots, weights, strict=True):
+            sources[slot] = weight
+        return _run(self.segment, self.streams, self.steps, sources)[0]
+
+
+def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
+    """Carry all images from site to site and fit each; also the chunks at the end."""
+    chunks = _load(plan)
+    network, cut = chunks[0].network, chunks[0].stages
+    original, params = network.arguments(plan.params), network.arguments(snn.params)
+    neurons = dict(snn.neurons)
+    for i in progress(range(len(cut) - 1)):
+        site = cut[i].equation.site
+        activation = jnp.concatenate([_step_ann(c, i, original) for c in chunks])
+        _check_finite(f"the activations of site {site.name!r}", activation)
+        kernels = _kernels(network, site, params)
+        currents = _currents(plan, chunks, i, params)
+        take, current = _differentiable(plan, chunks, i, params, kernels)
+        output = functools.partial(_output, plan, currents, len(site.shape))
+        view = View(site, plan.steps, plan.delay, activation, output, take, current)
+        fit = Fit(neurons[site.name], kernels)
+        for calibrate in calibrators:
+            fit = calibrate(view, fit)
+        _check_shared(network, site, kernels, fit.weights)
+        neurons[site.name] = fit.neuron
+        stepped = zip(chunks, currents(fit.weights), strict=True)
+        for chunk, (into, *carried) in stepped:
+            spikes = _fire(fit.neuron, into, plan.steps, plan.delay, len(site.shape))
+            _keep(chunk.snn, chunk.stages, i, spikes, carried)
+        params.update(_by_variable(network, fit.weights))
+    leaves = [params[v] for v in network.parameters]
+    tree = jax.tree_util.tree_structure(snn.params)
+    calibrated = jax.tree_util.tree_unflatten(tree, leaves)
+    return dataclasses.replace(snn, params=calibrated, neurons=neurons), chunks
+
+
+def _load(plan: _Plan) -> list[_Chunk]:
+    chunks = []
+    for start in range(0, plan.x.shape[0], plan.size):
+        x = plan.x[start : start + plan.size]
+        network, cut = plan.cut(x.shape[0])
+        chunks.append(_Chunk(network, cut, {network.x: x}, {network.x: x}))
+    return chunks
+
+
+def _step_ann(chunk: _Chunk, i: int, params) -> jax.Array:
+    """Carry the ANN stream of a micro-batch over a site; its activation."""
+    stage = chunk.stages[i]
+    sources = [chunk.ann.get(v, params.get(v)) for v in stage.sources]
+    results = _run(stage.segment, (False,) * len(sources), 1, sources)
+    inputs = len(stage.equation.inputs)
+    activation = identity(stage.equation.site, *results[:inputs])
+    _keep(chunk.ann, chunk.stages, i, activation, results[inputs:])
+    return activation
+
+
+def _step_snn(plan: _Plan, chunk: _Chunk, i: int, params) -> list[jax.Array]:
+    """The current into a site, and what its stage carries on, for a micro-batch."""
+    stage = chunk.stages[i]
+    sources = [chunk.snn.get(v, params.get(v)) for v in stage.sources]
+    streams = _streams(plan, chunk.network, stage)
+    results = _run(stage.segment, streams, plan.steps, sources)
+    inputs = len(stage.equation.inputs) if stage.equation else len(results)
+    return [results[0], *results[inputs:]] if stage.equation else results
+
+
+def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
+    """weights -> the current (and what is carried on) of every micro-batch.
+
+    They are kept while the weights stay the same, if they fit the budget.
+    """
+    shape = chunks[0].stages[i].equation.site.shape
+    times = 1 if plan.means else plan.steps
+    fits = 4 * plan.x.shape[0] * times * math.prod(shape) <= plan.budget
+    kept = []
+
+    def compute(weights):
+        changed = params | _by_variable(chunks[0].network, weights)
+        return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
+
+    def currents(weights):
+        if not fits:
+            return compute(weights)
+        if not kept or kept[0] is not weights:
+            kept[:] = [weights, list(compute(weights))]
+        return kept[1]
+
+    return currents
+
+
+def _differentiable(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels):
+    """(rows, time) -> sources of these images; the pure function from them on."""
+
+    @functools.cache
+    def gathered(time: bool):
+        stage, network = chunks[0].stages[i], chunks[0].network
+        streams = _streams(plan, network, stage)
+        columns = []
+        for v, stream in zip(stage.sources, streams, strict=True):
+            if v not in chunks[0].snn:
+                columns.append((None, params[v]))
+                continue
+            values = [chunk.snn[v] for chunk in chunks]
+            if stream and not time:
+                values = [_mean(value, plan.steps) for value in values]
+            axis = 1 if stream and time else 0
+            columns.append((axis, _concatenate(values, axis)))
+        return columns
+
+    def take(rows, time: bool = False):
+        return [
+            values if axis is None else _take(values, rows, axis)
+            for axis, values in gathered(time)
+        ]
+
+    def current(size: int, time: bool = False) -> Current:
+        network, cut = plan.cut(size)
+        stage = cut[i]
+        streams = _streams(plan, network, stage)
+        paths = [network.parameters.get(v) for v in stage.sources]
+        slots = tuple(paths.index(path) for path in kernels)
+        nothing = (False,) * len(streams)
+        return Current(stage.segment, streams if time else nothing, plan.steps, slots)
+
+    return take, current
+
+
+def _output(plan: _Plan, currents, ndim: int, fit: Fit) -> jax.Array:
+    means = [
+        _mean_output(fit.neuron, into, plan.steps, plan.delay, ndim)
+        for into, *_ in currents(fit.weights)
+    ]
+    return jnp.concatenate(means)
+
+
+def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk]):
+    """Mean over the images (and positions) of ANN output - mean SNN output."""
+    network = chunks[0].network
+    original, params = network.arguments(plan.params), network.arguments(snn.params)
+    errors = []
+    for chunk in chunks:
+        stage = chunk.stages[-1]
+        sources = [chunk.ann.get(v, original.get(v)) for v in stage.sources]
+        ann = _run(stage.segment, (False,) * len(sources), 1, sources)
+        spiking = _step_snn(plan, chunk, -1, params)
+        means = [
+            s if s.ndim == a.ndim else s.mean(0)
+            for a, s in zip(ann, spiking, strict=True)
+        ]
+        errors.append([a - m for a, m in zip(ann, means, strict=True)])
+    joined = [jnp.concatenate(parts) for parts in zip(*errors, strict=True)]
+    corrections = [e.mean(tuple(range(max(e.ndim - 1, 1)))) for e in joined]
+    return jax.tree_util.tree_unflatten(network.tree, corrections)
+
+
+# ----------------------------------------------------------- compiled pieces
+
+
+@functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
+def _run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+    """Results of a segment; sources that are streams carry time, or are a `Train`."""
+    decoded = [
+        _decode(value, steps) if isinstance(value, Train) else value
+        for value in sources
+    ]
+    values = dict(zip(segment.inputs, decoded, strict=True))
+    over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    marked = streaming(segment.equations, over_time)
+    evaluate(segment.equations, values, identity, streams=marked)
+    return [jnp.asarray(read(values, v)) for v in segment.outputs]
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
+def _fire(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    """What a site sends on: its mean with delay T, its spikes as bits otherwise."""
+    if delay == steps:
+        return closed_form(neuron, current, steps)
+    current = _over_time(current, steps, ndim)
+    bits = packed_spikes(_NEURON, neuron, current, delay=delay)
+    return Train(bits, jnp.asarray(neuron.threshold, current.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
+def _mean_output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    if delay == steps:
+        return closed_form(neuron, current, steps)
+    current = _over_time(current, steps, ndim)
+    return mean_output(_NEURON, neuron, current, delay=delay)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _mean(value, steps: int) -> jax.Array:
+    return (_decode(value, steps) if isinstance(value, Train) else value).mean(0)
+
+
+def _decode(train: Train, steps: int) -> jax.Array:
+    bits = jnp.unpackbits(train.bits, axis=0, count=steps)
+    return bits.astype(train.threshold.dtype) * train.threshold
+
+
+def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
+    """[T, B, ...] from a current that may be constant, [B, ...] of a site of ndim."""
+    if current.ndim == ndim + 1:
+        current = jnp.broadcast_to(current, (steps, *current.shape))
+    return current
+
+
+# -------------------------------------------------------------------- helpers
+
+
+def _cutter(fn, params, x):
+    """size -> the network for that many images at a time, cut into stages."""
+
+    @functools.cache
+    def cut(size: int):
+        shape = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+        network = capture(fn, params, shape)
+        return network, stages(network)
+
+    return cut
+
+
+def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
+    """Add what stage i gives; drop what no later stage reads."""
+    stage = cut[i]
+    store[stage.equation.outputs[0]] = output
+    store.update(zip(stage.targets[len(stage.equation.inputs) :], carried, strict=True))
+    later = {v for s in cut[i + 1 :] for v in s.sources}
+    for v in set(store) - later:
+        del store[v]
+
+
+def _streams(plan: _Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
+    over_time = frozenset() if plan.means else streaming(network.equations)
+    return tuple(v in over_time for v in stage.sources)
+
+
+def _kernels(network: Network, site, params) -> dict[str, jax.Array]:
+    """The weights that feed a site, without its biases and norms."""
+    return {
+        network.parameters[v]: params[v]
+        for v in network.feeds[site.name]
+        if params[v].ndim >= 2 and jnp.issubdtype(params[v].dtype, jnp.floating)
+    }
+
+
+def _by_variable(network: Network, weights: dict[str, jax.Array]):
+    variables = {path: v for v, path in network.parameters.items()}
+    return {variables[path]: weight for path, weight in weights.items()}
+
+
+def _check_shared(network: Network, site, before, after) -> None:
+    """Weights of several sites must not change: that would undo an earlier fit."""
+    for path in before:
+        users = [
+            name
+            for name, feeding in network.feeds.items()
+            if path in {network.parameters[v] for v in feeding}
+        ]
+        if after[path] is not before[path] and len(users) > 1:
+            raise ValueError(
+                f"the weights {path!r} feed several sites ({', '.join(users)}), so "
+                f"calibrating them at {site.name!r} would undo the others. Use a "
+                "recipe without weight calibration, or give each site its own weights"
+            )
+
+
+def _check_finite(what: str, array: jax.Array) -> None:
+    if isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all()):
+        return
+    bad = int((~jnp.isfinite(array)).sum())
+    raise ValueError(
+        f"{what} hold {bad} values that are NaN or infinite, of {array.size}; allowed: "
+        "finite numbers. Check the normalisation of the images, and the parameters"
+    )
+
+
+def _micro_batch(network: Network, steps: int, delay: int) -> int:
+    """Images at a time, so that the largest site's currents take about 16 MiB."""
+    largest = max(math.prod(s.shape) for s in network.sites if s.fires)
+    times = 1 if delay == steps else steps
+    return max(1, 2**24 // (4 * times * largest))
+
+
+def _concatenate(values, axis: int):
+    if isinstance(values[0], Train):
+        bits = jnp.concatenate([value.bits for value in values], axis)
+        return Train(bits, values[0].threshold)
+    return jnp.concatenate(values, axis)
+
+
+def _take(values, rows, axis: int):
+    if isinstance(values, Train):
+        return Train(jnp.take(values.bits, rows, axis), values.threshold)
+    return jnp.take(values, rows, axis)

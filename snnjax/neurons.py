@@ -1,0 +1,310 @@
+"""Spiking neurons: integrate-and-fire (IF) and its leaky form (LIF).
+
+    v      <- leak v + I                      integrate
+    s       = V_th 1[v >= V_th]               fire: a spike carries the value V_th
+    v      <- v - s   or   v (1 - 1[s > 0])   reset: "subtract" or "zero"
+
+A neuron is a pair of pure functions, ``integrate`` and ``fire``; `unroll` runs it
+through time by ``lax.scan``. Because a spike carries V_th, mean outputs compare
+with ANN activations without rescaling.
+Source: Li, Deng, Dong, Gong and Gu, ICML 2021, section 3.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax import surrogate as surrogates
+
+
+class NeuronParams(NamedTuple):
+    """What one site's neurons are made of; every field broadcasts over the batch.
+
+    Attributes:
+        threshold: V_th > 0, scalar or per channel [C].
+        bias: current added at every step in which input arrives, scalar or [C].
+        initial_potential: v(0), scalar or per neuron [...].
+        leak: factor on v before integration, in (0, 1]; None for IF, which has none.
+    """
+
+    threshold: jax.Array
+    bias: jax.Array
+    initial_potential: jax.Array
+    leak: jax.Array | None = None
+
+
+class NeuronState(NamedTuple):
+    """What a neuron remembers between two steps: v, shape [B, ...]."""
+
+    potential: jax.Array
+
+
+class Neuron(NamedTuple):
+    """A neuron model.
+
+    Attributes:
+        params: () -> NeuronParams, the parameters that a fresh site starts from.
+        integrate: (params, state, current) -> state.
+        fire: (params, state) -> (state, spikes); spikes are 0 or V_th.
+        exact: the spikes of T steps depend on the summed current alone once all of
+            it is in (IF with reset by subtraction), so a closed form exists.
+    """
+
+    params: Callable[[], NeuronParams]
+    integrate: Callable[[NeuronParams, NeuronState, jax.Array], NeuronState]
+    fire: Callable[[NeuronParams, NeuronState], tuple[NeuronState, jax.Array]]
+    exact: bool
+
+
+def initial_state(params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
+    """v(0) for neurons of ``shape`` [B, ...]. Membranes are float32 even in bf16 nets.
+
+    >>> params = integrate_and_fire().params()
+    >>> initial_state(params, (2, 3)).potential.shape
+    (2, 3)
+    """
+    potential = jnp.asarray(params.initial_potential, jnp.float32)
+    return NeuronState(jnp.broadcast_to(potential, shape))
+
+
+def integrate_and_fire(
+    *,
+    threshold: float = 1.0,
+    reset: str = "subtract",
+    surrogate: surrogates.Surrogate = surrogates.dspike,
+) -> Neuron:
+    """The IF neuron: no leak. With reset "subtract" it is what conversion uses.
+
+    Args:
+        threshold: V_th of fresh parameters, > 0, in units of the current.
+        reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
+        surrogate: spike function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
+
+    Raises:
+        ValueError: threshold or reset outside these ranges.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire(threshold=1.0)
+    >>> print(unroll(neuron, neuron.params(), jnp.full((4, 1), 0.5))[:, 0])
+    [0. 1. 0. 1.]
+    """
+    return _neuron(threshold, None, reset, surrogate)
+
+
+def lif(
+    *,
+    leak: float = 0.5,
+    threshold: float = 1.0,
+    reset: str = "subtract",
+    surrogate: surrogates.Surrogate = surrogates.dspike,
+) -> Neuron:
+    """The LIF neuron: v <- leak v + I.
+
+    Args:
+        leak: factor on v before integration, 0 < leak <= 1.
+        threshold: V_th of fresh parameters, > 0, in units of the current.
+        reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
+        surrogate: spike function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
+
+    Raises:
+        ValueError: leak, threshold or reset outside these ranges.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = lif(leak=0.5, reset="zero")
+    >>> print(unroll(neuron, neuron.params(), jnp.full((4, 1), 0.7))[:, 0])
+    [0. 1. 0. 1.]
+    """
+    if not 0 < leak <= 1:
+        raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1 (1 is IF)")
+    return _neuron(threshold, leak, reset, surrogate)
+
+
+def unroll(
+    neuron: Neuron,
+    params: NeuronParams,
+    currents: jax.Array,
+    *,
+    delay: int = 0,
+) -> jax.Array:
+    """Spikes of one site over T steps, by ``lax.scan``.
+
+    The site first waits ``delay`` steps, integrating; then it fires for T steps
+    while the rest of its input arrives. Step j therefore decides on the first
+    j + 1 + delay currents.
+
+    Args:
+        neuron: the model.
+        params: its parameters; ``params.bias`` is added to every current.
+        currents: float [T, B, ...].
+        delay: 0 <= delay <= T.
+
+    Returns:
+        Spikes [T, B, ...], each 0 or V_th, in the dtype of ``currents``.
+
+    Raises:
+        ValueError: a delay outside 0..T.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire()
+    >>> late = jnp.array([[0.0], [0.0], [1.0], [1.0]])
+    >>> print(unroll(neuron, neuron.params(), late)[:, 0])
+    [0. 0. 1. 1.]
+    >>> print(unroll(neuron, neuron.params(), late, delay=2)[:, 0])
+    [1. 1. 0. 0.]
+    """
+    check_delay(currents.shape[0], delay)
+    step, state = _begin(neuron, params, currents, delay)
+    _, spikes = jax.lax.scan(step, state, _heard(currents, delay, params.bias))
+    return spikes.astype(currents.dtype)
+
+
+def mean_output(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, delay: int = 0
+) -> jax.Array:
+    """``unroll(...).mean(0)``, but no spike is written to memory.
+
+    Forward only: the unrolled loop is one fused pass over the currents, on CPU many
+    times faster than the scan of `unroll`.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire()
+    >>> print(mean_output(neuron, neuron.params(), jnp.full((4, 1), 0.5)))
+    [0.5]
+    """
+    steps = currents.shape[0]
+    check_delay(steps, delay)
+    step, state = _begin(neuron, params, currents, delay)
+
+    def count(carry, current):
+        state, total = carry
+        state, spikes = step(state, current)
+        return (state, total + spikes), None
+
+    start = (state, jnp.zeros_like(state.potential))
+    heard = _heard(currents, delay, params.bias)
+    (_, total), _ = jax.lax.scan(count, start, heard, unroll=min(steps, _UNROLL))
+    return (total / steps).astype(currents.dtype)
+
+
+def packed_spikes(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, delay: int = 0
+) -> jax.Array:
+    """The spikes of `unroll` as bits, uint8 [ceil(T / 8), B, ...], packed along time.
+
+    The bits are those of ``jnp.packbits(spikes > 0, axis=0)``. Forward only, as
+    `mean_output`.
+    """
+    steps = currents.shape[0]
+    check_delay(steps, delay)
+    step, state = _begin(neuron, params, currents, delay)
+    heard = _heard(currents, delay, params.bias)
+    heard = jnp.concatenate(
+        [heard, jnp.zeros((-steps % 8, *heard.shape[1:]), heard.dtype)]
+    )
+
+    def pack(state, currents):
+        byte = jnp.zeros(currents.shape[1:], jnp.uint8)
+        for bit in range(8):
+            state, spikes = step(state, currents[bit])
+            byte |= (spikes > 0).astype(jnp.uint8) << (7 - bit)
+        return state, byte
+
+    eights = heard.reshape(-1, 8, *heard.shape[1:])
+    _, packed = jax.lax.scan(pack, state, eights, unroll=min(len(eights), _UNROLL // 8))
+    return packed
+
+
+# Steps that a forward loop runs without coming back to memory; more compile slowly.
+_UNROLL = 32
+
+
+def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int):
+    """The step of a site, and its state once it has waited ``delay`` steps."""
+
+    def step(state, current):
+        return neuron.fire(params, neuron.integrate(params, state, current))
+
+    def wait(state, current):
+        return neuron.integrate(params, state, current), None
+
+    state = initial_state(params, currents.shape[1:])
+    if delay:
+        state, _ = jax.lax.scan(wait, state, currents[:delay] + params.bias)
+    return step, state
+
+
+def _heard(currents: jax.Array, delay: int, bias) -> jax.Array:
+    """What arrives while the site fires: the rest of its input, then nothing."""
+    rest = currents[delay:] + bias
+    silence = jnp.zeros((delay, *currents.shape[1:]), rest.dtype)
+    return jnp.concatenate([rest, silence]) if delay else rest
+
+
+def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+    """Mean output of an IF neuron that has all of its input before it fires.
+
+        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T)
+
+    This is the sum of `unroll` with delay T, without a loop, and the "ClipFloor" of
+    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+
+    Args:
+        params: of an IF neuron with reset by subtraction.
+        current: mean current over T steps, without the bias, [B, ...].
+        steps: T.
+
+    Returns:
+        Mean output [B, ...], multiples of V_th / T, in the dtype of ``current``.
+
+    >>> import jax.numpy as jnp
+    >>> params = integrate_and_fire(threshold=2.0).params()
+    >>> print(closed_form(params, jnp.array([-1.0, 0.8, 1.4, 9.0]), 4))
+    [0.  0.5 1.  2. ]
+    """
+    charge = params.initial_potential + steps * (current + params.bias)
+    count = charge.astype(jnp.float32) / params.threshold
+    floored = count + jax.lax.stop_gradient(jnp.floor(count) - count)
+    clipped = jnp.clip(floored, 0, steps)
+    return (clipped * params.threshold / steps).astype(current.dtype)
+
+
+def check_delay(steps: int, delay: int) -> None:
+    """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; allowed: a whole number >= 1")
+    if not isinstance(delay, int) or not 0 <= delay <= steps:
+        raise ValueError(
+            f"delay is {delay!r}; allowed: a whole number from 0 (streaming) to "
+            f"steps={steps} (each layer waits for all of its input)"
+        )
+
+
+def _neuron(threshold, leak, reset, surrogate) -> Neuron:
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}; allowed: > 0")
+    if reset not in ("subtract", "zero"):
+        raise ValueError(f"reset is {reset!r}; allowed: 'subtract' or 'zero'")
+
+    def fresh():
+        return NeuronParams(
+            threshold=jnp.asarray(threshold, jnp.float32),
+            bias=jnp.zeros((), jnp.float32),
+            initial_potential=jnp.zeros((), jnp.float32),
+            leak=None if leak is None else jnp.asarray(leak, jnp.float32),
+        )
+
+    def integrate(params, state, current):
+        v = state.potential if params.leak is None else params.leak * state.potential
+        return NeuronState(v + current.astype(v.dtype))
+
+    def fire(params, state):
+        v, v_th = state.potential, params.threshold
+        # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number
+        # keeps the sign of the difference.
+        spiked = surrogate((v - v_th) / (2 * v_th))
+        v = v - v_th * spiked if reset == "subtract" else v * (1 - spiked)
+        return NeuronState(v), v_th * spiked
+
+    return Neuron(fresh, integrate, fire, exact=leak is None and reset == "subtract")

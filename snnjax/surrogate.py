@@ -1,0 +1,130 @@
+"""Spike functions: a hard step forward, a surrogate derivative backward.
+
+    spike(x) = 1[x >= 0],   x = (v - V_th) / (2 V_th)
+
+The step's own derivative is zero almost everywhere, so training replaces it by a
+bump around x = 0 whose integral is one. ``x = -1/2`` is an empty membrane
+(v = 0), ``x = 1/2`` one at twice its threshold.
+Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Surrogate = Callable[[jax.Array], jax.Array]
+
+
+def _step(x: jax.Array) -> jax.Array:
+    return (x >= 0).astype(x.dtype)
+
+
+def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
+    """The step in x whose tangent is ``derivative(x, shape)`` times x's tangent.
+
+    A ``custom_jvp`` rather than a ``custom_vjp``: forward mode over the gradient
+    is what learns a temperature. The shape itself gets no tangent, because the
+    step does not depend on it.
+    """
+
+    @jax.custom_jvp
+    def spike(x, shape):
+        del shape
+        return _step(x)
+
+    @spike.defjvp
+    def spike_jvp(primals, tangents):
+        (x, shape), (dx, _) = primals, tangents
+        return _step(x), derivative(x, shape).astype(x.dtype) * dx
+
+    return spike
+
+
+_dspike = _spike_function(
+    lambda x, b: jnp.where(
+        jnp.abs(x) <= 0.5, b / jnp.cosh(b * x) ** 2 / (2 * jnp.tanh(b / 2)), 0
+    )
+)
+_rectangle = _spike_function(lambda x, width: (jnp.abs(x) < width / 2) / width)
+_triangle = _spike_function(
+    lambda x, width: jnp.maximum(0, width - jnp.abs(x)) / width**2
+)
+_exponential = _spike_function(
+    lambda x, slope: slope / 2 * jnp.exp(-slope * jnp.abs(x))
+)
+_sigmoid = _spike_function(
+    lambda x, slope: slope * jax.nn.sigmoid(slope * x) * jax.nn.sigmoid(-slope * x)
+)
+_arctan = _spike_function(lambda x, slope: slope / (1 + (jnp.pi * slope * x) ** 2))
+
+
+def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
+    """Step whose derivative is that of Dspike at temperature b.
+
+        d/dx = b sech^2(b x) / (2 tanh(b / 2))   for |x| <= 1/2, otherwise 0
+
+    Towards b = 0 this is the rectangle of width one, for large b a narrow peak
+    of height b / 2; it integrates to one for every b.
+
+    Args:
+        x: normalised membrane potential (v - V_th) / (2 V_th), any shape.
+        temperature: b > 0, a scalar or an array that broadcasts against x.
+
+    Source: Li et al., NeurIPS 2021; the window is the paper's 0 <= v <= 2 V_th.
+
+    >>> import jax
+    >>> print(jax.grad(dspike)(0.0, 3.0))
+    1.6571...
+    """
+    return _dspike(x, temperature)
+
+
+def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
+    """Step with derivative 1[|x| < width / 2] / width (Wu et al., STBP, 2018).
+
+    >>> import jax
+    >>> print(jax.grad(rectangle)(0.2, 0.5))
+    2.0
+    """
+    return _rectangle(x, width)
+
+
+def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
+    """Step with derivative max(0, width - |x|) / width^2 (Esser et al., 2016).
+
+    >>> import jax
+    >>> print(jax.grad(triangle)(0.5, 1.0))
+    0.5
+    """
+    return _triangle(x, width)
+
+
+def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
+    """Step with derivative slope / 2 exp(-slope |x|) (Shrestha, Orchard, 2018).
+
+    >>> import jax
+    >>> print(jax.grad(exponential)(0.0, 4.0))
+    2.0
+    """
+    return _exponential(x, slope)
+
+
+def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
+    """Step with the derivative of the logistic function of slope x.
+
+    >>> import jax
+    >>> print(jax.grad(sigmoid)(0.0, 4.0))
+    1.0
+    """
+    return _sigmoid(x, slope)
+
+
+def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
+    """Step with derivative slope / (1 + (pi slope x)^2) (Fang et al., 2021).
+
+    >>> import jax
+    >>> print(jax.grad(arctan)(0.0, 2.0))
+    2.0
+    """
+    return _arctan(x, slope)

@@ -1,0 +1,157 @@
+"""Data sets from the three sources, their error messages, and augmentation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from experiments import data
+
+
+def _write_folder(root, sizes=((4, 3),), mode="RGB", suffix="png"):
+    generator = np.random.default_rng(0)
+    channels = (3,) if mode == "RGB" else ()
+    for split, count in (("train", 3), ("test", 2)):
+        for label in ("cat", "dog"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                height, width = sizes[index % len(sizes)]
+                pixels = generator.integers(0, 256, (height, width, *channels))
+                image = PIL.Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / f"{index}.{suffix}")
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.train_images.shape == (1297, 8, 8, 1)
+    assert digits.test_images.shape == (500, 8, 8, 1)
+    assert digits.train_images.dtype == np.uint8 and digits.train_images.max() == 255
+    assert digits.train_labels.dtype == np.int32 and digits.num_classes == 10
+    assert np.bincount(digits.test_labels).min() >= 48  # stratified
+    np.testing.assert_array_equal(digits.test_images, data.load("digits").test_images)
+
+
+def test_normalize():
+    digits = data.load("digits")
+    images = jax.jit(lambda x: data.normalize(digits, x))(digits.train_images)
+    assert images.dtype == jnp.float32
+    np.testing.assert_allclose([images.mean(), images.std()], [0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
+def test_folder(tmp_path, mode, channels):
+    _write_folder(tmp_path / "pets", mode=mode)
+    pets = data.load("pets", str(tmp_path))
+    assert pets.train_images.shape == (6, 4, 3, channels)
+    assert pets.num_classes == 2 and len(pets.mean) == len(pets.std) == channels
+    np.testing.assert_array_equal(pets.test_labels, [0, 0, 1, 1])
+    with PIL.Image.open(tmp_path / "pets/test/dog/1.png") as image:
+        expected = np.asarray(image).reshape(4, 3, channels)
+    np.testing.assert_array_equal(pets.test_images[3], expected)
+    np.testing.assert_allclose(
+        [pets.mean, pets.std],
+        [pets.train_images.mean((0, 1, 2)), pets.train_images.std((0, 1, 2))],
+    )
+    same = data.load(str(tmp_path / "pets"))
+    np.testing.assert_array_equal(same.train_images, pets.train_images)
+
+
+def test_folder_errors(tmp_path):
+    _write_folder(tmp_path / "a", suffix="jpg")
+    broken = tmp_path / "a/train/dog/1.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
+        data.load(str(tmp_path / "a"))
+    _write_folder(tmp_path / "b", sizes=((4, 3), (5, 3)))
+    with pytest.raises(ValueError, match=r"cat/1.png has 3x5 pixels, .*0.png has 3x4"):
+        data.load(str(tmp_path / "b"))
+    _write_folder(tmp_path / "c")
+    (tmp_path / "c/test/bird").mkdir()
+    with pytest.raises(ValueError, match="bird has no counterpart .* cat, dog"):
+        data.load(str(tmp_path / "c"))
+    (tmp_path / "d/train/cat").mkdir(parents=True)
+    (tmp_path / "d/test").mkdir()
+    with pytest.raises(ValueError, match="no images below"):
+        data.load(str(tmp_path / "d"))
+
+
+def test_prepared_tfds(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+
+    class TinyImages(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(4, 4, 3)),
+                "label": tfds.features.ClassLabel(num_classes=5),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._examples(5), "validation": self._examples(2)}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+        def _examples(self, count):
+            for index in range(count):
+                image = PIL.Image.fromarray(images[index])
+                yield index, {"image": image, "label": index}
+
+    builder = TinyImages(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    tiny = data.load("tiny_images", str(tmp_path))
+    assert tiny.num_classes == 5 and len(tiny.test_images) == 2
+    np.testing.assert_array_equal(
+        tiny.train_images[np.argsort(tiny.train_labels)], images
+    )
+
+
+@pytest.mark.parametrize("name", ["cifar10", "no_such_set"])
+def test_missing_data_names_the_ways_out(tmp_path, name):
+    with pytest.raises(data.MissingDataError) as caught:
+        data.load(name, str(tmp_path))
+    for way in ("--dataset digits", "array_record", "--data_dir", "train/<class>"):
+        assert way in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+def test_augment(dtype):
+    images = jnp.arange(64 * 6 * 5 * 2).reshape(64, 6, 5, 2).astype(dtype)
+    key = jax.random.key(0)
+    crops = data.augment(key, images, flip=True, padding=2)
+    assert crops.shape == images.shape and crops.dtype == dtype
+    np.testing.assert_array_equal(
+        crops, data.augment(key, images, flip=True, padding=2)
+    )
+    other = data.augment(jax.random.key(1), images, flip=True, padding=2)
+    assert (crops != other).any()
+    same = data.augment(key, images, flip=False, padding=0)
+    np.testing.assert_array_equal(same, images)
+
+
+def test_augment_makes_only_shifts_and_mirrors():
+    images = np.arange(1, 1 + 32 * 9, dtype=np.int32).reshape(32, 3, 3, 1)
+    crops = np.asarray(data.augment(jax.random.key(0), images, flip=True, padding=1))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = set()
+    for index, crop in enumerate(crops):
+        candidates = {
+            (row, column, mirror): padded[index, row : row + 3, column : column + 3][
+                :, :: -1 if mirror else 1
+            ]
+            for row in range(3)
+            for column in range(3)
+            for mirror in (False, True)
+        }
+        hits = {at for at, c in candidates.items() if np.array_equal(c, crop)}
+        assert hits
+        seen |= hits
+    assert len(seen) > 10  # of 18

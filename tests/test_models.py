@@ -1,0 +1,88 @@
+"""Source networks: shapes, sizes, normalisation and the activation they are given."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+
+
+def _parameters(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _shape(name):
+    sizes = {"digits_resnet": (8, 8, 1), "resnet34": (64, 64, 3)}
+    return (2, *sizes.get(name, (32, 32, 3)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_logits_and_normalisation(name, norm):
+    model = models.build(name, 7, norm=norm)
+    images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    logits = jax.eval_shape(model.apply, variables, images)
+    assert logits.shape == (2, 7)
+    assert ("batch_stats" in variables) == norm
+    training = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]),
+        variables,
+        images,
+    )
+    assert training[0].shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    # He et al. 2016, table 6, for the first three; with BatchNorm.
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("mobilenet", 3.22)],
+)
+def test_parameters(name, millions):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(models.build(name, 10).init, jax.random.key(0), images)
+    assert _parameters(variables) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_identity_shortcut_subsamples_and_pads():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
+    y = models._subsample(x, 2, 6)
+    np.testing.assert_array_equal(y[..., 2:4], x[:, ::2, ::2])
+    assert not y[..., :2].any() and not y[..., 4:].any()
+
+
+def test_every_activation_is_the_one_given():
+    calls = []
+
+    def activation(x):
+        calls.append(x.shape)
+        return nn.relu(x)
+
+    model = models.ResNet(10, blocks=(1, 1, 1), activation=activation)
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    assert len(calls) == 1 + 2 * 3
+
+
+def test_clip_bounds_the_activation():
+    model = models.build("digits_resnet", 10, clip=0.5)
+    values = model.activation(jnp.array([-1.0, 0.2, 3.0]))
+    np.testing.assert_allclose(values, [0, 0.2, 0.5])
+
+
+def test_depthwise_kernels_are_scaled_by_their_own_inputs():
+    block = models.Separable(8, 1, norm=False, activation=nn.relu)
+    params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 256)), True)["params"]
+    assert params["Conv_0"]["kernel"].std() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    assert params["Conv_1"]["kernel"].std() == pytest.approx((2 / 8) ** 0.5, rel=0.05)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="'resnet9'; choose one of .*resnet20"):
+        models.build("resnet9", 10)
+    with pytest.raises(ValueError, match="at least 32x32 pixels, not 28x28"):
+        images = jnp.zeros((1, 28, 28, 1))
+        jax.eval_shape(models.build("vgg16", 10).init, jax.random.key(0), images)
+    with pytest.raises(ValueError, match="clip must be positive, not 0"):
+        models.build("resnet20", 10, clip=0)

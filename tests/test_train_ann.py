@@ -1,0 +1,164 @@
+"""Training of a source network: learning, resuming, divergence, saving and loading."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, train_ann
+from experiments.configs import PRESETS_ANN, TrainANN, parse
+
+
+@pytest.fixture(scope="module")
+def digits():
+    full = data.load("digits")
+    return full._replace(
+        train_images=full.train_images[:256],
+        train_labels=full.train_labels[:256],
+        test_images=full.test_images[:100],
+        test_labels=full.test_labels[:100],
+    )
+
+
+@pytest.fixture(scope="module")
+def config():
+    return dataclasses.replace(
+        PRESETS_ANN["digits_resnet"], epochs=2, batch_size=32, label_smoothing=0.1
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(digits, config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    source = train_ann.train(dataclasses.replace(config, out=str(out)), data=digits)
+    return out, source
+
+
+def _metrics(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_learns_and_logs(trained):
+    out, source = trained
+    first, second = _metrics(out)
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert second["loss"] < first["loss"]
+    assert second["train_accuracy"] > first["train_accuracy"]
+    assert source.card["test_accuracy"] == second["test_accuracy"]
+
+
+def test_load_source(trained, digits):
+    out, source = trained
+    for path in (out, out / "source"):
+        loaded = train_ann.load_source(path)
+        _assert_equal(loaded.variables, source.variables)
+        assert loaded.card == source.card
+    fn = train_ann.source_function(loaded)
+    logits = fn(loaded.variables, data.normalize(digits, digits.test_images))
+    hits = logits.argmax(axis=-1) == jnp.asarray(digits.test_labels)
+    assert float(hits.mean()) == pytest.approx(source.card["test_accuracy"])
+
+
+def test_interrupted_training_ends_in_the_same_weights(
+    trained, digits, config, tmp_path
+):
+    # What a kill after the line of epoch 2 and before its checkpoint leaves behind.
+    out, source = trained
+    shutil.copytree(out / "checkpoints/1", tmp_path / "checkpoints/1")
+    shutil.copy(out / "config.json", tmp_path)
+    shutil.copy(out / "metrics.jsonl", tmp_path)
+    config = dataclasses.replace(config, out=str(tmp_path))
+    resumed = train_ann.train(config, data=digits)
+    _assert_equal(resumed.variables, source.variables)
+    for ours, theirs in zip(_metrics(tmp_path), _metrics(out), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_folder_of_another_run_is_refused(trained, digits, config):
+    out, _ = trained
+    other = dataclasses.replace(config, out=str(out), seed=1)
+    with pytest.raises(ValueError, match="seed 0, but asked for is seed 1"):
+        train_ann.train(other, data=digits)
+
+
+def test_divergence_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
+    finite = iter([True] * 4 + [True, True, False, True])  # 4 steps per epoch
+
+    def step(state, key, images, labels):
+        return state, jnp.array([1.0, 0.5, next(finite)])
+
+    monkeypatch.setattr(train_ann, "make_step", lambda *args: step)
+    monkeypatch.setattr(train_ann, "load", lambda name, data_dir: digits)
+    options = ["--preset", "digits_resnet", "--norm", "false", "--out", str(tmp_path)]
+    message = "error: .* epoch 2, step 3 of 4; the checkpoint of epoch 1 is kept"
+    with pytest.raises(SystemExit, match=message):
+        train_ann.main(options)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_too_high_learning_rate_stops(digits, config, tmp_path):
+    config = dataclasses.replace(
+        config, out=str(tmp_path), norm=False, learning_rate=1e30
+    )
+    message = "epoch 1, step .* no checkpoint yet. Train with a learning_rate below"
+    with pytest.raises(FloatingPointError, match=message):
+        train_ann.train(config, data=digits)
+
+
+def test_load_source_errors(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*train_ann --preset"):
+        train_ann.load_source(tmp_path / "absent")
+    with pytest.raises(ValueError, match="is not a trained source network"):
+        train_ann.load_source(tmp_path)
+    out, source = trained
+    card = out / "source.json"
+    text = card.read_text()
+    try:
+        card.write_text(json.dumps(source.card | {"model": "resnet9"}))
+        with pytest.raises(ValueError, match="unknown model 'resnet9'; choose"):
+            train_ann.load_source(out)
+        card.write_text(json.dumps(source.card | {"model": "resnet20"}))
+        with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
+            train_ann.load_source(out)
+    finally:
+        card.write_text(text)
+
+
+def test_batch_size_error(digits, config, tmp_path):
+    config = dataclasses.replace(config, out=str(tmp_path), batch_size=300)
+    with pytest.raises(ValueError, match="batch_size 300 exceeds the 256"):
+        train_ann.train(config, data=digits)
+
+
+def test_parse(capsys):
+    options = ["--preset", "digits_resnet", "--epochs", "3", "--clip", "2.5"]
+    config = parse(TrainANN, PRESETS_ANN, options)
+    expected = dataclasses.replace(PRESETS_ANN["digits_resnet"], epochs=3, clip=2.5)
+    assert config == expected
+    assert parse(TrainANN, PRESETS_ANN, []) == TrainANN()
+    for wrong, message in [
+        (["--preset", "resnet9"], "choose from .*digits_resnet"),
+        (["--epochs", "0"], "epochs must be > 0, not 0"),
+        (["--preset", "digits_resnet", "--flip", "true"], "add --flip false"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            parse(TrainANN, PRESETS_ANN, wrong)
+        assert caught.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_presets_are_buildable():
+    for name, preset in PRESETS_ANN.items():
+        assert preset.out == f"runs/{name}"
+        train_ann.build(preset.model, 10)
