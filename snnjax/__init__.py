@@ -2,6 +2,7 @@
 
 from snnjax.affine import ConversionError as ConversionError
 from snnjax.affine import Problem as Problem
+from snnjax.calibrate import Recipe as Recipe
 from snnjax.calibrate import advanced as advanced
 from snnjax.calibrate import best as best
 from snnjax.calibrate import bias_shift as bias_shift
@@ -15,3 +16,5 @@ from snnjax.simulate import SNN as SNN
 from snnjax.simulate import init as init
 from snnjax.simulate import latency as latency
 from snnjax.simulate import spiking as spiking
+
+__version__ = "0.1.0"

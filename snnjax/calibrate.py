@@ -434,11 +434,13 @@ def advanced(
     return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
 
 
-def best(*, seed: int = 0) -> Recipe:
-    """The strongest composition without training that we know; see the README."""
-    del seed
+def best() -> Recipe:
+    """The strongest training-free composition that we know, in one sweep.
+
+    Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
+    the bias shift does but earlier; the mean error of each neuron, removed by its
+    initial potential in three rounds; the mean error of the outputs, removed at last.
+    """
     threshold = least_squares_threshold("channel", "round")
-    return Recipe(
-        ((threshold, shift_bias(), correct_bias(3), correct_potential(add=True)),),
-        correct_readout=True,
-    )
+    calibrators = (threshold, half_charge(), correct_potential(3, add=True))
+    return Recipe((calibrators,), correct_readout=True)

@@ -1,0 +1,314 @@
+"""Converts a trained network by several recipes: ``python -m experiments.convert``.
+
+Loads (or, for digits, trains) a source network, converts it for every number of steps
+T, prints the sites and the results, and writes figures, `metrics.json` and the most
+accurate spiking network, which ``--restore`` evaluates again.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import snnjax
+from experiments import plot
+from experiments.checkpoint import canonical, load_snn, save_snn
+from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
+from experiments.data import Dataset, MissingDataError, load, normalize
+from experiments.source import Source, load_source, source_function
+from experiments.train_ann import train
+from snnjax import metrics
+
+RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
+    "max_activation": lambda config, seed: snnjax.max_activation(),
+    "percentile": lambda config, seed: snnjax.percentile(),
+    "bias_shift": lambda config, seed: snnjax.bias_shift(),
+    "light": lambda config, seed: snnjax.light(),
+    "advanced": lambda config, seed: snnjax.advanced(
+        iterations=config.iterations, rate=config.rate, seed=seed
+    ),
+    "best": lambda config, seed: snnjax.best(),
+}
+BATCH = 500  # test images at a time
+
+
+class Result(NamedTuple):
+    """One row of the table: a recipe at one T and delay, over all seeds."""
+
+    recipe: str
+    delay: int
+    steps: int
+    accuracies: list[list[float]]  # per seed, after 1..T steps
+    latency: int
+    firing_rate: float
+    synaptic_operations: float
+    seconds: float
+    measures: metrics.Measures
+
+    @property
+    def final(self) -> float:
+        """Mean accuracy after all T steps."""
+        return statistics.mean(reached[-1] for reached in self.accuracies)
+
+
+def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
+    """Carry out all conversions of a configuration and write their results."""
+    _check_recipes(config.recipes)
+    data = load(config.dataset, config.data_dir) if data is None else data
+    source = _source(config, data)
+    fn = source_function(source)
+    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
+    out.mkdir(parents=True, exist_ok=True)
+    images, labels = _test_set(config, data)
+    ann = _ann_accuracy(fn, source, images, labels)
+    sites = snnjax.sites(fn, source.variables, images[:1])
+    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images\n")
+    print(HEADER, flush=True)
+    plan = list(_plan(config))
+    results, kept = [], []
+    with tqdm(total=len(plan) * len(config.seeds), leave=False, disable=None) as bar:
+        for recipe, steps, delay in plan:
+            result, snn = _convert(
+                config, data, source, sites, recipe, steps, delay, bar.update
+            )
+            results.append(result)
+            tqdm.write(row(result, ann))
+            kept.append(snn)
+    result, snn = max(zip(results, kept, strict=True), key=lambda pair: pair[0].final)
+    card = {**source.card, "recipe": result.recipe, "accuracy": result.final}
+    path = save_snn(out, snn, card)
+    _write(out, config, results, ann, source.card)
+    plot.accuracy(results, ann, out / "accuracy.png")
+    plot.layers(results, out / "layers.png")
+    plot.raster(fn, snn, sites, images[:1], out / "raster.png")
+    print(
+        f"\n{config.out}: metrics.json, accuracy.png, layers.png, raster.png, and the "
+        f"most accurate SNN\n({result.recipe}, T = {result.steps}, delay "
+        f"{result.delay}) in {path.name}; evaluate it by --restore {config.out}"
+    )
+    return results
+
+
+def restore(config: Convert, *, data: Dataset | None = None) -> float:
+    """Evaluate the spiking network at ``config.restore``; its accuracy."""
+    model, snn, card = load_snn(config.restore)
+    name = card["dataset"]
+    data = load(name, config.data_dir) if data is None else data
+    images, labels = _test_set(config, data)
+    spiking = snnjax.spiking(
+        lambda variables, x: model.apply(variables, x, train=False),
+        steps=card["steps"],
+        delay=card["delay"],
+    )
+    reached = _evaluate(jax.jit(spiking), snn, images, labels)
+    print(
+        f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
+        f"T = {card['steps']}, delay {card['delay']}\n"
+        f"{100 * reached[-1]:.2f} % of {len(labels)} test images (ANN: "
+        f"{100 * card['test_accuracy']:.2f} % of all)"
+    )
+    return reached[-1]
+
+
+# ----------------------------------------------------------------- one conversion
+
+
+def _convert(config, data, source, sites, recipe, steps, delay, tick):
+    """The row of one recipe at one T and delay, and the SNN of the first seed."""
+    fn, params = source_function(source), source.variables
+    images, labels = _test_set(config, data)
+    spiking, measure = _programs(fn, steps, delay)
+    outputs = jax.eval_shape(fn, params, images[:1])
+    shapes = {site.name: site.shape for site in sites if site.fires}
+    accuracies, seconds, first = [], [], None
+    for seed in config.seeds:
+        start = time.perf_counter()
+        snn = snnjax.convert(
+            fn,
+            params,
+            _calibration_images(config, data, seed),
+            steps=steps,
+            delay=delay,
+            recipe=RECIPES[recipe](config, seed),
+        )
+        jax.block_until_ready(snn)
+        seconds.append(time.perf_counter() - start)
+        snn = canonical(snn, outputs, shapes)
+        first = snn if first is None else first
+        accuracies.append(_evaluate(spiking, snn, images, labels))
+        tick()
+    found = jax.device_get(measure(params, first, images[:100]))
+    in_order = {name: found.sites[name] for name in shapes}  # jit sorts by name
+    found = found._replace(sites=in_order)
+    result = Result(
+        recipe,
+        delay,
+        steps,
+        accuracies,
+        snnjax.latency(sites, steps, delay),
+        float(found.firing_rate),
+        float(found.synaptic_operations),
+        statistics.median(seconds),
+        found,
+    )
+    return result, first
+
+
+def _plan(config: Convert):
+    """(recipe, T, delay) of every row."""
+    for recipe in config.recipes:
+        delays = config.delays or (("0", "1", "T") if recipe == "best" else ("0",))
+        for delay in delays:
+            for steps in config.steps:
+                yield recipe, steps, steps if delay == "T" else int(delay)
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _programs(fn, steps: int, delay: int):
+    """Jitted simulation and measurement, one of each per T and delay."""
+    key = (steps, delay)
+    if key not in _compiled:
+        spiking = jax.jit(snnjax.spiking(fn, steps=steps, delay=delay))
+
+        def measure(params, snn, x):
+            return metrics.measure(fn, params, snn, x, steps=steps, delay=delay)
+
+        _compiled[key] = spiking, jax.jit(measure)
+    return _compiled[key]
+
+
+def _evaluate(spiking, snn, images, labels) -> list[float]:
+    """Accuracy after 1..T steps."""
+    correct = 0
+    for i in range(0, len(labels), BATCH):
+        outputs = spiking(snn, images[i : i + BATCH])
+        part = labels[i : i + BATCH]
+        correct += metrics.accuracy(outputs, part) * len(part)
+    return [float(c) / len(labels) for c in correct]
+
+
+def _ann_accuracy(fn, source: Source, images, labels) -> float:
+    logits = [
+        jax.jit(fn)(source.variables, images[i : i + BATCH])
+        for i in range(0, len(labels), BATCH)
+    ]
+    return float((jnp.concatenate(logits).argmax(-1) == labels).mean())
+
+
+def _calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
+    found = len(data.train_images)
+    if config.calibration_images > found:
+        raise ValueError(
+            f"calibration_images {config.calibration_images} exceeds the {found} "
+            f"training images of {data.name}; choose fewer"
+        )
+    draw = np.random.default_rng(seed).permutation(found)[: config.calibration_images]
+    return normalize(data, data.train_images[draw])
+
+
+def _test_set(config: Convert, data: Dataset):
+    images = normalize(data, data.test_images[: config.test_images])
+    return images, jnp.asarray(data.test_labels[: config.test_images])
+
+
+def _source(config: Convert, data: Dataset) -> Source:
+    try:
+        source = load_source(config.checkpoint)
+    except (FileNotFoundError, ValueError):
+        if config.dataset != "digits":
+            raise
+        preset = PRESETS_ANN["digits_resnet"]
+        print(f"training a source network first: {config.checkpoint}", flush=True)
+        source = train(dataclasses.replace(preset, out=config.checkpoint), data=data)
+    shape = list(data.train_images.shape[1:])
+    if source.card["input_shape"] != shape:
+        raise ValueError(
+            f"the source network {config.checkpoint} takes images of "
+            f"{source.card['input_shape']} ({source.card['dataset']}), but those of "
+            f"{data.name} are {shape}; give the --checkpoint of a network trained on it"
+        )
+    return source
+
+
+def _check_recipes(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        raise ValueError(
+            f"no recipe {', '.join(map(repr, unknown))}; allowed: {', '.join(RECIPES)}"
+        )
+
+
+# ------------------------------------------------------------------------ output
+
+HEADER = (
+    f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
+    f"{'ANN -':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
+)
+
+
+def row(result: Result, ann: float) -> str:
+    """One line of the table, under `HEADER`."""
+    final = [100 * a[-1] for a in result.accuracies]
+    mean = 100 * result.final
+    spread = statistics.stdev(final) if len(final) > 1 else 0.0
+    return (
+        f"{result.recipe:<15}{result.delay:>5}{result.steps:>4}{result.latency:>8}"
+        f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
+        f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
+        f"{result.seconds:>7.2f}"
+    )
+
+
+def _write(out: Path, config: Convert, results, ann: float, card) -> None:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    found = {
+        "config": dataclasses.asdict(config),
+        "versions": {
+            "snnjax": snnjax.__version__,
+            **{package: version(package) for package in packages},
+        },
+        "device": str(jax.devices()[0]),
+        "source": card,
+        "ann_accuracy": ann,
+        "results": [_plain(result._asdict()) for result in results],
+    }
+    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _plain(value):
+    """The same with NamedTuples as dictionaries and arrays as numbers."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; user errors end with one message and exit code 1."""
+    config = parse(Convert, PRESETS_CONVERT, argv)
+    try:
+        if config.restore is None:
+            run(config)
+        else:
+            restore(config)
+    except (MissingDataError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Measures of a spiking network: accuracy over time, rates, errors, operations, energy.
+
+The conversion error of a site, per neuron and averaged over T steps, is the sum of
+
+    a - relu(z)                      inherited  (from the layers below)
+    relu(z) - clip(z, 0, V_th)       clipping   (above the threshold)
+    clip(z, 0, V_th) - ClipFloor(z)  flooring   (only T + 1 levels)
+    ClipFloor(z) - s                 unevenness (spikes did not come evenly)
+
+with a the ANN's activation, z the mean current (bias and v(0)/T included), s the mean
+output. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.capture import capture
+from snnjax.network import Equation, Network, evaluate, identity, streaming
+from snnjax.neurons import check_delay, closed_form, integrate_and_fire, unroll
+from snnjax.simulate import SNN, check_fit, check_neurons
+
+ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC 2014
+ENERGY_PER_AC = 0.9e-12  # J, 32-bit float addition, same source
+
+_PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
+
+
+class SiteMeasures(NamedTuple):
+    """What one site does, averaged over images.
+
+    Attributes:
+        firing_rate: fraction of steps with a spike, over all neurons, 0..1.
+        silent: fraction of channels in which no neuron ever fires.
+        saturated: fraction of channels in which every neuron fires at every step.
+        activation: root mean square of the ANN's activation, to compare errors with.
+        error: root mean square of a - s.
+        inherited, clipping, flooring, unevenness: root mean square of its parts.
+    """
+
+    firing_rate: jax.Array
+    silent: jax.Array
+    saturated: jax.Array
+    activation: jax.Array
+    error: jax.Array
+    inherited: jax.Array
+    clipping: jax.Array
+    flooring: jax.Array
+    unevenness: jax.Array
+
+
+class Measures(NamedTuple):
+    """What a spiking network does, averaged over images.
+
+    Attributes:
+        sites: site name -> `SiteMeasures`.
+        firing_rate: mean over all neurons of all sites.
+        synaptic_operations: additions per image that spikes cause in T steps: one for
+            each non-zero input of a convolution or matrix product and each of the
+            outputs that it reaches.
+        input_macs: multiply-adds per image of what the analog input reaches directly;
+            a constant current is computed once.
+        macs: multiply-adds per image of the ANN.
+    """
+
+    sites: dict[str, SiteMeasures]
+    firing_rate: jax.Array
+    synaptic_operations: jax.Array
+    input_macs: jax.Array
+    macs: jax.Array
+
+
+def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Accuracy after every number of steps, from one run.
+
+    Args:
+        outputs: readout at each step [T, B, classes].
+        labels: int [B].
+
+    Returns:
+        [T]; entry t - 1 is the accuracy of the mean of the first t outputs.
+
+    >>> import jax.numpy as jnp
+    >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
+    >>> print(accuracy(outputs, jnp.array([0])))
+    [0. 1.]
+    """
+    chex.assert_rank([outputs, labels], [3, 1])
+    decided = jnp.cumsum(outputs, axis=0).argmax(-1)
+    return (decided == labels).mean(-1)
+
+
+def energy(measures: Measures) -> tuple[jax.Array, jax.Array]:
+    """Joules per image (SNN, ANN) from operations alone: memory is not counted.
+
+    SNN: additions for spikes, multiply-adds for the analog input. ANN: multiply-adds.
+    """
+    spiking = measures.synaptic_operations * ENERGY_PER_AC
+    return (
+        spiking + measures.input_macs * ENERGY_PER_MAC,
+        measures.macs * ENERGY_PER_MAC,
+    )
+
+
+def measure(
+    fn: Callable,
+    params: chex.ArrayTree,
+    snn: SNN,
+    x: jax.Array,
+    *,
+    steps: int,
+    delay: int = 0,
+) -> Measures:
+    """Compare an SNN with its ANN, site by site.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``.
+        params: of the ANN; those of ``snn`` may have been calibrated since.
+        snn: from `snnjax.convert`.
+        x: images [B, ...], a constant current.
+        steps: T.
+        delay: of every layer.
+
+    Returns:
+        `Measures`. May be jitted (with fn, steps and delay fixed); memory is that of
+        by_layer: T times the ANN's.
+
+    Raises: as `snnjax.spiking`.
+    """
+    check_delay(steps, delay)
+    check_fit(snn, steps, delay)
+    network = capture(fn, params, x)
+    check_neurons(snn.neurons, network.sites)
+    activations = _activations(network, params, x)
+    found = {}
+
+    def observe(site, current, spikes):
+        params = snn.neurons[site.name]
+        found[site.name] = _compare(activations[site.name], current, spikes, params)
+
+    values, streams = _simulate(network, snn, x, steps, delay, observe)
+    operations = jnp.zeros(())
+    input_macs, macs = 0.0, 0.0
+    single = capture(fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    for equation, alone in zip(network.equations, single.equations, strict=True):
+        v = _driven_input(equation, network)
+        if v is None:
+            continue
+        fan_out = _fan_out(alone, single, v)
+        macs += float(fan_out.sum())
+        if v in streams:
+            active = (values[v] != 0).astype(jnp.float32).sum(0).mean(0)
+            operations += (active * fan_out).sum()
+        else:
+            input_macs += float(fan_out.sum())
+    neurons = {s.name: math.prod(s.shape) for s in network.sites if s.fires}
+    rates = sum(found[name].firing_rate * count for name, count in neurons.items())
+    return Measures(
+        sites=found,
+        firing_rate=rates / sum(neurons.values()),
+        synaptic_operations=operations,
+        input_macs=jnp.asarray(input_macs),
+        macs=jnp.asarray(macs),
+    )
+
+
+def spike_trains(
+    fn: Callable, snn: SNN, x: jax.Array, *, steps: int, delay: int = 0
+) -> dict[str, jax.Array]:
+    """Spikes of every site, name -> bool [T, B, ...], for images x [B, ...].
+
+    Raises: as `snnjax.spiking`.
+    """
+    check_delay(steps, delay)
+    check_fit(snn, steps, delay)
+    network = capture(fn, snn.params, x)
+    check_neurons(snn.neurons, network.sites)
+    trains = {}
+
+    def observe(site, current, spikes):
+        trains[site.name] = spikes > 0
+
+    _simulate(network, snn, x, steps, delay, observe)
+    return trains
+
+
+def _simulate(network: Network, snn: SNN, x, steps: int, delay: int, observe):
+    """Run by layer, showing ``observe`` every site's currents and spikes."""
+    values = network.arguments(snn.params, x)
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return operands[0](current)
+        if current.ndim == len(site.shape) + 1:
+            current = jnp.broadcast_to(current, (steps, *current.shape))
+        params = snn.neurons[site.name]
+        spikes = unroll(integrate_and_fire(), params, current, delay=delay)
+        observe(site, current, spikes)
+        return spikes
+
+    streams = streaming(network.equations)
+    evaluate(network.equations, values, rule, streams=streams)
+    return values, streams
+
+
+def _activations(network: Network, params, x):
+    values, activations = network.arguments(params, x), {}
+
+    def rule(site, current, *operands):
+        activations[site.name] = identity(site, current, *operands)
+        return activations[site.name]
+
+    evaluate(network.equations, values, rule)
+    return activations
+
+
+def _compare(activation, currents, spikes, params) -> SiteMeasures:
+    steps = currents.shape[0]
+    current, output = currents.mean(0), spikes.mean(0)
+    level = closed_form(params, current, steps)
+    drive = current + params.bias + params.initial_potential / steps
+    positive = jax.nn.relu(drive)
+    clipped = jnp.minimum(positive, params.threshold)
+    fired = spikes > 0
+    others = tuple(range(fired.ndim - 1))
+    return SiteMeasures(
+        firing_rate=fired.mean(),
+        silent=(~fired.any(others)).mean(),
+        saturated=fired.all(others).mean(),
+        activation=_rms(activation),
+        error=_rms(activation - output),
+        inherited=_rms(activation - positive),
+        clipping=_rms(positive - clipped),
+        flooring=_rms(clipped - level),
+        unevenness=_rms(level - output),
+    )
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt((x.astype(jnp.float32) ** 2).mean())
+
+
+def _driven_input(equation: Equation, network: Network) -> int | None:
+    """The operand of a product that depends on the input, if there is one."""
+    if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:
+        return None
+    return next((v for v in equation.inputs if v in network.dependent), None)
+
+
+def _fan_out(equation: Equation, network: Network, v: int) -> np.ndarray:
+    """Outputs that each entry of a product's input reaches, for one example.
+
+    With all weights 1 the sum of the outputs grows by this number for each unit of
+    the entry: it is the gradient, paddings and strides included. Known when tracing,
+    so computed then.
+    """
+    avals = network.avals
+
+    def reached(x):
+        values = {u: jnp.ones(avals[u].shape, avals[u].dtype) for u in equation.inputs}
+        values[v] = x
+        evaluate([equation], values, identity)
+        return values[equation.outputs[0]].astype(jnp.float32).sum()
+
+    with jax.ensure_compile_time_eval():
+        gradient = jax.grad(reached)(jnp.zeros(avals[v].shape, avals[v].dtype))
+        return np.asarray(gradient[0], np.float32)
