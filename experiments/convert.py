@@ -92,9 +92,9 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     plot.layers(results, out / "layers.png")
     plot.raster(fn, snn, sites, images[:1], out / "raster.png")
     print(
-        f"\n{config.out}: metrics.json, accuracy.png, layers.png, raster.png, and the "
-        f"most accurate SNN\n({result.recipe}, T = {result.steps}, delay "
-        f"{result.delay}) in {path.name}; evaluate it by --restore {config.out}"
+        f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
+        f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, delay "
+        f"{result.delay}) in {path.name}; --restore {config.out} evaluates it"
     )
     return results
 
@@ -271,6 +271,27 @@ def row(result: Result, ann: float) -> str:
     )
 
 
+def markdown(results: Sequence[Result], ann: float) -> str:
+    """Accuracy of every recipe and delay at every T, as a table for a README."""
+    steps = sorted({result.steps for result in results})
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for result in results:
+        waits = plot.waits(result)
+        final = [100 * reached[-1] for reached in result.accuracies]
+        spread = statistics.stdev(final) if len(final) > 1 else 0.0
+        entry = f"{100 * result.final:.1f} ± {spread:.1f}"
+        cells.setdefault((result.recipe, waits), {})[result.steps] = entry
+    lines = [
+        f"| recipe | delay | {' | '.join(f'T = {t}' for t in steps)} |",
+        f"|---|---|{'---|' * len(steps)}",
+    ]
+    for (recipe, waits), row in cells.items():
+        found = " | ".join(row.get(t, "") for t in steps)
+        lines.append(f"| `{recipe}` | {waits} | {found} |")
+    lines.append(f"| ANN | | {' | '.join([f'{100 * ann:.1f}'] * len(steps))} |")
+    return "\n".join(lines) + "\n"
+
+
 def _write(out: Path, config: Convert, results, ann: float, card) -> None:
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     found = {
@@ -285,6 +306,7 @@ def _write(out: Path, config: Convert, results, ann: float, card) -> None:
         "results": [_plain(result._asdict()) for result in results],
     }
     (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "results.md").write_text(markdown(results, ann))
 
 
 def _plain(value):

@@ -114,16 +114,17 @@ def _lines(results: Sequence) -> list[list]:
     """Results that differ in T only, together."""
     groups: dict[tuple, list] = {}
     for result in results:
-        groups.setdefault((result.recipe, _waits(result)), []).append(result)
+        groups.setdefault((result.recipe, waits(result)), []).append(result)
     return list(groups.values())
 
 
 def _name(result) -> str:
-    waits = _waits(result)
-    return result.recipe if waits == "0" else f"{result.recipe}, delay {waits}"
+    delay = waits(result)
+    return result.recipe if delay == "0" else f"{result.recipe}, delay {delay}"
 
 
-def _waits(result) -> str:
+def waits(result) -> str:
+    """The delay of a result as a person writes it: a number, or T."""
     # At T = 1 a delay of one step is also T; call it by the number.
     whole = result.delay == result.steps and result.delay > 1
     return "T" if whole else str(result.delay)

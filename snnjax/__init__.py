@@ -1,20 +1,103 @@
-"""snnjax: trained JAX networks become spiking ones; spiking networks are trained."""
+"""snnjax: trained JAX networks become spiking ones; spiking networks are trained.
 
-from snnjax.affine import ConversionError as ConversionError
-from snnjax.affine import Problem as Problem
-from snnjax.calibrate import Recipe as Recipe
-from snnjax.calibrate import advanced as advanced
-from snnjax.calibrate import best as best
-from snnjax.calibrate import bias_shift as bias_shift
-from snnjax.calibrate import light as light
-from snnjax.calibrate import max_activation as max_activation
-from snnjax.calibrate import percentile as percentile
-from snnjax.capture import sites as sites
-from snnjax.convert import convert as convert
-from snnjax.network import clipped_relu as clipped_relu
-from snnjax.simulate import SNN as SNN
-from snnjax.simulate import init as init
-from snnjax.simulate import latency as latency
-from snnjax.simulate import spiking as spiking
+A spiking network is an ordinary JAX function with another activation. The words:
+
+T, steps            time steps of one inference
+site                a place where the ANN applies ReLU, named by its path
+current             input to a site at one step: the pre-activation, bias included
+threshold           V_th, scalar or per channel; a spike carries the value V_th
+potential           v, the membrane's; v(0) is the initial potential
+leak                factor on v before integration: 1 is IF, below 1 is LIF
+reset               after a spike: "subtract" V_th (soft) or "zero" v (hard)
+firing rate         fraction of steps with a spike
+surrogate           the function whose derivative replaces the step's
+temperature         b of Dspike, the steepness of its surrogate
+recipe              a composition of calibrators
+delay               steps that each layer waits, integrating, before it may fire
+execution           how the machine computes the same numbers: by_step, by_layer, ...
+T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
+"""
+
+from snnjax.affine import ConversionError, Problem
+from snnjax.calibrate import (
+    Fit,
+    Recipe,
+    View,
+    advanced,
+    best,
+    bias_shift,
+    calibrate_weights,
+    correct_bias,
+    correct_potential,
+    half_charge,
+    least_squares_threshold,
+    light,
+    max_activation,
+    max_threshold,
+    percentile,
+    percentile_threshold,
+    shift_bias,
+)
+from snnjax.capture import sites, with_activation
+from snnjax.convert import convert
+from snnjax.metrics import accuracy, energy, measure, spike_trains
+from snnjax.network import Site, Sites, clipped_relu, identity
+from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
+from snnjax.simulate import SNN, init, latency, spiking
+from snnjax.surrogate import (
+    arctan,
+    dspike,
+    exponential,
+    rectangle,
+    sigmoid,
+    triangle,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SNN",
+    "ConversionError",
+    "Fit",
+    "Neuron",
+    "NeuronParams",
+    "Problem",
+    "Recipe",
+    "Site",
+    "Sites",
+    "View",
+    "accuracy",
+    "advanced",
+    "arctan",
+    "best",
+    "bias_shift",
+    "calibrate_weights",
+    "clipped_relu",
+    "convert",
+    "correct_bias",
+    "correct_potential",
+    "dspike",
+    "energy",
+    "exponential",
+    "half_charge",
+    "identity",
+    "init",
+    "integrate_and_fire",
+    "latency",
+    "least_squares_threshold",
+    "lif",
+    "light",
+    "max_activation",
+    "max_threshold",
+    "measure",
+    "percentile",
+    "percentile_threshold",
+    "rectangle",
+    "shift_bias",
+    "sigmoid",
+    "sites",
+    "spike_trains",
+    "spiking",
+    "triangle",
+    "with_activation",
+]

@@ -5,7 +5,7 @@
 `spiking` is a transform like ``jax.grad``. Three executions give the same numbers:
 ``by_step`` scans over the whole network, ``by_layer`` folds time into the batch and
 scans inside each site, ``closed_form`` needs no time loop where each layer waits for
-all of its input. Source of the delay: ``docs/delay.md``.
+all of its input. The delay is ours; the README says what it buys and costs.
 """
 
 import dataclasses

@@ -77,7 +77,7 @@ def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     >>> print(jax.grad(dspike)(0.0, 3.0))
     1.6571...
     """
-    return _dspike(x, temperature)
+    return _dspike(jnp.asarray(x), temperature)
 
 
 def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
@@ -87,7 +87,7 @@ def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     >>> print(jax.grad(rectangle)(0.2, 0.5))
     2.0
     """
-    return _rectangle(x, width)
+    return _rectangle(jnp.asarray(x), width)
 
 
 def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
@@ -97,7 +97,7 @@ def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     >>> print(jax.grad(triangle)(0.5, 1.0))
     0.5
     """
-    return _triangle(x, width)
+    return _triangle(jnp.asarray(x), width)
 
 
 def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
@@ -107,7 +107,7 @@ def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     >>> print(jax.grad(exponential)(0.0, 4.0))
     2.0
     """
-    return _exponential(x, slope)
+    return _exponential(jnp.asarray(x), slope)
 
 
 def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
@@ -117,7 +117,7 @@ def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     >>> print(jax.grad(sigmoid)(0.0, 4.0))
     1.0
     """
-    return _sigmoid(x, slope)
+    return _sigmoid(jnp.asarray(x), slope)
 
 
 def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
@@ -127,4 +127,4 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     >>> print(jax.grad(arctan)(0.0, 2.0))
     2.0
     """
-    return _arctan(x, slope)
+    return _arctan(jnp.asarray(x), slope)
