@@ -93,8 +93,8 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     plot.raster(fn, snn, sites, images[:1], out / "raster.png")
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, delay "
-        f"{result.delay}) in {path.name}; --restore {config.out} evaluates it"
+        f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
+        f"delay {result.delay}) in {path.name}; --restore {config.out} evaluates it"
     )
     return results
 

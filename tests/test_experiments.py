@@ -1,0 +1,143 @@
+"""The commands do their job, at toy size: convert, restore, the Colab notebook."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import convert
+from experiments.checkpoint import load_snn
+from experiments.configs import PRESETS_CONVERT, Convert, TrainANN, parse
+from experiments.data import load
+from experiments.train_ann import train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A small conversion: its configuration, its results, its data."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = load("digits")
+    train(
+        TrainANN(
+            model="digits_resnet",
+            dataset="digits",
+            out=str(folder / "source"),
+            epochs=6,
+            batch_size=64,
+            warmup=0.1,
+            flip=False,
+            padding=1,
+        ),
+        data=data,
+    )
+    config = Convert(
+        checkpoint=str(folder / "source"),
+        steps=(4,),
+        recipes=("max_activation", "best"),
+        seeds=(0, 1),
+        calibration_images=128,
+        test_images=200,
+        out=str(folder / "out"),
+    )
+    return config, convert.run(config, data=data), data
+
+
+def test_best_beats_the_maximum_activation_and_a_delay_beats_none(converted):
+    _, results, _ = converted
+    reached = {(r.recipe, r.delay): r.final for r in results}
+    assert reached["best", 0] > reached["max_activation", 0] + 0.1
+    assert reached["best", 1] >= reached["best", 0]
+    assert reached["best", 4] >= reached["best", 0]
+
+
+def test_every_row_states_its_latency(converted):
+    _, results, _ = converted
+    assert {(r.delay, r.latency) for r in results} == {(0, 4), (1, 11), (4, 32)}
+
+
+def test_all_files_are_written(converted):
+    config, results, _ = converted
+    out = Path(config.out)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["config"]["steps"] == [4]
+    assert len(found["results"]) == len(results)
+    assert len(found["results"][0]["measures"]["sites"]) == 7
+    assert {"jax", "flax", "snnjax"} <= set(found["versions"])
+    assert "| `best` | T |" in (out / "results.md").read_text()
+    for name in ("accuracy.png", "layers.png", "raster.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_checkpoint_restores_without_the_ann(converted):
+    config, results, data = converted
+    restored = load_snn(config.out)
+    winner = max(results, key=lambda r: r.final)
+    assert (restored.snn.steps, restored.snn.delay) == (4, winner.delay)
+    assert restored.card["recipe"] == winner.recipe
+    again = Convert(restore=config.out, test_images=200)
+    assert convert.restore(again, data=data) == winner.accuracies[0][-1]
+
+
+def test_sites_of_the_measures_are_in_order_of_execution(converted):
+    _, results, _ = converted
+    names = list(results[0].measures.sites)
+    assert names[0] == "ResNet/relu" and names[-1] == "ResNet/Block_2/relu_1"
+
+
+def test_restore_says_what_a_folder_is_not(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m experiments.convert"):
+        load_snn(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is no spiking network"):
+        load_snn(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--steps", "0"], "steps must be >= 1"),
+        (["--delays", "x"], "whole number or T"),
+        (["--delays", "9", "--steps", "4"], "exceeds steps 4"),
+        (["--preset", "nothing"], "invalid choice"),
+        (["--calibration_images", "0"], "must be > 0"),
+    ],
+)
+def test_a_wrong_option_ends_with_one_message(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Convert, PRESETS_CONVERT, arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--recipes", "none"], "no recipe 'none'; allowed: max_activation"),
+        (["--dataset", "/nowhere"], "nowhere"),
+        (["--restore", "/nowhere"], "no folder /nowhere"),
+    ],
+)
+def test_a_wrong_run_ends_with_one_message(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        convert.main(arguments)
+
+
+def test_a_source_of_other_images_is_refused(converted, tmp_path):
+    config, _, data = converted
+    other = data._replace(train_images=np.zeros((200, 9, 9, 1), np.uint8))
+    with pytest.raises(ValueError, match="takes images of"):
+        convert.run(config, data=other)
+
+
+def test_the_notebook_runs(tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "experiments" / "colab.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(ROOT)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    printed = str(notebook)
+    assert "best, delay 1" in printed and "% after 8 steps" in printed
+    assert "image/png" in printed
