@@ -1,0 +1,30 @@
+"""Every test runs on eight virtual CPU devices; fixtures that several files share."""
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Rank promotion stays allowed: parameters of shape [C] meet currents [T, B, ..., C]
+# everywhere in the library, as weights and biases do in a user's network.
+
+hypothesis.settings.register_profile(
+    "short", deadline=None, derandomize=True, database=None, max_examples=15
+)
+hypothesis.settings.load_profile("short")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Nearly all the time of a small test is XLA's: let it optimise less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Keep memory flat: each file compiles its own networks."""
+    yield
+    jax.clear_caches()

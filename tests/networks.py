@@ -1,0 +1,194 @@
+"""Small networks, ``fn(params, x)``, that cover what stands between two sites.
+
+Weights and inputs are multiples of 1/8, and thresholds in the tests powers of two:
+every sum is then exact in float32, so executions can be compared bit by bit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import snnjax
+
+relu = jax.nn.relu
+
+
+class Net(NamedTuple):
+    """A network, its parameters, an input [B, ...] and how many sites it has."""
+
+    fn: Callable
+    params: Any
+    x: jax.Array
+    sites: int
+
+
+def eighths(seed, shape, low=-8, high=9):
+    """Random multiples of 1/8 in [low / 8, high / 8)."""
+    numbers = np.random.default_rng(seed).integers(low, high, shape)
+    return jnp.asarray(numbers / 8, jnp.float32)
+
+
+def weights(**shapes):
+    """One array of `eighths` per name, with its own seed."""
+    named = enumerate(shapes.items())
+    return {name: eighths(i, shape) for i, (name, shape) in named}
+
+
+def conv(x, kernel, stride=1, padding="SAME", groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def max_pool(x, size=2, stride=2, padding="VALID"):
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
+
+
+def average_pool(x, size=2):
+    window = (1, size, size, 1)
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
+    return total / size**2
+
+
+def dense(p, x):
+    x = relu(x @ p["w1"] + p["b1"])
+    return relu(x @ p["w2"]) @ p["w3"]
+
+
+def convolutions(p, x):
+    x = relu(conv(x, p["w1"], stride=2) + p["b1"])
+    x = relu(conv(x, p["depthwise"], groups=4))
+    x = relu(conv(x, p["grouped"], padding="VALID", groups=2))
+    return x.reshape(x.shape[0], -1) @ p["w3"]
+
+
+def projection(p, x):
+    x = relu(conv(x, p["w1"]))
+    y = relu(conv(x, p["w2"], stride=2) + p["b2"])
+    x = relu(conv(y, p["w3"]) + conv(x, p["shortcut"], stride=2))
+    return x.sum((1, 2)) @ p["w4"]
+
+
+def zero_padding(p, x):
+    x = relu(conv(x, p["w1"]))
+    shortcut = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 1)))
+    y = relu(conv(x, p["w2"], stride=2))
+    x = relu(conv(y, p["w3"]) + shortcut)
+    return x.sum((1, 2)) @ p["w4"]
+
+
+def batch_norm(p, x):
+    """BatchNorm with running averages, between convolution and ReLU."""
+    scale = p["scale"] / jnp.sqrt(p["var"] + 1e-5)
+    x = relu((conv(x, p["w1"]) - p["mean"]) * scale + p["offset"])
+    return average_pool(x).sum((1, 2)) @ p["w4"]
+
+
+def pre_activation(p, x):
+    """ReLU before the convolution, and the sum goes on without one."""
+    x = conv(x, p["w1"])
+    for kernel in (p["w2"], p["w3"]):
+        x = x + conv(relu(x * p["scale"] + p["offset"]), kernel)
+    return relu(x).sum((1, 2)) @ p["w4"]
+
+
+def bare_pre_activation(p, x):
+    """The input of a site is itself what the shortcut carries on."""
+    x = x @ p["w1"]
+    x = x + relu(x) @ p["w2"]
+    x = x + relu(x) @ p["w2"]
+    return x @ p["w3"]
+
+
+def pool_after(p, x):
+    x = max_pool(relu(conv(x, p["w1"])), 3, 2, "SAME")
+    x = relu(conv(x, p["w2"]))
+    return max_pool(x).sum((1, 2)) @ p["w4"]
+
+
+def pool_before(p, x):
+    x = relu(max_pool(conv(x, p["w1"]), 3, 2, "SAME"))
+    return relu(max_pool(conv(x, p["w2"]))).sum((1, 2)) @ p["w4"]
+
+
+def concatenation(p, x):
+    """Two depths meet in a concatenation, as in DenseNet."""
+    x = relu(x @ p["w1"])
+    x = jnp.concatenate([x, relu(x @ p["w2"])], axis=-1)
+    return relu(x @ p["wide"]) @ p["w3"]
+
+
+def input_skip(p, x):
+    """The input itself comes back two sites later."""
+    y = relu(relu(x @ p["w1"]) @ p["w2"] + x @ p["w1"])
+    return y @ p["w3"] + x @ p["direct"]
+
+
+def several_outputs(p, x):
+    x = relu(x @ p["w1"])
+    y = relu(x @ p["w2"])
+    return {"logits": y @ p["w3"], "auxiliary": (x @ p["w3"], y)}
+
+
+def clipped(p, x):
+    x = snnjax.clipped_relu(x @ p["w1"], 1.0)
+    return jax.nn.relu6(x @ p["w2"]) @ p["w3"]
+
+
+def branches(p, x):
+    """Two sites read one current."""
+    x = x @ p["w1"]
+    return relu(x) @ p["w3"] - relu(x)[:, ::2]
+
+
+FLAT = weights(w1=(4, 6), b1=(6,), w2=(6, 6), w3=(6, 3), wide=(12, 6), direct=(4, 3))
+IMAGES = weights(
+    w1=(3, 3, 2, 4),
+    b1=(4,),
+    w2=(3, 3, 4, 4),
+    w3=(3, 3, 4, 4),
+    w4=(4, 3),
+    scale=(4,),
+    offset=(4,),
+)
+CONVOLUTIONS = weights(
+    w1=(3, 3, 2, 4), b1=(4,), depthwise=(3, 3, 1, 4), grouped=(3, 3, 2, 6), w3=(6, 3)
+)
+PROJECTION = weights(
+    w1=(3, 3, 2, 4),
+    w2=(3, 3, 4, 6),
+    b2=(6,),
+    w3=(3, 3, 6, 6),
+    shortcut=(1, 1, 4, 6),
+    w4=(6, 3),
+)
+NORM = IMAGES | {"mean": eighths(7, (4,)), "var": eighths(8, (4,), 2, 9)}
+
+VECTORS = eighths(20, (4, 4))
+PIXELS = eighths(21, (4, 6, 6, 2))
+
+NETWORKS = {
+    "dense": Net(dense, FLAT, VECTORS, 2),
+    "convolutions": Net(convolutions, CONVOLUTIONS, PIXELS, 3),
+    "projection": Net(projection, PROJECTION, PIXELS, 3),
+    "zero padding": Net(zero_padding, PROJECTION, PIXELS, 3),
+    "batch norm": Net(batch_norm, NORM, PIXELS, 1),
+    "pre-activation": Net(pre_activation, IMAGES, PIXELS, 3),
+    "bare pre-activation": Net(bare_pre_activation, FLAT, VECTORS, 2),
+    "max-pool after": Net(pool_after, IMAGES, PIXELS, 2),
+    "max-pool before": Net(pool_before, IMAGES, PIXELS, 2),
+    "concatenation": Net(concatenation, FLAT, VECTORS, 3),
+    "input skip": Net(input_skip, FLAT, VECTORS, 2),
+    "several outputs": Net(several_outputs, FLAT, VECTORS, 2),
+    "clipped": Net(clipped, FLAT, VECTORS, 2),
+    "branches": Net(branches, FLAT, VECTORS, 2),
+}

@@ -1,0 +1,128 @@
+"""A slow oracle in NumPy: plain loops over time steps and neurons, no JAX.
+
+Written from the papers' formulas alone, to be read beside them. Arrays are float64
+unless the caller's are not.
+"""
+
+import numpy as np
+
+
+def neuron(currents, threshold, *, leak=1.0, reset="subtract", start=0.0, delay=0):
+    """Spikes [T] of one neuron that waits ``delay`` steps before it may fire."""
+    steps, v, spikes = len(currents), start, []
+    for step in range(steps + delay):
+        v = leak * v + (currents[step] if step < steps else 0 * currents[0])
+        if step < delay:
+            continue
+        fired = v >= threshold
+        spikes.append(threshold if fired else 0 * threshold)
+        if fired:
+            v = v - threshold if reset == "subtract" else 0 * v
+    return spikes
+
+
+def simulate(currents, threshold, *, bias=0.0, start=0.0, **options):
+    """Spikes [T, B, ...] of a layer; the rest broadcasts over [B, ...]."""
+    currents = currents + np.asarray(bias, currents.dtype)
+    threshold = np.broadcast_to(threshold, currents.shape[1:])
+    start = np.broadcast_to(start, currents.shape[1:])
+    spikes = np.zeros_like(currents)
+    for index in np.ndindex(*currents.shape[1:]):
+        train = currents[:, *index]
+        spikes[:, *index] = neuron(
+            train, threshold[index], start=start[index], **options
+        )
+    return spikes
+
+
+def clip_floor(a, steps, threshold, half=0.0):
+    """(V / T) clip(floor(a T / V + half), 0, T), element by element."""
+    out = np.zeros(np.shape(a))
+    threshold = np.broadcast_to(threshold, out.shape)
+    for index in np.ndindex(*out.shape):
+        count = np.floor(a[index] * steps / threshold[index] + half)
+        out[index] = threshold[index] / steps * min(max(count, 0), steps)
+    return out
+
+
+def per_channel(function, activation):
+    """[C]: ``function`` of each channel's activations alone."""
+    channels = range(activation.shape[-1])
+    return np.array([function(activation[..., c]) for c in channels])
+
+
+def max_threshold(activation):
+    return max(activation.flat)
+
+
+def percentile_threshold(activation, p):
+    """The number below which p percent lie, linear between neighbours."""
+    ordered = sorted(activation.flat)
+    place = p / 100 * (len(ordered) - 1)
+    below = int(np.floor(place))
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def squared_error(activation, steps, threshold, half=0.0):
+    error = clip_floor(activation, steps, threshold, half) - activation
+    return sum(e**2 for e in error.flat)
+
+
+def least_squares_threshold(activation, steps, half=0.0):
+    """The best of 95 candidates: max, 0.99 max, ..., 0.06 max."""
+    best, least = None, np.inf
+    for i in range(95):
+        candidate = max_threshold(activation) * (1 - 0.01 * i)
+        error = squared_error(activation, steps, candidate, half)
+        if error < least:
+            best, least = candidate, error
+    return best
+
+
+def bias_shift(threshold, steps):
+    return threshold / (2 * steps)
+
+
+def bias_correction(activation, output):
+    """[C]: mean over images and positions of what the channel lacks."""
+    return per_channel(np.mean, activation - output)
+
+
+def potential_correction(activation, output, steps):
+    """[...]: T times the mean over images of what the neuron lacks."""
+    total = np.zeros(activation.shape[1:])
+    for a, s in zip(activation, output, strict=True):
+        total += a - s
+    return steps * total / len(activation)
+
+
+def max_pool(stream, pool):
+    """Increments of the pooled running sum, step by step."""
+    total, before, out = np.zeros_like(stream[0]), 0.0, []
+    for spikes in stream:
+        total = total + spikes
+        now = pool(total)
+        out.append(now - before)
+        before = now
+    return np.stack(out)
+
+
+def light(kernels, biases, x, steps):
+    """The ICML 2021 light pipeline on a dense net: thresholds, biases, mean logits.
+
+    ``biases`` of the result are what is added to the trained ones.
+    """
+    ann, spikes = x, np.stack([x] * steps)
+    thresholds, added = [], []
+    for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
+        ann = np.maximum(ann @ kernel + bias, 0)
+        currents = spikes @ kernel + bias
+        threshold = least_squares_threshold(ann, steps)
+        extra = np.full(kernel.shape[1], bias_shift(threshold, steps))
+        spikes = simulate(currents, threshold, bias=extra)
+        extra = extra + bias_correction(ann, spikes.mean(0))
+        spikes = simulate(currents, threshold, bias=extra)
+        thresholds.append(threshold)
+        added.append(extra)
+    return thresholds, added, (spikes @ kernels[-1] + biases[-1]).mean(0)

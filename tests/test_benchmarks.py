@@ -1,0 +1,120 @@
+"""Benchmarks at toy size: every side is there, timed, and its ratios are positive."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import calibration, converter_cnn, timing
+
+
+def _fake(monkeypatch, module, missing=()):
+    """Run the sides in this process, so that JAX starts and compiles only once."""
+
+    def rounds(commands, count, repeats):
+        sides = {}
+        for side in commands:
+            if side in missing:
+                sides[side] = {"missing": f"No module named {side!r}"}
+                continue
+            sizes = {"steps": 4, "batch": 2}
+            if module is converter_cnn:
+                sizes = {"steps": 16, "batch": 2, "size": 8}
+            run, facts = module.prepare(side, **sizes)
+            seconds = [timing.once(run) for _ in range(count * repeats)]
+            sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
+        return sides
+
+    monkeypatch.setattr(timing, "rounds", rounds)
+
+
+def test_converter_cnn(monkeypatch, capsys, tmp_path):
+    peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
+    _fake(monkeypatch, converter_cnn, missing=peers)
+    out = tmp_path / "results" / "cnn.json"
+    only = "micro-batch 16,closed_form,SpikingJelly,sparxml"
+    result = converter_cnn.main(["--quick", "--only", only, "--out", str(out)])
+    printed = capsys.readouterr().out
+    ours = [side for side in result["sides"] if side not in peers]
+    assert len(ours) == 5 and converter_cnn.ANN in ours
+    for side in ours:
+        found = result["sides"][side]
+        assert found["samples_per_s"]["best"] >= found["samples_per_s"]["median"] > 0
+        assert found["time_over_ann"]["best"] > 0
+    for side in peers:
+        row = next(line for line in printed.splitlines() if f"| {side} " in line)
+        assert "not installed" in row
+    assert len(result["targets"]) == 2  # no peer, no target for it
+    assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
+    assert out.with_suffix(".md").read_text() == printed
+
+
+def test_calibration(monkeypatch, capsys):
+    _fake(monkeypatch, calibration)
+    result = calibration.main(["--quick", "--only", "digits_resnet"])
+    assert len(result["sides"]) == 3
+    for side in result["sides"].values():
+        assert side["facts"]["first"] > 0
+        assert side["over_passes"]["median"] > 0
+        assert side["facts"]["sites"] == 7
+    assert (
+        "layer by layer, no fits (estimate): digits_resnet" in capsys.readouterr().out
+    )
+
+
+def test_worker_process():
+    """The real protocol: one subprocess per side, a peer that is not there says so."""
+    code = "from benchmarks import timing; timing.serve(lambda: ({}, {{}}), ())"
+    missing = (
+        "from benchmarks import timing\n"
+        "def prepare():\n"
+        "    raise timing.NotInstalled('peer')\n"
+        "timing.serve(prepare, ())"
+    )
+    commands = {
+        "there": [sys.executable, "-c", code.format("lambda: print('noise')")],
+        "missing": [sys.executable, "-c", missing],
+    }
+    sides = timing.rounds(commands, count=2, repeats=3)
+    assert sides["missing"] == {"missing": "peer"}
+    assert len(sides["there"]["seconds"]) == 6
+    assert all(seconds > 0 for seconds in sides["there"]["seconds"])
+
+
+def test_failing_worker_is_an_error():
+    with pytest.raises(RuntimeError, match="broken"):
+        timing.rounds({"broken": [sys.executable, "-c", "1 / 0"]}, 1, 1)
+
+
+def test_commands_start():
+    """Both files start as a module, under an interpreter that need not have JAX."""
+    for name in ("converter_cnn", "calibration"):
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "--python PEER=PATH" in answer.stdout
+
+
+def test_checks_that_every_step_is_run():
+    outputs = np.zeros((4, 2, 3))
+    with pytest.raises(AssertionError, match="no step changes"):
+        converter_cnn.check_steps(outputs, 4)
+    outputs[0] = 1
+    with pytest.raises(AssertionError, match="last step"):
+        converter_cnn.check_steps(outputs, 4)
+    with pytest.raises(AssertionError):
+        converter_cnn.check_steps(outputs[:3], 4)
+
+
+def test_targets():
+    assert timing.target("seconds", 4.0, at_most=5)["met"]
+    assert not timing.target("speed", 3.4, at_least=3.5)["met"]
+
+
+def test_interpreters():
+    known = ("snnjax", "sparxml")
+    found = timing.interpreters(["sparxml=python3.13"], known)
+    assert found == {"snnjax": sys.executable, "sparxml": "python3.13"}
+    with pytest.raises(SystemExit, match="not one of"):
+        timing.interpreters(["nobody=python"], known)

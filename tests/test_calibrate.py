@@ -1,0 +1,288 @@
+"""Calibrators: their formulas against the oracle, and the error that each lowers."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import strategies as st
+
+from snnjax import calibrate
+from snnjax.calibrate import Fit, View
+from snnjax.network import Site
+from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+SITE = Site("hidden/relu", "relu", (3, 2), ("hidden",), 1, jnp.float32)
+NEURON = integrate_and_fire()
+half = {"floor": 0.0, "round": 0.5}
+
+seeds = st.integers(0, 2**32 - 1)
+few = hypothesis.settings(max_examples=8)
+compiled_output = jax.jit(mean_output, static_argnames=("neuron", "delay"))
+compiled_search = jax.jit(
+    calibrate.least_squares, static_argnames=("steps", "per", "objective")
+)
+
+
+def activations(seed, shape=(6, 3, 2)):
+    """ReLU of Gaussian numbers, channels of different size."""
+    numbers = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(
+        np.maximum(numbers * np.arange(1, shape[-1] + 1), 0), jnp.float32
+    )
+
+
+def view(seed, delay=0):
+    """A site of [3, 2] neurons, fed by a kernel from random spikes of STEPS steps."""
+    generator = np.random.default_rng(seed)
+    sources = generator.integers(0, 2, (STEPS, 8, 3, 5)).astype(np.float32)
+    kernel = jnp.asarray(generator.normal(size=(5, 2)), jnp.float32)
+    noise = generator.normal(size=(8, 3, 2)).astype(np.float32)
+    target = jax.nn.relu(sources.mean(0) @ kernel + 0.2 * noise)
+
+    def output(fit):
+        stream = sources @ fit.weights["hidden"]
+        return compiled_output(NEURON, fit.neuron, stream, delay=delay)
+
+    def take(rows, time=False):
+        return sources[:, rows] if time else sources.mean(0)[rows]
+
+    def current(size, time=False):
+        del size, time
+        return _current
+
+    seen = View(SITE, STEPS, delay, target, output, take, current)
+    fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
+    return seen, Fit(fresh, {"hidden": kernel})
+
+
+def _current(weights, sources):
+    return sources @ weights[0]
+
+
+# ----------------------------------------------------------------- formulas
+
+
+@hypothesis.given(seeds)
+def test_maximum_is_the_oracles(seed):
+    a = activations(seed)
+    layer, channel = (calibrate.maximum(a, per) for per in ("layer", "channel"))
+    assert layer == reference.max_threshold(np.asarray(a))
+    expected = reference.per_channel(reference.max_threshold, np.asarray(a))
+    np.testing.assert_array_equal(channel, expected)
+
+
+@pytest.mark.parametrize("p", [50.0, 90.0, 99.9, 100.0])
+def test_percentile_is_the_oracles(p):
+    a = activations(1) + 0.1
+    expected = reference.percentile_threshold(np.asarray(a), p)
+    assert calibrate.quantile(a, p) == pytest.approx(expected, rel=1e-5)
+    expected = reference.per_channel(
+        lambda c: reference.percentile_threshold(c, p), np.asarray(a)
+    )
+    found = calibrate.quantile(a, p, "channel")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["floor", "round"])
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_least_squares_is_the_oracles(steps, objective):
+    a = activations(steps)
+
+    def oracle(a):
+        return reference.least_squares_threshold(a, steps, half[objective])
+
+    numbers = np.asarray(a, np.float64)
+    layer = calibrate.least_squares(a, steps, objective=objective)
+    assert layer == pytest.approx(oracle(numbers), rel=1e-5)
+    channel = calibrate.least_squares(a, steps, "channel", objective)
+    expected = reference.per_channel(oracle, numbers)
+    np.testing.assert_allclose(channel, expected, rtol=1e-5)
+
+
+@hypothesis.given(seeds)
+def test_corrections_are_the_oracles(seed):
+    a, s = np.asarray(activations(seed)), np.asarray(activations(seed + 1))
+    np.testing.assert_allclose(
+        calibrate.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        calibrate.potential_correction(a, s, STEPS),
+        reference.potential_correction(a, s, STEPS),
+        atol=1e-5,
+    )
+    assert calibrate.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
+
+
+# ------------------------------------------------- the error that each lowers
+
+
+@few
+@hypothesis.given(seeds, st.sampled_from([1, 4, 16]), st.sampled_from(list(half)))
+def test_least_squares_has_no_larger_error_than_the_maximum(seed, steps, objective):
+    a = activations(seed)
+    numbers = np.asarray(a, np.float64)
+    errors = [
+        reference.squared_error(numbers, steps, float(threshold), half[objective])
+        for threshold in (
+            compiled_search(a, steps, objective=objective),
+            calibrate.maximum(a),
+        )
+    ]
+    assert errors[0] <= errors[1] + 1e-5
+
+
+def test_shift_makes_the_expected_flooring_error_zero():
+    """Activations uniform in [0, V_th]: the floor loses V_th / 2T, a shift none."""
+    neuron = integrate_and_fire(threshold=2.0).params()
+    a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
+    floor = (a - closed_form(neuron, a, STEPS)).mean()
+    shifted = neuron._replace(bias=calibrate.shift(neuron.threshold, STEPS))
+    assert floor == pytest.approx(calibrate.shift(2.0, STEPS), rel=1e-2)
+    assert (a - closed_form(shifted, a, STEPS)).mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_half_charge_equals_the_shift_once_all_input_is_in():
+    seen, fit = view(0)
+    charged = calibrate.half_charge()(seen, fit).neuron
+    shifted = calibrate.shift_bias()(seen, fit).neuron
+    assert charged.initial_potential == STEPS * shifted.bias
+    current = jnp.linspace(-1, 3, 50).reshape(-1, 1)
+    np.testing.assert_array_equal(
+        closed_form(charged, current, STEPS), closed_form(shifted, current, STEPS)
+    )
+
+
+@few
+@hypothesis.given(seeds, st.sampled_from([0, 1, STEPS]))
+def test_bias_correction_lowers_the_mean_error_of_the_channels(seed, delay):
+    seen, fit = view(seed, delay)
+
+    def error(fit):
+        lacking = calibrate.bias_correction(seen.activation, seen.output(fit))
+        return jnp.abs(lacking).sum()
+
+    fit = calibrate.shift_bias()(seen, fit)
+    corrected = calibrate.correct_bias()(seen, fit)
+    assert error(corrected) <= error(fit) + 1e-6
+    assert corrected.neuron.bias.shape == (2,)
+    assert error(calibrate.correct_bias(3)(seen, fit)) <= error(corrected) + 0.02
+
+
+@few
+@hypothesis.given(seeds, st.sampled_from([0, 1, STEPS]))
+def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, delay):
+    seen, fit = view(seed, delay)
+
+    def error(fit):
+        lacking = (seen.activation - seen.output(fit)).mean(0)
+        return jnp.abs(lacking).sum()
+
+    corrected = calibrate.correct_potential()(seen, fit)
+    assert error(corrected) <= error(fit) + 1e-6
+    assert corrected.neuron.initial_potential.shape == SITE.shape
+
+
+def test_potential_correction_overwrites_or_adds():
+    seen, fit = view(0)
+    charged = calibrate.half_charge()(seen, fit)
+    start = charged.neuron.initial_potential
+    lacking = seen.activation - seen.output(charged)
+    expected = STEPS * lacking.mean(0)
+    for add, kept in ((False, 0), (True, start)):
+        corrected = calibrate.correct_potential(add=add)(seen, charged)
+        found = corrected.neuron.initial_potential
+        np.testing.assert_allclose(found, kept + expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
+@pytest.mark.parametrize("delay", [0, STEPS])
+def test_weight_calibration_lowers_its_objective(objective, delay):
+    seen, fit = view(0, delay)
+    fit = calibrate.correct_bias()(seen, fit)
+
+    def error(weights):
+        every = np.arange(8)
+        if objective == "spikes" and delay < STEPS:
+            stream = _current([weights["hidden"]], seen.take(every, True))
+            output = unroll(NEURON, fit.neuron, stream).mean(0)
+        else:
+            neuron = fit.neuron
+            if objective == "floor":
+                zero = jnp.zeros(())
+                neuron = neuron._replace(bias=zero, initial_potential=zero)
+            current = _current([weights["hidden"]], seen.take(every))
+            output = closed_form(neuron, current, STEPS)
+        return ((seen.activation - output) ** 2).sum(-1).mean()
+
+    calibrated = calibrate.calibrate_weights(
+        objective, iterations=40, rate=0.02, batch=8
+    )(seen, fit)
+    assert error(calibrated.weights) < error(fit.weights)
+    assert calibrated.neuron is fit.neuron
+
+
+def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
+    seen, fit = view(0)
+    found = [
+        calibrate.calibrate_weights(iterations=5, rate=0.01, batch=2, seed=seed)(
+            seen, fit
+        ).weights["hidden"]
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert jnp.any(found[0] != found[2])
+
+
+# --------------------------------------------------------------- edge cases
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_thresholds_are_positive_even_where_nothing_is_active(per):
+    silent, half_silent = jnp.zeros((4, 2)), jnp.array([[3.0, 0.0], [1.0, 0.0]])
+    for find in (
+        calibrate.maximum,
+        lambda a, per: calibrate.quantile(a, 10.0, per),
+        lambda a, per: calibrate.least_squares(a, STEPS, per),
+    ):
+        assert (find(silent, per) > 0).all()
+        assert (find(half_silent, per) > 0).all()
+    np.testing.assert_array_equal(calibrate.maximum(silent, per), 1)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bug: the search adds its errors up in the network's bfloat16"
+)
+def test_a_bfloat16_search_is_as_good_as_a_float32_one():
+    a = activations(0, (64, 8, 8, 16)).astype(jnp.bfloat16)
+    for steps in (4, 16, 64):
+        found = calibrate.least_squares(a, steps)
+        expected = calibrate.least_squares(a.astype(jnp.float32), steps)
+        assert float(found) == pytest.approx(float(expected), rel=5e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: neuron parameters take the dtype of a")
+def test_neuron_parameters_are_float32_in_a_bfloat16_network():
+    a = activations(0).astype(jnp.bfloat16)
+    assert calibrate.maximum(a).dtype == jnp.float32
+    assert calibrate.bias_correction(a, a).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: calibrate.max_threshold("image"), "per is 'image'; allowed: 'layer'"),
+        (lambda: calibrate.light("neuron"), "per is 'neuron'"),
+        (lambda: calibrate.percentile(0.0), "p is 0.0; allowed: 0 < p <= 100"),
+        (lambda: calibrate.percentile(101), "p is 101"),
+        (lambda: calibrate.light(objective="ceil"), "objective is 'ceil'; allowed"),
+        (lambda: calibrate.calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
+    ],
+)
+def test_a_wrong_option_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,242 @@
+"""Capture: a network evaluated with its own activations is itself, bit for bit."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
+
+import snnjax
+from snnjax.capture import capture, with_activation
+from snnjax.network import identity
+
+
+class Block(nn.Module):
+    """A residual block with BatchNorm, dropout and remat, as users write them."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(x))
+        y = nn.Dropout(0.5, deterministic=True)(nn.relu(y))
+        return nn.relu(x + nn.Conv(4, (3, 3), dtype=jnp.bfloat16)(y))
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2)(x))
+        x = nn.remat(Block)()(x)
+        x = nn.avg_pool(x, (2, 2), padding="SAME")
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def linen_net():
+    model = Linen()
+    return Net(model.apply, model.init(jax.random.key(0), PIXELS), PIXELS, 3)
+
+
+@jax.jit
+def jitted_block(kernel, x):
+    return relu(x @ kernel)
+
+
+def calls(p, x):
+    """jit in jit, remat, one jitted block called twice, one ReLU function shared."""
+    act = functools.partial(relu)
+    inner = jax.jit(lambda p, x: act(jax.jit(jnp.matmul)(x, p["w1"]) + p["b1"]))
+    x = jax.checkpoint(inner)(p, x)
+    x = jitted_block(p["w2"], jitted_block(p["w2"].T, x))
+    return act(x) @ p["w3"]
+
+
+def bfloat16(p, x):
+    p = jax.tree.map(lambda w: w.astype(jnp.bfloat16), p)
+    x = relu(x.astype(jnp.bfloat16) @ p["w1"] + p["b1"])
+    return relu(x @ p["w2"]).astype(jnp.float32) @ p["w3"].astype(jnp.float32)
+
+
+MASK = np.eye(6, dtype=np.float32)
+
+
+def constants(p, x):
+    """An array that the function closes over, and a ReLU of parameters alone."""
+    x = relu(x @ p["w1"]) @ MASK
+    return x @ relu(p["w3"])
+
+
+def mapped(p, x):
+    """vmap over the batch: the network of one example."""
+    return jax.vmap(lambda x: relu(x @ p["w1"]) @ p["w3"])(x)
+
+
+TABLE = NETWORKS | {
+    "calls": Net(calls, FLAT, VECTORS, 4),
+    "bfloat16": Net(bfloat16, FLAT, VECTORS, 2),
+    "constants": Net(constants, FLAT, VECTORS, 1),
+    "vmap": Net(mapped, FLAT, VECTORS, 1),
+    "linen": linen_net,
+}
+
+
+@pytest.fixture(params=TABLE)
+def net(request):
+    found = TABLE[request.param]
+    return found() if callable(found) and not isinstance(found, Net) else found
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_identity_rule_is_the_network_bit_for_bit(net):
+    same = with_activation(net.fn, identity)
+    _assert_equal(jax.jit(same)(net.params, net.x), jax.jit(net.fn)(net.params, net.x))
+
+
+def test_identity_rule_has_the_networks_gradients(net):
+    def loss(fn, params, x):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(fn(params, x)))
+
+    gradients = [
+        jax.jit(jax.grad(functools.partial(loss, fn), argnums=(0, 1)))
+        for fn in (with_activation(net.fn, identity), net.fn)
+    ]
+    found, expected = (gradient(net.params, net.x) for gradient in gradients)
+    _assert_equal(found, expected)
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(expected))
+
+
+def test_every_activation_is_a_site(net):
+    found = snnjax.sites(net.fn, net.params, net.x)
+    firing = [site for site in found if site.fires]
+    assert len(firing) == net.sites
+    assert len({site.name for site in found}) == len(found)
+    assert all(site.parameters for site in firing if site.depth == 1)
+
+
+def test_the_rule_sees_each_site_once_in_order(net):
+    seen = []
+
+    def rule(site, x, *operands):
+        assert x.shape[0] == net.x.shape[0]
+        seen.append(site.name)
+        return identity(site, x, *operands)
+
+    with_activation(net.fn, rule)(net.params, net.x)
+    found = snnjax.sites(net.fn, net.params, net.x)
+    assert seen == [site.name for site in found]
+
+
+def test_only_the_shape_of_x_is_used(net):
+    shape = jax.ShapeDtypeStruct(net.x.shape, net.x.dtype)
+    assert snnjax.sites(net.fn, net.params, shape) == snnjax.sites(*net[:3])
+
+
+def test_depths_count_the_sites_on_the_longest_way():
+    depths = {
+        name: [site.depth for site in snnjax.sites(*NETWORKS[name][:3]) if site.fires]
+        for name in ("dense", "projection", "concatenation", "branches")
+    }
+    assert depths == {
+        "dense": [1, 2],
+        "projection": [1, 2, 3],
+        "concatenation": [1, 2, 3],
+        "branches": [1, 1],
+    }
+
+
+def test_a_site_knows_the_parameters_that_reach_it_first():
+    found = snnjax.sites(*NETWORKS["projection"][:3])
+    assert [site.parameters for site in found] == [
+        ("w1",),
+        ("b2", "w2"),
+        ("shortcut", "w3"),
+    ]
+
+
+def test_names_follow_the_modules():
+    net = linen_net()
+    names = [site.name for site in snnjax.sites(net.fn, net.params, net.x)]
+    assert names[0] == "Linen/relu"
+    assert all("Block_0" in name and name.startswith("Linen/") for name in names[1:])
+    assert names[2] == names[1] + "_1"
+
+
+def test_names_without_modules_follow_the_parameters():
+    names = [site.name for site in snnjax.sites(*NETWORKS["input skip"][:3])]
+    assert names == ["w1/relu", "relu"]  # the second: of w1 and w2
+    names = [site.name for site in snnjax.sites(*NETWORKS["branches"][:3])]
+    assert names == ["w1/relu", "w1/relu_1"]
+
+
+def test_the_table_shows_every_site():
+    text = str(snnjax.sites(*NETWORKS["max-pool after"][:3]))
+    head, *rows = text.splitlines()
+    assert head.split() == ["site", "kind", "shape", "depth", "parameters"]
+    assert len(rows) == 4
+    assert rows[0].split() == ["w1/relu", "relu", "6x6x4", "1", "w1"]
+    kinds = [row.split()[1] for row in rows]
+    assert kinds == ["relu", "max-pool"] * 2
+    starts = {row.index(kind, 8) for row, kind in zip(rows, kinds, strict=True)}
+    assert starts == {head.index("kind")}
+
+
+def test_clipped_activations_keep_their_maximum():
+    kinds = [site.kind for site in snnjax.sites(*NETWORKS["clipped"][:3])]
+    assert kinds == ["clipped relu", "clipped relu"]
+    doubled = with_activation(
+        NETWORKS["clipped"].fn, lambda site, x, maximum: jnp.zeros_like(x) + maximum
+    )
+    outputs = doubled(FLAT, VECTORS)
+    np.testing.assert_array_equal(outputs[0], 6 * FLAT["w3"].sum(0))
+
+
+def test_a_relu_of_parameters_alone_is_no_site():
+    found = snnjax.sites(constants, FLAT, VECTORS)
+    assert [site.name for site in found] == ["w1/relu"]
+
+
+def test_work_that_the_outputs_do_not_need_is_dropped():
+    def fn(p, x):
+        jnp.tanh(x @ p["w1"])
+        return relu(x @ p["w1"])
+
+    assert len(capture(fn, FLAT, VECTORS).sites) == 1
+
+
+def test_a_function_that_is_only_called_relu_is_no_site():
+    @jax.custom_jvp
+    def relu(x):
+        return jnp.where(x > 0, x * x, 0)
+
+    relu.defjvps(lambda dx, _, x: dx)
+    with pytest.raises(snnjax.ConversionError):
+        snnjax.sites(lambda p, x: relu(x @ p["w1"]), FLAT, VECTORS)
+
+
+def test_clipped_relu_has_the_papers_derivative():
+    x = jnp.array([-0.1, 0.0, 0.5, 1.0, 1.1])
+    slope, of_maximum = jax.jacobian(snnjax.clipped_relu, argnums=(0, 1))(x, 1.0)
+    np.testing.assert_array_equal(jnp.diag(slope), [0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(of_maximum, [0, 0, 0, 0, 1])
+
+
+def test_kernels_of_every_form_of_convolution_are_affine():
+    """Transposed, dilated and one-dimensional convolutions hold no site."""
+    kernel = eighths(3, (3, 3, 2, 2))
+
+    def fn(p, x):
+        x = relu(jax.lax.conv_transpose(x, p, (2, 2), "SAME"))
+        return jax.lax.conv_general_dilated(
+            relu(conv(x, p)),
+            p,
+            (1, 1),
+            "SAME",
+            rhs_dilation=(2, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    assert len(snnjax.sites(fn, kernel, PIXELS)) == 2

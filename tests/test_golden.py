@@ -1,0 +1,147 @@
+"""Numbers recorded from the authors' PyTorch code are met on a residual network.
+
+``golden/snn_calibration.npz``: inputs (NHWC), weights (HWIO), and for T in {4, 16} and
+five recipes the thresholds, bias deltas, initial potentials, mean outputs of every
+site and logits; also their threshold search on one tensor.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import conv, relu
+
+import snnjax
+from snnjax import calibrate
+from snnjax.calibrate import Recipe
+
+PATH = pathlib.Path(__file__).parent / "golden" / "snn_calibration.npz"
+SEARCH = calibrate.least_squares_threshold()
+SHIFT = calibrate.shift_bias()
+RECIPES = {
+    "max": snnjax.max_activation(),
+    "max_shift": snnjax.bias_shift(),
+    "mmse_shift": Recipe(((SEARCH, SHIFT),)),
+    "light": snnjax.light(),
+    "pc": Recipe(((SEARCH, SHIFT, calibrate.correct_potential()),)),
+}
+# Spikes that may differ by rounding, among all neurons of all sites. "max": the image
+# and neuron that hold the maximum have a potential of T V_th at the last step. "pc",
+# T = 16: one neuron of the last site lies within rounding of its threshold.
+FLIPS = {("max", 4): 1, ("max", 16): 1, ("pc", 16): 1}
+
+
+@functools.cache
+def golden():
+    with np.load(PATH) as file:
+        return dict(file)
+
+
+def weights():
+    return {k[2:]: jnp.asarray(v) for k, v in golden().items() if k[:2] == "w/"}
+
+
+def norm(p, name, x):
+    deviation = jnp.sqrt(p[f"{name}.running_var"] + 1e-5)
+    x = (x - p[f"{name}.running_mean"]) / deviation
+    return x * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def network(p, x, act=relu):
+    def convolve(name, x, stride=1, padding=1):
+        pads = ((padding, padding),) * 2
+        return conv(x, p[f"{name}.weight"], stride, pads)
+
+    x = act(norm(p, "bn1", convolve("conv1", x)))
+    for block, stride in (("block1", 1), ("block2", 2)):
+        shortcut = x
+        if stride == 2:
+            shortcut = convolve(f"{block}.downsample.0", x, 2, 0)
+            shortcut = norm(p, f"{block}.downsample.1", shortcut)
+        y = act(norm(p, f"{block}.bn1", convolve(f"{block}.conv1", x, stride)))
+        y = norm(p, f"{block}.bn2", convolve(f"{block}.conv2", y))
+        x = act(y + shortcut)
+    return x.mean((1, 2)) @ p["linear.weight"] + p["linear.bias"]
+
+
+def watched(p, x):
+    """The network's logits, and the outputs of its sites."""
+    outputs = []
+
+    def act(x):
+        outputs.append(relu(x))
+        return outputs[-1]
+
+    return network(p, x, act), outputs
+
+
+@functools.cache
+def converted(recipe, steps):
+    x = jnp.asarray(golden()["x"])
+    return snnjax.convert(network, weights(), x, steps=steps, recipe=RECIPES[recipe])
+
+
+def simulated(recipe, steps):
+    """Mean logits, and mean outputs of every site."""
+    simulate = snnjax.spiking(watched, steps=steps, execution="by_layer")
+    outputs = jax.jit(simulate)(converted(recipe, steps), jnp.asarray(golden()["x"]))
+    return jax.tree.map(lambda out: np.asarray(out.mean(0)), outputs)
+
+
+every = pytest.mark.parametrize(
+    "recipe, steps", [(recipe, steps) for recipe in RECIPES for steps in (4, 16)]
+)
+
+
+def test_the_network_is_the_authors():
+    logits = network(weights(), jnp.asarray(golden()["x"]))
+    np.testing.assert_allclose(logits, golden()["ann_logits"], atol=1e-5)
+    found = snnjax.sites(network, weights(), jnp.asarray(golden()["x"]))
+    assert len(found) == len(golden()["sites"])
+
+
+@every
+def test_parameters_are_the_authors(recipe, steps):
+    for i, params in enumerate(converted(recipe, steps).neurons.values()):
+        site = f"T{steps}/{recipe}/site{i}"
+        threshold = golden()[f"{site}/threshold"]
+        assert params.threshold == pytest.approx(threshold, rel=1e-5)
+        if recipe == "light":
+            delta = params.bias - calibrate.shift(params.threshold, steps)
+            expected = golden()[f"{site}/bias_delta"]
+            np.testing.assert_allclose(delta, expected, atol=1e-5)
+        if recipe == "pc":
+            error = params.initial_potential - golden()[f"{site}/initial_potential"]
+            # One spike of one of the images moves the mean charge by V_th / N.
+            one_spike = threshold / len(golden()["x"])
+            moved = np.abs(error) > 1e-4
+            assert moved.sum() <= FLIPS.get((recipe, steps), 0)
+            np.testing.assert_allclose(np.abs(error[moved]), one_spike, rtol=1e-3)
+
+
+@every
+def test_mean_outputs_are_the_authors(recipe, steps):
+    logits, outputs = simulated(recipe, steps)
+    flips = 0
+    for i, output in enumerate(outputs):
+        site = f"T{steps}/{recipe}/site{i}"
+        error = np.abs(output - golden()[f"{site}/mean_output"])
+        differs = error > 1e-5
+        one_spike = golden()[f"{site}/threshold"] / steps
+        np.testing.assert_allclose(error[differs], one_spike, rtol=1e-3)
+        flips += differs.sum()
+    assert flips <= FLIPS.get((recipe, steps), 0)
+    error = np.abs(logits - golden()[f"T{steps}/{recipe}/mean_logits"])
+    assert (error.max(1) > 1e-5).sum() <= flips
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("steps", [4, 8, 32])
+def test_threshold_search_is_the_authors(steps, per):
+    found = calibrate.least_squares(
+        jnp.asarray(golden()["mmse/activation"]), steps, per
+    )
+    np.testing.assert_allclose(found, golden()[f"mmse/T{steps}/{per}"], rtol=1e-5)

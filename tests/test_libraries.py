@@ -1,0 +1,162 @@
+"""The same network in five libraries gives the same spiking network."""
+
+import functools
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import snnjax
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 8
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6, 6, 2)), jnp.float32)
+
+
+def arrays():
+    """Kernels of a convolution and two dense layers, and their biases."""
+    shapes = [(3, 3, 2, 4), (4,), (4, 5), (5,), (5, 3), (3,)]
+    generator = np.random.default_rng(1)
+    return [jnp.asarray(generator.normal(size=s) / 2, jnp.float32) for s in shapes]
+
+
+def fill(params):
+    """Put `arrays` into a nested dict of three layers, in order of their names."""
+    numbers = iter(arrays())
+    filled = {}
+    for layer in sorted(params):
+        kernel = next(name for name in params[layer] if name in ("kernel", "w"))
+        (bias,) = set(params[layer]) - {kernel}
+        filled[layer] = {kernel: next(numbers), bias: next(numbers)}
+    return filled
+
+
+def plain():
+    def fn(p, x):
+        x = jax.lax.conv_general_dilated(
+            x, p[0], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(x + p[1]).mean((1, 2))
+        return jax.nn.relu(x @ p[2] + p[3]) @ p[4] + p[5]
+
+    return fn, arrays()
+
+
+def linen():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(4, (3, 3), name="a")(x)).mean((1, 2))
+            return nn.Dense(3, name="c")(nn.relu(nn.Dense(5, name="b")(x)))
+
+    params = Net().init(jax.random.key(0), X)["params"]
+    return Net().apply, {"params": fill(params)}
+
+
+def nnx_split():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.a = nnx.Conv(2, 4, (3, 3), rngs=rngs)
+            self.b = nnx.Linear(4, 5, rngs=rngs)
+            self.c = nnx.Linear(5, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.a(x)).mean((1, 2))
+            return self.c(nnx.relu(self.b(x)))
+
+    net = Net(nnx.Rngs(0))
+    numbers = iter(arrays())
+    for layer in (net.a, net.b, net.c):
+        layer.kernel = nnx.Param(next(numbers))
+        layer.bias = nnx.Param(next(numbers))
+    graph, state = nnx.split(net)
+    return lambda state, x: nnx.merge(graph, state)(x), state
+
+
+def equinox():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        a: eqx.nn.Conv2d
+        b: eqx.nn.Linear
+        c: eqx.nn.Linear
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.a(jnp.moveaxis(x, -1, 0))).mean((1, 2))
+            return self.c(jax.nn.relu(self.b(x)))
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    net = Net(
+        eqx.nn.Conv2d(2, 4, 3, padding=1, key=keys[0]),
+        eqx.nn.Linear(4, 5, key=keys[1]),
+        eqx.nn.Linear(5, 3, key=keys[2]),
+    )
+    conv, conv_bias, b, b_bias, c, c_bias = arrays()
+    values = [jnp.transpose(conv, (3, 2, 0, 1)), conv_bias[:, None, None]]
+    values += [b.T, b_bias, c.T, c_bias]
+    net = eqx.tree_at(
+        lambda n: [getattr(m, k) for m in (n.a, n.b, n.c) for k in ("weight", "bias")],
+        net,
+        values,
+    )
+    params, static = eqx.partition(net, eqx.is_array)
+    return lambda params, x: jax.vmap(eqx.combine(params, static))(x), params
+
+
+def haiku():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
+        hk = pytest.importorskip("haiku")
+
+    def forward(x):
+        x = jax.nn.relu(hk.Conv2D(4, 3, name="a")(x)).mean((1, 2))
+        return hk.Linear(3, name="c")(jax.nn.relu(hk.Linear(5, name="b")(x)))
+
+    net = hk.without_apply_rng(hk.transform(forward))
+    return net.apply, fill(net.init(jax.random.key(0), X))
+
+
+@functools.cache
+def spiking_outputs(build, recipe):
+    fn, params = build()
+    snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=recipe)
+    neurons = list(snn.neurons.values())
+    return neurons, snnjax.spiking(fn, steps=STEPS)(snn, X)
+
+
+CHANNELS_FIRST = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="bug: the last axis is taken for the channel, here it is the width",
+)
+ALL = [linen, nnx_split, equinox, haiku]
+
+
+@pytest.mark.parametrize(
+    "build, recipe",
+    [(build, snnjax.bias_shift()) for build in ALL]
+    + [(build, snnjax.light()) for build in (linen, nnx_split, haiku)]
+    + [pytest.param(equinox, snnjax.light(), marks=CHANNELS_FIRST)],
+)
+def test_every_library_gives_the_same_spiking_network(build, recipe):
+    neurons, outputs = spiking_outputs(build, recipe)
+    expected, outputs_expected = spiking_outputs(plain, recipe)
+    for found, params in zip(neurons, expected, strict=True):
+        np.testing.assert_allclose(found.threshold, params.threshold, rtol=1e-5)
+        np.testing.assert_allclose(found.bias, params.bias, atol=1e-5)
+    np.testing.assert_allclose(outputs, outputs_expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_paths_name_the_layers(build):
+    fn, params = build()
+    first, second = snnjax.sites(fn, params, X)
+    for site, layer in ((first, "a"), (second, "b")):
+        assert len(site.parameters) == 2
+        assert all(f"/{layer}/" in f"/{path}" for path in site.parameters)
+        assert "value" not in site.name and "." not in site.name

@@ -1,0 +1,394 @@
+"""Simulation: executions agree, delays wait, and rates approach the ANN."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from networks import FLAT, NETWORKS, VECTORS, Net, eighths, max_pool, relu
+
+import snnjax
+from snnjax.network import running_maximum
+from snnjax.neurons import integrate_and_fire, lif
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+
+
+def halves(net, seed=0, **changes):
+    """An SNN with thresholds 1/2 or 1 and other parameters in eighths: exact sums."""
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=integrate_and_fire())
+    neurons = {}
+    for site in snnjax.sites(net.fn, net.params, net.x):
+        if site.fires:
+            seed += 1
+            neurons[site.name] = snn.neurons[site.name]._replace(
+                threshold=0.5 * eighths(seed, site.shape[-1:], 1, 3) * 8,
+                bias=eighths(seed + 10, site.shape[-1:], -2, 3),
+                initial_potential=eighths(seed + 20, site.shape, -4, 5),
+            )
+    return dataclasses.replace(snn, neurons=neurons, **changes)
+
+
+def encode(net, inputs):
+    """x and key for one of the three kinds of input."""
+    if inputs == "poisson":
+        return jnp.abs(net.x), jax.random.key(3)
+    if inputs == "sequence":
+        return eighths(5, (STEPS, *net.x.shape)), None
+    return net.x, None
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def outputs(net, snn, inputs="constant", **options):
+    options = {"steps": STEPS, "inputs": inputs} | options
+    simulate = jax.jit(snnjax.spiking(net.fn, **options))
+    return simulate(snn, *encode(net, inputs))
+
+
+EXACT = [name for name in NETWORKS if name != "batch norm"]  # a root is not exact
+SOME = ["dense", "projection", "max-pool before", "several outputs"]
+
+
+@pytest.mark.parametrize(
+    "name, delay",
+    [(name, delay) for name in EXACT for delay in (1, STEPS)]
+    + [(name, delay) for name in SOME for delay in (0, 2)],
+)
+def test_executions_give_the_same_spikes(name, delay):
+    net = NETWORKS[name]
+    snn = halves(net)
+    by_step = outputs(net, snn, delay=delay, execution="by_step")
+    assert_equal(by_step, outputs(net, snn, delay=delay, execution="by_layer"))
+    if delay == STEPS:
+        assert_equal(by_step, outputs(net, snn, delay=delay, execution="closed_form"))
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(by_step))
+
+
+@pytest.mark.parametrize(
+    "name, inputs, delay",
+    [
+        ("input skip", "poisson", 0),
+        ("input skip", "sequence", 1),
+        ("input skip", "sequence", STEPS),
+        ("max-pool before", "sequence", 1),
+        ("dense", "poisson", STEPS),
+    ],
+)
+def test_executions_agree_on_every_kind_of_input(name, inputs, delay):
+    net = NETWORKS[name]
+    snn = halves(net)
+    by_step = outputs(net, snn, inputs, delay=delay, execution="by_step")
+    assert_equal(by_step, outputs(net, snn, inputs, delay=delay, execution="by_layer"))
+    if delay == STEPS:
+        total = outputs(net, snn, inputs, delay=delay, execution="closed_form").sum(0)
+        np.testing.assert_array_equal(by_step.sum(0), total)
+
+
+@pytest.mark.parametrize(
+    "name, inputs, micro_batch",
+    [
+        ("projection", "constant", 3),
+        ("several outputs", "poisson", 3),
+        ("several outputs", "sequence", 1),
+        ("dense", "constant", 9),
+    ],
+)
+def test_micro_batches_give_the_same(name, inputs, micro_batch):
+    net = NETWORKS[name]
+    snn = halves(net)
+    whole = outputs(net, snn, inputs)
+    assert_equal(whole, outputs(net, snn, inputs, micro_batch=micro_batch))
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_dense_network_is_the_oracles(reset, delay):
+    net = NETWORKS["dense"]
+    snn = halves(net)
+    found = outputs(net, snn, delay=delay, neuron=integrate_and_fire(reset=reset))
+    p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
+    first, second = (
+        {
+            "threshold": np.asarray(n.threshold),
+            "bias": np.asarray(n.bias),
+            "start": np.asarray(n.initial_potential),
+        }
+        for n in snn.neurons.values()
+    )
+    currents = np.stack([np.asarray(VECTORS) @ p["w1"] + p["b1"]] * STEPS)
+    spikes = reference.simulate(currents, **first, reset=reset, delay=delay)
+    spikes = reference.simulate(spikes @ p["w2"], **second, reset=reset, delay=delay)
+    np.testing.assert_array_equal(found, spikes @ p["w3"])
+
+
+def test_a_running_maximum_is_the_oracles():
+    stream = eighths(0, (6, 2, 4, 4, 3), 0, 2) * 8
+    found = running_maximum(max_pool, stream)
+    expected = reference.max_pool(np.asarray(stream), max_pool)
+    np.testing.assert_array_equal(found, expected)
+    assert set(np.unique(found)) <= {0.0, 1.0}
+
+
+LOST = pytest.mark.xfail(
+    strict=True,
+    raises=(TypeError, ValueError),
+    reason="bug: convert drops a site's input that a later stage reads too",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=LOST if n in ("bare pre-activation", "branches") else ())
+        for n in NETWORKS
+    ],
+)
+def test_rates_approach_the_ann(name, delay=0):
+    net = NETWORKS[name]
+    ann = net.fn(net.params, net.x)
+    errors = []
+    for steps in (8, 512):
+        snn = snnjax.convert(
+            net.fn,
+            net.params,
+            net.x,
+            steps=steps,
+            delay=delay,
+            recipe=snnjax.max_activation(),
+        )
+        simulate = snnjax.spiking(net.fn, steps=steps, delay=delay)
+        mean = jax.tree.map(lambda out: out.mean(0), jax.jit(simulate)(snn, net.x))
+        gaps = jax.tree.map(lambda a, s: jnp.abs(a - s).mean(), ann, mean)
+        errors.append(sum(jax.tree.leaves(gaps)))
+    size = sum(jnp.abs(leaf).mean() for leaf in jax.tree.leaves(ann))
+    assert errors[1] < errors[0] / 4
+    assert errors[1] < 0.03 * size
+
+
+def test_a_maximum_of_each_step_would_not_converge():
+    """The reason for the running maximum: neighbours that take turns add up."""
+
+    def fn(p, x):
+        return max_pool(relu(x * p), 2, 2)
+
+    x = jnp.array([0.5, 0.25, 0.5, 0.375]).reshape(1, 2, 2, 1)
+    start = jnp.array([0.0, 0.5, 0.5, 0.25]).reshape(2, 2, 1)
+    snn = snnjax.init(fn, jnp.ones(()), x, neuron=integrate_and_fire())
+    (name,) = snn.neurons
+    shifted = snn.neurons[name]._replace(initial_potential=start)
+    snn = dataclasses.replace(snn, neurons={name: shifted})
+    ours = snnjax.spiking(fn, steps=64)(snn, x).mean(0)
+    np.testing.assert_allclose(ours.ravel(), 0.5, atol=1 / 64 + 1e-6)
+    spikes = snnjax.spiking(lambda p, x: relu(x * p), steps=64)(
+        dataclasses.replace(snn, neurons={"relu": shifted}), x
+    )
+    each_step = jax.vmap(max_pool)(spikes).mean(0)
+    assert each_step.item() > 0.7
+
+
+def test_a_delay_reads_evidence_before_the_first_spike():
+    """Late input: without a delay the spikes come too late to be counted."""
+    currents = jnp.array([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
+    net = Net(lambda p, x: relu(x * p), jnp.ones(()), currents[0], 1)
+    snn = snnjax.init(*net[:3], neuron=integrate_and_fire(threshold=0.5))
+    rates = [
+        snnjax.spiking(net.fn, steps=4, delay=delay, inputs="sequence")(
+            snn, currents
+        ).mean()
+        for delay in (0, 2)
+    ]
+    np.testing.assert_array_equal(rates, [0.25, 0.5])
+
+
+def test_latency_grows_with_depth():
+    found = snnjax.sites(*NETWORKS["projection"][:3])
+    assert [snnjax.latency(found, 8, delay) for delay in (0, 1, 8)] == [8, 11, 32]
+
+
+def test_first_outputs_of_a_longer_run_are_a_shorter_run():
+    net = NETWORKS["projection"]
+    snn = halves(net)
+    longer = outputs(net, snn, steps=6)
+    np.testing.assert_array_equal(longer[:STEPS], outputs(net, snn))
+
+
+def test_readout_is_added_at_every_step():
+    net = NETWORKS["dense"]
+    plain = outputs(net, halves(net))
+    readout = jnp.array([1.0, 2.0, 3.0])
+    corrected = outputs(net, halves(net, readout=readout))
+    np.testing.assert_array_equal(corrected, plain + readout)
+
+
+def test_vmap_over_thresholds_tries_several_networks():
+    net = NETWORKS["dense"]
+    snn = halves(net)
+    scales = jnp.array([1.0, 2.0, 4.0])
+
+    def run(scale):
+        neurons = {
+            name: n._replace(threshold=scale * n.threshold)
+            for name, n in snn.neurons.items()
+        }
+        scaled = dataclasses.replace(snn, neurons=neurons)
+        return snnjax.spiking(net.fn, steps=STEPS)(scaled, net.x)
+
+    together = jax.vmap(run)(scales)
+    for one, scale in zip(together, scales, strict=True):
+        np.testing.assert_array_equal(one, run(scale))
+    assert jnp.any(together[0] != together[2])
+
+
+@pytest.mark.parametrize("name, delay", [("dense", 0), ("input skip", 1)])
+def test_executions_give_the_same_gradient(name, delay):
+    net = NETWORKS[name]
+    snn = halves(net)
+
+    def gradient(execution):
+        simulate = snnjax.spiking(
+            net.fn, steps=STEPS, delay=delay, execution=execution, neuron=lif()
+        )
+        return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum()))(snn)
+
+    by_step, by_layer = gradient("by_step"), gradient("by_layer")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        by_step,
+        by_layer,
+    )
+    used = set(snnjax.sites(net.fn, net.params, net.x)[0].parameters)
+    assert used and all(jnp.any(by_step.params[path] != 0) for path in used)
+    assert all(jnp.any(n.threshold != 0) for n in by_step.neurons.values())
+
+
+def test_closed_form_is_differentiable():
+    net = NETWORKS["input skip"]
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=STEPS)
+    simulate = snnjax.spiking(net.fn, steps=STEPS, delay=STEPS)
+    slope = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
+    assert jnp.isfinite(slope.params["w1"]).all() and jnp.any(slope.params["w1"] != 0)
+
+
+def test_training_lowers_the_loss():
+    """A few steps of gradient descent through the surrogate."""
+    net = NETWORKS["dense"]
+    target = net.fn(net.params, net.x)
+    snn = snnjax.init(*net[:3], neuron=lif(leak=0.9))
+    simulate = snnjax.spiking(net.fn, steps=STEPS, neuron=lif(leak=0.9))
+
+    @jax.jit
+    def loss(params):
+        trained = dataclasses.replace(snn, params=params)
+        return ((simulate(trained, net.x).mean(0) - target) ** 2).mean()
+
+    params, first = net.params, loss(net.params)
+    for _ in range(20):
+        slope = jax.grad(loss)(params)
+        params = jax.tree.map(lambda w, g: w - 0.02 * g, params, slope)
+    assert loss(params) < 0.7 * first
+
+
+def test_spikes_of_a_bfloat16_network_are_bfloat16():
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), FLAT)
+    net = Net(NETWORKS["dense"].fn, params, VECTORS.astype(jnp.bfloat16), 2)
+    found = outputs(net, halves(net))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, outputs(NETWORKS["dense"], halves(net)))
+
+
+@pytest.mark.parametrize("delay", [0, 1, STEPS])
+def test_a_default_run_obeys_the_neurons_of_init(delay):
+    """`init` gives LIF neurons; every execution must let them leak."""
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3])
+    default = outputs(net, snn, delay=delay)
+    expected = outputs(net, snn, delay=delay, execution="by_layer", neuron=lif())
+    if delay == STEPS and not np.array_equal(default, expected):
+        pytest.xfail("bug: 'auto' takes closed_form, which ignores the leak")
+    np.testing.assert_array_equal(default, expected)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: an output that is a literal has no steps")
+def test_a_constant_output_has_a_time_axis():
+    net = NETWORKS["dense"]
+    both = Net(lambda p, x: (net.fn(p, x), 1.0), *net[1:])
+    _, constant = outputs(both, halves(net))
+    assert constant.shape == (STEPS,)
+
+
+DENSE = NETWORKS["dense"]
+FITTED = halves(DENSE, steps=STEPS, delay=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
+        ({"steps": 4.0}, "steps is 4.0"),
+        ({"delay": -1}, "delay is -1; allowed: .* from 0 .* to steps=4"),
+        ({"delay": STEPS + 1}, "delay is 5"),
+        ({"execution": "by_time"}, "execution is 'by_time'; allowed: auto, by_step"),
+        ({"execution": "closed_form"}, "needs delay == steps .* found delay 0"),
+        (
+            {"execution": "closed_form", "delay": STEPS, "neuron": lif()},
+            "needs .* another neuron",
+        ),
+        ({"inputs": "events"}, "inputs is 'events'; allowed: constant, poisson"),
+        ({"micro_batch": 0}, "micro_batch is 0; allowed: >= 1"),
+    ],
+)
+def test_a_wrong_option_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
+
+
+@pytest.mark.parametrize(
+    "options, snn, x, key, message",
+    [
+        ({"steps": 8}, FITTED, VECTORS, None, "fitted to steps=4, delay=0 and cannot"),
+        ({"delay": 1}, FITTED, VECTORS, None, "run with steps=4, delay=1"),
+        ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
+        ({}, FITTED, VECTORS, jax.random.key(0), "draws nothing: leave key out"),
+        (
+            {"inputs": "poisson"},
+            FITTED,
+            VECTORS,
+            jax.random.key(0),
+            "found values from -1.* allowed: 0 to 1",
+        ),
+        (
+            {"inputs": "sequence"},
+            FITTED,
+            jnp.ones((3, 4, 4)),
+            None,
+            "needs x \\[steps=4, batch, ...\\]; found shape \\(3, 4, 4\\)",
+        ),
+        (
+            {},
+            dataclasses.replace(FITTED, neurons={}),
+            VECTORS,
+            None,
+            "sites without neurons: \\['relu', 'w2/relu'\\]",
+        ),
+        (
+            {},
+            dataclasses.replace(
+                FITTED, neurons=FITTED.neurons | {"other": lif().params()}
+            ),
+            VECTORS,
+            None,
+            "No such site: \\['other'\\]",
+        ),
+    ],
+)
+def test_a_wrong_call_is_refused(options, snn, x, key, message):
+    simulate = snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
+    with pytest.raises(ValueError, match=message):
+        simulate(snn, x, key)
