@@ -42,8 +42,8 @@ def save_snn(out: Path, snn: SNN, card: dict[str, Any]) -> Path:
     }
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(out / "snn", arrays, force=True)
-    card = {**card, "steps": snn.steps, "delay": snn.delay}
-    (out / "snn.json").write_text(json.dumps(card, indent=2) + "\n")
+    fitted = {"steps": snn.steps, "delay": snn.delay, "reset": snn.reset}
+    (out / "snn.json").write_text(json.dumps({**card, **fitted}, indent=2) + "\n")
     return out / "snn"
 
 
@@ -76,7 +76,7 @@ def load_snn(path: str | Path) -> Restored:
         model = build(
             card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
         )
-        steps, delay = card["steps"], card["delay"]
+        fitted = {name: card[name] for name in ("steps", "delay", "reset")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"card {card_file} describes no SNN: {error!r}") from None
     with ocp.StandardCheckpointer() as checkpointer:
@@ -91,7 +91,8 @@ def load_snn(path: str | Path) -> Restored:
         for name, fields in arrays["neurons"].items()
     }
     readout = arrays["readout"].get("correction")
-    return Restored(model, SNN(arrays["params"], neurons, readout, steps, delay), card)
+    snn = SNN(arrays["params"], neurons, readout, **fitted)
+    return Restored(model, snn, card)
 
 
 def canonical(snn: SNN, outputs: jax.ShapeDtypeStruct, shapes: dict) -> SNN:

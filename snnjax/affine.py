@@ -6,6 +6,7 @@ so a network converts exactly if everything between its activations is affine.
 `check` proves that, or reports everything in the way, with its path and the remedy.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -150,13 +151,65 @@ def check(equations, dependent, avals, batch, outputs) -> None:
         for kind, names in _merge(path, kinds).items()
     ]
     sites = [eq for eq in equations if eq.site is not None]
-    problems += _shape_problems(sites, avals, batch, outputs, dependent)
+    problems += _shape_problems(sites, avals, batch, outputs)
     if not problems and not any(eq.site.fires for eq in sites):
         problems = [
             Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
         ]
     if problems:
         raise ConversionError(problems)
+
+
+def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | None:
+    """Which axis of an equation's output counts channels; None if that is unknown.
+
+    Convolutions and matrix products make channels; what follows moves them about.
+
+    Args:
+        equation: one that depends on the input.
+        dependent: variables that depend on the input.
+        avals: variable -> shape and dtype.
+        channels: variable -> axis, as far as it is known.
+    """
+    name = getattr(equation.primitive, "name", "")
+    params = {key: static.value for key, static in equation.params}
+    if name == "conv_general_dilated":
+        return params["dimension_numbers"].out_spec[1]
+    if name == "dot_general":
+        return _dot_channel(equation, dependent, avals, params["dimension_numbers"])
+    known = [v for v in equation.inputs if v in channels]
+    if not known:
+        return None
+    before, after = avals[known[0]].shape, avals[equation.outputs[0]].shape
+    axis = channels[known[0]]
+    if name == "transpose":
+        return list(params["permutation"]).index(axis)
+    if name == "broadcast_in_dim":
+        return params["broadcast_dimensions"][axis]
+    if name in ("reduce_sum", "reduce_max"):
+        gone = params["axes"]
+        return None if axis in gone else axis - sum(a < axis for a in gone)
+    if len(before) == len(after) and name != "reshape":
+        return axis
+    # A reshape keeps the axis if as much stands behind it as before.
+    behind = math.prod(before[axis + 1 :])
+    for i, size in enumerate(after):
+        if size == before[axis] and math.prod(after[i + 1 :]) == behind:
+            return i
+    return None
+
+
+def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
+    """The last free axis of the weights, where a product puts it."""
+    contract, batch = dimension_numbers
+    free = []
+    for side, v in enumerate(equation.inputs[:2]):
+        taken = {*contract[side], *batch[side]}
+        axes = [a for a in range(len(avals[v].shape)) if a not in taken]
+        free += [v not in dependent] * len(axes)
+    if True not in free:
+        return None
+    return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
 
 
 def _trouble(equation, dependent, avals) -> str | None:
@@ -194,8 +247,14 @@ def _name(equation) -> str:
 
 
 def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
-    """One entry for a norm: its variance is clipped at 0 and multiplied in."""
-    if not {"sqrt", "rsqrt"}.intersection(kinds.get("statistics", ())):
+    """One entry for what is one operation to a person: a norm, a softmax, a GELU."""
+    found = {name for names in kinds.values() for name in names}
+    if {"exp", "div"} <= found:  # a softmax that JAX has inlined
+        return {"softmax": ["softmax", *sorted(found)]}
+    norm = bool({"sqrt", "rsqrt"} & found)
+    if "activation" in kinds and "integer_pow" in found and not norm:  # GELU, likewise
+        return {"activation": sorted(found)}
+    if not norm or "statistics" not in kinds:
         return kinds
     merged = dict(kinds)
     absorbed = merged.pop("clip", []) + merged.pop("product", [])
@@ -203,14 +262,15 @@ def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     return merged
 
 
-def _shape_problems(sites, avals, batch, outputs, dependent):
+def _shape_problems(sites, avals, batch, outputs):
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )
     places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
-    places += [("", v, "an output") for v in outputs if v in dependent]
+    places += [("", v, "an output") for v in outputs]
     for path, variable, what in places:
-        shape = tuple(avals[variable].shape)
+        constant = not isinstance(variable, int)
+        shape = () if constant else tuple(avals[variable].shape)
         if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)

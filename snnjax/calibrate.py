@@ -23,12 +23,13 @@ from snnjax.surrogate import Surrogate, dspike
 # ------------------------------------------------------------ the mathematics
 
 
-def maximum(activation: jax.Array, per: str = "layer") -> jax.Array:
+def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
     """max |a| over the images: the classical threshold ("threshold balancing").
 
     Args:
-        activation: ANN activations [N, ..., C], >= 0.
-        per: "layer" gives a scalar, "channel" [C].
+        activation: ANN activations [N, ...], >= 0.
+        per: "layer" gives a scalar, "channel" [C] (or [C, 1, 1] if two axes follow).
+        channel: axis that counts channels, from the end.
 
     A channel that is never active takes the layer's maximum, and a layer that is
     never active takes 1: a threshold must be positive.
@@ -37,29 +38,40 @@ def maximum(activation: jax.Array, per: str = "layer") -> jax.Array:
     >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
     [2. 2.]
     """
+    activation = activation.astype(jnp.float32)
     layer = activation.max()
     layer = jnp.where(layer > 0, layer, 1)
     if per == "layer":
         return layer
-    channel = activation.max(_all_but_channel(activation))
-    return jnp.where(channel > 0, channel, layer)
+    each = _over_all_but(channel, jnp.max, activation)
+    return jnp.where(each > 0, each, layer)
 
 
-def quantile(activation: jax.Array, p: float, per: str = "layer") -> jax.Array:
+def quantile(
+    activation: jax.Array, p: float, per: str = "layer", channel: int = -1
+) -> jax.Array:
     """The p-th percentile of the activations; where it is 0, their `maximum`.
 
     Args:
-        activation: ANN activations [N, ..., C], >= 0.
+        activation: ANN activations [N, ...], >= 0.
         p: 0 < p <= 100, in percent.
-        per: "layer" gives a scalar, "channel" [C].
+        per, channel: as for `maximum`.
     """
-    axes = None if per == "layer" else _all_but_channel(activation)
-    value = jnp.percentile(activation, p, axis=axes)
-    return jnp.where(value > 0, value, maximum(activation, per))
+    activation = activation.astype(jnp.float32)
+    if per == "layer":
+        value = jnp.percentile(activation, p)
+    else:
+        percentile = functools.partial(jnp.percentile, q=p)
+        value = _over_all_but(channel, percentile, activation)
+    return jnp.where(value > 0, value, maximum(activation, per, channel))
 
 
 def least_squares(
-    activation: jax.Array, steps: int, per: str = "layer", objective: str = "floor"
+    activation: jax.Array,
+    steps: int,
+    per: str = "layer",
+    objective: str = "floor",
+    channel: int = -1,
 ) -> jax.Array:
     """The threshold whose ClipFloor is nearest to the activations.
 
@@ -69,9 +81,9 @@ def least_squares(
     searched over V = max(a) (1 - i / 100) for i = 0 .. 94, the largest of equals.
 
     Args:
-        activation: ANN activations [N, ..., C], >= 0.
+        activation: ANN activations [N, ...], >= 0.
         steps: T.
-        per: "layer" gives a scalar, "channel" [C].
+        per, channel: as for `maximum`.
         objective: "floor" is the paper's; "round" adds 1/2 inside the floor, as the
             neuron does after the bias shift.
 
@@ -80,12 +92,13 @@ def least_squares(
     >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
     5.0 5.0
     """
+    activation = activation.astype(jnp.float32)
     half = {"floor": 0.0, "round": 0.5}[objective]
-    channels = 1 if per == "layer" else activation.shape[-1]
-    top = maximum(activation, per)
+    channels = 1 if per == "layer" else activation.shape[channel]
+    top = maximum(activation, per, channel)
     fractions = jnp.asarray(1 - 0.01 * np.arange(95), activation.dtype)
     thresholds = jnp.reshape(top, -1) * fractions[:, None]  # [95, channels]
-    blocks = _blocks(activation.reshape(-1, channels))
+    blocks = _blocks(jnp.moveaxis(activation, channel, -1).reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
     tiled = jnp.tile(thresholds, (1, repeats))
@@ -119,20 +132,27 @@ def shift(threshold: jax.Array, steps: int) -> jax.Array:
     return threshold / (2 * steps)
 
 
-def bias_correction(activation: jax.Array, output: jax.Array) -> jax.Array:
+def bias_correction(
+    activation: jax.Array, output: jax.Array, channel: int = -1
+) -> jax.Array:
     """Mean of a - s over images and positions, [C]: what each channel lacks."""
-    return (activation - output).mean(_all_but_channel(activation))
+    error = activation.astype(jnp.float32) - output
+    return _over_all_but(channel, jnp.mean, error)
 
 
 def potential_correction(
     activation: jax.Array, output: jax.Array, steps: int
 ) -> jax.Array:
     """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
-    return steps * (activation - output).mean(0)
+    return steps * (activation.astype(jnp.float32) - output).mean(0)
 
 
-def _all_but_channel(activation: jax.Array) -> tuple[int, ...]:
-    return tuple(range(activation.ndim - 1))
+def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
+    """Reduce all other axes: [C], with ones for the axes that follow it."""
+    axes = tuple(a for a in range(x.ndim) if a != x.ndim + channel)
+    return reduce(x, axis=axes, keepdims=True).reshape(
+        x.shape[channel], *[1] * (-channel - 1)
+    )
 
 
 # --------------------------------------------------- a site, seen by a calibrator
@@ -196,8 +216,7 @@ class Recipe(NamedTuple):
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `maximum` of the activations."""
     _check_per(per)
-    fit = jax.jit(maximum, static_argnames="per")
-    return _threshold(lambda view: fit(view.activation, per=per))
+    return _threshold(lambda view: _maximum(view.activation, per, view.site.channel))
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
@@ -205,7 +224,9 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     _check_per(per)
     if not 0 < p <= 100:
         raise ValueError(f"p is {p}; allowed: 0 < p <= 100, in percent")
-    return _threshold(lambda view: _quantile(view.activation, p, per))
+    return _threshold(
+        lambda view: _quantile(view.activation, p, per, view.site.channel)
+    )
 
 
 def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Calibrator:
@@ -214,7 +235,9 @@ def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Cal
     if objective not in ("floor", "round"):
         raise ValueError(f"objective is {objective!r}; allowed: 'floor', 'round'")
     return _threshold(
-        lambda view: _least_squares(view.activation, view.steps, per, objective)
+        lambda view: _least_squares(
+            view.activation, view.steps, per, objective, view.site.channel
+        )
     )
 
 
@@ -245,7 +268,9 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for _ in range(repeats):
-            error = _bias_correction(view.activation, view.output(fit))
+            error = _bias_correction(
+                view.activation, view.output(fit), view.site.channel
+            )
             bias = fit.neuron.bias + error
             fit = fit._replace(neuron=fit.neuron._replace(bias=bias))
         return fit
@@ -387,9 +412,12 @@ def _check_per(per: str) -> None:
         raise ValueError(f"per is {per!r}; allowed: 'layer', 'channel'")
 
 
-_quantile = jax.jit(quantile, static_argnames=("p", "per"))
-_least_squares = jax.jit(least_squares, static_argnames=("steps", "per", "objective"))
-_bias_correction = jax.jit(bias_correction)
+_maximum = jax.jit(maximum, static_argnames=("per", "channel"))
+_quantile = jax.jit(quantile, static_argnames=("p", "per", "channel"))
+_least_squares = jax.jit(
+    least_squares, static_argnames=("steps", "per", "objective", "channel")
+)
+_bias_correction = jax.jit(bias_correction, static_argnames="channel")
 _potential_correction = jax.jit(potential_correction, static_argnames="steps")
 
 

@@ -84,7 +84,7 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     return evaluated
 
 
-def capture(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Network:
+def capture(fn: Callable, params: chex.ArrayTree, x: Any) -> Network:
     """Trace ``fn`` and check that it is affine between its sites.
 
     Raises: as `sites`.
@@ -195,8 +195,10 @@ class _Flattener:
                     equations += self.inline(eqn, body, inputs, here, calls)
                     continue
             outputs = tuple(self.variable(v) for v in eqn.outvars)
-            aval = self.avals[outputs[0]] if outputs else None
-            site = Site(here, kind, aval.shape[1:], (), 0, aval.dtype) if kind else None
+            site = None
+            if kind is not None:
+                aval = self.avals[outputs[0]]
+                site = Site(here, kind, aval.shape[1:], (), 0, aval.dtype)
             params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
             equations.append(
                 Equation(eqn.primitive, params, inputs, outputs, site, here, calls)
@@ -210,13 +212,13 @@ class _Flattener:
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(c)
-        equations = inner.run(body.jaxpr, path, (*calls, _call_name(eqn)))
+        equations = inner.run(body.jaxpr, path, (*calls, _call_name(eqn, body)))
         for outer, v in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
             self.forwarded[outer] = inner.read(v)
         return equations
 
 
-def _body(eqn):
+def _body(eqn) -> Any:
     """The ClosedJaxpr that an equation calls once; None if it is no call."""
     if eqn.primitive.name not in (*_CALLS, *_CUSTOM):
         return None
@@ -229,18 +231,16 @@ def _body(eqn):
     return None
 
 
-def _call_name(eqn) -> str:
-    body = _body(eqn)
-    name = eqn.params.get("name") or getattr(body.jaxpr.debug_info, "func_name", "")
-    return str(name)
+def _call_name(eqn, body) -> str:
+    return str(eqn.params.get("name") or body.jaxpr.debug_info.func_name)
 
 
 def _site_kind(eqn) -> str | None:
     if eqn.primitive.name in _MAX_POOLS:
         return "max-pool"
-    if eqn.primitive.name != "custom_jvp_call":
-        return None
     body = _body(eqn)
+    if eqn.primitive.name != "custom_jvp_call" or body is None:
+        return None
     name = body.jaxpr.debug_info.func_name
     # The name alone would trust a user's own function that happens to be called relu.
     if name == "relu" and _primitives(body.jaxpr) == ["max"]:
@@ -278,7 +278,7 @@ def _analyse(equations, avals, parameters, x):
     """Name the sites; find what depends on x, how deep, and fed by which parameters."""
     dependent, depths = {x}, dict.fromkeys(avals, 0)
     reach: dict[int, frozenset[int]] = {v: frozenset([v]) for v in parameters}
-    feeds, taken, kept = {}, {}, []
+    feeds, taken, kept, channels = {}, {}, [], {}
     for eq in equations:
         inputs = variables(eq)
         depth = max((depths[v] for v in inputs), default=0)
@@ -298,6 +298,12 @@ def _analyse(equations, avals, parameters, x):
                 feeds[name] = tuple(sorted(direct))
                 direct = frozenset()
         if dependent.intersection(inputs):
+            axis = affine.channel_axis(eq, dependent, avals, channels)
+            if axis is not None:
+                channels.update(dict.fromkeys(eq.outputs, axis))
+                if site is not None:
+                    ndim = len(avals[eq.outputs[0]].shape)
+                    site = site._replace(channel=axis - ndim)
             dependent.update(eq.outputs)
         for v in eq.outputs:
             depths[v], reach[v] = depth, direct

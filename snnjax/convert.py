@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from snnjax.calibrate import Fit, Recipe, View, light
 from snnjax.capture import capture
@@ -92,6 +95,7 @@ def convert(
         raise ValueError(f"micro_batch is {micro_batch}; allowed: >= 1, or None")
     recipe = light() if recipe is None else recipe
     network = capture(fn, params, x)
+    x = _auto_sharded(x)
     _check_finite("the calibration images", x)
     size = min(micro_batch or _micro_batch(network, steps, delay), x.shape[0])
     plan = _Plan(x, size, _cutter(fn, params, x), params, steps, delay, memory_budget)
@@ -169,7 +173,7 @@ class Current(NamedTuple):
         sources = list(sources)
         for slot, weight in zip(self.slots, weights, strict=True):
             sources[slot] = weight
-        return _run(self.segment, self.streams, self.steps, sources)[0]
+        return _run(self.segment, self.streams, self.steps, sources)[0][0]
 
 
 def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
@@ -178,8 +182,8 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
     network, cut = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
-    for i in progress(range(len(cut) - 1)):
-        site = cut[i].equation.site
+    found = [stage.equation.place for stage in cut[:-1]]
+    for i, site in enumerate(progress(found)):
         activation = jnp.concatenate([_step_ann(c, i, original) for c in chunks])
         _check_finite(f"the activations of site {site.name!r}", activation)
         kernels = _kernels(network, site, params)
@@ -193,7 +197,7 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
         _check_shared(network, site, kernels, fit.weights)
         neurons[site.name] = fit.neuron
         stepped = zip(chunks, currents(fit.weights), strict=True)
-        for chunk, (into, *carried) in stepped:
+        for chunk, ((into, *_), carried) in stepped:
             spikes = _fire(fit.neuron, into, plan.steps, plan.delay, len(site.shape))
             _keep(chunk.snn, chunk.stages, i, spikes, carried)
         params.update(_by_variable(network, fit.weights))
@@ -215,22 +219,28 @@ def _load(plan: _Plan) -> list[_Chunk]:
 def _step_ann(chunk: _Chunk, i: int, params) -> jax.Array:
     """Carry the ANN stream of a micro-batch over a site; its activation."""
     stage = chunk.stages[i]
-    sources = [chunk.ann.get(v, params.get(v)) for v in stage.sources]
-    results = _run(stage.segment, (False,) * len(sources), 1, sources)
-    inputs = len(stage.equation.inputs)
-    activation = identity(stage.equation.site, *results[:inputs])
-    _keep(chunk.ann, chunk.stages, i, activation, results[inputs:])
+    sources = _sources(chunk, chunk.ann, params, stage)
+    inputs, carried = _run(stage.segment, (False,) * len(sources), 1, sources)
+    activation = identity(stage.equation.place, *inputs)
+    _keep(chunk.ann, chunk.stages, i, activation, carried)
     return activation
 
 
-def _step_snn(plan: _Plan, chunk: _Chunk, i: int, params) -> list[jax.Array]:
-    """The current into a site, and what its stage carries on, for a micro-batch."""
+def _step_snn(plan: _Plan, chunk: _Chunk, i: int, params):
+    """What a stage leads to (a site's current first), and what it carries on."""
     stage = chunk.stages[i]
-    sources = [chunk.snn.get(v, params.get(v)) for v in stage.sources]
+    sources = _sources(chunk, chunk.snn, params, stage)
     streams = _streams(plan, chunk.network, stage)
-    results = _run(stage.segment, streams, plan.steps, sources)
-    inputs = len(stage.equation.inputs) if stage.equation else len(results)
-    return [results[0], *results[inputs:]] if stage.equation else results
+    return _run(stage.segment, streams, plan.steps, sources)
+
+
+def _sources(chunk: _Chunk, store: dict[int, Any], params, stage: Stage) -> list:
+    """What a stage reads: values on their way, constants, parameters."""
+    constants = chunk.network.constants  # may depend on the size of the chunk
+    return [
+        store[v] if v in store else constants[v] if v in constants else params[v]
+        for v in stage.sources
+    ]
 
 
 def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
@@ -238,7 +248,7 @@ def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
 
     They are kept while the weights stay the same, if they fit the budget.
     """
-    shape = chunks[0].stages[i].equation.site.shape
+    shape = chunks[0].stages[i].equation.place.shape
     times = 1 if plan.means else plan.steps
     fits = 4 * plan.x.shape[0] * times * math.prod(shape) <= plan.budget
     kept = []
@@ -267,7 +277,7 @@ def _differentiable(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels):
         columns = []
         for v, stream in zip(stage.sources, streams, strict=True):
             if v not in chunks[0].snn:
-                columns.append((None, params[v]))
+                columns.append((None, params.get(v)))
                 continue
             values = [chunk.snn[v] for chunk in chunks]
             if stream and not time:
@@ -277,9 +287,12 @@ def _differentiable(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels):
         return columns
 
     def take(rows, time: bool = False):
+        network, cut = plan.cut(len(rows))
         return [
-            values if axis is None else _take(values, rows, axis)
-            for axis, values in gathered(time)
+            network.constants.get(v, values)
+            if axis is None
+            else _take(values, rows, axis)
+            for v, (axis, values) in zip(cut[i].sources, gathered(time), strict=True)
         ]
 
     def current(size: int, time: bool = False) -> Current:
@@ -297,7 +310,7 @@ def _differentiable(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels):
 def _output(plan: _Plan, currents, ndim: int, fit: Fit) -> jax.Array:
     means = [
         _mean_output(fit.neuron, into, plan.steps, plan.delay, ndim)
-        for into, *_ in currents(fit.weights)
+        for (into, *_), _ in currents(fit.weights)
     ]
     return jnp.concatenate(means)
 
@@ -309,9 +322,9 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk]):
     errors = []
     for chunk in chunks:
         stage = chunk.stages[-1]
-        sources = [chunk.ann.get(v, original.get(v)) for v in stage.sources]
-        ann = _run(stage.segment, (False,) * len(sources), 1, sources)
-        spiking = _step_snn(plan, chunk, -1, params)
+        sources = _sources(chunk, chunk.ann, original, stage)
+        ann, _ = _run(stage.segment, (False,) * len(sources), 1, sources)
+        spiking, _ = _step_snn(plan, chunk, -1, params)
         means = [
             s if s.ndim == a.ndim else s.mean(0)
             for a, s in zip(ann, spiking, strict=True)
@@ -327,7 +340,10 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk]):
 
 @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
 def _run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
-    """Results of a segment; sources that are streams carry time, or are a `Train`."""
+    """Outputs of a segment, and what it carries on.
+
+    Sources that are streams have a time axis, or are a `Train`.
+    """
     decoded = [
         _decode(value, steps) if isinstance(value, Train) else value
         for value in sources
@@ -336,7 +352,8 @@ def _run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
     over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
     marked = streaming(segment.equations, over_time)
     evaluate(segment.equations, values, identity, streams=marked)
-    return [jnp.asarray(read(values, v)) for v in segment.outputs]
+    outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
+    return outputs, [values[v] for v in segment.carried]
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
@@ -393,7 +410,7 @@ def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
     """Add what stage i gives; drop what no later stage reads."""
     stage = cut[i]
     store[stage.equation.outputs[0]] = output
-    store.update(zip(stage.targets[len(stage.equation.inputs) :], carried, strict=True))
+    store.update(zip(stage.carried, carried, strict=True))
     later = {v for s in cut[i + 1 :] for v in s.sources}
     for v in set(store) - later:
         del store[v]
@@ -434,8 +451,23 @@ def _check_shared(network: Network, site, before, after) -> None:
             )
 
 
+def _auto_sharded(x: jax.Array) -> jax.Array:
+    """x on the same devices, leaving it to XLA how what follows is sharded.
+
+    Fits reshape and pad across all images, which Explicit mesh axes do not allow.
+    """
+    sharding = getattr(x, "sharding", None)
+    if isinstance(x, Tracer) or not isinstance(sharding, NamedSharding):
+        return x
+    axes = (AxisType.Auto,) * len(sharding.mesh.axis_names)
+    mesh = Mesh(
+        np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=axes
+    )
+    return jax.device_put(x, NamedSharding(mesh, sharding.spec))
+
+
 def _check_finite(what: str, array: jax.Array) -> None:
-    if isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all()):
+    if isinstance(array, Tracer) or bool(jnp.isfinite(array).all()):
         return
     bad = int((~jnp.isfinite(array)).sum())
     raise ValueError(

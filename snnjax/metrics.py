@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.capture import capture
-from snnjax.network import Equation, Network, evaluate, identity, streaming
+from snnjax.network import Equation, Network, evaluate, identity, streaming, variables
 from snnjax.neurons import check_delay, closed_form, integrate_and_fire, unroll
 from snnjax.simulate import SNN, check_fit, check_neurons
 
@@ -141,7 +141,8 @@ def measure(
 
     def observe(site, current, spikes):
         params = snn.neurons[site.name]
-        found[site.name] = _compare(activations[site.name], current, spikes, params)
+        activation = activations[site.name]
+        found[site.name] = _compare(site, activation, current, spikes, params)
 
     values, streams = _simulate(network, snn, x, steps, delay, observe)
     operations = jnp.zeros(())
@@ -162,7 +163,7 @@ def measure(
     rates = sum(found[name].firing_rate * count for name, count in neurons.items())
     return Measures(
         sites=found,
-        firing_rate=rates / sum(neurons.values()),
+        firing_rate=jnp.asarray(rates) / sum(neurons.values()),
         synaptic_operations=operations,
         input_macs=jnp.asarray(input_macs),
         macs=jnp.asarray(macs),
@@ -219,7 +220,7 @@ def _activations(network: Network, params, x):
     return activations
 
 
-def _compare(activation, currents, spikes, params) -> SiteMeasures:
+def _compare(site, activation, currents, spikes, params) -> SiteMeasures:
     steps = currents.shape[0]
     current, output = currents.mean(0), spikes.mean(0)
     level = closed_form(params, current, steps)
@@ -227,7 +228,7 @@ def _compare(activation, currents, spikes, params) -> SiteMeasures:
     positive = jax.nn.relu(drive)
     clipped = jnp.minimum(positive, params.threshold)
     fired = spikes > 0
-    others = tuple(range(fired.ndim - 1))
+    others = tuple(a for a in range(fired.ndim) if a != fired.ndim + site.channel)
     return SiteMeasures(
         firing_rate=fired.mean(),
         silent=(~fired.any(others)).mean(),
@@ -249,7 +250,7 @@ def _driven_input(equation: Equation, network: Network) -> int | None:
     """The operand of a product that depends on the input, if there is one."""
     if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:
         return None
-    return next((v for v in equation.inputs if v in network.dependent), None)
+    return next((v for v in variables(equation) if v in network.dependent), None)
 
 
 def _fan_out(equation: Equation, network: Network, v: int) -> np.ndarray:
@@ -262,7 +263,9 @@ def _fan_out(equation: Equation, network: Network, v: int) -> np.ndarray:
     avals = network.avals
 
     def reached(x):
-        values = {u: jnp.ones(avals[u].shape, avals[u].dtype) for u in equation.inputs}
+        values = {
+            u: jnp.ones(avals[u].shape, avals[u].dtype) for u in variables(equation)
+        }
         values[v] = x
         evaluate([equation], values, identity)
         return values[equation.outputs[0]].astype(jnp.float32).sum()

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Rule = Callable[..., jax.Array]
 Values = dict[int, Any]
@@ -58,6 +59,7 @@ class Site(NamedTuple):
             another site; weight calibration changes only these.
         depth: number of firing sites on the longest way from the input to here.
         dtype: of its input and output.
+        channel: axis that counts channels, from the end: -1 is the last.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Site(NamedTuple):
     parameters: tuple[str, ...]
     depth: int
     dtype: Any
+    channel: int = -1
 
     @property
     def fires(self) -> bool:
@@ -102,7 +105,7 @@ class Static:
     def __init__(self, value: Any):
         self.value = value
         dtype = getattr(value, "dtype", None)
-        if dtype is not None and not isinstance(value, jax.core.Tracer):
+        if dtype is not None and not isinstance(value, Tracer):
             array = np.asarray(value)
             self.key = (str(dtype), array.shape, array.tobytes())
         else:
@@ -112,9 +115,9 @@ class Static:
         return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and (
-            type(self.value) is type(other.value) and self.key == other.key
-        )
+        if not isinstance(other, Static) or type(self.value) is not type(other.value):
+            return False
+        return bool(self.key == other.key)
 
 
 class Equation(NamedTuple):
@@ -131,6 +134,12 @@ class Equation(NamedTuple):
     site: Site | None = None
     path: str = ""
     calls: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> Site:
+        """The site of an equation that has one."""
+        assert self.site is not None
+        return self.site
 
 
 class Network(NamedTuple):
@@ -177,7 +186,7 @@ class Network(NamedTuple):
         return jax.tree_util.tree_unflatten(self.tree, outputs)
 
 
-def identity(site: Site, x: jax.Array, *operands: jax.Array) -> jax.Array:
+def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     """The rule of the ANN itself; a max-pool's operand is the pooling function."""
     if site.kind == "max-pool":
         return operands[0](x)
@@ -205,7 +214,7 @@ def evaluate(
             them are mapped over it, so that time folds into the batch.
     """
     for equation in equations:
-        arguments = [read(values, v) for v in equation.inputs]
+        arguments: list[Any] = [read(values, v) for v in equation.inputs]
         axes = [0 if v in streams else None for v in equation.inputs]
         if equation.site is None:
             function = functools.partial(_bind, equation)
@@ -306,29 +315,33 @@ class Segment(NamedTuple):
     Attributes:
         equations: in order of execution; no firing site among them.
         inputs: variables that it reads.
-        outputs: variables or constants that it gives.
+        outputs: variables or constants that it leads to.
+        carried: variables that it computes on the way and later segments read.
     """
 
     equations: tuple[Equation, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int | Static, ...]
+    carried: tuple[int, ...]
 
 
 class Stage(NamedTuple):
     """One segment at its place in the network.
 
     Attributes:
-        equation: of the firing site that it leads to; None for the readout.
+        equation: of the firing site that it leads to; `READOUT` for the last stage.
         segment: the work.
         sources: network variables that ``segment.inputs`` stand for.
-        targets: network variables that ``segment.outputs`` stand for: the site's
-            inputs (or the network's outputs), then what later stages read.
+        carried: network variables that ``segment.carried`` stand for.
     """
 
-    equation: Equation | None
+    equation: Equation
     segment: Segment
     sources: tuple[int, ...]
-    targets: tuple[int | Static, ...]
+    carried: tuple[int, ...]
+
+
+READOUT = Equation(None, (), (), ())
 
 
 def stages(network: Network) -> list[Stage]:
@@ -337,21 +350,21 @@ def stages(network: Network) -> list[Stage]:
     fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
     waiting = [eq for eq in network.equations if eq not in fires]
     cut = []
-    for equation in [*fires, None]:
-        ends = network.outputs if equation is None else equation.inputs
+    for i, equation in enumerate([*fires, READOUT]):
+        last = equation is READOUT
+        ends = network.outputs if last else equation.inputs
         work = needed(waiting, [v for v in ends if isinstance(v, int)], known)
         made = {v for eq in work for v in eq.outputs} & network.dependent
         waiting = [eq for eq in waiting if not made.intersection(eq.outputs)]
-        later = {v for eq in [*waiting, *fires] for v in variables(eq)}
+        later = {v for eq in [*waiting, *fires[i + 1 :]] for v in variables(eq)}
         later |= {v for v in network.outputs if isinstance(v, int)}
-        carried = sorted((made & later) - set(ends)) if equation else []
-        targets = (*ends, *carried)
-        cut.append(_stage(equation, work, targets))
-        known |= made | set(equation.outputs if equation else ())
+        carried = () if last else tuple(sorted(made & later))
+        cut.append(_stage(equation, work, ends, carried))
+        known |= made | set(equation.outputs)
     return cut
 
 
-def _stage(equation, work, targets) -> Stage:
+def _stage(equation, work, ends, carried) -> Stage:
     numbers: dict[int, int] = {}
     made = {v for eq in work for v in eq.outputs}
 
@@ -362,12 +375,17 @@ def _stage(equation, work, targets) -> Stage:
     for eq in work:
         inputs = tuple(map(number, eq.inputs))
         outputs = tuple(map(number, eq.outputs))
-        site = eq.site._replace(name="", parameters=(), depth=0) if eq.site else None
+        site = _nameless(eq.site) if eq.site else None
         canonical.append(Equation(eq.primitive, eq.params, inputs, outputs, site))
-    ends = tuple(map(number, targets))
+    outputs, kept = tuple(map(number, ends)), tuple(map(number, carried))
     sources = tuple(v for v in numbers if v not in made)
     inputs = tuple(numbers[v] for v in sources)
-    return Stage(equation, Segment(tuple(canonical), inputs, ends), sources, targets)
+    segment = Segment(tuple(canonical), inputs, outputs, kept)
+    return Stage(equation, segment, sources, carried)
+
+
+def _nameless(site: Site) -> Site:
+    return site._replace(name="", parameters=(), depth=0, channel=-1)
 
 
 def _bind(equation: Equation, *arguments):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax import surrogate as surrogates
 
@@ -48,14 +49,13 @@ class Neuron(NamedTuple):
         params: () -> NeuronParams, the parameters that a fresh site starts from.
         integrate: (params, state, current) -> state.
         fire: (params, state) -> (state, spikes); spikes are 0 or V_th.
-        exact: the spikes of T steps depend on the summed current alone once all of
-            it is in (IF with reset by subtraction), so a closed form exists.
+        reset: "subtract" or "zero".
     """
 
     params: Callable[[], NeuronParams]
     integrate: Callable[[NeuronParams, NeuronState, jax.Array], NeuronState]
     fire: Callable[[NeuronParams, NeuronState], tuple[NeuronState, jax.Array]]
-    exact: bool
+    reset: str
 
 
 def initial_state(params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
@@ -200,19 +200,21 @@ def packed_spikes(
     check_delay(steps, delay)
     step, state = _begin(neuron, params, currents, delay)
     heard = _heard(currents, delay, params.bias)
-    heard = jnp.concatenate(
-        [heard, jnp.zeros((-steps % 8, *heard.shape[1:]), heard.dtype)]
-    )
+    missing = jnp.zeros((-steps % 8, *heard.shape[1:]), heard.dtype)
+    eights = jnp.concatenate([heard, missing]).reshape(-1, 8, *heard.shape[1:])
+    running = (jnp.arange(8 * len(eights)) < steps).reshape(-1, 8)
 
-    def pack(state, currents):
+    def pack(state, now):
+        currents, running = now
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
         for bit in range(8):
             state, spikes = step(state, currents[bit])
-            byte |= (spikes > 0).astype(jnp.uint8) << (7 - bit)
+            fired = (spikes > 0) & running[bit]
+            byte |= fired.astype(jnp.uint8) << (7 - bit)
         return state, byte
 
-    eights = heard.reshape(-1, 8, *heard.shape[1:])
-    _, packed = jax.lax.scan(pack, state, eights, unroll=min(len(eights), _UNROLL // 8))
+    loops = min(len(eights), _UNROLL // 8)
+    _, packed = jax.lax.scan(pack, state, (eights, running), unroll=loops)
     return packed
 
 
@@ -265,20 +267,24 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
     """
     charge = params.initial_potential + steps * (current + params.bias)
     count = charge.astype(jnp.float32) / params.threshold
-    floored = count + jax.lax.stop_gradient(jnp.floor(count) - count)
-    clipped = jnp.clip(floored, 0, steps)
-    return (clipped * params.threshold / steps).astype(current.dtype)
+    within = jnp.clip(count, 0, steps)
+    floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
+    return (floored * params.threshold / steps).astype(current.dtype)
 
 
 def check_delay(steps: int, delay: int) -> None:
     """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
-    if not isinstance(steps, int) or steps < 1:
+    if not _whole(steps) or steps < 1:
         raise ValueError(f"steps is {steps!r}; allowed: a whole number >= 1")
-    if not isinstance(delay, int) or not 0 <= delay <= steps:
+    if not _whole(delay) or not 0 <= delay <= steps:
         raise ValueError(
             f"delay is {delay!r}; allowed: a whole number from 0 (streaming) to "
             f"steps={steps} (each layer waits for all of its input)"
         )
+
+
+def _whole(number) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _neuron(threshold, leak, reset, surrogate) -> Neuron:
@@ -307,4 +313,4 @@ def _neuron(threshold, leak, reset, surrogate) -> Neuron:
         v = v - v_th * spiked if reset == "subtract" else v * (1 - spiked)
         return NeuronState(v), v_th * spiked
 
-    return Neuron(fresh, integrate, fire, exact=leak is None and reset == "subtract")
+    return Neuron(fresh, integrate, fire, reset)

@@ -16,6 +16,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from snnjax.capture import capture
 from snnjax.network import (
@@ -29,6 +30,7 @@ from snnjax.network import (
     identity,
     needed,
     streaming,
+    variables,
 )
 from snnjax.neurons import (
     Neuron,
@@ -40,6 +42,7 @@ from snnjax.neurons import (
     lif,
     unroll,
 )
+from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 INPUTS = ("constant", "poisson", "sequence")
@@ -48,7 +51,7 @@ INPUTS = ("constant", "poisson", "sequence")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons", "readout"),
-    meta_fields=("steps", "delay"),
+    meta_fields=("steps", "delay", "reset"),
 )
 @dataclasses.dataclass(frozen=True)
 class SNN:
@@ -61,6 +64,7 @@ class SNN:
             pytree like one step's outputs; None adds nothing.
         steps: T that it was fitted to; None (from `init`): any.
         delay: that it was fitted to; None (from `init`): any.
+        reset: of its neurons, "subtract" or "zero"; what leaks has ``leak``.
     """
 
     params: chex.ArrayTree
@@ -68,6 +72,7 @@ class SNN:
     readout: Any = None
     steps: int | None = None
     delay: int | None = None
+    reset: str = "subtract"
 
 
 def init(
@@ -90,7 +95,8 @@ def init(
     """
     neuron = lif() if neuron is None else neuron
     network = capture(fn, params, x)
-    return SNN(params, {s.name: neuron.params() for s in network.sites if s.fires})
+    neurons = {s.name: neuron.params() for s in network.sites if s.fires}
+    return SNN(params, neurons, reset=neuron.reset)
 
 
 def spiking(
@@ -98,7 +104,7 @@ def spiking(
     *,
     steps: int,
     delay: int = 0,
-    neuron: Neuron | None = None,
+    surrogate: Surrogate = dspike,
     execution: str = "auto",
     inputs: str = "constant",
     micro_batch: int | None = None,
@@ -110,7 +116,8 @@ def spiking(
         steps: T >= 1, for which every neuron fires.
         delay: steps that each layer waits, integrating, before it fires, 0..T. The
             answer then comes after T + depth x delay steps (`latency`).
-        neuron: model that fires; IF with reset by subtraction by default.
+        surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
+            `snnjax.surrogate`; leak and reset are the SNN's own.
         execution: "by_step", "by_layer", "closed_form" (delay T, IF with reset by
             subtraction only), or "auto", which takes closed_form where it applies,
             otherwise by_step on CPU without a delay and by_layer elsewhere.
@@ -126,7 +133,8 @@ def spiking(
 
     Raises:
         ValueError: an argument outside these ranges; from spiking_fn, an SNN whose
-            steps, delay or site names differ, a missing key, a wrong time axis.
+            steps, delay or site names differ, a missing key, a wrong time axis, a
+            closed form that does not exist.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp
@@ -136,18 +144,18 @@ def spiking(
     >>> print(outputs[:, 0, 0])
     [0. 1. 0. 1.]
     """
-    neuron = integrate_and_fire() if neuron is None else neuron
     check_delay(steps, delay)
     _check_choice("execution", execution, EXECUTIONS)
     _check_choice("inputs", inputs, INPUTS)
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"micro_batch is {micro_batch}; allowed: >= 1, or None")
-    run = _executions[_choose(execution, steps, delay, neuron, inputs)]
 
     def simulate(snn: SNN, x: jax.Array):
         example = x[0] if inputs != "constant" else x
         network = capture(fn, snn.params, example)
         check_neurons(snn.neurons, network.sites)
+        neuron = integrate_and_fire(reset=snn.reset, surrogate=surrogate)
+        run = _executions[_choose(execution, steps, delay, snn)]
         outputs = run(network, snn, x, neuron, steps, delay, inputs != "constant")
         if snn.readout is not None:
             outputs = jax.tree.map(jnp.add, outputs, snn.readout)
@@ -310,7 +318,7 @@ def _over_steps(network: Network, values: Values, streams, steps: int):
 
 def _start(equation: Equation, network: Network, neurons, delay: int):
     """State of a site before the first step."""
-    site, shape = equation.site, network.avals[equation.inputs[0]].shape
+    site, shape = equation.place, network.avals[variables(equation)[0]].shape
     if site.kind == "delay line":
         return jnp.zeros((site.depth * delay, *shape), site.dtype)
     if site.kind == "max-pool":
@@ -377,7 +385,7 @@ def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
         return x
     if key is None:
         raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
-    if not isinstance(x, jax.core.Tracer) and not ((x >= 0) & (x <= 1)).all():
+    if not isinstance(x, Tracer) and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
             f"inputs='poisson' takes x as a probability; found values from "
             f"{x.min()} to {x.max()}, allowed: 0 to 1"
@@ -408,17 +416,18 @@ def _join_groups(outputs: jax.Array) -> jax.Array:
     return jnp.moveaxis(outputs, 0, 1).reshape(steps, groups * size, *outputs.shape[3:])
 
 
-def _choose(execution: str, steps, delay, neuron: Neuron, inputs: str) -> str:
-    possible = delay == steps and neuron.exact
-    if execution == "closed_form" and not possible:
+def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
+    leaks = any(neuron.leak is not None for neuron in snn.neurons.values())
+    exact = snn.reset == "subtract" and not leaks
+    if execution == "closed_form" and not (exact and delay == steps):
         raise ValueError(
-            f"execution='closed_form' needs delay == steps and an IF neuron with reset "
-            f"by subtraction; found delay {delay}, steps {steps} and "
-            f"{'such' if neuron.exact else 'another'} neuron. Use 'by_layer'"
+            f"execution='closed_form' needs delay == steps and IF neurons with reset "
+            f"by subtraction; found delay {delay}, steps {steps}, reset {snn.reset!r}, "
+            f"{'a' if leaks else 'no'} leak. Use 'by_layer'"
         )
     if execution != "auto":
         return execution
-    if possible:
+    if exact and delay == steps:
         return "closed_form"
     return "by_step" if jax.default_backend() == "cpu" and not delay else "by_layer"
 

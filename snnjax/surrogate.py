@@ -41,11 +41,14 @@ def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
     return spike
 
 
-_dspike = _spike_function(
-    lambda x, b: jnp.where(
-        jnp.abs(x) <= 0.5, b / jnp.cosh(b * x) ** 2 / (2 * jnp.tanh(b / 2)), 0
-    )
-)
+def _dspike_derivative(x, b):
+    inside = jnp.abs(x) <= 0.5
+    # sech^2 by an exponential that cannot overflow, not even outside the window.
+    e = jnp.exp(-2 * b * jnp.abs(jnp.where(inside, x, 0)))
+    return jnp.where(inside, 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2), 0)
+
+
+_dspike = _spike_function(_dspike_derivative)
 _rectangle = _spike_function(lambda x, width: (jnp.abs(x) < width / 2) / width)
 _triangle = _spike_function(
     lambda x, width: jnp.maximum(0, width - jnp.abs(x)) / width**2

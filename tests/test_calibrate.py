@@ -254,9 +254,6 @@ def test_thresholds_are_positive_even_where_nothing_is_active(per):
     np.testing.assert_array_equal(calibrate.maximum(silent, per), 1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the search adds its errors up in the network's bfloat16"
-)
 def test_a_bfloat16_search_is_as_good_as_a_float32_one():
     a = activations(0, (64, 8, 8, 16)).astype(jnp.bfloat16)
     for steps in (4, 16, 64):
@@ -265,7 +262,6 @@ def test_a_bfloat16_search_is_as_good_as_a_float32_one():
         assert float(found) == pytest.approx(float(expected), rel=5e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: neuron parameters take the dtype of a")
 def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     a = activations(0).astype(jnp.bfloat16)
     assert calibrate.maximum(a).dtype == jnp.float32

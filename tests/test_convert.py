@@ -107,18 +107,9 @@ def test_conversion_may_be_jitted(recipe):
     assert_close(jax.jit(run)(NET.params, images()), run(NET.params, images()))
 
 
-EXPLICIT = pytest.mark.xfail(
-    raises=Exception, reason="bug: reshapes and pads a sharded axis", strict=True
-)
-
-
 @pytest.mark.parametrize("recipe", ["light", "best"])
 @pytest.mark.parametrize(
-    "axis",
-    [
-        jax.sharding.AxisType.Auto,
-        pytest.param(jax.sharding.AxisType.Explicit, marks=EXPLICIT),
-    ],
+    "axis", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
 )
 def test_eight_devices_give_the_same_network_as_one(recipe, axis):
     x = images(16)
@@ -215,10 +206,6 @@ def test_shared_weights_cannot_be_calibrated():
     assert len(snn.neurons) == 3
 
 
-LOST = "bug: convert drops a site's input that a later stage reads too"
-
-
-@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason=LOST)
 @pytest.mark.parametrize("name", ["bare pre-activation", "branches"])
 def test_the_input_of_a_site_may_be_read_again(name):
     net = NETWORKS[name]
@@ -227,11 +214,6 @@ def test_the_input_of_a_site_may_be_read_again(name):
     assert jnp.isfinite(outputs).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="bug: the last group gets constants of the first group's batch size",
-)
 def test_constants_may_have_the_batch_size():
     def fn(p, x):
         x = np.zeros((x.shape[0], 2), np.float32) @ np.ones((2, 4), np.float32) + x
@@ -239,13 +221,6 @@ def test_constants_may_have_the_batch_size():
 
     snn = snnjax.convert(fn, FLAT, images(10), steps=STEPS, micro_batch=4)
     assert_close(snn, snnjax.convert(fn, FLAT, images(10), steps=STEPS))
-
-
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: see test_simulate.py")
-def test_readout_correction_accepts_a_constant_output():
-    net = NETWORKS["dense"]
-    both = net._replace(fn=lambda p, x: (net.fn(p, x), 1.0))
-    assert convert(both, recipe=RECIPES["best"]).readout[1] == 0
 
 
 def test_activations_that_are_not_finite_are_named():

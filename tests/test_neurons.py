@@ -101,10 +101,6 @@ def test_packed_spikes_are_the_spikes(case):
     np.testing.assert_array_equal(bits, unroll(*case.site(), delay=case.delay) > 0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: the neuron goes on firing in the bits that fill up the last byte",
-)
 def test_packed_spikes_fill_the_last_byte_with_zeros():
     neuron = neurons.integrate_and_fire()
     currents = jnp.full((3, 1), 5.0)
@@ -122,10 +118,6 @@ def test_closed_form_is_what_a_neuron_sends_that_waits_for_all_input(case):
     np.testing.assert_array_equal(mean * steps, spikes.sum(0))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: clip after floor passes half a gradient wherever the count is 0 or T",
-)
 def test_closed_form_passes_the_gradient_between_its_clips():
     params = neurons.integrate_and_fire(threshold=2.0).params()
     current = jnp.array([-1.0, 0.1, 1.9, 2.1])

@@ -140,9 +140,6 @@ def test_refused(name):
     assert all(word in str(caught.value) for word in found)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: JAX inlines softmax, so its parts get remedies of a norm"
-)
 @pytest.mark.parametrize("build", [between, ends_in])
 def test_a_softmax_is_told_to_end_at_the_logits(build):
     with pytest.raises(snnjax.ConversionError) as caught:
@@ -151,9 +148,6 @@ def test_a_softmax_is_told_to_end_at_the_logits(build):
     assert "logits" in problem.remedy
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: JAX inlines GELU, so its cube gets the remedy of a norm"
-)
 def test_an_activation_of_several_operations_is_one_problem():
     with pytest.raises(snnjax.ConversionError) as caught:
         snnjax.sites(*between(jax.nn.gelu))

@@ -112,7 +112,8 @@ def test_micro_batches_give_the_same(name, inputs, micro_batch):
 def test_a_dense_network_is_the_oracles(reset, delay):
     net = NETWORKS["dense"]
     snn = halves(net)
-    found = outputs(net, snn, delay=delay, neuron=integrate_and_fire(reset=reset))
+    snn = dataclasses.replace(snn, reset=reset)
+    found = outputs(net, snn, delay=delay)
     p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
     first, second = (
         {
@@ -136,20 +137,7 @@ def test_a_running_maximum_is_the_oracles():
     assert set(np.unique(found)) <= {0.0, 1.0}
 
 
-LOST = pytest.mark.xfail(
-    strict=True,
-    raises=(TypeError, ValueError),
-    reason="bug: convert drops a site's input that a later stage reads too",
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=LOST if n in ("bare pre-activation", "branches") else ())
-        for n in NETWORKS
-    ],
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_rates_approach_the_ann(name, delay=0):
     net = NETWORKS[name]
     ann = net.fn(net.params, net.x)
@@ -252,9 +240,7 @@ def test_executions_give_the_same_gradient(name, delay):
     snn = halves(net)
 
     def gradient(execution):
-        simulate = snnjax.spiking(
-            net.fn, steps=STEPS, delay=delay, execution=execution, neuron=lif()
-        )
+        simulate = snnjax.spiking(net.fn, steps=STEPS, delay=delay, execution=execution)
         return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum()))(snn)
 
     by_step, by_layer = gradient("by_step"), gradient("by_layer")
@@ -280,8 +266,8 @@ def test_training_lowers_the_loss():
     """A few steps of gradient descent through the surrogate."""
     net = NETWORKS["dense"]
     target = net.fn(net.params, net.x)
-    snn = snnjax.init(*net[:3], neuron=lif(leak=0.9))
-    simulate = snnjax.spiking(net.fn, steps=STEPS, neuron=lif(leak=0.9))
+    snn = snnjax.init(*net[:3])
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
 
     @jax.jit
     def loss(params):
@@ -309,18 +295,20 @@ def test_a_default_run_obeys_the_neurons_of_init(delay):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])
     default = outputs(net, snn, delay=delay)
-    expected = outputs(net, snn, delay=delay, execution="by_layer", neuron=lif())
-    if delay == STEPS and not np.array_equal(default, expected):
-        pytest.xfail("bug: 'auto' takes closed_form, which ignores the leak")
+    expected = outputs(net, snn, delay=delay, execution="by_layer")
     np.testing.assert_array_equal(default, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an output that is a literal has no steps")
-def test_a_constant_output_has_a_time_axis():
+def test_a_closed_form_that_does_not_exist_is_refused():
     net = NETWORKS["dense"]
-    both = Net(lambda p, x: (net.fn(p, x), 1.0), *net[1:])
-    _, constant = outputs(both, halves(net))
-    assert constant.shape == (STEPS,)
+    with pytest.raises(ValueError, match="needs delay == steps .* found delay 0"):
+        outputs(net, halves(net), execution="closed_form")
+    leaky = snnjax.init(*net[:3], neuron=lif())
+    with pytest.raises(ValueError, match="a leak. Use 'by_layer'"):
+        outputs(net, leaky, delay=STEPS, execution="closed_form")
+    hard = dataclasses.replace(halves(net), reset="zero")
+    with pytest.raises(ValueError, match="reset 'zero'"):
+        outputs(net, hard, delay=STEPS, execution="closed_form")
 
 
 DENSE = NETWORKS["dense"]
@@ -335,11 +323,6 @@ FITTED = halves(DENSE, steps=STEPS, delay=0)
         ({"delay": -1}, "delay is -1; allowed: .* from 0 .* to steps=4"),
         ({"delay": STEPS + 1}, "delay is 5"),
         ({"execution": "by_time"}, "execution is 'by_time'; allowed: auto, by_step"),
-        ({"execution": "closed_form"}, "needs delay == steps .* found delay 0"),
-        (
-            {"execution": "closed_form", "delay": STEPS, "neuron": lif()},
-            "needs .* another neuron",
-        ),
         ({"inputs": "events"}, "inputs is 'events'; allowed: constant, poisson"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: >= 1"),
     ],

@@ -1,0 +1,218 @@
+"""Timing shared by the benchmarks: fair rounds over isolated processes, and tables.
+
+Every side of a comparison lives in a process of its own, prepared once (imports,
+conversion, compilation, check of its numbers). Rounds then go over the sides one after
+the other, so that a busy minute of the machine hits all of them alike. A side that is
+not installed says so; it is never left out.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class NotInstalled(Exception):
+    """A peer that this interpreter cannot import."""
+
+
+def once(run: Callable[[], Any]) -> float:
+    """Seconds of ``run()``, until its arrays are there."""
+    start = time.perf_counter()
+    wait(run())
+    return time.perf_counter() - start
+
+
+def wait(result: Any) -> None:
+    """Block until every array of a JAX result is computed; torch on CPU always is."""
+    if "jax" in sys.modules:
+        sys.modules["jax"].block_until_ready(result)
+
+
+def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
+    """The worker: prepare, say so, then time once for every line on standard input.
+
+    Args:
+        prepare: () -> (run, facts); ``facts`` are JSON values about the side.
+        names: distributions whose versions belong to the side.
+    """
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    try:
+        run, facts = prepare()
+        wait(run())
+    except NotInstalled as missing:
+        print(json.dumps({"missing": str(missing)}), file=channel)
+        return
+    print(json.dumps({"facts": facts, "versions": versions(names)}), file=channel)
+    for _ in sys.stdin:
+        print(json.dumps(once(run)), file=channel)
+
+
+def rounds(
+    commands: Mapping[str, Sequence[str]], count: int, repeats: int
+) -> dict[str, dict]:
+    """Start a worker per side; ``count`` rounds of ``repeats`` timings of each.
+
+    Returns:
+        side -> {"seconds": [...], "facts", "versions"}, or {"missing": reason}.
+
+    Raises:
+        RuntimeError: a worker failed; its messages are on standard error.
+    """
+    workers, sides = {}, {}
+    try:
+        for side, command in commands.items():
+            workers[side] = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            sides[side] = _answer(side, workers[side])
+        there = [side for side, found in sides.items() if "missing" not in found]
+        for side in there:
+            sides[side]["seconds"] = []
+        for _ in range(count):
+            for side in there:
+                for _ in range(repeats):
+                    print(file=workers[side].stdin, flush=True)
+                    sides[side]["seconds"].append(_answer(side, workers[side]))
+        return sides
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.stdout.close()
+            worker.terminate()
+            worker.wait()
+
+
+def _answer(side: str, worker: subprocess.Popen):
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError(f"side {side!r} failed: {' '.join(worker.args)}")
+    return json.loads(line)
+
+
+MEASURES = {"best": min, "median": statistics.median}
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where and when a result was measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu_cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A markdown table that also reads well as plain text."""
+    cells = [list(head)] + [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def target(
+    name: str,
+    value: float,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> dict[str, Any]:
+    """A target and whether it was met, as `report` prints it."""
+    if at_most is not None:
+        text, met = f"{name} <= {at_most:g}", value <= at_most
+    else:
+        text, met = f"{name} >= {at_least:g}", value >= at_least
+    return {"target": text, "measured": value, "met": bool(met)}
+
+
+def report(result: dict[str, Any], text: str, out: str | None) -> None:
+    """Print a result; with ``out`` write it as JSON, and the text beside it (.md)."""
+    lines = [text]
+    for goal in result["targets"]:
+        verdict = "pass" if goal["met"] else "MISS"
+        lines.append(f"{verdict}: {goal['target']}; measured {goal['measured']:.3g}")
+    where = result["machine"]
+    lines.append(f"{where['date']}, {where['cpu_cores']} CPU cores, {where['machine']}")
+    for side, found in result["versions"].items():
+        named = ", ".join(f"{name} {version}" for name, version in found.items())
+        lines.append(f"{side}: {named}")
+    print("\n\n".join(lines))
+    if out:
+        path = Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Options that all benchmarks share."""
+    options = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--out", metavar="FILE", help="write JSON, and .md beside it")
+    options.add_argument("--quick", action="store_true", help="toy size, for tests")
+    options.add_argument(
+        "--python",
+        metavar="PEER=PATH",
+        action="append",
+        default=[],
+        help="interpreter that has a peer installed; default: this one",
+    )
+    options.add_argument("--only", metavar="WORDS", help="sides with one of these")
+    options.add_argument("--side", help=argparse.SUPPRESS)
+    return options
+
+
+def wanted(side: str, only: str | None) -> bool:
+    """Whether ``--only`` (words between commas) lets a side in."""
+    return only is None or any(word in side for word in only.split(","))
+
+
+def interpreters(choices: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Peer -> interpreter, from ``--python PEER=PATH`` options."""
+    found = dict.fromkeys(known, sys.executable)
+    for choice in choices:
+        peer, equals, path = choice.partition("=")
+        if peer not in found or not equals:
+            raise SystemExit(f"--python {choice}: not one of {', '.join(known)}=PATH")
+        found[peer] = path
+    return found

@@ -1,0 +1,121 @@
+"""Measures: accuracy over time, rates, the parts of the error, operations, energy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS
+
+import snnjax
+from snnjax import metrics
+
+STEPS = 8
+
+
+def measured(name, recipe=None, delay=0):
+    net = NETWORKS[name]
+    snn = snnjax.convert(
+        net.fn, net.params, net.x, steps=STEPS, delay=delay, recipe=recipe
+    )
+    return (
+        net,
+        snn,
+        snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, delay=delay),
+    )
+
+
+def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
+    outputs = jax.random.normal(jax.random.key(0), (5, 40, 3))
+    labels = jnp.arange(40) % 3
+    found = snnjax.accuracy(outputs, labels)
+    for t in range(1, 6):
+        decided = np.asarray(outputs[:t]).mean(0).argmax(-1)
+        right = (decided == np.asarray(labels)).mean()
+        np.testing.assert_allclose(found[t - 1], right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["projection", "dense"])
+def test_the_parts_add_up_to_the_error(name):
+    """As they do for every neuron, root mean squares obey the triangle inequality."""
+    _, _, found = measured(name, snnjax.bias_shift())
+    for site in found.sites.values():
+        parts = [site.inherited, site.clipping, site.flooring, site.unevenness]
+        assert site.error <= sum(parts) + 1e-6
+        assert max(parts) <= site.error + sum(parts) - max(parts) + 1e-6
+
+
+def test_a_constant_drive_and_full_delay_leave_no_unevenness():
+    _, _, streaming = measured("projection")
+    _, _, waiting = measured("projection", delay=STEPS)
+    first = next(s.name for s in snnjax.sites(*NETWORKS["projection"][:3]))
+    assert streaming.sites[first].unevenness < 1e-6
+    assert max(s.unevenness for s in streaming.sites.values()) > 1e-3
+    assert max(s.unevenness for s in waiting.sites.values()) < 1e-6
+
+
+def test_a_maximum_threshold_does_not_clip_what_calibration_saw():
+    _, _, found = measured("dense", snnjax.max_activation())
+    first = found.sites[next(iter(found.sites))]
+    assert first.clipping < 1e-6
+
+
+def test_firing_rates_are_those_of_the_spikes():
+    net, snn, found = measured("projection")
+    trains = snnjax.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    for name, train in trains.items():
+        np.testing.assert_allclose(found.sites[name].firing_rate, train.mean())
+        silent = ~np.asarray(train).any(tuple(range(train.ndim - 1)))
+        np.testing.assert_allclose(found.sites[name].silent, silent.mean())
+    count = sum(train.size for train in trains.values())
+    spikes = sum(int(train.sum()) for train in trains.values())
+    np.testing.assert_allclose(found.firing_rate, spikes / count, rtol=1e-6)
+
+
+def test_operations_of_a_dense_network_are_spikes_times_fan_out():
+    net, snn, found = measured("dense")
+    trains = snnjax.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    shapes = [net.params[name].shape for name in ("w1", "w2", "w3")]
+    per_image = [float(t.sum()) / len(net.x) for t in trains.values()]
+    fan_outs = [shape[1] for shape in shapes[1:]]
+    expected = sum(n * f for n, f in zip(per_image, fan_outs, strict=True))
+    np.testing.assert_allclose(found.synaptic_operations, expected, rtol=1e-6)
+    assert found.macs == sum(a * b for a, b in shapes)
+    assert found.input_macs == shapes[0][0] * shapes[0][1]
+
+
+def test_products_with_padding_zeros_do_not_count():
+    def fn(kernel, x):
+        convolve = jax.lax.conv_general_dilated
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = convolve(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return jax.nn.relu(y)
+
+    kernel, x = jnp.ones((3, 3, 1, 2)), jnp.ones((1, 4, 4, 1))
+    snn = snnjax.convert(fn, kernel, x, steps=2)
+    found = snnjax.measure(fn, kernel, snn, x, steps=2)
+    # Taps inside a 4x4 image: 4 corners of 4, 8 edges of 6, 4 inner pixels of 9.
+    assert found.macs == 2 * (4 * 4 + 8 * 6 + 4 * 9)
+
+
+def test_energy_weighs_additions_and_products():
+    _, _, found = measured("dense")
+    spiking, ann = metrics.energy(found)
+    np.testing.assert_allclose(ann, found.macs * metrics.ENERGY_PER_MAC, rtol=1e-6)
+    additions = found.synaptic_operations * metrics.ENERGY_PER_AC
+    products = found.input_macs * metrics.ENERGY_PER_MAC
+    np.testing.assert_allclose(spiking, additions + products, rtol=1e-6)
+
+
+def test_measuring_may_be_jitted():
+    net, snn, found = measured("projection")
+    jitted = jax.jit(
+        lambda params, snn, x: snnjax.measure(net.fn, params, snn, x, steps=STEPS)
+    )(net.params, snn, net.x)
+    for a, b in zip(jax.tree.leaves(jitted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_snn_of_other_steps_is_not_measured():
+    net, snn, _ = measured("dense")
+    with pytest.raises(ValueError, match="fitted to steps=8"):
+        snnjax.measure(net.fn, net.params, snn, net.x, steps=4)
