@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.models import build
-from snnjax import SNN
+from experiments.source import read_arrays
+from snnjax import SNN, Sites
 from snnjax.neurons import NeuronParams
 
 
@@ -81,11 +82,7 @@ def load_snn(path: str | Path) -> Restored:
         raise ValueError(f"card {card_file} describes no SNN: {error!r}") from None
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(folder).item_metadata.tree
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), found
-        )
-        arrays = checkpointer.restore(folder, target)
+        arrays = read_arrays(checkpointer, folder, found)
     neurons = {
         name.replace("|", "/"): NeuronParams(**fields)
         for name, fields in arrays["neurons"].items()
@@ -95,28 +92,23 @@ def load_snn(path: str | Path) -> Restored:
     return Restored(model, snn, card)
 
 
-def canonical(snn: SNN, outputs: jax.ShapeDtypeStruct, shapes: dict) -> SNN:
+def canonical(snn: SNN, classes: int, sites: Sites) -> SNN:
     """The same network with parameters of one shape, whatever the recipe.
 
     Programs that are compiled for one recipe then serve all: thresholds and biases per
     channel, potentials per neuron, a readout correction even if it is zero.
-
-    Args:
-        snn: from `snnjax.convert`.
-        outputs: shape of the readout at one step [B, classes].
-        shapes: site name -> shape of its neurons.
     """
-
-    def widen(name: str, neuron: NeuronParams) -> NeuronParams:
-        shape = shapes[name]
-        return neuron._replace(
-            threshold=jnp.broadcast_to(neuron.threshold, shape[-1:]),
-            bias=jnp.broadcast_to(neuron.bias, shape[-1:]),
-            initial_potential=jnp.broadcast_to(neuron.initial_potential, shape),
-        )
-
-    readout = jnp.zeros(outputs.shape[1:]) if snn.readout is None else snn.readout
-    neurons = {name: widen(name, neuron) for name, neuron in snn.neurons.items()}
+    neurons = dict(snn.neurons)
+    for site in sites:
+        if site.fires:
+            neuron = neurons[site.name]
+            start = jnp.broadcast_to(neuron.initial_potential, site.shape)
+            neurons[site.name] = neuron._replace(
+                threshold=jnp.broadcast_to(neuron.threshold, site.shape[-1:]),
+                bias=jnp.broadcast_to(neuron.bias, site.shape[-1:]),
+                initial_potential=start,
+            )
+    readout = jnp.zeros(classes) if snn.readout is None else snn.readout
     return dataclasses.replace(snn, neurons=neurons, readout=readout)
 
 

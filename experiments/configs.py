@@ -153,7 +153,7 @@ class Convert:
     # Unlabelled training images to calibrate with.
     calibration_images: int = 256
     # Adam steps per site of weight calibration in "advanced" (the paper: 5000).
-    iterations: int = 100
+    iterations: int = 50
     # Learning rate of weight calibration.
     rate: float = 1e-5
     # Test images to evaluate on; by default all.

@@ -11,10 +11,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "best": lambda config, seed: snnjax.best(),
 }
 BATCH = 500  # test images at a time
+SHOTS = 100  # test images to measure rates, errors and operations on
 
 
 class Result(NamedTuple):
@@ -75,14 +78,23 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images\n")
     print(HEADER, flush=True)
     plan = list(_plan(config))
+
+    @jax.jit
+    def simulate(snn, x):
+        return snnjax.spiking(fn, steps=snn.steps, delay=snn.delay)(snn, x)
+
+    job = Job(config, data, fn, source.variables, sites, images, labels, simulate)
     results, kept = [], []
-    with tqdm(total=len(plan) * len(config.seeds), leave=False, disable=None) as bar:
+    progress = tqdm(total=len(plan) * len(config.seeds), leave=False, disable=None)
+    with progress, ThreadPoolExecutor(1) as pool:
+        # Half of the time is XLA's: compile ahead on another core.
+        fits = dict.fromkeys((steps, delay) for _, steps, delay in plan)
+        ready = {fit: pool.submit(_compile, job, *fit) for fit in fits}
         for recipe, steps, delay in plan:
-            result, snn = _convert(
-                config, data, source, sites, recipe, steps, delay, bar.update
-            )
-            results.append(result)
+            wait = ready[steps, delay].result
+            result, snn = _convert(job, recipe, steps, delay, wait, progress.update)
             tqdm.write(row(result, ann))
+            results.append(result)
             kept.append(snn)
     result, snn = max(zip(results, kept, strict=True), key=lambda pair: pair[0].final)
     card = {**source.card, "recipe": result.recipe, "accuracy": result.final}
@@ -123,39 +135,58 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 # ----------------------------------------------------------------- one conversion
 
 
-def _convert(config, data, source, sites, recipe, steps, delay, tick):
+class Job(NamedTuple):
+    """What all rows have in common."""
+
+    config: Convert
+    data: Dataset
+    fn: Callable  # one object, so that JAX traces it once per shape
+    params: chex.ArrayTree
+    sites: snnjax.Sites
+    images: jax.Array
+    labels: jax.Array
+    simulate: Callable  # snn, images -> outputs; the SNN brings its T and delay along
+
+
+def _compile(job: Job, steps: int, delay: int) -> None:
+    """Run the programs once, on an SNN of the shape that all recipes give."""
+    neuron = snnjax.integrate_and_fire().params()
+    neurons = {site.name: neuron for site in job.sites if site.fires}
+    snn = snnjax.SNN(job.params, neurons, None, steps, delay)
+    snn = canonical(snn, job.data.num_classes, job.sites)
+    _evaluate(job.simulate, snn, job.images, job.labels)
+    _measure(job, snn)
+
+
+def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
     """The row of one recipe at one T and delay, and the SNN of the first seed."""
-    fn, params = source_function(source), source.variables
-    images, labels = _test_set(config, data)
-    spiking, measure = _programs(fn, steps, delay)
-    outputs = jax.eval_shape(fn, params, images[:1])
-    shapes = {site.name: site.shape for site in sites if site.fires}
+    config = job.config
     accuracies, seconds, first = [], [], None
     for seed in config.seeds:
         start = time.perf_counter()
         snn = snnjax.convert(
-            fn,
-            params,
-            _calibration_images(config, data, seed),
+            job.fn,
+            job.params,
+            _calibration_images(config, job.data, seed),
             steps=steps,
             delay=delay,
             recipe=RECIPES[recipe](config, seed),
         )
         jax.block_until_ready(snn)
         seconds.append(time.perf_counter() - start)
-        snn = canonical(snn, outputs, shapes)
+        snn = canonical(snn, job.data.num_classes, job.sites)
         first = snn if first is None else first
-        accuracies.append(_evaluate(spiking, snn, images, labels))
+        wait()  # until the programs are compiled
+        reached = _evaluate(job.simulate, snn, job.images, job.labels)
+        accuracies.append(reached)
         tick()
-    found = jax.device_get(measure(params, first, images[:100]))
-    in_order = {name: found.sites[name] for name in shapes}  # jit sorts by name
-    found = found._replace(sites=in_order)
+    found = _measure(job, first)
     result = Result(
         recipe,
         delay,
         steps,
         accuracies,
-        snnjax.latency(sites, steps, delay),
+        snnjax.latency(job.sites, steps, delay),
         float(found.firing_rate),
         float(found.synaptic_operations),
         statistics.median(seconds),
@@ -173,27 +204,18 @@ def _plan(config: Convert):
                 yield recipe, steps, steps if delay == "T" else int(delay)
 
 
-_compiled: dict[Any, Any] = {}
+def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
+    shots = job.images[:SHOTS]
+    fitted = {"steps": snn.steps, "delay": snn.delay}
+    found = snnjax.measure(job.fn, job.params, snn, shots, **fitted)
+    return jax.device_get(found)
 
 
-def _programs(fn, steps: int, delay: int):
-    """Jitted simulation and measurement, one of each per T and delay."""
-    key = (steps, delay)
-    if key not in _compiled:
-        spiking = jax.jit(snnjax.spiking(fn, steps=steps, delay=delay))
-
-        def measure(params, snn, x):
-            return metrics.measure(fn, params, snn, x, steps=steps, delay=delay)
-
-        _compiled[key] = spiking, jax.jit(measure)
-    return _compiled[key]
-
-
-def _evaluate(spiking, snn, images, labels) -> list[float]:
+def _evaluate(simulate, snn, images, labels) -> list[float]:
     """Accuracy after 1..T steps."""
     correct = 0
     for i in range(0, len(labels), BATCH):
-        outputs = spiking(snn, images[i : i + BATCH])
+        outputs = simulate(snn, images[i : i + BATCH])
         part = labels[i : i + BATCH]
         correct += metrics.accuracy(outputs, part) * len(part)
     return [float(c) / len(labels) for c in correct]

@@ -72,13 +72,22 @@ def load_source(path: str | Path) -> Source:
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(folder).item_metadata.tree
         _check_shapes(_shapes(found), _shapes(expected), folder, card["model"])
-        # With the device given, what was trained on a TPU can be read elsewhere.
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), expected
-        )
-        variables = checkpointer.restore(folder, target)
+        variables = read_arrays(checkpointer, folder, expected)
     return Source(model, variables, card)
+
+
+def read_arrays(checkpointer, folder: Path, shapes):
+    """Arrays of these shapes and types from an orbax folder, bound to no device.
+
+    With the device given, what was saved on a TPU can be read elsewhere. But arrays
+    that stay bound to it compile every program a second time, where they meet others.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+    )
+    arrays = checkpointer.restore(folder, target)
+    return jax.tree.map(jnp.asarray, jax.device_get(arrays))
 
 
 def save_source(out: Path, source: Source) -> None:

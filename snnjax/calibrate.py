@@ -180,10 +180,10 @@ class View(NamedTuple):
         activation: of the ANN, [N, ...].
         output: fit -> mean output [N, ...] of the spiking site over T steps, from
             the spikes that the calibrated layers below really send.
-        take: (rows, time) -> what feeds the site for these images, in a form that
-            ``current`` takes: means over T steps, or with time=True every step.
-        current: (batch, time) -> a hashable pure function (weights, sources) ->
-            current, [B, ...] or [T, B, ...], differentiable in the weights.
+        feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
+            is the current into the site for these images, a hashable pure function
+            that is differentiable in the weights; [B, ...], the mean over T steps,
+            or with time=True [T, B, ...].
     """
 
     site: Site
@@ -191,8 +191,7 @@ class View(NamedTuple):
     delay: int
     activation: jax.Array
     output: Callable[[Fit], jax.Array]
-    take: Callable[..., Any]
-    current: Callable[..., Callable]
+    feed: Callable[..., tuple[Callable, Any]]
 
 
 Calibrator = Callable[[View, Fit], Fit]
@@ -332,9 +331,12 @@ def calibrate_weights(
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.delay < view.steps
+        current, sources = view.feed(size, time)
         step = functools.partial(
             _weight_step,
-            current=view.current(size, time),
+            sources=sources,
+            activation=view.activation,
+            current=current,
             objective="neuron" if objective == "spikes" and not time else objective,
             steps=view.steps,
             delay=view.delay,
@@ -343,9 +345,9 @@ def calibrate_weights(
         )
         weights = tuple(fit.weights.values())
         state = _ADAM.init(weights)
+        rates = np.asarray(schedule(jnp.arange(iterations)))
         for i, rows in enumerate(_shuffled(seed, images, size, iterations)):
-            sources, target = view.take(rows, time), view.activation[rows]
-            weights, state = step(weights, state, sources, target, rate=schedule(i))
+            weights, state = step(weights, state, rows, rates[i])
         return fit._replace(weights=dict(zip(fit.weights, weights, strict=True)))
 
     return calibrate
@@ -355,31 +357,34 @@ _ADAM = optax.scale_by_adam()
 
 
 @functools.partial(
-    jax.jit, static_argnames=("current", "objective", "steps", "delay", "surrogate")
+    jax.jit, static_argnames=("current", "objective", "delay", "surrogate")
 )
 def _weight_step(
     weights,
     state,
-    sources,
-    target,
+    rows,
+    rate,
     *,
+    sources,
+    activation,
     current,
     objective,
     steps,
     delay,
     surrogate,
     neuron,
-    rate,
 ):
+    target = activation[rows]
+
     def loss(weights):
-        into = current(weights, sources)
+        into = current(weights, sources, rows)
         if objective == "floor":
             bare = neuron._replace(bias=jnp.zeros(()), initial_potential=jnp.zeros(()))
             output = closed_form(bare, into, steps)
         elif objective == "neuron":
             output = closed_form(neuron, into, steps)
         else:
-            into = jnp.broadcast_to(into, (steps, *target.shape))
+            into = jnp.broadcast_to(into, (current.steps, *target.shape))
             model = integrate_and_fire(surrogate=surrogate)
             output = unroll(model, neuron, into, delay=delay).mean(0)
         return ((target - output) ** 2).sum(-1).mean()
@@ -414,11 +419,9 @@ def _check_per(per: str) -> None:
 
 _maximum = jax.jit(maximum, static_argnames=("per", "channel"))
 _quantile = jax.jit(quantile, static_argnames=("p", "per", "channel"))
-_least_squares = jax.jit(
-    least_squares, static_argnames=("steps", "per", "objective", "channel")
-)
+_least_squares = jax.jit(least_squares, static_argnames=("per", "objective", "channel"))
 _bias_correction = jax.jit(bias_correction, static_argnames="channel")
-_potential_correction = jax.jit(potential_correction, static_argnames="steps")
+_potential_correction = jax.jit(potential_correction)
 
 
 # -------------------------------------------------------------------- recipes

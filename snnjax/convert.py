@@ -25,6 +25,7 @@ from snnjax.capture import capture
 from snnjax.network import (
     Network,
     Segment,
+    Site,
     Stage,
     evaluate,
     identity,
@@ -161,19 +162,24 @@ class Current(NamedTuple):
         streams: which of its inputs are streams.
         steps: T.
         slots: positions among the inputs that the weights take.
+        axes: for each input the axis of the images, None if it has none.
     """
 
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
     slots: tuple[int, ...]
+    axes: tuple[int | None, ...]
 
-    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any]):
-        """Mean current [B, ...], or [T, B, ...] if a source is a stream."""
-        sources = list(sources)
+    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
+        """Mean current [B, ...] of these images, or [T, B, ...] from a stream."""
+        chosen = [
+            source if axis is None else _take(source, rows, axis)
+            for source, axis in zip(sources, self.axes, strict=True)
+        ]
         for slot, weight in zip(self.slots, weights, strict=True):
-            sources[slot] = weight
-        return _run(self.segment, self.streams, self.steps, sources)[0][0]
+            chosen[slot] = weight
+        return _run(self.segment, self.streams, self.steps, chosen)[0][0]
 
 
 def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
@@ -188,9 +194,9 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
         _check_finite(f"the activations of site {site.name!r}", activation)
         kernels = _kernels(network, site, params)
         currents = _currents(plan, chunks, i, params)
-        take, current = _differentiable(plan, chunks, i, params, kernels)
-        output = functools.partial(_output, plan, currents, len(site.shape))
-        view = View(site, plan.steps, plan.delay, activation, output, take, current)
+        feed = functools.partial(_feed, plan, chunks, i, params, kernels)
+        output = functools.partial(_output, plan, currents, site)
+        view = View(site, plan.steps, plan.delay, activation, output, feed)
         fit = Fit(neurons[site.name], kernels)
         for calibrate in calibrators:
             fit = calibrate(view, fit)
@@ -198,7 +204,8 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
         neurons[site.name] = fit.neuron
         stepped = zip(chunks, currents(fit.weights), strict=True)
         for chunk, ((into, *_), carried) in stepped:
-            spikes = _fire(fit.neuron, into, plan.steps, plan.delay, len(site.shape))
+            neuron = _widen(fit.neuron, site)
+            spikes = _fire(neuron, into, plan.steps, plan.delay, len(site.shape))
             _keep(chunk.snn, chunk.stages, i, spikes, carried)
         params.update(_by_variable(network, fit.weights))
     leaves = [params[v] for v in network.parameters]
@@ -267,49 +274,36 @@ def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
     return currents
 
 
-def _differentiable(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels):
-    """(rows, time) -> sources of these images; the pure function from them on."""
-
-    @functools.cache
-    def gathered(time: bool):
-        stage, network = chunks[0].stages[i], chunks[0].network
-        streams = _streams(plan, network, stage)
-        columns = []
-        for v, stream in zip(stage.sources, streams, strict=True):
-            if v not in chunks[0].snn:
-                columns.append((None, params.get(v)))
-                continue
-            values = [chunk.snn[v] for chunk in chunks]
-            if stream and not time:
-                values = [_mean(value, plan.steps) for value in values]
-            axis = 1 if stream and time else 0
-            columns.append((axis, _concatenate(values, axis)))
-        return columns
-
-    def take(rows, time: bool = False):
-        network, cut = plan.cut(len(rows))
-        return [
-            network.constants.get(v, values)
-            if axis is None
-            else _take(values, rows, axis)
-            for v, (axis, values) in zip(cut[i].sources, gathered(time), strict=True)
-        ]
-
-    def current(size: int, time: bool = False) -> Current:
-        network, cut = plan.cut(size)
-        stage = cut[i]
-        streams = _streams(plan, network, stage)
-        paths = [network.parameters.get(v) for v in stage.sources]
-        slots = tuple(paths.index(path) for path in kernels)
-        nothing = (False,) * len(streams)
-        return Current(stage.segment, streams if time else nothing, plan.steps, slots)
-
-    return take, current
+def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, size, time):
+    """`Current` for ``size`` images at a time, and its sources for all images."""
+    network, cut = plan.cut(size)
+    stage = cut[i]
+    streams = _streams(plan, network, stage)
+    sources, axes = [], []
+    for v, stream in zip(stage.sources, streams, strict=True):
+        on_their_way = v in chunks[0].snn
+        axes.append((1 if stream and time else 0) if on_their_way else None)
+        if not on_their_way:
+            sources.append(
+                network.constants[v] if v in network.constants else params[v]
+            )
+            continue
+        values = [chunk.snn[v] for chunk in chunks]
+        if stream and not time:
+            values = [_mean(value, plan.steps) for value in values]
+        sources.append(_concatenate(values, axes[-1]))
+    paths = [network.parameters.get(v) for v in stage.sources]
+    slots = tuple(paths.index(path) for path in kernels)
+    streams = streams if time else (False,) * len(streams)
+    # Without a stream, T does not matter: one program for every T.
+    steps = plan.steps if time else 1
+    return Current(stage.segment, streams, steps, slots, tuple(axes)), sources
 
 
-def _output(plan: _Plan, currents, ndim: int, fit: Fit) -> jax.Array:
+def _output(plan: _Plan, currents, site: Site, fit: Fit) -> jax.Array:
+    neuron = _widen(fit.neuron, site)
     means = [
-        _mean_output(fit.neuron, into, plan.steps, plan.delay, ndim)
+        _mean_output(neuron, into, plan.steps, plan.delay, len(site.shape))
         for (into, *_), _ in currents(fit.weights)
     ]
     return jnp.concatenate(means)
@@ -419,6 +413,16 @@ def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
 def _streams(plan: _Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
     over_time = frozenset() if plan.means else streaming(network.equations)
     return tuple(v in over_time for v in stage.sources)
+
+
+def _widen(neuron: NeuronParams, site: Site) -> NeuronParams:
+    """The same in one shape whatever the recipe, so that all use one program."""
+    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
+    return neuron._replace(
+        threshold=jnp.broadcast_to(neuron.threshold, channel),
+        bias=jnp.broadcast_to(neuron.bias, channel),
+        initial_potential=jnp.broadcast_to(neuron.initial_potential, site.shape),
+    )
 
 
 def _kernels(network: Network, site, params) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ with a the ANN's activation, z the mean current (bias and v(0)/T included), s th
 output. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022.
 """
 
-import math
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +22,13 @@ import numpy as np
 
 from snnjax.capture import capture
 from snnjax.network import Equation, Network, evaluate, identity, streaming, variables
-from snnjax.neurons import check_delay, closed_form, integrate_and_fire, unroll
+from snnjax.neurons import (
+    NeuronParams,
+    check_delay,
+    closed_form,
+    integrate_and_fire,
+    unroll,
+)
 from snnjax.simulate import SNN, check_fit, check_neurons
 
 ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC 2014
@@ -127,26 +133,57 @@ def measure(
         delay: of every layer.
 
     Returns:
-        `Measures`. May be jitted (with fn, steps and delay fixed); memory is that of
-        by_layer: T times the ANN's.
+        `Measures`. Jitted inside, one program for each fn, steps, delay and shape of
+        x; memory is that of by_layer: T times the ANN's.
 
     Raises: as `snnjax.spiking`.
     """
     check_delay(steps, delay)
     check_fit(snn, steps, delay)
+    seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
+    compared = {
+        site.name: _compare(
+            seen[site.name], snn.neurons[site.name], steps, site.channel
+        )
+        for site in capture(fn, params, x).sites
+        if site.fires
+    }
+    fired = sum(site.fired.sum() for site in seen.values())
+    possible = steps * sum(site.activation.size for site in seen.values())
+    return Measures(
+        sites=compared,
+        firing_rate=jnp.asarray(fired) / possible,
+        synaptic_operations=operations,
+        input_macs=input_macs,
+        macs=macs,
+    )
+
+
+class _Seen(NamedTuple):
+    """What a site did: activation, mean current, mean output; spikes per channel."""
+
+    activation: jax.Array
+    current: jax.Array
+    output: jax.Array
+    fired: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
+def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
+    """Site name -> `_Seen`; synaptic operations, MACs of the input, of the ANN."""
     network = capture(fn, params, x)
     check_neurons(snn.neurons, network.sites)
     activations = _activations(network, params, x)
-    found = {}
+    seen = {}
 
-    def observe(site, current, spikes):
-        params = snn.neurons[site.name]
-        activation = activations[site.name]
-        found[site.name] = _compare(site, activation, current, spikes, params)
+    def observe(site, currents, spikes):
+        axes = tuple(a for a in range(spikes.ndim) if a != spikes.ndim + site.channel)
+        fired = (spikes > 0).sum(axes)
+        means = currents.mean(0), spikes.mean(0)
+        seen[site.name] = _Seen(activations[site.name], *means, fired)
 
     values, streams = _simulate(network, snn, x, steps, delay, observe)
-    operations = jnp.zeros(())
-    input_macs, macs = 0.0, 0.0
+    operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
     single = capture(fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     for equation, alone in zip(network.equations, single.equations, strict=True):
         v = _driven_input(equation, network)
@@ -159,14 +196,29 @@ def measure(
             operations += (active * fan_out).sum()
         else:
             input_macs += float(fan_out.sum())
-    neurons = {s.name: math.prod(s.shape) for s in network.sites if s.fires}
-    rates = sum(found[name].firing_rate * count for name, count in neurons.items())
-    return Measures(
-        sites=found,
-        firing_rate=jnp.asarray(rates) / sum(neurons.values()),
-        synaptic_operations=operations,
-        input_macs=jnp.asarray(input_macs),
-        macs=jnp.asarray(macs),
+    return seen, operations, jnp.asarray(input_macs), jnp.asarray(macs)
+
+
+@functools.partial(jax.jit, static_argnames="channel")
+def _compare(seen: _Seen, params: NeuronParams, steps, channel: int) -> SiteMeasures:
+    activation, current, output, fired = seen
+    level = closed_form(params, current, steps)
+    positive = jax.nn.relu(current + params.bias + params.initial_potential / steps)
+    clipped = jnp.minimum(positive, params.threshold)
+    parts = (
+        activation,
+        activation - output,
+        activation - positive,
+        positive - clipped,
+        clipped - level,
+        level - output,
+    )
+    possible = steps * activation.size / activation.shape[channel]  # per channel
+    return SiteMeasures(
+        fired.mean() / possible,
+        (fired == 0).mean(),
+        (fired == possible).mean(),
+        *[jnp.sqrt((part.astype(jnp.float32) ** 2).mean()) for part in parts],
     )
 
 
@@ -193,6 +245,7 @@ def spike_trains(
 def _simulate(network: Network, snn: SNN, x, steps: int, delay: int, observe):
     """Run by layer, showing ``observe`` every site's currents and spikes."""
     values = network.arguments(snn.params, x)
+    neuron = integrate_and_fire(reset=snn.reset)
 
     def rule(site, current, *operands):
         if site.kind == "max-pool":
@@ -200,7 +253,7 @@ def _simulate(network: Network, snn: SNN, x, steps: int, delay: int, observe):
         if current.ndim == len(site.shape) + 1:
             current = jnp.broadcast_to(current, (steps, *current.shape))
         params = snn.neurons[site.name]
-        spikes = unroll(integrate_and_fire(), params, current, delay=delay)
+        spikes = unroll(neuron, params, current, delay=delay)
         observe(site, current, spikes)
         return spikes
 
@@ -218,32 +271,6 @@ def _activations(network: Network, params, x):
 
     evaluate(network.equations, values, rule)
     return activations
-
-
-def _compare(site, activation, currents, spikes, params) -> SiteMeasures:
-    steps = currents.shape[0]
-    current, output = currents.mean(0), spikes.mean(0)
-    level = closed_form(params, current, steps)
-    drive = current + params.bias + params.initial_potential / steps
-    positive = jax.nn.relu(drive)
-    clipped = jnp.minimum(positive, params.threshold)
-    fired = spikes > 0
-    others = tuple(a for a in range(fired.ndim) if a != fired.ndim + site.channel)
-    return SiteMeasures(
-        firing_rate=fired.mean(),
-        silent=(~fired.any(others)).mean(),
-        saturated=fired.all(others).mean(),
-        activation=_rms(activation),
-        error=_rms(activation - output),
-        inherited=_rms(activation - positive),
-        clipping=_rms(positive - clipped),
-        flooring=_rms(clipped - level),
-        unevenness=_rms(level - output),
-    )
-
-
-def _rms(x: jax.Array) -> jax.Array:
-    return jnp.sqrt((x.astype(jnp.float32) ** 2).mean())
 
 
 def _driven_input(equation: Equation, network: Network) -> int | None:
