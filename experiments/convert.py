@@ -207,8 +207,11 @@ def _plan(config: Convert):
 def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
     shots = job.images[:SHOTS]
     fitted = {"steps": snn.steps, "delay": snn.delay}
-    found = snnjax.measure(job.fn, job.params, snn, shots, **fitted)
-    return jax.device_get(found)
+    found = jax.device_get(
+        snnjax.measure(job.fn, job.params, snn, shots, **fitted)
+    )  # which sorts the sites by name
+    in_order = {site.name: found.sites[site.name] for site in job.sites if site.fires}
+    return found._replace(sites=in_order)
 
 
 def _evaluate(simulate, snn, images, labels) -> list[float]:

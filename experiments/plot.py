@@ -72,7 +72,8 @@ def layers(results: Sequence, path: Path) -> None:
     bottom.set(title=f"its parts, {_name(streaming)}")
     bottom.set_ylabel("RMS / RMS activation")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-    bottom.legend(fontsize=8, ncols=2)
+    bottom.set_ylim(top=1.25 * bottom.get_ylim()[1])  # room for the legend
+    bottom.legend(fontsize=8, ncols=4, loc="upper left")
     for axis in (top, bottom):
         axis.grid(alpha=0.3, axis="y")
     _save(figure, path)
