@@ -55,7 +55,7 @@ def convert(
     recipe: Recipe | None = None,
     delay: int = 0,
     micro_batch: int | None = None,
-    memory_budget: int = 2**31,
+    memory_budget: int = 2**30,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
@@ -71,7 +71,8 @@ def convert(
         micro_batch: images at a time; by default so that T images' worth of the
             largest site stays near the cache.
         memory_budget: bytes; a site's currents are kept between calibrators if they
-            fit, and computed anew if not.
+            fit, and computed anew if not. The process may take two to three times
+            as much, since the allocator does not return all of it at once.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
@@ -190,28 +191,38 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
     neurons = dict(snn.neurons)
     found = [stage.equation.place for stage in cut[:-1]]
     for i, site in enumerate(progress(found)):
-        activation = jnp.concatenate([_step_ann(c, i, original) for c in chunks])
-        _check_finite(f"the activations of site {site.name!r}", activation)
-        kernels = _kernels(network, site, params)
-        currents = _currents(plan, chunks, i, params)
-        feed = functools.partial(_feed, plan, chunks, i, params, kernels)
-        output = functools.partial(_output, plan, currents, site)
-        view = View(site, plan.steps, plan.delay, activation, output, feed)
-        fit = Fit(neurons[site.name], kernels)
-        for calibrate in calibrators:
-            fit = calibrate(view, fit)
-        _check_shared(network, site, kernels, fit.weights)
+        fit = _fit_site(plan, chunks, i, original, params, neurons, calibrators)
         neurons[site.name] = fit.neuron
-        stepped = zip(chunks, currents(fit.weights), strict=True)
-        for chunk, ((into, *_), carried) in stepped:
-            neuron = _widen(fit.neuron, site)
-            spikes = _fire(neuron, into, plan.steps, plan.delay, len(site.shape))
-            _keep(chunk.snn, chunk.stages, i, spikes, carried)
         params.update(_by_variable(network, fit.weights))
     leaves = [params[v] for v in network.parameters]
     tree = jax.tree_util.tree_structure(snn.params)
     calibrated = jax.tree_util.tree_unflatten(tree, leaves)
     return dataclasses.replace(snn, params=calibrated, neurons=neurons), chunks
+
+
+def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrators):
+    """Fit one site and carry both streams over it.
+
+    A function of its own, so that the currents are freed before the next site.
+    """
+    network, site = chunks[0].network, chunks[0].stages[i].equation.place
+    activation = jnp.concatenate([_step_ann(c, i, original) for c in chunks])
+    _check_finite(f"the activations of site {site.name!r}", activation)
+    kernels = _kernels(network, site, params)
+    currents = _currents(plan, chunks, i, params)
+    feed = functools.partial(_feed, plan, chunks, i, params, kernels)
+    output = functools.partial(_output, plan, currents, site)
+    view = View(site, plan.steps, plan.delay, activation, output, feed)
+    fit = Fit(neurons[site.name], kernels)
+    for calibrate in calibrators:
+        fit = calibrate(view, fit)
+    _check_shared(network, site, kernels, fit.weights)
+    neuron = _widen(fit.neuron, site)
+    stepped = zip(chunks, currents(fit.weights), strict=True)
+    for chunk, ((current, *_), carried) in stepped:
+        spikes = _fire(neuron, current, plan.steps, plan.delay, len(site.shape))
+        _keep(chunk.snn, chunk.stages, i, spikes, carried)
+    return fit
 
 
 def _load(plan: _Plan) -> list[_Chunk]:
