@@ -322,7 +322,9 @@ def calibrate_weights(
         raise ValueError(
             f"objective is {objective!r}; allowed: 'floor', 'neuron', 'spikes'"
         )
-    schedule = optax.cosine_decay_schedule(rate, iterations)
+    with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
+        schedule = optax.cosine_decay_schedule(rate, iterations)
+        rates = np.asarray(schedule(jnp.arange(iterations)))
 
     def calibrate(view: View, fit: Fit) -> Fit:
         if not fit.weights:
@@ -345,7 +347,6 @@ def calibrate_weights(
         )
         weights = tuple(fit.weights.values())
         state = _ADAM.init(weights)
-        rates = np.asarray(schedule(jnp.arange(iterations)))
         for i, rows in enumerate(_shuffled(seed, images, size, iterations)):
             weights, state = step(weights, state, rows, rates[i])
         return fit._replace(weights=dict(zip(fit.weights, weights, strict=True)))
@@ -384,7 +385,6 @@ def _weight_step(
         elif objective == "neuron":
             output = closed_form(neuron, into, steps)
         else:
-            into = jnp.broadcast_to(into, (current.steps, *target.shape))
             model = integrate_and_fire(surrogate=surrogate)
             output = unroll(model, neuron, into, delay=delay).mean(0)
         return ((target - output) ** 2).sum(-1).mean()

@@ -164,6 +164,7 @@ class Current(NamedTuple):
         steps: T.
         slots: positions among the inputs that the weights take.
         axes: for each input the axis of the images, None if it has none.
+        ndim: axes of the site; None for the mean over time.
     """
 
     segment: Segment
@@ -171,16 +172,20 @@ class Current(NamedTuple):
     steps: int
     slots: tuple[int, ...]
     axes: tuple[int | None, ...]
+    ndim: int | None
 
     def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
-        """Mean current [B, ...] of these images, or [T, B, ...] from a stream."""
+        """The current of these images: its mean [B, ...], or all of it [T, B, ...]."""
         chosen = [
             source if axis is None else _take(source, rows, axis)
             for source, axis in zip(sources, self.axes, strict=True)
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
             chosen[slot] = weight
-        return _run(self.segment, self.streams, self.steps, chosen)[0][0]
+        current = _run(self.segment, self.streams, self.steps, chosen)[0][0]
+        if self.ndim is None:
+            return current
+        return _over_time(current, self.steps, self.ndim)
 
 
 def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
@@ -305,10 +310,14 @@ def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, size, time
         sources.append(_concatenate(values, axes[-1]))
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in kernels)
-    streams = streams if time else (False,) * len(streams)
-    # Without a stream, T does not matter: one program for every T.
-    steps = plan.steps if time else 1
-    return Current(stage.segment, streams, steps, slots, tuple(axes)), sources
+    if time:
+        ndim = len(stage.equation.place.shape)
+        current = Current(stage.segment, streams, plan.steps, slots, tuple(axes), ndim)
+    else:
+        # Of means, T does not matter: one program for every T.
+        none = (False,) * len(streams)
+        current = Current(stage.segment, none, 1, slots, tuple(axes), None)
+    return current, sources
 
 
 def _output(plan: _Plan, currents, site: Site, fit: Fit) -> jax.Array:

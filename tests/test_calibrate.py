@@ -48,20 +48,17 @@ def view(seed, delay=0):
         stream = sources @ fit.weights["hidden"]
         return compiled_output(NEURON, fit.neuron, stream, delay=delay)
 
-    def take(rows, time=False):
-        return sources[:, rows] if time else sources.mean(0)[rows]
+    def feed(batch, time=False):
+        del batch
+        return _current, sources if time else sources.mean(0)
 
-    def current(size, time=False):
-        del size, time
-        return _current
-
-    seen = View(SITE, STEPS, delay, target, output, take, current)
+    seen = View(SITE, STEPS, delay, target, output, feed)
     fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
 
 
-def _current(weights, sources):
-    return sources @ weights[0]
+def _current(weights, sources, rows):
+    return jnp.take(sources, rows, sources.ndim - 3) @ weights[0]
 
 
 # ----------------------------------------------------------------- formulas
@@ -206,17 +203,17 @@ def test_weight_calibration_lowers_its_objective(objective, delay):
     fit = calibrate.correct_bias()(seen, fit)
 
     def error(weights):
-        every = np.arange(8)
-        if objective == "spikes" and delay < STEPS:
-            stream = _current([weights["hidden"]], seen.take(every, True))
-            output = unroll(NEURON, fit.neuron, stream).mean(0)
+        time = objective == "spikes" and delay < STEPS
+        current, sources = seen.feed(8, time)
+        into = current([weights["hidden"]], sources, np.arange(8))
+        if time:
+            output = unroll(NEURON, fit.neuron, into).mean(0)
         else:
             neuron = fit.neuron
             if objective == "floor":
                 zero = jnp.zeros(())
                 neuron = neuron._replace(bias=zero, initial_potential=zero)
-            current = _current([weights["hidden"]], seen.take(every))
-            output = closed_form(neuron, current, STEPS)
+            output = closed_form(neuron, into, STEPS)
         return ((seen.activation - output) ** 2).sum(-1).mean()
 
     calibrated = calibrate.calibrate_weights(
