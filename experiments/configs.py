@@ -6,7 +6,7 @@ every field is an option that overrides them.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import simple_parsing
@@ -131,8 +131,8 @@ class Convert:
     dataset: str = "digits"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # Source network: the --out folder of a train_ann run. Digits train one if it is
-    # not there yet.
+    # Source network: the --out folder of a train_ann run. The default is trained, for
+    # digits, if it is not there yet.
     checkpoint: str = "runs/digits_resnet"
     # Numbers of time steps T, each a conversion of its own.
     steps: tuple[int, ...] = (2, 4, 8, 16)
@@ -171,6 +171,10 @@ class Convert:
         for name in ("steps", "recipes", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; give at least one")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, not {min(self.seeds)}")
+        if self.restore is not None:
+            self._check_restore()
         if min(self.steps) < 1:
             raise ValueError(f"steps must be >= 1, not {min(self.steps)}")
         for delay in self.delays or ():
@@ -181,6 +185,18 @@ class Convert:
                     f"delay {delay} exceeds steps {min(self.steps)}; no layer waits "
                     "longer than T, which is --delays T"
                 )
+
+    def _check_restore(self):
+        defaults = {field.name: field.default for field in fields(self)}
+        used = {"restore", "data_dir", "test_images"}
+        given = [n for n in defaults if getattr(self, n) != defaults[n]]
+        extra = [name for name in given if name not in used]
+        if extra:
+            raise ValueError(
+                "--restore evaluates an SNN as it was saved, so it takes no "
+                f"{', '.join('--' + name for name in extra)}; allowed beside it: "
+                "--data_dir, --test_images"
+            )
 
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.

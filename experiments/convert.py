@@ -9,6 +9,7 @@ import dataclasses
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,11 +68,12 @@ class Result(NamedTuple):
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     _check_recipes(config.recipes)
+    start = time.perf_counter()
+    out = _writable(config.out)
     data = load(config.dataset, config.data_dir) if data is None else data
+    _check_images(config, data)
     source = _source(config, data)
     fn = source_function(source)
-    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
-    out.mkdir(parents=True, exist_ok=True)
     images, labels = _test_set(config, data)
     ann = _ann_accuracy(fn, source, images, labels)
     sites = snnjax.sites(fn, source.variables, images[:1])
@@ -106,7 +108,8 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
-        f"delay {result.delay}) in {path.name}; --restore {config.out} evaluates it"
+        f"delay {result.delay}) in {path.name}; --restore {config.out} evaluates it.\n"
+        f"{time.perf_counter() - start:.0f} s in all, with compilation and figures"
     )
     return results
 
@@ -232,13 +235,32 @@ def _ann_accuracy(fn, source: Source, images, labels) -> float:
     return float((jnp.concatenate(logits).argmax(-1) == labels).mean())
 
 
-def _calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
+def _writable(folder: str) -> Path:
+    """The folder, made if need be; before the work, not after it."""
+    out = Path(folder).expanduser().resolve()  # orbax needs absolute paths
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder} cannot be written to ({error.strerror}); give another "
+            "folder, e.g. --out runs/convert"
+        ) from None
+    return out
+
+
+def _check_images(config: Convert, data: Dataset) -> None:
     found = len(data.train_images)
     if config.calibration_images > found:
         raise ValueError(
             f"calibration_images {config.calibration_images} exceeds the {found} "
             f"training images of {data.name}; choose fewer"
         )
+
+
+def _calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
+    found = len(data.train_images)
     draw = np.random.default_rng(seed).permutation(found)[: config.calibration_images]
     return normalize(data, data.train_images[draw])
 
@@ -252,7 +274,7 @@ def _source(config: Convert, data: Dataset) -> Source:
     try:
         source = load_source(config.checkpoint)
     except (FileNotFoundError, ValueError):
-        if config.dataset != "digits":
+        if config.dataset != "digits" or config.checkpoint != Convert.checkpoint:
             raise
         preset = PRESETS_ANN["digits_resnet"]
         print(f"training a source network first: {config.checkpoint}", flush=True)
@@ -279,7 +301,7 @@ def _check_recipes(names: Sequence[str]) -> None:
 
 HEADER = (
     f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
-    f"{'ANN -':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
+    f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
 )
 
 

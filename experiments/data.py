@@ -238,6 +238,8 @@ def _read_tfds(source, shape: tuple[int, int, int], title: str):
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
+    if data_dir and not Path(data_dir).is_dir():
+        return f"--data_dir {data_dir} is no folder; give the one that holds {name!r}"
     where = f"{data_dir!r}" if data_dir else "TFDS's folder ~/tensorflow_datasets"
     reason = str(error).strip().partition("\n")[0].partition(". ")[0]
     return f"""no data set {name!r} in {where}. Three ways to provide one:

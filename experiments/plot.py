@@ -38,7 +38,7 @@ def accuracy(results: Sequence, ann: float, path: Path) -> None:
         axis.axhline(100 * ann, color="black", linewidth=1, linestyle="--")
         axis.set(title=title, xlabel=label)
         axis.grid(alpha=0.3)
-    left.text(1, 100 * ann, "ANN", va="bottom")
+    left.text(1, 100 * ann + 1, "ANN", va="bottom")
     left.set_ylabel("test accuracy (%)")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -69,7 +69,8 @@ def layers(results: Sequence, path: Path) -> None:
         share = [float(getattr(sites[n], part) / sites[n].activation) for n in names]
         places = np.arange(len(names)) + (i - 1.5) * width
         bottom.bar(places, share, width, label=part)
-    bottom.set(title=f"its parts, {_name(streaming)}")
+    title = f"its parts, {_name(streaming)}, delay 0 (RMS each: they do not add up)"
+    bottom.set(title=title)
     bottom.set_ylabel("RMS / RMS activation")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     bottom.set_ylim(top=1.25 * bottom.get_ylim()[1])  # room for the legend
@@ -96,14 +97,14 @@ def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> N
         some = spikes[:, :: max(1, spikes.shape[1] // 40)]
         step, neuron = np.nonzero(some)
         first = 1 + site.depth * snn.delay
-        axis.plot(step + first, neuron, "|", color="black", markersize=5)
+        axis.plot(step + first, neuron, "|", color="black", markersize=2.5)
         axis.set(yticks=[], ylim=(-1, some.shape[1]))
         axis.axvspan(first - 0.5, first + snn.steps - 0.5, color="tab:blue", alpha=0.1)
         label = f"{site.name}\n{100 * spikes.mean():.0f} %"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     axes[0, 0].set_title(
-        f"spikes for one image: T = {snn.steps}, delay {snn.delay}; shaded: the steps "
-        "in which a site may fire, %: its firing rate",
+        f"spikes for one image, T = {snn.steps}, delay {snn.delay}: every n-th neuron "
+        "of a site (up to 80)\nshaded: the steps in which it may fire; %: firing rate",
         fontsize=10,
     )
     axes[-1, 0].set_xlim(0.5, snnjax.latency(sites, snn.steps, snn.delay) + 0.5)

@@ -62,8 +62,11 @@ _AFFINE_IN = {
     "scatter-add": {0, 2},
     "scatter_add": {0, 2},
 }
+_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 _RANDOM = frozenset("random_bits threefry2x32 rng_bit_generator rng_uniform".split())
-_CURVES = frozenset("tanh logistic erf exp exp2 expm1 log log1p sin cos".split())
+_CURVES = frozenset(
+    "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos".split()
+)
 _LOOPS = frozenset("scan while cond shard_map pallas_call".split())
 _STATISTICS = frozenset("rsqrt sqrt square integer_pow pow div".split())
 _ACTIVATIONS = frozenset(
@@ -71,7 +74,7 @@ _ACTIVATIONS = frozenset(
     "log_sigmoid log_softmax mish prelu selu sigmoid silu soft_sign softmax softplus "
     "sparse_plus squareplus swish tanh hard_tanh relu relu6".split()
 )
-_CLIPS = frozenset("max min clamp abs sign".split())
+_CLIPS = frozenset("max min reduce_min clamp abs sign".split())
 _DECISIONS = frozenset(
     "eq ne lt le gt ge and or not select_n argmax argmin sort top_k".split()
 )
@@ -93,11 +96,25 @@ _EXPLANATIONS = {
     ),
     "clip": (
         "a maximum, minimum or absolute value of activations is no site",
-        "write jax.nn.relu(x), snnjax.clipped_relu(x, maximum) or a max-pool",
+        "write jax.nn.relu(x), snnjax.clipped_relu(x, maximum) or a max-pool (a "
+        "min-pool is -max-pool(-x))",
+    ),
+    "power": (
+        "a power, root or quotient of activations is not affine",
+        "compute it outside fn, or replace it by affine operations and ReLU",
+    ),
+    "maximum": (
+        "the maximum of a clipped ReLU depends on the input: a threshold cannot",
+        "make it a constant or a parameter",
+    ),
+    "batch": (
+        "one example would reach another: this works along the batch axis",
+        "keep the examples of a batch apart in fn (statistics belong into params)",
     ),
     "statistics": (
         "a norm whose statistics depend on the activations is not affine",
-        "use BatchNorm with its running averages (use_running_average=True)",
+        "use BatchNorm with its running averages (use_running_average=True); to train "
+        "with batch statistics, return them as aux: snnjax.spiking(fn, has_aux=True)",
     ),
     "product": (
         "a product of activations is not affine (gate, attention, LayerNorm)",
@@ -109,13 +126,18 @@ _EXPLANATIONS = {
         "without a ReLU in it, are out of reach",
         "unroll it in Python: a for loop over the layers, an if on a static value",
     ),
+    "hidden": (
+        "a ReLU inside a loop or branch is out of reach: it would not spike",
+        "unroll it in Python: a for loop over the layers, an if on a static value",
+    ),
     "random": (
         "random numbers enter the activations",
         "switch dropout off (deterministic=True) and take augmentation out of fn",
     ),
     "decision": (
         "a comparison or a choice by activations is not affine",
-        "return the logits from fn and decide on the mean output",
+        "write jax.nn.relu(x) for jnp.where(x > 0, x, 0); return the logits from fn "
+        "and decide on the mean output",
     ),
     "integer": (
         "activations are converted to a type that is not floating point",
@@ -128,19 +150,23 @@ _EXPLANATIONS = {
 }
 
 
-def check(equations, dependent, avals, batch, outputs) -> None:
+def check(equations, x, dependent, avals, outputs, trouble=None) -> None:
     """Raise `ConversionError` unless all is affine between the sites.
 
     Args:
         equations: of the network with every call inlined, in order of execution.
+        x: variable of the input; its first axis is the batch.
         dependent: variables that depend on the input.
         avals: variable -> shape and dtype.
-        batch: size of the batch axis, the first of every site and output.
         outputs: variables or constants that the network returns.
+        trouble: equation -> key of its explanation, or None if it is allowed;
+            by default allowed is what is affine.
     """
+    if trouble is None:
+        trouble = _Affine(x, dependent, avals)
     found: dict[str, dict[str, list[str]]] = {}
     for equation in equations:
-        kind = _trouble(equation, dependent, avals)
+        kind = trouble(equation)
         if kind is not None:
             names = found.setdefault(equation.path, {}).setdefault(kind, [])
             if (name := _name(equation)) not in names:
@@ -151,7 +177,7 @@ def check(equations, dependent, avals, batch, outputs) -> None:
         for kind, names in _merge(path, kinds).items()
     ]
     sites = [eq for eq in equations if eq.site is not None]
-    problems += _shape_problems(sites, avals, batch, outputs)
+    problems += _shape_problems(sites, avals, avals[x].shape[0], outputs)
     if not problems and not any(eq.site.fires for eq in sites):
         problems = [
             Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
@@ -182,11 +208,16 @@ def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | 
         return None
     before, after = avals[known[0]].shape, avals[equation.outputs[0]].shape
     axis = channels[known[0]]
+    return _moved(name, params, axis, before, after)
+
+
+def _moved(name: str, params, axis: int, before, after) -> int | None:
+    """Where an axis of the operand lies in the result; None if that is unknown."""
     if name == "transpose":
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
-    if name in ("reduce_sum", "reduce_max"):
+    if name in _REDUCTIONS:
         gone = params["axes"]
         return None if axis in gone else axis - sum(a < axis for a in gone)
     if len(before) == len(after) and name != "reshape":
@@ -212,14 +243,88 @@ def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
     return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
 
 
-def _trouble(equation, dependent, avals) -> str | None:
+class _Affine:
+    """equation -> which explanation applies, if any; follows the batch axis along."""
+
+    def __init__(self, x, dependent, avals):
+        self.dependent, self.avals = dependent, avals
+        self.batch: dict[int, int] = {x: 0}  # as far as it is known
+
+    def __call__(self, equation) -> str | None:
+        kind = _not_affine(equation, self.dependent, self.avals)
+        axes = {}
+        for i, v in enumerate(equation.inputs):
+            if isinstance(v, int) and v in self.batch:
+                axes[i] = self.batch[v]
+        found = {_batch_axis(equation, i, a, self.avals) for i, a in axes.items()}
+        if found and not found & {None, _MIXED} and len(found) == 1:
+            self.batch.update(dict.fromkeys(equation.outputs, *found))
+        known = found - {None}
+        mixed = _MIXED in known or len(known) > 1
+        off = equation.site is not None and known - {0}
+        return kind or ("batch" if mixed or off else None)
+
+
+_MIXED = -1
+
+
+def _batch_axis(equation, i: int, axis: int, avals) -> int | None:
+    """Where the batch axis of input i lies in the output; _MIXED, None if unknown."""
+    name = getattr(equation.primitive, "name", "")
+    params = {key: static.value for key, static in equation.params}
+    before = avals[equation.inputs[i]].shape
+    after = avals[equation.outputs[0]].shape
+    if name == "dot_general":
+        return _dot_batch(i, axis, before, params["dimension_numbers"], equation, avals)
+    if name == "conv_general_dilated":
+        spec = params["dimension_numbers"]
+        if i == 1:
+            return None
+        return spec.out_spec[0] if spec.lhs_spec[0] == axis else _MIXED
+    if name == "gather":
+        return None if params["slice_sizes"][axis] == before[axis] else _MIXED
+    mixed = {
+        "rev": lambda: axis in params["dimensions"],
+        "concatenate": lambda: axis == params["dimension"],
+        "pad": lambda: params["padding_config"][axis] != (0, 0, 0),
+        "slice": lambda: after[axis] != before[axis],
+        "dynamic_slice": lambda: after[axis] != before[axis],
+        "split": lambda: axis == params["axis"],
+        "cumsum": lambda: axis == params["axis"],
+        "reduce_window_sum": lambda: params["window_dimensions"][axis] != 1,
+        "reduce_window_max": lambda: params["window_dimensions"][axis] != 1,
+    }
+    if name in _REDUCTIONS and axis in params["axes"]:
+        return _MIXED
+    if name in mixed and mixed[name]():
+        return _MIXED
+    return _moved(name, params, axis, before, after)
+
+
+def _dot_batch(i, axis, before, dimension_numbers, equation, avals) -> int:
+    contract, batch = dimension_numbers
+    if axis in contract[i]:
+        return _MIXED
+    if axis in batch[i]:
+        return list(batch[i]).index(axis)
+    taken = {*contract[i], *batch[i]}
+    place = sum(a not in taken for a in range(axis)) + len(batch[0])
+    if i == 1:
+        other = len(avals[equation.inputs[0]].shape)
+        place += other - len(contract[0]) - len(batch[0])
+    return place
+
+
+def _not_affine(equation, dependent, avals) -> str | None:
     """Which of the explanations applies to an equation, if any does."""
     name = getattr(equation.primitive, "name", "")
     if name in _RANDOM:
         return "random"
     reached = {i for i, v in enumerate(equation.inputs) if v in dependent}
-    if not reached or equation.site is not None:
+    if not reached:
         return None
+    if equation.site is not None:
+        return "maximum" if reached > {0} else None
     called = _activation(equation)
     if name == "convert_element_type":
         floating = avals[equation.outputs[0]].dtype.kind in "fV"  # V: bfloat16
@@ -255,7 +360,7 @@ def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     if "activation" in kinds and "integer_pow" in found and not norm:  # GELU, likewise
         return {"activation": sorted(found)}
     if not norm or "statistics" not in kinds:
-        return kinds
+        return {"power" if k == "statistics" else k: v for k, v in kinds.items()}
     merged = dict(kinds)
     absorbed = merged.pop("clip", []) + merged.pop("product", [])
     merged["statistics"] = [*kinds["statistics"], *absorbed]
@@ -274,3 +379,6 @@ def _shape_problems(sites, avals, batch, outputs):
         if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
+        elif len(shape) == 1 and what == "a site":
+            reason = f"a site has shape {shape}: a batch of single numbers"
+            yield Problem(path, (), reason, "give it an axis of features: x[:, None]")

@@ -24,7 +24,7 @@ from snnjax.surrogate import Surrogate, dspike
 
 
 def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
-    """max |a| over the images: the classical threshold ("threshold balancing").
+    """max a over the images: the classical threshold ("threshold balancing").
 
     Args:
         activation: ANN activations [N, ...], >= 0.
@@ -264,6 +264,7 @@ def half_charge() -> Calibrator:
 
 def correct_bias(repeats: int = 1) -> Calibrator:
     """bias += `bias_correction`, measured anew before each of ``repeats`` rounds."""
+    _check_positive("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for _ in range(repeats):
@@ -282,6 +283,7 @@ def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
 
     The paper sets v(0) once from zero. Later rounds always add.
     """
+    _check_positive("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for i in range(repeats):
@@ -322,6 +324,8 @@ def calibrate_weights(
         raise ValueError(
             f"objective is {objective!r}; allowed: 'floor', 'neuron', 'spikes'"
         )
+    for name, number in (("iterations", iterations), ("rate", rate), ("batch", batch)):
+        _check_positive(name, number)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations)))
@@ -415,6 +419,11 @@ def _threshold(find: Callable[[View], Any]) -> Calibrator:
 def _check_per(per: str) -> None:
     if per not in ("layer", "channel"):
         raise ValueError(f"per is {per!r}; allowed: 'layer', 'channel'")
+
+
+def _check_positive(name: str, number: float) -> None:
+    if not number > 0:
+        raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
 _maximum = jax.jit(maximum, static_argnames=("per", "channel"))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from snnjax import affine
+from snnjax import affine as affinity
 from snnjax.network import (
     Equation,
     Network,
@@ -84,14 +84,26 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     return evaluated
 
 
-def capture(fn: Callable, params: chex.ArrayTree, x: Any) -> Network:
+def capture(
+    fn: Callable,
+    params: chex.ArrayTree,
+    x: Any,
+    *,
+    affine: bool = True,
+    has_aux: bool = False,
+) -> Network:
     """Trace ``fn`` and check that it is affine between its sites.
+
+    Args:
+        affine: False allows anything between the sites, as direct training may.
+        has_aux: the function returns (outputs, aux); aux need not have a batch axis.
 
     Raises: as `sites`.
     """
     _check_input(x)
     closed, result = _trace(fn, params, x)
-    _check_affine(closed, x.shape[0])
+    outputs = _without_aux(result) if has_aux else result
+    _check(closed, len(jax.tree_util.tree_leaves(outputs)), affine)
     flat = _Flattener()
     *leaves, x_var = [flat.variable(v) for v in closed.jaxpr.invars]
     constants = {
@@ -118,6 +130,7 @@ def capture(fn: Callable, params: chex.ArrayTree, x: Any) -> Network:
         depths=facts.depths,
         dependent=frozenset(facts.dependent),
         feeds=facts.feeds,
+        channels=tuple(facts.channels.get(v, -1) for v in outputs),
     )
 
 
@@ -148,13 +161,24 @@ def _trace(fn, params, x):
         raise
 
 
-def _check_affine(closed, batch: int) -> None:
+def _without_aux(result):
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"has_aux=True needs fn to return (outputs, aux); found "
+            f"{jax.tree_util.tree_structure(result)}"
+        )
+    return result[0]
+
+
+def _check(closed, count: int, affine: bool) -> None:
+    """Refuse what stands in the way; the first ``count`` results are outputs."""
     flat = _Flattener(inline_all=True)
     *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
     equations, outputs = flat.program(closed.jaxpr)
     names = dict.fromkeys(parameters, "")
     equations, facts = _analyse(equations, flat.avals, names, x)
-    affine.check(equations, facts.dependent, flat.avals, batch, outputs)
+    trouble = None if affine else _hidden_site
+    affinity.check(equations, x, facts.dependent, flat.avals, outputs[:count], trouble)
 
 
 class _Flattener:
@@ -173,7 +197,7 @@ class _Flattener:
         return self.numbers[v]
 
     def read(self, v) -> int | Static:
-        if isinstance(v, jex.Literal):
+        if _literal(v):
             return Static(v.val)
         return self.forwarded[v] if v in self.forwarded else self.variable(v)
 
@@ -189,6 +213,8 @@ class _Flattener:
         for eqn in jaxpr.eqns:
             here = _join(path, str(eqn.source_info.name_stack))
             kind, body = _site_kind(eqn), _body(eqn)
+            if kind == "max-pool" and _stabilises(eqn, jaxpr.eqns):
+                kind = None
             inputs = tuple(self.read(v) for v in eqn.invars)
             if kind is None and body is not None:
                 if self.inline_all or _holds_site(body.jaxpr):
@@ -243,21 +269,42 @@ def _site_kind(eqn) -> str | None:
         return None
     name = body.jaxpr.debug_info.func_name
     # The name alone would trust a user's own function that happens to be called relu.
-    if name == "relu" and _primitives(body.jaxpr) == ["max"]:
+    if name == "relu" and _limits(body.jaxpr) == [("max", 0)]:
         return "relu"
-    if name == "relu6" and _primitives(body.jaxpr) == ["max", "min"]:
+    if name == "relu6" and _limits(body.jaxpr) == [("max", 0), ("min", 6)]:
         return "relu6"
-    if name == "clipped_relu" and len(eqn.invars) == 2:
+    if name == "snnjax_clipped_relu":
         return "clipped relu"
     return None
 
 
-def _primitives(jaxpr) -> list[str]:
-    names = []
+def _limits(jaxpr) -> list[tuple[str, float | None]]:
+    """The operations of an activation, with the number that each compares to."""
+    found = []
     for eqn in jaxpr.eqns:
         body = _body(eqn)
-        names += [eqn.primitive.name] if body is None else _primitives(body.jaxpr)
-    return names
+        if body is not None:
+            found += _limits(body.jaxpr)
+            continue
+        numbers = [v.val for v in eqn.invars if isinstance(v, jex.Literal)]
+        found.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
+    return found
+
+
+def _stabilises(eqn, eqns) -> bool:
+    """Whether a maximum only keeps a softmax from overflowing, and is no pool."""
+    reached = set(eqn.outvars)
+    for later in eqns:
+        if reached.intersection(v for v in later.invars if not _literal(v)):
+            if later.primitive.name == "stop_gradient":
+                return True
+            if later.primitive.name in ("max", "broadcast_in_dim", "reshape"):
+                reached.update(later.outvars)
+    return False
+
+
+def _literal(v) -> bool:
+    return isinstance(v, jex.Literal)
 
 
 def _holds_site(jaxpr) -> bool:
@@ -268,10 +315,32 @@ def _holds_site(jaxpr) -> bool:
     )
 
 
+def _hidden_site(equation: Equation) -> str | None:
+    """ "hidden" if a loop or branch holds a ReLU, where no rule can reach it."""
+    inner = _jaxprs(static.value for _, static in equation.params)
+    return "hidden" if any(map(_mentions_relu, inner)) else None
+
+
+def _mentions_relu(jaxpr) -> bool:
+    return any(
+        _site_kind(eqn) not in (None, "max-pool")
+        or any(map(_mentions_relu, _jaxprs(eqn.params.values())))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _jaxprs(values) -> list:
+    """The jaxprs among an equation's parameters: bodies, branches."""
+    flat = [v for value in values for v in (value if type(value) is tuple else [value])]
+    flat = [v.jaxpr if isinstance(v, jex.ClosedJaxpr) else v for v in flat]
+    return [v for v in flat if isinstance(v, jex.Jaxpr)]
+
+
 class _Facts(NamedTuple):
     dependent: set[int]
     depths: dict[int, int]
     feeds: dict[str, tuple[int, ...]]
+    channels: dict[Any, int]  # variable -> axis from the end, as far as it is known
 
 
 def _analyse(equations, avals, parameters, x):
@@ -298,7 +367,7 @@ def _analyse(equations, avals, parameters, x):
                 feeds[name] = tuple(sorted(direct))
                 direct = frozenset()
         if dependent.intersection(inputs):
-            axis = affine.channel_axis(eq, dependent, avals, channels)
+            axis = affinity.channel_axis(eq, dependent, avals, channels)
             if axis is not None:
                 channels.update(dict.fromkeys(eq.outputs, axis))
                 if site is not None:
@@ -308,7 +377,8 @@ def _analyse(equations, avals, parameters, x):
         for v in eq.outputs:
             depths[v], reach[v] = depth, direct
         kept.append(eq._replace(site=site))
-    return tuple(kept), _Facts(dependent, depths, feeds)
+    behind = {v: axis - len(avals[v].shape) for v, axis in channels.items()}
+    return tuple(kept), _Facts(dependent, depths, feeds, behind)
 
 
 def _site_name(site, parameters, path, taken) -> str:

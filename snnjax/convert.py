@@ -20,7 +20,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from snnjax.calibrate import Fit, Recipe, View, light
+from snnjax.calibrate import Fit, Recipe, View, bias_correction, light
 from snnjax.capture import capture
 from snnjax.network import (
     Network,
@@ -36,6 +36,7 @@ from snnjax.network import (
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
+    check_size,
     closed_form,
     integrate_and_fire,
     mean_output,
@@ -68,8 +69,8 @@ def convert(
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.light` by default.
         delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
-        micro_batch: images at a time; by default so that T images' worth of the
-            largest site stays near the cache.
+        micro_batch: images at a time; by default so many that the currents of the
+            largest site, over all T steps, take about 16 MiB.
         memory_budget: bytes; a site's currents are kept between calibrators if they
             fit, and computed anew if not. The process may take two to three times
             as much, since the allocator does not return all of it at once.
@@ -81,8 +82,9 @@ def convert(
 
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
-        ValueError: an argument outside its range; x empty, of the wrong shape, not
-            floating point; activations that are not finite (with the site's name).
+        ValueError: an argument outside its range; a recipe that is none; x empty, of
+            the wrong shape, not floating point; activations that are not finite (with
+            the site's name), or outputs.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -93,9 +95,11 @@ def convert(
     3.0
     """
     check_delay(steps, delay)
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch is {micro_batch}; allowed: >= 1, or None")
+    check_size("micro_batch", micro_batch)
+    if not memory_budget >= 0:
+        raise ValueError(f"memory_budget is {memory_budget}; allowed: >= 0 bytes")
     recipe = light() if recipe is None else recipe
+    _check_recipe(recipe)
     network = capture(fn, params, x)
     x = _auto_sharded(x)
     _check_finite("the calibration images", x)
@@ -105,8 +109,10 @@ def convert(
     snn = SNN(params, neurons, None, steps, delay)
     for calibrators in recipe.sweeps:
         snn, chunks = _sweep(plan, snn, calibrators, progress)
+    outputs = _ann_outputs(plan, chunks)
     if recipe.correct_readout:
-        snn = dataclasses.replace(snn, readout=_readout_error(plan, snn, chunks))
+        error = _readout_error(plan, snn, chunks, outputs)
+        snn = dataclasses.replace(snn, readout=error)
     return snn
 
 
@@ -290,9 +296,9 @@ def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
     return currents
 
 
-def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, size, time):
-    """`Current` for ``size`` images at a time, and its sources for all images."""
-    network, cut = plan.cut(size)
+def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, batch, time):
+    """`Current` for ``batch`` images at a time, and its sources for all images."""
+    network, cut = plan.cut(batch)
     stage = cut[i]
     streams = _streams(plan, network, stage)
     sources, axes = [], []
@@ -329,15 +335,25 @@ def _output(plan: _Plan, currents, site: Site, fit: Fit) -> jax.Array:
     return jnp.concatenate(means)
 
 
-def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk]):
-    """Mean over the images (and positions) of ANN output - mean SNN output."""
-    network = chunks[0].network
-    original, params = network.arguments(plan.params), network.arguments(snn.params)
-    errors = []
+def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
+    """The ANN's outputs for every micro-batch, once all sites are passed."""
+    original = chunks[0].network.arguments(plan.params)
+    outputs = []
     for chunk in chunks:
         stage = chunk.stages[-1]
         sources = _sources(chunk, chunk.ann, original, stage)
-        ann, _ = _run(stage.segment, (False,) * len(sources), 1, sources)
+        outputs.append(_run(stage.segment, (False,) * len(sources), 1, sources)[0])
+    for part in zip(*outputs, strict=True):
+        _check_finite("the outputs of the network", jnp.concatenate(part))
+    return outputs
+
+
+def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk], outputs):
+    """Mean over images and positions of ANN output - mean SNN output, per channel."""
+    network = chunks[0].network
+    params = network.arguments(snn.params)
+    errors = []
+    for chunk, ann in zip(chunks, outputs, strict=True):
         spiking, _ = _step_snn(plan, chunk, -1, params)
         means = [
             s if s.ndim == a.ndim else s.mean(0)
@@ -345,7 +361,10 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk]):
         ]
         errors.append([a - m for a, m in zip(ann, means, strict=True)])
     joined = [jnp.concatenate(parts) for parts in zip(*errors, strict=True)]
-    corrections = [e.mean(tuple(range(max(e.ndim - 1, 1)))) for e in joined]
+    corrections = [
+        error.mean() if error.ndim == 1 else bias_correction(error, jnp.zeros(1), channel)
+        for error, channel in zip(joined, network.channels, strict=True)
+    ]
     return jax.tree_util.tree_unflatten(network.tree, corrections)
 
 
@@ -406,6 +425,25 @@ def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
 
 
 # -------------------------------------------------------------------- helpers
+
+
+def _check_recipe(recipe) -> None:
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"recipe is {recipe!r}; allowed: a Recipe, e.g. snnjax.light() or "
+            "snnjax.best() (called), or None"
+        )
+    for sweep in recipe.sweeps:
+        if not isinstance(sweep, tuple | list) or not all(map(callable, sweep)):
+            raise ValueError(
+                f"a sweep of the recipe is {sweep!r}; allowed: a tuple of calibrators, "
+                "e.g. Recipe(((max_threshold(), shift_bias()),))"
+            )
+    if not recipe.sweeps or not all(recipe.sweeps):
+        raise ValueError(
+            f"the recipe has the sweeps {recipe.sweeps}; allowed: one or more, each "
+            "with one calibrator or more, or it would fit nothing"
+        )
 
 
 def _cutter(fn, params, x):

@@ -7,8 +7,9 @@ The conversion error of a site, per neuron and averaged over T steps, is the sum
     clip(z, 0, V_th) - ClipFloor(z)  flooring   (only T + 1 levels)
     ClipFloor(z) - s                 unevenness (spikes did not come evenly)
 
-with a the ANN's activation, z the mean current (bias and v(0)/T included), s the mean
-output. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022.
+with a the ANN's activation, z the mean current as it arrives, s the mean output.
+ClipFloor includes the site's bias and v(0), which make up for the floor. Sources: Li et
+al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
 """
 
 import functools
@@ -203,7 +204,7 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
 def _compare(seen: _Seen, params: NeuronParams, steps, channel: int) -> SiteMeasures:
     activation, current, output, fired = seen
     level = closed_form(params, current, steps)
-    positive = jax.nn.relu(current + params.bias + params.initial_potential / steps)
+    positive = jax.nn.relu(current)
     clipped = jnp.minimum(positive, params.threshold)
     parts = (
         activation,

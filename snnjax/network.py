@@ -20,7 +20,6 @@ Rule = Callable[..., jax.Array]
 Values = dict[int, Any]
 
 
-@jax.custom_jvp
 def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     """min(max(x, 0), maximum): the activation of the ICLR 2021 source networks.
 
@@ -37,10 +36,16 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
     [0.  0.5 1. ]
     """
+    return snnjax_clipped_relu(x, maximum)
+
+
+# The capture knows it by this name, which nobody else is likely to use.
+@jax.custom_jvp
+def snnjax_clipped_relu(x, maximum):
     return jnp.clip(x, 0, jnp.asarray(maximum, x.dtype))
 
 
-@clipped_relu.defjvp
+@snnjax_clipped_relu.defjvp
 def _clipped_relu_jvp(primals, tangents):
     (x, maximum), (dx, dmaximum) = primals, tangents
     inside = (x >= 0) & (x <= maximum)
@@ -157,6 +162,7 @@ class Network(NamedTuple):
         depths: variable -> number of firing sites on the longest way to it.
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
+        channels: for each output the axis that counts channels, from the end.
     """
 
     equations: tuple[Equation, ...]
@@ -170,6 +176,7 @@ class Network(NamedTuple):
     depths: dict[int, int]
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
+    channels: tuple[int, ...]
 
     def arguments(self, params: chex.ArrayTree, x: jax.Array | None = None) -> Values:
         """Variable -> array for ``params`` (and ``x``) of the captured structure."""
@@ -231,17 +238,24 @@ def evaluate(
         values.update(zip(equation.outputs, results, strict=True))
 
 
-def running_maximum(pool: Callable, stream: jax.Array) -> jax.Array:
+def running_maximum(pool: Callable, stream: jax.Array, total: Any = 0) -> jax.Array:
     """Spiking max-pool: the increments of the pooled running sum, [T, B, ...].
 
         out[t] = pool(sum_{i <= t} s_i) - pool(sum_{i < t} s_i)
 
     Its mean is the max-pool of the means, so it converges where a max-pool of the
     spikes of each step overshoots; of spikes 0 or V_th it makes spikes 0 or V_th.
+
+    Args:
+        pool: max-pool of one step, [B, ...].
+        stream: spikes of T steps, [T, B, ...].
+        total: sum of the spikes of earlier steps, [B, ...].
     """
-    pooled = jax.vmap(pool)(jnp.cumsum(stream.astype(jnp.float32), axis=0))
-    before = jnp.concatenate([jnp.zeros_like(pooled[:1]), pooled[:-1]])
-    return (pooled - before).astype(stream.dtype)
+    sums = jnp.cumsum(stream.astype(jnp.float32), axis=0) + total
+    before = jnp.broadcast_to(jnp.asarray(total, jnp.float32), sums.shape[1:])
+    pooled = jax.vmap(pool)(sums)
+    earlier = jnp.concatenate([pool(before)[None], pooled[:-1]])
+    return (pooled - earlier).astype(stream.dtype)
 
 
 def read(values: Values, variable: int | Static) -> Any:
@@ -348,7 +362,7 @@ def stages(network: Network) -> list[Stage]:
     """Cut the network at its firing sites; what depends on x is computed once."""
     known = {*network.parameters, network.x, *network.constants}
     fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
-    waiting = [eq for eq in network.equations if eq not in fires]
+    waiting = [eq for eq in network.equations if not (eq.site and eq.site.fires)]
     cut = []
     for i, equation in enumerate([*fires, READOUT]):
         last = equation is READOUT

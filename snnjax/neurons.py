@@ -28,12 +28,15 @@ class NeuronParams(NamedTuple):
         bias: current added at every step in which input arrives, scalar or [C].
         initial_potential: v(0), scalar or per neuron [...].
         leak: factor on v before integration, in (0, 1]; None for IF, which has none.
+        temperature: second argument of the surrogate (b of Dspike), scalar or [C];
+            None: the surrogate's own default, which is not trained.
     """
 
     threshold: jax.Array
     bias: jax.Array
     initial_potential: jax.Array
     leak: jax.Array | None = None
+    temperature: jax.Array | None = None
 
 
 class NeuronState(NamedTuple):
@@ -73,24 +76,29 @@ def integrate_and_fire(
     *,
     threshold: float = 1.0,
     reset: str = "subtract",
+    temperature: float | None = None,
     surrogate: surrogates.Surrogate = surrogates.dspike,
+    detach_reset: bool = False,
 ) -> Neuron:
     """The IF neuron: no leak. With reset "subtract" it is what conversion uses.
 
     Args:
         threshold: V_th of fresh parameters, > 0, in units of the current.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
+        temperature: of fresh parameters, > 0: the surrogate's second argument as a
+            leaf that can be trained; None: the surrogate's own default.
         surrogate: spike function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
+        detach_reset: no gradient through the reset; the spikes stay the same.
 
     Raises:
-        ValueError: threshold or reset outside these ranges.
+        ValueError: threshold, reset or temperature outside these ranges.
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire(threshold=1.0)
     >>> print(unroll(neuron, neuron.params(), jnp.full((4, 1), 0.5))[:, 0])
     [0. 1. 0. 1.]
     """
-    return _neuron(threshold, None, reset, surrogate)
+    return _neuron(threshold, None, reset, temperature, surrogate, detach_reset)
 
 
 def lif(
@@ -98,18 +106,19 @@ def lif(
     leak: float = 0.5,
     threshold: float = 1.0,
     reset: str = "subtract",
+    temperature: float | None = None,
     surrogate: surrogates.Surrogate = surrogates.dspike,
+    detach_reset: bool = False,
 ) -> Neuron:
     """The LIF neuron: v <- leak v + I.
 
     Args:
         leak: factor on v before integration, 0 < leak <= 1.
-        threshold: V_th of fresh parameters, > 0, in units of the current.
-        reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
-        surrogate: spike function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
+        threshold, reset, temperature, surrogate, detach_reset: as for
+            `integrate_and_fire`.
 
     Raises:
-        ValueError: leak, threshold or reset outside these ranges.
+        ValueError: leak, threshold, reset or temperature outside these ranges.
 
     >>> import jax.numpy as jnp
     >>> neuron = lif(leak=0.5, reset="zero")
@@ -118,7 +127,7 @@ def lif(
     """
     if not 0 < leak <= 1:
         raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1 (1 is IF)")
-    return _neuron(threshold, leak, reset, surrogate)
+    return _neuron(threshold, leak, reset, temperature, surrogate, detach_reset)
 
 
 def unroll(
@@ -158,6 +167,26 @@ def unroll(
     step, state = _begin(neuron, params, currents, delay)
     _, spikes = jax.lax.scan(step, state, _heard(currents, delay, params.bias))
     return spikes.astype(currents.dtype)
+
+
+def resume(
+    neuron: Neuron, params: NeuronParams, state: NeuronState, currents: jax.Array
+) -> tuple[NeuronState, jax.Array]:
+    """Go on from a state for as many steps as there are currents [t, B, ...].
+
+    Returns:
+        The state after them, and the spikes [t, B, ...] as `unroll` gives them.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire()
+    >>> state, spikes = resume(neuron, neuron.params(),
+    ...                        NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
+    >>> print(spikes[:, 0], state.potential)
+    [0. 1.] [0.]
+    """
+    step = _step(neuron, params)
+    state, spikes = jax.lax.scan(step, state, currents + params.bias)
+    return state, spikes.astype(currents.dtype)
 
 
 def mean_output(
@@ -222,11 +251,15 @@ def packed_spikes(
 _UNROLL = 32
 
 
-def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int):
-    """The step of a site, and its state once it has waited ``delay`` steps."""
-
+def _step(neuron: Neuron, params: NeuronParams):
     def step(state, current):
         return neuron.fire(params, neuron.integrate(params, state, current))
+
+    return step
+
+
+def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int):
+    """The step of a site, and its state once it has waited ``delay`` steps."""
 
     def wait(state, current):
         return neuron.integrate(params, state, current), None
@@ -234,7 +267,7 @@ def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int
     state = initial_state(params, currents.shape[1:])
     if delay:
         state, _ = jax.lax.scan(wait, state, currents[:delay] + params.bias)
-    return step, state
+    return _step(neuron, params), state
 
 
 def _heard(currents: jax.Array, delay: int, bias) -> jax.Array:
@@ -283,13 +316,21 @@ def check_delay(steps: int, delay: int) -> None:
         )
 
 
+def check_size(name: str, size: int | None) -> None:
+    """Raise unless ``size`` is a whole number >= 1, or None."""
+    if size is not None and (not _whole(size) or size < 1):
+        raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
+
+
 def _whole(number) -> bool:
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
-def _neuron(threshold, leak, reset, surrogate) -> Neuron:
+def _neuron(threshold, leak, reset, temperature, surrogate, detach_reset) -> Neuron:
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}; allowed: > 0")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; allowed: > 0, or None")
     if reset not in ("subtract", "zero"):
         raise ValueError(f"reset is {reset!r}; allowed: 'subtract' or 'zero'")
 
@@ -299,6 +340,9 @@ def _neuron(threshold, leak, reset, surrogate) -> Neuron:
             bias=jnp.zeros((), jnp.float32),
             initial_potential=jnp.zeros((), jnp.float32),
             leak=None if leak is None else jnp.asarray(leak, jnp.float32),
+            temperature=None
+            if temperature is None
+            else jnp.asarray(temperature, jnp.float32),
         )
 
     def integrate(params, state, current):
@@ -309,8 +353,10 @@ def _neuron(threshold, leak, reset, surrogate) -> Neuron:
         v, v_th = state.potential, params.threshold
         # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number
         # keeps the sign of the difference.
-        spiked = surrogate((v - v_th) / (2 * v_th))
-        v = v - v_th * spiked if reset == "subtract" else v * (1 - spiked)
+        shape = () if params.temperature is None else (params.temperature,)
+        spiked = surrogate((v - v_th) / (2 * v_th), *shape)
+        gone = jax.lax.stop_gradient(spiked) if detach_reset else spiked
+        v = v - v_th * gone if reset == "subtract" else v * (1 - gone)
         return NeuronState(v), v_th * spiked
 
     return Neuron(fresh, integrate, fire, reset)

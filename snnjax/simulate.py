@@ -2,10 +2,8 @@
 
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
-`spiking` is a transform like ``jax.grad``. Three executions give the same numbers:
-``by_step`` scans over the whole network, ``by_layer`` folds time into the batch and
-scans inside each site, ``closed_form`` needs no time loop where each layer waits for
-all of its input. The delay is ours; the README says what it buys and costs.
+`spiking` is a transform like ``jax.grad``; ``executions.py`` has the ways to compute
+it. The delay is ours; the README says what it buys and costs.
 """
 
 import dataclasses
@@ -18,29 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from snnjax import executions
 from snnjax.capture import capture
-from snnjax.network import (
-    Equation,
-    Network,
-    Site,
-    Sites,
-    Values,
-    delay_lines,
-    evaluate,
-    identity,
-    needed,
-    streaming,
-    variables,
-)
+from snnjax.network import Sites
 from snnjax.neurons import (
     Neuron,
     NeuronParams,
     check_delay,
-    closed_form,
-    initial_state,
+    check_size,
     integrate_and_fire,
     lif,
-    unroll,
 )
 from snnjax.surrogate import Surrogate, dspike
 
@@ -76,15 +61,21 @@ class SNN:
 
 
 def init(
-    fn: Callable, params: chex.ArrayTree, x: chex.Array, *, neuron: Neuron | None = None
+    fn: Callable,
+    params: chex.ArrayTree,
+    x: chex.Array,
+    *,
+    neuron: Neuron | None = None,
+    has_aux: bool = False,
 ) -> SNN:
     """An SNN with fresh neurons at every site, for direct training.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
-        x: float [B, ...] or a ``jax.ShapeDtypeStruct``.
+        x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
         neuron: model of all sites; LIF with leak 1/2 by default.
+        has_aux: fn returns (outputs, aux), see `spiking`.
 
     Raises: as `snnjax.sites`.
 
@@ -94,7 +85,7 @@ def init(
     Array(1., dtype=float32)
     """
     neuron = lif() if neuron is None else neuron
-    network = capture(fn, params, x)
+    network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     neurons = {s.name: neuron.params() for s in network.sites if s.fires}
     return SNN(params, neurons, reset=neuron.reset)
 
@@ -105,9 +96,13 @@ def spiking(
     steps: int,
     delay: int = 0,
     surrogate: Surrogate = dspike,
+    detach_reset: bool = False,
     execution: str = "auto",
     inputs: str = "constant",
     micro_batch: int | None = None,
+    segment: int | None = None,
+    remat: bool = False,
+    has_aux: bool = False,
 ) -> Callable:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
@@ -117,24 +112,35 @@ def spiking(
         delay: steps that each layer waits, integrating, before it fires, 0..T. The
             answer then comes after T + depth x delay steps (`latency`).
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`; leak and reset are the SNN's own.
+            `snnjax.surrogate`; leak, reset and temperature are the SNN's own.
+        detach_reset: no gradient through the reset; the spikes stay the same.
         execution: "by_step", "by_layer", "closed_form" (delay T, IF with reset by
-            subtraction only), or "auto", which takes closed_form where it applies,
-            otherwise by_step on CPU without a delay and by_layer elsewhere.
+            subtraction only; its floor has a straight-through gradient, no
+            surrogate), or "auto", which takes closed_form where it applies,
+            otherwise by_step on CPU without a delay (with the gradient of by_layer)
+            and by_layer elsewhere.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time, one group after the other; None: all at
             once. On CPU 16 to 32 keep the state in the cache, which is faster.
+        segment: steps at a time of by_layer, 1..T; None: all at once.
+        remat: keep less for the gradient of by_layer and compute the rest anew: the
+            spikes as bits; with ``segment`` only the states between segments.
+        has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
+            given T B examples, time first: a BatchNorm takes its statistics over
+            time and batch, and its running averages come back as aux. Whatever
+            stands between the sites is allowed then.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], the readout at each
-        step; the rate-coded answer after t steps is ``outputs[:t].mean(0)``.
+        step; the rate-coded answer after t steps is ``outputs[:t].mean(0)``. With
+        has_aux ``(outputs, aux)``.
 
     Raises:
-        ValueError: an argument outside these ranges; from spiking_fn, an SNN whose
-            steps, delay or site names differ, a missing key, a wrong time axis, a
-            closed form that does not exist.
+        ValueError: an argument outside these ranges, or two that exclude each
+            other; from spiking_fn, an SNN whose steps, delay or site names differ,
+            a missing key, a wrong time axis, a closed form that does not exist.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp
@@ -147,26 +153,63 @@ def spiking(
     check_delay(steps, delay)
     _check_choice("execution", execution, EXECUTIONS)
     _check_choice("inputs", inputs, INPUTS)
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch is {micro_batch}; allowed: >= 1, or None")
+    check_size("micro_batch", micro_batch)
+    check_size("segment", segment)
+    execution = _memory_saving(execution, delay, segment, remat)
+    if has_aux:
+        _check_aux(execution, micro_batch, segment)
+    if remat:
+        _check_hard(surrogate)
+    sequence = inputs != "constant"
+
+    def neuron(snn: SNN) -> Neuron:
+        return integrate_and_fire(
+            reset=snn.reset, surrogate=surrogate, detach_reset=detach_reset
+        )
+
+    def run(name: str, snn: SNN, x: jax.Array):
+        network = capture(fn, snn.params, x[0] if sequence else x)
+        check_neurons(snn.neurons, network.sites)
+        job = (network, snn, x, neuron(snn), steps)
+        if name == "by_layer" and segment is not None:
+            return executions.by_segment(*job, sequence, size=segment, remat=remat)
+        if name == "by_layer":
+            return executions.by_layer(*job, delay, sequence, remat=remat)
+        if name == "by_step":
+            return executions.by_step(*job, delay, sequence)
+        return executions.by_closed_form(*job, delay, sequence)
 
     def simulate(snn: SNN, x: jax.Array):
-        example = x[0] if inputs != "constant" else x
-        network = capture(fn, snn.params, example)
+        name = _choose(execution, steps, delay, snn)
+        if (execution, name) == ("auto", "by_step"):
+            # A loop over the whole network has a slow gradient on CPU: its
+            # derivative is that of the layers, which compute the same numbers.
+            faster = jax.custom_jvp(functools.partial(run, "by_step"))
+            layers = functools.partial(run, "by_layer")
+            faster.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
+            outputs = faster(snn, x)
+        else:
+            outputs = run(name, snn, x)
+        return _with_readout(outputs, snn)
+
+    def simulate_folded(snn: SNN, x: jax.Array):
+        x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))
+        x = x.reshape(-1, *x.shape[2:])
+        network = capture(fn, snn.params, x, affine=False, has_aux=True)
         check_neurons(snn.neurons, network.sites)
-        neuron = integrate_and_fire(reset=snn.reset, surrogate=surrogate)
-        run = _executions[_choose(execution, steps, delay, snn)]
-        outputs = run(network, snn, x, neuron, steps, delay, inputs != "constant")
-        if snn.readout is not None:
-            outputs = jax.tree.map(jnp.add, outputs, snn.readout)
-        return outputs
+        outputs, aux = executions.folded(
+            network, snn, x, neuron(snn), steps, delay, remat=remat
+        )
+        return _with_readout(outputs, snn), aux
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
         check_fit(snn, steps, delay)
         x = _encode(x, inputs, steps, key)
+        if has_aux:
+            return simulate_folded(snn, x)
         if micro_batch is None:
             return simulate(snn, x)
-        axis = 0 if inputs == "constant" else 1
+        axis = 1 if sequence else 0
         return _in_groups(functools.partial(simulate, snn), x, micro_batch, axis)
 
     return spiking_fn
@@ -183,193 +226,7 @@ def latency(found: Sites, steps: int, delay: int = 0) -> int:
     return steps + delay * max(site.depth for site in found)
 
 
-# ----------------------------------------------------------------- executions
-
-
-def by_step(network, snn, x, neuron, steps, delay, sequence):
-    """Scan over the whole network, one step after the other, as a chip would run it.
-
-    With a delay this is the pipeline itself: depth k integrates in the steps from
-    (k - 1) delay, fires in the T steps from k delay, and delay lines hold back what
-    took a shorter way.
-    """
-    values, streams, changing = _prepare(network, snn.params, x, sequence)
-    if delay:
-        lined = delay_lines(network, streams)
-        fixed = {eq.outputs for eq in network.equations} - {
-            eq.outputs for eq in changing
-        }
-        changing = [eq for eq in lined if eq.outputs not in fixed]
-    depth = max(network.depths[v] for v in network.outputs if v in network.depths)
-    total = steps + depth * delay
-    if sequence:
-        tail = jnp.zeros((depth * delay, *x.shape[1:]), x.dtype)
-        x = jnp.concatenate([x, tail])
-
-    def body(states, now):
-        step, x_t = now
-        local, after = dict(values), {}
-        if sequence:
-            local[network.x] = x_t
-
-        def rule(site, current, *operands):
-            clock = None if delay == 0 else (step, steps, delay)
-            after[site.name], spikes = _advance(
-                site, states[site.name], current, operands, neuron, snn.neurons, clock
-            )
-            return spikes
-
-        evaluate(changing, local, rule)
-        return after, [local[v] if v in streams else None for v in network.outputs]
-
-    states = {
-        eq.site.name: _start(eq, network, snn.neurons, delay)
-        for eq in changing
-        if eq.site is not None
-    }
-    now = (jnp.arange(total), x if sequence else None)
-    _, outputs = jax.lax.scan(body, states, now, length=total)
-    windows = {}
-    for v, output in zip(network.outputs, outputs, strict=True):
-        if output is not None:
-            first = network.depths[v] * delay
-            windows[v] = output[first : first + steps]
-    return _over_steps(network, values | windows, windows, steps)
-
-
-def by_layer(network, snn, x, neuron, steps, delay, sequence):
-    """Fold time into the batch between the sites, and scan inside each site."""
-    values, streams, changing = _prepare(network, snn.params, x, sequence)
-
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
-        if current.ndim == len(site.shape) + 1:  # a constant drive has no time axis
-            current = jnp.broadcast_to(current, (steps, *current.shape))
-        return unroll(neuron, snn.neurons[site.name], current, delay=delay)
-
-    if sequence:
-        values[network.x] = x
-    evaluate(changing, values, rule, streams=streams)
-    return _over_steps(network, values, streams, steps)
-
-
-def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
-    """One pass over mean values; then only the readout is computed at every step.
-
-    A layer that has waited T steps fires its N spikes in the first N steps.
-    """
-    del neuron, delay
-    x = x.mean(0) if sequence else x
-    values = network.arguments(snn.params, x)
-    trains = {}
-
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
-        params = snn.neurons[site.name]
-        mean = closed_form(params, current, steps)
-        trains[site.name] = (mean, params.threshold)
-        return mean
-
-    evaluate(network.equations, values, rule)
-    fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
-    spikes = [eq.outputs[0] for eq in fires]
-    outputs = [v for v in network.outputs if isinstance(v, int)]
-    tail = needed(network.equations, outputs, known=spikes)
-    read = {v for eq in tail for v in eq.inputs} | set(outputs)
-    for equation, v in zip(fires, spikes, strict=True):
-        if v in read:
-            mean, threshold = trains[equation.site.name]
-            values[v] = _first_spikes(mean, threshold, steps)
-    streams = streaming(tail, spikes)
-    evaluate(tail, values, identity, streams=streams)
-    return _over_steps(network, values, streams, steps)
-
-
-_executions = {
-    "by_step": by_step,
-    "by_layer": by_layer,
-    "closed_form": by_closed_form,
-}
-
-
 # -------------------------------------------------------------------- helpers
-
-
-def _prepare(network: Network, params, x, sequence: bool):
-    """Compute once what no step changes; what is left to do at every step."""
-    values = network.arguments(params, None if sequence else x)
-    streams = streaming(network.equations, [network.x] if sequence else [])
-    changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
-    fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
-    evaluate(fixed, values, identity)
-    return values, streams, changing
-
-
-def _over_steps(network: Network, values: Values, streams, steps: int):
-    """The outputs with their time axis, also those that no spike reaches."""
-    shown = dict(values)
-    for v in network.outputs:
-        if isinstance(v, int) and v not in streams:
-            shown[v] = jnp.broadcast_to(values[v], (steps, *values[v].shape))
-    return network.results(shown)
-
-
-def _start(equation: Equation, network: Network, neurons, delay: int):
-    """State of a site before the first step."""
-    site, shape = equation.place, network.avals[variables(equation)[0]].shape
-    if site.kind == "delay line":
-        return jnp.zeros((site.depth * delay, *shape), site.dtype)
-    if site.kind == "max-pool":
-        pooled = (shape[0], *site.shape)
-        return jnp.zeros(shape, jnp.float32), jnp.zeros(pooled, jnp.float32)
-    return initial_state(neurons[site.name], shape)
-
-
-def _advance(site: Site, state, current, operands, neuron, neurons, clock):
-    """One step of a site: (state, current) -> (state, output).
-
-    ``clock`` = (step, T, delay) says where in the pipeline we are; None: no delay,
-    every site works at every step.
-    """
-    if site.kind == "delay line":
-        return jnp.concatenate([state[1:], current[None]]), state[0]
-    if clock is None:
-        begun = receiving = firing = True
-    else:
-        step, steps, delay = clock
-        first = (site.depth - site.fires) * delay
-        begun = step >= first
-        receiving = begun & (step < first + steps)
-        firing = (step >= first + delay) & (step < first + delay + steps)
-    if site.kind == "max-pool":
-        total, pooled = state
-        total = total + _when(receiving, current.astype(jnp.float32), 0)
-        now = operands[0](total)
-        return (total, now), (now - pooled).astype(current.dtype)
-    params = neurons[site.name]
-    drive = _when(receiving, current + params.bias, 0)
-    charged = neuron.integrate(params, state, drive)
-    fired, spikes = neuron.fire(params, charged)
-    state = jax.tree.map(lambda new, old: _when(begun, new, old), charged, state)
-    state = jax.tree.map(lambda new, old: _when(firing, new, old), fired, state)
-    return state, _when(firing, spikes, 0).astype(site.dtype)
-
-
-def _when(condition, value, otherwise):
-    return value if condition is True else jnp.where(condition, value, otherwise)
-
-
-def _first_spikes(mean: jax.Array, threshold: jax.Array, steps: int) -> jax.Array:
-    """The spike train [T, B, ...] with N = T mean / V_th spikes in its first steps."""
-    order = jnp.arange(steps).reshape(-1, *[1] * mean.ndim)
-    count = mean.astype(jnp.float32) * steps / threshold
-    # A count is a whole number but for rounding; its gradient is that of the mean.
-    hard = threshold * (order + 0.5 < count)
-    soft = jnp.broadcast_to(mean, hard.shape)
-    spikes = soft + jax.lax.stop_gradient(hard - soft)
-    return spikes.astype(mean.dtype)
 
 
 def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
@@ -416,6 +273,45 @@ def _join_groups(outputs: jax.Array) -> jax.Array:
     return jnp.moveaxis(outputs, 0, 1).reshape(steps, groups * size, *outputs.shape[3:])
 
 
+def _with_readout(outputs, snn: SNN):
+    if snn.readout is None:
+        return outputs
+    return jax.tree.map(jnp.add, outputs, snn.readout)
+
+
+def _memory_saving(execution: str, delay: int, segment: int | None, remat: bool) -> str:
+    """The execution that ``segment`` and ``remat`` ask for; by_layer alone has them."""
+    if segment is None and not remat:
+        return execution
+    what = "segment" if segment is not None else "remat"
+    if execution not in ("auto", "by_layer"):
+        raise ValueError(f"{what} belongs to execution='by_layer'; found {execution!r}")
+    if segment is not None and delay:
+        raise ValueError(f"segment needs delay 0; found delay {delay}")
+    return "by_layer"
+
+
+def _check_aux(execution: str, micro_batch: int | None, segment: int | None) -> None:
+    if execution not in ("auto", "by_layer") or micro_batch or segment:
+        raise ValueError(
+            "has_aux=True shows the function all steps of the whole batch at once, so "
+            "that a norm sees all of its statistics; found execution="
+            f"{execution!r}, micro_batch={micro_batch}, segment={segment}, allowed: "
+            "'auto' or 'by_layer', None, None. To save memory use remat=True"
+        )
+
+
+def _check_hard(surrogate: Surrogate) -> None:
+    """Raise unless the spike function is a step: only then spikes fit into bits."""
+    with jax.ensure_compile_time_eval():
+        values = surrogate(jnp.array([-0.3, -0.1, 0.1, 0.3]))
+        if not jnp.array_equal(values, jnp.array([0, 0, 1, 1])):
+            raise ValueError(
+                "remat keeps spikes as bits, so the surrogate must be a step; found "
+                f"{values} at -0.3, -0.1, 0.1, 0.3. Use remat=False with it"
+            )
+
+
 def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
     leaks = any(neuron.leak is not None for neuron in snn.neurons.values())
     exact = snn.reset == "subtract" and not leaks
@@ -438,7 +334,13 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def check_fit(snn: SNN, steps: int, delay: int) -> None:
-    """Raise unless the SNN was fitted to this steps and delay (or to none)."""
+    """Raise unless this is an SNN, fitted to this steps and delay (or to none)."""
+    if not isinstance(snn, SNN):
+        raise ValueError(
+            f"found a {type(snn).__name__} where an SNN is needed: call "
+            "spiking_fn(snn, x) with the SNN of snnjax.convert or snnjax.init, which "
+            "holds the parameters too"
+        )
     found, wanted = (snn.steps, snn.delay), (steps, delay)
     if snn.steps is not None and found != wanted:
         raise ValueError(
@@ -459,3 +361,15 @@ def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
             f"{sorted(unknown) or 'none'}; sites without neurons: "
             f"{sorted(missing) or 'none'}; sites: {sorted(names)}"
         )
+    for site in found:
+        if not site.fires:
+            continue
+        for name, leaf in neurons[site.name]._asdict().items():
+            shape = jnp.shape(leaf) if leaf is not None else ()
+            widths = zip(reversed(shape), reversed(site.shape), strict=False)
+            if len(shape) > len(site.shape) or any(a not in (1, b) for a, b in widths):
+                raise ValueError(
+                    f"the neurons of site {site.name!r} do not fit its shape "
+                    f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
+                    "of the shape that it was fitted to"
+                )

@@ -274,6 +274,9 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: calibrate.percentile(101), "p is 101"),
         (lambda: calibrate.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate.calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
+        (lambda: calibrate.calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
+        (lambda: calibrate.advanced(iterations=0), "iterations is 0; allowed: > 0"),
+        (lambda: calibrate.correct_potential(0), "repeats is 0; allowed: > 0"),
     ],
 )
 def test_a_wrong_option_is_refused(build, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from jax.sharding import NamedSharding, PartitionSpec
-from networks import FLAT, NETWORKS, VECTORS, relu
+from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
 from snnjax.calibrate import Recipe, calibrate_weights, max_threshold
@@ -229,12 +229,38 @@ def test_activations_that_are_not_finite_are_named():
         snnjax.convert(NETWORKS["dense"].fn, broken, images(), steps=STEPS)
 
 
+def test_outputs_that_are_not_finite_are_refused():
+    broken = FLAT | {"w3": FLAT["w3"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(ValueError, match="outputs of the network hold .* NaN"):
+        snnjax.convert(NETWORKS["dense"].fn, broken, images(), steps=STEPS)
+
+
+def test_the_readout_is_corrected_per_channel():
+    def fn(p, x):
+        return conv(relu(conv(x, p["w1"])), p["w2"]).transpose(0, 3, 1, 2)
+
+    snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=snnjax.best())
+    assert snn.readout.shape == (4, 1, 1)
+    outputs = snnjax.spiking(fn, steps=STEPS)(snn, PIXELS).mean(0)
+    error = (fn(IMAGES, PIXELS) - outputs).mean((0, 2, 3))
+    np.testing.assert_allclose(error, 0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
         ({"delay": 5}, "delay is 5; allowed: .* to steps=4"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"memory_budget": -1}, "memory_budget is -1; allowed: >= 0 bytes"),
+        ({"recipe": "best"}, "recipe is 'best'; allowed: a Recipe"),
+        ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
+        ({"recipe": snnjax.Recipe(())}, "it would fit nothing"),
+        ({"recipe": snnjax.Recipe(((),))}, "it would fit nothing"),
+        (
+            {"recipe": snnjax.Recipe((snnjax.half_charge(),))},
+            "allowed: a tuple of calibrators",
+        ),
         ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
         ({"x": images(0)}, "at least one example"),
         ({"x": jnp.ones((2, 4), int)}, "allowed: floating point"),

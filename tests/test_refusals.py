@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from networks import FLAT, PIXELS, VECTORS, max_pool, relu
 
@@ -122,6 +123,39 @@ REFUSED = {
         {"convert_element_type"},
         "outside fn",
     ),
+    "exact GELU": (
+        lambda: between(lambda x: jax.nn.gelu(x, approximate=False)),
+        {"erfc", "gelu"},
+        "jax.nn.relu",
+    ),
+    "power": (lambda: between(lambda x: x**2), {"square", "integer_pow"}, "affine"),
+    "min-pool": (lambda: ends_in(lambda x: x.min(-1)), {"reduce_min"}, "-max-pool(-x)"),
+    "mean of the batch": (
+        lambda: between(lambda x: x - x.mean(0)),
+        {"reduce_sum"},
+        "apart",
+    ),
+    "reversed batch": (lambda: between(lambda x: x[::-1]), {"rev"}, "apart"),
+    "shifted batch": (
+        lambda: between(lambda x: jnp.roll(x, 1, 0)),
+        {"slice", "concatenate"},
+        "apart",
+    ),
+    "chosen examples": (
+        lambda: between(lambda x: x[np.array([1, 0, 3, 2])]),
+        {"gather"},
+        "apart",
+    ),
+    "product over the batch": (
+        lambda: between(lambda x: jnp.eye(4) @ x),
+        {"dot_general"},
+        "apart",
+    ),
+    "maximum that depends on x": (
+        lambda: between(lambda x: snnjax.clipped_relu(x, relu(x))),
+        {"custom_jvp_call"},
+        "constant or a parameter",
+    ),
     "sort": (lambda: between(lambda x: jnp.sort(x, -1)), {"sort"}, "logits"),
     "rounding": (lambda: between(jnp.round), {"round"}, "affine operations"),
 }
@@ -199,6 +233,17 @@ def test_a_batch_folded_into_another_axis_is_refused():
         snnjax.sites(fn, FLAT, VECTORS)
 
 
+def test_a_transposed_batch_is_refused_even_if_the_sizes_agree():
+    x = jnp.ones((6, 4))
+    with pytest.raises(snnjax.ConversionError, match="one example would reach another"):
+        snnjax.sites(lambda p, x: relu((x @ p["w1"]).T).T @ p["w3"], FLAT, x)
+
+
+def test_a_batch_of_single_numbers_is_refused():
+    with pytest.raises(snnjax.ConversionError, match=r"x\[:, None\]"):
+        snnjax.sites(lambda p, x: relu(x * 2), FLAT, jnp.ones(3))
+
+
 def test_a_sum_over_the_batch_is_refused():
     with pytest.raises(snnjax.ConversionError, match="an output has shape \\(\\)"):
         snnjax.sites(lambda p, x: relu(x @ p["w1"]).sum(), FLAT, VECTORS)
@@ -229,3 +274,26 @@ def test_an_error_inside_fn_says_with_what_it_was_called():
     assert "snnjax called fn(params, x) with x of shape (4, 4)" in str(
         caught.value.__notes__
     )
+
+
+@jax.custom_jvp
+def own_relu(x):
+    return jnp.maximum(x, 0.5)
+
+
+@jax.custom_jvp
+def own_relu6(x):
+    return jnp.minimum(jnp.maximum(x, 0.0), 1.0)
+
+
+@jax.custom_jvp
+def own_clipped_relu(x):
+    return jnp.tanh(x)
+
+
+@pytest.mark.parametrize("own", [own_relu, own_relu6, own_clipped_relu])
+def test_an_activation_of_ones_own_is_not_taken_for_a_known_one(own):
+    own.fun.__name__ = own.fun.__name__.removeprefix("own_")
+    own.defjvp(lambda primals, tangents: (own(*primals), *tangents))
+    with pytest.raises(snnjax.ConversionError, match="only stand for a ReLU"):
+        snnjax.sites(*between(own))

@@ -315,6 +315,15 @@ DENSE = NETWORKS["dense"]
 FITTED = halves(DENSE, steps=STEPS, delay=0)
 
 
+WIDE = dataclasses.replace(
+    FITTED,
+    neurons={
+        name: neuron._replace(initial_potential=jnp.zeros(7))
+        for name, neuron in FITTED.neurons.items()
+    },
+)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -324,7 +333,21 @@ FITTED = halves(DENSE, steps=STEPS, delay=0)
         ({"delay": STEPS + 1}, "delay is 5"),
         ({"execution": "by_time"}, "execution is 'by_time'; allowed: auto, by_step"),
         ({"inputs": "events"}, "inputs is 'events'; allowed: constant, poisson"),
-        ({"micro_batch": 0}, "micro_batch is 0; allowed: >= 1"),
+        ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
+        ({"micro_batch": 2.5}, "micro_batch is 2.5"),
+        ({"segment": 0}, "segment is 0"),
+        ({"segment": 2, "delay": 1}, "segment needs delay 0; found delay 1"),
+        (
+            {"segment": 2, "execution": "by_step"},
+            "segment belongs to execution='by_layer'; found 'by_step'",
+        ),
+        ({"remat": True, "execution": "by_step"}, "remat belongs to"),
+        ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer', None"),
+        ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
+        (
+            {"remat": True, "surrogate": jax.nn.sigmoid},
+            "the surrogate must be a step; found",
+        ),
     ],
 )
 def test_a_wrong_option_is_refused(options, message):
@@ -337,6 +360,8 @@ def test_a_wrong_option_is_refused(options, message):
     [
         ({"steps": 8}, FITTED, VECTORS, None, "fitted to steps=4, delay=0 and cannot"),
         ({"delay": 1}, FITTED, VECTORS, None, "run with steps=4, delay=1"),
+        ({}, FLAT, VECTORS, None, "found a dict where an SNN is needed"),
+        ({}, WIDE, VECTORS, None, "site 'relu' do not fit .*initial_potential .*(7,)"),
         ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
         ({}, FITTED, VECTORS, jax.random.key(0), "draws nothing: leave key out"),
         (

@@ -1,0 +1,337 @@
+"""Executions: how the machine computes one and the same spikes.
+
+``by_step`` scans over the whole network, one step after the other; ``by_layer`` folds
+time into the batch and scans inside each site, all steps or a segment of them at a
+time; ``by_closed_form`` needs no time loop where each layer waits for all its input.
+``folded`` shows the function itself T B examples, as training mode wants.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from snnjax.network import (
+    Equation,
+    Network,
+    Site,
+    Values,
+    delay_lines,
+    evaluate,
+    identity,
+    needed,
+    running_maximum,
+    streaming,
+    variables,
+)
+from snnjax.neurons import (
+    NeuronParams,
+    closed_form,
+    initial_state,
+    resume,
+    unroll,
+)
+
+
+def by_step(network, snn, x, neuron, steps, delay, sequence):
+    """Scan over the whole network, one step after the other, as a chip would run it.
+
+    With a delay this is the pipeline itself: depth k integrates in the steps from
+    (k - 1) delay, fires in the T steps from k delay, and delay lines hold back what
+    took a shorter way.
+    """
+    values, streams, changing = _prepare(network, snn.params, x, sequence)
+    if delay:
+        lined = delay_lines(network, streams)
+        fixed = {eq.outputs for eq in network.equations} - {
+            eq.outputs for eq in changing
+        }
+        changing = [eq for eq in lined if eq.outputs not in fixed]
+    depth = max(network.depths[v] for v in network.outputs if v in network.depths)
+    total = steps + depth * delay
+    if sequence:
+        tail = jnp.zeros((depth * delay, *x.shape[1:]), x.dtype)
+        x = jnp.concatenate([x, tail])
+
+    def body(states, now):
+        step, x_t = now
+        local, after = dict(values), {}
+        if sequence:
+            local[network.x] = x_t
+
+        def rule(site, current, *operands):
+            clock = None if delay == 0 else (step, steps, delay)
+            after[site.name], spikes = _advance(
+                site, states[site.name], current, operands, neuron, snn.neurons, clock
+            )
+            return spikes
+
+        evaluate(changing, local, rule)
+        return after, [local[v] if v in streams else None for v in network.outputs]
+
+    states = {
+        eq.site.name: _start(eq, network, snn.neurons, delay)
+        for eq in changing
+        if eq.site is not None
+    }
+    now = (jnp.arange(total), x if sequence else None)
+    _, outputs = jax.lax.scan(body, states, now, length=total)
+    windows = {}
+    for v, output in zip(network.outputs, outputs, strict=True):
+        if output is not None:
+            first = network.depths[v] * delay
+            windows[v] = output[first : first + steps]
+    return _over_steps(network, values | windows, windows, steps)
+
+
+def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
+    """Fold time into the batch between the sites, and scan inside each site.
+
+    With ``remat`` only the spikes are kept for the gradient, as bits; currents and
+    potentials are computed anew.
+    """
+    values, streams, changing = _prepare(network, snn.params, x, sequence)
+    if sequence:
+        values[network.x] = x
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return operands[0](current)
+        params = snn.neurons[site.name]
+        spikes = unroll(neuron, params, _over_time(site, current, steps), delay=delay)
+        return _kept_as_bits(spikes, params) if remat else spikes
+
+    def run(values):
+        local = dict(values)
+        evaluate(changing, local, rule, streams=streams)
+        return {v: local[v] for v in network.outputs if v in streams}
+
+    run = _keeping_spikes(run) if remat else run
+    return _over_steps(network, values | run(values), streams, steps)
+
+
+def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
+    """`by_layer` for ``size`` steps at a time; the neurons' states go on.
+
+    With ``remat`` only the states between the segments are kept for the gradient:
+    near sqrt(T) of both are then in memory if ``size`` is sqrt(T).
+    """
+    values, streams, changing = _prepare(network, snn.params, x, sequence)
+
+    def segment(length, states, x_now):
+        local, after = dict(values), {}
+        if sequence:
+            local[network.x] = x_now
+
+        def rule(site, current, *operands):
+            state = states[site.name]
+            if site.kind == "max-pool":
+                after[site.name] = state + current.astype(jnp.float32).sum(0)
+                return operands[0](current, state)
+            current = _over_time(site, current, length)
+            params = snn.neurons[site.name]
+            after[site.name], spikes = resume(neuron, params, state, current)
+            return spikes
+
+        evaluate(changing, local, rule, streams=streams)
+        return after, {v: local[v] for v in network.outputs if v in streams}
+
+    def run(length):
+        body = functools.partial(segment, length)
+        return jax.checkpoint(body) if remat else body
+
+    states = {
+        eq.place.name: _start(eq, network, snn.neurons, 0, pooled=False)
+        for eq in changing
+        if eq.site is not None
+    }
+    groups, rest = divmod(steps, size)
+    whole = x[: groups * size].reshape(groups, size, *x.shape[1:]) if sequence else None
+    states, outputs = jax.lax.scan(run(size), states, whole, length=groups)
+    outputs = jax.tree.map(lambda a: a.reshape(groups * size, *a.shape[2:]), outputs)
+    if rest:
+        last = x[groups * size :] if sequence else None
+        _, more = run(rest)(states, last)
+        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
+    return _over_steps(network, values | outputs, streams, steps)
+
+
+def folded(network, snn, x, neuron, steps, delay, *, remat=False):
+    """The function itself on T B examples, with neurons that take them apart.
+
+    Args:
+        network: captured for the folded x, and with aux.
+        x: folded, [T B, ...], time first.
+
+    Returns:
+        (outputs [T, B, ...], aux as the function gave it).
+    """
+
+    def split(a):
+        return a.reshape(steps, -1, *a.shape[1:])
+
+    def fold(a):
+        return a.reshape(-1, *a.shape[2:])
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return fold(running_maximum(operands[0], split(current)))
+        params = snn.neurons[site.name]
+        spikes = unroll(neuron, params, split(current), delay=delay)
+        return fold(_kept_as_bits(spikes, params) if remat else spikes)
+
+    def run(values):
+        local = dict(values)
+        evaluate(network.equations, local, rule)
+        outputs, aux = network.results(local)
+        return jax.tree.map(split, outputs), aux
+
+    run = _keeping_spikes(run) if remat else run
+    return run(network.arguments(snn.params, x))
+
+
+def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
+    """One pass over mean values; then only the readout is computed at every step.
+
+    A layer that has waited T steps fires its N spikes in the first N steps.
+    """
+    del neuron, delay
+    x = x.mean(0) if sequence else x
+    values = network.arguments(snn.params, x)
+    trains = {}
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return operands[0](current)
+        params = snn.neurons[site.name]
+        mean = closed_form(params, current, steps)
+        trains[site.name] = (mean, params.threshold)
+        return mean
+
+    evaluate(network.equations, values, rule)
+    fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
+    spikes = [eq.outputs[0] for eq in fires]
+    outputs = [v for v in network.outputs if isinstance(v, int)]
+    tail = needed(network.equations, outputs, known=spikes)
+    read = {v for eq in tail for v in eq.inputs} | set(outputs)
+    for equation, v in zip(fires, spikes, strict=True):
+        if v in read:
+            mean, threshold = trains[equation.site.name]
+            values[v] = _first_spikes(mean, threshold, steps)
+    streams = streaming(tail, spikes)
+    evaluate(tail, values, identity, streams=streams)
+    return _over_steps(network, values, streams, steps)
+
+
+# -------------------------------------------------------------------- helpers
+
+
+def _prepare(network: Network, params, x, sequence: bool):
+    """Compute once what no step changes; what is left to do at every step."""
+    values = network.arguments(params, None if sequence else x)
+    streams = streaming(network.equations, [network.x] if sequence else [])
+    changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
+    fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
+    evaluate(fixed, values, identity)
+    return values, streams, changing
+
+
+def _over_steps(network: Network, values: Values, streams, steps: int):
+    """The outputs with their time axis, also those that no spike reaches."""
+    shown = dict(values)
+    for v in network.outputs:
+        if isinstance(v, int) and v not in streams:
+            shown[v] = jnp.broadcast_to(values[v], (steps, *values[v].shape))
+    return network.results(shown)
+
+
+def _over_time(site: Site, current: jax.Array, steps: int) -> jax.Array:
+    """[T, B, ...] of a current that may be constant, [B, ...]."""
+    if current.ndim == len(site.shape) + 1:
+        current = jnp.broadcast_to(current, (steps, *current.shape))
+    return current
+
+
+_keeping_spikes = functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("spikes")
+)
+
+
+def _kept_as_bits(spikes: jax.Array, params: NeuronParams) -> jax.Array:
+    """The same spikes, but read from bits, eight steps to a byte."""
+    bits = checkpoint_name(jnp.packbits(spikes > 0, axis=0), "spikes")
+    hard = jnp.unpackbits(bits, axis=0, count=spikes.shape[0]).astype(spikes.dtype)
+    return _replaced(spikes, hard * params.threshold.astype(spikes.dtype))
+
+
+@jax.custom_jvp
+def _replaced(spikes, same):
+    """``same``, with the derivative of ``spikes``."""
+    del spikes
+    return same
+
+
+@_replaced.defjvp
+def _replaced_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def _start(
+    equation: Equation, network: Network, neurons, delay: int, pooled: bool = True
+):
+    """State of a site before the first step."""
+    site, shape = equation.place, network.avals[variables(equation)[0]].shape
+    if site.kind == "delay line":
+        return jnp.zeros((site.depth * delay, *shape), site.dtype)
+    if site.kind == "max-pool":
+        total = jnp.zeros(shape, jnp.float32)
+        if not pooled:
+            return total
+        return total, jnp.zeros((shape[0], *site.shape), jnp.float32)
+    return initial_state(neurons[site.name], shape)
+
+
+def _advance(site: Site, state, current, operands, neuron, neurons, clock):
+    """One step of a site: (state, current) -> (state, output).
+
+    ``clock`` = (step, T, delay) says where in the pipeline we are; None: no delay,
+    every site works at every step.
+    """
+    if site.kind == "delay line":
+        return jnp.concatenate([state[1:], current[None]]), state[0]
+    if clock is None:
+        begun = receiving = firing = True
+    else:
+        step, steps, delay = clock
+        first = (site.depth - site.fires) * delay
+        begun = step >= first
+        receiving = begun & (step < first + steps)
+        firing = (step >= first + delay) & (step < first + delay + steps)
+    if site.kind == "max-pool":
+        total, pooled = state
+        total = total + _when(receiving, current.astype(jnp.float32), 0)
+        now = operands[0](total)
+        return (total, now), (now - pooled).astype(current.dtype)
+    params = neurons[site.name]
+    drive = _when(receiving, current + params.bias, 0)
+    charged = neuron.integrate(params, state, drive)
+    fired, spikes = neuron.fire(params, charged)
+    state = jax.tree.map(lambda new, old: _when(begun, new, old), charged, state)
+    state = jax.tree.map(lambda new, old: _when(firing, new, old), fired, state)
+    return state, _when(firing, spikes, 0).astype(site.dtype)
+
+
+def _when(condition, value, otherwise):
+    return value if condition is True else jnp.where(condition, value, otherwise)
+
+
+def _first_spikes(mean: jax.Array, threshold: jax.Array, steps: int) -> jax.Array:
+    """The spike train [T, B, ...] with N = T mean / V_th spikes in its first steps."""
+    order = jnp.arange(steps).reshape(-1, *[1] * mean.ndim)
+    count = mean.astype(jnp.float32) * steps / threshold
+    # A count is a whole number but for rounding; its gradient is that of the mean.
+    hard = threshold * (order + 0.5 < count)
+    soft = jnp.broadcast_to(mean, hard.shape)
+    spikes = soft + jax.lax.stop_gradient(hard - soft)
+    return spikes.astype(mean.dtype)
