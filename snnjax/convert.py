@@ -362,7 +362,7 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk], outputs):
         errors.append([a - m for a, m in zip(ann, means, strict=True)])
     joined = [jnp.concatenate(parts) for parts in zip(*errors, strict=True)]
     corrections = [
-        error.mean() if error.ndim == 1 else bias_correction(error, jnp.zeros(1), channel)
+        bias_correction(error, jnp.zeros(1), channel if error.ndim > 1 else -1)
         for error, channel in zip(joined, network.channels, strict=True)
     ]
     return jax.tree_util.tree_unflatten(network.tree, corrections)

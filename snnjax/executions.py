@@ -7,26 +7,29 @@ time; ``by_closed_form`` needs no time loop where each layer waits for all its i
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from snnjax.network import (
+    READOUT,
     Equation,
     Network,
     Site,
+    Stage,
     Values,
     delay_lines,
     evaluate,
     identity,
     needed,
+    read,
     running_maximum,
+    stages,
     streaming,
     variables,
 )
 from snnjax.neurons import (
-    NeuronParams,
     closed_form,
     initial_state,
     resume,
@@ -95,20 +98,19 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
     if sequence:
         values[network.x] = x
 
-    def rule(site, current, *operands):
+    def rule(site, current, *operands, params=None):
         if site.kind == "max-pool":
             return operands[0](current)
-        params = snn.neurons[site.name]
-        spikes = unroll(neuron, params, _over_time(site, current, steps), delay=delay)
-        return _kept_as_bits(spikes, params) if remat else spikes
+        params = snn.neurons[site.name] if params is None else params
+        return unroll(neuron, params, _over_time(site, current, steps), delay=delay)
 
-    def run(values):
-        local = dict(values)
-        evaluate(changing, local, rule, streams=streams)
-        return {v: local[v] for v in network.outputs if v in streams}
-
-    run = _keeping_spikes(run) if remat else run
-    return _over_steps(network, values | run(values), streams, steps)
+    if remat:
+        made = _outputs_from_bits(network, values, rule, streams, snn.neurons)
+        pairs = zip(network.outputs, made, strict=True)
+        values |= {v: output for v, output in pairs if isinstance(v, int)}
+    else:
+        evaluate(changing, values, rule, streams=streams)
+    return _over_steps(network, values, streams, steps)
 
 
 def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
@@ -174,21 +176,20 @@ def folded(network, snn, x, neuron, steps, delay, *, remat=False):
     def fold(a):
         return a.reshape(-1, *a.shape[2:])
 
-    def rule(site, current, *operands):
+    def rule(site, current, *operands, params=None):
         if site.kind == "max-pool":
             return fold(running_maximum(operands[0], split(current)))
-        params = snn.neurons[site.name]
-        spikes = unroll(neuron, params, split(current), delay=delay)
-        return fold(_kept_as_bits(spikes, params) if remat else spikes)
+        params = snn.neurons[site.name] if params is None else params
+        return fold(unroll(neuron, params, split(current), delay=delay))
 
-    def run(values):
-        local = dict(values)
-        evaluate(network.equations, local, rule)
-        outputs, aux = network.results(local)
-        return jax.tree.map(split, outputs), aux
-
-    run = _keeping_spikes(run) if remat else run
-    return run(network.arguments(snn.params, x))
+    values = network.arguments(snn.params, x)
+    if remat:
+        made = _outputs_from_bits(network, values, rule, frozenset(), snn.neurons)
+        outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
+    else:
+        evaluate(network.equations, values, rule)
+        outputs, aux = network.results(values)
+    return jax.tree.map(split, outputs), aux
 
 
 def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
@@ -253,28 +254,111 @@ def _over_time(site: Site, current: jax.Array, steps: int) -> jax.Array:
     return current
 
 
-_keeping_spikes = functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("spikes")
-)
+class _Kept(NamedTuple):
+    """Spikes, and the bits that they are read from when they are needed again."""
+
+    spikes: Any
+    bits: Any
+    threshold: Any
 
 
-def _kept_as_bits(spikes: jax.Array, params: NeuronParams) -> jax.Array:
-    """The same spikes, but read from bits, eight steps to a byte."""
-    bits = checkpoint_name(jnp.packbits(spikes > 0, axis=0), "spikes")
-    hard = jnp.unpackbits(bits, axis=0, count=spikes.shape[0]).astype(spikes.dtype)
-    return _replaced(spikes, hard * params.threshold.astype(spikes.dtype))
+def _outputs_from_bits(network: Network, values: Values, rule, streams, neurons):
+    """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
+
+    A stage leads from the spikes of earlier sites to those of its own, and is computed
+    anew for its gradient.
+    """
+    known: dict[int, Any] = dict(values)
+
+    def computed(stage: Stage, params):
+        pairs = zip(stage.segment.inputs, stage.sources, strict=True)
+        over_time = [inner for inner, v in pairs if v in streams]
+        run = functools.partial(_run_stage, stage, over_time, rule)
+        return _computed_anew(run, [known[v] for v in stage.sources], params)
+
+    *others, last = stages(network)
+    for stage in others:
+        params = neurons[stage.equation.place.name]
+        spikes, carried = computed(stage, params)
+        bits = jnp.packbits(spikes.reshape(-1) > 0)
+        known[stage.equation.outputs[0]] = _Kept(spikes, bits, params.threshold)
+        known.update(zip(stage.carried, carried, strict=True))
+    return computed(last, None)[0]
 
 
-@jax.custom_jvp
-def _replaced(spikes, same):
-    """``same``, with the derivative of ``spikes``."""
-    del spikes
-    return same
+def _run_stage(stage: Stage, over_time, rule, sources, params):
+    """What a stage leads to, a site's spikes or the outputs, and what it carries on."""
+    segment = stage.segment
+    local = dict(zip(segment.inputs, sources, strict=True))
+    marked = streaming(segment.equations, over_time)
+    evaluate(segment.equations, local, rule, streams=marked)
+    made = [jnp.asarray(read(local, v)) for v in segment.outputs]
+    if stage.equation is not READOUT:
+        made = rule(stage.equation.place, *made, params=params)
+    return made, [local[v] for v in segment.carried]
 
 
-@_replaced.defjvp
-def _replaced_jvp(primals, tangents):
-    return primals[1], tangents[0]
+def _computed_anew(run, sources, params):
+    """``run(sources, params)`` that keeps its arguments alone, and spikes as bits.
+
+    Not ``jax.checkpoint``: on CPU XLA finds that the second computation is the first
+    one and keeps everything. Here it starts from the bits, so it is another one.
+    """
+
+    kept = [isinstance(source, _Kept) for source in sources]
+    like = [s.spikes if k else None for s, k in zip(sources, kept, strict=True)]
+    like = [None if s is None else jax.ShapeDtypeStruct(s.shape, s.dtype) for s in like]
+
+    def read(sources):
+        return [
+            s if shape is None else _from_bits(s, shape)
+            for s, shape in zip(sources, like, strict=True)
+        ]
+
+    @jax.custom_vjp
+    def computed(sources, params):
+        return run(read(sources), params)
+
+    def forward(sources, params):
+        bits = [s._replace(spikes=None) if isinstance(s, _Kept) else s for s in sources]
+        return computed(sources, params), (bits, params)
+
+    def backward(residuals, upstream):
+        bits, params = _not_before(upstream, residuals)
+        _, pull = jax.vjp(run, read(bits), params)
+        slopes, of_params = pull(upstream)
+        of_sources = [
+            _Kept(slope, None, None) if k else slope
+            for slope, k in zip(slopes, kept, strict=True)
+        ]
+        return of_sources, of_params
+
+    computed.defvjp(forward, backward)
+    return computed(sources, params)
+
+
+def _not_before(upstream, residuals):
+    """The residuals, but XLA cannot read them before ``upstream`` is there.
+
+    Otherwise it may compute all stages anew at once. What it cannot know is that no
+    gradient is NaN; ``optimization_barrier`` is ignored on CPU.
+    """
+    broken = jnp.isnan(jax.tree.leaves(upstream)[0].ravel()[0])
+
+    def wait(value):
+        if isinstance(value, _Kept):
+            return value._replace(bits=jnp.where(broken, 0, value.bits))
+        return value
+
+    sources, params = residuals
+    if params is not None:
+        params = jax.tree.map(lambda p: jnp.where(broken, jnp.nan, p), params)
+    return [wait(value) for value in sources], params
+
+
+def _from_bits(kept: _Kept, like) -> jax.Array:
+    fired = jnp.unpackbits(kept.bits, count=like.size).reshape(like.shape)
+    return fired.astype(like.dtype) * kept.threshold.astype(like.dtype)
 
 
 def _start(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from snnjax import surrogate as surrogates
 
@@ -253,9 +254,13 @@ _UNROLL = 32
 
 def _step(neuron: Neuron, params: NeuronParams):
     def step(state, current):
-        return neuron.fire(params, neuron.integrate(params, state, current))
+        state = neuron.integrate(params, state, current)
+        state = state._replace(potential=checkpoint_name(state.potential, "potential"))
+        return neuron.fire(params, state)
 
-    return step
+    # Of all that a step computes, only the potential is kept for its gradient.
+    keep = jax.checkpoint_policies.save_only_these_names("potential")
+    return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 
 def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int):

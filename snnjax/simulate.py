@@ -125,8 +125,12 @@ def spiking(
         micro_batch: examples at a time, one group after the other; None: all at
             once. On CPU 16 to 32 keep the state in the cache, which is faster.
         segment: steps at a time of by_layer, 1..T; None: all at once.
-        remat: keep less for the gradient of by_layer and compute the rest anew: the
-            spikes as bits; with ``segment`` only the states between segments.
+        remat: keep less for the gradient of by_layer and compute the rest anew: only
+            the spikes, as bits (reverse mode only); with ``segment`` only the states
+            between segments, least if it is near sqrt(T). On CPU set
+            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
+            trades the memory back for speed; and there the gradient of a convolution
+            is ten times slower in segments.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first: a BatchNorm takes its statistics over
             time and batch, and its running averages come back as aux. Whatever

@@ -83,6 +83,28 @@ def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     return _dspike(jnp.asarray(x), temperature)
 
 
+def relaxed_dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
+    """Dspike itself, a soft step whose derivative is the surrogate of `dspike`.
+
+        Dspike(x; b) = 1/2 + tanh(b x) / (2 tanh(b / 2))   for |x| <= 1/2, else 0 or 1
+
+    Not binary: for the gradient of a relaxed network, which depends on b. Towards
+    b = 0 it is the identity x + 1/2 (of the potential v / (2 V_th)), for large b the
+    step.
+
+    Args:
+        x: normalised membrane potential (v - V_th) / (2 V_th), any shape.
+        temperature: b > 0, a scalar or an array that broadcasts against x.
+
+    >>> import jax.numpy as jnp
+    >>> print(relaxed_dspike(jnp.array([0.0, 0.1, 0.6])))
+    [0.5       0.660... 1.       ]
+    """
+    x = jnp.asarray(x)
+    inside = jnp.clip(x, -0.5, 0.5)
+    return 0.5 + jnp.tanh(temperature * inside) / (2 * jnp.tanh(temperature / 2))
+
+
 def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative 1[|x| < width / 2] / width (Wu et al., STBP, 2018).
 

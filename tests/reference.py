@@ -126,3 +126,50 @@ def light(kernels, biases, x, steps):
         thresholds.append(threshold)
         added.append(extra)
     return thresholds, added, (spikes @ kernels[-1] + biases[-1]).mean(0)
+
+
+def potentials(currents, spikes, threshold, leak, reset):
+    """v [T, ...] as it stands when the neuron decides, from what it then did."""
+    v, found = np.zeros_like(currents[0]), []
+    for current, fired in zip(currents, spikes, strict=True):
+        v = leak * v + current
+        found.append(v)
+        v = v - fired if reset == "subtract" else np.where(fired > 0, 0, v)
+    return np.stack(found)
+
+
+def backward(v, spikes, upstream, threshold, leak, reset, slope, detach):
+    """Gradient of the currents from that of the spikes, back through time by hand.
+
+    ``slope`` is the surrogate's derivative in (v - V_th) / (2 V_th).
+    """
+    later, found = 0.0, np.zeros_like(upstream)
+    for t in reversed(range(len(upstream))):
+        height = slope((v[t] - threshold) / (2 * threshold)) / (2 * threshold)
+        through = 0.0 if detach else height
+        if reset == "subtract":
+            kept = 1 - threshold * through
+        else:
+            kept = (spikes[t] == 0) - v[t] * through
+        found[t] = upstream[t] * threshold * height + later * kept
+        later = leak * found[t]
+    return found
+
+
+def dense_gradients(kernels, x, threshold, leak, reset, slope, detach):
+    """Gradients of sum_t |O(t)|^2 / 2 for spiking dense layers and a linear readout."""
+    options = dict(leak=leak, reset=reset)
+    inputs, layers, spikes = [x], [], x
+    for kernel in kernels[:-1]:
+        currents = spikes @ kernel
+        spikes = simulate(currents, threshold, **options)
+        layers.append((potentials(currents, spikes, threshold, leak, reset), spikes))
+        inputs.append(spikes)
+    gradient = spikes @ kernels[-1]
+    found = [np.einsum("tbi,tbo->io", spikes, gradient)]
+    for i in reversed(range(len(layers))):
+        upstream = gradient @ kernels[i + 1].T
+        v, fired = layers[i]
+        gradient = backward(v, fired, upstream, threshold, leak, reset, slope, detach)
+        found.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
+    return found

@@ -1,0 +1,308 @@
+"""Learning the temperature b of a surrogate: where does its gradient point best?
+
+The spikes of the forward pass do not depend on b, so dL/db = 0. What b changes is the
+surrogate gradient G(b) of the weights, and a good one points where finite differences
+g of the loss itself point:
+
+    cos(b) = <g, G(b)> / (|g| |G(b)|)
+
+`choose` takes the best of three b, once per epoch, as the paper does; `alignment` has
+the gradient of cos(b), so that every site's b climbs it; `relaxed_gradient` is that
+of a loss whose spikes are soft. Source: Li, Guo, Zhang, Deng, Hai and Gu,
+"Differentiable Spike", NeurIPS 2021, algorithm 1 (`choose`); the others are ours.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from snnjax.simulate import SNN
+
+Loss = Callable[[SNN], jax.Array]
+Weights = dict[str, jax.Array]
+Temperatures = dict[str, jax.Array]
+
+
+def temperatures(snn: SNN) -> Temperatures:
+    """Site name -> temperature, of all sites that have one.
+
+    Raises:
+        ValueError: no site has one.
+    """
+    found = {name: n.temperature for name, n in snn.neurons.items()}
+    found = {name: b for name, b in found.items() if b is not None}
+    if not found:
+        raise ValueError(
+            "no site of this SNN has a temperature; give the neuron one, e.g. "
+            "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
+        )
+    return found
+
+
+def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
+    """The SNN with other temperatures at these sites: scalars, or one per channel [C].
+
+    Raises:
+        ValueError: a site that does not exist.
+    """
+    unknown = set(new) - set(snn.neurons)
+    if unknown:
+        raise ValueError(f"no site {sorted(unknown)}; sites: {sorted(snn.neurons)}")
+    changed = {
+        name: snn.neurons[name]._replace(temperature=jnp.asarray(b))
+        for name, b in new.items()
+    }
+    return dataclasses.replace(snn, neurons=snn.neurons | changed)
+
+
+def finite_differences(
+    loss: Loss, snn: SNN, paths: Collection[str], *, step: float, at_once: int = 1
+) -> Weights:
+    """Finite-difference gradient, coordinate by coordinate.
+
+        g_i = (L(w + step e_i) - L(w - step e_i)) / (2 step)
+
+    Costs two evaluations of the loss per coordinate, so it is meant for the few
+    weights of a first layer. The loss is piecewise constant in the weights: with a
+    small step most differences are exactly zero, and a wide step looks at a smooth
+    landscape, which a small temperature fits best. The step is the hyper-parameter.
+
+    Args:
+        loss: SNN -> scalar.
+        snn: where.
+        paths: of the weights, as ``Site.parameters`` has them.
+        step: > 0, in units of the weights.
+        at_once: evaluations in parallel.
+
+    Returns:
+        path -> g, of the shape of the weights.
+
+    Raises:
+        ValueError: a path that does not exist; a step that is not positive.
+    """
+    _check_step(step)
+    weights = _select(snn.params, paths)
+
+    def along(path: str, i: jax.Array):
+        flat = weights[path].reshape(-1)
+
+        def at(sign):
+            moved = flat.at[i].add(sign * step).reshape(weights[path].shape)
+            return loss(_with_weights(snn, {path: moved}))
+
+        return (at(1) - at(-1)) / (2 * step)
+
+    return {
+        path: jax.lax.map(
+            lambda i, path=path: along(path, i),
+            jnp.arange(weight.size),
+            batch_size=at_once,
+        ).reshape(weight.shape)
+        for path, weight in weights.items()
+    }
+
+
+def random_differences(
+    loss: Loss,
+    snn: SNN,
+    key: jax.Array,
+    *,
+    step: float,
+    directions: int = 32,
+    paths: Collection[str] | None = None,
+) -> Weights:
+    """Estimate of the finite-difference gradient from K random directions.
+
+        g = 1/K sum_k u_k (L(w + step u_k) - L(w - step u_k)) / (2 step)
+
+    with entries of u_k normal, of deviation 1: 2K evaluations of the loss whatever the
+    number of weights, so all layers can be covered. g is unbiased but noisy: its
+    cosine with any gradient is near sqrt(K / weights) at best.
+
+    Args:
+        loss, snn, step: as for `finite_differences`.
+        key: of the directions.
+        directions: K >= 1.
+        paths: of the weights; by default all kernels (floating, two axes or more).
+
+    Raises:
+        ValueError: as `finite_differences`.
+    """
+    _check_step(step)
+    weights = _select(snn.params, _kernels(snn.params) if paths is None else paths)
+
+    def estimate(key):
+        keys = dict(zip(weights, jax.random.split(key, len(weights)), strict=True))
+        ways = {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
+
+        def at(sign):
+            moved = {p: w + sign * step * ways[p] for p, w in weights.items()}
+            return loss(_with_weights(snn, moved))
+
+        slope = (at(1) - at(-1)) / (2 * step)
+        return jax.tree.map(lambda u: slope * u, ways)
+
+    def add(total, key):
+        return jax.tree.map(jnp.add, total, estimate(key)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    total, _ = jax.lax.scan(add, zeros, jax.random.split(key, directions))
+    return jax.tree.map(lambda g: g / directions, total)
+
+
+class Alignment(NamedTuple):
+    """How well a surrogate gradient points where finite differences do.
+
+    Attributes:
+        cosine: cos(b), -1..1; 0 where either gradient vanishes.
+        gradient: site name -> d cos / d b; climb it.
+    """
+
+    cosine: jax.Array
+    gradient: Temperatures
+
+
+def alignment(loss: Loss, snn: SNN, differences: Weights) -> Alignment:
+    """Cosine of surrogate gradient and finite differences, with its gradient in b.
+
+    Exact, for any number of temperatures at the cost of about three gradients: with
+    v = d cos / d G, d cos / d b is the gradient in b of the directional derivative
+    <v, G(b)>, which is a jvp of the loss.
+
+    Args:
+        loss: SNN -> scalar, through `snnjax.spiking`.
+        snn: with temperatures.
+        differences: path -> g, from `finite_differences` or `random_differences`.
+
+    Raises:
+        ValueError: no site has a temperature; a path that does not exist.
+    """
+    weights, b = _select(snn.params, differences), temperatures(snn)
+
+    def loss_of(weights, b):
+        return loss(with_temperatures(_with_weights(snn, weights), b))
+
+    surrogate = jax.grad(loss_of)(weights, b)
+    cosine, v = jax.value_and_grad(_cosine)(surrogate, differences)
+
+    def directional(b):
+        return jax.jvp(lambda weights: loss_of(weights, b), (weights,), (v,))[1]
+
+    return Alignment(cosine, jax.grad(directional)(b))
+
+
+class Choice(NamedTuple):
+    """What `choose` found.
+
+    Attributes:
+        snn: with the chosen temperatures.
+        change: what was added to each: 0, +change or -change.
+        cosines: of the three candidates, [3]: as it was, higher, lower.
+    """
+
+    snn: SNN
+    change: jax.Array
+    cosines: jax.Array
+
+
+def choose(
+    loss: Loss, snn: SNN, differences: Weights, *, change: float, lowest: float = 0.1
+) -> Choice:
+    """Algorithm 1 of the paper: of b, b + change, b - change that of highest cosine.
+
+    All sites move together, as the paper's single temperature does. Call it once per
+    epoch, on one batch.
+
+    Args:
+        loss, snn, differences: as for `alignment`.
+        change: > 0.
+        lowest: temperatures stay at or above it, > 0.
+
+    Raises:
+        ValueError: as `alignment`; change or lowest not positive.
+    """
+    if not change > 0 or not lowest > 0:
+        raise ValueError(f"change is {change}, lowest {lowest}; allowed: both > 0")
+    weights, b = _select(snn.params, differences), temperatures(snn)
+    changes = jnp.array([0.0, change, -change])
+
+    def candidate(change):
+        return with_temperatures(
+            snn, {name: jnp.maximum(t + change, lowest) for name, t in b.items()}
+        )
+
+    def cosine(change):
+        moved = candidate(change)
+        surrogate = jax.grad(lambda w: loss(_with_weights(moved, w)))(weights)
+        return _cosine(surrogate, differences)
+
+    cosines = jax.lax.map(cosine, changes)
+    best = changes[jnp.argmax(cosines)]
+    return Choice(candidate(best), best, cosines)
+
+
+def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
+    """Site name -> gradient in b of a loss whose spikes are soft.
+
+    Args:
+        loss: SNN -> scalar, through ``snnjax.spiking(...,
+            surrogate=snnjax.relaxed_dspike)``: the network then sends Dspike(v; b)
+            itself, which does depend on b. Descend this gradient.
+        snn: with temperatures.
+
+    Raises:
+        ValueError: no site has a temperature.
+    """
+    return jax.grad(lambda b: loss(with_temperatures(snn, b)))(temperatures(snn))
+
+
+# -------------------------------------------------------------------- helpers
+
+
+def _cosine(a: Weights, b: Weights) -> jax.Array:
+    product = sum(jnp.vdot(a[path], b[path]) for path in b)
+    squares = [sum(jnp.vdot(x, x) for x in tree.values()) for tree in (a, b)]
+    size = jnp.sqrt(jnp.where(squares[0] * squares[1] > 0, squares[0] * squares[1], 1))
+    return jnp.asarray(product / size)
+
+
+def _named(params: chex.ArrayTree) -> Weights:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _kernels(params: chex.ArrayTree) -> Sequence[str]:
+    return [
+        path
+        for path, leaf in _named(params).items()
+        if leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+
+
+def _select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
+    named = _named(params)
+    unknown = set(paths) - set(named)
+    if unknown or not paths:
+        raise ValueError(
+            f"no parameter {sorted(unknown) or 'is named'}; parameters: {sorted(named)}"
+        )
+    return {path: named[path] for path in paths}
+
+
+def _with_weights(snn: SNN, weights: Weights) -> SNN:
+    names = list(_named(snn.params))
+    leaves, tree = jax.tree_util.tree_flatten(snn.params)
+    changed = [weights.get(n, x) for n, x in zip(names, leaves, strict=True)]
+    return dataclasses.replace(snn, params=jax.tree_util.tree_unflatten(tree, changed))
+
+
+def _check_step(step: Any) -> None:
+    if not step > 0:
+        raise ValueError(f"step is {step}; allowed: > 0")

@@ -1,0 +1,250 @@
+"""Learning the temperature: it moves where the surrogate gradient points better."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS, relu
+
+import snnjax
+from snnjax import temperature
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+
+
+# ------------------------------------------------- a problem whose answer is known
+#
+# One step, two neurons. Input x sweeps the potentials evenly; neuron k fires where
+# x + w_k >= V_th, and a spike at x costs c_k(x). The true gradient is c_k at the
+# threshold: 1 for both. Neuron 0 pays the same everywhere, so any surrogate of integral
+# one is right for it. Neuron 1 pays cos(12 x): a wide surrogate averages that away, and
+# only a narrow one, of high temperature, finds 1.
+
+SWEEP = jnp.linspace(0, 2, 2001)[:, None]  # potentials 0 .. 2 V_th
+COST = jnp.concatenate([jnp.ones_like(SWEEP), jnp.cos(12 * (SWEEP - 1))], 1)
+
+
+def shifted(params, x):
+    return relu(x + params["w"][None])
+
+
+def known(b):
+    """The SNN of this problem with temperature b, and its loss."""
+    params = {"w": jnp.zeros((2,))}
+    x = jnp.broadcast_to(SWEEP, COST.shape)
+    neuron = snnjax.integrate_and_fire(temperature=b)
+    snn = snnjax.init(shifted, params, x, neuron=neuron)
+    simulate = snnjax.spiking(shifted, steps=1)
+
+    def loss(snn):
+        return (simulate(snn, x)[0] * COST).mean(0).sum()
+
+    return snn, loss
+
+
+def align(loss, differences, snn):
+    return snnjax.alignment(loss, snn, differences)
+
+
+def cosine(b, differences):
+    snn, loss = known(b)
+    return float(snnjax.alignment(loss, snn, differences).cosine)
+
+
+def every_cosine(temperatures, differences):
+    """The same for many temperatures at once."""
+    snn, loss = known(3.0)
+
+    def at(b):
+        moved = snnjax.with_temperatures(snn, {"w/relu": b})
+        return snnjax.alignment(loss, moved, differences).cosine
+
+    return jax.jit(jax.vmap(at))(jnp.asarray(temperatures, jnp.float32))
+
+
+def truth(step=0.02):
+    snn, loss = known(3.0)
+    return snnjax.finite_differences(loss, snn, ["w"], step=step)
+
+
+def test_finite_differences_find_the_true_gradient():
+    found = truth()["w"]
+    # 2001 inputs over a range of 2: each unit of w moves half of them past V_th.
+    np.testing.assert_allclose(found, 0.5, rtol=0.05)
+
+
+def test_the_gradient_of_the_cosine_is_its_difference():
+    differences = truth()
+    for b in (0.5, 2.0, 6.0):
+        snn, loss = known(b)
+        found = snnjax.alignment(loss, snn, differences).gradient["w/relu"]
+        h = 0.05
+        expected = (cosine(b + h, differences) - cosine(b - h, differences)) / (2 * h)
+        assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_ascent_moves_the_temperature_to_the_highest_cosine():
+    differences = truth(step=0.15)  # a wider step: the best temperature is finite
+    candidates = np.arange(1.0, 20.0, 0.5)
+    cosines = every_cosine(candidates, differences)
+    best = candidates[int(np.argmax(cosines))]
+    assert candidates[0] < best < candidates[-1]
+    for start in (2.0, 18.0):
+        snn, loss = known(start)
+        aligned = jax.jit(functools.partial(align, loss, differences))
+        for _ in range(60):
+            b = snnjax.temperatures(snn)["w/relu"]
+            slope = aligned(snn).gradient["w/relu"]
+            snn = snnjax.with_temperatures(snn, {"w/relu": b + 100 * slope})
+        assert b == pytest.approx(best, abs=0.6)
+        assert aligned(snn).cosine > cosine(start, differences)
+
+
+def test_the_paper_s_choice_walks_uphill_and_stays():
+    differences = truth(step=0.15)
+    snn, loss = known(2.0)
+    choose = jax.jit(lambda snn: snnjax.choose(loss, snn, differences, change=1.0))
+    walked = []
+    for _ in range(20):
+        snn, change, cosines = choose(snn)
+        walked.append(float(change))
+        assert cosines[int(np.argmax(cosines))] >= cosines[0]
+    assert walked[0] == 1.0 and walked[-1] == 0.0
+
+
+def test_a_temperature_stays_above_its_bound():
+    differences = {"w": jnp.array([1.0, -1.0])}  # asks for an ever wider surrogate
+    snn, loss = known(0.5)
+    for _ in range(4):
+        snn, _, _ = snnjax.choose(loss, snn, differences, change=0.2, lowest=0.3)
+    assert snnjax.temperatures(snn)["w/relu"] == pytest.approx(0.3)
+
+
+def test_the_relaxed_gradient_is_that_of_the_soft_network():
+    snn, _ = known(2.0)
+    x = jnp.broadcast_to(SWEEP, COST.shape)
+    simulate = snnjax.spiking(shifted, steps=1, surrogate=snnjax.relaxed_dspike)
+
+    def loss(snn):
+        return (simulate(snn, x)[0] * COST * SWEEP).mean(0).sum()
+
+    def at(b):
+        return loss(snnjax.with_temperatures(snn, {"w/relu": b}))
+
+    found = float(snnjax.relaxed_gradient(loss, snn)["w/relu"])
+    assert found == pytest.approx(float(at(2.1) - at(1.9)) / 0.2, rel=0.02)
+    assert abs(found) > 1e-3
+
+
+# -------------------------------------------------------------- deeper networks
+
+
+def deep(temperature=3.0):
+    net = NETWORKS["dense"]
+    neuron = snnjax.lif(temperature=temperature, threshold=0.5)
+    snn = snnjax.init(*net[:3], neuron=neuron)
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
+
+    def loss(snn):
+        return (simulate(snn, net.x) ** 2).mean()
+
+    return snn, loss
+
+
+def test_finite_differences_are_those_of_each_coordinate():
+    snn, loss = deep()
+    found = snnjax.finite_differences(loss, snn, ["w1", "b1"], step=0.25, at_once=5)
+    for path, i in (("w1", (2, 3)), ("b1", (4,))):
+
+        def at(h, path=path, i=i):
+            params = snn.params | {path: snn.params[path].at[i].add(h)}
+            return loss(dataclasses.replace(snn, params=params))
+
+        expected = float(at(0.25) - at(-0.25)) / 0.5
+        assert float(found[path][i]) == pytest.approx(expected, abs=1e-5)
+    assert found["w1"].shape == (4, 6) and jnp.any(found["w1"] != 0)
+
+
+def test_random_differences_estimate_the_gradient():
+    """Of a smooth loss the estimate tends to the gradient itself."""
+    snn, _ = deep()
+    target = jax.random.normal(jax.random.key(1), snn.params["w1"].shape)
+
+    def smooth(snn):
+        return (snn.params["w1"] * target).sum() + (snn.params["w2"] ** 2).sum()
+
+    found = snnjax.random_differences(
+        smooth, snn, jax.random.key(0), step=0.1, directions=4000, paths=["w1", "w2"]
+    )
+    assert temperature._cosine(found, {"w1": target, "w2": 2 * snn.params["w2"]}) > 0.98
+
+
+def test_every_site_has_its_own_gradient():
+    snn, loss = deep()
+    key = jax.random.key(0)
+    differences = snnjax.random_differences(loss, snn, key, step=0.2, directions=64)
+    found = jax.jit(lambda s: snnjax.alignment(loss, s, differences))(snn)
+    assert set(found.gradient) == {"relu", "w2/relu"}
+    assert all(slope != 0 for slope in found.gradient.values())
+    moved = {
+        site: b + 0.5 * jnp.sign(found.gradient[site])
+        for site, b in snnjax.temperatures(snn).items()
+    }
+    better = snnjax.alignment(loss, snnjax.with_temperatures(snn, moved), differences)
+    assert better.cosine > found.cosine
+
+
+def test_a_temperature_may_differ_per_channel():
+    snn, loss = deep()
+    wide = {site: jnp.full(6, 3.0) for site in snnjax.temperatures(snn)}
+    channels = snnjax.with_temperatures(snn, wide)
+    differences = snnjax.finite_differences(loss, snn, ["w1"], step=0.2)
+    one = snnjax.alignment(loss, snn, differences)
+    each = snnjax.alignment(loss, channels, differences)
+    assert each.cosine == pytest.approx(float(one.cosine), abs=1e-5)
+    for site, slope in one.gradient.items():
+        assert each.gradient[site].shape == (6,)
+        assert each.gradient[site].sum() == pytest.approx(float(slope), abs=1e-5)
+
+
+def test_where_a_gradient_vanishes_the_cosine_is_zero():
+    snn, loss = deep()
+    found = snnjax.alignment(loss, snn, {"w1": jnp.zeros((4, 6))})
+    assert found.cosine == 0
+    assert all(jnp.isfinite(slope) for slope in found.gradient.values())
+
+
+PLAIN = snnjax.init(*NETWORKS["dense"][:3])
+DEEP, LOSS = deep()
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda: snnjax.temperatures(PLAIN), "lif\\(temperature=3.0\\)"),
+        (
+            lambda: snnjax.with_temperatures(DEEP, {"conv": 1.0}),
+            "no site \\['conv'\\]; sites: \\['relu', 'w2/relu'\\]",
+        ),
+        (
+            lambda: snnjax.finite_differences(LOSS, DEEP, ["kernel"], step=0.1),
+            "no parameter \\['kernel'\\]; parameters: \\['b1', ",
+        ),
+        (
+            lambda: snnjax.finite_differences(LOSS, DEEP, ["w1"], step=0.0),
+            "step is 0.0; allowed: > 0",
+        ),
+        (
+            lambda: snnjax.choose(LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=0.0),
+            "change is 0.0",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()

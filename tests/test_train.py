@@ -1,0 +1,378 @@
+"""Direct training: gradients, training mode, saved memory, losses, what trains."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from networks import NETWORKS, conv, eighths, relu
+
+import snnjax
+from snnjax import surrogate
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 6
+LABELS = jnp.array([0, 2, 1, 2])
+SHAPES = [(5, 8), (8, 6), (6, 3)]
+
+
+def layers(params, x):
+    for kernel in params[:-1]:
+        x = relu(x @ kernel)
+    return x @ params[-1]
+
+
+def problem(seed=0):
+    """Kernels and an input [T, B, 5] of spikes."""
+    generator = np.random.default_rng(seed)
+    kernels = [generator.normal(size=shape) / 2 for shape in SHAPES]
+    x = generator.integers(0, 2, (STEPS, 4, 5)).astype(float)
+    return kernels, x
+
+
+def assert_close(a, b, **tolerance):
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} | tolerance
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
+
+
+# --------------------------------------------------------- the gradient itself
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("leak", [0.5, 1.0])
+def test_gradients_are_those_of_bptt_by_hand(reset, detach, leak):
+    kernels, x = problem()
+    snn = snnjax.init(
+        layers,
+        [jnp.asarray(k, jnp.float32) for k in kernels],
+        jnp.ones((4, 5)),
+        neuron=snnjax.lif(leak=leak, threshold=0.75, reset=reset),
+    )
+    simulate = snnjax.spiking(
+        layers, steps=STEPS, inputs="sequence", detach_reset=detach
+    )
+
+    def loss(snn):
+        return (simulate(snn, jnp.asarray(x, jnp.float32)) ** 2).sum() / 2
+
+    def slope(x, b=3.0):
+        return (abs(x) <= 0.5) * b / np.cosh(b * x) ** 2 / (2 * np.tanh(b / 2))
+
+    expected = reference.dense_gradients(kernels, x, 0.75, leak, reset, slope, detach)
+    found = jax.grad(loss)(snn).params
+    assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in expected)
+
+
+def test_gradients_of_the_relaxed_network_are_its_finite_differences():
+    kernels, x = problem()
+    snn = snnjax.init(
+        layers,
+        [jnp.asarray(k, jnp.float32) for k in kernels],
+        jnp.ones((4, 5)),
+        neuron=snnjax.lif(temperature=2.0),
+    )
+    simulate = snnjax.spiking(
+        layers, steps=STEPS, inputs="sequence", surrogate=snnjax.relaxed_dspike
+    )
+
+    def loss(snn):
+        return (simulate(snn, jnp.asarray(x, jnp.float32)) ** 2).mean()
+
+    slope = jax.grad(loss)(snn)
+    key, h = jax.random.key(0), 1e-2
+    ways = [jax.random.normal(key, k.shape) for k in snn.params]
+
+    def moved(by):
+        params = [w + by * u for w, u in zip(snn.params, ways, strict=True)]
+        return loss(dataclasses.replace(snn, params=params))
+
+    along = sum(jnp.vdot(g, u) for g, u in zip(slope.params, ways, strict=True))
+    assert (moved(h) - moved(-h)) / (2 * h) == pytest.approx(float(along), rel=2e-2)
+    assert all(jnp.any(n.temperature != 0) for n in slope.neurons.values())
+
+
+MODES = {
+    "by_layer": dict(execution="by_layer"),
+    "by_layer, remat": dict(execution="by_layer", remat=True),
+    "segments of 4": dict(segment=4),
+    "segments of 3, remat": dict(segment=3, remat=True),
+    "auto": {},
+}
+
+
+@pytest.mark.parametrize("inputs", ["constant", "sequence"])
+@pytest.mark.parametrize("name", ["dense", "max-pool after", "projection"])
+def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs):
+    net = NETWORKS[name]
+    neuron = snnjax.lif(threshold=0.5, temperature=2.0)
+    snn = snnjax.init(*net[:3], neuron=neuron)
+    x = net.x if inputs == "constant" else eighths(3, (STEPS, *net.x.shape))
+
+    def outputs_and_gradient(**options):
+        simulate = snnjax.spiking(net.fn, steps=STEPS, inputs=inputs, **options)
+
+        def loss(snn):
+            outputs = simulate(snn, x)
+            return (outputs**2).mean(), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(snn)
+
+    gradient, outputs = outputs_and_gradient(execution="by_step")
+    assert jnp.any(outputs != 0)
+    for options in MODES.values():
+        found = outputs_and_gradient(**options)
+        np.testing.assert_array_equal(found[1], outputs)
+        assert_close(found[0], gradient, rtol=1e-3)
+
+
+def test_remat_keeps_less_for_the_gradient():
+    steps, width = 32, 64
+
+    def fn(w, x):
+        for _ in range(6):
+            x = relu(x @ w)
+        return x
+
+    x = jnp.ones((16, width))
+    snn = snnjax.init(fn, jnp.eye(width), x)
+
+    def kept(**options):
+        simulate = snnjax.spiking(fn, steps=steps, execution="by_layer", **options)
+        _, pull = jax.vjp(lambda snn: simulate(snn, x).mean(0), snn)
+        return sum(residual.nbytes for residual in jax.tree.leaves(pull))
+
+    everything = kept()
+    assert kept(remat=True) < 0.1 * everything
+    assert kept(remat=True, segment=6) < 0.3 * everything
+
+
+# --------------------------------------------------------------- training mode
+
+
+class Normed(nn.Module):
+    """Convolution, BatchNorm, ReLU, and a second site."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), use_bias=False)(x)
+        x = relu(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))
+        return nn.Dense(3)(relu(nn.Dense(8)(x.reshape(x.shape[0], -1))))
+
+
+NORMED = Normed()
+PIXELS = eighths(5, (4, 6, 6, 2))
+VARIABLES = NORMED.init(jax.random.key(0), PIXELS)
+
+
+def training(variables, x):
+    return NORMED.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("inputs", ["constant", "sequence"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
+    snn = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
+    x = eighths(6, (STEPS, *PIXELS.shape)) if inputs == "sequence" else PIXELS
+    simulate = snnjax.spiking(
+        training, steps=STEPS, inputs=inputs, has_aux=True, remat=remat
+    )
+    outputs, aux = jax.jit(simulate)(snn, x)
+    assert outputs.shape == (STEPS, 4, 3)
+    kernel = VARIABLES["params"]["Conv_0"]["kernel"]
+    frames = x if inputs == "sequence" else x[None]
+    made = conv(frames.reshape(-1, *PIXELS.shape[1:]), kernel)
+    expected = 0.5 * made.mean((0, 1, 2))
+    assert_close(aux["batch_stats"]["BatchNorm_0"]["mean"], expected)
+    expected = 0.5 + 0.5 * made.var((0, 1, 2))
+    assert_close(aux["batch_stats"]["BatchNorm_0"]["var"], expected)
+
+
+def test_training_mode_and_inference_agree_where_the_statistics_do():
+    snn = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
+    made = conv(PIXELS, VARIABLES["params"]["Conv_0"]["kernel"])
+    stats = {"mean": made.mean((0, 1, 2)), "var": made.var((0, 1, 2))}
+    variables = VARIABLES | {"batch_stats": {"BatchNorm_0": stats}}
+    snn = dataclasses.replace(snn, params=variables)
+    trained, _ = snnjax.spiking(training, steps=STEPS, has_aux=True)(snn, PIXELS)
+    inferred = snnjax.spiking(NORMED.apply, steps=STEPS)(snn, PIXELS)
+    assert_close(trained, inferred, atol=1e-4)
+
+
+def test_a_norm_between_the_sites_may_be_trained_with_aux():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.LayerNorm()(relu(nn.Dense(8)(x)))
+            scores = nn.softmax(x @ jnp.eye(8))  # attention of a kind
+            return nn.Dense(3)(relu(nn.Dense(8)(x * scores))), {}
+
+    net, x = Net(), eighths(0, (4, 5))
+    variables = net.init(jax.random.key(0), x)
+    snn = snnjax.init(net.apply, variables, x, has_aux=True)
+    assert len(snn.neurons) == 2
+    outputs, aux = snnjax.spiking(net.apply, steps=STEPS, has_aux=True)(snn, x)
+    assert outputs.shape == (STEPS, 4, 3) and aux == {}
+    with pytest.raises(snnjax.ConversionError, match="has_aux=True"):
+        snnjax.init(lambda v, x: net.apply(v, x)[0], variables, x)
+
+
+def test_a_relu_in_a_loop_is_refused_with_aux_too():
+    def fn(p, x):
+        x = jax.lax.fori_loop(0, 3, lambda _, x: relu(x - 1), relu(x))
+        return x, {}
+
+    with pytest.raises(snnjax.ConversionError, match="it would not spike"):
+        snnjax.init(fn, {}, jnp.ones((2, 3)), has_aux=True)
+
+
+def test_a_function_without_aux_is_refused():
+    snn = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
+    with pytest.raises(ValueError, match=r"return \(outputs, aux\); found PyTreeDef"):
+        snnjax.spiking(NORMED.apply, steps=STEPS, has_aux=True)(snn, PIXELS)
+
+
+def test_a_converted_network_is_fine_tuned_by_the_same_call():
+    snn = snnjax.convert(NORMED.apply, VARIABLES, PIXELS, steps=STEPS)
+    simulate = snnjax.spiking(training, steps=STEPS, has_aux=True)
+    kinds = snnjax.labels(snn, ["weights", "threshold", "bias", "initial_potential"])
+    kinds.params["batch_stats"] = jax.tree.map(
+        lambda _: "frozen", kinds.params["batch_stats"]
+    )
+    optimizer = optax.multi_transform(
+        {"weights": optax.adam(0.01), "frozen": optax.set_to_zero()}
+        | dict.fromkeys(["threshold", "bias", "initial_potential"], optax.sgd(0.01)),
+        kinds,
+    )
+
+    @jax.jit
+    def step(snn, state):
+        def loss(snn):
+            outputs, aux = simulate(snn, PIXELS)
+            return snnjax.mean_cross_entropy(outputs, LABELS), aux
+
+        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(snn)
+        updates, state = optimizer.update(gradient, state, snn)
+        return optax.apply_updates(snn, updates), state, value, gradient
+
+    state, values = optimizer.init(snn), []
+    for _ in range(8):
+        snn, state, value, gradient = step(snn, state)
+        values.append(value)
+    snnjax.check_gradients(gradient, kinds)
+    assert values[-1] < 0.8 * values[0]
+    assert snn.steps == STEPS
+
+
+# ---------------------------------------------------------- losses and readouts
+
+OUTPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, 4, 3)), jnp.float32)
+
+
+def cross_entropy(logits, labels):
+    exponents = np.exp(logits)
+    chosen = exponents[np.arange(len(labels)), labels] / exponents.sum(-1)
+    return -np.log(chosen).mean()
+
+
+def test_mean_cross_entropy_is_that_of_the_mean():
+    expected = cross_entropy(np.asarray(OUTPUTS).mean(0), LABELS)
+    assert snnjax.mean_cross_entropy(OUTPUTS, LABELS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_tet_is_the_mean_of_the_steps_losses(share):
+    entropy = np.mean([cross_entropy(np.asarray(o), LABELS) for o in OUTPUTS])
+    distance = np.mean((np.asarray(OUTPUTS) - 2.0) ** 2)
+    found = snnjax.tet(OUTPUTS, LABELS, regularization=share, target=2.0)
+    expected = (1 - share) * entropy + share * distance
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_membrane_integrates_the_outputs():
+    found = snnjax.membrane_readout(OUTPUTS, leak=0.5)
+    ages = STEPS - 1 - np.arange(STEPS)
+    expected = np.tensordot(0.5**ages, np.asarray(OUTPUTS), 1)
+    np.testing.assert_allclose(found[-1], expected, rtol=1e-5)
+    sums = np.cumsum(np.asarray(OUTPUTS), 0)
+    assert_close(snnjax.membrane_readout(OUTPUTS, leak=1.0), sums)
+
+
+# --------------------------------------------------------------- what is trained
+
+
+def with_temperature():
+    net = NETWORKS["dense"]
+    neuron = snnjax.lif(temperature=3.0)
+    return net, snnjax.init(*net[:3], neuron=neuron)
+
+
+def test_a_temperature_without_gradient_is_told():
+    net, snn = with_temperature()
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
+    gradient = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
+    unused = {"wide", "direct"}  # weights that this network does not read
+    kinds = snnjax.labels(snn, ["weights", "temperature"])
+    for name in unused:
+        kinds.params[name] = "frozen"
+    with pytest.raises(ValueError) as caught:
+        snnjax.check_gradients(gradient, kinds)
+    message = str(caught.value)
+    assert "reaches 2 of the leaves" in message
+    assert "neurons/relu/temperature, neurons/w2/relu/temperature" in message
+    assert "snnjax.alignment" in message
+    kinds = snnjax.labels(snn, ["weights"])
+    kinds.params.update(dict.fromkeys(unused, "frozen"))
+    snnjax.check_gradients(gradient, kinds)
+
+
+def test_labels_name_what_is_trained():
+    _, snn = with_temperature()
+    kinds = snnjax.labels(snn, ["temperature", "leak"])
+    assert set(jax.tree.leaves(kinds)) == {"temperature", "leak", "frozen"}
+    neuron = kinds.neurons["relu"]
+    assert (neuron.temperature, neuron.leak) == ("temperature", "leak")
+    assert set(jax.tree.leaves(kinds.params)) == {"frozen"}
+
+
+SHARP = with_temperature()[1]
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (
+            lambda: snnjax.labels(with_temperature()[1], ["b"]),
+            "holds \\['b'\\]; allowed",
+        ),
+        (lambda: snnjax.labels(with_temperature()[1], ["readout"]), "no leaf \\['rea"),
+        (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
+        (lambda: snnjax.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
+        (lambda: snnjax.lif(temperature=-1.0), "temperature is -1.0; allowed: > 0"),
+    ],
+)
+def test_a_wrong_argument_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize(
+    "spike", [surrogate.rectangle, surrogate.triangle, surrogate.arctan]
+)
+def test_any_surrogate_takes_the_temperature_as_its_second_argument(spike):
+    net, snn = with_temperature()
+
+    def gradient(surrogate, snn):
+        simulate = snnjax.spiking(net.fn, steps=STEPS, surrogate=surrogate)
+        return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn).params
+
+    plain = snnjax.init(*net[:3], neuron=snnjax.lif())
+    fixed = gradient(functools.partial(lambda x, b: spike(x, b), b=3.0), plain)
+    assert_close(gradient(spike, snn), fixed)
