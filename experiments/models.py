@@ -177,6 +177,28 @@ class Separable(nn.Module):
         return self.activation(conv_norm(x, self.channels, self.norm, train, kernel=1))
 
 
+class Plain(nn.Module):
+    """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
+
+    num_classes: int
+    convolutions: tuple[tuple[int, int], ...] = (
+        (32, 1),
+        (32, 2),
+        (64, 1),
+        (64, 2),
+        (128, 1),
+        (128, 2),
+    )
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for channels, stride in self.convolutions:
+            x = self.activation(conv_norm(x, channels, self.norm, train, stride=stride))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": partial(ResNet, blocks=(1, 1, 1)),
     "resnet20": ResNet,
@@ -200,6 +222,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     ),
     "vgg16": VGG,
     "mobilenet": MobileNet,
+    "small": Plain,
+    "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
 }
 NAMES = tuple(MODELS)
 

@@ -112,6 +112,32 @@ def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> N
     _save(figure, path)
 
 
+def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
+    """Loss, accuracy and temperature of every site against epochs."""
+    epochs = [line["epoch"] for line in log]
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(12, 3.8), layout="constrained"
+    )
+    left.plot(epochs, [line["loss"] for line in log], "o-", markersize=3)
+    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
+    for name in ("train_accuracy", "test_accuracy"):
+        label = name.partition("_")[0]
+        found = [100 * line[name] for line in log]
+        middle.plot(epochs, found, "o-", label=label, markersize=3)
+    middle.set(title=f"accuracy (%): {found[-1]:.1f} on test images", xlabel="epoch")
+    middle.legend()
+    traces = np.array([line["temperature"] for line in log]).T
+    for color, site, trace in zip(_shades(len(sites)), sites, traces, strict=True):
+        right.plot(epochs, trace, color=color, label=site)
+    right.set(title="temperature b of each site", xlabel="epoch")
+    if len(sites) <= 10:
+        right.legend(fontsize=7)
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
+
+
 def _lines(results: Sequence) -> list[list]:
     """Results that differ in T only, together."""
     groups: dict[tuple, list] = {}
@@ -134,6 +160,10 @@ def waits(result) -> str:
 
 def _colors(results: Sequence):
     return plt.get_cmap("tab10")(np.arange(len(_lines(results))) % 10)
+
+
+def _shades(count: int):
+    return plt.get_cmap("viridis")(np.linspace(0, 0.9, count))
 
 
 def _save(figure, path: Path) -> None:

@@ -4,10 +4,7 @@ SGD with Nesterov momentum, warm-up and cosine decay. A run that was interrupted
 from its last checkpoint when started again, and ends in the same weights, bit for bit.
 """
 
-import dataclasses
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,20 +14,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from experiments.configs import PRESETS_ANN, TrainANN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
+from experiments.loop import fit, steps_per_epoch
 from experiments.models import build
 from experiments.source import Source, load_source, save_source, source_function
 
 __all__ = ["Source", "load_source", "source_function", "train"]
-
-# Larger arrays of images stay in host memory and are sent batch by batch.
-DEVICE_BYTES = 4e9
 
 
 class TrainState(NamedTuple):
@@ -56,50 +48,21 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
           the last good epoch is kept.
     """
     data = load(config.dataset, config.data_dir) if data is None else data
-    if len(data.train_images) < config.batch_size:
-        raise ValueError(
-            f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
-            f"training images of {data.name}; choose a smaller one"
-        )
     model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
-    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
-    steps = len(data.train_images) // config.batch_size
-    optimizer = make_optimizer(config, steps)
+    optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)
     evaluate = make_evaluate(model, data)
-    images, labels = _place(data.train_images), _place(data.train_labels)
-
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
-        finished = manager.latest_step() or 0  # epochs
-        _claim(out / "config.json", config, resumed=finished > 0)
-        state = _initial_state(model, optimizer, config, data)
-        if finished:
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = manager.restore(finished, args=ocp.args.StandardRestore(target))
-        log = out / "metrics.jsonl"
-        _truncate(log, finished)
-        for epoch in range(finished + 1, config.epochs + 1):
-            start = time.perf_counter()
-            state, loss, accuracy = _train_epoch(
-                step, state, images, labels, config, epoch
-            )
-            metrics = {
-                "epoch": epoch,
-                "loss": loss,
-                "train_accuracy": accuracy,
-                "test_accuracy": evaluate(_variables(state)),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-            with log.open("a") as file:
-                print(json.dumps(metrics), file=file)
-            print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            manager.save(epoch, args=ocp.args.StandardSave(state))
-
+    state = fit(
+        config,
+        data,
+        _initial_state(model, optimizer, config, data),
+        lambda state, key, images, labels, index: step(state, key, images, labels),
+        lambda state: {"test_accuracy": evaluate(_variables(state))},
+    )
     variables = _variables(state)
     card = _card(config, data, evaluate(variables))
     source = Source(model, variables, card)
-    save_source(out, source)
+    save_source(Path(config.out).expanduser().resolve(), source)
     return source
 
 
@@ -180,33 +143,6 @@ def make_evaluate(model: nn.Module, data: Dataset, batch_size: int = 500):
     return evaluate
 
 
-def _train_epoch(step, state, images, labels, config, epoch):
-    # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
-    order = np.random.default_rng((config.seed, epoch)).permutation(len(labels))
-    steps = len(labels) // config.batch_size
-    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
-    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-    title = f"epoch {epoch} of {config.epochs}"
-    reports = []
-    # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
-    # inside lax.scan.
-    for index, batch in enumerate(tqdm(batches, title, leave=False, disable=None)):
-        batch_key = jax.random.fold_in(key, index)
-        state, report = step(state, batch_key, images[batch], labels[batch])
-        reports.append(report)
-    loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
-    if not finite.all():
-        kept = f"the checkpoint of epoch {epoch - 1} is kept"
-        raise FloatingPointError(
-            f"loss or weights are not finite in epoch {epoch}, step "
-            f"{np.argmin(finite) + 1} of {steps}; "
-            f"{kept if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
-            f"learning_rate below {config.learning_rate} or a warmup above "
-            f"{config.warmup}, in another folder than {config.out}"
-        )
-    return state, float(loss.mean()), float(accuracy.mean())
-
-
 def _initial_state(model, optimizer, config, data) -> TrainState:
     images = jnp.zeros((1, *data.train_images.shape[1:]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), images)
@@ -216,36 +152,6 @@ def _initial_state(model, optimizer, config, data) -> TrainState:
 
 def _variables(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _place(array: np.ndarray) -> np.ndarray | jax.Array:
-    return jnp.asarray(array) if array.nbytes <= DEVICE_BYTES else array
-
-
-def _claim(file: Path, config: TrainANN, resumed: bool) -> None:
-    wanted = dataclasses.asdict(config)
-    for place in ("out", "data_dir"):
-        del wanted[place]
-    if not resumed:
-        file.write_text(json.dumps(wanted, indent=2) + "\n")
-        return
-    # Resuming with other options would silently mix two experiments.
-    found = json.loads(file.read_text()) if file.exists() else {}
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        raise ValueError(
-            f"{file.parent} holds a run with "
-            + ", ".join(f"{name} {found.get(name)!r}" for name in differing)
-            + ", but asked for is "
-            + ", ".join(f"{name} {wanted[name]!r}" for name in differing)
-            + "; choose another --out, delete that folder or give the options it has"
-        )
-
-
-def _truncate(log: Path, finished: int) -> None:
-    # A line may have been written for an epoch whose checkpoint was not completed.
-    lines = log.read_text().splitlines()[:finished] if log.exists() else []
-    log.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import calibration, converter_cnn, timing
+from benchmarks import calibration, converter_cnn, lif_layer, timing
 
 
 def _fake(monkeypatch, module, missing=()):
@@ -22,6 +22,8 @@ def _fake(monkeypatch, module, missing=()):
             sizes = {"steps": 4, "batch": 2}
             if module is converter_cnn:
                 sizes = {"steps": 16, "batch": 2, "size": 8}
+            if module is lif_layer:
+                sizes = {"steps": 50, "batch": 2, "features": 16}
             run, facts = module.prepare(side, **sizes)
             seconds = [timing.once(run) for _ in range(count * repeats)]
             sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
@@ -64,6 +66,52 @@ def test_calibration(monkeypatch, capsys):
     )
 
 
+def test_lif_layer(monkeypatch, capsys, tmp_path):
+    works = (lif_layer.FORWARD, lif_layer.GRADIENT)
+    peers = [*lif_layer.SPARXML, *lif_layer.SPYX, *lif_layer.JAXPIKE]
+    missing = [f"{work}: {name}" for work in works for name in peers]
+    _fake(monkeypatch, lif_layer, missing=missing)
+    out = tmp_path / "lif.json"
+    result = lif_layer.main(["--quick", "--out", str(out)])
+    printed = capsys.readouterr().out
+    ours = [side for side in result["sides"] if side not in missing]
+    assert len(ours) == 2 * len(lif_layer.GROUPS["snnjax"])
+    for side in ours:
+        found = result["sides"][side]
+        assert found["ms"]["median"] >= found["ms"]["best"] > 0
+        assert found["facts"]["temporary_mib"] > 0
+    for name in peers:
+        row = next(line for line in printed.splitlines() if f"| {name} " in line)
+        assert "not installed" in row
+    assert len(result["targets"]) == 3  # no peer, no target for it
+    assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
+    assert out.with_suffix(".md").read_text() == printed
+
+
+def test_lif_layer_checks_its_sides():
+    for facts, message in (
+        ({"rate": 0.0}, "mean rate"),
+        ({"rate": 0.95}, "mean rate"),
+        ({"rate": 0.2, "gradient": 0.0}, "gradient"),
+        ({"rate": 0.2, "gradient": float("nan")}, "gradient"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            lif_layer.check_work(facts)
+    same = {"rate": 0.2, "loss": 1.0, "gradient": 2.0, "along": 3.0}
+    sides = [f"{lif_layer.GRADIENT}: {name}" for name in lif_layer.SNNJAX]
+    for key, message in (
+        ("loss", "loss differs"),
+        ("gradient", "gradient differs"),
+        ("along", "gradients differ"),
+        ("rate", "rates differ"),
+    ):
+        found = {side: {"facts": dict(same)} for side in sides}
+        lif_layer.check_agreement(found)
+        found[sides[-1]]["facts"][key] *= 1.1
+        with pytest.raises(AssertionError, match=message):
+            lif_layer.check_agreement(found)
+
+
 def test_worker_process():
     """The real protocol: one subprocess per side, a peer that is not there says so."""
     code = "from benchmarks import timing; timing.serve(lambda: ({}, {{}}), ())"
@@ -89,8 +137,8 @@ def test_failing_worker_is_an_error():
 
 
 def test_commands_start():
-    """Both files start as a module, under an interpreter that need not have JAX."""
-    for name in ("converter_cnn", "calibration"):
+    """Every file starts as a module, under an interpreter that need not have JAX."""
+    for name in ("converter_cnn", "calibration", "lif_layer"):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "--python PEER=PATH" in answer.stdout

@@ -1,0 +1,110 @@
+"""Event recordings as frames: [N, T, H, W, 2], one channel per polarity.
+
+A prepared file (.npz) holds, for ``train_`` and ``test_``, the events of all recordings
+one after the other: x and y (pixels), p (polarity, 0 or 1), t_us (microseconds), with
+``offsets`` (where each recording begins and ends, N + 1 numbers) and ``labels``.
+`prepare` writes such a file from a data set of the `tonic` package.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data import Dataset, MissingDataError
+
+FIELDS = ("x", "y", "p", "t_us", "offsets", "labels")
+
+
+def load_events(path: str | Path, frames: int) -> Dataset:
+    """Event frames: counts of events per pixel and polarity, in equal parts of time.
+
+    Args:
+        path: a prepared .npz file.
+        frames: T, into which the duration of each recording is divided.
+
+    Returns:
+        Data set of images [N, T, H, W, 2] as uint8 (a count of 255 and more is 255).
+
+    Raises:
+        MissingDataError: there is no such file.
+        ValueError: it does not hold what a prepared file does.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise MissingDataError(
+            f"no file {path} of events. Prepare one where there is network:\n"
+            "    pip install tonic\n"
+            '    python -c "from experiments import events; '
+            "events.prepare_nmnist('nmnist.npz', 'DIR')\"\n"
+            "then copy it here and give --dataset nmnist.npz"
+        )
+    with np.load(file) as archive:  # pickles are refused
+        missing = [
+            f"{part}_{field}"
+            for part in ("train", "test")
+            for field in FIELDS
+            if f"{part}_{field}" not in archive
+        ]
+        if missing:
+            raise ValueError(f"{path} is no prepared file: it lacks {missing}")
+        found = {name: archive[name] for name in archive.files}
+    size = tuple(
+        1 + max(int(found[f"{part}_{axis}"].max()) for part in ("train", "test"))
+        for axis in "yx"
+    )
+    parts = {
+        part: (_frames(found, part, frames, size), found[f"{part}_labels"])
+        for part in ("train", "test")
+    }
+    (train_x, train_y), (test_x, test_y) = parts["train"], parts["test"]
+    return Dataset(
+        name=file.name,
+        train_images=train_x,
+        train_labels=train_y.astype(np.int32),
+        test_images=test_x,
+        test_labels=test_y.astype(np.int32),
+        # Silence stays 0: frames are scaled, not centered.
+        mean=(0.0, 0.0),
+        std=tuple(
+            float(s) for s in np.sqrt((train_x.astype(float) ** 2).mean((0, 1, 2, 3)))
+        ),
+        num_classes=1 + int(max(train_y.max(), test_y.max())),
+    )
+
+
+def _frames(found: dict[str, Any], part: str, frames: int, size) -> np.ndarray:
+    offsets = found[f"{part}_offsets"]
+    images = np.zeros((len(offsets) - 1, frames, *size, 2), np.uint8)
+    x, y, p, t = (found[f"{part}_{field}"].astype(np.int64) for field in FIELDS[:4])
+    for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        times = t[start:end] - t[start]
+        frame = times * frames // (times.max() + 1)
+        count = np.zeros(images.shape[1:], np.int64)
+        np.add.at(count, (frame, y[start:end], x[start:end], p[start:end]), 1)
+        images[i] = np.minimum(count, 255)
+    return images
+
+
+def prepare_nmnist(path: str | Path, folder: str) -> None:
+    """Write N-MNIST, which `tonic` downloads into ``folder``, as a prepared file."""
+    import tonic  # the optional extra
+
+    prepare(
+        path,
+        train=tonic.datasets.NMNIST(folder, train=True),
+        test=tonic.datasets.NMNIST(folder, train=False),
+    )
+
+
+def prepare(path: str | Path, *, train: Iterable, test: Iterable) -> None:
+    """Write recordings, pairs of events (fields x, y, p, t) and label, as a file."""
+    arrays = {}
+    for part, recordings in (("train", train), ("test", test)):
+        events, labels = zip(*recordings, strict=True)
+        for field, source in zip(FIELDS[:4], ("x", "y", "p", "t"), strict=True):
+            arrays[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
+        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
+        arrays[f"{part}_labels"] = np.asarray(labels)
+    np.savez_compressed(path, **arrays)

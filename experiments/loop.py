@@ -1,0 +1,167 @@
+"""The loop of a training: epochs, log, checkpoints; a killed run goes on to the bit.
+
+What happens in an epoch depends on the seed, the epoch and the state only. A state is
+saved after every epoch, so a kill costs the epoch that was under way and no more.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from experiments.data import Dataset
+
+State = TypeVar("State")
+
+# Larger arrays of images stay in host memory and are sent batch by batch.
+DEVICE_BYTES = 4e9
+
+
+def steps_per_epoch(config: Any, data: Dataset) -> int:
+    """Steps of an epoch; an incomplete last batch is dropped.
+
+    Raises:
+        ValueError: the batch is larger than the training set.
+    """
+    if len(data.train_images) < config.batch_size:
+        raise ValueError(
+            f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
+            f"training images of {data.name}; choose a smaller one"
+        )
+    return len(data.train_images) // config.batch_size
+
+
+def fit(
+    config: Any,
+    data: Dataset,
+    state: State,
+    step: Callable[..., tuple[State, jax.Array]],
+    measure: Callable[[State], dict[str, Any]],
+    finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
+) -> State:
+    """Train, or go on with the training found in ``config.out``.
+
+    Args:
+        config: frozen dataclass with out, epochs, batch_size and seed; ``out`` must be
+          new or hold a run of the same options.
+        data: training images and labels.
+        state: to start from; any pytree of arrays.
+        step: (state, key, images, labels, index) -> (state, report), the report being
+          [loss, accuracy, whether loss and new weights are finite]; ``index`` counts
+          the steps of the epoch. The state that is passed in is not used again.
+        measure: what else goes to the log, after an epoch.
+        finished_epoch: called with the state and the log, one line per epoch.
+
+    Raises:
+        FloatingPointError: the loss or the weights are not finite; the checkpoint of
+          the last good epoch is kept.
+    """
+    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
+    images, labels = _place(data.train_images), _place(data.train_labels)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
+        finished = manager.latest_step() or 0  # epochs
+        _claim(out / "config.json", config, resumed=finished > 0)
+        if finished:
+            state = _restored(manager, finished, state)
+        log = out / "metrics.jsonl"
+        lines = _truncated(log, finished)
+        for epoch in range(finished + 1, config.epochs + 1):
+            start = time.perf_counter()
+            state, loss, accuracy = _train_epoch(
+                step, state, images, labels, config, epoch
+            )
+            line = {"epoch": epoch, "loss": loss, "train_accuracy": accuracy}
+            line |= measure(state)
+            line["seconds"] = round(time.perf_counter() - start, 2)
+            lines.append(line)
+            with log.open("a") as file:
+                print(json.dumps(line), file=file)
+            print("  ".join(_shown(n, v) for n, v in line.items()), flush=True)
+            finished_epoch(state, lines)
+            manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
+    return state
+
+
+def _train_epoch(step, state, images, labels, config, epoch):
+    # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(labels))
+    steps = len(labels) // config.batch_size
+    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    title = f"epoch {epoch} of {config.epochs}"
+    reports = []
+    # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
+    # inside lax.scan.
+    for index, batch in enumerate(tqdm(batches, title, leave=False, disable=None)):
+        batch_key = jax.random.fold_in(key, index)
+        state, report = step(state, batch_key, images[batch], labels[batch], index)
+        reports.append(report)
+    loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
+    if not finite.all():
+        kept = f"the checkpoint of epoch {epoch - 1} is kept"
+        raise FloatingPointError(
+            f"loss or weights are not finite in epoch {epoch}, step "
+            f"{np.argmin(finite) + 1} of {steps}; "
+            f"{kept if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
+            f"learning_rate below {config.learning_rate} or a warmup above "
+            f"{config.warmup}, in another folder than {config.out}"
+        )
+    return state, float(loss.mean()), float(accuracy.mean())
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"{name} {min(value):.3g}..{max(value):.3g}"
+    return f"{name} {value:.4g}"
+
+
+def _numbered(state) -> dict[str, jax.Array]:
+    # Leaves by number: names of sites hold "/", which orbax takes for a folder.
+    return {f"{i:04}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _restored(manager, epoch: int, state: State) -> State:
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _numbered(state))
+    found = manager.restore(epoch, args=ocp.args.StandardRestore(target))
+    leaves = [found[name] for name in sorted(found)]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def _place(array: np.ndarray) -> np.ndarray | jax.Array:
+    return jnp.asarray(array) if array.nbytes <= DEVICE_BYTES else array
+
+
+def _claim(file: Path, config: Any, resumed: bool) -> None:
+    wanted = dataclasses.asdict(config)
+    for place in ("out", "data_dir"):
+        del wanted[place]
+    if not resumed:
+        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        return
+    # Resuming with other options would silently mix two experiments.
+    found = json.loads(file.read_text()) if file.exists() else {}
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
+        raise ValueError(
+            f"{file.parent} holds a run with "
+            + ", ".join(f"{name} {found.get(name)!r}" for name in differing)
+            + ", but asked for is "
+            + ", ".join(f"{name} {wanted[name]!r}" for name in differing)
+            + "; choose another --out, delete that folder or give the options it has"
+        )
+
+
+def _truncated(log: Path, finished: int) -> list[dict]:
+    # A line may have been written for an epoch whose checkpoint was not completed.
+    lines = log.read_text().splitlines()[:finished] if log.exists() else []
+    log.write_text("".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]

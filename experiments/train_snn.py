@@ -1,0 +1,346 @@
+"""Trains a spiking network directly: ``python -m experiments.train_snn``.
+
+Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
+Dspike's temperature learns in one of the ways of ``snnjax/temperature.py``. A run that
+was interrupted goes on when started again, and ends in the same weights, bit for bit.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import snnjax
+from experiments import plot
+from experiments.checkpoint import save_snn
+from experiments.configs import PRESETS_SNN, TrainSNN, parse
+from experiments.data import Dataset, MissingDataError, augment, load, normalize
+from experiments.events import load_events
+from experiments.loop import fit, steps_per_epoch
+from experiments.models import build
+from snnjax import SNN
+
+SURROGATES: dict[str, Callable] = {
+    "rectangle": snnjax.rectangle,
+    "triangle": snnjax.triangle,
+    "exponential": snnjax.exponential,
+    "sigmoid": snnjax.sigmoid,
+    "arctan": snnjax.arctan,
+    "dspike": snnjax.dspike,
+}
+LOSSES: dict[str, Callable] = {"mean": snnjax.mean_cross_entropy, "tet": snnjax.tet}
+
+
+class State(NamedTuple):
+    """All that a step of training changes."""
+
+    snn: SNN
+    opt_state: optax.OptState
+
+
+class Job(NamedTuple):
+    """What stays the same during a training."""
+
+    config: TrainSNN
+    data: Dataset
+    model: nn.Module
+    kinds: SNN  # a label for every leaf, see snnjax.labels
+    optimizer: optax.GradientTransformation
+    first: tuple[str, ...]  # paths of the first layer's weights
+
+    @property
+    def sequence(self) -> bool:
+        """Whether examples are event frames, with a time axis of their own."""
+        return self.data.train_images.ndim == 5
+
+    def spiking(self, surrogate: Callable, *, train: bool) -> Callable:
+        """The network in time; in training mode with new statistics as aux."""
+        options: dict[str, Any] = {"mutable": ["batch_stats"]} if train else {}
+        return snnjax.spiking(
+            functools.partial(self.model.apply, train=train, **options),
+            steps=self.config.steps,
+            surrogate=surrogate,
+            detach_reset=self.config.detach_reset,
+            inputs="sequence" if self.sequence else "constant",
+            remat=self.config.remat and train,
+            has_aux=train,
+        )
+
+    def current(self, images: jax.Array) -> jax.Array:
+        """Images as they enter: [B, H, W, C], or frames [T, B, H, W, C]."""
+        x = normalize(self.data, images)
+        return jnp.moveaxis(x, 1, 0) if self.sequence else x
+
+
+def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
+    """Trains a spiking network, or goes on with the training found in `config.out`.
+
+    Args:
+        config: what to train; `out` must be new or hold a run of the same options.
+        data: images, if they are not to be loaded as `config.dataset`.
+
+    Returns:
+        The trained network; it and the best one are also written to `config.out`.
+
+    Raises:
+        FloatingPointError: the loss or the weights are not finite; the checkpoint of
+          the last good epoch is kept.
+        ValueError: a leaf that is to be trained receives no gradient.
+    """
+    if config.surrogate not in SURROGATES:
+        raise ValueError(
+            f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
+        )
+    data = _load(config) if data is None else data
+    job, state = _begin(config, data)
+    out = Path(config.out).expanduser().resolve()
+    evaluate = make_evaluate(job)
+
+    def measure(state: State) -> dict[str, Any]:
+        found = {"test_accuracy": evaluate(state.snn)}
+        temperatures = snnjax.temperatures(state.snn).values()
+        return found | {"temperature": [float(b.mean()) for b in temperatures]}
+
+    def finished_epoch(state: State, log: list[dict]) -> None:
+        accuracies = [line["test_accuracy"] for line in log]
+        if accuracies[-1] == max(accuracies):
+            _save(job, state.snn, accuracies[-1], out / "best")
+        plot.training(log, list(state.snn.neurons), out / "curves.png")
+
+    state = fit(config, data, state, make_step(job), measure, finished_epoch)
+    _save(job, state.snn, evaluate(state.snn), out)
+    return state.snn
+
+
+def make_step(job: Job) -> Callable[..., tuple[State, jax.Array]]:
+    """The step for `experiments.loop.fit`; checks once that gradients arrive."""
+    config = job.config
+    plain, moving = (jax.jit(functools.partial(_step, job, m)) for m in (False, True))
+    choose = jax.jit(functools.partial(_choose, job))
+    checked = False
+
+    def step(state, key, images, labels, index):
+        nonlocal checked
+        if config.learn == "choose" and index == 0:
+            state = choose(state, images, labels)
+        moves = config.learn in ("alignment", "relaxed") and index % config.every == 0
+        state, report, alive = (moving if moves else plain)(state, key, images, labels)
+        if not checked and (moves or config.learn in ("fixed", "choose")):
+            tree = jax.tree.structure(job.kinds)
+            snnjax.check_gradients(jax.tree.unflatten(tree, list(alive)), job.kinds)
+            checked = True
+        return state, report
+
+    return step
+
+
+def _step(job: Job, moves: bool, state: State, key, images, labels):
+    """(state, report, which leaves received a gradient)."""
+    config, (snn, opt_state) = job.config, state
+    augment_key, difference_key = jax.random.split(key)
+    x = job.current(_augmented(config, augment_key, images))
+    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+
+    def loss_of(snn):
+        outputs, updates = simulate(snn, x)
+        accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
+        return LOSSES[config.loss](outputs, labels), (accuracy, updates)
+
+    found, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
+    loss, (accuracy, updates) = found
+    if moves:
+        slopes = _temperature_gradient(job, snn, difference_key, x, labels)
+        gradient = snnjax.with_temperatures(gradient, slopes)
+    alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
+    changes, opt_state = job.optimizer.update(gradient, opt_state, snn)
+    snn = optax.apply_updates(snn, changes)
+    snn = dataclasses.replace(snn, params={**snn.params, **updates})
+    snn = snnjax.with_temperatures(
+        snn,
+        {s: jnp.maximum(b, config.lowest) for s, b in snnjax.temperatures(snn).items()},
+    )
+    finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
+    report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
+    return State(snn, opt_state), report, alive
+
+
+def _temperature_gradient(job: Job, snn: SNN, key, x, labels):
+    """What to descend: the relaxed loss, or the cosine's negative."""
+    config = job.config
+    if config.learn == "relaxed":
+        relaxed = job.spiking(snnjax.relaxed_dspike, train=True)
+        return snnjax.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
+    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+    loss = _loss(config, simulate, x, labels)
+    differences = snnjax.random_differences(
+        loss, snn, key, step=config.difference_step, directions=config.directions
+    )
+    found = snnjax.alignment(loss, snn, differences)
+    return jax.tree.map(jnp.negative, found.gradient)
+
+
+def _choose(job: Job, state: State, images, labels) -> State:
+    """Algorithm 1 of the paper, on some of the first batch of an epoch."""
+    config = job.config
+    images, labels = (
+        images[: config.difference_images],
+        labels[: config.difference_images],
+    )
+    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+    loss = _loss(config, simulate, job.current(images), labels)
+    differences = snnjax.finite_differences(
+        loss, state.snn, job.first, step=config.difference_step
+    )
+    chosen = snnjax.choose(
+        loss,
+        state.snn,
+        differences,
+        change=config.temperature_rate,
+        lowest=config.lowest,
+    )
+    return state._replace(snn=chosen.snn)
+
+
+def _loss(config: TrainSNN, simulate: Callable, x, labels):
+    def loss(snn: SNN) -> jax.Array:
+        outputs, _ = simulate(snn, x)
+        return LOSSES[config.loss](outputs, labels)
+
+    return loss
+
+
+def _augmented(config: TrainSNN, key, images):
+    """Crops and mirrors; all frames of a recording alike."""
+    shape = images.shape
+    if images.ndim == 5:  # [B, T, H, W, C] -> [B, H, W, T C]
+        images = jnp.moveaxis(images, 1, 3).reshape(*shape[:1], *shape[2:4], -1)
+    images = augment(key, images, flip=config.flip, padding=config.padding)
+    if len(shape) == 5:
+        images = images.reshape(*shape[:1], *shape[2:4], shape[1], shape[4])
+        images = jnp.moveaxis(images, 3, 1)
+    return images
+
+
+def make_evaluate(job: Job, batch_size: int = 250) -> Callable[[SNN], float]:
+    """Function `snn -> accuracy` of the mean output on the test images."""
+    simulate = job.spiking(SURROGATES[job.config.surrogate], train=False)
+
+    @jax.jit
+    def correct(snn, images, labels):
+        decided = simulate(snn, job.current(images)).mean(0).argmax(-1)
+        return (decided == labels).sum()
+
+    def evaluate(snn: SNN) -> float:
+        images, labels = job.data.test_images, job.data.test_labels
+        parts = range(0, len(labels), batch_size)
+        hits = [
+            correct(snn, images[i : i + batch_size], labels[i : i + batch_size])
+            for i in parts
+        ]
+        return float(np.sum(hits)) / len(labels)
+
+    return evaluate
+
+
+# ------------------------------------------------------------------------ set-up
+
+
+def _load(config: TrainSNN) -> Dataset:
+    if config.dataset.endswith(".npz"):
+        path = Path(config.data_dir or ".") / config.dataset
+        return load_events(path, config.steps)
+    return load(config.dataset, config.data_dir)
+
+
+def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
+    model = build(config.model, data.num_classes, norm=config.norm)
+    example = jnp.zeros((1, *data.train_images.shape[-3:]))
+    variables = jax.jit(model.init)(jax.random.key(config.seed), example)
+    neuron = snnjax.lif(
+        leak=config.leak,
+        threshold=config.threshold,
+        reset=config.reset,
+        temperature=config.temperature,
+    )
+    snn = snnjax.init(model.apply, variables, example, neuron=neuron)
+    trained = {"weights"}
+    if config.learn in ("alignment", "relaxed"):
+        trained.add("temperature")
+    kinds = snnjax.labels(snn, trained)
+    frozen = jax.tree.map(lambda _: "frozen", variables.get("batch_stats", {}))
+    if frozen:  # statistics come back as aux
+        params = {**kinds.params, "batch_stats": frozen}
+        kinds = dataclasses.replace(kinds, params=params)
+    optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
+    sites = snnjax.sites(model.apply, variables, example)
+    first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
+    job = Job(config, data, model, kinds, optimizer, first)
+    return job, State(snn, optimizer.init(snn))
+
+
+def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
+    """Adam for weights, plain descent for temperatures, nothing for the rest."""
+    total = config.epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, int(config.warmup * total)),
+        decay_steps=total + 1,
+    )
+    weights = optax.adamw(
+        schedule,
+        weight_decay=config.weight_decay,
+        mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree),  # kernels
+    )
+    return optax.multi_transform(
+        {
+            "weights": weights,
+            "temperature": optax.sgd(config.temperature_rate),
+            "frozen": optax.set_to_zero(),
+        },
+        kinds,
+    )
+
+
+def _save(job: Job, snn: SNN, accuracy: float, folder: Path) -> None:
+    config, data = job.config, job.data
+    card = {
+        "model": config.model,
+        "norm": config.norm,
+        "clip": None,
+        "dataset": data.name,
+        "num_classes": data.num_classes,
+        "input_shape": list(data.train_images.shape[1:]),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "recipe": f"direct training, {config.surrogate}, {config.learn}",
+        "accuracy": accuracy,
+        "training": dataclasses.asdict(config),
+        "versions": {p: version(p) for p in ("jax", "flax", "optax")},
+    }
+    fitted = dataclasses.replace(snn, steps=config.steps, delay=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_snn(folder, fitted, card)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; user errors end with one message and exit code 1."""
+    config = parse(TrainSNN, PRESETS_SNN, argv)
+    try:
+        train(config)
+    except (MissingDataError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{config.out}: metrics.jsonl, curves.png, the SNN in snn, the best in best")
+
+
+if __name__ == "__main__":
+    main()
