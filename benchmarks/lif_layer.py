@@ -290,24 +290,23 @@ def targets(found: dict[str, dict]) -> list[dict]:
     chosen = fastest(found, GRADIENT, SNNJAX)
     if chosen is None:
         return []
-    goals, ours = [], found[chosen]["ms"]
+    goals, ours, short = [], found[chosen]["ms"], chosen.partition(": ")[2]
     others = [
         name for lib, names in GROUPS.items() if lib != "snnjax" for name in names
     ]
     other = fastest(found, GRADIENT, others)
     if other:
         for m in timing.MEASURES:
-            name = f"{m} time of {chosen} / {other.partition(': ')[2]}'s"
-            goals.append(
-                timing.target(name, ours[m] / found[other]["ms"][m], at_most=0.75)
-            )
+            name = f"{m} {GRADIENT} time of {short} / {other.partition(': ')[2]}'s"
+            ratio = ours[m] / found[other]["ms"][m]
+            goals.append(timing.target(name, ratio, at_most=0.75))
     saving = found.get(f"{GRADIENT}: {SAVING}")
     if saving:
-        name = f"MiB of temporary memory, {GRADIENT}: {SAVING}"
+        name = f"{GRADIENT} temporary MiB of {SAVING}"
         memory = saving["facts"]["temporary_mib"]
         goals.append(timing.target(name, memory, at_most=20))
         for m in timing.MEASURES:
-            name = f"{m} time of {SAVING} / {chosen.partition(': ')[2]}'s"
+            name = f"{m} {GRADIENT} time of {SAVING} / {short}'s"
             goals.append(timing.target(name, saving["ms"][m] / ours[m], at_most=1.2))
     return goals
 

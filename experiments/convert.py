@@ -126,11 +126,12 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
         delay=card["delay"],
     )
     reached = _evaluate(jax.jit(spiking), snn, images, labels)
+    ann = card.get("test_accuracy")  # what was trained directly has none
+    beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
         f"T = {card['steps']}, delay {card['delay']}\n"
-        f"{100 * reached[-1]:.2f} % of {len(labels)} test images (ANN: "
-        f"{100 * card['test_accuracy']:.2f} % of all)"
+        f"{100 * reached[-1]:.2f} % of {len(labels)} test images{beside}"
     )
     return reached[-1]
 

@@ -67,11 +67,14 @@ def load_events(path: str | Path, frames: int) -> Dataset:
         test_labels=test_y.astype(np.int32),
         # Silence stays 0: frames are scaled, not centered.
         mean=(0.0, 0.0),
-        std=tuple(
-            float(s) for s in np.sqrt((train_x.astype(float) ** 2).mean((0, 1, 2, 3)))
-        ),
+        std=_root_mean_square(train_x),
         num_classes=1 + int(max(train_y.max(), test_y.max())),
     )
+
+
+def _root_mean_square(images: np.ndarray) -> tuple[float, ...]:
+    squares = np.square(images, dtype=np.float32).mean((0, 1, 2, 3)).tolist()
+    return tuple(square**0.5 for square in squares)
 
 
 def _frames(found: dict[str, Any], part: str, frames: int, size) -> np.ndarray:

@@ -56,6 +56,7 @@ from snnjax.surrogate import (
 from snnjax.temperature import (
     Alignment,
     Choice,
+    Directions,
     alignment,
     choose,
     finite_differences,
@@ -79,6 +80,7 @@ __all__ = [
     "Alignment",
     "Choice",
     "ConversionError",
+    "Directions",
     "Fit",
     "Neuron",
     "NeuronParams",

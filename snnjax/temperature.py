@@ -13,6 +13,7 @@ of a loss whose spikes are soft. Source: Li, Guo, Zhang, Deng, Hai and Gu,
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -106,6 +107,26 @@ def finite_differences(
     }
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("keys", "slopes"),
+    meta_fields=("paths",),
+)
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Finite differences along random directions u_k, which their keys make again.
+
+    Attributes:
+        keys: [K].
+        slopes: [K], (L(w + step u_k) - L(w - step u_k)) / (2 step).
+        paths: of the weights that the directions cover.
+    """
+
+    keys: jax.Array
+    slopes: jax.Array
+    paths: tuple[str, ...]
+
+
 def random_differences(
     loss: Loss,
     snn: SNN,
@@ -114,44 +135,49 @@ def random_differences(
     step: float,
     directions: int = 32,
     paths: Collection[str] | None = None,
-) -> Weights:
-    """Estimate of the finite-difference gradient from K random directions.
+) -> Directions:
+    """Finite differences along K random directions through many weights at once.
 
-        g = 1/K sum_k u_k (L(w + step u_k) - L(w - step u_k)) / (2 step)
+        d_k = (L(w + step u_k) - L(w - step u_k)) / (2 step)
 
     with entries of u_k normal, of deviation 1: 2K evaluations of the loss whatever the
-    number of weights, so all layers can be covered. g is unbiased but noisy: its
-    cosine with any gradient is near sqrt(K / weights) at best.
+    number of weights, so all layers can be covered. A gradient G is compared by its own
+    slopes <G, u_k>.
 
     Args:
-        loss, snn, step: as for `finite_differences`.
+        loss, snn: as for `finite_differences`.
         key: of the directions.
-        directions: K >= 1.
+        step: > 0, in units of the weights; each of them moves by about so much.
+        directions: K >= 2.
         paths: of the weights; by default all kernels (floating, two axes or more).
 
     Raises:
-        ValueError: as `finite_differences`.
+        ValueError: as `finite_differences`; fewer than two directions.
     """
     _check_step(step)
+    if directions < 2:
+        raise ValueError(f"directions is {directions}; allowed: >= 2")
     weights = _select(snn.params, _kernels(snn.params) if paths is None else paths)
 
-    def estimate(key):
-        keys = dict(zip(weights, jax.random.split(key, len(weights)), strict=True))
-        ways = {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
+    def slope(key):
+        way = _direction(key, weights)
 
         def at(sign):
-            moved = {p: w + sign * step * ways[p] for p, w in weights.items()}
+            moved = {p: w + sign * step * way[p] for p, w in weights.items()}
             return loss(_with_weights(snn, moved))
 
-        slope = (at(1) - at(-1)) / (2 * step)
-        return jax.tree.map(lambda u: slope * u, ways)
+        return (at(1) - at(-1)) / (2 * step)
 
-    def add(total, key):
-        return jax.tree.map(jnp.add, total, estimate(key)), None
+    keys = jax.random.split(key, directions)
+    return Directions(keys, jax.lax.map(slope, keys), tuple(weights))
 
-    zeros = jax.tree.map(jnp.zeros_like, weights)
-    total, _ = jax.lax.scan(add, zeros, jax.random.split(key, directions))
-    return jax.tree.map(lambda g: g / directions, total)
+
+def _direction(key: jax.Array, weights: Weights) -> Weights:
+    keys = jax.random.split(key, len(weights))
+    return {
+        path: jax.random.normal(k, weight.shape)
+        for k, (path, weight) in zip(keys, weights.items(), strict=True)
+    }
 
 
 class Alignment(NamedTuple):
@@ -166,7 +192,7 @@ class Alignment(NamedTuple):
     gradient: Temperatures
 
 
-def alignment(loss: Loss, snn: SNN, differences: Weights) -> Alignment:
+def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignment:
     """Cosine of surrogate gradient and finite differences, with its gradient in b.
 
     Exact, for any number of temperatures at the cost of about three gradients: with
@@ -176,12 +202,12 @@ def alignment(loss: Loss, snn: SNN, differences: Weights) -> Alignment:
     Args:
         loss: SNN -> scalar, through `snnjax.spiking`.
         snn: with temperatures.
-        differences: path -> g, from `finite_differences` or `random_differences`.
+        differences: from `finite_differences` (path -> g) or `random_differences`.
 
     Raises:
         ValueError: no site has a temperature; a path that does not exist.
     """
-    weights, b = _select(snn.params, differences), temperatures(snn)
+    weights, b = _select(snn.params, _covered(differences)), temperatures(snn)
 
     def loss_of(weights, b):
         return loss(with_temperatures(_with_weights(snn, weights), b))
@@ -210,7 +236,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    loss: Loss, snn: SNN, differences: Weights, *, change: float, lowest: float = 0.1
+    loss: Loss,
+    snn: SNN,
+    differences: Weights | Directions,
+    *,
+    change: float,
+    lowest: float = 0.1,
 ) -> Choice:
     """Algorithm 1 of the paper: of b, b + change, b - change that of highest cosine.
 
@@ -227,7 +258,7 @@ def choose(
     """
     if not change > 0 or not lowest > 0:
         raise ValueError(f"change is {change}, lowest {lowest}; allowed: both > 0")
-    weights, b = _select(snn.params, differences), temperatures(snn)
+    weights, b = _select(snn.params, _covered(differences)), temperatures(snn)
     changes = jnp.array([0.0, change, -change])
 
     def candidate(change):
@@ -263,11 +294,33 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
 # -------------------------------------------------------------------- helpers
 
 
-def _cosine(a: Weights, b: Weights) -> jax.Array:
-    product = sum(jnp.vdot(a[path], b[path]) for path in b)
-    squares = [sum(jnp.vdot(x, x) for x in tree.values()) for tree in (a, b)]
-    size = jnp.sqrt(jnp.where(squares[0] * squares[1] > 0, squares[0] * squares[1], 1))
-    return jnp.asarray(product / size)
+def _covered(differences: Weights | Directions) -> Collection[str]:
+    return differences.paths if isinstance(differences, Directions) else differences
+
+
+def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
+    """Of a gradient and the differences: coordinates, or slopes along directions."""
+    if not isinstance(differences, Directions):
+        both = [
+            jnp.concatenate([x.ravel() for x in _ordered(tree, differences)])
+            for tree in (gradient, differences)
+        ]
+        return _angle(*both)
+
+    def slope(key):
+        way = _direction(key, gradient)
+        return sum(jnp.vdot(gradient[path], way[path]) for path in gradient)
+
+    return _angle(jax.lax.map(slope, differences.keys), differences.slopes)
+
+
+def _ordered(tree: Weights, like: Weights) -> list[jax.Array]:
+    return [tree[path] for path in like]
+
+
+def _angle(a: jax.Array, b: jax.Array) -> jax.Array:
+    squares = jnp.vdot(a, a) * jnp.vdot(b, b)
+    return jnp.vdot(a, b) / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def _named(params: chex.ArrayTree) -> Weights:

@@ -170,8 +170,8 @@ def test_finite_differences_are_those_of_each_coordinate():
     assert found["w1"].shape == (4, 6) and jnp.any(found["w1"] != 0)
 
 
-def test_random_differences_estimate_the_gradient():
-    """Of a smooth loss the estimate tends to the gradient itself."""
+def test_random_differences_are_slopes_along_their_directions():
+    """Of a smooth loss they agree with its gradient, whatever the directions."""
     snn, _ = deep()
     target = jax.random.normal(jax.random.key(1), snn.params["w1"].shape)
 
@@ -179,9 +179,13 @@ def test_random_differences_estimate_the_gradient():
         return (snn.params["w1"] * target).sum() + (snn.params["w2"] ** 2).sum()
 
     found = snnjax.random_differences(
-        smooth, snn, jax.random.key(0), step=0.1, directions=4000, paths=["w1", "w2"]
+        smooth, snn, jax.random.key(0), step=0.1, directions=5, paths=["w1", "w2"]
     )
-    assert temperature._cosine(found, {"w1": target, "w2": 2 * snn.params["w2"]}) > 0.98
+    gradient = {"w1": target, "w2": 2 * snn.params["w2"]}
+    assert temperature._cosine(gradient, found) == pytest.approx(1, abs=1e-4)
+    wrong = {"w1": -target, "w2": -2 * snn.params["w2"]}
+    assert temperature._cosine(wrong, found) == pytest.approx(-1, abs=1e-4)
+    assert jnp.std(found.slopes) > 0.1
 
 
 def test_every_site_has_its_own_gradient():
