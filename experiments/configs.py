@@ -184,6 +184,8 @@ class TrainSNN:
     lowest: float = 0.5
     # Keep spikes alone for the gradient and compute the rest anew.
     remat: bool = False
+    # Go on with the run that `out` holds; false refuses a folder that holds one.
+    resume: bool = True
     # Fixes initial weights, order of the images and augmentation.
     seed: int = 0
 

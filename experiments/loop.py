@@ -69,6 +69,11 @@ def fit(
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
         finished = manager.latest_step() or 0  # epochs
+        if finished and not getattr(config, "resume", True):
+            raise ValueError(
+                f"{config.out} holds a run of {finished} epochs; choose another --out, "
+                "delete that folder, or let --resume true go on with it"
+            )
         _claim(out / "config.json", config, resumed=finished > 0)
         if finished:
             state = _restored(manager, finished, state)
@@ -142,8 +147,8 @@ def _place(array: np.ndarray) -> np.ndarray | jax.Array:
 
 def _claim(file: Path, config: Any, resumed: bool) -> None:
     wanted = dataclasses.asdict(config)
-    for place in ("out", "data_dir"):
-        del wanted[place]
+    for name in ("out", "data_dir", "resume"):
+        wanted.pop(name, None)
     if not resumed:
         file.write_text(json.dumps(wanted, indent=2) + "\n")
         return

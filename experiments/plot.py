@@ -138,6 +138,24 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
     _save(figure, path)
 
 
+def surrogates(x, shapes: dict, temperatures: dict, path: Path) -> None:
+    """Derivatives of the spike functions, and of Dspike at several temperatures."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for name, height in shapes.items():
+        left.plot(x, height, label=name, linewidth=2.5 if name == "dspike" else 1.2)
+    left.set(title="surrogate derivatives, default shapes", ylabel="d spike / d x")
+    for color, (name, height) in zip(
+        _shades(len(temperatures)), temperatures.items(), strict=True
+    ):
+        right.plot(x, height, label=name, color=color)
+    right.set(title="dspike at temperature b")
+    for axis in (left, right):
+        axis.set_xlabel("x = (v - V_th) / (2 V_th)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
 def _lines(results: Sequence) -> list[list]:
     """Results that differ in T only, together."""
     groups: dict[tuple, list] = {}

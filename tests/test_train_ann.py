@@ -28,7 +28,11 @@ def digits():
 @pytest.fixture(scope="module")
 def config():
     return dataclasses.replace(
-        PRESETS_ANN["digits_resnet"], epochs=2, batch_size=32, label_smoothing=0.1
+        PRESETS_ANN["digits_resnet"],
+        model="events",
+        epochs=2,
+        batch_size=32,
+        label_smoothing=0.1,
     )
 
 

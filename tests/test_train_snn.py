@@ -106,6 +106,13 @@ def test_the_network_and_the_best_are_restored(trained, digits, capsys):
     assert "direct training, dspike, choose" in capsys.readouterr().out
 
 
+def test_a_folder_with_a_run_may_be_refused(trained, digits, config):
+    out, _ = trained
+    config = dataclasses.replace(config, out=str(out), resume=False)
+    with pytest.raises(ValueError, match="holds a run of 3 epochs; choose another"):
+        train_snn.train(config, data=digits)
+
+
 @pytest.mark.parametrize("learn", ["alignment", "relaxed"])
 def test_temperatures_learn_for_each_site(learn, digits, config, tmp_path):
     config = dataclasses.replace(

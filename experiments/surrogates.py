@@ -1,0 +1,125 @@
+"""Compares surrogates: ``python -m experiments.surrogates --preset digits``.
+
+Trains the same network with each surrogate and each way of learning Dspike's
+temperature, same budget and seeds, and writes the accuracies as a table. Also draws
+``surrogates.png``: every spike function's derivative, at its default shape.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments import plot
+from experiments.configs import PRESETS_SNN, TrainSNN, parse
+from experiments.data import MissingDataError
+from experiments.train_snn import SURROGATES, train
+
+# name -> options of TrainSNN; width or slope 1, 1, 4 are the surrogates' defaults.
+ROWS = {
+    "rectangle": dict(surrogate="rectangle", learn="fixed", temperature=1.0),
+    "triangle": dict(surrogate="triangle", learn="fixed", temperature=1.0),
+    "exponential": dict(surrogate="exponential", learn="fixed", temperature=4.0),
+    "Dspike, b = 3": dict(learn="fixed"),
+    "Dspike, chosen (algorithm 1)": dict(learn="choose"),
+    "Dspike, alignment": dict(learn="alignment", temperature_rate=5.0),
+    "Dspike, relaxed": dict(learn="relaxed", temperature_rate=5.0),
+}
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Comparison of surrogates; results go to the folder `out`."""
+
+    # Configuration of train_snn that all share.
+    training: str = "digits"
+    # Seeds of every row.
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # Passes over the training images; by default those of the configuration.
+    epochs: int | None = None
+    # Folder of the data sets; by default ~/tensorflow_datasets.
+    data_dir: str | None = None
+    # Folder for the runs, surrogates.md, surrogates.json and surrogates.png.
+    out: str = "runs/surrogates"
+
+    def __post_init__(self):
+        if self.training not in PRESETS_SNN:
+            allowed = ", ".join(PRESETS_SNN)
+            raise ValueError(f"training must be one of {allowed}, not {self.training}")
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one")
+
+
+def run(config: Compare) -> dict[str, list[float]]:
+    """Accuracy after the last epoch: row -> one number per seed."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    draw(out / "surrogates.png")
+    found: dict[str, list[float]] = {}
+    for number, (name, options) in enumerate(ROWS.items()):
+        for seed in config.seeds:
+            folder = out / f"{number}_{seed}"
+            training = _training(config, options, seed, folder)
+            print(f"\n{name}, seed {seed}", flush=True)
+            train(training)
+            last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
+            found.setdefault(name, []).append(json.loads(last)["test_accuracy"])
+            jax.clear_caches()  # each run compiles its own programs
+    text = table(found)
+    (out / "surrogates.md").write_text(text)
+    (out / "surrogates.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{text}")
+    return found
+
+
+def table(found: dict[str, list[float]]) -> str:
+    """Mean and deviation over the seeds, in percent."""
+    lines = ["| surrogate | test accuracy % |", "|---|---|"]
+    for name, accuracies in found.items():
+        percent = [100 * a for a in accuracies]
+        spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
+        lines.append(f"| {name} | {statistics.mean(percent):.2f} ± {spread:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path) -> None:
+    """Figure of all surrogates, and of Dspike at several temperatures."""
+    x = jnp.linspace(-1, 1, 801)
+
+    def derivative(spike, *shape):
+        return jax.grad(lambda x: spike(x, *shape).sum())(x)
+
+    shapes = {name: derivative(spike) for name, spike in SURROGATES.items()}
+    temperatures = {
+        f"b = {b:g}": derivative(SURROGATES["dspike"], b) for b in (0.1, 1, 3, 6, 10)
+    }
+    plot.surrogates(x, shapes, temperatures, path)
+
+
+def _training(config: Compare, options: dict, seed: int, folder: Path) -> TrainSNN:
+    preset = PRESETS_SNN[config.training]
+    changes = {**options, "seed": seed, "out": str(folder)}
+    if config.epochs is not None:
+        changes["epochs"] = config.epochs
+    if config.data_dir is not None:
+        changes["data_dir"] = config.data_dir
+    return dataclasses.replace(preset, **changes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; user errors end with one message and exit code 1."""
+    config = parse(Compare, {"digits": Compare()}, argv)
+    try:
+        run(config)
+    except (MissingDataError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
