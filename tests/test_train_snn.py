@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from experiments import convert, data, events, train_snn
+from experiments import convert, data, events, surrogates, train_snn
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_SNN, TrainSNN
 
@@ -218,3 +219,35 @@ def test_missing_or_foreign_files_are_told(tmp_path):
     np.savez(tmp_path / "other.npz", train_x=np.zeros(3))
     with pytest.raises(ValueError, match="lacks .*'train_y'"):
         events.load_events(tmp_path / "other.npz", 4)
+
+
+# ------------------------------------------------------- comparison of surrogates
+
+
+def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(
+    digits, config, tmp_path, monkeypatch
+):
+    seen = []
+
+    def train(training):
+        seen.append((training.surrogate, training.learn, training.seed))
+        line = {"test_accuracy": 0.9 + 0.02 * training.seed}
+        folder = Path(training.out)
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(surrogates, "train", train)
+    compare = surrogates.Compare(seeds=(0, 1), out=str(tmp_path))
+    found = surrogates.run(compare)
+    assert len(seen) == 2 * len(surrogates.ROWS) == len({*seen})
+    assert found["rectangle"] == [0.9, 0.92]
+    text = (tmp_path / "surrogates.md").read_text()
+    assert "| rectangle | 91.00 ± 1.41 |" in text
+    assert (tmp_path / "surrogates.png").stat().st_size > 10_000
+
+
+def test_a_comparison_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="training must be one of digits, cifar10_r"):
+        surrogates.Compare(training="imagenet")
+    with pytest.raises(ValueError, match="seeds is empty"):
+        surrogates.Compare(seeds=())
