@@ -128,10 +128,10 @@ def spiking(
             dense layers on CPU, 25 stay in the cache: faster, and a third less memory.
         remat: keep less for the gradient of by_layer and compute the rest anew: only
             the spikes, as bits (reverse mode only); with ``segment`` only the states
-            between segments, least if it is near sqrt(T). On CPU set
-            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
-            trades the memory back for speed (one layer saves nothing); and there the gradient of a convolution
-            is ten times slower in segments.
+            between segments, least if it is near sqrt(T). A single layer gains nothing.
+            On CPU set XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false,
+            or XLA trades the memory back for speed; and there the gradient of a
+            convolution is ten times slower in segments.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first: a BatchNorm takes its statistics over
             time and batch, and its running averages come back as aux. Whatever
