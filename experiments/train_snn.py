@@ -62,7 +62,9 @@ class Job(NamedTuple):
         """Whether examples are event frames, with a time axis of their own."""
         return self.data.train_images.ndim == 5
 
-    def spiking(self, surrogate: Callable, *, train: bool) -> Callable:
+    def spiking(
+        self, surrogate: Callable, *, train: bool, remat: bool = False
+    ) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
         options: dict[str, Any] = {"mutable": ["batch_stats"]} if train else {}
         return snnjax.spiking(
@@ -71,7 +73,7 @@ class Job(NamedTuple):
             surrogate=surrogate,
             detach_reset=self.config.detach_reset,
             inputs="sequence" if self.sequence else "constant",
-            remat=self.config.remat and train,
+            remat=remat,
             has_aux=train,
         )
 
@@ -148,7 +150,9 @@ def _step(job: Job, moves: bool, state: State, key, images, labels):
     config, (snn, opt_state) = job.config, state
     augment_key, difference_key = jax.random.split(key)
     x = job.current(_augmented(config, augment_key, images))
-    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+    simulate = job.spiking(
+        SURROGATES[config.surrogate], train=True, remat=config.remat
+    )
 
     def loss_of(snn):
         outputs, updates = simulate(snn, x)
@@ -174,7 +178,10 @@ def _step(job: Job, moves: bool, state: State, key, images, labels):
 
 
 def _temperature_gradient(job: Job, snn: SNN, key, x, labels):
-    """What to descend: the relaxed loss, or the cosine's negative."""
+    """What to descend: the relaxed loss, or the cosine's negative.
+
+    Without remat, which has neither soft spikes nor forward mode.
+    """
     config = job.config
     if config.learn == "relaxed":
         relaxed = job.spiking(snnjax.relaxed_dspike, train=True)
@@ -195,7 +202,9 @@ def _choose(job: Job, state: State, images, labels) -> State:
         images[: config.difference_images],
         labels[: config.difference_images],
     )
-    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+    simulate = job.spiking(
+        SURROGATES[config.surrogate], train=True, remat=config.remat
+    )
     loss = _loss(config, simulate, job.current(images), labels)
     differences = snnjax.finite_differences(
         loss, state.snn, job.first, step=config.difference_step

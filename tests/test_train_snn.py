@@ -117,7 +117,13 @@ def test_a_folder_with_a_run_may_be_refused(trained, digits, config):
 @pytest.mark.parametrize("learn", ["alignment", "relaxed"])
 def test_temperatures_learn_for_each_site(learn, digits, config, tmp_path):
     config = dataclasses.replace(
-        config, learn=learn, epochs=1, out=str(tmp_path), every=2, directions=4
+        config,
+        learn=learn,
+        epochs=1,
+        out=str(tmp_path),
+        every=2,
+        directions=4,
+        remat=True,
     )
     snn = train_snn.train(config, data=digits)
     found = [float(b) for b in snnjax.temperatures(snn).values()]
