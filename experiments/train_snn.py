@@ -150,9 +150,7 @@ def _step(job: Job, moves: bool, state: State, key, images, labels):
     config, (snn, opt_state) = job.config, state
     augment_key, difference_key = jax.random.split(key)
     x = job.current(_augmented(config, augment_key, images))
-    simulate = job.spiking(
-        SURROGATES[config.surrogate], train=True, remat=config.remat
-    )
+    simulate = job.spiking(SURROGATES[config.surrogate], train=True, remat=config.remat)
 
     def loss_of(snn):
         outputs, updates = simulate(snn, x)
@@ -202,9 +200,7 @@ def _choose(job: Job, state: State, images, labels) -> State:
         images[: config.difference_images],
         labels[: config.difference_images],
     )
-    simulate = job.spiking(
-        SURROGATES[config.surrogate], train=True, remat=config.remat
-    )
+    simulate = job.spiking(SURROGATES[config.surrogate], train=True, remat=config.remat)
     loss = _loss(config, simulate, job.current(images), labels)
     differences = snnjax.finite_differences(
         loss, state.snn, job.first, step=config.difference_step
