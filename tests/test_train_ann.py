@@ -13,6 +13,8 @@ import pytest
 from experiments import data, train_ann
 from experiments.configs import PRESETS_ANN, TrainANN, parse
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def digits():

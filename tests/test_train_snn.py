@@ -17,6 +17,8 @@ from experiments.configs import PRESETS_SNN, TrainSNN
 
 STEPS = 2
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def digits():
