@@ -172,30 +172,30 @@ def spiking(
             reset=snn.reset, surrogate=surrogate, detach_reset=detach_reset
         )
 
-    def run(name: str, snn: SNN, x: jax.Array):
+    def simulate(snn: SNN, x: jax.Array):
         network = capture(fn, snn.params, x[0] if sequence else x)
         check_neurons(snn.neurons, network.sites)
-        job = (network, snn, x, neuron(snn), steps)
-        if name == "by_layer" and segment is not None:
-            return executions.by_segment(*job, sequence, size=segment, remat=remat)
-        if name == "by_layer":
-            return executions.by_layer(*job, delay, sequence, remat=remat)
-        if name == "by_step":
-            return executions.by_step(*job, delay, sequence)
-        return executions.by_closed_form(*job, delay, sequence)
 
-    def simulate(snn: SNN, x: jax.Array):
+        def run(name: str, snn: SNN, x: jax.Array, constants):
+            here = network._replace(constants=constants)
+            job = (here, snn, x, neuron(snn), steps)
+            if name == "by_layer" and segment is not None:
+                return executions.by_segment(*job, sequence, size=segment, remat=remat)
+            if name == "by_layer":
+                return executions.by_layer(*job, delay, sequence, remat=remat)
+            if name == "by_step":
+                return executions.by_step(*job, delay, sequence)
+            return executions.by_closed_form(*job, delay, sequence)
+
         name = _choose(execution, steps, delay, snn)
+        execute = functools.partial(run, name)
         if (execution, name) == ("auto", "by_step"):
             # A loop over the whole network has a slow gradient on CPU: its
             # derivative is that of the layers, which compute the same numbers.
-            faster = jax.custom_jvp(functools.partial(run, "by_step"))
             layers = functools.partial(run, "by_layer")
-            faster.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
-            outputs = faster(snn, x)
-        else:
-            outputs = run(name, snn, x)
-        return _with_readout(outputs, snn)
+            execute = jax.custom_jvp(execute)
+            execute.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
+        return _with_readout(execute(snn, x, network.constants), snn)
 
     def simulate_folded(snn: SNN, x: jax.Array):
         x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))

@@ -133,6 +133,25 @@ def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs):
         assert_close(found[0], gradient, rtol=1e-3)
 
 
+@pytest.mark.parametrize("execution", ["auto", "by_step", "by_layer"])
+def test_what_the_function_closes_over_may_be_differentiated(execution):
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3])
+
+    def loss(scale, snn):
+        def fn(params, x):
+            return net.fn(params, scale * x)
+
+        simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
+        return (simulate(snn, net.x) ** 2).sum()
+
+    slope = jax.jit(jax.grad(loss))(jnp.float32(1.0), snn)
+    expected = jax.grad(
+        lambda x: (snnjax.spiking(net.fn, steps=STEPS)(snn, x) ** 2).sum()
+    )(net.x)
+    assert float(slope) == pytest.approx(float(jnp.vdot(expected, net.x)), rel=1e-3)
+
+
 def test_remat_keeps_less_for_the_gradient():
     steps, width = 32, 64
 
