@@ -108,8 +108,20 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("inputs", ["constant", "sequence"])
-@pytest.mark.parametrize("name", ["dense", "max-pool after", "projection"])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name, inputs",
+    [
+        ("dense", "constant"),
+        ("dense", "sequence"),
+        ("max-pool after", "sequence"),
+        pytest.param("max-pool after", "constant", marks=slow),
+        pytest.param("projection", "constant", marks=slow),
+        pytest.param("projection", "sequence", marks=slow),
+    ],
+)
 def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs):
     net = NETWORKS[name]
     neuron = snnjax.lif(threshold=0.5, temperature=2.0)

@@ -116,7 +116,9 @@ def test_a_folder_with_a_run_may_be_refused(trained, digits, config):
         train_snn.train(config, data=digits)
 
 
-@pytest.mark.parametrize("learn", ["alignment", "relaxed"])
+@pytest.mark.parametrize(
+    "learn", [pytest.param("alignment", marks=pytest.mark.slow), "relaxed"]
+)
 def test_temperatures_learn_for_each_site(learn, digits, config, tmp_path):
     config = dataclasses.replace(
         config,
