@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
@@ -37,6 +38,17 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
             f"training images of {data.name}; choose a smaller one"
         )
     return len(data.train_images) // config.batch_size
+
+
+def schedule(config: Any, steps: int) -> optax.Schedule:
+    """Linear warm-up to the learning rate, then cosine to zero."""
+    total = config.epochs * steps
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, int(config.warmup * total)),
+        decay_steps=total + 1,
+    )
 
 
 def fit(

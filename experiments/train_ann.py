@@ -18,7 +18,7 @@ import optax
 
 from experiments.configs import PRESETS_ANN, TrainANN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
-from experiments.loop import fit, steps_per_epoch
+from experiments.loop import fit, schedule, steps_per_epoch
 from experiments.models import build
 from experiments.source import Source, load_source, save_source, source_function
 
@@ -68,19 +68,12 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
 
 def make_optimizer(config: TrainANN, steps: int) -> optax.GradientTransformation:
     """SGD for `steps` steps per epoch."""
-    total = config.epochs * steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=max(1, int(config.warmup * total)),
-        decay_steps=total + 1,
-    )
     return optax.chain(
         optax.add_decayed_weights(
             config.weight_decay,
             mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),  # kernels
         ),
-        optax.sgd(schedule, momentum=0.9, nesterov=True),
+        optax.sgd(schedule(config, steps), momentum=0.9, nesterov=True),
     )
 
 

@@ -25,7 +25,7 @@ from experiments.checkpoint import save_snn
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
 from experiments.events import load_events
-from experiments.loop import fit, steps_per_epoch
+from experiments.loop import fit, schedule, steps_per_epoch
 from experiments.models import build
 from snnjax import SNN
 
@@ -294,15 +294,8 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
 
 def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
     """Adam for weights, plain descent for temperatures, nothing for the rest."""
-    total = config.epochs * steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=max(1, int(config.warmup * total)),
-        decay_steps=total + 1,
-    )
     weights = optax.adamw(
-        schedule,
+        schedule(config, steps),
         weight_decay=config.weight_decay,
         mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree),  # kernels
     )

@@ -173,11 +173,9 @@ def random_differences(
 
 
 def _direction(key: jax.Array, weights: Weights) -> Weights:
-    keys = jax.random.split(key, len(weights))
-    return {
-        path: jax.random.normal(k, weight.shape)
-        for k, (path, weight) in zip(keys, weights.items(), strict=True)
-    }
+    # In sorted order: JAX sorts a dictionary, so the gradient's may be another.
+    keys = dict(zip(sorted(weights), jax.random.split(key, len(weights)), strict=True))
+    return {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
 
 
 class Alignment(NamedTuple):
@@ -302,7 +300,7 @@ def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
     """Of a gradient and the differences: coordinates, or slopes along directions."""
     if not isinstance(differences, Directions):
         both = [
-            jnp.concatenate([x.ravel() for x in _ordered(tree, differences)])
+            jnp.concatenate([tree[path].ravel() for path in differences])
             for tree in (gradient, differences)
         ]
         return _angle(*both)
@@ -312,10 +310,6 @@ def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
         return sum(jnp.vdot(gradient[path], way[path]) for path in gradient)
 
     return _angle(jax.lax.map(slope, differences.keys), differences.slopes)
-
-
-def _ordered(tree: Weights, like: Weights) -> list[jax.Array]:
-    return [tree[path] for path in like]
 
 
 def _angle(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -179,7 +179,7 @@ def test_random_differences_are_slopes_along_their_directions():
         return (snn.params["w1"] * target).sum() + (snn.params["w2"] ** 2).sum()
 
     found = snnjax.random_differences(
-        smooth, snn, jax.random.key(0), step=0.1, directions=5, paths=["w1", "w2"]
+        smooth, snn, jax.random.key(0), step=0.1, directions=5, paths=["w2", "w1"]
     )
     gradient = {"w1": target, "w2": 2 * snn.params["w2"]}
     assert temperature._cosine(gradient, found) == pytest.approx(1, abs=1e-4)
