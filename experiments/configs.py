@@ -15,56 +15,84 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class TrainANN:
-    """Training of a source network; results go to the folder `out`."""
+class Training:
+    """What every training has; results go to the folder `out`."""
 
     # Network, one of experiments.models.NAMES.
-    model: str = "resnet20"
-    # "digits", the name of a TFDS set, or a folder with train/<class>/, test/<class>/.
-    dataset: str = "cifar10"
+    model: str
+    # "digits", the name of a TFDS set, a folder with train/<class>/, test/<class>/, or,
+    # for train_snn, events (.npz file).
+    dataset: str
+    # Folder for metrics.jsonl, checkpoints and the trained network.
+    out: str
+    # Passes over the training images.
+    epochs: int
+    # Images per step; an incomplete last batch is dropped.
+    batch_size: int
+    # Peak of the learning rate: linear warm-up, then cosine to zero.
+    learning_rate: float
+    # Fraction of all steps spent on the warm-up.
+    warmup: float
+    # Decay of kernels; biases, BatchNorm and neurons have none.
+    weight_decay: float
+    # Mirror training images at random; not for digits.
+    flip: bool
+    # Random crops after padding by this many pixels; 0 for none.
+    padding: int
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # Folder for metrics.jsonl, checkpoints and the trained source network.
-    out: str = "runs/cifar10_resnet20"
-    # Passes over the training images.
-    epochs: int = 200
-    # Images per step; an incomplete last batch is dropped.
-    batch_size: int = 128
-    # Peak of the learning rate: linear warm-up, then cosine to zero.
-    learning_rate: float = 0.1
-    # Fraction of all steps spent on the warm-up.
-    warmup: float = 0.02
-    # Decay of kernels; biases and BatchNorm have none.
-    weight_decay: float = 5e-4
-    # Share of the label spread over all classes.
-    label_smoothing: float = 0.0
-    # Mirror training images at random; not for digits.
-    flip: bool = True
-    # Random crops after padding by this many pixels; 0 for none.
-    padding: int = 4
     # BatchNorm after each convolution.
     norm: bool = True
-    # Maximum of a clipped ReLU; plain ReLU by default.
-    clip: float | None = None
     # Fixes initial weights, order of the images and augmentation.
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, not {getattr(self, name)}")
+        check_positive(self, "epochs batch_size learning_rate")
         for name in ("weight_decay", "padding", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, not {getattr(self, name)}")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be > 0 or left out, not {self.clip}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), not {self.warmup}")
         if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
             raise ValueError(
                 f"mirrored {self.dataset} are no digits any more; add --flip false"
             )
+
+
+def check_positive(config: object, names: str) -> None:
+    """Raise unless all these options, separated by spaces, are > 0."""
+    for name in names.split():
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be > 0, not {getattr(config, name)}")
+
+
+@dataclass(frozen=True)
+class TrainANN(Training):
+    """Training of a source network by SGD; results go to the folder `out`."""
+
+    model: str = "resnet20"
+    dataset: str = "cifar10"
+    out: str = "runs/cifar10_resnet20"
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    warmup: float = 0.02
+    weight_decay: float = 5e-4
+    flip: bool = True
+    padding: int = 4
+    # Share of the label spread over all classes.
+    label_smoothing: float = 0.0
+    # Maximum of a clipped ReLU; plain ReLU by default.
+    clip: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1), not {self.label_smoothing}"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be > 0 or left out, not {self.clip}")
 
 
 # Every preset is run by `python -m experiments.train_ann --preset NAME`; for those that
@@ -124,35 +152,21 @@ PRESETS_ANN: dict[str, TrainANN] = {
 
 
 @dataclass(frozen=True)
-class TrainSNN:
-    """Direct training of a spiking network; results go to the folder `out`."""
+class TrainSNN(Training):
+    """Direct training of a spiking network by Adam; results go to the folder `out`."""
 
-    # Network, one of experiments.models.NAMES.
     model: str = "digits_resnet"
-    # "digits", the name of a TFDS set, a folder of images, or events (.npz file).
     dataset: str = "digits"
-    # Folder of the data sets; by default ~/tensorflow_datasets.
-    data_dir: str | None = None
-    # Folder for metrics.jsonl, curves.png, checkpoints and the spiking networks.
     out: str = "runs/snn_digits"
+    epochs: int = 15
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    weight_decay: float = 1e-4
+    flip: bool = False
+    padding: int = 1
     # Time steps T; of events, the frames that they are gathered into.
     steps: int = 4
-    # Passes over the training images.
-    epochs: int = 15
-    # Images per step; an incomplete last batch is dropped.
-    batch_size: int = 64
-    # Peak of Adam's learning rate: linear warm-up, then cosine to zero.
-    learning_rate: float = 3e-3
-    # Fraction of all steps spent on the warm-up.
-    warmup: float = 0.1
-    # Decay of kernels; biases, BatchNorm and neurons have none.
-    weight_decay: float = 1e-4
-    # Mirror training images at random; not for digits.
-    flip: bool = False
-    # Random crops after padding by this many pixels; 0 for none.
-    padding: int = 1
-    # BatchNorm after each convolution, over time and batch.
-    norm: bool = True
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
     # V_th that all neurons start from.
@@ -186,22 +200,14 @@ class TrainSNN:
     remat: bool = False
     # Go on with the run that `out` holds; false refuses a folder that holds one.
     resume: bool = True
-    # Fixes initial weights, order of the images and augmentation.
-    seed: int = 0
 
     def __post_init__(self):
-        positive = (
-            "steps epochs batch_size learning_rate threshold temperature every "
-            "difference_step difference_images temperature_rate directions lowest"
+        super().__post_init__()
+        check_positive(
+            self,
+            "steps threshold temperature every difference_step difference_images "
+            "temperature_rate directions lowest",
         )
-        for name in positive.split():
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "padding", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, not {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), not {self.warmup}")
         if not 0 < self.leak <= 1:
             raise ValueError(f"leak must be in (0, 1], not {self.leak}")
         choices = {
@@ -219,10 +225,6 @@ class TrainSNN:
             raise ValueError(
                 f"learn relaxed is for dspike, not {self.surrogate}; take choose, "
                 "alignment or fixed"
-            )
-        if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
-            raise ValueError(
-                f"mirrored {self.dataset} are no digits any more; add --flip false"
             )
 
 
