@@ -21,7 +21,8 @@ def _shape(name):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("name", models.NAMES)
 def test_logits_and_normalisation(name, norm):
-    model = models.build(name, 7, norm=norm)
+    clip = 2.0 if name.endswith("_clipped") else None
+    model = models.build(name, 7, norm=norm, clip=clip)
     images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits = jax.eval_shape(model.apply, variables, images)
