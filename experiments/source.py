@@ -49,7 +49,8 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     folder = Path(path).expanduser().resolve()
-    if folder.is_file() or folder.suffix in SUFFIXES + PICKLES:
+    named_as_file = folder.suffix in SUFFIXES + PICKLES and not folder.is_dir()
+    if folder.is_file() or named_as_file:
         return _load_file(folder, card)
     if not folder.is_dir():
         raise FileNotFoundError(
