@@ -285,9 +285,12 @@ class Convert:
     dataset: str = "digits"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # Source network: the --out folder of a train_ann run. The default is trained, for
-    # digits, if it is not there yet.
+    # Source network: the --out folder of a train_ann run, or PyTorch weights in a
+    # .safetensors or .npz file. The default is trained, for digits, if it is not there.
     checkpoint: str = "runs/digits_resnet"
+    # Network, one of experiments.models.NAMES, of weights that have no card (.json)
+    # beside them; images are then normalized by mean and deviation of the data set.
+    model: str | None = None
     # Numbers of time steps T, each a conversion of its own.
     steps: tuple[int, ...] = (2, 4, 8, 16)
     # Recipes, of experiments.convert.RECIPES.
@@ -358,11 +361,11 @@ PRESETS_CONVERT: dict[str, Convert] = {
     # ResNet-8 on 8x8 digits; trains it first, 12 seconds. Under two minutes in all on
     # two CPU cores.
     "digits": Convert(),
-    # He et al.'s ResNet-20, trained by `train_ann --preset cifar10_resnet20`. Costs not
-    # measured yet.
+    # He et al.'s ResNet-20, trained by `python -m experiments.sources.train resnet20`.
+    # Costs not measured yet.
     "cifar10_resnet20": Convert(
         dataset="cifar10",
-        checkpoint="runs/cifar10_resnet20",
+        checkpoint="experiments/sources/resnet20.safetensors",
         iterations=1000,
         out="runs/convert_cifar10_resnet20",
     ),

@@ -27,7 +27,13 @@ import snnjax
 from experiments import plot
 from experiments.checkpoint import canonical, load_snn, save_snn
 from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
-from experiments.data import Dataset, MissingDataError, load, normalize
+from experiments.data import (
+    Dataset,
+    MissingDataError,
+    load,
+    normalize,
+    normalized_as,
+)
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
 from snnjax import metrics
@@ -73,11 +79,14 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     data = load(config.dataset, config.data_dir) if data is None else data
     _check_images(config, data)
     source = _source(config, data)
+    data = normalized_as(data, source.card)
     fn = source_function(source)
     images, labels = _test_set(config, data)
     ann = _ann_accuracy(fn, source, images, labels)
     sites = snnjax.sites(fn, source.variables, images[:1])
-    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images\n")
+    said = source.card.get("test_accuracy")
+    beside = "" if said is None else f" (its card: {100 * said:.2f} % of all)"
+    print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images{beside}\n")
     print(HEADER, flush=True)
     plan = list(_plan(config))
 
@@ -119,7 +128,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     model, snn, card = load_snn(config.restore)
     name = card["dataset"]
     data = load(name, config.data_dir) if data is None else data
-    images, labels = _test_set(config, data)
+    images, labels = _test_set(config, normalized_as(data, card))
     spiking = snnjax.spiking(
         lambda variables, x: model.apply(variables, x, train=False),
         steps=card["steps"],
@@ -272,22 +281,37 @@ def _test_set(config: Convert, data: Dataset):
 
 
 def _source(config: Convert, data: Dataset) -> Source:
+    shape = list(data.train_images.shape[1:])
+    described = (
+        None
+        if config.model is None
+        else {
+            "model": config.model,
+            "dataset": data.name,
+            "num_classes": data.num_classes,
+            "input_shape": shape,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        }
+    )
     try:
-        source = load_source(config.checkpoint)
+        source = load_source(config.checkpoint, described)
     except (FileNotFoundError, ValueError):
-        if config.dataset != "digits" or config.checkpoint != Convert.checkpoint:
+        default = config.checkpoint == Convert.checkpoint and config.model is None
+        if config.dataset != "digits" or not default:
             raise
         preset = PRESETS_ANN["digits_resnet"]
         print(f"training a source network first: {config.checkpoint}", flush=True)
         source = train(dataclasses.replace(preset, out=config.checkpoint), data=data)
-    shape = list(data.train_images.shape[1:])
-    if source.card["input_shape"] != shape:
+    card = {"dataset": data.name, **source.card}
+    found = card["input_shape"], card["num_classes"]
+    if found != (shape, data.num_classes):
         raise ValueError(
-            f"the source network {config.checkpoint} takes images of "
-            f"{source.card['input_shape']} ({source.card['dataset']}), but those of "
-            f"{data.name} are {shape}; give the --checkpoint of a network trained on it"
+            f"the source network {config.checkpoint} takes images of {found[0]} in "
+            f"{found[1]} classes ({card['dataset']}), but {data.name} has {shape} in "
+            f"{data.num_classes}; give the --checkpoint of a network trained on it"
         )
-    return source
+    return source._replace(card=card)
 
 
 def _check_recipes(names: Sequence[str]) -> None:

@@ -6,10 +6,11 @@ A data set is held in RAM as uint8 and needs no TensorFlow to be read. `augment`
 
 import importlib.util
 import io
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,34 @@ def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
     mean = jnp.asarray(dataset.mean, jnp.float32).reshape(1, 1, 1, -1)
     std = jnp.asarray(dataset.std, jnp.float32).reshape(1, 1, 1, -1)
     return (jnp.asarray(images).astype(jnp.float32) - mean) / std
+
+
+def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
+    """The same images, to be normalized as those that the network was trained on.
+
+    Args:
+        dataset: what the network is to see.
+        card: of the network; `mean` and `std` per channel of pixels in 0..255, both or
+          neither, which leaves the data set as it is.
+
+    Raises:
+        ValueError: only one is there, or they do not fit the images.
+    """
+    mean, std = card.get("mean"), card.get("std")
+    if mean is None and std is None:
+        return dataset
+    channels = dataset.train_images.shape[-1]
+    if mean is None or std is None or not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"the card of the network has mean {mean} and std {std}; give both, with "
+            f"the {channels} channels of {dataset.name}, or leave both out"
+        )
+    if max(std) < 1 <= min(dataset.std):
+        raise ValueError(
+            f"std {list(std)} in the card of the network is of pixels in 0..1, but "
+            "here they are in 0..255; multiply its mean and std by 255"
+        )
+    return dataset._replace(mean=tuple(mean), std=tuple(std))
 
 
 @partial(jax.jit, static_argnames=("flip", "padding"))

@@ -1,22 +1,29 @@
 """Source networks in flax.linen: what can be converted, in the papers' shapes.
 
 ResNets (He et al. 2016; the wide ResNet-20, ResNet-18 and ResNet-34 of Li et al. 2021,
-arXiv:2106.06984), VGG-16 and MobileNet v1. They use average pooling and call their
-activation inside the block it belongs to, so each spiking layer has a readable name.
+arXiv:2106.06984), VGG, MobileNet v1 and v2, and torchvision's shapes of them, whose
+weights torch_weights.py reads. They call their activation inside the block it belongs
+to, so each spiking layer has a readable name.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 Activation = Callable[[jax.Array], jax.Array]
+Pool = Callable[..., jax.Array]  # nn.avg_pool or nn.max_pool
 
 
 def build(
-    name: str, num_classes: int, *, norm: bool = True, clip: float | None = None
+    name: str,
+    num_classes: int,
+    *,
+    norm: bool | None = None,
+    clip: float | None = None,
 ) -> nn.Module:
     """Network `name` for `num_classes` classes.
 
@@ -24,7 +31,8 @@ def build(
         name: one of `NAMES`.
         num_classes: number of logits.
         norm: BatchNorm after each convolution; without it convolutions have a bias.
-        clip: maximum of a clipped ReLU; None is the plain ReLU.
+            None is what the network usually has.
+        clip: maximum of a clipped ReLU; None is the activation that the network has.
 
     Returns:
         A module with `apply(variables, images, train=False) -> logits`, where `images`
@@ -32,14 +40,20 @@ def build(
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
+    options: dict[str, Any] = {} if norm is None else {"norm": norm}
     if clip is None:
-        return MODELS[name](num_classes, norm=norm)
+        if name.endswith("_clipped"):
+            raise ValueError(
+                f"{name} needs the maximum that its ReLUs are clipped at: `clip` in "
+                "the card of its weights, --clip for a training"
+            )
+        return MODELS[name](num_classes, **options)
     from snnjax import clipped_relu
 
     if clip <= 0:
         raise ValueError(f"clip must be positive, not {clip}; None is the plain ReLU")
-    activation = partial(clipped_relu, maximum=clip)
-    return MODELS[name](num_classes, norm=norm, activation=activation)
+    options["activation"] = partial(clipped_relu, maximum=clip)
+    return MODELS[name](num_classes, **options)
 
 
 class ResNet(nn.Module):
@@ -49,8 +63,9 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (3, 3, 3)  # per stage
     channels: tuple[int, ...] = (16, 32, 64)  # per stage
     width: int = 1  # multiplies all channels
-    stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of 3x3 convs
-    pool_stem: bool = False  # average pooling 3x3 with stride 2 after the stem
+    stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of convolutions
+    stem_kernel: int = 3
+    pool_stem: Pool | None = None  # 3x3 with stride 2 after the stem
     projection: bool = False  # shortcuts by 1x1 convolution; else He et al.'s option A
     norm: bool = True
     activation: Activation = nn.relu
@@ -58,10 +73,17 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for channels, stride in self.stem:
-            x = conv_norm(x, self.width * channels, self.norm, train, stride=stride)
+            x = conv_norm(
+                x,
+                self.width * channels,
+                self.norm,
+                train,
+                kernel=self.stem_kernel,
+                stride=stride,
+            )
             x = self.activation(x)
-        if self.pool_stem:
-            x = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        if self.pool_stem is not None:
+            x = self.pool_stem(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 x = Block(
@@ -99,7 +121,7 @@ class Block(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-16 for images of 32x32 and more; average pooling in place of max-pooling."""
+    """VGG, by default VGG-16 with average pooling, for images of 32x32 and more."""
 
     num_classes: int
     # Channels of the 3x3 convolutions per stage; each stage ends in 2x2 pooling.
@@ -111,6 +133,7 @@ class VGG(nn.Module):
         (512, 512, 512),
     )
     dense: tuple[int, ...] = (512, 512)  # (4096, 4096) as for ImageNet
+    pool: Pool = nn.avg_pool
     norm: bool = True
     activation: Activation = nn.relu
 
@@ -126,7 +149,7 @@ class VGG(nn.Module):
         for stage in self.stages:
             for channels in stage:
                 x = self.activation(conv_norm(x, channels, self.norm, train))
-            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            x = self.pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for features in self.dense:
             x = self.activation(nn.Dense(features, kernel_init=_kernel_init(1))(x))
@@ -137,6 +160,7 @@ class MobileNet(nn.Module):
     """MobileNet v1 (Howard et al. 2017); strides for 32x32 images by default."""
 
     num_classes: int
+    width: float = 1.0  # multiplies all channels but the stem's
     stem_stride: int = 1  # 2 for ImageNet
     first_stride: int = 1  # of the second separable block, where ImageNet also has 2
     norm: bool = True
@@ -157,6 +181,7 @@ class MobileNet(nn.Module):
             (1024, 2),
             (1024, 1),
         ]:
+            channels = int(self.width * channels)
             x = Separable(channels, stride, self.norm, self.activation)(x, train)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
@@ -175,6 +200,59 @@ class Separable(nn.Module):
         x = conv_norm(x, inputs, self.norm, train, stride=self.stride, groups=inputs)
         x = self.activation(x)
         return self.activation(conv_norm(x, self.channels, self.norm, train, kernel=1))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNet v2 (Sandler et al. 2018) for ImageNet, as torchvision has it."""
+
+    num_classes: int
+    width: float = 1.0  # multiplies all channels, in multiples of 8
+    norm: bool = True
+    activation: Activation = nn.relu6
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = conv_norm(x, _by_eight(32 * self.width), self.norm, train, stride=2)
+        x = self.activation(x)
+        for expansion, channels, count, stride in [
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ]:
+            for index in range(count):
+                x = Inverted(
+                    expansion=expansion,
+                    channels=_by_eight(channels * self.width),
+                    stride=stride if index == 0 else 1,
+                    norm=self.norm,
+                    activation=self.activation,
+                )(x, train)
+        last = _by_eight(1280 * max(1.0, self.width))
+        x = self.activation(conv_norm(x, last, self.norm, train, kernel=1))
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Inverted(nn.Module):
+    """Inverted residual: 1x1 expansion, depthwise 3x3, 1x1 without activation."""
+
+    expansion: int  # 1: no expanding convolution
+    channels: int
+    stride: int
+    norm: bool
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y, norm, wide = x, self.norm, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = self.activation(conv_norm(y, wide, norm, train, kernel=1))
+        y = conv_norm(y, wide, norm, train, stride=self.stride, groups=wide)
+        y = conv_norm(self.activation(y), self.channels, norm, train, kernel=1)
+        return x + y if y.shape == x.shape and self.stride == 1 else y
 
 
 class Plain(nn.Module):
@@ -199,9 +277,22 @@ class Plain(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
+_torchvision_resnet = partial(
+    ResNet,
+    channels=(64, 128, 256, 512),
+    stem=((64, 2),),
+    stem_kernel=7,
+    pool_stem=nn.max_pool,
+    projection=True,
+)
+_torchvision_vgg = partial(VGG, dense=(4096, 4096), pool=nn.max_pool)
+_vgg8 = partial(VGG, stages=((32, 32), (64, 64), (128, 128)), dense=())
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": partial(ResNet, blocks=(1, 1, 1)),
     "resnet20": ResNet,
+    "resnet20_clipped": ResNet,  # `clip` says where
+    "resnet20_projection": partial(ResNet, projection=True),
     "resnet32": partial(ResNet, blocks=(5, 5, 5)),
     "resnet56": partial(ResNet, blocks=(9, 9, 9)),
     "wide_resnet20": partial(ResNet, width=4, projection=True),
@@ -212,18 +303,35 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         stem=((64, 1), (64, 1), (64, 2)),
         projection=True,
     ),
+    "resnet18_cifar": partial(
+        ResNet,
+        blocks=(2, 2, 2, 2),
+        channels=(64, 128, 256, 512),
+        stem=((64, 1),),
+        projection=True,
+    ),
     "resnet34": partial(
         ResNet,
         blocks=(3, 4, 6, 3),
         channels=(64, 128, 256, 512),
         stem=((32, 2), (32, 1), (64, 1)),
-        pool_stem=True,
+        pool_stem=nn.avg_pool,
         projection=True,
     ),
     "vgg16": VGG,
+    "vgg16_max": partial(VGG, pool=nn.max_pool),
+    "vgg8": _vgg8,
+    "vgg8_max": partial(_vgg8, pool=nn.max_pool),
     "mobilenet": MobileNet,
+    "mobilenet_quarter": partial(MobileNet, width=0.25, activation=nn.relu6),
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
+    # For images of 224x224.
+    "torchvision_resnet18": partial(_torchvision_resnet, blocks=(2, 2, 2, 2)),
+    "torchvision_resnet34": partial(_torchvision_resnet, blocks=(3, 4, 6, 3)),
+    "torchvision_vgg16": partial(_torchvision_vgg, norm=False),
+    "torchvision_vgg16_bn": _torchvision_vgg,
+    "torchvision_mobilenet_v2": MobileNetV2,
 }
 NAMES = tuple(MODELS)
 
@@ -261,6 +369,12 @@ def _kernel_init(groups: int) -> nn.initializers.Initializer:
     # signal of a depthwise convolution by the number of channels; the fan-in does not.
     mode = "fan_out" if groups == 1 else "fan_in"
     return nn.initializers.variance_scaling(2.0, mode, "normal")
+
+
+def _by_eight(channels: float) -> int:
+    # The nearest multiple of 8 that is not below 90 % of it (Sandler et al. 2018).
+    nearest = max(8, 8 * int(channels / 8 + 0.5))
+    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _subsample(x: jax.Array, stride: int, channels: int) -> jax.Array:

@@ -1,11 +1,13 @@
-"""A trained source network on disk: orbax folder `source` and card `source.json`.
+"""A trained source network on disk: weights, and a card that describes them.
 
-The card is JSON and says which network the weights belong to, how images are
-normalized and what accuracy to expect.
+The weights are an orbax folder `source` or, from PyTorch, a file NAME.safetensors or
+NAME.npz; the card is `source.json` or NAME.json. It says which network the weights
+belong to, how images are normalized and what accuracy to expect.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from experiments.models import build
+from experiments.models import NAMES, build
+from experiments.torch_weights import to_flax
+from experiments.weight_files import PICKLES, SUFFIXES, read_weights
 
 
 class Source(NamedTuple):
@@ -31,17 +35,23 @@ def source_function(source: Source) -> Callable[[Any, jax.Array], jax.Array]:
     return lambda variables, x: source.model.apply(variables, x, train=False)
 
 
-def load_source(path: str | Path) -> Source:
+def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Source:
     """Reads a trained network.
 
     Args:
-        path: the folder `out` of a run, or the folder `source` in it.
+        path: the folder `out` of a run, or the folder `source` in it; or a file of
+            PyTorch weights.
+        card: describes a file that has no card beside it: model, num_classes and
+            input_shape; norm and clip where the network has not its usual ones.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is nothing there.
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     folder = Path(path).expanduser().resolve()
+    named_as_file = folder.suffix in SUFFIXES + PICKLES and not folder.is_dir()
+    if folder.is_file() or named_as_file:
+        return _load_file(folder, card)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no folder {path} of a source network; train one, for example by "
@@ -56,24 +66,15 @@ def load_source(path: str | Path) -> Source:
             "a card `source.json`, which train_ann writes at the end of the training; "
             "finish it by running the same command again, or give another path"
         )
-    try:
-        card = json.loads(card_file.read_text())
-        model = build(
-            card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
-        )
-        images = jax.ShapeDtypeStruct((1, *card["input_shape"]), jnp.float32)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"card {card_file} does not describe a source network: {error!r}; restore "
-            "it or train again"
-        ) from None
+    model, found = _read_card(card_file, card)
+    images = jax.ShapeDtypeStruct((1, *found["input_shape"]), jnp.float32)
     expected = dict(jax.eval_shape(model.init, jax.random.key(0), images))
     expected.setdefault("batch_stats", {})
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder).item_metadata.tree
-        _check_shapes(_shapes(found), _shapes(expected), folder, card["model"])
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        _check_shapes(_shapes(saved), _shapes(expected), folder, found["model"])
         variables = read_arrays(checkpointer, folder, expected)
-    return Source(model, variables, card)
+    return Source(model, variables, found)
 
 
 def read_arrays(checkpointer, folder: Path, shapes):
@@ -95,6 +96,65 @@ def save_source(out: Path, source: Source) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(out / "source", source.variables, force=True)
     (out / "source.json").write_text(json.dumps(source.card, indent=2) + "\n")
+
+
+def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
+    weights = read_weights(file)
+    card_file = file.with_suffix(".json")
+    if card_file.is_file():
+        model, found = _read_card(card_file, card)
+        _check_sum(file, card_file, found)
+    elif card is None:
+        raise ValueError(
+            f"{file} has no card {card_file.name} beside it, so say which network it "
+            f"is: --model NAME, one of {', '.join(NAMES)}. A card also says how images "
+            'were normalized: {"model": NAME, "num_classes": ..., "input_shape": '
+            '[height, width, channels], "mean": [...], "std": [...]}, the last two per '
+            "channel of pixels in 0..255"
+        )
+    else:
+        model, found = _built(card)
+    try:
+        return Source(model, to_flax(model, weights, found["input_shape"]), found)
+    except ValueError as error:
+        raise ValueError(f"{file} as {found['model']}: {error}") from None
+
+
+def _read_card(card_file: Path, given: Mapping[str, Any] | None):
+    """The module and its card, which the one `given` must not contradict."""
+    try:
+        model, card = _built(json.loads(card_file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"card {card_file} does not describe a source network: {error!r}; restore "
+            "it or train again"
+        ) from None
+    if given is not None and given["model"] != card["model"]:
+        raise ValueError(
+            f"card {card_file} says that the network is {card['model']}, not "
+            f"{given['model']}; leave out --model, or correct the card"
+        )
+    return model, card
+
+
+def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    model = build(
+        card["model"], card["num_classes"], norm=card.get("norm"), clip=card.get("clip")
+    )
+    height, width, channels = card["input_shape"]
+    shape = [height, width, channels]
+    return model, {"norm": model.norm, "clip": None, **card, "input_shape": shape}
+
+
+def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if card.get("sha256", found) != found:
+        raise ValueError(
+            f"{file} is not the file that its card describes: its sha256 is {found}, "
+            f"in {card_file.name} {card['sha256']}; fetch both again, or correct the "
+            "card if the weights were changed on purpose"
+        )
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

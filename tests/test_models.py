@@ -21,7 +21,8 @@ def _shape(name):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("name", models.NAMES)
 def test_logits_and_normalisation(name, norm):
-    model = models.build(name, 7, norm=norm)
+    clip = 2.0 if name.endswith("_clipped") else None
+    model = models.build(name, 7, norm=norm, clip=clip)
     images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits = jax.eval_shape(model.apply, variables, images)
@@ -44,6 +45,27 @@ def test_parameters(name, millions):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(models.build(name, 10).init, jax.random.key(0), images)
     assert _parameters(variables) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "name, millions",  # as torchvision states them
+    [
+        ("resnet18", 11.69),
+        ("resnet34", 21.80),
+        ("vgg16", 138.36),
+        ("mobilenet_v2", 3.5),
+    ],
+)
+def test_parameters_of_torchvision(name, millions):
+    model = models.build(f"torchvision_{name}", 1000)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert _parameters(variables) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_a_clipped_network_needs_its_clip():
+    with pytest.raises(ValueError, match="resnet20_clipped needs the maximum"):
+        models.build("resnet20_clipped", 10)
 
 
 def test_identity_shortcut_subsamples_and_pads():

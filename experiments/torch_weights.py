@@ -1,0 +1,243 @@
+"""PyTorch weights of a ResNet, VGG or MobileNet become variables of models.py.
+
+A kernel OIHW becomes HWIO, a matrix [out, in] becomes [in, out], and the first matrix
+behind a flatten has its inputs reordered from CHW to HWC. The bias b of a convolution
+before BatchNorm moves into the running mean m: BN(Wx + b) with m is BN(Wx) with m - b.
+
+Shapes do not tell strides, kinds of pooling and clipped ReLUs: the module must be the
+one that was trained. BatchNorm's epsilon is 1e-5 on both sides.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from experiments import models
+
+Layer = dict[str, np.ndarray]  # by "weight", "bias", "running_mean", "running_var"
+
+
+class Rule(NamedTuple):
+    """Layers whose torch name matches `pattern` stand at `path` in our variables.
+
+    In `path`, {kind} is Conv, BatchNorm or Dense; {n} counts the layers of that kind
+    under this rule; {block} counts what the group of the pattern finds. Both count in
+    the order of the numbers in the names, so a Dropout or ReLU within a Sequential,
+    which shifts those numbers, changes nothing.
+    """
+
+    pattern: str
+    path: str | Callable[[int], str]  # or a function of n that gives it
+
+
+HEAD = Rule(r"(?:classifier|fc|linear|head)\d*(?:\.\d+)?", "Dense_{n}")
+BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)\."
+
+
+def rules(model: nn.Module) -> Sequence[Rule]:
+    """The table of torch names for the family of `model`; the first match counts."""
+    if isinstance(model, models.ResNet):
+        inside, shortcut = "Block_{block}/{kind}_{n}", "Block_{block}/{kind}_2"
+        return (
+            Rule(r"conv1(?:\.\d+)?", "{kind}_{n}"),
+            Rule(r"bn1", f"BatchNorm_{len(model.stem) - 1}"),
+            Rule(BLOCK + r"(?:conv|bn)\d", inside),
+            Rule(BLOCK + r"residual_function\.\d+", inside),
+            Rule(BLOCK + r"(?:downsample|shortcut|identity|skip)\.\d+", shortcut),
+            HEAD,
+        )
+    if isinstance(model, models.VGG | models.Plain):
+        return (Rule(r"(?:features|layer\d+)\.\d+", "{kind}_{n}"), HEAD)
+    if isinstance(model, models.MobileNet):
+        return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
+    if isinstance(model, models.MobileNetV2):
+        return (
+            Rule(r"(features\.\d+)\.conv\.[\d.]+", "Inverted_{block}/{kind}_{n}"),
+            Rule(r"features\.\d+\.\d+", "{kind}_{n}"),
+            HEAD,
+        )
+    raise ValueError(
+        f"no torch names are known for {type(model).__name__}; known are ResNet, VGG, "
+        "Plain, MobileNet and MobileNetV2 of experiments/models.py"
+    )
+
+
+def to_flax(
+    model: nn.Module, weights: Mapping[str, np.ndarray], input_shape: Sequence[int]
+) -> dict[str, Any]:
+    """PyTorch weights as the variables of a module, in float32.
+
+    Args:
+        model: from `models.build`.
+        weights: arrays by their names in a `state_dict`. "module." and the like before
+            a name is ignored, and so is num_batches_tracked.
+        input_shape: (height, width, channels) of an image.
+
+    Returns:
+        {"params": ..., "batch_stats": ...} for `model.apply`.
+
+    Raises:
+        ValueError: a weight belongs nowhere, one is missing, or a shape differs; the
+            message lists them all.
+    """
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
+    layers, names, leftover = _layers(weights)
+    paths = _paths(layers, rules(model))
+    _move_biases(layers, paths, shapes)
+    found: dict[str, np.ndarray] = {}
+    origin = {}  # names of the arrays in `found`
+    for layer in _in_order(layers):
+        for leaf, array in layers[layer].items():
+            path = _variable(paths[layer], leaf) if layer in paths else ""
+            if path not in shapes or path in found:
+                leftover.append(names[layer, leaf])
+                continue
+            found[path] = _transposed(array, path, _flattened(model))
+            origin[path] = names[layer, leaf]
+    _check(model, found, shapes, origin, leftover)
+    tree = unflatten_dict({path: jnp.asarray(found[path]) for path in shapes}, sep="/")
+    return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
+
+
+# ------------------------------------------------------------------------- names
+
+
+def _layers(weights: Mapping[str, np.ndarray]):
+    # {"layer1.0.conv1": {"weight": ...}}, the full names, and those that occur twice.
+    layers: dict[str, Layer] = {}
+    names: dict[tuple[str, str], str] = {}
+    twice = []
+    for name, array in weights.items():
+        # DataParallel and torch.compile wrap any part; the others are a user's own.
+        short = re.sub(r"(?:^|(?<=\.))(?:module|_orig_mod)\.", "", name)
+        short = re.sub(r"^(?:(?:model|net|network|backbone)\.)+", "", short)
+        layer, _, leaf = short.rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        if (layer, leaf) in names:
+            twice.append(name)
+            continue
+        names[layer, leaf] = name
+        layers.setdefault(layer, {})[leaf] = np.asarray(array)
+    return layers, names, twice
+
+
+def _paths(layers: dict[str, Layer], table: Sequence[Rule]) -> dict[str, str]:
+    # Path of each layer that a rule knows.
+    matches: dict[str, tuple[Rule, str]] = {}
+    for layer in _in_order(layers):
+        for rule in table:
+            if match := re.fullmatch(rule.pattern, layer):
+                matches[layer] = rule, match[1] if match.re.groups else ""
+                break
+    blocks = _in_order({block for _, block in matches.values() if block})
+    count: dict[Any, int] = {}
+    paths = {}
+    for layer, (rule, block) in matches.items():
+        kind = _kind(layers[layer])
+        n = count.get((rule, block, kind), 0)
+        count[rule, block, kind] = n + 1
+        path = rule.path if isinstance(rule.path, str) else rule.path(n)
+        number = blocks.index(block) if block else 0
+        paths[layer] = path.format(kind=kind, n=n, block=number)
+    return paths
+
+
+def _kind(layer: Layer) -> str:
+    dimensions = layer["weight"].ndim if "weight" in layer else 1
+    return {4: "Conv", 2: "Dense"}.get(dimensions, "BatchNorm")
+
+
+def _separable(n: int) -> str:
+    # One flat Sequential: the stem, then depthwise and pointwise by turns.
+    return "{kind}_0" if n == 0 else f"Separable_{(n - 1) // 2}/{{kind}}_{(n - 1) % 2}"
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    # "features.2" before "features.10".
+    def key(name: str):
+        parts = re.split(r"(\d+)", name)
+        return [int(p) if i % 2 else p for i, p in enumerate(parts)]
+
+    return sorted(names, key=key)
+
+
+def _variable(path: str, leaf: str) -> str:
+    collection = "batch_stats" if leaf.startswith("running_") else "params"
+    ours = {
+        "weight": "scale" if "BatchNorm_" in path else "kernel",
+        "running_mean": "mean",
+        "running_var": "var",
+    }
+    return f"{collection}/{path}/{ours.get(leaf, leaf)}"
+
+
+# ------------------------------------------------------------------------ arrays
+
+
+def _move_biases(layers: dict[str, Layer], paths: dict[str, str], shapes) -> None:
+    # Where our convolution has none, into the mean of the BatchNorm that follows it.
+    at = {path: layers[layer] for layer, path in paths.items()}
+    for path, layer in at.items():
+        norm = at.get(path.replace("Conv_", "BatchNorm_"), {})
+        wanted = "Conv_" not in path or f"params/{path}/bias" in shapes
+        if not wanted and "bias" in layer and "running_mean" in norm:
+            mean = norm["running_mean"].astype(np.float32)
+            norm["running_mean"] = mean - layer.pop("bias").astype(np.float32)
+
+
+def _flattened(model: nn.Module) -> int | None:
+    # Channels of what is flattened before the first dense layer.
+    if isinstance(model, models.VGG):
+        return model.stages[-1][-1]
+    return model.convolutions[-1][0] if isinstance(model, models.Plain) else None
+
+
+def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarray:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array  # refused later: integers need a scale that is not known here
+    array = array.astype(np.float32)
+    if not path.endswith("/kernel"):
+        return array
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    first = path == "params/Dense_0/kernel" and array.ndim == 2
+    if first and channels and array.shape[1] % channels == 0:
+        array = array.reshape(len(array), channels, -1).transpose(0, 2, 1)
+        array = array.reshape(len(array), -1)
+    return array.T
+
+
+def _check(model, found, shapes, origin, leftover: list[str]) -> None:
+    missing = [path for path in shapes if path not in found]
+    differing = [
+        f"{origin[path]}: {path} would be {array.dtype} {array.shape}, "
+        f"but is float32 {shapes[path]}"
+        for path, array in found.items()
+        if array.shape != shapes[path] or array.dtype != np.float32
+    ]
+    parts = {
+        "weights without a place": textwrap.wrap(", ".join(leftover), 84),
+        "variables without a weight": textwrap.wrap(", ".join(missing), 84),
+        "weights of another shape or type": differing,
+    }
+    if not any(parts.values()):
+        return
+    lines = [f"these weights do not fit this {type(model).__name__}:"]
+    for title, listed in parts.items():
+        if listed:
+            lines += [f"  {title}:", *(f"    {line}" for line in listed)]
+    raise ValueError(
+        "\n".join(lines)
+        + "\nName the model they were trained as (experiments/models.py), and its "
+        "num_classes, input_shape and norm; or rename or drop arrays in the file"
+    )

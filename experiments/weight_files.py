@@ -1,0 +1,94 @@
+"""Files of weights from elsewhere: arrays by name, as safetensors or .npz.
+
+Pickles, which torch.save writes, are refused: reading one runs whatever code is in it.
+The message shows how to turn one into safetensors where PyTorch is installed.
+"""
+
+import zipfile
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  comes with JAX; with it NumPy knows bfloat16
+import numpy as np
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+SUFFIXES = (".safetensors", ".npz")
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of a .safetensors or .npz file by their names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a pickle, or no file of these two kinds.
+        ImportError: safetensors is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path} of weights; give a {' or '.join(SUFFIXES)} file"
+        )
+    if path.suffix in PICKLES or _is_pickle(path):
+        raise ValueError(_refusal(path))
+    if zipfile.is_zipfile(path):
+        return _read_npz(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path} is neither safetensors nor .npz; write the arrays, by their "
+            "PyTorch names, as one of these two"
+        )
+    return _read_safetensors(path)
+
+
+def _is_pickle(path: Path) -> bool:
+    # torch.save writes a zip that holds data.pkl; before PyTorch 1.6, bare pickles.
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(n.rpartition("/")[2] == "data.pkl" for n in archive.namelist())
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start[:1] == b"\x80" and b"\x02" <= start[1:] <= b"\x05"  # the protocol
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise ImportError(
+            '.safetensors files need safetensors: pip install "snnjax[experiments]"'
+        ) from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}); fetch it again"
+        ) from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read as arrays ({error}); write it by "
+            "np.savez(path, **{name: array, ...}), without objects"
+        ) from None
+
+
+def _refusal(path: Path) -> str:
+    target = path.with_suffix(".safetensors")
+    return f"""{path} is a pickle, and reading one runs whatever code is in it.
+Where PyTorch is installed, turn it into safetensors, which holds only arrays:
+
+    import torch
+    from safetensors.torch import save_file
+
+    found = torch.load({str(path)!r}, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model_state_dict", "model", "net"):
+        found = found.get(key, found)
+    tensors = {{n: w for n, w in found.items() if isinstance(w, torch.Tensor)}}
+    tensors = {{n: w.detach().clone().contiguous() for n, w in tensors.items()}}
+    save_file(tensors, {str(target)!r})
+
+and give {target} instead."""

@@ -1,0 +1,540 @@
+"""PyTorch weights: every name has its place, logits agree, no pickle is ever read."""
+
+import hashlib
+import json
+import pickle
+import re
+import textwrap
+import zipfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from experiments import convert, models
+from experiments.configs import Convert
+from experiments.data import load, normalize, normalized_as
+from experiments.source import load_source, source_function
+from experiments.torch_weights import to_flax
+from experiments.weight_files import read_weights
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# Small networks of every family, and the size of their images.
+FAMILIES = {
+    "option A": (
+        models.ResNet(5, blocks=(2, 1), channels=(4, 6), stem=((4, 1),)),
+        (8, 8, 3),
+    ),
+    "projection": (
+        models.ResNet(5, blocks=(1, 12), channels=(4, 6), projection=True),
+        (8, 8, 3),
+    ),
+    "no norm": (models.VGG(5, stages=((4, 5), (6,)), norm=False), (8, 8, 3)),
+    "vgg": (models.VGG(5, stages=((4,) * 7, (6,)), dense=(7, 8)), (8, 16, 1)),
+    "plain": (models.Plain(5, convolutions=((4, 2), (6, 1))), (4, 6, 1)),
+    "mobilenet": (models.MobileNet(5, width=1 / 32), (8, 8, 3)),
+    "mobilenet v2": (models.MobileNetV2(5, width=0.1), (32, 32, 3)),
+}
+
+
+def random_variables(model, shape):
+    """Variables with a different number everywhere."""
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    leaves, tree = jax.tree.flatten(dict(shapes))
+    rng = np.random.default_rng(0)
+    numbers = [rng.uniform(0.5, 1.5, x.shape).astype(np.float32) for x in leaves]
+    return {"batch_stats": {}, **jax.tree.unflatten(tree, numbers)}
+
+
+def torch_names(model):
+    """PyTorch's names of our layers, written out as the frameworks number them."""
+    names = {"Dense_0": "fc" if isinstance(model, models.ResNet) else "classifier"}
+    if isinstance(model, models.ResNet):
+        names |= {"Conv_0": "conv1", "BatchNorm_0": "bn1"}
+        index = 0
+        for stage, count in enumerate(model.blocks):
+            for block in range(count):
+                ours, theirs = f"Block_{index}", f"layer{stage + 1}.{block}"
+                for k in range(2):
+                    names[f"{ours}/Conv_{k}"] = f"{theirs}.conv{k + 1}"
+                    names[f"{ours}/BatchNorm_{k}"] = f"{theirs}.bn{k + 1}"
+                names[f"{ours}/Conv_2"] = f"{theirs}.downsample.0"
+                names[f"{ours}/BatchNorm_2"] = f"{theirs}.downsample.1"
+                index += 1
+    elif isinstance(model, models.MobileNetV2):
+        names |= {"Conv_0": "features.0.0", "BatchNorm_0": "features.0.1"}
+        names |= {"Conv_1": "features.18.0", "BatchNorm_1": "features.18.1"}
+        for index in range(17):
+            ours, theirs = f"Inverted_{index}", f"features.{index + 1}.conv"
+            wide = ["0.0", "1.0"] if index else ["0.0"]
+            for k, name in enumerate(wide):
+                names[f"{ours}/Conv_{k}"] = f"{theirs}.{name}"
+                names[f"{ours}/BatchNorm_{k}"] = f"{theirs}.{name[:-1]}1"
+            last = len(wide)
+            names[f"{ours}/Conv_{last}"] = f"{theirs}.{last}"
+            names[f"{ours}/BatchNorm_{last}"] = f"{theirs}.{last + 1}"
+        names["Dense_0"] = "classifier.1"
+    elif isinstance(model, models.MobileNet):
+        places = ["", *(f"Separable_{i // 2}/" for i in range(26))]
+        for number, place in enumerate(places):
+            k = (number - 1) % 2 if number else 0
+            names[f"{place}Conv_{k}"] = f"features.{3 * number}"
+            names[f"{place}BatchNorm_{k}"] = f"features.{3 * number + 1}"
+    else:
+        plain = isinstance(model, models.Plain)
+        stages = [[c] for c, _ in model.convolutions] if plain else model.stages
+        number = conv = 0
+        for stage in stages:
+            for _ in stage:
+                names[f"Conv_{conv}"] = f"features.{number}"
+                names[f"BatchNorm_{conv}"] = f"features.{number + 1}"
+                number += 3 if model.norm else 2  # convolution, norm, ReLU
+                conv += 1
+            number += not plain  # pooling
+        if not plain and model.dense:
+            dense = range(len(model.dense) + 1)
+            names |= {f"Dense_{k}": f"classifier.{3 * k}" for k in dense}
+    return names
+
+
+def to_torch(model, variables, shape):
+    """The inverse of `to_flax`, by the names of `torch_names`."""
+    names, weights = torch_names(model), {}
+    for path, array in flatten_dict(variables, sep="/").items():
+        _, _, path = path.partition("/")
+        layer, _, leaf = path.rpartition("/")
+        array = np.asarray(array)
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        elif layer == "Dense_0" and array.ndim == 2:
+            halvings = len(getattr(model, "stages", ()))
+            halvings += sum(s == 2 for _, s in getattr(model, "convolutions", ()))
+            size = [-(-side // 2**halvings) for side in shape[:2]]
+            size = size if halvings else [1, 1]  # the others average all pixels
+            by_pixel = array.reshape(*size, -1, array.shape[-1])
+            array = by_pixel.transpose(3, 2, 0, 1).reshape(array.shape[-1], -1)
+        elif array.ndim == 2:
+            array = array.T
+        kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
+        kind |= {"var": "running_var"}
+        weights[f"{names[layer]}.{kind.get(leaf, leaf)}"] = array
+    return weights
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def resnet():
+    model, shape = FAMILIES["projection"]
+    variables = random_variables(model, shape)
+    return model, shape, variables, to_torch(model, variables, shape)
+
+
+# ------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_has_one_place_and_every_variable_one_weight(family):
+    model, shape = FAMILIES[family]
+    variables = random_variables(model, shape)
+    weights = to_torch(model, variables, shape)
+    assert len(weights) == len(jax.tree.leaves(variables))
+    shuffled = dict(sorted(weights.items(), reverse=True))
+    assert_equal(to_flax(model, shuffled, shape), variables)
+
+
+@pytest.mark.parametrize(
+    "pattern, other",
+    [
+        ("^", "module."),
+        ("^", "module.model."),
+        ("^", "_orig_mod."),
+        ("^fc", "linear"),
+        ("^fc", "classifier"),
+        ("^fc", "classifier.1"),
+        ("downsample", "shortcut"),
+        ("downsample", "identity"),
+        (r"^layer(\d)", r"stage_\1"),
+        (r"^(layer\d.*)conv1", r"\1module.conv1"),
+    ],
+)
+def test_other_names_for_the_same_thing(resnet, pattern, other):
+    model, shape, variables, weights = resnet
+    renamed = {re.sub(pattern, other, name): w for name, w in weights.items()}
+    assert renamed.keys() != weights.keys()
+    assert_equal(to_flax(model, renamed, shape), variables)
+
+
+def test_a_dropout_in_a_sequential_changes_nothing():
+    model, shape = FAMILIES["vgg"]
+    variables = random_variables(model, shape)
+    weights = to_torch(model, variables, shape)
+
+    def shifted(match):
+        return f"{match[1]}.{2 * int(match[2]) + 3}"
+
+    renamed = {re.sub(r"(\w+)\.(\d+)", shifted, n): w for n, w in weights.items()}
+    assert_equal(to_flax(model, renamed, shape), variables)
+
+
+def test_a_stem_of_three_convolutions():
+    stem = ((4, 1), (5, 1), (6, 1))
+    model = models.ResNet(5, blocks=(1,), channels=(6,), stem=stem)
+    variables = random_variables(model, (8, 8, 3))
+    plain = models.ResNet(5, blocks=(1,), channels=(6,))
+    names = torch_names(plain) | {
+        **{f"Conv_{k}": f"conv1.{3 * k}" for k in range(3)},
+        **{"BatchNorm_0": "conv1.1", "BatchNorm_1": "conv1.4", "BatchNorm_2": "bn1"},
+    }
+    flat = flatten_dict(variables, sep="/")
+    kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
+    kinds |= {"var": "running_var"}
+    weights = {}
+    for path, array in flat.items():
+        layer, _, leaf = path.partition("/")[2].rpartition("/")
+        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
+        weights[f"{names[layer]}.{kinds.get(leaf, leaf)}"] = array.transpose(axes)
+    assert_equal(to_flax(model, weights, (8, 8, 3)), variables)
+
+
+def test_counters_of_batches_are_ignored(resnet):
+    model, shape, variables, weights = resnet
+    counters = {"bn1.num_batches_tracked": np.int64(3)}
+    assert_equal(to_flax(model, weights | counters, shape), variables)
+
+
+def test_one_error_lists_all_names(resnet):
+    model, shape, _, weights = resnet
+    wrong = dict(weights)
+    del wrong["layer1.0.bn1.bias"]
+    wrong["module.aux.weight"] = np.ones(3, np.float32)
+    wrong["module.conv1.weight"] = wrong["conv1.weight"]
+    wrong["fc.bias"] = np.ones(6, np.float32)
+    wrong["bn1.weight"] = np.ones(16, np.int8)
+    with pytest.raises(ValueError, match="do not fit this ResNet") as caught:
+        to_flax(model, wrong, shape)
+    message = str(caught.value)
+    for part in (
+        "params/Block_0/BatchNorm_0/bias",
+        "module.aux.weight",
+        "module.conv1.weight",
+        r"fc.bias: params/Dense_0/bias would be float32 (6,), but is float32 (5,)",
+        "bn1.weight: params/BatchNorm_0/scale would be int8",
+        "experiments/models.py",
+    ):
+        assert part in message
+    assert "layer2" not in message
+
+
+def test_a_network_that_is_too_deep_is_refused(resnet):
+    _, shape, _, weights = resnet
+    shallow = models.ResNet(5, blocks=(1, 11), channels=(4, 6), projection=True)
+    with pytest.raises(ValueError, match=r"layer2\.11\.conv1\.weight"):
+        to_flax(shallow, weights, shape)
+
+
+def test_a_family_without_a_table_is_refused():
+    dense = nn.Dense(2)
+    with pytest.raises(ValueError, match="known are ResNet, VGG"):
+        to_flax(dense, {"weight": np.ones((2, 3))}, (1, 1, 3))
+
+
+# ------------------------------------------------------------------------ arrays
+
+
+def test_the_first_dense_layer_reads_pixels_in_our_order():
+    model, shape = FAMILIES["plain"]
+    weights = to_torch(model, random_variables(model, shape), shape)
+    matrix = weights["classifier.weight"]
+    kernel = to_flax(model, weights, shape)["params"]["Dense_0"]["kernel"]
+    x = np.random.default_rng(1).normal(size=(2, 2, 3, 6))  # B, H, W, C
+    theirs = x.transpose(0, 3, 1, 2).reshape(2, -1) @ matrix.T
+    np.testing.assert_allclose(x.reshape(2, -1) @ kernel, theirs, rtol=1e-5)
+
+
+def test_a_bias_before_batchnorm_moves_into_its_mean(resnet):
+    model, shape, variables, weights = resnet
+    bias = np.linspace(-1, 1, 16, dtype=np.float32)
+    mean = weights["bn1.running_mean"]
+    biased = weights | {"conv1.bias": bias, "bn1.running_mean": mean + bias}
+    found = to_flax(model, biased, shape)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), found, variables)
+    assert_equal(biased["bn1.running_mean"], mean + bias)  # the input is left alone
+
+
+# ------------------------------------------------------------------------- files
+
+
+def test_npz(resnet, tmp_path):
+    model, shape, variables, weights = resnet
+    np.savez(tmp_path / "net.npz", **weights)
+    found = read_weights(tmp_path / "net.npz")
+    assert_equal(to_flax(model, found, shape), variables)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_safetensors(resnet, tmp_path, dtype):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    model, shape, variables, weights = resnet
+    rounded = {n: np.ascontiguousarray(w.astype(dtype)) for n, w in weights.items()}
+    save_file(rounded, tmp_path / "net.safetensors")
+    found = to_flax(model, read_weights(tmp_path / "net.safetensors"), shape)
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), variables)
+    assert_equal(found, expected)
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.pt", "net.bin", "net.safetensors"])
+@pytest.mark.parametrize("protocol", [2, 4, "zip"])
+def test_pickles_are_refused_and_not_read(tmp_path, name, protocol):
+    trace, file = tmp_path / "trace", tmp_path / name
+    if protocol == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("net/data.pkl", pickle.dumps(Bomb(trace)))
+    else:
+        file.write_bytes(pickle.dumps(Bomb(trace), protocol))
+    with pytest.raises(ValueError, match="weights_only=True") as caught:
+        load_source(file)
+    assert "save_file" in str(caught.value)
+    assert not trace.exists()
+
+
+def test_objects_in_an_npz_are_refused(tmp_path):
+    trace = tmp_path / "trace"
+    np.savez(tmp_path / "net.npz", weight=np.array([Bomb(trace)], object))
+    with pytest.raises(ValueError, match="without objects"):
+        read_weights(tmp_path / "net.npz")
+    assert not trace.exists()
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*net\.safetensors"):
+        load_source(tmp_path / "net.safetensors")
+    (tmp_path / "net.h5").write_bytes(b"\x89HDF")
+    with pytest.raises(ValueError, match="neither safetensors nor .npz"):
+        load_source(tmp_path / "net.h5")
+    pytest.importorskip("safetensors")
+    (tmp_path / "net.safetensors").write_text("version https://example.org\n")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_source(tmp_path / "net.safetensors")
+
+
+# ------------------------------------------------------------- sources, the command
+
+
+@pytest.fixture
+def digits_file(tmp_path):
+    """Weights for digits without a card, and what they are in our variables."""
+    model = models.build("events", 10)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    file = tmp_path / "digits.npz"
+    np.savez(file, **to_torch(model, variables, (8, 8, 1)))
+    return file, variables
+
+
+CARD = {"model": "events", "num_classes": 10, "input_shape": [8, 8, 1]}
+
+
+def write_card(file, **fields):
+    file.with_suffix(".json").write_text(json.dumps(CARD | fields))
+
+
+def test_a_source_from_a_file_and_its_card(digits_file):
+    file, variables = digits_file
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    write_card(file, sha256=digest, clip=2.0, test_accuracy=0.5)
+    source = load_source(file)
+    assert_equal(source.variables, variables)
+    assert source.card["test_accuracy"] == 0.5 and source.card["norm"] is True
+    assert float(source.model.activation(jnp.float32(3))) == 2.0
+
+
+def test_a_file_without_a_card_needs_the_name_of_its_model(digits_file):
+    file, variables = digits_file
+    with pytest.raises(ValueError, match=r"no card digits.json .* --model .*resnet20"):
+        load_source(file)
+    source = load_source(file, CARD)
+    assert_equal(source.variables, variables)
+    with pytest.raises(ValueError, match="unknown model 'resnet9'"):
+        load_source(file, CARD | {"model": "resnet9"})
+    with pytest.raises(ValueError, match="resnet20_clipped needs the maximum"):
+        load_source(file, CARD | {"model": "resnet20_clipped"})
+    with pytest.raises(ValueError, match=r"digits.npz as resnet32: .* do not fit"):
+        load_source(file, CARD | {"model": "resnet32"})
+
+
+def test_a_card_of_other_weights_is_refused(digits_file):
+    file, _ = digits_file
+    write_card(file, sha256="0" * 64)
+    with pytest.raises(ValueError, match="is not the file that its card describes"):
+        load_source(file)
+    write_card(file)
+    with pytest.raises(ValueError, match="events, not resnet20; leave out"):
+        load_source(file, CARD | {"model": "resnet20"})
+    write_card(file, input_shape=[8, 8])
+    with pytest.raises(ValueError, match="does not describe a source network"):
+        load_source(file)
+
+
+def test_normalization_of_a_card():
+    data = load("digits")
+    assert normalized_as(data, {}) == data
+    assert normalized_as(data, {"mean": [3.0], "std": [200.0]}).std == (200.0,)
+    with pytest.raises(ValueError, match="give both, with the 1 channels"):
+        normalized_as(data, {"mean": [3.0, 4.0], "std": [1.0, 1.0]})
+    with pytest.raises(ValueError, match="multiply its mean and std by 255"):
+        normalized_as(data, {"mean": [0.3], "std": [0.4]})
+
+
+def test_the_command_normalizes_as_the_card_says(digits_file, tmp_path):
+    file, _ = digits_file
+    write_card(file, mean=[200.0], std=[50.0])
+    data = load("digits")
+    config = Convert(
+        checkpoint=str(file),
+        steps=(4,),
+        recipes=("light",),
+        seeds=(0,),
+        calibration_images=32,
+        test_images=300,
+        out=str(tmp_path / "out"),
+    )
+    (result,) = convert.run(config, data=data)
+    source = load_source(file)
+    fn = jax.jit(source_function(source))
+
+    def accuracy(dataset):
+        images = normalize(dataset, dataset.test_images[:300])
+        logits = fn(source.variables, images)
+        return float((logits.argmax(-1) == dataset.test_labels[:300]).mean())
+
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    as_trained = accuracy(data._replace(mean=(200.0,), std=(50.0,)))
+    assert found["ann_accuracy"] == pytest.approx(as_trained)
+    assert accuracy(data) != pytest.approx(as_trained)
+    restored = Convert(restore=config.out, test_images=300)
+    assert convert.restore(restored, data=data) == result.final
+
+
+def test_the_command_says_what_it_needs(digits_file):
+    file, _ = digits_file
+    with pytest.raises(SystemExit, match="--model NAME, one of"):
+        convert.main(["--checkpoint", str(file)])
+    with pytest.raises(SystemExit, match="do not fit this ResNet"):
+        convert.main(["--checkpoint", str(file), "--model", "digits_resnet"])
+    with pytest.raises(SystemExit, match="unknown model 'none'"):
+        convert.main(["--model", "none", "--checkpoint", str(file)])
+
+
+# ----------------------------------------------------------- the same logits in torch
+
+
+def realistic(network, size):
+    """Statistics of BatchNorm near those of the data, so that signals survive."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        network.train()(torch.randn(4, 3, size, size))
+        for norm in norms:
+            norm.running_mean += 0.1 * torch.randn_like(norm.running_mean)
+            norm.running_var *= torch.rand_like(norm.running_var) + 0.5
+    return network.eval()
+
+
+def assert_same_logits(network, model, size):
+    torch = pytest.importorskip("torch")
+    network = realistic(network, size)
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    weights = {name: w.numpy() for name, w in network.state_dict().items()}
+    found = jax.jit(model.apply)(to_flax(model, weights, x.shape[1:]), x)
+    # Relative to what tells the images apart, or biases would hide an error.
+    scale = np.abs(expected[0] - expected[1]).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+
+
+SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_published_sources_give_the_same_logits(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from experiments.sources import train
+
+    assert set(SOURCES) == set(train.NETWORKS)
+    clip = train.CLIP if name == "resnet20_clipped" else None
+    model = models.build(name, 10, clip=clip)
+    assert_same_logits(train.NETWORKS[name](), model, 32)
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("resnet18", 32),
+        pytest.param("resnet34", 64, marks=pytest.mark.slow),
+        ("mobilenet_v2", 32),
+        pytest.param("vgg16", 224, marks=pytest.mark.slow),
+        pytest.param("vgg16_bn", 224, marks=pytest.mark.slow),
+    ],
+)
+def test_torchvision_gives_the_same_logits(name, size):
+    torchvision = pytest.importorskip("torchvision")
+    network = getattr(torchvision.models, name)(num_classes=5)
+    assert_same_logits(network, models.build(f"torchvision_{name}", 5), size)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_small_vgg_of_torchvision_gives_the_same_logits(norm):
+    torch = pytest.importorskip("torch")
+    vgg = pytest.importorskip("torchvision.models.vgg")
+    network = torch.nn.Sequential()
+    network.features = vgg.make_layers([4, "M", 8, 8, "M"], batch_norm=norm)
+    network.flatten = torch.nn.Flatten()
+    network.classifier = torch.nn.Sequential(
+        torch.nn.Linear(8 * 4 * 4, 6),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(6, 5),
+    )
+    stages = ((4,), (8, 8))
+    model = models.VGG(5, stages=stages, dense=(6,), pool=nn.max_pool, norm=norm)
+    assert_same_logits(network, model, 16)
+
+
+def test_the_recipe_in_the_error_turns_a_pickle_into_weights(resnet, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    model, shape, variables, weights = resnet
+    tensors = {n: torch.tensor(w) for n, w in weights.items()}
+    file = tmp_path / "net.pth"
+    torch.save({"epoch": 3, "state_dict": tensors}, file)
+    with pytest.raises(ValueError) as caught:
+        read_weights(file)
+    lines = [li for li in str(caught.value).splitlines() if li.startswith("    ")]
+    assert len(lines) <= 10
+    exec(textwrap.dedent("\n".join(lines)), {})
+    found = read_weights(tmp_path / "net.safetensors")
+    assert_equal(to_flax(model, found, shape), variables)
