@@ -98,7 +98,7 @@ def report(
         "all_sites": _sites(results, "Measures per site of all conversions.", True),
         "count": str(len(results)),
         "rasters": figures.rasters(best, graph, trains, short),
-        "command": escape(_command(facts["config"])),
+        "command": escape(command(facts["config"])),
         "config": _facts(facts["config"]),
         "versions": _facts({**facts["versions"], "device": facts["device"]}),
         "source": _facts(facts["source"]),
@@ -283,7 +283,7 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return [name.partition("/")[2] or name for name in names]
 
 
-def _command(config: dict) -> str:
+def command(config: dict) -> str:
     """The command line that gives this configuration."""
     default = vars(Convert())
     words = ["python", "-m", "experiments.convert"]
