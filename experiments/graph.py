@@ -167,19 +167,20 @@ def node_glyph(kind: str, x: float, y: float) -> str:
 def _lanes(edges: Sequence[Edge], rows: dict[str, int]) -> dict[str, int]:
     """Source of an edge that cannot run straight -> its lane beside the nodes.
 
-    Edges of one source share a lane; a lane is free again where its last edge ends.
+    Edges of one source share a lane; short ones are the inner ones, so that few cross.
     """
     ends: dict[str, int] = {}
     for edge in edges:
         if rows[edge.target] != rows[edge.source] + 1:
             ends[edge.source] = max(ends.get(edge.source, 0), rows[edge.target])
     lanes: dict[str, int] = {}
-    busy: list[int] = []  # lane -> the row where it is free again
-    for source in sorted(ends, key=rows.__getitem__):
-        free = [i for i, end in enumerate(busy) if end <= rows[source]]
-        lane = free[0] if free else len(busy)
-        busy[lane : lane + 1] = [ends[source]]
-        lanes[source] = lane
+    for source in sorted(ends, key=lambda name: (ends[name] - rows[name], rows[name])):
+        beside = {
+            lanes[other]
+            for other in lanes
+            if rows[other] < ends[source] and rows[source] < ends[other]
+        }
+        lanes[source] = min(set(range(len(lanes) + 1)) - beside)
     return lanes
 
 

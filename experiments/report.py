@@ -5,6 +5,7 @@ writes the file. The page's frame, style and script are in ``report.html``, its 
 come from ``svg.py``.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
@@ -68,13 +69,14 @@ def report(
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `winner`.
     """
-    best, ann = winner(results), facts["ann_accuracy"]
+    best, ann, source = winner(results), facts["ann_accuracy"], facts["source"]
     names = _shortened([node.name for node in graph.nodes])
     short = dict(zip((node.name for node in graph.nodes), names, strict=True))
     streaming, against_latency = figures.curves(results, ann)
     longest = max(result.steps for result in results)
     values = {
-        "title": escape(f"{facts['source']['model']} on {facts['config']['dataset']}"),
+        "title": escape(f"{source['model']} on {facts['config']['dataset']}"),
+        "heading": _breakable(f"{source['model']} on {facts['config']['dataset']}"),
         "eyebrow": _eyebrow(facts),
         "lead": _lead(best, facts),
         "numbers": _numbers(best, ann),
@@ -101,7 +103,7 @@ def report(
         "command": escape(command(facts["config"])),
         "config": _facts(facts["config"]),
         "versions": _facts({**facts["versions"], "device": facts["device"]}),
-        "source": _facts(facts["source"]),
+        "source": _facts(source),
         "version": escape(facts["versions"]["snnjax"]),
         "recipe": escape(best.recipe),
     }
@@ -120,6 +122,11 @@ SHOTS_NOTE = (
     "and belong to the first seed; energy counts operations alone, 4.6 pJ for a "
     "multiply-add and 0.9 pJ for an addition (45 nm)."
 )
+
+
+def _breakable(text: str) -> str:
+    """Escaped, and broken behind the words of a path first."""
+    return re.sub(r"([/_])", r"\1<wbr>", escape(text))
 
 
 def _eyebrow(facts: dict) -> str:
@@ -197,13 +204,13 @@ def _details(results: Sequence, ann: float) -> str:
             f"{_zero(100 * (ann - result.final), 2)}",
             f"{100 * result.firing_rate:.1f}",
             f"{result.synaptic_operations / count:.3f}",
-            f"{spiking / scale:.1f}",
+            f"{spiking / scale:.2f}",
             f"{100 * spiking / multiplying:.1f}",
             f"{result.seconds:.2f}",
         ]
         whole = [result.delay, result.steps, result.latency]
         rows.append([_th(result.recipe), *map(_td, [*map(str, whole), *numbers])])
-    energy = f"{joules[0][1] / scale:.1f}"
+    energy = f"{joules[0][1] / scale:.2f}"
     foot = [_th("ANN"), *map(_td, ["", "", "", f"{100 * ann:.2f}", "0.00", "", ""])]
     foot += map(_td, [energy, "100.0", ""])
     caption = "Cost of every conversion. Latency in steps, loss in points."

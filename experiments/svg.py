@@ -41,8 +41,9 @@ def curves(
     """
     left, top, right, bottom = 44, 30, WIDTH - 14, 300
     steps = sorted({x for one in series for x in one.x})
-    low = min((y for one in series for y in one.y), default=0.0)
-    ticks_y = _ticks(low, max(100.0, reference))
+    low = min(y for one in series for y in one.y)
+    high = max(y for one in series for y in one.y)
+    ticks_y = _ticks(low, max(high, reference))
     scale = math.log2 if log else float
     first, last = scale(steps[0]), scale(steps[-1])
     span = (last - first) or 1
@@ -90,7 +91,7 @@ def dots(
         label: what a screen reader says.
     """
     left, right = _label_width(rows), WIDTH - 16
-    top, pitch = 8, 30
+    top, pitch = 8, _pitch(rows)
     bottom = top + pitch * len(rows)
     known = [v for _, error, parts in rows for v in (error, *parts) if v == v]
     ticks = _ticks(0.0, max(known, default=1.0), 4)
@@ -123,7 +124,7 @@ def dots(
 def rates(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
     """One row per site: firing rate as a bar; silent and saturated as numbers, in %."""
     left, right = _label_width(rows), WIDTH - 16
-    top, pitch = 34, 30
+    top, pitch = 34, _pitch(rows)
     columns = (right - 86, right)  # where silent and saturated end
     widest = columns[0] - 122 - left  # of a bar, with room for the numbers
     highest = max(rate for _, rate, _, _ in rows) or 1.0
@@ -175,7 +176,7 @@ def raster(spikes: np.ndarray, first: int, last: int, label: str) -> str:
         dashes.append(f"M{number(x)} {number(y)}h{number(0.7 * step)}")
     way = "".join(dashes)
     drawn.append(tag("path", d=way or "M0 0", class_="spikes"))
-    every = max(1, math.ceil(last / 16))
+    every = _every(last, 16)
     for t in range(1, last + 1):
         if t == 1 or t % every == 0:
             across = left + (t - 0.5) * step
@@ -232,7 +233,7 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _thinned(steps: Sequence[float], log: bool) -> Sequence[float]:
     """At most some ten ticks; on a logarithmic axis none too close to the last."""
     if not log:
-        every = max(1, math.ceil(len(steps) / 12))
+        every = _every(len(steps), 10)
         return [x for x in steps if x % every == 0 or x == steps[0]]
     kept: list[float] = []
     for x in steps:
@@ -240,6 +241,16 @@ def _thinned(steps: Sequence[float], log: bool) -> Sequence[float]:
         if not kept or math.log2(x / kept[-1]) / span > 0.06:
             kept.append(x)
     return kept
+
+
+def _every(count: int, most: int) -> int:
+    """The power of two of which at most ``most`` multiples reach ``count``."""
+    return 2 ** max(0, math.ceil(math.log2(count / most)))
+
+
+def _pitch(rows: Sequence[tuple]) -> int:
+    """Height of a row: a long list is set closer."""
+    return 30 if len(rows) <= 20 else 22
 
 
 def _label_width(rows: Sequence[tuple]) -> float:

@@ -24,7 +24,7 @@ from snnjax.capture import capture
 
 NET = NETWORKS["zero padding"]
 FIELDS = ("error", *plot.PARTS)
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "wbr", "br", "hr", "img", "input"}
 
 
 def results_of(sites, seeds=2):
