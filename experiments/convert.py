@@ -372,6 +372,7 @@ def _facts(config: Convert, ann: float, test_images: int, card) -> dict:
         "source": card,
         "ann_accuracy": ann,
         "test_images": test_images,
+        "measured_images": min(SHOTS, test_images),
     }
 
 

@@ -127,6 +127,28 @@ def graph_legend(graph: Graph) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+def graph_facts(graph: Graph) -> str:
+    """What the graph amounts to, in one sentence."""
+    skips = sum(edge.skip for edge in graph.edges)
+    firing = [node for node in graph.nodes if node.neurons]
+    neurons = sum(node.neurons for node in firing)
+    return (
+        f"{len(firing)} firing sites with {neurons} neurons, "
+        f"{max(node.depth for node in graph.nodes)} layers deep, "
+        f"{skips} connection{'s' * (skips != 1)} that skip{'s' * (skips == 1)} a site."
+    )
+
+
+def shortened(graph: Graph) -> dict[str, str]:
+    """Node -> its name without the first part of the path, if all sites share it."""
+    names = [node.name for node in graph.nodes]
+    first = {name.partition("/")[:2] for name in names[1:-1]}
+    shared = len(first) == 1 and first.pop()[1] == "/"
+    return {name: name.partition("/")[2] if shared else name for name in names} | {
+        name: name for name in (names[0], names[-1])
+    }
+
+
 def called(result) -> str:
     """A conversion by recipe, delay and T."""
     return f"{plot.line_name(result)}, T = {result.steps}"

@@ -25,6 +25,8 @@ from snnjax import metrics
 from snnjax.capture import capture
 
 TEMPLATE = Path(__file__).with_name("report.html")
+ENERGY_UNITS = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"))
+COUNT_UNITS = ((1.0, ""), (1e3, " thousand"), (1e6, " million"), (1e9, " billion"))
 
 
 def write(
@@ -65,24 +67,24 @@ def report(
     Args:
         results: `convert.Result` of every recipe, delay and T.
         facts: "config", "versions", "device", "source" (its card), "ann_accuracy",
-            "test_images" and, if given, "date".
+            "test_images", "measured_images" and, if given, "date".
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `winner`.
     """
     best, ann, source = winner(results), facts["ann_accuracy"], facts["source"]
-    names = _shortened([node.name for node in graph.nodes])
-    short = dict(zip((node.name for node in graph.nodes), names, strict=True))
+    short = figures.shortened(graph)
+    title = f"{source['model']} on {facts['config']['dataset']}"
     streaming, against_latency = figures.curves(results, ann)
     longest = max(result.steps for result in results)
     values = {
-        "title": escape(f"{source['model']} on {facts['config']['dataset']}"),
-        "heading": _breakable(f"{source['model']} on {facts['config']['dataset']}"),
+        "title": escape(title),
+        "heading": _breakable(title),
         "eyebrow": _eyebrow(facts),
         "lead": _lead(best, facts),
         "numbers": _numbers(best, ann),
         "accuracies": _accuracies(results, ann),
         "details": _details(results, ann),
-        "shots": SHOTS_NOTE,
+        "measured": _measured(facts),
         "longest": str(longest),
         "legend": figures.legend(
             [plot.line_name(rows[0]) for rows in plot.lines(results)]
@@ -92,7 +94,7 @@ def report(
         "best": escape(figures.called(best)),
         "graph": draw(graph, short, figures.graph_label(graph)),
         "graph_legend": figures.graph_legend(graph),
-        "graph_facts": _graph_facts(graph),
+        "graph_facts": figures.graph_facts(graph),
         "parts_legend": figures.legend(plot.PARTS, with_line=False),
         "errors": figures.errors(best, short),
         "rates": figures.rates(best, short),
@@ -100,7 +102,7 @@ def report(
         "all_sites": _sites(results, "Measures per site of all conversions.", True),
         "count": str(len(results)),
         "rasters": figures.rasters(best, graph, trains, short),
-        "command": escape(command(facts["config"])),
+        "command": _words(command(facts["config"])),
         "config": _facts(facts["config"]),
         "versions": _facts({**facts["versions"], "device": facts["device"]}),
         "source": _facts(source),
@@ -116,12 +118,6 @@ def winner(results: Sequence):
 
 
 # ------------------------------------------------------------------ words and tables
-
-SHOTS_NOTE = (
-    "Rates, operations and errors are means over the first test images (at most 100) "
-    "and belong to the first seed; energy counts operations alone, 4.6 pJ for a "
-    "multiply-add and 0.9 pJ for an addition (45 nm)."
-)
 
 
 def _breakable(text: str) -> str:
@@ -152,7 +148,7 @@ def _numbers(best, ann: float) -> str:
     spiking, multiplying = map(float, snnjax.energy(best.measures))
     mean, _, spread = figures.percent(best).partition(" ")
     gained = 100 * (best.final - ann)
-    points = f"{spread + '; ' if spread else ''}{_zero(gained, 1, '+')} points"
+    points = f"{spread + '; ' if spread else ''}{_zero(gained, 1, '+')} points vs ANN"
     found = [
         ("ANN accuracy", f"{100 * ann:.1f} %", ""),
         ("SNN accuracy", f"{mean} %", points),
@@ -163,6 +159,16 @@ def _numbers(best, ann: float) -> str:
     return "".join(
         f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
         for name, value, note in found
+    )
+
+
+def _measured(facts: dict) -> str:
+    mac, addition = metrics.ENERGY_PER_MAC, metrics.ENERGY_PER_AC
+    return (
+        "Rates, operations and errors are means over the first "
+        f"{facts['measured_images']} test images and belong to the first seed. Energy "
+        f"counts operations alone, {1e12 * mac:.1f} pJ for a multiply-add and "
+        f"{1e12 * addition:.1f} pJ for an addition (45 nm), and no memory traffic."
     )
 
 
@@ -194,7 +200,7 @@ def _details(results: Sequence, ann: float) -> str:
     joules = [tuple(map(float, snnjax.energy(r.measures))) for r in results]
     scale, unit = _unit(max(max(pair) for pair in joules), ENERGY_UNITS)
     most = max(result.synaptic_operations for result in results)
-    count, thousands = _unit(most, COUNT_UNITS)
+    count, thousands = _unit(most / 10, COUNT_UNITS)
     head = ["recipe", "delay", "T", "latency", "accuracy %", "loss", "firing rate %"]
     head += [f"SynOps{thousands}", f"energy {unit}", "of ANN %", "calibration s"]
     rows = []
@@ -203,7 +209,7 @@ def _details(results: Sequence, ann: float) -> str:
             figures.percent(result, 2),
             f"{_zero(100 * (ann - result.final), 2)}",
             f"{100 * result.firing_rate:.1f}",
-            f"{result.synaptic_operations / count:.3f}",
+            f"{result.synaptic_operations / count:.1f}",
             f"{spiking / scale:.2f}",
             f"{100 * spiking / multiplying:.1f}",
             f"{result.seconds:.2f}",
@@ -262,32 +268,9 @@ def _zero(value: float, digits: int, sign: str = "-") -> str:
     return f"{rounded:{sign if rounded else '-'}.{digits}f}"
 
 
-ENERGY_UNITS = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"))
-COUNT_UNITS = ((1.0, ""), (1e3, " thousand"), (1e6, " million"), (1e9, " billion"))
-
-
 def _unit(largest: float, units) -> tuple[float, str]:
     """The largest unit in which the number is at least 1."""
     return [unit for unit in units if unit[0] <= largest or unit is units[0]][-1]
-
-
-def _graph_facts(graph: Graph) -> str:
-    skips = sum(edge.skip for edge in graph.edges)
-    firing = [node for node in graph.nodes if node.neurons]
-    neurons = sum(node.neurons for node in firing)
-    return (
-        f"{len(firing)} firing sites with {neurons} neurons, "
-        f"{max(node.depth for node in graph.nodes)} layers deep, "
-        f"{skips} connection{'s' * (skips != 1)} that skip{'s' * (skips == 1)} a site."
-    )
-
-
-def _shortened(names: Sequence[str]) -> list[str]:
-    """Without the first part of the path, where all sites share it."""
-    sites = {name.partition("/")[0] for name in names[1:-1]}
-    if len(sites) > 1 or any("/" not in name for name in names[1:-1]):
-        return list(names)
-    return [name.partition("/")[2] or name for name in names]
 
 
 def command(config: dict) -> str:
@@ -300,6 +283,11 @@ def command(config: dict) -> str:
         many = isinstance(value, tuple | list)
         words += [f"--{name}", *map(str, value if many else [value])]
     return shlex.join(words)
+
+
+def _words(line: str) -> str:
+    """Escaped, and broken between words only."""
+    return " ".join(f"<span>{escape(word)}</span>" for word in line.split(" "))
 
 
 def _facts(facts: dict) -> str:

@@ -62,6 +62,7 @@ def page_of(net, *, seeds=2, dataset="<b>", model="a & b", change=lambda results
         "source": {"model": model, "dataset": dataset, "mean": [0.5], "clip": None},
         "ann_accuracy": 0.987,
         "test_images": 123,
+        "measured_images": 100,
     }
     trains = {
         s.name: np.random.default_rng(1).random((best.steps, *s.shape)) < 0.3
