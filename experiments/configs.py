@@ -317,6 +317,8 @@ class Convert:
     test_images: int | None = None
     # Folder for metrics.json, the figures and the spiking network.
     out: str = "runs/convert"
+    # File for a report of it all, one HTML page that needs no network.
+    report: str | None = None
     # Evaluate this spiking network (the --out folder of a conversion) and stop.
     restore: str | None = None
 

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 import snnjax
-from experiments import plot
+from experiments import plot, report
 from experiments.checkpoint import canonical, load_snn, save_snn
 from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
 from experiments.data import (
@@ -75,7 +75,8 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     _check_recipes(config.recipes)
     start = time.perf_counter()
-    out = _writable(config.out)
+    out = _writable(config.out, f"--out {config.out}")
+    page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     _check_images(config, data)
     source = _source(config, data)
@@ -110,7 +111,10 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     result, snn = max(zip(results, kept, strict=True), key=lambda pair: pair[0].final)
     card = {**source.card, "recipe": result.recipe, "accuracy": result.final}
     path = save_snn(out, snn, card)
-    _write(out, config, results, ann, source.card)
+    found = _facts(config, ann, len(labels), source.card)
+    _write(out, found, results)
+    if page is not None:
+        report.write(page, results, found, fn, source.variables, snn, images[:1])
     plot.accuracy(results, ann, out / "accuracy.png")
     plot.layers(results, out / "layers.png")
     plot.raster(fn, snn, sites, images[:1], out / "raster.png")
@@ -118,7 +122,8 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
         f"delay {result.delay}) in {path.name}; --restore {config.out} evaluates it.\n"
-        f"{time.perf_counter() - start:.0f} s in all, with compilation and figures"
+        + (f"The report is {page}.\n" if page else "")
+        + f"{time.perf_counter() - start:.0f} s in all, with compilation and figures"
     )
     return results
 
@@ -245,7 +250,7 @@ def _ann_accuracy(fn, source: Source, images, labels) -> float:
     return float((jnp.concatenate(logits).argmax(-1) == labels).mean())
 
 
-def _writable(folder: str) -> Path:
+def _writable(folder: str | Path, given: str) -> Path:
     """The folder, made if need be; before the work, not after it."""
     out = Path(folder).expanduser().resolve()  # orbax needs absolute paths
     try:
@@ -254,10 +259,24 @@ def _writable(folder: str) -> Path:
             pass
     except OSError as error:
         raise ValueError(
-            f"--out {folder} cannot be written to ({error.strerror}); give another "
-            "folder, e.g. --out runs/convert"
+            f"{given} cannot be written to ({error.strerror}); give another place, "
+            "e.g. --out runs/convert --report runs/convert.html"
         ) from None
     return out
+
+
+def _report_file(name: str | None) -> Path | None:
+    """Where the report goes; before the work too."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise ValueError(
+            f"--report {name} is a folder; give a file, e.g. --report "
+            f"{Path(name) / 'report.html'}"
+        )
+    _writable(path.parent, f"--report {name}")
+    return path
 
 
 def _check_images(config: Convert, data: Dataset) -> None:
@@ -364,9 +383,10 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(out: Path, config: Convert, results, ann: float, card) -> None:
+def _facts(config: Convert, ann: float, test_images: int, card) -> dict:
+    """What all results have in common."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
-    found = {
+    return {
         "config": dataclasses.asdict(config),
         "versions": {
             "snnjax": snnjax.__version__,
@@ -375,10 +395,15 @@ def _write(out: Path, config: Convert, results, ann: float, card) -> None:
         "device": str(jax.devices()[0]),
         "source": card,
         "ann_accuracy": ann,
-        "results": [_plain(result._asdict()) for result in results],
+        "test_images": test_images,
+        "measured_images": min(SHOTS, test_images),
     }
+
+
+def _write(out: Path, found: dict, results) -> None:
+    found = {**found, "results": [_plain(result._asdict()) for result in results]}
     (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "results.md").write_text(markdown(results, ann))
+    (out / "results.md").write_text(markdown(results, found["ann_accuracy"]))
 
 
 def _plain(value):

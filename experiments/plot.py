@@ -23,8 +23,8 @@ def accuracy(results: Sequence, ann: float, path: Path) -> None:
         1, 2, figsize=(11, 4.2), sharey=True, layout="constrained"
     )
     longest = max(result.steps for result in results)
-    for color, rows in zip(_colors(results), _lines(results), strict=True):
-        name = _name(rows[0])
+    for color, rows in zip(_colors(results), lines(results), strict=True):
+        name = line_name(rows[0])
         last = next((row for row in rows if row.steps == longest), rows[-1])
         curve = 100 * np.mean(last.accuracies, axis=0)
         left.plot(range(1, last.steps + 1), curve, color=color, label=name)
@@ -57,7 +57,7 @@ def layers(results: Sequence, path: Path) -> None:
     for color, result in zip(_colors(shown), shown, strict=True):
         sites = result.measures.sites
         error = [float(sites[n].error / sites[n].activation) for n in names]
-        top.plot(error, "o-", color=color, label=_name(result), markersize=4)
+        top.plot(error, "o-", color=color, label=line_name(result), markersize=4)
     top.set(title=f"conversion error per site, T = {longest}")
     top.set_ylabel("RMS error / RMS activation")
     top.set_ylim(bottom=0)
@@ -69,7 +69,7 @@ def layers(results: Sequence, path: Path) -> None:
         share = [float(getattr(sites[n], part) / sites[n].activation) for n in names]
         places = np.arange(len(names)) + (i - 1.5) * width
         bottom.bar(places, share, width, label=part)
-    title = f"its parts, {_name(streaming)}, delay 0 (RMS each: they do not add up)"
+    title = f"its parts, {line_name(streaming)}, delay 0 (RMS each: they do not add up)"
     bottom.set(title=title)
     bottom.set_ylabel("RMS / RMS activation")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
@@ -156,7 +156,7 @@ def surrogates(x, shapes: dict, temperatures: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def _lines(results: Sequence) -> list[list]:
+def lines(results: Sequence) -> list[list]:
     """Results that differ in T only, together."""
     groups: dict[tuple, list] = {}
     for result in results:
@@ -164,7 +164,7 @@ def _lines(results: Sequence) -> list[list]:
     return list(groups.values())
 
 
-def _name(result) -> str:
+def line_name(result) -> str:
     delay = waits(result)
     return result.recipe if delay == "0" else f"{result.recipe}, delay {delay}"
 
@@ -177,7 +177,7 @@ def waits(result) -> str:
 
 
 def _colors(results: Sequence):
-    return plt.get_cmap("tab10")(np.arange(len(_lines(results))) % 10)
+    return plt.get_cmap("tab10")(np.arange(len(lines(results))) % 10)
 
 
 def _shades(count: int):

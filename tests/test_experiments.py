@@ -41,6 +41,7 @@ def converted(tmp_path_factory):
         calibration_images=128,
         test_images=200,
         out=str(folder / "out"),
+        report=str(folder / "pages" / "report.html"),
     )
     return config, convert.run(config, data=data), data
 
@@ -69,6 +70,16 @@ def test_all_files_are_written(converted):
     assert "| `best` | T |" in (out / "results.md").read_text()
     for name in ("accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_a_page_about_this_conversion(converted):
+    config, results, _ = converted
+    page = Path(config.report).read_text()
+    winner = max(results, key=lambda r: r.final)
+    assert f"<b>{100 * winner.final:.1f}" in page
+    assert page.count("edge skip") == 3 and "ResNet/Block_2/relu_1" in page
+    rate = winner.measures.sites["ResNet/relu"].firing_rate
+    assert f"<td>{100 * rate:.1f}</td>" in page
 
 
 def test_the_checkpoint_restores_without_the_ann(converted):
@@ -102,6 +113,7 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
         (["--delays", "9", "--steps", "4"], "exceeds steps 4"),
         (["--preset", "nothing"], "invalid choice"),
         (["--calibration_images", "0"], "must be > 0"),
+        (["--restore", "x", "--report", "y.html"], "takes no --report"),
     ],
 )
 def test_a_wrong_option_ends_with_one_message(arguments, message, capsys):
@@ -117,6 +129,7 @@ def test_a_wrong_option_ends_with_one_message(arguments, message, capsys):
         (["--recipes", "none"], "no recipe 'none'; allowed: max_activation"),
         (["--dataset", "/nowhere"], "nowhere"),
         (["--restore", "/nowhere"], "no folder /nowhere"),
+        (["--report", "/"], "--report / is a folder; give a file"),
     ],
 )
 def test_a_wrong_run_ends_with_one_message(arguments, message):
