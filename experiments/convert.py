@@ -174,7 +174,9 @@ def _compile(job: Job, steps: int, delay: int) -> None:
     neurons = {site.name: neuron for site in job.sites if site.fires}
     snn = snnjax.SNN(job.params, neurons, None, steps, delay)
     snn = canonical(snn, job.data.num_classes, job.sites)
-    _evaluate(job.simulate, snn, job.images, job.labels)
+    tail = len(job.labels) % BATCH
+    for size in {min(BATCH, len(job.labels)), tail} - {0}:
+        _evaluate(job.simulate, snn, job.images[:size], job.labels[:size])
     _measure(job, snn)
 
 
