@@ -44,6 +44,7 @@ from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
 from snnjax.simulate import SNN, init, latency, spiking
+from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (
     arctan,
     dspike,
@@ -88,6 +89,7 @@ __all__ = [
     "Recipe",
     "Site",
     "Sites",
+    "Stored",
     "View",
     "accuracy",
     "advanced",
@@ -115,6 +117,7 @@ __all__ = [
     "least_squares_threshold",
     "lif",
     "light",
+    "load",
     "max_activation",
     "max_threshold",
     "mean_cross_entropy",
@@ -126,6 +129,7 @@ __all__ = [
     "rectangle",
     "relaxed_dspike",
     "relaxed_gradient",
+    "save",
     "shift_bias",
     "sigmoid",
     "sites",
