@@ -42,6 +42,7 @@ from snnjax.capture import sites, with_activation
 from snnjax.convert import convert
 from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
+from snnjax.neurobench import neurobench
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
 from snnjax.simulate import SNN, init, latency, spiking
 from snnjax.storage import Stored, load, save
@@ -123,6 +124,7 @@ __all__ = [
     "mean_cross_entropy",
     "measure",
     "membrane_readout",
+    "neurobench",
     "percentile",
     "percentile_threshold",
     "random_differences",
