@@ -40,6 +40,7 @@ from snnjax.calibrate import (
 )
 from snnjax.capture import sites, with_activation
 from snnjax.convert import convert
+from snnjax.costs import Energies, Energy, energies
 from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
 from snnjax.neurobench import neurobench
@@ -83,6 +84,8 @@ __all__ = [
     "Choice",
     "ConversionError",
     "Directions",
+    "Energies",
+    "Energy",
     "Fit",
     "Neuron",
     "NeuronParams",
@@ -106,6 +109,7 @@ __all__ = [
     "correct_bias",
     "correct_potential",
     "dspike",
+    "energies",
     "energy",
     "exponential",
     "finite_differences",
