@@ -22,38 +22,25 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from snnjax import program
 from snnjax.neurons import NeuronParams
 from snnjax.simulate import SNN
-from snnjax.structure import describe, fill, leaves, rebuild
+from snnjax.structure import (
+    DTYPES,
+    PROGRAM,
+    describe,
+    fill,
+    leaves,
+    read_leaf,
+    rebuild,
+    store_leaf,
+)
 
 FORMAT = 1  # of the files that this version writes; it reads all up to this one
 SUFFIX = ".safetensors"
 _PARTS = ("params", "neurons", "readout")  # in the order of the SNN's leaves
-_PROGRAM = "program"
-
-# Names of types: safetensors -> NumPy.
-_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "U16": "uint16",
-    "U32": "uint32",
-    "U64": "uint64",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-}
 
 
 class Stored(NamedTuple):
@@ -136,7 +123,7 @@ def save(
         raise ValueError(f"found a {type(snn).__name__} where an SNN is needed")
     arrays: dict[str, np.ndarray] = {}
     structure = {
-        part: describe(getattr(snn, part), functools.partial(_leaf, arrays, part))
+        part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
         for part in _PARTS
     }
     card = {
@@ -156,7 +143,7 @@ def save(
         delay = (snn.delay or 0) if delay is None else delay
         exported = program.export(fn, snn, x, steps=steps, delay=delay, inputs=inputs)
         card["program"], code = exported
-        arrays[_PROGRAM] = np.frombuffer(code, np.uint8)
+        arrays[PROGRAM] = np.frombuffer(code, np.uint8)
     card["sha256"] = _digest(card, structure, arrays)
     texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
     _write(path, library.numpy.save(arrays, texts))
@@ -192,7 +179,7 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     data = path.read_bytes()
     arrays, texts = _read(library, data, path)
     card, structure = _checked(arrays, texts, path)
-    read = functools.partial(_array, arrays)
+    read = functools.partial(read_leaf, arrays)
     params = _params(structure["params"], read, like, card["program"], path)
     neurons = rebuild(structure["neurons"], read)
     snn = SNN(
@@ -205,59 +192,12 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
         return Stored(snn, card, None)
     given = [read(leaf) for part in _PARTS for _, leaf in leaves(structure[part])]
     given = [leaf for leaf in given if leaf is not None]
-    code = arrays[_PROGRAM].tobytes()
+    code = arrays[PROGRAM].tobytes()
     made = card["versions"]["jax"]
     return Stored(snn, card, program.runner(code, card["program"], given, made))
 
 
-# --------------------------------------------------------------------- leaves
-
-
-def _leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> dict:
-    """Note an array under its path, and say what else there is to know of it."""
-    name = f"{part}/{path}" if path else part
-    found: dict[str, Any] = {}
-    if isinstance(value, jax.Array) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    ):
-        found["key"] = str(jax.random.key_impl(value))
-        value = jax.random.key_data(value)
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        raise ValueError(
-            f"{name} is a {type(value).__name__}; allowed: arrays and Python numbers. "
-            "What is no number belongs to the function, not to params, e.g. by "
-            "eqx.partition(model, eqx.is_array)"
-        )
-    if getattr(value, "weak_type", False):
-        found["weak"] = True
-    array = np.asarray(value, order="C")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype.name not in _DTYPES.values():
-        raise ValueError(
-            f"{name} has dtype {array.dtype}; allowed: {', '.join(_DTYPES.values())}"
-        )
-    while name in arrays or name == _PROGRAM:
-        name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have one path
-    arrays[name] = array
-    return {"array": name, **found}
-
-
-def _array(arrays: dict[str, np.ndarray], found: dict):
-    """The leaf as it was saved; None for a Python number."""
-    if "array" not in found:
-        return None
-    array = arrays[found["array"]]
-    if "key" in found:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=found["key"])
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        return array  # 64 bits, where JAX has them switched off
-    if "weak" in found:
-        zero = array.dtype.type(0).item()
-        weak = jnp.full(array.shape, zero)  # of a Python number: weakly typed
-        if weak.dtype == array.dtype:
-            return weak.at[...].set(array)
-    return jnp.asarray(array)
+# ---------------------------------------------------------------------- parts
 
 
 def _params(described, read, like, has_program, path: Path):
@@ -295,7 +235,7 @@ def _read(library, data: bytes, path: Path):
         length = int.from_bytes(data[:8], "little")
         texts = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         arrays = {
-            name: np.frombuffer(entry["data"], np.dtype(_DTYPES[entry["dtype"]]))
+            name: np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
             for name, entry in entries
         }
         shapes = {name: entry["shape"] for name, entry in entries}

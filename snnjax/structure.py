@@ -13,8 +13,32 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Described = Any  # what JSON holds
+
+PROGRAM = "program"  # an array's name that is not for leaves
+
+# Types of arrays that a file can hold: safetensors' name -> NumPy's.
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+}
 
 
 def describe(tree: chex.ArrayTree, leaf: Callable[[str, Any], dict]) -> Described:
@@ -117,6 +141,53 @@ def leaves(described: Described, path: str = "") -> Iterator[tuple[str, dict]]:
                 yield from leaves(item, _join(path, i))
         case _:
             yield path, described
+
+
+def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> dict:
+    """Note an array under its path, and say what else there is to know of it."""
+    name = f"{part}/{path}" if path else part
+    found: dict[str, Any] = {}
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        found["key"] = str(jax.random.key_impl(value))
+        value = jax.random.key_data(value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; allowed: arrays and Python numbers. "
+            "What is no number belongs to the function, not to params, e.g. by "
+            "eqx.partition(model, eqx.is_array)"
+        )
+    if getattr(value, "weak_type", False):
+        found["weak"] = True
+    array = np.asarray(value, order="C")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.name not in DTYPES.values():
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; allowed: {', '.join(DTYPES.values())}"
+        )
+    while name in arrays or name == PROGRAM:
+        name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have one path
+    arrays[name] = array
+    return {"array": name, **found}
+
+
+def read_leaf(arrays: dict[str, np.ndarray], found: dict):
+    """The leaf as it was saved; None for a Python number."""
+    if "array" not in found:
+        return None
+    array = arrays[found["array"]]
+    if "key" in found:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=found["key"])
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return array  # 64 bits, where JAX has them switched off
+    if "weak" in found:
+        zero = array.dtype.type(0).item()
+        weak = jnp.full(array.shape, zero)  # of a Python number: weakly typed
+        if weak.dtype == array.dtype:
+            return weak.at[...].set(array)
+    return jnp.asarray(array)
 
 
 def _describe(tree, leaf, path: str) -> Described:
