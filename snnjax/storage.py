@@ -5,9 +5,10 @@
 One file, because a pair of card and weights can be half of one run and half of
 another; this one is replaced as a whole, and its card holds the sha256 of everything
 else. The card is text at its head: ``head -c 2000 name.safetensors`` shows it, and so
-do the viewers of the format. Nothing in it is ever unpickled: the arrays are bytes, and
-the program is StableHLO as `jax.export` writes it (flatbuffers), which computes arrays
-from arrays and can do nothing else.
+do the viewers of the format. Nothing in it is ever unpickled: the arrays are bytes,
+and the program is StableHLO as `jax.export` writes it (flatbuffers), no Python. XLA
+compiles it all the same when ``run`` is called: run the programs of those you trust.
+The sha256 finds damage; it does not say who wrote the file.
 Format: https://github.com/huggingface/safetensors
 """
 
@@ -155,11 +156,11 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 
     Args:
         path: the file.
-        like: params of the same network, e.g. of a fresh one (only structure and
-            shapes are read), to put the weights into. Without it a NamedTuple comes
-            back as a dict of its fields; nodes that only their own code can make
-            (nnx.State, equinox modules) need it, unless the file has a program,
-            when they come back as dicts too.
+        like: params of the same network, e.g. of a fresh one, or an SNN of it, to put
+            the numbers into (only its structure and shapes are read). Without it a
+            NamedTuple comes back as a dict of its fields; nodes that only their own
+            code can make (nnx.State, equinox modules) need it, unless the file has
+            a program, when they come back as dicts too.
 
     Returns:
         `Stored`: snn, card, run.
@@ -180,14 +181,17 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     arrays, texts = _read(library, data, path)
     card, structure = _checked(arrays, texts, path)
     read = functools.partial(read_leaf, arrays)
-    params = _params(structure["params"], read, like, card["program"], path)
-    neurons = rebuild(structure["neurons"], read)
-    snn = SNN(
-        params,
-        {name: NeuronParams(**fields) for name, fields in neurons.items()},
-        rebuild(structure["readout"], read),
-        **{name: card[name] for name in ("steps", "delay", "reset")},
+    likes = (like.params, like.readout) if isinstance(like, SNN) else (like, None)
+    params, readout = (
+        _part(name, structure[name], read, this, card["program"], path)
+        for name, this in zip(("params", "readout"), likes, strict=True)
     )
+    neurons = {
+        name: NeuronParams(**fields)
+        for name, fields in rebuild(structure["neurons"], read).items()
+    }
+    fitted = {name: card[name] for name in ("steps", "delay", "reset")}
+    snn = SNN(params, neurons, readout, **fitted)
     if card["program"] is None:
         return Stored(snn, card, None)
     given = [read(leaf) for part in _PARTS for _, leaf in leaves(structure[part])]
@@ -200,15 +204,16 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 # ---------------------------------------------------------------------- parts
 
 
-def _params(described, read, like, has_program, path: Path):
+def _part(name: str, described, read, like, program, path: Path):
+    """Params or readout, in the structure of ``like`` if there is one."""
     try:
         if like is not None:
             return fill(like, described, read)
-        return rebuild(described, read, nodes=has_program is not None)
+        return rebuild(described, read, nodes=program is not None)
     except ValueError as error:
         raise ValueError(
-            f"cannot restore the params of {path}: {error}. Pass like=, the params of "
-            "the same network as it is made anew"
+            f"cannot restore the {name} of {path}: {error}. Pass like=, the params of "
+            "the same network as it is made anew, or its SNN"
         ) from None
 
 
