@@ -1,23 +1,21 @@
-"""A spiking network on disk: orbax folder `snn` and card `snn.json`.
+"""A spiking network on disk: one file `snn.safetensors` of `snnjax.save`.
 
-The card names the network, the data, steps, delay and recipe, so that the SNN is
-restored and evaluated without the source network that it was converted from.
+The extras of its card name the network and the data, so that the SNN is restored and
+evaluated without the source network that it was converted from.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
+import snnjax
 from experiments.models import build
-from experiments.source import read_arrays
 from snnjax import SNN, Sites
-from snnjax.neurons import NeuronParams
+
+FILE = "snn.safetensors"
 
 
 class Restored(NamedTuple):
@@ -28,67 +26,52 @@ class Restored(NamedTuple):
     card: dict[str, Any]
 
 
-def save_snn(out: Path, snn: SNN, card: dict[str, Any]) -> Path:
-    """Write the folder `snn` and its card `snn.json` into the folder `out`.
+def save_snn(out: Path, snn: SNN, card: dict[str, Any], **known: Any) -> Path:
+    """Write `snn.safetensors` into the folder `out`.
 
     Args:
-        out: absolute path.
+        out: the folder.
         snn: from `snnjax.convert`.
         card: of the source network, and what else is to be kept.
+        known: recipe, accuracy and calibration, as `snnjax.save` takes them.
     """
-    arrays = {
-        "params": snn.params,
-        "neurons": {name: _present(n) for name, n in _flat(snn.neurons).items()},
-        "readout": {} if snn.readout is None else {"correction": snn.readout},
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(out / "snn", arrays, force=True)
-    fitted = {"steps": snn.steps, "delay": snn.delay, "reset": snn.reset}
-    (out / "snn.json").write_text(json.dumps({**card, **fitted}, indent=2) + "\n")
-    return out / "snn"
+    return snnjax.save(out / FILE, snn, extras=card, **known)
 
 
 def load_snn(path: str | Path) -> Restored:
     """Read a spiking network.
 
     Args:
-        path: the folder `out` of a conversion, or the folder `snn` in it.
+        path: the folder `out` of a conversion, or the file in it.
+
+    Returns:
+        Its card is that of `snnjax.load`, with the extras beside the rest.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no spiking network.
     """
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
+    file = Path(path).expanduser().resolve()
+    if not file.exists():
         raise FileNotFoundError(
             f"no folder {path} of a spiking network; make one by "
             "python -m experiments.convert"
         )
-    if (folder / "snn").is_dir():
-        folder = folder / "snn"
-    card_file = folder.with_name(f"{folder.name}.json")
-    if not (folder / "_METADATA").is_file() or not card_file.is_file():
+    if file.is_dir():
+        file = file / FILE
+    if not file.is_file():
         raise ValueError(
-            f"{path} is no spiking network: that is a folder `snn` beside a card "
-            "`snn.json`, as experiments.convert writes them; give its --out folder"
+            f"{path} is no spiking network: that is a file {FILE}, as "
+            "experiments.convert writes it; give its --out folder"
         )
+    snn, found, _ = snnjax.load(file)
+    card = {**found["extras"], **found}
     try:
-        card = json.loads(card_file.read_text())
         model = build(
             card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
         )
-        fitted = {name: card[name] for name in ("steps", "delay", "reset")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"card {card_file} describes no SNN: {error!r}") from None
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder).item_metadata.tree
-        arrays = read_arrays(checkpointer, folder, found)
-    neurons = {
-        name.replace("|", "/"): NeuronParams(**fields)
-        for name, fields in arrays["neurons"].items()
-    }
-    readout = arrays["readout"].get("correction")
-    snn = SNN(arrays["params"], neurons, readout, **fitted)
+        raise ValueError(f"the card of {file} names no network: {error!r}") from None
     return Restored(model, snn, card)
 
 
@@ -110,12 +93,3 @@ def canonical(snn: SNN, classes: int, sites: Sites) -> SNN:
             )
     readout = jnp.zeros(classes) if snn.readout is None else snn.readout
     return dataclasses.replace(snn, neurons=neurons, readout=readout)
-
-
-def _flat(neurons: dict[str, NeuronParams]) -> dict[str, NeuronParams]:
-    # Orbax takes "/" in a key for a folder.
-    return {name.replace("/", "|"): neuron for name, neuron in neurons.items()}
-
-
-def _present(neuron: NeuronParams) -> dict[str, jax.Array]:
-    return {k: v for k, v in neuron._asdict().items() if v is not None}

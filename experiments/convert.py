@@ -110,8 +110,14 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
             results.append(result)
             kept.append(snn)
     result, snn = max(zip(results, kept, strict=True), key=lambda pair: pair[0].final)
-    card = {**source.card, "recipe": result.recipe, "accuracy": result.final}
-    path = save_snn(out, snn, card)
+    path = save_snn(
+        out,
+        snn,
+        source.card,
+        recipe=result.recipe,
+        accuracy=result.final,
+        calibration=_calibration_images(config, data, config.seeds[0]),
+    )
     found = _facts(config, ann, len(labels), source.card)
     _write(out, found, results)
     if page is not None:

@@ -320,14 +320,13 @@ def _save(job: Job, snn: SNN, accuracy: float, folder: Path) -> None:
         "input_shape": list(data.train_images.shape[1:]),
         "mean": list(data.mean),
         "std": list(data.std),
-        "recipe": f"direct training, {config.surrogate}, {config.learn}",
-        "accuracy": accuracy,
         "training": dataclasses.asdict(config),
-        "versions": {p: version(p) for p in ("jax", "flax", "optax")},
+        "packages": {p: version(p) for p in ("flax", "optax")},
     }
+    recipe = f"direct training, {config.surrogate}, {config.learn}"
     fitted = dataclasses.replace(snn, steps=config.steps, delay=0)
     folder.mkdir(parents=True, exist_ok=True)
-    save_snn(folder, fitted, card)
+    save_snn(folder, fitted, card, recipe=recipe, accuracy=accuracy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -337,7 +336,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(config)
     except (MissingDataError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    print(f"{config.out}: metrics.jsonl, curves.png, the SNN in snn, the best in best")
+    print(
+        f"{config.out}: metrics.jsonl, curves.png, the SNN in snn.safetensors, "
+        "the best in best"
+    )
 
 
 if __name__ == "__main__":

@@ -40,10 +40,13 @@ from snnjax.calibrate import (
 )
 from snnjax.capture import sites, with_activation
 from snnjax.convert import convert
+from snnjax.costs import Energies, Energy, energies
 from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
+from snnjax.neurobench import neurobench
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
 from snnjax.simulate import SNN, init, latency, spiking
+from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (
     arctan,
     dspike,
@@ -81,6 +84,8 @@ __all__ = [
     "Choice",
     "ConversionError",
     "Directions",
+    "Energies",
+    "Energy",
     "Fit",
     "Neuron",
     "NeuronParams",
@@ -88,6 +93,7 @@ __all__ = [
     "Recipe",
     "Site",
     "Sites",
+    "Stored",
     "View",
     "accuracy",
     "advanced",
@@ -103,6 +109,7 @@ __all__ = [
     "correct_bias",
     "correct_potential",
     "dspike",
+    "energies",
     "energy",
     "exponential",
     "finite_differences",
@@ -115,17 +122,20 @@ __all__ = [
     "least_squares_threshold",
     "lif",
     "light",
+    "load",
     "max_activation",
     "max_threshold",
     "mean_cross_entropy",
     "measure",
     "membrane_readout",
+    "neurobench",
     "percentile",
     "percentile_threshold",
     "random_differences",
     "rectangle",
     "relaxed_dspike",
     "relaxed_gradient",
+    "save",
     "shift_bias",
     "sigmoid",
     "sites",

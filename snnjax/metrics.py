@@ -13,7 +13,8 @@ al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -22,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.capture import capture
-from snnjax.network import Equation, Network, evaluate, identity, streaming, variables
+from snnjax.network import (
+    Equation,
+    Network,
+    Static,
+    evaluate,
+    identity,
+    streaming,
+    variables,
+)
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
@@ -36,6 +45,7 @@ ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC
 ENERGY_PER_AC = 0.9e-12  # J, 32-bit float addition, same source
 
 _PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
+_ELEMENT_TYPE = "preferred_element_type"
 
 
 class SiteMeasures(NamedTuple):
@@ -73,6 +83,8 @@ class Measures(NamedTuple):
         input_macs: multiply-adds per image of what the analog input reaches directly;
             a constant current is computed once.
         macs: multiply-adds per image of the ANN.
+        neurons: number of all sites' neurons.
+        weights: number of weights of all convolutions and matrix products.
     """
 
     sites: dict[str, SiteMeasures]
@@ -80,6 +92,8 @@ class Measures(NamedTuple):
     synaptic_operations: jax.Array
     input_macs: jax.Array
     macs: jax.Array
+    neurons: jax.Array
+    weights: jax.Array
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -142,13 +156,16 @@ def measure(
     check_delay(steps, delay)
     check_fit(snn, steps, delay)
     seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
+    network = capture(fn, params, x)
     compared = {
         site.name: _compare(
             seen[site.name], snn.neurons[site.name], steps, site.channel
         )
-        for site in capture(fn, params, x).sites
+        for site in network.sites
         if site.fires
     }
+    neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
+    weights = sum(math.prod(shape_of(network, v)) for v in weights_of(network))
     fired = sum(site.fired.sum() for site in seen.values())
     possible = steps * sum(site.activation.size for site in seen.values())
     return Measures(
@@ -157,6 +174,8 @@ def measure(
         synaptic_operations=operations,
         input_macs=input_macs,
         macs=macs,
+        neurons=jnp.asarray(neurons),
+        weights=jnp.asarray(weights),
     )
 
 
@@ -183,14 +202,14 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
         means = currents.mean(0), spikes.mean(0)
         seen[site.name] = _Seen(activations[site.name], *means, fired)
 
-    values, streams = _simulate(network, snn, x, steps, delay, observe)
+    values, streams = simulate_by_layer(network, snn, x, steps, delay, observe)
     operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
     single = capture(fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     for equation, alone in zip(network.equations, single.equations, strict=True):
-        v = _driven_input(equation, network)
+        v = driven_input(equation, network)
         if v is None:
             continue
-        fan_out = _fan_out(alone, single, v)
+        fan_out = fan_out_of(alone, single, v)
         macs += float(fan_out.sum())
         if v in streams:
             active = (values[v] != 0).astype(jnp.float32).sum(0).mean(0)
@@ -239,11 +258,11 @@ def spike_trains(
     def observe(site, current, spikes):
         trains[site.name] = spikes > 0
 
-    _simulate(network, snn, x, steps, delay, observe)
+    simulate_by_layer(network, snn, x, steps, delay, observe)
     return trains
 
 
-def _simulate(network: Network, snn: SNN, x, steps: int, delay: int, observe):
+def simulate_by_layer(network: Network, snn: SNN, x, steps: int, delay: int, observe):
     """Run by layer, showing ``observe`` every site's currents and spikes."""
     values = network.arguments(snn.params, x)
     neuron = integrate_and_fire(reset=snn.reset)
@@ -274,30 +293,52 @@ def _activations(network: Network, params, x):
     return activations
 
 
-def _driven_input(equation: Equation, network: Network) -> int | None:
+def driven_input(equation: Equation, network: Network) -> int | None:
     """The operand of a product that depends on the input, if there is one."""
     if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:
         return None
     return next((v for v in variables(equation) if v in network.dependent), None)
 
 
-def _fan_out(equation: Equation, network: Network, v: int) -> np.ndarray:
+def weights_of(network: Network) -> list[int | Static]:
+    """What products weigh the things that depend on the input with, once each."""
+    products = [eq for eq in network.equations if driven_input(eq, network) is not None]
+    found = [v for eq in products for v in eq.inputs]
+    return list(dict.fromkeys(v for v in found if v not in network.dependent))
+
+
+def fan_out_of(equation: Equation, network: Network, v: int) -> np.ndarray:
     """Outputs that each entry of a product's input reaches, for one example.
 
     With all weights 1 the sum of the outputs grows by this number for each unit of
     the entry: it is the gradient, paddings and strides included. Known when tracing,
     so computed then.
     """
-    avals = network.avals
+    shapes = [shape_of(network, u) for u in equation.inputs]
+    place = equation.inputs.index(v)
 
     def reached(x):
-        values = {
-            u: jnp.ones(avals[u].shape, avals[u].dtype) for u in variables(equation)
-        }
-        values[v] = x
-        evaluate([equation], values, identity)
-        return values[equation.outputs[0]].astype(jnp.float32).sum()
+        operands = [x if i == place else jnp.ones(n) for i, n in enumerate(shapes)]
+        return product(equation, operands).sum()
 
     with jax.ensure_compile_time_eval():
-        gradient = jax.grad(reached)(jnp.zeros(avals[v].shape, avals[v].dtype))
+        gradient = jax.grad(reached)(jnp.zeros(shapes[place]))
         return np.asarray(gradient[0], np.float32)
+
+
+def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
+    """A product of other operands, in float32, in which counts are exact."""
+    params = tuple(
+        (name, Static(np.dtype(np.float32)) if name == _ELEMENT_TYPE else static)
+        for name, static in equation.params
+    )
+    inputs, output = tuple(range(len(operands))), len(operands)
+    values = dict(enumerate(operands))
+    equation = equation._replace(inputs=inputs, outputs=(output,), params=params)
+    evaluate([equation], values, identity)
+    return values[output]
+
+
+def shape_of(network: Network, v: int | Static) -> tuple[int, ...]:
+    """Of a variable or constant."""
+    return np.shape(v.value) if isinstance(v, Static) else network.avals[v].shape

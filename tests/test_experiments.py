@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import snnjax
 from experiments import convert
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_CONVERT, Convert, TrainANN, parse
@@ -90,6 +91,8 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert restored.card["recipe"] == winner.recipe
     again = Convert(restore=config.out, test_images=200)
     assert convert.restore(again, data=data) == winner.accuracies[0][-1]
+    file = Path(config.out) / "snn.safetensors"
+    assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
 
 
 def test_sites_of_the_measures_are_in_order_of_execution(converted):
@@ -102,6 +105,13 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m experiments.convert"):
         load_snn(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is no spiking network"):
+        load_snn(tmp_path)
+    file = tmp_path / "snn.safetensors"
+    file.write_text("half a file")
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        load_snn(tmp_path)
+    snnjax.save(file, snnjax.SNN({}, {}))
+    with pytest.raises(ValueError, match="names no network: KeyError\\('model'\\)"):
         load_snn(tmp_path)
 
 

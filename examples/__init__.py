@@ -1,0 +1,1 @@
+"""Short programs; each runs as ``python -m examples.NAME`` from the root."""

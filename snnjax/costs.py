@@ -1,0 +1,124 @@
+"""Energy of a spiking network and its ANN: three estimates side by side.
+
+    operations   a synaptic operation is an addition, a MAC a product and an addition,
+                 all in 32-bit floating point (`snnjax.energy`)
+    memory       the same, and what reading and writing memory costs
+    quantized    operations in integers, against an ANN whose activations have
+                 b = ceil(log2(T + 1)) bits, as many levels as T steps can tell apart
+
+They are models, and rank networks rather than predict a chip. All assume that the SNN
+computes the constant current of an image once, skips every synapse without a spike, and
+that nothing idles, leaks or is controlled at a cost.
+
+Memory: 32-bit words, no cache and no reuse but a register for an ANN's sum. A MAC reads
+a weight and an activation; an ANN's neuron writes its activation once. A synaptic
+operation reads a weight, reads a potential and writes it. A neuron reads its potential
+and its constant current (or bias) at every step, writes the potential, and has its
+current written once. A spike is an address, written and read once. Weights are in one
+memory, all else in another; each is as large as the weights or neurons, and an access
+costs what a memory of that size costs: SRAM up to 1 MB, interpolated between the sizes
+of the source on logarithmic axes, then DRAM.
+
+Quantized: weights and image have 8 bits, sums 32; a product of b x 8 bits costs b / 8
+of one of 8 x 8. The SNN's synaptic operation is then an addition to a 32-bit sum.
+
+Constants: 45 nm, 0.9 V; Horowitz, *Computing's energy problem*, ISSCC 2014.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax.metrics import Measures, energy
+from snnjax.neurons import check_delay
+
+# J per operation.
+PRODUCT_INT8 = 0.2e-12
+ADDITION_INT32 = 0.1e-12
+# J per access of 64 bits to an SRAM of so many bytes, and to DRAM (its lower bound).
+SRAM = {8 * 2**10: 10e-12, 32 * 2**10: 20e-12, 2**20: 100e-12}
+DRAM = 1.3e-9
+
+_WORD = 4  # bytes
+
+
+class Energy(NamedTuple):
+    """Joules per image.
+
+    Attributes:
+        spiking: of the SNN.
+        ann: of the ANN that it is compared with.
+    """
+
+    spiking: jax.Array
+    ann: jax.Array
+
+
+class Energies(NamedTuple):
+    """Three estimates; see the module for what each assumes."""
+
+    operations: Energy
+    memory: Energy
+    quantized: Energy
+
+
+def energies(measures: Measures, *, steps: int, delay: int = 0) -> Energies:
+    """Energy per image: operations only, with memory, against a quantized ANN.
+
+    Args:
+        measures: from `snnjax.measure`, with the same steps and delay.
+        steps: T.
+        delay: of every layer; neurons integrate in these steps too.
+
+    Raises:
+        ValueError: steps or delay outside their ranges.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
+    >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.array([[0.1, 0.2]])
+    >>> snn = snnjax.convert(fn, params, x, steps=3)
+    >>> found = energies(snnjax.measure(fn, params, snn, x, steps=3), steps=3)
+    >>> [name for name, e in found._asdict().items() if e.spiking < e.ann]
+    ['operations']
+    """
+    check_delay(steps, delay)
+    operations = Energy(*energy(measures))
+    return Energies(
+        operations,
+        _with_memory(operations, measures, steps, delay),
+        _quantized(measures, steps),
+    )
+
+
+def access_energy(size: jax.Array | float) -> jax.Array:
+    """J for 32 bits of a memory of ``size`` bytes.
+
+    >>> print([f"{access_energy(n):.3g}" for n in (100, 32 * 2**10, 2**21)])
+    ['5e-12', '1e-11', '6.5e-10']
+    """
+    size = jnp.asarray(size, jnp.float32)
+    sizes, costs = (jnp.log(jnp.array(list(part))) for part in (SRAM, SRAM.values()))
+    near = jnp.exp(jnp.interp(jnp.log(jnp.maximum(size, 1)), sizes, costs))
+    return jnp.where(size <= max(SRAM), near, DRAM) / 2
+
+
+def _with_memory(operations: Energy, seen: Measures, steps: int, delay: int) -> Energy:
+    weight = access_energy(_WORD * seen.weights)
+    other = access_energy(_WORD * seen.neurons)
+    spikes = seen.firing_rate * steps * seen.neurons
+    updates = seen.neurons * (3 * (steps + delay) + 1)
+    synapses = seen.synaptic_operations
+    spiking = weight * (synapses + seen.input_macs)
+    spiking += other * (2 * synapses + seen.input_macs + updates + 2 * spikes)
+    ann = weight * seen.macs + other * (seen.macs + seen.neurons)
+    return Energy(operations.spiking + spiking, operations.ann + ann)
+
+
+def _quantized(seen: Measures, steps: int) -> Energy:
+    bits = math.ceil(math.log2(steps + 1))
+    first = seen.input_macs * (PRODUCT_INT8 + ADDITION_INT32)
+    product = PRODUCT_INT8 * bits / 8 + ADDITION_INT32
+    ann = first + (seen.macs - seen.input_macs) * product
+    return Energy(seen.synaptic_operations * ADDITION_INT32 + first, ann)

@@ -1,0 +1,219 @@
+"""The metrics of NeuroBench from our own simulation, without PyTorch.
+
+    Footprint            bytes of all arrays of the SNN
+    ParameterCount       their entries
+    ConnectionSparsity   zeros among the weights of products, 0..1, to four decimals
+    ActivationSparsity   1 - spikes / (neurons x steps), 0..1
+    SynapticOperations   per image, of convolutions and matrix products, biases and
+                         products with padding apart: Dense counts every connection at
+                         every step; effective ones have an input and a weight that are
+                         not zero. They are ACs at a step where all inputs of the
+                         product are 0 or +-1, otherwise MACs
+    MembraneUpdates      per image: every neuron at the first step, then those whose
+                         potential, before it fires, differs from the step before
+
+Here a spike carries V_th, which the next weights can absorb: "1" is the value that an
+input has when all neurons fire. As in NeuroBench, an analog input counts anew at every
+step, although `snnjax.measure` and the simulation compute a constant one once.
+Source: Yik et al., *The neurobench framework for benchmarking neuromorphic computing
+algorithms and systems*, Nature Communications 16, 2025; definitions of its version 2.3.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.capture import capture
+from snnjax.metrics import (
+    accuracy,
+    driven_input,
+    fan_out_of,
+    product,
+    shape_of,
+    simulate_by_layer,
+    weights_of,
+)
+from snnjax.network import Equation, evaluate, read
+from snnjax.neurons import (
+    NeuronParams,
+    check_delay,
+    initial_state,
+    integrate_and_fire,
+)
+from snnjax.simulate import SNN, check_fit, check_neurons
+
+
+def neurobench(
+    fn: Callable,
+    snn: SNN,
+    x: jax.Array,
+    *,
+    steps: int,
+    delay: int = 0,
+    labels: chex.Array | None = None,
+) -> dict[str, Any]:
+    """NeuroBench's metrics of an SNN, with its names, ready for ``json.dumps``.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``.
+        snn: its SNN.
+        x: images [B, ...], a constant current.
+        steps: T.
+        delay: of every layer. The steps in which a layer waits update membranes too.
+        labels: int [B], to have ClassificationAccuracy too; fn must give logits.
+
+    Returns:
+        The metrics above; whole numbers, or averages over the B images.
+
+    Raises: as `snnjax.spiking`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
+    >>> params = [jnp.array([[1.0, 0.0]]), jnp.ones((2, 3))]
+    >>> snn = snnjax.init(fn, params, jnp.ones((1, 1)),
+    ...                   neuron=snnjax.integrate_and_fire())
+    >>> found = neurobench(fn, snn, jnp.array([[0.5]]), steps=4)
+    >>> found["ConnectionSparsity"], found["ActivationSparsity"]
+    (0.125, 0.75)
+    >>> found["SynapticOperations"]
+    {'Effective_MACs': 4.0, 'Effective_ACs': 6.0, 'Dense': 32.0}
+    """
+    check_delay(steps, delay)
+    check_fit(snn, steps, delay)
+    network = capture(fn, snn.params, x)
+    check_neurons(snn.neurons, network.sites)
+    sizes = [math.prod(site.shape) for site in network.sites if site.fires]
+    weights = [math.prod(shape_of(network, v)) for v in weights_of(network)]
+    single = capture(fn, snn.params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    fan_outs = [
+        fan_out_of(equation, single, v).astype(np.int64)
+        for equation in single.equations
+        if (v := driven_input(equation, single)) is not None
+    ]
+    seen = jax.device_get(_count(fn, snn, x, steps, delay))
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(snn)]
+    batch = len(x)
+    spikes = _total(seen["spikes"])
+    found = {
+        "Footprint": sum(array.nbytes for array in arrays),
+        "ParameterCount": sum(array.size for array in arrays),
+        "ConnectionSparsity": round(_total(seen["zeros"]) / sum(weights), 4),
+        "ActivationSparsity": 1 - spikes / (steps * batch * sum(sizes)),
+        "SynapticOperations": {
+            "Effective_MACs": _total(seen["macs"]) / batch,
+            "Effective_ACs": _total(seen["acs"]) / batch,
+            "Dense": float(steps * _total(fan_outs)),
+        },
+        "MembraneUpdates": _total(seen["updates"]) / batch,
+    }
+    if labels is not None:
+        reached = accuracy(seen["outputs"], jnp.asarray(labels))[-1]
+        found["ClassificationAccuracy"] = float(reached)
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
+def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
+    """Counts of parts, to be added where whole numbers are as long as need be."""
+    network = capture(fn, snn.params, x)
+    neuron = integrate_and_fire(reset=snn.reset)
+    spikes, updates = [], []
+
+    def observe(site, currents, fired):
+        params = snn.neurons[site.name]
+        spikes.append((fired > 0).sum((0, *range(2, fired.ndim))))
+        updates.append(_membrane_updates(neuron, params, currents, delay))
+
+    values, streams = simulate_by_layer(network, snn, x, steps, delay, observe)
+    full = _all_fire(fn, snn, x)
+    macs, acs = [], []
+    for equation in network.equations:
+        v = driven_input(equation, network)
+        if v is None:
+            continue
+        stream = values[v] if v in streams else values[v][None]
+        repeats = 1 if v in streams else steps
+        one = full[v] if v in streams else jnp.ones((), stream.dtype)
+        operations = repeats * _effective(equation, values, v, stream)
+        events = _are_events(stream, one)[:, None]
+        acs.append(jnp.where(events, operations, 0))
+        macs.append(jnp.where(events, 0, operations))
+    outputs = network.results(values)
+    if snn.readout is not None:
+        outputs = jax.tree.map(jnp.add, outputs, snn.readout)
+    return {
+        "zeros": [(read(values, v) == 0).sum() for v in weights_of(network)],
+        "spikes": spikes,
+        "updates": updates,
+        "macs": macs,
+        "acs": acs,
+        "outputs": outputs,
+    }
+
+
+def _membrane_updates(neuron, params: NeuronParams, currents, delay: int) -> jax.Array:
+    """How many potentials of each image are new at each step, [T + delay, B]."""
+    silence = jnp.zeros((delay, *currents.shape[1:]), currents.dtype)
+    heard = jnp.concatenate([currents + params.bias, silence])
+
+    def step(state, now):
+        current, fires = now
+        charged = neuron.integrate(params, state, current)
+        after, _ = neuron.fire(params, charged)
+        potential = jnp.where(fires, after.potential, charged.potential)
+        return state._replace(potential=potential), charged.potential
+
+    start = initial_state(params, currents.shape[1:])
+    fires = jnp.arange(len(heard)) >= delay
+    _, potentials = jax.lax.scan(step, start, (heard, fires))
+    changed = potentials[1:] != potentials[:-1]
+    changed = jnp.concatenate([jnp.ones_like(potentials[:1], bool), changed])
+    return changed.sum(tuple(range(2, changed.ndim)))
+
+
+def _all_fire(fn, snn: SNN, x) -> dict[int, Any]:
+    """Every variable's value at a step in which all neurons fire, for one image."""
+    network = capture(fn, snn.params, x[:1])
+    values = network.arguments(snn.params, x[:1])
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return operands[0](current)
+        threshold = jnp.asarray(snn.neurons[site.name].threshold, current.dtype)
+        return jnp.broadcast_to(threshold, current.shape)
+
+    evaluate(network.equations, values, rule)
+    return values
+
+
+def _are_events(stream: jax.Array, one: jax.Array) -> jax.Array:
+    """Whether all inputs of a step are 0 or +-``one``, bool [T]."""
+    size = jnp.abs(stream)
+    event = (size == 0) | jnp.isclose(size, jnp.abs(one), rtol=1e-5, atol=0)
+    return event.all(tuple(range(1, stream.ndim)))
+
+
+def _effective(equation: Equation, values, v: int, stream: jax.Array) -> jax.Array:
+    """Products of two numbers that are not zero, for each step and image: int [T, B].
+
+    With inputs and weights 0 or 1 the sum of the outputs is their number.
+    """
+    place = equation.inputs.index(v)
+    operands = [read(values, u) for u in equation.inputs]
+
+    def count(inputs):
+        here = [inputs if i == place else x for i, x in enumerate(operands)]
+        pairs = product(equation, [(x != 0).astype(jnp.float32) for x in here])
+        return pairs.astype(jnp.int32).sum(tuple(range(1, pairs.ndim)))
+
+    return jax.lax.map(count, stream)
+
+
+def _total(counts) -> int:
+    return sum(int(np.asarray(c, np.int64).sum()) for c in jax.tree.leaves(counts))

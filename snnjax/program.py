@@ -1,0 +1,168 @@
+"""A spiking function as a program that runs without the network's code.
+
+    export:  fn, SNN -> bytes            by `jax.export`: StableHLO for CPU, CUDA, TPU
+    runner:  bytes, leaves -> run(x)
+
+The program is called with a list of the SNN's arrays in JAX's order and x; it gives a
+list of outputs. How the outputs are nested is described beside it (``structure.py``).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from snnjax.simulate import SNN, spiking
+from snnjax.structure import describe, rebuild
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(
+    fn: Callable, snn: SNN, x: Any, *, steps: int | None, delay: int, inputs: str
+) -> tuple[dict[str, Any], bytes]:
+    """The spiking function of ``fn`` as bytes, and what is to be known of it.
+
+    Args: as for `snnjax.save`.
+
+    Returns:
+        (what JSON can hold, program). ``batch`` is None if the program takes any.
+
+    Raises:
+        ValueError: x or steps are missing, or inputs are drawn at random.
+        ImportError: flatbuffers is missing.
+    """
+    _check(x, steps, inputs)
+    run = spiking(fn, steps=steps, delay=delay, inputs=inputs)  # type: ignore[arg-type]
+    flat, tree = jax.tree_util.tree_flatten(snn)
+    places = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
+    seen: dict[str, Any] = {}
+
+    def flattened(arrays, x):
+        filled = list(flat)  # Python numbers stay what they are
+        for i, array in zip(places, arrays, strict=True):
+            filled[i] = array
+        outputs = run(jax.tree_util.tree_unflatten(tree, filled), x)
+        seen["outputs"] = describe(outputs, lambda path, leaf: {"output": path})
+        return jax.tree_util.tree_leaves(outputs)
+
+    arrays = [_struct(flat[i]) for i in places]
+    axis = 1 if inputs == "sequence" else 0
+    convert = jax.export.export(jax.jit(flattened), platforms=PLATFORMS)
+    batch, why = None, None
+    try:
+        (any_batch,) = jax.export.symbolic_shape("batch")
+        shape = (*x.shape[:axis], any_batch, *x.shape[axis + 1 :])
+        exported = convert(arrays, jax.ShapeDtypeStruct(shape, x.dtype))
+    except Exception as error:  # whatever the network does with a size it cannot know
+        batch, why = x.shape[axis], str(error).partition("\n")[0]
+        exported = convert(arrays, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    try:
+        code = bytes(exported.serialize())
+    except ImportError:
+        raise ImportError(
+            'programs need flatbuffers: pip install "snnjax[share]"'
+        ) from None
+    facts = {
+        "steps": steps,
+        "delay": delay,
+        "inputs": inputs,
+        "shape": [None if i == axis else n for i, n in enumerate(x.shape)],
+        "dtype": jnp.dtype(x.dtype).name,
+        "batch": batch,
+        "why_this_batch": why,
+        "outputs": seen["outputs"],
+        "platforms": list(PLATFORMS),
+    }
+    return facts, code
+
+
+def runner(code: bytes, facts: dict[str, Any], arrays: list, made: str) -> Callable:
+    """``run(x) -> outputs`` of a program.
+
+    Args:
+        code, facts: from `export`.
+        arrays: the SNN's, in JAX's order.
+        made: version of jax that wrote it.
+
+    Returns:
+        A function that may be jitted; see `snnjax.Stored`.
+    """
+    axis = facts["shape"].index(None)
+
+    @functools.cache
+    def program():
+        return jax.jit(jax.export.deserialize(bytearray(code)).call)
+
+    def call(x):
+        try:
+            return program()(arrays, x)
+        except ImportError:
+            raise ImportError(
+                'programs need flatbuffers: pip install "snnjax[share]"'
+            ) from None
+        except Exception as error:
+            if _number(made) <= _number(jax.__version__):
+                raise
+            raise ValueError(
+                f"the program was written by jax {made}, and jax {jax.__version__} "
+                f"cannot run it ({error}). Use that version, or the network's own "
+                "code: snnjax.spiking(fn, ...)(stored.snn, x)"
+            ) from error
+
+    def run(x):
+        x = jnp.asarray(x)
+        _check_input(x, facts, axis)
+        flat = _in_parts(call, x, facts["batch"], axis) if facts["batch"] else call(x)
+        remaining = iter(flat)
+        return rebuild(facts["outputs"], lambda _: next(remaining), nodes=True)
+
+    return run
+
+
+def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Array]:
+    """A program of one batch size on any: zeros fill up the last part."""
+    batch = x.shape[axis]
+    padding = [(0, -batch % size if i == axis else 0) for i in range(x.ndim)]
+    padded = jnp.pad(x, padding)
+    starts = range(0, padded.shape[axis], size)
+    parts = [call(jax.lax.slice_in_dim(padded, i, i + size, axis=axis)) for i in starts]
+    joined = [jnp.concatenate(outputs, axis=1) for outputs in zip(*parts, strict=True)]
+    return [output[:, :batch] for output in joined]
+
+
+def _check(x, steps: int | None, inputs: str) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise ValueError(
+            f"a program needs an example of its input; found x={x!r}. Pass x, an "
+            "array [batch, ...] or jax.ShapeDtypeStruct"
+        )
+    if steps is None:
+        raise ValueError("this SNN was fitted to no steps: pass steps with fn")
+    if inputs == "poisson":
+        raise ValueError(
+            "a program draws nothing; found inputs='poisson', allowed: 'constant', or "
+            "'sequence' with spikes drawn beforehand"
+        )
+
+
+def _check_input(x: jax.Array, facts: dict[str, Any], axis: int) -> None:
+    shape = [None if i == axis else n for i, n in enumerate(x.shape)]
+    if shape != facts["shape"] or x.dtype.name != facts["dtype"] or not x.shape[axis]:
+        allowed = ["batch" if n is None else n for n in facts["shape"]]
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype.name}; the program takes "
+            f"[{', '.join(map(str, allowed))}] of {facts['dtype']}"
+        )
+
+
+def _struct(leaf) -> jax.ShapeDtypeStruct:
+    weak = getattr(leaf, "weak_type", False)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:3] if part.isdigit()]

@@ -1,0 +1,321 @@
+"""A spiking network as one file, to keep and to share: `save` and `load`.
+
+    name.safetensors = card and structure (JSON, in the header) + arrays + program
+
+One file, because a pair of card and weights can be half of one run and half of
+another; this one is replaced as a whole, and its card holds the sha256 of everything
+else. The card is text at its head: ``head -c 2000 name.safetensors`` shows it, and so
+do the viewers of the format. Nothing in it is ever unpickled: the arrays are bytes,
+and the program is StableHLO as `jax.export` writes it (flatbuffers), no Python. XLA
+compiles it all the same when ``run`` is called: run the programs of those you trust.
+The sha256 finds damage; it does not say who wrote the file.
+Format: https://github.com/huggingface/safetensors
+"""
+
+import functools
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from snnjax import program
+from snnjax.neurons import NeuronParams
+from snnjax.simulate import SNN
+from snnjax.structure import (
+    DTYPES,
+    PROGRAM,
+    describe,
+    fill,
+    leaves,
+    read_leaf,
+    rebuild,
+    store_leaf,
+)
+
+FORMAT = 1  # of the files that this version writes; it reads all up to this one
+SUFFIX = ".safetensors"
+_PARTS = ("params", "neurons", "readout")  # in the order of the SNN's leaves
+
+
+class Stored(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        snn: the spiking network, equal to the saved one.
+        card: what is known of it, see `save`.
+        run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
+            the network's code; None if the file has no program. It raises ValueError
+            for an x of another shape or type, and where this JAX cannot read the
+            program of a newer one.
+    """
+
+    snn: SNN
+    card: dict[str, Any]
+    run: Callable[[jax.Array], Any] | None
+
+
+def save(
+    path: str | os.PathLike,
+    snn: SNN,
+    *,
+    fn: Callable | None = None,
+    x: Any = None,
+    steps: int | None = None,
+    delay: int | None = None,
+    inputs: str = "constant",
+    recipe: str | None = None,
+    accuracy: float | None = None,
+    calibration: chex.Array | None = None,
+    extras: dict[str, Any] | None = None,
+) -> Path:
+    """Write a spiking network to one file, whole or not at all.
+
+    The card gets the format's version, the SNN's steps, delay and reset, the versions
+    of snnjax and jax, what is given here, and the sha256 of all contents.
+
+    Args:
+        path: ends in ``.safetensors``; what is there is replaced.
+        snn: from `snnjax.convert` or `snnjax.init`, trained or not.
+        fn: the network ``fn(params, x) -> outputs``, to store its spiking function as
+            a program too, for CPU, CUDA and TPU; then the file runs without its code.
+            A newer jax reads the program for at least six months; an older one may not.
+        x: example of its input [B, ...] ([T, B, ...] for a sequence), an array or
+            ``jax.ShapeDtypeStruct``. The program takes any B; if the network cannot be
+            traced for that, this one, and the card says so (``run`` pads, and takes
+            larger batches in parts).
+        steps, delay: of the program; by default those that the SNN was fitted to.
+        inputs: "constant" or "sequence", as for `snnjax.spiking`.
+        recipe: how the SNN was made, e.g. "best".
+        accuracy: what it reached.
+        calibration: images that it was calibrated on; the card gets their shape, type
+            and the sha256 of their bytes in C order.
+        extras: anything else that JSON can hold.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: another suffix, an SNN that is none, leaves that are no numbers,
+            extras that are not JSON, fn without x or steps.
+        ImportError: safetensors is missing, or flatbuffers with fn.
+
+    >>> import jax, jax.numpy as jnp, snnjax, tempfile
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> x = jnp.array([[0.5, 0.25]])
+    >>> snn = snnjax.convert(fn, jnp.eye(2), x, steps=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=x, recipe="light")
+    ...     found = load(path)
+    >>> found.card["recipe"], found.card["steps"], found.run(x).shape
+    ('light', 4, (4, 1, 2))
+    """
+    library = _safetensors()
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"path is {path}; its name must end in {SUFFIX}")
+    if not isinstance(snn, SNN):
+        raise ValueError(f"found a {type(snn).__name__} where an SNN is needed")
+    arrays: dict[str, np.ndarray] = {}
+    structure = {
+        part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
+        for part in _PARTS
+    }
+    card = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "steps": snn.steps,
+        "delay": snn.delay,
+        "reset": snn.reset,
+        "accuracy": None if accuracy is None else float(accuracy),
+        "calibration": None if calibration is None else _fingerprint(calibration),
+        "program": None,
+        "versions": {"snnjax": _version(), "jax": jax.__version__},
+        "extras": _jsonable(extras or {}),
+    }
+    if fn is not None:
+        steps = snn.steps if steps is None else steps
+        delay = (snn.delay or 0) if delay is None else delay
+        exported = program.export(fn, snn, x, steps=steps, delay=delay, inputs=inputs)
+        card["program"], code = exported
+        arrays[PROGRAM] = np.frombuffer(code, np.uint8)
+    card["sha256"] = _digest(card, structure, arrays)
+    texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
+    _write(path, library.numpy.save(arrays, texts))
+    return path
+
+
+def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stored:
+    """Read a file of `save`.
+
+    Args:
+        path: the file.
+        like: params of the same network, e.g. of a fresh one, or an SNN of it, to put
+            the numbers into (only its structure and shapes are read). Without it a
+            NamedTuple comes back as a dict of its fields; nodes that only their own
+            code can make (nnx.State, equinox modules) need it, unless the file has
+            a program, when they come back as dicts too.
+
+    Returns:
+        `Stored`: snn, card, run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, cut short, of a newer format, no SNN at all; or
+            ``like`` is needed or does not fit.
+        ImportError: safetensors is missing.
+    """
+    path = Path(path)
+    library = _safetensors()
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; snnjax.save writes such files")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give that of snnjax.save, *{SUFFIX}")
+    data = path.read_bytes()
+    arrays, texts = _read(library, data, path)
+    card, structure = _checked(arrays, texts, path)
+    read = functools.partial(read_leaf, arrays)
+    likes = (like.params, like.readout) if isinstance(like, SNN) else (like, None)
+    params, readout = (
+        _part(name, structure[name], read, this, card["program"], path)
+        for name, this in zip(("params", "readout"), likes, strict=True)
+    )
+    neurons = {
+        name: NeuronParams(**fields)
+        for name, fields in rebuild(structure["neurons"], read).items()
+    }
+    fitted = {name: card[name] for name in ("steps", "delay", "reset")}
+    snn = SNN(params, neurons, readout, **fitted)
+    if card["program"] is None:
+        return Stored(snn, card, None)
+    given = [read(leaf) for part in _PARTS for _, leaf in leaves(structure[part])]
+    given = [leaf for leaf in given if leaf is not None]
+    code = arrays[PROGRAM].tobytes()
+    made = card["versions"]["jax"]
+    return Stored(snn, card, program.runner(code, card["program"], given, made))
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _part(name: str, described, read, like, program, path: Path):
+    """Params or readout, in the structure of ``like`` if there is one."""
+    try:
+        if like is not None:
+            return fill(like, described, read)
+        return rebuild(described, read, nodes=program is not None)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot restore the {name} of {path}: {error}. Pass like=, the params of "
+            "the same network as it is made anew, or its SNN"
+        ) from None
+
+
+# ----------------------------------------------------------------------- file
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside ``path``, then rename: nobody ever sees half a file."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read(library, data: bytes, path: Path):
+    """Arrays and texts of a safetensors file."""
+    try:
+        entries = library.deserialize(data)
+        length = int.from_bytes(data[:8], "little")
+        texts = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        arrays = {
+            name: np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
+            for name, entry in entries
+        }
+        shapes = {name: entry["shape"] for name, entry in entries}
+        arrays = {name: array.reshape(shapes[name]) for name, array in arrays.items()}
+    except (library.SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or is damaged or cut short ({error})"
+        ) from None
+    return arrays, texts
+
+
+def _checked(arrays, texts, path: Path) -> tuple[dict, dict]:
+    """Card and structure, if they are of this format and all is as it was written."""
+    if not {"card", "structure"} <= set(texts):
+        raise ValueError(
+            f"{path} is a safetensors file without a spiking network: its header has "
+            f"no card (found: {sorted(texts) or 'nothing'}). snnjax.save writes one"
+        )
+    try:
+        card, structure = (json.loads(texts[name]) for name in ("card", "structure"))
+        version, claimed = card["format"], card["sha256"]
+        if isinstance(version, int) and version > FORMAT:
+            raise ValueError(
+                f"{path} has format {version}; this snnjax reads up to {FORMAT}. "
+                "Install a newer one: pip install -U snnjax"
+            )
+        found = _digest(card, structure, arrays)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"the card of {path} is damaged ({error!r})") from None
+    if found != claimed:
+        raise ValueError(
+            f"the contents of {path} are not those that were written: their sha256 is "
+            f"{found}, the card says {claimed}. Fetch the file again"
+        )
+    return card, structure
+
+
+def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of the card without this entry, the structure, and all arrays."""
+    rest = {key: item for key, item in card.items() if key != "sha256"}
+    text = json.dumps([rest, structure], sort_keys=True)
+    found = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        found.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _fingerprint(x: chex.Array) -> dict[str, Any]:
+    array = np.asarray(x, order="C")
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
+
+
+def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(extras))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"extras must be what JSON can hold ({error}); turn arrays into lists"
+        ) from None
+
+
+def _version() -> str:
+    from snnjax import __version__
+
+    return __version__
+
+
+def _safetensors():
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            'files of spiking networks need safetensors: pip install "snnjax[share]"'
+        ) from None
+    return safetensors

@@ -1,0 +1,236 @@
+"""A pytree as JSON and named arrays, and back, without the code that made it.
+
+None, dict, list, tuple         come back as they are
+NamedTuple                      comes back as a dict of its fields
+any other node (nnx.State,      comes back as a dict of its children where
+equinox modules, ...)           that is asked for; `fill` puts the leaves into
+                                a tree of the same structure instead
+bool, int, float                come back as Python numbers
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Described = Any  # what JSON holds
+
+PROGRAM = "program"  # an array's name that is not for leaves
+
+# Types of arrays that a file can hold: safetensors' name -> NumPy's.
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+}
+
+
+def describe(tree: chex.ArrayTree, leaf: Callable[[str, Any], dict]) -> Described:
+    """The structure of a pytree as JSON.
+
+    Args:
+        tree: pytree whose dicts have keys of str or int.
+        leaf: (path, value) -> how JSON describes this leaf, a dict; called in JAX's
+            order. It is not called for Python numbers.
+
+    Raises:
+        ValueError: a dict has other keys.
+
+    >>> describe({"a": (1, None)}, leaf=lambda path, value: {})
+    {'dict': [['a', {'tuple': [{'int': 1}, None]}]]}
+    """
+    return _describe(tree, leaf, "")
+
+
+def rebuild(
+    described: Described, leaf: Callable[[dict], Any], *, nodes: bool = False
+) -> Any:
+    """The pytree that `describe` saw.
+
+    Args:
+        described: from `describe`.
+        leaf: what JSON says of a leaf -> the leaf.
+        nodes: unknown nodes become dicts of their children.
+
+    Raises:
+        ValueError: there is a node whose class only its code knows.
+
+    >>> rebuild({"list": [None, {"int": 1}]}, leaf=lambda found: found)
+    [None, 1]
+    """
+    match described:
+        case None:
+            return None
+        case {"dict": pairs} | {"fields": pairs}:
+            return {key: rebuild(item, leaf, nodes=nodes) for key, item in pairs}
+        case {"list": items}:
+            return [rebuild(item, leaf, nodes=nodes) for item in items]
+        case {"tuple": items}:
+            return tuple(rebuild(item, leaf, nodes=nodes) for item in items)
+        case {"node": pairs}:
+            if not nodes:
+                raise ValueError(f"only its own code can make a {described['of']}")
+            return {key: rebuild(item, leaf, nodes=nodes) for key, item in pairs}
+        case {"bool": number} | {"int": number} | {"float": number}:
+            return number
+    return leaf(described)
+
+
+def fill(
+    like: chex.ArrayTree, described: Described, leaf: Callable[[dict], Any]
+) -> Any:
+    """A pytree of the structure of ``like``, with the leaves that were described.
+
+    Args:
+        like: any pytree of the structure that `describe` saw; leaves with a shape
+            (arrays, ``jax.ShapeDtypeStruct``) must have that of the new ones.
+        described, leaf: as for `rebuild`.
+
+    Raises:
+        ValueError: paths or shapes differ; the first that does is named.
+    """
+    found = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
+    wanted, structure = jax.tree_util.tree_flatten_with_path(like)
+    paths = [_text(path) for path, _ in wanted]
+    if paths != [path for path, _ in found]:
+        lacks = sorted({path for path, _ in found} - set(paths))
+        extra = sorted(set(paths) - {path for path, _ in found})
+        raise ValueError(
+            f"the structures differ: `like` lacks {lacks[:3] or 'no leaf'} of "
+            f"{len(found)} leaves and has {extra[:3] or 'no leaf'} besides"
+        )
+    for (path, value), (_, place) in zip(found, wanted, strict=True):
+        shapes = [getattr(x, "shape", None) for x in (value, place)]
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} has shape {shapes[0]}, but in `like` it has {shapes[1]}"
+            )
+    return jax.tree_util.tree_unflatten(structure, [value for _, value in found])
+
+
+def leaves(described: Described, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Path and description of every leaf, Python numbers too, in JAX's order.
+
+    >>> list(leaves({"dict": [["a", {"list": [{"int": 1}]}]]}))
+    [('a/0', {'int': 1})]
+    """
+    match described:
+        case None:
+            return
+        case {"dict": pairs} | {"fields": pairs} | {"node": pairs}:
+            for key, item in pairs:
+                yield from leaves(item, _join(path, key))
+        case {"list": items} | {"tuple": items}:
+            for i, item in enumerate(items):
+                yield from leaves(item, _join(path, i))
+        case _:
+            yield path, described
+
+
+def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> dict:
+    """Note an array under its path, and say what else there is to know of it."""
+    name = f"{part}/{path}" if path else part
+    found: dict[str, Any] = {}
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        found["key"] = str(jax.random.key_impl(value))
+        value = jax.random.key_data(value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; allowed: arrays and Python numbers. "
+            "What is no number belongs to the function, not to params, e.g. by "
+            "eqx.partition(model, eqx.is_array)"
+        )
+    if getattr(value, "weak_type", False):
+        found["weak"] = True
+    array = np.asarray(value, order="C")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.name not in DTYPES.values():
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; allowed: {', '.join(DTYPES.values())}"
+        )
+    while name in arrays or name == PROGRAM:
+        name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have one path
+    arrays[name] = array
+    return {"array": name, **found}
+
+
+def read_leaf(arrays: dict[str, np.ndarray], found: dict):
+    """The leaf as it was saved; None for a Python number."""
+    if "array" not in found:
+        return None
+    array = arrays[found["array"]]
+    if "key" in found:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=found["key"])
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return array  # 64 bits, where JAX has them switched off
+    if "weak" in found:
+        zero = array.dtype.type(0).item()
+        weak = jnp.full(array.shape, zero)  # of a Python number: weakly typed
+        if weak.dtype == array.dtype:
+            return weak.at[...].set(array)
+    return jnp.asarray(array)
+
+
+def _describe(tree, leaf, path: str) -> Described:
+    if tree is None:
+        return None
+    if type(tree) in (bool, int, float):
+        return {type(tree).__name__: tree}
+    children = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: node is not tree
+    )[0]
+    if children and not children[0][0]:
+        return leaf(path, tree)
+    keys = _keys(tree, [key for key, _ in children], path)
+    items = [
+        _describe(child, leaf, _join(path, key))
+        for key, (_, child) in zip(keys, children, strict=True)
+    ]
+    pairs = [[key, item] for key, item in zip(keys, items, strict=True)]
+    if type(tree) is dict:
+        return {"dict": pairs}
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: items}
+    name = f"{type(tree).__module__}.{type(tree).__qualname__}"
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return {"fields": pairs, "of": name}
+    return {"node": pairs, "of": name}
+
+
+def _keys(tree, paths, path: str) -> list:
+    if type(tree) is not dict:
+        return [_text(key) for key in paths]
+    keys = [key[0].key for key in paths]
+    for key in keys:
+        if type(key) not in (str, int):
+            raise ValueError(
+                f"a dict at {path or 'the top'} has the key {key!r}; allowed: str, int"
+            )
+    return keys
+
+
+def _text(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _join(path: str, key) -> str:
+    return f"{path}/{key}" if path else str(key)

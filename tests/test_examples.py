@@ -1,0 +1,48 @@
+"""The examples run, and show what they say."""
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from examples import digits, inside_a_program, vmap_thresholds  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    full = digits.load()
+    few = digits.Digits(*(part[:300] for part in full))
+    monkeypatch.setattr(digits, "load", lambda: few)
+
+
+@pytest.mark.parametrize("library", ["plain_jax", "linen", "nnx", "equinox", "haiku"])
+def test_a_network_of_every_library_is_converted(library, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of haiku's own imports
+        needs = {"plain_jax": "jax", "linen": "flax", "nnx": "flax"}
+        pytest.importorskip(needs.get(library, library))
+        example = importlib.import_module(f"examples.from_{library}")
+    assert example.main() > 0.9
+    printed = capsys.readouterr().out
+    assert "8x8x8  1" in printed and "32     2" in printed
+    assert "the same answer" in printed
+
+
+def test_thresholds_of_the_conversion_are_near_the_best(capsys):
+    factors, found = vmap_thresholds.main()
+    (converted,) = np.asarray(found)[np.asarray(factors) == 1]
+    assert converted > 0.85
+    assert found[0] < converted and found[-1] < converted
+    assert len(capsys.readouterr().out.splitlines()) == len(factors)
+
+
+def test_encoder_and_head_learn_together(capsys):
+    before, after, accuracy = inside_a_program.main()
+    assert after < 0.1 * before
+    assert accuracy > 0.7  # 0.1 is chance
+    assert "step 60" in capsys.readouterr().out
