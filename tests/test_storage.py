@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 
 import snnjax
-from snnjax import structure
+from snnjax.storage import files, structure
 
 safetensors = pytest.importorskip("safetensors.numpy")
 pytest.importorskip("flatbuffers")
@@ -324,11 +324,10 @@ def test_a_program_of_a_newer_jax_that_does_not_run_says_so(tmp_path, monkeypatc
 
 def rewritten(path, **changes):
     """The file with other entries in its card, which then claims what it holds."""
-    from snnjax import storage
 
-    arrays, texts = storage._read(storage._safetensors(), path.read_bytes(), path)
+    arrays, texts = files._read(files._safetensors(), path.read_bytes(), path)
     card = {**json.loads(texts["card"]), **changes}
-    card["sha256"] = storage._digest(card, json.loads(texts["structure"]), arrays)
+    card["sha256"] = files._digest(card, json.loads(texts["structure"]), arrays)
     texts["card"] = json.dumps(card)
     path.write_bytes(safetensors.save(arrays, texts))
     return path

@@ -16,7 +16,7 @@ import jax.export
 import jax.numpy as jnp
 
 from snnjax.simulate import SNN, spiking
-from snnjax.structure import describe, rebuild
+from snnjax.storage.structure import describe, rebuild
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -25,10 +25,10 @@ import chex
 import jax
 import numpy as np
 
-from snnjax import program
 from snnjax.neurons import NeuronParams
 from snnjax.simulate import SNN
-from snnjax.structure import (
+from snnjax.storage import program
+from snnjax.storage.structure import (
     DTYPES,
     PROGRAM,
     describe,
