@@ -43,6 +43,8 @@ from snnjax.convert import convert
 from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
+from snnjax.nir_in import from_nir
+from snnjax.nir_out import to_nir
 from snnjax.simulate import SNN, init, latency, spiking
 from snnjax.surrogate import (
     arctan,
@@ -106,6 +108,7 @@ __all__ = [
     "energy",
     "exponential",
     "finite_differences",
+    "from_nir",
     "half_charge",
     "identity",
     "init",
@@ -133,6 +136,7 @@ __all__ = [
     "spiking",
     "temperatures",
     "tet",
+    "to_nir",
     "triangle",
     "with_activation",
     "with_temperatures",
