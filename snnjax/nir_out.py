@@ -19,8 +19,17 @@ import numpy as np
 
 from snnjax.affine import ConversionError, Problem
 from snnjax.capture import capture
-from snnjax.network import Equation, Network, Site, Values, evaluate, identity
+from snnjax.network import (
+    Equation,
+    Network,
+    Site,
+    Values,
+    evaluate,
+    identity,
+    variables,
+)
 from snnjax.neurons import NeuronParams
+from snnjax.nir_layers import straight
 from snnjax.nir_nodes import (
     Conv,
     Dense,
@@ -32,7 +41,9 @@ from snnjax.nir_nodes import (
     Term,
     Unsaid,
     compact,
+    numbers,
 )
+from snnjax.nir_rules import lower
 from snnjax.simulate import SNN, check_neurons
 
 if TYPE_CHECKING:
@@ -163,7 +174,7 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
             if equation.site is not None:
                 _lower_site(lowering, snn, equation, known)
             elif known:
-                lowering.lower(equation)
+                lower(lowering, equation)
         except Unsaid as unsaid:
             name = getattr(equation.primitive, "name", "")
             name = equation.site.kind if equation.site else name
@@ -184,7 +195,7 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -
         if known:
             current = equation.inputs[0]
             assert isinstance(current, int)
-            gain, bias = 1 / _numbers(neuron.threshold), _numbers(neuron.bias)
+            gain, bias = 1 / numbers(neuron.threshold), numbers(neuron.bias)
             sources, order = lowering.feed(current, gain, bias, site.name)
     finally:
         # Also after a problem, so that what follows is looked at.
@@ -221,7 +232,7 @@ def _lower_outputs(lowering: Lowering, snn: SNN) -> list[Problem]:
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         name = f"output/{where}" if where else "output"
         try:
-            _lower_output(lowering, v, name, _numbers(correction))
+            _lower_output(lowering, v, name, numbers(correction))
         except Unsaid as unsaid:
             problems.append(Problem(name, (), *unsaid.args))
     return problems
@@ -232,7 +243,7 @@ def _lower_output(lowering: Lowering, v, name: str, correction) -> None:
         raise Unsaid("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
     if len(lowering.network.avals[v].shape) == 2:
-        lowering.symbols[v] = lowering.straight(v, path)
+        lowering.symbols[v] = straight(lowering, lowering.symbol(v), path)
     sources, order = lowering.feed(v, np.ones(()), correction, path)
     lowering.add(name, Output(order.shape), sources)
 
@@ -263,7 +274,7 @@ def _input_axes(network: Network) -> tuple[int, ...]:
         return tuple(range(count))
     axes = {network.x: (0, 1, 2, 3)}  # where the axes of a variable lie in x
     for equation in network.equations:
-        known = [v for v in equation.inputs if v in axes]
+        known = [v for v in variables(equation) if v in axes]
         if not known or equation.site is not None:
             continue
         name, came = equation.primitive.name, axes[known[0]]
@@ -295,7 +306,7 @@ def _default_order(site: Site) -> np.ndarray:
 
 def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
     """A neuron's parameter for every neuron, in the node's shape."""
-    return np.broadcast_to(_numbers(leaf), site.shape).ravel()[order]
+    return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
 
 def _check_said(snn: SNN, extended: bool) -> None:
@@ -303,7 +314,7 @@ def _check_said(snn: SNN, extended: bool) -> None:
     unsaid = []
     if snn.reset == "subtract":
         unsaid.append("reset by subtraction (of NIR: v <- v_reset)")
-    if any(np.any(_numbers(n.initial_potential)) for n in snn.neurons.values()):
+    if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         unsaid.append("initial potentials (of NIR: 0)")
     if snn.delay:
         unsaid.append(f"delay {snn.delay} (of NIR: none)")
@@ -380,7 +391,3 @@ def _neurons(nir: Any, node: Spiking, dt: float):
 
 def _float(array) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
-
-
-def _numbers(value) -> np.ndarray:
-    return np.asarray(jax.device_get(value)).astype(np.float64)
