@@ -213,8 +213,7 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
             f"node {name!r} has v_threshold from {threshold.min()}; allowed: > 0"
         )
     params = {}
-    # R dt / tau of our own LIF is 1 up to the rounding of float32.
-    if np.abs(gain - 1).max() > 5e-7:
+    if (gain != 1).any():
         params["gain"] = _neuronwise(gain)
     if (threshold != 1).any():
         params["threshold"] = _neuronwise(threshold)

@@ -3,11 +3,13 @@
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v >= v_threshold]
 
 is one forward Euler step of NIR's LIF; it is v <- leak v + I for tau = dt / (1 - leak)
-and R = tau / dt. Spikes of NIR are 1 and ours V_th, so V_th goes into the weights
-behind a site and 1 / V_th into those before it: every v_threshold is 1.
+and an input I tau / dt. Spikes of NIR are 1 and ours V_th, so V_th goes into the
+weights behind a site, and 1 / V_th and tau / dt into those before it: v_threshold and R
+are 1 everywhere, as several readers take them to be.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,8 +81,8 @@ def to_nir(
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
             image is [B, H, W, C], unless a convolution says otherwise.
         extended: allow what only metadata can say.
-        dt: time step in seconds of the LIF's tau and R, in the graph's metadata. IF
-            integrates its whole input at every step, as all readers do.
+        dt: time step in seconds that the LIF's tau is meant for, also in the graph's
+            metadata. IF integrates its whole input at every step, as all readers do.
 
     Returns:
         A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
@@ -114,8 +116,9 @@ def to_nir(
     lowering = Lowering(network, values)
     _lower(lowering, snn)
     order = _needed(lowering)
-    nodes = {name: _node(nir, lowering.nodes[name], dt) for name in order}
-    edges = [(source, name) for name in order for source in lowering.sources[name]]
+    names = _alphabetical(lowering, order)
+    nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
+    edges = [(names[s], names[n]) for n in order for s in lowering.sources[n]]
     metadata = {"dt": dt}
     if snn.steps is not None:
         metadata["steps"] = snn.steps
@@ -125,13 +128,18 @@ def to_nir(
 
 
 def import_nir() -> ModuleType:
-    """The package ``nir``."""
+    """The package ``nir``, in which neurons say how they reset (``v_reset``)."""
     try:
         import nir
     except ImportError as error:
         raise ImportError(
             'NIR graphs need the package nir: pip install "snnjax[nir]"'
         ) from error
+    if "v_reset" not in {field.name for field in dataclasses.fields(nir.IF)}:
+        raise ImportError(
+            f"nir {nir.version} does not say how neurons reset; needed: nir >= 1.0.6, "
+            'pip install "snnjax[nir]"'
+        )
     return nir
 
 
@@ -195,7 +203,7 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -
         if known:
             current = equation.inputs[0]
             assert isinstance(current, int)
-            gain, bias = 1 / numbers(neuron.threshold), numbers(neuron.bias)
+            gain, bias = _gain(neuron), numbers(neuron.bias)
             sources, order = lowering.feed(current, gain, bias, site.name)
     finally:
         # Also after a problem, so that what follows is looked at.
@@ -204,6 +212,13 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -
     threshold = _spread(neuron.threshold, site, order)
     lowering.nodes[name] = _spiking(neuron, snn.reset, site, order)
     lowering.symbols[equation.outputs[0]] = _from_node(name, compact(threshold), order)
+
+
+def _gain(neuron: NeuronParams) -> np.ndarray:
+    """What the current is multiplied by: tau / (dt V_th), or 1 / V_th without a leak."""
+    leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
+    leak = np.where(leak == 1, 0, leak)
+    return 1 / ((1 - leak) * numbers(neuron.threshold))
 
 
 def _spiking(neuron: NeuronParams, reset: str, site: Site, order) -> Spiking:
@@ -299,6 +314,20 @@ def _needed(lowering: Lowering) -> list[str]:
     return [name for name in lowering.nodes if name in wanted or name == "input"]
 
 
+def _alphabetical(lowering: Lowering, order: list[str]) -> dict[str, str]:
+    """Names that sort in order of execution.
+
+    A file gives its nodes back in the order of their names, and some readers take that
+    for the order of execution.
+    """
+    width = len(str(len(order)))
+    names = {}
+    for i, name in enumerate(order):
+        kept = isinstance(lowering.nodes[name], Input | Output)
+        names[name] = name if kept else f"n{i:0{width}}_{name}"
+    return names
+
+
 def _default_order(site: Site) -> np.ndarray:
     order = np.arange(np.prod(site.shape, dtype=int)).reshape(site.shape)
     return np.moveaxis(order, site.channel, 0) if order.ndim == 3 else order
@@ -381,7 +410,7 @@ def _neurons(nir: Any, node: Spiking, dt: float):
         return nir.IF(r=one, v_threshold=one, v_reset=zero, metadata=metadata)
     return nir.LIF(
         tau=_float(dt / (1 - node.leak)),
-        r=_float(1 / (1 - node.leak)),
+        r=one,
         v_leak=zero,
         v_threshold=one,
         v_reset=zero,
