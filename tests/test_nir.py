@@ -421,6 +421,26 @@ def skips(low, high, channels=4):
     return fn, params, jnp.asarray(generator.uniform(size=(5, 8, 8, 2)), jnp.float32)
 
 
+def pooled():
+    """Convolution, pooling, flatten, dense; positive, as sinabs needs it."""
+    generator = np.random.default_rng(2)
+    shapes = dict(w1=(3, 3, 2, 4), w2=(3, 3, 4, 5), w3=(20, 3))
+    params = {
+        name: jnp.asarray(
+            generator.uniform(0, 2.5, shape) / np.prod(shape[:-1]), jnp.float32
+        )
+        for name, shape in shapes.items()
+    }
+
+    def fn(p, x):
+        x = relu(conv(relu(conv(x, p["w1"], stride=2)), p["w2"]))
+        window = (1, 2, 2, 1)
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4
+        return relu(x.reshape(x.shape[0], -1) @ p["w3"])
+
+    return fn, params, jnp.asarray(generator.uniform(size=(5, 8, 8, 2)), jnp.float32)
+
+
 ZERO = snnjax.integrate_and_fire(reset="zero")
 SUBTRACT = snnjax.integrate_and_fire()
 LEAKY_ZERO = snnjax.lif(leak=0.8, reset="zero")
@@ -494,19 +514,25 @@ def test_snntorch_reads_the_same_spikes(network, tmp_path):
     np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
 
 
+POSITIVE = {
+    "MLP": lambda: other_network(0, 1.5, biases=False),
+    "pool and flatten": pooled,
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_sinabs_reads_the_same_spikes_with_reset_by_subtraction(tmp_path):
+@pytest.mark.parametrize("network", POSITIVE)
+def test_sinabs_reads_the_same_spikes_with_reset_by_subtraction(network, tmp_path):
     """Its IF always resets by subtraction, which is ours with ``extended``.
 
     It fires several spikes in a step where v is several thresholds, and keeps v above
-    -V_th: weights are positive here and no current reaches two thresholds.
+    -V_th: weights are positive here and no potential reaches two thresholds.
     """
     pytest.importorskip("sinabs")
     import torch
     from sinabs.nir import from_nir
 
-    network = other_network(0, 1.5, biases=False)
-    spikes, x, graph = trains(network, SUBTRACT, tmp_path)
+    spikes, x, graph = trains(POSITIVE[network](), SUBTRACT, tmp_path)
     module = from_nir(graph, batch_size=len(x))
     frames = np.repeat(x, 12, axis=0)  # [batch x time, ...]
     output = module(torch.tensor(frames))
