@@ -28,7 +28,6 @@ from snnjax.network import (
     Values,
     evaluate,
     identity,
-    variables,
 )
 from snnjax.neurons import NeuronParams
 from snnjax.nir_layers import straight
@@ -45,7 +44,7 @@ from snnjax.nir_nodes import (
     compact,
     numbers,
 )
-from snnjax.nir_rules import lower
+from snnjax.nir_rules import entrance, lower
 from snnjax.simulate import SNN, check_neurons
 
 if TYPE_CHECKING:
@@ -166,9 +165,7 @@ class Spiking(NamedTuple):
 def _lower(lowering: Lowering, snn: SNN) -> None:
     """All nodes of the network, or an error with everything that NIR cannot say."""
     network = lowering.network
-    order = np.arange(np.prod(network.avals[network.x].shape, dtype=int))
-    order = order.reshape(network.avals[network.x].shape[1:])
-    order = order.transpose(_input_axes(network))
+    order = entrance(lowering)
     lowering.add("input", Input(order.shape), ())
     lowering.symbols[network.x] = _from_node("input", np.ones(()), order)
     problems = []
@@ -215,7 +212,7 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -
 
 
 def _gain(neuron: NeuronParams) -> np.ndarray:
-    """What the current is multiplied by: tau / (dt V_th), or 1 / V_th without a leak."""
+    """What the current is multiplied by: 1 / V_th, and tau / dt where it leaks."""
     leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
     leak = np.where(leak == 1, 0, leak)
     return 1 / ((1 - leak) * numbers(neuron.threshold))
@@ -280,29 +277,6 @@ def _at_rest(network: Network, params, x: jax.Array) -> Values:
         return values
 
     return run(network.arguments(params, x))
-
-
-def _input_axes(network: Network) -> tuple[int, ...]:
-    """Axes of an image x without batch, channels first: as its convolution has them."""
-    count = len(network.avals[network.x].shape) - 1
-    if count != 3:
-        return tuple(range(count))
-    axes = {network.x: (0, 1, 2, 3)}  # where the axes of a variable lie in x
-    for equation in network.equations:
-        known = [v for v in variables(equation) if v in axes]
-        if not known or equation.site is not None:
-            continue
-        name, came = equation.primitive.name, axes[known[0]]
-        params = {key: static.value for key, static in equation.params}
-        if name == "conv_general_dilated":
-            spec = params["dimension_numbers"].lhs_spec
-            return tuple(came[a] - 1 for a in spec[1:])
-        if name == "transpose":
-            came = tuple(came[a] for a in params["permutation"])
-        elif len(network.avals[equation.outputs[0]].shape) != 4:
-            continue
-        axes[equation.outputs[0]] = came
-    return (2, 0, 1)
 
 
 def _needed(lowering: Lowering) -> list[str]:

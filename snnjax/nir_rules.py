@@ -49,6 +49,32 @@ def lower(lowering: Lowering, equation: Equation) -> None:
     lowering.symbols.update(zip(equation.outputs, made, strict=True))
 
 
+def entrance(lowering: Lowering) -> np.ndarray:
+    """Which element of x each element of the graph's input is (`Symbol.order`).
+
+    Of an image x [H, W, C] the first convolution tells, or else its shape.
+    """
+    network = lowering.network
+    shape = network.avals[network.x].shape
+    index = {network.x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
+    for equation in network.equations:
+        known = [v for v in variables(equation) if v in index]
+        if len(shape) != 4 or len(known) != 1 or equation.site is not None:
+            continue
+        name, made, (v,) = equation.primitive.name, equation.outputs[0], known
+        if name == "conv_general_dilated" and index[v].ndim == 4:
+            spec = _params(equation)["dimension_numbers"].lhs_spec
+            return index[v].transpose(spec)[0] - 1
+        if name in _MOVES:
+            moved = _linear_part(lowering, equation, index)[0]
+            if np.array_equal(np.sort(moved.ravel()), np.arange(1, index[v].size + 1)):
+                index[made] = moved.astype(int)
+        elif network.avals[made].shape == index[v].shape:
+            index[made] = index[v]
+    order = np.arange(math.prod(shape)).reshape(shape[1:])
+    return np.moveaxis(order, -1, 0) if order.ndim == 3 else order
+
+
 # Nothing changes in the numbers but their type: NIR computes in float32.
 _UNCHANGED = frozenset(
     "convert_element_type copy copy_p mesh_cast name optimization_barrier "
@@ -329,7 +355,7 @@ def _linear_part(lowering: Lowering, equation: Equation, inputs: dict[Any, Any])
         value = jnp.asarray(lowering.values[v])
         if jnp.issubdtype(value.dtype, jnp.floating):
             value = value.astype(jnp.float32)
-        values[v] = jnp.zeros_like(value) if v in lowering.symbols else value
+        values[v] = jnp.zeros_like(value) if v in lowering.network.dependent else value
         changed[v] = jnp.asarray(inputs.get(v, values[v]), value.dtype)
     evaluate([equation], values, identity)
     evaluate([equation], changed, identity)

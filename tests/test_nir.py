@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import test_libraries
 from networks import NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 
 import snnjax
@@ -170,6 +171,15 @@ def test_what_stands_between_sites_is_said_exactly(name):
     snn = fitted(net)
     graph = snnjax.to_nir(net.fn, snn, net.x, extended=True)
     check_same(net.fn, snn, net.x, graph)
+
+
+@pytest.mark.parametrize("build", [test_libraries.nnx_split, test_libraries.equinox])
+def test_other_ways_to_write_a_network_do_not_matter(build):
+    """equinox maps over the batch and turns axes; nnx calls what it calls."""
+    fn, params = build()
+    net = Net(fn, params, test_libraries.X, 2)
+    snn = fitted(net)
+    check_same(fn, snn, net.x, snnjax.to_nir(fn, snn, net.x, extended=True))
 
 
 def test_channels_first_networks_come_back_channels_last():
