@@ -4,7 +4,9 @@ Its neurons become sites (``jax.nn.relu``), channels last; everything else is a 
 
     v <- (1 - dt / tau) v + (dt / tau) (R I + v_leak)          LIF
     v <- v + R I                                               IF
+    z = 1[v > v_threshold], and then v <- v_reset = 0
 
+Ours fire at v >= V_th, so V_th is the smallest float32 above v_threshold.
 ``nir_out.py`` has the way out, and what NIR's words mean there.
 """
 
@@ -53,13 +55,13 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     >>> import jax.numpy as jnp, nir, numpy as np, snnjax
     >>> graph = nir.NIRGraph.from_list(
     ...     nir.Input({"input": np.array([2])}),
-    ...     nir.Affine(np.array([[0.25, 0.0], [0.0, 0.5]]), np.array([0.0, 0.125])),
+    ...     nir.Affine(np.array([[0.5, 0.0], [0.0, 1.0]]), np.array([0.0, 0.125])),
     ...     nir.IF(r=np.ones(2), v_threshold=np.ones(2)))
     >>> fn, snn = from_nir(graph)
-    >>> print(snnjax.spiking(fn, steps=4)(snn, jnp.array([[2.0, 1.0]]))[:, 0])
-    [[0. 0.]
+    >>> print(snnjax.spiking(fn, steps=4)(snn, jnp.array([[1.5, 1.0]]))[:, 0])
+    [[0. 1.]
      [1. 1.]
-     [0. 0.]
+     [0. 1.]
      [1. 1.]]
     """
     nir = import_nir()
@@ -198,7 +200,7 @@ def _flatten(name: str, node: Any) -> Layer:
 
 
 def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
-    threshold, gain = _numbers(node.v_threshold), _numbers(node.r)
+    threshold, gain = _above(node.v_threshold), _numbers(node.r)
     leak, bias = None, np.zeros(())
     if isinstance(node, nir.LIF):
         rate = dt / _numbers(node.tau)
@@ -208,9 +210,10 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
                 f"node {name!r} has tau from {np.min(node.tau)} to {np.max(node.tau)} "
                 f"s; allowed: above dt = {dt} s. Pass the dt of the tool that wrote it"
             )
-    if not (threshold > 0).all():
+    if not np.all(_numbers(node.v_threshold) > 0):
         raise ValueError(
-            f"node {name!r} has v_threshold from {threshold.min()}; allowed: > 0"
+            f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
+            "> 0"
         )
     params = {}
     if (gain != 1).any():
@@ -313,6 +316,13 @@ def _neuronwise(values: np.ndarray) -> jax.Array:
     if values.ndim == 3 and values.shape[1:] == (1, 1):
         return _array(values.ravel())
     return _array(_channels_last_array(values))
+
+
+def _above(threshold) -> np.ndarray:
+    """The smallest float32 numbers above a threshold."""
+    exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
+    following = np.nextafter(rounded, np.float32(np.inf))
+    return _numbers(np.where(rounded > exact, rounded, following))
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -89,6 +89,7 @@ def conv(
 
 
 def sum_of(lowering: Lowering, symbols: Sequence[Symbol], path: str) -> Symbol:
+    """The sum of symbols of one variable's shape, each node once."""
     first, *rest = symbols
     terms = list(first.terms)
     order = first.order
@@ -124,13 +125,16 @@ def taken(lowering: Lowering, symbol: Symbol, source, shape, path: str) -> Symbo
         terms = _rows(lowering, symbol, weight, path)
         return Symbol(terms, np.arange(len(flat)))
     axes = layout(symbol.order, shape)
+    if axes is None:  # no image any more: flatten the nodes too
+        vector = straight(lowering, symbol, path)
+        return taken(lowering, vector, source, shape, path)
     maps = None
-    if axes is not None and source.ndim == len(shape):
+    if source.ndim == len(shape):
         rest = [a for a in range(len(shape)) if a not in axes]
         image = source.transpose(*axes, *rest)
         image = image.reshape([source.shape[a] for a in axes])
         maps = _maps(np.where(image < 0, -1, position[image]), symbol.order.shape)
-    if axes is None or maps is None:
+    if maps is None:
         raise Unsaid(
             f"from {tuple(shape[1:])} it takes elements to {source.shape[1:]} in a way "
             "that no convolution does",
@@ -147,11 +151,11 @@ def straight(lowering: Lowering, symbol: Symbol, path: str) -> Symbol:
 
 def _vector(lowering: Lowering, terms, order, path: str):
     """The terms as vectors in the variable's own order."""
-    size, straight = order.size, np.arange(order.size)
-    if np.array_equal(order, straight):
-        return list(terms), straight
+    size, plain = order.size, np.arange(order.size)
+    if np.array_equal(order, plain):
+        return list(terms), plain
     weight = np.eye(size)[:, order.ravel()]
-    return list(dense(lowering, Symbol(tuple(terms), order), weight, path)), straight
+    return list(dense(lowering, Symbol(tuple(terms), order), weight, path)), plain
 
 
 def _flat(lowering: Lowering, name: str, shape) -> str:

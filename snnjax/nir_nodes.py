@@ -116,9 +116,9 @@ class Lowering:
     def add(self, name: str, node: Any, sources: Sequence[str]) -> str:
         """A new node; its name is made a word, and unique."""
         word = name = re.sub(r"\W+", "_", name).strip("_")
-        numbers = itertools.count(1)
+        count = itertools.count(1)
         while name in self.nodes:
-            name = f"{word}_{next(numbers)}"
+            name = f"{word}_{next(count)}"
         self.nodes[name], self.sources[name] = node, tuple(sources)
         return name
 
@@ -192,6 +192,7 @@ class Lowering:
 
 
 def times(symbol: Symbol, factor) -> Symbol:
+    """A symbol times a constant that broadcasts to its nodes."""
     factor = compact(factor)
     terms = tuple(t._replace(scale=compact(t.scale * factor)) for t in symbol.terms)
     return symbol._replace(terms=terms)
@@ -288,8 +289,10 @@ def _per_channel(factor: np.ndarray, constant: np.ndarray, rounding: float):
 
 
 def numbers(value) -> np.ndarray:
+    """An array in double precision, in which scales are multiplied."""
     return np.asarray(jax.device_get(value)).astype(np.float64)
 
 
 def join(path: str, name: str) -> str:
+    """A name below a path, which may be empty."""
     return f"{path}/{name}" if path else name

@@ -1,11 +1,12 @@
 """A spiking network as a graph of NIR, the interchange format of neuromorphic tools.
 
-    v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v >= v_threshold]
+    v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
 is one forward Euler step of NIR's LIF; it is v <- leak v + I for tau = dt / (1 - leak)
 and an input I tau / dt. Spikes of NIR are 1 and ours V_th, so V_th goes into the
-weights behind a site, and 1 / V_th and tau / dt into those before it: v_threshold and R
-are 1 everywhere, as several readers take them to be.
+weights behind a site, and 1 / V_th and tau / dt into those before it. R is then 1, as
+several readers take it to be, and so would be v_threshold; but ours fire at v >= V_th,
+so it is the largest float32 below 1.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
@@ -21,14 +22,7 @@ import numpy as np
 
 from snnjax.affine import ConversionError, Problem
 from snnjax.capture import capture
-from snnjax.network import (
-    Equation,
-    Network,
-    Site,
-    Values,
-    evaluate,
-    identity,
-)
+from snnjax.network import Equation, Network, Site, Values, evaluate, identity
 from snnjax.neurons import NeuronParams
 from snnjax.nir_layers import straight
 from snnjax.nir_nodes import (
@@ -75,7 +69,7 @@ def to_nir(
     reader known to us runs that.) T alone changes no simulation: it is always there.
 
     Args:
-        fn: network, ``fn(params, x) -> outputs``.
+        fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
         snn: from `snnjax.convert` or `snnjax.init`.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
             image is [B, H, W, C], unless a convolution says otherwise.
@@ -143,10 +137,14 @@ def import_nir() -> ModuleType:
 
 
 class Input(NamedTuple):
+    """Where x comes in."""
+
     shape: tuple[int, ...]
 
 
 class Output(NamedTuple):
+    """Where a result goes out."""
+
     shape: tuple[int, ...]
 
 
@@ -375,18 +373,19 @@ def _ungrouped(node: Conv) -> np.ndarray:
 
 def _neurons(nir: Any, node: Spiking, dt: float):
     one, zero = np.ones(node.shape, np.float32), np.zeros(node.shape, np.float32)
+    below = np.nextafter(one, zero)  # v > below is v >= 1
     metadata: dict[str, Any] = {}
     if node.reset == "subtract":
         metadata["reset"] = node.reset
     if node.initial_potential.any():
         metadata["v_init"] = _float(node.initial_potential)
     if node.leak is None:
-        return nir.IF(r=one, v_threshold=one, v_reset=zero, metadata=metadata)
+        return nir.IF(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
     return nir.LIF(
         tau=_float(dt / (1 - node.leak)),
         r=one,
         v_leak=zero,
-        v_threshold=one,
+        v_threshold=below,
         v_reset=zero,
         metadata=metadata,
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference
 import test_libraries
-from networks import NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
+from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 
 import snnjax
 from experiments import models
@@ -157,6 +157,12 @@ BETWEEN = {
     "split": vector(lambda p, x: jnp.concatenate(jnp.split(x, 2, -1)[::-1], -1)),
     "reversed": vector(lambda p, x: x[:, ::-1] * p["s"], s=(6,)),
     "padded": vector(lambda p, x: jnp.pad(x, ((0, 0), (1, 2))), out=9),
+    "part of a flattened image": Net(
+        lambda p, x: relu(relu(conv(x, p["w1"])).reshape(len(x), -1)[:, 5:20]) @ p["w"],
+        weights(w1=(3, 3, 2, 4), w=(15, 3)),
+        PIXELS,
+        2,
+    ),
     "reshaped and back": vector(
         lambda p, x: jnp.swapaxes(x.reshape(-1, 2, 3), 1, 2).reshape(-1, 6)
     ),
@@ -350,14 +356,15 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
     np.testing.assert_allclose(graph.nodes[name].bias, expected, rtol=1e-5)
 
 
-def test_a_neuron_is_threshold_one_resistance_one_reset_to_zero():
+def test_neurons_have_threshold_and_resistance_one_and_reset_to_zero():
     net = NETWORKS["projection"]
     snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
     graph = snnjax.to_nir(net.fn, snn, net.x)
     found = [node for node in graph.nodes.values() if isinstance(node, nir.LIF)]
     assert len(found) == 3
     for node in found:
-        assert (node.v_threshold == 1).all() and (node.r == 1).all()
+        np.testing.assert_allclose(node.v_threshold, 1, rtol=1e-7)
+        assert (node.r == 1).all()
         assert not node.v_reset.any() and not node.v_leak.any()
         assert node.metadata == {}
 
@@ -390,8 +397,7 @@ def test_names_sort_in_order_of_execution():
 # -------------------------------------------------------------------- other libraries
 #
 # All of them read the file that `to_nir` wrote. With random weights no potential stops
-# at its threshold, where > and >= would differ. The last thresholds are 1, the others
-# differ from channel to channel.
+# at its threshold. The last thresholds are 1, the others differ between channels.
 
 READ = dict(w1=(6, 20), w2=(20, 15), w3=(15, 5))
 
@@ -509,6 +515,23 @@ def test_norse_reads_the_same_spikes(network, neuron, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_norse_fires_where_a_potential_meets_its_threshold(tmp_path):
+    """It fires at v > v_threshold, as NIR says, and ours at v >= V_th."""
+    pytest.importorskip("norse")
+    from norse.torch.utils.import_nir import from_nir
+
+    def fn(p, x):
+        return relu(relu(x @ p["w1"]) @ p["w2"])
+
+    snn = snnjax.init(fn, FLAT, VECTORS, neuron=ZERO)
+    expected = snnjax.spiking(fn, steps=12)(snn, VECTORS)
+    graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
+    module = from_nir(graph)
+    found = torch_steps(module, np.asarray(VECTORS), 12)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("network", SIGNED)
 def test_snntorch_reads_the_same_spikes(network, tmp_path):
     """It wants dt = 1e-4 and one threshold for all, and scales that for R.
@@ -616,7 +639,8 @@ def test_pooling_and_scale_of_others():
     outputs = snnjax.spiking(fn, steps=5)(snn, x)
     pooled = np.asarray(x).reshape(2, 3, 2, 3, 2, 3).mean((2, 4))
     current = pooled * np.moveaxis(scale, 0, -1)
-    spikes = reference.simulate(np.stack([current] * 5), 1.0, reset="zero")
+    above = np.nextafter(1, 2)
+    spikes = reference.simulate(np.stack([current] * 5), above, reset="zero")
     assert spikes.any()
     np.testing.assert_allclose(outputs, spikes.sum((2, 3)))
 
@@ -635,8 +659,30 @@ def test_order_of_nodes_and_dead_ends_do_not_matter():
     edges += [("in", "a"), ("in", "b")]
     graph = nir.NIRGraph(nodes, edges, {}, type_check=False)
     fn, snn = snnjax.from_nir(graph)
-    outputs = snnjax.spiking(fn, steps=4)(snn, jnp.ones((1, 2)))
-    np.testing.assert_array_equal(outputs[:, 0, 0], [0, 1, 0, 1])
+    outputs = snnjax.spiking(fn, steps=6)(snn, jnp.ones((1, 2)))
+    np.testing.assert_array_equal(outputs[:, 0, 0], [0, 1, 0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.75, 0.3, np.float32(0.3)])
+def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it(threshold):
+    x = np.float32(threshold)
+    x = np.array([np.nextafter(x, np.float32(0)), x, np.nextafter(x, np.float32(1))])
+    full = np.full(3, threshold)
+    graph = chain(nir.IF(r=np.ones(3), v_threshold=full), affine(np.eye(3)))
+    fn, snn = snnjax.from_nir(graph)
+    found = snnjax.spiking(fn, steps=1)(snn, jnp.asarray(x)[None])[0, 0]
+    np.testing.assert_array_equal(found, x > full)
+
+
+def test_a_written_neuron_fires_at_its_threshold(tmp_path):
+    """Potentials of these weights meet the threshold all the time."""
+    net = NETWORKS["dense"]
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
+    first = next(node for node in graph.nodes.values() if isinstance(node, nir.IF))
+    values = np.float32([1 - 2**-23, 1 - 2**-24, 1])
+    np.testing.assert_array_equal(values > first.v_threshold[0], values >= 1)
+    check_same(net.fn, snn, net.x, graph)
 
 
 # ------------------------------------------------------------------------ refusals
