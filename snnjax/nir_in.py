@@ -258,6 +258,12 @@ def _check_nodes(nir: Any, graph: Any) -> None:
             f"{', '.join(kind.__name__ for kind in known)}. Write a nested graph flat; "
             "a synapse with a time constant (CubaLIF) has no neuron here"
         )
+    loose = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
+    if loose:
+        raise ValueError(
+            f"the edges {loose} have an end that is no node; nodes: "
+            f"{', '.join(graph.nodes)}"
+        )
     inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
         raise ValueError(f"the graph has {len(inputs)} inputs {inputs}; allowed: one")

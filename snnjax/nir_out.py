@@ -130,7 +130,7 @@ def import_nir() -> ModuleType:
         ) from error
     if "v_reset" not in {field.name for field in dataclasses.fields(nir.IF)}:
         raise ImportError(
-            f"nir {nir.version} does not say how neurons reset; needed: nir >= 1.0.6, "
+            f"nir {nir.version} does not say how neurons reset; needed: nir >= 1.0.7, "
             'pip install "snnjax[nir]"'
         )
     return nir

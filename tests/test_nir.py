@@ -791,16 +791,27 @@ def test_a_graph_that_cannot_be_read_is_refused(graph, words):
         snnjax.from_nir(graph())
 
 
-def test_a_recurrent_graph_is_refused():
+@pytest.mark.parametrize(
+    "edges, words",
+    [
+        ("input-spike spike-back back-spike spike-output", "recurrent: .*spike"),
+        ("input-spike other-spike spike-output", "2 inputs"),
+        ("input-spike spike-nowhere", "'nowhere'.* no node; nodes: "),
+        ("input-spike back-output", "no edge leads to back"),
+    ],
+)
+def test_edges_that_cannot_be_followed_are_refused(edges, words):
     nodes = {
         "input": nir.Input({"input": np.array([2])}),
         "spike": nir.IF(**IF),
         "back": affine(np.eye(2)),
         "output": nir.Output({"output": np.array([2])}),
     }
-    edges = [("input", "spike"), ("spike", "back"), ("back", "spike")]
-    graph = nir.NIRGraph(nodes, [*edges, ("spike", "output")])
-    with pytest.raises(ValueError, match="recurrent: .*spike"):
+    if "other" in edges:
+        nodes["other"] = nir.Input({"input": np.array([2])})
+    pairs = [tuple(edge.split("-")) for edge in edges.split()]
+    graph = nir.NIRGraph(nodes, pairs, {}, type_check=False)
+    with pytest.raises(ValueError, match=words):
         snnjax.from_nir(graph)
 
 
