@@ -30,10 +30,14 @@ class Problem(NamedTuple):
 class ConversionError(ValueError):
     """The network cannot be converted; ``problems`` lists everything in the way."""
 
-    def __init__(self, problems: Sequence[Problem]):
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        headline: str = "this network cannot be converted",
+    ):
         self.problems = tuple(problems)
         places = "place" if len(self.problems) == 1 else "places"
-        lines = [f"this network cannot be converted ({len(problems)} {places}):"]
+        lines = [f"{headline} ({len(problems)} {places}):"]
         for problem in self.problems:
             where = problem.path or "(top level)"
             found = ", ".join(problem.operations)

@@ -91,12 +91,14 @@ def capture(
     *,
     affine: bool = True,
     has_aux: bool = False,
+    inline_all: bool = False,
 ) -> Network:
     """Trace ``fn`` and check that it is affine between its sites.
 
     Args:
         affine: False allows anything between the sites, as direct training may.
         has_aux: the function returns (outputs, aux); aux need not have a batch axis.
+        inline_all: no call is left among the equations, with or without a site.
 
     Raises: as `sites`.
     """
@@ -104,7 +106,7 @@ def capture(
     closed, result = _trace(fn, params, x)
     outputs = _without_aux(result) if has_aux else result
     _check(closed, len(jax.tree_util.tree_leaves(outputs)), affine)
-    flat = _Flattener()
+    flat = _Flattener(inline_all)
     *leaves, x_var = [flat.variable(v) for v in closed.jaxpr.invars]
     constants = {
         flat.variable(v): c

@@ -1,0 +1,353 @@
+"""A graph of NIR as an ordinary JAX function and its spiking network.
+
+Its neurons become sites (``jax.nn.relu``), channels last; everything else is a layer:
+
+    v <- (1 - dt / tau) v + (dt / tau) (R I + v_leak)          LIF
+    v <- v + R I                                               IF
+    z = 1[v > v_threshold], and then v <- v_reset = 0
+
+Ours fire at v >= V_th, so V_th is the smallest float32 above v_threshold.
+``nir_out.py`` has the way out, and what NIR's words mean there.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.capture import capture
+from snnjax.neurons import NeuronParams
+from snnjax.nir_nodes import compact
+from snnjax.nir_out import import_nir
+from snnjax.simulate import SNN
+
+if TYPE_CHECKING:
+    import nir
+
+
+def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callable, SNN]:
+    """Read a NIR graph: of `to_nir`, with the same spikes, or of another tool.
+
+    Args:
+        graph: of Input, Output, Conv2d, Linear, Affine, Scale, SumPool2d, AvgPool2d,
+            Flatten, IF and LIF, without cycles, with one input. Several edges into one
+            node are summed.
+        dt: time step in seconds of every LIF; None: what the graph's metadata say
+            ("dt"), 1e-4 if they say nothing. IF integrates its whole input at every
+            step.
+
+    Returns:
+        ``(fn, snn)``, for ``snnjax.spiking(fn, steps=...)(snn, x)``. Images are
+        channels last: where the graph takes [C, H, W], fn takes [B, H, W, C], and so
+        are its outputs (a dict by name if there are several). ``fn(snn.params, x)`` is
+        the ANN. Neurons reset to zero unless their metadata say "subtract"; ``steps``
+        and ``delay`` are those of the metadata.
+
+    Raises:
+        ValueError: with all nodes that are none of these; a cycle; neurons that do not
+            reset to 0, or in different ways; a tau not above dt; no neuron at all.
+        ImportError: the package ``nir`` is missing.
+
+    >>> import jax.numpy as jnp, nir, numpy as np, snnjax
+    >>> graph = nir.NIRGraph.from_list(
+    ...     nir.Input({"input": np.array([2])}),
+    ...     nir.Affine(np.array([[0.5, 0.0], [0.0, 1.0]]), np.array([0.0, 0.125])),
+    ...     nir.IF(r=np.ones(2), v_threshold=np.ones(2)))
+    >>> fn, snn = from_nir(graph)
+    >>> print(snnjax.spiking(fn, steps=4)(snn, jnp.array([[1.5, 1.0]]))[:, 0])
+    [[0. 1.]
+     [1. 1.]
+     [0. 1.]
+     [1. 1.]]
+    """
+    nir = import_nir()
+    _check_nodes(nir, graph)
+    dt = float(graph.metadata.get("dt", 1e-4)) if dt is None else dt
+    if not dt > 0:
+        raise ValueError(f"dt is {dt}; allowed: > 0 seconds")
+    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    for source, target in graph.edges:
+        sources[target].append(source)
+    order = _ordered(nir, graph, sources)
+    layers = {name: _layer(nir, name, graph.nodes[name], dt) for name in order}
+    (entrance,) = (n for n in order if isinstance(graph.nodes[n], nir.Input))
+    exits = [n for n in order if isinstance(graph.nodes[n], nir.Output)]
+
+    def fn(params, x):
+        values = {}
+        for name in order:
+            summed = [x] if name == entrance else [values[s] for s in sources[name]]
+            into = functools.reduce(jnp.add, summed)
+            values[name] = layers[name].apply(params.get(name, {}), into)
+        if len(exits) == 1:
+            return values[exits[0]]
+        return {name: values[name] for name in exits}
+
+    params = {n: layer.params for n, layer in layers.items() if layer.params}
+    shape = _channels_last(tuple(graph.nodes[entrance].input_type["input"]))
+    network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    neurons = [layer.neuron for layer in layers.values() if layer.neuron is not None]
+    steps = graph.metadata.get("steps")
+    return fn, SNN(
+        params,
+        {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
+        steps=None if steps is None else int(steps),
+        delay=None if steps is None else int(graph.metadata.get("delay", 0)),
+        reset=_reset(nir, graph, order),
+    )
+
+
+class Layer(NamedTuple):
+    """A node as a function of its parameters and input; its neurons if it has some."""
+
+    apply: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+    params: dict[str, jax.Array] = {}
+    neuron: NeuronParams | None = None
+
+
+# ------------------------------------------------------------------------ layers
+
+
+def _layer(nir: Any, name: str, node: Any, dt: float) -> Layer:
+    if isinstance(node, nir.IF | nir.LIF):
+        return _spiking(nir, name, node, dt)
+    if isinstance(node, nir.Conv2d):
+        return _convolution(name, node)
+    if isinstance(node, nir.Affine | nir.Linear):
+        return _matrix(nir, name, node)
+    if isinstance(node, nir.SumPool2d | nir.AvgPool2d):
+        return _pooling(nir, node)
+    if isinstance(node, nir.Scale):
+        scale = _array(_channels_last_array(node.scale))
+        return Layer(lambda p, x: x * p["scale"], {"scale": scale})
+    if isinstance(node, nir.Flatten):
+        return _flatten(name, node)
+    return Layer(lambda p, x: x)
+
+
+def _matrix(nir: Any, name: str, node: Any) -> Layer:
+    if np.ndim(node.weight) != 2:
+        raise ValueError(
+            f"node {name!r} has a weight of shape {np.shape(node.weight)}; allowed: "
+            "[outputs, inputs]"
+        )
+    params = {"weight": _array(np.transpose(node.weight))}
+    if isinstance(node, nir.Linear):
+        return Layer(lambda p, x: x @ p["weight"], params)
+    params["bias"] = _array(node.bias)
+    return Layer(lambda p, x: x @ p["weight"] + p["bias"], params)
+
+
+def _convolution(name: str, node: Any) -> Layer:
+    stride, dilation = _pair(node.stride), _pair(node.dilation)
+    if isinstance(node.padding, str):
+        padding = node.padding.upper()
+        if padding == "SAME" and stride != (1, 1):
+            raise ValueError(
+                f"node {name!r} has padding 'same' with stride {stride}; allowed: "
+                "numbers, or stride 1"
+            )
+    else:
+        padding = [(p, p) for p in _pair(node.padding)]
+    groups = int(node.groups)
+
+    def apply(p, x):
+        x = jax.lax.conv_general_dilated(
+            x,
+            p["weight"],
+            stride,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+        return x + p["bias"]
+
+    weight = np.transpose(node.weight, (2, 3, 1, 0))
+    bias = np.zeros(weight.shape[-1]) if node.bias is None else node.bias
+    return Layer(apply, {"weight": _array(weight), "bias": _array(bias)})
+
+
+def _pooling(nir: Any, node: Any) -> Layer:
+    window, stride = (1, *_pair(node.kernel_size), 1), (1, *_pair(node.stride), 1)
+    padding = [(0, 0), *[(p, p) for p in _pair(node.padding)], (0, 0)]
+    count = math.prod(window) if isinstance(node, nir.AvgPool2d) else 1
+
+    def apply(_, x):
+        total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)
+        return total / count if count != 1 else total
+
+    return Layer(apply)
+
+
+def _flatten(name: str, node: Any) -> Layer:
+    axes = len(node.input_type["input"])
+    if node.start_dim % axes or node.end_dim % axes != axes - 1:
+        raise ValueError(
+            f"node {name!r} flattens axes {node.start_dim} to {node.end_dim} of "
+            f"{axes}; allowed: all of them, 0 to -1 (the batch is not counted)"
+        )
+
+    def apply(_, x):
+        x = jnp.moveaxis(x, -1, 1) if axes == 3 else x
+        return x.reshape(x.shape[0], -1)
+
+    return Layer(apply)
+
+
+def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
+    threshold, gain = _above(node.v_threshold), _numbers(node.r)
+    leak, bias = None, np.zeros(())
+    if isinstance(node, nir.LIF):
+        rate = dt / _numbers(node.tau)
+        leak, gain, bias = 1 - rate, gain * rate, _numbers(node.v_leak) * rate
+        if not ((leak > 0) & (leak <= 1)).all():
+            raise ValueError(
+                f"node {name!r} has tau from {np.min(node.tau)} to {np.max(node.tau)} "
+                f"s; allowed: above dt = {dt} s. Pass the dt of the tool that wrote it"
+            )
+    if not np.all(_numbers(node.v_threshold) > 0):
+        raise ValueError(
+            f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
+            "> 0"
+        )
+    params = {}
+    if (gain != 1).any():
+        params["gain"] = _neuronwise(gain)
+    if (threshold != 1).any():
+        params["threshold"] = _neuronwise(threshold)
+
+    def apply(p, x):
+        current = x * p["gain"] if "gain" in p else x
+        with jax.named_scope(name):
+            spikes = jax.nn.relu(current)
+        # Ours carry V_th, NIR's are 1.
+        return spikes / p["threshold"] if "threshold" in p else spikes
+
+    start = _numbers(node.metadata.get("v_init", 0.0))
+    neuron = NeuronParams(
+        threshold=_neuronwise(threshold),
+        bias=_neuronwise(bias),
+        initial_potential=_neuronwise(start),
+        leak=None if leak is None else _neuronwise(leak),
+    )
+    return Layer(apply, params, neuron)
+
+
+# -------------------------------------------------------------------- the graph
+
+
+def _check_nodes(nir: Any, graph: Any) -> None:
+    """Raise unless all nodes and both ends of every edge are known."""
+    if not isinstance(graph, nir.NIRGraph):
+        raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
+    known = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
+    known += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
+    unknown = [
+        f"{name} ({type(node).__name__})"
+        for name, node in graph.nodes.items()
+        if not isinstance(node, known)
+    ]
+    if unknown:
+        raise ValueError(
+            f"these nodes cannot be read: {', '.join(unknown)}; allowed: "
+            f"{', '.join(kind.__name__ for kind in known)}. Write a nested graph flat; "
+            "a synapse with a time constant (CubaLIF) has no neuron here"
+        )
+    loose = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
+    if loose:
+        raise ValueError(
+            f"the edges {loose} have an end that is no node; nodes: "
+            f"{', '.join(graph.nodes)}"
+        )
+    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    if len(inputs) != 1:
+        raise ValueError(f"the graph has {len(inputs)} inputs {inputs}; allowed: one")
+    if not any(isinstance(node, nir.IF | nir.LIF) for node in graph.nodes.values()):
+        raise ValueError("the graph has no IF or LIF, so nothing would spike")
+
+
+def _ordered(nir: Any, graph: Any, sources: dict[str, list[str]]) -> list[str]:
+    """The nodes that the outputs need, each after its sources."""
+    wanted = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
+    for name in wanted:
+        wanted += [s for s in sources[name] if s not in wanted]
+    bare = [n for n in wanted if not sources[n]]
+    bare = [n for n in bare if not isinstance(graph.nodes[n], nir.Input)]
+    if bare or not wanted:
+        raise ValueError(f"no edge leads to {', '.join(bare) or 'an output'}")
+    waiting = [name for name in graph.nodes if name in wanted]
+    order: list[str] = []
+    while waiting:
+        ready = [n for n in waiting if set(sources[n]) <= set(order)]
+        if not ready:
+            raise ValueError(
+                f"the graph is recurrent: {', '.join(waiting)} wait for each other; "
+                "allowed: edges without a cycle"
+            )
+        order += ready
+        waiting = [n for n in waiting if n not in ready]
+    return order
+
+
+def _reset(nir: Any, graph: Any, order: list[str]) -> str:
+    found = {}
+    for name in order:
+        node = graph.nodes[name]
+        if isinstance(node, nir.IF | nir.LIF):
+            reset = node.metadata.get("reset", "zero")
+            reset = reset.decode() if isinstance(reset, bytes) else str(reset)
+            if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
+                reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
+            found[name] = reset
+    kinds = set(found.values())
+    if len(kinds) != 1 or not kinds <= {"zero", "subtract"}:
+        raise ValueError(
+            f"the neurons reset to {found}; allowed: v_reset 0 for all of them, or "
+            'metadata {"reset": "subtract"} for all'
+        )
+    return kinds.pop()
+
+
+# ----------------------------------------------------------------------- helpers
+
+
+def _neuronwise(values: np.ndarray) -> jax.Array:
+    """A scalar, [C] or, channels last, one number per neuron."""
+    values = compact(values)
+    if values.ndim == 3 and values.shape[1:] == (1, 1):
+        return _array(values.ravel())
+    return _array(_channels_last_array(values))
+
+
+def _above(threshold) -> np.ndarray:
+    """The smallest float32 numbers above a threshold."""
+    exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
+    following = np.nextafter(rounded, np.float32(np.inf))
+    return _numbers(np.where(rounded > exact, rounded, following))
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in shape)
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def _channels_last_array(array) -> np.ndarray:
+    return np.moveaxis(array, 0, -1) if np.ndim(array) == 3 else np.asarray(array)
+
+
+def _pair(numbers) -> tuple[int, int]:
+    first, second = np.broadcast_to(np.ravel(numbers), 2)
+    return int(first), int(second)
+
+
+def _numbers(array) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+def _array(array) -> jax.Array:
+    return jnp.asarray(np.asarray(array, np.float32))

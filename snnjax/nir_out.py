@@ -1,0 +1,395 @@
+"""A spiking network as a graph of NIR, the interchange format of neuromorphic tools.
+
+    v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
+
+is one forward Euler step of NIR's LIF; it is v <- leak v + I for tau = dt / (1 - leak)
+and an input I tau / dt. Spikes of NIR are 1 and ours V_th, so V_th goes into the
+weights behind a site, and 1 / V_th and tau / dt into those before it. R is then 1, as
+several readers take it to be, and so would be v_threshold; but ours fire at v >= V_th,
+so it is the largest float32 below 1.
+Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.affine import ConversionError, Problem
+from snnjax.capture import capture
+from snnjax.network import Equation, Network, Site, Values, evaluate, identity
+from snnjax.neurons import NeuronParams
+from snnjax.nir_layers import straight
+from snnjax.nir_nodes import (
+    Conv,
+    Dense,
+    Flatten,
+    Lowering,
+    Pool,
+    Scale,
+    Symbol,
+    Term,
+    Unsaid,
+    compact,
+    numbers,
+)
+from snnjax.nir_rules import entrance, lower
+from snnjax.simulate import SNN, check_neurons
+
+if TYPE_CHECKING:
+    import nir
+
+
+def to_nir(
+    fn: Callable,
+    snn: SNN,
+    x: chex.Array | jax.ShapeDtypeStruct,
+    *,
+    extended: bool = False,
+    dt: float = 1e-4,
+) -> "nir.NIRGraph":
+    """Write a spiking network as a NIR graph, channels first, for other tools.
+
+    Convolutions, matrix products, BatchNorm, sums, scales, pooling by sum or average,
+    flatten, strided and padded shortcuts become `Conv2d`, `Affine`, `Scale`,
+    `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases and the readout's
+    correction their biases. A sum is several edges into one node.
+
+    NIR has no word for four things that a converted network has: reset by subtraction,
+    initial potentials, a delay, and the T that it was fitted to. ``extended`` puts them
+    into ``metadata`` ("reset" and "v_init" of a neuron, "delay" and "steps" of the
+    graph), which `from_nir` reads and other tools ignore: their simulation will differ.
+    It is an argument and no warning because a file outlives a warning. (Reset by
+    subtraction can be put together from `I`, `Threshold` and a recurrent edge, but no
+    reader known to us runs that.) T alone changes no simulation: it is always there.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
+        snn: from `snnjax.convert` or `snnjax.init`.
+        x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
+            image is [B, H, W, C], unless a convolution says otherwise.
+        extended: allow what only metadata can say.
+        dt: time step in seconds that the LIF's tau is meant for, also in the graph's
+            metadata. IF integrates its whole input at every step, as all readers do.
+
+    Returns:
+        A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
+        "output" (several: "output_" and the path). Outputs are [C, H, W] if they are
+        images. All numbers are float32.
+
+    Raises:
+        snnjax.ConversionError: with every operation that NIR has no node for, its path
+            and the remedy; max-pool is one of them.
+        ValueError: something that only metadata can say, without ``extended``; neurons
+            that leak beside others of the same site that do not; dt not above 0.
+        ImportError: the package ``nir`` is missing.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
+    >>> weights = [jnp.ones((3, 8)), jnp.ones((8, 2))]
+    >>> neuron = snnjax.lif(leak=0.5, reset="zero")
+    >>> snn = snnjax.init(fn, weights, jnp.ones((1, 3)), neuron=neuron)
+    >>> graph = to_nir(fn, snn, jnp.ones((1, 3)))
+    >>> [type(node).__name__ for node in graph.nodes.values()]
+    ['Input', 'Affine', 'LIF', 'Affine', 'Output']
+    """
+    nir = import_nir()
+    if not dt > 0:
+        raise ValueError(f"dt is {dt}; allowed: > 0 seconds")
+    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    network = capture(fn, snn.params, shape, inline_all=True)
+    check_neurons(snn.neurons, network.sites)
+    _check_said(snn, extended)
+    values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
+    lowering = Lowering(network, values)
+    _lower(lowering, snn)
+    order = _needed(lowering)
+    names = _alphabetical(lowering, order)
+    nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
+    edges = [(names[s], names[n]) for n in order for s in lowering.sources[n]]
+    metadata = {"dt": dt}
+    if snn.steps is not None:
+        metadata["steps"] = snn.steps
+    if snn.delay:
+        metadata["delay"] = snn.delay
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
+
+
+def import_nir() -> ModuleType:
+    """The package ``nir``, in which neurons say how they reset (``v_reset``)."""
+    try:
+        import nir
+    except ImportError as error:
+        raise ImportError(
+            'NIR graphs need the package nir: pip install "snnjax[nir]"'
+        ) from error
+    if "v_reset" not in {field.name for field in dataclasses.fields(nir.IF)}:
+        raise ImportError(
+            f"nir {nir.version} does not say how neurons reset; needed: nir >= 1.0.7, "
+            'pip install "snnjax[nir]"'
+        )
+    return nir
+
+
+class Input(NamedTuple):
+    """Where x comes in."""
+
+    shape: tuple[int, ...]
+
+
+class Output(NamedTuple):
+    """Where a result goes out."""
+
+    shape: tuple[int, ...]
+
+
+class Spiking(NamedTuple):
+    """Neurons of threshold 1; every field has their shape, or is None."""
+
+    shape: tuple[int, ...]
+    reset: str
+    leak: np.ndarray | None
+    initial_potential: np.ndarray
+
+
+# ------------------------------------------------------------------- the network
+
+
+def _lower(lowering: Lowering, snn: SNN) -> None:
+    """All nodes of the network, or an error with everything that NIR cannot say."""
+    network = lowering.network
+    order = entrance(lowering)
+    lowering.add("input", Input(order.shape), ())
+    lowering.symbols[network.x] = _from_node("input", np.ones(()), order)
+    problems = []
+    for equation in network.equations:
+        if not network.dependent.intersection(equation.outputs):
+            continue
+        known = all(
+            v in lowering.symbols for v in equation.inputs if v in network.dependent
+        )
+        try:
+            if equation.site is not None:
+                _lower_site(lowering, snn, equation, known)
+            elif known:
+                lower(lowering, equation)
+        except Unsaid as unsaid:
+            name = getattr(equation.primitive, "name", "")
+            name = equation.site.kind if equation.site else name
+            problems.append(Problem(equation.path, (name,), *unsaid.args))
+    if not problems:
+        problems = _lower_outputs(lowering, snn)
+    if problems:
+        raise ConversionError(problems, "this network cannot be written in NIR")
+
+
+def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -> None:
+    site = equation.place
+    sources, order = [], _default_order(site)
+    try:
+        if not site.fires:
+            raise Unsaid("NIR has no max-pool", "use average pooling, or a stride")
+        neuron = snn.neurons[site.name]
+        if known:
+            current = equation.inputs[0]
+            assert isinstance(current, int)
+            gain, bias = _gain(neuron), numbers(neuron.bias)
+            sources, order = lowering.feed(current, gain, bias, site.name)
+    finally:
+        # Also after a problem, so that what follows is looked at.
+        name = lowering.add(site.name, None, sources)
+        lowering.symbols[equation.outputs[0]] = _from_node(name, np.ones(()), order)
+    threshold = _spread(neuron.threshold, site, order)
+    lowering.nodes[name] = _spiking(neuron, snn.reset, site, order)
+    lowering.symbols[equation.outputs[0]] = _from_node(name, compact(threshold), order)
+
+
+def _gain(neuron: NeuronParams) -> np.ndarray:
+    """What the current is multiplied by: 1 / V_th, and tau / dt where it leaks."""
+    leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
+    leak = np.where(leak == 1, 0, leak)
+    return 1 / ((1 - leak) * numbers(neuron.threshold))
+
+
+def _spiking(neuron: NeuronParams, reset: str, site: Site, order) -> Spiking:
+    threshold = _spread(neuron.threshold, site, order)
+    leak = None if neuron.leak is None else _spread(neuron.leak, site, order)
+    if leak is not None and (leak == 1).all():
+        leak = None
+    if leak is not None and not ((leak > 0) & (leak < 1)).all():
+        raise ValueError(
+            f"site {site.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
+            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
+        )
+    start = _spread(neuron.initial_potential, site, order) / threshold
+    return Spiking(order.shape, reset, leak, start)
+
+
+def _lower_outputs(lowering: Lowering, snn: SNN) -> list[Problem]:
+    network = lowering.network
+    tree = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    readout = [0.0] * len(paths)
+    if snn.readout is not None:
+        readout = jax.tree_util.tree_leaves(snn.readout)
+    problems = []
+    for v, path, correction in zip(network.outputs, paths, readout, strict=True):
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = f"output/{where}" if where else "output"
+        try:
+            _lower_output(lowering, v, name, numbers(correction))
+        except Unsaid as unsaid:
+            problems.append(Problem(name, (), *unsaid.args))
+    return problems
+
+
+def _lower_output(lowering: Lowering, v, name: str, correction) -> None:
+    if v not in lowering.symbols:
+        raise Unsaid("it does not depend on x", "return only what the input reaches")
+    path = "readout" if name == "output" else f"readout/{name}"
+    if len(lowering.network.avals[v].shape) == 2:
+        lowering.symbols[v] = straight(lowering, lowering.symbol(v), path)
+    sources, order = lowering.feed(v, np.ones(()), correction, path)
+    lowering.add(name, Output(order.shape), sources)
+
+
+def _from_node(name: str, scale: np.ndarray, order: np.ndarray) -> Symbol:
+    return Symbol((Term(name, scale, False),), order)
+
+
+def _at_rest(network: Network, params, x: jax.Array) -> Values:
+    """Every variable while x is 0 and nothing spikes: the constants of affine maps."""
+
+    def silent(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
+        return jnp.zeros_like(x) if site.fires else identity(site, x, *operands)
+
+    @jax.jit
+    def run(arguments: Values):
+        values = dict(arguments)
+        evaluate(network.equations, values, silent)
+        return values
+
+    return run(network.arguments(params, x))
+
+
+def _needed(lowering: Lowering) -> list[str]:
+    """Nodes that an output depends on, in order of execution."""
+    wanted = {n for n, node in lowering.nodes.items() if isinstance(node, Output)}
+    for name in reversed(lowering.nodes):
+        if name in wanted:
+            wanted.update(lowering.sources[name])
+    return [name for name in lowering.nodes if name in wanted or name == "input"]
+
+
+def _alphabetical(lowering: Lowering, order: list[str]) -> dict[str, str]:
+    """Names that sort in order of execution.
+
+    A file gives its nodes back in the order of their names, and some readers take that
+    for the order of execution.
+    """
+    width = len(str(len(order)))
+    names = {}
+    for i, name in enumerate(order):
+        kept = isinstance(lowering.nodes[name], Input | Output)
+        names[name] = name if kept else f"n{i:0{width}}_{name}"
+    return names
+
+
+def _default_order(site: Site) -> np.ndarray:
+    order = np.arange(np.prod(site.shape, dtype=int)).reshape(site.shape)
+    return np.moveaxis(order, site.channel, 0) if order.ndim == 3 else order
+
+
+def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
+    """A neuron's parameter for every neuron, in the node's shape."""
+    return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
+
+
+def _check_said(snn: SNN, extended: bool) -> None:
+    """Raise if there is something that only metadata can say."""
+    unsaid = []
+    if snn.reset == "subtract":
+        unsaid.append("reset by subtraction (of NIR: v <- v_reset)")
+    if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
+        unsaid.append("initial potentials (of NIR: 0)")
+    if snn.delay:
+        unsaid.append(f"delay {snn.delay} (of NIR: none)")
+    if unsaid and not extended:
+        raise ValueError(
+            f"NIR cannot say: {'; '.join(unsaid)}. With extended=True it is written as "
+            "metadata, which snnjax.from_nir reads; other tools ignore it and compute "
+            'something else. Exact everywhere: neurons with reset "zero", no initial '
+            "potential and delay 0"
+        )
+
+
+# ------------------------------------------------------------------- NIR's nodes
+
+
+def _node(nir: Any, node: Any, dt: float):
+    if isinstance(node, Conv):
+        weight, bias = _float(_ungrouped(node)), _float(node.bias)
+        return nir.Conv2d(
+            node.size, weight, node.stride, node.padding, node.dilation, 1, bias
+        )
+    if isinstance(node, Dense):
+        return nir.Affine(_float(node.weight), _float(node.bias))
+    if isinstance(node, Pool):
+        kind = nir.AvgPool2d if node.average else nir.SumPool2d
+        return kind(*(np.array(n) for n in (node.window, node.stride, node.padding)))
+    if isinstance(node, Scale):
+        return nir.Scale(_float(node.factor))
+    if isinstance(node, Flatten):
+        return nir.Flatten({"input": np.array(node.shape)}, 0, -1)
+    if isinstance(node, Input):
+        return nir.Input({"input": np.array(node.shape)})
+    if isinstance(node, Output):
+        return nir.Output({"output": np.array(node.shape)})
+    return _neurons(nir, node, dt)
+
+
+def _ungrouped(node: Conv) -> np.ndarray:
+    """The weights [O, I, K, K] for all inputs, with zeros between the groups.
+
+    NIR up to 1.0.8 takes a grouped convolution to have I / groups inputs, so that its
+    own reader refuses the graph; and some other readers overlook the groups.
+    """
+    outputs, inputs, *window = node.weight.shape
+    if node.groups == 1:
+        return node.weight
+    wide = np.zeros((outputs, inputs * node.groups, *window), node.weight.dtype)
+    for group in range(node.groups):
+        rows = slice(
+            group * outputs // node.groups, (group + 1) * outputs // node.groups
+        )
+        wide[rows, group * inputs : (group + 1) * inputs] = node.weight[rows]
+    return wide
+
+
+def _neurons(nir: Any, node: Spiking, dt: float):
+    one, zero = np.ones(node.shape, np.float32), np.zeros(node.shape, np.float32)
+    below = np.nextafter(one, zero)  # v > below is v >= 1
+    metadata: dict[str, Any] = {}
+    if node.reset == "subtract":
+        metadata["reset"] = node.reset
+    if node.initial_potential.any():
+        metadata["v_init"] = _float(node.initial_potential)
+    if node.leak is None:
+        return nir.IF(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
+    return nir.LIF(
+        tau=_float(dt / (1 - node.leak)),
+        r=one,
+        v_leak=zero,
+        v_threshold=below,
+        v_reset=zero,
+        metadata=metadata,
+    )
+
+
+def _float(array) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
