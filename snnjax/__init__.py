@@ -45,8 +45,7 @@ from snnjax.metrics import accuracy, energy, measure, spike_trains
 from snnjax.network import Site, Sites, clipped_relu, identity
 from snnjax.neurobench import neurobench
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
-from snnjax.nir_in import from_nir
-from snnjax.nir_out import to_nir
+from snnjax.nir import from_nir, to_nir
 from snnjax.simulate import SNN, init, latency, spiking
 from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (

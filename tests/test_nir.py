@@ -5,6 +5,7 @@ import dataclasses
 import io
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,7 +256,7 @@ SOURCES = {
     "MLP": mlp,
     "convolutions": convolutional,
     "option A": residual,
-    "projection": lambda: residual((0, 1), projection=True, pool_stem=True),
+    "projection": lambda: residual((0, 1), projection=True, pool_stem=nn.avg_pool),
 }
 
 

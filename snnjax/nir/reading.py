@@ -7,7 +7,7 @@ Its neurons become sites (``jax.nn.relu``), channels last; everything else is a 
     z = 1[v > v_threshold], and then v <- v_reset = 0
 
 Ours fire at v >= V_th, so V_th is the smallest float32 above v_threshold.
-``nir_out.py`` has the way out, and what NIR's words mean there.
+``writing.py`` has the way out, and what NIR's words mean there.
 """
 
 import functools
@@ -21,8 +21,8 @@ import numpy as np
 
 from snnjax.capture import capture
 from snnjax.neurons import NeuronParams
-from snnjax.nir_nodes import compact
-from snnjax.nir_out import import_nir
+from snnjax.nir.nodes import compact
+from snnjax.nir.writing import import_nir
 from snnjax.simulate import SNN
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from snnjax.nir_nodes import (
+from snnjax.nir.nodes import (
     Conv,
     Dense,
     Flatten,

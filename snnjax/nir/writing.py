@@ -24,8 +24,8 @@ from snnjax.affine import ConversionError, Problem
 from snnjax.capture import capture
 from snnjax.network import Equation, Network, Site, Values, evaluate, identity
 from snnjax.neurons import NeuronParams
-from snnjax.nir_layers import straight
-from snnjax.nir_nodes import (
+from snnjax.nir.layers import straight
+from snnjax.nir.nodes import (
     Conv,
     Dense,
     Flatten,
@@ -38,7 +38,7 @@ from snnjax.nir_nodes import (
     compact,
     numbers,
 )
-from snnjax.nir_rules import entrance, lower
+from snnjax.nir.rules import entrance, lower
 from snnjax.simulate import SNN, check_neurons
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Every variable that depends on the input is such a sum of nodes' outputs. Scales
 for the next weights (or go back into the last ones) and constants for the next neuron,
 so that BatchNorm, biases and thresholds end in weights and biases. A permutation of
 elements (reshape, transpose, flatten) makes no node: it only changes which element of
-the variable a node's element is. ``nir_rules.py`` reads equations, ``nir_layers.py``
+the variable a node's element is. ``rules.py`` reads equations, ``layers.py``
 makes layers; of the package nir nothing is needed here.
 """
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.network import Equation, evaluate, identity, read, variables
-from snnjax.nir_layers import conv, dense, sum_of, taken
-from snnjax.nir_nodes import (
+from snnjax.nir.layers import conv, dense, sum_of, taken
+from snnjax.nir.nodes import (
     Lowering,
     Pool,
     Symbol,
