@@ -6,7 +6,6 @@ accurate spiking network, which ``--restore`` evaluates again.
 """
 
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from experiments.data import (
     normalize,
     normalized_as,
 )
+from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
 from snnjax import metrics
@@ -50,25 +50,6 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
 }
 BATCH = 500  # test images at a time
 SHOTS = 100  # test images to measure rates, errors and operations on
-
-
-class Result(NamedTuple):
-    """One row of the table: a recipe at one T and delay, over all seeds."""
-
-    recipe: str
-    delay: int
-    steps: int
-    accuracies: list[list[float]]  # per seed, after 1..T steps
-    latency: int
-    firing_rate: float
-    synaptic_operations: float
-    seconds: float
-    measures: metrics.Measures
-
-    @property
-    def final(self) -> float:
-        """Mean accuracy after all T steps."""
-        return statistics.mean(reached[-1] for reached in self.accuracies)
 
 
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
@@ -89,7 +70,6 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     beside = "" if said is None else f" (its card: {100 * said:.2f} % of all)"
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images{beside}\n")
     print(HEADER, flush=True)
-    plan = list(_plan(config))
 
     @jax.jit
     def simulate(snn, x):
@@ -97,19 +77,8 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
         return snnjax.spiking(fn, **fitted, micro_batch=_micro_batch())(snn, x)
 
     job = Job(config, data, fn, source.variables, sites, images, labels, simulate)
-    results, kept = [], []
-    progress = tqdm(total=len(plan) * len(config.seeds), leave=False, disable=None)
-    with progress, ThreadPoolExecutor(1) as pool:
-        # Half of the time is XLA's: compile ahead on another core.
-        fits = dict.fromkeys((steps, delay) for _, steps, delay in plan)
-        ready = {fit: pool.submit(_compile, job, *fit) for fit in fits}
-        for recipe, steps, delay in plan:
-            wait = ready[steps, delay].result
-            result, snn = _convert(job, recipe, steps, delay, wait, progress.update)
-            tqdm.write(row(result, ann))
-            results.append(result)
-            kept.append(snn)
-    result, snn = max(zip(results, kept, strict=True), key=lambda pair: pair[0].final)
+    results, snns = _conversions(job, ann)
+    result, snn = max(zip(results, snns, strict=True), key=lambda pair: pair[0].final)
     path = save_snn(
         out,
         snn,
@@ -119,7 +88,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
         calibration=_calibration_images(config, data, config.seeds[0]),
     )
     found = _facts(config, ann, len(labels), source.card)
-    _write(out, found, results)
+    write_results(out, found, results)
     if page is not None:
         report.write(page, results, found, fn, source.variables, snn, images[:1])
     plot.accuracy(results, ann, out / "accuracy.png")
@@ -172,6 +141,25 @@ class Job(NamedTuple):
     images: jax.Array
     labels: jax.Array
     simulate: Callable  # snn, images -> outputs; the SNN brings its T and delay along
+
+
+def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
+    """All rows, each printed as it is found, and the SNN of each one's first seed."""
+    plan = list(_plan(job.config))
+    results, snns = [], []
+    total = len(plan) * len(job.config.seeds)
+    progress = tqdm(total=total, leave=False, disable=None)
+    with progress, ThreadPoolExecutor(1) as pool:
+        # Half of the time is XLA's: compile ahead on another core.
+        fits = dict.fromkeys((steps, delay) for _, steps, delay in plan)
+        ready = {fit: pool.submit(_compile, job, *fit) for fit in fits}
+        for recipe, steps, delay in plan:
+            wait = ready[steps, delay].result
+            result, snn = _convert(job, recipe, steps, delay, wait, progress.update)
+            tqdm.write(row(result, ann))
+            results.append(result)
+            snns.append(snn)
+    return results, snns
 
 
 def _compile(job: Job, steps: int, delay: int) -> None:
@@ -356,48 +344,6 @@ def _check_recipes(names: Sequence[str]) -> None:
         )
 
 
-# ------------------------------------------------------------------------ output
-
-HEADER = (
-    f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
-    f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
-)
-
-
-def row(result: Result, ann: float) -> str:
-    """One line of the table, under `HEADER`."""
-    final = [100 * a[-1] for a in result.accuracies]
-    mean = 100 * result.final
-    spread = statistics.stdev(final) if len(final) > 1 else 0.0
-    return (
-        f"{result.recipe:<15}{result.delay:>5}{result.steps:>4}{result.latency:>8}"
-        f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
-        f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
-        f"{result.seconds:>7.2f}"
-    )
-
-
-def markdown(results: Sequence[Result], ann: float) -> str:
-    """Accuracy of every recipe and delay at every T, as a table for a README."""
-    steps = sorted({result.steps for result in results})
-    cells: dict[tuple[str, str], dict[int, str]] = {}
-    for result in results:
-        waits = plot.waits(result)
-        final = [100 * reached[-1] for reached in result.accuracies]
-        spread = statistics.stdev(final) if len(final) > 1 else 0.0
-        entry = f"{100 * result.final:.1f} ± {spread:.1f}"
-        cells.setdefault((result.recipe, waits), {})[result.steps] = entry
-    lines = [
-        f"| recipe | delay | {' | '.join(f'T = {t}' for t in steps)} |",
-        f"|---|---|{'---|' * len(steps)}",
-    ]
-    for (recipe, waits), row in cells.items():
-        found = " | ".join(row.get(t, "") for t in steps)
-        lines.append(f"| `{recipe}` | {waits} | {found} |")
-    lines.append(f"| ANN | | {' | '.join([f'{100 * ann:.1f}'] * len(steps))} |")
-    return "\n".join(lines) + "\n"
-
-
 def _facts(config: Convert, ann: float, test_images: int, card) -> dict:
     """What all results have in common."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -413,23 +359,6 @@ def _facts(config: Convert, ann: float, test_images: int, card) -> dict:
         "test_images": test_images,
         "measured_images": min(SHOTS, test_images),
     }
-
-
-def _write(out: Path, found: dict, results) -> None:
-    found = {**found, "results": [_plain(result._asdict()) for result in results]}
-    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "results.md").write_text(markdown(results, found["ann_accuracy"]))
-
-
-def _plain(value):
-    """The same with NamedTuples as dictionaries and arrays as numbers."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -65,7 +65,7 @@ def report(
     """The page as text.
 
     Args:
-        results: `convert.Result` of every recipe, delay and T.
+        results: `results.Result` of every recipe, delay and T.
         facts: "config", "versions", "device", "source" (its card), "ann_accuracy",
             "test_images", "measured_images" and, if given, "date".
         graph: of the network's sites.

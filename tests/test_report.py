@@ -17,8 +17,8 @@ from networks import NETWORKS
 import snnjax
 from experiments import plot, report
 from experiments.configs import PRESETS_CONVERT, Convert, parse
-from experiments.convert import Result
 from experiments.graph import draw, site_graph
+from experiments.results import Result
 from snnjax import metrics
 from snnjax.capture import capture
 
@@ -42,7 +42,7 @@ def results_of(sites, seeds=2):
                 waits = steps if delay == "T" else int(delay)
                 seen = {s.name: site() for s in sites if s.fires}
                 operations, macs = draw_one(1e3, 1e6), 5e5
-                measures = metrics.Measures(seen, 0.1, operations, 2e3, macs)
+                measures = metrics.Measures(seen, 0.1, operations, 2e3, macs, 99, 9)
                 reached = [list(draw_one(0, 1, steps)) for _ in range(seeds)]
                 latency = snnjax.latency(sites, steps, waits)
                 costs = (latency, draw_one(0, 1), operations, draw_one(0, 9), measures)

@@ -1,0 +1,93 @@
+"""What a conversion experiment finds: rows, their tables and files.
+
+A row is one recipe at one T and delay over all seeds; `convert.py` makes them, and
+``plot.py``, ``figures.py`` and ``report.py`` show them.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import plot
+from snnjax import metrics
+
+
+class Result(NamedTuple):
+    """One row of the table: a recipe at one T and delay, over all seeds."""
+
+    recipe: str
+    delay: int
+    steps: int
+    accuracies: list[list[float]]  # per seed, after 1..T steps
+    latency: int
+    firing_rate: float
+    synaptic_operations: float
+    seconds: float
+    measures: metrics.Measures
+
+    @property
+    def final(self) -> float:
+        """Mean accuracy after all T steps."""
+        return statistics.mean(reached[-1] for reached in self.accuracies)
+
+
+HEADER = (
+    f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
+    f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
+)
+
+
+def row(result: Result, ann: float) -> str:
+    """One line of the table, under `HEADER`."""
+    final = [100 * a[-1] for a in result.accuracies]
+    mean = 100 * result.final
+    spread = statistics.stdev(final) if len(final) > 1 else 0.0
+    return (
+        f"{result.recipe:<15}{result.delay:>5}{result.steps:>4}{result.latency:>8}"
+        f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
+        f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
+        f"{result.seconds:>7.2f}"
+    )
+
+
+def markdown(results: Sequence[Result], ann: float) -> str:
+    """Accuracy of every recipe and delay at every T, as a table for a README."""
+    steps = sorted({result.steps for result in results})
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for result in results:
+        waits = plot.waits(result)
+        final = [100 * reached[-1] for reached in result.accuracies]
+        spread = statistics.stdev(final) if len(final) > 1 else 0.0
+        entry = f"{100 * result.final:.1f} ± {spread:.1f}"
+        cells.setdefault((result.recipe, waits), {})[result.steps] = entry
+    lines = [
+        f"| recipe | delay | {' | '.join(f'T = {t}' for t in steps)} |",
+        f"|---|---|{'---|' * len(steps)}",
+    ]
+    for (recipe, waits), row in cells.items():
+        found = " | ".join(row.get(t, "") for t in steps)
+        lines.append(f"| `{recipe}` | {waits} | {found} |")
+    lines.append(f"| ANN | | {' | '.join([f'{100 * ann:.1f}'] * len(steps))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_results(out: Path, found: dict, results: Sequence[Result]) -> None:
+    """The files metrics.json and results.md, in the folder `out`."""
+    found = {**found, "results": [_plain(result._asdict()) for result in results]}
+    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "results.md").write_text(markdown(results, found["ann_accuracy"]))
+
+
+def _plain(value):
+    """The same with NamedTuples as dictionaries and arrays as numbers."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.ndarray | np.generic) else value
