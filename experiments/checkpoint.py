@@ -71,7 +71,10 @@ def load_snn(path: str | Path) -> Restored:
             card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the card of {file} names no network: {error!r}") from None
+        raise ValueError(
+            f"the card of {file} names no network of experiments ({error!r}); what "
+            "you saved by snnjax.save yourself is read by snnjax.load"
+        ) from None
     return Restored(model, snn, card)
 
 

@@ -66,8 +66,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     images, labels = _test_set(config, data)
     ann = _ann_accuracy(fn, source, images, labels)
     sites = snnjax.sites(fn, source.variables, images[:1])
-    said = source.card.get("test_accuracy")
-    beside = "" if said is None else f" (its card: {100 * said:.2f} % of all)"
+    beside = _beside(source.card.get("test_accuracy"), ann, len(labels))
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images{beside}\n")
     print(HEADER, flush=True)
 
@@ -325,15 +324,31 @@ def _source(config: Convert, data: Dataset) -> Source:
         preset = PRESETS_ANN["digits_resnet"]
         print(f"training a source network first: {config.checkpoint}", flush=True)
         source = train(dataclasses.replace(preset, out=config.checkpoint), data=data)
-    card = {"dataset": data.name, **source.card}
-    found = card["input_shape"], card["num_classes"]
+    card = source.card
+    found = list(card["input_shape"]), card["num_classes"]
     if found != (shape, data.num_classes):
         raise ValueError(
             f"the source network {config.checkpoint} takes images of {found[0]} in "
-            f"{found[1]} classes ({card['dataset']}), but {data.name} has {shape} in "
-            f"{data.num_classes}; give the --checkpoint of a network trained on it"
+            f"{found[1]} classes ({card.get('dataset', 'it does not say of what')}), "
+            f"but {data.name} has {shape} in {data.num_classes}; give the --checkpoint "
+            "of a network trained on it"
         )
-    return source._replace(card=card)
+    # The SNN belongs to the data that it is calibrated and evaluated on.
+    return source._replace(card={**card, "dataset": data.name})
+
+
+def _beside(said: float | None, ann: float, images: int) -> str:
+    """What the card of the network promises, next to what was found."""
+    if said is None:
+        return ""
+    text = f" (its card: {100 * said:.2f} % of all)"
+    # More than three standard deviations of so many images.
+    if said - ann > 0.01 + 3 * (said * (1 - said) / images) ** 0.5:
+        text += (
+            "\nThat is less than the card says: check that its model, clip, mean and "
+            "std are those of the training, and the data set too"
+        )
+    return text
 
 
 def _check_recipes(names: Sequence[str]) -> None:
@@ -369,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run(config)
         else:
             restore(config)
-    except (MissingDataError, ValueError, FileNotFoundError) as error:
+    except (MissingDataError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

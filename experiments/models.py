@@ -45,7 +45,7 @@ def build(
         if name.endswith("_clipped"):
             raise ValueError(
                 f"{name} needs the maximum that its ReLUs are clipped at: `clip` in "
-                "the card of its weights, --clip for a training"
+                "the card beside its weights, --clip for train_ann"
             )
         return MODELS[name](num_classes, **options)
     from snnjax import clipped_relu

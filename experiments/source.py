@@ -7,7 +7,7 @@ belong to, how images are normalized and what accuracy to expect.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,10 +124,9 @@ def _read_card(card_file: Path, given: Mapping[str, Any] | None):
     """The module and its card, which the one `given` must not contradict."""
     try:
         model, card = _built(json.loads(card_file.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"card {card_file} does not describe a source network: {error!r}; restore "
-            "it or train again"
+            f"card {card_file} does not describe a source network: {error}"
         ) from None
     if given is not None and given["model"] != card["model"]:
         raise ValueError(
@@ -137,13 +136,60 @@ def _read_card(card_file: Path, given: Mapping[str, Any] | None):
     return model, card
 
 
+# What a card may hold; the first three it must.
+_FIELDS = (
+    "model num_classes input_shape norm clip mean std dataset test_accuracy sha256 "
+    "epochs seed command versions notes"
+).split()
+
+
+def _check_fields(card: Any) -> None:
+    """Raise if a card lacks a field, has an unknown one, or one of another kind."""
+    if not isinstance(card, Mapping):
+        raise ValueError(f"it is {card!r}; allowed: an object with {_FIELDS}")
+    missing = [name for name in _FIELDS[:3] if name not in card]
+    unknown = [name for name in card if name not in _FIELDS]
+    if missing or unknown:
+        raise ValueError(
+            f"it lacks {missing or 'nothing'}, and unknown are {unknown or 'none'}; "
+            f"allowed: {', '.join(_FIELDS)} (anything of your own in notes)"
+        )
+
+    def number(value) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def positive(value) -> bool:
+        return type(value) is int and value > 0
+
+    def numbers(value) -> bool:
+        return isinstance(value, Sequence) and all(map(number, value))
+
+    expected = {
+        "num_classes": (positive, "a whole number > 0"),
+        "input_shape": (
+            lambda v: numbers(v) and len(v) == 3 and all(map(positive, v)),
+            "[height, width, channels]",
+        ),
+        "norm": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
+        "clip": (lambda v: v is None or number(v) and v > 0, "a number > 0 or null"),
+        "mean": (numbers, "a number per channel of pixels in 0..255"),
+        "std": (
+            lambda v: numbers(v) and all(x > 0 for x in v),
+            "a number > 0 per channel of pixels in 0..255",
+        ),
+        "test_accuracy": (lambda v: number(v) and 0 <= v <= 1, "a number in 0..1"),
+    }
+    for name, (fits, allowed) in expected.items():
+        if name in card and not fits(card[name]):
+            raise ValueError(f"{name} is {card[name]!r}; allowed: {allowed}")
+
+
 def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    _check_fields(card)
     model = build(
         card["model"], card["num_classes"], norm=card.get("norm"), clip=card.get("clip")
     )
-    height, width, channels = card["input_shape"]
-    shape = [height, width, channels]
-    return model, {"norm": model.norm, "clip": None, **card, "input_shape": shape}
+    return model, {"norm": model.norm, "clip": None, **card}
 
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:

@@ -92,6 +92,7 @@ def to_flax(
     shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
     layers, names, leftover = _layers(weights)
     paths = _paths(layers, rules(model))
+    _check_order(paths)
     _move_biases(layers, paths, shapes)
     found: dict[str, np.ndarray] = {}
     origin = {}  # names of the arrays in `found`
@@ -179,6 +180,26 @@ def _variable(path: str, leaf: str) -> str:
         "running_var": "var",
     }
     return f"{collection}/{path}/{ours.get(leaf, leaf)}"
+
+
+def _check_order(paths: dict[str, str]) -> None:
+    # In a Sequential the numbers tell the order; our BatchNorm follows at once.
+    names = {path: layer for layer, path in paths.items()}
+    for path, norm in names.items():
+        layer = names.get(path.replace("BatchNorm_", "Conv_"))
+        if "BatchNorm_" not in path or layer is None:
+            continue
+        (before, _, first), (behind, _, second) = (
+            name.rpartition(".") for name in (layer, norm)
+        )
+        numbered = before == behind and first.isdigit() and second.isdigit()
+        if numbered and int(second) != int(first) + 1:
+            raise ValueError(
+                f"BatchNorm {norm!r} does not follow the convolution {layer!r} at "
+                "once: something stands between them, a ReLU perhaps, and then this "
+                "is none of the networks in experiments/models.py. Train one of them, "
+                "or write this one in JAX"
+            )
 
 
 # ------------------------------------------------------------------------ arrays

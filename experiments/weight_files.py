@@ -45,7 +45,9 @@ def _is_pickle(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(n.rpartition("/")[2] == "data.pkl" for n in archive.namelist())
     with path.open("rb") as file:
-        start = file.read(2)
+        start = file.read(9)
+    if start[8:] == b"{":  # safetensors: the header's length, which may look like it
+        return False
     return start[:1] == b"\x80" and b"\x02" <= start[1:] <= b"\x05"  # the protocol
 
 

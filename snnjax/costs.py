@@ -25,14 +25,12 @@ of one of 8 x 8. The SNN's synaptic operation is then an addition to a 32-bit su
 Constants: 45 nm, 0.9 V; Horowitz, *Computing's energy problem*, ISSCC 2014.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax.metrics import Measures, energy
-from snnjax.neurons import check_delay
 
 # J per operation.
 PRODUCT_INT8 = 0.2e-12
@@ -64,32 +62,23 @@ class Energies(NamedTuple):
     quantized: Energy
 
 
-def energies(measures: Measures, *, steps: int, delay: int = 0) -> Energies:
+def energies(measures: Measures) -> Energies:
     """Energy per image: operations only, with memory, against a quantized ANN.
 
     Args:
-        measures: from `snnjax.measure`, with the same steps and delay.
-        steps: T.
-        delay: of every layer; neurons integrate in these steps too.
-
-    Raises:
-        ValueError: steps or delay outside their ranges.
+        measures: from `snnjax.measure`. Neurons integrate in the steps of a delay too.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.array([[0.1, 0.2]])
     >>> snn = snnjax.convert(fn, params, x, steps=3)
-    >>> found = energies(snnjax.measure(fn, params, snn, x, steps=3), steps=3)
+    >>> found = energies(snnjax.measure(fn, params, snn, x, steps=3))
     >>> [name for name, e in found._asdict().items() if e.spiking < e.ann]
     ['operations']
     """
-    check_delay(steps, delay)
     operations = Energy(*energy(measures))
-    return Energies(
-        operations,
-        _with_memory(operations, measures, steps, delay),
-        _quantized(measures, steps),
-    )
+    memory = _with_memory(operations, measures)
+    return Energies(operations, memory, _quantized(measures))
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:
@@ -104,11 +93,11 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     return jnp.where(size <= max(SRAM), near, DRAM) / 2
 
 
-def _with_memory(operations: Energy, seen: Measures, steps: int, delay: int) -> Energy:
+def _with_memory(operations: Energy, seen: Measures) -> Energy:
     weight = access_energy(_WORD * seen.weights)
     other = access_energy(_WORD * seen.neurons)
-    spikes = seen.firing_rate * steps * seen.neurons
-    updates = seen.neurons * (3 * (steps + delay) + 1)
+    spikes = seen.firing_rate * seen.steps * seen.neurons
+    updates = seen.neurons * (3 * (seen.steps + seen.delay) + 1)
     synapses = seen.synaptic_operations
     spiking = weight * (synapses + seen.input_macs)
     spiking += other * (2 * synapses + seen.input_macs + updates + 2 * spikes)
@@ -116,8 +105,9 @@ def _with_memory(operations: Energy, seen: Measures, steps: int, delay: int) -> 
     return Energy(operations.spiking + spiking, operations.ann + ann)
 
 
-def _quantized(seen: Measures, steps: int) -> Energy:
-    bits = math.ceil(math.log2(steps + 1))
+def _quantized(seen: Measures) -> Energy:
+    # Rounding must not make log2 of a power of two one bit too large.
+    bits = jnp.ceil(jnp.log2(seen.steps + 1.0) - 1e-4)
     first = seen.input_macs * (PRODUCT_INT8 + ADDITION_INT32)
     product = PRODUCT_INT8 * bits / 8 + ADDITION_INT32
     ann = first + (seen.macs - seen.input_macs) * product

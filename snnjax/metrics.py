@@ -85,6 +85,7 @@ class Measures(NamedTuple):
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
         weights: number of weights of all convolutions and matrix products.
+        steps, delay: that it was measured with.
     """
 
     sites: dict[str, SiteMeasures]
@@ -94,6 +95,8 @@ class Measures(NamedTuple):
     macs: jax.Array
     neurons: jax.Array
     weights: jax.Array
+    steps: jax.Array | int
+    delay: jax.Array | int
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -176,6 +179,8 @@ def measure(
         macs=macs,
         neurons=jnp.asarray(neurons),
         weights=jnp.asarray(weights),
+        steps=steps,
+        delay=delay,
     )
 
 

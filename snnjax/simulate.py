@@ -340,14 +340,18 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
-def check_fit(snn: SNN, steps: int, delay: int) -> None:
-    """Raise unless this is an SNN, fitted to this steps and delay (or to none)."""
+def check_snn(snn: SNN) -> None:
+    """Raise unless this is an SNN."""
     if not isinstance(snn, SNN):
         raise ValueError(
-            f"found a {type(snn).__name__} where an SNN is needed: call "
-            "spiking_fn(snn, x) with the SNN of snnjax.convert or snnjax.init, which "
-            "holds the parameters too"
+            f"found a {type(snn).__name__} where an SNN is needed: that of "
+            "snnjax.convert or snnjax.init, which holds the parameters too"
         )
+
+
+def check_fit(snn: SNN, steps: int, delay: int) -> None:
+    """Raise unless this is an SNN, fitted to this steps and delay (or to none)."""
+    check_snn(snn)
     found, wanted = (snn.steps, snn.delay), (steps, delay)
     if snn.steps is not None and found != wanted:
         raise ValueError(

@@ -689,6 +689,21 @@ def test_a_written_neuron_fires_at_its_threshold(tmp_path):
 # ------------------------------------------------------------------------ refusals
 
 
+@pytest.mark.parametrize("threshold", [0.0, np.nan, np.inf])
+def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
+    net = NETWORKS["dense"]
+    neuron = snnjax.lif(reset="zero")
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=neuron)
+    broken = {
+        name: params._replace(threshold=jnp.float32(threshold))
+        for name, params in snn.neurons.items()
+    }
+    with pytest.raises(ValueError, match="thresholds of site .*; allowed: finite"):
+        snnjax.to_nir(net.fn, dataclasses.replace(snn, neurons=broken), net.x)
+    with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
+        snnjax.to_nir(net.fn, {}, net.x)
+
+
 def test_what_only_metadata_can_say_must_be_allowed():
     net = NETWORKS["dense"]
     snn = dataclasses.replace(fitted(net), steps=4, delay=2)

@@ -42,7 +42,8 @@ def results_of(sites, seeds=2):
                 waits = steps if delay == "T" else int(delay)
                 seen = {s.name: site() for s in sites if s.fires}
                 operations, macs = draw_one(1e3, 1e6), 5e5
-                measures = metrics.Measures(seen, 0.1, operations, 2e3, macs, 99, 9)
+                counts = (operations, 2e3, macs, 99, 9, steps, waits)
+                measures = metrics.Measures(seen, 0.1, *counts)
                 reached = [list(draw_one(0, 1, steps)) for _ in range(seeds)]
                 latency = snnjax.latency(sites, steps, waits)
                 costs = (latency, draw_one(0, 1), operations, draw_one(0, 9), measures)

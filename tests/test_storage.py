@@ -418,6 +418,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"snn": snnjax.SNN({(1, 2): jnp.ones(1)}, {})}, r"has the key \(1, 2\)"),
         ({"snn": snnjax.SNN(np.array([None]), {})}, "params has dtype object"),
         ({"extras": {"x": np.ones(2)}}, "extras must be what JSON can hold"),
+        ({"extras": {1: 2}}, "allowed: a dict whose keys are str"),
+        ({"recipe": snnjax.best()}, "allowed: its name, e.g. 'best'"),
+        ({"accuracy": "90 %"}, "accuracy is '90 %'; allowed: a number"),
+        ({"accuracy": np.ones(2)}, r"accuracy has shape \(2,\)"),
+        ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
         ({"fn": DENSE.fn}, "needs an example of its input; found x=None"),
         ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "pass steps"),
         ({"fn": DENSE.fn, "x": DENSE.x, "inputs": "poisson"}, "draws nothing"),
@@ -431,7 +436,16 @@ def test_what_cannot_be_stored_is_refused(changes, message, tmp_path):
     assert not path.exists()
 
 
+def test_a_missing_folder_and_a_folder_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere for a.safe"):
+        snnjax.save(tmp_path / "nowhere" / "a.safetensors", converted())
+    (tmp_path / "b.safetensors").mkdir()
+    with pytest.raises(ValueError, match="b.safetensors, a folder; give a file"):
+        snnjax.save(tmp_path / "b.safetensors", converted())
+
+
 def test_the_missing_library_is_named(tmp_path, monkeypatch):
+    path = snnjax.save(tmp_path / "snn.safetensors", converted())
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r'pip install "snnjax\[share\]"'):
-        snnjax.load(tmp_path / "snn.safetensors")
+        snnjax.load(path)

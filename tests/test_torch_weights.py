@@ -177,11 +177,34 @@ def test_a_dropout_in_a_sequential_changes_nothing():
     variables = random_variables(model, shape)
     weights = to_torch(model, variables, shape)
 
-    def shifted(match):
-        return f"{match[1]}.{2 * int(match[2]) + 3}"
+    pattern = re.compile(r"(\w+)\.(\d+)")
+    found = {
+        m[0]: m for n, w in weights.items() if w.ndim > 1 and (m := pattern.match(n))
+    }
+    numbers = [int(match[2]) for match in found.values()]
 
-    renamed = {re.sub(r"(\w+)\.(\d+)", shifted, n): w for n, w in weights.items()}
+    def shifted(match):  # a Dropout and an Identity behind every block
+        blocks = sum(number < int(match[2]) - 1 for number in numbers)
+        return f"{match[1]}.{int(match[2]) + 2 * blocks}"
+
+    renamed = {pattern.sub(shifted, n): w for n, w in weights.items()}
+    assert renamed.keys() != weights.keys()
     assert_equal(to_flax(model, renamed, shape), variables)
+
+
+def test_a_relu_before_batchnorm_is_another_network():
+    model = models.build("vgg8", 10)
+    variables = random_variables(model, (32, 32, 3))
+    names = to_torch(model, variables, (32, 32, 3))
+
+    def moved(name):  # conv, ReLU, norm in the place of conv, norm, ReLU
+        if not name.startswith("features") or names[name].ndim > 1:
+            return name
+        head, number, leaf = name.rsplit(".", 2)
+        return f"{head}.{int(number) + 1}.{leaf}"
+
+    with pytest.raises(ValueError, match="does not follow the convolution .* a ReLU"):
+        to_flax(model, {moved(n): w for n, w in names.items()}, (32, 32, 3))
 
 
 def test_a_stem_of_three_convolutions():
@@ -315,6 +338,14 @@ def test_pickles_are_refused_and_not_read(tmp_path, name, protocol):
     assert not trace.exists()
 
 
+def test_no_length_of_a_header_makes_safetensors_a_pickle(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    for count in range(1, 40):  # headers of 640, 896, ... bytes begin like a pickle
+        arrays = {f"layer{i}.weight": np.zeros(1, np.float32) for i in range(count)}
+        numpy.save_file(arrays, tmp_path / "w.safetensors")
+        assert set(read_weights(tmp_path / "w.safetensors")) == set(arrays)
+
+
 def test_objects_in_an_npz_are_refused(tmp_path):
     trace = tmp_path / "trace"
     np.savez(tmp_path / "net.npz", weight=np.array([Bomb(trace)], object))
@@ -390,6 +421,37 @@ def test_a_card_of_other_weights_is_refused(digits_file):
     write_card(file, input_shape=[8, 8])
     with pytest.raises(ValueError, match="does not describe a source network"):
         load_source(file)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"clipp": 2.0}, r"unknown are \['clipp'\]; allowed: model, "),
+        ({"num_classes": "10"}, "num_classes is '10'; allowed: a whole number > 0"),
+        ({"norm": "false"}, "norm is 'false'; allowed: true, false or null"),
+        ({"mean": 0.5}, "mean is 0.5; allowed: a number per channel"),
+        ({"std": [0]}, r"std is \[0\]; allowed: a number > 0 per channel"),
+        ({"test_accuracy": 90.77}, "test_accuracy is 90.77; allowed: a number in 0..1"),
+    ],
+)
+def test_fields_of_a_card_are_checked(fields, message, digits_file):
+    file, _ = digits_file
+    write_card(file, **fields)
+    with pytest.raises(ValueError, match=f"digits.json does not describe .*{message}"):
+        load_source(file)
+
+
+def test_a_network_worse_than_its_card_is_pointed_out():
+    assert convert._beside(None, 0.1, 100) == ""
+    assert "less than" not in convert._beside(0.9, 0.88, 100)
+    assert "check that its model, clip, mean" in convert._beside(0.9, 0.5, 100)
+
+
+def test_the_snn_belongs_to_the_data_it_was_calibrated_on(digits_file):
+    file, _ = digits_file
+    write_card(file, dataset="CIFAR-10")
+    source = convert._source(Convert(checkpoint=str(file)), load("digits"))
+    assert source.card["dataset"] == "digits"
 
 
 def test_normalization_of_a_card():

@@ -39,7 +39,7 @@ from snnjax.nir.nodes import (
     numbers,
 )
 from snnjax.nir.rules import entrance, lower
-from snnjax.simulate import SNN, check_neurons
+from snnjax.simulate import SNN, check_neurons, check_snn
 
 if TYPE_CHECKING:
     import nir
@@ -85,8 +85,9 @@ def to_nir(
     Raises:
         snnjax.ConversionError: with every operation that NIR has no node for, its path
             and the remedy; max-pool is one of them.
-        ValueError: something that only metadata can say, without ``extended``; neurons
-            that leak beside others of the same site that do not; dt not above 0.
+        ValueError: something that only metadata can say, without ``extended``; a
+            threshold that is not finite and > 0; neurons that leak beside others of
+            the same site that do not; dt not above 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -99,8 +100,10 @@ def to_nir(
     ['Input', 'Affine', 'LIF', 'Affine', 'Output']
     """
     nir = import_nir()
+    check_snn(snn)
     if not dt > 0:
         raise ValueError(f"dt is {dt}; allowed: > 0 seconds")
+    _check_thresholds(snn)
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn.neurons, network.sites)
@@ -308,6 +311,17 @@ def _default_order(site: Site) -> np.ndarray:
 def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
     """A neuron's parameter for every neuron, in the node's shape."""
     return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
+
+
+def _check_thresholds(snn: SNN) -> None:
+    """Weights before a site are divided by its threshold."""
+    for name, neuron in snn.neurons.items():
+        threshold = np.asarray(neuron.threshold)
+        if not (np.isfinite(threshold) & (threshold > 0)).all():
+            raise ValueError(
+                f"the thresholds of site {name!r} are {threshold}; allowed: finite "
+                "numbers > 0. Keep them there while training, e.g. by jnp.maximum"
+            )
 
 
 def _check_said(snn: SNN, extended: bool) -> None:

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from snnjax.neurons import NeuronParams
-from snnjax.simulate import SNN
+from snnjax.simulate import SNN, check_snn
 from snnjax.storage import program
 from snnjax.storage.structure import (
     DTYPES,
@@ -103,7 +103,9 @@ def save(
 
     Raises:
         ValueError: another suffix, an SNN that is none, leaves that are no numbers,
-            extras that are not JSON, fn without x or steps.
+            a recipe, accuracy or extras of another type, fn without x or steps, or
+            these without fn.
+        FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
     >>> import jax, jax.numpy as jnp, snnjax, tempfile
@@ -117,11 +119,11 @@ def save(
     ('light', 4, (4, 1, 2))
     """
     library = _safetensors()
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise ValueError(f"path is {path}; its name must end in {SUFFIX}")
-    if not isinstance(snn, SNN):
-        raise ValueError(f"found a {type(snn).__name__} where an SNN is needed")
+    path = _target(path)
+    check_snn(snn)
+    _check_facts(recipe, accuracy, extras)
+    if fn is None:
+        _check_no_program(x=x, steps=steps, delay=delay, inputs=inputs)
     arrays: dict[str, np.ndarray] = {}
     structure = {
         part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
@@ -171,19 +173,19 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
             ``like`` is needed or does not fit.
         ImportError: safetensors is missing.
     """
-    path = Path(path)
-    library = _safetensors()
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; snnjax.save writes such files")
     if not path.is_file():
         raise ValueError(f"{path} is no file; give that of snnjax.save, *{SUFFIX}")
+    library = _safetensors()
     data = path.read_bytes()
     arrays, texts = _read(library, data, path)
     card, structure = _checked(arrays, texts, path)
     read = functools.partial(read_leaf, arrays)
     likes = (like.params, like.readout) if isinstance(like, SNN) else (like, None)
     params, readout = (
-        _part(name, structure[name], read, this, card["program"], path)
+        _part(name, structure[name], read, this, card["program"] is not None, path)
         for name, this in zip(("params", "readout"), likes, strict=True)
     )
     neurons = {
@@ -204,17 +206,55 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 # ---------------------------------------------------------------------- parts
 
 
-def _part(name: str, described, read, like, program, path: Path):
+def _part(name: str, described, read, like, has_program: bool, path: Path):
     """Params or readout, in the structure of ``like`` if there is one."""
     try:
         if like is not None:
             return fill(like, described, read)
-        return rebuild(described, read, nodes=program is not None)
+        return rebuild(described, read, nodes=has_program)
     except ValueError as error:
+        way = "Pass like=" if like is None else "In like= pass"
         raise ValueError(
-            f"cannot restore the {name} of {path}: {error}. Pass like=, the params of "
-            "the same network as it is made anew, or its SNN"
+            f"cannot restore the {name} of {path}: {error}. {way} the params of the "
+            "same network as it is made anew, or its SNN"
         ) from None
+
+
+# --------------------------------------------------------------------- checks
+
+
+def _target(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != SUFFIX:
+        raise ValueError(f"path is {path}; its name must end in {SUFFIX}")
+    if path.is_dir():
+        raise ValueError(f"path is {path}, a folder; give a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; make it")
+    return path
+
+
+def _check_facts(recipe, accuracy, extras) -> None:
+    if not isinstance(recipe, str | None):
+        raise ValueError(f"recipe is {recipe!r}; allowed: its name, e.g. 'best'")
+    if accuracy is not None and np.shape(accuracy) != ():
+        raise ValueError(f"accuracy has shape {np.shape(accuracy)}; allowed: a number")
+    if isinstance(accuracy, str):
+        raise ValueError(f"accuracy is {accuracy!r}; allowed: a number, e.g. 0.9")
+    texts = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
+    if extras is not None and not texts:
+        raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
+
+
+def _check_no_program(**options) -> None:
+    """Nothing that is given may be ignored."""
+    usual = {"inputs": "constant"}
+    given = [name for name, o in options.items() if o is not usual.get(name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} describe a program, and without fn there is none; "
+            "pass fn, the network, or leave them out"
+        )
 
 
 # ----------------------------------------------------------------------- file
@@ -300,7 +340,8 @@ def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(extras))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"extras must be what JSON can hold ({error}); turn arrays into lists"
+            f"extras must be what JSON can hold ({error}); arrays and NumPy's numbers "
+            "have .tolist()"
         ) from None
 
 
