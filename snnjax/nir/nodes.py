@@ -4,10 +4,16 @@
 
 Every variable that depends on the input is such a sum of nodes' outputs. Scales wait
 for the next weights (or go back into the last ones) and constants for the next neuron,
-so that BatchNorm, biases and thresholds end in weights and biases. A permutation of
-elements (reshape, transpose, flatten) makes no node: it only changes which element of
-the variable a node's element is. ``rules.py`` reads equations, ``layers.py``
-makes layers; of the package nir nothing is needed here.
+so that BatchNorm, biases and thresholds end in weights and biases. Of
+
+    relu(g * (x @ w) + b + x)        g a scale, b a bias, x @ w the node "w"
+
+the current is the sum of the terms (g, "w") and (1, "input"), and b is what it comes
+to without input; feeding the neuron scales the weights of "w" by g, gives it the bias b
+and draws a second edge, from "input". A permutation of elements (reshape, transpose,
+flatten) makes no node: it only changes which element of the variable a node's element
+is. ``rules.py`` reads equations, ``layers.py`` makes layers; of the package nir nothing
+is needed here.
 """
 
 import itertools

@@ -2,11 +2,13 @@
 
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
-is one forward Euler step of NIR's LIF; it is v <- leak v + I for tau = dt / (1 - leak)
-and an input I tau / dt. Spikes of NIR are 1 and ours V_th, so V_th goes into the
-weights behind a site, and 1 / V_th and tau / dt into those before it. R is then 1, as
-several readers take it to be, and so would be v_threshold; but ours fire at v >= V_th,
-so it is the largest float32 below 1.
+is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it is ours,
+v <- leak v + I, for the input
+
+    (tau / dt) I / V_th        and a spike of 1, which the next weights multiply by V_th
+
+so that all thresholds are 1, as several readers take them and R to be (the largest
+float32 below 1, since ours fires at v = V_th too). IF: the same without tau / dt.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
@@ -22,7 +24,15 @@ import numpy as np
 
 from snnjax.affine import ConversionError, Problem
 from snnjax.capture import capture
-from snnjax.network import Equation, Network, Site, Values, evaluate, identity
+from snnjax.network import (
+    Equation,
+    Network,
+    Site,
+    Values,
+    evaluate,
+    identity,
+    variables,
+)
 from snnjax.neurons import NeuronParams
 from snnjax.nir.layers import straight
 from snnjax.nir.nodes import (
@@ -173,49 +183,59 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
     for equation in network.equations:
         if not network.dependent.intersection(equation.outputs):
             continue
-        known = all(
-            v in lowering.symbols for v in equation.inputs if v in network.dependent
-        )
+        reads = network.dependent.intersection(variables(equation))
+        known = lowering.symbols.keys() >= reads
         try:
             if equation.site is not None:
-                _lower_site(lowering, snn, equation, known)
-            elif known:
-                lower(lowering, equation)
+                _check_fires(equation.site)
+            if known:
+                _lower_known(lowering, snn, equation)
         except Unsaid as unsaid:
-            name = getattr(equation.primitive, "name", "")
-            name = equation.site.kind if equation.site else name
-            problems.append(Problem(equation.path, (name,), *unsaid.args))
+            found = equation.site.kind if equation.site else equation.primitive.name
+            problems.append(Problem(equation.path, (found,), *unsaid.args))
+        if equation.site is not None and equation.outputs[0] not in lowering.symbols:
+            _pretend(lowering, equation)
     if not problems:
         problems = _lower_outputs(lowering, snn)
     if problems:
         raise ConversionError(problems, "this network cannot be written in NIR")
 
 
-def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, known: bool) -> None:
-    site = equation.place
-    sources, order = [], _default_order(site)
-    try:
-        if not site.fires:
-            raise Unsaid("NIR has no max-pool", "use average pooling, or a stride")
-        neuron = snn.neurons[site.name]
-        if known:
-            current = equation.inputs[0]
-            assert isinstance(current, int)
-            gain, bias = _gain(neuron), numbers(neuron.bias)
-            sources, order = lowering.feed(current, gain, bias, site.name)
-    finally:
-        # Also after a problem, so that what follows is looked at.
-        name = lowering.add(site.name, None, sources)
-        lowering.symbols[equation.outputs[0]] = _from_node(name, np.ones(()), order)
-    threshold = _spread(neuron.threshold, site, order)
-    lowering.nodes[name] = _spiking(neuron, snn.reset, site, order)
-    lowering.symbols[equation.outputs[0]] = _from_node(name, compact(threshold), order)
+def _lower_known(lowering: Lowering, snn: SNN, equation: Equation) -> None:
+    if equation.site is not None:
+        _lower_site(lowering, snn, equation)
+    else:
+        lower(lowering, equation)
+
+
+def _check_fires(site: Site) -> None:
+    if not site.fires:
+        raise Unsaid("NIR has no max-pool", "use average pooling, or a stride")
+
+
+def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
+    """The neurons of a site, and the weights that feed them."""
+    site, (current, *_) = equation.place, variables(equation)
+    neuron = snn.neurons[site.name]
+    gain, bias = _gain(neuron), numbers(neuron.bias)
+    sources, order = lowering.feed(current, gain, bias, site.name)
+    node = _spiking(neuron, snn.reset, site, order)
+    name = lowering.add(site.name, node, sources)
+    threshold = compact(_spread(neuron.threshold, site, order))
+    lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
+
+
+def _pretend(lowering: Lowering, equation: Equation) -> None:
+    """After a problem: a site that nothing feeds, so that what follows is looked at."""
+    name = lowering.add(equation.place.name, None, ())
+    symbol = _from_node(name, np.ones(()), _default_order(equation.place))
+    lowering.symbols[equation.outputs[0]] = symbol
 
 
 def _gain(neuron: NeuronParams) -> np.ndarray:
     """What the current is multiplied by: 1 / V_th, and tau / dt where it leaks."""
     leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
-    leak = np.where(leak == 1, 0, leak)
+    leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
     return 1 / ((1 - leak) * numbers(neuron.threshold))
 
 
