@@ -90,10 +90,11 @@ def to_flax(
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
-    layers, names, leftover = _layers(weights)
+    layers, names, twice = _layers(weights)
     paths = _paths(layers, rules(model))
     _check_order(paths)
     _move_biases(layers, paths, shapes)
+    leftover = list(twice)
     found: dict[str, np.ndarray] = {}
     origin = {}  # names of the arrays in `found`
     for layer in _in_order(layers):
@@ -113,7 +114,7 @@ def to_flax(
 
 
 def _layers(weights: Mapping[str, np.ndarray]):
-    # {"layer1.0.conv1": {"weight": ...}}, the full names, and those that occur twice.
+    """{"layer1.0.conv1": {"weight": ...}}, the full names, and what occurs twice."""
     layers: dict[str, Layer] = {}
     names: dict[tuple[str, str], str] = {}
     twice = []
@@ -133,7 +134,7 @@ def _layers(weights: Mapping[str, np.ndarray]):
 
 
 def _paths(layers: dict[str, Layer], table: Sequence[Rule]) -> dict[str, str]:
-    # Path of each layer that a rule knows.
+    """Path of each layer that a rule knows."""
     matches: dict[str, tuple[Rule, str]] = {}
     for layer in _in_order(layers):
         for rule in table:
@@ -159,12 +160,13 @@ def _kind(layer: Layer) -> str:
 
 
 def _separable(n: int) -> str:
-    # One flat Sequential: the stem, then depthwise and pointwise by turns.
+    """One flat Sequential: the stem, then depthwise and pointwise by turns."""
     return "{kind}_0" if n == 0 else f"Separable_{(n - 1) // 2}/{{kind}}_{(n - 1) % 2}"
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    # "features.2" before "features.10".
+    """In the order of their numbers, "features.2" before "features.10"."""
+
     def key(name: str):
         parts = re.split(r"(\d+)", name)
         return [int(p) if i % 2 else p for i, p in enumerate(parts)]
@@ -183,7 +185,7 @@ def _variable(path: str, leaf: str) -> str:
 
 
 def _check_order(paths: dict[str, str]) -> None:
-    # In a Sequential the numbers tell the order; our BatchNorm follows at once.
+    """In a Sequential the numbers tell the order; our BatchNorm follows at once."""
     names = {path: layer for layer, path in paths.items()}
     for path, norm in names.items():
         layer = names.get(path.replace("BatchNorm_", "Conv_"))
@@ -206,18 +208,18 @@ def _check_order(paths: dict[str, str]) -> None:
 
 
 def _move_biases(layers: dict[str, Layer], paths: dict[str, str], shapes) -> None:
-    # Where our convolution has none, into the mean of the BatchNorm that follows it.
+    """Where our convolution has none, into the mean of the BatchNorm behind it."""
     at = {path: layers[layer] for layer, path in paths.items()}
     for path, layer in at.items():
         norm = at.get(path.replace("Conv_", "BatchNorm_"), {})
-        wanted = "Conv_" not in path or f"params/{path}/bias" in shapes
-        if not wanted and "bias" in layer and "running_mean" in norm:
+        unbiased = "Conv_" in path and f"params/{path}/bias" not in shapes
+        if unbiased and "bias" in layer and "running_mean" in norm:
             mean = norm["running_mean"].astype(np.float32)
             norm["running_mean"] = mean - layer.pop("bias").astype(np.float32)
 
 
 def _flattened(model: nn.Module) -> int | None:
-    # Channels of what is flattened before the first dense layer.
+    """Channels of what is flattened before the first dense layer."""
     if isinstance(model, models.VGG):
         return model.stages[-1][-1]
     return model.convolutions[-1][0] if isinstance(model, models.Plain) else None
