@@ -364,7 +364,8 @@ PRESETS_CONVERT: dict[str, Convert] = {
     # two CPU cores.
     "digits": Convert(),
     # He et al.'s ResNet-20, trained by `python -m experiments.sources.train resnet20`.
-    # Costs not measured yet.
+    # All recipes on all test images take hours on two CPU cores; README has the command
+    # for a part of them, 15 minutes.
     "cifar10_resnet20": Convert(
         dataset="cifar10",
         checkpoint="experiments/sources/resnet20.safetensors",
