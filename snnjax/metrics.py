@@ -95,8 +95,8 @@ class Measures(NamedTuple):
     macs: jax.Array
     neurons: jax.Array
     weights: jax.Array
-    steps: jax.Array | int
-    delay: jax.Array | int
+    steps: jax.Array
+    delay: jax.Array
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -179,8 +179,8 @@ def measure(
         macs=macs,
         neurons=jnp.asarray(neurons),
         weights=jnp.asarray(weights),
-        steps=steps,
-        delay=delay,
+        steps=jnp.asarray(steps),
+        delay=jnp.asarray(delay),
     )
 
 
