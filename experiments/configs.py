@@ -249,8 +249,8 @@ PRESETS_SNN: dict[str, TrainSNN] = {
         remat=True,
     ),
     # Six convolutions of 32 to 128 channels, T = 2, for two CPU cores. Measured: 81.1 %
-    # (seed 0, jax 0.10.2) after 70 minutes of one core's time, 85 by the clock on a
-    # machine with much else to do.
+    # (seed 0, jax 0.10.2) after about 70 minutes of one core's time, 85 by the clock
+    # on a machine with much else to do.
     "cifar10_small": TrainSNN(
         model="small",
         dataset="cifar10",
