@@ -1,6 +1,5 @@
 """The figures of a report: what a conversion found, as SVG with words for it."""
 
-import statistics
 from collections.abc import Sequence
 from html import escape
 
@@ -156,8 +155,8 @@ def called(result) -> str:
 
 def percent(result, digits: int = 1) -> str:
     """Mean accuracy in percent, with the deviation where there are several seeds."""
-    final = [100 * reached[-1] for reached in result.accuracies]
-    spread = f" ± {statistics.stdev(final):.{digits}f}" if len(final) > 1 else ""
+    several = len(result.accuracies) > 1
+    spread = f" ± {100 * result.deviation:.{digits}f}" if several else ""
     return f"{100 * result.final:.{digits}f}{spread}"
 
 

@@ -34,6 +34,16 @@ class Result(NamedTuple):
         """Mean accuracy after all T steps."""
         return statistics.mean(reached[-1] for reached in self.accuracies)
 
+    @property
+    def deviation(self) -> float:
+        """Of that accuracy over the seeds."""
+        return deviation([reached[-1] for reached in self.accuracies])
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
 
 HEADER = (
     f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
@@ -43,9 +53,7 @@ HEADER = (
 
 def row(result: Result, ann: float) -> str:
     """One line of the table, under `HEADER`."""
-    final = [100 * a[-1] for a in result.accuracies]
-    mean = 100 * result.final
-    spread = statistics.stdev(final) if len(final) > 1 else 0.0
+    mean, spread = 100 * result.final, 100 * result.deviation
     return (
         f"{result.recipe:<15}{result.delay:>5}{result.steps:>4}{result.latency:>8}"
         f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
@@ -60,9 +68,7 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in results:
         waits = plot.waits(result)
-        final = [100 * reached[-1] for reached in result.accuracies]
-        spread = statistics.stdev(final) if len(final) > 1 else 0.0
-        entry = f"{100 * result.final:.1f} ± {spread:.1f}"
+        entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
         cells.setdefault((result.recipe, waits), {})[result.steps] = entry
     lines = [
         f"| recipe | delay | {' | '.join(f'T = {t}' for t in steps)} |",

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from experiments import plot
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import MissingDataError
+from experiments.results import deviation
 from experiments.train_snn import SURROGATES, train
 
 # name -> options of TrainSNN; width or slope 1, 1, 4 are the surrogates' defaults.
@@ -83,8 +84,8 @@ def table(found: dict[str, list[float]]) -> str:
     lines = ["| surrogate | test accuracy % |", "|---|---|"]
     for name, accuracies in found.items():
         percent = [100 * a for a in accuracies]
-        spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
-        lines.append(f"| {name} | {statistics.mean(percent):.2f} ± {spread:.2f} |")
+        mean, spread = statistics.mean(percent), deviation(percent)
+        lines.append(f"| {name} | {mean:.2f} ± {spread:.2f} |")
     return "\n".join(lines) + "\n"
 
 

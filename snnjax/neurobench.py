@@ -39,7 +39,7 @@ from snnjax.metrics import (
     simulate_by_layer,
     weights_of,
 )
-from snnjax.network import Equation, evaluate, read
+from snnjax.network import Equation, Network, evaluate, read
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
@@ -71,7 +71,7 @@ def neurobench(
     Returns:
         The metrics above; whole numbers, or averages over the B images.
 
-    Raises: as `snnjax.spiking`.
+    Raises: as `snnjax.spiking`; ValueError for labels of another shape.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -88,6 +88,8 @@ def neurobench(
     check_fit(snn, steps, delay)
     network = capture(fn, snn.params, x)
     check_neurons(snn.neurons, network.sites)
+    if labels is not None:
+        _check_labels(labels, network, len(x))
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
     weights = [math.prod(shape_of(network, v)) for v in weights_of(network)]
     single = capture(fn, snn.params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
@@ -116,6 +118,20 @@ def neurobench(
         reached = accuracy(seen["outputs"], jnp.asarray(labels))[-1]
         found["ClassificationAccuracy"] = float(reached)
     return found
+
+
+def _check_labels(labels, network: Network, batch: int) -> None:
+    """Raise unless accuracy has a meaning: one label per image, logits as output."""
+    if np.shape(labels) != (batch,):
+        raise ValueError(
+            f"labels have shape {np.shape(labels)}; allowed: the class of each image, "
+            f"({batch},)"
+        )
+    shapes = [shape_of(network, v) for v in network.outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError(
+            f"labels need logits [batch, classes] as output of fn; found {shapes}"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))

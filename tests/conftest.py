@@ -28,3 +28,17 @@ def forget_compiled_programs():
     """Keep memory flat: each file compiles its own networks."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Few of the digits, for trainings of seconds."""
+    from experiments import data
+
+    full = data.load("digits")
+    return full._replace(
+        train_images=full.train_images[:256],
+        train_labels=full.train_labels[:256],
+        test_images=full.test_images[:100],
+        test_labels=full.test_labels[:100],
+    )

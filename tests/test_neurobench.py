@@ -83,6 +83,20 @@ def test_silent_neurons_update_their_membranes_once():
     assert found["ActivationSparsity"] == 1
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    [([1], r"shape \(1,\); allowed: .*\(2,\)"), (np.eye(2), "the class of each image")],
+)
+def test_labels_of_another_shape_are_refused(labels, message):
+    fn, x = (lambda w, x: jax.nn.relu(x @ w) @ w), jnp.ones((2, 2))
+    snn = snnjax.init(fn, jnp.eye(2), x)
+    with pytest.raises(ValueError, match=message):
+        snnjax.neurobench(fn, snn, x, steps=2, labels=labels)
+    features = lambda w, x: fn(w, x)[:, :, None]  # noqa: E731
+    with pytest.raises(ValueError, match="labels need logits"):
+        snnjax.neurobench(features, snn, x, steps=2, labels=[0, 1])
+
+
 def test_the_result_is_json_and_has_the_accuracy_where_labels_are_given():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x)

@@ -17,17 +17,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def digits():
-    full = data.load("digits")
-    return full._replace(
-        train_images=full.train_images[:256],
-        train_labels=full.train_labels[:256],
-        test_images=full.test_images[:100],
-        test_labels=full.test_labels[:100],
-    )
-
-
-@pytest.fixture(scope="module")
 def config():
     return dataclasses.replace(
         PRESETS_ANN["digits_resnet"],

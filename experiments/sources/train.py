@@ -4,8 +4,8 @@
 safetensors, under the names that PyTorch gives them, and a card beside them.
 
 They come from PyTorch on purpose: it is where most trained networks come from, and on
-two CPU cores it trains five times faster than XLA. `experiments.train_ann` trains the
-same networks in JAX.
+CPU it trains several times faster than XLA. `experiments.train_ann` trains the same
+networks in JAX. Needs the extra `torch`.
 """
 
 import argparse

@@ -51,11 +51,7 @@ def conv(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> tuple[Term, ...]:
-    """Terms of a convolution [O, I / groups, h, w] with ``low`` zeros before x.
-
-    NIR pads alike on both sides and takes kernels for square: where x needs another
-    window, zeros among the weights make it.
-    """
+    """Terms of a convolution [O, I / groups, h, w] with ``low`` zeros before x."""
     size = symbol.order.shape[1:]
     kernel = weight.shape[2:]
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]

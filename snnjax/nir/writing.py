@@ -188,8 +188,10 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
         try:
             if equation.site is not None:
                 _check_fires(equation.site)
-            if known:
-                _lower_known(lowering, snn, equation)
+            if known and equation.site is not None:
+                _lower_site(lowering, snn, equation)
+            elif known:
+                lower(lowering, equation)
         except Unsaid as unsaid:
             found = equation.site.kind if equation.site else equation.primitive.name
             problems.append(Problem(equation.path, (found,), *unsaid.args))
@@ -199,13 +201,6 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
         problems = _lower_outputs(lowering, snn)
     if problems:
         raise ConversionError(problems, "this network cannot be written in NIR")
-
-
-def _lower_known(lowering: Lowering, snn: SNN, equation: Equation) -> None:
-    if equation.site is not None:
-        _lower_site(lowering, snn, equation)
-    else:
-        lower(lowering, equation)
 
 
 def _check_fires(site: Site) -> None:

@@ -274,7 +274,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _read(library, data: bytes, path: Path):
-    """Arrays and texts of a safetensors file."""
+    """Arrays and texts of a safetensors file.
+
+    From the bytes: the library's own readers give either arrays or texts, and would
+    open the file twice.
+    """
     try:
         entries = library.deserialize(data)
         length = int.from_bytes(data[:8], "little")
