@@ -83,7 +83,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
         snn,
         source.card,
         recipe=result.recipe,
-        accuracy=result.final,
+        accuracy=result.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=_calibration_images(config, data, config.seeds[0]),
     )
     found = _facts(config, ann, len(labels), source.card)
@@ -254,7 +254,7 @@ def _ann_accuracy(fn, source: Source, images, labels) -> float:
 
 def _writable(folder: str | Path, given: str) -> Path:
     """The folder, made if need be; before the work, not after it."""
-    out = Path(folder).expanduser().resolve()  # orbax needs absolute paths
+    out = Path(folder).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -303,10 +303,9 @@ def _test_set(config: Convert, data: Dataset):
 
 def _source(config: Convert, data: Dataset) -> Source:
     shape = list(data.train_images.shape[1:])
-    described = (
-        None
-        if config.model is None
-        else {
+    described = None
+    if config.model is not None:
+        described = {
             "model": config.model,
             "dataset": data.name,
             "num_classes": data.num_classes,
@@ -314,7 +313,6 @@ def _source(config: Convert, data: Dataset) -> Source:
             "mean": list(data.mean),
             "std": list(data.std),
         }
-    )
     try:
         source = load_source(config.checkpoint, described)
     except (FileNotFoundError, ValueError):

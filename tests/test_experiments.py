@@ -89,6 +89,7 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     winner = max(results, key=lambda r: r.final)
     assert (restored.snn.steps, restored.snn.delay) == (4, winner.delay)
     assert restored.card["recipe"] == winner.recipe
+    assert restored.card["accuracy"] == winner.accuracies[0][-1]  # of this very SNN
     again = Convert(restore=config.out, test_images=200)
     assert convert.restore(again, data=data) == winner.accuracies[0][-1]
     file = Path(config.out) / "snn.safetensors"
