@@ -84,6 +84,7 @@ def report(
         "numbers": _numbers(best, ann),
         "accuracies": _accuracies(results, ann),
         "details": _details(results, ann),
+        "energies": _energies(results),
         "measured": _measured(facts),
         "longest": str(longest),
         "legend": figures.legend(
@@ -168,7 +169,9 @@ def _measured(facts: dict) -> str:
         "Rates, operations and errors are means over the first "
         f"{facts['measured_images']} test images and belong to the first seed. Energy "
         f"counts operations alone, {1e12 * mac:.1f} pJ for a multiply-add and "
-        f"{1e12 * addition:.1f} pJ for an addition (45 nm), and no memory traffic."
+        f"{1e12 * addition:.1f} pJ for an addition (45 nm), and no memory traffic. "
+        "With memory: all reads and writes too, without a cache. Quantized: integers, "
+        "against an ANN whose activations have log2(T + 1) bits (snnjax.energies)."
     )
 
 
@@ -221,6 +224,19 @@ def _details(results: Sequence, ann: float) -> str:
     foot += map(_td, [energy, "100.0", ""])
     caption = "Cost of every conversion. Latency in steps, loss in points."
     return _table(caption, head, rows, foot)
+
+
+def _energies(results: Sequence) -> str:
+    head = ["recipe", "delay", "T", *snnjax.Energies._fields]
+    rows = []
+    for result in results:
+        found = snnjax.energies(result.measures)
+        shares = [100 * float(energy.spiking / energy.ann) for energy in found]
+        about = [str(result.delay), str(result.steps)]
+        texts = [*about, *[f"{share:.1f}" for share in shares]]
+        rows.append([_th(result.recipe), *map(_td, texts)])
+    caption = "Energy in % of the ANN's: operations only, with memory, quantized."
+    return _table(caption, head, rows)
 
 
 def _sites(results: Sequence, caption: str, which: bool = False) -> str:

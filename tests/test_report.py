@@ -243,6 +243,17 @@ def test_the_table_of_costs_equals_the_results(made):
     assert float(ann[units[joules]]) == pytest.approx(multiplying / scale, abs=0.051)
 
 
+def test_the_table_of_energies_equals_the_results(made):
+    results, _, reader = made
+    head, *rows = reader.tables[2]
+    assert head[3:] == ["operations", "memory", "quantized"]
+    for row, result in zip(rows, results, strict=True):
+        found = snnjax.energies(result.measures)
+        expected = [100 * float(e.spiking / e.ann) for e in found]
+        assert row[:3] == [result.recipe, str(result.delay), str(result.steps)]
+        assert [float(text) for text in row[3:]] == pytest.approx(expected, abs=0.051)
+
+
 def test_the_tables_of_sites_equal_the_measures(made):
     results, _, reader = made
     best = max(results, key=lambda result: result.final)
@@ -253,13 +264,13 @@ def test_the_tables_of_sites_equal_the_measures(made):
             shares += [getattr(seen, field) / seen.activation for field in FIELDS]
             yield [name, *[f"{100 * float(share):.1f}" for share in shares]]
 
-    assert reader.tables[2][1:] == list(expected(best))
+    assert reader.tables[3][1:] == list(expected(best))
     rows = [
         [row[0], result.recipe, str(result.delay), str(result.steps), *row[1:]]
         for result in results
         for row in expected(result)
     ]
-    assert reader.tables[3][1:] == rows
+    assert reader.tables[4][1:] == rows
 
 
 def test_a_site_that_the_ann_never_uses_has_no_relative_error():
@@ -271,7 +282,7 @@ def test_a_site_that_the_ann_never_uses_has_no_relative_error():
             results[i] = result._replace(measures=result.measures._replace(sites=sites))
 
     _, page = page_of(NET, change=silence)
-    assert Reader(page).tables[2][1][4:] == ["–"] * len(FIELDS)
+    assert Reader(page).tables[3][1][4:] == ["–"] * len(FIELDS)
     assert ">nan" not in page and '"nan' not in page and "nan %" not in page
 
 
