@@ -8,7 +8,7 @@ Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -145,6 +145,45 @@ def potential_correction(
 ) -> jax.Array:
     """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
     return steps * (activation.astype(jnp.float32) - output).mean(0)
+
+
+def squared_error(
+    activation: jax.Array, output: jax.Array, channel: int = -1
+) -> jax.Array:
+    """Mean of (a - s)^2 over images and positions, [C]."""
+    error = activation.astype(jnp.float32) - output
+    return _over_all_but(channel, jnp.mean, error**2)
+
+
+def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
+    """The same charge by the last step, but later.
+
+        v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
+
+    Args:
+        neuron: parameters of a site.
+        charge: c, scalar or [C], in thresholds.
+        steps: T.
+
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> later = postpone(integrate_and_fire().params(), 1.0, steps=4)
+    >>> print(later.initial_potential, later.bias)
+    -1.0 0.25
+    """
+    moved = charge * neuron.threshold
+    return neuron._replace(
+        initial_potential=neuron.initial_potential - moved,
+        bias=neuron.bias + moved / steps,
+    )
+
+
+def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
+    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer."""
+    return neuron._replace(
+        threshold=factor * neuron.threshold,
+        bias=factor * neuron.bias,
+        initial_potential=factor * neuron.initial_potential,
+    )
 
 
 def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
@@ -296,6 +335,71 @@ def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
     return calibrate
 
 
+def postpone_charge(
+    charges: Sequence[float] = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4),
+) -> Calibrator:
+    """Give each channel its charge as late as serves its output best.
+
+    A neuron that hears its input as it comes fires on evidence that later input takes
+    back. Starting c thresholds lower, and getting them back evenly over the T steps,
+    it waits for the rest. `postpone` by every candidate c, `bias_correction` of what
+    that changes, and per channel the c of the smallest `squared_error` of the spikes.
+    The answer at t < T suffers: until T a charge is owed.
+
+    With delay T nothing is to be gained, since the order of the input does not count
+    there: the fit comes back as it is. Source: ours.
+
+    Args:
+        charges: candidates c, in thresholds.
+    """
+    _check_numbers("charges", charges)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if view.delay == view.steps:
+            return fit
+        return _search(view, fit, charges, lambda n, c: postpone(n, c, view.steps))
+
+    return calibrate
+
+
+def scale_threshold(
+    factors: Sequence[float] = (0.75, 0.9, 1, 1.15, 1.3, 1.5, 1.8),
+) -> Calibrator:
+    """`scale` each channel by the factor that serves its real spikes best.
+
+    `least_squares` finds the threshold for input that arrives evenly. Here every
+    candidate meets the spikes that do arrive, as in `postpone_charge`.
+
+    Args:
+        factors: candidates, > 0.
+    """
+    _check_numbers("factors", factors)
+    for factor in factors:
+        _check_positive("a factor", factor)
+    return lambda view, fit: _search(view, fit, factors, scale)
+
+
+def streaming_only(calibrator: Calibrator) -> Calibrator:
+    """The calibrator where layers do not wait (delay 0); elsewhere nothing."""
+    return lambda view, fit: fit if view.delay else calibrator(view, fit)
+
+
+def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
+    """Per channel ``change(neuron, candidate)`` whose spikes are nearest to a."""
+    channel = view.site.channel
+
+    def error(candidate: float) -> jax.Array:
+        changed = fit._replace(neuron=change(fit.neuron, candidate))
+        lacking = _bias_correction(view.activation, view.output(changed), channel)
+        bias = changed.neuron.bias + lacking
+        corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
+        return _squared_error(view.activation, view.output(corrected), channel)
+
+    errors = jnp.stack([error(candidate) for candidate in candidates])
+    nearest = jnp.asarray(candidates, jnp.float32)[errors.argmin(0)]
+    return fit._replace(neuron=change(fit.neuron, nearest))
+
+
 def calibrate_weights(
     objective: str = "floor",
     *,
@@ -421,6 +525,11 @@ def _check_per(per: str) -> None:
         raise ValueError(f"per is {per!r}; allowed: 'layer', 'channel'")
 
 
+def _check_numbers(name: str, numbers: Sequence[float]) -> None:
+    if not numbers or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} is {numbers}; allowed: one finite number or more")
+
+
 def _check_positive(name: str, number: float) -> None:
     if not number > 0:
         raise ValueError(f"{name} is {number}; allowed: > 0")
@@ -430,6 +539,7 @@ _maximum = jax.jit(maximum, static_argnames=("per", "channel"))
 _quantile = jax.jit(quantile, static_argnames=("p", "per", "channel"))
 _least_squares = jax.jit(least_squares, static_argnames=("per", "objective", "channel"))
 _bias_correction = jax.jit(bias_correction, static_argnames="channel")
+_squared_error = jax.jit(squared_error, static_argnames="channel")
 _potential_correction = jax.jit(potential_correction)
 
 
@@ -478,9 +588,21 @@ def best() -> Recipe:
     """The strongest training-free composition that we know, in one sweep.
 
     Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
-    the bias shift does but earlier; the mean error of each neuron, removed by its
-    initial potential in three rounds; the mean error of the outputs, removed at last.
+    the bias shift does but earlier; per channel, as much of its charge later as serves
+    its spikes, and without delay a threshold for the spikes that really come; the mean
+    error of each neuron, removed by its initial potential in three rounds; the mean
+    error of the outputs, removed at last.
     """
-    threshold = least_squares_threshold("channel", "round")
-    calibrators = (threshold, half_charge(), correct_potential(3, add=True))
-    return Recipe((calibrators,), correct_readout=True)
+    return Recipe(
+        (
+            (
+                least_squares_threshold("channel", "round"),
+                half_charge(),
+                postpone_charge(),
+                streaming_only(scale_threshold()),
+                streaming_only(postpone_charge()),
+                correct_potential(3, add=True),
+            ),
+        ),
+        correct_readout=True,
+    )

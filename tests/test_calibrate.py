@@ -184,6 +184,85 @@ def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, delay):
     assert corrected.neuron.initial_potential.shape == SITE.shape
 
 
+@pytest.mark.parametrize("c", [0.5, jnp.array([0.0, 2.0])])
+def test_a_postponed_charge_arrives_by_the_last_step(c):
+    seen, fit = view(0)
+    charged = calibrate.half_charge()(seen, fit).neuron
+    later = calibrate.postpone(charged, c, STEPS)
+    waiting = charged.initial_potential - later.initial_potential
+    np.testing.assert_allclose(waiting, c * charged.threshold)
+    current = jax.random.normal(jax.random.key(0), (50, 3, 2))
+    np.testing.assert_allclose(  # with all its input the neuron knows no difference
+        closed_form(later, current, STEPS), closed_form(charged, current, STEPS)
+    )
+
+
+def test_scaling_a_neuron_is_scaling_its_current():
+    seen, fit = view(0)
+    neuron = calibrate.postpone(fit.neuron, 0.5, STEPS)
+    currents = jax.random.normal(jax.random.key(0), (STEPS, 5, 3, 2))
+    larger = compiled_output(NEURON, calibrate.scale(neuron, 2.0), 2 * currents)
+    np.testing.assert_array_equal(larger, 2 * compiled_output(NEURON, neuron, currents))
+
+
+def early_evidence():
+    """A site whose input at first excites and later inhibits: its ANN is silent."""
+    excited, balanced = jnp.array([2.0, 2.0, -2.0, -2.0]), jnp.full(STEPS, 0.6)
+    currents = jnp.stack([excited, balanced], -1)[:, None, None].repeat(8, 1)
+    currents = jnp.broadcast_to(currents, (STEPS, 8, 3, 2))
+    target = jax.nn.relu(currents.mean(0))
+
+    def output(fit):
+        return compiled_output(NEURON, fit.neuron, currents)
+
+    neuron = NEURON.params()
+    return View(SITE, STEPS, 0, target, output, None), Fit(neuron, {})
+
+
+def test_charge_is_postponed_where_evidence_is_taken_back():
+    seen, fit = early_evidence()
+    assert seen.output(fit)[..., 0].min() > 0  # it fires, and cannot undo it
+    waiting = calibrate.postpone_charge((0, 1, 2, 4))(seen, fit)
+    assert waiting.neuron.initial_potential.shape == (2,)
+    corrected = calibrate.correct_potential(3, add=True)
+    before, after = (
+        ((seen.activation - seen.output(corrected(seen, f))) ** 2).mean((0, 1))
+        for f in (fit, waiting)
+    )
+    assert (after <= before).all()
+    assert waiting.neuron.initial_potential[0] < 0
+
+
+@few
+@hypothesis.given(seeds, st.sampled_from([0, 1]))
+@pytest.mark.parametrize(
+    "search",
+    [calibrate.postpone_charge((0, 0.5, 1)), calibrate.scale_threshold((0.8, 1, 1.3))],
+)
+def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, delay):
+    seen, fit = view(seed, delay)
+
+    def error(fit):
+        lacking = calibrate.bias_correction(seen.activation, seen.output(fit))
+        neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
+        corrected = seen.output(fit._replace(neuron=neuron))
+        return calibrate.squared_error(seen.activation, corrected)
+
+    assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
+
+
+def test_with_delay_T_the_time_of_a_charge_does_not_count():
+    seen, fit = view(0, STEPS)
+    assert calibrate.postpone_charge()(seen, fit) is fit
+
+
+@pytest.mark.parametrize("delay", [0, 1, STEPS])
+def test_streaming_only_means_without_delay(delay):
+    seen, fit = view(0, delay)
+    charged = calibrate.streaming_only(calibrate.half_charge())(seen, fit)
+    assert (charged is fit) == (delay > 0)
+
+
 def test_potential_correction_overwrites_or_adds():
     seen, fit = view(0)
     charged = calibrate.half_charge()(seen, fit)
@@ -277,6 +356,15 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: calibrate.calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
         (lambda: calibrate.advanced(iterations=0), "iterations is 0; allowed: > 0"),
         (lambda: calibrate.correct_potential(0), "repeats is 0; allowed: > 0"),
+        (lambda: calibrate.postpone_charge(()), r"charges is \(\); allowed: one"),
+        (
+            lambda: calibrate.postpone_charge((np.inf,)),
+            "allowed: one finite number or more",
+        ),
+        (
+            lambda: calibrate.scale_threshold((1, 0)),
+            "a factor is 0; allowed: > 0",
+        ),
     ],
 )
 def test_a_wrong_option_is_refused(build, message):
