@@ -374,6 +374,13 @@ PRESETS_CONVERT: dict[str, Convert] = {
         iterations=1000,
         out="runs/convert_cifar10_resnet20",
     ),
+    # Six convolutions with average pooling, by the same script.
+    "cifar10_vgg8": Convert(
+        dataset="cifar10",
+        checkpoint="experiments/sources/vgg8.safetensors",
+        iterations=1000,
+        out="runs/convert_cifar10_vgg8",
+    ),
 }
 
 

@@ -1,0 +1,237 @@
+"""What each part of `snnjax.best` is worth: ``python -m experiments.ablation``.
+
+Converts a published network by compositions that differ in one part, also by those
+that did not pay, and compares with the ANN on training images that calibration has
+not seen. Recipes are chosen here, so that test images stay for the final table.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import snnjax
+from experiments.configs import parse
+from experiments.data import MissingDataError, load, normalize, normalized_as
+from experiments.source import load_source, source_function
+from snnjax import Recipe
+from snnjax.calibrate import Calibrator
+
+THRESHOLD = snnjax.least_squares_threshold("channel", "round")
+CHARGE = snnjax.half_charge()
+POSTPONE = snnjax.postpone_charge()
+SCALE = snnjax.scale_threshold()
+POTENTIAL = snnjax.correct_potential(3, add=True)
+WEIGHTS = snnjax.calibrate_weights("spikes", iterations=100, rate=1e-5)
+
+
+def corrected(*calibrators: Calibrator) -> Recipe:
+    return Recipe((calibrators,), correct_readout=True)
+
+
+BEST = snnjax.best()
+(PARTS,) = BEST.sweeps
+ROWS: dict[str, Recipe] = {
+    "light": snnjax.light(),
+    "potential correction": corrected(THRESHOLD, CHARGE, POTENTIAL),
+    "+ scaled threshold": corrected(THRESHOLD, CHARGE, SCALE, POTENTIAL),
+    "+ postponed charge": corrected(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
+    "+ both": corrected(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
+    "best": BEST,
+    "best, one threshold per layer": corrected(
+        snnjax.least_squares_threshold("layer", "round"), *PARTS[1:]
+    ),
+    "best, one round of potentials": corrected(
+        *PARTS[:-1], snnjax.correct_potential(1, add=True)
+    ),
+    "best, bias for potential": corrected(*PARTS[:-1], snnjax.correct_bias(3)),
+    "best, readout as it is": Recipe(BEST.sweeps),
+    "best, then weights": corrected(*PARTS[:-1], WEIGHTS, PARTS[-1]),
+}
+DISTILLED = "best, then logits distilled"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Comparison of compositions; the table goes to the folder `out`."""
+
+    # Published network, a file of weights with its card.
+    checkpoint: str = "experiments/sources/resnet20.safetensors"
+    # Folder of the data sets; by default ~/tensorflow_datasets.
+    data_dir: str | None = None
+    # T and delay of every column: T alone is delay 0.
+    columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
+    # Rows, by the start of their names; by default all.
+    rows: tuple[str, ...] = ("",)
+    # Unlabelled training images to calibrate with.
+    calibration_images: int = 256
+    # Other training images to compare on.
+    images: int = 1000
+    # Adam steps of 32 images of the distillation.
+    iterations: int = 160
+    # Their learning rate at first.
+    rate: float = 1e-4
+    # Folder for ablation.md and ablation.json.
+    out: str = "runs/ablation"
+
+    def __post_init__(self):
+        for name in ("calibration_images", "images", "iterations", "rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, not {getattr(self, name)}")
+        names = [*ROWS, DISTILLED]
+        for row in self.rows:
+            if not any(name.startswith(row) for name in names):
+                raise ValueError(f"no row {row!r}; allowed: {', '.join(names)}")
+        for column in self.columns:
+            steps, _, delay = column.partition(":")
+            if not (steps.isdigit() and (delay in ("", "T") or delay.isdigit())):
+                raise ValueError(
+                    f"a column must be T, T:delay or T:T, e.g. 8 8:1 8:T; not {column}"
+                )
+
+
+class Cell(NamedTuple):
+    """An SNN against the ANN: loss in points, KL divergence in nats, seconds."""
+
+    loss: float
+    divergence: float
+    seconds: float
+
+
+def run(config: Ablation) -> dict[str, dict[str, Cell]]:
+    """row -> column -> `Cell`."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    source = load_source(config.checkpoint)
+    fn, params = source_function(source), source.variables
+    data = normalized_as(load(source.card["dataset"], config.data_dir), source.card)
+    order = np.random.default_rng(0).permutation(len(data.train_images))
+    if config.calibration_images + config.images > len(order):
+        raise ValueError(
+            f"calibration_images {config.calibration_images} and images "
+            f"{config.images} exceed the {len(order)} training images; choose fewer"
+        )
+    fitted = normalize(data, data.train_images[order[: config.calibration_images]])
+    unseen = order[-config.images :]
+    images, labels = normalize(data, data.train_images[unseen]), data.train_labels
+    compare = comparison(fn, params, images, jnp.asarray(labels[unseen]))
+    found: dict[str, dict[str, Cell]] = {}
+    names = [n for n in [*ROWS, DISTILLED] if n.startswith(tuple(config.rows))]
+    for column in config.columns:
+        steps, _, delay = column.partition(":")
+        steps = int(steps)
+        delay = steps if delay == "T" else int(delay or 0)
+        for name in names:
+            start = time.perf_counter()
+            snn = snnjax.convert(
+                fn,
+                params,
+                fitted,
+                steps=steps,
+                delay=delay,
+                recipe=ROWS.get(name, BEST),
+            )
+            if name == DISTILLED:
+                snn = distill(fn, params, snn, fitted, config.iterations, config.rate)
+            jax.block_until_ready(snn)
+            seconds = time.perf_counter() - start
+            cell = Cell(*compare(snn), seconds)
+            found.setdefault(name, {})[column] = cell
+            print(
+                f"{name:<32}T:delay {column:<7}loss {cell.loss:6.2f}  "
+                f"KL {cell.divergence:.4f}  {cell.seconds:4.0f} s",
+                flush=True,
+            )
+            (out / "ablation.md").write_text(table(found))
+            written = {
+                n: {c: x._asdict() for c, x in r.items()} for n, r in found.items()
+            }
+            (out / "ablation.json").write_text(json.dumps(written, indent=1) + "\n")
+    print(f"\n{table(found)}")
+    return found
+
+
+def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
+    """snn -> (accuracy that it loses against the ANN in points, KL divergence)."""
+    batches = [slice(i, i + 500) for i in range(0, len(images), 500)]
+    ann = jnp.concatenate([jax.jit(fn)(params, images[part]) for part in batches])
+
+    @jax.jit
+    def answers(snn, x):
+        fitted = {"steps": snn.steps, "delay": snn.delay}
+        return snnjax.spiking(fn, **fitted, micro_batch=25)(snn, x).mean(0)
+
+    def compare(snn: snnjax.SNN) -> tuple[float, float]:
+        outputs = jnp.concatenate([answers(snn, images[part]) for part in batches])
+        right, kept = ((o.argmax(-1) == labels).mean() for o in (ann, outputs))
+        return 100 * float(right - kept), float(divergence(ann, outputs))
+
+    return compare
+
+
+def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Mean KL divergence of the answer's softmax from the ANN's, in nats."""
+    log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+
+
+def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
+    """Trains all of an SNN towards the ANN's outputs, by surrogate gradients."""
+    simulate = snnjax.spiking(fn, steps=snn.steps, delay=snn.delay)
+    schedule = optax.cosine_decay_schedule(1.0, iterations)
+    # Weights are small; thresholds and potentials are as large as activations.
+    kinds = {"weights": rate, "threshold": 10 * rate, "initial_potential": 10 * rate}
+    optimizer = optax.multi_transform(
+        {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in kinds.items()}
+        | {"frozen": optax.set_to_zero()},
+        snnjax.labels(snn, list(kinds)),
+    )
+
+    @jax.jit
+    def step(snn, state, x):
+        def loss(snn):
+            return divergence(fn(params, x), simulate(snn, x).mean(0))
+
+        updates, state = optimizer.update(jax.grad(loss)(snn), state, snn)
+        return optax.apply_updates(snn, updates), state
+
+    state, draw = optimizer.init(snn), np.random.default_rng(0)
+    for _ in range(iterations):
+        batch = draw.choice(len(images), min(32, len(images)), replace=False)
+        snn, state = step(snn, state, images[batch])
+    return snn
+
+
+def table(found: dict[str, dict[str, Cell]]) -> str:
+    """Loss in points and, in brackets, KL divergence; a row per composition."""
+    columns = list(dict.fromkeys(c for row in found.values() for c in row))
+    heads = [f"T = {c.replace(':', ', delay ')}" for c in columns]
+    lines = [f"| composition | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for name, row in found.items():
+        cells = [
+            f"{row[c].loss:.1f} ({row[c].divergence:.3f})" if c in row else ""
+            for c in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; user errors end with one message and exit code 1."""
+    config = parse(Ablation, {"cifar10_resnet20": Ablation()}, argv)
+    try:
+        run(config)
+    except (MissingDataError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
