@@ -393,7 +393,11 @@ def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
         lacking = _bias_correction(view.activation, view.output(changed), channel)
         bias = changed.neuron.bias + lacking
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
-        return _squared_error(view.activation, view.output(corrected), channel)
+        # One candidate at a time: dozens in flight would take memory, and on virtual
+        # devices their collectives may wait for each other until XLA gives up.
+        return jax.block_until_ready(
+            _squared_error(view.activation, view.output(corrected), channel)
+        )
 
     errors = jnp.stack([error(candidate) for candidate in candidates])
     nearest = jnp.asarray(candidates, jnp.float32)[errors.argmin(0)]
