@@ -184,7 +184,10 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
-    """Trains all of an SNN towards the ANN's outputs, by surrogate gradients."""
+    """Draws an SNN's outputs to the ANN's, by surrogate gradients.
+
+    Trains weights, thresholds and initial potentials on unlabelled images.
+    """
     simulate = snnjax.spiking(fn, steps=snn.steps, delay=snn.delay)
     schedule = optax.cosine_decay_schedule(1.0, iterations)
     # Weights are small; thresholds and potentials are as large as activations.

@@ -593,9 +593,9 @@ def best() -> Recipe:
 
     Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
     the bias shift does but earlier; per channel, as much of its charge later as serves
-    its spikes, and without delay a threshold for the spikes that really come; the mean
-    error of each neuron, removed by its initial potential in three rounds; the mean
-    error of the outputs, removed at last.
+    its spikes, and without delay a threshold for the spikes that really come and then
+    perhaps more charge later; the mean error of each neuron, removed by its initial
+    potential in three rounds; the mean error of the outputs, removed at last.
     """
     return Recipe(
         (
