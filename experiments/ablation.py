@@ -89,7 +89,7 @@ class Ablation:
         names = [*ROWS, DISTILLED]
         for row in self.rows:
             if not any(name.startswith(row) for name in names):
-                raise ValueError(f"no row {row!r}; allowed: {', '.join(names)}")
+                raise ValueError(f"no row {row!r}; allowed: {'; '.join(names)}")
         for column in self.columns:
             steps, _, delay = column.partition(":")
             if not (steps.isdigit() and (delay in ("", "T") or delay.isdigit())):
