@@ -41,6 +41,8 @@ class Training:
     padding: int
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
+    # Training images used, the first of the data set; by default all.
+    train_images: int | None = None
     # BatchNorm after each convolution.
     norm: bool = True
     # Fixes initial weights, order of the images and augmentation.
@@ -53,6 +55,8 @@ class Training:
                 raise ValueError(f"{name} must be >= 0, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), not {self.warmup}")
+        if self.train_images is not None:
+            check_positive(self, "train_images")
         if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
             raise ValueError(
                 f"mirrored {self.dataset} are no digits any more; add --flip false"

@@ -33,6 +33,7 @@ from experiments.data import (
     normalize,
     normalized_as,
 )
+from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
@@ -73,7 +74,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     @jax.jit
     def simulate(snn, x):
         fitted = {"steps": snn.steps, "delay": snn.delay}
-        return snnjax.spiking(fn, **fitted, micro_batch=_micro_batch())(snn, x)
+        return snnjax.spiking(fn, **fitted, micro_batch=cache_sized())(snn, x)
 
     job = Job(config, data, fn, source.variables, sites, images, labels, simulate)
     results, snns = _conversions(job, ann)
@@ -113,7 +114,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
         lambda variables, x: model.apply(variables, x, train=False),
         steps=card["steps"],
         delay=card["delay"],
-        micro_batch=_micro_batch(),
+        micro_batch=cache_sized(),
     )
     reached = _evaluate(jax.jit(spiking), snn, images, labels)
     ann = card.get("test_accuracy")  # what was trained directly has none
@@ -227,11 +228,6 @@ def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
     )  # which sorts the sites by name
     in_order = {site.name: found.sites[site.name] for site in job.sites if site.fires}
     return found._replace(sites=in_order)
-
-
-def _micro_batch() -> int | None:
-    """Images at a time; on CPU so few that the neurons stay in the cache."""
-    return 25 if jax.default_backend() == "cpu" else None
 
 
 def _evaluate(simulate, snn, images, labels) -> list[float]:

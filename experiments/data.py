@@ -33,6 +33,13 @@ class Dataset(NamedTuple):
     std: tuple[float, ...]
     num_classes: int
 
+    def first(self, count: int | None) -> "Dataset":
+        """The same data set with `count` training images, or all if there are fewer."""
+        return self._replace(
+            train_images=self.train_images[:count],
+            train_labels=self.train_labels[:count],
+        )
+
 
 class MissingDataError(RuntimeError):
     """A data set is not on this machine; the message says how to provide it."""

@@ -26,6 +26,11 @@ State = TypeVar("State")
 DEVICE_BYTES = 4e9
 
 
+def cache_sized() -> int | None:
+    """Images at a time; on CPU so few that the neurons stay in the cache."""
+    return 25 if jax.default_backend() == "cpu" else None
+
+
 def steps_per_epoch(config: Any, data: Dataset) -> int:
     """Steps of an epoch; an incomplete last batch is dropped.
 

@@ -40,10 +40,14 @@ class Compare:
 
     # Configuration of train_snn that all share.
     training: str = "digits"
+    # Rows, of experiments.surrogates.ROWS.
+    rows: tuple[str, ...] = tuple(ROWS)
     # Seeds of every row.
     seeds: tuple[int, ...] = (0, 1, 2)
     # Passes over the training images; by default those of the configuration.
     epochs: int | None = None
+    # Training images used, the first of the data set; by default all.
+    train_images: int | None = None
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
     # Folder for the runs, surrogates.md, surrogates.json and surrogates.png.
@@ -53,29 +57,36 @@ class Compare:
         if self.training not in PRESETS_SNN:
             allowed = ", ".join(PRESETS_SNN)
             raise ValueError(f"training must be one of {allowed}, not {self.training}")
-        if not self.seeds:
-            raise ValueError("seeds is empty; give at least one")
+        unknown = [name for name in self.rows if name not in ROWS]
+        if unknown:
+            raise ValueError(f"no row {unknown[0]!r}; allowed: {'; '.join(ROWS)}")
+        for name in ("rows", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; give at least one")
 
 
 def run(config: Compare) -> dict[str, list[float]]:
-    """Accuracy after the last epoch: row -> one number per seed."""
+    """Accuracy after the last epoch: row -> one number per seed.
+
+    The table is written after every training; a comparison that was interrupted goes on
+    when started again.
+    """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     draw(out / "surrogates.png")
     found: dict[str, list[float]] = {}
-    for number, (name, options) in enumerate(ROWS.items()):
+    for name in config.rows:
         for seed in config.seeds:
-            folder = out / f"{number}_{seed}"
-            training = _training(config, options, seed, folder)
+            folder = out / f"{list(ROWS).index(name)}_{seed}"
+            training = _training(config, ROWS[name], seed, folder)
             print(f"\n{name}, seed {seed}", flush=True)
             train(training)
             last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
             found.setdefault(name, []).append(json.loads(last)["test_accuracy"])
             jax.clear_caches()  # each run compiles its own programs
-    text = table(found)
-    (out / "surrogates.md").write_text(text)
-    (out / "surrogates.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{text}")
+            (out / "surrogates.md").write_text(table(found))
+            (out / "surrogates.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{table(found)}")
     return found
 
 
@@ -106,10 +117,9 @@ def draw(path: Path) -> None:
 def _training(config: Compare, options: dict, seed: int, folder: Path) -> TrainSNN:
     preset = PRESETS_SNN[config.training]
     changes = {**options, "seed": seed, "out": str(folder)}
-    if config.epochs is not None:
-        changes["epochs"] = config.epochs
-    if config.data_dir is not None:
-        changes["data_dir"] = config.data_dir
+    for name in ("epochs", "train_images", "data_dir"):
+        if getattr(config, name) is not None:
+            changes[name] = getattr(config, name)
     return dataclasses.replace(preset, **changes)
 
 

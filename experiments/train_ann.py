@@ -48,6 +48,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
           the last good epoch is kept.
     """
     data = load(config.dataset, config.data_dir) if data is None else data
+    data = data.first(config.train_images)
     model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
     optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)

@@ -25,7 +25,7 @@ from experiments.checkpoint import save_snn
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
 from experiments.events import load_events
-from experiments.loop import fit, schedule, steps_per_epoch
+from experiments.loop import cache_sized, fit, schedule, steps_per_epoch
 from experiments.models import build
 from snnjax import SNN
 
@@ -63,7 +63,12 @@ class Job(NamedTuple):
         return self.data.train_images.ndim == 5
 
     def spiking(
-        self, surrogate: Callable, *, train: bool, remat: bool = False
+        self,
+        surrogate: Callable,
+        *,
+        train: bool,
+        remat: bool = False,
+        micro_batch: int | None = None,
     ) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
         options: dict[str, Any] = {"mutable": ["batch_stats"]} if train else {}
@@ -73,6 +78,7 @@ class Job(NamedTuple):
             surrogate=surrogate,
             detach_reset=self.config.detach_reset,
             inputs="sequence" if self.sequence else "constant",
+            micro_batch=micro_batch,
             remat=remat,
             has_aux=train,
         )
@@ -102,7 +108,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         raise ValueError(
             f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
         )
-    data = _load(config) if data is None else data
+    data = (_load(config) if data is None else data).first(config.train_images)
     job, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(job)
@@ -237,7 +243,11 @@ def _augmented(config: TrainSNN, key, images):
 
 def make_evaluate(job: Job, batch_size: int = 250) -> Callable[[SNN], float]:
     """Function `snn -> accuracy` of the mean output on the test images."""
-    simulate = job.spiking(SURROGATES[job.config.surrogate], train=False)
+    simulate = job.spiking(
+        SURROGATES[job.config.surrogate],
+        train=False,
+        micro_batch=cache_sized(),
+    )
 
     @jax.jit
     def correct(snn, images, labels):
