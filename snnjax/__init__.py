@@ -21,20 +21,13 @@ T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 from snnjax.affine import ConversionError, Problem
 from snnjax.calibrate import (
     Fit,
-    Recipe,
     View,
-    advanced,
-    best,
-    bias_shift,
     calibrate_weights,
     correct_bias,
     correct_potential,
     half_charge,
     least_squares_threshold,
-    light,
-    max_activation,
     max_threshold,
-    percentile,
     percentile_threshold,
     postpone_charge,
     scale_threshold,
@@ -49,6 +42,15 @@ from snnjax.network import Site, Sites, clipped_relu, identity
 from snnjax.neurobench import neurobench
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
 from snnjax.nir import from_nir, to_nir
+from snnjax.recipes import (
+    Recipe,
+    advanced,
+    best,
+    bias_shift,
+    light,
+    max_activation,
+    percentile,
+)
 from snnjax.simulate import SNN, init, latency, spiking
 from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (

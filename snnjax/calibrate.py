@@ -1,10 +1,8 @@
-"""Calibrators and recipes: how a site's threshold, bias and potential are fitted.
+"""Calibrators: how a site's threshold, bias, potential and weights are fitted.
 
-The mathematics comes first, as functions of arrays: ``activation`` a [N, ..., C] of
-the ANN, ``output`` s the mean output of the spiking neuron for the same N images.
-Then the calibrators, which apply it to a site, and the recipes, which chain them.
-Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
-(least-squares threshold, bias, potential and weight calibration).
+A calibrator is a function ``(View, Fit) -> Fit``: it sees a site's activation and the
+spikes that really come, and applies the mathematics of ``fits.py`` to its parameters.
+Source of the layer-wise scheme and the weights: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
 import functools
@@ -16,183 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from snnjax import fits
 from snnjax.network import Site
 from snnjax.neurons import NeuronParams, closed_form, integrate_and_fire, unroll
 from snnjax.surrogate import Surrogate, dspike
-
-# ------------------------------------------------------------ the mathematics
-
-
-def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
-    """max a over the images: the classical threshold ("threshold balancing").
-
-    Args:
-        activation: ANN activations [N, ...], >= 0.
-        per: "layer" gives a scalar, "channel" [C] (or [C, 1, 1] if two axes follow).
-        channel: axis that counts channels, from the end.
-
-    A channel that is never active takes the layer's maximum, and a layer that is
-    never active takes 1: a threshold must be positive.
-
-    >>> import jax.numpy as jnp
-    >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
-    [2. 2.]
-    """
-    activation = activation.astype(jnp.float32)
-    layer = activation.max()
-    layer = jnp.where(layer > 0, layer, 1)
-    if per == "layer":
-        return layer
-    each = _over_all_but(channel, jnp.max, activation)
-    return jnp.where(each > 0, each, layer)
-
-
-def quantile(
-    activation: jax.Array, p: float, per: str = "layer", channel: int = -1
-) -> jax.Array:
-    """The p-th percentile of the activations; where it is 0, their `maximum`.
-
-    Args:
-        activation: ANN activations [N, ...], >= 0.
-        p: 0 < p <= 100, in percent.
-        per, channel: as for `maximum`.
-    """
-    activation = activation.astype(jnp.float32)
-    if per == "layer":
-        value = jnp.percentile(activation, p)
-    else:
-        percentile = functools.partial(jnp.percentile, q=p)
-        value = _over_all_but(channel, percentile, activation)
-    return jnp.where(value > 0, value, maximum(activation, per, channel))
-
-
-def least_squares(
-    activation: jax.Array,
-    steps: int,
-    per: str = "layer",
-    objective: str = "floor",
-    channel: int = -1,
-) -> jax.Array:
-    """The threshold whose ClipFloor is nearest to the activations.
-
-        argmin_V  sum (ClipFloor(a; T, V) - a)^2
-        ClipFloor(a; T, V) = (V / T) floor(clip(a T / V, 0, T))
-
-    searched over V = max(a) (1 - i / 100) for i = 0 .. 94, the largest of equals.
-
-    Args:
-        activation: ANN activations [N, ...], >= 0.
-        steps: T.
-        per, channel: as for `maximum`.
-        objective: "floor" is the paper's; "round" adds 1/2 inside the floor, as the
-            neuron does after the bias shift.
-
-    >>> import jax.numpy as jnp
-    >>> a = jnp.array([[0.1], [0.2], [0.3], [5.0]])
-    >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
-    5.0 5.0
-    """
-    activation = activation.astype(jnp.float32)
-    half = {"floor": 0.0, "round": 0.5}[objective]
-    channels = 1 if per == "layer" else activation.shape[channel]
-    top = maximum(activation, per, channel)
-    fractions = jnp.asarray(1 - 0.01 * np.arange(95), activation.dtype)
-    thresholds = jnp.reshape(top, -1) * fractions[:, None]  # [95, channels]
-    blocks = _blocks(jnp.moveaxis(activation, channel, -1).reshape(-1, channels))
-    # One threshold per number of a block, or one for all.
-    repeats = 1 if channels == 1 else blocks.shape[1] // channels
-    tiled = jnp.tile(thresholds, (1, repeats))
-
-    def add_errors(total, block):
-        count = jnp.minimum(jnp.floor(block * steps / tiled + half), steps)
-        error = (count * tiled / steps - block) ** 2
-        return total + error.reshape(len(error), -1, channels).sum(1), None
-
-    errors, _ = jax.lax.scan(add_errors, jnp.zeros_like(thresholds), blocks)
-    best = jnp.argmin(errors, axis=0)
-    return (jnp.reshape(top, -1) * fractions[best]).reshape(top.shape)
-
-
-def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
-    """[n, C] as blocks of whole rows, near ``size`` numbers each, filled with zeros.
-
-    All candidates meet a block while it is in the cache: five times faster on CPU
-    than a pass over all activations for each. Zeros add no error.
-    """
-    per_block = max(1, size // rows.shape[1])
-    rows = jnp.pad(rows, ((0, -rows.shape[0] % per_block), (0, 0)))
-    return rows.reshape(-1, per_block * rows.shape[1])
-
-
-def shift(threshold: jax.Array, steps: int) -> jax.Array:
-    """V_th / (2T), the bias that makes the expected flooring error zero.
-
-    Assumes activations uniform within each of the T levels. Source: Deng and Gu.
-    """
-    return threshold / (2 * steps)
-
-
-def bias_correction(
-    activation: jax.Array, output: jax.Array, channel: int = -1
-) -> jax.Array:
-    """Mean of a - s over images and positions, [C]: what each channel lacks."""
-    error = activation.astype(jnp.float32) - output
-    return _over_all_but(channel, jnp.mean, error)
-
-
-def potential_correction(
-    activation: jax.Array, output: jax.Array, steps: int
-) -> jax.Array:
-    """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
-    return steps * (activation.astype(jnp.float32) - output).mean(0)
-
-
-def squared_error(
-    activation: jax.Array, output: jax.Array, channel: int = -1
-) -> jax.Array:
-    """Mean of (a - s)^2 over images and positions, [C]."""
-    error = activation.astype(jnp.float32) - output
-    return _over_all_but(channel, jnp.mean, error**2)
-
-
-def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
-    """The same charge by the last step, but later.
-
-        v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
-
-    Args:
-        neuron: parameters of a site.
-        charge: c, scalar or [C], in thresholds.
-        steps: T.
-
-    >>> from snnjax.neurons import integrate_and_fire
-    >>> later = postpone(integrate_and_fire().params(), 1.0, steps=4)
-    >>> print(later.initial_potential, later.bias)
-    -1.0 0.25
-    """
-    moved = charge * neuron.threshold
-    return neuron._replace(
-        initial_potential=neuron.initial_potential - moved,
-        bias=neuron.bias + moved / steps,
-    )
-
-
-def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
-    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer."""
-    return neuron._replace(
-        threshold=factor * neuron.threshold,
-        bias=factor * neuron.bias,
-        initial_potential=factor * neuron.initial_potential,
-    )
-
-
-def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
-    """Reduce all other axes: [C], with ones for the axes that follow it."""
-    axes = tuple(a for a in range(x.ndim) if a != x.ndim + channel)
-    return reduce(x, axis=axes, keepdims=True).reshape(
-        x.shape[channel], *[1] * (-channel - 1)
-    )
-
 
 # --------------------------------------------------- a site, seen by a calibrator
 
@@ -236,29 +61,17 @@ class View(NamedTuple):
 Calibrator = Callable[[View, Fit], Fit]
 
 
-class Recipe(NamedTuple):
-    """Calibrators for every site, in one or more sweeps through the network.
-
-    Attributes:
-        sweeps: each a chain of calibrators, carried out site by site.
-        correct_readout: add the mean error of the outputs to the outputs at last.
-    """
-
-    sweeps: tuple[tuple[Calibrator, ...], ...]
-    correct_readout: bool = False
-
-
 # ---------------------------------------------------------------- calibrators
 
 
 def max_threshold(per: str = "layer") -> Calibrator:
-    """V_th = `maximum` of the activations."""
+    """V_th = `fits.maximum` of the activations."""
     _check_per(per)
     return _threshold(lambda view: _maximum(view.activation, per, view.site.channel))
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
-    """V_th = `quantile` of the activations."""
+    """V_th = `fits.quantile` of the activations."""
     _check_per(per)
     if not 0 < p <= 100:
         raise ValueError(f"p is {p}; allowed: 0 < p <= 100, in percent")
@@ -268,7 +81,7 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
 
 
 def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Calibrator:
-    """V_th = `least_squares` fit to the activations."""
+    """V_th = `fits.least_squares` fit to the activations."""
     _check_per(per)
     if objective not in ("floor", "round"):
         raise ValueError(f"objective is {objective!r}; allowed: 'floor', 'round'")
@@ -284,7 +97,7 @@ def shift_bias() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = fit.neuron
-        bias = neuron.bias + shift(neuron.threshold, view.steps)
+        bias = neuron.bias + fits.shift(neuron.threshold, view.steps)
         return fit._replace(neuron=neuron._replace(bias=bias))
 
     return calibrate
@@ -302,7 +115,7 @@ def half_charge() -> Calibrator:
 
 
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += `bias_correction`, measured anew before each of ``repeats`` rounds."""
+    """bias += `fits.bias_correction`, measured anew in each of ``repeats`` rounds."""
     _check_positive("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -318,7 +131,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
 
 def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
-    """v(0) = `potential_correction`; with ``add``, v(0) += it.
+    """v(0) = `fits.potential_correction`; with ``add``, v(0) += it.
 
     The paper sets v(0) once from zero. Later rounds always add.
     """
@@ -342,9 +155,9 @@ def postpone_charge(
 
     A neuron that hears its input as it comes fires on evidence that later input takes
     back. Starting c thresholds lower, and getting them back evenly over the T steps,
-    it waits for the rest. `postpone` by every candidate c, `bias_correction` of what
-    that changes, and per channel the c of the smallest `squared_error` of the spikes.
-    The answer at t < T suffers: until T a charge is owed.
+    it waits for the rest. `fits.postpone` by every candidate c, `fits.bias_correction`
+    of what that changes, and per channel the c of the smallest `fits.squared_error` of
+    the spikes. The answer at t < T suffers: until T a charge is owed.
 
     With delay T nothing is to be gained, since the order of the input does not count
     there: the fit comes back as it is. Source: ours.
@@ -357,7 +170,7 @@ def postpone_charge(
     def calibrate(view: View, fit: Fit) -> Fit:
         if view.delay == view.steps:
             return fit
-        return _search(view, fit, charges, lambda n, c: postpone(n, c, view.steps))
+        return _search(view, fit, charges, lambda n, c: fits.postpone(n, c, view.steps))
 
     return calibrate
 
@@ -365,9 +178,9 @@ def postpone_charge(
 def scale_threshold(
     factors: Sequence[float] = (0.75, 0.9, 1, 1.15, 1.3, 1.5, 1.8),
 ) -> Calibrator:
-    """`scale` each channel by the factor that serves its real spikes best.
+    """`fits.scale` each channel by the factor that serves its real spikes best.
 
-    `least_squares` finds the threshold for input that arrives evenly. Here every
+    `fits.least_squares` finds the threshold for input that arrives evenly. Here every
     candidate meets the spikes that do arrive, as in `postpone_charge`.
 
     Args:
@@ -376,7 +189,7 @@ def scale_threshold(
     _check_numbers("factors", factors)
     for factor in factors:
         _check_positive("a factor", factor)
-    return lambda view, fit: _search(view, fit, factors, scale)
+    return lambda view, fit: _search(view, fit, factors, fits.scale)
 
 
 def streaming_only(calibrator: Calibrator) -> Calibrator:
@@ -539,74 +352,11 @@ def _check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
-_maximum = jax.jit(maximum, static_argnames=("per", "channel"))
-_quantile = jax.jit(quantile, static_argnames=("p", "per", "channel"))
-_least_squares = jax.jit(least_squares, static_argnames=("per", "objective", "channel"))
-_bias_correction = jax.jit(bias_correction, static_argnames="channel")
-_squared_error = jax.jit(squared_error, static_argnames="channel")
-_potential_correction = jax.jit(potential_correction)
-
-
-# -------------------------------------------------------------------- recipes
-
-
-def max_activation(per: str = "layer") -> Recipe:
-    """Threshold = maximum activation, nothing else (threshold balancing)."""
-    return Recipe(((max_threshold(per),),))
-
-
-def percentile(p: float = 99.9, per: str = "layer") -> Recipe:
-    """Threshold = p-th percentile of the activations."""
-    return Recipe(((percentile_threshold(p, per),),))
-
-
-def bias_shift(per: str = "layer") -> Recipe:
-    """Maximum activation, and the bias shift V_th / (2T) (ICLR 2021)."""
-    return Recipe(((max_threshold(per), shift_bias()),))
-
-
-def light(per: str = "layer", objective: str = "floor") -> Recipe:
-    """Least-squares threshold, bias shift, bias correction (ICML 2021)."""
-    threshold = least_squares_threshold(per, objective)
-    return Recipe(((threshold, shift_bias(), correct_bias()),))
-
-
-def advanced(
-    per: str = "layer",
-    objective: str = "floor",
-    *,
-    iterations: int = 5000,
-    rate: float = 1e-5,
-    seed: int = 0,
-) -> Recipe:
-    """Least-squares threshold, bias shift, weight calibration; then potentials.
-
-    Two sweeps: all weights first, then potential correction (ICML 2021).
-    """
-    threshold = least_squares_threshold(per, objective)
-    weights = calibrate_weights(iterations=iterations, rate=rate, seed=seed)
-    return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
-
-
-def best() -> Recipe:
-    """The strongest training-free composition that we know, in one sweep.
-
-    Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
-    the bias shift does but earlier; per channel, as much of its charge later as serves
-    its spikes, and without delay a threshold for the spikes that really come and then
-    perhaps more charge later; the mean error of each neuron, removed by its initial
-    potential in three rounds; the mean error of the outputs, removed at last.
-    """
-    return Recipe(
-        (
-            (
-                least_squares_threshold("channel", "round"),
-                half_charge(),
-                postpone_charge(),
-                streaming_only(scale_threshold()),
-                streaming_only(postpone_charge()),
-                correct_potential(3, add=True),
-            ),
-        ),
-        correct_readout=True,
-    )
+_maximum = jax.jit(fits.maximum, static_argnames=("per", "channel"))
+_quantile = jax.jit(fits.quantile, static_argnames=("p", "per", "channel"))
+_least_squares = jax.jit(
+    fits.least_squares, static_argnames=("per", "objective", "channel")
+)
+_bias_correction = jax.jit(fits.bias_correction, static_argnames="channel")
+_squared_error = jax.jit(fits.squared_error, static_argnames="channel")
+_potential_correction = jax.jit(fits.potential_correction)

@@ -20,8 +20,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from snnjax.calibrate import Fit, Recipe, View, bias_correction, light
+from snnjax.calibrate import Fit, View
 from snnjax.capture import capture
+from snnjax.fits import bias_correction
 from snnjax.network import (
     Network,
     Segment,
@@ -42,6 +43,7 @@ from snnjax.neurons import (
     mean_output,
     packed_spikes,
 )
+from snnjax.recipes import Recipe, light
 from snnjax.simulate import SNN
 
 _NEURON = integrate_and_fire()

@@ -8,7 +8,8 @@ import pytest
 import reference
 from hypothesis import strategies as st
 
-from snnjax import calibrate
+import snnjax
+from snnjax import calibrate, fits
 from snnjax.calibrate import Fit, View
 from snnjax.network import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
@@ -24,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=8)
 compiled_output = jax.jit(mean_output, static_argnames=("neuron", "delay"))
 compiled_search = jax.jit(
-    calibrate.least_squares, static_argnames=("steps", "per", "objective")
+    fits.least_squares, static_argnames=("steps", "per", "objective")
 )
 
 
@@ -67,7 +68,7 @@ def _current(weights, sources, rows):
 @hypothesis.given(seeds)
 def test_maximum_is_the_oracles(seed):
     a = activations(seed)
-    layer, channel = (calibrate.maximum(a, per) for per in ("layer", "channel"))
+    layer, channel = (fits.maximum(a, per) for per in ("layer", "channel"))
     assert layer == reference.max_threshold(np.asarray(a))
     expected = reference.per_channel(reference.max_threshold, np.asarray(a))
     np.testing.assert_array_equal(channel, expected)
@@ -77,11 +78,11 @@ def test_maximum_is_the_oracles(seed):
 def test_percentile_is_the_oracles(p):
     a = activations(1) + 0.1
     expected = reference.percentile_threshold(np.asarray(a), p)
-    assert calibrate.quantile(a, p) == pytest.approx(expected, rel=1e-5)
+    assert fits.quantile(a, p) == pytest.approx(expected, rel=1e-5)
     expected = reference.per_channel(
         lambda c: reference.percentile_threshold(c, p), np.asarray(a)
     )
-    found = calibrate.quantile(a, p, "channel")
+    found = fits.quantile(a, p, "channel")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -94,9 +95,9 @@ def test_least_squares_is_the_oracles(steps, objective):
         return reference.least_squares_threshold(a, steps, half[objective])
 
     numbers = np.asarray(a, np.float64)
-    layer = calibrate.least_squares(a, steps, objective=objective)
+    layer = fits.least_squares(a, steps, objective=objective)
     assert layer == pytest.approx(oracle(numbers), rel=1e-5)
-    channel = calibrate.least_squares(a, steps, "channel", objective)
+    channel = fits.least_squares(a, steps, "channel", objective)
     expected = reference.per_channel(oracle, numbers)
     np.testing.assert_allclose(channel, expected, rtol=1e-5)
 
@@ -105,14 +106,14 @@ def test_least_squares_is_the_oracles(steps, objective):
 def test_corrections_are_the_oracles(seed):
     a, s = np.asarray(activations(seed)), np.asarray(activations(seed + 1))
     np.testing.assert_allclose(
-        calibrate.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
+        fits.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
     )
     np.testing.assert_allclose(
-        calibrate.potential_correction(a, s, STEPS),
+        fits.potential_correction(a, s, STEPS),
         reference.potential_correction(a, s, STEPS),
         atol=1e-5,
     )
-    assert calibrate.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
+    assert fits.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
 
 
 # ------------------------------------------------- the error that each lowers
@@ -127,7 +128,7 @@ def test_least_squares_has_no_larger_error_than_the_maximum(seed, steps, objecti
         reference.squared_error(numbers, steps, float(threshold), half[objective])
         for threshold in (
             compiled_search(a, steps, objective=objective),
-            calibrate.maximum(a),
+            fits.maximum(a),
         )
     ]
     assert errors[0] <= errors[1] + 1e-5
@@ -138,8 +139,8 @@ def test_shift_makes_the_expected_flooring_error_zero():
     neuron = integrate_and_fire(threshold=2.0).params()
     a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
     floor = (a - closed_form(neuron, a, STEPS)).mean()
-    shifted = neuron._replace(bias=calibrate.shift(neuron.threshold, STEPS))
-    assert floor == pytest.approx(calibrate.shift(2.0, STEPS), rel=1e-2)
+    shifted = neuron._replace(bias=fits.shift(neuron.threshold, STEPS))
+    assert floor == pytest.approx(fits.shift(2.0, STEPS), rel=1e-2)
     assert (a - closed_form(shifted, a, STEPS)).mean() == pytest.approx(0, abs=1e-3)
 
 
@@ -160,7 +161,7 @@ def test_bias_correction_lowers_the_mean_error_of_the_channels(seed, delay):
     seen, fit = view(seed, delay)
 
     def error(fit):
-        lacking = calibrate.bias_correction(seen.activation, seen.output(fit))
+        lacking = fits.bias_correction(seen.activation, seen.output(fit))
         return jnp.abs(lacking).sum()
 
     fit = calibrate.shift_bias()(seen, fit)
@@ -188,7 +189,7 @@ def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, delay):
 def test_a_postponed_charge_arrives_by_the_last_step(c):
     seen, fit = view(0)
     charged = calibrate.half_charge()(seen, fit).neuron
-    later = calibrate.postpone(charged, c, STEPS)
+    later = fits.postpone(charged, c, STEPS)
     waiting = charged.initial_potential - later.initial_potential
     np.testing.assert_allclose(waiting, c * charged.threshold)
     current = jax.random.normal(jax.random.key(0), (50, 3, 2))
@@ -199,9 +200,9 @@ def test_a_postponed_charge_arrives_by_the_last_step(c):
 
 def test_scaling_a_neuron_is_scaling_its_current():
     seen, fit = view(0)
-    neuron = calibrate.postpone(fit.neuron, 0.5, STEPS)
+    neuron = fits.postpone(fit.neuron, 0.5, STEPS)
     currents = jax.random.normal(jax.random.key(0), (STEPS, 5, 3, 2))
-    larger = compiled_output(NEURON, calibrate.scale(neuron, 2.0), 2 * currents)
+    larger = compiled_output(NEURON, fits.scale(neuron, 2.0), 2 * currents)
     np.testing.assert_array_equal(larger, 2 * compiled_output(NEURON, neuron, currents))
 
 
@@ -243,10 +244,10 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, d
     seen, fit = view(seed, delay)
 
     def error(fit):
-        lacking = calibrate.bias_correction(seen.activation, seen.output(fit))
+        lacking = fits.bias_correction(seen.activation, seen.output(fit))
         neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
         corrected = seen.output(fit._replace(neuron=neuron))
-        return calibrate.squared_error(seen.activation, corrected)
+        return fits.squared_error(seen.activation, corrected)
 
     assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
 
@@ -321,40 +322,40 @@ def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
 def test_thresholds_are_positive_even_where_nothing_is_active(per):
     silent, half_silent = jnp.zeros((4, 2)), jnp.array([[3.0, 0.0], [1.0, 0.0]])
     for find in (
-        calibrate.maximum,
-        lambda a, per: calibrate.quantile(a, 10.0, per),
-        lambda a, per: calibrate.least_squares(a, STEPS, per),
+        fits.maximum,
+        lambda a, per: fits.quantile(a, 10.0, per),
+        lambda a, per: fits.least_squares(a, STEPS, per),
     ):
         assert (find(silent, per) > 0).all()
         assert (find(half_silent, per) > 0).all()
-    np.testing.assert_array_equal(calibrate.maximum(silent, per), 1)
+    np.testing.assert_array_equal(fits.maximum(silent, per), 1)
 
 
 def test_a_bfloat16_search_is_as_good_as_a_float32_one():
     a = activations(0, (64, 8, 8, 16)).astype(jnp.bfloat16)
     for steps in (4, 16, 64):
-        found = calibrate.least_squares(a, steps)
-        expected = calibrate.least_squares(a.astype(jnp.float32), steps)
+        found = fits.least_squares(a, steps)
+        expected = fits.least_squares(a.astype(jnp.float32), steps)
         assert float(found) == pytest.approx(float(expected), rel=5e-3)
 
 
 def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     a = activations(0).astype(jnp.bfloat16)
-    assert calibrate.maximum(a).dtype == jnp.float32
-    assert calibrate.bias_correction(a, a).dtype == jnp.float32
+    assert fits.maximum(a).dtype == jnp.float32
+    assert fits.bias_correction(a, a).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
     "build, message",
     [
         (lambda: calibrate.max_threshold("image"), "per is 'image'; allowed: 'layer'"),
-        (lambda: calibrate.light("neuron"), "per is 'neuron'"),
-        (lambda: calibrate.percentile(0.0), "p is 0.0; allowed: 0 < p <= 100"),
-        (lambda: calibrate.percentile(101), "p is 101"),
-        (lambda: calibrate.light(objective="ceil"), "objective is 'ceil'; allowed"),
+        (lambda: snnjax.light("neuron"), "per is 'neuron'"),
+        (lambda: snnjax.percentile(0.0), "p is 0.0; allowed: 0 < p <= 100"),
+        (lambda: snnjax.percentile(101), "p is 101"),
+        (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate.calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
         (lambda: calibrate.calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
-        (lambda: calibrate.advanced(iterations=0), "iterations is 0; allowed: > 0"),
+        (lambda: snnjax.advanced(iterations=0), "iterations is 0; allowed: > 0"),
         (lambda: calibrate.correct_potential(0), "repeats is 0; allowed: > 0"),
         (lambda: calibrate.postpone_charge(()), r"charges is \(\); allowed: one"),
         (

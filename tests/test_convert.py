@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
-from snnjax.calibrate import Recipe, calibrate_weights, max_threshold
+from snnjax import Recipe, calibrate_weights, max_threshold
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

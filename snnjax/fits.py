@@ -1,0 +1,187 @@
+"""The mathematics of calibration: functions of arrays that know no network.
+
+``activation`` a [N, ..., C] is the ANN's, ``output`` s the mean output over T steps of
+the spiking neurons for the same N images; the fits bring s near a.
+Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
+(least-squares threshold, bias and potential correction); `postpone` is ours.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.neurons import NeuronParams
+
+
+def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
+    """max a over the images: the classical threshold ("threshold balancing").
+
+    Args:
+        activation: ANN activations [N, ...], >= 0.
+        per: "layer" gives a scalar, "channel" [C] (or [C, 1, 1] if two axes follow).
+        channel: axis that counts channels, from the end.
+
+    A channel that is never active takes the layer's maximum, and a layer that is
+    never active takes 1: a threshold must be positive.
+
+    >>> import jax.numpy as jnp
+    >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
+    [2. 2.]
+    """
+    activation = activation.astype(jnp.float32)
+    layer = activation.max()
+    layer = jnp.where(layer > 0, layer, 1)
+    if per == "layer":
+        return layer
+    each = _over_all_but(channel, jnp.max, activation)
+    return jnp.where(each > 0, each, layer)
+
+
+def quantile(
+    activation: jax.Array, p: float, per: str = "layer", channel: int = -1
+) -> jax.Array:
+    """The p-th percentile of the activations; where it is 0, their `maximum`.
+
+    Args:
+        activation: ANN activations [N, ...], >= 0.
+        p: 0 < p <= 100, in percent.
+        per, channel: as for `maximum`.
+    """
+    activation = activation.astype(jnp.float32)
+    if per == "layer":
+        value = jnp.percentile(activation, p)
+    else:
+        percentile = functools.partial(jnp.percentile, q=p)
+        value = _over_all_but(channel, percentile, activation)
+    return jnp.where(value > 0, value, maximum(activation, per, channel))
+
+
+def least_squares(
+    activation: jax.Array,
+    steps: int,
+    per: str = "layer",
+    objective: str = "floor",
+    channel: int = -1,
+) -> jax.Array:
+    """The threshold whose ClipFloor is nearest to the activations.
+
+        argmin_V  sum (ClipFloor(a; T, V) - a)^2
+        ClipFloor(a; T, V) = (V / T) floor(clip(a T / V, 0, T))
+
+    searched over V = max(a) (1 - i / 100) for i = 0 .. 94, the largest of equals.
+
+    Args:
+        activation: ANN activations [N, ...], >= 0.
+        steps: T.
+        per, channel: as for `maximum`.
+        objective: "floor" is the paper's; "round" adds 1/2 inside the floor, as the
+            neuron does after the bias shift.
+
+    >>> import jax.numpy as jnp
+    >>> a = jnp.array([[0.1], [0.2], [0.3], [5.0]])
+    >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
+    5.0 5.0
+    """
+    activation = activation.astype(jnp.float32)
+    half = {"floor": 0.0, "round": 0.5}[objective]
+    channels = 1 if per == "layer" else activation.shape[channel]
+    top = maximum(activation, per, channel)
+    fractions = jnp.asarray(1 - 0.01 * np.arange(95), activation.dtype)
+    thresholds = jnp.reshape(top, -1) * fractions[:, None]  # [95, channels]
+    blocks = _blocks(jnp.moveaxis(activation, channel, -1).reshape(-1, channels))
+    # One threshold per number of a block, or one for all.
+    repeats = 1 if channels == 1 else blocks.shape[1] // channels
+    tiled = jnp.tile(thresholds, (1, repeats))
+
+    def add_errors(total, block):
+        count = jnp.minimum(jnp.floor(block * steps / tiled + half), steps)
+        error = (count * tiled / steps - block) ** 2
+        return total + error.reshape(len(error), -1, channels).sum(1), None
+
+    errors, _ = jax.lax.scan(add_errors, jnp.zeros_like(thresholds), blocks)
+    best = jnp.argmin(errors, axis=0)
+    return (jnp.reshape(top, -1) * fractions[best]).reshape(top.shape)
+
+
+def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
+    """[n, C] as blocks of whole rows, near ``size`` numbers each, filled with zeros.
+
+    All candidates meet a block while it is in the cache: five times faster on CPU
+    than a pass over all activations for each. Zeros add no error.
+    """
+    per_block = max(1, size // rows.shape[1])
+    rows = jnp.pad(rows, ((0, -rows.shape[0] % per_block), (0, 0)))
+    return rows.reshape(-1, per_block * rows.shape[1])
+
+
+def shift(threshold: jax.Array, steps: int) -> jax.Array:
+    """V_th / (2T), the bias that makes the expected flooring error zero.
+
+    Assumes activations uniform within each of the T levels. Source: Deng and Gu.
+    """
+    return threshold / (2 * steps)
+
+
+def bias_correction(
+    activation: jax.Array, output: jax.Array, channel: int = -1
+) -> jax.Array:
+    """Mean of a - s over images and positions, [C]: what each channel lacks."""
+    error = activation.astype(jnp.float32) - output
+    return _over_all_but(channel, jnp.mean, error)
+
+
+def potential_correction(
+    activation: jax.Array, output: jax.Array, steps: int
+) -> jax.Array:
+    """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
+    return steps * (activation.astype(jnp.float32) - output).mean(0)
+
+
+def squared_error(
+    activation: jax.Array, output: jax.Array, channel: int = -1
+) -> jax.Array:
+    """Mean of (a - s)^2 over images and positions, [C]."""
+    error = activation.astype(jnp.float32) - output
+    return _over_all_but(channel, jnp.mean, error**2)
+
+
+def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
+    """The same charge by the last step, but later.
+
+        v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
+
+    Args:
+        neuron: parameters of a site.
+        charge: c, scalar or [C], in thresholds.
+        steps: T.
+
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> later = postpone(integrate_and_fire().params(), 1.0, steps=4)
+    >>> print(later.initial_potential, later.bias)
+    -1.0 0.25
+    """
+    moved = charge * neuron.threshold
+    return neuron._replace(
+        initial_potential=neuron.initial_potential - moved,
+        bias=neuron.bias + moved / steps,
+    )
+
+
+def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
+    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer."""
+    return neuron._replace(
+        threshold=factor * neuron.threshold,
+        bias=factor * neuron.bias,
+        initial_potential=factor * neuron.initial_potential,
+    )
+
+
+def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
+    """Reduce all other axes: [C], with ones for the axes that follow it."""
+    axes = tuple(a for a in range(x.ndim) if a != x.ndim + channel)
+    return reduce(x, axis=axes, keepdims=True).reshape(
+        x.shape[channel], *[1] * (-channel - 1)
+    )

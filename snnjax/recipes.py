@@ -1,0 +1,97 @@
+"""Recipes: chains of calibrators; the body of each is a method's definition.
+
+`snnjax.convert` carries a recipe out site by site, in one sweep through the network or
+more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and Gu, ICML
+2021 (`light`, `advanced`); `best` is ours.
+"""
+
+from typing import NamedTuple
+
+from snnjax.calibrate import (
+    Calibrator,
+    calibrate_weights,
+    correct_bias,
+    correct_potential,
+    half_charge,
+    least_squares_threshold,
+    max_threshold,
+    percentile_threshold,
+    postpone_charge,
+    scale_threshold,
+    shift_bias,
+    streaming_only,
+)
+
+
+class Recipe(NamedTuple):
+    """Calibrators for every site, in one or more sweeps through the network.
+
+    Attributes:
+        sweeps: each a chain of calibrators, carried out site by site.
+        correct_readout: add the mean error of the outputs to the outputs at last.
+    """
+
+    sweeps: tuple[tuple[Calibrator, ...], ...]
+    correct_readout: bool = False
+
+
+def max_activation(per: str = "layer") -> Recipe:
+    """Threshold = maximum activation, nothing else (threshold balancing)."""
+    return Recipe(((max_threshold(per),),))
+
+
+def percentile(p: float = 99.9, per: str = "layer") -> Recipe:
+    """Threshold = p-th percentile of the activations."""
+    return Recipe(((percentile_threshold(p, per),),))
+
+
+def bias_shift(per: str = "layer") -> Recipe:
+    """Maximum activation, and the bias shift V_th / (2T) (ICLR 2021)."""
+    return Recipe(((max_threshold(per), shift_bias()),))
+
+
+def light(per: str = "layer", objective: str = "floor") -> Recipe:
+    """Least-squares threshold, bias shift, bias correction (ICML 2021)."""
+    threshold = least_squares_threshold(per, objective)
+    return Recipe(((threshold, shift_bias(), correct_bias()),))
+
+
+def advanced(
+    per: str = "layer",
+    objective: str = "floor",
+    *,
+    iterations: int = 5000,
+    rate: float = 1e-5,
+    seed: int = 0,
+) -> Recipe:
+    """Least-squares threshold, bias shift, weight calibration; then potentials.
+
+    Two sweeps: all weights first, then potential correction (ICML 2021).
+    """
+    threshold = least_squares_threshold(per, objective)
+    weights = calibrate_weights(iterations=iterations, rate=rate, seed=seed)
+    return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
+
+
+def best() -> Recipe:
+    """The strongest training-free composition that we know, in one sweep.
+
+    Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
+    the bias shift does but earlier; per channel, as much of its charge later as serves
+    its spikes, and without delay a threshold for the spikes that really come and then
+    perhaps more charge later; the mean error of each neuron, removed by its initial
+    potential in three rounds; the mean error of the outputs, removed at last.
+    """
+    return Recipe(
+        (
+            (
+                least_squares_threshold("channel", "round"),
+                half_charge(),
+                postpone_charge(),
+                streaming_only(scale_threshold()),
+                streaming_only(postpone_charge()),
+                correct_potential(3, add=True),
+            ),
+        ),
+        correct_readout=True,
+    )
