@@ -43,6 +43,8 @@ class Training:
     data_dir: str | None = None
     # Training images used, the first of the data set; by default all.
     train_images: int | None = None
+    # Devices that share every batch, 0 for all (see experiments/processes.py).
+    mesh: int = 1
     # BatchNorm after each convolution.
     norm: bool = True
     # Fixes initial weights, order of the images and augmentation.
@@ -50,7 +52,7 @@ class Training:
 
     def __post_init__(self):
         check_positive(self, "epochs batch_size learning_rate")
-        for name in ("weight_decay", "padding", "seed"):
+        for name in ("weight_decay", "padding", "seed", "mesh"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
@@ -321,6 +323,8 @@ class Convert:
     rate: float = 1e-5
     # Test images to evaluate on; by default all.
     test_images: int | None = None
+    # Devices that share every batch, 0 for all (see experiments/processes.py).
+    mesh: int = 1
     # Folder for metrics.json, the figures and the spiking network.
     out: str = "runs/convert"
     # File for a report of it all, one HTML page that needs no network.
@@ -336,8 +340,9 @@ class Convert:
         for name in ("steps", "recipes", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; give at least one")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be >= 0, not {min(self.seeds)}")
+        for name, least in (("seeds", min(self.seeds)), ("mesh", self.mesh)):
+            if least < 0:
+                raise ValueError(f"{name} must be >= 0, not {least}")
         if self.restore is not None:
             self._check_restore()
         if min(self.steps) < 1:
@@ -353,14 +358,14 @@ class Convert:
 
     def _check_restore(self):
         defaults = {field.name: field.default for field in fields(self)}
-        used = {"restore", "data_dir", "test_images"}
+        used = {"restore", "data_dir", "test_images", "mesh"}
         given = [n for n in defaults if getattr(self, n) != defaults[n]]
         extra = [name for name in given if name not in used]
         if extra:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
                 f"{', '.join('--' + name for name in extra)}; allowed beside it: "
-                "--data_dir, --test_images"
+                "--data_dir, --test_images, --mesh"
             )
 
 

@@ -20,10 +20,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import snnjax
-from experiments import plot, report
+from experiments import plot, processes, report
 from experiments.checkpoint import canonical, load_snn, save_snn
 from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
 from experiments.data import (
@@ -71,13 +72,17 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images{beside}\n")
     print(HEADER, flush=True)
 
+    mesh = processes.make_mesh(config.mesh)
+
     @jax.jit
     def simulate(snn, x):
-        fitted = {"steps": snn.steps, "delay": snn.delay}
+        fitted = {"steps": snn.steps, "delay": snn.delay, "mesh": mesh}
         return snnjax.spiking(fn, **fitted, micro_batch=cache_sized())(snn, x)
 
-    job = Job(config, data, fn, source.variables, sites, images, labels, simulate)
+    job = Job(config, data, fn, source.variables, sites, images, labels, simulate, mesh)
     results, snns = _conversions(job, ann)
+    if not processes.first():
+        return results
     result, snn = max(zip(results, snns, strict=True), key=lambda pair: pair[0].final)
     path = save_snn(
         out,
@@ -110,13 +115,15 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     name = card["dataset"]
     data = load(name, config.data_dir) if data is None else data
     images, labels = _test_set(config, normalized_as(data, card))
+    mesh = processes.make_mesh(config.mesh)
     spiking = snnjax.spiking(
         lambda variables, x: model.apply(variables, x, train=False),
         steps=card["steps"],
         delay=card["delay"],
         micro_batch=cache_sized(),
+        mesh=mesh,
     )
-    reached = _evaluate(jax.jit(spiking), snn, images, labels)
+    reached = _evaluate(jax.jit(spiking), snn, images, labels, mesh)
     ann = card.get("test_accuracy")  # what was trained directly has none
     beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
@@ -141,6 +148,7 @@ class Job(NamedTuple):
     images: jax.Array
     labels: jax.Array
     simulate: Callable  # snn, images -> outputs; the SNN brings its T and delay along
+    mesh: Mesh | None
 
 
 def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
@@ -148,11 +156,14 @@ def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
     plan = list(_plan(job.config))
     results, snns = [], []
     total = len(plan) * len(job.config.seeds)
-    progress = tqdm(total=total, leave=False, disable=None)
+    hidden = None if processes.first() else True
+    progress = tqdm(total=total, leave=False, disable=hidden)
     with progress, ThreadPoolExecutor(1) as pool:
-        # Half of the time is XLA's: compile ahead on another core.
+        # Half of the time is XLA's: compile ahead on another core. Devices of a mesh
+        # must all do the same in the same order, so there each row compiles its own.
         fits = dict.fromkeys((steps, delay) for _, steps, delay in plan)
-        ready = {fit: pool.submit(_compile, job, *fit) for fit in fits}
+        ahead = _compile if job.mesh is None else lambda *_: None
+        ready = {fit: pool.submit(ahead, job, *fit) for fit in fits}
         for recipe, steps, delay in plan:
             wait = ready[steps, delay].result
             result, snn = _convert(job, recipe, steps, delay, wait, progress.update)
@@ -170,7 +181,7 @@ def _compile(job: Job, steps: int, delay: int) -> None:
     snn = canonical(snn, job.data.num_classes, job.sites)
     tail = len(job.labels) % BATCH
     for size in {min(BATCH, len(job.labels)), tail} - {0}:
-        _evaluate(job.simulate, snn, job.images[:size], job.labels[:size])
+        _evaluate(job.simulate, snn, job.images[:size], job.labels[:size], None)
     _measure(job, snn)
 
 
@@ -187,13 +198,16 @@ def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
             steps=steps,
             delay=delay,
             recipe=RECIPES[recipe](config, seed),
+            mesh=job.mesh,
         )
         jax.block_until_ready(snn)
         seconds.append(time.perf_counter() - start)
+        if job.mesh is not None:  # what is not shared runs on a device of this process
+            snn = jax.device_get(snn)
         snn = canonical(snn, job.data.num_classes, job.sites)
         first = snn if first is None else first
         wait()  # until the programs are compiled
-        reached = _evaluate(job.simulate, snn, job.images, job.labels)
+        reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
         accuracies.append(reached)
         tick()
     found = _measure(job, first)
@@ -230,13 +244,11 @@ def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
     return found._replace(sites=in_order)
 
 
-def _evaluate(simulate, snn, images, labels) -> list[float]:
+def _evaluate(simulate, snn, images, labels, mesh: Mesh | None) -> list[float]:
     """Accuracy after 1..T steps."""
     correct = 0
-    for i in range(0, len(labels), BATCH):
-        outputs = simulate(snn, images[i : i + BATCH])
-        part = labels[i : i + BATCH]
-        correct += metrics.accuracy(outputs, part) * len(part)
+    for x, y in processes.batches(images, labels, BATCH, mesh):
+        correct += metrics.accuracy(simulate(snn, x), y) * len(y)
     return [float(c) / len(labels) for c in correct]
 
 
@@ -374,10 +386,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(Convert, PRESETS_CONVERT, argv)
     try:
-        if config.restore is None:
-            run(config)
-        else:
-            restore(config)
+        with processes.together():
+            run(config) if config.restore is None else restore(config)
     except (MissingDataError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

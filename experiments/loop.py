@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
+from experiments import processes
 from experiments.data import Dataset
+from snnjax import sharding
 
 State = TypeVar("State")
 
@@ -82,50 +85,84 @@ def fit(
           the last good epoch is kept.
     """
     out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
-    images, labels = _place(data.train_images), _place(data.train_labels)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
+    spread = sharding.over_batch(processes.make_mesh(config.mesh))
+    feed = _feeder(data, config.batch_size, spread)
+    with _manager(out / "checkpoints") as manager:
         finished = manager.latest_step() or 0  # epochs
         if finished and not getattr(config, "resume", True):
             raise ValueError(
                 f"{config.out} holds a run of {finished} epochs; choose another --out, "
                 "delete that folder, or let --resume true go on with it"
             )
-        _claim(out / "config.json", config, resumed=finished > 0)
+        log, lines = out / "metrics.jsonl", []
+        if processes.first():
+            _claim(out / "config.json", config, resumed=finished > 0)
+            lines = _truncated(log, finished)
         if finished:
             state = _restored(manager, finished, state)
-        log = out / "metrics.jsonl"
-        lines = _truncated(log, finished)
+        state = sharding.replicate(state, spread)
         for epoch in range(finished + 1, config.epochs + 1):
             start = time.perf_counter()
+            images = len(data.train_images)
             state, loss, accuracy = _train_epoch(
-                step, state, images, labels, config, epoch
+                step, state, feed, images, config, epoch
             )
             line = {"epoch": epoch, "loss": loss, "train_accuracy": accuracy}
             line |= measure(state)
             line["seconds"] = round(time.perf_counter() - start, 2)
             lines.append(line)
-            with log.open("a") as file:
-                print(json.dumps(line), file=file)
             print("  ".join(_shown(n, v) for n, v in line.items()), flush=True)
-            finished_epoch(state, lines)
-            manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
+            if processes.first():
+                with log.open("a") as file:
+                    print(json.dumps(line), file=file)
+                finished_epoch(state, lines)
+                manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
     return state
 
 
-def _train_epoch(step, state, images, labels, config, epoch):
+def _feeder(
+    data: Dataset, size: int, spread: NamedSharding | None
+) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
+    """numbers -> these training images and labels, where the step wants them.
+
+    On one device all images lie there, if they fit; otherwise each process sends its
+    devices their part of a batch.
+    """
+    sharding.check_batch("batch_size", size, spread)
+    arrays = data.train_images, data.train_labels
+    if spread is None:
+        images, labels = map(_place, arrays)
+        return lambda numbers: (images[numbers], labels[numbers])
+
+    def feed(numbers):
+        images, labels = (
+            jax.make_array_from_callback(
+                (size, *array.shape[1:]),
+                spread,
+                lambda part, array=array: array[numbers[part[0]]],
+            )
+            for array in arrays
+        )
+        return images, labels
+
+    return feed
+
+
+def _train_epoch(step, state, feed, images: int, config, epoch):
     # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
-    order = np.random.default_rng((config.seed, epoch)).permutation(len(labels))
-    steps = len(labels) // config.batch_size
+    order = np.random.default_rng((config.seed, epoch)).permutation(images)
+    steps = images // config.batch_size
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     title = f"epoch {epoch} of {config.epochs}"
+    hidden = None if processes.first() else True
+    bar = tqdm(batches, title, leave=False, disable=hidden)
     reports = []
     # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
     # inside lax.scan.
-    for index, batch in enumerate(tqdm(batches, title, leave=False, disable=None)):
+    for index, numbers in enumerate(bar):
         batch_key = jax.random.fold_in(key, index)
-        state, report = step(state, batch_key, images[batch], labels[batch], index)
+        state, report = step(state, batch_key, *feed(numbers), index)
         reports.append(report)
     loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
     if not finite.all():
@@ -146,15 +183,25 @@ def _shown(name: str, value: Any) -> str:
     return f"{name} {value:.4g}"
 
 
-def _numbered(state) -> dict[str, jax.Array]:
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    """Of this process alone: a state is the same on all, so the first one writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, create=False, multiprocessing_options=processes.alone()
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _numbered(state) -> dict[str, np.ndarray]:
     # Leaves by number: names of sites hold "/", which orbax takes for a folder.
-    return {f"{i:04}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    leaves = jax.device_get(jax.tree.leaves(state))
+    return {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
 def _restored(manager, epoch: int, state: State) -> State:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _numbered(state))
+    target = _numbered(state)
     found = manager.restore(epoch, args=ocp.args.StandardRestore(target))
-    leaves = [found[name] for name in sorted(found)]
+    leaves = [jnp.asarray(found[name]) for name in sorted(found)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
@@ -164,7 +211,7 @@ def _place(array: np.ndarray) -> np.ndarray | jax.Array:
 
 def _claim(file: Path, config: Any, resumed: bool) -> None:
     wanted = dataclasses.asdict(config)
-    for name in ("out", "data_dir", "resume"):
+    for name in ("out", "data_dir", "resume", "mesh"):
         wanted.pop(name, None)
     if not resumed:
         file.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
+from experiments import processes
 from experiments.models import NAMES, build
 from experiments.torch_weights import to_flax
 from experiments.weight_files import PICKLES, SUFFIXES, read_weights
@@ -70,7 +71,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
     images = jax.ShapeDtypeStruct((1, *found["input_shape"]), jnp.float32)
     expected = dict(jax.eval_shape(model.init, jax.random.key(0), images))
     expected.setdefault("batch_stats", {})
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata.tree
         _check_shapes(_shapes(saved), _shapes(expected), folder, found["model"])
         variables = read_arrays(checkpointer, folder, expected)
@@ -83,7 +84,7 @@ def read_arrays(checkpointer, folder: Path, shapes):
     With the device given, what was saved on a TPU can be read elsewhere. But arrays
     that stay bound to it compile every program a second time, where they meet others.
     """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
     )
@@ -93,9 +94,13 @@ def read_arrays(checkpointer, folder: Path, shapes):
 
 def save_source(out: Path, source: Source) -> None:
     """Writes the folder `source` and its card `source.json` into the folder `out`."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(out / "source", source.variables, force=True)
     (out / "source.json").write_text(json.dumps(source.card, indent=2) + "\n")
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=processes.alone())
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:

@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from experiments import processes
 from experiments.configs import PRESETS_ANN, TrainANN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
 from experiments.loop import fit, schedule, steps_per_epoch
@@ -52,7 +54,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
     optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)
-    evaluate = make_evaluate(model, data)
+    evaluate = make_evaluate(model, data, processes.make_mesh(config.mesh))
     state = fit(
         config,
         data,
@@ -60,10 +62,11 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         lambda state, key, images, labels, index: step(state, key, images, labels),
         lambda state: {"test_accuracy": evaluate(_variables(state))},
     )
-    variables = _variables(state)
+    variables = jax.device_get(_variables(state))
     card = _card(config, data, evaluate(variables))
     source = Source(model, variables, card)
-    save_source(Path(config.out).expanduser().resolve(), source)
+    if processes.first():
+        save_source(Path(config.out).expanduser().resolve(), source)
     return source
 
 
@@ -117,7 +120,9 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluate(model: nn.Module, data: Dataset, batch_size: int = 500):
+def make_evaluate(
+    model: nn.Module, data: Dataset, mesh: Mesh | None = None, batch_size: int = 500
+):
     """Function `variables -> accuracy` on the test images."""
 
     @jax.jit
@@ -126,12 +131,8 @@ def make_evaluate(model: nn.Module, data: Dataset, batch_size: int = 500):
         return (logits.argmax(axis=-1) == labels).sum()
 
     def evaluate(variables) -> float:
-        total = 0
-        for start in range(0, len(data.test_labels), batch_size):
-            part = slice(start, start + batch_size)
-            total += int(
-                correct(variables, data.test_images[part], data.test_labels[part])
-            )
+        parts = processes.batches(data.test_images, data.test_labels, batch_size, mesh)
+        total = sum(int(correct(variables, *part)) for part in parts)
         return total / len(data.test_labels)
 
     return evaluate
@@ -172,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainANN, PRESETS_ANN, argv)
     try:
-        source = train(config)
+        with processes.together():
+            source = train(config)
     except (MissingDataError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     accuracy = 100 * source.card["test_accuracy"]

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import snnjax
-from experiments import plot
+from experiments import plot, processes
 from experiments.checkpoint import save_snn
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
@@ -56,6 +57,7 @@ class Job(NamedTuple):
     kinds: SNN  # a label for every leaf, see snnjax.labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
+    mesh: Mesh | None
 
     @property
     def sequence(self) -> bool:
@@ -80,6 +82,7 @@ class Job(NamedTuple):
             inputs="sequence" if self.sequence else "constant",
             micro_batch=micro_batch,
             remat=remat,
+            mesh=self.mesh,
             has_aux=train,
         )
 
@@ -125,7 +128,9 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         plot.training(log, list(state.snn.neurons), out / "curves.png")
 
     state = fit(config, data, state, make_step(job), measure, finished_epoch)
-    _save(job, state.snn, evaluate(state.snn), out)
+    accuracy = evaluate(state.snn)
+    if processes.first():
+        _save(job, state.snn, accuracy, out)
     return state.snn
 
 
@@ -256,11 +261,8 @@ def make_evaluate(job: Job, batch_size: int = 250) -> Callable[[SNN], float]:
 
     def evaluate(snn: SNN) -> float:
         images, labels = job.data.test_images, job.data.test_labels
-        parts = range(0, len(labels), batch_size)
-        hits = [
-            correct(snn, images[i : i + batch_size], labels[i : i + batch_size])
-            for i in parts
-        ]
+        parts = processes.batches(images, labels, batch_size, job.mesh)
+        hits = [correct(snn, *part) for part in parts]
         return float(np.sum(hits)) / len(labels)
 
     return evaluate
@@ -298,7 +300,8 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
     optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
     sites = snnjax.sites(model.apply, variables, example)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
-    job = Job(config, data, model, kinds, optimizer, first)
+    mesh = processes.make_mesh(config.mesh)
+    job = Job(config, data, model, kinds, optimizer, first, mesh)
     return job, State(snn, optimizer.init(snn))
 
 
@@ -343,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainSNN, PRESETS_SNN, argv)
     try:
-        train(config)
+        with processes.together():
+            train(config)
     except (MissingDataError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     print(

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from snnjax import sharding
 from snnjax.calibrate import Fit, View
 from snnjax.capture import capture
 from snnjax.fits import bias_correction
@@ -59,6 +59,7 @@ def convert(
     delay: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
+    mesh: Mesh | None = None,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
@@ -71,11 +72,14 @@ def convert(
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.light` by default.
         delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
-        micro_batch: images at a time; by default so many that the currents of the
-            largest site, over all T steps, take about 16 MiB.
+        micro_batch: images at a time on each device; by default so many that the
+            currents of the largest site, over all T steps, take about 16 MiB.
         memory_budget: bytes; a site's currents are kept between calibrators if they
             fit, and computed anew if not. The process may take two to three times
             as much, since the allocator does not return all of it at once.
+        mesh: devices that share the images along its first axis, of one process or of
+            many; by default those that x is sharded over. Parameters that do not lie
+            on them are copied to all of them, and the SNN comes back on all of them.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
@@ -85,8 +89,8 @@ def convert(
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; a recipe that is none; x empty, of
-            the wrong shape, not floating point; activations that are not finite (with
-            the site's name), or outputs.
+            the wrong shape, not floating point, or not to be shared evenly by the
+            devices; activations that are not finite (with the site's name), or outputs.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -103,10 +107,14 @@ def convert(
     recipe = light() if recipe is None else recipe
     _check_recipe(recipe)
     network = capture(fn, params, x)
-    x = _auto_sharded(x)
+    spread = sharding.over_batch(mesh, x)
+    sharding.check_batch("the calibration images", x.shape[0], spread)
+    x, params = sharding.place(x, spread), sharding.replicate(params, spread)
     _check_finite("the calibration images", x)
-    size = min(micro_batch or _micro_batch(network, steps, delay), x.shape[0])
-    plan = _Plan(x, size, _cutter(fn, params, x), params, steps, delay, memory_budget)
+    share = x.shape[0] // sharding.size(spread)
+    size = min(micro_batch or _micro_batch(network, steps, delay), share)
+    cut = _cutter(fn, params, x)
+    plan = _Plan(x, spread, size, cut, params, steps, delay, memory_budget)
     neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
     for calibrators in recipe.sweeps:
@@ -137,7 +145,8 @@ class _Plan(NamedTuple):
     """What stays the same during a conversion."""
 
     x: jax.Array
-    size: int
+    spread: NamedSharding | None
+    size: int  # images at a time on each device
     cut: Callable[[int], tuple[Network, list[Stage]]]
     params: chex.ArrayTree
     steps: int
@@ -149,12 +158,17 @@ class _Plan(NamedTuple):
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.delay == self.steps
 
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Of all micro-batches, one array of all images."""
+        return sharding.join(parts, 0, self.spread)
+
 
 class _Chunk(NamedTuple):
     """A micro-batch on its way: variable -> value, of what later stages read.
 
-    Values of ``snn`` are means where ``_Plan.means``; otherwise a `Train`, or an
-    array [T, B, ...] where a sum of several sites has to wait.
+    The network is that of the images that one device has of it. Values of ``snn`` are
+    means where ``_Plan.means``; otherwise a `Train`, or an array [T, B, ...] where a
+    sum of several sites has to wait.
     """
 
     network: Network
@@ -190,7 +204,7 @@ class Current(NamedTuple):
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
             chosen[slot] = weight
-        current = _run(self.segment, self.streams, self.steps, chosen)[0][0]
+        current = _run_all(self.segment, self.streams, self.steps, chosen)[0][0]
         if self.ndim is None:
             return current
         return _over_time(current, self.steps, self.ndim)
@@ -219,7 +233,7 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrator
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activation = jnp.concatenate([_step_ann(c, i, original) for c in chunks])
+    activation = plan.join([_step_ann(plan, c, i, original) for c in chunks])
     _check_finite(f"the activations of site {site.name!r}", activation)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
@@ -228,7 +242,7 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrator
     view = View(site, plan.steps, plan.delay, activation, output, feed)
     fit = Fit(neurons[site.name], kernels)
     for calibrate in calibrators:
-        fit = calibrate(view, fit)
+        fit = sharding.replicate(calibrate(view, fit), plan.spread, move=True)
     _check_shared(network, site, kernels, fit.weights)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
@@ -240,18 +254,21 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrator
 
 def _load(plan: _Plan) -> list[_Chunk]:
     chunks = []
-    for start in range(0, plan.x.shape[0], plan.size):
-        x = plan.x[start : start + plan.size]
-        network, cut = plan.cut(x.shape[0])
+    images, devices = plan.x.shape[0], sharding.size(plan.spread)
+    for start in range(0, images, plan.size * devices):
+        count = min(plan.size * devices, images - start)
+        x = sharding.rows(plan.x, start, count, plan.spread)
+        network, cut = plan.cut(count // devices)
         chunks.append(_Chunk(network, cut, {network.x: x}, {network.x: x}))
     return chunks
 
 
-def _step_ann(chunk: _Chunk, i: int, params) -> jax.Array:
+def _step_ann(plan: _Plan, chunk: _Chunk, i: int, params) -> jax.Array:
     """Carry the ANN stream of a micro-batch over a site; its activation."""
     stage = chunk.stages[i]
     sources = _sources(chunk, chunk.ann, params, stage)
-    inputs, carried = _run(stage.segment, (False,) * len(sources), 1, sources)
+    streams = (False,) * len(sources)
+    inputs, carried = _run(plan.spread, stage, chunk.ann, streams, 1, sources)
     activation = identity(stage.equation.place, *inputs)
     _keep(chunk.ann, chunk.stages, i, activation, carried)
     return activation
@@ -262,7 +279,7 @@ def _step_snn(plan: _Plan, chunk: _Chunk, i: int, params):
     stage = chunk.stages[i]
     sources = _sources(chunk, chunk.snn, params, stage)
     streams = _streams(plan, chunk.network, stage)
-    return _run(stage.segment, streams, plan.steps, sources)
+    return _run(plan.spread, stage, chunk.snn, streams, plan.steps, sources)
 
 
 def _sources(chunk: _Chunk, store: dict[int, Any], params, stage: Stage) -> list:
@@ -315,7 +332,7 @@ def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, batch, tim
         values = [chunk.snn[v] for chunk in chunks]
         if stream and not time:
             values = [_mean(value, plan.steps) for value in values]
-        sources.append(_concatenate(values, axes[-1]))
+        sources.append(_concatenate(plan, values, axes[-1]))
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in kernels)
     if time:
@@ -334,7 +351,7 @@ def _output(plan: _Plan, currents, site: Site, fit: Fit) -> jax.Array:
         _mean_output(neuron, into, plan.steps, plan.delay, len(site.shape))
         for (into, *_), _ in currents(fit.weights)
     ]
-    return jnp.concatenate(means)
+    return plan.join(means)
 
 
 def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
@@ -344,9 +361,11 @@ def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
     for chunk in chunks:
         stage = chunk.stages[-1]
         sources = _sources(chunk, chunk.ann, original, stage)
-        outputs.append(_run(stage.segment, (False,) * len(sources), 1, sources)[0])
+        streams = (False,) * len(sources)
+        made, _ = _run(plan.spread, stage, chunk.ann, streams, 1, sources)
+        outputs.append(made)
     for part in zip(*outputs, strict=True):
-        _check_finite("the outputs of the network", jnp.concatenate(part))
+        _check_finite("the outputs of the network", plan.join(part))
     return outputs
 
 
@@ -362,19 +381,58 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk], outputs):
             for a, s in zip(ann, spiking, strict=True)
         ]
         errors.append([a - m for a, m in zip(ann, means, strict=True)])
-    joined = [jnp.concatenate(parts) for parts in zip(*errors, strict=True)]
+    joined = [plan.join(parts) for parts in zip(*errors, strict=True)]
     corrections = [
         bias_correction(error, jnp.zeros(1), channel if error.ndim > 1 else -1)
         for error, channel in zip(joined, network.channels, strict=True)
     ]
+    corrections = sharding.replicate(corrections, plan.spread, move=True)
     return jax.tree_util.tree_unflatten(network.tree, corrections)
 
 
 # ----------------------------------------------------------- compiled pieces
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
-def _run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+def _run(spread, stage: Stage, store, streams: tuple[bool, ...], steps: int, sources):
+    """`_run_all`, each device for its own images; in ``store`` is what has images."""
+    moving = tuple(v in store for v in stage.sources)
+    return _compiled(spread, moving)(stage.segment, streams, steps, sources)
+
+
+@functools.cache
+def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callable:
+    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
+    def run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+        def here(sources):
+            return _run_all(segment, streams, steps, sources)
+
+        if spread is None:
+            return here(sources)
+        into = [
+            _image_axes(source, 1 if stream else 0) if moves else None
+            for source, stream, moves in zip(sources, streams, moving, strict=True)
+        ]
+        over_time = _over_time_too(segment, streams)
+        axes = [
+            [1 if v in over_time else 0 for v in kind]
+            for kind in (segment.outputs, segment.carried)
+        ]
+        return sharding.on_each_device(here, spread, (into,), tuple(axes))(sources)
+
+    return run
+
+
+def _image_axes(source, axis: int):
+    return Train(axis, None) if isinstance(source, Train) else axis
+
+
+def _over_time_too(segment: Segment, streams: tuple[bool, ...]) -> frozenset:
+    """Variables of a segment that have a time axis."""
+    over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    return streaming(segment.equations, over_time)
+
+
+def _run_all(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
     """Outputs of a segment, and what it carries on.
 
     Sources that are streams have a time axis, or are a `Train`.
@@ -384,8 +442,7 @@ def _run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
         for value in sources
     ]
     values = dict(zip(segment.inputs, decoded, strict=True))
-    over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
-    marked = streaming(segment.equations, over_time)
+    marked = _over_time_too(segment, streams)
     evaluate(segment.equations, values, identity, streams=marked)
     outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
     return outputs, [values[v] for v in segment.carried]
@@ -515,21 +572,6 @@ def _check_shared(network: Network, site, before, after) -> None:
             )
 
 
-def _auto_sharded(x: jax.Array) -> jax.Array:
-    """x on the same devices, leaving it to XLA how what follows is sharded.
-
-    Fits reshape and pad across all images, which Explicit mesh axes do not allow.
-    """
-    sharding = getattr(x, "sharding", None)
-    if isinstance(x, Tracer) or not isinstance(sharding, NamedSharding):
-        return x
-    axes = (AxisType.Auto,) * len(sharding.mesh.axis_names)
-    mesh = Mesh(
-        np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=axes
-    )
-    return jax.device_put(x, NamedSharding(mesh, sharding.spec))
-
-
 def _check_finite(what: str, array: jax.Array) -> None:
     if isinstance(array, Tracer) or bool(jnp.isfinite(array).all()):
         return
@@ -547,11 +589,12 @@ def _micro_batch(network: Network, steps: int, delay: int) -> int:
     return max(1, 2**24 // (4 * times * largest))
 
 
-def _concatenate(values, axis: int):
+def _concatenate(plan: _Plan, values, axis: int):
+    spread = plan.spread and sharding.along(axis, plan.spread)
     if isinstance(values[0], Train):
-        bits = jnp.concatenate([value.bits for value in values], axis)
+        bits = sharding.join([value.bits for value in values], axis, spread)
         return Train(bits, values[0].threshold)
-    return jnp.concatenate(values, axis)
+    return sharding.join(values, axis, spread)
 
 
 def _take(values, rows, axis: int):

@@ -159,28 +159,27 @@ def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
     return _over_steps(network, values | outputs, streams, steps)
 
 
-def folded(network, snn, x, neuron, steps, delay, *, remat=False):
+def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
     """The function itself on T B examples, with neurons that take them apart.
 
     Args:
         network: captured for the folded x, and with aux.
-        x: folded, [T B, ...], time first.
+        x: folded by `fold`.
+        shares: as there.
 
     Returns:
         (outputs [T, B, ...], aux as the function gave it).
     """
 
-    def split(a):
-        return a.reshape(steps, -1, *a.shape[1:])
-
-    def fold(a):
-        return a.reshape(-1, *a.shape[2:])
+    def split(a):  # [shares T B / shares, ...] -> [T, B, ...]
+        a = a.reshape(shares, steps, -1, *a.shape[1:])
+        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def rule(site, current, *operands, params=None):
         if site.kind == "max-pool":
-            return fold(running_maximum(operands[0], split(current)))
+            return fold(running_maximum(operands[0], split(current)), shares)
         params = snn.neurons[site.name] if params is None else params
-        return fold(unroll(neuron, params, split(current), delay=delay))
+        return fold(unroll(neuron, params, split(current), delay=delay), shares)
 
     values = network.arguments(snn.params, x)
     if remat:
@@ -190,6 +189,16 @@ def folded(network, snn, x, neuron, steps, delay, *, remat=False):
         evaluate(network.equations, values, rule)
         outputs, aux = network.results(values)
     return jax.tree.map(split, outputs), aux
+
+
+def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
+    """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
+
+    A device that has a share keeps it: no example moves to another one.
+    """
+    steps, batch, *rest = stream.shape
+    parts = stream.reshape(steps, shares, batch // shares, *rest)
+    return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
 
 
 def by_closed_form(network, snn, x, neuron, steps, delay, sequence):

@@ -15,8 +15,9 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import Mesh
 
-from snnjax import executions
+from snnjax import executions, sharding
 from snnjax.capture import capture
 from snnjax.network import Sites
 from snnjax.neurons import (
@@ -102,6 +103,7 @@ def spiking(
     micro_batch: int | None = None,
     segment: int | None = None,
     remat: bool = False,
+    mesh: Mesh | None = None,
     has_aux: bool = False,
 ) -> Callable:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
@@ -132,10 +134,13 @@ def spiking(
             On CPU set XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false,
             or XLA trades the memory back for speed; and there the gradient of a
             convolution is ten times slower in segments.
+        mesh: devices that share the examples along its first axis, each in groups
+            of its own, without communication; the gradient is summed over all. With
+            has_aux a BatchNorm takes its statistics over all devices.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
-            given T B examples, time first: a BatchNorm takes its statistics over
-            time and batch, and its running averages come back as aux. Whatever
-            stands between the sites is allowed then.
+            given T B examples, time first (on each device): a BatchNorm takes its
+            statistics over time and batch, and its running averages come back as aux.
+            Whatever stands between the sites is allowed then.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], the readout at each
@@ -145,7 +150,8 @@ def spiking(
     Raises:
         ValueError: an argument outside these ranges, or two that exclude each
             other; from spiking_fn, an SNN whose steps, delay or site names differ,
-            a missing key, a wrong time axis, a closed form that does not exist.
+            a missing key, a wrong time axis, a closed form that does not exist, a
+            batch that the devices cannot share evenly.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp
@@ -166,6 +172,7 @@ def spiking(
     if remat:
         _check_hard(surrogate)
     sequence = inputs != "constant"
+    spread = sharding.over_batch(mesh)
 
     def neuron(snn: SNN) -> Neuron:
         return integrate_and_fire(
@@ -199,23 +206,27 @@ def spiking(
 
     def simulate_folded(snn: SNN, x: jax.Array):
         x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))
-        x = x.reshape(-1, *x.shape[2:])
+        shares = sharding.size(spread)
+        x = executions.fold(x, shares)
         network = capture(fn, snn.params, x, affine=False, has_aux=True)
         check_neurons(snn.neurons, network.sites)
         outputs, aux = executions.folded(
-            network, snn, x, neuron(snn), steps, delay, remat=remat
+            network, snn, x, neuron(snn), steps, delay, shares, remat=remat
         )
         return _with_readout(outputs, snn), aux
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
         check_fit(snn, steps, delay)
         x = _encode(x, inputs, steps, key)
+        axis = 1 if sequence else 0
+        if spread is not None:
+            sharding.check_batch("x", x.shape[axis], spread)
+            x = sharding.place(x, sharding.along(axis, spread))
+            snn = sharding.replicate(snn, spread)
         if has_aux:
             return simulate_folded(snn, x)
-        if micro_batch is None:
-            return simulate(snn, x)
-        axis = 1 if sequence else 0
-        return _in_groups(functools.partial(simulate, snn), x, micro_batch, axis)
+        run = functools.partial(_in_groups, simulate, micro_batch, axis)
+        return sharding.on_each_device(run, spread, (None, axis), 1)(snn, x)
 
     return spiking_fn
 
@@ -255,8 +266,11 @@ def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
     return jax.random.bernoulli(key, x, (steps, *x.shape)).astype(x.dtype)
 
 
-def _in_groups(run: Callable, x: jax.Array, size: int, axis: int):
-    """``run`` on ``size`` examples at a time; the batch is axis 1 of the outputs."""
+def _in_groups(simulate: Callable, size: int | None, axis: int, snn: SNN, x):
+    """``simulate`` ``size`` examples at a time; the batch is axis 1 of the outputs."""
+    if size is None:
+        return simulate(snn, x)
+    run = functools.partial(simulate, snn)
     batch = x.shape[axis]
     groups, rest = divmod(batch, size)
     parts = []

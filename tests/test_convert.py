@@ -111,13 +111,49 @@ def test_conversion_may_be_jitted(recipe):
 @pytest.mark.parametrize(
     "axis", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
 )
-def test_eight_devices_give_the_same_network_as_one(recipe, axis):
+def test_images_on_eight_devices_give_the_same_network(recipe, axis):
     x = images(16)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis,))
     spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     assert len(spread.sharding.device_set) == 8
     found = convert(x=spread, recipe=RECIPES[recipe])
     assert_close(found, convert(x=x, recipe=RECIPES[recipe]))
+
+
+@pytest.mark.parametrize("delay", [0, 1, STEPS])
+@pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
+    mesh = jax.make_mesh((devices,), ("data",))
+    run = functools.partial(
+        convert, x=np.asarray(images(24)), recipe=RECIPES[recipe], delay=delay
+    )
+    found = run(mesh=mesh, micro_batch=2)
+    assert_close(found, run(micro_batch=5))
+    for leaf in jax.tree.leaves(found):
+        assert len(leaf.sharding.device_set) == devices
+        assert leaf.is_fully_replicated
+
+
+def test_parameters_may_be_sharded_on_another_axis_of_the_mesh():
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    halves = NamedSharding(mesh, PartitionSpec("model"))
+    params = jax.tree.map(
+        lambda p: jax.device_put(p, halves) if p.shape[0] % 2 == 0 else p, NET.params
+    )
+    sharded = [p for p in jax.tree.leaves(params) if not p.is_fully_replicated]
+    assert sharded
+    net = NET._replace(params=params)
+    found = convert(net, images(16), recipe=RECIPES["best"], mesh=mesh)
+    assert_close(found, convert(x=images(16), recipe=RECIPES["best"]))
+
+
+def test_images_that_devices_cannot_share_are_refused():
+    mesh = jax.make_mesh((8,), ("data",))
+    with pytest.raises(ValueError, match="20 examples cannot be shared evenly by 8"):
+        convert(x=images(20), mesh=mesh)
+    with pytest.raises(ValueError, match="mesh is 8; allowed: a jax.sharding.Mesh"):
+        convert(x=images(20), mesh=8)
 
 
 def test_light_lowers_the_error_of_the_outputs():

@@ -1,0 +1,122 @@
+"""Devices and processes that share the work of an experiment.
+
+``--mesh N`` shares every batch among N devices, ``--mesh 0`` among all. Processes find
+each other by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES
+and JAX_PROCESS_ID; the first one writes and speaks. Each copies to its devices only
+their part of every batch.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, Mesh
+
+from snnjax import sharding
+
+# Seconds after which the others end, with a message, if a process does not answer.
+HEARTBEAT = 20
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the other processes, if the environment says that there are any.
+
+    If one of them ends, this one ends too, with a message and exit code 1.
+
+    Raises:
+        ValueError: one of the variables is missing or no number.
+    """
+    _begin()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"error: another process has ended or is out of reach ({reason}).\nStart "
+            "all of them again; a training goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the usual end would wait for the lost one
+
+
+def _begin() -> None:
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None or jax.distributed.is_initialized():
+        return
+    try:
+        count = int(os.environ["JAX_NUM_PROCESSES"])
+        index = int(os.environ["JAX_PROCESS_ID"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS is {address}, so JAX_NUM_PROCESSES and "
+            f"JAX_PROCESS_ID must be whole numbers; found {error!r}"
+        ) from None
+    jax.distributed.initialize(
+        address, count, index, heartbeat_timeout_seconds=HEARTBEAT
+    )
+    if not first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """For orbax: a file of this process, the others need not be waited for."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
+    )
+
+
+def make_mesh(devices: int) -> Mesh | None:
+    """A mesh of so many devices, 0 for all; None for a single one.
+
+    Raises:
+        ValueError: there are fewer, or some process would have none.
+    """
+    found = jax.device_count()
+    if devices == 0 or jax.process_count() > 1:
+        if devices not in (0, found):
+            raise ValueError(
+                f"mesh is {devices}, but {jax.process_count()} processes have {found} "
+                "devices; allowed: --mesh 0, which takes all"
+            )
+        devices = found
+    if devices > found:
+        raise ValueError(f"mesh is {devices}, but JAX finds {found} devices")
+    if devices == 1:
+        return None
+    chosen = np.asarray(jax.devices()[:devices])
+    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+
+
+def batches(
+    images: Any, labels: Any, size: int, mesh: Mesh | None
+) -> Iterator[tuple[Any, Any]]:
+    """Images and labels, about ``size`` at a time, on the devices of the mesh.
+
+    Every device gets as many; what is missing is filled up by images that are labelled
+    -1, which no answer is.
+    """
+    spread = sharding.over_batch(mesh)
+    devices = sharding.size(spread)
+    size = max(1, size // devices) * devices
+    for start in range(0, len(labels), size):
+        x, y = images[start : start + size], labels[start : start + size]
+        missing = -len(y) % devices
+        if missing:
+            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+            y = np.concatenate([y, np.full(missing, -1, np.int32)])
+        yield sharding.place(x, spread), sharding.place(y, spread)

@@ -1,0 +1,166 @@
+"""Sharding: the devices of a mesh share every batch; parameters lie on all of them.
+
+Between the sites no example reaches another, so each device runs its own examples in a
+``shard_map``, without communication; where a fit or a gradient sums over all of them,
+XLA adds the collectives. One process or many, the calls are the same.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
+    """How a batch is spread: on the first axis of the mesh, or as x is already.
+
+    Mesh axes are made Auto: fits reshape and pad across all images, which Explicit
+    axes do not allow.
+
+    >>> over_batch(jax.make_mesh((1,), ("data",))).spec[0]
+    'data'
+    """
+    if mesh is not None:
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f"mesh is {mesh!r}; allowed: a jax.sharding.Mesh, e.g. "
+                "jax.make_mesh((jax.device_count(),), ('data',))"
+            )
+        return NamedSharding(_automatic(mesh), PartitionSpec(mesh.axis_names[0]))
+    found = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(found, NamedSharding):
+        return None
+    batch = found.spec[0] if found.spec else None
+    return NamedSharding(_automatic(found.mesh), PartitionSpec(batch))
+
+
+def size(spread: NamedSharding | None) -> int:
+    """Number of devices that share a batch."""
+    names = None if spread is None else spread.spec[0]
+    if spread is None or names is None:
+        return 1
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(spread.mesh.shape[name] for name in names)
+
+
+def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
+    """Raise unless every device gets as many examples as the others."""
+    devices = size(spread)
+    if batch % devices:
+        raise ValueError(
+            f"{what}: {batch} examples cannot be shared evenly by {devices} devices; "
+            f"give {batch - batch % devices or devices}, or another multiple of "
+            f"{devices}"
+        )
+
+
+def place(x: Any, spread: NamedSharding | None) -> Any:
+    """A batch on its devices; each process copies only the examples of its own."""
+    if spread is None or isinstance(x, Tracer):
+        return x
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=spread)(x)
+    if jax.process_count() > 1:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, spread, lambda i: host[i])
+    return jax.device_put(x, spread)
+
+
+def replicate(
+    tree: chex.ArrayTree, spread: NamedSharding | None, *, move: bool = False
+) -> chex.ArrayTree:
+    """Arrays on all devices of the mesh; those that lie there already stay as they are.
+
+    ``move`` also gathers those that are sharded.
+    """
+    if spread is None:
+        return tree
+    everywhere = NamedSharding(spread.mesh, PartitionSpec())
+    devices = everywhere.device_set
+
+    def copy(leaf):
+        if isinstance(leaf, Tracer):
+            return leaf
+        there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        if not there:
+            return place(leaf, everywhere)
+        if move and not leaf.is_fully_replicated:
+            return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+        return leaf
+
+    return jax.tree.map(copy, tree)
+
+
+def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
+    """``x[start : start + count]``, spread anew: every device has its part of it."""
+    if spread is None or isinstance(x, Tracer):
+        return x[start : start + count]
+    return _rows(spread, count)(x, start)
+
+
+def join(parts: Sequence[jax.Array], axis: int, spread: NamedSharding | None):
+    """Concatenation along the batch axis, spread over the devices as its parts are."""
+    if spread is None or isinstance(parts[0], Tracer):
+        return jax.numpy.concatenate(parts, axis)
+    return _join(along(axis, spread), axis)(list(parts))
+
+
+def along(axis: int, spread: NamedSharding) -> NamedSharding:
+    """The same for arrays whose batch is this axis."""
+    spec = PartitionSpec(*[None] * axis, *spread.spec)
+    return NamedSharding(spread.mesh, spec)
+
+
+def on_each_device(
+    function: Callable, spread: NamedSharding | None, in_axes: Any, out_axes: Any
+) -> Callable:
+    """``function`` on each device's own examples.
+
+    Args:
+        function: of arrays; no example may reach another.
+        spread: devices; with None the function comes back as it is.
+        in_axes: per argument, or leaf of it, the batch axis; None: it has no batch.
+        out_axes: the same of the results; all have a batch.
+    """
+    if spread is None:
+        return function
+
+    def spec(axis):
+        return PartitionSpec() if axis is None else along(axis, spread).spec
+
+    def specs(axes):
+        return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+
+    return jax.shard_map(
+        function,
+        mesh=spread.mesh,
+        in_specs=specs(in_axes),
+        out_specs=specs(out_axes),
+        check_vma=False,  # loops start from zeros, which do not vary over devices yet
+    )
+
+
+@functools.cache
+def _rows(spread: NamedSharding, count: int) -> Callable:
+    def take(x, start):
+        return jax.lax.dynamic_slice_in_dim(x, start, count)
+
+    return jax.jit(take, out_shardings=spread)
+
+
+@functools.cache
+def _join(spread: NamedSharding, axis: int) -> Callable:
+    return jax.jit(
+        lambda parts: jax.numpy.concatenate(parts, axis), out_shardings=spread
+    )
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    axes = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(np.asarray(mesh.devices), mesh.axis_names, axis_types=axes)

@@ -1,0 +1,177 @@
+"""Commands on several devices and processes: the same results; one writes."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import convert, processes, train_ann, train_snn
+from experiments.checkpoint import load_snn
+from experiments.configs import PRESETS_ANN, PRESETS_SNN, Convert
+from experiments.train_ann import load_source
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+OPTIONS = {"epochs": 2, "train_images": 128, "batch_size": 64, "padding": 0}
+ANN = dataclasses.replace(PRESETS_ANN["digits_resnet"], **OPTIONS)
+SNN = dataclasses.replace(PRESETS_SNN["digits"], model="events", steps=2, **OPTIONS)
+CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images=64)
+
+
+def start(module, options, count=2):
+    """``python -m experiments.<module>`` as so many processes that work together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [f"{word}" for name, value in options for word in (f"--{name}", value)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{module}", "--mesh", "0", *words],
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(workers, timeout=200):
+    """What they said; fails if one of them did. What Gloo says is not theirs."""
+    ends = [worker.communicate(timeout=timeout) for worker in workers]
+    for worker, (_, errors) in zip(workers, ends, strict=True):
+        assert worker.returncode == 0, errors[-3000:]
+    return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in ends]
+
+
+def training_options(preset, out):
+    """What makes the preset the configuration of this file."""
+    model = {"model": "events", "steps": 2} if preset == "digits" else {}
+    return [*({"preset": preset, "out": out} | model | OPTIONS).items()]
+
+
+def assert_near(a, b, atol=1e-4):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), a, b)
+
+
+def losses(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A source network that one device trained."""
+    out = tmp_path_factory.mktemp("alone")
+    return out, train_ann.train(dataclasses.replace(ANN, out=str(out)))
+
+
+def test_two_processes_train_as_one_does(alone, tmp_path):
+    out, source = alone
+    first, other = finish(
+        start("train_ann", training_options("digits_resnet", tmp_path))
+    )
+    assert "epoch 2" in first
+    assert other == ""
+    np.testing.assert_allclose(losses(tmp_path), losses(out), rtol=1e-4)
+    assert_near(load_source(tmp_path).variables, source.variables)
+
+
+def test_two_processes_convert_as_one_does(alone, tmp_path):
+    source, _ = alone
+    together, single = tmp_path / "together", tmp_path / "single"
+    options = {
+        "checkpoint": source,
+        "recipes": "light",
+        "steps": 4,
+        "seeds": 0,
+        "calibration_images": 64,
+        "out": together,
+    }
+    first, other = finish(start("convert", options.items()))
+    assert "light" in first
+    assert other == ""
+    convert.run(
+        dataclasses.replace(CONVERT, checkpoint=str(source), out=str(single), mesh=8)
+    )
+    found, expected = load_snn(together), load_snn(single)
+    assert_near(found.snn, expected.snn, atol=1e-3)
+    assert found.card["accuracy"] == pytest.approx(expected.card["accuracy"], abs=0.02)
+
+
+def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):
+    outs = tmp_path / "1", tmp_path / "8"
+    for out, devices in zip(outs, (1, 8), strict=True):
+        config = dataclasses.replace(SNN, out=str(out), mesh=devices)
+        train_snn.train(config, data=digits)
+    np.testing.assert_allclose(losses(outs[1]), losses(outs[0]), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_spiking_network(tmp_path):
+    together, single = tmp_path / "together", tmp_path / "single"
+    finish(start("train_snn", training_options("digits", together)))
+    train_snn.train(dataclasses.replace(SNN, out=str(single)))
+    np.testing.assert_allclose(losses(together), losses(single), rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
+    options = dict(training_options("digits_resnet", tmp_path)) | {"epochs": 40}
+    workers = start("train_ann", options.items())
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert workers[0].poll() is None
+        time.sleep(0.2)
+    workers[killed].send_signal(signal.SIGKILL)
+    _, errors = workers[1 - killed].communicate(timeout=90)
+    workers[killed].communicate()
+    assert workers[1 - killed].returncode not in (0, None)
+    assert "error: another process has ended" in errors or "another task died" in errors
+    finish(start("train_ann", options.items()))
+    assert len(losses(tmp_path)) == 40
+
+
+@pytest.mark.parametrize(
+    "devices, message",
+    [(9, "mesh is 9, but JAX finds 8 devices"), (-1, "mesh must be >= 0, not -1")],
+)
+def test_devices_that_are_not_there_are_refused(devices, message, digits, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config = dataclasses.replace(ANN, mesh=devices, out=str(tmp_path))
+        train_ann.train(config, data=digits)
+
+
+def test_half_an_address_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with (
+        pytest.raises(ValueError, match="must be whole numbers; found .*'two'"),
+        processes.together(),
+    ):
+        pass
+
+
+def test_the_last_batch_is_filled_up_and_counts_once():
+    images, labels = np.arange(10, dtype=np.float32), np.arange(10)
+    seen = list(processes.batches(images, labels, 6, processes.make_mesh(4)))
+    assert [len(y) for _, y in seen] == [4, 4, 4]
+    answers = np.concatenate([np.asarray(y) for _, y in seen])
+    np.testing.assert_array_equal(answers, [*labels, -1, -1])

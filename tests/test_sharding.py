@@ -1,0 +1,147 @@
+"""Devices that share a batch: the same numbers as one, and no example moves.
+
+Conversion on a mesh is in ``test_convert.py``, trainings in ``test_processes.py``.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS, eighths, relu
+
+import snnjax
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS, BATCH = 4, 16
+
+
+def mesh(devices):
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), axis_types=auto)
+
+
+def batch(net, inputs):
+    """Examples in eighths, so that sums are exact, and a key."""
+    shape = (BATCH, *net.x.shape[1:])
+    if inputs == "poisson":
+        return jnp.abs(eighths(7, shape)) / 4, jax.random.key(3)
+    return eighths(7, (STEPS, *shape) if inputs == "sequence" else shape), None
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), a, b
+    )
+
+
+def communication(function, *arguments):
+    """Collectives of the compiled function."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    return {kind for kind in kinds if f" {kind}(" in text or f" {kind}-start(" in text}
+
+
+@pytest.mark.parametrize(
+    "name, inputs, options",
+    [
+        ("projection", "constant", {}),
+        ("projection", "constant", {"micro_batch": 3}),
+        ("max-pool before", "constant", {"execution": "by_layer", "delay": 1}),
+        ("dense", "constant", {"delay": STEPS}),
+        ("several outputs", "poisson", {"micro_batch": 1}),
+        ("input skip", "sequence", {}),
+        ("dense", "sequence", {"segment": 3}),
+    ],
+)
+def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devices=8):
+    net = NETWORKS[name]
+    snn = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire())
+    x, key = batch(net, inputs)
+    options = {"steps": STEPS, "inputs": inputs} | options
+    shared = snnjax.spiking(net.fn, mesh=mesh(devices), **options)
+    alone = snnjax.spiking(net.fn, **options)(snn, x, key)
+    found = shared(snn, x, key)
+    assert_equal(found, alone)
+    for output in jax.tree.leaves(found):
+        assert output.sharding.shard_shape(output.shape)[1] == BATCH // devices
+    if key is None:
+        assert communication(shared, snn, x) == set()
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"remat": True}])
+def test_the_gradient_is_summed_over_the_devices(options):
+    net = NETWORKS["projection"]
+    snn = snnjax.init(*net[:3])
+    x, _ = batch(net, "constant")
+    kinds = jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.floating), snn)
+    assert all(jax.tree.leaves(kinds))
+
+    def gradient(devices):
+        simulate = snnjax.spiking(net.fn, steps=STEPS, mesh=devices, **options)
+        return jax.grad(lambda snn: (simulate(snn, x) ** 2).mean())
+
+    assert_close(gradient(mesh(8))(snn), gradient(None)(snn))
+    assert communication(gradient(mesh(8)), snn) == {"all-reduce"}
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), use_bias=False)(x)
+        x = relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.max_pool(relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
+        return nn.Dense(3)(relu(nn.Dense(8)(x.reshape(x.shape[0], -1))))
+
+
+@pytest.mark.parametrize("inputs", ["constant", "sequence"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
+    net = Normed()
+    image = jnp.zeros((1, 6, 6, 2))
+    variables = net.init(jax.random.key(0), image)
+    snn = snnjax.init(net.apply, variables, image)
+    shape = (BATCH, *image.shape[1:])
+    x = eighths(6, (STEPS, *shape) if inputs == "sequence" else shape)
+
+    def training(variables, x):
+        return net.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    def step(devices):
+        simulate = snnjax.spiking(
+            training,
+            steps=STEPS,
+            inputs=inputs,
+            remat=remat,
+            has_aux=True,
+            mesh=devices,
+        )
+
+        def loss(snn, x):
+            outputs, aux = simulate(snn, x)
+            return (outputs.mean(0) ** 2).mean(), aux
+
+        return jax.grad(loss, has_aux=True)
+
+    alone = step(None)(snn, x)
+    assert_close(step(mesh(8))(snn, x), alone)
+    if not remat:  # bits of all examples lie in one row
+        axis = 1 if inputs == "sequence" else 0
+        spread = jax.sharding.PartitionSpec(*[None] * axis, "data")
+        x = jax.device_put(x, jax.sharding.NamedSharding(mesh(8), spread))
+        assert communication(step(mesh(8)), snn, x) == {"all-reduce"}
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3])
+    simulate = snnjax.spiking(net.fn, steps=STEPS, mesh=mesh(8))
+    with pytest.raises(ValueError, match="x: 10 .* evenly by 8 devices; give 8, or"):
+        simulate(snn, jnp.zeros((10, *net.x.shape[1:])))
+    with pytest.raises(ValueError, match="mesh is 'all'; allowed: a jax.sharding"):
+        snnjax.spiking(net.fn, steps=STEPS, mesh="all")
