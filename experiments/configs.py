@@ -325,6 +325,8 @@ class Convert:
     test_images: int | None = None
     # Devices that share every batch, 0 for all (see experiments/processes.py).
     mesh: int = 1
+    # What the layers compute in, "float32" or "bfloat16"; membranes stay float32.
+    dtype: str = "float32"
     # Folder for metrics.json, the figures and the spiking network.
     out: str = "runs/convert"
     # File for a report of it all, one HTML page that needs no network.
@@ -343,6 +345,8 @@ class Convert:
         for name, least in (("seeds", min(self.seeds)), ("mesh", self.mesh)):
             if least < 0:
                 raise ValueError(f"{name} must be >= 0, not {least}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype}")
         if self.restore is not None:
             self._check_restore()
         if min(self.steps) < 1:
@@ -358,14 +362,14 @@ class Convert:
 
     def _check_restore(self):
         defaults = {field.name: field.default for field in fields(self)}
-        used = {"restore", "data_dir", "test_images", "mesh"}
+        used = {"restore", "data_dir", "test_images", "mesh", "dtype"}
         given = [n for n in defaults if getattr(self, n) != defaults[n]]
         extra = [name for name in given if name not in used]
         if extra:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
                 f"{', '.join('--' + name for name in extra)}; allowed beside it: "
-                "--data_dir, --test_images, --mesh"
+                "--data_dir, --test_images, --mesh, --dtype"
             )
 
 

@@ -64,7 +64,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     _check_images(config, data)
     source = _source(config, data)
     data = normalized_as(data, source.card)
-    fn = source_function(source)
+    fn = _in_dtype(source_function(source), config)
     images, labels = _test_set(config, data)
     ann = _ann_accuracy(fn, source, images, labels)
     sites = snnjax.sites(fn, source.variables, images[:1])
@@ -116,8 +116,9 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     data = load(name, config.data_dir) if data is None else data
     images, labels = _test_set(config, normalized_as(data, card))
     mesh = processes.make_mesh(config.mesh)
+    fn = source_function(Source(model, {}, card))
     spiking = snnjax.spiking(
-        lambda variables, x: model.apply(variables, x, train=False),
+        _in_dtype(fn, config),
         steps=card["steps"],
         delay=card["delay"],
         micro_batch=cache_sized(),
@@ -258,6 +259,11 @@ def _ann_accuracy(fn, source: Source, images, labels) -> float:
         for i in range(0, len(labels), BATCH)
     ]
     return float((jnp.concatenate(logits).argmax(-1) == labels).mean())
+
+
+def _in_dtype(fn, config: Convert):
+    dtype = jnp.dtype(config.dtype)
+    return fn if dtype == jnp.float32 else snnjax.in_dtype(fn, dtype)
 
 
 def _writable(folder: str | Path, given: str) -> Path:

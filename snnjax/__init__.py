@@ -34,7 +34,7 @@ from snnjax.calibrate import (
     shift_bias,
     streaming_only,
 )
-from snnjax.capture import sites, with_activation
+from snnjax.capture import in_dtype, sites, with_activation
 from snnjax.convert import convert
 from snnjax.costs import Energies, Energy, energies
 from snnjax.metrics import accuracy, energy, measure, spike_trains
@@ -122,6 +122,7 @@ __all__ = [
     "from_nir",
     "half_charge",
     "identity",
+    "in_dtype",
     "init",
     "integrate_and_fire",
     "labels",

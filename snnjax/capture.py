@@ -84,6 +84,35 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     return evaluated
 
 
+def in_dtype(fn: Callable, dtype: Any) -> Callable:
+    """``fn`` computed in another floating type, e.g. bfloat16; outputs are float32.
+
+    Parameters and x are cast on the way in, so those that the caller holds stay as they
+    are. Membranes, thresholds and fits are float32 in any case. Give the result to
+    `sites`, `convert`, `spiking` and `measure` alike: an SNN is fitted to the rounding
+    too. For training give the layers their type, as their running averages need more
+    digits.
+
+    >>> import jax, jax.numpy as jnp
+    >>> fn = in_dtype(lambda w, x: jax.nn.relu(x @ w), jnp.bfloat16)
+    >>> print(fn(jnp.ones((1, 1)), jnp.array([[1.001]])))
+    [[1.]]
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {dtype}; allowed: a floating type, e.g. bfloat16")
+
+    def cast(tree, to):
+        return jax.tree.map(
+            lambda a: a.astype(to) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
+
+    @functools.wraps(fn)
+    def computed(params, x):
+        return cast(fn(cast(params, dtype), cast(x, dtype)), jnp.float32)
+
+    return computed
+
+
 def capture(
     fn: Callable,
     params: chex.ArrayTree,

@@ -423,7 +423,7 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
 
 
 def _image_axes(source, axis: int):
-    return Train(axis, None) if isinstance(source, Train) else axis
+    return Train._make((axis, None)) if isinstance(source, Train) else axis
 
 
 def _over_time_too(segment: Segment, streams: tuple[bool, ...]) -> frozenset:

@@ -8,13 +8,14 @@ XLA adds the collectives. One process or many, the calls are the same.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import chex
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
 
 
 def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
@@ -37,6 +38,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
     if not isinstance(found, NamedSharding):
         return None
     batch = found.spec[0] if found.spec else None
+    if not isinstance(found.mesh, Mesh):
+        return None
     return NamedSharding(_automatic(found.mesh), PartitionSpec(batch))
 
 
@@ -72,9 +75,7 @@ def place(x: Any, spread: NamedSharding | None) -> Any:
     return jax.device_put(x, spread)
 
 
-def replicate(
-    tree: chex.ArrayTree, spread: NamedSharding | None, *, move: bool = False
-) -> chex.ArrayTree:
+def replicate(tree: Tree, spread: NamedSharding | None, *, move: bool = False) -> Tree:
     """Arrays on all devices of the mesh; those that lie there already stay as they are.
 
     ``move`` also gathers those that are sharded.

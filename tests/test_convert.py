@@ -156,6 +156,29 @@ def test_images_that_devices_cannot_share_are_refused():
         convert(x=images(20), mesh=8)
 
 
+@pytest.mark.parametrize("delay", [0, STEPS])
+def test_a_network_in_bfloat16_serves_as_well(delay):
+    net = NETWORKS["projection"]
+    x = jax.random.normal(jax.random.key(0), (64, *net.x.shape[1:]))
+    half = snnjax.in_dtype(net.fn, jnp.bfloat16)
+    ann = net.fn(net.params, x)
+    assert 0 < jnp.abs(ann - half(net.params, x)).max() < 0.02 * jnp.abs(ann).max()
+    errors = []
+    for fn in (net.fn, half):
+        options = {"steps": STEPS, "delay": delay}
+        snn = snnjax.convert(fn, net.params, x, recipe=RECIPES["light"], **options)
+        assert {leaf.dtype for leaf in jax.tree.leaves(snn)} == {jnp.dtype("float32")}
+        outputs = snnjax.spiking(fn, **options)(snn, x)
+        assert outputs.dtype == jnp.float32
+        errors.append(jnp.abs(outputs.mean(0) - ann).mean())
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_a_whole_number_is_no_type_to_compute_in():
+    with pytest.raises(ValueError, match="allowed: a floating type, e.g. bfloat16"):
+        snnjax.in_dtype(NET.fn, jnp.int8)
+
+
 def test_light_lowers_the_error_of_the_outputs():
     x = images(64)
     ann = NET.fn(NET.params, x)
