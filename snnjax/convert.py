@@ -10,6 +10,7 @@ Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
-from snnjax import sharding
-from snnjax.calibrate import Fit, View
+from snnjax import resume, sharding
+from snnjax.calibrate import Calibrator, Fit, View
 from snnjax.capture import capture
 from snnjax.fits import bias_correction
 from snnjax.network import (
@@ -60,6 +61,7 @@ def convert(
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
     mesh: Mesh | None = None,
+    folder: str | os.PathLike | None = None,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
@@ -80,6 +82,9 @@ def convert(
         mesh: devices that share the images along its first axis, of one process or of
             many; by default those that x is sharded over. Parameters that do not lie
             on them are copied to all of them, and the SNN comes back on all of them.
+        folder: keeps the fit of every site there; a conversion that was interrupted
+            goes on from them when started again with the same arguments, and gives the
+            same bits. A new one, or None.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
@@ -90,7 +95,9 @@ def convert(
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; a recipe that is none; x empty, of
             the wrong shape, not floating point, or not to be shared evenly by the
-            devices; activations that are not finite (with the site's name), or outputs.
+            devices; a folder of another conversion; activations that are not finite
+            (with the site's name), or outputs.
+        OSError: the folder cannot be written to.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -107,6 +114,15 @@ def convert(
     recipe = light() if recipe is None else recipe
     _check_recipe(recipe)
     network = capture(fn, params, x)
+    kept = resume.keep(
+        folder,
+        network=str(network.sites),
+        parameters=jax.tree.leaves(params),
+        images=x,
+        steps=steps,
+        delay=delay,
+        recipe=recipe,
+    )
     spread = sharding.over_batch(mesh, x)
     sharding.check_batch("the calibration images", x.shape[0], spread)
     x, params = sharding.place(x, spread), sharding.replicate(params, spread)
@@ -117,8 +133,10 @@ def convert(
     plan = _Plan(x, spread, size, cut, params, steps, delay, memory_budget)
     neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
-    for calibrators in recipe.sweeps:
-        snn, chunks = _sweep(plan, snn, calibrators, progress)
+    for number, calibrators in enumerate(recipe.sweeps):
+        calibrate = functools.partial(_chained, calibrators, plan.spread)
+        once = functools.partial(resume.remembering, kept, number, calibrate)
+        snn, chunks = _sweep(plan, snn, once, progress)
     outputs = _ann_outputs(plan, chunks)
     if recipe.correct_readout:
         error = _readout_error(plan, snn, chunks, outputs)
@@ -210,15 +228,18 @@ class Current(NamedTuple):
         return _over_time(current, self.steps, self.ndim)
 
 
-def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
-    """Carry all images from site to site and fit each; also the chunks at the end."""
+def _sweep(plan: _Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress):
+    """Carry all images from site to site and fit each by the calibrator of its number.
+
+    Also the chunks at the end.
+    """
     chunks = _load(plan)
     network, cut = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     found = [stage.equation.place for stage in cut[:-1]]
     for i, site in enumerate(progress(found)):
-        fit = _fit_site(plan, chunks, i, original, params, neurons, calibrators)
+        fit = _fit_site(plan, chunks, i, original, params, neurons, calibrator(i))
         neurons[site.name] = fit.neuron
         params.update(_by_variable(network, fit.weights))
     leaves = [params[v] for v in network.parameters]
@@ -227,7 +248,7 @@ def _sweep(plan: _Plan, snn: SNN, calibrators, progress):
     return dataclasses.replace(snn, params=calibrated, neurons=neurons), chunks
 
 
-def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrators):
+def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate):
     """Fit one site and carry both streams over it.
 
     A function of its own, so that the currents are freed before the next site.
@@ -240,15 +261,20 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrator
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
     output = functools.partial(_output, plan, currents, site)
     view = View(site, plan.steps, plan.delay, activation, output, feed)
-    fit = Fit(neurons[site.name], kernels)
-    for calibrate in calibrators:
-        fit = sharding.replicate(calibrate(view, fit), plan.spread, move=True)
+    fit = calibrate(view, Fit(neurons[site.name], kernels))
     _check_shared(network, site, kernels, fit.weights)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
         spikes = _fire(neuron, current, plan.steps, plan.delay, len(site.shape))
         _keep(chunk.snn, chunk.stages, i, spikes, carried)
+    return fit
+
+
+def _chained(calibrators, spread, view: View, fit: Fit) -> Fit:
+    """All calibrators, one after the other; fits lie on all devices."""
+    for calibrate in calibrators:
+        fit = sharding.replicate(calibrate(view, fit), spread, move=True)
     return fit
 
 

@@ -1,0 +1,171 @@
+"""A conversion that was interrupted goes on, and ends in the same bits."""
+
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import NETWORKS
+
+import snnjax
+from snnjax import resume
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NET = NETWORKS["projection"]
+RECIPES = {
+    "best": snnjax.best(),
+    "advanced": snnjax.advanced(iterations=5, rate=1e-2),
+}
+
+
+def convert(**options):
+    options = {"steps": 4, "recipe": RECIPES["best"]} | options
+    x = options.pop("x", NET.x)
+    params = options.pop("params", NET.params)
+    return snnjax.convert(NET.fn, params, x, **options)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def interrupted(count):
+    """Progress that stops the conversion before site ``count``."""
+
+    def progress(sites):
+        for i, site in enumerate(sites):
+            if i == count:
+                raise KeyboardInterrupt
+            yield site
+
+    return progress
+
+
+class Counting:
+    """A calibrator that knows at which sites it was asked."""
+
+    def __init__(self):
+        self.sites = []
+
+    def __call__(self, view, fit):
+        self.sites.append(view.site.name)
+        return fit
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_what_was_interrupted_ends_in_the_same_bits(recipe, count, tmp_path):
+    options = {"recipe": RECIPES[recipe], "folder": tmp_path / "fits"}
+    with pytest.raises(KeyboardInterrupt):
+        convert(progress=interrupted(count), **options)
+    assert_equal(convert(**options), convert(recipe=RECIPES[recipe]))
+
+
+def test_no_site_is_fitted_twice(tmp_path):
+    counting = Counting()
+    recipe = snnjax.Recipe(((snnjax.max_threshold(), counting),))
+    with pytest.raises(KeyboardInterrupt):
+        convert(recipe=recipe, folder=tmp_path, progress=interrupted(1))
+    assert len(counting.sites) == 1
+    convert(recipe=recipe, folder=tmp_path)
+    assert len(set(counting.sites)) == len(counting.sites) == NET.sites
+
+
+def test_a_folder_inside_jit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="folder keeps numbers, and inside jit"):
+        jax.jit(lambda x: convert(x=x, folder=tmp_path))(NET.x)
+
+
+def test_fits_of_eight_devices_serve_one(tmp_path):
+    x = jax.random.normal(jax.random.key(0), (16, *NET.x.shape[1:]))
+    mesh = jax.make_mesh((8,), ("data",))
+    found = convert(x=x, folder=tmp_path, mesh=mesh)
+    assert_equal(convert(x=x, folder=tmp_path).neurons, found.neurons)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"steps": 5}, "other steps"),
+        ({"delay": 1}, "other delay"),
+        ({"x": NET.x + 1}, "other images"),
+        ({"params": jax.tree.map(lambda p: p + 1, NET.params)}, "other parameters"),
+        ({"recipe": snnjax.light()}, "other recipe"),
+        (
+            {
+                "recipe": snnjax.Recipe(
+                    (
+                        (
+                            *snnjax.best().sweeps[0][:-1],
+                            snnjax.correct_potential(2, add=True),
+                        ),
+                    ),
+                    correct_readout=True,
+                )
+            },
+            "other recipe",
+        ),
+    ],
+)
+def test_fits_of_another_conversion_are_refused(changes, named, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder=tmp_path, progress=interrupted(0))
+    with pytest.raises(ValueError, match=f"fits of another conversion: {named}"):
+        convert(folder=tmp_path, **changes)
+
+
+def test_the_same_recipe_made_anew_is_the_same(tmp_path):
+    first = convert(folder=tmp_path)
+    assert_equal(convert(folder=tmp_path, recipe=snnjax.best()), first)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("two years of work")
+    with pytest.raises(ValueError, match="no folder of fits: it holds 'thesis.txt'"):
+        convert(folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        convert(folder=tmp_path / "file" / "fits")
+
+
+WORK = """
+import sys, jax, snnjax
+from networks import NETWORKS
+net = NETWORKS["projection"]
+snnjax.convert(*net[:3], steps=4, recipe=snnjax.best(), folder=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_costs_the_site_that_was_fitted(tmp_path):
+    fits, expected = tmp_path / "fits", convert()
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        before = set(fits.glob("*.npz"))
+        worker = subprocess.Popen([sys.executable, "-c", WORK, str(fits)], cwd="tests")
+        time.sleep(generator.uniform(2, 10))
+        worker.kill()
+        worker.wait()
+        after = set(fits.glob("*.npz"))
+        assert before <= after
+        for file in after:
+            with np.load(file) as found:  # never half of one
+                assert all(np.isfinite(found[name]).all() for name in found.files)
+    assert_equal(convert(folder=fits), expected)
+
+
+def test_descriptions_are_of_values_and_not_of_addresses():
+    def recipe(rate):
+        return lambda view, fit: (rate, jnp.zeros(2))
+
+    assert resume._digest(recipe(1.0)) == resume._digest(recipe(1.0))
+    assert resume._digest(recipe(1.0)) != resume._digest(recipe(2.0))
+    assert resume._digest(jnp.ones(3)) != resume._digest(jnp.ones((3, 1)))
+    assert "0x" not in repr(resume._describe([object(), snnjax.dspike]))
