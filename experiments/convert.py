@@ -2,10 +2,13 @@
 
 Loads (or, for digits, trains) a source network, converts it for every number of steps
 T, prints the sites and the results, and writes figures, `metrics.json` and the most
-accurate spiking network, which ``--restore`` evaluates again.
+accurate spiking network, which ``--restore`` evaluates again. A run that was
+interrupted goes on when started again.
 """
 
 import dataclasses
+import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -51,6 +54,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "best": lambda config, seed: snnjax.best(),
 }
 BATCH = 500  # test images at a time
+FITS = "fits"  # folder in --out, while a run is under way
 SHOTS = 100  # test images to measure rates, errors and operations on
 
 
@@ -99,6 +103,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     plot.accuracy(results, ann, out / "accuracy.png")
     plot.layers(results, out / "layers.png")
     plot.raster(fn, snn, sites, images[:1], out / "raster.png")
+    shutil.rmtree(out / FITS)  # which an interrupted run would have gone on from
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
@@ -188,42 +193,67 @@ def _compile(job: Job, steps: int, delay: int) -> None:
 
 def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
     """The row of one recipe at one T and delay, and the SNN of the first seed."""
-    config = job.config
-    accuracies, seconds, first = [], [], None
-    for seed in config.seeds:
-        start = time.perf_counter()
-        snn = snnjax.convert(
-            job.fn,
-            job.params,
-            _calibration_images(config, job.data, seed),
-            steps=steps,
-            delay=delay,
-            recipe=RECIPES[recipe](config, seed),
-            mesh=job.mesh,
-        )
-        jax.block_until_ready(snn)
-        seconds.append(time.perf_counter() - start)
-        if job.mesh is not None:  # what is not shared runs on a device of this process
-            snn = jax.device_get(snn)
-        snn = canonical(snn, job.data.num_classes, job.sites)
-        first = snn if first is None else first
-        wait()  # until the programs are compiled
-        reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
-        accuracies.append(reached)
+    draws = []
+    for seed in job.config.seeds:
+        draws.append(_draw(job, recipe, steps, delay, seed, wait))
         tick()
+    first = draws[0].snn
     found = _measure(job, first)
     result = Result(
         recipe,
         delay,
         steps,
-        accuracies,
+        [draw.accuracies for draw in draws],
         snnjax.latency(job.sites, steps, delay),
         float(found.firing_rate),
         float(found.synaptic_operations),
-        statistics.median(seconds),
+        statistics.median(draw.seconds for draw in draws),
         found,
     )
     return result, first
+
+
+class Draw(NamedTuple):
+    """What one draw of calibration images gives."""
+
+    snn: snnjax.SNN
+    accuracies: list[float]  # after 1..T steps
+    seconds: float  # of the conversion
+
+
+def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Draw:
+    """Convert and evaluate; what an interrupted run found is not done again."""
+    config, spread = job.config, job.mesh is not None
+    folder = Path(config.out).expanduser() / FITS
+    folder = folder / f"{recipe}_T{steps}_delay{delay}_seed{seed}"
+    start = time.perf_counter()
+    snn = snnjax.convert(
+        job.fn,
+        job.params,
+        _calibration_images(config, job.data, seed),
+        steps=steps,
+        delay=delay,
+        recipe=RECIPES[recipe](config, seed),
+        mesh=job.mesh,
+        folder=folder,
+    )
+    jax.block_until_ready(snn)
+    seconds = time.perf_counter() - start
+    # What is not shared, such as a measurement, runs on a device of this process.
+    snn = jax.device_get(snn) if spread else snn
+    snn = canonical(snn, job.data.num_classes, job.sites)
+    file = folder / f"{config.dtype}_{len(job.labels)}_images.json"
+    if file.exists():
+        return Draw(snn, **json.loads(file.read_text()))
+    wait()  # until the programs are compiled
+    reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
+    found = Draw(snn, reached, seconds)
+    if processes.first():
+        beside = file.with_suffix(".part")
+        kept = {"accuracies": found.accuracies, "seconds": found.seconds}
+        beside.write_text(json.dumps(kept))
+        beside.replace(file)
+    return found
 
 
 def _plan(config: Convert):

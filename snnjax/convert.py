@@ -116,7 +116,7 @@ def convert(
     network = capture(fn, params, x)
     kept = resume.keep(
         folder,
-        network=str(network.sites),
+        network=_outline(network),
         parameters=jax.tree.leaves(params),
         images=x,
         steps=steps,
@@ -510,6 +510,15 @@ def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
 
 
 # -------------------------------------------------------------------- helpers
+
+
+def _outline(network: Network) -> list:
+    """What tells two networks apart: operations, shapes and types, names of sites."""
+    operations = [
+        (str(eq.primitive), [str(network.avals[v]) for v in eq.outputs])
+        for eq in network.equations
+    ]
+    return [str(network.sites), operations]
 
 
 def _check_recipe(recipe) -> None:

@@ -97,6 +97,33 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
 
 
+def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
+    config, results, data = converted
+    config = dataclasses.replace(
+        config, recipes=("max_activation",), out=str(tmp_path), report=None
+    )
+    evaluate, evaluated = convert._evaluate, []
+
+    def interrupted(simulate, snn, images, labels, mesh):
+        if len(evaluated) == 1 and not allowed:
+            raise KeyboardInterrupt
+        found = evaluate(simulate, snn, images, labels, mesh)
+        evaluated.append(found)
+        return found
+
+    allowed = []
+    monkeypatch.setattr(convert, "_evaluate", interrupted)
+    monkeypatch.setattr(convert, "_compile", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        convert.run(config, data=data)
+    assert (tmp_path / convert.FITS).is_dir()
+    allowed.append(True)
+    (row,) = convert.run(config, data=data)
+    assert len(evaluated) == 2  # one in each run
+    assert row.accuracies == results[0].accuracies
+    assert not (tmp_path / convert.FITS).exists()
+
+
 def test_sites_of_the_measures_are_in_order_of_execution(converted):
     _, results, _ = converted
     names = list(results[0].measures.sites)

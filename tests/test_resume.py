@@ -25,8 +25,8 @@ RECIPES = {
 def convert(**options):
     options = {"steps": 4, "recipe": RECIPES["best"]} | options
     x = options.pop("x", NET.x)
-    params = options.pop("params", NET.params)
-    return snnjax.convert(NET.fn, params, x, **options)
+    fn, params = options.pop("fn", NET.fn), options.pop("params", NET.params)
+    return snnjax.convert(fn, params, x, **options)
 
 
 def assert_equal(a, b):
@@ -91,6 +91,7 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
     "changes, named",
     [
         ({"steps": 5}, "other steps"),
+        ({"fn": snnjax.in_dtype(NET.fn, jnp.bfloat16)}, "other network"),
         ({"delay": 1}, "other delay"),
         ({"x": NET.x + 1}, "other images"),
         ({"params": jax.tree.map(lambda p: p + 1, NET.params)}, "other parameters"),
