@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 
 import snnjax
+from experiments import output
 from experiments.configs import parse
 from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.source import load_source, source_function
@@ -108,8 +108,7 @@ class Cell(NamedTuple):
 
 def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     """row -> column -> `Cell`."""
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = output.writable(config.out, f"--out {config.out}")
     source = load_source(config.checkpoint)
     fn, params = source_function(source), source.variables
     data = normalized_as(load(source.card["dataset"], config.data_dir), source.card)

@@ -11,7 +11,6 @@ import json
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import snnjax
-from experiments import plot, processes, report
+from experiments import output, plot, processes, report
 from experiments.checkpoint import canonical, load_snn, save_snn
 from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
 from experiments.data import (
@@ -62,11 +61,13 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     _check_recipes(config.recipes)
     start = time.perf_counter()
-    out = _writable(config.out, f"--out {config.out}")
+    out = output.writable(config.out, f"--out {config.out}")
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     _check_images(config, data)
     source = _source(config, data)
+    needed = output.space(source.variables, 2 + len(config.seeds) * len(config.steps))
+    output.writable(config.out, f"--out {config.out}", needed)
     data = normalized_as(data, source.card)
     fn = _in_dtype(source_function(source), config)
     images, labels = _test_set(config, data)
@@ -296,21 +297,6 @@ def _in_dtype(fn, config: Convert):
     return fn if dtype == jnp.float32 else snnjax.in_dtype(fn, dtype)
 
 
-def _writable(folder: str | Path, given: str) -> Path:
-    """The folder, made if need be; before the work, not after it."""
-    out = Path(folder).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{given} cannot be written to ({error.strerror}); give another place, "
-            "e.g. --out runs/convert --report runs/convert.html"
-        ) from None
-    return out
-
-
 def _report_file(name: str | None) -> Path | None:
     """Where the report goes; before the work too."""
     if name is None:
@@ -321,7 +307,7 @@ def _report_file(name: str | None) -> Path | None:
             f"--report {name} is a folder; give a file, e.g. --report "
             f"{Path(name) / 'report.html'}"
         )
-    _writable(path.parent, f"--report {name}")
+    output.writable(path.parent, f"--report {name}")
     return path
 
 

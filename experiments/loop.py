@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from experiments import processes
+from experiments import output, processes
 from experiments.data import Dataset
 from snnjax import sharding
 
@@ -83,8 +83,12 @@ def fit(
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
           the last good epoch is kept.
+        ValueError: `out` cannot take the results, or holds another run; the batch
+          cannot be shared by the devices.
     """
-    out = Path(config.out).expanduser().resolve()  # orbax needs absolute paths
+    # Two checkpoints and one on its way, the last network and the best.
+    needed = output.space(state, 5)
+    out = output.writable(config.out, f"--out {config.out}", needed).resolve()
     spread = sharding.over_batch(processes.make_mesh(config.mesh))
     feed = _feeder(data, config.batch_size, spread)
     with _manager(out / "checkpoints") as manager:

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments import plot
+from experiments import output, plot
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import MissingDataError
 from experiments.results import deviation
@@ -71,8 +71,7 @@ def run(config: Compare) -> dict[str, list[float]]:
     The table is written after every training; a comparison that was interrupted goes on
     when started again.
     """
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = output.writable(config.out, f"--out {config.out}")
     draw(out / "surrogates.png")
     found: dict[str, list[float]] = {}
     for name in config.rows:

@@ -1,0 +1,56 @@
+"""Output folders that cannot take the results are refused before the work."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from experiments import convert, loop, output, surrogates, train_ann, train_snn
+from experiments.configs import PRESETS_ANN, PRESETS_SNN, Convert
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """The work, which must not begin."""
+
+    def work(*arguments, **options):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(loop, "_train_epoch", work)
+    monkeypatch.setattr(convert, "_conversions", work)
+
+
+RUNS = {
+    "train_ann": lambda out, data: train_ann.train(
+        dataclasses.replace(PRESETS_ANN["digits_resnet"], out=out), data=data
+    ),
+    "train_snn": lambda out, data: train_snn.train(
+        dataclasses.replace(PRESETS_SNN["digits"], out=out), data=data
+    ),
+    "convert": lambda out, data: convert.run(Convert(out=out), data=data),
+    "surrogates": lambda out, data: surrogates.run(surrogates.Compare(out=out)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_place_that_cannot_be_written_to(name, tmp_path, digits, never):
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match=f"--out {out} cannot be written to"):
+        RUNS[name](out, digits)
+
+
+@pytest.mark.parametrize("name", ["train_ann", "train_snn"])
+def test_a_full_disk(name, tmp_path, digits, never, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        ValueError, match="has 1 MB free and about [0-9]+ MB are needed"
+    ):
+        RUNS[name](str(tmp_path / "out"), digits)
+
+
+def test_the_space_is_that_of_the_arrays(digits):
+    arrays = {"a": digits.train_images, "b": digits.train_labels}
+    size = digits.train_images.nbytes + digits.train_labels.nbytes
+    assert output.space(arrays, 3) == 3 * size + 20e6
