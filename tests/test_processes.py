@@ -148,6 +148,29 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
     assert len(losses(tmp_path)) == 40
 
 
+@pytest.mark.slow
+def test_kills_at_any_moment_cost_an_epoch_at_most_and_no_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start("train_ann", many_epochs(whole), count=1))
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        known = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
+        (worker,) = start("train_ann", many_epochs(killed), count=1)
+        time.sleep(generator.uniform(4, 12))
+        worker.kill()
+        worker.communicate()
+        if (killed / "metrics.jsonl").exists():
+            assert len(losses(killed)) >= known - 1
+    finish(start("train_ann", many_epochs(killed), count=1))
+    assert losses(killed) == losses(whole)
+    assert_near(load_source(killed).variables, load_source(whole).variables, atol=0)
+
+
+def many_epochs(out):
+    options = dict(training_options("digits_resnet", out)) | {"epochs": 60}
+    return options.items()
+
+
 @pytest.mark.parametrize(
     "devices, message",
     [(9, "mesh is 9, but JAX finds 8 devices"), (-1, "mesh must be >= 0, not -1")],
