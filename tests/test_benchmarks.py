@@ -1,5 +1,6 @@
 """Benchmarks at toy size: every side is there, timed, and its ratios are positive."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import calibration, converter_cnn, lif_layer, timing
+from benchmarks import calibration, converter_cnn, lif_layer, throughput, timing
 
 
 def _fake(monkeypatch, module, missing=()):
@@ -86,6 +87,29 @@ def test_lif_layer(monkeypatch, capsys, tmp_path):
     assert len(result["targets"]) == 3  # no peer, no target for it
     assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
     assert out.with_suffix(".md").read_text() == printed
+
+
+def test_throughput(capsys, tmp_path):
+    out = tmp_path / "throughput.json"
+    result = throughput.main(["--quick", "--out", str(out)])
+    spiking = [n for n in result["sizes"] if not n.startswith("ANN")]
+    assert len(spiking) == len(throughput.INFERENCE) + 1
+    for name in spiking:
+        side = result["sides"][name]
+        assert side["over_t_ann"] > 0
+        assert side["images_per_s"]["best"] > 0
+        assert side["facts"]["temporary_mib"] > 0
+    assert out.with_suffix(".md").read_text() == capsys.readouterr().out
+
+
+def test_throughput_draws_what_t_the_batch_and_the_depth_change(tmp_path):
+    chosen = throughput.sides(quick=False)
+    sizes = {side.name: dataclasses.asdict(side) for side in chosen}
+    measured = {name: {"over_t_ann": 1.5} for name in sizes}
+    throughput.draw({"sizes": sizes, "sides": measured}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert len(sizes) == len(chosen)
+    assert all(s.ann in chosen for s in chosen if not s.mode.startswith("ANN"))
 
 
 def test_lif_layer_checks_its_sides():

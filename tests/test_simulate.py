@@ -107,6 +107,25 @@ def test_micro_batches_give_the_same(name, inputs, micro_batch):
     assert_equal(whole, outputs(net, snn, inputs, micro_batch=micro_batch))
 
 
+def operations(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("name", ["convolutions", "projection", "max-pool before"])
+def test_t_steps_cost_less_than_t_times_the_network(name):
+    """Counted, not timed: the input's drive is computed once, and with delay T all.
+
+    XLA counts a loop's body once, so the neurons hardly count.
+    """
+    net, steps = NETWORKS[name], 16
+    snn = halves(net)
+    ann = operations(net.fn, net.params, net.x)
+    by_layer = snnjax.spiking(net.fn, steps=steps, execution="by_layer")
+    assert operations(by_layer, snn, net.x) < 0.75 * steps * ann
+    waiting = snnjax.spiking(net.fn, steps=steps, delay=steps)
+    assert operations(waiting, snn, net.x) < 2 * ann
+
+
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("delay", [0, 2])
 def test_a_dense_network_is_the_oracles(reset, delay):

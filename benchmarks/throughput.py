@@ -1,0 +1,222 @@
+"""How fast do spiking networks run and train, against T times the ANN?
+
+    python -m benchmarks.throughput --out benchmarks/results/throughput.json
+
+Images per second of He's ResNet-20 (random weights, calibrated thresholds), and what T,
+the batch and the depth change: one of them at a time, from T=8, 64 images, 20 layers.
+The ratio is time over T times the time of the ANN, which would be the cost if a step
+cost as much as the ANN does. Beside it: the share of the device's peak (measured by a
+matrix product in the same run) that T times the ANN's operations in that time are, and
+the temporary memory that XLA plans. All in one process, in rounds over all sides.
+"""
+
+import dataclasses
+import functools
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+
+import snnjax
+from benchmarks import timing
+from experiments.models import build
+
+INFERENCE = ("by_step, groups of 16", "by_layer", "closed_form")
+TRAINING = "training, by_layer"
+PEAK = 2048  # side of the matrices
+MODELS = {  # layers -> name, shape of its images
+    8: ("digits_resnet", (8, 8, 1)),
+    20: ("resnet20", (32, 32, 3)),
+    56: ("resnet56", (32, 32, 3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One thing to time; ``mode`` is "ANN" for the network itself."""
+
+    mode: str
+    steps: int = 8
+    batch: int = 64
+    layers: int = 20
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}: T={self.steps} B={self.batch} layers={self.layers}"
+
+    @property
+    def ann(self) -> "Side":
+        mode = "ANN, training" if self.mode == TRAINING else "ANN"
+        return dataclasses.replace(self, mode=mode, steps=1)
+
+
+def sides(quick: bool) -> list[Side]:
+    """Every side, each after the ANN that it is compared with."""
+    if quick:
+        modes = (*INFERENCE, TRAINING)
+        found = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
+    else:
+        change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
+        change += [{"layers": 56}]
+        found = [Side(mode, **options) for mode in INFERENCE for options in change]
+        some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
+        some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
+        found += [Side(TRAINING, **options) for options in some]
+    return list(dict.fromkeys(s for side in found for s in (side.ann, side)))
+
+
+def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
+    """(run, facts): a compiled call, its temporary memory and operations."""
+    fn, params, x = network(side.layers, side.batch)
+    function, arguments = work(side, fn, params, x)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    memory = compiled.memory_analysis()
+    facts = {"temporary_mib": memory.temp_size_in_bytes / 2**20}
+    if side.mode.startswith("ANN"):
+        facts["gflop"] = compiled.cost_analysis()["flops"] / 1e9
+    return functools.partial(compiled, *arguments), facts
+
+
+@functools.cache
+def network(layers: int, batch: int):
+    """``fn(params, x)`` with random weights, and images."""
+    name, shape = MODELS[layers]
+    module = build(name, 10)
+    x = jax.random.normal(jax.random.key(1), (batch, *shape))
+    params = jax.jit(module.init)(jax.random.key(0), x[:1])
+    return lambda params, x: module.apply(params, x, train=False), params, x
+
+
+def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
+    """(function, arguments) of a side."""
+    labels = jnp.zeros(side.batch, jnp.int32)
+
+    def loss(logits):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    if side.mode == "ANN":
+        return fn, (params, x)
+    if side.mode == "ANN, training":
+        return jax.grad(lambda params, x: loss(fn(params, x))), (params, x)
+    delay = side.steps if side.mode == "closed_form" else 0
+    if side.mode == TRAINING:
+        snn = snnjax.init(fn, params, x)
+        simulate = snnjax.spiking(fn, steps=side.steps, execution="by_layer")
+        return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
+    snn = snnjax.convert(fn, params, x[:8], steps=side.steps, delay=delay)
+    in_groups = side.mode == INFERENCE[0]
+    simulate = snnjax.spiking(
+        fn,
+        steps=side.steps,
+        delay=delay,
+        execution="by_step" if in_groups else side.mode,
+        micro_batch=16 if in_groups else None,
+    )
+    return lambda snn, x: simulate(snn, x).mean(0), (snn, x)
+
+
+def peak() -> tuple[Callable[[], Any], dict]:
+    """A matrix product, as fast as this device gets."""
+    a = jax.random.normal(jax.random.key(0), (PEAK, PEAK))
+    return functools.partial(jax.jit(jnp.matmul), a, a), {"gflop": 2 * PEAK**3 / 1e9}
+
+
+def compare(options) -> dict:
+    before, chosen = timing.machine(), sides(options.quick)
+    runs, found = {}, {}
+    makers = {side.name: functools.partial(prepare, side) for side in chosen}
+    for name, make in {"peak": peak, **makers}.items():
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        runs[name], facts = make()
+        found[name] = {"facts": facts, "seconds": []}
+        timing.once(runs[name])
+    for _ in range(options.rounds):
+        for name, run in runs.items():
+            found[name]["seconds"].append(timing.once(run))
+    fastest = found["peak"]["facts"]["gflop"] / min(found["peak"]["seconds"])
+    for side in chosen:
+        add_measures(side, found, fastest)
+    return {
+        "question": __doc__.splitlines()[0],
+        "sizes": {side.name: dataclasses.asdict(side) for side in chosen},
+        "rounds": options.rounds,
+        "machine": before | {"device": jax.devices()[0].device_kind},
+        "peak_gflop_per_s": fastest,
+        "versions": {"snnjax": timing.versions(("jax", "jaxlib", "flax"))},
+        "sides": found,
+        "targets": [],
+    }
+
+
+def add_measures(side: Side, found: dict, fastest: float) -> None:
+    """Images per second, and for an SNN what it costs against T times the ANN."""
+    here, ann = found[side.name], found[side.ann.name]
+    measures = timing.MEASURES.items()
+    here["images_per_s"] = {m: side.batch / f(here["seconds"]) for m, f in measures}
+    if here is ann:
+        return
+    rounds = zip(here["seconds"], ann["seconds"], strict=True)
+    ratios = [mine / (side.steps * its) for mine, its in rounds]
+    here["over_t_ann"] = statistics.median(ratios)
+    gflop = side.steps * ann["facts"]["gflop"]
+    here["share_of_peak"] = gflop / min(here["seconds"]) / fastest
+
+
+def text(result: dict) -> str:
+    head = ["side", "T", "batch", "layers", "images/s", "/ T ANN", "of peak", "MiB"]
+    rows = []
+    for name, size in result["sizes"].items():
+        side = result["sides"][name]
+        row = [size["mode"], size["steps"], size["batch"], size["layers"]]
+        row += [side["images_per_s"]["best"], side.get("over_t_ann")]
+        rows.append([*row, side.get("share_of_peak"), side["facts"]["temporary_mib"]])
+    return timing.table(head, rows)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Ratio to T times the ANN against T, batch and depth."""
+    axes = {"steps": "T", "batch": "images at a time", "layers": "layers"}
+    figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    centre = dataclasses.asdict(Side(""))
+    for panel, (varied, label) in zip(panels, axes.items(), strict=True):
+        others = [name for name in axes if name != varied]
+        for mode in INFERENCE:
+            points = sorted(
+                (size[varied], result["sides"][name]["over_t_ann"])
+                for name, size in result["sizes"].items()
+                if size["mode"] == mode and all(size[o] == centre[o] for o in others)
+            )
+            panel.plot(*zip(*points, strict=True), marker="o", label=mode)
+        panel.axhline(1, color="gray", linewidth=0.8, linestyle=":")
+        panel.set(xlabel=label, xscale="log", ylim=(0, None))
+        ticks = sorted({size[varied] for size in result["sizes"].values()})
+        panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        panel.minorticks_off()
+    panels[0].set_ylabel("time / (T x time of the ANN)")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = timing.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds = 1
+    result = compare(options)
+    timing.report(result, text(result), options.out)
+    if options.out and not options.quick:
+        draw(result, Path(options.out).with_suffix(".png"))
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
