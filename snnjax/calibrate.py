@@ -6,7 +6,7 @@ Source of the layer-wise scheme and the weights: Li, Deng, Dong, Gong and Gu, IC
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,27 +35,53 @@ class Fit(NamedTuple):
 
 
 class View(NamedTuple):
-    """What calibrators see of a site, for all calibration images at once.
+    """What calibrators see of a site, for all N calibration images.
+
+    They come in micro-batches, so that a large network need not be in memory: a mean
+    or a maximum over all images is that of the micro-batches'.
 
     Attributes:
         site: name, shape, parameters.
         steps: T.
         delay: that the SNN is fitted to.
-        activation: of the ANN, [N, ...].
-        output: fit -> mean output [N, ...] of the spiking site over T steps, from
-            the spikes that the calibrated layers below really send.
+        activations: of the ANN, a micro-batch [B, ...] each.
+        outputs: fit -> mean outputs [B, ...] of the spiking site over T steps, from the
+            spikes that the calibrated layers below really send; micro-batches too.
         feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
             is the current into the site for these images, a hashable pure function
             that is differentiable in the weights; [B, ...], the mean over T steps,
             or with time=True [T, B, ...].
+        join: concatenates micro-batches.
     """
 
     site: Site
     steps: int
     delay: int
-    activation: jax.Array
-    output: Callable[[Fit], jax.Array]
+    activations: Sequence[jax.Array]
+    outputs: Callable[[Fit], Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
+    join: Callable[[Sequence[jax.Array]], jax.Array] = jnp.concatenate
+
+    @property
+    def activation(self) -> jax.Array:
+        """Of all images at once, [N, ...]: memory for those who must have it."""
+        return self.join(self.activations)
+
+    def output(self, fit: Fit) -> jax.Array:
+        """Of all images at once, [N, ...]."""
+        return self.join(list(self.outputs(fit)))
+
+    def peaks(self) -> jax.Array:
+        """`fits.peaks` of all images."""
+        found = [_peaks(a, self.site.channel) for a in self.activations]
+        return functools.reduce(jnp.maximum, found)
+
+    def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
+        """``statistic(a, s)``, which is a mean over its images, over all of them."""
+        total, count = jnp.zeros(()), 0
+        for a, s in zip(self.activations, self.outputs(fit), strict=True):
+            total, count = total + len(a) * statistic(a, s), count + len(a)
+        return total / count
 
 
 Calibrator = Callable[[View, Fit], Fit]
@@ -67,7 +93,7 @@ Calibrator = Callable[[View, Fit], Fit]
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `fits.maximum` of the activations."""
     _check_per(per)
-    return _threshold(lambda view: _maximum(view.activation, per, view.site.channel))
+    return _threshold(lambda view: _positive(view.peaks(), per))
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
@@ -85,11 +111,16 @@ def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Cal
     _check_per(per)
     if objective not in ("floor", "round"):
         raise ValueError(f"objective is {objective!r}; allowed: 'floor', 'round'")
-    return _threshold(
-        lambda view: _least_squares(
-            view.activation, view.steps, per, objective, view.site.channel
-        )
-    )
+
+    def search(view: View) -> jax.Array:
+        top = _positive(view.peaks(), per)
+        errors = [
+            _candidate_errors(a, top, view.steps, objective, view.site.channel)
+            for a in view.activations
+        ]
+        return _nearest(top, functools.reduce(jnp.add, errors))
+
+    return _threshold(search)
 
 
 def shift_bias() -> Calibrator:
@@ -120,10 +151,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for _ in range(repeats):
-            error = _bias_correction(
-                view.activation, view.output(fit), view.site.channel
-            )
-            bias = fit.neuron.bias + error
+            bias = fit.neuron.bias + _lacking(view, fit)
             fit = fit._replace(neuron=fit.neuron._replace(bias=bias))
         return fit
 
@@ -139,7 +167,8 @@ def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for i in range(repeats):
-            error = _potential_correction(view.activation, view.output(fit), view.steps)
+            lacking = functools.partial(_potential_correction, steps=view.steps)
+            error = view.mean(lacking, fit)
             start = fit.neuron.initial_potential if add or i else 0
             neuron = fit.neuron._replace(initial_potential=start + error)
             fit = fit._replace(neuron=neuron)
@@ -199,22 +228,25 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
 
 def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
     """Per channel ``change(neuron, candidate)`` whose spikes are nearest to a."""
-    channel = view.site.channel
+    squared_error = functools.partial(_squared_error, channel=view.site.channel)
 
     def error(candidate: float) -> jax.Array:
         changed = fit._replace(neuron=change(fit.neuron, candidate))
-        lacking = _bias_correction(view.activation, view.output(changed), channel)
-        bias = changed.neuron.bias + lacking
+        bias = changed.neuron.bias + _lacking(view, changed)
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
-        return jax.block_until_ready(
-            _squared_error(view.activation, view.output(corrected), channel)
-        )
+        return jax.block_until_ready(view.mean(squared_error, corrected))
 
     errors = jnp.stack([error(candidate) for candidate in candidates])
     nearest = jnp.asarray(candidates, jnp.float32)[errors.argmin(0)]
     return fit._replace(neuron=change(fit.neuron, nearest))
+
+
+def _lacking(view: View, fit: Fit) -> jax.Array:
+    """`fits.bias_correction` of all images."""
+    correction = functools.partial(_bias_correction, channel=view.site.channel)
+    return view.mean(correction, fit)
 
 
 def calibrate_weights(
@@ -254,7 +286,8 @@ def calibrate_weights(
     def calibrate(view: View, fit: Fit) -> Fit:
         if not fit.weights:
             return fit
-        images = view.activation.shape[0]
+        activation = view.activation
+        images = activation.shape[0]
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.delay < view.steps
@@ -262,7 +295,7 @@ def calibrate_weights(
         step = functools.partial(
             _weight_step,
             sources=sources,
-            activation=view.activation,
+            activation=activation,
             current=current,
             objective="neuron" if objective == "spikes" and not time else objective,
             steps=view.steps,
@@ -352,11 +385,13 @@ def _check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
-_maximum = jax.jit(fits.maximum, static_argnames=("per", "channel"))
+_peaks = jax.jit(fits.peaks, static_argnames="channel")
+_positive = jax.jit(fits.positive, static_argnames="per")
 _quantile = jax.jit(fits.quantile, static_argnames=("p", "per", "channel"))
-_least_squares = jax.jit(
-    fits.least_squares, static_argnames=("per", "objective", "channel")
+_candidate_errors = jax.jit(
+    fits.candidate_errors, static_argnames=("objective", "channel")
 )
+_nearest = jax.jit(fits.nearest)
 _bias_correction = jax.jit(fits.bias_correction, static_argnames="channel")
 _squared_error = jax.jit(fits.squared_error, static_argnames="channel")
 _potential_correction = jax.jit(fits.potential_correction)

@@ -9,14 +9,17 @@ Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
@@ -76,9 +79,12 @@ def convert(
         delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
-        memory_budget: bytes; a site's currents are kept between calibrators if they
-            fit, and computed anew if not. The process may take two to three times
-            as much, since the allocator does not return all of it at once.
+        memory_budget: bytes on each device for what is on its way between sites. What
+            does not fit waits in files without a name in the folder for temporary
+            files; the currents of a site are kept between calibrators in what is left
+            of the budget, and computed anew if they do not fit. Weight calibration and
+            percentiles take memory for all images on top. The process may take two to
+            three times as much, since the allocator does not return all at once.
         mesh: devices that share the images along its first axis, of one process or of
             many; by default those that x is sharded over. Parameters that do not lie
             on them are copied to all of them, and the SNN comes back on all of them.
@@ -94,9 +100,10 @@ def convert(
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; a recipe that is none; x empty, of
-            the wrong shape, not floating point, or not to be shared evenly by the
-            devices; a folder of another conversion; activations that are not finite
-            (with the site's name), or outputs.
+            the wrong shape, not floating point, not to be shared evenly by the devices,
+            or too large for the memory budget of a mesh; a folder of another
+            conversion; activations that are not finite (with the site's name), or
+            outputs.
         OSError: the folder cannot be written to.
 
     >>> import jax, jax.numpy as jnp
@@ -130,7 +137,16 @@ def convert(
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, delay), share)
     cut = _cutter(fn, params, x)
-    plan = _Plan(x, spread, size, cut, params, steps, delay, memory_budget)
+    waiting = share * _bytes_on_their_way(network, steps, delay)
+    budget = max(0, memory_budget - waiting)
+    offload = waiting > memory_budget and not isinstance(x, Tracer)
+    if offload and spread is not None:
+        raise ValueError(
+            f"the streams of {share} images on each device take {waiting / 1e6:.0f} MB "
+            f"and memory_budget is {memory_budget / 1e6:.0f} MB; with a mesh they stay "
+            "in memory: allow more, or give fewer images or more devices"
+        )
+    plan = _Plan(x, spread, size, cut, params, steps, delay, budget, offload)
     neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
     for number, calibrators in enumerate(recipe.sweeps):
@@ -169,12 +185,17 @@ class _Plan(NamedTuple):
     params: chex.ArrayTree
     steps: int
     delay: int
-    budget: int
+    budget: int  # bytes for the currents of a site
+    offload: bool
 
     @property
     def means(self) -> bool:
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.delay == self.steps
+
+    def waits(self, value):
+        """A stream until its next stage: in memory, or in a file if all do not fit."""
+        return jax.tree.map(_in_file, value) if self.offload else value
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Of all micro-batches, one array of all images."""
@@ -254,19 +275,19 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate)
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activation = plan.join([_step_ann(plan, c, i, original) for c in chunks])
-    _check_finite(f"the activations of site {site.name!r}", activation)
+    activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
-    output = functools.partial(_output, plan, currents, site)
-    view = View(site, plan.steps, plan.delay, activation, output, feed)
+    outputs = functools.partial(_outputs, plan, currents, site)
+    view = View(site, plan.steps, plan.delay, activations, outputs, feed, plan.join)
     fit = calibrate(view, Fit(neurons[site.name], kernels))
     _check_shared(network, site, kernels, fit.weights)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
         spikes = _fire(neuron, current, plan.steps, plan.delay, len(site.shape))
+        spikes, *carried = map(plan.waits, [spikes, *carried])
         _keep(chunk.snn, chunk.stages, i, spikes, carried)
     return fit
 
@@ -296,6 +317,8 @@ def _step_ann(plan: _Plan, chunk: _Chunk, i: int, params) -> jax.Array:
     streams = (False,) * len(sources)
     inputs, carried = _run(plan.spread, stage, chunk.ann, streams, 1, sources)
     activation = identity(stage.equation.place, *inputs)
+    _check_finite(f"the activations of site {stage.equation.place.name!r}", activation)
+    activation, *carried = map(plan.waits, [activation, *carried])
     _keep(chunk.ann, chunk.stages, i, activation, carried)
     return activation
 
@@ -371,13 +394,11 @@ def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, batch, tim
     return current, sources
 
 
-def _output(plan: _Plan, currents, site: Site, fit: Fit) -> jax.Array:
+def _outputs(plan: _Plan, currents, site: Site, fit: Fit) -> Iterator[jax.Array]:
+    """Mean outputs of a site, one micro-batch after the other."""
     neuron = _widen(fit.neuron, site)
-    means = [
-        _mean_output(neuron, into, plan.steps, plan.delay, len(site.shape))
-        for (into, *_), _ in currents(fit.weights)
-    ]
-    return plan.join(means)
+    for (into, *_), _ in currents(fit.weights):
+        yield _mean_output(neuron, into, plan.steps, plan.delay, len(site.shape))
 
 
 def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
@@ -615,6 +636,22 @@ def _check_finite(what: str, array: jax.Array) -> None:
         f"{what} hold {bad} values that are NaN or infinite, of {array.size}; allowed: "
         "finite numbers. Check the normalisation of the images, and the parameters"
     )
+
+
+def _bytes_on_their_way(network: Network, steps: int, delay: int) -> int:
+    """Bytes per image of both streams where most is on its way: two sites at a time."""
+    spikes = 4 if delay == steps else math.ceil(steps / 8)
+    sizes = [math.prod(site.shape) for site in network.sites]
+    return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
+
+
+def _in_file(array: jax.Array) -> np.ndarray:
+    """The same in a file without a name, which goes when the array does."""
+    host = np.asarray(array)
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, host.dtype, "w+", shape=host.shape)
+    mapped[...] = host
+    return mapped
 
 
 def _micro_batch(network: Network, steps: int, delay: int) -> int:

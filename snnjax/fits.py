@@ -31,13 +31,19 @@ def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax
     >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
     [2. 2.]
     """
-    activation = activation.astype(jnp.float32)
-    layer = activation.max()
+    return positive(peaks(activation, channel), per)
+
+
+def peaks(activation: jax.Array, channel: int = -1) -> jax.Array:
+    """max a of each channel, [C]: of more images it is the maximum of theirs."""
+    return _over_all_but(channel, jnp.max, activation.astype(jnp.float32))
+
+
+def positive(peaks: jax.Array, per: str = "layer") -> jax.Array:
+    """Thresholds of these `peaks`, as `maximum` gives them."""
+    layer = peaks.max()
     layer = jnp.where(layer > 0, layer, 1)
-    if per == "layer":
-        return layer
-    each = _over_all_but(channel, jnp.max, activation)
-    return jnp.where(each > 0, each, layer)
+    return layer if per == "layer" else jnp.where(peaks > 0, peaks, layer)
 
 
 def quantile(
@@ -85,13 +91,34 @@ def least_squares(
     >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
     5.0 5.0
     """
-    activation = activation.astype(jnp.float32)
-    half = {"floor": 0.0, "round": 0.5}[objective]
-    channels = 1 if per == "layer" else activation.shape[channel]
     top = maximum(activation, per, channel)
-    fractions = jnp.asarray(1 - 0.01 * np.arange(95), activation.dtype)
-    thresholds = jnp.reshape(top, -1) * fractions[:, None]  # [95, channels]
-    blocks = _blocks(jnp.moveaxis(activation, channel, -1).reshape(-1, channels))
+    return nearest(top, candidate_errors(activation, top, steps, objective, channel))
+
+
+_FRACTIONS = 1 - 0.01 * np.arange(95, dtype=np.float32)
+
+
+def candidate_errors(
+    activation: jax.Array,
+    top: jax.Array,
+    steps: int,
+    objective: str = "floor",
+    channel: int = -1,
+) -> jax.Array:
+    """Sum of (ClipFloor(a) - a)^2 for each candidate of `least_squares`.
+
+    Args:
+        activation, steps, objective, channel: as there.
+        top: largest candidate, scalar or [C].
+
+    Returns:
+        [95, 1] or [95, C]; of more images it is the sum of theirs.
+    """
+    half = {"floor": 0.0, "round": 0.5}[objective]
+    channels = top.size
+    activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
+    thresholds = jnp.reshape(top, -1) * _FRACTIONS[:, None]  # [95, channels]
+    blocks = _blocks(activation.reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
     tiled = jnp.tile(thresholds, (1, repeats))
@@ -102,8 +129,13 @@ def least_squares(
         return total + error.reshape(len(error), -1, channels).sum(1), None
 
     errors, _ = jax.lax.scan(add_errors, jnp.zeros_like(thresholds), blocks)
-    best = jnp.argmin(errors, axis=0)
-    return (jnp.reshape(top, -1) * fractions[best]).reshape(top.shape)
+    return errors
+
+
+def nearest(top: jax.Array, errors: jax.Array) -> jax.Array:
+    """The candidate of least error, the largest of equals; shaped as ``top``."""
+    fractions = jnp.asarray(_FRACTIONS)[jnp.argmin(errors, axis=0)]
+    return (jnp.reshape(top, -1) * fractions).reshape(top.shape)
 
 
 def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:

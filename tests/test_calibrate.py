@@ -53,7 +53,7 @@ def view(seed, delay=0):
         del batch
         return _current, sources if time else sources.mean(0)
 
-    seen = View(SITE, STEPS, delay, target, output, feed)
+    seen = View(SITE, STEPS, delay, [target], lambda fit: [output(fit)], feed)
     fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
 
@@ -155,20 +155,24 @@ def test_half_charge_equals_the_shift_once_all_input_is_in():
     )
 
 
-@few
-@hypothesis.given(seeds, st.sampled_from([0, 1, STEPS]))
-def test_bias_correction_lowers_the_mean_error_of_the_channels(seed, delay):
-    seen, fit = view(seed, delay)
+@pytest.mark.parametrize("delay", [0, 1, STEPS])
+def test_bias_correction_lowers_the_mean_error_of_the_channels(delay):
+    """Of most sites: a spike more or less can make one of them worse."""
+    found = []
+    for seed in range(20):
+        seen, fit = view(seed, delay)
+        fit = calibrate.shift_bias()(seen, fit)
+        once, thrice = (calibrate.correct_bias(n)(seen, fit) for n in (1, 3))
+        assert once.neuron.bias.shape == (2,)
+        lacking = [
+            fits.bias_correction(seen.activation, seen.output(f))
+            for f in (fit, once, thrice)
+        ]
+        found.append([jnp.abs(error).sum() for error in lacking])
+    before, once, thrice = np.mean(found, 0)
 
-    def error(fit):
-        lacking = fits.bias_correction(seen.activation, seen.output(fit))
-        return jnp.abs(lacking).sum()
-
-    fit = calibrate.shift_bias()(seen, fit)
-    corrected = calibrate.correct_bias()(seen, fit)
-    assert error(corrected) <= error(fit) + 1e-6
-    assert corrected.neuron.bias.shape == (2,)
-    assert error(calibrate.correct_bias(3)(seen, fit)) <= error(corrected) + 0.02
+    assert once < 0.8 * before
+    assert thrice < 0.8 * before
 
 
 @few
@@ -217,7 +221,8 @@ def early_evidence():
         return compiled_output(NEURON, fit.neuron, currents)
 
     neuron = NEURON.params()
-    return View(SITE, STEPS, 0, target, output, None), Fit(neuron, {})
+    seen = View(SITE, STEPS, 0, [target], lambda fit: [output(fit)], None)
+    return seen, Fit(neuron, {})
 
 
 def test_charge_is_postponed_where_evidence_is_taken_back():

@@ -1,0 +1,127 @@
+"""Does memory_budget bound the memory of a conversion, and what does that cost?
+
+    python -m benchmarks.memory --out benchmarks/results/memory.json
+
+Converts three convolutions of 16 channels at 224x224 by ``light()``, T = 32, where both
+streams of 64 images take 0.8 GB, once for each budget, each in a process of its own.
+Prints how much the process grew over what it held before (peak of the resident set,
+without the images), and its seconds.
+"""
+
+import functools
+import gc
+import sys
+import threading
+import time
+from pathlib import Path
+
+from benchmarks import timing
+
+BUDGETS = (0, 100, 400, 1600)  # MB
+
+
+def resident() -> float:
+    """MB that the process holds; pages of files can be taken back and do not count."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * 4096 / 1e6
+
+
+def prepare(budget: int, images: int, width: int):
+    """(run, facts) of one budget; the facts are all that is measured."""
+    import jax
+    import numpy as np
+
+    import snnjax
+
+    def fn(params, x):
+        for kernel in params[:-1]:
+            x = jax.nn.relu(
+                jax.lax.conv_general_dilated(
+                    x,
+                    kernel,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+            )
+        return x.mean((1, 2)) @ params[-1]
+
+    draw = np.random.default_rng(0)
+    shapes = [(3, 3, 3, 16), (3, 3, 16, 16), (3, 3, 16, 16), (16, 10)]
+    params = [(draw.normal(size=s) / 8).astype(np.float32) for s in shapes]
+    x = draw.normal(size=(images, width, width, 3)).astype(np.float32)
+
+    def run():
+        snn = snnjax.convert(fn, params, x, steps=32, memory_budget=budget * 10**6)
+        return jax.block_until_ready(snn)
+
+    gc.collect()
+    before, peak, done = resident(), [0.0], threading.Event()
+
+    def watch():
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return lambda: None, {"grown_mb": peak[0] - before, "seconds": seconds}
+
+
+def compare(options) -> dict:
+    before = timing.machine()
+    given = [f"--images={options.images}", f"--width={options.width}"]
+    module = [sys.executable, "-m", "benchmarks.memory"]
+    sides = {}
+    for budget in BUDGETS:  # one after the other, so that each has the machine
+        command = {f"{budget} MB": [*module, f"--side={budget}", *given]}
+        sides |= timing.rounds(command, 0, 0)
+    first, *_, last = sides.values()
+    grown, seconds = (
+        first["facts"][name] / last["facts"][name] for name in ("grown_mb", "seconds")
+    )
+    return {
+        "question": __doc__.splitlines()[0],
+        "sizes": {"images": options.images, "width": options.width, "steps": 32},
+        "machine": before,
+        "versions": {"snnjax": first["versions"]},
+        "sides": sides,
+        "targets": [
+            timing.target("memory, least over largest budget", grown, at_most=0.5),
+            timing.target("seconds, least over largest budget", seconds, at_most=2),
+        ],
+    }
+
+
+def text(result: dict) -> str:
+    rows = [
+        [name, side["facts"]["grown_mb"], side["facts"]["seconds"]]
+        for name, side in result["sides"].items()
+    ]
+    return timing.table(["memory_budget", "grown by MB", "seconds"], rows)
+
+
+def main(arguments: list[str] | None = None) -> dict | None:
+    parser = timing.parser(__doc__)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--width", type=int, default=224)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.width = 4, 16
+    if options.side:
+        work = functools.partial(
+            prepare, int(options.side), options.images, options.width
+        )
+        timing.serve(work, ("jax", "jaxlib"))
+        return None
+    result = compare(options)
+    timing.report(result, text(result), options.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
