@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import timing
 
-BUDGETS = (0, 100, 400, 1600)  # MB
+BUDGETS = (0, 200, 1600)  # MB
 
 
 def resident() -> float:

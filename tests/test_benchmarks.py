@@ -4,11 +4,19 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import calibration, converter_cnn, lif_layer, throughput, timing
+from benchmarks import (
+    calibration,
+    converter_cnn,
+    lif_layer,
+    memory,
+    throughput,
+    timing,
+)
 
 
 def _fake(monkeypatch, module, missing=()):
@@ -110,6 +118,20 @@ def test_throughput_draws_what_t_the_batch_and_the_depth_change(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert len(sizes) == len(chosen)
     assert all(s.ann in chosen for s in chosen if not s.mode.startswith("ANN"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory(monkeypatch, capsys):
+    def rounds(commands, count, repeats):
+        (name,) = commands
+        _, facts = memory.prepare(int(name.split()[0]), images=4, width=16)
+        return {name: {"facts": facts, "versions": {}, "seconds": []}}
+
+    monkeypatch.setattr(timing, "rounds", rounds)
+    result = memory.main(["--quick"])
+    assert len(result["sides"]) == len(memory.BUDGETS)
+    assert all(side["facts"]["seconds"] > 0 for side in result["sides"].values())
+    assert "| 1600 MB" in capsys.readouterr().out
 
 
 def test_lif_layer_checks_its_sides():
