@@ -373,27 +373,27 @@ class Convert:
             )
 
 
+# Networks in experiments/sources: He et al.'s ResNet-20, six convolutions with average
+# pooling and with max-pool.
+SOURCES = ("resnet20", "vgg8", "vgg8_max")
+
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {
     # ResNet-8 on 8x8 digits; trains it first, 12 seconds. Under two minutes in all on
     # two CPU cores.
     "digits": Convert(),
-    # He et al.'s ResNet-20, trained by `python -m experiments.sources.train resnet20`.
-    # All recipes on all test images take hours on two CPU cores; README has the command
-    # for a part of them, 15 minutes.
-    "cifar10_resnet20": Convert(
-        dataset="cifar10",
-        checkpoint="experiments/sources/resnet20.safetensors",
-        iterations=1000,
-        out="runs/convert_cifar10_resnet20",
-    ),
-    # Six convolutions with average pooling, by the same script.
-    "cifar10_vgg8": Convert(
-        dataset="cifar10",
-        checkpoint="experiments/sources/vgg8.safetensors",
-        iterations=1000,
-        out="runs/convert_cifar10_vgg8",
-    ),
+    # Published networks, trained by `python -m experiments.sources.train NAME`. All
+    # recipes on all test images take hours on two CPU cores; README has the commands
+    # for a part of them.
+    **{
+        f"cifar10_{name}": Convert(
+            dataset="cifar10",
+            checkpoint=f"experiments/sources/{name}.safetensors",
+            iterations=1000,
+            out=f"runs/convert_cifar10_{name}",
+        )
+        for name in SOURCES
+    },
 }
 
 

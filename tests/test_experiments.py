@@ -11,8 +11,9 @@ import pytest
 import snnjax
 from experiments import ablation, convert
 from experiments.checkpoint import load_snn
-from experiments.configs import PRESETS_CONVERT, Convert, TrainANN, parse
+from experiments.configs import PRESETS_CONVERT, SOURCES, Convert, TrainANN, parse
 from experiments.data import load
+from experiments.source import load_source
 from experiments.train_ann import train
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,9 @@ def test_all_files_are_written(converted):
     assert len(found["results"]) == len(results)
     assert len(found["results"][0]["measures"]["sites"]) == 7
     assert {"jax", "flax", "snnjax"} <= set(found["versions"])
-    assert "| `best` | T |" in (out / "results.md").read_text()
+    text = (out / "results.md").read_text()
+    assert "| `best` | T |" in text
+    assert "| `best` | 1 | 4 | 11 |" in text.split("energy, % of ANN")[1]
     for name in ("accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
@@ -95,6 +98,18 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert convert.restore(again, data=data) == winner.accuracies[0][-1]
     file = Path(config.out) / "snn.safetensors"
     assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
+
+
+def test_every_published_source_has_a_preset_and_a_card():
+    folder = ROOT / "experiments" / "sources"
+    published = sorted(file.stem for file in folder.glob("*.safetensors"))
+    assert sorted(SOURCES) == published
+    for name in SOURCES:
+        preset = PRESETS_CONVERT[f"cifar10_{name}"]
+        card = load_source(ROOT / preset.checkpoint).card  # and checks its sha256
+        assert card["model"] == name
+        assert card["test_accuracy"] > 0.85
+        assert card["command"].startswith(f"python -m experiments.sources.train {name}")
 
 
 def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
