@@ -374,8 +374,8 @@ class Convert:
 
 
 # Networks in experiments/sources: He et al.'s ResNet-20, six convolutions with average
-# pooling and with max-pool.
-SOURCES = ("resnet20", "vgg8", "vgg8_max")
+# pooling and with max-pool, MobileNet of a quarter of the width with ReLU6.
+SOURCES = ("resnet20", "vgg8", "vgg8_max", "mobilenet_quarter")
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {

@@ -6,8 +6,11 @@ accurate spiking network, which ``--restore`` evaluates again. A run that was
 interrupted goes on when started again.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -40,7 +43,7 @@ from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
-from snnjax import metrics
+from snnjax import metrics, sharding
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -53,7 +56,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "best": lambda config, seed: snnjax.best(),
 }
 BATCH = 500  # test images at a time
-FITS = "fits"  # folder in --out, while a run is under way
+UNFINISHED = "unfinished_conversions"  # folder in --out, while a run is under way
 SHOTS = 100  # test images to measure rates, errors and operations on
 
 
@@ -65,6 +68,10 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     _check_images(config, data)
+    mesh = processes.make_mesh(config.mesh)
+    sharding.check_batch(
+        "calibration_images", config.calibration_images, sharding.over_batch(mesh)
+    )
     source = _source(config, data)
     needed = output.space(source.variables, 2 + len(config.seeds) * len(config.steps))
     output.writable(config.out, f"--out {config.out}", needed)
@@ -76,8 +83,6 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     beside = _beside(source.card.get("test_accuracy"), ann, len(labels))
     print(f"{sites}\n\nANN: {100 * ann:.2f} % of {len(labels)} test images{beside}\n")
     print(HEADER, flush=True)
-
-    mesh = processes.make_mesh(config.mesh)
 
     @jax.jit
     def simulate(snn, x):
@@ -104,7 +109,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     plot.accuracy(results, ann, out / "accuracy.png")
     plot.layers(results, out / "layers.png")
     plot.raster(fn, snn, sites, images[:1], out / "raster.png")
-    shutil.rmtree(out / FITS)  # which an interrupted run would have gone on from
+    _forget_unfinished(config)
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
@@ -163,8 +168,7 @@ def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
     plan = list(_plan(job.config))
     results, snns = [], []
     total = len(plan) * len(job.config.seeds)
-    hidden = None if processes.first() else True
-    progress = tqdm(total=total, leave=False, disable=hidden)
+    progress = tqdm(total=total, desc="conversions", leave=False, disable=_hidden())
     with progress, ThreadPoolExecutor(1) as pool:
         # Half of the time is XLA's: compile ahead on another core. Devices of a mesh
         # must all do the same in the same order, so there each row compiles its own.
@@ -208,10 +212,21 @@ def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
         snnjax.latency(job.sites, steps, delay),
         float(found.firing_rate),
         float(found.synaptic_operations),
-        statistics.median(draw.seconds for draw in draws),
+        _median([draw.seconds for draw in draws]),
         found,
     )
     return result, first
+
+
+def _median(seconds: Sequence[float]) -> float:
+    """Without those of interrupted conversions, which are not known."""
+    known = [s for s in seconds if not math.isnan(s)]
+    return statistics.median(known) if known else math.nan
+
+
+def _hidden() -> bool | None:
+    """For tqdm: no bar where there is no terminal, nor on all processes but one."""
+    return None if processes.first() else True
 
 
 class Draw(NamedTuple):
@@ -219,14 +234,13 @@ class Draw(NamedTuple):
 
     snn: snnjax.SNN
     accuracies: list[float]  # after 1..T steps
-    seconds: float  # of the conversion
+    seconds: float  # of the conversion; NaN if it was interrupted
 
 
 def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Draw:
     """Convert and evaluate; what an interrupted run found is not done again."""
-    config, spread = job.config, job.mesh is not None
-    folder = Path(config.out).expanduser() / FITS
-    folder = folder / f"{recipe}_T{steps}_delay{delay}_seed{seed}"
+    config, folder = job.config, _unfinished(job.config, recipe, steps, delay, seed)
+    resumed = any(folder.glob("*.npz"))
     start = time.perf_counter()
     snn = snnjax.convert(
         job.fn,
@@ -237,24 +251,41 @@ def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Dra
         recipe=RECIPES[recipe](config, seed),
         mesh=job.mesh,
         folder=folder,
+        progress=functools.partial(
+            tqdm, desc=f"{recipe}, T = {steps}", leave=False, disable=_hidden()
+        ),
     )
     jax.block_until_ready(snn)
-    seconds = time.perf_counter() - start
+    seconds = math.nan if resumed else time.perf_counter() - start
     # What is not shared, such as a measurement, runs on a device of this process.
-    snn = jax.device_get(snn) if spread else snn
+    snn = snn if job.mesh is None else jax.device_get(snn)
     snn = canonical(snn, job.data.num_classes, job.sites)
-    file = folder / f"{config.dtype}_{len(job.labels)}_images.json"
+    file = folder / f"{len(job.labels)}_images.json"
     if file.exists():
         return Draw(snn, **json.loads(file.read_text()))
     wait()  # until the programs are compiled
     reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
-    found = Draw(snn, reached, seconds)
     if processes.first():
-        beside = file.with_suffix(".part")
-        kept = {"accuracies": found.accuracies, "seconds": found.seconds}
-        beside.write_text(json.dumps(kept))
-        beside.replace(file)
-    return found
+        kept = {"accuracies": reached, "seconds": seconds}
+        output.write_whole(file, json.dumps(kept))
+    return Draw(snn, reached, seconds)
+
+
+def _unfinished(config: Convert, *draw) -> Path:
+    """Folder for the fits of a draw: recipe, T, delay, seed."""
+    recipe, steps, delay, seed = draw
+    name = f"{recipe}_T{steps}_delay{delay}_seed{seed}_{config.calibration_images}"
+    return Path(config.out).expanduser() / UNFINISHED / name
+
+
+def _forget_unfinished(config: Convert) -> None:
+    """Delete the fits of this run; those of others, and what is not ours, stay."""
+    for recipe, steps, delay in _plan(config):
+        for seed in config.seeds:
+            folder = _unfinished(config, recipe, steps, delay, seed)
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.parent.rmdir()
 
 
 def _plan(config: Convert):
@@ -351,7 +382,8 @@ def _source(config: Convert, data: Dataset) -> Source:
             raise
         preset = PRESETS_ANN["digits_resnet"]
         print(f"training a source network first: {config.checkpoint}", flush=True)
-        source = train(dataclasses.replace(preset, out=config.checkpoint), data=data)
+        preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
+        source = train(preset, data=data)
     card = source.card
     found = list(card["input_shape"]), card["num_classes"]
     if found != (shape, data.num_classes):

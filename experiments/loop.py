@@ -104,7 +104,7 @@ def fit(
             lines = _truncated(log, finished)
         if finished:
             state = _restored(manager, finished, state)
-        state = sharding.replicate(state, spread)
+        state = sharding.on_mesh(state, spread)
         for epoch in range(finished + 1, config.epochs + 1):
             start = time.perf_counter()
             images = len(data.train_images)

@@ -1,5 +1,6 @@
 """Output folders: whether they can take the results, asked before the work starts."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -36,6 +37,16 @@ def writable(folder: str | Path, given: str, needed: float = 0) -> Path:
             "needed; make room, or give another place by --out"
         )
     return out
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write beside the file, then rename: nobody ever sees half of it."""
+    beside = file.with_name(f".{file.name}.part")
+    with beside.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(file)
 
 
 def space(tree: Any, copies: int) -> float:

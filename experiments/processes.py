@@ -49,16 +49,16 @@ def together() -> Iterator[None]:
 
 
 def _begin() -> None:
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address is None or jax.distributed.is_initialized():
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if not found or jax.distributed.is_initialized():
         return
     try:
-        count = int(os.environ["JAX_NUM_PROCESSES"])
-        index = int(os.environ["JAX_PROCESS_ID"])
+        address, count, index = found[names[0]], *(int(found[n]) for n in names[1:])
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"JAX_COORDINATOR_ADDRESS is {address}, so JAX_NUM_PROCESSES and "
-            f"JAX_PROCESS_ID must be whole numbers; found {error!r}"
+            f"{', '.join(names)} belong together, the last two as whole numbers; found "
+            f"{found}: {error!r}"
         ) from None
     jax.distributed.initialize(
         address, count, index, heartbeat_timeout_seconds=HEARTBEAT

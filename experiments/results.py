@@ -120,4 +120,5 @@ def _plain(value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.ndarray | np.generic) else value
+    value = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    return None if value != value else value  # JSON has no NaN

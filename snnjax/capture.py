@@ -84,6 +84,9 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     return evaluated
 
 
+_COMPUTED = ("bfloat16", "float16", "float32")
+
+
 def in_dtype(fn: Callable, dtype: Any) -> Callable:
     """``fn`` computed in another floating type, e.g. bfloat16; outputs are float32.
 
@@ -98,19 +101,27 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     >>> print(fn(jnp.ones((1, 1)), jnp.array([[1.001]])))
     [[1.]]
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {dtype}; allowed: a floating type, e.g. bfloat16")
+    try:
+        name = str(jnp.dtype("none" if dtype is None else dtype))
+    except TypeError:
+        name = "unknown"
+    if name not in _COMPUTED:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_COMPUTED)}")
 
     def cast(tree, to):
         return jax.tree.map(
-            lambda a: a.astype(to) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+            lambda a: jnp.asarray(a, to) if _is_floating(a) else a, tree
         )
 
     @functools.wraps(fn)
-    def computed(params, x):
-        return cast(fn(cast(params, dtype), cast(x, dtype)), jnp.float32)
+    def computed(params, x, **options):
+        return cast(fn(cast(params, dtype), cast(x, dtype), **options), jnp.float32)
 
     return computed
+
+
+def _is_floating(a) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
 def capture(

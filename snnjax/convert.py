@@ -87,10 +87,11 @@ def convert(
             three times as much, since the allocator does not return all at once.
         mesh: devices that share the images along its first axis, of one process or of
             many; by default those that x is sharded over. Parameters that do not lie
-            on them are copied to all of them, and the SNN comes back on all of them.
+            on them are copied to all of them, and the SNN comes back on all of them;
+            ``jax.device_get(snn)`` runs anywhere.
         folder: keeps the fit of every site there; a conversion that was interrupted
             goes on from them when started again with the same arguments, and gives the
-            same bits. A new one, or None.
+            same bits. A new folder, on a disk that all processes share, or None.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
@@ -101,10 +102,10 @@ def convert(
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; a recipe that is none; x empty, of
             the wrong shape, not floating point, not to be shared evenly by the devices,
-            or too large for the memory budget of a mesh; a folder of another
+            or too large for the memory budget of several processes; a folder of another
             conversion; activations that are not finite (with the site's name), or
             outputs.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or that for temporary files.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -120,33 +121,29 @@ def convert(
         raise ValueError(f"memory_budget is {memory_budget}; allowed: >= 0 bytes")
     recipe = light() if recipe is None else recipe
     _check_recipe(recipe)
-    network = capture(fn, params, x)
-    kept = resume.keep(
-        folder,
-        network=_outline(network),
-        parameters=jax.tree.leaves(params),
-        images=x,
-        steps=steps,
-        delay=delay,
-        recipe=recipe,
-    )
     spread = sharding.over_batch(mesh, x)
+    params = sharding.on_mesh(params, spread)
+    network = capture(fn, params, x if spread is None else _unplaced(x))
     sharding.check_batch("the calibration images", x.shape[0], spread)
-    x, params = sharding.place(x, spread), sharding.replicate(params, spread)
+    images, x = x, sharding.place(x, spread)
     _check_finite("the calibration images", x)
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, delay), share)
     cut = _cutter(fn, params, x)
     waiting = share * _bytes_on_their_way(network, steps, delay)
-    budget = max(0, memory_budget - waiting)
     offload = waiting > memory_budget and not isinstance(x, Tracer)
-    if offload and spread is not None:
-        raise ValueError(
-            f"the streams of {share} images on each device take {waiting / 1e6:.0f} MB "
-            f"and memory_budget is {memory_budget / 1e6:.0f} MB; with a mesh they stay "
-            "in memory: allow more, or give fewer images or more devices"
-        )
+    _check_offload(offload, waiting, memory_budget)
+    budget = max(0, memory_budget - waiting)
     plan = _Plan(x, spread, size, cut, params, steps, delay, budget, offload)
+    kept = resume.keep(
+        folder,
+        network=lambda: resume.outline(cut(1)[0]),
+        parameters=lambda: jax.tree.leaves(params),
+        images=lambda: images,
+        steps=lambda: steps,
+        delay=lambda: delay,
+        recipe=lambda: recipe,
+    )
     neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
     for number, calibrators in enumerate(recipe.sweeps):
@@ -173,6 +170,20 @@ class Train(NamedTuple):
 
     bits: jax.Array
     threshold: jax.Array
+
+
+class Waiting(Sequence):
+    """Micro-batches that may lie in files, as arrays."""
+
+    def __init__(self, values: Sequence[Any]):
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, i):
+        found = self.values[i]
+        return found if isinstance(found, jax.Array) else jnp.asarray(found)
 
 
 class _Plan(NamedTuple):
@@ -275,7 +286,7 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate)
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
+    activations = Waiting([_step_ann(plan, chunk, i, original) for chunk in chunks])
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
@@ -295,7 +306,13 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate)
 def _chained(calibrators, spread, view: View, fit: Fit) -> Fit:
     """All calibrators, one after the other; fits lie on all devices."""
     for calibrate in calibrators:
-        fit = sharding.replicate(calibrate(view, fit), spread, move=True)
+        found = calibrate(view, fit)
+        changed = {p: w for p, w in found.weights.items() if w is not fit.weights[p]}
+        neuron = sharding.gathered(found.neuron, spread)
+        weights = fit.weights  # the same object, for which currents are kept
+        if changed:
+            weights = weights | sharding.gathered(changed, spread)
+        fit = Fit(neuron, weights)
     return fit
 
 
@@ -347,7 +364,8 @@ def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
     """
     shape = chunks[0].stages[i].equation.place.shape
     times = 1 if plan.means else plan.steps
-    fits = 4 * plan.x.shape[0] * times * math.prod(shape) <= plan.budget
+    share = plan.x.shape[0] // sharding.size(plan.spread)
+    fits = 4 * share * times * math.prod(shape) <= plan.budget
     kept = []
 
     def compute(weights):
@@ -433,7 +451,7 @@ def _readout_error(plan: _Plan, snn: SNN, chunks: list[_Chunk], outputs):
         bias_correction(error, jnp.zeros(1), channel if error.ndim > 1 else -1)
         for error, channel in zip(joined, network.channels, strict=True)
     ]
-    corrections = sharding.replicate(corrections, plan.spread, move=True)
+    corrections = sharding.gathered(corrections, plan.spread)
     return jax.tree_util.tree_unflatten(network.tree, corrections)
 
 
@@ -531,15 +549,6 @@ def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
 
 
 # -------------------------------------------------------------------- helpers
-
-
-def _outline(network: Network) -> list:
-    """What tells two networks apart: operations, shapes and types, names of sites."""
-    operations = [
-        (str(eq.primitive), [str(network.avals[v]) for v in eq.outputs])
-        for eq in network.equations
-    ]
-    return [str(network.sites), operations]
 
 
 def _check_recipe(recipe) -> None:
@@ -647,11 +656,33 @@ def _bytes_on_their_way(network: Network, steps: int, delay: int) -> int:
 
 def _in_file(array: jax.Array) -> np.ndarray:
     """The same in a file without a name, which goes when the array does."""
-    host = np.asarray(array)
-    with tempfile.TemporaryFile() as file:
-        mapped = np.memmap(file, host.dtype, "w+", shape=host.shape)
-    mapped[...] = host
-    return mapped
+    host = np.ascontiguousarray(array).reshape(array.shape)
+    if not host.size:
+        return host
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(host.view(np.uint8).data)
+            file.flush()  # a full disk is told here; through a map it would be fatal
+            return np.memmap(file, host.dtype, "r", shape=host.shape)
+    except OSError as error:
+        raise OSError(
+            f"streams that exceed memory_budget wait in {tempfile.gettempdir()}: "
+            f"{error.strerror}. Set TMPDIR to a disk with more room, or allow more "
+            "memory"
+        ) from error
+
+
+def _check_offload(offload: bool, waiting: int, memory_budget: int) -> None:
+    if offload and jax.process_count() > 1:
+        raise ValueError(
+            f"the streams on each device take {waiting / 1e6:.3g} MB and memory_budget "
+            f"is {memory_budget / 1e6:.3g} MB; with several processes they stay in "
+            "memory: allow more, or give fewer images or more devices"
+        )
+
+
+def _unplaced(x) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
 def _micro_batch(network: Network, steps: int, delay: int) -> int:

@@ -7,20 +7,26 @@ sites that it knows without fitting them: the same SNN, bit for bit.
 
 import functools
 import hashlib
-import inspect
 import json
 import os
 import re
 import secrets
+import warnings
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 
 from snnjax.calibrate import Calibrator, Fit, View
+from snnjax.network import Network, Static
 
 _CLAIM = "conversion.json"
 _WEIGHT = "weights/"
@@ -31,20 +37,20 @@ class Kept(NamedTuple):
 
     Attributes:
         folder: where they lie, one file for each site of each sweep.
-        writes: whether this process is the one that writes them.
+        identity: what the conversion is made of: name -> digest.
     """
 
     folder: Path | None
-    writes: bool = True
+    identity: dict[str, str]
 
 
-def keep(folder: str | os.PathLike | None, **identity: Any) -> Kept:
+def keep(folder: str | os.PathLike | None, **identity: Callable[[], Any]) -> Kept:
     """Open a folder for the fits of one conversion, or go on with what it holds.
 
     Args:
         folder: made if it does not exist; None keeps nothing.
-        identity: what makes the conversion what it is; any pytrees, arrays and
-            functions among them.
+        identity: functions that give what makes the conversion what it is; any
+            pytrees, arrays and functions among them. The versions count too.
 
     Raises:
         ValueError: the folder holds another conversion, or files of something else;
@@ -52,34 +58,31 @@ def keep(folder: str | os.PathLike | None, **identity: Any) -> Kept:
         OSError: it cannot be written to.
     """
     if folder is None:
-        return Kept(None)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(identity)):
+        return Kept(None, {})
+    if isinstance(folder, bool) or not os.fspath(folder):
+        raise ValueError(
+            f"folder is {folder!r}; allowed: the path of a folder, or None"
+        )
+    found = {name: value() for name, value in identity.items()}
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found)):
         raise ValueError(
             "folder keeps numbers, and inside jit (or another transformation) there "
             "are none yet: convert outside, or leave folder out"
         )
-    path, claim = Path(folder).expanduser(), Path(folder).expanduser() / _CLAIM
-    identity = {name: _digest(value) for name, value in identity.items()}
-    kept = Kept(path, jax.process_index() == 0)
-    if claim.exists():
-        found = json.loads(claim.read_text())
-        differing = [n for n in identity if found.get(n) != identity[n]]
-        if differing:
-            raise ValueError(
-                f"{path} holds the fits of another conversion: other "
-                f"{', '.join(differing)}. Give another folder, or delete this one"
-            )
-        return kept
+    found["versions"] = [version(name) for name in ("snnjax", "jax")]
+    path = Path(folder).expanduser()
+    kept = Kept(path, {name: _digest(value) for name, value in found.items()})
     path.mkdir(parents=True, exist_ok=True)
+    claim = path / _CLAIM
+    if claim.exists():
+        _check_claim(claim, kept.identity)
+        return kept
     foreign = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
-    if foreign:
+    if set(foreign) - {_CLAIM}:
         raise ValueError(
             f"{path} is no folder of fits: it holds {foreign[0]!r}. Give an empty one "
             "or one that does not exist"
         )
-    if kept.writes:
-        text = json.dumps(identity, indent=1) + "\n"
-        _replace(claim, lambda file: file.write(text.encode()))
     return kept
 
 
@@ -90,21 +93,91 @@ def remembering(kept: Kept, sweep: int, calibrate: Calibrator, site: int) -> Cal
     file = kept.folder / f"sweep_{sweep}_site_{site:03}.npz"
 
     def remembered(view: View, fit: Fit) -> Fit:
-        if file.exists():
-            return _read(file, fit)
+        known = _read(file, fit)
+        if _first_process_has(known, file):
+            return known
         found = calibrate(view, fit)
-        if kept.writes:
+        if jax.process_index() == 0:
+            _claim(kept)
             _write(file, fit, found)
         return found
 
     return remembered
 
 
-def _read(file: Path, before: Fit) -> Fit:
-    with np.load(file) as found:
-        arrays = {name: jnp.asarray(found[name]) for name in found.files}
-    neuron = {name: arrays[name] for name in _fields(before)}
-    weights = {p: arrays.get(_WEIGHT + p, w) for p, w in before.weights.items()}
+def outline(network: Network) -> list:
+    """What tells two networks apart: operations, constants, names of sites."""
+
+    def known(v):
+        return _describe(v.value) if isinstance(v, Static) else v
+
+    operations = [
+        (
+            str(eq.primitive),
+            [(name, known(value)) for name, value in eq.params],
+            [known(v) for v in eq.inputs],
+            [str(network.avals[v]) for v in eq.outputs],
+        )
+        for eq in network.equations
+    ]
+    return [str(network.sites), operations, _describe(network.constants)]
+
+
+def _check_claim(claim: Path, identity: dict[str, str]) -> None:
+    try:
+        found = dict(json.loads(claim.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{claim} is damaged, so nobody knows which conversion the fits beside it "
+            "belong to; delete the folder, or give another one"
+        ) from None
+    differing = [name for name in identity if found.get(name) != identity[name]]
+    if differing:
+        raise ValueError(
+            f"{claim.parent} holds the fits of another conversion: other "
+            f"{', '.join(differing)}. Give another folder, or delete this one"
+        )
+
+
+def _claim(kept: Kept) -> None:
+    """Say whose fits they are, before the first one."""
+    assert kept.folder is not None
+    claim = kept.folder / _CLAIM
+    if not claim.exists():
+        text = json.dumps(kept.identity, indent=1) + "\n"
+        _replace(claim, lambda file: file.write(text.encode()))
+
+
+def _first_process_has(known: Fit | None, file: Path) -> TypeGuard[Fit]:
+    """Whether the fit is known; all processes must do the same."""
+    if jax.process_count() == 1:
+        return known is not None
+    there = multihost_utils.broadcast_one_to_all(np.asarray(known is not None))
+    if bool(there) != (known is not None):
+        raise ValueError(
+            f"the first process and process {jax.process_index()} do not see the same "
+            f"file {file}; folder must be on a disk that all processes share"
+        )
+    return bool(there)
+
+
+def _read(file: Path, before: Fit) -> Fit | None:
+    if not file.exists():
+        return None
+    try:
+        with file.open("rb") as opened, np.load(opened) as found:
+            arrays = {name: found[name] for name in found.files}
+        neuron = {name: jnp.asarray(arrays[name]) for name in _fields(before)}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{file} cannot be read ({error}): fitted anew", stacklevel=2)
+        return None
+    weights = {
+        # numpy's files know no bfloat16: it was stored as whole numbers
+        path: jnp.asarray(arrays[_WEIGHT + path].view(weight.dtype))
+        if _WEIGHT + path in arrays
+        else weight
+        for path, weight in before.weights.items()
+    }
     return Fit(before.neuron._replace(**neuron), weights)
 
 
@@ -115,8 +188,11 @@ def _write(file: Path, before: Fit, after: Fit) -> None:
         for path, weight in after.weights.items()
         if weight is not before.weights[path]
     }
-    arrays = jax.device_get(arrays)
-    _replace(file, lambda opened: np.savez(opened, **arrays))
+    plain = {
+        name: a.view(f"u{a.dtype.itemsize}") if a.dtype.kind == "V" else a
+        for name, a in jax.device_get(arrays).items()
+    }
+    _replace(file, lambda opened: np.savez(opened, **plain))
 
 
 def _fields(fit: Fit) -> list[str]:
@@ -127,27 +203,55 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(repr(_describe(value)).encode()).hexdigest()[:16]
 
 
-def _describe(value: Any) -> Any:
-    """The same for equal values, in another process too; a function is its name and
-    what it closes over, so that another option of a recipe makes another conversion.
+def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """The same for equal values, in another process too.
+
+    A function is its code, its defaults and what it closes over or is bound to, so
+    that another option of a recipe makes another conversion; what it finds in its
+    module is not looked at.
     """
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return value.shape, str(value.dtype)  # no process can read all of it
+    if id(value) in above:
+        return "itself"
+    inner = functools.partial(_describe, above=(*above, id(value)))
     if isinstance(value, jax.Array | np.ndarray):
-        array = np.ascontiguousarray(value)
-        return array.shape, str(array.dtype), hashlib.sha256(array).hexdigest()
-    if isinstance(value, functools.partial):
-        return [_describe(v) for v in (value.func, value.args, value.keywords)]
+        return _described_array(value)
     if isinstance(value, dict):
-        return [(key, _describe(value[key])) for key in value]
+        return [(str(key), inner(value[key])) for key in value]
     if isinstance(value, tuple | list):
-        return [_describe(item) for item in value]
-    if callable(value):
-        function = inspect.unwrap(value)
-        cells = getattr(function, "__closure__", None) or ()
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        return name, [_describe(cell.cell_contents) for cell in cells]
+        return [inner(item) for item in value]
+    if isinstance(value, CodeType):
+        return value.co_code, [inner(constant) for constant in value.co_consts]
+    if isinstance(value, FunctionType):
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        parts = (value.__code__, cells, value.__defaults__, value.__kwdefaults__)
+        wrapped = getattr(value, "__wrapped__", None)
+        return value.__qualname__, [inner(part) for part in (*parts, wrapped)]
+    if isinstance(value, MethodType):
+        return inner([value.__func__, value.__self__])
+    if isinstance(value, functools.partial):
+        return inner([value.func, value.args, value.keywords])
+    if callable(value) and not isinstance(value, type):
+        state = {k: v for k, v in getattr(value, "__dict__", {}).items()}
+        return type(value).__qualname__, inner(state)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _described_array(array: jax.Array | np.ndarray) -> tuple:
+    if isinstance(array, jax.Array):
+        if not array.is_fully_addressable:  # no process can read all of it
+            return array.shape, str(array.dtype)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+    host = np.ascontiguousarray(array)
+    digest = hashlib.sha256(host.tobytes()).hexdigest()
+    return host.shape, str(host.dtype), digest
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "empty"
 
 
 def _replace(path: Path, write) -> None:

@@ -28,6 +28,7 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
     'data'
     """
     if mesh is not None:
+        _check_context()
         if not isinstance(mesh, Mesh):
             raise ValueError(
                 f"mesh is {mesh!r}; allowed: a jax.sharding.Mesh, e.g. "
@@ -59,7 +60,7 @@ def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
         raise ValueError(
             f"{what}: {batch} examples cannot be shared evenly by {devices} devices; "
             f"give {batch - batch % devices or devices}, or another multiple of "
-            f"{devices}"
+            f"{devices}, or a smaller mesh"
         )
 
 
@@ -68,34 +69,44 @@ def place(x: Any, spread: NamedSharding | None) -> Any:
     if spread is None or isinstance(x, Tracer):
         return x
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return jax.jit(lambda x: x, out_shardings=spread)(x)
+        return _moved(spread)(x)
     if jax.process_count() > 1:
         host = np.asarray(x)
         return jax.make_array_from_callback(x.shape, spread, lambda i: host[i])
     return jax.device_put(x, spread)
 
 
-def replicate(tree: Tree, spread: NamedSharding | None, *, move: bool = False) -> Tree:
-    """Arrays on all devices of the mesh; those that lie there already stay as they are.
-
-    ``move`` also gathers those that are sharded.
-    """
+def on_mesh(tree: Tree, spread: NamedSharding | None) -> Tree:
+    """Arrays on the mesh: as they are sharded over it, or copied to all devices."""
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
-    devices = everywhere.device_set
 
-    def copy(leaf):
+    def move(leaf):
+        found = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(found, NamedSharding) or not _same(found.mesh, spread.mesh):
+            return place(leaf, everywhere)
+        if found.mesh == spread.mesh:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(spread.mesh, found.spec))
+
+    return jax.tree.map(move, tree)
+
+
+def gathered(tree: Tree, spread: NamedSharding | None) -> Tree:
+    """Arrays of the mesh, whole on each of its devices."""
+    if spread is None:
+        return tree
+    everywhere = NamedSharding(spread.mesh, PartitionSpec())
+
+    def gather(leaf):
         if isinstance(leaf, Tracer):
             return leaf
-        there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-        if not there:
-            return place(leaf, everywhere)
-        if move and not leaf.is_fully_replicated:
-            return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
-        return leaf
+        if isinstance(leaf, jax.Array) and leaf.sharding == everywhere:
+            return leaf
+        return place(leaf, everywhere)
 
-    return jax.tree.map(copy, tree)
+    return jax.tree.map(gather, tree)
 
 
 def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
@@ -148,6 +159,21 @@ def on_each_device(
 
 
 @functools.cache
+def _moved(spread: NamedSharding) -> Callable:
+    return jax.jit(lambda x: x, out_shardings=spread)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two meshes differ in the types of their axes at most."""
+    return (
+        isinstance(a, Mesh)
+        and isinstance(b, Mesh)
+        and a.axis_names == b.axis_names
+        and np.array_equal(a.devices, b.devices)
+    )
+
+
+@functools.cache
 def _rows(spread: NamedSharding, count: int) -> Callable:
     def take(x, start):
         return jax.lax.dynamic_slice_in_dim(x, start, count)
@@ -160,6 +186,17 @@ def _join(spread: NamedSharding, axis: int) -> Callable:
     return jax.jit(
         lambda parts: jax.numpy.concatenate(parts, axis), out_shardings=spread
     )
+
+
+def _check_context() -> None:
+    """Raise under ``jax.set_mesh`` with Explicit axes, where shard_map refuses."""
+    context = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in getattr(context, "axis_types", ()):
+        raise ValueError(
+            f"mesh was given inside jax.set_mesh of a mesh with Explicit axes "
+            f"({context}); make that one by jax.make_mesh(..., axis_types="
+            "(jax.sharding.AxisType.Auto,) * number_of_axes), or call outside of it"
+        )
 
 
 def _automatic(mesh: Mesh) -> Mesh:

@@ -222,7 +222,7 @@ def spiking(
         if spread is not None:
             sharding.check_batch("x", x.shape[axis], spread)
             x = sharding.place(x, sharding.along(axis, spread))
-            snn = sharding.replicate(snn, spread)
+            snn = sharding.on_mesh(snn, spread)
         if has_aux:
             return simulate_folded(snn, x)
         run = functools.partial(_in_groups, simulate, micro_batch, axis)

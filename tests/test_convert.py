@@ -1,7 +1,11 @@
 """Conversion: the sweep against the oracle, and what must not change its result."""
 
 import dataclasses
+import errno
 import functools
+import io
+import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -135,17 +139,66 @@ def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
         assert leaf.is_fully_replicated
 
 
-def test_parameters_may_be_sharded_on_another_axis_of_the_mesh():
-    mesh = jax.make_mesh((4, 2), ("data", "model"))
+@pytest.mark.parametrize(
+    "axis", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+)
+@pytest.mark.parametrize("name", ["concatenation", "input skip"])
+def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(name, axis):
+    net, x = NETWORKS[name], images(16, width=NETWORKS[name].x.shape[-1])
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis,) * 2)
     halves = NamedSharding(mesh, PartitionSpec("model"))
     params = jax.tree.map(
-        lambda p: jax.device_put(p, halves) if p.shape[0] % 2 == 0 else p, NET.params
+        lambda p: jax.device_put(p, halves) if p.shape[0] % 2 == 0 else p, net.params
     )
     sharded = [p for p in jax.tree.leaves(params) if not p.is_fully_replicated]
     assert sharded
-    net = NET._replace(params=params)
-    found = convert(net, images(16), recipe=RECIPES["best"], mesh=mesh)
-    assert_close(found, convert(x=images(16), recipe=RECIPES["best"]))
+    found = convert(net._replace(params=params), x, recipe=RECIPES["best"], mesh=mesh)
+    assert_close(found, convert(net, x, recipe=RECIPES["best"]))
+    kept = [p for p in jax.tree.leaves(found.params) if not p.is_fully_replicated]
+    assert len(kept) == len(sharded)
+
+
+def test_a_mesh_is_refused_where_another_one_makes_shardings_explicit():
+    axes = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=axes)
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="inside jax.set_mesh of a mesh with Explicit"),
+    ):
+        convert(x=images(16), mesh=mesh)
+
+
+def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatch):
+    module = sys.modules["snnjax.convert"]
+    step, calls = module._step_snn, []
+
+    def counted(plan, chunk, i, params):
+        calls.append(i)
+        return step(plan, chunk, i, params)
+
+    monkeypatch.setattr(module, "_step_snn", counted)
+    for mesh in (None, jax.make_mesh((8,), ("data",))):
+        convert(x=images(16), recipe=RECIPES["best"], mesh=mesh)
+    assert calls == [0, 1, 2, -1] * 2
+
+
+@pytest.mark.parametrize("recipe", ["percentile", "advanced", "best"])
+def test_what_waits_in_files_gives_the_same_bits_on_a_mesh_too(recipe):
+    for mesh in (None, jax.make_mesh((8,), ("data",))):
+        run = functools.partial(
+            convert, x=images(16), recipe=RECIPES[recipe], mesh=mesh, micro_batch=1
+        )
+        assert_equal(run(memory_budget=0), run())
+
+
+def test_a_full_disk_of_temporary_files_is_told(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    with pytest.raises(OSError, match="No space left on device. Set TMPDIR"):
+        convert(memory_budget=0)
 
 
 def test_images_that_devices_cannot_share_are_refused():
@@ -174,9 +227,19 @@ def test_a_network_in_bfloat16_serves_as_well(delay):
     assert errors[1] < 1.2 * errors[0]
 
 
-def test_a_whole_number_is_no_type_to_compute_in():
-    with pytest.raises(ValueError, match="allowed: a floating type, e.g. bfloat16"):
-        snnjax.in_dtype(NET.fn, jnp.int8)
+@pytest.mark.parametrize("dtype", [jnp.int8, None, "bf16", jnp.float64])
+def test_other_types_to_compute_in_are_refused(dtype):
+    with pytest.raises(ValueError, match="allowed: bfloat16, float16, float32"):
+        snnjax.in_dtype(NET.fn, dtype)
+
+
+def test_in_dtype_takes_what_the_function_takes():
+    def fn(params, x, train=True):
+        return relu(params["scale"] * x) if train else x, 3, train
+
+    half = snnjax.in_dtype(fn, "float16")
+    output, number, train = half({"scale": 0.5}, jnp.ones((1, 1)), train=True)
+    assert (output.dtype, number, train) == (jnp.float32, 3, True)
 
 
 def test_light_lowers_the_error_of_the_outputs():

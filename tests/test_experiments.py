@@ -131,12 +131,13 @@ def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "_compile", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         convert.run(config, data=data)
-    assert (tmp_path / convert.FITS).is_dir()
+    (tmp_path / convert.UNFINISHED / "thesis").mkdir()
     allowed.append(True)
     (row,) = convert.run(config, data=data)
     assert len(evaluated) == 2  # one in each run
     assert row.accuracies == results[0].accuracies
-    assert not (tmp_path / convert.FITS).exists()
+    left = list((tmp_path / convert.UNFINISHED).iterdir())
+    assert [folder.name for folder in left] == ["thesis"]
 
 
 def test_sites_of_the_measures_are_in_order_of_execution(converted):

@@ -181,12 +181,19 @@ def test_devices_that_are_not_there_are_refused(devices, message, digits, tmp_pa
         train_ann.train(config, data=digits)
 
 
-def test_half_an_address_is_refused(monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"COORDINATOR_ADDRESS": "127.0.0.1:1", "NUM_PROCESSES": "2"},
+        {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"},
+        {"PROCESS_ID": "1"},
+    ],
+)
+def test_half_an_address_is_refused(found, monkeypatch):
+    for name, value in found.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
     with (
-        pytest.raises(ValueError, match="must be whole numbers; found .*'two'"),
+        pytest.raises(ValueError, match="belong together, the last two as whole"),
         processes.together(),
     ):
         pass

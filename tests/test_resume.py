@@ -1,14 +1,16 @@
 """A conversion that was interrupted goes on, and ends in the same bits."""
 
+import functools
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS
+from networks import NETWORKS, eighths, relu
 
 import snnjax
 from snnjax import resume
@@ -48,12 +50,47 @@ def interrupted(count):
 class Counting:
     """A calibrator that knows at which sites it was asked."""
 
-    def __init__(self):
-        self.sites = []
+    sites = []  # of the class: what an instance holds would make it another one
 
     def __call__(self, view, fit):
         self.sites.append(view.site.name)
         return fit
+
+
+class Fixed(NamedTuple):
+    """A calibrator that is an object: a constant threshold."""
+
+    threshold: float
+
+    def __call__(self, view, fit):
+        return threshold(self.threshold)(view, fit)
+
+    def calibrator(self, view, fit):
+        return self(view, fit)
+
+
+def threshold(value):
+    def calibrate(view, fit):
+        return fit._replace(neuron=fit.neuron._replace(threshold=jnp.float32(value)))
+
+    return calibrate
+
+
+def by_default(value):
+    def calibrate(view, fit, value=value):
+        return threshold(value)(view, fit)
+
+    return calibrate
+
+
+def decorated(value):
+    plain = threshold(1.0)
+
+    @functools.wraps(plain)
+    def calibrate(view, fit):
+        return threshold(value)(view, plain(view, fit))
+
+    return calibrate
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -67,6 +104,7 @@ def test_what_was_interrupted_ends_in_the_same_bits(recipe, count, tmp_path):
 
 def test_no_site_is_fitted_twice(tmp_path):
     counting = Counting()
+    counting.sites.clear()
     recipe = snnjax.Recipe(((snnjax.max_threshold(), counting),))
     with pytest.raises(KeyboardInterrupt):
         convert(recipe=recipe, folder=tmp_path, progress=interrupted(1))
@@ -114,9 +152,105 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
 )
 def test_fits_of_another_conversion_are_refused(changes, named, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        convert(folder=tmp_path, progress=interrupted(0))
+        convert(folder=tmp_path, progress=interrupted(1))
     with pytest.raises(ValueError, match=f"fits of another conversion: {named}"):
         convert(folder=tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "calibrators",
+    [
+        (threshold(1.0), threshold(7.0)),
+        (by_default(1.0), by_default(7.0)),
+        (Fixed(1.0), Fixed(7.0)),
+        (Fixed(1.0).calibrator, Fixed(7.0).calibrator),
+        (decorated(1.0), decorated(7.0)),
+        (
+            lambda view, fit: threshold(1.0)(view, fit),
+            lambda view, fit: threshold(7.0)(view, fit),
+        ),
+    ],
+)
+def test_a_calibrator_of_ones_own_is_known_by_its_options(calibrators, tmp_path):
+    one, seven = (snnjax.Recipe(((calibrator,),)) for calibrator in calibrators)
+    convert(recipe=one, folder=tmp_path)
+    with pytest.raises(ValueError, match="another conversion: other recipe"):
+        convert(recipe=seven, folder=tmp_path)
+
+
+def scaled(factor):
+    return lambda params, x: relu(factor * (x @ params["w"])) @ params["w"]
+
+
+def closing_over(factor):
+    kernel = factor * np.eye(4, dtype=np.float32)
+    return lambda params, x: relu(x @ params["w"] @ kernel) @ params["w"]
+
+
+def dilated(dilation):
+    def fn(params, x):
+        image = x[:, None, :, None]
+        kernel = params["w"][:1, :3, None, None]
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", None, (1, dilation), axes
+        )
+        return relu(y[:, 0, :, 0]) @ params["w"]
+
+    return fn
+
+
+@pytest.mark.parametrize("make", [scaled, closing_over, dilated])
+def test_a_network_is_known_by_all_its_numbers(make, tmp_path):
+    params, x = {"w": eighths(0, (4, 4))}, eighths(1, (8, 4))
+    run = functools.partial(snnjax.convert, steps=4, folder=tmp_path)
+    first = run(make(1), params, x)
+    assert_equal(run(make(1), params, x), first)
+    with pytest.raises(ValueError, match="another conversion: other network"):
+        run(make(2), params, x)
+
+
+def test_a_call_that_was_refused_claims_nothing(tmp_path):
+    with pytest.raises(ValueError, match="NaN"):
+        convert(x=NET.x.at[0].set(jnp.nan), folder=tmp_path)
+    convert(folder=tmp_path)
+
+
+def test_keys_among_the_parameters_do_not_stand_in_the_way(tmp_path):
+    params = {"net": NET.params, "key": jax.random.key(0)}
+
+    def fn(params, x):
+        return NET.fn(params["net"], x)
+
+    first = snnjax.convert(fn, params, NET.x, steps=4, folder=tmp_path)
+    again = snnjax.convert(fn, params, NET.x, steps=4, folder=tmp_path)
+    assert_equal(again.neurons, first.neurons)
+
+
+def test_weights_in_bfloat16_come_back_as_they_were(tmp_path):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), NET.params)
+    options = {"params": params, "recipe": RECIPES["advanced"], "folder": tmp_path}
+    first = convert(x=NET.x.astype(jnp.bfloat16), **options)
+    again = convert(x=NET.x.astype(jnp.bfloat16), **options)
+    assert_equal(again, first)
+    assert {p.dtype for p in jax.tree.leaves(again.params)} == {jnp.dtype("bfloat16")}
+
+
+def test_damaged_files_are_told(tmp_path):
+    first = convert(folder=tmp_path)
+    fit, *_ = sorted(tmp_path.glob("*.npz"))
+    fit.write_bytes(fit.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=f"{fit.name} cannot be read"):
+        assert_equal(convert(folder=tmp_path), first)
+    (tmp_path / "conversion.json").write_text("[1]")
+    with pytest.raises(ValueError, match="conversion.json is damaged"):
+        convert(folder=tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", True])
+def test_no_folder_at_all_is_refused(folder):
+    with pytest.raises(ValueError, match="allowed: the path of a folder, or None"):
+        convert(folder=folder)
 
 
 def test_the_same_recipe_made_anew_is_the_same(tmp_path):
@@ -170,3 +304,10 @@ def test_descriptions_are_of_values_and_not_of_addresses():
     assert resume._digest(recipe(1.0)) != resume._digest(recipe(2.0))
     assert resume._digest(jnp.ones(3)) != resume._digest(jnp.ones((3, 1)))
     assert "0x" not in repr(resume._describe([object(), snnjax.dspike]))
+
+
+def test_a_description_ends():
+    def calibrate(view, fit):
+        return calibrate
+
+    assert resume._digest(calibrate)
