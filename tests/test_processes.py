@@ -22,7 +22,7 @@ from experiments.train_ann import load_source
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 OPTIONS = {"epochs": 2, "train_images": 128, "batch_size": 64, "padding": 0}
-ANN = dataclasses.replace(PRESETS_ANN["digits_resnet"], **OPTIONS)
+ANN = dataclasses.replace(PRESETS_ANN["digits_resnet"], model="events", **OPTIONS)
 SNN = dataclasses.replace(PRESETS_SNN["digits"], model="events", steps=2, **OPTIONS)
 CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images=64)
 
@@ -61,8 +61,9 @@ def finish(workers, timeout=200):
 
 def training_options(preset, out):
     """What makes the preset the configuration of this file."""
-    model = {"model": "events", "steps": 2} if preset == "digits" else {}
-    return [*({"preset": preset, "out": out} | model | OPTIONS).items()]
+    steps = {"steps": 2} if preset == "digits" else {}
+    given = {"preset": preset, "out": out, "model": "events"}
+    return [*(given | steps | OPTIONS).items()]
 
 
 def assert_near(a, b, atol=1e-4):

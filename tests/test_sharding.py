@@ -99,8 +99,9 @@ class Normed(nn.Module):
         return nn.Dense(3)(relu(nn.Dense(8)(x.reshape(x.shape[0], -1))))
 
 
-@pytest.mark.parametrize("inputs", ["constant", "sequence"])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    "inputs, remat", [("constant", True), ("constant", False), ("sequence", False)]
+)
 def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
     net = Normed()
     image = jnp.zeros((1, 6, 6, 2))
