@@ -38,16 +38,12 @@ def prepare(budget: int, images: int, width: int):
     import snnjax
 
     def fn(params, x):
+        axes = ("NHWC", "HWIO", "NHWC")
         for kernel in params[:-1]:
-            x = jax.nn.relu(
-                jax.lax.conv_general_dilated(
-                    x,
-                    kernel,
-                    (1, 1),
-                    "SAME",
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                )
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=axes
             )
+            x = jax.nn.relu(x)
         return x.mean((1, 2)) @ params[-1]
 
     draw = np.random.default_rng(0)

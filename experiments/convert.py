@@ -43,7 +43,7 @@ from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
-from snnjax import metrics, sharding
+from snnjax import atomic, metrics, sharding
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -168,7 +168,9 @@ def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
     plan = list(_plan(job.config))
     results, snns = [], []
     total = len(plan) * len(job.config.seeds)
-    progress = tqdm(total=total, desc="conversions", leave=False, disable=_hidden())
+    progress = tqdm(
+        total=total, desc="conversions", leave=False, disable=processes.hidden()
+    )
     with progress, ThreadPoolExecutor(1) as pool:
         # Half of the time is XLA's: compile ahead on another core. Devices of a mesh
         # must all do the same in the same order, so there each row compiles its own.
@@ -224,11 +226,6 @@ def _median(seconds: Sequence[float]) -> float:
     return statistics.median(known) if known else math.nan
 
 
-def _hidden() -> bool | None:
-    """For tqdm: no bar where there is no terminal, nor on all processes but one."""
-    return None if processes.first() else True
-
-
 class Draw(NamedTuple):
     """What one draw of calibration images gives."""
 
@@ -252,7 +249,7 @@ def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Dra
         mesh=job.mesh,
         folder=folder,
         progress=functools.partial(
-            tqdm, desc=f"{recipe}, T = {steps}", leave=False, disable=_hidden()
+            tqdm, desc=f"{recipe}, T = {steps}", leave=False, disable=processes.hidden()
         ),
     )
     jax.block_until_ready(snn)
@@ -267,7 +264,7 @@ def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Dra
     reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
     if processes.first():
         kept = {"accuracies": reached, "seconds": seconds}
-        output.write_whole(file, json.dumps(kept))
+        atomic.write(file, json.dumps(kept).encode())
     return Draw(snn, reached, seconds)
 
 

@@ -107,9 +107,8 @@ def fit(
         state = sharding.on_mesh(state, spread)
         for epoch in range(finished + 1, config.epochs + 1):
             start = time.perf_counter()
-            images = len(data.train_images)
             state, loss, accuracy = _train_epoch(
-                step, state, feed, images, config, epoch
+                step, state, feed, len(data.train_images), config, epoch
             )
             line = {"epoch": epoch, "loss": loss, "train_accuracy": accuracy}
             line |= measure(state)
@@ -159,8 +158,7 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     title = f"epoch {epoch} of {config.epochs}"
-    hidden = None if processes.first() else True
-    bar = tqdm(batches, title, leave=False, disable=hidden)
+    bar = tqdm(batches, title, leave=False, disable=processes.hidden())
     reports = []
     # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
     # inside lax.scan.

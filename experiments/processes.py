@@ -72,6 +72,11 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def hidden() -> bool | None:
+    """For tqdm: no bar where there is no terminal, and one for all processes."""
+    return None if first() else True
+
+
 def alone() -> ocp.options.MultiprocessingOptions:
     """For orbax: a file of this process, the others need not be waited for."""
     here = jax.process_index()

@@ -126,7 +126,7 @@ def convert(
     network = capture(fn, params, x if spread is None else _unplaced(x))
     sharding.check_batch("the calibration images", x.shape[0], spread)
     images, x = x, sharding.place(x, spread)
-    _check_finite("the calibration images", x)
+    _check_finite("the calibration images", [x])
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, delay), share)
     cut = _cutter(fn, params, x)
@@ -137,12 +137,14 @@ def convert(
     plan = _Plan(x, spread, size, cut, params, steps, delay, budget, offload)
     kept = resume.keep(
         folder,
-        network=lambda: resume.outline(cut(1)[0]),
-        parameters=lambda: jax.tree.leaves(params),
-        images=lambda: images,
-        steps=lambda: steps,
-        delay=lambda: delay,
-        recipe=lambda: recipe,
+        lambda: {
+            "network": resume.outline(cut(1)[0]),
+            "parameters": jax.tree.leaves(params),
+            "images": images,
+            "steps": steps,
+            "delay": delay,
+            "recipe": recipe,
+        },
     )
     neurons = {s.name: _NEURON.params() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
@@ -286,12 +288,14 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate)
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activations = Waiting([_step_ann(plan, chunk, i, original) for chunk in chunks])
+    activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
+    _check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
     outputs = functools.partial(_outputs, plan, currents, site)
-    view = View(site, plan.steps, plan.delay, activations, outputs, feed, plan.join)
+    waiting = Waiting(activations)
+    view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
     fit = calibrate(view, Fit(neurons[site.name], kernels))
     _check_shared(network, site, kernels, fit.weights)
     neuron = _widen(fit.neuron, site)
@@ -334,7 +338,6 @@ def _step_ann(plan: _Plan, chunk: _Chunk, i: int, params) -> jax.Array:
     streams = (False,) * len(sources)
     inputs, carried = _run(plan.spread, stage, chunk.ann, streams, 1, sources)
     activation = identity(stage.equation.place, *inputs)
-    _check_finite(f"the activations of site {stage.equation.place.name!r}", activation)
     activation, *carried = map(plan.waits, [activation, *carried])
     _keep(chunk.ann, chunk.stages, i, activation, carried)
     return activation
@@ -429,8 +432,7 @@ def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
         streams = (False,) * len(sources)
         made, _ = _run(plan.spread, stage, chunk.ann, streams, 1, sources)
         outputs.append(made)
-    for part in zip(*outputs, strict=True):
-        _check_finite("the outputs of the network", plan.join(part))
+    _check_finite("the outputs of the network", [o for made in outputs for o in made])
     return outputs
 
 
@@ -637,14 +639,17 @@ def _check_shared(network: Network, site, before, after) -> None:
             )
 
 
-def _check_finite(what: str, array: jax.Array) -> None:
-    if isinstance(array, Tracer) or bool(jnp.isfinite(array).all()):
+def _check_finite(what: str, arrays: Sequence[Any]) -> None:
+    """One wait for all of the arrays, so that their work is not held up one by one."""
+    if any(isinstance(array, Tracer) for array in arrays):
         return
-    bad = int((~jnp.isfinite(array)).sum())
-    raise ValueError(
-        f"{what} hold {bad} values that are NaN or infinite, of {array.size}; allowed: "
-        "finite numbers. Check the normalisation of the images, and the parameters"
-    )
+    bad = int(sum((~jnp.isfinite(array)).sum() for array in arrays))
+    if bad:
+        size = sum(array.size for array in arrays)
+        raise ValueError(
+            f"{what} hold {bad} values that are NaN or infinite, of {size}; allowed: "
+            "finite numbers. Check the normalisation of the images, and the parameters"
+        )
 
 
 def _bytes_on_their_way(network: Network, steps: int, delay: int) -> int:

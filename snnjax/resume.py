@@ -7,17 +7,16 @@ sites that it knows without fitting them: the same SNN, bit for bit.
 
 import functools
 import hashlib
+import io
 import json
 import os
 import re
-import secrets
 import warnings
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
 
+from snnjax import atomic
 from snnjax.calibrate import Calibrator, Fit, View
 from snnjax.network import Network, Static
 
@@ -44,13 +44,15 @@ class Kept(NamedTuple):
     identity: dict[str, str]
 
 
-def keep(folder: str | os.PathLike | None, **identity: Callable[[], Any]) -> Kept:
+def keep(
+    folder: str | os.PathLike | None, identity: Callable[[], dict[str, Any]]
+) -> Kept:
     """Open a folder for the fits of one conversion, or go on with what it holds.
 
     Args:
         folder: made if it does not exist; None keeps nothing.
-        identity: functions that give what makes the conversion what it is; any
-            pytrees, arrays and functions among them. The versions count too.
+        identity: () -> what makes the conversion what it is, by name; pytrees, arrays
+            and functions too. The versions count as well. Asked with a folder only.
 
     Raises:
         ValueError: the folder holds another conversion, or files of something else;
@@ -63,13 +65,15 @@ def keep(folder: str | os.PathLike | None, **identity: Callable[[], Any]) -> Kep
         raise ValueError(
             f"folder is {folder!r}; allowed: the path of a folder, or None"
         )
-    found = {name: value() for name, value in identity.items()}
+    found = identity()
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found)):
         raise ValueError(
             "folder keeps numbers, and inside jit (or another transformation) there "
             "are none yet: convert outside, or leave folder out"
         )
-    found["versions"] = [version(name) for name in ("snnjax", "jax")]
+    from snnjax import __version__  # which is made last
+
+    found["versions"] = [__version__, jax.__version__]
     path = Path(folder).expanduser()
     kept = Kept(path, {name: _digest(value) for name, value in found.items()})
     path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,8 @@ def remembering(kept: Kept, sweep: int, calibrate: Calibrator, site: int) -> Cal
 
     def remembered(view: View, fit: Fit) -> Fit:
         known = _read(file, fit)
-        if _first_process_has(known, file):
+        _check_shared(known is not None, file)
+        if known is not None:
             return known
         found = calibrate(view, fit)
         if jax.process_index() == 0:
@@ -145,20 +150,18 @@ def _claim(kept: Kept) -> None:
     claim = kept.folder / _CLAIM
     if not claim.exists():
         text = json.dumps(kept.identity, indent=1) + "\n"
-        _replace(claim, lambda file: file.write(text.encode()))
+        atomic.write(claim, text.encode())
 
 
-def _first_process_has(known: Fit | None, file: Path) -> TypeGuard[Fit]:
-    """Whether the fit is known; all processes must do the same."""
+def _check_shared(known: bool, file: Path) -> None:
+    """Raise unless all processes see the same, since they must do the same."""
     if jax.process_count() == 1:
-        return known is not None
-    there = multihost_utils.broadcast_one_to_all(np.asarray(known is not None))
-    if bool(there) != (known is not None):
+        return
+    if bool(multihost_utils.broadcast_one_to_all(np.asarray(known))) != known:
         raise ValueError(
             f"the first process and process {jax.process_index()} do not see the same "
             f"file {file}; folder must be on a disk that all processes share"
         )
-    return bool(there)
 
 
 def _read(file: Path, before: Fit) -> Fit | None:
@@ -192,7 +195,9 @@ def _write(file: Path, before: Fit, after: Fit) -> None:
         name: a.view(f"u{a.dtype.itemsize}") if a.dtype.kind == "V" else a
         for name, a in jax.device_get(arrays).items()
     }
-    _replace(file, lambda opened: np.savez(opened, **plain))
+    buffer = io.BytesIO()
+    np.savez(buffer, **plain)
+    atomic.write(file, buffer.getvalue())
 
 
 def _fields(fit: Fit) -> list[str]:
@@ -231,8 +236,7 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, functools.partial):
         return inner([value.func, value.args, value.keywords])
     if callable(value) and not isinstance(value, type):
-        state = {k: v for k, v in getattr(value, "__dict__", {}).items()}
-        return type(value).__qualname__, inner(state)
+        return type(value).__qualname__, inner(getattr(value, "__dict__", {}))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
@@ -252,15 +256,3 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return "empty"
-
-
-def _replace(path: Path, write) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import chex
 import jax
 import numpy as np
 
+from snnjax import atomic
 from snnjax.neurons import NeuronParams
 from snnjax.simulate import SNN, check_snn
 from snnjax.storage import program
@@ -149,7 +149,7 @@ def save(
         arrays[PROGRAM] = np.frombuffer(code, np.uint8)
     card["sha256"] = _digest(card, structure, arrays)
     texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
-    _write(path, library.numpy.save(arrays, texts))
+    atomic.write(path, library.numpy.save(arrays, texts))
     return path
 
 
@@ -258,19 +258,6 @@ def _check_no_program(**options) -> None:
 
 
 # ----------------------------------------------------------------------- file
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside ``path``, then rename: nobody ever sees half a file."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read(library, data: bytes, path: Path):
