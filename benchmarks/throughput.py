@@ -53,6 +53,9 @@ class Side:
 
     @property
     def ann(self) -> "Side":
+        """What it is compared with; of an ANN itself."""
+        if self.mode.startswith("ANN"):
+            return self
         mode = "ANN, training" if self.mode == TRAINING else "ANN"
         return dataclasses.replace(self, mode=mode, steps=1)
 
@@ -184,7 +187,7 @@ def text(result: dict) -> str:
 def draw(result: dict, path: Path) -> None:
     """Ratio to T times the ANN against T, batch and depth."""
     axes = {"steps": "T", "batch": "images at a time", "layers": "layers"}
-    figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharey=True)
     centre = dataclasses.asdict(Side(""))
     for panel, (varied, label) in zip(panels, axes.items(), strict=True):
         others = [name for name in axes if name != varied]
@@ -194,15 +197,20 @@ def draw(result: dict, path: Path) -> None:
                 for name, size in result["sizes"].items()
                 if size["mode"] == mode and all(size[o] == centre[o] for o in others)
             )
-            panel.plot(*zip(*points, strict=True), marker="o", label=mode)
+            x, y = zip(*points, strict=True)
+            panel.plot(x, y, marker="o", label=mode)
+            panel.set_xscale("log")
+            panel.set_xticks(x, [str(tick) for tick in x])
+            panel.minorticks_off()
         panel.axhline(1, color="gray", linewidth=0.8, linestyle=":")
-        panel.set(xlabel=label, xscale="log", ylim=(0, None))
-        ticks = sorted({size[varied] for size in result["sizes"].values()})
-        panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        panel.minorticks_off()
-    panels[0].set_ylabel("time / (T x time of the ANN)")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+        panel.set_xlabel(label)
+    panels[0].set(ylabel="time / (T x time of the ANN)", yscale="log")
+    shares = [0.05, 0.1, 0.2, 0.5, 1, 2, 4]
+    panels[0].set_yticks(shares, [str(share) for share in shares])
+    panels[0].minorticks_off()
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, ncols=3, loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -6,6 +6,7 @@ Source of the layer-wise scheme and the weights: Li, Deng, Dong, Gong and Gu, IC
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,8 +46,9 @@ class View(NamedTuple):
         steps: T.
         delay: that the SNN is fitted to.
         activations: of the ANN, a micro-batch [B, ...] each.
-        outputs: fit -> mean outputs [B, ...] of the spiking site over T steps, from the
-            spikes that the calibrated layers below really send; micro-batches too.
+        outputs: (fit, stride=1) -> mean outputs [B, ...] of the spiking site over T
+            steps, from the spikes that the calibrated layers below really send;
+            micro-batches too, of the positions that `fits.thin` leaves.
         feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
             is the current into the site for these images, a hashable pure function
             that is differentiable in the weights; [B, ...], the mean over T steps,
@@ -58,7 +60,7 @@ class View(NamedTuple):
     steps: int
     delay: int
     activations: Sequence[jax.Array]
-    outputs: Callable[[Fit], Iterable[jax.Array]]
+    outputs: Callable[..., Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
     join: Callable[[Sequence[jax.Array]], jax.Array] = jnp.concatenate
 
@@ -70,6 +72,19 @@ class View(NamedTuple):
     def output(self, fit: Fit) -> jax.Array:
         """Of all images at once, [N, ...]."""
         return self.join(list(self.outputs(fit)))
+
+    def thinned(self, samples: int) -> "View":
+        """The same with fewer positions: each channel keeps so many samples or more."""
+        shape, channel = list(self.site.shape), self.site.channel
+        del shape[channel]
+        images, stride = sum(map(len, self.activations)), 1
+        while shape and images * math.prod(n // (2 * stride) for n in shape) >= samples:
+            stride *= 2
+        if stride == 1:
+            return self
+        fewer = [_thin(a, stride, len(shape) + 1, channel) for a in self.activations]
+        outputs = functools.partial(self.outputs, stride=stride)
+        return self._replace(activations=fewer, outputs=outputs)
 
     def peaks(self) -> jax.Array:
         """`fits.peaks` of all images."""
@@ -226,8 +241,17 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     return lambda view, fit: fit if view.delay else calibrator(view, fit)
 
 
+# Of each channel, for a choice among candidates. On ResNet-20 half of them cost a tenth
+# of the KL divergence at T = 4, and all positions gained nothing over these.
+_SAMPLES = 2**15
+
+
 def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
-    """Per channel ``change(neuron, candidate)`` whose spikes are nearest to a."""
+    """Per channel ``change(neuron, candidate)`` whose spikes are nearest to a.
+
+    Dozens of candidates are compared, so on no more positions than it takes.
+    """
+    view = view.thinned(_SAMPLES)
     squared_error = functools.partial(_squared_error, channel=view.site.channel)
 
     def error(candidate: float) -> jax.Array:
@@ -385,6 +409,7 @@ def _check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
+_thin = jax.jit(fits.thin, static_argnames=("stride", "ndim", "channel"))
 _peaks = jax.jit(fits.peaks, static_argnames="channel")
 _positive = jax.jit(fits.positive, static_argnames="per")
 _quantile = jax.jit(fits.quantile, static_argnames=("p", "per", "channel"))

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from snnjax import resume, sharding
 from snnjax.calibrate import Calibrator, Fit, View
 from snnjax.capture import capture
-from snnjax.fits import bias_correction
+from snnjax.fits import bias_correction, thin
 from snnjax.network import (
     Network,
     Segment,
@@ -293,7 +293,8 @@ def _fit_site(plan: _Plan, chunks, i: int, original, params, neurons, calibrate)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
-    outputs = functools.partial(_outputs, plan, currents, site)
+    thinned = _thinned(plan, currents, site)
+    outputs = functools.partial(_outputs, plan, thinned, site)
     waiting = Waiting(activations)
     view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
     fit = calibrate(view, Fit(neurons[site.name], kernels))
@@ -361,28 +362,52 @@ def _sources(chunk: _Chunk, store: dict[int, Any], params, stage: Stage) -> list
 
 
 def _currents(plan: _Plan, chunks: list[_Chunk], i: int, params):
-    """weights -> the current (and what is carried on) of every micro-batch.
-
-    They are kept while the weights stay the same, if they fit the budget.
-    """
-    shape = chunks[0].stages[i].equation.place.shape
-    times = 1 if plan.means else plan.steps
-    share = plan.x.shape[0] // sharding.size(plan.spread)
-    fits = 4 * share * times * math.prod(shape) <= plan.budget
-    kept = []
+    """weights -> the current (and what is carried on) of every micro-batch."""
 
     def compute(weights):
         changed = params | _by_variable(chunks[0].network, weights)
         return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
 
-    def currents(weights):
-        if not fits:
-            return compute(weights)
+    return _kept(plan, chunks[0].stages[i].equation.place.shape, compute)
+
+
+def _thinned(plan: _Plan, currents, site: Site):
+    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
+
+    def all_of_them(weights):
+        return (current for (current, *_), _ in currents(weights))
+
+    @functools.cache
+    def at(stride: int):
+        if stride == 1:
+            return all_of_them
+        fewer = functools.partial(
+            _thin, stride=stride, ndim=len(site.shape), channel=site.channel
+        )
+        left = jax.eval_shape(fewer, jax.ShapeDtypeStruct(site.shape, jnp.float32))
+        return _kept(plan, left.shape, lambda w: map(fewer, all_of_them(w)))
+
+    return lambda weights, stride: at(stride)(weights)
+
+
+def _kept(plan: _Plan, shape: Sequence[int], compute):
+    """``compute(weights)``, kept while the weights stay the same if T of it fit.
+
+    Args:
+        shape: of what one image takes at one step.
+    """
+    times = 1 if plan.means else plan.steps
+    share = plan.x.shape[0] // sharding.size(plan.spread)
+    if 4 * share * times * math.prod(shape) > plan.budget:
+        return compute
+    kept = []
+
+    def latest(weights):
         if not kept or kept[0] is not weights:
             kept[:] = [weights, list(compute(weights))]
         return kept[1]
 
-    return currents
+    return latest
 
 
 def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, batch, time):
@@ -415,11 +440,15 @@ def _feed(plan: _Plan, chunks: list[_Chunk], i: int, params, kernels, batch, tim
     return current, sources
 
 
-def _outputs(plan: _Plan, currents, site: Site, fit: Fit) -> Iterator[jax.Array]:
+def _outputs(
+    plan: _Plan, thinned, site: Site, fit: Fit, stride: int = 1
+) -> Iterator[jax.Array]:
     """Mean outputs of a site, one micro-batch after the other."""
-    neuron = _widen(fit.neuron, site)
-    for (into, *_), _ in currents(fit.weights):
-        yield _mean_output(neuron, into, plan.steps, plan.delay, len(site.shape))
+    neuron, ndim = _widen(fit.neuron, site), len(site.shape)
+    potential = thin(neuron.initial_potential, stride, ndim, site.channel)
+    neuron = neuron._replace(initial_potential=potential)
+    for current in thinned(fit.weights, stride):
+        yield _mean_output(neuron, current, plan.steps, plan.delay, ndim)
 
 
 def _ann_outputs(plan: _Plan, chunks: list[_Chunk]) -> list[list[jax.Array]]:
@@ -531,6 +560,9 @@ def _mean_output(neuron: NeuronParams, current, steps: int, delay: int, ndim: in
         return closed_form(neuron, current, steps)
     current = _over_time(current, steps, ndim)
     return mean_output(_NEURON, neuron, current, delay=delay)
+
+
+_thin = jax.jit(thin, static_argnames=("stride", "ndim", "channel"))
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -212,6 +212,25 @@ def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
     )
 
 
+def thin(x: jax.Array, stride: int, ndim: int, channel: int = -1) -> jax.Array:
+    """Every ``stride``-th position along the axes of a site, its channels excepted.
+
+    Args:
+        x: [..., *shape of the site].
+        stride: >= 1; the first position is ``stride // 2``, off the border.
+        ndim: axes of the site.
+        channel: axis that counts channels, from the end.
+
+    >>> import jax.numpy as jnp
+    >>> print(thin(jnp.arange(12.0).reshape(1, 6, 2), 3, ndim=2))
+    [[[2. 3.]
+      [8. 9.]]]
+    """
+    index = [slice(stride // 2, None, stride)] * ndim
+    index[channel] = slice(None)
+    return x[(..., *index)]
+
+
 def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
     """Reduce all other axes: [C], with ones for the axes that follow it."""
     axes = tuple(a for a in range(x.ndim) if a != x.ndim + channel)

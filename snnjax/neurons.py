@@ -212,10 +212,17 @@ def mean_output(
         state, spikes = step(state, current)
         return (state, total + spikes), None
 
-    start = (state, jnp.zeros_like(state.potential))
-    heard = _heard(currents, delay, params.bias)
-    (_, total), _ = jax.lax.scan(count, start, heard, unroll=min(steps, _UNROLL))
-    return (total / steps).astype(currents.dtype)
+    def hear(carry, current):  # here, or XLA would write currents + bias to memory
+        return count(carry, current + params.bias)
+
+    def rest(carry, _):
+        return count(carry, jnp.zeros((), currents.dtype))
+
+    carry = (state, jnp.zeros_like(state.potential))
+    rate = min(steps, _UNROLL)
+    carry, _ = jax.lax.scan(hear, carry, currents[delay:], unroll=rate)
+    carry, _ = jax.lax.scan(rest, carry, length=delay, unroll=rate)
+    return (carry[1] / steps).astype(currents.dtype)
 
 
 def packed_spikes(

@@ -53,9 +53,18 @@ def view(seed, delay=0):
         del batch
         return _current, sources if time else sources.mean(0)
 
-    seen = View(SITE, STEPS, delay, [target], lambda fit: [output(fit)], feed)
+    seen = View(SITE, STEPS, delay, [target], outputs(output), feed)
     fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
+
+
+def outputs(output, site=SITE):
+    """Those of a `View` in one micro-batch."""
+
+    def thinned(fit, stride=1):
+        return [fits.thin(output(fit), stride, len(site.shape), site.channel)]
+
+    return thinned
 
 
 def _current(weights, sources, rows):
@@ -221,7 +230,7 @@ def early_evidence():
         return compiled_output(NEURON, fit.neuron, currents)
 
     neuron = NEURON.params()
-    seen = View(SITE, STEPS, 0, [target], lambda fit: [output(fit)], None)
+    seen = View(SITE, STEPS, 0, [target], outputs(output), None)
     return seen, Fit(neuron, {})
 
 
@@ -255,6 +264,29 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, d
         return fits.squared_error(seen.activation, corrected)
 
     assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "shape, channel, samples, left",
+    [
+        ((8, 8, 2), -1, 100, (4, 4, 2)),  # 10 images of 16 positions
+        ((8, 8, 2), -1, 40, (2, 2, 2)),
+        ((8, 8, 2), -1, 641, (8, 8, 2)),
+        ((2, 9, 7), -3, 1, (2, 2, 2)),  # never none
+        ((5,), -1, 1, (5,)),  # channels alone
+    ],
+)
+def test_a_thinned_view_keeps_enough_samples_of_every_channel(
+    shape, channel, samples, left
+):
+    site = SITE._replace(shape=shape, channel=channel)
+    numbers = jax.random.normal(jax.random.key(0), (10, *shape))
+    batches = [numbers[:7], numbers[7:]]
+    seen = View(site, STEPS, 0, batches, outputs(lambda fit: numbers, site), None)
+    fewer = seen.thinned(samples)
+    assert fewer.activation.shape == (10, *left)
+    np.testing.assert_array_equal(fewer.activation, fewer.output(None))
+    assert set(np.asarray(fewer.activation).flat) <= set(np.asarray(numbers).flat)
 
 
 def test_with_delay_T_the_time_of_a_charge_does_not_count():

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
-from snnjax import Recipe, calibrate_weights, max_threshold
+from snnjax import Recipe, calibrate_weights, fits, max_threshold
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -98,6 +98,37 @@ def test_every_recipe_gives_a_network_that_runs(name, delay):
 def test_groups_and_memory_do_not_change_the_result(recipe, delay, options):
     arguments = {"recipe": RECIPES[recipe], "delay": delay}
     assert_close(convert(**arguments), convert(**arguments, **options))
+
+
+def channels_first(p, x):
+    for name in ("w1", "w2"):
+        kernel = p[name].transpose(3, 2, 0, 1)
+        x = relu(jax.lax.conv(x, kernel, (1, 1), "SAME"))
+    return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 3}, {"memory_budget": 0}])
+@pytest.mark.parametrize("name", ["convolutions", "channels first"])
+def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
+    compared = 0
+
+    def look(view, fit):
+        nonlocal compared
+        fit = snnjax.correct_potential()(view, snnjax.half_charge()(view, fit))
+        every, second = (
+            jnp.concatenate(list(view.outputs(fit, stride))) for stride in (1, 2)
+        )
+        kept = fits.thin(every, 2, len(view.site.shape), view.site.channel)
+        np.testing.assert_array_equal(second, kept)
+        compared += second.size
+        return fit
+
+    fn, params, x, _ = NETWORKS["convolutions"]
+    if name == "channels first":
+        fn, params, x = channels_first, IMAGES, jnp.moveaxis(x, -1, 1)
+    recipe = Recipe(((max_threshold(), look),))
+    snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe, **options)
+    assert compared
 
 
 @pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
