@@ -1,11 +1,16 @@
 """Does memory_budget bound the memory of a conversion, and what does that cost?
 
     python -m benchmarks.memory --out benchmarks/results/memory.json
+    python -m benchmarks.memory --network torchvision_resnet34 --images 32 \
+        --out benchmarks/results/memory_resnet34.json
+    python -m benchmarks.memory --network torchvision_vgg16_bn --images 8 \
+        --out benchmarks/results/memory_vgg16.json
 
-Converts three convolutions of 16 channels at 224x224 by ``light()``, T = 32, where both
-streams of 64 images take 0.8 GB, once for each budget, each in a process of its own.
-Prints how much the process grew over what it held before (peak of the resident set,
-without the images), and its seconds.
+Converts a network with random weights by ``light()``, T = 32, images of 224x224, once
+for each budget, each in a process of its own: three convolutions of 16 channels, where
+both streams of 64 images take 0.8 GB, or one of experiments.models.NAMES. Prints how
+much the process grew over what it held before (peak of the resident set, without the
+images and the weights), and its seconds.
 """
 
 import functools
@@ -19,6 +24,7 @@ from pathlib import Path
 from benchmarks import timing
 
 BUDGETS = (0, 200, 1600)  # MB
+CONVOLUTIONS = "three convolutions"
 
 
 def resident() -> float:
@@ -30,25 +36,15 @@ def resident() -> float:
     return (int(pages[1]) - int(pages[2])) * size / 1e6
 
 
-def prepare(budget: int, images: int, width: int):
+def prepare(budget: int, name: str, images: int, width: int):
     """(run, facts) of one budget; the facts are all that is measured."""
     import jax
     import numpy as np
 
     import snnjax
 
-    def fn(params, x):
-        axes = ("NHWC", "HWIO", "NHWC")
-        for kernel in params[:-1]:
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=axes
-            )
-            x = jax.nn.relu(x)
-        return x.mean((1, 2)) @ params[-1]
-
+    fn, params = network(name, width)
     draw = np.random.default_rng(0)
-    shapes = [(3, 3, 3, 16), (3, 3, 16, 16), (3, 3, 16, 16), (16, 10)]
-    params = [(draw.normal(size=s) / 8).astype(np.float32) for s in shapes]
     x = draw.normal(size=(images, width, width, 3)).astype(np.float32)
 
     def run():
@@ -73,9 +69,38 @@ def prepare(budget: int, images: int, width: int):
     return lambda: None, {"grown_mb": peak[0] - before, "seconds": seconds}
 
 
+def network(name: str, width: int):
+    """``fn(params, x)`` and random weights."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.models import build
+
+    if name != CONVOLUTIONS:
+        module = build(name, 1000)
+        params = jax.jit(module.init)(jax.random.key(0), jnp.ones((1, width, width, 3)))
+        return lambda params, x: module.apply(params, x, train=False), params
+
+    def fn(params, x):
+        axes = ("NHWC", "HWIO", "NHWC")
+        for kernel in params[:-1]:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=axes
+            )
+            x = jax.nn.relu(x)
+        return x.mean((1, 2)) @ params[-1]
+
+    shapes = [(3, 3, 3, 16), (3, 3, 16, 16), (3, 3, 16, 16), (16, 10)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return fn, [
+        jax.random.normal(key, s) / 8 for key, s in zip(keys, shapes, strict=True)
+    ]
+
+
 def compare(options) -> dict:
     before = timing.machine()
-    given = [f"--images={options.images}", f"--width={options.width}"]
+    given = [f"--network={options.network}", f"--images={options.images}"]
+    given += [f"--width={options.width}"]
     module = [sys.executable, "-m", "benchmarks.memory"]
     sides = {}
     for budget in BUDGETS:  # one after the other, so that each has the machine
@@ -87,7 +112,12 @@ def compare(options) -> dict:
     )
     return {
         "question": __doc__.splitlines()[0],
-        "sizes": {"images": options.images, "width": options.width, "steps": 32},
+        "sizes": {
+            "network": options.network,
+            "images": options.images,
+            "width": options.width,
+            "steps": 32,
+        },
         "machine": before,
         "versions": {"snnjax": first["versions"]},
         "sides": sides,
@@ -108,15 +138,15 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict | None:
     parser = timing.parser(__doc__)
+    parser.add_argument("--network", default=CONVOLUTIONS)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--width", type=int, default=224)
     options = parser.parse_args(arguments)
     if options.quick:
         options.images, options.width = 4, 16
     if options.side:
-        work = functools.partial(
-            prepare, int(options.side), options.images, options.width
-        )
+        given = (options.network, options.images, options.width)
+        work = functools.partial(prepare, int(options.side), *given)
         timing.serve(work, ("jax", "jaxlib"))
         return None
     result = compare(options)

@@ -375,7 +375,7 @@ class Convert:
 
 # Networks in experiments/sources: He et al.'s ResNet-20, six convolutions with average
 # pooling and with max-pool, MobileNet of a quarter of the width with ReLU6.
-SOURCES = ("resnet20", "vgg8", "vgg8_max", "mobilenet_quarter")
+SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {

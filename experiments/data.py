@@ -1,12 +1,16 @@
-"""Images in memory: embedded digits, a TFDS set or a folder of images per class.
+"""Data sets: embedded digits, a TFDS set or a folder of images per class.
 
-A data set is held in RAM as uint8 and needs no TensorFlow to be read. `augment` and
-`normalize` are JAX, for use inside a jitted step of training.
+Images are uint8 in memory; those that would take more than half of it are read when
+they are asked for. No TensorFlow is needed. `augment` and `normalize` are JAX, for use
+inside a jitted step of training.
 """
 
+import dataclasses
 import importlib.util
 import io
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,15 +23,52 @@ import PIL.Image
 from tqdm import tqdm
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+POOL = ThreadPoolExecutor()  # decodes images; PIL lets other threads run
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Images that are read when they are asked for; indexed as an array of them.
+
+    Attributes:
+        read: numbers -> these images, each uint8 [H, W, C].
+        count: N.
+        image_shape: (H, W, C).
+    """
+
+    read: Callable[[Sequence[int]], Iterable[np.ndarray]]
+    count: int
+    image_shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.count, *self.image_shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, index) -> np.ndarray:
+        numbers = np.arange(self.count)[index]
+        return np.stack(list(self.read(numbers.ravel().tolist()))).reshape(
+            *numbers.shape, *self.image_shape
+        )
 
 
 class Dataset(NamedTuple):
     """Images [N, H, W, C] as uint8 with labels [N] as int32, for training and test."""
 
     name: str
-    train_images: np.ndarray
+    train_images: np.ndarray | Unread
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: np.ndarray | Unread
     test_labels: np.ndarray
     mean: tuple[float, ...]  # per channel of the training images, in 0..255
     std: tuple[float, ...]
@@ -35,6 +76,8 @@ class Dataset(NamedTuple):
 
     def first(self, count: int | None) -> "Dataset":
         """The same data set with `count` training images, or all if there are fewer."""
+        if count is None:
+            return self
         return self._replace(
             train_images=self.train_images[:count],
             train_labels=self.train_labels[:count],
@@ -46,7 +89,7 @@ class MissingDataError(RuntimeError):
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Reads a whole data set into memory.
+    """Reads a data set into memory; images that take too much of it stay `Unread`.
 
     Args:
         name: "digits" (8x8 greyscale, part of scikit-learn); else a folder, absolute or
@@ -180,26 +223,48 @@ def _read_folder(root: Path, classes: list[str]):
             f"no images below {root}; expected <class>/*.png or *.jpg there"
         )
     mode = "L" if _read_image(files[0]).ndim == 2 else "RGB"
-    images = None
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(partial(_read_image, mode=mode), files)
-        bar = tqdm(decoded, f"reading {root}", len(files), disable=None)
-        for index, image in enumerate(bar):
-            if images is None:
-                images = np.empty((len(files), *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                raise ValueError(
-                    f"{files[index]} has {image.shape[1]}x{image.shape[0]} pixels, "
-                    f"{files[0]} has {images.shape[2]}x{images.shape[1]}; "
-                    "bring all images to one size"
-                )
-            images[index] = image
-    images = images[..., None] if mode == "L" else images
-    return images, np.asarray(labels, np.int32)
+    height, width = _read_image(files[0]).shape[:2]
+
+    def read_one(number: int) -> np.ndarray:
+        image = _read_image(files[number], mode)
+        if image.shape[:2] != (height, width):
+            raise ValueError(
+                f"{files[number]} has {image.shape[1]}x{image.shape[0]} pixels, "
+                f"{files[0]} has {width}x{height}; bring all images to one size"
+            )
+        return image.reshape(height, width, -1)
+
+    shape = (height, width, 1 if mode == "L" else 3)
+    images = Unread(partial(POOL.map, read_one), len(files), shape)
+    return _held(images, f"reading {root}"), np.asarray(labels, np.int32)
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def _held(images: Unread, title: str) -> np.ndarray | Unread:
+    """The same in memory, if they fit."""
+    if not _fits(images):
+        return images
+    held = np.empty(images.shape, np.uint8)
+    with tqdm(total=len(held), desc=title, disable=None) as bar:
+        for start in range(0, len(held), 500):
+            part = images[start : start + 500]
+            held[start : start + 500] = part
+            bar.update(len(part))
+    return held
+
+
+def _fits(images: Unread) -> bool:
+    return images.nbytes <= 0.5 * memory()
+
+
+def memory() -> float:
+    """Bytes that this machine has; where it does not tell, enough for everything."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
@@ -260,17 +325,26 @@ def _tfds(name: str, data_dir: str | None):
 
 def _read_tfds(source, shape: tuple[int, int, int], title: str):
     mode = "L" if shape[-1] == 1 else "RGB"
-    images = np.empty((len(source), *shape), np.uint8)
+
+    def decode(number: int, example) -> np.ndarray:
+        file, place = io.BytesIO(example["image"]), f"{title}[{number}]"
+        return _read_image(file, mode, place).reshape(shape)
+
+    def read(numbers):
+        return POOL.map(decode, numbers, source.__getitems__(numbers))
+
+    images = Unread(read, len(source), shape)
+    held = np.empty(images.shape, np.uint8) if _fits(images) else None
     labels = np.empty(len(source), np.int32)
     with tqdm(total=len(source), desc=f"reading {title}", disable=None) as bar:
         for start in range(0, len(source), 500):
             chunk = range(start, min(start + 500, len(source)))
-            for index, example in enumerate(source.__getitems__(chunk), start):
-                file, place = io.BytesIO(example["image"]), f"{title}[{index}]"
-                images[index] = _read_image(file, mode, place).reshape(shape)
-                labels[index] = example["label"]
+            examples = source.__getitems__(chunk)
+            labels[chunk] = [example["label"] for example in examples]
+            if held is not None:
+                held[chunk] = list(POOL.map(decode, chunk, examples))
             bar.update(len(chunk))
-    return images, labels
+    return images if held is None else held, labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
@@ -289,11 +363,14 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
 TFDS said: {type(error).__name__}: {reason}"""
 
 
-def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # By parts: float64 copies of a whole data set could exceed the memory.
+def _mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # By parts: float64 copies of a whole data set could exceed the memory. Of images
+    # that stay on the disk, ten thousand tell enough.
+    apart = max(1, len(images) // 10_000) if isinstance(images, Unread) else 1
     count, total, squares = 0, 0.0, 0.0
-    for start in range(0, len(images), 1000):
-        pixels = images[start : start + 1000].reshape(-1, images.shape[-1])
+    for start in range(0, len(images), 1000 * apart):
+        pixels = images[start : start + 1000 * apart : apart]
+        pixels = pixels.reshape(-1, images.shape[-1])
         pixels = pixels.astype(np.float64)
         count += len(pixels)
         total = total + pixels.sum(axis=0)

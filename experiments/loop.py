@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from experiments import output, processes
-from experiments.data import Dataset
+from experiments.data import Dataset, Unread
 from snnjax import sharding
 
 State = TypeVar("State")
@@ -207,8 +207,9 @@ def _restored(manager, epoch: int, state: State) -> State:
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def _place(array: np.ndarray) -> np.ndarray | jax.Array:
-    return jnp.asarray(array) if array.nbytes <= DEVICE_BYTES else array
+def _place(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
+    fits = isinstance(array, np.ndarray) and array.nbytes <= DEVICE_BYTES
+    return jnp.asarray(array) if fits else array
 
 
 def _claim(file: Path, config: Any, resumed: bool) -> None:

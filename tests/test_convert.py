@@ -208,7 +208,7 @@ def test_a_mesh_is_refused_where_another_one_makes_shardings_explicit():
 
 
 def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatch):
-    module = sys.modules["snnjax.convert"]
+    module = sys.modules["snnjax.sweep"]
     step, calls = module._step_snn, []
 
     def counted(plan, chunk, i, params):

@@ -58,6 +58,25 @@ def test_folder(tmp_path, mode, channels):
     np.testing.assert_array_equal(same.train_images, pets.train_images)
 
 
+def test_images_that_exceed_the_memory_are_read_when_asked_for(tmp_path, monkeypatch):
+    _write_folder(tmp_path / "pets")
+    held = data.load("pets", str(tmp_path))
+    monkeypatch.setattr(data, "memory", lambda: 100)
+    unread = data.load("pets", str(tmp_path))
+    assert isinstance(held.train_images, np.ndarray)
+    assert isinstance(unread.train_images, data.Unread)
+    images, found = held.train_images, unread.train_images
+    assert (found.shape, found.ndim, len(found)) == (images.shape, 4, 6)
+    assert found.nbytes == images.nbytes
+    for index in (3, slice(1, 5, 2), np.array([4, 0, 4]), np.array([[1], [2]])):
+        assert found[index].dtype == np.uint8
+        np.testing.assert_array_equal(found[index], images[index])
+    np.testing.assert_array_equal(unread.train_labels, held.train_labels)
+    np.testing.assert_allclose(unread.mean, held.mean)
+    assert unread.first(None) is unread
+    np.testing.assert_array_equal(unread.first(2).train_images, images[:2])
+
+
 def test_folder_errors(tmp_path):
     _write_folder(tmp_path / "a", suffix="jpg")
     broken = tmp_path / "a/train/dog/1.jpg"
@@ -77,7 +96,7 @@ def test_folder_errors(tmp_path):
         data.load(str(tmp_path / "d"))
 
 
-def test_prepared_tfds(tmp_path):
+def test_prepared_tfds(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
 
@@ -111,6 +130,11 @@ def test_prepared_tfds(tmp_path):
     np.testing.assert_array_equal(
         tiny.train_images[np.argsort(tiny.train_labels)], images
     )
+    monkeypatch.setattr(data, "memory", lambda: 100)
+    unread = data.load("tiny_images", str(tmp_path))
+    assert isinstance(unread.train_images, data.Unread)
+    np.testing.assert_array_equal(unread.train_images[:], tiny.train_images)
+    np.testing.assert_array_equal(unread.train_labels, tiny.train_labels)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set"])

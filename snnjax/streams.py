@@ -1,0 +1,218 @@
+"""Streams: what travels between sites while a network is converted.
+
+Micro-batches of activations and of spikes, one bit each, in memory or in files; and the
+compiled pieces that carry them from one site to the next, each device its own images.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from snnjax import fits, sharding
+from snnjax.network import Segment, Stage, evaluate, identity, read, streaming
+from snnjax.neurons import (
+    NeuronParams,
+    closed_form,
+    integrate_and_fire,
+    mean_output,
+    packed_spikes,
+)
+
+NEURON = integrate_and_fire()
+
+
+class Train(NamedTuple):
+    """Spikes as they wait for the next stage, one bit each.
+
+    Attributes:
+        bits: uint8 [ceil(T / 8), B, ...], packed along time.
+        threshold: what a spike carries, scalar or [C].
+    """
+
+    bits: jax.Array
+    threshold: jax.Array
+
+
+class Waiting(Sequence):
+    """Micro-batches that may lie in files, as arrays."""
+
+    def __init__(self, values: Sequence[Any]):
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, i):
+        found = self.values[i]
+        return found if isinstance(found, jax.Array) else jnp.asarray(found)
+
+
+class Current(NamedTuple):
+    """The current into a site as a pure function; hashable, for ``jit``.
+
+    Attributes:
+        segment: the work.
+        streams: which of its inputs are streams.
+        steps: T.
+        slots: positions among the inputs that the weights take.
+        axes: for each input the axis of the images, None if it has none.
+        ndim: axes of the site; None for the mean over time.
+    """
+
+    segment: Segment
+    streams: tuple[bool, ...]
+    steps: int
+    slots: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    ndim: int | None
+
+    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
+        """The current of these images: its mean [B, ...], or all of it [T, B, ...]."""
+        chosen = [
+            source if axis is None else _take(source, rows, axis)
+            for source, axis in zip(sources, self.axes, strict=True)
+        ]
+        for slot, weight in zip(self.slots, weights, strict=True):
+            chosen[slot] = weight
+        current = _run_all(self.segment, self.streams, self.steps, chosen)[0][0]
+        if self.ndim is None:
+            return current
+        return _over_time(current, self.steps, self.ndim)
+
+
+# ----------------------------------------------------------- compiled pieces
+
+
+def run(spread, stage: Stage, store, streams: tuple[bool, ...], steps: int, sources):
+    """`_run_all`, each device for its own images; in ``store`` is what has images."""
+    moving = tuple(v in store for v in stage.sources)
+    return _compiled(spread, moving)(stage.segment, streams, steps, sources)
+
+
+@functools.cache
+def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callable:
+    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
+    def run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+        def here(sources):
+            return _run_all(segment, streams, steps, sources)
+
+        if spread is None:
+            return here(sources)
+        into = [
+            _image_axes(source, 1 if stream else 0) if moves else None
+            for source, stream, moves in zip(sources, streams, moving, strict=True)
+        ]
+        over_time = _over_time_too(segment, streams)
+        axes = [
+            [1 if v in over_time else 0 for v in kind]
+            for kind in (segment.outputs, segment.carried)
+        ]
+        return sharding.on_each_device(here, spread, (into,), tuple(axes))(sources)
+
+    return run
+
+
+def _image_axes(source, axis: int):
+    return Train._make((axis, None)) if isinstance(source, Train) else axis
+
+
+def _run_all(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+    """Outputs of a segment, and what it carries on.
+
+    Sources that are streams have a time axis, or are a `Train`.
+    """
+    decoded = [
+        _decode(value, steps) if isinstance(value, Train) else value
+        for value in sources
+    ]
+    values = dict(zip(segment.inputs, decoded, strict=True))
+    marked = _over_time_too(segment, streams)
+    evaluate(segment.equations, values, identity, streams=marked)
+    outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
+    return outputs, [values[v] for v in segment.carried]
+
+
+def _over_time_too(segment: Segment, streams: tuple[bool, ...]) -> frozenset:
+    """Variables of a segment that have a time axis."""
+    over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    return streaming(segment.equations, over_time)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
+def fire(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    """What a site sends on: its mean with delay T, its spikes as bits otherwise."""
+    if delay == steps:
+        return closed_form(neuron, current, steps)
+    current = _over_time(current, steps, ndim)
+    bits = packed_spikes(NEURON, neuron, current, delay=delay)
+    return Train(bits, jnp.asarray(neuron.threshold, current.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
+def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    if delay == steps:
+        return closed_form(neuron, current, steps)
+    current = _over_time(current, steps, ndim)
+    return mean_output(NEURON, neuron, current, delay=delay)
+
+
+thin = jax.jit(fits.thin, static_argnames=("stride", "ndim", "channel"))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def mean(value, steps: int) -> jax.Array:
+    return (_decode(value, steps) if isinstance(value, Train) else value).mean(0)
+
+
+def _decode(train: Train, steps: int) -> jax.Array:
+    bits = jnp.unpackbits(train.bits, axis=0, count=steps)
+    return bits.astype(train.threshold.dtype) * train.threshold
+
+
+def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
+    """[T, B, ...] from a current that may be constant, [B, ...] of a site of ndim."""
+    if current.ndim == ndim + 1:
+        current = jnp.broadcast_to(current, (steps, *current.shape))
+    return current
+
+
+# -------------------------------------------------------------------- waiting
+
+
+def in_file(array: jax.Array) -> np.ndarray:
+    """The same in a file without a name, which goes when the array does."""
+    host = np.ascontiguousarray(array).reshape(array.shape)
+    if not host.size:
+        return host
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(host.view(np.uint8).data)
+            file.flush()  # a full disk is told here; through a map it would be fatal
+            return np.memmap(file, host.dtype, "r", shape=host.shape)
+    except OSError as error:
+        raise OSError(
+            f"streams that exceed memory_budget wait in {tempfile.gettempdir()}: "
+            f"{error.strerror}. Set TMPDIR to a disk with more room, or allow more "
+            "memory"
+        ) from error
+
+
+def concatenate(spread: NamedSharding | None, values, axis: int):
+    """Of all micro-batches one stream, with the images on ``axis``."""
+    spread = spread and sharding.along(axis, spread)
+    if isinstance(values[0], Train):
+        bits = sharding.join([value.bits for value in values], axis, spread)
+        return Train(bits, values[0].threshold)
+    return sharding.join(values, axis, spread)
+
+
+def _take(values, rows, axis: int):
+    if isinstance(values, Train):
+        return Train(jnp.take(values.bits, rows, axis), values.threshold)
+    return jnp.take(values, rows, axis)

@@ -1,0 +1,368 @@
+"""The sweep: all images pass from site to site, and each site is fitted on the way.
+
+At every site the ANN's activation and the spikes that the calibrated layers below send
+meet; its calibrators fit it; its spikes go on. The network is cut into stages between
+sites, so a sweep costs about T + 1 forward passes of all images, whatever the depth.
+Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from snnjax import fits, sharding, streams
+from snnjax.calibrate import Calibrator, Fit, View
+from snnjax.network import Network, Site, Stage, identity, streaming
+from snnjax.neurons import NeuronParams
+from snnjax.simulate import SNN
+from snnjax.streams import Current, Waiting
+
+
+class Plan(NamedTuple):
+    """What stays the same during a conversion."""
+
+    x: jax.Array
+    spread: NamedSharding | None
+    size: int  # images at a time on each device
+    cut: Callable[[int], tuple[Network, list[Stage]]]
+    params: chex.ArrayTree
+    steps: int
+    delay: int
+    budget: int  # bytes for the currents of a site
+    offload: bool
+
+    @property
+    def means(self) -> bool:
+        """Whether each layer waits for all of its input, so that means are enough."""
+        return self.delay == self.steps
+
+    def waits(self, value):
+        """A stream until its next stage: in memory, or in a file if all do not fit."""
+        return jax.tree.map(streams.in_file, value) if self.offload else value
+
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Of all micro-batches, one array of all images."""
+        return sharding.join(parts, 0, self.spread)
+
+
+class Chunk(NamedTuple):
+    """A micro-batch on its way: variable -> value, of what later stages read.
+
+    The network is that of the images that one device has of it. Values of ``snn`` are
+    means where ``Plan.means``; otherwise a `Train`, or an array [T, B, ...] where a
+    sum of several sites has to wait.
+    """
+
+    network: Network
+    stages: list[Stage]
+    ann: dict[int, jax.Array]
+    snn: dict[int, Any]
+
+
+# ------------------------------------------------------------ from site to site
+
+
+def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress):
+    """Carry all images from site to site and fit each by the calibrator of its number.
+
+    Also the chunks at the end.
+    """
+    chunks = _load(plan)
+    network, cut = chunks[0].network, chunks[0].stages
+    original, params = network.arguments(plan.params), network.arguments(snn.params)
+    neurons = dict(snn.neurons)
+    found = [stage.equation.place for stage in cut[:-1]]
+    for i, site in enumerate(progress(found)):
+        fit = _fit_site(plan, chunks, i, original, params, neurons, calibrator(i))
+        neurons[site.name] = fit.neuron
+        params.update(_by_variable(network, fit.weights))
+    leaves = [params[v] for v in network.parameters]
+    tree = jax.tree_util.tree_structure(snn.params)
+    calibrated = jax.tree_util.tree_unflatten(tree, leaves)
+    return dataclasses.replace(snn, params=calibrated, neurons=neurons), chunks
+
+
+def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
+    """Fit one site and carry both streams over it.
+
+    A function of its own, so that the currents are freed before the next site.
+    """
+    network, site = chunks[0].network, chunks[0].stages[i].equation.place
+    activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
+    check_finite(f"the activations of site {site.name!r}", activations)
+    kernels = _kernels(network, site, params)
+    currents = _currents(plan, chunks, i, params)
+    feed = functools.partial(_feed, plan, chunks, i, params, kernels)
+    thinned = _thinned(plan, currents, site)
+    outputs = functools.partial(_outputs, plan, thinned, site)
+    waiting = Waiting(activations)
+    view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
+    fit = calibrate(view, Fit(neurons[site.name], kernels))
+    _check_shared(network, site, kernels, fit.weights)
+    neuron = _widen(fit.neuron, site)
+    stepped = zip(chunks, currents(fit.weights), strict=True)
+    for chunk, ((current, *_), carried) in stepped:
+        spikes = streams.fire(neuron, current, plan.steps, plan.delay, len(site.shape))
+        spikes, *carried = map(plan.waits, [spikes, *carried])
+        _keep(chunk.snn, chunk.stages, i, spikes, carried)
+    return fit
+
+
+def chained(calibrators, spread, view: View, fit: Fit) -> Fit:
+    """All calibrators, one after the other; fits lie on all devices."""
+    for calibrate in calibrators:
+        found = calibrate(view, fit)
+        changed = {p: w for p, w in found.weights.items() if w is not fit.weights[p]}
+        neuron = sharding.gathered(found.neuron, spread)
+        weights = fit.weights  # the same object, for which currents are kept
+        if changed:
+            weights = weights | sharding.gathered(changed, spread)
+        fit = Fit(neuron, weights)
+    return fit
+
+
+def _load(plan: Plan) -> list[Chunk]:
+    chunks = []
+    images, devices = plan.x.shape[0], sharding.size(plan.spread)
+    for start in range(0, images, plan.size * devices):
+        count = min(plan.size * devices, images - start)
+        x = sharding.rows(plan.x, start, count, plan.spread)
+        network, cut = plan.cut(count // devices)
+        chunks.append(Chunk(network, cut, {network.x: x}, {network.x: x}))
+    return chunks
+
+
+def _step_ann(plan: Plan, chunk: Chunk, i: int, params) -> jax.Array:
+    """Carry the ANN stream of a micro-batch over a site; its activation."""
+    stage = chunk.stages[i]
+    sources = _sources(chunk, chunk.ann, params, stage)
+    over_time = (False,) * len(sources)
+    inputs, carried = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
+    activation = identity(stage.equation.place, *inputs)
+    activation, *carried = map(plan.waits, [activation, *carried])
+    _keep(chunk.ann, chunk.stages, i, activation, carried)
+    return activation
+
+
+def _step_snn(plan: Plan, chunk: Chunk, i: int, params):
+    """What a stage leads to (a site's current first), and what it carries on."""
+    stage = chunk.stages[i]
+    sources = _sources(chunk, chunk.snn, params, stage)
+    over_time = _over_time(plan, chunk.network, stage)
+    return streams.run(plan.spread, stage, chunk.snn, over_time, plan.steps, sources)
+
+
+def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
+    """What a stage reads: values on their way, constants, parameters."""
+    constants = chunk.network.constants  # may depend on the size of the chunk
+    return [
+        store[v] if v in store else constants[v] if v in constants else params[v]
+        for v in stage.sources
+    ]
+
+
+def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
+    """Add what stage i gives; drop what no later stage reads."""
+    stage = cut[i]
+    store[stage.equation.outputs[0]] = output
+    store.update(zip(stage.carried, carried, strict=True))
+    later = {v for s in cut[i + 1 :] for v in s.sources}
+    for v in set(store) - later:
+        del store[v]
+
+
+def _over_time(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
+    over_time = frozenset() if plan.means else streaming(network.equations)
+    return tuple(v in over_time for v in stage.sources)
+
+
+# ------------------------------------------------------- what calibrators see
+
+
+def _currents(plan: Plan, chunks: list[Chunk], i: int, params):
+    """weights -> the current (and what is carried on) of every micro-batch."""
+
+    def compute(weights):
+        changed = params | _by_variable(chunks[0].network, weights)
+        return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
+
+    return _kept(plan, chunks[0].stages[i].equation.place.shape, compute)
+
+
+def _thinned(plan: Plan, currents, site: Site):
+    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
+
+    def all_of_them(weights):
+        return (current for (current, *_), _ in currents(weights))
+
+    @functools.cache
+    def at(stride: int):
+        if stride == 1:
+            return all_of_them
+        fewer = functools.partial(
+            streams.thin, stride=stride, ndim=len(site.shape), channel=site.channel
+        )
+        left = jax.eval_shape(fewer, jax.ShapeDtypeStruct(site.shape, jnp.float32))
+        return _kept(plan, left.shape, lambda w: map(fewer, all_of_them(w)))
+
+    return lambda weights, stride: at(stride)(weights)
+
+
+def _kept(plan: Plan, shape: Sequence[int], compute):
+    """``compute(weights)``, kept while the weights stay the same if T of it fit.
+
+    Args:
+        shape: of what one image takes at one step.
+    """
+    times = 1 if plan.means else plan.steps
+    share = plan.x.shape[0] // sharding.size(plan.spread)
+    if 4 * share * times * math.prod(shape) > plan.budget:
+        return compute
+    kept = []
+
+    def latest(weights):
+        if not kept or kept[0] is not weights:
+            kept[:] = [weights, list(compute(weights))]
+        return kept[1]
+
+    return latest
+
+
+def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time):
+    """`Current` for ``batch`` images at a time, and its sources for all images."""
+    network, cut = plan.cut(batch)
+    stage = cut[i]
+    over_time = _over_time(plan, network, stage)
+    sources, axes = [], []
+    for v, stream in zip(stage.sources, over_time, strict=True):
+        on_their_way = v in chunks[0].snn
+        axes.append((1 if stream and time else 0) if on_their_way else None)
+        if not on_their_way:
+            sources.append(
+                network.constants[v] if v in network.constants else params[v]
+            )
+            continue
+        values = [chunk.snn[v] for chunk in chunks]
+        if stream and not time:
+            values = [streams.mean(value, plan.steps) for value in values]
+        sources.append(streams.concatenate(plan.spread, values, axes[-1]))
+    paths = [network.parameters.get(v) for v in stage.sources]
+    slots = tuple(paths.index(path) for path in kernels)
+    if time:
+        marked, steps, ndim = over_time, plan.steps, len(stage.equation.place.shape)
+    else:  # of means, T does not matter: one program for every T
+        marked, steps, ndim = (False,) * len(over_time), 1, None
+    return Current(stage.segment, marked, steps, slots, tuple(axes), ndim), sources
+
+
+def _outputs(
+    plan: Plan, thinned, site: Site, fit: Fit, stride: int = 1
+) -> Iterator[jax.Array]:
+    """Mean outputs of a site, one micro-batch after the other."""
+    neuron, ndim = _widen(fit.neuron, site), len(site.shape)
+    potential = fits.thin(neuron.initial_potential, stride, ndim, site.channel)
+    neuron = neuron._replace(initial_potential=potential)
+    for current in thinned(fit.weights, stride):
+        yield streams.output(neuron, current, plan.steps, plan.delay, ndim)
+
+
+def _widen(neuron: NeuronParams, site: Site) -> NeuronParams:
+    """The same in one shape whatever the recipe, so that all use one program."""
+    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
+    return neuron._replace(
+        threshold=jnp.broadcast_to(neuron.threshold, channel),
+        bias=jnp.broadcast_to(neuron.bias, channel),
+        initial_potential=jnp.broadcast_to(neuron.initial_potential, site.shape),
+    )
+
+
+def _kernels(network: Network, site, params) -> dict[str, jax.Array]:
+    """The weights that feed a site, without its biases and norms."""
+    return {
+        network.parameters[v]: params[v]
+        for v in network.feeds[site.name]
+        if params[v].ndim >= 2 and jnp.issubdtype(params[v].dtype, jnp.floating)
+    }
+
+
+def _by_variable(network: Network, weights: dict[str, jax.Array]):
+    variables = {path: v for v, path in network.parameters.items()}
+    return {variables[path]: weight for path, weight in weights.items()}
+
+
+# ---------------------------------------------------------------- the outputs
+
+
+def ann_outputs(plan: Plan, chunks: list[Chunk]) -> list[list[jax.Array]]:
+    """The ANN's outputs for every micro-batch, once all sites are passed."""
+    original = chunks[0].network.arguments(plan.params)
+    outputs = []
+    for chunk in chunks:
+        stage = chunk.stages[-1]
+        sources = _sources(chunk, chunk.ann, original, stage)
+        over_time = (False,) * len(sources)
+        made, _ = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
+        outputs.append(made)
+    check_finite("the outputs of the network", [o for made in outputs for o in made])
+    return outputs
+
+
+def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
+    """Mean over images and positions of ANN output - mean SNN output, per channel."""
+    network = chunks[0].network
+    params = network.arguments(snn.params)
+    errors = []
+    for chunk, ann in zip(chunks, outputs, strict=True):
+        spiking, _ = _step_snn(plan, chunk, -1, params)
+        means = [
+            s if s.ndim == a.ndim else s.mean(0)
+            for a, s in zip(ann, spiking, strict=True)
+        ]
+        errors.append([a - m for a, m in zip(ann, means, strict=True)])
+    joined = [plan.join(parts) for parts in zip(*errors, strict=True)]
+    corrections = [
+        fits.bias_correction(error, jnp.zeros(1), channel if error.ndim > 1 else -1)
+        for error, channel in zip(joined, network.channels, strict=True)
+    ]
+    corrections = sharding.gathered(corrections, plan.spread)
+    return jax.tree_util.tree_unflatten(network.tree, corrections)
+
+
+# --------------------------------------------------------------------- checks
+
+
+def _check_shared(network: Network, site, before, after) -> None:
+    """Weights of several sites must not change: that would undo an earlier fit."""
+    for path in before:
+        users = [
+            name
+            for name, feeding in network.feeds.items()
+            if path in {network.parameters[v] for v in feeding}
+        ]
+        if after[path] is not before[path] and len(users) > 1:
+            raise ValueError(
+                f"the weights {path!r} feed several sites ({', '.join(users)}), so "
+                f"calibrating them at {site.name!r} would undo the others. Use a "
+                "recipe without weight calibration, or give each site its own weights"
+            )
+
+
+def check_finite(what: str, arrays: Sequence[Any]) -> None:
+    """One wait for all of the arrays, so that their work is not held up one by one."""
+    if any(isinstance(array, Tracer) for array in arrays):
+        return
+    bad = int(sum((~jnp.isfinite(array)).sum() for array in arrays))
+    if bad:
+        size = sum(array.size for array in arrays)
+        raise ValueError(
+            f"{what} hold {bad} values that are NaN or infinite, of {size}; allowed: "
+            "finite numbers. Check the normalisation of the images, and the parameters"
+        )
