@@ -1,10 +1,8 @@
 """Does memory_budget bound the memory of a conversion, and what does that cost?
 
     python -m benchmarks.memory --out benchmarks/results/memory.json
-    python -m benchmarks.memory --network torchvision_resnet34 --images 32 \
+    python -m benchmarks.memory --network torchvision_resnet34 --images 16 \
         --out benchmarks/results/memory_resnet34.json
-    python -m benchmarks.memory --network torchvision_vgg16_bn --images 8 \
-        --out benchmarks/results/memory_vgg16.json
 
 Converts a network with random weights by ``light()``, T = 32, images of 224x224, once
 for each budget, each in a process of its own: three convolutions of 16 channels, where

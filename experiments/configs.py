@@ -373,8 +373,9 @@ class Convert:
             )
 
 
-# Networks in experiments/sources: He et al.'s ResNet-20, six convolutions with average
-# pooling and with max-pool, MobileNet of a quarter of the width with ReLU6.
+# Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
+# 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
+# the width with ReLU6.
 SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.

@@ -1,11 +1,13 @@
 """What a conversion experiment finds: rows, their tables and files.
 
 A row is one recipe at one T and delay over all seeds; `convert.py` makes them, and
-``plot.py``, ``figures.py`` and ``report.py`` show them.
+``plot.py``, ``figures.py`` and ``report.py`` show them. The accuracies of several
+networks in one table: ``python -m experiments.results METRICS.json ...``.
 """
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,20 +67,39 @@ def row(result: Result, ann: float) -> str:
 def markdown(results: Sequence[Result], ann: float) -> str:
     """Accuracy of every recipe and delay at every T, as a table for a README."""
     steps = sorted({result.steps for result in results})
+    lines = [_line(("recipe", "delay", *(f"T = {t}" for t in steps)))]
+    lines.append("|---" * (2 + len(steps)) + "|")
+    lines += map(_line, _accuracies(results, ann, steps))
+    return "\n".join(lines) + "\n"
+
+
+def together(files: Sequence[Path]) -> str:
+    """`markdown` of several networks in one table, from their metrics.json."""
+    networks = [json.loads(file.read_text()) for file in files]
+    steps = sorted({row["steps"] for found in networks for row in found["results"]})
+    lines = [_line(("network", "recipe", "delay", *(f"T = {t}" for t in steps)))]
+    lines.append("|---" * (3 + len(steps)) + "|")
+    for found in networks:
+        results = [Result(**row) for row in found["results"]]
+        rows = _accuracies(results, found["ann_accuracy"], steps)
+        name = f"`{found['source']['model']}`"
+        lines += [_line((name if i == 0 else "", *r)) for i, r in enumerate(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracies(results: Sequence[Result], ann: float, steps: Sequence[int]) -> list:
+    """Recipe, delay and accuracy at every T; the ANN's at last."""
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in results:
-        waits = plot.waits(result)
         entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
-        cells.setdefault((result.recipe, waits), {})[result.steps] = entry
-    lines = [
-        f"| recipe | delay | {' | '.join(f'T = {t}' for t in steps)} |",
-        f"|---|---|{'---|' * len(steps)}",
-    ]
-    for (recipe, waits), row in cells.items():
-        found = " | ".join(row.get(t, "") for t in steps)
-        lines.append(f"| `{recipe}` | {waits} | {found} |")
-    lines.append(f"| ANN | | {' | '.join([f'{100 * ann:.1f}'] * len(steps))} |")
-    return "\n".join(lines) + "\n"
+        key = (f"`{result.recipe}`", plot.waits(result))
+        cells.setdefault(key, {})[result.steps] = entry
+    rows = [(*key, *(row.get(t, "") for t in steps)) for key, row in cells.items()]
+    return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def costs(results: Sequence[Result]) -> str:
@@ -122,3 +143,21 @@ def _plain(value):
         return [_plain(item) for item in value]
     value = value.item() if isinstance(value, np.ndarray | np.generic) else value
     return None if value != value else value  # JSON has no NaN
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: print the table of these files."""
+    files = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
+    if not files:
+        sys.exit("error: no files; give the metrics.json of one conversion or more")
+    try:
+        print(together(files), end="")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(
+            f"error: {error!r} in {', '.join(map(str, files))}; give files that "
+            "experiments.convert has written"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from experiments import ablation, convert
+from experiments import ablation, convert, results
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_CONVERT, SOURCES, Convert, TrainANN, parse
 from experiments.data import load
@@ -110,6 +110,29 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["model"] == name
         assert card["test_accuracy"] > 0.85
         assert card["command"].startswith(f"python -m experiments.sources.train {name}")
+
+
+def test_the_readme_shows_the_published_results(capsys):
+    files = sorted((ROOT / "benchmarks" / "results").glob("convert_cifar10_*.json"))
+    results.main(list(map(str, files)))
+    assert capsys.readouterr().out in (ROOT / "README.md").read_text()
+    shown = [json.loads(file.read_text()) for file in files]
+    assert sorted(found["source"]["model"] for found in shown) == sorted(SOURCES)
+    for found in shown:
+        published = PRESETS_CONVERT[f"cifar10_{found['source']['model']}"]
+        assert found["config"]["out"] == published.out  # no path of one machine
+        assert found["config"]["data_dir"] is None
+        card = load_source(ROOT / found["config"]["checkpoint"]).card
+        assert found["source"]["sha256"] == card["sha256"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"results": []}'])
+def test_files_that_are_no_results_are_told(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(SystemExit, match="give files that experiments.convert has"):
+        results.main([str(tmp_path / "metrics.json")])
+    with pytest.raises(SystemExit, match="no files"):
+        results.main([])
 
 
 def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
