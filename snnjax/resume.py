@@ -218,6 +218,8 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
     if id(value) in above:
         return "itself"
     inner = functools.partial(_describe, above=(*above, id(value)))
+    if isinstance(value, np.ndarray) and value.dtype == object:  # its bytes are places
+        return inner(value.tolist())
     if isinstance(value, jax.Array | np.ndarray):
         return _described_array(value)
     if isinstance(value, dict):

@@ -1,9 +1,11 @@
 """A conversion that was interrupted goes on, and ends in the same bits."""
 
 import functools
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -284,7 +286,9 @@ def test_a_kill_at_any_moment_costs_the_site_that_was_fitted(tmp_path):
     generator = np.random.default_rng(0)
     for _ in range(10):
         before = set(fits.glob("*.npz"))
-        worker = subprocess.Popen([sys.executable, "-c", WORK, str(fits)], cwd="tests")
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORK, str(fits)], cwd=Path(__file__).parent
+        )
         time.sleep(generator.uniform(2, 10))
         worker.kill()
         worker.wait()
@@ -304,6 +308,34 @@ def test_descriptions_are_of_values_and_not_of_addresses():
     assert resume._digest(recipe(1.0)) != resume._digest(recipe(2.0))
     assert resume._digest(jnp.ones(3)) != resume._digest(jnp.ones((3, 1)))
     assert "0x" not in repr(resume._describe([object(), snnjax.dspike]))
+
+
+DIGESTS = """
+import snnjax
+from networks import NETWORKS
+from snnjax import resume
+from snnjax.capture import capture
+for net in NETWORKS.values():
+    print(resume._digest(resume.outline(capture(*net[:3]))))
+for recipe in (snnjax.light(), snnjax.advanced(), snnjax.best()):
+    print(resume._digest(recipe))
+"""
+
+
+def test_another_process_describes_the_same():
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIGESTS],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (worker.communicate()[0].splitlines() for worker in workers)
+    assert len(first) == len(NETWORKS) + 3
+    assert first == second
 
 
 def test_a_description_ends():
