@@ -215,6 +215,7 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict | None:
     parser = timing.parser(__doc__)
+    timing.peer_options(parser)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128, help="calibration images")
     parser.add_argument("--rounds", type=int, default=4)

@@ -322,6 +322,7 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict | None:
     parser = timing.parser(__doc__)
+    timing.peer_options(parser)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=32, help="pixels, multiple of 8")

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks import timing
+from experiments.models import NAMES, build
 
 BUDGETS = (0, 200, 1600)  # MB
 CONVOLUTIONS = "three convolutions"
@@ -59,10 +60,13 @@ def prepare(budget: int, name: str, images: int, width: int):
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
+    try:
+        run()
+        seconds = time.perf_counter() - start
+        peak[0] = max(peak[0], resident())
+    finally:  # or this process would never end
+        done.set()
+        watcher.join()
     # All is measured; there is nothing left to time in rounds.
     return lambda: None, {"grown_mb": peak[0] - before, "seconds": seconds}
 
@@ -71,8 +75,6 @@ def network(name: str, width: int):
     """``fn(params, x)`` and random weights."""
     import jax
     import jax.numpy as jnp
-
-    from experiments.models import build
 
     if name != CONVOLUTIONS:
         module = build(name, 1000)
@@ -136,10 +138,13 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict | None:
     parser = timing.parser(__doc__)
-    parser.add_argument("--network", default=CONVOLUTIONS)
+    names = (CONVOLUTIONS, *NAMES)
+    parser.add_argument("--network", default=CONVOLUTIONS, choices=names)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--width", type=int, default=224)
     options = parser.parse_args(arguments)
+    if options.images < 1 or options.width < 1:
+        parser.error("--images and --width must be >= 1")
     if options.quick:
         options.images, options.width = 4, 16
     if options.side:

@@ -192,16 +192,20 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--out", metavar="FILE", help="write JSON, and .md beside it")
     options.add_argument("--quick", action="store_true", help="toy size, for tests")
-    options.add_argument(
+    options.add_argument("--side", help=argparse.SUPPRESS)
+    return options
+
+
+def peer_options(parser: argparse.ArgumentParser) -> None:
+    """Options of benchmarks that have peers."""
+    parser.add_argument(
         "--python",
         metavar="PEER=PATH",
         action="append",
         default=[],
         help="interpreter that has a peer installed; default: this one",
     )
-    options.add_argument("--only", metavar="WORDS", help="sides with one of these")
-    options.add_argument("--side", help=argparse.SUPPRESS)
-    return options
+    parser.add_argument("--only", metavar="WORDS", help="sides with one of these")
 
 
 def wanted(side: str, only: str | None) -> bool:

@@ -54,6 +54,7 @@ class View(NamedTuple):
             that is differentiable in the weights; [B, ...], the mean over T steps,
             or with time=True [T, B, ...].
         join: concatenates micro-batches.
+        stride: of the positions that are left, 1 for all of them.
     """
 
     site: Site
@@ -63,6 +64,7 @@ class View(NamedTuple):
     outputs: Callable[..., Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
     join: Callable[[Sequence[jax.Array]], jax.Array] = jnp.concatenate
+    stride: int = 1
 
     @property
     def activation(self) -> jax.Array:
@@ -74,17 +76,24 @@ class View(NamedTuple):
         return self.join(list(self.outputs(fit)))
 
     def thinned(self, samples: int) -> "View":
-        """The same with fewer positions: each channel keeps so many samples or more."""
+        """The same with fewer positions: each channel keeps so many samples or more.
+
+        For what is fitted per channel; potentials and weights need all positions. A
+        view that is thinned already stays as it is.
+        """
+        _check_positive("samples", samples)
         shape, channel = list(self.site.shape), self.site.channel
         del shape[channel]
         images, stride = sum(map(len, self.activations)), 1
         while shape and images * math.prod(n // (2 * stride) for n in shape) >= samples:
             stride *= 2
-        if stride == 1:
+        if stride == 1 or self.stride > 1:
             return self
-        fewer = [_thin(a, stride, len(shape) + 1, channel) for a in self.activations]
+        fewer = [
+            fits.thin(a, stride, len(shape) + 1, channel) for a in self.activations
+        ]
         outputs = functools.partial(self.outputs, stride=stride)
-        return self._replace(activations=fewer, outputs=outputs)
+        return self._replace(activations=fewer, outputs=outputs, stride=stride)
 
     def peaks(self) -> jax.Array:
         """`fits.peaks` of all images."""
@@ -409,7 +418,6 @@ def _check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
-_thin = jax.jit(fits.thin, static_argnames=("stride", "ndim", "channel"))
 _peaks = jax.jit(fits.peaks, static_argnames="channel")
 _positive = jax.jit(fits.positive, static_argnames="per")
 _quantile = jax.jit(fits.quantile, static_argnames=("p", "per", "channel"))

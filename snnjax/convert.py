@@ -2,7 +2,6 @@
 
 `convert` checks what it is given, plans the memory, and carries a recipe out in sweeps
 (`sweep.py`) by calibrators (`calibrate.py`) whose mathematics is in `fits.py`.
-Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours.
 """
 
 import dataclasses
@@ -20,12 +19,13 @@ from jax.sharding import Mesh
 
 from snnjax import resume, sharding
 from snnjax.capture import capture
+from snnjax.checks import check_finite
 from snnjax.network import Network, stages
 from snnjax.neurons import check_delay, check_size
 from snnjax.recipes import Recipe, light
 from snnjax.simulate import SNN
 from snnjax.streams import NEURON
-from snnjax.sweep import Plan, ann_outputs, chained, check_finite, readout_error, sweep
+from snnjax.sweep import Plan, ann_outputs, chained, readout_error, sweep
 
 
 def convert(

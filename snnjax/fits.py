@@ -212,6 +212,7 @@ def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "ndim", "channel"))
 def thin(x: jax.Array, stride: int, ndim: int, channel: int = -1) -> jax.Array:
     """Every ``stride``-th position along the axes of a site, its channels excepted.
 

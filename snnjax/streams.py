@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax import fits, sharding
+from snnjax import sharding
 from snnjax.network import Segment, Stage, evaluate, identity, read, streaming
 from snnjax.neurons import (
     NeuronParams,
@@ -27,7 +27,7 @@ from snnjax.neurons import (
 NEURON = integrate_and_fire()
 
 
-class Train(NamedTuple):
+class SpikeTrain(NamedTuple):
     """Spikes as they wait for the next stage, one bit each.
 
     Attributes:
@@ -98,48 +98,47 @@ def run(spread, stage: Stage, store, streams: tuple[bool, ...], steps: int, sour
 @functools.cache
 def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callable:
     @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
-    def run(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
         def here(sources):
             return _run_all(segment, streams, steps, sources)
 
         if spread is None:
             return here(sources)
-        into = [
+        in_axes = [
             _image_axes(source, 1 if stream else 0) if moves else None
             for source, stream, moves in zip(sources, streams, moving, strict=True)
         ]
-        over_time = _over_time_too(segment, streams)
+        over_time = _marked(segment, streams)
         axes = [
             [1 if v in over_time else 0 for v in kind]
             for kind in (segment.outputs, segment.carried)
         ]
-        return sharding.on_each_device(here, spread, (into,), tuple(axes))(sources)
+        return sharding.on_each_device(here, spread, (in_axes,), tuple(axes))(sources)
 
-    return run
+    return program
 
 
 def _image_axes(source, axis: int):
-    return Train._make((axis, None)) if isinstance(source, Train) else axis
+    return SpikeTrain._make((axis, None)) if isinstance(source, SpikeTrain) else axis
 
 
 def _run_all(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
     """Outputs of a segment, and what it carries on.
 
-    Sources that are streams have a time axis, or are a `Train`.
+    Sources that are streams have a time axis, or are a `SpikeTrain`.
     """
     decoded = [
-        _decode(value, steps) if isinstance(value, Train) else value
+        _decode(value, steps) if isinstance(value, SpikeTrain) else value
         for value in sources
     ]
     values = dict(zip(segment.inputs, decoded, strict=True))
-    marked = _over_time_too(segment, streams)
-    evaluate(segment.equations, values, identity, streams=marked)
+    evaluate(segment.equations, values, identity, streams=_marked(segment, streams))
     outputs = [jnp.asarray(read(values, v)) for v in segment.outputs]
     return outputs, [values[v] for v in segment.carried]
 
 
-def _over_time_too(segment: Segment, streams: tuple[bool, ...]) -> frozenset:
-    """Variables of a segment that have a time axis."""
+def _marked(segment: Segment, streams: tuple[bool, ...]) -> frozenset:
+    """Variables of a segment that have a time axis, since they follow from streams."""
     over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
     return streaming(segment.equations, over_time)
 
@@ -151,26 +150,25 @@ def fire(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
         return closed_form(neuron, current, steps)
     current = _over_time(current, steps, ndim)
     bits = packed_spikes(NEURON, neuron, current, delay=delay)
-    return Train(bits, jnp.asarray(neuron.threshold, current.dtype))
+    return SpikeTrain(bits, jnp.asarray(neuron.threshold, current.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
 def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    """Mean output of a site over its T steps, [B, ...]."""
     if delay == steps:
         return closed_form(neuron, current, steps)
     current = _over_time(current, steps, ndim)
     return mean_output(NEURON, neuron, current, delay=delay)
 
 
-thin = jax.jit(fits.thin, static_argnames=("stride", "ndim", "channel"))
-
-
 @functools.partial(jax.jit, static_argnames="steps")
 def mean(value, steps: int) -> jax.Array:
-    return (_decode(value, steps) if isinstance(value, Train) else value).mean(0)
+    """Of a stream over its T steps, [B, ...]."""
+    return (_decode(value, steps) if isinstance(value, SpikeTrain) else value).mean(0)
 
 
-def _decode(train: Train, steps: int) -> jax.Array:
+def _decode(train: SpikeTrain, steps: int) -> jax.Array:
     bits = jnp.unpackbits(train.bits, axis=0, count=steps)
     return bits.astype(train.threshold.dtype) * train.threshold
 
@@ -206,13 +204,13 @@ def in_file(array: jax.Array) -> np.ndarray:
 def concatenate(spread: NamedSharding | None, values, axis: int):
     """Of all micro-batches one stream, with the images on ``axis``."""
     spread = spread and sharding.along(axis, spread)
-    if isinstance(values[0], Train):
+    if isinstance(values[0], SpikeTrain):
         bits = sharding.join([value.bits for value in values], axis, spread)
-        return Train(bits, values[0].threshold)
+        return SpikeTrain(bits, values[0].threshold)
     return sharding.join(values, axis, spread)
 
 
 def _take(values, rows, axis: int):
-    if isinstance(values, Train):
-        return Train(jnp.take(values.bits, rows, axis), values.threshold)
+    if isinstance(values, SpikeTrain):
+        return SpikeTrain(jnp.take(values.bits, rows, axis), values.threshold)
     return jnp.take(values, rows, axis)

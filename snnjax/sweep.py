@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from snnjax import fits, sharding, streams
+from snnjax import checks, fits, sharding, streams
 from snnjax.calibrate import Calibrator, Fit, View
 from snnjax.network import Network, Site, Stage, identity, streaming
 from snnjax.neurons import NeuronParams
@@ -44,8 +43,8 @@ class Plan(NamedTuple):
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.delay == self.steps
 
-    def waits(self, value):
-        """A stream until its next stage: in memory, or in a file if all do not fit."""
+    def set_aside(self, value):
+        """A stream until its next stage: in memory, or in a file if not all fit."""
         return jax.tree.map(streams.in_file, value) if self.offload else value
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
@@ -57,8 +56,8 @@ class Chunk(NamedTuple):
     """A micro-batch on its way: variable -> value, of what later stages read.
 
     The network is that of the images that one device has of it. Values of ``snn`` are
-    means where ``Plan.means``; otherwise a `Train`, or an array [T, B, ...] where a
-    sum of several sites has to wait.
+    means where ``Plan.means``; otherwise a `SpikeTrain`, or an array [T, B, ...] where
+    a sum of several sites has to wait.
     """
 
     network: Network
@@ -73,14 +72,15 @@ class Chunk(NamedTuple):
 def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress):
     """Carry all images from site to site and fit each by the calibrator of its number.
 
-    Also the chunks at the end.
+    Returns:
+        The fitted SNN, and the chunks as they stand before the readout.
     """
     chunks = _load(plan)
     network, cut = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     found = [stage.equation.place for stage in cut[:-1]]
-    for i, site in enumerate(progress(found)):
+    for i, site in enumerate(_in_order(progress, found)):
         fit = _fit_site(plan, chunks, i, original, params, neurons, calibrator(i))
         neurons[site.name] = fit.neuron
         params.update(_by_variable(network, fit.weights))
@@ -90,6 +90,22 @@ def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progres
     return dataclasses.replace(snn, params=calibrated, neurons=neurons), chunks
 
 
+def _in_order(progress: Callable, found: list[Site]) -> Iterator[Site]:
+    count = 0
+    for site in progress(found):
+        if count == len(found) or site is not found[count]:
+            break
+        yield site
+        count += 1
+    else:
+        if count == len(found):
+            return
+    raise ValueError(
+        f"progress gave back other things than the {len(found)} sites; allowed: a "
+        "function that gives back all of them in their order, as tqdm does"
+    )
+
+
 def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     """Fit one site and carry both streams over it.
 
@@ -97,7 +113,7 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
     activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
-    check_finite(f"the activations of site {site.name!r}", activations)
+    checks.check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
@@ -106,26 +122,26 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     waiting = Waiting(activations)
     view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
     fit = calibrate(view, Fit(neurons[site.name], kernels))
-    _check_shared(network, site, kernels, fit.weights)
+    checks.check_shared(network, site, kernels, fit.weights)
+    checks.check_values(site, fit.neuron)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
         spikes = streams.fire(neuron, current, plan.steps, plan.delay, len(site.shape))
-        spikes, *carried = map(plan.waits, [spikes, *carried])
-        _keep(chunk.snn, chunk.stages, i, spikes, carried)
+        spikes, *carried = map(plan.set_aside, [spikes, *carried])
+        _store(chunk.snn, chunk.stages, i, spikes, carried)
     return fit
 
 
 def chained(calibrators, spread, view: View, fit: Fit) -> Fit:
-    """All calibrators, one after the other; fits lie on all devices."""
+    """All calibrators, one after the other; each fit is copied to all devices."""
     for calibrate in calibrators:
-        found = calibrate(view, fit)
+        # A copy, so that what is changed in place is seen as well.
+        found = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
+        found = checks.checked(view.site, fit, found)
         changed = {p: w for p, w in found.weights.items() if w is not fit.weights[p]}
-        neuron = sharding.gathered(found.neuron, spread)
-        weights = fit.weights  # the same object, for which currents are kept
-        if changed:
-            weights = weights | sharding.gathered(changed, spread)
-        fit = Fit(neuron, weights)
+        weights = fit.weights | sharding.gathered(changed, spread)
+        fit = Fit(sharding.gathered(found.neuron, spread), weights)
     return fit
 
 
@@ -147,8 +163,8 @@ def _step_ann(plan: Plan, chunk: Chunk, i: int, params) -> jax.Array:
     over_time = (False,) * len(sources)
     inputs, carried = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
     activation = identity(stage.equation.place, *inputs)
-    activation, *carried = map(plan.waits, [activation, *carried])
-    _keep(chunk.ann, chunk.stages, i, activation, carried)
+    activation, *carried = map(plan.set_aside, [activation, *carried])
+    _store(chunk.ann, chunk.stages, i, activation, carried)
     return activation
 
 
@@ -156,7 +172,7 @@ def _step_snn(plan: Plan, chunk: Chunk, i: int, params):
     """What a stage leads to (a site's current first), and what it carries on."""
     stage = chunk.stages[i]
     sources = _sources(chunk, chunk.snn, params, stage)
-    over_time = _over_time(plan, chunk.network, stage)
+    over_time = _are_streams(plan, chunk.network, stage)
     return streams.run(plan.spread, stage, chunk.snn, over_time, plan.steps, sources)
 
 
@@ -169,7 +185,7 @@ def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
     ]
 
 
-def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
+def _store(store: dict, cut: list[Stage], i: int, output, carried) -> None:
     """Add what stage i gives; drop what no later stage reads."""
     stage = cut[i]
     store[stage.equation.outputs[0]] = output
@@ -179,7 +195,7 @@ def _keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
         del store[v]
 
 
-def _over_time(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
+def _are_streams(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
     over_time = frozenset() if plan.means else streaming(network.equations)
     return tuple(v in over_time for v in stage.sources)
 
@@ -194,11 +210,14 @@ def _currents(plan: Plan, chunks: list[Chunk], i: int, params):
         changed = params | _by_variable(chunks[0].network, weights)
         return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
 
-    return _kept(plan, chunks[0].stages[i].equation.place.shape, compute)
+    return _cached(plan, chunks[0].stages[i].equation.place.shape, compute)
 
 
 def _thinned(plan: Plan, currents, site: Site):
-    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
+    """(weights, stride) -> the current of every micro-batch, of fewer positions.
+
+    They are kept where the whole currents are too large for it.
+    """
 
     def all_of_them(weights):
         return (current for (current, *_), _ in currents(weights))
@@ -208,39 +227,51 @@ def _thinned(plan: Plan, currents, site: Site):
         if stride == 1:
             return all_of_them
         fewer = functools.partial(
-            streams.thin, stride=stride, ndim=len(site.shape), channel=site.channel
+            fits.thin, stride=stride, ndim=len(site.shape), channel=site.channel
         )
+
+        def compute(weights):
+            return map(fewer, all_of_them(weights))
+
+        if _fit_budget(plan, site.shape):
+            return compute
         left = jax.eval_shape(fewer, jax.ShapeDtypeStruct(site.shape, jnp.float32))
-        return _kept(plan, left.shape, lambda w: map(fewer, all_of_them(w)))
+        return _cached(plan, left.shape, compute)
 
     return lambda weights, stride: at(stride)(weights)
 
 
-def _kept(plan: Plan, shape: Sequence[int], compute):
-    """``compute(weights)``, kept while the weights stay the same if T of it fit.
+def _cached(plan: Plan, shape: Sequence[int], compute):
+    """``compute(weights)``, kept while the weights are the same, if T of it fit.
 
     Args:
         shape: of what one image takes at one step.
     """
-    times = 1 if plan.means else plan.steps
-    share = plan.x.shape[0] // sharding.size(plan.spread)
-    if 4 * share * times * math.prod(shape) > plan.budget:
+    if not _fit_budget(plan, shape):
         return compute
     kept = []
 
     def latest(weights):
-        if not kept or kept[0] is not weights:
-            kept[:] = [weights, list(compute(weights))]
+        of = tuple(weights.values())
+        if not kept or any(a is not b for a, b in zip(of, kept[0], strict=True)):
+            kept.clear()  # before the new ones need the memory
+            kept[:] = [of, list(compute(weights))]
         return kept[1]
 
     return latest
+
+
+def _fit_budget(plan: Plan, shape: Sequence[int]) -> bool:
+    times = 1 if plan.means else plan.steps
+    share = plan.x.shape[0] // sharding.size(plan.spread)
+    return 4 * share * times * math.prod(shape) <= plan.budget
 
 
 def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time):
     """`Current` for ``batch`` images at a time, and its sources for all images."""
     network, cut = plan.cut(batch)
     stage = cut[i]
-    over_time = _over_time(plan, network, stage)
+    over_time = _are_streams(plan, network, stage)
     sources, axes = [], []
     for v, stream in zip(stage.sources, over_time, strict=True):
         on_their_way = v in chunks[0].snn
@@ -276,11 +307,11 @@ def _outputs(
 
 def _widen(neuron: NeuronParams, site: Site) -> NeuronParams:
     """The same in one shape whatever the recipe, so that all use one program."""
-    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
     return neuron._replace(
-        threshold=jnp.broadcast_to(neuron.threshold, channel),
-        bias=jnp.broadcast_to(neuron.bias, channel),
-        initial_potential=jnp.broadcast_to(neuron.initial_potential, site.shape),
+        **{
+            name: jnp.broadcast_to(getattr(neuron, name), shape)
+            for name, shape in checks.shapes(site).items()
+        }
     )
 
 
@@ -311,7 +342,9 @@ def ann_outputs(plan: Plan, chunks: list[Chunk]) -> list[list[jax.Array]]:
         over_time = (False,) * len(sources)
         made, _ = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
         outputs.append(made)
-    check_finite("the outputs of the network", [o for made in outputs for o in made])
+    checks.check_finite(
+        "the outputs of the network", [o for made in outputs for o in made]
+    )
     return outputs
 
 
@@ -334,35 +367,3 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
     ]
     corrections = sharding.gathered(corrections, plan.spread)
     return jax.tree_util.tree_unflatten(network.tree, corrections)
-
-
-# --------------------------------------------------------------------- checks
-
-
-def _check_shared(network: Network, site, before, after) -> None:
-    """Weights of several sites must not change: that would undo an earlier fit."""
-    for path in before:
-        users = [
-            name
-            for name, feeding in network.feeds.items()
-            if path in {network.parameters[v] for v in feeding}
-        ]
-        if after[path] is not before[path] and len(users) > 1:
-            raise ValueError(
-                f"the weights {path!r} feed several sites ({', '.join(users)}), so "
-                f"calibrating them at {site.name!r} would undo the others. Use a "
-                "recipe without weight calibration, or give each site its own weights"
-            )
-
-
-def check_finite(what: str, arrays: Sequence[Any]) -> None:
-    """One wait for all of the arrays, so that their work is not held up one by one."""
-    if any(isinstance(array, Tracer) for array in arrays):
-        return
-    bad = int(sum((~jnp.isfinite(array)).sum() for array in arrays))
-    if bad:
-        size = sum(array.size for array in arrays)
-        raise ValueError(
-            f"{what} hold {bad} values that are NaN or infinite, of {size}; allowed: "
-            "finite numbers. Check the normalisation of the images, and the parameters"
-        )

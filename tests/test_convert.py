@@ -407,6 +407,72 @@ def test_the_readout_is_corrected_per_channel():
     np.testing.assert_allclose(error, 0, atol=1e-5)
 
 
+def neuron(**changes):
+    """A calibrator that gives back the fit with another neuron."""
+    return lambda view, fit: fit._replace(neuron=fit.neuron._replace(**changes))
+
+
+@pytest.mark.parametrize(
+    "calibrate, message",
+    [
+        (neuron(threshold=0.0), "'relu' threshold from 0.0 to 0.0; .* > 0"),
+        (neuron(threshold=float("nan")), "threshold from nan"),
+        (neuron(bias=jnp.array([jnp.inf] * 6)), "bias from inf"),
+        (neuron(threshold=jnp.ones(3)), r"threshold of shape \(3,\); .* \(6,\)"),
+        (neuron(leak=0.5), "a leak or a temperature; allowed: None"),
+        (lambda view, fit: None, "'relu' None; allowed: a Fit"),
+        (lambda view, fit: fit.neuron, "allowed: a Fit"),
+        (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
+        (
+            lambda view, fit: fit._replace(weights={p: 0.0 for p in fit.weights}),
+            r"of shape \(\); allowed: \(4, 6\)",
+        ),
+    ],
+)
+def test_what_no_neuron_can_be_is_refused_with_its_site(calibrate, message):
+    net = NETWORKS["dense"]
+    with pytest.raises(ValueError, match=message):
+        convert(net, recipe=Recipe(((max_threshold(), calibrate),)))
+
+
+def test_weights_may_be_changed_in_place():
+    outputs = {}
+
+    def halve(view, fit, in_place):
+        view.output(fit)  # currents of the old weights are there
+        weights = fit.weights if in_place else dict(fit.weights)
+        for path in weights:
+            weights[path] = weights[path] / 2
+        return fit._replace(weights=weights)
+
+    def look(view, fit, in_place):
+        outputs.setdefault(in_place, []).append(view.output(fit))
+        return fit
+
+    found = {}
+    for in_place in (False, True):
+        calibrators = (max_threshold(), halve, look)
+        chain = [calibrators[0]]
+        chain += [functools.partial(c, in_place=in_place) for c in calibrators[1:]]
+        found[in_place] = convert(NETWORKS["dense"], recipe=Recipe((tuple(chain),)))
+    assert_equal(found[True], found[False])
+    assert_equal(outputs[True], outputs[False])
+
+
+@pytest.mark.parametrize(
+    "progress", [reversed, lambda sites: sites[:1], lambda sites: [*sites, sites[0]]]
+)
+def test_progress_that_changes_the_sites_is_refused(progress):
+    with pytest.raises(ValueError, match="gave back other things than the 3 sites"):
+        convert(progress=progress)
+
+
+def test_parameters_alone_may_be_traced():
+    x = images()
+    compiled = jax.jit(lambda p: snnjax.convert(NET.fn, p, x, steps=STEPS))
+    assert_close(compiled(NET.params), convert(x=x))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -1,0 +1,101 @@
+"""Checks of what comes to a conversion: activations, and what calibrators give back.
+
+A number that is not finite, or a fit that belongs to another site, would only show as a
+bad accuracy; here it is an error with the site's name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from snnjax.calibrate import Fit
+from snnjax.network import Network, Site
+from snnjax.neurons import NeuronParams
+
+
+def check_shared(network: Network, site, before, after) -> None:
+    """Weights of several sites must not change: that would undo an earlier fit."""
+    for path in before:
+        users = [
+            name
+            for name, feeding in network.feeds.items()
+            if path in {network.parameters[v] for v in feeding}
+        ]
+        if after[path] is not before[path] and len(users) > 1:
+            raise ValueError(
+                f"the weights {path!r} feed several sites ({', '.join(users)}), so "
+                f"calibrating them at {site.name!r} would undo the others. Use a "
+                "recipe without weight calibration, or give each site its own weights"
+            )
+
+
+def check_finite(what: str, arrays: Sequence[Any]) -> None:
+    """One wait for all of the arrays, so that their work is not held up one by one."""
+    if any(isinstance(array, Tracer) for array in arrays):
+        return
+    with jax.ensure_compile_time_eval():
+        bad = int(sum((~jnp.isfinite(array)).sum() for array in arrays))
+    if bad:
+        size = sum(array.size for array in arrays)
+        raise ValueError(
+            f"{what} hold {bad} values that are NaN or infinite, of {size}; allowed: "
+            "finite numbers. Check the normalisation of the images, and the parameters"
+        )
+
+
+def checked(site: Site, before: Fit, after: Any) -> Fit:
+    """What a calibrator gave back, as float32; raise if no IF neuron can be that."""
+    wrong = f"a calibrator gave back for site {site.name!r}"
+    if not isinstance(after, Fit) or not isinstance(after.neuron, NeuronParams):
+        raise ValueError(f"{wrong} {after!r}; allowed: a Fit, e.g. fit._replace(...)")
+    if after.weights.keys() != before.weights.keys():
+        found, allowed = sorted(after.weights), sorted(before.weights)
+        raise ValueError(f"{wrong} weights {found}; allowed: {allowed}")
+    for path, weight in after.weights.items():
+        if jnp.shape(weight) != before.weights[path].shape:
+            raise ValueError(
+                f"{wrong} weights {path!r} of shape {jnp.shape(weight)}; allowed: "
+                f"{before.weights[path].shape}"
+            )
+    if after.neuron.leak is not None or after.neuron.temperature is not None:
+        raise ValueError(
+            f"{wrong} a leak or a temperature; allowed: None for both, since convert "
+            "fits IF neurons"
+        )
+    fitted = {}
+    for name, shape in shapes(site).items():
+        fitted[name] = jnp.asarray(getattr(after.neuron, name), jnp.float32)
+        try:
+            agree = np.broadcast_shapes(fitted[name].shape, shape) == shape
+        except ValueError:
+            agree = False
+        if not agree:
+            raise ValueError(
+                f"{wrong} {name} of shape {fitted[name].shape}; allowed: () or {shape}"
+            )
+    return Fit(after.neuron._replace(**fitted), after.weights)
+
+
+def check_values(site: Site, neuron: NeuronParams) -> None:
+    """Raise unless a site's thresholds are positive, and all of it is finite."""
+    if any(isinstance(leaf, Tracer) for leaf in neuron):
+        return
+    for name in shapes(site):
+        value = np.asarray(getattr(neuron, name))
+        positive = name != "threshold" or value.min() > 0
+        if not (np.isfinite(value).all() and positive):
+            raise ValueError(
+                f"the recipe gave site {site.name!r} {name} from {value.min()} to "
+                f"{value.max()}; allowed: finite numbers"
+                + (", > 0" if name == "threshold" else "")
+            )
+
+
+def shapes(site: Site) -> dict[str, tuple[int, ...]]:
+    """What is fitted at a site, in full."""
+    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
+    return {"threshold": channel, "bias": channel, "initial_potential": site.shape}
