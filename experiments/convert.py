@@ -35,6 +35,7 @@ from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
 from experiments.data import (
     Dataset,
     MissingDataError,
+    Unread,
     load,
     normalize,
     normalized_as,
@@ -355,6 +356,12 @@ def _calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
 
 
 def _test_set(config: Convert, data: Dataset):
+    if isinstance(data.test_images, Unread) and config.test_images is None:
+        raise ValueError(
+            f"the {len(data.test_images)} test images of {data.name} take "
+            f"{data.test_images.nbytes / 1e9:.3g} GB, more than half of the memory; "
+            "choose some of them by --test_images"
+        )
     images = normalize(data, data.test_images[: config.test_images])
     return images, jnp.asarray(data.test_labels[: config.test_images])
 

@@ -6,6 +6,7 @@ inside a jitted step of training.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import io
 import math
@@ -23,12 +24,22 @@ import PIL.Image
 from tqdm import tqdm
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-POOL = ThreadPoolExecutor()  # decodes images; PIL lets other threads run
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Decodes images, since PIL lets other threads run; a fork needs its own."""
+    del process
+    return ThreadPoolExecutor()
+
+
+def _each(read: Callable[..., np.ndarray], *arguments) -> Iterable[np.ndarray]:
+    return _pool(os.getpid()).map(read, *arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """Images that are read when they are asked for; indexed as an array of them.
+    """Images that are read when they are asked for, by number, slice, list or mask.
 
     Attributes:
         read: numbers -> these images, each uint8 [H, W, C].
@@ -55,11 +66,25 @@ class Unread:
     def nbytes(self) -> int:
         return math.prod(self.shape)
 
+    def first(self, count: int) -> "Unread":
+        """The first of them, unread too."""
+        return dataclasses.replace(self, count=min(count, self.count))
+
     def __getitem__(self, index) -> np.ndarray:
+        if isinstance(index, tuple) or index is None or index is Ellipsis:
+            raise IndexError(
+                f"index {index!r} of images that are not read yet; allowed: a number, "
+                "a slice, a list or a mask of images. Choose pixels of what comes back"
+            )
         numbers = np.arange(self.count)[index]
-        return np.stack(list(self.read(numbers.ravel().tolist()))).reshape(
-            *numbers.shape, *self.image_shape
-        )
+        images = np.empty((numbers.size, *self.image_shape), np.uint8)
+        for place, image in enumerate(self.read(numbers.ravel().tolist())):
+            images[place] = image
+        return images.reshape(*numbers.shape, *self.image_shape)
+
+    def __array__(self, *_, **__):
+        size = f"{self.nbytes / 1e9:.3g} GB"
+        raise TypeError(f"{self.count} images of {size} are not read yet; index them")
 
 
 class Dataset(NamedTuple):
@@ -76,10 +101,13 @@ class Dataset(NamedTuple):
 
     def first(self, count: int | None) -> "Dataset":
         """The same data set with `count` training images, or all if there are fewer."""
+        images = self.train_images
         if count is None:
             return self
         return self._replace(
-            train_images=self.train_images[:count],
+            train_images=images.first(count)
+            if isinstance(images, Unread)
+            else images[:count],
             train_labels=self.train_labels[:count],
         )
 
@@ -99,7 +127,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read or the images differ in size.
+        ValueError: an image cannot be read or the images differ in size; of images that
+          stay unread, when they are asked for.
     """
     if name == "digits":
         train, test, num_classes = _digits()
@@ -200,10 +229,13 @@ def _digits():
 
 
 def _image_folder(name: str, data_dir: str | None) -> Path | None:
-    for root in (Path(name), Path(data_dir or ".") / name):
-        root = root.expanduser()
+    roots = [r.expanduser() for r in (Path(name), Path(data_dir or ".") / name)]
+    for root in roots:
         if (root / "train").is_dir() and (root / "test").is_dir():
             return root
+    for root in roots:
+        if (root / "train").is_dir():
+            raise ValueError(f"{root} has train/ but no test/; put test images there")
     return None
 
 
@@ -215,7 +247,13 @@ def _read_folder(root: Path, classes: list[str]):
                 f"class folder {folder} has no counterpart in train; "
                 f"the classes there are {', '.join(classes)}"
             )
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in folder.iterdir() if p.name[0] != ".")
+        found = [p for p in found if p.suffix.lower() in SUFFIXES]
+        if not found:
+            raise ValueError(
+                f"class folder {folder} holds none of *{', *'.join(SUFFIXES)}; put "
+                "images there, or remove it"
+            )
         files += found
         labels += [classes.index(folder.name)] * len(found)
     if not files:
@@ -235,12 +273,12 @@ def _read_folder(root: Path, classes: list[str]):
         return image.reshape(height, width, -1)
 
     shape = (height, width, 1 if mode == "L" else 3)
-    images = Unread(partial(POOL.map, read_one), len(files), shape)
+    images = Unread(partial(_each, read_one), len(files), shape)
     return _held(images, f"reading {root}"), np.asarray(labels, np.int32)
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir())
+    return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def _held(images: Unread, title: str) -> np.ndarray | Unread:
@@ -261,15 +299,21 @@ def _fits(images: Unread) -> bool:
 
 
 def memory() -> float:
-    """Bytes that this machine has; where it does not tell, enough for everything."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that this machine or container has; if it does not tell, enough for all."""
+    found = [math.inf]
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        found.append(int(text))
+    return min(found)
 
 
 def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
     try:
         with PIL.Image.open(file) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
             grey = image.mode in ("L", "1")
             return np.asarray(image.convert(mode or ("L" if grey else "RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad files
@@ -331,7 +375,7 @@ def _read_tfds(source, shape: tuple[int, int, int], title: str):
         return _read_image(file, mode, place).reshape(shape)
 
     def read(numbers):
-        return POOL.map(decode, numbers, source.__getitems__(numbers))
+        return _each(decode, numbers, source.__getitems__(numbers))
 
     images = Unread(read, len(source), shape)
     held = np.empty(images.shape, np.uint8) if _fits(images) else None
@@ -342,7 +386,7 @@ def _read_tfds(source, shape: tuple[int, int, int], title: str):
             examples = source.__getitems__(chunk)
             labels[chunk] = [example["label"] for example in examples]
             if held is not None:
-                held[chunk] = list(POOL.map(decode, chunk, examples))
+                held[chunk] = list(_each(decode, chunk, examples))
             bar.update(len(chunk))
     return images if held is None else held, labels
 
@@ -366,10 +410,11 @@ TFDS said: {type(error).__name__}: {reason}"""
 def _mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # By parts: float64 copies of a whole data set could exceed the memory. Of images
     # that stay on the disk, ten thousand tell enough.
-    apart = max(1, len(images) // 10_000) if isinstance(images, Unread) else 1
+    apart = -(-len(images) // 10_000) if isinstance(images, Unread) else 1
+    size = min(1000, max(1, 2**26 // math.prod(images.shape[1:]))) * apart
     count, total, squares = 0, 0.0, 0.0
-    for start in range(0, len(images), 1000 * apart):
-        pixels = images[start : start + 1000 * apart : apart]
+    for start in range(0, len(images), size):
+        pixels = images[start : start + size : apart]
         pixels = pixels.reshape(-1, images.shape[-1])
         pixels = pixels.astype(np.float64)
         count += len(pixels)

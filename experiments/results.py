@@ -5,6 +5,7 @@ A row is one recipe at one T and delay over all seeds; `convert.py` makes them, 
 networks in one table: ``python -m experiments.results METRICS.json ...``.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -73,17 +74,31 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def together(files: Sequence[Path]) -> str:
-    """`markdown` of several networks in one table, from their metrics.json."""
-    networks = [json.loads(file.read_text()) for file in files]
-    steps = sorted({row["steps"] for found in networks for row in found["results"]})
+class Network(NamedTuple):
+    """What was found for one network."""
+
+    name: str
+    results: list[Result]
+    ann: float  # accuracy
+
+
+def _network(found: dict) -> Network:
+    results = [Result(**row) for row in found["results"]]
+    if not any(result.final for result in results):
+        raise ValueError("no results")
+    return Network(found["source"]["model"], results, found["ann_accuracy"])
+
+
+def together(networks: Sequence[Network]) -> str:
+    """`markdown` of several networks in one table."""
+    steps = sorted({result.steps for n in networks for result in n.results})
     lines = [_line(("network", "recipe", "delay", *(f"T = {t}" for t in steps)))]
     lines.append("|---" * (3 + len(steps)) + "|")
-    for found in networks:
-        results = [Result(**row) for row in found["results"]]
-        rows = _accuracies(results, found["ann_accuracy"], steps)
-        name = f"`{found['source']['model']}`"
-        lines += [_line((name if i == 0 else "", *r)) for i, r in enumerate(rows)]
+    for name, results, ann in networks:
+        rows = _accuracies(results, ann, steps)
+        lines += [
+            _line((f"`{name}`" if i == 0 else "", *row)) for i, row in enumerate(rows)
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -147,16 +162,17 @@ def _plain(value):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: print the table of these files."""
-    files = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
-    if not files:
-        sys.exit("error: no files; give the metrics.json of one conversion or more")
-    try:
-        print(together(files), end="")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(
-            f"error: {error!r} in {', '.join(map(str, files))}; give files that "
-            "experiments.convert has written"
-        )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
+    networks = []
+    for file in parser.parse_args(argv).files:
+        try:
+            networks.append(_network(json.loads(file.read_text())))
+        except OSError as error:
+            sys.exit(f"error: {error}")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            sys.exit(f"error: {file} was not written by experiments.convert: {error!r}")
+    print(together(networks), end="")
 
 
 if __name__ == "__main__":

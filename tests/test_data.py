@@ -1,5 +1,10 @@
 """Data sets from the three sources, their error messages, and augmentation."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,13 +73,36 @@ def test_images_that_exceed_the_memory_are_read_when_asked_for(tmp_path, monkeyp
     images, found = held.train_images, unread.train_images
     assert (found.shape, found.ndim, len(found)) == (images.shape, 4, 6)
     assert found.nbytes == images.nbytes
-    for index in (3, slice(1, 5, 2), np.array([4, 0, 4]), np.array([[1], [2]])):
+    mask = np.arange(6) % 2 == 0
+    chosen = [3, -1, slice(1, 5, 2), [4, 0, 4], np.array([[1], [2]]), mask, slice(0)]
+    for index in chosen:
         assert found[index].dtype == np.uint8
         np.testing.assert_array_equal(found[index], images[index])
     np.testing.assert_array_equal(unread.train_labels, held.train_labels)
     np.testing.assert_allclose(unread.mean, held.mean)
-    assert unread.first(None) is unread
-    np.testing.assert_array_equal(unread.first(2).train_images, images[:2])
+    assert unread.first(None) is unread and len(unread.first(99).train_images) == 6
+    np.testing.assert_array_equal(unread.first(2).train_images[:], images[:2])
+    for index in ((..., 0), (slice(None), 0), ..., None):
+        with pytest.raises(IndexError, match="allowed: a number, a slice"):
+            found[index]
+    with pytest.raises(TypeError, match="6 images of .* GB are not read yet"):
+        data.normalize(unread, found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_images_are_read_in_a_fork_too(tmp_path):
+    _write_folder(tmp_path / "pets")
+    code = (
+        "import os; from experiments import data; data.memory = lambda: 1\n"
+        "images = data.load('pets', '.').train_images; images[:2]\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(images[1:3].shape[0])\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2"
+    )
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
 def test_folder_errors(tmp_path):
@@ -90,10 +118,32 @@ def test_folder_errors(tmp_path):
     (tmp_path / "c/test/bird").mkdir()
     with pytest.raises(ValueError, match="bird has no counterpart .* cat, dog"):
         data.load(str(tmp_path / "c"))
-    (tmp_path / "d/train/cat").mkdir(parents=True)
+    (tmp_path / "d/train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has train/ but no test/"):
+        data.load(str(tmp_path / "d"))
     (tmp_path / "d/test").mkdir()
     with pytest.raises(ValueError, match="no images below"):
         data.load(str(tmp_path / "d"))
+    _write_folder(tmp_path / "e")
+    (tmp_path / "e/train/bird").mkdir()
+    with pytest.raises(ValueError, match=r"bird holds none of \*.png, \*.jpg"):
+        data.load(str(tmp_path / "e"))
+    _write_folder(tmp_path / "f")
+    deep = PIL.Image.fromarray(np.full((4, 3), 1000, np.uint16))
+    deep.save(tmp_path / "f/train/cat/1.png")
+    with pytest.raises(ValueError, match="mode I;16; allowed: 8 bits per channel"):
+        data.load(str(tmp_path / "f"))
+
+
+def test_hidden_files_are_no_images_and_no_classes(tmp_path):
+    _write_folder(tmp_path / "pets")
+    expected = data.load(str(tmp_path / "pets"))
+    (tmp_path / "pets/train/.ipynb_checkpoints").mkdir()
+    (tmp_path / "pets/train/cat/._0.png").write_bytes(b"not an image")
+    found = data.load(str(tmp_path / "pets"))
+    assert found.num_classes == 2
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
+    np.testing.assert_array_equal(found.train_labels, expected.train_labels)
 
 
 def test_prepared_tfds(tmp_path, monkeypatch):

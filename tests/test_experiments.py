@@ -12,7 +12,7 @@ import snnjax
 from experiments import ablation, convert, results
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_CONVERT, SOURCES, Convert, TrainANN, parse
-from experiments.data import load
+from experiments.data import Unread, load
 from experiments.source import load_source
 from experiments.train_ann import train
 
@@ -126,13 +126,26 @@ def test_the_readme_shows_the_published_results(capsys):
         assert found["source"]["sha256"] == card["sha256"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"results": []}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": []}'])
 def test_files_that_are_no_results_are_told(tmp_path, text):
-    (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(SystemExit, match="give files that experiments.convert has"):
-        results.main([str(tmp_path / "metrics.json")])
-    with pytest.raises(SystemExit, match="no files"):
-        results.main([])
+    file = tmp_path / "metrics.json"
+    file.write_text(text)
+    published = ROOT / "benchmarks" / "results" / "convert_cifar10_vgg8.json"
+    with pytest.raises(SystemExit, match=f"{file} was not written by experiments.conv"):
+        results.main([str(published), str(file)])
+    with pytest.raises(SystemExit, match="No such file"):
+        results.main([str(tmp_path / "nothing.json")])
+
+
+def test_test_images_that_exceed_the_memory_are_refused(converted):
+    config, _, data = converted
+    unread = Unread(lambda numbers: data.test_images[numbers], 500, (8, 8, 1))
+    data = data._replace(test_images=unread)
+    everything = dataclasses.replace(config, test_images=None)
+    with pytest.raises(ValueError, match="500 test images of digits .* --test_images"):
+        convert._test_set(everything, data)
+    images, labels = convert._test_set(dataclasses.replace(config, test_images=3), data)
+    assert len(images) == len(labels) == 3
 
 
 def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
