@@ -139,7 +139,7 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
 
 def test_test_images_that_exceed_the_memory_are_refused(converted):
     config, _, data = converted
-    unread = Unread(lambda numbers: data.test_images[numbers], 500, (8, 8, 1))
+    unread = Unread(data.test_images.__getitem__, len(data.test_images), (8, 8, 1))
     data = data._replace(test_images=unread)
     everything = dataclasses.replace(config, test_images=None)
     with pytest.raises(ValueError, match="500 test images of digits .* --test_images"):
