@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh
 
 from snnjax import atomic
 from snnjax.calibrate import Calibrator, Fit, View
@@ -220,6 +221,10 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
     inner = functools.partial(_describe, above=(*above, id(value)))
     if isinstance(value, np.ndarray) and value.dtype == object:  # its bytes are places
         return inner(value.tolist())
+    if isinstance(
+        value, Mesh | AbstractMesh
+    ):  # they keep a hash, and its seed is random
+        return repr(value)
     if isinstance(value, jax.Array | np.ndarray):
         return _described_array(value)
     if isinstance(value, dict):
