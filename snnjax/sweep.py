@@ -210,14 +210,11 @@ def _currents(plan: Plan, chunks: list[Chunk], i: int, params):
         changed = params | _by_variable(chunks[0].network, weights)
         return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
 
-    return _cached(plan, chunks[0].stages[i].equation.place.shape, compute)
+    return _cached(plan, compute, chunks[0].stages[i].equation.place.shape)
 
 
 def _thinned(plan: Plan, currents, site: Site):
-    """(weights, stride) -> the current of every micro-batch, of fewer positions.
-
-    They are kept where the whole currents are too large for it.
-    """
+    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
 
     def all_of_them(weights):
         return (current for (current, *_), _ in currents(weights))
@@ -229,25 +226,20 @@ def _thinned(plan: Plan, currents, site: Site):
         fewer = functools.partial(
             fits.thin, stride=stride, ndim=len(site.shape), channel=site.channel
         )
-
-        def compute(weights):
-            return map(fewer, all_of_them(weights))
-
-        if _fit_budget(plan, site.shape):
-            return compute
         left = jax.eval_shape(fewer, jax.ShapeDtypeStruct(site.shape, jnp.float32))
-        return _cached(plan, left.shape, compute)
+        beside = [site.shape] if _fit_budget(plan, site.shape) else []
+        return _cached(plan, lambda w: map(fewer, all_of_them(w)), left.shape, *beside)
 
     return lambda weights, stride: at(stride)(weights)
 
 
-def _cached(plan: Plan, shape: Sequence[int], compute):
-    """``compute(weights)``, kept while the weights are the same, if T of it fit.
+def _cached(plan: Plan, compute, *shapes: Sequence[int]):
+    """``compute(weights)``, kept while the weights are the same, if the budget allows.
 
     Args:
-        shape: of what one image takes at one step.
+        shapes: of all that is kept then, for one image and one step.
     """
-    if not _fit_budget(plan, shape):
+    if not _fit_budget(plan, *shapes):
         return compute
     kept = []
 
@@ -261,10 +253,10 @@ def _cached(plan: Plan, shape: Sequence[int], compute):
     return latest
 
 
-def _fit_budget(plan: Plan, shape: Sequence[int]) -> bool:
+def _fit_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
     times = 1 if plan.means else plan.steps
     share = plan.x.shape[0] // sharding.size(plan.spread)
-    return 4 * share * times * math.prod(shape) <= plan.budget
+    return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
 
 
 def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time):

@@ -287,6 +287,9 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
     assert fewer.activation.shape == (10, *left)
     np.testing.assert_array_equal(fewer.activation, fewer.output(None))
     assert set(np.asarray(fewer.activation).flat) <= set(np.asarray(numbers).flat)
+    assert fewer.stride == 1 or fewer.thinned(1) is fewer
+    with pytest.raises(ValueError, match="samples is 0; allowed: > 0"):
+        seen.thinned(0)
 
 
 def test_with_delay_T_the_time_of_a_charge_does_not_count():
