@@ -62,14 +62,17 @@ def layers(results: Sequence, path: Path) -> None:
     top.set_ylabel("RMS error / RMS activation")
     top.set_ylim(bottom=0)
     top.legend(fontsize=8, ncols=2)
-    streaming = [result for result in shown if result.delay == 0][-1]
+    streaming = [result for result in shown if result.delay == 0]
+    last = (streaming or shown)[-1]
     width = 0.8 / len(PARTS)
     for i, part in enumerate(PARTS):
-        sites = streaming.measures.sites
+        sites = last.measures.sites
         share = [float(getattr(sites[n], part) / sites[n].activation) for n in names]
         places = np.arange(len(names)) + (i - 1.5) * width
         bottom.bar(places, share, width, label=part)
-    title = f"its parts, {line_name(streaming)}, delay 0 (RMS each: they do not add up)"
+    title = (
+        f"its parts, {last.recipe}, delay {waits(last)} (RMS each: they do not add up)"
+    )
     bottom.set(title=title)
     bottom.set_ylabel("RMS / RMS activation")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)

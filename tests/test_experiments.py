@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from experiments import ablation, convert, results
+from experiments import ablation, convert, plot, results
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_CONVERT, SOURCES, Convert, TrainANN, parse
 from experiments.data import Unread, load
@@ -135,6 +135,15 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
         results.main([str(published), str(file)])
     with pytest.raises(SystemExit, match="No such file"):
         results.main([str(tmp_path / "nothing.json")])
+
+
+def test_parts_of_the_error_are_drawn_whatever_the_delays(converted, tmp_path):
+    _, found, _ = converted
+    delayed = [result for result in found if result.delay]
+    assert delayed
+    for name, chosen in (("all.png", found), ("delayed.png", delayed)):
+        plot.layers(chosen, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 10_000
 
 
 def test_test_images_that_exceed_the_memory_are_refused(converted):
