@@ -238,7 +238,9 @@ def evaluate(
         values.update(zip(equation.outputs, results, strict=True))
 
 
-def running_maximum(pool: Callable, stream: jax.Array, total: Any = 0) -> jax.Array:
+def running_maximum(
+    pool: Callable, stream: jax.Array, total: jax.Array | None = None
+) -> jax.Array:
     """Spiking max-pool: the increments of the pooled running sum, [T, B, ...].
 
         out[t] = pool(sum_{i <= t} s_i) - pool(sum_{i < t} s_i)
@@ -249,12 +251,14 @@ def running_maximum(pool: Callable, stream: jax.Array, total: Any = 0) -> jax.Ar
     Args:
         pool: max-pool of one step, [B, ...].
         stream: spikes of T steps, [T, B, ...].
-        total: sum of the spikes of earlier steps, [B, ...].
+        total: sum of the spikes of earlier steps, [B, ...]; none by default.
     """
-    sums = jnp.cumsum(stream.astype(jnp.float32), axis=0) + total
-    before = jnp.broadcast_to(jnp.asarray(total, jnp.float32), sums.shape[1:])
+    sums = jnp.cumsum(stream.astype(jnp.float32), axis=0)
+    sums = sums if total is None else sums + total
     pooled = jax.vmap(pool)(sums)
-    earlier = jnp.concatenate([pool(before)[None], pooled[:-1]])
+    # Not pool(0): XLA would compute the pool of a constant, slowly, while compiling.
+    before = jnp.zeros_like(pooled[0]) if total is None else pool(total)
+    earlier = jnp.concatenate([before[None], pooled[:-1]])
     return (pooled - earlier).astype(stream.dtype)
 
 

@@ -156,6 +156,14 @@ def test_a_running_maximum_is_the_oracles():
     assert set(np.unique(found)) <= {0.0, 1.0}
 
 
+def test_a_running_maximum_pools_no_constant():
+    # XLA would fold it while compiling: six seconds and a warning for 32x32 images.
+    made = jax.make_jaxpr(lambda s: running_maximum(max_pool, s))(
+        jnp.ones((6, 2, 4, 4, 3))
+    )
+    assert str(made).count("reduce_window_max") == 1
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rates_approach_the_ann(name, delay=0):
     net = NETWORKS[name]
