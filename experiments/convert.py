@@ -35,7 +35,7 @@ from experiments.configs import PRESETS_ANN, PRESETS_CONVERT, Convert, parse
 from experiments.data import (
     Dataset,
     MissingDataError,
-    Unread,
+    Normalized,
     load,
     normalize,
     normalized_as,
@@ -158,8 +158,8 @@ class Job(NamedTuple):
     fn: Callable  # one object, so that JAX traces it once per shape
     params: chex.ArrayTree
     sites: snnjax.Sites
-    images: jax.Array
-    labels: jax.Array
+    images: Normalized
+    labels: np.ndarray
     simulate: Callable  # snn, images -> outputs; the SNN brings its T and delay along
     mesh: Mesh | None
 
@@ -355,15 +355,9 @@ def _calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
     return normalize(data, data.train_images[draw])
 
 
-def _test_set(config: Convert, data: Dataset):
-    if isinstance(data.test_images, Unread) and config.test_images is None:
-        raise ValueError(
-            f"the {len(data.test_images)} test images of {data.name} take "
-            f"{data.test_images.nbytes / 1e9:.3g} GB, more than half of the memory; "
-            "choose some of them by --test_images"
-        )
-    images = normalize(data, data.test_images[: config.test_images])
-    return images, jnp.asarray(data.test_labels[: config.test_images])
+def _test_set(config: Convert, data: Dataset) -> tuple[Normalized, np.ndarray]:
+    labels = data.test_labels[: config.test_images]
+    return Normalized(data, len(labels)), labels
 
 
 def _source(config: Convert, data: Dataset) -> Source:

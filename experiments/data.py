@@ -66,9 +66,9 @@ class Unread:
     def nbytes(self) -> int:
         return math.prod(self.shape)
 
-    def first(self, count: int) -> "Unread":
-        """The first of them, unread too."""
-        return dataclasses.replace(self, count=min(count, self.count))
+    def first(self, count: int | None) -> "Unread":
+        """The first of them, or all, unread too."""
+        return dataclasses.replace(self, count=len(range(self.count)[:count]))
 
     def __getitem__(self, index) -> np.ndarray:
         if isinstance(index, tuple) or index is None or index is Ellipsis:
@@ -101,15 +101,33 @@ class Dataset(NamedTuple):
 
     def first(self, count: int | None) -> "Dataset":
         """The same data set with `count` training images, or all if there are fewer."""
-        images = self.train_images
-        if count is None:
-            return self
         return self._replace(
-            train_images=images.first(count)
-            if isinstance(images, Unread)
-            else images[:count],
+            train_images=_first(self.train_images, count),
             train_labels=self.train_labels[:count],
         )
+
+
+def _first(images: np.ndarray | Unread, count: int | None):
+    return images.first(count) if isinstance(images, Unread) else images[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalized:
+    """The test images as `normalize` gives them, when they are asked for by a slice.
+
+    All of them as float32 would take four times the memory of the data set.
+
+    Attributes:
+        dataset: theirs.
+        count: how many of the first ones; None for all.
+    """
+
+    dataset: Dataset
+    count: int | None = None
+
+    def __getitem__(self, index: slice) -> jax.Array:
+        images = _first(self.dataset.test_images, self.count)
+        return normalize(self.dataset, images[index])
 
 
 class MissingDataError(RuntimeError):

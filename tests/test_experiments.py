@@ -12,7 +12,7 @@ import snnjax
 from experiments import ablation, convert, plot, results
 from experiments.checkpoint import load_snn
 from experiments.configs import PRESETS_CONVERT, SOURCES, Convert, TrainANN, parse
-from experiments.data import Unread, load
+from experiments.data import Unread, load, normalize
 from experiments.source import load_source
 from experiments.train_ann import train
 
@@ -146,15 +146,22 @@ def test_parts_of_the_error_are_drawn_whatever_the_delays(converted, tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
-def test_test_images_that_exceed_the_memory_are_refused(converted):
+def test_test_images_are_read_and_normalized_when_they_are_asked_for(converted):
     config, _, data = converted
-    unread = Unread(data.test_images.__getitem__, len(data.test_images), (8, 8, 1))
-    data = data._replace(test_images=unread)
+    asked = []
+
+    def read(numbers):
+        asked.extend(numbers)
+        return data.test_images[numbers]
+
+    unread = data._replace(test_images=Unread(read, len(data.test_labels), (8, 8, 1)))
+    first = dataclasses.replace(config, test_images=5)
+    images, labels = convert._test_set(first, unread)
+    assert len(labels) == 5 and not asked
+    np.testing.assert_array_equal(images[2:9], normalize(data, data.test_images[2:5]))
+    assert asked == [2, 3, 4]
     everything = dataclasses.replace(config, test_images=None)
-    with pytest.raises(ValueError, match="500 test images of digits .* --test_images"):
-        convert._test_set(everything, data)
-    images, labels = convert._test_set(dataclasses.replace(config, test_images=3), data)
-    assert len(images) == len(labels) == 3
+    assert convert._test_set(everything, unread)[0][:].shape == (500, 8, 8, 1)
 
 
 def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
