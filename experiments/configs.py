@@ -384,8 +384,8 @@ PRESETS_CONVERT: dict[str, Convert] = {
     # two CPU cores.
     "digits": Convert(),
     # Published networks, trained by `python -m experiments.sources.train NAME`. All
-    # recipes on all test images take hours on two CPU cores; README has the commands
-    # for a part of them.
+    # recipes on all test images take hours on two CPU cores; docs/accuracy.md has the
+    # commands for a part of them.
     **{
         f"cifar10_{name}": Convert(
             dataset="cifar10",

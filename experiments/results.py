@@ -66,7 +66,7 @@ def row(result: Result, ann: float) -> str:
 
 
 def markdown(results: Sequence[Result], ann: float) -> str:
-    """Accuracy of every recipe and delay at every T, as a table for a README."""
+    """Accuracy of every recipe and delay at every T, as a table."""
     steps = sorted({result.steps for result in results})
     lines = [_line(("recipe", "delay", *(f"T = {t}" for t in steps)))]
     lines.append("|---" * (2 + len(steps)) + "|")

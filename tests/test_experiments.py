@@ -112,10 +112,13 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["command"].startswith(f"python -m experiments.sources.train {name}")
 
 
-def test_the_readme_shows_the_published_results(capsys):
-    files = sorted((ROOT / "benchmarks" / "results").glob("convert_cifar10_*.json"))
-    results.main(list(map(str, files)))
-    assert capsys.readouterr().out in (ROOT / "README.md").read_text()
+def test_the_pages_show_the_published_results(capsys):
+    folder = ROOT / "benchmarks" / "results"
+    files = sorted(folder.glob("convert_cifar10_*.json"))
+    first = [folder / "convert_cifar10_resnet20.json"]
+    for page, shown in (("docs/accuracy.md", files), ("README.md", first)):
+        results.main(list(map(str, shown)))
+        assert capsys.readouterr().out in (ROOT / page).read_text()
     shown = [json.loads(file.read_text()) for file in files]
     assert sorted(found["source"]["model"] for found in shown) == sorted(SOURCES)
     for found in shown:
