@@ -188,7 +188,7 @@ class TrainSNN(Training):
     # Temperature b that it starts from (width or slope of the other surrogates).
     temperature: float = 3.0
     # How Dspike learns its temperature: "fixed" (not), "choose" (the paper's, once per
-    # epoch), "alignment" or "relaxed", see snnjax/temperature.py.
+    # epoch), "alignment" or "relaxed", see snnjax/training/temperature.py.
     learn: str = "choose"
     # Step of the finite differences, in units of the weights.
     difference_step: float = 0.1

@@ -44,7 +44,9 @@ from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
-from snnjax import atomic, metrics, sharding
+from snnjax.measures import metrics
+from snnjax.simulation import sharding
+from snnjax.storage import atomic
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import plot, svg
 from experiments.graph import Graph, node_glyph
-from snnjax import metrics
+from snnjax.measures import metrics
 
 RASTERS = 4  # sites with a raster
 NEURONS = 40  # rows of a raster

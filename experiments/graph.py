@@ -11,7 +11,7 @@ from html import escape
 from typing import NamedTuple
 
 from experiments import svg
-from snnjax.network import Network, variables
+from snnjax.network.equations import Network, variables
 
 INPUT, OUTPUT = "input", "output"
 
@@ -62,10 +62,10 @@ def site_graph(network: Network) -> Graph:
     """The graph of a captured network.
 
     Args:
-        network: from ``snnjax.capture.capture``.
+        network: from ``snnjax.network.capture.capture``.
 
     >>> import jax, jax.numpy as jnp
-    >>> from snnjax.capture import capture
+    >>> from snnjax.network.capture import capture
     >>> def residual(w, x):
     ...     x = jax.nn.relu(w * x)
     ...     return jax.nn.relu(w * jax.nn.relu(w * x) + x)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments import output, processes
 from experiments.data import Dataset, Unread
-from snnjax import sharding
+from snnjax.simulation import sharding
 
 State = TypeVar("State")
 

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import snnjax
-from snnjax import metrics
-from snnjax.network import Sites
+from snnjax.measures import metrics
+from snnjax.network.equations import Sites
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
 

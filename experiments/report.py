@@ -21,8 +21,8 @@ import snnjax
 from experiments import figures, plot
 from experiments.configs import Convert
 from experiments.graph import Graph, draw, site_graph
-from snnjax import metrics
-from snnjax.capture import capture
+from snnjax.measures import metrics
+from snnjax.network.capture import capture
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ENERGY_UNITS = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import plot
-from snnjax import metrics
+from snnjax.measures import metrics
 
 
 class Result(NamedTuple):

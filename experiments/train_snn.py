@@ -1,8 +1,9 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
 Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
-Dspike's temperature learns in one of the ways of ``snnjax/temperature.py``. A run that
-was interrupted goes on when started again, and ends in the same weights, bit for bit.
+Dspike's temperature learns in one of the ways of ``snnjax.training.temperature``. A run
+that was interrupted goes on when started again, and ends in the same weights, bit for
+bit.
 """
 
 import dataclasses

@@ -16,10 +16,20 @@ recipe              a composition of calibrators
 delay               steps that each layer waits, integrating, before it may fire
 execution           how the machine computes the same numbers: by_step, by_layer, ...
 T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
+
+The parts, each of which imports only those above it:
+
+surrogate, neurons  spike functions and their gradients; IF and LIF
+network             a function becomes equations, or is refused
+simulation          `spiking`: equations and neurons, on one device or many
+storage             an SNN as a file
+conversion          `convert`: recipes, and the sweep that carries them out
+measures            rates, errors, operations, energy
+training            losses, and Dspike's temperature
+nir                 SNNs of other tools
 """
 
-from snnjax.affine import ConversionError, Problem
-from snnjax.calibrate import (
+from snnjax.conversion.calibrate import (
     Fit,
     View,
     calibrate_weights,
@@ -34,15 +44,8 @@ from snnjax.calibrate import (
     shift_bias,
     streaming_only,
 )
-from snnjax.capture import in_dtype, sites, with_activation
-from snnjax.convert import convert
-from snnjax.costs import Energies, Energy, energies
-from snnjax.metrics import accuracy, energy, measure, spike_trains
-from snnjax.network import Site, Sites, clipped_relu, identity
-from snnjax.neurobench import neurobench
-from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
-from snnjax.nir import from_nir, to_nir
-from snnjax.recipes import (
+from snnjax.conversion.convert import convert
+from snnjax.conversion.recipes import (
     Recipe,
     advanced,
     best,
@@ -51,7 +54,15 @@ from snnjax.recipes import (
     max_activation,
     percentile,
 )
-from snnjax.simulate import SNN, init, latency, spiking
+from snnjax.measures.costs import Energies, Energy, energies
+from snnjax.measures.metrics import accuracy, energy, measure, spike_trains
+from snnjax.measures.neurobench import neurobench
+from snnjax.network.affine import ConversionError, Problem
+from snnjax.network.capture import in_dtype, sites, with_activation
+from snnjax.network.equations import Site, Sites, clipped_relu, identity
+from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
+from snnjax.nir import from_nir, to_nir
+from snnjax.simulation.simulate import SNN, init, latency, spiking
 from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (
     arctan,
@@ -62,7 +73,7 @@ from snnjax.surrogate import (
     sigmoid,
     triangle,
 )
-from snnjax.temperature import (
+from snnjax.training.temperature import (
     Alignment,
     Choice,
     Directions,
@@ -74,7 +85,7 @@ from snnjax.temperature import (
     temperatures,
     with_temperatures,
 )
-from snnjax.train import (
+from snnjax.training.train import (
     check_gradients,
     labels,
     mean_cross_entropy,

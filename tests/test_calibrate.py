@@ -9,9 +9,9 @@ import reference
 from hypothesis import strategies as st
 
 import snnjax
-from snnjax import calibrate, fits
-from snnjax.calibrate import Fit, View
-from snnjax.network import Site
+from snnjax.conversion import calibrate, fits
+from snnjax.conversion.calibrate import Fit, View
+from snnjax.network.equations import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -10,8 +10,8 @@ import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
 
 import snnjax
-from snnjax.capture import capture, with_activation
-from snnjax.network import identity
+from snnjax.network.capture import capture, with_activation
+from snnjax.network.equations import identity
 
 
 class Block(nn.Module):

@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
-from snnjax import Recipe, calibrate_weights, fits, max_threshold
+from snnjax import Recipe, calibrate_weights, max_threshold
+from snnjax.conversion import fits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -208,7 +209,7 @@ def test_a_mesh_is_refused_where_another_one_makes_shardings_explicit():
 
 
 def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatch):
-    module = sys.modules["snnjax.sweep"]
+    module = sys.modules["snnjax.conversion.sweep"]
     step, calls = module._step_snn, []
 
     def counted(plan, chunk, i, params):

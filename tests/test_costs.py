@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from snnjax import costs
+from snnjax.measures import costs
 
 PJ = 1e-12
 WORD = 5 * PJ  # 32 bits of a memory of at most 8 KB

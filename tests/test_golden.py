@@ -15,8 +15,8 @@ import pytest
 from networks import conv, relu
 
 import snnjax
-from snnjax import calibrate, fits
-from snnjax.recipes import Recipe
+from snnjax.conversion import calibrate, fits
+from snnjax.conversion.recipes import Recipe
 
 PATH = pathlib.Path(__file__).parent / "golden" / "snn_calibration.npz"
 SEARCH = calibrate.least_squares_threshold()

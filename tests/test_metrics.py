@@ -9,7 +9,7 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from snnjax import metrics
+from snnjax.measures import metrics
 
 STEPS = 8
 

@@ -19,8 +19,8 @@ from experiments import plot, report
 from experiments.configs import PRESETS_CONVERT, Convert, parse
 from experiments.graph import draw, site_graph
 from experiments.results import Result
-from snnjax import metrics
-from snnjax.capture import capture
+from snnjax.measures import metrics
+from snnjax.network.capture import capture
 
 NET = NETWORKS["zero padding"]
 FIELDS = ("error", *plot.PARTS)

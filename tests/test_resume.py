@@ -15,7 +15,7 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
-from snnjax import resume
+from snnjax.conversion import resume
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -313,8 +313,8 @@ def test_descriptions_are_of_values_and_not_of_addresses():
 DIGESTS = """
 import snnjax
 from networks import NETWORKS
-from snnjax import resume
-from snnjax.capture import capture
+from snnjax.conversion import resume
+from snnjax.network.capture import capture
 for net in NETWORKS.values():
     print(resume._digest(resume.outline(capture(*net[:3]))))
 for recipe in (snnjax.light(), snnjax.advanced(), snnjax.best()):

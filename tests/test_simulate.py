@@ -10,7 +10,7 @@ import reference
 from networks import FLAT, NETWORKS, VECTORS, Net, eighths, max_pool, relu
 
 import snnjax
-from snnjax.network import running_maximum
+from snnjax.network.equations import running_maximum
 from snnjax.neurons import integrate_and_fire, lif
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

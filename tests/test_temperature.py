@@ -10,7 +10,7 @@ import pytest
 from networks import NETWORKS, relu
 
 import snnjax
-from snnjax import temperature
+from snnjax.training import temperature
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

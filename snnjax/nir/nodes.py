@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from snnjax.network import Network, Values
+from snnjax.network.equations import Network, Values
 
 
 class Conv(NamedTuple):

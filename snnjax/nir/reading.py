@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.capture import capture
+from snnjax.network.capture import capture
 from snnjax.neurons import NeuronParams
 from snnjax.nir.nodes import compact
 from snnjax.nir.writing import import_nir
-from snnjax.simulate import SNN
+from snnjax.simulation.simulate import SNN
 
 if TYPE_CHECKING:
     import nir

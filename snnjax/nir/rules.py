@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network import Equation, evaluate, identity, read, variables
+from snnjax.network.equations import Equation, evaluate, identity, read, variables
 from snnjax.nir.layers import conv, dense, sum_of, taken
 from snnjax.nir.nodes import (
     Lowering,

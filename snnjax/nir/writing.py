@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.affine import ConversionError, Problem
-from snnjax.capture import capture
-from snnjax.network import (
+from snnjax.network.affine import ConversionError, Problem
+from snnjax.network.capture import capture
+from snnjax.network.equations import (
     Equation,
     Network,
     Site,
@@ -49,7 +49,7 @@ from snnjax.nir.nodes import (
     numbers,
 )
 from snnjax.nir.rules import entrance, lower
-from snnjax.simulate import SNN, check_neurons, check_snn
+from snnjax.simulation.simulate import SNN, check_neurons, check_snn
 
 if TYPE_CHECKING:
     import nir

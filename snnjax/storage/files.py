@@ -24,10 +24,9 @@ import chex
 import jax
 import numpy as np
 
-from snnjax import atomic
 from snnjax.neurons import NeuronParams
-from snnjax.simulate import SNN, check_snn
-from snnjax.storage import program
+from snnjax.simulation.simulate import SNN, check_snn
+from snnjax.storage import atomic, program
 from snnjax.storage.structure import (
     DTYPES,
     PROGRAM,

@@ -15,7 +15,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from snnjax.simulate import SNN, spiking
+from snnjax.simulation.simulate import SNN, spiking
 from snnjax.storage.structure import describe, rebuild
 
 PLATFORMS = ("cpu", "cuda", "tpu")

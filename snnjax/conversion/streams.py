@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax import sharding
-from snnjax.network import Segment, Stage, evaluate, identity, read, streaming
+from snnjax.network.equations import Segment, Stage, evaluate, identity, read, streaming
 from snnjax.neurons import (
     NeuronParams,
     closed_form,
@@ -23,6 +22,7 @@ from snnjax.neurons import (
     mean_output,
     packed_spikes,
 )
+from snnjax.simulation import sharding
 
 NEURON = integrate_and_fire()
 

@@ -25,9 +25,9 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
-from snnjax import atomic
-from snnjax.calibrate import Calibrator, Fit, View
-from snnjax.network import Network, Static
+from snnjax.conversion.calibrate import Calibrator, Fit, View
+from snnjax.network.equations import Network, Static
+from snnjax.storage import atomic
 
 _CLAIM = "conversion.json"
 _WEIGHT = "weights/"

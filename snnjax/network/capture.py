@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from snnjax import affine as affinity
-from snnjax.network import (
+from snnjax.network import affine as affinity
+from snnjax.network.equations import (
     Equation,
     Network,
     Rule,

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from snnjax import checks, fits, sharding, streams
-from snnjax.calibrate import Calibrator, Fit, View
-from snnjax.network import Network, Site, Stage, identity, streaming
+from snnjax.conversion import checks, fits, streams
+from snnjax.conversion.calibrate import Calibrator, Fit, View
+from snnjax.conversion.streams import Current, Waiting
+from snnjax.network.equations import Network, Site, Stage, identity, streaming
 from snnjax.neurons import NeuronParams
-from snnjax.simulate import SNN
-from snnjax.streams import Current, Waiting
+from snnjax.simulation import sharding
+from snnjax.simulation.simulate import SNN
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 
 from typing import NamedTuple
 
-from snnjax.calibrate import (
+from snnjax.conversion.calibrate import (
     Calibrator,
     calibrate_weights,
     correct_bias,

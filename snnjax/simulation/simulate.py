@@ -3,7 +3,7 @@
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
 `spiking` is a transform like ``jax.grad``; ``executions.py`` has the ways to compute
-it. The delay is ours; the README says what it buys and costs.
+it. The delay is ours; docs/accuracy.md says what it buys and costs.
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax import executions, sharding
-from snnjax.capture import capture
-from snnjax.network import Sites
+from snnjax.network.capture import capture
+from snnjax.network.equations import Sites
 from snnjax.neurons import (
     Neuron,
     NeuronParams,
@@ -28,6 +27,7 @@ from snnjax.neurons import (
     integrate_and_fire,
     lif,
 )
+from snnjax.simulation import executions, sharding
 from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
@@ -234,7 +234,7 @@ def spiking(
 def latency(found: Sites, steps: int, delay: int = 0) -> int:
     """Steps until the answer is complete: T + depth x delay.
 
-    >>> from snnjax.network import Site
+    >>> from snnjax.network.equations import Site
     >>> latency(Sites([Site("relu", "relu", (8,), (), 1, float)]), steps=4, delay=1)
     5
     """

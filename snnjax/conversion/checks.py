@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.calibrate import Fit
-from snnjax.network import Network, Site
+from snnjax.conversion.calibrate import Fit
+from snnjax.network.equations import Network, Site
 from snnjax.neurons import NeuronParams
 
 

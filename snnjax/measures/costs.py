@@ -30,7 +30,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.metrics import Measures, energy
+from snnjax.measures.metrics import Measures, energy
 
 # J per operation.
 PRODUCT_INT8 = 0.2e-12

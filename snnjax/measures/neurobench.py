@@ -29,8 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.capture import capture
-from snnjax.metrics import (
+from snnjax.measures.metrics import (
     accuracy,
     driven_input,
     fan_out_of,
@@ -39,14 +38,15 @@ from snnjax.metrics import (
     simulate_by_layer,
     weights_of,
 )
-from snnjax.network import Equation, Network, evaluate, read
+from snnjax.network.capture import capture
+from snnjax.network.equations import Equation, Network, evaluate, read
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
     initial_state,
     integrate_and_fire,
 )
-from snnjax.simulate import SNN, check_fit, check_neurons
+from snnjax.simulation.simulate import SNN, check_fit, check_neurons
 
 
 def neurobench(

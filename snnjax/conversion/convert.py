@@ -17,15 +17,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax import resume, sharding
-from snnjax.capture import capture
-from snnjax.checks import check_finite
-from snnjax.network import Network, stages
+from snnjax.conversion import resume
+from snnjax.conversion.checks import check_finite
+from snnjax.conversion.recipes import Recipe, light
+from snnjax.conversion.streams import NEURON
+from snnjax.conversion.sweep import Plan, ann_outputs, chained, readout_error, sweep
+from snnjax.network.capture import capture
+from snnjax.network.equations import Network, stages
 from snnjax.neurons import check_delay, check_size
-from snnjax.recipes import Recipe, light
-from snnjax.simulate import SNN
-from snnjax.streams import NEURON
-from snnjax.sweep import Plan, ann_outputs, chained, readout_error, sweep
+from snnjax.simulation import sharding
+from snnjax.simulation.simulate import SNN
 
 
 def convert(

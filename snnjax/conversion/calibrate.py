@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snnjax import fits
-from snnjax.network import Site
+from snnjax.conversion import fits
+from snnjax.network.equations import Site
 from snnjax.neurons import NeuronParams, closed_form, integrate_and_fire, unroll
 from snnjax.surrogate import Surrogate, dspike
 

@@ -21,7 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax.simulate import SNN
+from snnjax.simulation.simulate import SNN
 
 Loss = Callable[[SNN], jax.Array]
 Weights = dict[str, jax.Array]

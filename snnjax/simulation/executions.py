@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.network import (
+from snnjax.network.equations import (
     READOUT,
     Equation,
     Network,

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.capture import capture
-from snnjax.network import (
+from snnjax.network.capture import capture
+from snnjax.network.equations import (
     Equation,
     Network,
     Static,
@@ -39,7 +39,7 @@ from snnjax.neurons import (
     integrate_and_fire,
     unroll,
 )
-from snnjax.simulate import SNN, check_fit, check_neurons
+from snnjax.simulation.simulate import SNN, check_fit, check_neurons
 
 ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC 2014
 ENERGY_PER_AC = 0.9e-12  # J, 32-bit float addition, same source

@@ -30,6 +30,8 @@ class Problem(NamedTuple):
 class ConversionError(ValueError):
     """The network cannot be converted; ``problems`` lists everything in the way."""
 
+    __module__ = "snnjax"  # where users find it
+
     def __init__(
         self,
         problems: Sequence[Problem],

@@ -1,0 +1,4 @@
+"""Direct training by surrogate gradients.
+
+``train.py``: losses, readouts, what trains; ``temperature.py``: Dspike's b.
+"""
