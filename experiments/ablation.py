@@ -23,7 +23,7 @@ from experiments.configs import parse
 from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.source import load_source, source_function
 from snnjax import Recipe
-from snnjax.conversion.calibrate import Calibrator
+from snnjax.conversion.view import Calibrator
 
 THRESHOLD = snnjax.least_squares_threshold("channel", "round")
 CHARGE = snnjax.half_charge()

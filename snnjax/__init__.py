@@ -30,9 +30,6 @@ nir                 SNNs of other tools
 """
 
 from snnjax.conversion.calibrate import (
-    Fit,
-    View,
-    calibrate_weights,
     correct_bias,
     correct_potential,
     half_charge,
@@ -54,6 +51,8 @@ from snnjax.conversion.recipes import (
     max_activation,
     percentile,
 )
+from snnjax.conversion.view import Fit, View
+from snnjax.conversion.weights import calibrate_weights
 from snnjax.measures.costs import Energies, Energy, energies
 from snnjax.measures.metrics import accuracy, energy, measure, spike_trains
 from snnjax.measures.neurobench import neurobench
@@ -62,7 +61,8 @@ from snnjax.network.capture import in_dtype, sites, with_activation
 from snnjax.network.equations import Site, Sites, clipped_relu, identity
 from snnjax.neurons import Neuron, NeuronParams, integrate_and_fire, lif
 from snnjax.nir import from_nir, to_nir
-from snnjax.simulation.simulate import SNN, init, latency, spiking
+from snnjax.simulation.simulate import init, latency, spiking
+from snnjax.simulation.snn import SNN
 from snnjax.storage import Stored, load, save
 from snnjax.surrogate import (
     arctan,
@@ -73,14 +73,16 @@ from snnjax.surrogate import (
     sigmoid,
     triangle,
 )
+from snnjax.training.differences import (
+    Directions,
+    finite_differences,
+    random_differences,
+)
 from snnjax.training.temperature import (
     Alignment,
     Choice,
-    Directions,
     alignment,
     choose,
-    finite_differences,
-    random_differences,
     relaxed_gradient,
     temperatures,
     with_temperatures,

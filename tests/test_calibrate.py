@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import snnjax
 from snnjax.conversion import calibrate, fits
-from snnjax.conversion.calibrate import Fit, View
+from snnjax.conversion.view import Fit, View
 from snnjax.network.equations import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
 

@@ -1,6 +1,7 @@
 """From a trained network to an SNN: `snnjax.convert` and all that it is made of.
 
-``fits.py`` is the mathematics, ``calibrate.py`` applies it to a site, ``recipes.py``
-chains that; ``convert.py`` plans, ``sweep.py`` carries images from site to site in
-``streams.py``; ``checks.py`` refuses, ``resume.py`` goes on after a kill.
+``fits.py`` is the mathematics; ``calibrate.py`` and ``weights.py`` apply it to what
+``view.py`` shows of a site, and ``recipes.py`` chains them. ``convert.py`` plans,
+``sweep.py`` carries images from site to site in ``streams.py``; ``checks.py`` refuses,
+``resume.py`` goes on after a kill.
 """

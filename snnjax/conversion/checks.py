@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.conversion.calibrate import Fit
+from snnjax.conversion.view import Fit
 from snnjax.network.equations import Network, Site
 from snnjax.neurons import NeuronParams
 

@@ -23,10 +23,11 @@ from snnjax.conversion.recipes import Recipe, light
 from snnjax.conversion.streams import NEURON
 from snnjax.conversion.sweep import Plan, ann_outputs, chained, readout_error, sweep
 from snnjax.network.capture import capture
-from snnjax.network.equations import Network, stages
+from snnjax.network.equations import Network
+from snnjax.network.stages import stages
 from snnjax.neurons import check_delay, check_size
 from snnjax.simulation import sharding
-from snnjax.simulation.simulate import SNN
+from snnjax.simulation.snn import SNN
 
 
 def convert(

@@ -8,8 +8,6 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 from typing import NamedTuple
 
 from snnjax.conversion.calibrate import (
-    Calibrator,
-    calibrate_weights,
     correct_bias,
     correct_potential,
     half_charge,
@@ -21,6 +19,8 @@ from snnjax.conversion.calibrate import (
     shift_bias,
     streaming_only,
 )
+from snnjax.conversion.view import Calibrator
+from snnjax.conversion.weights import calibrate_weights
 
 
 class Recipe(NamedTuple):

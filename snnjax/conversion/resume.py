@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
-from snnjax.conversion.calibrate import Calibrator, Fit, View
+from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.network.equations import Network, Static
 from snnjax.storage import atomic
 

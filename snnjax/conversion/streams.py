@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from snnjax.network.equations import Segment, Stage, evaluate, identity, read, streaming
+from snnjax.network.equations import evaluate, identity, read
+from snnjax.network.stages import Segment, Stage, streaming
 from snnjax.neurons import (
     NeuronParams,
     closed_form,
@@ -23,6 +24,7 @@ from snnjax.neurons import (
     packed_spikes,
 )
 from snnjax.simulation import sharding
+from snnjax.simulation.executions import over_time
 
 NEURON = integrate_and_fire()
 
@@ -83,7 +85,7 @@ class Current(NamedTuple):
         current = _run_all(self.segment, self.streams, self.steps, chosen)[0][0]
         if self.ndim is None:
             return current
-        return _over_time(current, self.steps, self.ndim)
+        return over_time(current, self.steps, self.ndim)
 
 
 # ----------------------------------------------------------- compiled pieces
@@ -148,7 +150,7 @@ def fire(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
     """What a site sends on: its mean with delay T, its spikes as bits otherwise."""
     if delay == steps:
         return closed_form(neuron, current, steps)
-    current = _over_time(current, steps, ndim)
+    current = over_time(current, steps, ndim)
     bits = packed_spikes(NEURON, neuron, current, delay=delay)
     return SpikeTrain(bits, jnp.asarray(neuron.threshold, current.dtype))
 
@@ -158,7 +160,7 @@ def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
     """Mean output of a site over its T steps, [B, ...]."""
     if delay == steps:
         return closed_form(neuron, current, steps)
-    current = _over_time(current, steps, ndim)
+    current = over_time(current, steps, ndim)
     return mean_output(NEURON, neuron, current, delay=delay)
 
 
@@ -171,13 +173,6 @@ def mean(value, steps: int) -> jax.Array:
 def _decode(train: SpikeTrain, steps: int) -> jax.Array:
     bits = jnp.unpackbits(train.bits, axis=0, count=steps)
     return bits.astype(train.threshold.dtype) * train.threshold
-
-
-def _over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
-    """[T, B, ...] from a current that may be constant, [B, ...] of a site of ndim."""
-    if current.ndim == ndim + 1:
-        current = jnp.broadcast_to(current, (steps, *current.shape))
-    return current
 
 
 # -------------------------------------------------------------------- waiting

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax.conversion import checks, fits, streams
-from snnjax.conversion.calibrate import Calibrator, Fit, View
 from snnjax.conversion.streams import Current, Waiting
-from snnjax.network.equations import Network, Site, Stage, identity, streaming
+from snnjax.conversion.view import Calibrator, Fit, View
+from snnjax.network.equations import Network, Site, identity
+from snnjax.network.stages import Stage, streaming
 from snnjax.neurons import NeuronParams
 from snnjax.simulation import sharding
-from snnjax.simulation.simulate import SNN
+from snnjax.simulation.snn import SNN
 
 
 class Plan(NamedTuple):

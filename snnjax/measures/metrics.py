@@ -14,24 +14,17 @@ al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from snnjax.measures.operations import driven_input, fan_out_of, shape_of, weights_of
 from snnjax.network.capture import capture
-from snnjax.network.equations import (
-    Equation,
-    Network,
-    Static,
-    evaluate,
-    identity,
-    streaming,
-    variables,
-)
+from snnjax.network.equations import Network, evaluate, identity
+from snnjax.network.stages import streaming
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
@@ -39,13 +32,10 @@ from snnjax.neurons import (
     integrate_and_fire,
     unroll,
 )
-from snnjax.simulation.simulate import SNN, check_fit, check_neurons
+from snnjax.simulation.snn import SNN, check_fit, check_neurons
 
 ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC 2014
 ENERGY_PER_AC = 0.9e-12  # J, 32-bit float addition, same source
-
-_PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
-_ELEMENT_TYPE = "preferred_element_type"
 
 
 class SiteMeasures(NamedTuple):
@@ -296,54 +286,3 @@ def _activations(network: Network, params, x):
 
     evaluate(network.equations, values, rule)
     return activations
-
-
-def driven_input(equation: Equation, network: Network) -> int | None:
-    """The operand of a product that depends on the input, if there is one."""
-    if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:
-        return None
-    return next((v for v in variables(equation) if v in network.dependent), None)
-
-
-def weights_of(network: Network) -> list[int | Static]:
-    """What products weigh the things that depend on the input with, once each."""
-    products = [eq for eq in network.equations if driven_input(eq, network) is not None]
-    found = [v for eq in products for v in eq.inputs]
-    return list(dict.fromkeys(v for v in found if v not in network.dependent))
-
-
-def fan_out_of(equation: Equation, network: Network, v: int) -> np.ndarray:
-    """Outputs that each entry of a product's input reaches, for one example.
-
-    With all weights 1 the sum of the outputs grows by this number for each unit of
-    the entry: it is the gradient, paddings and strides included. Known when tracing,
-    so computed then.
-    """
-    shapes = [shape_of(network, u) for u in equation.inputs]
-    place = equation.inputs.index(v)
-
-    def reached(x):
-        operands = [x if i == place else jnp.ones(n) for i, n in enumerate(shapes)]
-        return product(equation, operands).sum()
-
-    with jax.ensure_compile_time_eval():
-        gradient = jax.grad(reached)(jnp.zeros(shapes[place]))
-        return np.asarray(gradient[0], np.float32)
-
-
-def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
-    """A product of other operands, in float32, in which counts are exact."""
-    params = tuple(
-        (name, Static(np.dtype(np.float32)) if name == _ELEMENT_TYPE else static)
-        for name, static in equation.params
-    )
-    inputs, output = tuple(range(len(operands))), len(operands)
-    values = dict(enumerate(operands))
-    equation = equation._replace(inputs=inputs, outputs=(output,), params=params)
-    evaluate([equation], values, identity)
-    return values[output]
-
-
-def shape_of(network: Network, v: int | Static) -> tuple[int, ...]:
-    """Of a variable or constant."""
-    return np.shape(v.value) if isinstance(v, Static) else network.avals[v].shape

@@ -29,24 +29,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.measures.metrics import (
-    accuracy,
+from snnjax.measures.metrics import accuracy, simulate_by_layer
+from snnjax.measures.operations import (
     driven_input,
     fan_out_of,
     product,
     shape_of,
-    simulate_by_layer,
     weights_of,
 )
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, evaluate, read
-from snnjax.neurons import (
-    NeuronParams,
-    check_delay,
-    initial_state,
-    integrate_and_fire,
-)
-from snnjax.simulation.simulate import SNN, check_fit, check_neurons
+from snnjax.neurons import NeuronParams, check_delay, initial_state, integrate_and_fire
+from snnjax.simulation.snn import SNN, check_fit, check_neurons
 
 
 def neurobench(

@@ -25,9 +25,9 @@ from snnjax.network.equations import (
     Static,
     common,
     evaluate,
-    needed,
     variables,
 )
+from snnjax.network.stages import needed
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")

@@ -23,7 +23,7 @@ from snnjax.network.capture import capture
 from snnjax.neurons import NeuronParams
 from snnjax.nir.nodes import compact
 from snnjax.nir.writing import import_nir
-from snnjax.simulation.simulate import SNN
+from snnjax.simulation.snn import SNN
 
 if TYPE_CHECKING:
     import nir

@@ -49,7 +49,7 @@ from snnjax.nir.nodes import (
     numbers,
 )
 from snnjax.nir.rules import entrance, lower
-from snnjax.simulation.simulate import SNN, check_neurons, check_snn
+from snnjax.simulation.snn import SNN, check_neurons, check_snn
 
 if TYPE_CHECKING:
     import nir

@@ -7,34 +7,23 @@ time; ``by_closed_form`` needs no time loop where each layer waits for all its i
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from snnjax.network.equations import (
-    READOUT,
     Equation,
     Network,
     Site,
-    Stage,
     Values,
-    delay_lines,
     evaluate,
     identity,
-    needed,
-    read,
     running_maximum,
-    stages,
-    streaming,
     variables,
 )
-from snnjax.neurons import (
-    closed_form,
-    initial_state,
-    resume,
-    unroll,
-)
+from snnjax.network.stages import delay_lines, needed, streaming
+from snnjax.neurons import closed_form, initial_state, resume, unroll
+from snnjax.simulation.remat import outputs_from_bits
 
 
 def by_step(network, snn, x, neuron, steps, delay, sequence):
@@ -102,10 +91,12 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
         if site.kind == "max-pool":
             return operands[0](current)
         params = snn.neurons[site.name] if params is None else params
-        return unroll(neuron, params, _over_time(site, current, steps), delay=delay)
+        return unroll(
+            neuron, params, over_time(current, steps, len(site.shape)), delay=delay
+        )
 
     if remat:
-        made = _outputs_from_bits(network, values, rule, streams, snn.neurons)
+        made = outputs_from_bits(network, values, rule, streams, snn.neurons)
         pairs = zip(network.outputs, made, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
@@ -131,7 +122,7 @@ def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
             if site.kind == "max-pool":
                 after[site.name] = state + current.astype(jnp.float32).sum(0)
                 return operands[0](current, state)
-            current = _over_time(site, current, length)
+            current = over_time(current, length, len(site.shape))
             params = snn.neurons[site.name]
             after[site.name], spikes = resume(neuron, params, state, current)
             return spikes
@@ -183,7 +174,7 @@ def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
 
     values = network.arguments(snn.params, x)
     if remat:
-        made = _outputs_from_bits(network, values, rule, frozenset(), snn.neurons)
+        made = outputs_from_bits(network, values, rule, frozenset(), snn.neurons)
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
     else:
         evaluate(network.equations, values, rule)
@@ -256,118 +247,11 @@ def _over_steps(network: Network, values: Values, streams, steps: int):
     return network.results(shown)
 
 
-def _over_time(site: Site, current: jax.Array, steps: int) -> jax.Array:
-    """[T, B, ...] of a current that may be constant, [B, ...]."""
-    if current.ndim == len(site.shape) + 1:
+def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
+    """[T, B, ...] of a current that may be constant, [B, ...], ndim axes after B."""
+    if current.ndim == ndim + 1:
         current = jnp.broadcast_to(current, (steps, *current.shape))
     return current
-
-
-class _Kept(NamedTuple):
-    """Spikes, and the bits that they are read from when they are needed again."""
-
-    spikes: Any
-    bits: Any
-    threshold: Any
-
-
-def _outputs_from_bits(network: Network, values: Values, rule, streams, neurons):
-    """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
-
-    A stage leads from the spikes of earlier sites to those of its own, and is computed
-    anew for its gradient.
-    """
-    known: dict[int, Any] = dict(values)
-
-    def computed(stage: Stage, params):
-        pairs = zip(stage.segment.inputs, stage.sources, strict=True)
-        over_time = [inner for inner, v in pairs if v in streams]
-        run = functools.partial(_run_stage, stage, over_time, rule)
-        return _computed_anew(run, [known[v] for v in stage.sources], params)
-
-    *others, last = stages(network)
-    for stage in others:
-        params = neurons[stage.equation.place.name]
-        spikes, carried = computed(stage, params)
-        bits = jnp.packbits(spikes.reshape(-1) > 0)
-        known[stage.equation.outputs[0]] = _Kept(spikes, bits, params.threshold)
-        known.update(zip(stage.carried, carried, strict=True))
-    return computed(last, None)[0]
-
-
-def _run_stage(stage: Stage, over_time, rule, sources, params):
-    """What a stage leads to, a site's spikes or the outputs, and what it carries on."""
-    segment = stage.segment
-    local = dict(zip(segment.inputs, sources, strict=True))
-    marked = streaming(segment.equations, over_time)
-    evaluate(segment.equations, local, rule, streams=marked)
-    made = [jnp.asarray(read(local, v)) for v in segment.outputs]
-    if stage.equation is not READOUT:
-        made = rule(stage.equation.place, *made, params=params)
-    return made, [local[v] for v in segment.carried]
-
-
-def _computed_anew(run, sources, params):
-    """``run(sources, params)`` that keeps its arguments alone, and spikes as bits.
-
-    Not ``jax.checkpoint``: on CPU XLA finds that the second computation is the first
-    one and keeps everything. Here it starts from the bits, so it is another one.
-    """
-
-    kept = [isinstance(source, _Kept) for source in sources]
-    like = [s.spikes if k else None for s, k in zip(sources, kept, strict=True)]
-    like = [None if s is None else jax.ShapeDtypeStruct(s.shape, s.dtype) for s in like]
-
-    def read(sources):
-        return [
-            s if shape is None else _from_bits(s, shape)
-            for s, shape in zip(sources, like, strict=True)
-        ]
-
-    @jax.custom_vjp
-    def computed(sources, params):
-        return run(read(sources), params)
-
-    def forward(sources, params):
-        bits = [s._replace(spikes=None) if isinstance(s, _Kept) else s for s in sources]
-        return computed(sources, params), (bits, params)
-
-    def backward(residuals, upstream):
-        bits, params = _not_before(upstream, residuals)
-        _, pull = jax.vjp(run, read(bits), params)
-        slopes, of_params = pull(upstream)
-        of_sources = [
-            _Kept(slope, None, None) if k else slope
-            for slope, k in zip(slopes, kept, strict=True)
-        ]
-        return of_sources, of_params
-
-    computed.defvjp(forward, backward)
-    return computed(sources, params)
-
-
-def _not_before(upstream, residuals):
-    """The residuals, but XLA cannot read them before ``upstream`` is there.
-
-    Otherwise it may compute all stages anew at once. What it cannot know is that no
-    gradient is NaN; ``optimization_barrier`` is ignored on CPU.
-    """
-    broken = jnp.isnan(jax.tree.leaves(upstream)[0].ravel()[0])
-
-    def wait(value):
-        if isinstance(value, _Kept):
-            return value._replace(bits=jnp.where(broken, 0, value.bits))
-        return value
-
-    sources, params = residuals
-    if params is not None:
-        params = jax.tree.map(lambda p: jnp.where(broken, jnp.nan, p), params)
-    return [wait(value) for value in sources], params
-
-
-def _from_bits(kept: _Kept, like) -> jax.Array:
-    fired = jnp.unpackbits(kept.bits, count=like.size).reshape(like.shape)
-    return fired.astype(like.dtype) * kept.threshold.astype(like.dtype)
 
 
 def _start(

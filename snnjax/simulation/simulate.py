@@ -6,10 +6,8 @@
 it. The delay is ours; docs/accuracy.md says what it buys and costs.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -19,46 +17,13 @@ from jax.sharding import Mesh
 
 from snnjax.network.capture import capture
 from snnjax.network.equations import Sites
-from snnjax.neurons import (
-    Neuron,
-    NeuronParams,
-    check_delay,
-    check_size,
-    integrate_and_fire,
-    lif,
-)
+from snnjax.neurons import Neuron, check_delay, check_size, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
+from snnjax.simulation.snn import SNN, check_fit, check_neurons
 from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 INPUTS = ("constant", "poisson", "sequence")
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("params", "neurons", "readout"),
-    meta_fields=("steps", "delay", "reset"),
-)
-@dataclasses.dataclass(frozen=True)
-class SNN:
-    """A spiking network: a plain pytree, to jit, differentiate, shard and save.
-
-    Attributes:
-        params: as the user gave them; weights perhaps calibrated.
-        neurons: site name -> `NeuronParams`.
-        readout: added to the outputs at every step (correction of the logits), a
-            pytree like one step's outputs; None adds nothing.
-        steps: T that it was fitted to; None (from `init`): any.
-        delay: that it was fitted to; None (from `init`): any.
-        reset: of its neurons, "subtract" or "zero"; what leaks has ``leak``.
-    """
-
-    params: chex.ArrayTree
-    neurons: dict[str, NeuronParams]
-    readout: Any = None
-    steps: int | None = None
-    delay: int | None = None
-    reset: str = "subtract"
 
 
 def init(
@@ -352,49 +317,3 @@ def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def check_snn(snn: SNN) -> None:
-    """Raise unless this is an SNN."""
-    if not isinstance(snn, SNN):
-        raise ValueError(
-            f"found a {type(snn).__name__} where an SNN is needed: that of "
-            "snnjax.convert or snnjax.init, which holds the parameters too"
-        )
-
-
-def check_fit(snn: SNN, steps: int, delay: int) -> None:
-    """Raise unless this is an SNN, fitted to this steps and delay (or to none)."""
-    check_snn(snn)
-    found, wanted = (snn.steps, snn.delay), (steps, delay)
-    if snn.steps is not None and found != wanted:
-        raise ValueError(
-            f"this SNN was fitted to steps={snn.steps}, delay={snn.delay} and cannot "
-            f"run with steps={steps}, delay={delay}: its thresholds and biases depend "
-            "on both. Convert again with these, or read the first t outputs of a "
-            "longer run"
-        )
-
-
-def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
-    """Raise unless there are parameters for exactly the sites that fire."""
-    names = {site.name for site in found if site.fires}
-    missing, unknown = names - set(neurons), set(neurons) - names
-    if missing or unknown:
-        raise ValueError(
-            f"the neurons do not fit the network's sites. No such site: "
-            f"{sorted(unknown) or 'none'}; sites without neurons: "
-            f"{sorted(missing) or 'none'}; sites: {sorted(names)}"
-        )
-    for site in found:
-        if not site.fires:
-            continue
-        for name, leaf in neurons[site.name]._asdict().items():
-            shape = jnp.shape(leaf) if leaf is not None else ()
-            widths = zip(reversed(shape), reversed(site.shape), strict=False)
-            if len(shape) > len(site.shape) or any(a not in (1, b) for a, b in widths):
-                raise ValueError(
-                    f"the neurons of site {site.name!r} do not fit its shape "
-                    f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
-                    "of the shape that it was fitted to"
-                )

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.simulate import SNN, check_snn
+from snnjax.simulation.snn import SNN, check_snn
 from snnjax.storage import atomic, program
 from snnjax.storage.structure import (
     DTYPES,

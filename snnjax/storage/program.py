@@ -15,7 +15,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from snnjax.simulation.simulate import SNN, spiking
+from snnjax.simulation.simulate import spiking
+from snnjax.simulation.snn import SNN
 from snnjax.storage.structure import describe, rebuild
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.simulate import SNN
+from snnjax.simulation.snn import SNN
 
 KINDS = ("weights", "readout", *NeuronParams._fields)
 

@@ -1,0 +1,109 @@
+"""A site as calibrators see it: what comes in, what should go out, what they change.
+
+All N calibration images come in micro-batches, so that a large network need not be in
+memory.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax.conversion import fits
+from snnjax.network.equations import Site
+from snnjax.neurons import NeuronParams
+
+
+class Fit(NamedTuple):
+    """What calibrators change at a site.
+
+    Attributes:
+        neuron: its `NeuronParams`.
+        weights: path -> array, the kernels (two axes or more) that feed it.
+    """
+
+    neuron: NeuronParams
+    weights: dict[str, jax.Array]
+
+
+class View(NamedTuple):
+    """What calibrators see of a site, for all N calibration images.
+
+    They come in micro-batches, so that a large network need not be in memory: a mean
+    or a maximum over all images is that of the micro-batches'.
+
+    Attributes:
+        site: name, shape, parameters.
+        steps: T.
+        delay: that the SNN is fitted to.
+        activations: of the ANN, a micro-batch [B, ...] each.
+        outputs: (fit, stride=1) -> mean outputs [B, ...] of the spiking site over T
+            steps, from the spikes that the calibrated layers below really send;
+            micro-batches too, of the positions that `fits.thin` leaves.
+        feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
+            is the current into the site for these images, a hashable pure function
+            that is differentiable in the weights; [B, ...], the mean over T steps,
+            or with time=True [T, B, ...].
+        join: concatenates micro-batches.
+        stride: of the positions that are left, 1 for all of them.
+    """
+
+    site: Site
+    steps: int
+    delay: int
+    activations: Sequence[jax.Array]
+    outputs: Callable[..., Iterable[jax.Array]]
+    feed: Callable[..., tuple[Callable, Any]]
+    join: Callable[[Sequence[jax.Array]], jax.Array] = jnp.concatenate
+    stride: int = 1
+
+    @property
+    def activation(self) -> jax.Array:
+        """Of all images at once, [N, ...]: memory for those who must have it."""
+        return self.join(self.activations)
+
+    def output(self, fit: Fit) -> jax.Array:
+        """Of all images at once, [N, ...]."""
+        return self.join(list(self.outputs(fit)))
+
+    def thinned(self, samples: int) -> "View":
+        """The same with fewer positions: each channel keeps so many samples or more.
+
+        For what is fitted per channel; potentials and weights need all positions. A
+        view that is thinned already stays as it is.
+        """
+        if not samples > 0:
+            raise ValueError(f"samples is {samples}; allowed: > 0")
+        shape, channel = list(self.site.shape), self.site.channel
+        del shape[channel]
+        images, stride = sum(map(len, self.activations)), 1
+        while shape and images * math.prod(n // (2 * stride) for n in shape) >= samples:
+            stride *= 2
+        if stride == 1 or self.stride > 1:
+            return self
+        fewer = [
+            fits.thin(a, stride, len(shape) + 1, channel) for a in self.activations
+        ]
+        outputs = functools.partial(self.outputs, stride=stride)
+        return self._replace(activations=fewer, outputs=outputs, stride=stride)
+
+    def peaks(self) -> jax.Array:
+        """`fits.peaks` of all images."""
+        found = [_peaks(a, self.site.channel) for a in self.activations]
+        return functools.reduce(jnp.maximum, found)
+
+    def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
+        """``statistic(a, s)``, which is a mean over its images, over all of them."""
+        total, count = jnp.zeros(()), 0
+        for a, s in zip(self.activations, self.outputs(fit), strict=True):
+            total, count = total + len(a) * statistic(a, s), count + len(a)
+        return total / count
+
+
+Calibrator = Callable[[View, Fit], Fit]
+
+
+_peaks = jax.jit(fits.peaks, static_argnames="channel")

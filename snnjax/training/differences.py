@@ -1,0 +1,177 @@
+"""Finite differences of a loss in the weights: what a surrogate gradient stands for.
+
+    g_i = (L(w + h e_i) - L(w - h e_i)) / 2h
+
+over whole kernels or along random directions. Source of their use: Li, Guo, Zhang,
+Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from snnjax.simulation.snn import SNN
+
+Loss = Callable[[SNN], jax.Array]
+Weights = dict[str, jax.Array]
+
+
+def finite_differences(
+    loss: Loss, snn: SNN, paths: Collection[str], *, step: float, at_once: int = 1
+) -> Weights:
+    """Finite-difference gradient, coordinate by coordinate.
+
+        g_i = (L(w + step e_i) - L(w - step e_i)) / (2 step)
+
+    Costs two evaluations of the loss per coordinate, so it is meant for the few
+    weights of a first layer. The loss is piecewise constant in the weights: with a
+    small step most differences are exactly zero, and a wide step looks at a smooth
+    landscape, which a small temperature fits best. The step is the hyper-parameter.
+
+    Args:
+        loss: SNN -> scalar.
+        snn: where.
+        paths: of the weights, as ``Site.parameters`` has them.
+        step: > 0, in units of the weights.
+        at_once: evaluations in parallel.
+
+    Returns:
+        path -> g, of the shape of the weights.
+
+    Raises:
+        ValueError: a path that does not exist; a step that is not positive.
+    """
+    _check_step(step)
+    weights = select(snn.params, paths)
+
+    def along(path: str, i: jax.Array):
+        flat = weights[path].reshape(-1)
+
+        def at(sign):
+            moved = flat.at[i].add(sign * step).reshape(weights[path].shape)
+            return loss(with_weights(snn, {path: moved}))
+
+        return (at(1) - at(-1)) / (2 * step)
+
+    return {
+        path: jax.lax.map(
+            lambda i, path=path: along(path, i),
+            jnp.arange(weight.size),
+            batch_size=at_once,
+        ).reshape(weight.shape)
+        for path, weight in weights.items()
+    }
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("keys", "slopes"),
+    meta_fields=("paths",),
+)
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Finite differences along random directions u_k, which their keys make again.
+
+    Attributes:
+        keys: [K].
+        slopes: [K], (L(w + step u_k) - L(w - step u_k)) / (2 step).
+        paths: of the weights that the directions cover.
+    """
+
+    keys: jax.Array
+    slopes: jax.Array
+    paths: tuple[str, ...]
+
+
+def random_differences(
+    loss: Loss,
+    snn: SNN,
+    key: jax.Array,
+    *,
+    step: float,
+    directions: int = 32,
+    paths: Collection[str] | None = None,
+) -> Directions:
+    """Finite differences along K random directions through many weights at once.
+
+        d_k = (L(w + step u_k) - L(w - step u_k)) / (2 step)
+
+    with entries of u_k normal, of deviation 1: 2K evaluations of the loss whatever the
+    number of weights, so all layers can be covered. A gradient G is compared by its own
+    slopes <G, u_k>.
+
+    Args:
+        loss, snn: as for `finite_differences`.
+        key: of the directions.
+        step: > 0, in units of the weights; each of them moves by about so much.
+        directions: K >= 2.
+        paths: of the weights; by default all kernels (floating, two axes or more).
+
+    Raises:
+        ValueError: as `finite_differences`; fewer than two directions.
+    """
+    _check_step(step)
+    if directions < 2:
+        raise ValueError(f"directions is {directions}; allowed: >= 2")
+    weights = select(snn.params, _kernels(snn.params) if paths is None else paths)
+
+    def slope(key):
+        way = direction(key, weights)
+
+        def at(sign):
+            moved = {p: w + sign * step * way[p] for p, w in weights.items()}
+            return loss(with_weights(snn, moved))
+
+        return (at(1) - at(-1)) / (2 * step)
+
+    keys = jax.random.split(key, directions)
+    return Directions(keys, jax.lax.map(slope, keys), tuple(weights))
+
+
+def direction(key: jax.Array, weights: Weights) -> Weights:
+    # In sorted order: JAX sorts a dictionary, so the gradient's may be another.
+    keys = dict(zip(sorted(weights), jax.random.split(key, len(weights)), strict=True))
+    return {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
+
+
+def _named(params: chex.ArrayTree) -> Weights:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _kernels(params: chex.ArrayTree) -> Sequence[str]:
+    return [
+        path
+        for path, leaf in _named(params).items()
+        if leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+
+
+def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
+    named = _named(params)
+    unknown = set(paths) - set(named)
+    if unknown or not paths:
+        raise ValueError(
+            f"no parameter {sorted(unknown) or 'is named'}; parameters: {sorted(named)}"
+        )
+    return {path: named[path] for path in paths}
+
+
+def with_weights(snn: SNN, weights: Weights) -> SNN:
+    names = list(_named(snn.params))
+    leaves, tree = jax.tree_util.tree_flatten(snn.params)
+    changed = [weights.get(n, x) for n, x in zip(names, leaves, strict=True)]
+    return dataclasses.replace(snn, params=jax.tree_util.tree_unflatten(tree, changed))
+
+
+def _check_step(step: Any) -> None:
+    if not step > 0:
+        raise ValueError(f"step is {step}; allowed: > 0")
