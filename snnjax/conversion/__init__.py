@@ -2,6 +2,6 @@
 
 ``fits.py`` is the mathematics; ``calibrate.py`` and ``weights.py`` apply it to what
 ``view.py`` shows of a site, and ``recipes.py`` chains them. ``convert.py`` plans,
-``sweep.py`` carries images from site to site in ``streams.py``; ``checks.py`` refuses,
-``resume.py`` goes on after a kill.
+``sweep.py`` takes ``chunks.py`` of the images from site to site, whose spikes are
+``streams.py``; ``checks.py`` refuses, ``resume.py`` goes on after a kill.
 """

@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from snnjax.conversion import resume
 from snnjax.conversion.checks import check_finite
+from snnjax.conversion.chunks import Plan
 from snnjax.conversion.recipes import Recipe, light
 from snnjax.conversion.streams import NEURON
-from snnjax.conversion.sweep import Plan, ann_outputs, chained, readout_error, sweep
+from snnjax.conversion.sweep import ann_outputs, chained, readout_error, sweep
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages

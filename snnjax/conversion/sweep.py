@@ -10,65 +10,26 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from snnjax.conversion import checks, fits, streams
+from snnjax.conversion.chunks import (
+    Chunk,
+    Plan,
+    are_streams,
+    keep,
+    load,
+    run_ann,
+    run_snn,
+)
 from snnjax.conversion.streams import Current, Waiting
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.network.equations import Network, Site, identity
-from snnjax.network.stages import Stage, streaming
 from snnjax.neurons import NeuronParams
 from snnjax.simulation import sharding
 from snnjax.simulation.snn import SNN
-
-
-class Plan(NamedTuple):
-    """What stays the same during a conversion."""
-
-    x: jax.Array
-    spread: NamedSharding | None
-    size: int  # images at a time on each device
-    cut: Callable[[int], tuple[Network, list[Stage]]]
-    params: chex.ArrayTree
-    steps: int
-    delay: int
-    budget: int  # bytes for the currents of a site
-    offload: bool
-
-    @property
-    def means(self) -> bool:
-        """Whether each layer waits for all of its input, so that means are enough."""
-        return self.delay == self.steps
-
-    def set_aside(self, value):
-        """A stream until its next stage: in memory, or in a file if not all fit."""
-        return jax.tree.map(streams.in_file, value) if self.offload else value
-
-    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Of all micro-batches, one array of all images."""
-        return sharding.join(parts, 0, self.spread)
-
-
-class Chunk(NamedTuple):
-    """A micro-batch on its way: variable -> value, of what later stages read.
-
-    The network is that of the images that one device has of it. Values of ``snn`` are
-    means where ``Plan.means``; otherwise a `SpikeTrain`, or an array [T, B, ...] where
-    a sum of several sites has to wait.
-    """
-
-    network: Network
-    stages: list[Stage]
-    ann: dict[int, jax.Array]
-    snn: dict[int, Any]
-
-
-# ------------------------------------------------------------ from site to site
 
 
 def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress):
@@ -77,7 +38,7 @@ def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progres
     Returns:
         The fitted SNN, and the chunks as they stand before the readout.
     """
-    chunks = _load(plan)
+    chunks = load(plan)
     network, cut = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
@@ -114,7 +75,7 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activations = [_step_ann(plan, chunk, i, original) for chunk in chunks]
+    activations = [_activation(plan, chunk, i, original) for chunk in chunks]
     checks.check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
@@ -131,8 +92,17 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     for chunk, ((current, *_), carried) in stepped:
         spikes = streams.fire(neuron, current, plan.steps, plan.delay, len(site.shape))
         spikes, *carried = map(plan.set_aside, [spikes, *carried])
-        _store(chunk.snn, chunk.stages, i, spikes, carried)
+        keep(chunk.snn, chunk.stages, i, spikes, carried)
     return fit
+
+
+def _activation(plan: Plan, chunk: Chunk, i: int, original) -> jax.Array:
+    """Carry the ANN stream of a micro-batch over a site."""
+    inputs, carried = run_ann(plan, chunk, i, original)
+    activation = identity(chunk.stages[i].equation.place, *inputs)
+    activation, *carried = map(plan.set_aside, [activation, *carried])
+    keep(chunk.ann, chunk.stages, i, activation, carried)
+    return activation
 
 
 def chained(calibrators, spread, view: View, fit: Fit) -> Fit:
@@ -147,61 +117,6 @@ def chained(calibrators, spread, view: View, fit: Fit) -> Fit:
     return fit
 
 
-def _load(plan: Plan) -> list[Chunk]:
-    chunks = []
-    images, devices = plan.x.shape[0], sharding.size(plan.spread)
-    for start in range(0, images, plan.size * devices):
-        count = min(plan.size * devices, images - start)
-        x = sharding.rows(plan.x, start, count, plan.spread)
-        network, cut = plan.cut(count // devices)
-        chunks.append(Chunk(network, cut, {network.x: x}, {network.x: x}))
-    return chunks
-
-
-def _step_ann(plan: Plan, chunk: Chunk, i: int, params) -> jax.Array:
-    """Carry the ANN stream of a micro-batch over a site; its activation."""
-    stage = chunk.stages[i]
-    sources = _sources(chunk, chunk.ann, params, stage)
-    over_time = (False,) * len(sources)
-    inputs, carried = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
-    activation = identity(stage.equation.place, *inputs)
-    activation, *carried = map(plan.set_aside, [activation, *carried])
-    _store(chunk.ann, chunk.stages, i, activation, carried)
-    return activation
-
-
-def _step_snn(plan: Plan, chunk: Chunk, i: int, params):
-    """What a stage leads to (a site's current first), and what it carries on."""
-    stage = chunk.stages[i]
-    sources = _sources(chunk, chunk.snn, params, stage)
-    over_time = _are_streams(plan, chunk.network, stage)
-    return streams.run(plan.spread, stage, chunk.snn, over_time, plan.steps, sources)
-
-
-def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
-    """What a stage reads: values on their way, constants, parameters."""
-    constants = chunk.network.constants  # may depend on the size of the chunk
-    return [
-        store[v] if v in store else constants[v] if v in constants else params[v]
-        for v in stage.sources
-    ]
-
-
-def _store(store: dict, cut: list[Stage], i: int, output, carried) -> None:
-    """Add what stage i gives; drop what no later stage reads."""
-    stage = cut[i]
-    store[stage.equation.outputs[0]] = output
-    store.update(zip(stage.carried, carried, strict=True))
-    later = {v for s in cut[i + 1 :] for v in s.sources}
-    for v in set(store) - later:
-        del store[v]
-
-
-def _are_streams(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
-    over_time = frozenset() if plan.means else streaming(network.equations)
-    return tuple(v in over_time for v in stage.sources)
-
-
 # ------------------------------------------------------- what calibrators see
 
 
@@ -210,7 +125,7 @@ def _currents(plan: Plan, chunks: list[Chunk], i: int, params):
 
     def compute(weights):
         changed = params | _by_variable(chunks[0].network, weights)
-        return (_step_snn(plan, chunk, i, changed) for chunk in chunks)
+        return (run_snn(plan, chunk, i, changed) for chunk in chunks)
 
     return _cached(plan, compute, chunks[0].stages[i].equation.place.shape)
 
@@ -265,7 +180,7 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
     """`Current` for ``batch`` images at a time, and its sources for all images."""
     network, cut = plan.cut(batch)
     stage = cut[i]
-    over_time = _are_streams(plan, network, stage)
+    over_time = are_streams(plan, network, stage)
     sources, axes = [], []
     for v, stream in zip(stage.sources, over_time, strict=True):
         on_their_way = v in chunks[0].snn
@@ -329,13 +244,7 @@ def _by_variable(network: Network, weights: dict[str, jax.Array]):
 def ann_outputs(plan: Plan, chunks: list[Chunk]) -> list[list[jax.Array]]:
     """The ANN's outputs for every micro-batch, once all sites are passed."""
     original = chunks[0].network.arguments(plan.params)
-    outputs = []
-    for chunk in chunks:
-        stage = chunk.stages[-1]
-        sources = _sources(chunk, chunk.ann, original, stage)
-        over_time = (False,) * len(sources)
-        made, _ = streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
-        outputs.append(made)
+    outputs = [run_ann(plan, chunk, -1, original)[0] for chunk in chunks]
     checks.check_finite(
         "the outputs of the network", [o for made in outputs for o in made]
     )
@@ -348,7 +257,7 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
     params = network.arguments(snn.params)
     errors = []
     for chunk, ann in zip(chunks, outputs, strict=True):
-        spiking, _ = _step_snn(plan, chunk, -1, params)
+        spiking, _ = run_snn(plan, chunk, -1, params)
         means = [
             s if s.ndim == a.ndim else s.mean(0)
             for a, s in zip(ann, spiking, strict=True)

@@ -1,0 +1,109 @@
+"""Chunks: the calibration images on their way, a micro-batch each, through the network.
+
+A `Plan` says what stays the same; a `Chunk` holds both streams of its images, the ANN's
+and the spikes, of what later stages read, and takes them over one site at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+from jax.sharding import NamedSharding
+
+from snnjax.conversion import streams
+from snnjax.network.equations import Network
+from snnjax.network.stages import Stage, streaming
+from snnjax.simulation import sharding
+
+
+class Plan(NamedTuple):
+    """What stays the same during a conversion."""
+
+    x: jax.Array
+    spread: NamedSharding | None
+    size: int  # images at a time on each device
+    cut: Callable[[int], tuple[Network, list[Stage]]]
+    params: chex.ArrayTree
+    steps: int
+    delay: int
+    budget: int  # bytes for the currents of a site
+    offload: bool
+
+    @property
+    def means(self) -> bool:
+        """Whether each layer waits for all of its input, so that means are enough."""
+        return self.delay == self.steps
+
+    def set_aside(self, value):
+        """A stream until its next stage: in memory, or in a file if not all fit."""
+        return jax.tree.map(streams.in_file, value) if self.offload else value
+
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Of all micro-batches, one array of all images."""
+        return sharding.join(parts, 0, self.spread)
+
+
+class Chunk(NamedTuple):
+    """A micro-batch on its way: variable -> value, of what later stages read.
+
+    The network is that of the images that one device has of it. Values of ``snn`` are
+    means where ``Plan.means``; otherwise a `SpikeTrain`, or an array [T, B, ...] where
+    a sum of several sites has to wait.
+    """
+
+    network: Network
+    stages: list[Stage]
+    ann: dict[int, jax.Array]
+    snn: dict[int, Any]
+
+
+def load(plan: Plan) -> list[Chunk]:
+    chunks = []
+    images, devices = plan.x.shape[0], sharding.size(plan.spread)
+    for start in range(0, images, plan.size * devices):
+        count = min(plan.size * devices, images - start)
+        x = sharding.rows(plan.x, start, count, plan.spread)
+        network, cut = plan.cut(count // devices)
+        chunks.append(Chunk(network, cut, {network.x: x}, {network.x: x}))
+    return chunks
+
+
+def run_ann(plan: Plan, chunk: Chunk, i: int, params):
+    """What stage i leads to in the ANN, and what it carries on."""
+    stage = chunk.stages[i]
+    sources = sources_of(chunk, chunk.ann, params, stage)
+    over_time = (False,) * len(sources)
+    return streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
+
+
+def run_snn(plan: Plan, chunk: Chunk, i: int, params):
+    """What stage i leads to in the SNN (a site's current), and what it carries on."""
+    stage = chunk.stages[i]
+    sources = sources_of(chunk, chunk.snn, params, stage)
+    over_time = are_streams(plan, chunk.network, stage)
+    return streams.run(plan.spread, stage, chunk.snn, over_time, plan.steps, sources)
+
+
+def sources_of(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
+    """What a stage reads: values on their way, constants, parameters."""
+    constants = chunk.network.constants  # may depend on the size of the chunk
+    return [
+        store[v] if v in store else constants[v] if v in constants else params[v]
+        for v in stage.sources
+    ]
+
+
+def keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
+    """Add what stage i gives; drop what no later stage reads."""
+    stage = cut[i]
+    store[stage.equation.outputs[0]] = output
+    store.update(zip(stage.carried, carried, strict=True))
+    later = {v for s in cut[i + 1 :] for v in s.sources}
+    for v in set(store) - later:
+        del store[v]
+
+
+def are_streams(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
+    over_time = frozenset() if plan.means else streaming(network.equations)
+    return tuple(v in over_time for v in stage.sources)
