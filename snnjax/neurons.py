@@ -274,11 +274,11 @@ def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int
     """The step of a site, and its state once it has waited ``delay`` steps."""
 
     def wait(state, current):
-        return neuron.integrate(params, state, current), None
+        return neuron.integrate(params, state, current + params.bias), None
 
     state = initial_state(params, currents.shape[1:])
     if delay:
-        state, _ = jax.lax.scan(wait, state, currents[:delay] + params.bias)
+        state, _ = jax.lax.scan(wait, state, currents[:delay])
     return _step(neuron, params), state
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import snnjax
 from snnjax.conversion import calibrate, fits
 from snnjax.conversion.view import Fit, View
+from snnjax.conversion.weights import calibrate_weights
 from snnjax.network.equations import Site
 from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
 
@@ -336,9 +337,9 @@ def test_weight_calibration_lowers_its_objective(objective, delay):
             output = closed_form(neuron, into, STEPS)
         return ((seen.activation - output) ** 2).sum(-1).mean()
 
-    calibrated = calibrate.calibrate_weights(
-        objective, iterations=40, rate=0.02, batch=8
-    )(seen, fit)
+    calibrated = calibrate_weights(objective, iterations=40, rate=0.02, batch=8)(
+        seen, fit
+    )
     assert error(calibrated.weights) < error(fit.weights)
     assert calibrated.neuron is fit.neuron
 
@@ -346,7 +347,7 @@ def test_weight_calibration_lowers_its_objective(objective, delay):
 def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
     seen, fit = view(0)
     found = [
-        calibrate.calibrate_weights(iterations=5, rate=0.01, batch=2, seed=seed)(
+        calibrate_weights(iterations=5, rate=0.01, batch=2, seed=seed)(
             seen, fit
         ).weights["hidden"]
         for seed in (0, 0, 1)
@@ -393,8 +394,8 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: snnjax.percentile(0.0), "p is 0.0; allowed: 0 < p <= 100"),
         (lambda: snnjax.percentile(101), "p is 101"),
         (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
-        (lambda: calibrate.calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
-        (lambda: calibrate.calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
+        (lambda: calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
+        (lambda: calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
         (lambda: snnjax.advanced(iterations=0), "iterations is 0; allowed: > 0"),
         (lambda: calibrate.correct_potential(0), "repeats is 0; allowed: > 0"),
         (lambda: calibrate.postpone_charge(()), r"charges is \(\); allowed: one"),

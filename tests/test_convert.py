@@ -210,13 +210,13 @@ def test_a_mesh_is_refused_where_another_one_makes_shardings_explicit():
 
 def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatch):
     module = sys.modules["snnjax.conversion.sweep"]
-    step, calls = module._step_snn, []
+    step, calls = module.run_snn, []
 
     def counted(plan, chunk, i, params):
         calls.append(i)
         return step(plan, chunk, i, params)
 
-    monkeypatch.setattr(module, "_step_snn", counted)
+    monkeypatch.setattr(module, "run_snn", counted)
     for mesh in (None, jax.make_mesh((8,), ("data",))):
         convert(x=images(16), recipe=RECIPES["best"], mesh=mesh)
     assert calls == [0, 1, 2, -1] * 2
