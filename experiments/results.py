@@ -2,7 +2,7 @@
 
 A row is one recipe at one T and delay over all seeds; `convert.py` makes them, and
 ``plot.py``, ``figures.py`` and ``report.py`` show them. The accuracies of several
-networks in one table: ``python -m experiments.results METRICS.json ...``.
+networks, or runs, in one table: ``python -m experiments.results METRICS.json ...``.
 """
 
 import argparse
@@ -82,15 +82,22 @@ class Network(NamedTuple):
     ann: float  # accuracy
 
 
-def _network(found: dict) -> Network:
-    results = [Result(**row) for row in found["results"]]
-    if not any(result.final for result in results):
-        raise ValueError("no results")
-    return Network(found["source"]["model"], results, found["ann_accuracy"])
+def _read(file: Path) -> Network:
+    try:
+        found = json.loads(file.read_text())
+        results = [Result(**row) for row in found["results"]]
+        if not any(result.final for result in results):
+            raise ValueError("no results")
+        return Network(found["source"]["model"], results, found["ann_accuracy"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{file} was not written by experiments.convert: {error!r}"
+        ) from None
 
 
 def together(networks: Sequence[Network]) -> str:
-    """`markdown` of several networks in one table."""
+    """`markdown` of several networks in one table; rows of the same one together."""
+    networks = _merged(networks)
     steps = sorted({result.steps for n in networks for result in n.results})
     lines = [_line(("network", "recipe", "delay", *(f"T = {t}" for t in steps)))]
     lines.append("|---" * (3 + len(steps)) + "|")
@@ -100,6 +107,20 @@ def together(networks: Sequence[Network]) -> str:
             _line((f"`{name}`" if i == 0 else "", *row)) for i, row in enumerate(rows)
         ]
     return "\n".join(lines) + "\n"
+
+
+def _merged(networks: Sequence[Network]) -> list[Network]:
+    merged: dict[str, Network] = {}
+    for name, results, ann in networks:
+        known = merged.setdefault(name, Network(name, [], ann))
+        if known.ann != ann:
+            both = f"{100 * known.ann:.2f} % and {100 * ann:.2f} %"
+            raise ValueError(
+                f"{name} has {both} as an ANN; allowed: results of the same network on "
+                "the same images"
+            )
+        known.results.extend(results)
+    return list(merged.values())
 
 
 def _accuracies(results: Sequence[Result], ann: float, steps: Sequence[int]) -> list:
@@ -165,14 +186,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
     networks = []
-    for file in parser.parse_args(argv).files:
-        try:
-            networks.append(_network(json.loads(file.read_text())))
-        except OSError as error:
-            sys.exit(f"error: {error}")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            sys.exit(f"error: {file} was not written by experiments.convert: {error!r}")
-    print(together(networks), end="")
+    try:
+        for file in parser.parse_args(argv).files:
+            networks.append(_read(file))
+        table = together(networks)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(table, end="")
 
 
 if __name__ == "__main__":

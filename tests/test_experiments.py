@@ -112,30 +112,56 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["command"].startswith(f"python -m experiments.sources.train {name}")
 
 
-def test_the_pages_show_the_published_results(capsys):
-    folder = ROOT / "benchmarks" / "results"
-    files = sorted(folder.glob("convert_cifar10_*.json"))
-    first = [folder / "convert_cifar10_resnet20.json"]
-    for page, shown in (("docs/accuracy.md", files), ("README.md", first)):
-        results.main(list(map(str, shown)))
-        assert capsys.readouterr().out in (ROOT / page).read_text()
-    shown = [json.loads(file.read_text()) for file in files]
-    assert sorted(found["source"]["model"] for found in shown) == sorted(SOURCES)
-    for found in shown:
-        published = PRESETS_CONVERT[f"cifar10_{found['source']['model']}"]
-        assert found["config"]["out"] == published.out  # no path of one machine
+PUBLISHED = {  # page: files whose table it shows
+    "README.md": ("resnet20", "resnet20_advanced", "resnet20_best"),
+    "docs/accuracy.md": ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max"),
+}
+
+
+def published(name: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"convert_cifar10_{name}.json"
+
+
+@pytest.mark.parametrize("page", PUBLISHED)
+def test_the_pages_show_the_published_results(page, capsys):
+    files = list(map(published, PUBLISHED[page]))
+    results.main(list(map(str, files)))
+    assert capsys.readouterr().out in (ROOT / page).read_text()
+    for found in [json.loads(file.read_text()) for file in files]:
+        preset = PRESETS_CONVERT[f"cifar10_{found['source']['model']}"]
+        assert found["config"]["out"] == preset.out  # no path of one machine
         assert found["config"]["data_dir"] is None
         card = load_source(ROOT / found["config"]["checkpoint"]).card
         assert found["source"]["sha256"] == card["sha256"]
+
+
+def test_every_published_source_has_published_results():
+    shown = [name for names in PUBLISHED.values() for name in names]
+    assert set(SOURCES) <= set(shown)
+
+
+def test_runs_of_one_network_share_a_table(tmp_path, capsys):
+    found = json.loads(published("vgg8").read_text())
+    parts = []
+    for i in (0, 1):
+        part = found | {"results": found["results"][i::2]}
+        parts.append(tmp_path / f"{i}.json")
+        parts[-1].write_text(json.dumps(part))
+    results.main([str(published("vgg8"))])
+    whole = capsys.readouterr().out
+    results.main(list(map(str, parts)))
+    assert sorted(capsys.readouterr().out.split()) == sorted(whole.split())
+    parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
+    with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
+        results.main(list(map(str, parts)))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": []}'])
 def test_files_that_are_no_results_are_told(tmp_path, text):
     file = tmp_path / "metrics.json"
     file.write_text(text)
-    published = ROOT / "benchmarks" / "results" / "convert_cifar10_vgg8.json"
     with pytest.raises(SystemExit, match=f"{file} was not written by experiments.conv"):
-        results.main([str(published), str(file)])
+        results.main([str(published("vgg8")), str(file)])
     with pytest.raises(SystemExit, match="No such file"):
         results.main([str(tmp_path / "nothing.json")])
 
