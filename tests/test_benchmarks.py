@@ -132,14 +132,19 @@ def test_memory(monkeypatch, capsys):
     def rounds(commands, count, repeats):
         (name,) = commands
         budget = int(name.split()[0])
-        _, facts = memory.prepare(budget, memory.CONVOLUTIONS, images=4, width=16)
+        sizes = {"images": 4, "width": 16, "delay": 0}
+        _, facts = memory.prepare(budget, memory.CONVOLUTIONS, **sizes)
         return {name: {"facts": facts, "versions": {}, "seconds": []}}
 
     monkeypatch.setattr(timing, "rounds", rounds)
     result = memory.main(["--quick"])
-    assert len(result["sides"]) == len(memory.BUDGETS)
+    assert list(result["sides"]) == ["0 MB", "200 MB", "1600 MB"]
     assert all(side["facts"]["seconds"] > 0 for side in result["sides"].values())
     assert "| 1600 MB" in capsys.readouterr().out
+    alone = memory.main(["--quick", "--budgets", "50"])
+    assert "MB of the process <= 8590" in alone["targets"][0]["target"]
+    with pytest.raises(SystemExit):
+        memory.main(["--delay", "33"])
 
 
 def test_lif_layer_checks_its_sides():
