@@ -21,7 +21,7 @@ import snnjax
 from experiments import figures, plot
 from experiments.configs import Convert
 from experiments.graph import Graph, draw, site_graph
-from snnjax.measures import metrics
+from snnjax.measures import costs, metrics
 from snnjax.network.capture import capture
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -164,7 +164,7 @@ def _numbers(best, ann: float) -> str:
 
 
 def _measured(facts: dict) -> str:
-    mac, addition = metrics.ENERGY_PER_MAC, metrics.ENERGY_PER_AC
+    mac, addition = costs.ENERGY_PER_MAC, costs.ENERGY_PER_AC
     return (
         "Rates, operations and errors are means over the first "
         f"{facts['measured_images']} test images and belong to the first seed. Energy "

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import snnjax
 from experiments import plot
 from snnjax.measures import metrics
 
@@ -145,7 +146,7 @@ def costs(results: Sequence[Result]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        spiking, ann = metrics.energy(result.measures)
+        spiking, ann = snnjax.energy(result.measures)
         lines.append(
             f"| `{result.recipe}` | {plot.waits(result)} | {result.steps} "
             f"| {result.latency} | {100 * result.firing_rate:.1f} "

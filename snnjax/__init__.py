@@ -29,6 +29,8 @@ training            losses, and Dspike's temperature
 nir                 SNNs of other tools
 """
 
+from snnjax._version import __version__
+from snnjax.conversion import fits
 from snnjax.conversion.calibrate import (
     correct_bias,
     correct_potential,
@@ -51,10 +53,10 @@ from snnjax.conversion.recipes import (
     max_activation,
     percentile,
 )
-from snnjax.conversion.view import Fit, View
+from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.conversion.weights import calibrate_weights
-from snnjax.measures.costs import Energies, Energy, energies
-from snnjax.measures.metrics import accuracy, energy, measure, spike_trains
+from snnjax.measures.costs import Energies, Energy, energies, energy
+from snnjax.measures.metrics import accuracy, measure, spike_trains
 from snnjax.measures.neurobench import neurobench
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import in_dtype, sites, with_activation
@@ -78,6 +80,13 @@ from snnjax.training.differences import (
     finite_differences,
     random_differences,
 )
+from snnjax.training.losses import (
+    check_gradients,
+    labels,
+    mean_cross_entropy,
+    membrane_readout,
+    tet,
+)
 from snnjax.training.temperature import (
     Alignment,
     Choice,
@@ -87,19 +96,12 @@ from snnjax.training.temperature import (
     temperatures,
     with_temperatures,
 )
-from snnjax.training.train import (
-    check_gradients,
-    labels,
-    mean_cross_entropy,
-    membrane_readout,
-    tet,
-)
-
-__version__ = "0.1.0"
 
 __all__ = [
+    "__version__",
     "SNN",
     "Alignment",
+    "Calibrator",
     "Choice",
     "ConversionError",
     "Directions",
@@ -132,6 +134,7 @@ __all__ = [
     "energy",
     "exponential",
     "finite_differences",
+    "fits",
     "from_nir",
     "half_charge",
     "identity",

@@ -334,6 +334,18 @@ def check_size(name: str, size: int | None) -> None:
         raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
 
 
+def check_count(name: str, count: int) -> None:
+    """Raise unless ``count`` is a whole number >= 1."""
+    if not _whole(count) or count < 1:
+        raise ValueError(f"{name} is {count!r}; allowed: a whole number >= 1")
+
+
+def check_positive(name: str, number: float) -> None:
+    """Raise unless 0 < ``number`` < infinity."""
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name} is {number}; allowed: > 0, and finite")
+
+
 def _whole(number) -> bool:
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 

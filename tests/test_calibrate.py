@@ -293,6 +293,18 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
         seen.thinned(0)
 
 
+@pytest.mark.parametrize(
+    "calibrator", [calibrate.correct_potential(), calibrate_weights(iterations=1)]
+)
+def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
+    site = SITE._replace(shape=(4, 4, 2))
+    a = jnp.ones((2, *site.shape))
+    seen = View(site, STEPS, 0, [a], outputs(lambda fit: a, site), None).thinned(1)
+    fit = Fit(integrate_and_fire().params(), {"w": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match="thinned view"):
+        calibrator(seen, fit)
+
+
 def test_with_delay_T_the_time_of_a_charge_does_not_count():
     seen, fit = view(0, STEPS)
     assert calibrate.postpone_charge()(seen, fit) is fit
@@ -391,14 +403,23 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     [
         (lambda: calibrate.max_threshold("image"), "per is 'image'; allowed: 'layer'"),
         (lambda: snnjax.light("neuron"), "per is 'neuron'"),
-        (lambda: snnjax.percentile(0.0), "p is 0.0; allowed: 0 < p <= 100"),
+        (lambda: snnjax.percentile(0.999), "p is 0.999; allowed: 1 < p <= 100"),
         (lambda: snnjax.percentile(101), "p is 101"),
         (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
-        (lambda: calibrate_weights(batch=0), "batch is 0; allowed: > 0"),
-        (lambda: snnjax.advanced(iterations=0), "iterations is 0; allowed: > 0"),
-        (lambda: calibrate.correct_potential(0), "repeats is 0; allowed: > 0"),
+        (lambda: calibrate_weights(batch=0), "batch is 0; allowed: a whole number"),
+        (lambda: calibrate_weights(rate=np.inf), "rate is inf; allowed: > 0, and fin"),
+        (
+            lambda: snnjax.advanced(iterations=2.5),
+            "iterations is 2.5; allowed: a whole",
+        ),
+        (
+            lambda: calibrate.correct_potential(0),
+            "repeats is 0; allowed: a whole number",
+        ),
         (lambda: calibrate.postpone_charge(()), r"charges is \(\); allowed: one"),
+        (lambda: calibrate.postpone_charge(1.0), r"charges is 1.0; allowed: one"),
+        (lambda: calibrate.streaming_only((1,)), r"calibrator is \(1,\); allowed: one"),
         (
             lambda: calibrate.postpone_charge((np.inf,)),
             "allowed: one finite number or more",

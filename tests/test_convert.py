@@ -426,8 +426,22 @@ def neuron(**changes):
         (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
         (
             lambda view, fit: fit._replace(weights={p: 0.0 for p in fit.weights}),
-            r"of shape \(\); allowed: \(4, 6\)",
+            r"of shape \(\) and type float32; allowed: \(4, 6\) and float32",
         ),
+        (
+            lambda view, fit: fit._replace(
+                weights={p: w.astype(int) for p, w in fit.weights.items()}
+            ),
+            "type int32; allowed: .* float32",
+        ),
+        (
+            lambda view, fit: fit._replace(
+                weights={p: w * jnp.nan for p, w in fit.weights.items()}
+            ),
+            "weights 'w1' that the recipe gave hold 24 values that are NaN",
+        ),
+        (lambda view, fit: fit._replace(weights=[]), r"weights \[\]; allowed: a dict"),
+        (neuron(bias=None), "'relu' no bias; allowed: an array"),
     ],
 )
 def test_what_no_neuron_can_be_is_refused_with_its_site(calibrate, message):
@@ -484,6 +498,11 @@ def test_parameters_alone_may_be_traced():
         ({"recipe": "best"}, "recipe is 'best'; allowed: a Recipe"),
         ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
         ({"recipe": snnjax.Recipe(())}, "it would fit nothing"),
+        ({"recipe": snnjax.Recipe(None)}, "sweeps None; allowed: a tuple of chains"),
+        (
+            {"recipe": snnjax.Recipe(((snnjax.max_threshold,),))},
+            "called in a recipe, e.g. max_threshold",
+        ),
         ({"recipe": snnjax.Recipe(((),))}, "it would fit nothing"),
         (
             {"recipe": snnjax.Recipe((snnjax.half_charge(),))},

@@ -9,7 +9,7 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from snnjax.measures import metrics
+from snnjax.measures import costs
 
 STEPS = 8
 
@@ -102,10 +102,10 @@ def test_products_with_padding_zeros_do_not_count():
 
 def test_energy_weighs_additions_and_products():
     _, _, found = measured("dense")
-    spiking, ann = metrics.energy(found)
-    np.testing.assert_allclose(ann, found.macs * metrics.ENERGY_PER_MAC, rtol=1e-6)
-    additions = found.synaptic_operations * metrics.ENERGY_PER_AC
-    products = found.input_macs * metrics.ENERGY_PER_MAC
+    spiking, ann = costs.energy(found)
+    np.testing.assert_allclose(ann, found.macs * costs.ENERGY_PER_MAC, rtol=1e-6)
+    additions = found.synaptic_operations * costs.ENERGY_PER_AC
+    products = found.input_macs * costs.ENERGY_PER_MAC
     np.testing.assert_allclose(spiking, additions + products, rtol=1e-6)
 
 

@@ -363,6 +363,7 @@ WIDE = dataclasses.replace(
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
         ({"segment": 0}, "segment is 0"),
+        ({"segment": 5}, "segment is 5; allowed: 1 to steps=4"),
         ({"segment": 2, "delay": 1}, "segment needs delay 0; found delay 1"),
         (
             {"segment": 2, "execution": "by_step"},

@@ -422,6 +422,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"recipe": snnjax.best()}, "allowed: its name, e.g. 'best'"),
         ({"accuracy": "90 %"}, "accuracy is '90 %'; allowed: a number"),
         ({"accuracy": np.ones(2)}, r"accuracy has shape \(2,\)"),
+        ({"accuracy": float("nan")}, "accuracy is nan; allowed: 0 to 1"),
+        ({"accuracy": 99.5}, "accuracy is 99.5; allowed: 0 to 1"),
         ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
         ({"fn": DENSE.fn}, "needs an example of its input; found x=None"),
         ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "pass steps"),

@@ -236,6 +236,10 @@ DEEP, LOSS = deep()
             "no site \\['conv'\\]; sites: \\['relu', 'w2/relu'\\]",
         ),
         (
+            lambda: snnjax.with_temperatures(DEEP, {"relu": -1.0}),
+            "temperature of site 'relu' is -1.0; allowed: > 0",
+        ),
+        (
             lambda: snnjax.finite_differences(LOSS, DEEP, ["kernel"], step=0.1),
             "no parameter \\['kernel'\\]; parameters: \\['b1', ",
         ),

@@ -226,6 +226,22 @@ def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
     assert_close(aux["batch_stats"]["BatchNorm_0"]["var"], expected)
 
 
+def test_remat_gives_the_gradient_beside_whole_numbers_too():
+    net = NETWORKS["dense"]
+
+    def counting(params, x):  # as a network in training mode may count its calls
+        logits = net.fn(params, x)
+        return (jnp.argmax(logits, -1), logits), None
+
+    snn = snnjax.init(*net[:3])
+
+    def gradient(remat):
+        simulate = snnjax.spiking(counting, steps=STEPS, has_aux=True, remat=remat)
+        return jax.grad(lambda snn: (simulate(snn, net.x)[0][1] ** 2).sum())(snn)
+
+    assert_close(gradient(remat=True).params, gradient(remat=False).params)
+
+
 def test_training_mode_and_inference_agree_where_the_statistics_do():
     snn = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
     made = conv(PIXELS, VARIABLES["params"]["Conv_0"]["kernel"])
@@ -382,6 +398,11 @@ SHARP = with_temperature()[1]
         (
             lambda: snnjax.labels(with_temperature()[1], ["b"]),
             "holds \\['b'\\]; allowed",
+        ),
+        (lambda: snnjax.labels(with_temperature()[1], "bias"), "\\['bias'\\]; allowed"),
+        (
+            lambda: snnjax.init(*NETWORKS["dense"][:3], neuron=snnjax.lif),
+            "lif\\(\\) \\(called\\)",
         ),
         (lambda: snnjax.labels(with_temperature()[1], ["readout"]), "no leaf \\['rea"),
         (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),

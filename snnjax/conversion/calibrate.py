@@ -15,6 +15,7 @@ import numpy as np
 
 from snnjax.conversion import fits
 from snnjax.conversion.view import Calibrator, Fit, View
+from snnjax.neurons import check_count, check_positive
 
 
 def max_threshold(per: str = "layer") -> Calibrator:
@@ -26,8 +27,8 @@ def max_threshold(per: str = "layer") -> Calibrator:
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     """V_th = `fits.quantile` of the activations."""
     _check_per(per)
-    if not 0 < p <= 100:
-        raise ValueError(f"p is {p}; allowed: 0 < p <= 100, in percent")
+    if not 1 < p <= 100:
+        raise ValueError(f"p is {p}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
         lambda view: _quantile(view.activation, p, per, view.site.channel)
     )
@@ -74,7 +75,7 @@ def half_charge() -> Calibrator:
 
 def correct_bias(repeats: int = 1) -> Calibrator:
     """bias += `fits.bias_correction`, measured anew in each of ``repeats`` rounds."""
-    check_positive("repeats", repeats)
+    check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for _ in range(repeats):
@@ -90,9 +91,14 @@ def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
 
     The paper sets v(0) once from zero. Later rounds always add.
     """
-    check_positive("repeats", repeats)
+    check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
+        if view.stride > 1:
+            raise ValueError(
+                "correct_potential got a thinned view; allowed: the whole one, since "
+                "each position has its own potential"
+            )
         for i in range(repeats):
             lacking = functools.partial(_potential_correction, steps=view.steps)
             error = view.mean(lacking, fit)
@@ -150,6 +156,8 @@ def scale_threshold(
 
 def streaming_only(calibrator: Calibrator) -> Calibrator:
     """The calibrator where layers do not wait (delay 0); elsewhere nothing."""
+    if not callable(calibrator):
+        raise ValueError(f"calibrator is {calibrator!r}; allowed: one calibrator")
     return lambda view, fit: fit if view.delay else calibrator(view, fit)
 
 
@@ -198,13 +206,9 @@ def _check_per(per: str) -> None:
 
 
 def _check_numbers(name: str, numbers: Sequence[float]) -> None:
-    if not numbers or not np.isfinite(numbers).all():
+    found = np.asarray(numbers)
+    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
         raise ValueError(f"{name} is {numbers}; allowed: one finite number or more")
-
-
-def check_positive(name: str, number: float) -> None:
-    if not number > 0:
-        raise ValueError(f"{name} is {number}; allowed: > 0")
 
 
 _positive = jax.jit(fits.positive, static_argnames="per")

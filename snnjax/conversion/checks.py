@@ -52,14 +52,18 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
     wrong = f"a calibrator gave back for site {site.name!r}"
     if not isinstance(after, Fit) or not isinstance(after.neuron, NeuronParams):
         raise ValueError(f"{wrong} {after!r}; allowed: a Fit, e.g. fit._replace(...)")
+    if not isinstance(after.weights, dict):
+        raise ValueError(f"{wrong} weights {after.weights!r}; allowed: a dict")
     if after.weights.keys() != before.weights.keys():
         found, allowed = sorted(after.weights), sorted(before.weights)
         raise ValueError(f"{wrong} weights {found}; allowed: {allowed}")
     for path, weight in after.weights.items():
-        if jnp.shape(weight) != before.weights[path].shape:
+        allowed = before.weights[path]
+        found = jnp.shape(weight), jnp.result_type(weight)
+        if found != (allowed.shape, allowed.dtype):
             raise ValueError(
-                f"{wrong} weights {path!r} of shape {jnp.shape(weight)}; allowed: "
-                f"{before.weights[path].shape}"
+                f"{wrong} weights {path!r} of shape {found[0]} and type {found[1]}; "
+                f"allowed: {allowed.shape} and {allowed.dtype}"
             )
     if after.neuron.leak is not None or after.neuron.temperature is not None:
         raise ValueError(
@@ -68,7 +72,9 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
         )
     fitted = {}
     for name, shape in shapes(site).items():
-        fitted[name] = jnp.asarray(getattr(after.neuron, name), jnp.float32)
+        if (value := getattr(after.neuron, name)) is None:
+            raise ValueError(f"{wrong} no {name}; allowed: an array or a number")
+        fitted[name] = jnp.asarray(value, jnp.float32)
         try:
             agree = np.broadcast_shapes(fitted[name].shape, shape) == shape
         except ValueError:
@@ -80,10 +86,14 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
     return Fit(after.neuron._replace(**fitted), after.weights)
 
 
-def check_values(site: Site, neuron: NeuronParams) -> None:
-    """Raise unless a site's thresholds are positive, and all of it is finite."""
+def check_values(site: Site, before: Fit, after: Fit) -> None:
+    """Raise unless a site's thresholds are positive, and all that changed is finite."""
+    neuron = after.neuron
     if any(isinstance(leaf, Tracer) for leaf in neuron):
         return
+    for path, weight in after.weights.items():
+        if weight is not before.weights[path]:
+            check_finite(f"the weights {path!r} that the recipe gave", [weight])
     for name in shapes(site):
         value = np.asarray(getattr(neuron, name))
         positive = name != "threshold" or value.min() > 0

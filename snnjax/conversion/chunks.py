@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """What stays the same during a conversion."""
 
     x: jax.Array
-    spread: NamedSharding | None
+    spread: NamedSharding | None  # of the images over devices
     size: int  # images at a time on each device
     cut: Callable[[int], tuple[Network, list[Stage]]]
     params: chex.ArrayTree
@@ -59,6 +59,7 @@ class Chunk(NamedTuple):
 
 
 def load(plan: Plan) -> list[Chunk]:
+    """All images, as they stand before the first stage."""
     chunks = []
     images, devices = plan.x.shape[0], sharding.size(plan.spread)
     for start in range(0, images, plan.size * devices):
@@ -72,20 +73,20 @@ def load(plan: Plan) -> list[Chunk]:
 def run_ann(plan: Plan, chunk: Chunk, i: int, params):
     """What stage i leads to in the ANN, and what it carries on."""
     stage = chunk.stages[i]
-    sources = sources_of(chunk, chunk.ann, params, stage)
-    over_time = (False,) * len(sources)
-    return streams.run(plan.spread, stage, chunk.ann, over_time, 1, sources)
+    sources = _sources(chunk, chunk.ann, params, stage)
+    none = (False,) * len(sources)
+    return streams.run(plan.spread, stage, chunk.ann, none, 1, sources)
 
 
 def run_snn(plan: Plan, chunk: Chunk, i: int, params):
     """What stage i leads to in the SNN (a site's current), and what it carries on."""
     stage = chunk.stages[i]
-    sources = sources_of(chunk, chunk.snn, params, stage)
-    over_time = are_streams(plan, chunk.network, stage)
-    return streams.run(plan.spread, stage, chunk.snn, over_time, plan.steps, sources)
+    sources = _sources(chunk, chunk.snn, params, stage)
+    marked = are_streams(plan, chunk.network, stage)
+    return streams.run(plan.spread, stage, chunk.snn, marked, plan.steps, sources)
 
 
-def sources_of(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
+def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
     """What a stage reads: values on their way, constants, parameters."""
     constants = chunk.network.constants  # may depend on the size of the chunk
     return [
@@ -105,5 +106,6 @@ def keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
 
 
 def are_streams(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
-    over_time = frozenset() if plan.means else streaming(network.equations)
-    return tuple(v in over_time for v in stage.sources)
+    """Which sources of a stage have a time axis."""
+    streams = frozenset() if plan.means else streaming(network.equations)
+    return tuple(v in streams for v in stage.sources)

@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import os
@@ -143,17 +144,36 @@ def _check_recipe(recipe) -> None:
             f"recipe is {recipe!r}; allowed: a Recipe, e.g. snnjax.light() or "
             "snnjax.best() (called), or None"
         )
+    if not isinstance(recipe.sweeps, tuple | list):
+        raise ValueError(
+            f"the recipe has the sweeps {recipe.sweeps!r}; allowed: a tuple of chains, "
+            "e.g. Recipe(((max_threshold(), shift_bias()),))"
+        )
     for chain in recipe.sweeps:
         if not isinstance(chain, tuple | list) or not all(map(callable, chain)):
             raise ValueError(
                 f"a sweep of the recipe is {chain!r}; allowed: a tuple of calibrators, "
                 "e.g. Recipe(((max_threshold(), shift_bias()),))"
             )
+        for calibrator in chain:
+            _check_calibrator(calibrator)
     if not recipe.sweeps or not all(recipe.sweeps):
         raise ValueError(
             f"the recipe has the sweeps {recipe.sweeps}; allowed: one or more, each "
             "with one calibrator or more, or it would fit nothing"
         )
+
+
+def _check_calibrator(calibrator) -> None:
+    try:
+        inspect.signature(calibrator).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f"{calibrator!r} does not take (view, fit), as a calibrator does; those of "
+            "snnjax are called in a recipe, e.g. max_threshold()"
+        ) from None
+    except ValueError:  # it has no signature that could be read
+        return
 
 
 def _check_offload(offload: bool, waiting: int, memory_budget: int) -> None:

@@ -25,6 +25,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
+from snnjax._version import __version__
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.network.equations import Network, Static
 from snnjax.storage import atomic
@@ -72,7 +73,6 @@ def keep(
             "folder keeps numbers, and inside jit (or another transformation) there "
             "are none yet: convert outside, or leave folder out"
         )
-    from snnjax import __version__  # which is made last
 
     found["versions"] = [__version__, jax.__version__]
     path = Path(folder).expanduser()

@@ -110,9 +110,9 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
             _image_axes(source, 1 if stream else 0) if moves else None
             for source, stream, moves in zip(sources, streams, moving, strict=True)
         ]
-        over_time = _marked(segment, streams)
+        marked = _marked(segment, streams)
         axes = [
-            [1 if v in over_time else 0 for v in kind]
+            [1 if v in marked else 0 for v in kind]
             for kind in (segment.outputs, segment.carried)
         ]
         return sharding.on_each_device(here, spread, (in_axes,), tuple(axes))(sources)
@@ -141,8 +141,8 @@ def _run_all(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
 
 def _marked(segment: Segment, streams: tuple[bool, ...]) -> frozenset:
     """Variables of a segment that have a time axis, since they follow from streams."""
-    over_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
-    return streaming(segment.equations, over_time)
+    sources = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    return streaming(segment.equations, sources)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))

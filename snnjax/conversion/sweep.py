@@ -86,7 +86,7 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
     fit = calibrate(view, Fit(neurons[site.name], kernels))
     checks.check_shared(network, site, kernels, fit.weights)
-    checks.check_values(site, fit.neuron)
+    checks.check_values(site, Fit(neurons[site.name], kernels), fit)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
@@ -180,9 +180,9 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
     """`Current` for ``batch`` images at a time, and its sources for all images."""
     network, cut = plan.cut(batch)
     stage = cut[i]
-    over_time = are_streams(plan, network, stage)
+    marked = are_streams(plan, network, stage)
     sources, axes = [], []
-    for v, stream in zip(stage.sources, over_time, strict=True):
+    for v, stream in zip(stage.sources, marked, strict=True):
         on_their_way = v in chunks[0].snn
         axes.append((1 if stream and time else 0) if on_their_way else None)
         if not on_their_way:
@@ -197,9 +197,9 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in kernels)
     if time:
-        marked, steps, ndim = over_time, plan.steps, len(stage.equation.place.shape)
+        steps, ndim = plan.steps, len(stage.equation.place.shape)
     else:  # of means, T does not matter: one program for every T
-        marked, steps, ndim = (False,) * len(over_time), 1, None
+        marked, steps, ndim = (False,) * len(marked), 1, None
     return Current(stage.segment, marked, steps, slots, tuple(axes), ndim), sources
 
 

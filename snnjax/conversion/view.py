@@ -72,8 +72,8 @@ class View(NamedTuple):
     def thinned(self, samples: int) -> "View":
         """The same with fewer positions: each channel keeps so many samples or more.
 
-        For what is fitted per channel; potentials and weights need all positions. A
-        view that is thinned already stays as it is.
+        For what is fitted per channel; potentials and weights need all positions, and
+        refuse it. A view that is thinned already stays as it is.
         """
         if not samples > 0:
             raise ValueError(f"samples is {samples}; allowed: > 0")
@@ -88,7 +88,9 @@ class View(NamedTuple):
             fits.thin(a, stride, len(shape) + 1, channel) for a in self.activations
         ]
         outputs = functools.partial(self.outputs, stride=stride)
-        return self._replace(activations=fewer, outputs=outputs, stride=stride)
+        return self._replace(
+            activations=fewer, outputs=outputs, feed=_needs_all, stride=stride
+        )
 
     def peaks(self) -> jax.Array:
         """`fits.peaks` of all images."""
@@ -104,6 +106,13 @@ class View(NamedTuple):
 
 
 Calibrator = Callable[[View, Fit], Fit]
+
+
+def _needs_all(*_) -> Any:
+    raise ValueError(
+        "a thinned view shows some positions of the site only; allowed: the whole view "
+        "for potentials and weights"
+    )
 
 
 _peaks = jax.jit(fits.peaks, static_argnames="channel")

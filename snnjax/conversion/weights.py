@@ -12,9 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snnjax.conversion.calibrate import check_positive
 from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.neurons import closed_form, integrate_and_fire, unroll
+from snnjax.neurons import (
+    check_count,
+    check_positive,
+    closed_form,
+    integrate_and_fire,
+    unroll,
+)
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -46,8 +51,9 @@ def calibrate_weights(
         raise ValueError(
             f"objective is {objective!r}; allowed: 'floor', 'neuron', 'spikes'"
         )
-    for name, number in (("iterations", iterations), ("rate", rate), ("batch", batch)):
-        check_positive(name, number)
+    check_count("iterations", iterations)
+    check_count("batch", batch)
+    check_positive("rate", rate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations)))
@@ -71,6 +77,7 @@ def calibrate_weights(
             delay=view.delay,
             surrogate=surrogate,
             neuron=fit.neuron,
+            channel=view.site.channel,
         )
         weights = tuple(fit.weights.values())
         state = _ADAM.init(weights)
@@ -85,7 +92,7 @@ _ADAM = optax.scale_by_adam()
 
 
 @functools.partial(
-    jax.jit, static_argnames=("current", "objective", "delay", "surrogate")
+    jax.jit, static_argnames=("current", "objective", "delay", "surrogate", "channel")
 )
 def _weight_step(
     weights,
@@ -101,6 +108,7 @@ def _weight_step(
     delay,
     surrogate,
     neuron,
+    channel,
 ):
     target = activation[rows]
 
@@ -114,7 +122,7 @@ def _weight_step(
         else:
             model = integrate_and_fire(surrogate=surrogate)
             output = unroll(model, neuron, into, delay=delay).mean(0)
-        return ((target - output) ** 2).sum(-1).mean()
+        return ((target - output) ** 2).sum(channel).mean()
 
     update, state = _ADAM.update(jax.grad(loss)(weights), state)
     step = jax.tree.map(lambda u, w: (-rate * u).astype(w.dtype), update, weights)

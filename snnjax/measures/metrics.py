@@ -24,18 +24,13 @@ import jax.numpy as jnp
 from snnjax.measures.operations import driven_input, fan_out_of, shape_of, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, evaluate, identity
-from snnjax.network.stages import streaming
 from snnjax.neurons import (
     NeuronParams,
     check_delay,
     closed_form,
-    integrate_and_fire,
-    unroll,
 )
+from snnjax.simulation.executions import observed_by_layer
 from snnjax.simulation.snn import SNN, check_fit, check_neurons
-
-ENERGY_PER_MAC = 4.6e-12  # J, 32-bit float multiply-add, 45 nm: Horowitz, ISSCC 2014
-ENERGY_PER_AC = 0.9e-12  # J, 32-bit float addition, same source
 
 
 class SiteMeasures(NamedTuple):
@@ -105,20 +100,9 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     chex.assert_rank([outputs, labels], [3, 1])
+    chex.assert_equal_shape([outputs[0, :, 0], labels])
     decided = jnp.cumsum(outputs, axis=0).argmax(-1)
     return (decided == labels).mean(-1)
-
-
-def energy(measures: Measures) -> tuple[jax.Array, jax.Array]:
-    """Joules per image (SNN, ANN) from operations alone: memory is not counted.
-
-    SNN: additions for spikes, multiply-adds for the analog input. ANN: multiply-adds.
-    """
-    spiking = measures.synaptic_operations * ENERGY_PER_AC
-    return (
-        spiking + measures.input_macs * ENERGY_PER_MAC,
-        measures.macs * ENERGY_PER_MAC,
-    )
 
 
 def measure(
@@ -197,7 +181,7 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
         means = currents.mean(0), spikes.mean(0)
         seen[site.name] = _Seen(activations[site.name], *means, fired)
 
-    values, streams = simulate_by_layer(network, snn, x, steps, delay, observe)
+    values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
     operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
     single = capture(fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     for equation, alone in zip(network.equations, single.equations, strict=True):
@@ -253,28 +237,8 @@ def spike_trains(
     def observe(site, current, spikes):
         trains[site.name] = spikes > 0
 
-    simulate_by_layer(network, snn, x, steps, delay, observe)
+    observed_by_layer(network, snn, x, steps, delay, observe)
     return trains
-
-
-def simulate_by_layer(network: Network, snn: SNN, x, steps: int, delay: int, observe):
-    """Run by layer, showing ``observe`` every site's currents and spikes."""
-    values = network.arguments(snn.params, x)
-    neuron = integrate_and_fire(reset=snn.reset)
-
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
-        if current.ndim == len(site.shape) + 1:
-            current = jnp.broadcast_to(current, (steps, *current.shape))
-        params = snn.neurons[site.name]
-        spikes = unroll(neuron, params, current, delay=delay)
-        observe(site, current, spikes)
-        return spikes
-
-    streams = streaming(network.equations)
-    evaluate(network.equations, values, rule, streams=streams)
-    return values, streams
 
 
 def _activations(network: Network, params, x):

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.measures.metrics import accuracy, simulate_by_layer
+from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     driven_input,
     fan_out_of,
@@ -40,6 +40,7 @@ from snnjax.measures.operations import (
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, evaluate, read
 from snnjax.neurons import NeuronParams, check_delay, initial_state, integrate_and_fire
+from snnjax.simulation.executions import observed_by_layer
 from snnjax.simulation.snn import SNN, check_fit, check_neurons
 
 
@@ -140,7 +141,7 @@ def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
         spikes.append((fired > 0).sum((0, *range(2, fired.ndim))))
         updates.append(_membrane_updates(neuron, params, currents, delay))
 
-    values, streams = simulate_by_layer(network, snn, x, steps, delay, observe)
+    values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
     full = _all_fire(fn, snn, x)
     macs, acs = [], []
     for equation in network.equations:

@@ -1,4 +1,4 @@
-"""Products with weights in a network: what a spike meets, and what it costs.
+"""Products with weights in a network: what a spike sets off.
 
 Synaptic operations are spikes times fan-out; a fan-out is counted by the product
 itself, so that strides, groups and borders need no formula.

@@ -30,12 +30,17 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
         x: float array of any shape.
         maximum: > 0, scalar or broadcastable; the threshold to convert to.
 
+    Raises:
+        ValueError: a number that is not positive.
+
     Source: Deng and Gu, ICLR 2021 ("threshold ReLU").
 
     >>> import jax.numpy as jnp
     >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
     [0.  0.5 1. ]
     """
+    if isinstance(maximum, int | float) and not maximum > 0:
+        raise ValueError(f"maximum is {maximum}; allowed: > 0")
     return snnjax_clipped_relu(x, maximum)
 
 
@@ -281,6 +286,7 @@ def _pool(equation: Equation, x):
 
 
 def variables(equation: Equation) -> list[int]:
+    """Its inputs without the constants."""
     return [v for v in equation.inputs if isinstance(v, int)]
 
 

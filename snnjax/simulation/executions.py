@@ -22,7 +22,13 @@ from snnjax.network.equations import (
     variables,
 )
 from snnjax.network.stages import delay_lines, needed, streaming
-from snnjax.neurons import closed_form, initial_state, resume, unroll
+from snnjax.neurons import (
+    closed_form,
+    initial_state,
+    integrate_and_fire,
+    resume,
+    unroll,
+)
 from snnjax.simulation.remat import outputs_from_bits
 
 
@@ -102,6 +108,28 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
     else:
         evaluate(changing, values, rule, streams=streams)
     return _over_steps(network, values, streams, steps)
+
+
+def observed_by_layer(network: Network, snn, x, steps: int, delay: int, observe):
+    """`by_layer`, showing ``observe(site, currents, spikes)`` every site.
+
+    Returns:
+        The values of all variables, and which of them have a time axis.
+    """
+    values = network.arguments(snn.params, x)
+    neuron = integrate_and_fire(reset=snn.reset)
+
+    def rule(site, current, *operands):
+        if site.kind == "max-pool":
+            return operands[0](current)
+        currents = over_time(current, steps, len(site.shape))
+        spikes = unroll(neuron, snn.neurons[site.name], currents, delay=delay)
+        observe(site, currents, spikes)
+        return spikes
+
+    streams = streaming(network.equations)
+    evaluate(network.equations, values, rule, streams=streams)
+    return values, streams
 
 
 def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):

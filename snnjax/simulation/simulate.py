@@ -51,6 +51,10 @@ def init(
     Array(1., dtype=float32)
     """
     neuron = lif() if neuron is None else neuron
+    if not isinstance(neuron, Neuron):
+        raise ValueError(
+            f"neuron is {neuron!r}; allowed: a Neuron, e.g. snnjax.lif() (called)"
+        )
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     neurons = {s.name: neuron.params() for s in network.sites if s.fires}
     return SNN(params, neurons, reset=neuron.reset)
@@ -131,6 +135,8 @@ def spiking(
     _check_choice("inputs", inputs, INPUTS)
     check_size("micro_batch", micro_batch)
     check_size("segment", segment)
+    if segment is not None and segment > steps:
+        raise ValueError(f"segment is {segment}; allowed: 1 to steps={steps}, or None")
     execution = _memory_saving(execution, delay, segment, remat)
     if has_aux:
         _check_aux(execution, micro_batch, segment)

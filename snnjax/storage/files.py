@@ -24,6 +24,7 @@ import chex
 import jax
 import numpy as np
 
+from snnjax._version import __version__
 from snnjax.neurons import NeuronParams
 from snnjax.simulation.snn import SNN, check_snn
 from snnjax.storage import atomic, program
@@ -92,7 +93,7 @@ def save(
         steps, delay: of the program; by default those that the SNN was fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
         recipe: how the SNN was made, e.g. "best".
-        accuracy: what it reached.
+        accuracy: what it reached, 0..1.
         calibration: images that it was calibrated on; the card gets their shape, type
             and the sha256 of their bytes in C order.
         extras: anything else that JSON can hold.
@@ -137,7 +138,7 @@ def save(
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "program": None,
-        "versions": {"snnjax": _version(), "jax": jax.__version__},
+        "versions": {"snnjax": __version__, "jax": jax.__version__},
         "extras": _jsonable(extras or {}),
     }
     if fn is not None:
@@ -240,15 +241,21 @@ def _check_facts(recipe, accuracy, extras) -> None:
         raise ValueError(f"accuracy has shape {np.shape(accuracy)}; allowed: a number")
     if isinstance(accuracy, str):
         raise ValueError(f"accuracy is {accuracy!r}; allowed: a number, e.g. 0.9")
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy is {accuracy}; allowed: 0 to 1")
     texts = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
     if extras is not None and not texts:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
 
 
+def _usual(option, value) -> bool:
+    return option is value or (isinstance(option, str) and option == value)
+
+
 def _check_no_program(**options) -> None:
     """Nothing that is given may be ignored."""
     usual = {"inputs": "constant"}
-    given = [name for name, o in options.items() if o is not usual.get(name)]
+    given = [name for name, o in options.items() if not _usual(o, usual.get(name))]
     if given:
         raise ValueError(
             f"{', '.join(given)} describe a program, and without fn there is none; "
@@ -333,12 +340,6 @@ def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
             f"extras must be what JSON can hold ({error}); arrays and NumPy's numbers "
             "have .tolist()"
         ) from None
-
-
-def _version() -> str:
-    from snnjax import __version__
-
-    return __version__
 
 
 def _safetensors():

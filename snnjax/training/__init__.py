@@ -1,5 +1,5 @@
 """Direct training by surrogate gradients.
 
-``train.py``: losses, readouts, what trains; ``temperature.py``: Dspike's b, by what
+``losses.py``: losses, readouts, what trains; ``temperature.py``: Dspike's b, by what
 ``differences.py`` finds.
 """

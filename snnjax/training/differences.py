@@ -134,6 +134,7 @@ def random_differences(
 
 
 def direction(key: jax.Array, weights: Weights) -> Weights:
+    """A random one, shaped as the weights."""
     # In sorted order: JAX sorts a dictionary, so the gradient's may be another.
     keys = dict(zip(sorted(weights), jax.random.split(key, len(weights)), strict=True))
     return {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
@@ -156,6 +157,7 @@ def _kernels(params: chex.ArrayTree) -> Sequence[str]:
 
 
 def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
+    """The parameters at these paths; raise if one does not exist."""
     named = _named(params)
     unknown = set(paths) - set(named)
     if unknown or not paths:
@@ -166,6 +168,7 @@ def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
 
 
 def with_weights(snn: SNN, weights: Weights) -> SNN:
+    """The SNN with other parameters at these paths."""
     names = list(_named(snn.params))
     leaves, tree = jax.tree_util.tree_flatten(snn.params)
     changed = [weights.get(n, x) for n, x in zip(names, leaves, strict=True)]

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from snnjax.simulation.snn import SNN
 from snnjax.training.differences import (
@@ -52,11 +54,14 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     """The SNN with other temperatures at these sites: scalars, or one per channel [C].
 
     Raises:
-        ValueError: a site that does not exist.
+        ValueError: a site that does not exist; a temperature that is not positive.
     """
     unknown = set(new) - set(snn.neurons)
     if unknown:
         raise ValueError(f"no site {sorted(unknown)}; sites: {sorted(snn.neurons)}")
+    for name, b in new.items():
+        if not isinstance(b, Tracer) and not np.all(np.asarray(b) > 0):
+            raise ValueError(f"the temperature of site {name!r} is {b}; allowed: > 0")
     changed = {
         name: snn.neurons[name]._replace(temperature=jnp.asarray(b))
         for name, b in new.items()

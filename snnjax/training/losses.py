@@ -35,6 +35,7 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     0.6931...
     """
     chex.assert_rank([outputs, labels], [3, 1])
+    chex.assert_equal_shape([outputs[0, :, 0], labels])
     return _cross_entropy(outputs.mean(0), labels).mean()
 
 
@@ -64,6 +65,7 @@ def tet(
     1.1269...
     """
     chex.assert_rank([outputs, labels], [3, 1])
+    chex.assert_equal_shape([outputs[0, :, 0], labels])
     if not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
     every = jnp.broadcast_to(labels, outputs.shape[:2])
@@ -127,7 +129,7 @@ def labels(snn: SNN, trained: Collection[str]) -> SNN:
     ...      "frozen": optax.set_to_zero()}, kinds)
     >>> state = optimizer.init(snn)
     """
-    unknown = set(trained) - set(KINDS)
+    unknown = {trained} if isinstance(trained, str) else set(trained) - set(KINDS)
     if unknown:
         raise ValueError(
             f"trained holds {sorted(unknown)}; allowed: {', '.join(KINDS)}"
