@@ -129,7 +129,7 @@ def test_the_pages_show_the_published_results(page, capsys):
     assert capsys.readouterr().out in (ROOT / page).read_text()
     for found in [json.loads(file.read_text()) for file in files]:
         preset = PRESETS_CONVERT[f"cifar10_{found['source']['model']}"]
-        assert found["config"]["out"] == preset.out  # no path of one machine
+        assert found["config"]["out"].startswith(preset.out)  # no path of one machine
         assert found["config"]["data_dir"] is None
         card = load_source(ROOT / found["config"]["checkpoint"]).card
         assert found["source"]["sha256"] == card["sha256"]

@@ -162,7 +162,7 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
 
 
 # Of each channel, for a choice among candidates. On ResNet-20 half of them cost a tenth
-# of the KL divergence at T = 4, and all positions gained nothing over these.
+# of the KL divergence at T = 4, and all positions gained nothing on average.
 _SAMPLES = 2**15
 
 
