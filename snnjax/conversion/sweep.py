@@ -84,9 +84,10 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     outputs = functools.partial(_outputs, plan, thinned, site)
     waiting = Waiting(activations)
     view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
-    fit = calibrate(view, Fit(neurons[site.name], kernels))
+    start = Fit(neurons[site.name], kernels)
+    fit = calibrate(view, start)
     checks.check_shared(network, site, kernels, fit.weights)
-    checks.check_values(site, Fit(neurons[site.name], kernels), fit)
+    checks.check_values(site, start, fit)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
