@@ -171,7 +171,7 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
     lines = [text]
     for goal in result["targets"]:
         verdict = "pass" if goal["met"] else "MISS"
-        lines.append(f"{verdict}: {goal['target']}; measured {goal['measured']:.3g}")
+        lines.append(f"{verdict}: {goal['target']}; measured {_cell(goal['measured'])}")
     where = result["machine"]
     lines.append(f"{where['date']}, {where['cpu_cores']} CPU cores, {where['machine']}")
     for side, found in result["versions"].items():
