@@ -280,6 +280,7 @@ def test_a_source_of_other_images_is_refused(converted, tmp_path):
         convert.run(config, data=other)
 
 
+@pytest.mark.slow
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
         checkpoint=converted[0].checkpoint,

@@ -74,7 +74,12 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
         assert communication(shared, snn, x) == set()
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"remat": True}])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"micro_batch": 2}, pytest.param({"remat": True}, marks=slow)]
+)
 def test_the_gradient_is_summed_over_the_devices(options):
     net = NETWORKS["projection"]
     snn = snnjax.init(*net[:3])
@@ -100,7 +105,12 @@ class Normed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "inputs, remat", [("constant", True), ("constant", False), ("sequence", False)]
+    "inputs, remat",
+    [
+        pytest.param("constant", True, marks=slow),
+        ("constant", False),
+        ("sequence", False),
+    ],
 )
 def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
     net = Normed()
