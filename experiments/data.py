@@ -119,11 +119,11 @@ class Normalized:
 
     Attributes:
         dataset: theirs.
-        count: how many of the first ones; None for all.
+        count: how many of the first ones.
     """
 
     dataset: Dataset
-    count: int | None = None
+    count: int
 
     def __getitem__(self, index: slice) -> jax.Array:
         images = _first(self.dataset.test_images, self.count)

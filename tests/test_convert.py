@@ -438,7 +438,7 @@ def neuron(**changes):
             lambda view, fit: fit._replace(
                 weights={p: w * jnp.nan for p, w in fit.weights.items()}
             ),
-            "weights 'w1' that the recipe gave hold 24 values that are NaN",
+            "weights 'w1', fitted at 'relu', hold 24 values that are NaN",
         ),
         (lambda view, fit: fit._replace(weights=[]), r"weights \[\]; allowed: a dict"),
         (neuron(bias=None), "'relu' no bias; allowed: an array"),

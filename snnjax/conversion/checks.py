@@ -34,7 +34,10 @@ def check_shared(network: Network, site, before, after) -> None:
 
 
 def check_finite(what: str, arrays: Sequence[Any]) -> None:
-    """One wait for all of the arrays, so that their work is not held up one by one."""
+    """Raise unless all numbers are finite.
+
+    One wait for all of the arrays, so that their work is not held up one by one.
+    """
     if any(isinstance(array, Tracer) for array in arrays):
         return
     with jax.ensure_compile_time_eval():
@@ -43,7 +46,8 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
         size = sum(array.size for array in arrays)
         raise ValueError(
             f"{what} hold {bad} values that are NaN or infinite, of {size}; allowed: "
-            "finite numbers. Check the normalisation of the images, and the parameters"
+            "finite numbers. Check the normalisation of the images, the parameters, "
+            "and calibrators of your own"
         )
 
 
@@ -93,7 +97,7 @@ def check_values(site: Site, before: Fit, after: Fit) -> None:
         return
     for path, weight in after.weights.items():
         if weight is not before.weights[path]:
-            check_finite(f"the weights {path!r} that the recipe gave", [weight])
+            check_finite(f"the weights {path!r}, fitted at {site.name!r},", [weight])
     for name in shapes(site):
         value = np.asarray(getattr(neuron, name))
         positive = name != "threshold" or value.min() > 0

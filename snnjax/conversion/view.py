@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from snnjax.conversion import fits
 from snnjax.network.equations import Site
-from snnjax.neurons import NeuronParams
+from snnjax.neurons import NeuronParams, check_positive
 
 
 class Fit(NamedTuple):
@@ -75,8 +75,7 @@ class View(NamedTuple):
         For what is fitted per channel; potentials and weights need all positions, and
         refuse it. A view that is thinned already stays as it is.
         """
-        if not samples > 0:
-            raise ValueError(f"samples is {samples}; allowed: > 0")
+        check_positive("samples", samples)
         shape, channel = list(self.site.shape), self.site.channel
         del shape[channel]
         images, stride = sum(map(len, self.activations)), 1

@@ -1,4 +1,4 @@
-"""Measures of a spiking network: accuracy over time, rates, errors, operations, energy.
+"""Measures of a spiking network: accuracy over time, rates, errors, operations.
 
 The conversion error of a site, per neuron and averaged over T steps, is the sum of
 

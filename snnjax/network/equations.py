@@ -44,9 +44,9 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     return snnjax_clipped_relu(x, maximum)
 
 
-# The capture knows it by this name, which nobody else is likely to use.
 @jax.custom_jvp
 def snnjax_clipped_relu(x, maximum):
+    """Named so that the capture knows it: nobody else is likely to use this name."""
     return jnp.clip(x, 0, jnp.asarray(maximum, x.dtype))
 
 

@@ -123,7 +123,8 @@ def save(
     check_snn(snn)
     _check_facts(recipe, accuracy, extras)
     if fn is None:
-        _check_no_program(x=x, steps=steps, delay=delay, inputs=inputs)
+        coded = None if inputs == "constant" else inputs  # as by default
+        _check_no_program(x=x, steps=steps, delay=delay, inputs=coded)
     arrays: dict[str, np.ndarray] = {}
     structure = {
         part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
@@ -248,14 +249,9 @@ def _check_facts(recipe, accuracy, extras) -> None:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
 
 
-def _usual(option, value) -> bool:
-    return option is value or (isinstance(option, str) and option == value)
-
-
 def _check_no_program(**options) -> None:
     """Nothing that is given may be ignored."""
-    usual = {"inputs": "constant"}
-    given = [name for name, o in options.items() if not _usual(o, usual.get(name))]
+    given = [name for name, option in options.items() if option is not None]
     if given:
         raise ValueError(
             f"{', '.join(given)} describe a program, and without fn there is none; "

@@ -9,12 +9,12 @@ Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax.neurons import check_positive
 from snnjax.simulation.snn import SNN
 
 Loss = Callable[[SNN], jax.Array]
@@ -46,7 +46,7 @@ def finite_differences(
     Raises:
         ValueError: a path that does not exist; a step that is not positive.
     """
-    _check_step(step)
+    check_positive("step", step)
     weights = select(snn.params, paths)
 
     def along(path: str, i: jax.Array):
@@ -115,7 +115,7 @@ def random_differences(
     Raises:
         ValueError: as `finite_differences`; fewer than two directions.
     """
-    _check_step(step)
+    check_positive("step", step)
     if directions < 2:
         raise ValueError(f"directions is {directions}; allowed: >= 2")
     weights = select(snn.params, _kernels(snn.params) if paths is None else paths)
@@ -173,8 +173,3 @@ def with_weights(snn: SNN, weights: Weights) -> SNN:
     leaves, tree = jax.tree_util.tree_flatten(snn.params)
     changed = [weights.get(n, x) for n, x in zip(names, leaves, strict=True)]
     return dataclasses.replace(snn, params=jax.tree_util.tree_unflatten(tree, changed))
-
-
-def _check_step(step: Any) -> None:
-    if not step > 0:
-        raise ValueError(f"step is {step}; allowed: > 0")
