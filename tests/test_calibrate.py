@@ -54,7 +54,7 @@ def view(seed, delay=0):
         del batch
         return _current, sources if time else sources.mean(0)
 
-    seen = View(SITE, STEPS, delay, [target], outputs(output), feed)
+    seen = View(SITE, STEPS, delay, len(target), [target], outputs(output), feed)
     fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
 
@@ -231,7 +231,7 @@ def early_evidence():
         return compiled_output(NEURON, fit.neuron, currents)
 
     neuron = NEURON.params()
-    seen = View(SITE, STEPS, 0, [target], outputs(output), None)
+    seen = View(SITE, STEPS, 0, len(target), [target], outputs(output), None)
     return seen, Fit(neuron, {})
 
 
@@ -283,7 +283,7 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
     site = SITE._replace(shape=shape, channel=channel)
     numbers = jax.random.normal(jax.random.key(0), (10, *shape))
     batches = [numbers[:7], numbers[7:]]
-    seen = View(site, STEPS, 0, batches, outputs(lambda fit: numbers, site), None)
+    seen = View(site, STEPS, 0, 10, batches, outputs(lambda fit: numbers, site), None)
     fewer = seen.thinned(samples)
     assert fewer.activation.shape == (10, *left)
     np.testing.assert_array_equal(fewer.activation, fewer.output(None))
@@ -299,7 +299,7 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
 def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
     site = SITE._replace(shape=(4, 4, 2))
     a = jnp.ones((2, *site.shape))
-    seen = View(site, STEPS, 0, [a], outputs(lambda fit: a, site), None).thinned(1)
+    seen = View(site, STEPS, 0, 2, [a], outputs(lambda fit: a, site), None).thinned(1)
     fit = Fit(integrate_and_fire().params(), {"w": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match="thinned view"):
         calibrator(seen, fit)

@@ -82,8 +82,8 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
     thinned = _thinned(plan, currents, site)
     outputs = functools.partial(_outputs, plan, thinned, site)
-    waiting = Waiting(activations)
-    view = View(site, plan.steps, plan.delay, waiting, outputs, feed, plan.join)
+    waiting, images = Waiting(activations), plan.x.shape[0]
+    view = View(site, plan.steps, plan.delay, images, waiting, outputs, feed, plan.join)
     start = Fit(neurons[site.name], kernels)
     fit = calibrate(view, start)
     checks.check_shared(network, site, kernels, fit.weights)

@@ -39,6 +39,7 @@ class View(NamedTuple):
         site: name, shape, parameters.
         steps: T.
         delay: that the SNN is fitted to.
+        images: N.
         activations: of the ANN, a micro-batch [B, ...] each.
         outputs: (fit, stride=1) -> mean outputs [B, ...] of the spiking site over T
             steps, from the spikes that the calibrated layers below really send;
@@ -54,6 +55,7 @@ class View(NamedTuple):
     site: Site
     steps: int
     delay: int
+    images: int
     activations: Sequence[jax.Array]
     outputs: Callable[..., Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
@@ -78,7 +80,7 @@ class View(NamedTuple):
         check_positive("samples", samples)
         shape, channel = list(self.site.shape), self.site.channel
         del shape[channel]
-        images, stride = sum(map(len, self.activations)), 1
+        images, stride = self.images, 1
         while shape and images * math.prod(n // (2 * stride) for n in shape) >= samples:
             stride *= 2
         if stride == 1 or self.stride > 1:
@@ -98,10 +100,10 @@ class View(NamedTuple):
 
     def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
         """``statistic(a, s)``, which is a mean over its images, over all of them."""
-        total, count = jnp.zeros(()), 0
+        total = jnp.zeros(())
         for a, s in zip(self.activations, self.outputs(fit), strict=True):
-            total, count = total + len(a) * statistic(a, s), count + len(a)
-        return total / count
+            total += len(a) * statistic(a, s)
+        return total / self.images
 
 
 Calibrator = Callable[[View, Fit], Fit]
