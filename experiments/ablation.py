@@ -194,7 +194,7 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
     optimizer = optax.multi_transform(
         {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in kinds.items()}
         | {"frozen": optax.set_to_zero()},
-        snnjax.labels(snn, list(kinds)),
+        snnjax.param_labels(snn, list(kinds)),
     )
 
     @jax.jit

@@ -146,7 +146,7 @@ def _lead(best, facts: dict) -> str:
 
 
 def _numbers(best, ann: float) -> str:
-    spiking, multiplying = map(float, snnjax.energy(best.measures))
+    spiking, multiplying = map(float, snnjax.energy(best.measures).operations)
     mean, _, spread = figures.percent(best).partition(" ")
     gained = 100 * (best.final - ann)
     points = f"{spread + '; ' if spread else ''}{_zero(gained, 1, '+')} points vs ANN"
@@ -171,7 +171,7 @@ def _measured(facts: dict) -> str:
         f"counts operations alone, {1e12 * mac:.1f} pJ for a multiply-add and "
         f"{1e12 * addition:.1f} pJ for an addition (45 nm), and no memory traffic. "
         "With memory: all reads and writes too, without a cache. Quantized: integers, "
-        "against an ANN whose activations have log2(T + 1) bits (snnjax.energies)."
+        "against an ANN whose activations have log2(T + 1) bits (snnjax.energy)."
     )
 
 
@@ -200,7 +200,7 @@ def _accuracies(results: Sequence, ann: float) -> str:
 
 
 def _details(results: Sequence, ann: float) -> str:
-    joules = [tuple(map(float, snnjax.energy(r.measures))) for r in results]
+    joules = [tuple(map(float, snnjax.energy(r.measures).operations)) for r in results]
     scale, unit = _unit(max(max(pair) for pair in joules), ENERGY_UNITS)
     most = max(result.synaptic_operations for result in results)
     count, thousands = _unit(most / 10, COUNT_UNITS)
@@ -227,10 +227,10 @@ def _details(results: Sequence, ann: float) -> str:
 
 
 def _energies(results: Sequence) -> str:
-    head = ["recipe", "delay", "T", *snnjax.Energies._fields]
+    head = ["recipe", "delay", "T", *snnjax.Energy._fields]
     rows = []
     for result in results:
-        found = snnjax.energies(result.measures)
+        found = snnjax.energy(result.measures)
         shares = [100 * float(energy.spiking / energy.ann) for energy in found]
         about = [str(result.delay), str(result.steps)]
         texts = [*about, *[f"{share:.1f}" for share in shares]]

@@ -146,7 +146,7 @@ def costs(results: Sequence[Result]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        spiking, ann = snnjax.energy(result.measures)
+        spiking, ann = snnjax.energy(result.measures).operations
         lines.append(
             f"| `{result.recipe}` | {plot.waits(result)} | {result.steps} "
             f"| {result.latency} | {100 * result.firing_rate:.1f} "

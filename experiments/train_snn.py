@@ -55,7 +55,7 @@ class Job(NamedTuple):
     config: TrainSNN
     data: Dataset
     model: nn.Module
-    kinds: SNN  # a label for every leaf, see snnjax.labels
+    kinds: SNN  # a label for every leaf, see snnjax.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
     mesh: Mesh | None
@@ -293,7 +293,7 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
     trained = {"weights"}
     if config.learn in ("alignment", "relaxed"):
         trained.add("temperature")
-    kinds = snnjax.labels(snn, trained)
+    kinds = snnjax.param_labels(snn, trained)
     frozen = jax.tree.map(lambda _: "frozen", variables.get("batch_stats", {}))
     if frozen:  # statistics come back as aux
         params = {**kinds.params, "batch_stats": frozen}

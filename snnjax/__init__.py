@@ -55,8 +55,8 @@ from snnjax.conversion.recipes import (
 )
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.conversion.weights import calibrate_weights
-from snnjax.measures.costs import Energies, Energy, energies, energy
-from snnjax.measures.metrics import accuracy, measure, spike_trains
+from snnjax.measures.costs import Energy, Joules, energy
+from snnjax.measures.metrics import Measures, accuracy, measure, spike_trains
 from snnjax.measures.neurobench import neurobench
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import in_dtype, sites, with_activation
@@ -82,9 +82,9 @@ from snnjax.training.differences import (
 )
 from snnjax.training.losses import (
     check_gradients,
-    labels,
     mean_cross_entropy,
     membrane_readout,
+    param_labels,
     tet,
 )
 from snnjax.training.temperature import (
@@ -105,9 +105,10 @@ __all__ = [
     "Choice",
     "ConversionError",
     "Directions",
-    "Energies",
     "Energy",
     "Fit",
+    "Joules",
+    "Measures",
     "Neuron",
     "NeuronParams",
     "Problem",
@@ -130,7 +131,6 @@ __all__ = [
     "correct_bias",
     "correct_potential",
     "dspike",
-    "energies",
     "energy",
     "exponential",
     "finite_differences",
@@ -141,7 +141,6 @@ __all__ = [
     "in_dtype",
     "init",
     "integrate_and_fire",
-    "labels",
     "latency",
     "least_squares_threshold",
     "lif",
@@ -153,6 +152,7 @@ __all__ = [
     "measure",
     "membrane_readout",
     "neurobench",
+    "param_labels",
     "percentile",
     "percentile_threshold",
     "postpone_charge",

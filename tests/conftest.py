@@ -1,20 +1,19 @@
 """Every test runs on eight virtual CPU devices; fixtures that several files share."""
 
-import os
 import tempfile
-
-# What one test, worker or command has compiled the others read: a sixth of the time.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else a worker's, or yours to keep
-    _compiled = tempfile.TemporaryDirectory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A program that tests compile again is read instead: a sixth of the time. Each worker
+# has its own folder, since an entry that another one still writes cannot be read.
+_PROGRAMS = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Rank promotion stays allowed: parameters of shape [C] meet currents [T, B, ..., C]
 # everywhere in the library, as weights and biases do in a user's network.

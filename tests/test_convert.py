@@ -40,7 +40,8 @@ def images(count=10, seed=0, width=4):
 
 def convert(net=NET, x=None, **options):
     x = images() if x is None else x
-    return snnjax.convert(net.fn, net.params, x, **{"steps": STEPS} | options)
+    options = {"steps": STEPS, "recipe": RECIPES["light"]} | options
+    return snnjax.convert(net.fn, net.params, x, **options)
 
 
 def assert_close(a, b, **tolerance):
@@ -55,7 +56,8 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("steps", [3, 8])
 def test_light_is_the_oracles_sweep(steps):
     x, p = images(), FLAT
-    snn = snnjax.convert(NETWORKS["dense"].fn, p, x, steps=steps)
+    recipe = snnjax.light()
+    snn = snnjax.convert(NETWORKS["dense"].fn, p, x, steps=steps, recipe=recipe)
     logits = snnjax.spiking(NETWORKS["dense"].fn, steps=steps)(snn, x).mean(0)
     kernels = [np.asarray(p[name], np.float64) for name in ("w1", "w2", "w3")]
     biases = [np.asarray(p["b1"], np.float64), 0.0, 0.0]
@@ -135,6 +137,11 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
 @pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
 def test_the_same_arguments_give_the_same_bits(recipe):
     assert_equal(convert(recipe=RECIPES[recipe]), convert(recipe=RECIPES[recipe]))
+
+
+def test_best_is_the_default():
+    found = snnjax.convert(*NET[:2], images(), steps=STEPS)
+    assert_equal(found, convert(recipe=RECIPES["best"]))
 
 
 @pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
@@ -408,6 +415,18 @@ def test_the_readout_is_corrected_per_channel():
     np.testing.assert_allclose(error, 0, atol=1e-5)
 
 
+def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
+    def fn(p, x):
+        return NET.fn(p, x)[:, 0]
+
+    snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=snnjax.best())
+    assert snn.readout.shape == ()
+    simulate = snnjax.spiking(fn, steps=STEPS)
+    error = fn(FLAT, images(12)) - simulate(snn, images(12)).mean(0)
+    np.testing.assert_allclose(error.mean(), 0, atol=1e-5)
+    assert simulate(snn, images(5)).shape == (STEPS, 5)
+
+
 def neuron(**changes):
     """A calibrator that gives back the fit with another neuron."""
     return lambda view, fit: fit._replace(neuron=fit.neuron._replace(**changes))
@@ -484,7 +503,7 @@ def test_progress_that_changes_the_sites_is_refused(progress):
 
 def test_parameters_alone_may_be_traced():
     x = images()
-    compiled = jax.jit(lambda p: snnjax.convert(NET.fn, p, x, steps=STEPS))
+    compiled = jax.jit(lambda p: convert(NET._replace(params=p), x))
     assert_close(compiled(NET.params), convert(x=x))
 
 

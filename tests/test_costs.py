@@ -33,14 +33,14 @@ def test_the_counts_are_those_of_the_network():
 
 
 def test_operations_are_additions_and_products_in_floating_point():
-    found = snnjax.energies(measured(4)).operations
+    found = snnjax.energy(measured(4)).operations
     np.testing.assert_allclose(found.spiking, 24 * 0.9 * PJ + 8 * 4.6 * PJ, rtol=1e-5)
     np.testing.assert_allclose(found.ann, 20 * 4.6 * PJ, rtol=1e-5)
 
 
 @pytest.mark.parametrize("delay", [0, 2])
 def test_memory_counts_every_word_that_is_read_or_written(delay):
-    found = snnjax.energies(measured(4, delay=delay))
+    found = snnjax.energy(measured(4, delay=delay))
     weights = 24 + 8  # one for each synaptic operation and each product
     potentials = 2 * 24  # read and written by each synaptic operation
     neurons = 4 * (3 * (4 + delay) + 1)  # potential in and out, current; current out
@@ -54,7 +54,7 @@ def test_memory_counts_every_word_that_is_read_or_written(delay):
 @pytest.mark.parametrize("steps, bits", [(1, 1), (3, 2), (4, 3), (7, 3), (8, 4)])
 def test_the_quantized_ann_has_as_many_levels_as_the_steps(steps, bits):
     seen = measured(4)._replace(steps=steps)
-    found = snnjax.energies(seen).quantized
+    found = snnjax.energy(seen).quantized
     product = 0.2 * bits / 8 + 0.1
     np.testing.assert_allclose(found.ann, (8 * 0.3 + 12 * product) * PJ, rtol=1e-5)
     np.testing.assert_allclose(found.spiking, (8 * 0.3 + 24 * 0.1) * PJ, rtol=1e-5)
@@ -72,16 +72,16 @@ def test_larger_memories_cost_more():
 def test_a_network_whose_weights_do_not_fit_pays_for_dram():
     seen = measured(4)
     large = seen._replace(weights=jnp.asarray(10**6))
-    small, large = (snnjax.energies(s).memory.ann for s in (seen, large))
+    small, large = (snnjax.energy(s).memory.ann for s in (seen, large))
     np.testing.assert_allclose(large - small, 20 * (650 * PJ - WORD), rtol=1e-4)
 
 
 def test_the_estimates_may_be_jitted():
     seen = measured(4)
-    jitted = jax.jit(snnjax.energies)(seen)
+    jitted = jax.jit(snnjax.energy)(seen)
     for a, b in zip(
         jax.tree.leaves(jitted),
-        jax.tree.leaves(snnjax.energies(seen)),
+        jax.tree.leaves(snnjax.energy(seen)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -89,7 +89,7 @@ def test_the_estimates_may_be_jitted():
 
 @pytest.mark.parametrize("steps", [2**n - 1 for n in range(1, 12)])
 def test_powers_of_two_need_no_further_bit(steps):
-    found = snnjax.energies(measured(1)._replace(steps=steps)).quantized
+    found = snnjax.energy(measured(1)._replace(steps=steps)).quantized
     bits = (steps + 1).bit_length() - 1
     product = 0.2 * bits / 8 + 0.1
     np.testing.assert_allclose(found.ann, (8 * 0.3 + 12 * product) * PJ, rtol=1e-5)

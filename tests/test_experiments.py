@@ -311,7 +311,7 @@ def test_distilling_draws_the_outputs_to_those_of_the_ann():
         "readout": jax.random.normal(keys[1], (16, 3)),
     }
     x = jax.random.normal(keys[2], (64, 4))
-    snn = snnjax.convert(fn, params, x, steps=4)
+    snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.light())
     learned = ablation.distill(fn, params, snn, x, iterations=30, rate=3e-3)
     simulate = snnjax.spiking(fn, steps=4)
     before, after = (

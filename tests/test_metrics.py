@@ -102,7 +102,7 @@ def test_products_with_padding_zeros_do_not_count():
 
 def test_energy_weighs_additions_and_products():
     _, _, found = measured("dense")
-    spiking, ann = costs.energy(found)
+    spiking, ann = costs.energy(found).operations
     np.testing.assert_allclose(ann, found.macs * costs.ENERGY_PER_MAC, rtol=1e-6)
     additions = found.synaptic_operations * costs.ENERGY_PER_AC
     products = found.input_macs * costs.ENERGY_PER_MAC

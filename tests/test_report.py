@@ -222,7 +222,7 @@ def test_the_table_of_costs_equals_the_results(made):
     thousand = {"SynOps thousand": 1e3}[head[units["firing rate %"] + 1]]
     assert len(rows) == len(results)
     for row, result in zip(rows, results, strict=True):
-        spiking, multiplying = snnjax.energy(result.measures)
+        spiking, multiplying = snnjax.energy(result.measures).operations
         assert row[:4] == [
             result.recipe,
             *map(str, (result.delay, result.steps, result.latency)),
@@ -248,7 +248,7 @@ def test_the_table_of_energies_equals_the_results(made):
     head, *rows = reader.tables[2]
     assert head[3:] == ["operations", "memory", "quantized"]
     for row, result in zip(rows, results, strict=True):
-        found = snnjax.energies(result.measures)
+        found = snnjax.energy(result.measures)
         expected = [100 * float(e.spiking / e.ann) for e in found]
         assert row[:3] == [result.recipe, str(result.delay), str(result.steps)]
         assert [float(text) for text in row[3:]] == pytest.approx(expected, abs=0.051)

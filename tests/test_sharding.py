@@ -40,9 +40,14 @@ def assert_close(a, b):
     )
 
 
-def communication(function, *arguments):
-    """Collectives of the compiled function."""
-    text = jax.jit(function).lower(*arguments).compile().as_text()
+def compiled(function, *arguments):
+    """The program, which runs on these arguments."""
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def communication(program):
+    """Collectives of a compiled program."""
+    text = program.as_text()
     kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     return {kind for kind in kinds if f" {kind}(" in text or f" {kind}-start(" in text}
 
@@ -65,13 +70,14 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
     x, key = batch(net, inputs)
     options = {"steps": STEPS, "inputs": inputs} | options
     shared = snnjax.spiking(net.fn, mesh=mesh(devices), **options)
-    alone = snnjax.spiking(net.fn, **options)(snn, x, key)
-    found = shared(snn, x, key)
+    alone = jax.jit(snnjax.spiking(net.fn, **options))(snn, x, key)
+    program = compiled(shared, snn, x, key)
+    found = program(snn, x, key)
     assert_equal(found, alone)
     for output in jax.tree.leaves(found):
         assert output.sharding.shard_shape(output.shape)[1] == BATCH // devices
     if key is None:
-        assert communication(shared, snn, x) == set()
+        assert communication(program) == set()
 
 
 slow = pytest.mark.slow
@@ -89,10 +95,11 @@ def test_the_gradient_is_summed_over_the_devices(options):
 
     def gradient(devices):
         simulate = snnjax.spiking(net.fn, steps=STEPS, mesh=devices, **options)
-        return jax.grad(lambda snn: (simulate(snn, x) ** 2).mean())
+        return compiled(jax.grad(lambda snn: (simulate(snn, x) ** 2).mean()), snn)
 
-    assert_close(gradient(mesh(8))(snn), gradient(None)(snn))
-    assert communication(gradient(mesh(8)), snn) == {"all-reduce"}
+    shared, alone = gradient(mesh(8)), gradient(None)
+    assert_close(shared(snn), alone(snn))
+    assert communication(shared) == {"all-reduce"}
 
 
 class Normed(nn.Module):
@@ -139,13 +146,14 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
 
         return jax.grad(loss, has_aux=True)
 
-    alone = step(None)(snn, x)
-    assert_close(step(mesh(8))(snn, x), alone)
+    alone = jax.jit(step(None))(snn, x)
+    axis = 1 if inputs == "sequence" else 0
+    spread = jax.sharding.PartitionSpec(*[None] * axis, "data")
+    x = jax.device_put(x, jax.sharding.NamedSharding(mesh(8), spread))
+    shared = compiled(step(mesh(8)), snn, x)
+    assert_close(shared(snn, x), alone)
     if not remat:  # bits of all examples lie in one row
-        axis = 1 if inputs == "sequence" else 0
-        spread = jax.sharding.PartitionSpec(*[None] * axis, "data")
-        x = jax.device_put(x, jax.sharding.NamedSharding(mesh(8), spread))
-        assert communication(step(mesh(8)), snn, x) == {"all-reduce"}
+        assert communication(shared) == {"all-reduce"}
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():

@@ -289,7 +289,9 @@ def test_a_function_without_aux_is_refused():
 def test_a_converted_network_is_fine_tuned_by_the_same_call():
     snn = snnjax.convert(NORMED.apply, VARIABLES, PIXELS, steps=STEPS)
     simulate = snnjax.spiking(training, steps=STEPS, has_aux=True)
-    kinds = snnjax.labels(snn, ["weights", "threshold", "bias", "initial_potential"])
+    kinds = snnjax.param_labels(
+        snn, ["weights", "threshold", "bias", "initial_potential"]
+    )
     kinds.params["batch_stats"] = jax.tree.map(
         lambda _: "frozen", kinds.params["batch_stats"]
     )
@@ -366,7 +368,7 @@ def test_a_temperature_without_gradient_is_told():
     simulate = snnjax.spiking(net.fn, steps=STEPS)
     gradient = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
     unused = {"wide", "direct"}  # weights that this network does not read
-    kinds = snnjax.labels(snn, ["weights", "temperature"])
+    kinds = snnjax.param_labels(snn, ["weights", "temperature"])
     for name in unused:
         kinds.params[name] = "frozen"
     with pytest.raises(ValueError) as caught:
@@ -375,14 +377,14 @@ def test_a_temperature_without_gradient_is_told():
     assert "reaches 2 of the leaves" in message
     assert "neurons/relu/temperature, neurons/w2/relu/temperature" in message
     assert "snnjax.alignment" in message
-    kinds = snnjax.labels(snn, ["weights"])
+    kinds = snnjax.param_labels(snn, ["weights"])
     kinds.params.update(dict.fromkeys(unused, "frozen"))
     snnjax.check_gradients(gradient, kinds)
 
 
 def test_labels_name_what_is_trained():
     _, snn = with_temperature()
-    kinds = snnjax.labels(snn, ["temperature", "leak"])
+    kinds = snnjax.param_labels(snn, ["temperature", "leak"])
     assert set(jax.tree.leaves(kinds)) == {"temperature", "leak", "frozen"}
     neuron = kinds.neurons["relu"]
     assert (neuron.temperature, neuron.leak) == ("temperature", "leak")
@@ -396,15 +398,21 @@ SHARP = with_temperature()[1]
     "wrong, message",
     [
         (
-            lambda: snnjax.labels(with_temperature()[1], ["b"]),
+            lambda: snnjax.param_labels(with_temperature()[1], ["b"]),
             "holds \\['b'\\]; allowed",
         ),
-        (lambda: snnjax.labels(with_temperature()[1], "bias"), "\\['bias'\\]; allowed"),
+        (
+            lambda: snnjax.param_labels(with_temperature()[1], "bias"),
+            "\\['bias'\\]; allowed",
+        ),
         (
             lambda: snnjax.init(*NETWORKS["dense"][:3], neuron=snnjax.lif),
             "lif\\(\\) \\(called\\)",
         ),
-        (lambda: snnjax.labels(with_temperature()[1], ["readout"]), "no leaf \\['rea"),
+        (
+            lambda: snnjax.param_labels(with_temperature()[1], ["readout"]),
+            "no leaf \\['rea",
+        ),
         (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
         (lambda: snnjax.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
         (lambda: snnjax.lif(temperature=-1.0), "temperature is -1.0; allowed: > 0"),

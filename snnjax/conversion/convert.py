@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from snnjax.conversion import resume
 from snnjax.conversion.checks import check_finite
 from snnjax.conversion.chunks import Plan
-from snnjax.conversion.recipes import Recipe, light
+from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.streams import NEURON
 from snnjax.conversion.sweep import ann_outputs, chained, readout_error, sweep
 from snnjax.network.capture import capture
@@ -54,7 +54,7 @@ def convert(
         params: its trained parameters, any pytree of arrays.
         x: calibration images, float [N, ...]; no labels are needed.
         steps: T >= 1, for which the SNN is fitted.
-        recipe: what is fitted; `snnjax.light` by default.
+        recipe: what is fitted; `snnjax.best` by default.
         delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
@@ -92,13 +92,13 @@ def convert(
     >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
     >>> snn = convert(fn, params, jnp.ones((4, 3)), steps=8)
     >>> print(snn.neurons["hidden/relu"].threshold)
-    3.0
+    [3. 3. 3. 3. 3. 3. 3. 3.]
     """
     check_delay(steps, delay)
     check_size("micro_batch", micro_batch)
     if not memory_budget >= 0:
         raise ValueError(f"memory_budget is {memory_budget}; allowed: >= 0 bytes")
-    recipe = light() if recipe is None else recipe
+    recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
     spread = sharding.over_batch(mesh, x)
     params = sharding.on_mesh(params, spread)

@@ -266,7 +266,9 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
         errors.append([a - m for a, m in zip(ann, means, strict=True)])
     joined = [plan.join(parts) for parts in zip(*errors, strict=True)]
     corrections = [
-        fits.bias_correction(error, jnp.zeros(1), channel if error.ndim > 1 else -1)
+        error.mean()
+        if error.ndim == 1  # one number per image: there is no channel
+        else fits.bias_correction(error, jnp.zeros(1), channel)
         for error, channel in zip(joined, network.channels, strict=True)
     ]
     corrections = sharding.gathered(corrections, plan.spread)

@@ -1,7 +1,7 @@
 """Energy of a spiking network and its ANN: three estimates side by side.
 
     operations   a synaptic operation is an addition, a MAC a product and an addition,
-                 all in 32-bit floating point (`snnjax.energy`)
+                 all in 32-bit floating point
     memory       the same, and what reading and writing memory costs
     quantized    operations in integers, against an ANN whose activations have
                  b = ceil(log2(T + 1)) bits, as many levels as T steps can tell apart
@@ -44,8 +44,8 @@ DRAM = 1.3e-9
 _WORD = 4  # bytes
 
 
-class Energy(NamedTuple):
-    """Joules per image.
+class Joules(NamedTuple):
+    """Energy per image.
 
     Attributes:
         spiking: of the SNN.
@@ -56,25 +56,21 @@ class Energy(NamedTuple):
     ann: jax.Array
 
 
-class Energies(NamedTuple):
-    """Three estimates; see the module for what each assumes."""
+class Energy(NamedTuple):
+    """Three estimates; see the module for what each assumes.
 
-    operations: Energy
-    memory: Energy
-    quantized: Energy
+    Attributes:
+        operations: additions for spikes, products and additions for what is analog.
+        memory: the same, and what reading and writing memory costs.
+        quantized: in integers, against an ANN with as many levels as T steps.
+    """
+
+    operations: Joules
+    memory: Joules
+    quantized: Joules
 
 
 def energy(measures: Measures) -> Energy:
-    """Joules per image from operations alone: memory is not counted.
-
-    SNN: additions for spikes, multiply-adds for the analog input. ANN: multiply-adds.
-    """
-    additions = measures.synaptic_operations * ENERGY_PER_AC
-    products = measures.input_macs * ENERGY_PER_MAC
-    return Energy(additions + products, measures.macs * ENERGY_PER_MAC)
-
-
-def energies(measures: Measures) -> Energies:
     """Energy per image: operations only, with memory, against a quantized ANN.
 
     Args:
@@ -84,13 +80,13 @@ def energies(measures: Measures) -> Energies:
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.array([[0.1, 0.2]])
     >>> snn = snnjax.convert(fn, params, x, steps=3)
-    >>> found = energies(snnjax.measure(fn, params, snn, x, steps=3))
+    >>> found = energy(snnjax.measure(fn, params, snn, x, steps=3))
     >>> [name for name, e in found._asdict().items() if e.spiking < e.ann]
     ['operations']
     """
-    operations = energy(measures)
+    operations = _operations(measures)
     memory = _with_memory(operations, measures)
-    return Energies(operations, memory, _quantized(measures))
+    return Energy(operations, memory, _quantized(measures))
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:
@@ -105,7 +101,13 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     return jnp.where(size <= max(SRAM), near, DRAM) / 2
 
 
-def _with_memory(operations: Energy, seen: Measures) -> Energy:
+def _operations(seen: Measures) -> Joules:
+    additions = seen.synaptic_operations * ENERGY_PER_AC
+    products = seen.input_macs * ENERGY_PER_MAC
+    return Joules(additions + products, seen.macs * ENERGY_PER_MAC)
+
+
+def _with_memory(operations: Joules, seen: Measures) -> Joules:
     weight = access_energy(_WORD * seen.weights)
     other = access_energy(_WORD * seen.neurons)
     spikes = seen.firing_rate * seen.steps * seen.neurons
@@ -114,13 +116,13 @@ def _with_memory(operations: Energy, seen: Measures) -> Energy:
     spiking = weight * (synapses + seen.input_macs)
     spiking += other * (2 * synapses + seen.input_macs + updates + 2 * spikes)
     ann = weight * seen.macs + other * (seen.macs + seen.neurons)
-    return Energy(operations.spiking + spiking, operations.ann + ann)
+    return Joules(operations.spiking + spiking, operations.ann + ann)
 
 
-def _quantized(seen: Measures) -> Energy:
+def _quantized(seen: Measures) -> Joules:
     # Rounding must not make log2 of a power of two one bit too large.
     bits = jnp.ceil(jnp.log2(seen.steps + 1.0) - 1e-4)
     first = seen.input_macs * (PRODUCT_INT8 + ADDITION_INT32)
     product = PRODUCT_INT8 * bits / 8 + ADDITION_INT32
     ann = first + (seen.macs - seen.input_macs) * product
-    return Energy(seen.synaptic_operations * ADDITION_INT32 + first, ann)
+    return Joules(seen.synaptic_operations * ADDITION_INT32 + first, ann)

@@ -103,7 +103,7 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     return jax.lax.scan(step, jnp.zeros_like(outputs[0]), outputs)[1]
 
 
-def labels(snn: SNN, trained: Collection[str]) -> SNN:
+def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     """A label for every leaf of an SNN, for ``optax.multi_transform``.
 
     Args:
@@ -121,7 +121,7 @@ def labels(snn: SNN, trained: Collection[str]) -> SNN:
     >>> from snnjax import init, lif
     >>> snn = init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)),
     ...            neuron=lif(temperature=3.0))
-    >>> kinds = labels(snn, ["weights", "temperature"])
+    >>> kinds = param_labels(snn, ["weights", "temperature"])
     >>> kinds.params, kinds.neurons["relu"].threshold
     ('weights', 'frozen')
     >>> optimizer = optax.multi_transform(
