@@ -41,7 +41,8 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     if any(isinstance(array, Tracer) for array in arrays):
         return
     with jax.ensure_compile_time_eval():
-        bad = int(sum((~jnp.isfinite(array)).sum() for array in arrays))
+        counts = [_not_finite(array) for array in arrays]
+        bad = sum(map(int, counts))
     if bad:
         size = sum(array.size for array in arrays)
         raise ValueError(
@@ -49,6 +50,11 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
             "finite numbers. Check the normalisation of the images, the parameters, "
             "and calibrators of your own"
         )
+
+
+@jax.jit
+def _not_finite(array) -> jax.Array:
+    return (~jnp.isfinite(array)).sum()
 
 
 def checked(site: Site, before: Fit, after: Any) -> Fit:
