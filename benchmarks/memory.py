@@ -48,8 +48,9 @@ def prepare(budget: int, name: str, images: int, width: int, delay: int):
     x = draw.normal(size=(images, width, width, 3)).astype(np.float32)
 
     def run():
-        fitted = {"steps": STEPS, "delay": delay, "memory_budget": budget * 10**6}
-        return jax.block_until_ready(snnjax.convert(fn, params, x, **fitted))
+        fitted = {"steps": STEPS, "delay": delay, "recipe": snnjax.light()}
+        snn = snnjax.convert(fn, params, x, **fitted, memory_budget=budget * 10**6)
+        return jax.block_until_ready(snn)
 
     gc.collect()
     before, peak, done = resident(), [0.0], threading.Event()

@@ -113,7 +113,8 @@ def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
         snn = snnjax.init(fn, params, x)
         simulate = snnjax.spiking(fn, steps=side.steps, execution="by_layer")
         return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
-    snn = snnjax.convert(fn, params, x[:8], steps=side.steps, delay=delay)
+    fitted = {"steps": side.steps, "delay": delay, "recipe": snnjax.light()}
+    snn = snnjax.convert(fn, params, x[:8], **fitted)
     in_groups = side.mode == INFERENCE[0]
     simulate = snnjax.spiking(
         fn,

@@ -113,7 +113,7 @@ def test_every_published_source_has_a_preset_and_a_card():
 
 
 PUBLISHED = [  # a page, and the files of a table that it shows
-    ("README.md", ("resnet20", "resnet20_best")),
+    ("README.md", ("resnet20", "resnet20_advanced", "resnet20_best")),
     ("docs/accuracy.md", ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max")),
     ("docs/accuracy.md", ("resnet20_all_32",)),
 ]
