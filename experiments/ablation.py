@@ -41,6 +41,16 @@ BEST = snnjax.best()
 (PARTS,) = BEST.sweeps
 ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
+    "advanced, weights as they are": Recipe(
+        (
+            (
+                snnjax.least_squares_threshold(),
+                snnjax.shift_bias(),
+                snnjax.correct_potential(),
+            ),
+        )
+    ),
+    "advanced": snnjax.advanced(iterations=1000),
     "potential correction": corrected(THRESHOLD, CHARGE, POTENTIAL),
     "+ scaled threshold": corrected(THRESHOLD, CHARGE, SCALE, POTENTIAL),
     "+ postponed charge": corrected(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
