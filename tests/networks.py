@@ -144,6 +144,14 @@ def clipped(p, x):
     return jax.nn.relu6(x @ p["w2"]) @ p["w3"]
 
 
+def stacked(p, x):
+    """Activations stacked on a new axis, tiled, and taken apart again."""
+    x = relu(x @ p["w1"])
+    both = jnp.stack([x, relu(x @ p["w2"])], axis=1)
+    first, second = jnp.unstack(jnp.tile(both, (1, 1, 2)), axis=1)
+    return (first - second) @ p["wide"] @ p["w3"]
+
+
 def branches(p, x):
     """Two sites read one current."""
     x = x @ p["w1"]
@@ -191,4 +199,5 @@ NETWORKS = {
     "several outputs": Net(several_outputs, FLAT, VECTORS, 2),
     "clipped": Net(clipped, FLAT, VECTORS, 2),
     "branches": Net(branches, FLAT, VECTORS, 2),
+    "stacked": Net(stacked, FLAT, VECTORS, 2),
 }

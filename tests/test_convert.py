@@ -427,6 +427,35 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
     assert simulate(snn, images(5)).shape == (STEPS, 5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_outputs_keep_their_types(dtype):
+    """Also those that are no answers: a mask, an image's number."""
+
+    def fn(p, x):
+        batch = x.shape[0]
+        return NET.fn(p, x), jnp.ones(batch, bool), jnp.full(batch, 16777217)
+
+    params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images()))
+    snn = snnjax.convert(fn, params, x, steps=STEPS)
+    logits, mask, numbers = snnjax.spiking(fn, steps=STEPS)(snn, x)
+    assert (logits.dtype, mask.dtype, numbers.dtype) == (dtype, bool, jnp.int32)
+    assert mask.all() and (numbers == 16777217).all()
+    error = NET.fn(params, x) - logits.astype(jnp.float32).mean(0)
+    np.testing.assert_allclose(error.mean(0), 0, atol=0.01)
+
+
+def test_numpy_and_python_numbers_serve_as_parameters():
+    def fn(p, x):
+        return NET.fn(p["arrays"], x * p["scale"]) * p["offset"]
+
+    params = {"arrays": FLAT, "scale": 2.0, "offset": 1}
+    plain = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    steps = np.int64(STEPS)
+    snn = snnjax.convert(fn, params, images(), steps=steps)
+    assert_equal(snnjax.convert(fn, plain, images(), steps=STEPS), snn)
+    assert type(snn.steps) is int
+
+
 def neuron(**changes):
     """A calibrator that gives back the fit with another neuron."""
     return lambda view, fit: fit._replace(neuron=fit.neuron._replace(**changes))
@@ -503,8 +532,10 @@ def test_progress_that_changes_the_sites_is_refused(progress):
 
 def test_parameters_alone_may_be_traced():
     x = images()
-    compiled = jax.jit(lambda p: convert(NET._replace(params=p), x))
-    assert_close(compiled(NET.params), convert(x=x))
+    for budget in (0, 2**20):  # what is traced cannot wait in files
+        run = functools.partial(convert, x=x, memory_budget=budget)
+        compiled = jax.jit(lambda p, run=run: run(NET._replace(params=p)))
+        assert_close(compiled(NET.params), convert(x=x))
 
 
 @pytest.mark.parametrize(
@@ -514,6 +545,7 @@ def test_parameters_alone_may_be_traced():
         ({"delay": 5}, "delay is 5; allowed: .* to steps=4"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"memory_budget": -1}, "memory_budget is -1; allowed: >= 0 bytes"),
+        ({"memory_budget": "1GB"}, "memory_budget is '1GB'; allowed: >= 0 bytes"),
         ({"recipe": "best"}, "recipe is 'best'; allowed: a Recipe"),
         ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
         ({"recipe": snnjax.Recipe(())}, "it would fit nothing"),

@@ -9,12 +9,14 @@ import functools
 import inspect
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
@@ -96,11 +98,14 @@ def convert(
     """
     check_delay(steps, delay)
     check_size("micro_batch", micro_batch)
-    if not memory_budget >= 0:
-        raise ValueError(f"memory_budget is {memory_budget}; allowed: >= 0 bytes")
+    if not isinstance(memory_budget, numbers.Real) or not memory_budget >= 0:
+        raise ValueError(f"memory_budget is {memory_budget!r}; allowed: >= 0 bytes")
+    steps, delay = int(steps), int(delay)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
     spread = sharding.over_batch(mesh, x)
+    # NumPy's arrays and Python's numbers become what they are to JAX.
+    params = jax.tree.map(_canonical, params)
     params = sharding.on_mesh(params, spread)
     network = capture(fn, params, x if spread is None else _unplaced(x))
     sharding.check_batch("the calibration images", x.shape[0], spread)
@@ -110,7 +115,8 @@ def convert(
     size = min(micro_batch or _micro_batch(network, steps, delay), share)
     cut = _cutter(fn, params, x)
     waiting = share * _bytes_on_their_way(network, steps, delay)
-    offload = waiting > memory_budget and not isinstance(x, Tracer)
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x)))
+    offload = waiting > memory_budget and not traced
     _check_offload(offload, waiting, memory_budget)
     budget = max(0, memory_budget - waiting)
     plan = Plan(x, spread, size, cut, params, steps, delay, budget, offload)
@@ -209,6 +215,10 @@ def _bytes_on_their_way(network: Network, steps: int, delay: int) -> int:
     spikes = 4 if delay == steps else math.ceil(steps / 8)
     sizes = [math.prod(site.shape) for site in network.sites]
     return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
+
+
+def _canonical(leaf):
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf
 
 
 def _unplaced(x) -> jax.ShapeDtypeStruct:

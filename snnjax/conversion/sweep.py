@@ -263,13 +263,26 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
             s if s.ndim == a.ndim else s.mean(0)
             for a, s in zip(ann, spiking, strict=True)
         ]
-        errors.append([a - m for a, m in zip(ann, means, strict=True)])
+        # What is not floating point, as a mask, is no answer: it lacks nothing.
+        errors.append(
+            [
+                a.astype(jnp.float32) - m
+                if jnp.issubdtype(a.dtype, jnp.floating)
+                else jnp.zeros(a.shape[:1])
+                for a, m in zip(ann, means, strict=True)
+            ]
+        )
     joined = [plan.join(parts) for parts in zip(*errors, strict=True)]
     corrections = [
-        error.mean()
-        if error.ndim == 1  # one number per image: there is no channel
-        else fits.bias_correction(error, jnp.zeros(1), channel)
+        _lacking_output(error, channel)
         for error, channel in zip(joined, network.channels, strict=True)
     ]
     corrections = sharding.gathered(corrections, plan.spread)
     return jax.tree_util.tree_unflatten(network.tree, corrections)
+
+
+def _lacking_output(error: jax.Array, channel: int) -> jax.Array:
+    """Mean error of each channel; of one number per image, which has none, the mean."""
+    if error.ndim == 1:
+        return error.mean()
+    return fits.bias_correction(error, jnp.zeros((), jnp.float32), channel)

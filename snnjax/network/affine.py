@@ -54,7 +54,7 @@ _ADDITIVE = frozenset(
     "add add_any broadcast_in_dim concatenate convert_element_type copy copy_p cumsum "
     "expand_dims mesh_cast name neg optimization_barrier pad reduce_precision "
     "reduce_sum reduce_window_sum reshape reshard rev sharding_constraint slice split "
-    "squeeze stop_gradient sub transpose".split()
+    "squeeze stack stop_gradient sub tile transpose unstack".split()
 )
 # Affine in each operand alone, so only one of them may depend on the input.
 _BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
@@ -226,6 +226,11 @@ def _moved(name: str, params, axis: int, before, after) -> int | None:
     if name in _REDUCTIONS:
         gone = params["axes"]
         return None if axis in gone else axis - sum(a < axis for a in gone)
+    if name == "stack":
+        return axis + (axis >= params["axis"])
+    if name == "unstack":
+        gone = params["axis"]
+        return None if axis == gone else axis - (axis > gone)
     if len(before) == len(after) and name != "reshape":
         return axis
     # A reshape keeps the axis if as much stands behind it as before.
@@ -296,6 +301,8 @@ def _batch_axis(equation, i: int, axis: int, avals) -> int | None:
         "slice": lambda: after[axis] != before[axis],
         "dynamic_slice": lambda: after[axis] != before[axis],
         "split": lambda: axis == params["axis"],
+        "unstack": lambda: axis == params["axis"],
+        "tile": lambda: params["reps"][axis] != 1,
         "cumsum": lambda: axis == params["axis"],
         "reduce_window_sum": lambda: params["window_dimensions"][axis] != 1,
         "reduce_window_max": lambda: params["window_dimensions"][axis] != 1,

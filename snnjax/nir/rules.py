@@ -85,7 +85,7 @@ _UNCHANGED = frozenset(
 # Each element of the result is one of the operands', or a constant.
 _MOVES = frozenset(
     "broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev "
-    "slice split squeeze transpose".split()
+    "slice split squeeze stack tile transpose unstack".split()
 )
 
 

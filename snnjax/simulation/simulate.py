@@ -266,7 +266,14 @@ def _join_groups(outputs: jax.Array) -> jax.Array:
 def _with_readout(outputs, snn: SNN):
     if snn.readout is None:
         return outputs
-    return jax.tree.map(jnp.add, outputs, snn.readout)
+    return jax.tree.map(_corrected, outputs, snn.readout)
+
+
+def _corrected(output: jax.Array, correction: jax.Array) -> jax.Array:
+    """Output + correction in the output's type; what is not floating point stays."""
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        return output
+    return (output + correction).astype(output.dtype)
 
 
 def _memory_saving(execution: str, delay: int, segment: int | None, remat: bool) -> str:

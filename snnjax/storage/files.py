@@ -113,10 +113,10 @@ def save(
     >>> x = jnp.array([[0.5, 0.25]])
     >>> snn = snnjax.convert(fn, jnp.eye(2), x, steps=4)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=x, recipe="light")
+    ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=x, recipe="best")
     ...     found = load(path)
     >>> found.card["recipe"], found.card["steps"], found.run(x).shape
-    ('light', 4, (4, 1, 2))
+    ('best', 4, (4, 1, 2))
     """
     library = _safetensors()
     path = _target(path)

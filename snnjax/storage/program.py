@@ -52,15 +52,16 @@ def export(
 
     arrays = [_struct(flat[i]) for i in places]
     axis = 1 if inputs == "sequence" else 0
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # what a NumPy array becomes
     convert = jax.export.export(jax.jit(flattened), platforms=PLATFORMS)
     batch, why = None, None
     try:
         (any_batch,) = jax.export.symbolic_shape("batch")
         shape = (*x.shape[:axis], any_batch, *x.shape[axis + 1 :])
-        exported = convert(arrays, jax.ShapeDtypeStruct(shape, x.dtype))
+        exported = convert(arrays, jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:  # whatever the network does with a size it cannot know
         batch, why = x.shape[axis], str(error).partition("\n")[0]
-        exported = convert(arrays, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        exported = convert(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     try:
         code = bytes(exported.serialize())
     except ImportError:
@@ -72,7 +73,7 @@ def export(
         "delay": delay,
         "inputs": inputs,
         "shape": [None if i == axis else n for i, n in enumerate(x.shape)],
-        "dtype": jnp.dtype(x.dtype).name,
+        "dtype": jnp.dtype(dtype).name,
         "batch": batch,
         "why_this_batch": why,
         "outputs": seen["outputs"],
