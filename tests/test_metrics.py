@@ -132,6 +132,20 @@ def test_hard_reset_is_measured_as_such():
     assert count[1] < count[0]
 
 
+@pytest.mark.parametrize(
+    "shape, labels",
+    [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))],
+)
+@pytest.mark.parametrize(
+    "judge", [snnjax.accuracy, snnjax.mean_cross_entropy, snnjax.tet]
+)
+def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
+    with pytest.raises(ValueError, match="allowed: the readout at each step"):
+        judge(jnp.zeros(shape), jnp.zeros(labels, int))
+    with pytest.raises(ValueError, match="not its mean"):
+        judge({"logits": jnp.zeros(shape)}, jnp.zeros(labels, int))
+
+
 def test_an_snn_of_other_steps_is_not_measured():
     net, snn, _ = measured("dense")
     with pytest.raises(ValueError, match="fitted to steps=8"):

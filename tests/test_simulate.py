@@ -422,6 +422,13 @@ def test_a_wrong_option_is_refused(options, message):
             None,
             "No such site: \\['other'\\]",
         ),
+        (
+            {},
+            dataclasses.replace(FITTED, readout={"logits": jnp.zeros(3)}),
+            VECTORS,
+            None,
+            "corrects outputs of the structure .* or drop the correction",
+        ),
     ],
 )
 def test_a_wrong_call_is_refused(options, snn, x, key, message):

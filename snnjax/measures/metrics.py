@@ -30,7 +30,7 @@ from snnjax.neurons import (
     closed_form,
 )
 from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_fit, check_neurons
+from snnjax.simulation.snn import SNN, check_fit, check_labels, check_neurons
 
 
 class SiteMeasures(NamedTuple):
@@ -94,13 +94,15 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         [T]; entry t - 1 is the accuracy of the mean of the first t outputs.
 
+    Raises:
+        ValueError: other shapes.
+
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
     >>> print(accuracy(outputs, jnp.array([0])))
     [0. 1.]
     """
-    chex.assert_rank([outputs, labels], [3, 1])
-    chex.assert_equal_shape([outputs[0, :, 0], labels])
+    check_labels(outputs, labels)
     decided = jnp.cumsum(outputs, axis=0).argmax(-1)
     return (decided == labels).mean(-1)
 

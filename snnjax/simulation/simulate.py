@@ -19,7 +19,7 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Sites
 from snnjax.neurons import Neuron, check_delay, check_size, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
-from snnjax.simulation.snn import SNN, check_fit, check_neurons
+from snnjax.simulation.snn import SNN, check_fit, check_neurons, check_readout
 from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
@@ -266,6 +266,7 @@ def _join_groups(outputs: jax.Array) -> jax.Array:
 def _with_readout(outputs, snn: SNN):
     if snn.readout is None:
         return outputs
+    check_readout(snn.readout, outputs)
     return jax.tree.map(_corrected, outputs, snn.readout)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax.network.equations import Sites
 from snnjax.neurons import NeuronParams
@@ -87,3 +88,24 @@ def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
                     f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
                     "of the shape that it was fitted to"
                 )
+
+
+def check_labels(outputs: Any, labels: Any) -> None:
+    """Raise unless outputs are [T, B, classes] and labels [B]."""
+    found, wanted = np.shape(labels), np.shape(outputs)
+    if len(wanted) != 3 or found != wanted[1:2]:
+        raise ValueError(
+            f"outputs have shape {wanted} and labels {found}; allowed: the readout at "
+            "each step [T, B, classes], not its mean, and one class number each, [B]"
+        )
+
+
+def check_readout(readout: Any, outputs: Any) -> None:
+    """Raise unless the correction of the readout is one of these outputs."""
+    found, wanted = map(jax.tree.structure, (readout, outputs))
+    if found != wanted:
+        raise ValueError(
+            f"this SNN corrects outputs of the structure {found}, and fn gives "
+            f"{wanted}. Convert that function, or drop the correction: "
+            "dataclasses.replace(snn, readout=None)"
+        )

@@ -11,13 +11,12 @@ Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
 from collections.abc import Collection
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.snn import SNN
+from snnjax.simulation.snn import SNN, check_labels
 
 KINDS = ("weights", "readout", *NeuronParams._fields)
 
@@ -29,13 +28,15 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         outputs: readout at each step [T, B, classes].
         labels: int [B].
 
+    Raises:
+        ValueError: other shapes.
+
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
     >>> print(mean_cross_entropy(outputs, jnp.array([0])))
     0.6931...
     """
-    chex.assert_rank([outputs, labels], [3, 1])
-    chex.assert_equal_shape([outputs[0, :, 0], labels])
+    check_labels(outputs, labels)
     return _cross_entropy(outputs.mean(0), labels).mean()
 
 
@@ -57,15 +58,14 @@ def tet(
         target: that all outputs are drawn to, by habit the threshold.
 
     Raises:
-        ValueError: c outside [0, 1].
+        ValueError: other shapes, or c outside [0, 1].
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
     >>> print(tet(outputs, jnp.array([0]), regularization=0.0))
     1.1269...
     """
-    chex.assert_rank([outputs, labels], [3, 1])
-    chex.assert_equal_shape([outputs[0, :, 0], labels])
+    check_labels(outputs, labels)
     if not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
     every = jnp.broadcast_to(labels, outputs.shape[:2])
