@@ -427,16 +427,19 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
     assert simulate(snn, images(5)).shape == (STEPS, 5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_outputs_keep_their_types(dtype):
+@pytest.mark.parametrize(
+    "dtype, devices", [(jnp.float32, 1), (jnp.bfloat16, 1), (jnp.float32, 8)]
+)
+def test_outputs_keep_their_types(dtype, devices):
     """Also those that are no answers: a mask, an image's number."""
 
     def fn(p, x):
         batch = x.shape[0]
         return NET.fn(p, x), jnp.ones(batch, bool), jnp.full(batch, 16777217)
 
-    params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images()))
-    snn = snnjax.convert(fn, params, x, steps=STEPS)
+    params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images(16)))
+    mesh = jax.make_mesh((devices,), ("data",))
+    snn = jax.device_get(snnjax.convert(fn, params, x, steps=STEPS, mesh=mesh))
     logits, mask, numbers = snnjax.spiking(fn, steps=STEPS)(snn, x)
     assert (logits.dtype, mask.dtype, numbers.dtype) == (dtype, bool, jnp.int32)
     assert mask.all() and (numbers == 16777217).all()

@@ -259,19 +259,7 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
     errors = []
     for chunk, ann in zip(chunks, outputs, strict=True):
         spiking, _ = run_snn(plan, chunk, -1, params)
-        means = [
-            s if s.ndim == a.ndim else s.mean(0)
-            for a, s in zip(ann, spiking, strict=True)
-        ]
-        # What is not floating point, as a mask, is no answer: it lacks nothing.
-        errors.append(
-            [
-                a.astype(jnp.float32) - m
-                if jnp.issubdtype(a.dtype, jnp.floating)
-                else jnp.zeros(a.shape[:1])
-                for a, m in zip(ann, means, strict=True)
-            ]
-        )
+        errors.append([_error(a, s) for a, s in zip(ann, spiking, strict=True)])
     joined = [plan.join(parts) for parts in zip(*errors, strict=True)]
     corrections = [
         _lacking_output(error, channel)
@@ -279,6 +267,14 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
     ]
     corrections = sharding.gathered(corrections, plan.spread)
     return jax.tree_util.tree_unflatten(network.tree, corrections)
+
+
+def _error(ann: jax.Array, spiking: jax.Array) -> jax.Array:
+    """ANN output - mean SNN output; nothing where it is no answer, as a mask."""
+    if not jnp.issubdtype(ann.dtype, jnp.floating):
+        return jnp.zeros_like(ann, jnp.float32)
+    mean = spiking if spiking.ndim == ann.ndim else spiking.mean(0)
+    return ann.astype(jnp.float32) - mean
 
 
 def _lacking_output(error: jax.Array, channel: int) -> jax.Array:
