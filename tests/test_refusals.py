@@ -249,6 +249,11 @@ def test_a_sum_over_the_batch_is_refused():
         snnjax.sites(lambda p, x: relu(x @ p["w1"]).sum(), FLAT, VECTORS)
 
 
+def test_a_number_beside_the_outputs_is_refused():
+    with pytest.raises(snnjax.ConversionError, match="leave out of fn what x does not"):
+        snnjax.sites(lambda p, x: (relu(x @ p["w1"]), 3.0), FLAT, VECTORS)
+
+
 @pytest.mark.parametrize(
     "x, message",
     [

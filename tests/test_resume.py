@@ -249,7 +249,7 @@ def test_damaged_files_are_told(tmp_path):
         convert(folder=tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["", True])
+@pytest.mark.parametrize("folder", ["", True, 3])
 def test_no_folder_at_all_is_refused(folder):
     with pytest.raises(ValueError, match="allowed: the path of a folder, or None"):
         convert(folder=folder)

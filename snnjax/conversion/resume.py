@@ -63,7 +63,7 @@ def keep(
     """
     if folder is None:
         return Kept(None, {})
-    if isinstance(folder, bool) or not os.fspath(folder):
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise ValueError(
             f"folder is {folder!r}; allowed: the path of a folder, or None"
         )

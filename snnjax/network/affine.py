@@ -389,7 +389,10 @@ def _shape_problems(sites, avals, batch, outputs):
     for path, variable, what in places:
         constant = not isinstance(variable, int)
         shape = () if constant else tuple(avals[variable].shape)
-        if not shape or shape[0] != batch:
+        if constant:
+            reason = "an output is a number by itself, without the axis of the batch"
+            yield Problem(path, (), reason, "leave out of fn what x does not reach")
+        elif not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
         elif len(shape) == 1 and what == "a site":
