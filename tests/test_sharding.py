@@ -80,6 +80,15 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
         assert communication(program) == set()
 
 
+def test_devices_share_the_examples_without_jit_too():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3])
+    x, _ = batch(net, "constant")
+    found = snnjax.spiking(net.fn, steps=STEPS, mesh=mesh(8))(snn, x)
+    assert_equal(found, snnjax.spiking(net.fn, steps=STEPS)(snn, x))
+    assert found.sharding.shard_shape(found.shape)[1] == BATCH // 8
+
+
 slow = pytest.mark.slow
 
 

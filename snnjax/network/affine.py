@@ -387,12 +387,12 @@ def _shape_problems(sites, avals, batch, outputs):
     places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
     places += [("", v, "an output") for v in outputs]
     for path, variable, what in places:
-        constant = not isinstance(variable, int)
-        shape = () if constant else tuple(avals[variable].shape)
-        if constant:
+        if not isinstance(variable, int):
             reason = "an output is a number by itself, without the axis of the batch"
             yield Problem(path, (), reason, "leave out of fn what x does not reach")
-        elif not shape or shape[0] != batch:
+            continue
+        shape = tuple(avals[variable].shape)
+        if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
         elif len(shape) == 1 and what == "a site":
