@@ -294,10 +294,6 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
     if config.learn in ("alignment", "relaxed"):
         trained.add("temperature")
     kinds = snnjax.param_labels(snn, trained)
-    frozen = jax.tree.map(lambda _: "frozen", variables.get("batch_stats", {}))
-    if frozen:  # statistics come back as aux
-        params = {**kinds.params, "batch_stats": frozen}
-        kinds = dataclasses.replace(kinds, params=params)
     optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
     sites = snnjax.sites(model.apply, variables, example)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))

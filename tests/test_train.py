@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from flax import nnx
 from networks import NETWORKS, conv, eighths, relu
 
 import snnjax
@@ -292,9 +293,6 @@ def test_a_converted_network_is_fine_tuned_by_the_same_call():
     kinds = snnjax.param_labels(
         snn, ["weights", "threshold", "bias", "initial_potential"]
     )
-    kinds.params["batch_stats"] = jax.tree.map(
-        lambda _: "frozen", kinds.params["batch_stats"]
-    )
     optimizer = optax.multi_transform(
         {"weights": optax.adam(0.01), "frozen": optax.set_to_zero()}
         | dict.fromkeys(["threshold", "bias", "initial_potential"], optax.sgd(0.01)),
@@ -389,6 +387,30 @@ def test_labels_name_what_is_trained():
     neuron = kinds.neurons["relu"]
     assert (neuron.temperature, neuron.leak) == ("temperature", "leak")
     assert set(jax.tree.leaves(kinds.params)) == {"frozen"}
+
+
+def test_running_averages_are_never_trained():
+    linen = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
+    kinds = snnjax.param_labels(linen, ["weights"]).params
+    assert set(jax.tree.leaves(kinds["batch_stats"])) == {"frozen"}
+    assert set(jax.tree.leaves(kinds["params"])) == {"weights"}
+
+    norm = nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(norm)
+    own = snnjax.init(
+        lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)),
+        state,
+        jnp.ones((2, 3)),
+    )
+    kinds = snnjax.param_labels(own, ["weights"]).params
+    assert jax.tree.structure(kinds) == jax.tree.structure(state)
+    values = {name: jax.tree.leaves(kinds[name]) for name in kinds}
+    assert values == {
+        "mean": ["frozen"],
+        "var": ["frozen"],
+        "scale": ["weights"],
+        "bias": ["weights"],
+    }
 
 
 SHARP = with_temperature()[1]

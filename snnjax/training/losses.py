@@ -113,6 +113,9 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
 
     Returns:
         A pytree like ``snn``: each leaf's kind where it is trained, else "frozen".
+        The running averages of a flax BatchNorm (linen's "batch_stats", nnx's
+        ``BatchStat``) are always frozen: they are measured, and a variance that an
+        optimizer moved could turn negative. Freeze those of other libraries yourself.
 
     Raises:
         ValueError: an unknown kind, or one of which the SNN has no leaf.
@@ -135,13 +138,14 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
             f"trained holds {sorted(unknown)}; allowed: {', '.join(KINDS)}"
         )
 
-    def label(path, leaf):
-        del leaf
+    def label(path, node):
+        if _is_running_average(path, node):
+            return jax.tree.map(lambda _: "frozen", node)
         kind = {"params": "weights", "readout": "readout"}.get(path[0].name)
         kind = kind or path[2].name  # neurons, site, field
         return kind if kind in trained else "frozen"
 
-    found = jax.tree_util.tree_map_with_path(label, snn)
+    found = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
     missing = set(trained) - set(jax.tree.leaves(found))
     if missing:
         raise ValueError(
@@ -160,8 +164,8 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
 
     Args:
         gradients: pytree of arrays, e.g. like an `SNN`.
-        kinds: the same pytree with a label for each leaf, from `labels`; those that
-            are "frozen" may be zero.
+        kinds: the same pytree with a label for each leaf, from `param_labels`; those
+            that are "frozen" may be zero.
 
     Raises:
         ValueError: with the paths of the leaves and why that may be.
@@ -190,6 +194,20 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
         f"no gradient at all reaches {len(dead)} of the leaves to be trained: "
         f"{', '.join(dead)}. {reasons}. What is not to be trained is labelled 'frozen'"
     )
+
+
+def _is_running_average(path, node) -> bool:
+    linen = path[0].name == "params" and "batch_stats" in map(_key, path[1:])
+    return linen or _is_batch_stat(node)
+
+
+def _is_batch_stat(node) -> bool:
+    """Whether this is nnx's, told by its name: flax is not needed to use snnjax."""
+    return type(node).__name__ == "BatchStat"
+
+
+def _key(entry):
+    return getattr(entry, "key", None)
 
 
 def _cross_entropy(logits, labels):
