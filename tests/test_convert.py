@@ -404,6 +404,17 @@ def test_outputs_that_are_not_finite_are_refused():
         snnjax.convert(NETWORKS["dense"].fn, broken, images(), steps=STEPS)
 
 
+def test_of_several_outputs_the_one_that_is_not_finite_is_named():
+    def fn(p, x):
+        return {
+            "logits": NETWORKS["dense"].fn(p, x),
+            "mask": jnp.full_like(x, -jnp.inf),
+        }
+
+    with pytest.raises(ValueError, match="the outputs 'mask' of the network hold 40"):
+        snnjax.convert(fn, FLAT, images(10), steps=STEPS)
+
+
 def test_the_readout_is_corrected_per_channel():
     def fn(p, x):
         return conv(relu(conv(x, p["w1"])), p["w2"]).transpose(0, 3, 1, 2)

@@ -93,3 +93,9 @@ def test_powers_of_two_need_no_further_bit(steps):
     bits = (steps + 1).bit_length() - 1
     product = 0.2 * bits / 8 + 0.1
     np.testing.assert_allclose(found.ann, (8 * 0.3 + 12 * product) * PJ, rtol=1e-5)
+
+
+def test_energy_of_an_snn_is_refused_with_what_is_wanted():
+    snn = snnjax.SNN({}, {})
+    with pytest.raises(ValueError, match="measures is SNN; allowed: the Measures that"):
+        snnjax.energy(snn)

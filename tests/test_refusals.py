@@ -268,6 +268,19 @@ def test_a_wrong_input_is_refused(x, message):
         snnjax.sites(lambda p, x: relu(x @ p["w1"]), FLAT, x)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fn: snnjax.sites(fn, FLAT, VECTORS),
+        lambda fn: snnjax.convert(fn, FLAT, VECTORS, steps=4),
+        lambda fn: snnjax.spiking(fn, steps=4),
+    ],
+)
+def test_what_is_no_function_is_refused(use):
+    with pytest.raises(ValueError, match=r"fn is None; allowed: a function fn\(params"):
+        use(None)
+
+
 def test_an_unbatched_input_is_refused_with_what_fn_was_given():
     with pytest.raises(snnjax.ConversionError, match="first axis must be the batch"):
         snnjax.sites(lambda p, x: relu(x @ p["w1"]), FLAT, VECTORS[0])

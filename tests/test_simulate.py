@@ -227,6 +227,12 @@ def test_latency_grows_with_depth():
     assert [snnjax.latency(found, 8, delay) for delay in (0, 1, 8)] == [8, 11, 32]
 
 
+def test_latency_of_an_snn_is_refused_with_what_is_wanted():
+    net = NETWORKS["projection"]
+    with pytest.raises(ValueError, match="found is SNN; allowed: the Sites that"):
+        snnjax.latency(halves(net), 8)
+
+
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
     net = NETWORKS["projection"]
     snn = halves(net)

@@ -244,12 +244,20 @@ def _by_variable(network: Network, weights: dict[str, jax.Array]):
 
 def ann_outputs(plan: Plan, chunks: list[Chunk]) -> list[list[jax.Array]]:
     """The ANN's outputs for every micro-batch, once all sites are passed."""
-    original = chunks[0].network.arguments(plan.params)
+    network = chunks[0].network
+    original = network.arguments(plan.params)
     outputs = [run_ann(plan, chunk, -1, original)[0] for chunk in chunks]
-    checks.check_finite(
-        "the outputs of the network", [o for made in outputs for o in made]
-    )
+    for name, made in zip(_names(network), zip(*outputs, strict=True), strict=True):
+        checks.check_finite(f"the outputs{name} of the network", made)
     return outputs
+
+
+def _names(network: Network) -> list[str]:
+    """Of the outputs: " 'path'" in the function's result, nothing if there is one."""
+    numbered = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    return [f" {name!r}" if name else "" for name in names]
 
 
 def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):

@@ -84,6 +84,11 @@ def energy(measures: Measures) -> Energy:
     >>> [name for name, e in found._asdict().items() if e.spiking < e.ann]
     ['operations']
     """
+    if not isinstance(measures, Measures):
+        raise ValueError(
+            f"measures is {type(measures).__name__}; allowed: the Measures that "
+            "snnjax.measure(fn, params, snn, x, steps=T) finds"
+        )
     operations = _operations(measures)
     memory = _with_memory(operations, measures)
     return Energy(operations, memory, _quantized(measures))

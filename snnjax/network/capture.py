@@ -142,6 +142,7 @@ def capture(
 
     Raises: as `sites`.
     """
+    check_function(fn)
     _check_input(x)
     closed, result = _trace(fn, params, x)
     outputs = _without_aux(result) if has_aux else result
@@ -174,6 +175,15 @@ def capture(
         feeds=facts.feeds,
         channels=tuple(facts.channels.get(v, -1) for v in outputs),
     )
+
+
+def check_function(fn) -> None:
+    """Raise unless this can be called."""
+    if not callable(fn):
+        raise ValueError(
+            f"fn is {fn!r}; allowed: a function fn(params, x) -> outputs, e.g. "
+            "model.apply"
+        )
 
 
 def _check_input(x) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax.network.capture import capture
+from snnjax.network.capture import capture, check_function
 from snnjax.network.equations import Sites
 from snnjax.neurons import Neuron, check_delay, check_size, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
@@ -130,6 +130,7 @@ def spiking(
     >>> print(outputs[:, 0, 0])
     [0. 1. 0. 1.]
     """
+    check_function(fn)
     check_delay(steps, delay)
     _check_choice("execution", execution, EXECUTIONS)
     _check_choice("inputs", inputs, INPUTS)
@@ -210,6 +211,11 @@ def latency(found: Sites, steps: int, delay: int = 0) -> int:
     5
     """
     check_delay(steps, delay)
+    if not isinstance(found, Sites):
+        raise ValueError(
+            f"found is {type(found).__name__}; allowed: the Sites that "
+            "snnjax.sites(fn, params, x) finds"
+        )
     return steps + delay * max(site.depth for site in found)
 
 
