@@ -29,13 +29,18 @@ CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images
 
 def start(module, options, count=2):
     """``python -m experiments.<module>`` as so many processes that work together."""
+    words = [f"{word}" for name, value in options for word in (f"--{name}", value)]
+    return pythons(["-m", f"experiments.{module}", "--mesh", "0", *words], count)
+
+
+def pythons(words, count):
+    """So many processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = [f"{word}" for name, value in options for word in (f"--{name}", value)]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{module}", "--mesh", "0", *words],
+            [sys.executable, *words],
             env=os.environ
             | {
                 "JAX_COORDINATOR_ADDRESS": address,
@@ -113,6 +118,35 @@ def test_two_processes_convert_as_one_does(alone, tmp_path):
     found, expected = load_snn(together), load_snn(single)
     assert_near(found.snn, expected.snn, atol=1e-3)
     assert found.card["accuracy"] == pytest.approx(expected.card["accuracy"], abs=0.02)
+
+
+WAIT_IN_FILES = """
+import functools, jax, numpy as np, snnjax
+from experiments import processes
+
+def fn(params, x):
+    for w in params[:-1]:
+        x = jax.nn.relu(x @ w)
+    return x @ params[-1]
+
+with processes.together():
+    draw = np.random.default_rng(0).normal
+    params = [draw(size=s).astype("float32") for s in [(5, 8), (8, 8), (8, 3)]]
+    x = draw(size=(16, 5)).astype("float32")
+    mesh = processes.make_mesh(0)
+    for delay in (0, 4):
+        run = functools.partial(
+            snnjax.convert, fn, params, x, steps=4, delay=delay, mesh=mesh
+        )
+        pair = [jax.device_get(run(memory_budget=size)) for size in (0, 2**30)]
+        jax.tree.map(np.testing.assert_array_equal, *pair)
+    print("the same bits")
+"""
+
+
+def test_streams_of_two_processes_wait_in_files():
+    first, _ = finish(pythons(["-c", WAIT_IN_FILES], count=2))
+    assert first == "the same bits\n"
 
 
 def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):

@@ -38,11 +38,13 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
 
     One wait for all of the arrays, so that their work is not held up one by one.
     """
-    if any(isinstance(array, Tracer) for array in arrays):
-        return
-    with jax.ensure_compile_time_eval():
-        counts = [_not_finite(array) for array in arrays]
-        bad = sum(map(int, counts))
+    counts = []
+    for array in arrays:  # once: what waits in files is read anew each time
+        if isinstance(array, Tracer):
+            return
+        with jax.ensure_compile_time_eval():
+            counts.append(_not_finite(array))
+    bad = sum(map(int, counts))
     if bad:
         size = sum(array.size for array in arrays)
         raise ValueError(

@@ -4,6 +4,7 @@ A `Plan` says what stays the same; a `Chunk` holds both streams of its images, t
 and the spikes, of what later stages read, and takes them over one site at a time.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import chex
 import jax
 from jax.sharding import NamedSharding
 
-from snnjax.conversion import streams
+from snnjax.conversion import streams, waiting
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
 from snnjax.simulation import sharding
@@ -36,8 +37,8 @@ class Plan(NamedTuple):
         return self.delay == self.steps
 
     def set_aside(self, value):
-        """A stream until its next stage: in memory, or in a file if not all fit."""
-        return jax.tree.map(streams.in_file, value) if self.offload else value
+        """A stream until its next stage: in memory, or in files if not all fit."""
+        return jax.tree.map(waiting.set_aside, value) if self.offload else value
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Of all micro-batches, one array of all images."""
@@ -88,11 +89,9 @@ def run_snn(plan: Plan, chunk: Chunk, i: int, params):
 
 def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
     """What a stage reads: values on their way, constants, parameters."""
-    constants = chunk.network.constants  # may depend on the size of the chunk
-    return [
-        store[v] if v in store else constants[v] if v in constants else params[v]
-        for v in stage.sources
-    ]
+    # Constants may depend on the size of the chunk.
+    values = collections.ChainMap(store, chunk.network.constants, params)
+    return [waiting.fetched(values[v]) for v in stage.sources]
 
 
 def keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:

@@ -82,10 +82,9 @@ def convert(
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; a recipe that is none; x empty, of
-            the wrong shape, not floating point, not to be shared evenly by the devices,
-            or too large for the memory budget of several processes; a folder of another
-            conversion; activations that are not finite (with the site's name), or
-            outputs.
+            the wrong shape, not floating point, not to be shared evenly by the devices;
+            a folder of another conversion; activations that are not finite (with the
+            site's name), or outputs.
         OSError: the folder cannot be written to, or that for temporary files.
 
     >>> import jax, jax.numpy as jnp
@@ -117,7 +116,6 @@ def convert(
     waiting = share * _bytes_on_their_way(network, steps, delay)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x)))
     offload = waiting > memory_budget and not traced
-    _check_offload(offload, waiting, memory_budget)
     budget = max(0, memory_budget - waiting)
     plan = Plan(x, spread, size, cut, params, steps, delay, budget, offload)
     kept = resume.keep(
@@ -180,15 +178,6 @@ def _check_calibrator(calibrator) -> None:
         ) from None
     except ValueError:  # it has no signature that could be read
         return
-
-
-def _check_offload(offload: bool, waiting: int, memory_budget: int) -> None:
-    if offload and jax.process_count() > 1:
-        raise ValueError(
-            f"the streams on each device take {waiting / 1e6:.3g} MB and memory_budget "
-            f"is {memory_budget / 1e6:.3g} MB; with several processes they stay in "
-            "memory: allow more, or give fewer images or more devices"
-        )
 
 
 def _cutter(fn, params, x):

@@ -1,17 +1,15 @@
 """Streams: what travels between sites while a network is converted.
 
-Micro-batches of activations and of spikes, one bit each, in memory or in files; and the
-compiled pieces that carry them from one site to the next, each device its own images.
+Micro-batches of activations and of spikes, one bit each, and the compiled pieces that
+carry them from one site to the next, each device its own images.
 """
 
 import functools
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax.network.equations import evaluate, identity, read
@@ -39,20 +37,6 @@ class SpikeTrain(NamedTuple):
 
     bits: jax.Array
     threshold: jax.Array
-
-
-class Waiting(Sequence):
-    """Micro-batches that may lie in files, as arrays."""
-
-    def __init__(self, values: Sequence[Any]):
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, i):
-        found = self.values[i]
-        return found if isinstance(found, jax.Array) else jnp.asarray(found)
 
 
 class Current(NamedTuple):
@@ -173,27 +157,6 @@ def mean(value, steps: int) -> jax.Array:
 def _decode(train: SpikeTrain, steps: int) -> jax.Array:
     bits = jnp.unpackbits(train.bits, axis=0, count=steps)
     return bits.astype(train.threshold.dtype) * train.threshold
-
-
-# -------------------------------------------------------------------- waiting
-
-
-def in_file(array: jax.Array) -> np.ndarray:
-    """The same in a file without a name, which goes when the array does."""
-    host = np.ascontiguousarray(array).reshape(array.shape)
-    if not host.size:
-        return host
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(host.view(np.uint8).data)
-            file.flush()  # a full disk is told here; through a map it would be fatal
-            return np.memmap(file, host.dtype, "r", shape=host.shape)
-    except OSError as error:
-        raise OSError(
-            f"streams that exceed memory_budget wait in {tempfile.gettempdir()}: "
-            f"{error.strerror}. Set TMPDIR to a disk with more room, or allow more "
-            "memory"
-        ) from error
 
 
 def concatenate(spread: NamedSharding | None, values, axis: int):

@@ -24,8 +24,9 @@ from snnjax.conversion.chunks import (
     run_ann,
     run_snn,
 )
-from snnjax.conversion.streams import Current, Waiting
+from snnjax.conversion.streams import Current
 from snnjax.conversion.view import Calibrator, Fit, View
+from snnjax.conversion.waiting import Waiting, fetched
 from snnjax.network.equations import Network, Site, identity
 from snnjax.neurons import NeuronParams
 from snnjax.simulation import sharding
@@ -75,15 +76,17 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].equation.place
-    activations = [_activation(plan, chunk, i, original) for chunk in chunks]
+    activations = Waiting([_activation(plan, chunk, i, original) for chunk in chunks])
     checks.check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
     feed = functools.partial(_feed, plan, chunks, i, params, kernels)
     thinned = _thinned(plan, currents, site)
     outputs = functools.partial(_outputs, plan, thinned, site)
-    waiting, images = Waiting(activations), plan.x.shape[0]
-    view = View(site, plan.steps, plan.delay, images, waiting, outputs, feed, plan.join)
+    images = plan.x.shape[0]
+    view = View(
+        site, plan.steps, plan.delay, images, activations, outputs, feed, plan.join
+    )
     start = Fit(neurons[site.name], kernels)
     fit = calibrate(view, start)
     checks.check_shared(network, site, kernels, fit.weights)
@@ -191,7 +194,7 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
                 network.constants[v] if v in network.constants else params[v]
             )
             continue
-        values = [chunk.snn[v] for chunk in chunks]
+        values = [fetched(chunk.snn[v]) for chunk in chunks]
         if stream and not time:
             values = [streams.mean(value, plan.steps) for value in values]
         sources.append(streams.concatenate(plan.spread, values, axes[-1]))
