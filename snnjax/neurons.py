@@ -10,6 +10,7 @@ with ANN activations without rescaling.
 Source: Li, Deng, Dong, Gong and Gu, ICML 2021, section 3.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -221,7 +222,8 @@ def mean_output(
     carry = (state, jnp.zeros_like(state.potential))
     rate = min(steps, _UNROLL)
     carry, _ = jax.lax.scan(hear, carry, currents[delay:], unroll=rate)
-    carry, _ = jax.lax.scan(rest, carry, length=delay, unroll=rate)
+    if delay:
+        carry, _ = jax.lax.scan(rest, carry, length=delay, unroll=rate)
     return (carry[1] / steps).astype(currents.dtype)
 
 
@@ -328,6 +330,30 @@ def check_delay(steps: int, delay: int) -> None:
         )
 
 
+def check_own(neuron: Neuron) -> None:
+    """Raise if a neuron is more than its parameters and its reset.
+
+    That is all of it that an SNN keeps.
+    """
+    if not isinstance(neuron, Neuron):
+        raise ValueError(
+            f"neuron is {neuron!r}; allowed: a Neuron, e.g. snnjax.lif() (called)"
+        )
+    fires = getattr(neuron.fire, "func", None)
+    if neuron.integrate is not _integrate or fires is not _fire:
+        raise ValueError(
+            "neuron integrates or fires in a way of its own; allowed: snnjax.lif() or "
+            "snnjax.integrate_and_fire(). Others run by themselves, by "
+            "snnjax.neurons.unroll"
+        )
+    if neuron.fire.args != (surrogates.dspike, neuron.reset, False):
+        raise ValueError(
+            "neuron has a surrogate or detach_reset; allowed: give them to "
+            "snnjax.spiking(..., surrogate=..., detach_reset=...), since an SNN keeps "
+            "parameters and reset only"
+        )
+
+
 def check_size(name: str, size: int | None) -> None:
     """Raise unless ``size`` is a whole number >= 1, or None."""
     if size is not None and (not _whole(size) or size < 1):
@@ -369,18 +395,21 @@ def _neuron(threshold, leak, reset, temperature, surrogate, detach_reset) -> Neu
             else jnp.asarray(temperature, jnp.float32),
         )
 
-    def integrate(params, state, current):
-        v = state.potential if params.leak is None else params.leak * state.potential
-        return NeuronState(v + current.astype(v.dtype))
+    fire = functools.partial(_fire, surrogate, reset, detach_reset)
+    return Neuron(fresh, _integrate, fire, reset)
 
-    def fire(params, state):
-        v, v_th = state.potential, params.threshold
-        # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number
-        # keeps the sign of the difference.
-        shape = () if params.temperature is None else (params.temperature,)
-        spiked = surrogate((v - v_th) / (2 * v_th), *shape)
-        gone = jax.lax.stop_gradient(spiked) if detach_reset else spiked
-        v = v - v_th * gone if reset == "subtract" else v * (1 - gone)
-        return NeuronState(v), v_th * spiked
 
-    return Neuron(fresh, integrate, fire, reset)
+def _integrate(params: NeuronParams, state: NeuronState, current) -> NeuronState:
+    v = state.potential if params.leak is None else params.leak * state.potential
+    return NeuronState(v + current.astype(v.dtype))
+
+
+def _fire(surrogate, reset, detach_reset, params: NeuronParams, state: NeuronState):
+    v, v_th = state.potential, params.threshold
+    # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number keeps
+    # the sign of the difference.
+    shape = () if params.temperature is None else (params.temperature,)
+    spiked = surrogate((v - v_th) / (2 * v_th), *shape)
+    gone = jax.lax.stop_gradient(spiked) if detach_reset else spiked
+    v = v - v_th * gone if reset == "subtract" else v * (1 - gone)
+    return NeuronState(v), v_th * spiked

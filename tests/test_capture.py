@@ -240,3 +240,69 @@ def test_kernels_of_every_form_of_convolution_are_affine():
         )
 
     assert len(snnjax.sites(fn, kernel, PIXELS)) == 2
+
+
+@pytest.mark.parametrize("call", [lambda f: f, jax.jit, jax.checkpoint])
+def test_a_call_hides_neither_products_nor_channels(call):
+    kernel, identity_matrix = eighths(1, (5, 3, 3, 3)), jnp.eye(5)
+
+    @call
+    def first(x, kernel):  # channels first
+        numbers = ("NCHW", "OIHW", "NCHW")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    mix = call(lambda h: h @ identity_matrix)  # a constant of the call's own
+
+    def fn(kernel, x):
+        return mix(relu(first(x, kernel)).sum((2, 3)))
+
+    x = eighths(2, (4, 3, 6, 6))
+    (site,) = snnjax.sites(fn, kernel, x)
+    assert (site.shape, site.channel) == ((5, 6, 6), -3)
+    snn = snnjax.convert(fn, kernel, x, steps=4)
+    assert snn.neurons["relu"].threshold.shape == (5, 1, 1)
+    seen = snnjax.measure(fn, kernel, snn, x, steps=4)
+    assert seen.macs == 5 * 3 * 16**2 + 25  # a 3x3 kernel on 6x6, borders apart
+    assert seen.weights == 5 * 3 * 9 + 25
+
+
+def test_a_custom_derivative_between_sites_is_kept():
+    @jax.custom_vjp
+    def rounded(w):
+        return jnp.round(w)
+
+    rounded.defvjp(lambda w: (jnp.round(w), None), lambda _, g: (g,))
+    w, x = jnp.full((4, 3), 0.6), jnp.full((2, 4), 0.3)
+    snn = snnjax.init(lambda w, x: relu(x @ rounded(w)), w, x)
+    simulate = snnjax.spiking(lambda w, x: relu(x @ rounded(w)), steps=4)
+    assert jnp.any(jax.grad(lambda snn: simulate(snn, x).sum())(snn).params != 0)
+
+
+@pytest.mark.parametrize("activation", [relu, jax.nn.relu6])
+def test_vmap_may_leave_the_batch_behind(activation):
+    """Weights from the left put it last; neurons see it first all the same."""
+    kernels = [eighths(1, (6, 5)), eighths(2, (3, 6))]
+    x = eighths(3, (8, 5))
+
+    def one(kernels, x):
+        return kernels[1] @ activation(kernels[0] @ x)
+
+    def fn(kernels, x):
+        return jax.vmap(lambda x: one(kernels, x))(x)
+
+    def usual(kernels, x):
+        return activation(x @ kernels[0].T) @ kernels[1].T
+
+    (site,) = snnjax.sites(fn, kernels, x)
+    assert (site.shape, site.channel) == ((6,), -1)
+    found = [snnjax.convert(f, kernels, x, steps=8) for f in (fn, usual)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *found)
+    for delay in (0, 1, 8):
+        snn = snnjax.convert(fn, kernels, x, steps=8, delay=delay)
+        pair = [snnjax.spiking(f, steps=8, delay=delay)(snn, x) for f in (fn, usual)]
+        np.testing.assert_allclose(*pair, atol=1e-6)
+    counts = [snnjax.measure(f, kernels, found[0], x, steps=8) for f in (fn, usual)]
+    assert counts[0].macs == counts[1].macs
+    np.testing.assert_allclose(*[c.synaptic_operations for c in counts])

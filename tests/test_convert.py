@@ -590,3 +590,10 @@ def test_a_network_is_a_plain_pytree():
     assert (again.steps, again.delay) == (STEPS, 0)
     assert_equal(snn, again)
     assert dataclasses.replace(snn, steps=None).steps is None
+
+
+def test_a_conversion_may_run_without_jit():
+    net = NETWORKS["dense"]
+    with jax.disable_jit():
+        found = snnjax.convert(net.fn, net.params, net.x, steps=2)
+    assert_close(found, snnjax.convert(net.fn, net.params, net.x, steps=2))

@@ -150,3 +150,52 @@ def test_an_snn_of_other_steps_is_not_measured():
     net, snn, _ = measured("dense")
     with pytest.raises(ValueError, match="fitted to steps=8"):
         snnjax.measure(net.fn, net.params, snn, net.x, steps=4)
+
+
+def test_accuracy_adds_up_in_more_than_the_outputs_type():
+    noise = jax.random.normal(jax.random.key(1), (256, 200, 10))
+    outputs = noise.astype(jnp.bfloat16) + jnp.bfloat16(5)
+    answers = outputs.astype(jnp.float32).mean(0).argmax(-1)
+    assert snnjax.accuracy(outputs, answers)[-1] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_operations_are_those_of_an_image_whatever_the_batch(batch):
+    """The program differs: a batch of one needs no broadcast of the token."""
+
+    def fn(p, x):
+        token = jnp.broadcast_to(p["token"], (x.shape[0], 2))
+        return jax.nn.relu(jnp.concatenate([x, token], 1) @ p["w"]) @ p["v"]
+
+    p = {"token": jnp.ones((1, 2)), "w": jnp.ones((6, 6)), "v": jnp.ones((6, 3))}
+    x = jnp.ones((batch, 4))
+    snn = snnjax.convert(fn, p, x, steps=4, recipe=snnjax.max_activation())
+    found = snnjax.measure(fn, p, snn, x, steps=4)
+    assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
+    bench = snnjax.neurobench(fn, snn, x, steps=4)
+    assert bench["SynapticOperations"]["Dense"] == 4 * (36 + 18)
+
+
+def test_operations_do_not_depend_on_the_order_of_axes():
+    kernels = jax.random.normal(jax.random.key(0), (4, 6)), jnp.ones((6, 3))
+    x = jax.random.normal(jax.random.key(1), (5, 4))
+
+    def usual(p, x):
+        return jax.nn.relu(x @ p[0]) @ p[1]
+
+    def turned(p, x):
+        return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
+
+    snn = snnjax.convert(usual, kernels, x, steps=4)
+    a, b = (snnjax.measure(f, kernels, snn, x, steps=4) for f in (usual, turned))
+    assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
+    np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
+
+
+def test_convolutions_are_counted_under_x64():
+    net = NETWORKS["projection"]
+    snn = snnjax.convert(net.fn, net.params, net.x, steps=2, recipe=snnjax.light())
+    expected = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    with jax.enable_x64(True):
+        found = float(snnjax.measure(net.fn, net.params, snn, net.x, steps=2).macs)
+    assert found == expected.macs

@@ -233,10 +233,16 @@ def test_a_batch_folded_into_another_axis_is_refused():
         snnjax.sites(fn, FLAT, VECTORS)
 
 
-def test_a_transposed_batch_is_refused_even_if_the_sizes_agree():
-    x = jnp.ones((6, 4))
-    with pytest.raises(snnjax.ConversionError, match="one example would reach another"):
-        snnjax.sites(lambda p, x: relu((x @ p["w1"]).T).T @ p["w3"], FLAT, x)
+def test_a_pool_over_a_batch_that_is_not_first_is_refused():
+    def fn(p, x):
+        behind = relu(x * p).transpose(1, 2, 3, 0)
+        pooled = jax.lax.reduce_window(
+            behind, -jnp.inf, jax.lax.max, (2, 2, 1, 1), (2, 2, 1, 1), "VALID"
+        )
+        return pooled.transpose(3, 0, 1, 2)
+
+    with pytest.raises(snnjax.ConversionError, match="the batch is not the first axis"):
+        snnjax.sites(fn, jnp.ones(()), PIXELS)
 
 
 def test_a_batch_of_single_numbers_is_refused():

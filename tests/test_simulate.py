@@ -441,3 +441,32 @@ def test_a_wrong_call_is_refused(options, snn, x, key, message):
     simulate = snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
     with pytest.raises(ValueError, match=message):
         simulate(snn, x, key)
+
+
+def test_poisson_rates_do_not_depend_on_the_type_of_the_images():
+    def fn(p, x):
+        return relu(x * p)
+
+    rates = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.full((200, 200), 0.003, dtype)
+        snn = snnjax.init(fn, jnp.ones((), dtype), x, neuron=integrate_and_fire())
+        simulate = snnjax.spiking(fn, steps=4, inputs="poisson")
+        rates.append(simulate(snn, x, jax.random.key(0)).astype(jnp.float32).mean())
+    np.testing.assert_allclose(rates, 0.003, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "neuron, message",
+    [
+        (
+            snnjax.lif(surrogate=snnjax.surrogate.triangle),
+            "give them to snnjax.spiking",
+        ),
+        (snnjax.lif(detach_reset=True), "give them to snnjax.spiking"),
+        (snnjax.lif()._replace(fire=lambda p, s: (s, s.potential)), "a way of its own"),
+    ],
+)
+def test_init_refuses_what_an_snn_would_forget(neuron, message):
+    with pytest.raises(ValueError, match=message):
+        snnjax.init(*NETWORKS["dense"][:3], neuron=neuron)

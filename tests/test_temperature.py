@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from networks import NETWORKS, relu
 
 import snnjax
@@ -256,3 +257,33 @@ DEEP, LOSS = deep()
 def test_a_wrong_argument_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def test_a_relaxed_gradient_of_hard_spikes_is_refused():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=3.0))
+    simulate = snnjax.spiking(net.fn, steps=4)
+    with pytest.raises(ValueError, match="depends on no temperature"):
+        snnjax.relaxed_gradient(lambda snn: (simulate(snn, net.x) ** 2).sum(), snn)
+
+
+def test_differences_take_the_paths_and_types_of_any_library():
+    layer = nnx.Linear(
+        4, 3, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    graph, state = nnx.split(layer)
+    x = jnp.ones((2, 4), jnp.bfloat16)
+
+    def fn(state, x):
+        return jax.nn.relu(nnx.merge(graph, state)(x))
+
+    snn = snnjax.init(fn, state, x)
+    paths = snnjax.sites(fn, state, x)[0].parameters
+
+    def loss(snn):
+        assert {leaf.dtype for leaf in jax.tree.leaves(snn.params)} == {x.dtype}
+        return snnjax.spiking(fn, steps=2)(snn, x).sum()
+
+    assert set(snnjax.finite_differences(loss, snn, paths, step=0.1)) == set(paths)
+    found = snnjax.random_differences(loss, snn, jax.random.key(0), step=0.1)
+    assert found.paths == ("kernel",)

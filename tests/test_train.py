@@ -413,6 +413,19 @@ def test_running_averages_are_never_trained():
     }
 
 
+def test_numbers_that_count_and_random_keys_are_never_trained():
+    params = {"w": jnp.ones((3, 2)), "seen": jnp.array(3), "key": jax.random.key(0)}
+    snn = snnjax.init(lambda p, x: jax.nn.relu(x @ p["w"]), params, jnp.ones((1, 3)))
+    kinds = snnjax.param_labels(snn, ["weights"])
+    assert kinds.params == {"w": "weights", "seen": "frozen", "key": "frozen"}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_output_potentials_are_float32(dtype):
+    found = snnjax.membrane_readout(jnp.ones((3, 1), dtype), leak=jnp.float32(0.5))
+    np.testing.assert_array_equal(found, jnp.array([[1], [1.5], [1.75]], jnp.float32))
+
+
 SHARP = with_temperature()[1]
 
 

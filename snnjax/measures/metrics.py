@@ -21,7 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax.measures.operations import driven_input, fan_out_of, shape_of, weights_of
+from snnjax.measures.operations import products, shape_of, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, evaluate, identity
 from snnjax.neurons import (
@@ -103,7 +103,8 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     check_labels(outputs, labels)
-    decided = jnp.cumsum(outputs, axis=0).argmax(-1)
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)  # bfloat16 would not add up
+    decided = jnp.cumsum(outputs, axis=0, dtype=dtype).argmax(-1)
     return (decided == labels).mean(-1)
 
 
@@ -135,7 +136,7 @@ def measure(
     check_delay(steps, delay)
     check_fit(snn, steps, delay)
     seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
-    network = capture(fn, params, x)
+    network = capture(fn, params, x, inline_all=True)
     compared = {
         site.name: _compare(
             seen[site.name], snn.neurons[site.name], steps, site.channel
@@ -172,7 +173,7 @@ class _Seen(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
 def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
     """Site name -> `_Seen`; synaptic operations, MACs of the input, of the ANN."""
-    network = capture(fn, params, x)
+    network = capture(fn, params, x, inline_all=True)
     check_neurons(snn.neurons, network.sites)
     activations = _activations(network, params, x)
     seen = {}
@@ -185,18 +186,13 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
 
     values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
     operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
-    single = capture(fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    for equation, alone in zip(network.equations, single.equations, strict=True):
-        v = driven_input(equation, network)
-        if v is None:
-            continue
-        fan_out = fan_out_of(alone, single, v)
-        macs += float(fan_out.sum())
+    for v, product in products(fn, params, x, network):
+        macs += product.macs
         if v in streams:
-            active = (values[v] != 0).astype(jnp.float32).sum(0).mean(0)
-            operations += (active * fan_out).sum()
+            active = (values[v] != 0).astype(jnp.float32).sum(0)
+            operations += (active * product.fan_out).sum() / len(x)
         else:
-            input_macs += float(fan_out.sum())
+            input_macs += product.macs
     return seen, operations, jnp.asarray(input_macs), jnp.asarray(macs)
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     driven_input,
-    fan_out_of,
     product,
+    products,
     shape_of,
     weights_of,
 )
@@ -81,18 +81,13 @@ def neurobench(
     """
     check_delay(steps, delay)
     check_fit(snn, steps, delay)
-    network = capture(fn, snn.params, x)
+    network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn.neurons, network.sites)
     if labels is not None:
         _check_labels(labels, network, len(x))
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
     weights = [math.prod(shape_of(network, v)) for v in weights_of(network)]
-    single = capture(fn, snn.params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    fan_outs = [
-        fan_out_of(equation, single, v).astype(np.int64)
-        for equation in single.equations
-        if (v := driven_input(equation, single)) is not None
-    ]
+    macs = sum(found.macs for _, found in products(fn, snn.params, x, network))
     seen = jax.device_get(_count(fn, snn, x, steps, delay))
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(snn)]
     batch = len(x)
@@ -105,7 +100,7 @@ def neurobench(
         "SynapticOperations": {
             "Effective_MACs": _total(seen["macs"]) / batch,
             "Effective_ACs": _total(seen["acs"]) / batch,
-            "Dense": float(steps * _total(fan_outs)),
+            "Dense": steps * macs,
         },
         "MembraneUpdates": _total(seen["updates"]) / batch,
     }
@@ -132,7 +127,7 @@ def _check_labels(labels, network: Network, batch: int) -> None:
 @functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
 def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
     """Counts of parts, to be added where whole numbers are as long as need be."""
-    network = capture(fn, snn.params, x)
+    network = capture(fn, snn.params, x, inline_all=True)
     neuron = integrate_and_fire(reset=snn.reset)
     spikes, updates = [], []
 
@@ -142,7 +137,7 @@ def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
         updates.append(_membrane_updates(neuron, params, currents, delay))
 
     values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
-    full = _all_fire(fn, snn, x)
+    full = _all_fire(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)
@@ -188,10 +183,9 @@ def _membrane_updates(neuron, params: NeuronParams, currents, delay: int) -> jax
     return changed.sum(tuple(range(2, changed.ndim)))
 
 
-def _all_fire(fn, snn: SNN, x) -> dict[int, Any]:
-    """Every variable's value at a step in which all neurons fire, for one image."""
-    network = capture(fn, snn.params, x[:1])
-    values = network.arguments(snn.params, x[:1])
+def _all_fire(network: Network, snn: SNN, x) -> dict[int, Any]:
+    """Every variable's value at a step in which all neurons fire."""
+    values = network.arguments(snn.params, x)
 
     def rule(site, current, *operands):
         if site.kind == "max-pool":

@@ -4,12 +4,15 @@ Synaptic operations are spikes times fan-out; a fan-out is counted by the produc
 itself, so that strides, groups and borders need no formula.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax.network.capture import capture
 from snnjax.network.equations import (
     Equation,
     Network,
@@ -37,23 +40,62 @@ def weights_of(network: Network) -> list[int | Static]:
     return list(dict.fromkeys(v for v in found if v not in network.dependent))
 
 
-def fan_out_of(equation: Equation, network: Network, v: int) -> np.ndarray:
-    """Outputs that each entry of a product's input reaches, for one example.
+class Product(NamedTuple):
+    """A product of weights and something that depends on the input.
+
+    Attributes:
+        fan_out: outputs that each entry of that operand reaches; broadcasts to it.
+        macs: multiply-adds per image.
+    """
+
+    fan_out: np.ndarray
+    macs: float
+
+
+def products(
+    fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
+) -> Iterator[tuple[int, Product]]:
+    """The operand that depends on the input, and what its product does, for each.
+
+    All images are alike, so two of them are counted.
+
+    Args:
+        network: captured from fn, params and x, with all calls inlined.
+    """
+    shape = (min(2, len(x)), *x.shape[1:])
+    few = capture(fn, params, jax.ShapeDtypeStruct(shape, x.dtype), inline_all=True)
+    if [eq.primitive for eq in few.equations] != [
+        eq.primitive for eq in network.equations
+    ]:  # the function depends on the number of images
+        few = network
+    for equation, alike in zip(network.equations, few.equations, strict=True):
+        v = driven_input(equation, network)
+        if v is None:
+            continue
+        place = equation.inputs.index(v)
+        fan_out = _fan_out(alike, few, place)
+        macs = fan_out.sum(dtype=np.float64) / few.avals[few.x].shape[0]
+        for axis, size in enumerate(shape_of(network, v)):
+            if fan_out.shape[axis] != size:  # of the images
+                fan_out = fan_out.take([0], axis)
+        yield v, Product(fan_out, float(macs))
+
+
+def _fan_out(equation: Equation, network: Network, place: int) -> np.ndarray:
+    """Outputs that each entry of a product's operand reaches.
 
     With all weights 1 the sum of the outputs grows by this number for each unit of
     the entry: it is the gradient, paddings and strides included. Known when tracing,
     so computed then.
     """
-    shapes = [shape_of(network, u) for u in equation.inputs]
-    place = equation.inputs.index(v)
+    shapes = [shape_of(network, v) for v in equation.inputs]
 
     def reached(x):
-        operands = [x if i == place else jnp.ones(n) for i, n in enumerate(shapes)]
-        return product(equation, operands).sum()
+        ones = [jnp.ones(n, jnp.float32) for n in shapes]
+        return product(equation, [*ones[:place], x, *ones[place + 1 :]]).sum()
 
     with jax.ensure_compile_time_eval():
-        gradient = jax.grad(reached)(jnp.zeros(shapes[place]))
-        return np.asarray(gradient[0], np.float32)
+        return np.asarray(jax.grad(reached)(jnp.zeros(shapes[place], jnp.float32)))
 
 
 def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Problem(NamedTuple):
     """Something that stands in the way of a conversion.
@@ -116,6 +118,11 @@ _EXPLANATIONS = {
     "batch": (
         "one example would reach another: this works along the batch axis",
         "keep the examples of a batch apart in fn (statistics belong into params)",
+    ),
+    "behind": (
+        "the batch is not the first axis here; vmap puts it last if weights are "
+        "multiplied from the left, W @ x",
+        "write x @ W.T in fn, or move the batch to the front before the activation",
     ),
     "statistics": (
         "a norm whose statistics depend on the activations is not affine",
@@ -247,11 +254,16 @@ def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
     free = []
     for side, v in enumerate(equation.inputs[:2]):
         taken = {*contract[side], *batch[side]}
-        axes = [a for a in range(len(avals[v].shape)) if a not in taken]
+        axes = [a for a in range(_ndim(v, avals)) if a not in taken]
         free += [v not in dependent] * len(axes)
     if True not in free:
         return None
     return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
+
+
+def _ndim(v, avals) -> int:
+    """Axes of a variable, or of a constant."""
+    return len(avals[v].shape) if isinstance(v, int) else np.ndim(v.value)
 
 
 class _Affine:
@@ -263,20 +275,35 @@ class _Affine:
 
     def __call__(self, equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
-        axes = {}
-        for i, v in enumerate(equation.inputs):
-            if isinstance(v, int) and v in self.batch:
-                axes[i] = self.batch[v]
-        found = {_batch_axis(equation, i, a, self.avals) for i, a in axes.items()}
-        if found and not found & {None, _MIXED} and len(found) == 1:
-            self.batch.update(dict.fromkeys(equation.outputs, *found))
-        known = found - {None}
-        mixed = _MIXED in known or len(known) > 1
-        off = equation.site is not None and known - {0}
-        return kind or ("batch" if mixed or off else None)
+        mixed, axis = follow(equation, self.batch, self.avals)
+        off = equation.site is not None and axis
+        return kind or ("batch" if mixed else "behind" if off else None)
 
 
 _MIXED = -1
+
+
+def follow(equation, batch: dict[int, int], avals) -> tuple[bool, int | None]:
+    """Whether examples meet, and the batch axis of the outputs if it is known.
+
+    Args:
+        batch: variable -> axis, as far as it is known; the outputs are added.
+        avals: variable -> shape and dtype.
+    """
+    found = {
+        _batch_axis(equation, i, batch[v], avals)
+        for i, v in enumerate(equation.inputs)
+        if isinstance(v, int) and v in batch
+    }
+    known = found - {None}
+    if _MIXED in known or len(known) > 1:
+        return True, None
+    if not known:
+        return False, None
+    (axis,) = known
+    if None not in found:
+        batch.update(dict.fromkeys(equation.outputs, axis))
+    return False, axis
 
 
 def _batch_axis(equation, i: int, axis: int, avals) -> int | None:
@@ -323,7 +350,7 @@ def _dot_batch(i, axis, before, dimension_numbers, equation, avals) -> int:
     taken = {*contract[i], *batch[i]}
     place = sum(a not in taken for a in range(axis)) + len(batch[0])
     if i == 1:
-        other = len(avals[equation.inputs[0]].shape)
+        other = _ndim(equation.inputs[0], avals)
         place += other - len(contract[0]) - len(batch[0])
     return place
 

@@ -7,7 +7,7 @@ the only file that reads jaxprs.
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -29,7 +29,8 @@ from snnjax.network.equations import (
 )
 from snnjax.network.stages import needed
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+_REMAT = ("remat", "remat2", "checkpoint")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _MAX_POOLS = ("reduce_window_max", "reduce_max")
 
@@ -147,18 +148,17 @@ def capture(
     closed, result = _trace(fn, params, x)
     outputs = _without_aux(result) if has_aux else result
     _check(closed, len(jax.tree_util.tree_leaves(outputs)), affine)
-    flat = _Flattener(inline_all)
+    # A custom derivative must stay, a remat only where it saves memory.
+    kept = () if inline_all else _CUSTOM if affine else (*_CUSTOM, *_REMAT)
+    flat = _Flattener(kept)
     *leaves, x_var = [flat.variable(v) for v in closed.jaxpr.invars]
     constants = {
         flat.variable(v): c
         for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)
     }
     equations, outputs = flat.program(closed.jaxpr)
-    names = [
-        _clean(jax.tree_util.keystr(path, simple=True, separator="/"))
-        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-    ]
-    parameters = dict(zip(leaves, names, strict=True))
+    equations = _batch_first(equations, flat.avals, x_var)
+    parameters = dict(zip(leaves, paths_of(params), strict=True))
     equations, facts = _analyse(equations, flat.avals, parameters, x_var)
     found = Sites(eq.site for eq in equations if eq.site is not None)
     return Network(
@@ -175,6 +175,14 @@ def capture(
         feeds=facts.feeds,
         channels=tuple(facts.channels.get(v, -1) for v in outputs),
     )
+
+
+def paths_of(params: chex.ArrayTree) -> list[str]:
+    """Of all leaves in their order, as `Site.parameters` has them."""
+    return [
+        _clean(jax.tree_util.keystr(path, simple=True, separator="/"))
+        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
 
 
 def check_function(fn) -> None:
@@ -224,9 +232,10 @@ def _without_aux(result):
 
 def _check(closed, count: int, affine: bool) -> None:
     """Refuse what stands in the way; the first ``count`` results are outputs."""
-    flat = _Flattener(inline_all=True)
+    flat = _Flattener()
     *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
     equations, outputs = flat.program(closed.jaxpr)
+    equations = _batch_first(equations, flat.avals, x)
     names = dict.fromkeys(parameters, "")
     equations, facts = _analyse(equations, flat.avals, names, x)
     trouble = None if affine else _hidden_site
@@ -234,10 +243,14 @@ def _check(closed, count: int, affine: bool) -> None:
 
 
 class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls: all, or those with a site."""
+    """Numbers a jaxpr's variables and inlines its calls, all that hold a site.
 
-    def __init__(self, inline_all: bool = False):
-        self.inline_all = inline_all
+    Args:
+        kept: primitives of the calls that stay as they are if they hold none.
+    """
+
+    def __init__(self, kept: Sequence[str] = ()):
+        self.kept = kept
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
         self.forwarded: dict[Any, int | Static] = {}
@@ -269,7 +282,7 @@ class _Flattener:
                 kind = None
             inputs = tuple(self.read(v) for v in eqn.invars)
             if kind is None and body is not None:
-                if self.inline_all or _holds_site(body.jaxpr):
+                if eqn.primitive.name not in self.kept or _holds_site(body.jaxpr):
                     equations += self.inline(eqn, body, inputs, here, calls)
                     continue
             outputs = tuple(self.variable(v) for v in eqn.outvars)
@@ -285,7 +298,7 @@ class _Flattener:
 
     def inline(self, eqn, body, inputs, path, calls):
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
-        inner = _Flattener(self.inline_all)
+        inner = _Flattener(self.kept)
         inner.avals = self.avals
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
@@ -298,7 +311,7 @@ class _Flattener:
 
 def _body(eqn) -> Any:
     """The ClosedJaxpr that an equation calls once; None if it is no call."""
-    if eqn.primitive.name not in (*_CALLS, *_CUSTOM):
+    if eqn.primitive.name not in (*_CALLS, *_REMAT, *_CUSTOM):
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         body = eqn.params.get(name)
@@ -341,6 +354,39 @@ def _limits(jaxpr) -> list[tuple[str, float | None]]:
         numbers = [v.val for v in eqn.invars if isinstance(v, jex.Literal)]
         found.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
     return found
+
+
+def _batch_first(equations, avals, x) -> list[Equation]:
+    """The same; neurons see the batch on their first axis.
+
+    vmap puts it last where weights are multiplied from the left, W @ x.
+    """
+    batch, moved = {x: 0}, []
+    for eq in equations:
+        _, axis = affinity.follow(eq, batch, avals)
+        pools = eq.site is None or eq.site.kind == "max-pool"
+        alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
+        moved += [eq] if pools or not axis or not alone else _around(eq, axis, avals)
+    return moved
+
+
+def _around(eq: Equation, axis: int, avals) -> list[Equation]:
+    """A site between two transpositions."""
+    (v, *operands), (output,) = eq.inputs, eq.outputs
+    to = (axis, *(a for a in range(len(avals[v].shape)) if a != axis))
+    back = tuple(to.index(a) for a in range(len(to)))
+    shape = tuple(avals[v].shape[a] for a in to)
+    before, after = len(avals), len(avals) + 1
+    for fresh in (before, after):
+        avals[fresh] = avals[v].update(shape=shape)
+
+    def transposed(source, order, target):
+        params = (("permutation", Static(order)),)
+        return Equation(jax.lax.transpose_p, params, (source,), (target,), path=eq.path)
+
+    site = eq.place._replace(shape=shape[1:])
+    inside = eq._replace(inputs=(before, *operands), outputs=(after,), site=site)
+    return [transposed(v, to, before), inside, transposed(after, back, output)]
 
 
 def _stabilises(eqn, eqns) -> bool:

@@ -17,7 +17,14 @@ from jax.sharding import Mesh
 
 from snnjax.network.capture import capture, check_function
 from snnjax.network.equations import Sites
-from snnjax.neurons import Neuron, check_delay, check_size, integrate_and_fire, lif
+from snnjax.neurons import (
+    Neuron,
+    check_delay,
+    check_own,
+    check_size,
+    integrate_and_fire,
+    lif,
+)
 from snnjax.simulation import executions, sharding
 from snnjax.simulation.snn import SNN, check_fit, check_neurons, check_readout
 from snnjax.surrogate import Surrogate, dspike
@@ -40,10 +47,14 @@ def init(
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
-        neuron: model of all sites; LIF with leak 1/2 by default.
+        neuron: model of all sites, from `lif` (by default, with leak 1/2) or
+            `integrate_and_fire`; the SNN keeps its parameters and its reset.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
-    Raises: as `snnjax.sites`.
+    Raises:
+        snnjax.ConversionError: as `snnjax.sites`.
+        ValueError: a neuron with a surrogate, a detached reset or functions of its
+            own; the first two are arguments of `spiking`.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -51,10 +62,7 @@ def init(
     Array(1., dtype=float32)
     """
     neuron = lif() if neuron is None else neuron
-    if not isinstance(neuron, Neuron):
-        raise ValueError(
-            f"neuron is {neuron!r}; allowed: a Neuron, e.g. snnjax.lif() (called)"
-        )
+    check_own(neuron)
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     neurons = {s.name: neuron.params() for s in network.sites if s.fires}
     return SNN(params, neurons, reset=neuron.reset)
@@ -240,7 +248,9 @@ def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
             f"inputs='poisson' takes x as a probability; found values from "
             f"{x.min()} to {x.max()}, allowed: 0 to 1"
         )
-    return jax.random.bernoulli(key, x, (steps, *x.shape)).astype(x.dtype)
+    # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
+    rate = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.random.bernoulli(key, rate, (steps, *x.shape)).astype(x.dtype)
 
 
 def _in_groups(simulate: Callable, size: int | None, axis: int, snn: SNN, x):

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax.network.capture import paths_of
 from snnjax.neurons import check_positive
 from snnjax.simulation.snn import SNN
 
@@ -124,7 +125,10 @@ def random_differences(
         way = direction(key, weights)
 
         def at(sign):
-            moved = {p: w + sign * step * way[p] for p, w in weights.items()}
+            moved = {
+                p: (w + sign * step * way[p]).astype(w.dtype)
+                for p, w in weights.items()
+            }
             return loss(with_weights(snn, moved))
 
         return (at(1) - at(-1)) / (2 * step)
@@ -134,18 +138,16 @@ def random_differences(
 
 
 def direction(key: jax.Array, weights: Weights) -> Weights:
-    """A random one, shaped as the weights."""
+    """A random one, shaped as the weights, in float32 whatever their type."""
     # In sorted order: JAX sorts a dictionary, so the gradient's may be another.
     keys = dict(zip(sorted(weights), jax.random.split(key, len(weights)), strict=True))
-    return {p: jax.random.normal(keys[p], w.shape) for p, w in weights.items()}
+    return {
+        p: jax.random.normal(keys[p], w.shape, jnp.float32) for p, w in weights.items()
+    }
 
 
 def _named(params: chex.ArrayTree) -> Weights:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
+    return dict(zip(paths_of(params), jax.tree_util.tree_leaves(params), strict=True))
 
 
 def _kernels(params: chex.ArrayTree) -> Sequence[str]:

@@ -75,7 +75,7 @@ def tet(
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
-    """Potentials of output neurons that integrate and never fire, [T, B, ...].
+    """Potentials of output neurons that integrate and never fire, [T, B, ...], float32.
 
         v[t] = leak v[t - 1] + O[t],   v[-1] = 0
 
@@ -96,8 +96,10 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     if not 0 < leak <= 1:
         raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1")
 
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
     def step(v, output):
-        v = leak * v + output
+        v = (leak * v + output).astype(output.dtype)
         return v, v
 
     return jax.lax.scan(step, jnp.zeros_like(outputs[0]), outputs)[1]
@@ -116,6 +118,7 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
         The running averages of a flax BatchNorm (linen's "batch_stats", nnx's
         ``BatchStat``) are always frozen: they are measured, and a variance that an
         optimizer moved could turn negative. Freeze those of other libraries yourself.
+        Whole numbers and random keys are frozen too.
 
     Raises:
         ValueError: an unknown kind, or one of which the SNN has no leaf.
@@ -139,7 +142,7 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
         )
 
     def label(path, node):
-        if _is_running_average(path, node):
+        if _is_running_average(path, node) or not _is_floating(node):
             return jax.tree.map(lambda _: "frozen", node)
         kind = {"params": "weights", "readout": "readout"}.get(path[0].name)
         kind = kind or path[2].name  # neurons, site, field
@@ -178,13 +181,16 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
     dead: dict[str, str] = {}
 
     def look(path, gradient, kind):
-        if kind != "frozen" and not jnp.any(gradient != 0):
+        if kind != "frozen" and gradient.size and not jnp.any(gradient != 0):
             dead[jax.tree_util.keystr(path, simple=True, separator="/")] = kind
 
     jax.tree_util.tree_map_with_path(look, gradients, kinds)
     if not dead:
         return
-    reasons = "A layer whose neurons all stay far below their threshold passes none on"
+    reasons = (
+        "A layer whose neurons all stay far below their threshold passes none on, and "
+        "what fn does not read gets none"
+    )
     if "temperature" in dead.values():
         reasons += (
             "; spikes do not depend on a temperature: take its gradient from "
@@ -199,6 +205,11 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
 def _is_running_average(path, node) -> bool:
     linen = path[0].name == "params" and "batch_stats" in map(_key, path[1:])
     return linen or _is_batch_stat(node)
+
+
+def _is_floating(leaf) -> bool:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _is_batch_stat(node) -> bool:

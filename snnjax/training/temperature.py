@@ -175,9 +175,17 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
         snn: with temperatures.
 
     Raises:
-        ValueError: no site has a temperature.
+        ValueError: no site has a temperature; outside of ``jit``, the loss depends on
+            none of them, as with another surrogate.
     """
-    return jax.grad(lambda b: loss(with_temperatures(snn, b)))(temperatures(snn))
+    gradient = jax.grad(lambda b: loss(with_temperatures(snn, b)))(temperatures(snn))
+    if not any(isinstance(g, Tracer) or jnp.any(g != 0) for g in gradient.values()):
+        raise ValueError(
+            "the loss depends on no temperature: its spikes must be soft, "
+            "snnjax.spiking(..., surrogate=snnjax.relaxed_dspike), and some potential "
+            "must come near its threshold"
+        )
+    return gradient
 
 
 # -------------------------------------------------------------------- helpers
