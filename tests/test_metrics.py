@@ -192,10 +192,17 @@ def test_operations_do_not_depend_on_the_order_of_axes():
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
 
 
-def test_convolutions_are_counted_under_x64():
+@pytest.fixture
+def x64():
+    """Called, it lets arrays be float64 until the test ends."""
+    yield lambda: jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_convolutions_are_counted_under_x64(x64):
     net = NETWORKS["projection"]
     snn = snnjax.convert(net.fn, net.params, net.x, steps=2, recipe=snnjax.light())
-    expected = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
-    with jax.enable_x64(True):
-        found = float(snnjax.measure(net.fn, net.params, snn, net.x, steps=2).macs)
-    assert found == expected.macs
+    macs = float(snnjax.measure(net.fn, net.params, snn, net.x, steps=2).macs)
+    x64()
+    found = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    assert float(found.macs) == macs

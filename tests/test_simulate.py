@@ -470,3 +470,18 @@ def test_poisson_rates_do_not_depend_on_the_type_of_the_images():
 def test_init_refuses_what_an_snn_would_forget(neuron, message):
     with pytest.raises(ValueError, match=message):
         snnjax.init(*NETWORKS["dense"][:3], neuron=neuron)
+
+
+def test_input_that_reaches_the_readout_directly_comes_step_by_step():
+    def fn(w, x):
+        return relu(x @ w) @ w.T + x
+
+    w, x = eighths(1, (5, 3)), eighths(2, (STEPS, 4, 5))
+    snn = snnjax.init(fn, w, x[0], neuron=integrate_and_fire(threshold=0.5))
+    by_step, closed_form = (
+        snnjax.spiking(
+            fn, steps=STEPS, delay=STEPS, inputs="sequence", execution=execution
+        )(snn, x)
+        for execution in ("by_step", "closed_form")
+    )
+    np.testing.assert_array_equal(by_step, closed_form)

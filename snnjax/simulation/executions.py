@@ -226,8 +226,7 @@ def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
     A layer that has waited T steps fires its N spikes in the first N steps.
     """
     del neuron, delay
-    x = x.mean(0) if sequence else x
-    values = network.arguments(snn.params, x)
+    values = network.arguments(snn.params, x.mean(0) if sequence else x)
     trains = {}
 
     def rule(site, current, *operands):
@@ -248,7 +247,11 @@ def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
         if v in read:
             mean, threshold = trains[equation.site.name]
             values[v] = _first_spikes(mean, threshold, steps)
-    streams = streaming(tail, spikes)
+    sources = spikes
+    if sequence:  # what reaches the readout directly comes step by step
+        values[network.x] = x
+        sources = [*spikes, network.x]
+    streams = streaming(tail, sources)
     evaluate(tail, values, identity, streams=streams)
     return _over_steps(network, values, streams, steps)
 
