@@ -213,6 +213,12 @@ def test_a_mesh_is_refused_where_another_one_makes_shardings_explicit():
         pytest.raises(ValueError, match="inside jax.set_mesh of a mesh with Explicit"),
     ):
         convert(x=images(16), mesh=mesh)
+    shared = jax.device_put(images(16), NamedSharding(mesh, PartitionSpec("data")))
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="inside jax.set_mesh of a mesh with Explicit"),
+    ):
+        convert(x=shared)
 
 
 def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatch):

@@ -41,6 +41,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
     batch = found.spec[0] if found.spec else None
     if not isinstance(found.mesh, Mesh):
         return None
+    if batch is not None:
+        _check_context()
     return NamedSharding(_automatic(found.mesh), PartitionSpec(batch))
 
 
@@ -193,7 +195,7 @@ def _check_context() -> None:
     context = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit in getattr(context, "axis_types", ()):
         raise ValueError(
-            f"mesh was given inside jax.set_mesh of a mesh with Explicit axes "
+            "devices share the images inside jax.set_mesh of a mesh with Explicit axes "
             f"({context}); make that one by jax.make_mesh(..., axis_types="
             "(jax.sharding.AxisType.Auto,) * number_of_axes), or call outside of it"
         )
