@@ -330,7 +330,7 @@ def check_delay(steps: int, delay: int) -> None:
         )
 
 
-def check_own(neuron: Neuron) -> None:
+def check_plain(neuron: Neuron) -> None:
     """Raise if a neuron is more than its parameters and its reset.
 
     That is all of it that an SNN keeps.

@@ -284,7 +284,7 @@ def test_a_custom_derivative_between_sites_is_kept():
 def test_vmap_may_leave_the_batch_behind(activation):
     """Weights from the left put it last; neurons see it first all the same."""
     kernels = [eighths(1, (6, 5)), eighths(2, (3, 6))]
-    x = eighths(3, (8, 5))
+    x = eighths(3, (6, 5))  # as many images as neurons: sizes do not tell the axes
 
     def one(kernels, x):
         return kernels[1] @ activation(kernels[0] @ x)

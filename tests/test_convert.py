@@ -599,7 +599,6 @@ def test_a_network_is_a_plain_pytree():
 
 
 def test_a_conversion_may_run_without_jit():
-    net = NETWORKS["dense"]
     with jax.disable_jit():
-        found = snnjax.convert(net.fn, net.params, net.x, steps=2)
-    assert_close(found, snnjax.convert(net.fn, net.params, net.x, steps=2))
+        found = convert(steps=2)
+    assert_close(found, convert(steps=2))

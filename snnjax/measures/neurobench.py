@@ -41,7 +41,7 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, evaluate, read
 from snnjax.neurons import NeuronParams, check_delay, initial_state, integrate_and_fire
 from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_fit, check_neurons
+from snnjax.simulation.snn import SNN, check_fit, check_neurons, with_readout
 
 
 def neurobench(
@@ -150,16 +150,13 @@ def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
         events = _are_events(stream, one)[:, None]
         acs.append(jnp.where(events, operations, 0))
         macs.append(jnp.where(events, 0, operations))
-    outputs = network.results(values)
-    if snn.readout is not None:
-        outputs = jax.tree.map(jnp.add, outputs, snn.readout)
     return {
         "zeros": [(read(values, v) == 0).sum() for v in weights_of(network)],
         "spikes": spikes,
         "updates": updates,
         "macs": macs,
         "acs": acs,
-        "outputs": outputs,
+        "outputs": with_readout(network.results(values), snn),
     }
 
 

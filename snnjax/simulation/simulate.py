@@ -20,13 +20,13 @@ from snnjax.network.equations import Sites
 from snnjax.neurons import (
     Neuron,
     check_delay,
-    check_own,
+    check_plain,
     check_size,
     integrate_and_fire,
     lif,
 )
 from snnjax.simulation import executions, sharding
-from snnjax.simulation.snn import SNN, check_fit, check_neurons, check_readout
+from snnjax.simulation.snn import SNN, check_fit, check_neurons, with_readout
 from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
@@ -62,7 +62,7 @@ def init(
     Array(1., dtype=float32)
     """
     neuron = lif() if neuron is None else neuron
-    check_own(neuron)
+    check_plain(neuron)
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     neurons = {s.name: neuron.params() for s in network.sites if s.fires}
     return SNN(params, neurons, reset=neuron.reset)
@@ -182,7 +182,7 @@ def spiking(
             layers = functools.partial(run, "by_layer")
             execute = jax.custom_jvp(execute)
             execute.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
-        return _with_readout(execute(snn, x, network.constants), snn)
+        return with_readout(execute(snn, x, network.constants), snn)
 
     def simulate_folded(snn: SNN, x: jax.Array):
         x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))
@@ -193,7 +193,7 @@ def spiking(
         outputs, aux = executions.folded(
             network, snn, x, neuron(snn), steps, delay, shares, remat=remat
         )
-        return _with_readout(outputs, snn), aux
+        return with_readout(outputs, snn), aux
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
         check_fit(snn, steps, delay)
@@ -277,20 +277,6 @@ def _in_groups(simulate: Callable, size: int | None, axis: int, snn: SNN, x):
 def _join_groups(outputs: jax.Array) -> jax.Array:
     groups, steps, size = outputs.shape[:3]
     return jnp.moveaxis(outputs, 0, 1).reshape(steps, groups * size, *outputs.shape[3:])
-
-
-def _with_readout(outputs, snn: SNN):
-    if snn.readout is None:
-        return outputs
-    check_readout(snn.readout, outputs)
-    return jax.tree.map(_corrected, outputs, snn.readout)
-
-
-def _corrected(output: jax.Array, correction: jax.Array) -> jax.Array:
-    """Output + correction in the output's type; what is not floating point stays."""
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        return output
-    return (output + correction).astype(output.dtype)
 
 
 def _memory_saving(execution: str, delay: int, segment: int | None, remat: bool) -> str:

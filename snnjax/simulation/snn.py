@@ -100,12 +100,25 @@ def check_labels(outputs: Any, labels: Any) -> None:
         )
 
 
-def check_readout(readout: Any, outputs: Any) -> None:
-    """Raise unless the correction of the readout is one of these outputs."""
-    found, wanted = map(jax.tree.structure, (readout, outputs))
+def with_readout(outputs: Any, snn: SNN) -> Any:
+    """Outputs + the SNN's correction, in their types; what is no float stays.
+
+    Raises:
+        ValueError: the correction belongs to outputs of another structure.
+    """
+    if snn.readout is None:
+        return outputs
+    found, wanted = map(jax.tree.structure, (snn.readout, outputs))
     if found != wanted:
         raise ValueError(
             f"this SNN corrects outputs of the structure {found}, and fn gives "
             f"{wanted}. Convert that function, or drop the correction: "
             "dataclasses.replace(snn, readout=None)"
         )
+
+    def corrected(output: jax.Array, correction: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(output.dtype, jnp.floating):
+            return output
+        return (output + correction).astype(output.dtype)
+
+    return jax.tree.map(corrected, outputs, snn.readout)

@@ -203,8 +203,8 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
 
 
 def _is_running_average(path, node) -> bool:
-    linen = path[0].name == "params" and "batch_stats" in map(_key, path[1:])
-    return linen or _is_batch_stat(node)
+    keys = [getattr(entry, "key", None) for entry in path]
+    return "batch_stats" in keys or _is_batch_stat(node)
 
 
 def _is_floating(leaf) -> bool:
@@ -215,10 +215,6 @@ def _is_floating(leaf) -> bool:
 def _is_batch_stat(node) -> bool:
     """Whether this is nnx's, told by its name: flax is not needed to use snnjax."""
     return type(node).__name__ == "BatchStat"
-
-
-def _key(entry):
-    return getattr(entry, "key", None)
 
 
 def _cross_entropy(logits, labels):
