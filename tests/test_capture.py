@@ -242,7 +242,16 @@ def test_kernels_of_every_form_of_convolution_are_affine():
     assert len(snnjax.sites(fn, kernel, PIXELS)) == 2
 
 
-@pytest.mark.parametrize("call", [lambda f: f, jax.jit, jax.checkpoint])
+def with_own_derivative(f):
+    """``f`` with a derivative of its own, which is the usual one."""
+    same = jax.custom_jvp(f)
+    same.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
+    return same
+
+
+@pytest.mark.parametrize(
+    "call", [lambda f: f, jax.jit, jax.checkpoint, with_own_derivative]
+)
 def test_a_call_hides_neither_products_nor_channels(call):
     kernel, identity_matrix = eighths(1, (5, 3, 3, 3)), jnp.eye(5)
 

@@ -6,11 +6,11 @@ so a network converts exactly if everything between its activations is affine.
 `check` proves that, or reports everything in the way, with its path and the remedy.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from snnjax.network.axes import follow
+from snnjax.network.equations import Equation, Network
 
 
 class Problem(NamedTuple):
@@ -70,7 +70,6 @@ _AFFINE_IN = {
     "scatter-add": {0, 2},
     "scatter_add": {0, 2},
 }
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 _RANDOM = frozenset("random_bits threefry2x32 rng_bit_generator rng_uniform".split())
 _CURVES = frozenset(
     "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos".split()
@@ -163,22 +162,20 @@ _EXPLANATIONS = {
 }
 
 
-def check(equations, x, dependent, avals, outputs, trouble=None) -> None:
+def check(
+    network: Network, count: int, trouble: Callable[[Equation], str | None] | None
+) -> None:
     """Raise `ConversionError` unless all is affine between the sites.
 
     Args:
-        equations: of the network with every call inlined, in order of execution.
-        x: variable of the input; its first axis is the batch.
-        dependent: variables that depend on the input.
-        avals: variable -> shape and dtype.
-        outputs: variables or constants that the network returns.
-        trouble: equation -> key of its explanation, or None if it is allowed;
-            by default allowed is what is affine.
+        network: with every call inlined.
+        count: how many of its outputs are answers, with the batch on the first axis.
+        trouble: equation -> key of its explanation, or None if it is allowed; with
+            None allowed is what is affine.
     """
-    if trouble is None:
-        trouble = _Affine(x, dependent, avals)
+    trouble = _Affine(network) if trouble is None else trouble
     found: dict[str, dict[str, list[str]]] = {}
-    for equation in equations:
+    for equation in network.equations:
         kind = trouble(equation)
         if kind is not None:
             names = found.setdefault(equation.path, {}).setdefault(kind, [])
@@ -189,9 +186,8 @@ def check(equations, x, dependent, avals, outputs, trouble=None) -> None:
         for path, kinds in found.items()
         for kind, names in _merge(path, kinds).items()
     ]
-    sites = [eq for eq in equations if eq.site is not None]
-    problems += _shape_problems(sites, avals, avals[x].shape[0], outputs)
-    if not problems and not any(eq.site.fires for eq in sites):
+    problems += _shape_problems(network, network.outputs[:count])
+    if not problems and not any(site.fires for site in network.sites):
         problems = [
             Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
         ]
@@ -199,160 +195,18 @@ def check(equations, x, dependent, avals, outputs, trouble=None) -> None:
         raise ConversionError(problems)
 
 
-def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | None:
-    """Which axis of an equation's output counts channels; None if that is unknown.
-
-    Convolutions and matrix products make channels; what follows moves them about.
-
-    Args:
-        equation: one that depends on the input.
-        dependent: variables that depend on the input.
-        avals: variable -> shape and dtype.
-        channels: variable -> axis, as far as it is known.
-    """
-    name = getattr(equation.primitive, "name", "")
-    params = {key: static.value for key, static in equation.params}
-    if name == "conv_general_dilated":
-        return params["dimension_numbers"].out_spec[1]
-    if name == "dot_general":
-        return _dot_channel(equation, dependent, avals, params["dimension_numbers"])
-    known = [v for v in equation.inputs if v in channels]
-    if not known:
-        return None
-    before, after = avals[known[0]].shape, avals[equation.outputs[0]].shape
-    axis = channels[known[0]]
-    return _moved(name, params, axis, before, after)
-
-
-def _moved(name: str, params, axis: int, before, after) -> int | None:
-    """Where an axis of the operand lies in the result; None if that is unknown."""
-    if name == "transpose":
-        return list(params["permutation"]).index(axis)
-    if name == "broadcast_in_dim":
-        return params["broadcast_dimensions"][axis]
-    if name in _REDUCTIONS:
-        gone = params["axes"]
-        return None if axis in gone else axis - sum(a < axis for a in gone)
-    if name == "stack":
-        return axis + (axis >= params["axis"])
-    if name == "unstack":
-        gone = params["axis"]
-        return None if axis == gone else axis - (axis > gone)
-    if len(before) == len(after) and name != "reshape":
-        return axis
-    # A reshape keeps the axis if as much stands behind it as before.
-    behind = math.prod(before[axis + 1 :])
-    for i, size in enumerate(after):
-        if size == before[axis] and math.prod(after[i + 1 :]) == behind:
-            return i
-    return None
-
-
-def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
-    """The last free axis of the weights, where a product puts it."""
-    contract, batch = dimension_numbers
-    free = []
-    for side, v in enumerate(equation.inputs[:2]):
-        taken = {*contract[side], *batch[side]}
-        axes = [a for a in range(_ndim(v, avals)) if a not in taken]
-        free += [v not in dependent] * len(axes)
-    if True not in free:
-        return None
-    return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
-
-
-def _ndim(v, avals) -> int:
-    """Axes of a variable, or of a constant."""
-    return len(avals[v].shape) if isinstance(v, int) else np.ndim(v.value)
-
-
 class _Affine:
     """equation -> which explanation applies, if any; follows the batch axis along."""
 
-    def __init__(self, x, dependent, avals):
-        self.dependent, self.avals = dependent, avals
-        self.batch: dict[int, int] = {x: 0}  # as far as it is known
+    def __init__(self, network: Network):
+        self.dependent, self.avals = network.dependent, network.avals
+        self.batch: dict[int, int] = {network.x: 0}  # as far as it is known
 
     def __call__(self, equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
         mixed, axis = follow(equation, self.batch, self.avals)
         off = equation.site is not None and axis
         return kind or ("batch" if mixed else "behind" if off else None)
-
-
-_MIXED = -1
-
-
-def follow(equation, batch: dict[int, int], avals) -> tuple[bool, int | None]:
-    """Whether examples meet, and the batch axis of the outputs if it is known.
-
-    Args:
-        batch: variable -> axis, as far as it is known; the outputs are added.
-        avals: variable -> shape and dtype.
-    """
-    found = {
-        _batch_axis(equation, i, batch[v], avals)
-        for i, v in enumerate(equation.inputs)
-        if isinstance(v, int) and v in batch
-    }
-    known = found - {None}
-    if _MIXED in known or len(known) > 1:
-        return True, None
-    if not known:
-        return False, None
-    (axis,) = known
-    if None not in found:
-        batch.update(dict.fromkeys(equation.outputs, axis))
-    return False, axis
-
-
-def _batch_axis(equation, i: int, axis: int, avals) -> int | None:
-    """Where the batch axis of input i lies in the output; _MIXED, None if unknown."""
-    name = getattr(equation.primitive, "name", "")
-    params = {key: static.value for key, static in equation.params}
-    before = avals[equation.inputs[i]].shape
-    after = avals[equation.outputs[0]].shape
-    if name == "dot_general":
-        return _dot_batch(i, axis, before, params["dimension_numbers"], equation, avals)
-    if name == "conv_general_dilated":
-        spec = params["dimension_numbers"]
-        if i == 1:
-            return None
-        return spec.out_spec[0] if spec.lhs_spec[0] == axis else _MIXED
-    if name == "gather":
-        return None if params["slice_sizes"][axis] == before[axis] else _MIXED
-    mixed = {
-        "rev": lambda: axis in params["dimensions"],
-        "concatenate": lambda: axis == params["dimension"],
-        "pad": lambda: params["padding_config"][axis] != (0, 0, 0),
-        "slice": lambda: after[axis] != before[axis],
-        "dynamic_slice": lambda: after[axis] != before[axis],
-        "split": lambda: axis == params["axis"],
-        "unstack": lambda: axis == params["axis"],
-        "tile": lambda: params["reps"][axis] != 1,
-        "cumsum": lambda: axis == params["axis"],
-        "reduce_window_sum": lambda: params["window_dimensions"][axis] != 1,
-        "reduce_window_max": lambda: params["window_dimensions"][axis] != 1,
-    }
-    if name in _REDUCTIONS and axis in params["axes"]:
-        return _MIXED
-    if name in mixed and mixed[name]():
-        return _MIXED
-    return _moved(name, params, axis, before, after)
-
-
-def _dot_batch(i, axis, before, dimension_numbers, equation, avals) -> int:
-    contract, batch = dimension_numbers
-    if axis in contract[i]:
-        return _MIXED
-    if axis in batch[i]:
-        return list(batch[i]).index(axis)
-    taken = {*contract[i], *batch[i]}
-    place = sum(a not in taken for a in range(axis)) + len(batch[0])
-    if i == 1:
-        other = _ndim(equation.inputs[0], avals)
-        place += other - len(contract[0]) - len(batch[0])
-    return place
 
 
 def _not_affine(equation, dependent, avals) -> str | None:
@@ -407,10 +261,12 @@ def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     return merged
 
 
-def _shape_problems(sites, avals, batch, outputs):
+def _shape_problems(network: Network, outputs):
+    avals, batch = network.avals, network.avals[network.x].shape[0]
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )
+    sites = [eq for eq in network.equations if eq.site is not None]
     places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
     places += [("", v, "an output") for v in outputs]
     for path, variable, what in places:

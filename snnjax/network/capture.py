@@ -1,21 +1,20 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
-The function is traced once; calls that hold a site are inlined; what is left is a
-list of equations that must be affine in the activations (``affine.py``). This is
-the only file that reads jaxprs.
+The function is traced once and flattened (``jaxprs.py``); with every call inlined it
+must be affine in the activations (``affine.py``); its sites get their names, and what
+calibration must know of them: depth, parameters, channels (``axes.py``).
 """
 
 import functools
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 
 from snnjax.network import affine as affinity
+from snnjax.network.axes import batch_first, channel_axis
 from snnjax.network.equations import (
     Equation,
     Network,
@@ -27,12 +26,7 @@ from snnjax.network.equations import (
     evaluate,
     variables,
 )
-from snnjax.network.stages import needed
-
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
-_REMAT = ("remat", "remat2", "checkpoint")
-_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-_MAX_POOLS = ("reduce_window_max", "reduce_max")
+from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, hides_site
 
 
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
@@ -146,35 +140,17 @@ def capture(
     check_function(fn)
     _check_input(x)
     closed, result = _trace(fn, params, x)
-    outputs = _without_aux(result) if has_aux else result
-    _check(closed, len(jax.tree_util.tree_leaves(outputs)), affine)
-    # A custom derivative must stay, a remat only where it saves memory.
-    kept = () if inline_all else _CUSTOM if affine else (*_CUSTOM, *_REMAT)
-    flat = _Flattener(kept)
-    *leaves, x_var = [flat.variable(v) for v in closed.jaxpr.invars]
-    constants = {
-        flat.variable(v): c
-        for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)
-    }
-    equations, outputs = flat.program(closed.jaxpr)
-    equations = _batch_first(equations, flat.avals, x_var)
-    parameters = dict(zip(leaves, paths_of(params), strict=True))
-    equations, facts = _analyse(equations, flat.avals, parameters, x_var)
-    found = Sites(eq.site for eq in equations if eq.site is not None)
-    return Network(
-        equations=equations,
-        avals=flat.avals,
-        parameters=parameters,
-        x=x_var,
-        constants=constants,
-        outputs=outputs,
-        tree=jax.tree_util.tree_structure(result),
-        sites=found,
-        depths=facts.depths,
-        dependent=frozenset(facts.dependent),
-        feeds=facts.feeds,
-        channels=tuple(facts.channels.get(v, -1) for v in outputs),
-    )
+    tree = jax.tree_util.tree_structure(result)
+    bare = _understood(flatten(closed), params, tree)
+    answers = _without_aux(result) if has_aux else result
+    trouble = None if affine else _hidden_site
+    affinity.check(bare, len(jax.tree_util.tree_leaves(answers)), trouble)
+    if inline_all:
+        return bare
+    # A custom derivative must stay, a remat only where it saves memory. What such a
+    # call does to the axes is hidden in it.
+    kept = CUSTOM if affine else (*CUSTOM, *REMAT)
+    return _with_channels(_understood(flatten(closed, kept), params, tree), bare)
 
 
 def paths_of(params: chex.ArrayTree) -> list[str]:
@@ -230,269 +206,101 @@ def _without_aux(result):
     return result[0]
 
 
-def _check(closed, count: int, affine: bool) -> None:
-    """Refuse what stands in the way; the first ``count`` results are outputs."""
-    flat = _Flattener()
-    *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
-    equations, outputs = flat.program(closed.jaxpr)
-    equations = _batch_first(equations, flat.avals, x)
-    names = dict.fromkeys(parameters, "")
-    equations, facts = _analyse(equations, flat.avals, names, x)
-    trouble = None if affine else _hidden_site
-    affinity.check(equations, x, facts.dependent, flat.avals, outputs[:count], trouble)
-
-
-class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls, all that hold a site.
-
-    Args:
-        kept: primitives of the calls that stay as they are if they hold none.
-    """
-
-    def __init__(self, kept: Sequence[str] = ()):
-        self.kept = kept
-        self.numbers: dict[Any, int] = {}
-        self.avals: dict[int, Any] = {}
-        self.forwarded: dict[Any, int | Static] = {}
-
-    def variable(self, v) -> int:
-        if v not in self.numbers:
-            self.numbers[v] = len(self.avals)
-            self.avals[len(self.avals)] = v.aval
-        return self.numbers[v]
-
-    def read(self, v) -> int | Static:
-        if _literal(v):
-            return Static(v.val)
-        return self.forwarded[v] if v in self.forwarded else self.variable(v)
-
-    def program(self, jaxpr):
-        """The equations that the outputs need, and the outputs."""
-        equations = self.run(jaxpr, "", ())
-        outputs = tuple(self.read(v) for v in jaxpr.outvars)
-        targets = [v for v in outputs if isinstance(v, int)]
-        return needed(equations, targets), outputs
-
-    def run(self, jaxpr, path: str, calls: tuple[str, ...]) -> list[Equation]:
-        equations = []
-        for eqn in jaxpr.eqns:
-            here = _join(path, str(eqn.source_info.name_stack))
-            kind, body = _site_kind(eqn), _body(eqn)
-            if kind == "max-pool" and _stabilises(eqn, jaxpr.eqns):
-                kind = None
-            inputs = tuple(self.read(v) for v in eqn.invars)
-            if kind is None and body is not None:
-                if eqn.primitive.name not in self.kept or _holds_site(body.jaxpr):
-                    equations += self.inline(eqn, body, inputs, here, calls)
-                    continue
-            outputs = tuple(self.variable(v) for v in eqn.outvars)
-            site = None
-            if kind is not None:
-                aval = self.avals[outputs[0]]
-                site = Site(here, kind, aval.shape[1:], (), 0, aval.dtype)
-            params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
-            equations.append(
-                Equation(eqn.primitive, params, inputs, outputs, site, here, calls)
-            )
-        return equations
-
-    def inline(self, eqn, body, inputs, path, calls):
-        # A jaxpr that is called twice is inlined twice: forget its old numbers.
-        inner = _Flattener(self.kept)
-        inner.avals = self.avals
-        inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
-        for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
-            inner.forwarded[v] = Static(c)
-        equations = inner.run(body.jaxpr, path, (*calls, _call_name(eqn, body)))
-        for outer, v in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
-            self.forwarded[outer] = inner.read(v)
-        return equations
-
-
-def _body(eqn) -> Any:
-    """The ClosedJaxpr that an equation calls once; None if it is no call."""
-    if eqn.primitive.name not in (*_CALLS, *_REMAT, *_CUSTOM):
-        return None
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        body = eqn.params.get(name)
-        if isinstance(body, jex.ClosedJaxpr):
-            return body
-        if isinstance(body, jex.Jaxpr):
-            return jex.ClosedJaxpr(body, ())
-    return None
-
-
-def _call_name(eqn, body) -> str:
-    return str(eqn.params.get("name") or body.jaxpr.debug_info.func_name)
-
-
-def _site_kind(eqn) -> str | None:
-    if eqn.primitive.name in _MAX_POOLS:
-        return "max-pool"
-    body = _body(eqn)
-    if eqn.primitive.name != "custom_jvp_call" or body is None:
-        return None
-    name = body.jaxpr.debug_info.func_name
-    # The name alone would trust a user's own function that happens to be called relu.
-    if name == "relu" and _limits(body.jaxpr) == [("max", 0)]:
-        return "relu"
-    if name == "relu6" and _limits(body.jaxpr) == [("max", 0), ("min", 6)]:
-        return "relu6"
-    if name == "snnjax_clipped_relu":
-        return "clipped relu"
-    return None
-
-
-def _limits(jaxpr) -> list[tuple[str, float | None]]:
-    """The operations of an activation, with the number that each compares to."""
-    found = []
-    for eqn in jaxpr.eqns:
-        body = _body(eqn)
-        if body is not None:
-            found += _limits(body.jaxpr)
-            continue
-        numbers = [v.val for v in eqn.invars if isinstance(v, jex.Literal)]
-        found.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
-    return found
-
-
-def _batch_first(equations, avals, x) -> list[Equation]:
-    """The same; neurons see the batch on their first axis.
-
-    vmap puts it last where weights are multiplied from the left, W @ x.
-    """
-    batch, moved = {x: 0}, []
-    for eq in equations:
-        _, axis = affinity.follow(eq, batch, avals)
-        pools = eq.site is None or eq.site.kind == "max-pool"
-        alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        moved += [eq] if pools or not axis or not alone else _around(eq, axis, avals)
-    return moved
-
-
-def _around(eq: Equation, axis: int, avals) -> list[Equation]:
-    """A site between two transpositions."""
-    (v, *operands), (output,) = eq.inputs, eq.outputs
-    to = (axis, *(a for a in range(len(avals[v].shape)) if a != axis))
-    back = tuple(to.index(a) for a in range(len(to)))
-    shape = tuple(avals[v].shape[a] for a in to)
-    before, after = len(avals), len(avals) + 1
-    for fresh in (before, after):
-        avals[fresh] = avals[v].update(shape=shape)
-
-    def transposed(source, order, target):
-        params = (("permutation", Static(order)),)
-        return Equation(jax.lax.transpose_p, params, (source,), (target,), path=eq.path)
-
-    site = eq.place._replace(shape=shape[1:])
-    inside = eq._replace(inputs=(before, *operands), outputs=(after,), site=site)
-    return [transposed(v, to, before), inside, transposed(after, back, output)]
-
-
-def _stabilises(eqn, eqns) -> bool:
-    """Whether a maximum only keeps a softmax from overflowing, and is no pool."""
-    reached = set(eqn.outvars)
-    for later in eqns:
-        if reached.intersection(v for v in later.invars if not _literal(v)):
-            if later.primitive.name == "stop_gradient":
-                return True
-            if later.primitive.name in ("max", "broadcast_in_dim", "reshape"):
-                reached.update(later.outvars)
-    return False
-
-
-def _literal(v) -> bool:
-    return isinstance(v, jex.Literal)
-
-
-def _holds_site(jaxpr) -> bool:
-    return any(
-        _site_kind(eqn) is not None
-        or ((body := _body(eqn)) is not None and _holds_site(body.jaxpr))
-        for eqn in jaxpr.eqns
-    )
-
-
 def _hidden_site(equation: Equation) -> str | None:
-    """ "hidden" if a loop or branch holds a ReLU, where no rule can reach it."""
-    inner = _jaxprs(static.value for _, static in equation.params)
-    return "hidden" if any(map(_mentions_relu, inner)) else None
+    return "hidden" if hides_site(equation) else None
 
 
-def _mentions_relu(jaxpr) -> bool:
-    return any(
-        _site_kind(eqn) not in (None, "max-pool")
-        or any(map(_mentions_relu, _jaxprs(eqn.params.values())))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _jaxprs(values) -> list:
-    """The jaxprs among an equation's parameters: bodies, branches."""
-    flat = [v for value in values for v in (value if type(value) is tuple else [value])]
-    flat = [v.jaxpr if isinstance(v, jex.ClosedJaxpr) else v for v in flat]
-    return [v for v in flat if isinstance(v, jex.Jaxpr)]
-
-
-class _Facts(NamedTuple):
-    dependent: set[int]
-    depths: dict[int, int]
-    feeds: dict[str, tuple[int, ...]]
-    channels: dict[Any, int]  # variable -> axis from the end, as far as it is known
-
-
-def _analyse(equations, avals, parameters, x):
+def _understood(program: Program, params, tree) -> Network:
     """Name the sites; find what depends on x, how deep, and fed by which parameters."""
-    dependent, depths = {x}, dict.fromkeys(avals, 0)
+    avals = program.avals
+    parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     reach: dict[int, frozenset[int]] = {v: frozenset([v]) for v in parameters}
-    feeds, taken, kept, channels = {}, {}, [], {}
-    for eq in equations:
+    dependent, channels, feeds, taken, equations = {program.x}, {}, {}, {}, []
+    moved = batch_first(program.equations, avals, program.x)
+    depths = dict.fromkeys(avals, 0)
+    for eq in moved:
         inputs = variables(eq)
         depth = max((depths[v] for v in inputs), default=0)
         direct = frozenset().union(*(reach.get(v, frozenset()) for v in inputs))
-        site = eq.site
-        if site is not None and not dependent.intersection(inputs):
-            site = None  # an activation of parameters alone is just a number
-        if site is not None:
-            if site.kind == "relu6":
-                site = site._replace(kind="clipped relu")
-                eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
-            paths = tuple(parameters[v] for v in sorted(direct))
-            name = _site_name(site, paths, eq.path, taken)
-            depth += site.fires
-            site = site._replace(name=name, parameters=paths, depth=depth)
-            if site.fires:
-                feeds[name] = tuple(sorted(direct))
-                direct = frozenset()
         if dependent.intersection(inputs):
-            axis = affinity.channel_axis(eq, dependent, avals, channels)
+            axis = channel_axis(eq, dependent, avals, channels)
             if axis is not None:
                 channels.update(dict.fromkeys(eq.outputs, axis))
-                if site is not None:
-                    ndim = len(avals[eq.outputs[0]].shape)
-                    site = site._replace(channel=axis - ndim)
             dependent.update(eq.outputs)
+        elif eq.site is not None:  # an activation of parameters alone is a number
+            eq = eq._replace(site=None)
+        if eq.site is not None:
+            paths = tuple(parameters[v] for v in sorted(direct))
+            eq = _described(eq, paths, depth, _from_end(eq.outputs[0], channels, avals))
+            eq = eq._replace(site=_named(eq, taken))
+            depth = eq.place.depth
+            if eq.place.fires:
+                feeds[eq.place.name] = tuple(sorted(direct))
+                direct = frozenset()
         for v in eq.outputs:
             depths[v], reach[v] = depth, direct
-        kept.append(eq._replace(site=site))
-    behind = {v: axis - len(avals[v].shape) for v, axis in channels.items()}
-    return tuple(kept), _Facts(dependent, depths, feeds, behind)
+        equations.append(eq)
+    return Network(
+        equations=tuple(equations),
+        avals=avals,
+        parameters=parameters,
+        x=program.x,
+        constants=program.constants,
+        outputs=program.outputs,
+        tree=tree,
+        sites=Sites(eq.site for eq in equations if eq.site is not None),
+        depths=depths,
+        dependent=frozenset(dependent),
+        feeds=feeds,
+        channels=tuple(_from_end(v, channels, avals) for v in program.outputs),
+    )
 
 
-def _site_name(site, parameters, path, taken) -> str:
+def _described(eq: Equation, paths, depth: int, channel: int) -> Equation:
+    """A site with what is known of it; a ReLU6 is a clipped ReLU."""
+    site = eq.place
+    if site.kind == "relu6":
+        site = site._replace(kind="clipped relu")
+        eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
+    depth += site.fires
+    return eq._replace(
+        site=site._replace(parameters=paths, depth=depth, channel=channel)
+    )
+
+
+def _named(eq: Equation, taken: dict[str, int]) -> Site:
+    """By its path, or by the parameters that reach it, and numbered if need be."""
+    site = eq.place
     kind = "max_pool" if site.kind == "max-pool" else "relu"
-    scope = path or common(parameters)
+    scope = eq.path or common(site.parameters)
     name = f"{scope}/{kind}" if scope else kind
     taken[name] = taken.get(name, -1) + 1
-    return f"{name}_{taken[name]}" if taken[name] else name
+    return site._replace(name=f"{name}_{taken[name]}" if taken[name] else name)
+
+
+def _from_end(v, channels: dict[int, int], avals) -> int:
+    """The axis that counts channels, -1 being the last; -1 too if it is unknown."""
+    return channels[v] - len(avals[v].shape) if v in channels else -1
+
+
+def _with_channels(network: Network, bare: Network) -> Network:
+    """The network with the channel axes that ``bare`` has for its sites and outputs."""
+    known = {site.name: site.channel for site in bare.sites}
+
+    def seen(eq: Equation) -> Equation:
+        if eq.site is None:
+            return eq
+        channel = known.get(eq.site.name, eq.site.channel)
+        return eq._replace(site=eq.site._replace(channel=channel))
+
+    equations = tuple(map(seen, network.equations))
+    return network._replace(
+        equations=equations,
+        sites=Sites(eq.site for eq in equations if eq.site is not None),
+        channels=bare.channels,
+    )
 
 
 def _clean(path: str) -> str:
     # nnx states end every path in the attribute that holds the array.
     return path.removesuffix("/value").replace("/~/", "/")
-
-
-def _join(path: str, stack: str) -> str:
-    # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places.
-    names = re.sub(r"[\w.]*\(([^()]*)\)", r"\1", re.sub(r"/~", "", stack))
-    return "/".join(part for part in f"{path}/{names}".split("/") if part)
