@@ -64,13 +64,16 @@ class Neuron(NamedTuple):
 
 
 def initial_state(params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
-    """v(0) for neurons of ``shape`` [B, ...]. Membranes are float32 even in bf16 nets.
+    """v(0) for neurons of ``shape`` [B, ...].
+
+    Membranes are float32 even in bf16 nets, and wider only if their parameters are.
 
     >>> params = integrate_and_fire().params()
     >>> initial_state(params, (2, 3)).potential.shape
     (2, 3)
     """
-    potential = jnp.asarray(params.initial_potential, jnp.float32)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    potential = jnp.asarray(params.initial_potential, dtype)
     return NeuronState(jnp.broadcast_to(potential, shape))
 
 

@@ -51,3 +51,10 @@ def digits():
         test_images=full.test_images[:100],
         test_labels=full.test_labels[:100],
     )
+
+
+@pytest.fixture
+def x64():
+    """Called, it lets arrays be float64 until the test ends."""
+    yield lambda: jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", False)

@@ -192,13 +192,6 @@ def test_operations_do_not_depend_on_the_order_of_axes():
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
 
 
-@pytest.fixture
-def x64():
-    """Called, it lets arrays be float64 until the test ends."""
-    yield lambda: jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_enable_x64", False)
-
-
 def test_convolutions_are_counted_under_x64(x64):
     net = NETWORKS["projection"]
     snn = snnjax.convert(net.fn, net.params, net.x, steps=2, recipe=snnjax.light())

@@ -97,6 +97,13 @@ def test_labels_of_another_shape_are_refused(labels, message):
         snnjax.neurobench(features, snn, x, steps=2, labels=[0, 1])
 
 
+def test_numbers_inside_of_jit_are_refused():
+    fn, x = (lambda w, x: jax.nn.relu(x @ w)), jnp.ones((2, 2))
+    snn = snnjax.init(fn, jnp.eye(2), x)
+    with pytest.raises(ValueError, match="inside jit .* call it outside"):
+        jax.jit(lambda snn: snnjax.neurobench(fn, snn, x, steps=2))(snn)
+
+
 def test_the_result_is_json_and_has_the_accuracy_where_labels_are_given():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x)

@@ -56,6 +56,11 @@ def scanned(x):
     return jax.lax.scan(lambda x, _: (relu(x) / 2, None), x, length=3)[0]
 
 
+def pooled_from_an_array(x):
+    lowest = jnp.array(-jnp.inf)  # traced, so JAX does not know that it is no number
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 1), (1, 1), "VALID")
+
+
 def counted(x):
     return jax.lax.while_loop(
         lambda s: s[0] < 3, lambda s: (s[0] + 1, relu(s[1])), (0, x)
@@ -158,6 +163,11 @@ REFUSED = {
     ),
     "sort": (lambda: between(lambda x: jnp.sort(x, -1)), {"sort"}, "logits"),
     "rounding": (lambda: between(jnp.round), {"round"}, "affine operations"),
+    "max-pool from an array": (
+        lambda: between(pooled_from_an_array),
+        {"reduce_window"},
+        "-jnp.inf as it is",
+    ),
 }
 
 

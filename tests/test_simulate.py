@@ -485,3 +485,18 @@ def test_input_that_reaches_the_readout_directly_comes_step_by_step():
         for execution in ("by_step", "closed_form")
     )
     np.testing.assert_array_equal(by_step, closed_form)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 4])
+def test_wider_parameters_make_wider_membranes(x64, delay):
+    net = NETWORKS["dense"]
+    snn = snnjax.convert(net.fn, net.params, net.x, steps=4, delay=delay)
+    narrow = snnjax.spiking(net.fn, steps=4, delay=delay)(snn, net.x)
+    x64()
+    neurons = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), snn.neurons)
+    wide = dataclasses.replace(snn, neurons=neurons)
+    for execution in ("by_step", "by_layer", "auto"):
+        simulate = snnjax.spiking(net.fn, steps=4, delay=delay, execution=execution)
+        found = simulate(wide, net.x)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found.mean(0), narrow.mean(0), atol=1e-5)

@@ -28,6 +28,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
@@ -66,7 +67,8 @@ def neurobench(
     Returns:
         The metrics above; whole numbers, or averages over the B images.
 
-    Raises: as `snnjax.spiking`; ValueError for labels of another shape.
+    Raises: as `snnjax.spiking`; ValueError for labels of another shape, and inside of
+        a transformation.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -81,6 +83,12 @@ def neurobench(
     """
     check_delay(steps, delay)
     check_fit(snn, steps, delay)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((snn, x))):
+        raise ValueError(
+            "neurobench gives numbers for json.dumps, and inside jit (or another "
+            "transformation) there are none yet: call it outside, it compiles what it "
+            "runs; snnjax.measure works inside"
+        )
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn.neurons, network.sites)
     if labels is not None:

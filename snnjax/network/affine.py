@@ -92,6 +92,7 @@ _KINDS = {
     "loop": _LOOPS,
     "clip": _CLIPS,
     "decision": _DECISIONS,
+    "window": frozenset({"reduce_window"}),
 }
 
 _USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
@@ -109,6 +110,12 @@ _EXPLANATIONS = {
     "power": (
         "a power, root or quotient of activations is not affine",
         "compute it outside fn, or replace it by affine operations and ReLU",
+    ),
+    "window": (
+        "a reduction over windows by a function of its own is not affine; a max-pool "
+        "is known if it starts from a number, not from an array",
+        "write jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ...), with -jnp.inf as "
+        "it is",
     ),
     "maximum": (
         "the maximum of a clipped ReLU depends on the input: a threshold cannot",

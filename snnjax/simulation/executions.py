@@ -29,7 +29,7 @@ from snnjax.neurons import (
     resume,
     unroll,
 )
-from snnjax.simulation.remat import outputs_from_bits
+from snnjax.simulation.remat import outputs_from_bits, with_neurons
 
 
 def by_step(network, snn, x, neuron, steps, delay, sequence):
@@ -93,20 +93,18 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
     if sequence:
         values[network.x] = x
 
-    def rule(site, current, *operands, params=None):
+    def fire(site, params, current, *operands):
         if site.kind == "max-pool":
             return operands[0](current)
-        params = snn.neurons[site.name] if params is None else params
-        return unroll(
-            neuron, params, over_time(current, steps, len(site.shape)), delay=delay
-        )
+        currents = over_time(current, steps, len(site.shape))
+        return unroll(neuron, params, currents, delay=delay)
 
     if remat:
-        made = outputs_from_bits(network, values, rule, streams, snn.neurons)
+        made = outputs_from_bits(network, values, fire, streams, snn.neurons)
         pairs = zip(network.outputs, made, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
-        evaluate(changing, values, rule, streams=streams)
+        evaluate(changing, values, with_neurons(fire, snn.neurons), streams=streams)
     return _over_steps(network, values, streams, steps)
 
 
@@ -194,18 +192,17 @@ def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
         a = a.reshape(shares, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
-    def rule(site, current, *operands, params=None):
+    def fire(site, params, current, *operands):
         if site.kind == "max-pool":
             return fold(running_maximum(operands[0], split(current)), shares)
-        params = snn.neurons[site.name] if params is None else params
         return fold(unroll(neuron, params, split(current), delay=delay), shares)
 
     values = network.arguments(snn.params, x)
     if remat:
-        made = outputs_from_bits(network, values, rule, frozenset(), snn.neurons)
+        made = outputs_from_bits(network, values, fire, frozenset(), snn.neurons)
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
     else:
-        evaluate(network.equations, values, rule)
+        evaluate(network.equations, values, with_neurons(fire, snn.neurons))
         outputs, aux = network.results(values)
     return jax.tree.map(split, outputs), aux
 

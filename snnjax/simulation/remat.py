@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Network, Values, evaluate, read
+from snnjax.network.equations import Network, Rule, Values, evaluate, read
 from snnjax.network.stages import READOUT, Stage, stages, streaming
 
 
@@ -22,18 +22,29 @@ class _Kept(NamedTuple):
     threshold: Any
 
 
-def outputs_from_bits(network: Network, values: Values, rule, streams, neurons):
+def with_neurons(fire, neurons) -> Rule:
+    """The rule of ``fire(site, params, current, *operands)`` for these neurons.
+
+    Params are None where a site has no neurons.
+    """
+    return lambda site, *arguments: fire(site, neurons.get(site.name), *arguments)
+
+
+def outputs_from_bits(network: Network, values: Values, fire, streams, neurons):
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
 
     A stage leads from the spikes of earlier sites to those of its own, and is computed
     anew for its gradient.
+
+    Args:
+        fire: as for `with_neurons`; it holds no array, since it lives on in a gradient.
     """
     known: dict[int, Any] = dict(values)
 
     def computed(stage: Stage, params):
         pairs = zip(stage.segment.inputs, stage.sources, strict=True)
         over_time = [inner for inner, v in pairs if v in streams]
-        run = functools.partial(_run_stage, stage, over_time, rule)
+        run = functools.partial(_run_stage, stage, over_time, fire)
         return _computed_anew(run, [known[v] for v in stage.sources], params)
 
     *others, last = stages(network)
@@ -46,15 +57,15 @@ def outputs_from_bits(network: Network, values: Values, rule, streams, neurons):
     return computed(last, None)[0]
 
 
-def _run_stage(stage: Stage, over_time, rule, sources, params):
+def _run_stage(stage: Stage, over_time, fire, sources, params):
     """What a stage leads to, a site's spikes or the outputs, and what it carries on."""
     segment = stage.segment
     local = dict(zip(segment.inputs, sources, strict=True))
     marked = streaming(segment.equations, over_time)
-    evaluate(segment.equations, local, rule, streams=marked)
+    evaluate(segment.equations, local, with_neurons(fire, {}), streams=marked)
     made = [jnp.asarray(read(local, v)) for v in segment.outputs]
     if stage.equation is not READOUT:
-        made = rule(stage.equation.place, *made, params=params)
+        made = fire(stage.equation.place, params, *made)
     return made, [local[v] for v in segment.carried]
 
 
