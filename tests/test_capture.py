@@ -242,6 +242,36 @@ def test_kernels_of_every_form_of_convolution_are_affine():
     assert len(snnjax.sites(fn, kernel, PIXELS)) == 2
 
 
+ORDER = np.array([2, 0, 1])
+OWN_ORDERS = np.array([[2, 0, 1], [0, 1, 2], [1, 0, 2], [0, 2, 1]])
+WITHIN = {
+    "tokens as rows": lambda x: (x.reshape(12, 2) @ jnp.ones((2, 2))).reshape(4, 3, 2),
+    "a gather": lambda x: x[:, ORDER],
+    "a gather in front": lambda x: x[:, :, [1]],
+    "a mapped gather": jax.vmap(lambda x: x[ORDER]),
+    "orders of their own": lambda x: jax.vmap(lambda x, i: x[i])(x, OWN_ORDERS),
+    "a scatter": lambda x: jnp.zeros((4, 5, 2)).at[:, ORDER].add(x),
+    "a mapped scatter": jax.vmap(lambda x: jnp.zeros((5, 2)).at[ORDER].set(x)),
+    "places of their own": lambda x: jax.vmap(
+        lambda x, i: jnp.zeros((3, 2)).at[i].set(x)
+    )(x, OWN_ORDERS),
+    "an update": lambda x: jnp.zeros((4, 5, 2)).at[:, 1:4].set(x),
+    "a new axis in front": lambda x: x.reshape(1, 4, 6).sum(0),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_what_stays_within_an_example_is_allowed(name):
+    def fn(w, x):
+        return WITHIN[name](relu(x * w)).reshape(4, -1)
+
+    snn = snnjax.convert(fn, jnp.float32(1), eighths(1, (4, 3, 2)), steps=4)
+    x = eighths(2, (4, 3, 2))
+    every = snnjax.spiking(fn, steps=4)(snn, x).mean(0)
+    changed = snnjax.spiking(fn, steps=4)(snn, x.at[1:].set(0)).mean(0)
+    np.testing.assert_array_equal(every[0], changed[0])
+
+
 def with_own_derivative(f):
     """``f`` with a derivative of its own, which is the usual one."""
     same = jax.custom_jvp(f)

@@ -151,6 +151,33 @@ REFUSED = {
         {"gather"},
         "apart",
     ),
+    "scattered examples": (
+        lambda: between(lambda x: jnp.zeros_like(x).at[np.array([1, 0, 3, 2])].add(x)),
+        {"scatter-add"},
+        "apart",
+    ),
+    "sums of examples": (
+        lambda: between(lambda x: jax.ops.segment_sum(x, np.array([0, 0, 1, 1]), 4)),
+        {"scatter-add"},
+        "apart",
+    ),
+    "reversed batch behind a gather": (
+        lambda: between(lambda x: x[:, np.array([1, 0, 2, 3, 5, 4])][::-1]),
+        {"rev"},
+        "apart",
+    ),
+    "two examples in a row": (
+        lambda: between(
+            lambda x: (x.reshape(2, -1) @ jnp.ones((12, 12))).reshape(4, -1)
+        ),
+        {"reshape"},
+        "apart",
+    ),
+    "examples moved down": (
+        lambda: between(lambda x: jnp.zeros((8, 6)).at[1:5].set(x)[:4]),
+        {"scatter", "dynamic_update_slice"},
+        "apart",
+    ),
     "product over the batch": (
         lambda: between(lambda x: jnp.eye(4) @ x),
         {"dot_general"},

@@ -6,11 +6,12 @@ so a network converts exactly if everything between its activations is affine.
 `check` proves that, or reports everything in the way, with its path and the remedy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from snnjax.network.axes import follow
+from snnjax.network.axes import Batch
 from snnjax.network.equations import Equation, Network
+from snnjax.network.jaxprs import hides_site
 
 
 class Problem(NamedTuple):
@@ -75,11 +76,11 @@ _CURVES = frozenset(
     "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos".split()
 )
 _LOOPS = frozenset("scan while cond shard_map pallas_call".split())
-_STATISTICS = frozenset("rsqrt sqrt square integer_pow pow div".split())
+_POWERS = frozenset("rsqrt sqrt square integer_pow pow div".split())
 _ACTIVATIONS = frozenset(
     "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu "
     "log_sigmoid log_softmax mish prelu selu sigmoid silu soft_sign softmax softplus "
-    "sparse_plus squareplus swish tanh hard_tanh relu relu6".split()
+    "sparse_plus squareplus swish tanh relu relu6".split()
 )
 _CLIPS = frozenset("max min reduce_min clamp abs sign".split())
 _DECISIONS = frozenset(
@@ -88,7 +89,7 @@ _DECISIONS = frozenset(
 
 _KINDS = {
     "activation": _CURVES,
-    "statistics": _STATISTICS,
+    "power": _POWERS,
     "loop": _LOOPS,
     "clip": _CLIPS,
     "decision": _DECISIONS,
@@ -169,18 +170,16 @@ _EXPLANATIONS = {
 }
 
 
-def check(
-    network: Network, count: int, trouble: Callable[[Equation], str | None] | None
-) -> None:
-    """Raise `ConversionError` unless all is affine between the sites.
+def check(network: Network, count: int, *, affine: bool) -> None:
+    """Raise `ConversionError` unless a rule can take the place of every activation.
 
     Args:
         network: with every call inlined.
         count: how many of its outputs are answers, with the batch on the first axis.
-        trouble: equation -> key of its explanation, or None if it is allowed; with
-            None allowed is what is affine.
+        affine: all must be affine between the sites; otherwise anything may stand
+            there, unless it hides a site.
     """
-    trouble = _Affine(network) if trouble is None else trouble
+    trouble = _Affine(network) if affine else _hidden_site
     found: dict[str, dict[str, list[str]]] = {}
     for equation in network.equations:
         kind = trouble(equation)
@@ -191,7 +190,7 @@ def check(
     problems = [
         Problem(path, tuple(names), *_EXPLANATIONS[kind])
         for path, kinds in found.items()
-        for kind, names in _merge(path, kinds).items()
+        for kind, names in _merge(kinds).items()
     ]
     problems += _shape_problems(network, network.outputs[:count])
     if not problems and not any(site.fires for site in network.sites):
@@ -202,16 +201,20 @@ def check(
         raise ConversionError(problems)
 
 
+def _hidden_site(equation: Equation) -> str | None:
+    return "hidden" if hides_site(equation) else None
+
+
 class _Affine:
     """equation -> which explanation applies, if any; follows the batch axis along."""
 
     def __init__(self, network: Network):
         self.dependent, self.avals = network.dependent, network.avals
-        self.batch: dict[int, int] = {network.x: 0}  # as far as it is known
+        self.batch = Batch(network.x, network.avals)
 
     def __call__(self, equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
-        mixed, axis = follow(equation, self.batch, self.avals)
+        mixed, axis = self.batch.follow(equation)
         off = equation.site is not None and axis
         return kind or ("batch" if mixed else "behind" if off else None)
 
@@ -252,20 +255,20 @@ def _name(equation) -> str:
     return _activation(equation) or equation.primitive.name
 
 
-def _merge(path: str, kinds: dict[str, list[str]]) -> dict[str, list[str]]:
-    """One entry for what is one operation to a person: a norm, a softmax, a GELU."""
+def _merge(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Primitives that a user wrote as one operation: a norm, a softmax, a GELU."""
     found = {name for names in kinds.values() for name in names}
     if {"exp", "div"} <= found:  # a softmax that JAX has inlined
         return {"softmax": ["softmax", *sorted(found)]}
     norm = bool({"sqrt", "rsqrt"} & found)
     if "activation" in kinds and "integer_pow" in found and not norm:  # GELU, likewise
         return {"activation": sorted(found)}
-    if not norm or "statistics" not in kinds:
-        return {"power" if k == "statistics" else k: v for k, v in kinds.items()}
-    merged = dict(kinds)
-    absorbed = merged.pop("clip", []) + merged.pop("product", [])
-    merged["statistics"] = [*kinds["statistics"], *absorbed]
-    return merged
+    if not norm or "power" not in kinds:
+        return kinds
+    parts = ("power", "clip", "product")
+    statistics = [name for kind in parts for name in kinds.get(kind, [])]
+    others = {kind: names for kind, names in kinds.items() if kind not in parts}
+    return {**others, "statistics": statistics}
 
 
 def _shape_problems(network: Network, outputs):

@@ -5,6 +5,7 @@ Products make channels; what follows moves both about, or folds them into anothe
 """
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +16,13 @@ _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 
 
 def batch_first(equations, avals, x: int) -> list[Equation]:
-    """The same; neurons see the batch on their first axis.
+    """The equations, with transposes around each site whose batch is not first.
 
     vmap puts it last where weights are multiplied from the left, W @ x.
     """
-    batch, moved = {x: 0}, []
+    batch, moved = Batch(x, avals), []
     for eq in equations:
-        _, axis = follow(eq, batch, avals)
+        _, axis = batch.follow(eq)
         pools = eq.site is None or eq.site.kind == "max-pool"
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
         moved += [eq] if pools or not axis or not alone else _around(eq, axis, avals)
@@ -117,73 +118,118 @@ def _ndim(v, avals) -> int:
 _MIXED = -1
 
 
-def follow(equation, batch: dict[int, int], avals) -> tuple[bool, int | None]:
-    """Whether examples meet, and the batch axis of the outputs if it is known.
+class Batch:
+    """Follows the batch axis of a network from equation to equation.
 
-    Args:
-        batch: variable -> axis, as far as it is known; the outputs are added.
-        avals: variable -> shape and dtype.
+    Attributes:
+        size: B.
+        axes: variable -> the axis of its batch, as far as it is known. It may hold more
+            than the batch: a reshape to [B N, C] keeps each example together.
     """
-    found = {
-        _batch_axis(equation, i, batch[v], avals)
-        for i, v in enumerate(equation.inputs)
-        if isinstance(v, int) and v in batch
-    }
-    known = found - {None}
-    if _MIXED in known or len(known) > 1:
-        return True, None
-    if not known:
-        return False, None
-    (axis,) = known
-    if None not in found:
-        batch.update(dict.fromkeys(equation.outputs, axis))
-    return False, axis
+
+    def __init__(self, x: int, avals: dict[int, Any]):
+        self.avals, self.size = avals, avals[x].shape[0]
+        self.axes = {x: 0}
+
+    def follow(self, equation: Equation) -> tuple[bool, int | None]:
+        """Whether examples meet, and the batch axis of the outputs if it is known."""
+        found = {
+            self._after(equation, i, v)
+            for i, v in enumerate(equation.inputs)
+            if isinstance(v, int) and v in self.axes
+        }
+        known = [axis for axis in found if axis is not None]
+        if _MIXED in known or len(known) > 1:
+            return True, None
+        if not known:
+            return False, None
+        (axis,) = known
+        if None not in found:
+            self.axes.update(dict.fromkeys(equation.outputs, axis))
+        return False, axis
+
+    def _after(self, equation: Equation, i: int, v: int) -> int | None:
+        """Where input i's batch axis lies in the output; _MIXED, None if unknown."""
+        name = getattr(equation.primitive, "name", "")
+        axis, before = self.axes[v], self.avals[v].shape
+        after = self.avals[equation.outputs[0]].shape
+        params: dict[str, Any] = {key: p.value for key, p in equation.params}
+        numbers: Any = params.get("dimension_numbers")
+        if name == "dot_general":
+            other = _ndim(equation.inputs[0], self.avals)
+            return _after_dot(i, axis, before, numbers, other)
+        if name == "conv_general_dilated":
+            if i == 1:
+                return None
+            return numbers.out_spec[0] if numbers.lhs_spec[0] == axis else _MIXED
+        if name == "gather":
+            whole = params["slice_sizes"][axis] == before[axis]
+            return _after_gather(axis, before, after, numbers, whole)
+        if name.startswith("scatter") and i == 2:
+            return _after_scatter(axis, before, after, numbers)
+        if name == "reshape" and self.size > 1:
+            return self._after_reshape(axis, before, after)
+        if _meets(name, params, axis):
+            return _MIXED
+        place = _moved(name, params, axis, before, after)
+        return place if place is None or after[place] == before[axis] else _MIXED
+
+    def _after_reshape(self, axis: int, before, after) -> int | None:
+        """The axis that begins where the batch's does and holds whole examples."""
+        ahead = math.prod(before[:axis])
+        for place, length in enumerate(after):
+            if math.prod(after[:place]) == ahead and length % self.size == 0:
+                return place
+        return None if axis else _MIXED
 
 
-def _batch_axis(equation, i: int, axis: int, avals) -> int | None:
-    """Where the batch axis of input i lies in the output; _MIXED, None if unknown."""
-    name = getattr(equation.primitive, "name", "")
-    params = {key: static.value for key, static in equation.params}
-    before = avals[equation.inputs[i]].shape
-    after = avals[equation.outputs[0]].shape
-    if name == "dot_general":
-        return _dot_batch(i, axis, before, params["dimension_numbers"], equation, avals)
-    if name == "conv_general_dilated":
-        spec = params["dimension_numbers"]
-        if i == 1:
-            return None
-        return spec.out_spec[0] if spec.lhs_spec[0] == axis else _MIXED
-    if name == "gather":
-        return None if params["slice_sizes"][axis] == before[axis] else _MIXED
-    mixed = {
-        "rev": lambda: axis in params["dimensions"],
-        "concatenate": lambda: axis == params["dimension"],
-        "pad": lambda: params["padding_config"][axis] != (0, 0, 0),
-        "slice": lambda: after[axis] != before[axis],
-        "dynamic_slice": lambda: after[axis] != before[axis],
-        "split": lambda: axis == params["axis"],
-        "unstack": lambda: axis == params["axis"],
-        "tile": lambda: params["reps"][axis] != 1,
-        "cumsum": lambda: axis == params["axis"],
-        "reduce_window_sum": lambda: params["window_dimensions"][axis] != 1,
-        "reduce_window_max": lambda: params["window_dimensions"][axis] != 1,
-    }
-    if name in _REDUCTIONS and axis in params["axes"]:
-        return _MIXED
-    if name in mixed and mixed[name]():
-        return _MIXED
-    return _moved(name, params, axis, before, after)
+def _meets(name: str, params, axis: int) -> bool:
+    """Whether an operation combines or reorders what lies along this axis."""
+    if name in _REDUCTIONS:
+        return axis in params["axes"]
+    if name == "rev":
+        return axis in params["dimensions"]
+    if name == "pad":
+        return params["padding_config"][axis] != (0, 0, 0)
+    if name == "concatenate":
+        return axis == params["dimension"]
+    if name.startswith("reduce_window"):
+        return params["window_dimensions"][axis] != 1
+    return name in ("cumsum", "split", "unstack") and axis == params["axis"]
 
 
-def _dot_batch(i, axis, before, dimension_numbers, equation, avals) -> int:
-    contract, batch = dimension_numbers
+def _after_dot(i: int, axis: int, before, numbers, left: int) -> int:
+    """Where operand i's batch axis lies in a product; ``left``: axes of the first."""
+    contract, batch = numbers
     if axis in contract[i]:
         return _MIXED
     if axis in batch[i]:
         return list(batch[i]).index(axis)
     taken = {*contract[i], *batch[i]}
     place = sum(a not in taken for a in range(axis)) + len(batch[0])
-    if i == 1:
-        other = _ndim(equation.inputs[0], avals)
-        place += other - len(contract[0]) - len(batch[0])
-    return place
+    return place + (left - len(contract[0]) - len(batch[0]) if i == 1 else 0)
+
+
+def _after_gather(axis: int, before, after, numbers, whole: bool) -> int | None:
+    """Where the batch axis of what is gathered lies; ``whole``: in every slice."""
+    paired, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
+    if axis in paired:  # each example by indices of its own
+        index = numbers.start_indices_batching_dims[list(paired).index(axis)]
+        return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
+    if axis in single or not whole:
+        return _MIXED
+    kept = [a for a in range(len(before)) if a not in {*paired, *single}]
+    return numbers.offset_dims[kept.index(axis)]
+
+
+def _after_scatter(axis: int, before, after, numbers) -> int | None:
+    """Where the batch axis of the updates lies in what they are written to."""
+    paired, windows = numbers.operand_batching_dims, numbers.update_window_dims
+    if axis in windows:
+        gone = {*paired, *numbers.inserted_window_dims}
+        kept = [a for a in range(len(after)) if a not in gone]
+        place = kept[list(windows).index(axis)]
+        return place if after[place] == before[axis] else _MIXED
+    index = [a for a in range(len(before)) if a not in windows].index(axis)
+    own = list(numbers.scatter_indices_batching_dims)
+    return paired[own.index(index)] if index in own else _MIXED

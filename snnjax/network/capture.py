@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax.network import affine as affinity
+from snnjax.network.affine import check
 from snnjax.network.axes import batch_first, channel_axis
 from snnjax.network.equations import (
     Equation,
@@ -26,7 +26,7 @@ from snnjax.network.equations import (
     evaluate,
     variables,
 )
-from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, hides_site
+from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten
 
 
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
@@ -96,11 +96,11 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     >>> print(fn(jnp.ones((1, 1)), jnp.array([[1.001]])))
     [[1.]]
     """
-    try:
-        name = str(jnp.dtype("none" if dtype is None else dtype))
+    try:  # jnp.dtype(None) would be float64
+        known = dtype is not None and str(jnp.dtype(dtype)) in _COMPUTED
     except TypeError:
-        name = "unknown"
-    if name not in _COMPUTED:
+        known = False
+    if not known:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_COMPUTED)}")
 
     def cast(tree, to):
@@ -143,8 +143,7 @@ def capture(
     tree = jax.tree_util.tree_structure(result)
     bare = _understood(flatten(closed), params, tree)
     answers = _without_aux(result) if has_aux else result
-    trouble = None if affine else _hidden_site
-    affinity.check(bare, len(jax.tree_util.tree_leaves(answers)), trouble)
+    check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
     if inline_all:
         return bare
     # A custom derivative must stay, a remat only where it saves memory. What such a
@@ -204,10 +203,6 @@ def _without_aux(result):
             f"{jax.tree_util.tree_structure(result)}"
         )
     return result[0]
-
-
-def _hidden_site(equation: Equation) -> str | None:
-    return "hidden" if hides_site(equation) else None
 
 
 def _understood(program: Program, params, tree) -> Network:
