@@ -224,6 +224,13 @@ def test_clipped_relu_has_the_papers_derivative():
     np.testing.assert_array_equal(of_maximum, [0, 0, 0, 0, 1])
 
 
+@pytest.mark.parametrize("maximum", [6, np.array([6]), np.float32(6)])
+def test_a_maximum_may_be_a_whole_number(maximum):
+    x = jnp.array([-1.0, 3.0, 7.0])
+    slope = jax.grad(lambda x: snnjax.clipped_relu(x, maximum).sum())(x)
+    np.testing.assert_array_equal(slope, [0, 1, 0])
+
+
 def test_kernels_of_every_form_of_convolution_are_affine():
     """Transposed, dilated and one-dimensional convolutions hold no site."""
     kernel = eighths(3, (3, 3, 2, 2))

@@ -132,6 +132,17 @@ def test_hard_reset_is_measured_as_such():
     assert count[1] < count[0]
 
 
+def test_neurons_without_a_clip_floor_have_no_split():
+    net = NETWORKS["dense"]
+    for neuron in (snnjax.lif(), snnjax.integrate_and_fire(reset="zero")):
+        snn = snnjax.init(*net[:3], neuron=neuron)
+        seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS)
+        for site in seen.sites.values():
+            parts = site.clipping, site.flooring, site.unevenness
+            assert all(map(jnp.isnan, parts))
+            assert site.error > 0
+
+
 @pytest.mark.parametrize(
     "shape, labels",
     [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))],

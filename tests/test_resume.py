@@ -171,6 +171,10 @@ def test_fits_of_another_conversion_are_refused(changes, named, tmp_path):
             lambda view, fit: threshold(1.0)(view, fit),
             lambda view, fit: threshold(7.0)(view, fit),
         ),
+        (
+            lambda view, fit: threshold(jnp.max(view.activation))(view, fit),
+            lambda view, fit: threshold(jnp.min(view.activation))(view, fit),
+        ),
     ],
 )
 def test_a_calibrator_of_ones_own_is_known_by_its_options(calibrators, tmp_path):

@@ -100,6 +100,21 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
     assert all(jnp.any(n.temperature != 0) for n in slope.neurons.values())
 
 
+def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=2.0))
+
+    def gradient(**options):
+        simulate = snnjax.spiking(
+            net.fn, steps=STEPS, surrogate=snnjax.relaxed_dspike, **options
+        )
+        return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).mean())(snn)
+
+    found = gradient(segment=2, remat=True)
+    assert_close(found, gradient(), rtol=1e-4, atol=1e-5)
+    assert all(jnp.any(n.temperature != 0) for n in found.neurons.values())
+
+
 MODES = {
     "by_layer": dict(execution="by_layer"),
     "by_layer, remat": dict(execution="by_layer", remat=True),
@@ -434,6 +449,16 @@ def test_numbers_that_count_and_random_keys_are_never_trained():
 def test_output_potentials_are_float32(dtype):
     found = snnjax.membrane_readout(jnp.ones((3, 1), dtype), leak=jnp.float32(0.5))
     np.testing.assert_array_equal(found, jnp.array([[1], [1.5], [1.75]], jnp.float32))
+
+
+def test_losses_add_up_in_more_than_the_outputs_type():
+    noise = jax.random.normal(jax.random.key(1), (256, 20, 10))
+    outputs = noise.astype(jnp.bfloat16) + jnp.bfloat16(5)
+    labels = jnp.zeros(20, jnp.int32)
+    for loss in (snnjax.mean_cross_entropy, snnjax.tet):
+        found, wide = loss(outputs, labels), loss(outputs.astype(jnp.float32), labels)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, wide)
 
 
 SHARP = with_temperature()[1]

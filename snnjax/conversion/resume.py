@@ -232,7 +232,8 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, tuple | list):
         return [inner(item) for item in value]
     if isinstance(value, CodeType):
-        return value.co_code, [inner(constant) for constant in value.co_consts]
+        constants = [inner(constant) for constant in value.co_consts]
+        return value.co_code, value.co_names, constants
     if isinstance(value, FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         parts = (value.__code__, cells, value.__defaults__, value.__kwdefaults__)

@@ -42,7 +42,8 @@ class SiteMeasures(NamedTuple):
         saturated: fraction of channels in which every neuron fires at every step.
         activation: root mean square of the ANN's activation, to compare errors with.
         error: root mean square of a - s.
-        inherited, clipping, flooring, unevenness: root mean square of its parts.
+        inherited, clipping, flooring, unevenness: root mean square of its parts; the
+            last three are NaN for LIF and for reset to zero, which have no ClipFloor.
     """
 
     firing_rate: jax.Array
@@ -139,14 +140,15 @@ def measure(
     network = capture(fn, params, x, inline_all=True)
     compared = {
         site.name: _compare(
-            seen[site.name], snn.neurons[site.name], steps, site.channel
+            seen[site.name], snn.neurons[site.name], snn.reset, steps, site.channel
         )
         for site in network.sites
         if site.fires
     }
     neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
     weights = sum(math.prod(shape_of(network, v)) for v in weights_of(network))
-    fired = sum(site.fired.sum() for site in seen.values())
+    # In float32: all spikes of a large network may be more than int32 can count.
+    fired = sum(site.fired.astype(jnp.float32).sum() for site in seen.values())
     possible = steps * sum(site.activation.size for site in seen.values())
     return Measures(
         sites=compared,
@@ -196,12 +198,15 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
     return seen, operations, jnp.asarray(input_macs), jnp.asarray(macs)
 
 
-@functools.partial(jax.jit, static_argnames="channel")
-def _compare(seen: _Seen, params: NeuronParams, steps, channel: int) -> SiteMeasures:
+@functools.partial(jax.jit, static_argnames=("reset", "channel"))
+def _compare(
+    seen: _Seen, params: NeuronParams, reset: str, steps, channel: int
+) -> SiteMeasures:
     activation, current, output, fired = seen
-    level = closed_form(params, current, steps)
+    plain = params.leak is None and reset == "subtract"
+    level = closed_form(params, current, steps) if plain else jnp.nan
     positive = jax.nn.relu(current)
-    clipped = jnp.minimum(positive, params.threshold)
+    clipped = jnp.minimum(positive, params.threshold if plain else jnp.nan)
     parts = (
         activation,
         activation - output,

@@ -59,12 +59,17 @@ def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
 def with_activation(fn: Callable, rule: Rule) -> Callable:
     """``fn`` with ``rule(site, x, *operands)`` in the place of every activation.
 
-    The operands are the maximum of a clipped ReLU; `identity` is the rule that
-    gives the ANN back, bit for bit.
+    The rule meets every site: a ReLU has no operands, a clipped ReLU its maximum, a
+    max-pool the function that pools. `identity` is the rule that gives the ANN back,
+    bit for bit; leave to it what yours is not about.
 
     >>> import jax, jax.numpy as jnp
-    >>> fn = with_activation(lambda w, x: jax.nn.relu(w * x),
-    ...                      lambda site, x: jnp.where(x > 1, 1.0, 0.0))
+    >>> from snnjax import identity
+    >>> def binary(site, x, *operands):
+    ...     if not site.fires:
+    ...         return identity(site, x, *operands)
+    ...     return jnp.where(x > 1, 1.0, 0.0)
+    >>> fn = with_activation(lambda w, x: jax.nn.relu(w * x), binary)
     >>> print(fn(jnp.array(2.0), jnp.array([[0.3, 0.7]])))
     [[0. 1.]]
     """

@@ -41,6 +41,8 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     """
     if isinstance(maximum, int | float) and not maximum > 0:
         raise ValueError(f"maximum is {maximum}; allowed: > 0")
+    if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
+        maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
     return snnjax_clipped_relu(x, maximum)
 
 
@@ -199,7 +201,7 @@ class Network(NamedTuple):
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-    """The rule of the ANN itself; a max-pool's operand is the pooling function."""
+    """The rule of the ANN itself, for every kind of site."""
     if site.kind == "max-pool":
         return operands[0](x)
     if site.kind == "clipped relu":

@@ -149,7 +149,7 @@ def spiking(
     execution = _memory_saving(execution, delay, segment, remat)
     if has_aux:
         _check_aux(execution, micro_batch, segment)
-    if remat:
+    if remat and segment is None:
         _check_hard(surrogate)
     sequence = inputs != "constant"
     spread = sharding.over_batch(mesh)
@@ -310,7 +310,8 @@ def _check_hard(surrogate: Surrogate) -> None:
         if not jnp.array_equal(values, jnp.array([0, 0, 1, 1])):
             raise ValueError(
                 "remat keeps spikes as bits, so the surrogate must be a step; found "
-                f"{values} at -0.3, -0.1, 0.1, 0.3. Use remat=False with it"
+                f"{values} at -0.3, -0.1, 0.1, 0.3. With a segment it need not be: "
+                "segment=..., or remat=False"
             )
 
 

@@ -37,7 +37,7 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     0.6931...
     """
     check_labels(outputs, labels)
-    return _cross_entropy(outputs.mean(0), labels).mean()
+    return _cross_entropy(_wide(outputs).mean(0), labels).mean()
 
 
 def tet(
@@ -68,6 +68,7 @@ def tet(
     check_labels(outputs, labels)
     if not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
+    outputs = _wide(outputs)
     every = jnp.broadcast_to(labels, outputs.shape[:2])
     distance = ((outputs - target) ** 2).mean()
     entropy = _cross_entropy(outputs, every).mean()
@@ -96,7 +97,7 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     if not 0 < leak <= 1:
         raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1")
 
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    outputs = _wide(outputs)
 
     def step(v, output):
         v = (leak * v + output).astype(output.dtype)
@@ -200,6 +201,11 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
         f"no gradient at all reaches {len(dead)} of the leaves to be trained: "
         f"{', '.join(dead)}. {reasons}. What is not to be trained is labelled 'frozen'"
     )
+
+
+def _wide(outputs: jax.Array) -> jax.Array:
+    """In float32 or wider: T numbers of bfloat16 would not add up."""
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
 def _is_running_average(path, node) -> bool:
