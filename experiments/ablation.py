@@ -29,8 +29,8 @@ THRESHOLD = snnjax.least_squares_threshold("channel", "round")
 CHARGE = snnjax.half_charge()
 POSTPONE = snnjax.postpone_charge()
 SCALE = snnjax.scale_threshold()
-POTENTIAL = snnjax.correct_potential(3, add=True)
-WEIGHTS = snnjax.calibrate_weights("spikes", iterations=100, rate=1e-5)
+POTENTIAL = snnjax.correct_potential(3)
+WEIGHTS = snnjax.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
 def corrected(*calibrators: Calibrator) -> Recipe:
@@ -60,7 +60,7 @@ ROWS: dict[str, Recipe] = {
         snnjax.least_squares_threshold("layer", "round"), *PARTS[1:]
     ),
     "best, one round of potentials": corrected(
-        *PARTS[:-1], snnjax.correct_potential(1, add=True)
+        *PARTS[:-1], snnjax.correct_potential(1)
     ),
     "best, bias for potential": corrected(*PARTS[:-1], snnjax.correct_bias(3)),
     "best, readout as it is": Recipe(BEST.sweeps),

@@ -94,5 +94,6 @@ def canonical(snn: SNN, classes: int, sites: Sites) -> SNN:
                 bias=jnp.broadcast_to(neuron.bias, site.shape[-1:]),
                 initial_potential=start,
             )
-    readout = jnp.zeros(classes) if snn.readout is None else snn.readout
-    return dataclasses.replace(snn, neurons=neurons, readout=readout)
+    correction = snn.readout_correction
+    correction = jnp.zeros(classes) if correction is None else correction
+    return dataclasses.replace(snn, neurons=neurons, readout_correction=correction)

@@ -191,7 +191,7 @@ def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
 
 def _compile(job: Job, steps: int, delay: int) -> None:
     """Run the programs once, on an SNN of the shape that all recipes give."""
-    neuron = snnjax.integrate_and_fire().params()
+    neuron = snnjax.integrate_and_fire().init()
     neurons = {site.name: neuron for site in job.sites if site.fires}
     snn = snnjax.SNN(job.params, neurons, None, steps, delay)
     snn = canonical(snn, job.data.num_classes, job.sites)
@@ -214,7 +214,7 @@ def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
         delay,
         steps,
         [draw.accuracies for draw in draws],
-        snnjax.latency(job.sites, steps, delay),
+        snnjax.latency(job.sites, steps=steps, delay=delay),
         float(found.firing_rate),
         float(found.synaptic_operations),
         _median([draw.seconds for draw in draws]),

@@ -110,7 +110,9 @@ def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> N
         "of a site (up to 80)\nshaded: the steps in which it may fire; %: firing rate",
         fontsize=10,
     )
-    axes[-1, 0].set_xlim(0.5, snnjax.latency(sites, snn.steps, snn.delay) + 0.5)
+    axes[-1, 0].set_xlim(
+        0.5, snnjax.latency(sites, steps=snn.steps, delay=snn.delay) + 0.5
+    )
     axes[-1, 0].set_xlabel("step")
     _save(figure, path)
 

@@ -32,11 +32,11 @@ from experiments.models import build
 from snnjax import SNN
 
 SURROGATES: dict[str, Callable] = {
-    "rectangle": snnjax.rectangle,
-    "triangle": snnjax.triangle,
-    "exponential": snnjax.exponential,
-    "sigmoid": snnjax.sigmoid,
-    "arctan": snnjax.arctan,
+    "rectangle": snnjax.surrogate.rectangle,
+    "triangle": snnjax.surrogate.triangle,
+    "exponential": snnjax.surrogate.exponential,
+    "sigmoid": snnjax.surrogate.sigmoid,
+    "arctan": snnjax.surrogate.arctan,
     "dspike": snnjax.dspike,
 }
 LOSSES: dict[str, Callable] = {"mean": snnjax.mean_cross_entropy, "tet": snnjax.tet}
@@ -217,7 +217,7 @@ def _choose(job: Job, state: State, images, labels) -> State:
     differences = snnjax.finite_differences(
         loss, state.snn, job.first, step=config.difference_step
     )
-    chosen = snnjax.choose(
+    chosen = snnjax.choose_temperature(
         loss,
         state.snn,
         differences,

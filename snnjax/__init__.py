@@ -29,6 +29,7 @@ training            losses, and Dspike's temperature
 nir                 SNNs of other tools
 """
 
+from snnjax import surrogate
 from snnjax._version import __version__
 from snnjax.conversion import fits
 from snnjax.conversion.calibrate import (
@@ -66,15 +67,7 @@ from snnjax.nir import from_nir, to_nir
 from snnjax.simulation.simulate import init, latency, spiking
 from snnjax.simulation.snn import SNN
 from snnjax.storage import Stored, load, save
-from snnjax.surrogate import (
-    arctan,
-    dspike,
-    exponential,
-    rectangle,
-    relaxed_dspike,
-    sigmoid,
-    triangle,
-)
+from snnjax.surrogate import dspike, relaxed_dspike
 from snnjax.training.differences import (
     Directions,
     finite_differences,
@@ -91,7 +84,7 @@ from snnjax.training.temperature import (
     Alignment,
     Choice,
     alignment,
-    choose,
+    choose_temperature,
     relaxed_gradient,
     temperatures,
     with_temperatures,
@@ -120,19 +113,17 @@ __all__ = [
     "accuracy",
     "advanced",
     "alignment",
-    "arctan",
     "best",
     "bias_shift",
     "calibrate_weights",
     "check_gradients",
-    "choose",
+    "choose_temperature",
     "clipped_relu",
     "convert",
     "correct_bias",
     "correct_potential",
     "dspike",
     "energy",
-    "exponential",
     "finite_differences",
     "fits",
     "from_nir",
@@ -157,21 +148,19 @@ __all__ = [
     "percentile_threshold",
     "postpone_charge",
     "random_differences",
-    "rectangle",
     "relaxed_dspike",
     "relaxed_gradient",
     "save",
     "scale_threshold",
     "shift_bias",
-    "sigmoid",
     "sites",
     "spike_trains",
     "spiking",
     "streaming_only",
+    "surrogate",
     "temperatures",
     "tet",
     "to_nir",
-    "triangle",
     "with_activation",
     "with_temperatures",
 ]

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from snnjax import surrogate as surrogates
+from snnjax._checks import check_choice, check_delay
 
 
 class NeuronParams(NamedTuple):
@@ -51,13 +51,13 @@ class Neuron(NamedTuple):
     """A neuron model.
 
     Attributes:
-        params: () -> NeuronParams, the parameters that a fresh site starts from.
+        init: () -> NeuronParams, the parameters that a fresh site starts from.
         integrate: (params, state, current) -> state.
         fire: (params, state) -> (state, spikes); spikes are 0 or V_th.
         reset: "subtract" or "zero".
     """
 
-    params: Callable[[], NeuronParams]
+    init: Callable[[], NeuronParams]
     integrate: Callable[[NeuronParams, NeuronState, jax.Array], NeuronState]
     fire: Callable[[NeuronParams, NeuronState], tuple[NeuronState, jax.Array]]
     reset: str
@@ -68,7 +68,7 @@ def initial_state(params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
 
     Membranes are float32 even in bf16 nets, and wider only if their parameters are.
 
-    >>> params = integrate_and_fire().params()
+    >>> params = integrate_and_fire().init()
     >>> initial_state(params, (2, 3)).potential.shape
     (2, 3)
     """
@@ -93,14 +93,15 @@ def integrate_and_fire(
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
         surrogate: spike function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
-        detach_reset: no gradient through the reset; the spikes stay the same.
+        detach_reset: no gradient through the reset; the spikes stay the same. Both are
+            for `unroll`: an SNN does not keep them, `snnjax.spiking` takes them itself.
 
     Raises:
         ValueError: threshold, reset or temperature outside these ranges.
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire(threshold=1.0)
-    >>> print(unroll(neuron, neuron.params(), jnp.full((4, 1), 0.5))[:, 0])
+    >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.5))[:, 0])
     [0. 1. 0. 1.]
     """
     return _neuron(threshold, None, reset, temperature, surrogate, detach_reset)
@@ -127,7 +128,7 @@ def lif(
 
     >>> import jax.numpy as jnp
     >>> neuron = lif(leak=0.5, reset="zero")
-    >>> print(unroll(neuron, neuron.params(), jnp.full((4, 1), 0.7))[:, 0])
+    >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
     if not 0 < leak <= 1:
@@ -163,9 +164,9 @@ def unroll(
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire()
     >>> late = jnp.array([[0.0], [0.0], [1.0], [1.0]])
-    >>> print(unroll(neuron, neuron.params(), late)[:, 0])
+    >>> print(unroll(neuron, neuron.init(), late)[:, 0])
     [0. 0. 1. 1.]
-    >>> print(unroll(neuron, neuron.params(), late, delay=2)[:, 0])
+    >>> print(unroll(neuron, neuron.init(), late, delay=2)[:, 0])
     [1. 1. 0. 0.]
     """
     check_delay(currents.shape[0], delay)
@@ -184,7 +185,7 @@ def resume(
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire()
-    >>> state, spikes = resume(neuron, neuron.params(),
+    >>> state, spikes = resume(neuron, neuron.init(),
     ...                        NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
     >>> print(spikes[:, 0], state.potential)
     [0. 1.] [0.]
@@ -204,7 +205,7 @@ def mean_output(
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire()
-    >>> print(mean_output(neuron, neuron.params(), jnp.full((4, 1), 0.5)))
+    >>> print(mean_output(neuron, neuron.init(), jnp.full((4, 1), 0.5)))
     [0.5]
     """
     steps = currents.shape[0]
@@ -311,7 +312,7 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
         Mean output [B, ...], multiples of V_th / T, in the dtype of ``current``.
 
     >>> import jax.numpy as jnp
-    >>> params = integrate_and_fire(threshold=2.0).params()
+    >>> params = integrate_and_fire(threshold=2.0).init()
     >>> print(closed_form(params, jnp.array([-1.0, 0.8, 1.4, 9.0]), 4))
     [0.  0.5 1.  2. ]
     """
@@ -320,17 +321,6 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
     within = jnp.clip(count, 0, steps)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     return (floored * params.threshold / steps).astype(current.dtype)
-
-
-def check_delay(steps: int, delay: int) -> None:
-    """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
-    if not _whole(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; allowed: a whole number >= 1")
-    if not _whole(delay) or not 0 <= delay <= steps:
-        raise ValueError(
-            f"delay is {delay!r}; allowed: a whole number from 0 (streaming) to "
-            f"steps={steps} (each layer waits for all of its input)"
-        )
 
 
 def check_plain(neuron: Neuron) -> None:
@@ -357,35 +347,12 @@ def check_plain(neuron: Neuron) -> None:
         )
 
 
-def check_size(name: str, size: int | None) -> None:
-    """Raise unless ``size`` is a whole number >= 1, or None."""
-    if size is not None and (not _whole(size) or size < 1):
-        raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
-
-
-def check_count(name: str, count: int) -> None:
-    """Raise unless ``count`` is a whole number >= 1."""
-    if not _whole(count) or count < 1:
-        raise ValueError(f"{name} is {count!r}; allowed: a whole number >= 1")
-
-
-def check_positive(name: str, number: float) -> None:
-    """Raise unless 0 < ``number`` < infinity."""
-    if not 0 < number < np.inf:
-        raise ValueError(f"{name} is {number}; allowed: > 0, and finite")
-
-
-def _whole(number) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
-
-
 def _neuron(threshold, leak, reset, temperature, surrogate, detach_reset) -> Neuron:
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}; allowed: > 0")
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}; allowed: > 0, or None")
-    if reset not in ("subtract", "zero"):
-        raise ValueError(f"reset is {reset!r}; allowed: 'subtract' or 'zero'")
+    check_choice("reset", reset, ("subtract", "zero"))
 
     def fresh():
         return NeuronParams(
@@ -411,8 +378,8 @@ def _fire(surrogate, reset, detach_reset, params: NeuronParams, state: NeuronSta
     v, v_th = state.potential, params.threshold
     # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number keeps
     # the sign of the difference.
-    shape = () if params.temperature is None else (params.temperature,)
-    spiked = surrogate((v - v_th) / (2 * v_th), *shape)
+    sharpness = () if params.temperature is None else (params.temperature,)
+    spiked = surrogate((v - v_th) / (2 * v_th), *sharpness)
     gone = jax.lax.stop_gradient(spiked) if detach_reset else spiked
     v = v - v_th * gone if reset == "subtract" else v * (1 - gone)
     return NeuronState(v), v_th * spiked

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Surrogate = Callable[[jax.Array], jax.Array]
+# x, and the sharpness if the neuron has one -> spikes
+Surrogate = Callable[..., jax.Array]
 
 
 def _step(x: jax.Array) -> jax.Array:
@@ -21,22 +22,22 @@ def _step(x: jax.Array) -> jax.Array:
 
 
 def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
-    """The step in x whose tangent is ``derivative(x, shape)`` times x's tangent.
+    """The step in x whose tangent is ``derivative(x, sharpness)`` times x's tangent.
 
     A ``custom_jvp`` rather than a ``custom_vjp``: forward mode over the gradient
-    is what learns a temperature. The shape itself gets no tangent, because the
-    step does not depend on it.
+    is what learns a temperature. The sharpness (temperature, width or slope) itself
+    gets no tangent, because the step does not depend on it.
     """
 
     @jax.custom_jvp
-    def spike(x, shape):
-        del shape
+    def spike(x, sharpness):
+        del sharpness
         return _step(x)
 
     @spike.defjvp
     def spike_jvp(primals, tangents):
-        (x, shape), (dx, _) = primals, tangents
-        return _step(x), derivative(x, shape).astype(x.dtype) * dx
+        (x, sharpness), (dx, _) = primals, tangents
+        return _step(x), derivative(x, sharpness).astype(x.dtype) * dx
 
     return spike
 

@@ -55,7 +55,7 @@ def view(seed, delay=0):
         return _current, sources if time else sources.mean(0)
 
     seen = View(SITE, STEPS, delay, len(target), [target], outputs(output), feed)
-    fresh = NEURON.params()._replace(threshold=jnp.maximum(target.max(), 0.1))
+    fresh = NEURON.init()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
 
 
@@ -88,11 +88,11 @@ def test_maximum_is_the_oracles(seed):
 def test_percentile_is_the_oracles(p):
     a = activations(1) + 0.1
     expected = reference.percentile_threshold(np.asarray(a), p)
-    assert fits.quantile(a, p) == pytest.approx(expected, rel=1e-5)
+    assert fits.percentile(a, p) == pytest.approx(expected, rel=1e-5)
     expected = reference.per_channel(
         lambda c: reference.percentile_threshold(c, p), np.asarray(a)
     )
-    found = fits.quantile(a, p, "channel")
+    found = fits.percentile(a, p, "channel")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_least_squares_has_no_larger_error_than_the_maximum(seed, steps, objecti
 
 def test_shift_makes_the_expected_flooring_error_zero():
     """Activations uniform in [0, V_th]: the floor loses V_th / 2T, a shift none."""
-    neuron = integrate_and_fire(threshold=2.0).params()
+    neuron = integrate_and_fire(threshold=2.0).init()
     a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
     floor = (a - closed_form(neuron, a, STEPS)).mean()
     shifted = neuron._replace(bias=fits.shift(neuron.threshold, STEPS))
@@ -230,7 +230,7 @@ def early_evidence():
     def output(fit):
         return compiled_output(NEURON, fit.neuron, currents)
 
-    neuron = NEURON.params()
+    neuron = NEURON.init()
     seen = View(SITE, STEPS, 0, len(target), [target], outputs(output), None)
     return seen, Fit(neuron, {})
 
@@ -240,7 +240,7 @@ def test_charge_is_postponed_where_evidence_is_taken_back():
     assert seen.output(fit)[..., 0].min() > 0  # it fires, and cannot undo it
     waiting = calibrate.postpone_charge((0, 1, 2, 4))(seen, fit)
     assert waiting.neuron.initial_potential.shape == (2,)
-    corrected = calibrate.correct_potential(3, add=True)
+    corrected = calibrate.correct_potential(3)
     before, after = (
         ((seen.activation - seen.output(corrected(seen, f))) ** 2).mean((0, 1))
         for f in (fit, waiting)
@@ -300,7 +300,7 @@ def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
     site = SITE._replace(shape=(4, 4, 2))
     a = jnp.ones((2, *site.shape))
     seen = View(site, STEPS, 0, 2, [a], outputs(lambda fit: a, site), None).thinned(1)
-    fit = Fit(integrate_and_fire().params(), {"w": jnp.ones((3, 2))})
+    fit = Fit(integrate_and_fire().init(), {"w": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match="thinned view"):
         calibrator(seen, fit)
 
@@ -317,16 +317,13 @@ def test_streaming_only_means_without_delay(delay):
     assert (charged is fit) == (delay > 0)
 
 
-def test_potential_correction_overwrites_or_adds():
+def test_potential_correction_adds_to_the_charge_that_is_there():
     seen, fit = view(0)
     charged = calibrate.half_charge()(seen, fit)
-    start = charged.neuron.initial_potential
     lacking = seen.activation - seen.output(charged)
-    expected = STEPS * lacking.mean(0)
-    for add, kept in ((False, 0), (True, start)):
-        corrected = calibrate.correct_potential(add=add)(seen, charged)
-        found = corrected.neuron.initial_potential
-        np.testing.assert_allclose(found, kept + expected, rtol=1e-5)
+    expected = charged.neuron.initial_potential + STEPS * lacking.mean(0)
+    corrected = calibrate.correct_potential()(seen, charged)
+    np.testing.assert_allclose(corrected.neuron.initial_potential, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
@@ -349,9 +346,9 @@ def test_weight_calibration_lowers_its_objective(objective, delay):
             output = closed_form(neuron, into, STEPS)
         return ((seen.activation - output) ** 2).sum(-1).mean()
 
-    calibrated = calibrate_weights(objective, iterations=40, rate=0.02, batch=8)(
-        seen, fit
-    )
+    calibrated = calibrate_weights(
+        objective, iterations=40, learning_rate=0.02, batch=8
+    )(seen, fit)
     assert error(calibrated.weights) < error(fit.weights)
     assert calibrated.neuron is fit.neuron
 
@@ -359,7 +356,7 @@ def test_weight_calibration_lowers_its_objective(objective, delay):
 def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
     seen, fit = view(0)
     found = [
-        calibrate_weights(iterations=5, rate=0.01, batch=2, seed=seed)(
+        calibrate_weights(iterations=5, learning_rate=0.01, batch=2, seed=seed)(
             seen, fit
         ).weights["hidden"]
         for seed in (0, 0, 1)
@@ -376,7 +373,7 @@ def test_thresholds_are_positive_even_where_nothing_is_active(per):
     silent, half_silent = jnp.zeros((4, 2)), jnp.array([[3.0, 0.0], [1.0, 0.0]])
     for find in (
         fits.maximum,
-        lambda a, per: fits.quantile(a, 10.0, per),
+        lambda a, per: fits.percentile(a, 10.0, per),
         lambda a, per: fits.least_squares(a, STEPS, per),
     ):
         assert (find(silent, per) > 0).all()
@@ -408,7 +405,10 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
         (lambda: calibrate_weights(batch=0), "batch is 0; allowed: a whole number"),
-        (lambda: calibrate_weights(rate=np.inf), "rate is inf; allowed: > 0, and fin"),
+        (
+            lambda: calibrate_weights(learning_rate=np.inf),
+            "learning_rate is inf; allowed: > 0, and fin",
+        ),
         (
             lambda: snnjax.advanced(iterations=2.5),
             "iterations is 2.5; allowed: a whole",

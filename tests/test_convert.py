@@ -27,7 +27,7 @@ RECIPES = {
     "percentile": snnjax.percentile(99.0),
     "bias_shift": snnjax.bias_shift("channel"),
     "light": snnjax.light(),
-    "advanced": snnjax.advanced(iterations=3, rate=1e-3),
+    "advanced": snnjax.advanced(iterations=3, learning_rate=1e-3),
     "best": snnjax.best(),
 }
 NET = NETWORKS["concatenation"]
@@ -323,7 +323,7 @@ def test_readout_correction_zeroes_the_mean_error_of_the_outputs(name, delay):
 @pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
 @pytest.mark.parametrize("delay", [0, STEPS])
 def test_weight_calibration_changes_only_the_kernels_before_sites(objective, delay):
-    weights = calibrate_weights(objective, iterations=3, rate=1e-2)
+    weights = calibrate_weights(objective, iterations=3, learning_rate=1e-2)
     recipe = Recipe(((max_threshold(), weights),))
     net = NETWORKS["dense"]
     snn = convert(net, recipe=recipe, delay=delay)
@@ -426,7 +426,7 @@ def test_the_readout_is_corrected_per_channel():
         return conv(relu(conv(x, p["w1"])), p["w2"]).transpose(0, 3, 1, 2)
 
     snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=snnjax.best())
-    assert snn.readout.shape == (4, 1, 1)
+    assert snn.readout_correction.shape == (4, 1, 1)
     outputs = snnjax.spiking(fn, steps=STEPS)(snn, PIXELS).mean(0)
     error = (fn(IMAGES, PIXELS) - outputs).mean((0, 2, 3))
     np.testing.assert_allclose(error, 0, atol=1e-5)
@@ -437,7 +437,7 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
         return NET.fn(p, x)[:, 0]
 
     snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=snnjax.best())
-    assert snn.readout.shape == ()
+    assert snn.readout_correction.shape == ()
     simulate = snnjax.spiking(fn, steps=STEPS)
     error = fn(FLAT, images(12)) - simulate(snn, images(12)).mean(0)
     np.testing.assert_allclose(error.mean(), 0, atol=1e-5)

@@ -157,6 +157,19 @@ def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
         judge({"logits": jnp.zeros(shape)}, jnp.zeros(labels, int))
 
 
+def test_an_snn_is_measured_with_what_it_was_fitted_to():
+    net = NETWORKS["dense"]
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=1)
+    found = snnjax.measure(net.fn, net.params, snn, net.x)
+    assert (found.steps, found.delay) == (STEPS, 1)
+    trains = snnjax.spike_trains(net.fn, snn, net.x)
+    assert all(len(train) == STEPS for train in trains.values())
+    fresh = snnjax.init(*net[:3])
+    with pytest.raises(ValueError, match="fitted to no number of steps"):
+        snnjax.measure(net.fn, net.params, fresh, net.x)
+    assert snnjax.measure(net.fn, net.params, fresh, net.x, steps=2).steps == 2
+
+
 def test_an_snn_of_other_steps_is_not_measured():
     net, snn, _ = measured("dense")
     with pytest.raises(ValueError, match="fitted to steps=8"):

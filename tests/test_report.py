@@ -45,7 +45,7 @@ def results_of(sites, seeds=2):
                 counts = (operations, 2e3, macs, 99, 9, steps, waits)
                 measures = metrics.Measures(seen, 0.1, *counts)
                 reached = [list(draw_one(0, 1, steps)) for _ in range(seeds)]
-                latency = snnjax.latency(sites, steps, waits)
+                latency = snnjax.latency(sites, steps=steps, delay=waits)
                 costs = (latency, draw_one(0, 1), operations, draw_one(0, 9), measures)
                 found.append(Result(recipe, waits, steps, reached, *costs))
     return found

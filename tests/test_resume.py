@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 NET = NETWORKS["projection"]
 RECIPES = {
     "best": snnjax.best(),
-    "advanced": snnjax.advanced(iterations=5, rate=1e-2),
+    "advanced": snnjax.advanced(iterations=5, learning_rate=1e-2),
 }
 
 
@@ -142,7 +142,7 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
                     (
                         (
                             *snnjax.best().sweeps[0][:-1],
-                            snnjax.correct_potential(2, add=True),
+                            snnjax.correct_potential(2),
                         ),
                     ),
                     correct_readout=True,

@@ -224,13 +224,17 @@ def test_a_delay_reads_evidence_before_the_first_spike():
 
 def test_latency_grows_with_depth():
     found = snnjax.sites(*NETWORKS["projection"][:3])
-    assert [snnjax.latency(found, 8, delay) for delay in (0, 1, 8)] == [8, 11, 32]
+    assert [snnjax.latency(found, steps=8, delay=delay) for delay in (0, 1, 8)] == [
+        8,
+        11,
+        32,
+    ]
 
 
 def test_latency_of_an_snn_is_refused_with_what_is_wanted():
     net = NETWORKS["projection"]
-    with pytest.raises(ValueError, match="found is SNN; allowed: the Sites that"):
-        snnjax.latency(halves(net), 8)
+    with pytest.raises(ValueError, match="sites is SNN; allowed: the Sites that"):
+        snnjax.latency(halves(net), steps=8)
 
 
 def test_first_outputs_of_a_longer_run_are_a_shorter_run():
@@ -244,7 +248,7 @@ def test_readout_is_added_at_every_step():
     net = NETWORKS["dense"]
     plain = outputs(net, halves(net))
     readout = jnp.array([1.0, 2.0, 3.0])
-    corrected = outputs(net, halves(net, readout=readout))
+    corrected = outputs(net, halves(net, readout_correction=readout))
     np.testing.assert_array_equal(corrected, plain + readout)
 
 
@@ -364,8 +368,11 @@ WIDE = dataclasses.replace(
         ({"steps": 4.0}, "steps is 4.0"),
         ({"delay": -1}, "delay is -1; allowed: .* from 0 .* to steps=4"),
         ({"delay": STEPS + 1}, "delay is 5"),
-        ({"execution": "by_time"}, "execution is 'by_time'; allowed: auto, by_step"),
-        ({"inputs": "events"}, "inputs is 'events'; allowed: constant, poisson"),
+        (
+            {"execution": "by_time"},
+            "execution is 'by_time'; allowed: 'auto', 'by_step'",
+        ),
+        ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
         ({"segment": 0}, "segment is 0"),
@@ -422,7 +429,7 @@ def test_a_wrong_option_is_refused(options, message):
         (
             {},
             dataclasses.replace(
-                FITTED, neurons=FITTED.neurons | {"other": lif().params()}
+                FITTED, neurons=FITTED.neurons | {"other": lif().init()}
             ),
             VECTORS,
             None,
@@ -430,7 +437,7 @@ def test_a_wrong_option_is_refused(options, message):
         ),
         (
             {},
-            dataclasses.replace(FITTED, readout={"logits": jnp.zeros(3)}),
+            dataclasses.replace(FITTED, readout_correction={"logits": jnp.zeros(3)}),
             VECTORS,
             None,
             "corrects outputs of the structure .* or drop the correction",

@@ -104,7 +104,7 @@ LEAVES = {
 
 
 def test_every_kind_of_leaf_and_container_comes_back(tmp_path):
-    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().params()}, (jnp.ones(3), None))
+    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, (jnp.ones(3), None))
     found = stored(tmp_path, snn).snn
     as_jax = {k: jnp.asarray(LEAVES[k]) for k in ("transposed", "bool")}
     expected = {**LEAVES, **as_jax, "big-endian": jnp.arange(3)}
@@ -427,7 +427,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"accuracy": 99.5}, "accuracy is 99.5; allowed: 0 to 1"),
         ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
         ({"fn": DENSE.fn}, "needs an example of its input; found x=None"),
-        ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "pass steps"),
+        ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "give steps=T"),
         ({"fn": DENSE.fn, "x": DENSE.x, "inputs": "poisson"}, "draws nothing"),
     ],
 )

@@ -109,7 +109,9 @@ def test_ascent_moves_the_temperature_to_the_highest_cosine():
 def test_the_paper_s_choice_walks_uphill_and_stays():
     differences = truth(step=0.15)
     snn, loss = known(2.0)
-    choose = jax.jit(lambda snn: snnjax.choose(loss, snn, differences, change=1.0))
+    choose = jax.jit(
+        lambda snn: snnjax.choose_temperature(loss, snn, differences, change=1.0)
+    )
     walked = []
     for _ in range(20):
         snn, change, cosines = choose(snn)
@@ -122,7 +124,9 @@ def test_a_temperature_stays_above_its_bound():
     differences = {"w": jnp.array([1.0, -1.0])}  # asks for an ever wider surrogate
     snn, loss = known(0.5)
     for _ in range(4):
-        snn, _, _ = snnjax.choose(loss, snn, differences, change=0.2, lowest=0.3)
+        snn, _, _ = snnjax.choose_temperature(
+            loss, snn, differences, change=0.2, lowest=0.3
+        )
     assert snnjax.temperatures(snn)["w/relu"] == pytest.approx(0.3)
 
 
@@ -249,7 +253,9 @@ DEEP, LOSS = deep()
             "step is 0.0; allowed: > 0",
         ),
         (
-            lambda: snnjax.choose(LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=0.0),
+            lambda: snnjax.choose_temperature(
+                LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=0.0
+            ),
             "change is 0.0",
         ),
     ],

@@ -480,7 +480,7 @@ SHARP = with_temperature()[1]
             "lif\\(\\) \\(called\\)",
         ),
         (
-            lambda: snnjax.param_labels(with_temperature()[1], ["readout"]),
+            lambda: snnjax.param_labels(with_temperature()[1], ["readout_correction"]),
             "no leaf \\['rea",
         ),
         (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),

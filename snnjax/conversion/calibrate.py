@@ -13,32 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_choice, check_count, check_positive
 from snnjax.conversion import fits
 from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.neurons import check_count, check_positive
+
+_PER = ("layer", "channel")
 
 
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `fits.maximum` of the activations."""
-    _check_per(per)
+    check_choice("per", per, _PER)
     return _threshold(lambda view: _positive(view.peaks(), per))
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
-    """V_th = `fits.quantile` of the activations."""
-    _check_per(per)
+    """V_th = `fits.percentile` of the activations."""
+    check_choice("per", per, _PER)
     if not 1 < p <= 100:
         raise ValueError(f"p is {p}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
-        lambda view: _quantile(view.activation, p, per, view.site.channel)
+        lambda view: _percentile(view.activation, p, per, view.site.channel)
     )
 
 
 def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Calibrator:
     """V_th = `fits.least_squares` fit to the activations."""
-    _check_per(per)
-    if objective not in ("floor", "round"):
-        raise ValueError(f"objective is {objective!r}; allowed: 'floor', 'round'")
+    check_choice("per", per, _PER)
+    check_choice("objective", objective, ("floor", "round"))
 
     def search(view: View) -> jax.Array:
         top = _positive(view.peaks(), per)
@@ -86,10 +87,10 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     return calibrate
 
 
-def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
-    """v(0) = `fits.potential_correction`; with ``add``, v(0) += it.
+def correct_potential(repeats: int = 1) -> Calibrator:
+    """v(0) += `fits.potential_correction`, measured anew in each of ``repeats`` rounds.
 
-    The paper sets v(0) once from zero. Later rounds always add.
+    The paper does it once, from v(0) = 0.
     """
     check_count("repeats", repeats)
 
@@ -99,12 +100,10 @@ def correct_potential(repeats: int = 1, *, add: bool = False) -> Calibrator:
                 "correct_potential got a thinned view; allowed: the whole one, since "
                 "each position has its own potential"
             )
-        for i in range(repeats):
-            lacking = functools.partial(_potential_correction, steps=view.steps)
-            error = view.mean(lacking, fit)
-            start = fit.neuron.initial_potential if add or i else 0
-            neuron = fit.neuron._replace(initial_potential=start + error)
-            fit = fit._replace(neuron=neuron)
+        lacking = functools.partial(_potential_correction, steps=view.steps)
+        for _ in range(repeats):
+            start = fit.neuron.initial_potential + view.mean(lacking, fit)
+            fit = fit._replace(neuron=fit.neuron._replace(initial_potential=start))
         return fit
 
     return calibrate
@@ -200,11 +199,6 @@ def _threshold(find: Callable[[View], Any]) -> Calibrator:
     return calibrate
 
 
-def _check_per(per: str) -> None:
-    if per not in ("layer", "channel"):
-        raise ValueError(f"per is {per!r}; allowed: 'layer', 'channel'")
-
-
 def _check_numbers(name: str, numbers: Sequence[float]) -> None:
     found = np.asarray(numbers)
     if found.ndim != 1 or not found.size or not np.isfinite(found).all():
@@ -212,7 +206,7 @@ def _check_numbers(name: str, numbers: Sequence[float]) -> None:
 
 
 _positive = jax.jit(fits.positive, static_argnames="per")
-_quantile = jax.jit(fits.quantile, static_argnames=("p", "per", "channel"))
+_percentile = jax.jit(fits.percentile, static_argnames=("p", "per", "channel"))
 _candidate_errors = jax.jit(
     fits.candidate_errors, static_argnames=("objective", "channel")
 )

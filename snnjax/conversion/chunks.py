@@ -97,7 +97,7 @@ def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
 def keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
     """Add what stage i gives; drop what no later stage reads."""
     stage = cut[i]
-    store[stage.equation.outputs[0]] = output
+    store[stage.output] = output
     store.update(zip(stage.carried, carried, strict=True))
     later = {v for s in cut[i + 1 :] for v in s.sources}
     for v in set(store) - later:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
+from snnjax._checks import check_delay, check_size
 from snnjax.conversion import resume
 from snnjax.conversion.checks import check_finite
 from snnjax.conversion.chunks import Plan
@@ -29,7 +30,6 @@ from snnjax.conversion.sweep import ann_outputs, chained, readout_error, sweep
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
-from snnjax.neurons import check_delay, check_size
 from snnjax.simulation import sharding
 from snnjax.simulation.snn import SNN
 
@@ -129,7 +129,7 @@ def convert(
             "recipe": recipe,
         },
     )
-    neurons = {s.name: NEURON.params() for s in network.sites if s.fires}
+    neurons = {s.name: NEURON.init() for s in network.sites if s.fires}
     snn = SNN(params, neurons, None, steps, delay)
     for number, calibrators in enumerate(recipe.sweeps):
         calibrate = functools.partial(chained, calibrators, plan.spread)
@@ -138,7 +138,7 @@ def convert(
     outputs = ann_outputs(plan, chunks)
     if recipe.correct_readout:
         error = readout_error(plan, snn, chunks, outputs)
-        snn = dataclasses.replace(snn, readout=error)
+        snn = dataclasses.replace(snn, readout_correction=error)
     return snn
 
 

@@ -46,22 +46,22 @@ def positive(peaks: jax.Array, per: str = "layer") -> jax.Array:
     return layer if per == "layer" else jnp.where(peaks > 0, peaks, layer)
 
 
-def quantile(
+def percentile(
     activation: jax.Array, p: float, per: str = "layer", channel: int = -1
 ) -> jax.Array:
     """The p-th percentile of the activations; where it is 0, their `maximum`.
 
     Args:
         activation: ANN activations [N, ...], >= 0.
-        p: 0 < p <= 100, in percent.
+        p: 1 < p <= 100, in percent.
         per, channel: as for `maximum`.
     """
     activation = activation.astype(jnp.float32)
     if per == "layer":
         value = jnp.percentile(activation, p)
     else:
-        percentile = functools.partial(jnp.percentile, q=p)
-        value = _over_all_but(channel, percentile, activation)
+        of_channel = functools.partial(jnp.percentile, q=p)
+        value = _over_all_but(channel, of_channel, activation)
     return jnp.where(value > 0, value, maximum(activation, per, channel))
 
 
@@ -192,7 +192,7 @@ def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParam
         steps: T.
 
     >>> from snnjax.neurons import integrate_and_fire
-    >>> later = postpone(integrate_and_fire().params(), 1.0, steps=4)
+    >>> later = postpone(integrate_and_fire().init(), 1.0, steps=4)
     >>> print(later.initial_potential, later.bias)
     -1.0 0.25
     """

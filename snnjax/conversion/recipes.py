@@ -61,7 +61,7 @@ def advanced(
     objective: str = "floor",
     *,
     iterations: int = 5000,
-    rate: float = 1e-5,
+    learning_rate: float = 1e-5,
     seed: int = 0,
 ) -> Recipe:
     """Least-squares threshold, bias shift, weight calibration; then potentials.
@@ -69,7 +69,9 @@ def advanced(
     Two sweeps: all weights first, then potential correction (ICML 2021).
     """
     threshold = least_squares_threshold(per, objective)
-    weights = calibrate_weights(iterations=iterations, rate=rate, seed=seed)
+    weights = calibrate_weights(
+        iterations=iterations, learning_rate=learning_rate, seed=seed
+    )
     return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
 
 
@@ -90,7 +92,7 @@ def best() -> Recipe:
                 postpone_charge(),
                 streaming_only(scale_threshold()),
                 streaming_only(postpone_charge()),
-                correct_potential(3, add=True),
+                correct_potential(3),
             ),
         ),
         correct_readout=True,

@@ -150,7 +150,7 @@ def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
 
 @functools.partial(jax.jit, static_argnames="steps")
 def mean(value, steps: int) -> jax.Array:
-    """Of a stream over its T steps, [B, ...]."""
+    """Mean of a stream over its T steps, [B, ...]."""
     return (_decode(value, steps) if isinstance(value, SpikeTrain) else value).mean(0)
 
 
@@ -160,7 +160,7 @@ def _decode(train: SpikeTrain, steps: int) -> jax.Array:
 
 
 def concatenate(spread: NamedSharding | None, values, axis: int):
-    """Of all micro-batches one stream, with the images on ``axis``."""
+    """One stream of all micro-batches, with the images on ``axis``."""
     spread = spread and sharding.along(axis, spread)
     if isinstance(values[0], SpikeTrain):
         bits = sharding.join([value.bits for value in values], axis, spread)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
+from snnjax._trees import is_floating, is_kernel, name_of
 from snnjax.conversion import checks, fits, streams
 from snnjax.conversion.chunks import (
     Chunk,
@@ -34,7 +35,7 @@ from snnjax.simulation.snn import SNN
 
 
 def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress):
-    """Carry all images from site to site and fit each by the calibrator of its number.
+    """Carry all images from site to site and fit site i by ``calibrator(i)``.
 
     Returns:
         The fitted SNN, and the chunks as they stand before the readout.
@@ -43,7 +44,7 @@ def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progres
     network, cut = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
-    found = [stage.equation.place for stage in cut[:-1]]
+    found = [stage.place for stage in cut[:-1]]
     for i, site in enumerate(_in_order(progress, found)):
         fit = _fit_site(plan, chunks, i, original, params, neurons, calibrator(i))
         neurons[site.name] = fit.neuron
@@ -75,7 +76,7 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
 
     A function of its own, so that the currents are freed before the next site.
     """
-    network, site = chunks[0].network, chunks[0].stages[i].equation.place
+    network, site = chunks[0].network, chunks[0].stages[i].place
     activations = Waiting([_activation(plan, chunk, i, original) for chunk in chunks])
     checks.check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
@@ -103,7 +104,7 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
 def _activation(plan: Plan, chunk: Chunk, i: int, original) -> jax.Array:
     """Carry the ANN stream of a micro-batch over a site."""
     inputs, carried = run_ann(plan, chunk, i, original)
-    activation = identity(chunk.stages[i].equation.place, *inputs)
+    activation = identity(chunk.stages[i].place, *inputs)
     activation, *carried = map(plan.set_aside, [activation, *carried])
     keep(chunk.ann, chunk.stages, i, activation, carried)
     return activation
@@ -131,7 +132,7 @@ def _currents(plan: Plan, chunks: list[Chunk], i: int, params):
         changed = params | _by_variable(chunks[0].network, weights)
         return (run_snn(plan, chunk, i, changed) for chunk in chunks)
 
-    return _cached(plan, compute, chunks[0].stages[i].equation.place.shape)
+    return _cached(plan, compute, chunks[0].stages[i].place.shape)
 
 
 def _thinned(plan: Plan, currents, site: Site):
@@ -201,7 +202,7 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in kernels)
     if time:
-        steps, ndim = plan.steps, len(stage.equation.place.shape)
+        steps, ndim = plan.steps, len(stage.place.shape)
     else:  # of means, T does not matter: one program for every T
         marked, steps, ndim = (False,) * len(marked), 1, None
     return Current(stage.segment, marked, steps, slots, tuple(axes), ndim), sources
@@ -233,7 +234,7 @@ def _kernels(network: Network, site, params) -> dict[str, jax.Array]:
     return {
         network.parameters[v]: params[v]
         for v in network.feeds[site.name]
-        if params[v].ndim >= 2 and jnp.issubdtype(params[v].dtype, jnp.floating)
+        if is_kernel(params[v])
     }
 
 
@@ -259,7 +260,7 @@ def _names(network: Network) -> list[str]:
     """Of the outputs: " 'path'" in the function's result, nothing if there is one."""
     numbered = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    names = [name_of(path) for path in paths]
     return [f" {name!r}" if name else "" for name in names]
 
 
@@ -282,7 +283,7 @@ def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):
 
 def _error(ann: jax.Array, spiking: jax.Array) -> jax.Array:
     """ANN output - mean SNN output; nothing where it is no answer, as a mask."""
-    if not jnp.issubdtype(ann.dtype, jnp.floating):
+    if not is_floating(ann):
         return jnp.zeros_like(ann, jnp.float32)
     mean = spiking if spiking.ndim == ann.ndim else spiking.mean(0)
     return ann.astype(jnp.float32) - mean

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import check_positive
 from snnjax.conversion import fits
 from snnjax.network.equations import Site
-from snnjax.neurons import NeuronParams, check_positive
+from snnjax.neurons import NeuronParams
 
 
 class Fit(NamedTuple):
@@ -32,14 +33,14 @@ class Fit(NamedTuple):
 class View(NamedTuple):
     """What calibrators see of a site, for all N calibration images.
 
-    They come in micro-batches, so that a large network need not be in memory: a mean
-    or a maximum over all images is that of the micro-batches'.
+    They come in micro-batches: a mean or a maximum over all images is put together from
+    those of the micro-batches.
 
     Attributes:
         site: name, shape, parameters.
         steps: T.
         delay: that the SNN is fitted to.
-        images: N.
+        count: N.
         activations: of the ANN, a micro-batch [B, ...] each.
         outputs: (fit, stride=1) -> mean outputs [B, ...] of the spiking site over T
             steps, from the spikes that the calibrated layers below really send;
@@ -55,7 +56,7 @@ class View(NamedTuple):
     site: Site
     steps: int
     delay: int
-    images: int
+    count: int
     activations: Sequence[jax.Array]
     outputs: Callable[..., Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
@@ -64,11 +65,11 @@ class View(NamedTuple):
 
     @property
     def activation(self) -> jax.Array:
-        """Of all images at once, [N, ...]: memory for those who must have it."""
+        """All activations in one array [N, ...]; needs memory for all images."""
         return self.join(self.activations)
 
     def output(self, fit: Fit) -> jax.Array:
-        """Of all images at once, [N, ...]."""
+        """All mean outputs in one array [N, ...]."""
         return self.join(list(self.outputs(fit)))
 
     def thinned(self, samples: int) -> "View":
@@ -80,8 +81,11 @@ class View(NamedTuple):
         check_positive("samples", samples)
         shape, channel = list(self.site.shape), self.site.channel
         del shape[channel]
-        images, stride = self.images, 1
-        while shape and images * math.prod(n // (2 * stride) for n in shape) >= samples:
+        stride = 1
+        while (
+            shape
+            and self.count * math.prod(n // (2 * stride) for n in shape) >= samples
+        ):
             stride *= 2
         if stride == 1 or self.stride > 1:
             return self
@@ -103,7 +107,7 @@ class View(NamedTuple):
         total = jnp.zeros(())
         for a, s in zip(self.activations, self.outputs(fit), strict=True):
             total += len(a) * statistic(a, s)
-        return total / self.images
+        return total / self.count
 
 
 Calibrator = Callable[[View, Fit], Fit]

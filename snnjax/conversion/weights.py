@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from snnjax._checks import check_choice, check_count, check_positive
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.neurons import (
-    check_count,
-    check_positive,
     closed_form,
     integrate_and_fire,
     unroll,
@@ -27,7 +26,7 @@ def calibrate_weights(
     objective: str = "floor",
     *,
     iterations: int = 5000,
-    rate: float = 1e-5,
+    learning_rate: float = 1e-5,
     batch: int = 32,
     seed: int = 0,
     surrogate: Surrogate = dspike,
@@ -42,20 +41,17 @@ def calibrate_weights(
             of the neuron as it is; "spikes": the T steps themselves. The first two
             take the floor's gradient as 1 (straight through), the last a surrogate.
         iterations: Adam steps per site, cosine schedule to zero.
-        rate: initial learning rate.
+        learning_rate: at first.
         batch: images per step; at most the number of calibration images is used.
         seed: of the order of the images.
         surrogate: spike function for "spikes".
     """
-    if objective not in ("floor", "neuron", "spikes"):
-        raise ValueError(
-            f"objective is {objective!r}; allowed: 'floor', 'neuron', 'spikes'"
-        )
+    check_choice("objective", objective, ("floor", "neuron", "spikes"))
     check_count("iterations", iterations)
     check_count("batch", batch)
-    check_positive("rate", rate)
+    check_positive("learning_rate", learning_rate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
-        schedule = optax.cosine_decay_schedule(rate, iterations)
+        schedule = optax.cosine_decay_schedule(learning_rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations)))
 
     def calibrate(view: View, fit: Fit) -> Fit:

@@ -21,16 +21,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import check_labels
 from snnjax.measures.operations import products, shape_of, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, evaluate, identity
-from snnjax.neurons import (
-    NeuronParams,
-    check_delay,
-    closed_form,
-)
+from snnjax.neurons import NeuronParams, closed_form
 from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_fit, check_labels, check_neurons
+from snnjax.simulation.snn import SNN, check_neurons, checked_fit
 
 
 class SiteMeasures(NamedTuple):
@@ -115,8 +112,8 @@ def measure(
     snn: SNN,
     x: jax.Array,
     *,
-    steps: int,
-    delay: int = 0,
+    steps: int | None = None,
+    delay: int | None = None,
 ) -> Measures:
     """Compare an SNN with its ANN, site by site.
 
@@ -125,8 +122,8 @@ def measure(
         params: of the ANN; those of ``snn`` may have been calibrated since.
         snn: from `snnjax.convert`.
         x: images [B, ...], a constant current.
-        steps: T.
-        delay: of every layer.
+        steps, delay: T, and what every layer waits; by default those that the SNN was
+            fitted to.
 
     Returns:
         `Measures`. Jitted inside, one program for each fn, steps, delay and shape of
@@ -134,8 +131,7 @@ def measure(
 
     Raises: as `snnjax.spiking`.
     """
-    check_delay(steps, delay)
-    check_fit(snn, steps, delay)
+    steps, delay = checked_fit(snn, steps, delay)
     seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
     network = capture(fn, params, x, inline_all=True)
     compared = {
@@ -225,14 +221,20 @@ def _compare(
 
 
 def spike_trains(
-    fn: Callable, snn: SNN, x: jax.Array, *, steps: int, delay: int = 0
+    fn: Callable,
+    snn: SNN,
+    x: jax.Array,
+    *,
+    steps: int | None = None,
+    delay: int | None = None,
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> bool [T, B, ...], for images x [B, ...].
 
+    Args: as for `measure`.
+
     Raises: as `snnjax.spiking`.
     """
-    check_delay(steps, delay)
-    check_fit(snn, steps, delay)
+    steps, delay = checked_fit(snn, steps, delay)
     network = capture(fn, snn.params, x)
     check_neurons(snn.neurons, network.sites)
     trains = {}

@@ -39,10 +39,10 @@ from snnjax.measures.operations import (
     weights_of,
 )
 from snnjax.network.capture import capture
-from snnjax.network.equations import Equation, Network, evaluate, read
-from snnjax.neurons import NeuronParams, check_delay, initial_state, integrate_and_fire
+from snnjax.network.equations import Equation, Network, evaluate, firing, read
+from snnjax.neurons import NeuronParams, initial_state, integrate_and_fire
 from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_fit, check_neurons, with_readout
+from snnjax.simulation.snn import SNN, check_neurons, checked_fit, corrected
 
 
 def neurobench(
@@ -50,8 +50,8 @@ def neurobench(
     snn: SNN,
     x: jax.Array,
     *,
-    steps: int,
-    delay: int = 0,
+    steps: int | None = None,
+    delay: int | None = None,
     labels: chex.Array | None = None,
 ) -> dict[str, Any]:
     """NeuroBench's metrics of an SNN, with its names, ready for ``json.dumps``.
@@ -60,8 +60,8 @@ def neurobench(
         fn: network, ``fn(params, x) -> outputs``.
         snn: its SNN.
         x: images [B, ...], a constant current.
-        steps: T.
-        delay: of every layer. The steps in which a layer waits update membranes too.
+        steps, delay: T, and what every layer waits; by default those that the SNN was
+            fitted to. The steps in which a layer waits update membranes too.
         labels: int [B], to have ClassificationAccuracy too; fn must give logits.
 
     Returns:
@@ -81,8 +81,7 @@ def neurobench(
     >>> found["SynapticOperations"]
     {'Effective_MACs': 4.0, 'Effective_ACs': 6.0, 'Dense': 32.0}
     """
-    check_delay(steps, delay)
-    check_fit(snn, steps, delay)
+    steps, delay = checked_fit(snn, steps, delay)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((snn, x))):
         raise ValueError(
             "neurobench gives numbers for json.dumps, and inside jit (or another "
@@ -164,7 +163,7 @@ def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
         "updates": updates,
         "macs": macs,
         "acs": acs,
-        "outputs": with_readout(network.results(values), snn),
+        "outputs": corrected(network.results(values), snn),
     }
 
 
@@ -192,13 +191,11 @@ def _all_fire(network: Network, snn: SNN, x) -> dict[int, Any]:
     """Every variable's value at a step in which all neurons fire."""
     values = network.arguments(snn.params, x)
 
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
-        threshold = jnp.asarray(snn.neurons[site.name].threshold, current.dtype)
+    def fire(site, params, current):
+        threshold = jnp.asarray(params.threshold, current.dtype)
         return jnp.broadcast_to(threshold, current.shape)
 
-    evaluate(network.equations, values, rule)
+    evaluate(network.equations, values, firing(fire, snn.neurons))
     return values
 
 

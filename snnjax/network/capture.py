@@ -13,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import check_function
+from snnjax._trees import is_floating, name_of
 from snnjax.network.affine import check
 from snnjax.network.axes import batch_first, channel_axis
 from snnjax.network.equations import (
@@ -109,19 +111,13 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_COMPUTED)}")
 
     def cast(tree, to):
-        return jax.tree.map(
-            lambda a: jnp.asarray(a, to) if _is_floating(a) else a, tree
-        )
+        return jax.tree.map(lambda a: jnp.asarray(a, to) if is_floating(a) else a, tree)
 
     @functools.wraps(fn)
     def computed(params, x, **options):
         return cast(fn(cast(params, dtype), cast(x, dtype), **options), jnp.float32)
 
     return computed
-
-
-def _is_floating(a) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
 def capture(
@@ -160,18 +156,9 @@ def capture(
 def paths_of(params: chex.ArrayTree) -> list[str]:
     """Of all leaves in their order, as `Site.parameters` has them."""
     return [
-        _clean(jax.tree_util.keystr(path, simple=True, separator="/"))
+        _clean(name_of(path))
         for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
     ]
-
-
-def check_function(fn) -> None:
-    """Raise unless this can be called."""
-    if not callable(fn):
-        raise ValueError(
-            f"fn is {fn!r}; allowed: a function fn(params, x) -> outputs, e.g. "
-            "model.apply"
-        )
 
 
 def _check_input(x) -> None:

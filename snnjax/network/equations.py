@@ -7,7 +7,7 @@ networks from functions.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -72,6 +72,7 @@ class Site(NamedTuple):
         depth: number of firing sites on the longest way from the input to here.
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
+        wait: layers that a delay line holds its stream back; 0 elsewhere.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Site(NamedTuple):
     depth: int
     dtype: Any
     channel: int = -1
+    wait: int = 0
 
     @property
     def fires(self) -> bool:
@@ -207,6 +209,26 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     if site.kind == "clipped relu":
         return clipped_relu(x, *operands)
     return jax.nn.relu(x)
+
+
+def firing(
+    fire: Callable[..., jax.Array],
+    neurons: Mapping[str, Any],
+    pool: Callable[..., jax.Array] = lambda function, x: function(x),
+) -> Rule:
+    """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
+
+    Args:
+        neurons: site name -> params.
+        pool: ``pool(function, x)`` -> what a max-pool makes of spikes.
+    """
+
+    def rule(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
+        if site.kind == "max-pool":
+            return pool(*operands, x)
+        return fire(site, neurons[site.name], x)
+
+    return rule
 
 
 def evaluate(

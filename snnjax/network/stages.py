@@ -37,16 +37,18 @@ def streaming(
     return frozenset(streams)
 
 
-def delay_lines(network: Network, streams: frozenset[int]) -> list[Equation]:
+def delay_lines(
+    equations: Sequence[Equation], network: Network, streams: frozenset[int]
+) -> list[Equation]:
     """The equations with explicit delay lines, so that all inputs of each are in step.
 
-    A "delay line" is a site whose ``depth`` says how many layers a stream must wait
-    for the others that it meets.
+    A "delay line" is a site at which a stream must ``wait`` for deeper ones: as many
+    layers as they have passed more.
     """
     fresh = max(network.avals) + 1
     aligned: dict[tuple[int, int], int] = {}
     lined = []
-    for equation in network.equations:
+    for equation in equations:
         depth = max(
             (network.depths[v] for v in variables(equation) if v in streams),
             default=0,
@@ -59,8 +61,15 @@ def delay_lines(network: Network, streams: frozenset[int]) -> list[Equation]:
             if behind and (v, depth) not in aligned:
                 aligned[v, depth] = fresh
                 aval = network.avals[v]
-                name = f"delay line {fresh}"
-                line = Site(name, "delay line", aval.shape[1:], (), behind, aval.dtype)
+                line = Site(
+                    name=f"delay line {fresh}",
+                    kind="delay line",
+                    shape=aval.shape[1:],
+                    parameters=(),
+                    depth=depth,
+                    dtype=aval.dtype,
+                    wait=behind,
+                )
                 lined.append(Equation(None, (), (v,), (fresh,), line))
                 fresh += 1
             inputs[i] = aligned.get((v, depth), v)
@@ -91,19 +100,25 @@ class Stage(NamedTuple):
     """One segment at its place in the network.
 
     Attributes:
-        equation: of the firing site that it leads to; `READOUT` for the last stage.
+        site: the firing site that it leads to; None for the last one, which leads to
+            the outputs.
+        output: network variable of that site's output, None likewise.
         segment: the work.
         sources: network variables that ``segment.inputs`` stand for.
         carried: network variables that ``segment.carried`` stand for.
     """
 
-    equation: Equation
+    site: Site | None
+    output: int | None
     segment: Segment
     sources: tuple[int, ...]
     carried: tuple[int, ...]
 
-
-READOUT = Equation(None, (), (), ())
+    @property
+    def place(self) -> Site:
+        """The site of a stage that leads to one."""
+        assert self.site is not None
+        return self.site
 
 
 def stages(network: Network) -> list[Stage]:
@@ -112,21 +127,20 @@ def stages(network: Network) -> list[Stage]:
     fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
     waiting = [eq for eq in network.equations if not (eq.site and eq.site.fires)]
     cut = []
-    for i, equation in enumerate([*fires, READOUT]):
-        last = equation is READOUT
-        ends = network.outputs if last else equation.inputs
+    for i, equation in enumerate([*fires, None]):
+        ends = network.outputs if equation is None else equation.inputs
         work = needed(waiting, [v for v in ends if isinstance(v, int)], known)
         made = {v for eq in work for v in eq.outputs} & network.dependent
         waiting = [eq for eq in waiting if not made.intersection(eq.outputs)]
         later = {v for eq in [*waiting, *fires[i + 1 :]] for v in variables(eq)}
         later |= {v for v in network.outputs if isinstance(v, int)}
-        carried = () if last else tuple(sorted(made & later))
+        carried = () if equation is None else tuple(sorted(made & later))
         cut.append(_stage(equation, work, ends, carried))
-        known |= made | set(equation.outputs)
+        known |= made | set(equation.outputs if equation else ())
     return cut
 
 
-def _stage(equation, work, ends, carried) -> Stage:
+def _stage(equation: Equation | None, work, ends, carried) -> Stage:
     numbers: dict[int, int] = {}
     made = {v for eq in work for v in eq.outputs}
 
@@ -143,7 +157,8 @@ def _stage(equation, work, ends, carried) -> Stage:
     sources = tuple(v for v in numbers if v not in made)
     inputs = tuple(numbers[v] for v in sources)
     segment = Segment(tuple(canonical), inputs, outputs, kept)
-    return Stage(equation, segment, sources, carried)
+    site, output = (equation.site, equation.outputs[0]) if equation else (None, None)
+    return Stage(site, output, segment, sources, carried)
 
 
 def _nameless(site: Site) -> Site:

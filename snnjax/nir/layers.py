@@ -15,9 +15,9 @@ from snnjax.nir.nodes import (
     Dense,
     Flatten,
     Lowering,
+    NotInNIR,
     Symbol,
     Term,
-    Unsaid,
     compact,
     groups_of,
     layout,
@@ -131,7 +131,7 @@ def taken(lowering: Lowering, symbol: Symbol, source, shape, path: str) -> Symbo
         image = image.reshape([source.shape[a] for a in axes])
         maps = _maps(np.where(image < 0, -1, position[image]), symbol.order.shape)
     if maps is None:
-        raise Unsaid(
+        raise NotInNIR(
             f"from {tuple(shape[1:])} it takes elements to {source.shape[1:]} in a way "
             "that no convolution does",
             "take whole channels, every n-th row and column, or flatten first",
@@ -178,7 +178,7 @@ def _window(facts) -> tuple[int, list[int]]:
         ]
         if all(fronts):
             return total, [found[0] for found in fronts]
-    raise Unsaid(
+    raise NotInNIR(
         "no square kernel with the same padding on both sides sees this window",
         "pad both sides alike",
     )
@@ -230,7 +230,7 @@ def _steps(places: np.ndarray, size: int) -> tuple[int, int]:
     expected = stride * np.arange(len(places)) - low
     expected = np.where((expected < 0) | (expected >= size), -1, expected)
     if stride < 1 or not np.array_equal(expected, places):
-        raise Unsaid(
+        raise NotInNIR(
             "it takes rows or columns in an order that no convolution does",
             "take every n-th of them",
         )

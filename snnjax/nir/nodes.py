@@ -96,7 +96,7 @@ class Symbol(NamedTuple):
     carried: np.ndarray | None = None
 
 
-class Unsaid(Exception):
+class NotInNIR(Exception):
     """NIR has no word for it: the reason, and the remedy."""
 
 
@@ -286,7 +286,7 @@ def _per_channel(factor: np.ndarray, constant: np.ndarray, rounding: float):
     product = factor * constant
     channels = product.mean(axis=(1, 2), keepdims=True)
     if (np.abs(product - channels) > np.abs(factor) * rounding).any():
-        raise Unsaid(
+        raise NotInNIR(
             "a constant that differs from place to place is added: NIR's biases are "
             "one per channel",
             "add constants per channel (also before a padded convolution)",

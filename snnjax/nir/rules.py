@@ -1,7 +1,7 @@
 """Equations of a captured network as nodes of NIR: one rule per primitive.
 
 Each rule gives the `Symbol` of an equation's result from those of its operands, or
-raises `Unsaid`. What does not depend on the input is a number by then.
+raises `NotInNIR`. What does not depend on the input is a number by then.
 """
 
 import math
@@ -14,10 +14,10 @@ from snnjax.network.equations import Equation, evaluate, identity, read, variabl
 from snnjax.nir.layers import conv, dense, sum_of, taken
 from snnjax.nir.nodes import (
     Lowering,
+    NotInNIR,
     Pool,
     Symbol,
     Term,
-    Unsaid,
     groups_of,
     join,
     layout,
@@ -31,7 +31,7 @@ def lower(lowering: Lowering, equation: Equation) -> None:
     """Add the symbols of an equation's outputs, with the nodes that they need.
 
     Raises:
-        Unsaid: NIR cannot say it.
+        NotInNIR: NIR cannot say it.
     """
     name = equation.primitive.name
     if name in _UNCHANGED:
@@ -41,7 +41,7 @@ def lower(lowering: Lowering, equation: Equation) -> None:
     elif name in _LOWERINGS:
         made = [_LOWERINGS[name](lowering, equation)]
     else:
-        raise Unsaid(
+        raise NotInNIR(
             "NIR has no node for it",
             "use convolutions, matrix products, sums, scales, sum and average "
             "pooling, flatten",
@@ -138,7 +138,7 @@ def _dot(lowering: Lowering, equation: Equation) -> Symbol:
     side = equation.inputs.index(v)
     contract, batch = _params(equation)["dimension_numbers"]
     if any(batch):
-        raise Unsaid(
+        raise NotInNIR(
             "a matrix product for each element of an axis (batched) is no NIR node",
             "write one matrix product, or a convolution with feature_group_count",
         )
@@ -159,7 +159,7 @@ def _dot(lowering: Lowering, equation: Equation) -> Symbol:
     axes = layout(symbol.order, shape)
     image = axes is not None and len(axes) == 3 and contracted == axes[:1]
     if not image or axes is None or len(free) != 1:
-        raise Unsaid(
+        raise NotInNIR(
             f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
@@ -180,13 +180,13 @@ def _convolve(lowering: Lowering, equation: Equation) -> Symbol:
     outputs = lowering.network.avals[equation.outputs[0]].shape
     plain = params["batch_group_count"] == 1 and set(params["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
-        raise Unsaid(
+        raise NotInNIR(
             "of convolutions NIR knows the 2-D ones of the activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
     symbol = lowering.symbol(v)
     if not np.array_equal(symbol.order, ordered(shape, spec.lhs_spec[1:])):
-        raise Unsaid(
+        raise NotInNIR(
             f"a convolution of what was a vector (or another image) before it was "
             f"reshaped to {shape[1:]}: NIR has no node that unflattens",
             "keep [H, W, C] from the input to the last convolution",
@@ -218,7 +218,7 @@ def _pool(lowering: Lowering, equation: Equation) -> Symbol:
     dilated = {*params["base_dilation"], *params["window_dilation"]} > {1}
     window, stride = params["window_dimensions"], params["window_strides"]
     if window[axes[0]] != 1 or stride[axes[0]] != 1 or dilated:
-        raise Unsaid(
+        raise NotInNIR(
             "of pooling NIR knows that over height and width, without dilation",
             "pool over windows (1, h, w, 1)",
         )
@@ -254,7 +254,7 @@ def _reduce(lowering: Lowering, equation: Equation) -> Symbol:
     symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
     axes, gone = _image_axes(symbol, shape), _params(equation)["axes"]
     if not set(gone) <= set(axes[1:]):
-        raise Unsaid(
+        raise NotInNIR(
             "of sums NIR knows those over height and width", "use a matrix product"
         )
     window = [shape[a] if a in gone else 1 for a in axes[1:]]
@@ -365,7 +365,7 @@ def _linear_part(lowering: Lowering, equation: Equation, inputs: dict[Any, Any])
 def _image_axes(symbol: Symbol, shape) -> tuple[int, ...]:
     axes = layout(symbol.order, shape)
     if axes is None or len(axes) != 3:
-        raise Unsaid(
+        raise NotInNIR(
             f"it sums over parts of {tuple(shape[1:])}, which is no image [H, W, C]",
             "write it as a matrix product of the flattened activations",
         )

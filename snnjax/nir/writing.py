@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._trees import name_of
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
 from snnjax.network.equations import (
@@ -40,11 +41,11 @@ from snnjax.nir.nodes import (
     Dense,
     Flatten,
     Lowering,
+    NotInNIR,
     Pool,
     Scale,
     Symbol,
     Term,
-    Unsaid,
     compact,
     numbers,
 )
@@ -192,7 +193,7 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
                 _lower_site(lowering, snn, equation)
             elif known:
                 lower(lowering, equation)
-        except Unsaid as unsaid:
+        except NotInNIR as unsaid:
             found = equation.site.kind if equation.site else equation.primitive.name
             problems.append(Problem(equation.path, (found,), *unsaid.args))
         if equation.site is not None and equation.outputs[0] not in lowering.symbols:
@@ -205,7 +206,7 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
 
 def _check_fires(site: Site) -> None:
     if not site.fires:
-        raise Unsaid("NIR has no max-pool", "use average pooling, or a stride")
+        raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
 
 
 def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
@@ -252,23 +253,23 @@ def _lower_outputs(lowering: Lowering, snn: SNN) -> list[Problem]:
     network = lowering.network
     tree = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    readout = [0.0] * len(paths)
-    if snn.readout is not None:
-        readout = jax.tree_util.tree_leaves(snn.readout)
+    corrections = [0.0] * len(paths)
+    if snn.readout_correction is not None:
+        corrections = jax.tree_util.tree_leaves(snn.readout_correction)
     problems = []
-    for v, path, correction in zip(network.outputs, paths, readout, strict=True):
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
+    for v, path, correction in zip(network.outputs, paths, corrections, strict=True):
+        where = name_of(path)
         name = f"output/{where}" if where else "output"
         try:
             _lower_output(lowering, v, name, numbers(correction))
-        except Unsaid as unsaid:
+        except NotInNIR as unsaid:
             problems.append(Problem(name, (), *unsaid.args))
     return problems
 
 
 def _lower_output(lowering: Lowering, v, name: str, correction) -> None:
     if v not in lowering.symbols:
-        raise Unsaid("it does not depend on x", "return only what the input reaches")
+        raise NotInNIR("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
     if len(lowering.network.avals[v].shape) == 2:
         lowering.symbols[v] = straight(lowering, lowering.symbol(v), path)

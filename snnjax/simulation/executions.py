@@ -7,6 +7,7 @@ time; ``by_closed_form`` needs no time loop where each layer waits for all its i
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from snnjax.network.equations import (
     Site,
     Values,
     evaluate,
+    firing,
     identity,
     running_maximum,
     variables,
@@ -29,7 +31,7 @@ from snnjax.neurons import (
     resume,
     unroll,
 )
-from snnjax.simulation.remat import outputs_from_bits, with_neurons
+from snnjax.simulation.remat import outputs_from_bits
 
 
 def by_step(network, snn, x, neuron, steps, delay, sequence):
@@ -41,11 +43,7 @@ def by_step(network, snn, x, neuron, steps, delay, sequence):
     """
     values, streams, changing = _prepare(network, snn.params, x, sequence)
     if delay:
-        lined = delay_lines(network, streams)
-        fixed = {eq.outputs for eq in network.equations} - {
-            eq.outputs for eq in changing
-        }
-        changing = [eq for eq in lined if eq.outputs not in fixed]
+        changing = delay_lines(changing, network, streams)
     depth = max(network.depths[v] for v in network.outputs if v in network.depths)
     total = steps + depth * delay
     if sequence:
@@ -93,9 +91,7 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
     if sequence:
         values[network.x] = x
 
-    def fire(site, params, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
+    def fire(site, params, current):
         currents = over_time(current, steps, len(site.shape))
         return unroll(neuron, params, currents, delay=delay)
 
@@ -104,7 +100,7 @@ def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
         pairs = zip(network.outputs, made, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
-        evaluate(changing, values, with_neurons(fire, snn.neurons), streams=streams)
+        evaluate(changing, values, firing(fire, snn.neurons), streams=streams)
     return _over_steps(network, values, streams, steps)
 
 
@@ -117,24 +113,22 @@ def observed_by_layer(network: Network, snn, x, steps: int, delay: int, observe)
     values = network.arguments(snn.params, x)
     neuron = integrate_and_fire(reset=snn.reset)
 
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
+    def fire(site, params, current):
         currents = over_time(current, steps, len(site.shape))
-        spikes = unroll(neuron, snn.neurons[site.name], currents, delay=delay)
+        spikes = unroll(neuron, params, currents, delay=delay)
         observe(site, currents, spikes)
         return spikes
 
     streams = streaming(network.equations)
-    evaluate(network.equations, values, rule, streams=streams)
+    evaluate(network.equations, values, firing(fire, snn.neurons), streams=streams)
     return values, streams
 
 
 def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
     """`by_layer` for ``size`` steps at a time; the neurons' states go on.
 
-    With ``remat`` only the states between the segments are kept for the gradient:
-    near sqrt(T) of both are then in memory if ``size`` is sqrt(T).
+    With ``remat`` only the states between the segments are kept for the gradient, and
+    one segment of steps while it is computed: least together if ``size`` is sqrt(T).
     """
     values, streams, changing = _prepare(network, snn.params, x, sequence)
 
@@ -160,11 +154,16 @@ def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
         body = functools.partial(segment, length)
         return jax.checkpoint(body) if remat else body
 
-    states = {
-        eq.place.name: _start(eq, network, snn.neurons, 0, pooled=False)
-        for eq in changing
-        if eq.site is not None
-    }
+    states = {}
+    for eq in changing:
+        if eq.site is None:
+            continue
+        shape, pools = _shape_of_input(eq, network), eq.site.kind == "max-pool"
+        states[eq.site.name] = (
+            _nothing_summed(shape)
+            if pools
+            else initial_state(snn.neurons[eq.site.name], shape)
+        )
     groups, rest = divmod(steps, size)
     whole = x[: groups * size].reshape(groups, size, *x.shape[1:]) if sequence else None
     states, outputs = jax.lax.scan(run(size), states, whole, length=groups)
@@ -192,17 +191,20 @@ def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
         a = a.reshape(shares, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
-    def fire(site, params, current, *operands):
-        if site.kind == "max-pool":
-            return fold(running_maximum(operands[0], split(current)), shares)
+    def fire(site, params, current):
         return fold(unroll(neuron, params, split(current), delay=delay), shares)
+
+    def pool(function, current):
+        return fold(running_maximum(function, split(current)), shares)
 
     values = network.arguments(snn.params, x)
     if remat:
-        made = outputs_from_bits(network, values, fire, frozenset(), snn.neurons)
+        made = outputs_from_bits(
+            network, values, fire, frozenset(), snn.neurons, pool=pool
+        )
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
     else:
-        evaluate(network.equations, values, with_neurons(fire, snn.neurons))
+        evaluate(network.equations, values, firing(fire, snn.neurons, pool))
         outputs, aux = network.results(values)
     return jax.tree.map(split, outputs), aux
 
@@ -217,24 +219,18 @@ def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
     return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
 
 
-def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
+def by_closed_form(network, snn, x, steps, sequence):
     """One pass over mean values; then only the readout is computed at every step.
 
     A layer that has waited T steps fires its N spikes in the first N steps.
     """
-    del neuron, delay
     values = network.arguments(snn.params, x.mean(0) if sequence else x)
-    trains = {}
 
-    def rule(site, current, *operands):
-        if site.kind == "max-pool":
-            return operands[0](current)
-        params = snn.neurons[site.name]
-        mean = closed_form(params, current, steps)
-        trains[site.name] = (mean, params.threshold)
-        return mean
+    def fire(site, params, current):
+        del site
+        return closed_form(params, current, steps)
 
-    evaluate(network.equations, values, rule)
+    evaluate(network.equations, values, firing(fire, snn.neurons))
     fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
     spikes = [eq.outputs[0] for eq in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
@@ -242,8 +238,8 @@ def by_closed_form(network, snn, x, neuron, steps, delay, sequence):
     read = {v for eq in tail for v in eq.inputs} | set(outputs)
     for equation, v in zip(fires, spikes, strict=True):
         if v in read:
-            mean, threshold = trains[equation.site.name]
-            values[v] = _first_spikes(mean, threshold, steps)
+            threshold = snn.neurons[equation.place.name].threshold
+            values[v] = _first_spikes(values[v], threshold, steps)
     sources = spikes
     if sequence:  # what reaches the readout directly comes step by step
         values[network.x] = x
@@ -282,49 +278,68 @@ def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
     return current
 
 
-def _start(
-    equation: Equation, network: Network, neurons, delay: int, pooled: bool = True
-):
-    """State of a site before the first step."""
-    site, shape = equation.place, network.avals[variables(equation)[0]].shape
+def _start(equation: Equation, network: Network, neurons, delay: int):
+    """State of a site before the first of its steps."""
+    site, shape = equation.place, _shape_of_input(equation, network)
     if site.kind == "delay line":
-        return jnp.zeros((site.depth * delay, *shape), site.dtype)
+        return jnp.zeros((site.wait * delay, *shape), site.dtype)
     if site.kind == "max-pool":
-        total = jnp.zeros(shape, jnp.float32)
-        if not pooled:
-            return total
-        return total, jnp.zeros((shape[0], *site.shape), jnp.float32)
+        return _nothing_summed(shape), _nothing_summed((shape[0], *site.shape))
     return initial_state(neurons[site.name], shape)
 
 
-def _advance(site: Site, state, current, operands, neuron, neurons, clock):
-    """One step of a site: (state, current) -> (state, output).
+def _shape_of_input(equation: Equation, network: Network) -> tuple[int, ...]:
+    return network.avals[variables(equation)[0]].shape
 
-    ``clock`` = (step, T, delay) says where in the pipeline we are; None: no delay,
-    every site works at every step.
+
+def _nothing_summed(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+class _Phase(NamedTuple):
+    """What a site does at a step of the pipeline; True where it does so at every step.
+
+    Attributes:
+        begun: its input has begun to arrive.
+        receiving: its input arrives, for T steps.
+        firing: it fires, for T steps, ``delay`` later.
     """
+
+    begun: Any = True
+    receiving: Any = True
+    firing: Any = True
+
+
+def _phase(site: Site, clock) -> _Phase:
+    """``clock`` = (step, T, delay); None: no delay."""
+    if clock is None:
+        return _Phase()
+    step, steps, delay = clock
+    first = (site.depth - site.fires) * delay
+    return _Phase(
+        begun=step >= first,
+        receiving=(step >= first) & (step < first + steps),
+        firing=(step >= first + delay) & (step < first + delay + steps),
+    )
+
+
+def _advance(site: Site, state, current, operands, neuron, neurons, clock):
+    """One step of a site: (state, current) -> (state, output)."""
     if site.kind == "delay line":
         return jnp.concatenate([state[1:], current[None]]), state[0]
-    if clock is None:
-        begun = receiving = firing = True
-    else:
-        step, steps, delay = clock
-        first = (site.depth - site.fires) * delay
-        begun = step >= first
-        receiving = begun & (step < first + steps)
-        firing = (step >= first + delay) & (step < first + delay + steps)
+    phase = _phase(site, clock)
     if site.kind == "max-pool":
         total, pooled = state
-        total = total + _when(receiving, current.astype(jnp.float32), 0)
+        total = total + _when(phase.receiving, current.astype(jnp.float32), 0)
         now = operands[0](total)
         return (total, now), (now - pooled).astype(current.dtype)
     params = neurons[site.name]
-    drive = _when(receiving, current + params.bias, 0)
+    drive = _when(phase.receiving, current + params.bias, 0)
     charged = neuron.integrate(params, state, drive)
     fired, spikes = neuron.fire(params, charged)
-    state = jax.tree.map(lambda new, old: _when(begun, new, old), charged, state)
-    state = jax.tree.map(lambda new, old: _when(firing, new, old), fired, state)
-    return state, _when(firing, spikes, 0).astype(site.dtype)
+    state = jax.tree.map(lambda new, old: _when(phase.begun, new, old), charged, state)
+    state = jax.tree.map(lambda new, old: _when(phase.firing, new, old), fired, state)
+    return state, _when(phase.firing, spikes, 0).astype(site.dtype)
 
 
 def _when(condition, value, otherwise):

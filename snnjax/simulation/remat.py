@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Network, Rule, Values, evaluate, read
-from snnjax.network.stages import READOUT, Stage, stages, streaming
+from snnjax.network.equations import Network, Values, evaluate, firing, read
+from snnjax.network.stages import Stage, stages, streaming
 
 
 class _Kept(NamedTuple):
@@ -22,50 +22,43 @@ class _Kept(NamedTuple):
     threshold: Any
 
 
-def with_neurons(fire, neurons) -> Rule:
-    """The rule of ``fire(site, params, current, *operands)`` for these neurons.
-
-    Params are None where a site has no neurons.
-    """
-    return lambda site, *arguments: fire(site, neurons.get(site.name), *arguments)
-
-
-def outputs_from_bits(network: Network, values: Values, fire, streams, neurons):
+def outputs_from_bits(network: Network, values: Values, fire, streams, neurons, **pool):
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
 
     A stage leads from the spikes of earlier sites to those of its own, and is computed
     anew for its gradient.
 
     Args:
-        fire: as for `with_neurons`; it holds no array, since it lives on in a gradient.
+        fire, neurons, pool: as for `firing`; the functions hold no arrays, since they
+            live on in a gradient.
     """
-    known: dict[int, Any] = dict(values)
+    known: dict[int | None, Any] = {**values}
 
     def computed(stage: Stage, params):
         pairs = zip(stage.segment.inputs, stage.sources, strict=True)
-        over_time = [inner for inner, v in pairs if v in streams]
-        run = functools.partial(_run_stage, stage, over_time, fire)
+        timed = [inner for inner, v in pairs if v in streams]
+        run = functools.partial(_run_stage, stage, timed, fire, pool)
         return _computed_anew(run, [known[v] for v in stage.sources], params)
 
     *others, last = stages(network)
     for stage in others:
-        params = neurons[stage.equation.place.name]
+        params = neurons[stage.place.name]
         spikes, carried = computed(stage, params)
         bits = jnp.packbits(spikes.reshape(-1) > 0)
-        known[stage.equation.outputs[0]] = _Kept(spikes, bits, params.threshold)
+        known[stage.output] = _Kept(spikes, bits, params.threshold)
         known.update(zip(stage.carried, carried, strict=True))
     return computed(last, None)[0]
 
 
-def _run_stage(stage: Stage, over_time, fire, sources, params):
+def _run_stage(stage: Stage, timed, fire, pool, sources, params):
     """What a stage leads to, a site's spikes or the outputs, and what it carries on."""
     segment = stage.segment
     local = dict(zip(segment.inputs, sources, strict=True))
-    marked = streaming(segment.equations, over_time)
-    evaluate(segment.equations, local, with_neurons(fire, {}), streams=marked)
+    marked = streaming(segment.equations, timed)
+    evaluate(segment.equations, local, firing(fire, {}, **pool), streams=marked)
     made = [jnp.asarray(read(local, v)) for v in segment.outputs]
-    if stage.equation is not READOUT:
-        made = fire(stage.equation.place, params, *made)
+    if stage.site is not None:
+        made = fire(stage.site, params, made[0])
     return made, [local[v] for v in segment.carried]
 
 

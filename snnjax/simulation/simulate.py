@@ -7,7 +7,7 @@ it. The delay is ours; docs/accuracy.md says what it buys and costs.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import chex
 import jax
@@ -15,18 +15,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax.network.capture import capture, check_function
+from snnjax._checks import check_choice, check_delay, check_function, check_size
+from snnjax.network.capture import capture
 from snnjax.network.equations import Sites
-from snnjax.neurons import (
-    Neuron,
-    check_delay,
-    check_plain,
-    check_size,
-    integrate_and_fire,
-    lif,
-)
+from snnjax.neurons import Neuron, check_plain, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
-from snnjax.simulation.snn import SNN, check_fit, check_neurons, with_readout
+from snnjax.simulation.snn import SNN, check_fit, check_neurons, corrected
 from snnjax.surrogate import Surrogate, dspike
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
@@ -64,7 +58,7 @@ def init(
     neuron = lif() if neuron is None else neuron
     check_plain(neuron)
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
-    neurons = {s.name: neuron.params() for s in network.sites if s.fires}
+    neurons = {s.name: neuron.init() for s in network.sites if s.fires}
     return SNN(params, neurons, reset=neuron.reset)
 
 
@@ -140,8 +134,8 @@ def spiking(
     """
     check_function(fn)
     check_delay(steps, delay)
-    _check_choice("execution", execution, EXECUTIONS)
-    _check_choice("inputs", inputs, INPUTS)
+    check_choice("execution", execution, EXECUTIONS)
+    check_choice("inputs", inputs, INPUTS)
     check_size("micro_batch", micro_batch)
     check_size("segment", segment)
     if segment is not None and segment > steps:
@@ -165,14 +159,14 @@ def spiking(
 
         def run(name: str, snn: SNN, x: jax.Array, constants):
             here = network._replace(constants=constants)
+            if name == "closed_form":
+                return executions.by_closed_form(here, snn, x, steps, sequence)
             job = (here, snn, x, neuron(snn), steps)
-            if name == "by_layer" and segment is not None:
-                return executions.by_segment(*job, sequence, size=segment, remat=remat)
-            if name == "by_layer":
-                return executions.by_layer(*job, delay, sequence, remat=remat)
             if name == "by_step":
                 return executions.by_step(*job, delay, sequence)
-            return executions.by_closed_form(*job, delay, sequence)
+            if segment is not None:
+                return executions.by_segment(*job, sequence, size=segment, remat=remat)
+            return executions.by_layer(*job, delay, sequence, remat=remat)
 
         name = _choose(execution, steps, delay, snn)
         execute = functools.partial(run, name)
@@ -182,7 +176,7 @@ def spiking(
             layers = functools.partial(run, "by_layer")
             execute = jax.custom_jvp(execute)
             execute.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
-        return with_readout(execute(snn, x, network.constants), snn)
+        return corrected(execute(snn, x, network.constants), snn)
 
     def simulate_folded(snn: SNN, x: jax.Array):
         x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))
@@ -193,7 +187,7 @@ def spiking(
         outputs, aux = executions.folded(
             network, snn, x, neuron(snn), steps, delay, shares, remat=remat
         )
-        return with_readout(outputs, snn), aux
+        return corrected(outputs, snn), aux
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
         check_fit(snn, steps, delay)
@@ -211,20 +205,26 @@ def spiking(
     return spiking_fn
 
 
-def latency(found: Sites, steps: int, delay: int = 0) -> int:
+def latency(sites: Sites, *, steps: int, delay: int = 0) -> int:
     """Steps until the answer is complete: T + depth x delay.
 
-    >>> from snnjax.network.equations import Site
-    >>> latency(Sites([Site("relu", "relu", (8,), (), 1, float)]), steps=4, delay=1)
+    Args:
+        sites: that `snnjax.sites` found.
+        steps: T.
+        delay: of every layer.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> found = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> latency(found, steps=4, delay=1)
     5
     """
     check_delay(steps, delay)
-    if not isinstance(found, Sites):
+    if not isinstance(sites, Sites):
         raise ValueError(
-            f"found is {type(found).__name__}; allowed: the Sites that "
+            f"sites is {type(sites).__name__}; allowed: the Sites that "
             "snnjax.sites(fn, params, x) finds"
         )
-    return steps + delay * max(site.depth for site in found)
+    return steps + delay * max(site.depth for site in sites)
 
 
 # -------------------------------------------------------------------- helpers
@@ -329,8 +329,3 @@ def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
     if exact and delay == steps:
         return "closed_form"
     return "by_step" if jax.default_backend() == "cpu" and not delay else "by_layer"
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

@@ -11,26 +11,26 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from snnjax._checks import check_delay
 from snnjax.network.equations import Sites
 from snnjax.neurons import NeuronParams
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "neurons", "readout"),
+    data_fields=("params", "neurons", "readout_correction"),
     meta_fields=("steps", "delay", "reset"),
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SNN:
     """A spiking network: a plain pytree, to jit, differentiate, shard and save.
 
     Attributes:
         params: as the user gave them; weights perhaps calibrated.
         neurons: site name -> `NeuronParams`.
-        readout: added to the outputs at every step (correction of the logits), a
-            pytree like one step's outputs; None adds nothing.
+        readout_correction: added to the outputs at every step, a pytree like one
+            step's outputs; None adds nothing.
         steps: T that it was fitted to; None (from `init`): any.
         delay: that it was fitted to; None (from `init`): any.
         reset: of its neurons, "subtract" or "zero"; what leaks has ``leak``.
@@ -38,7 +38,7 @@ class SNN:
 
     params: chex.ArrayTree
     neurons: dict[str, NeuronParams]
-    readout: Any = None
+    readout_correction: Any = None
     steps: int | None = None
     delay: int | None = None
     reset: str = "subtract"
@@ -66,6 +66,26 @@ def check_fit(snn: SNN, steps: int, delay: int) -> None:
         )
 
 
+def checked_fit(snn: SNN, steps: int | None, delay: int | None) -> tuple[int, int]:
+    """These steps and delay; where they are None, those that the SNN was fitted to.
+
+    Raises:
+        ValueError: they are out of range, or not those that the SNN was fitted to; or
+            it was fitted to none, and there are no steps.
+    """
+    check_snn(snn)
+    steps = snn.steps if steps is None else steps
+    if steps is None:
+        raise ValueError(
+            "this SNN was fitted to no number of steps (it is from snnjax.init): give "
+            "steps=T"
+        )
+    delay = (snn.delay or 0) if delay is None else delay
+    check_delay(steps, delay)
+    check_fit(snn, steps, delay)
+    return steps, delay
+
+
 def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
     """Raise unless there are parameters for exactly the sites that fire."""
     names = {site.name for site in found if site.fires}
@@ -90,35 +110,25 @@ def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
                 )
 
 
-def check_labels(outputs: Any, labels: Any) -> None:
-    """Raise unless outputs are [T, B, classes] and labels [B]."""
-    found, wanted = np.shape(labels), np.shape(outputs)
-    if len(wanted) != 3 or found != wanted[1:2]:
-        raise ValueError(
-            f"outputs have shape {wanted} and labels {found}; allowed: the readout at "
-            "each step [T, B, classes], not its mean, and one class number each, [B]"
-        )
-
-
-def with_readout(outputs: Any, snn: SNN) -> Any:
+def corrected(outputs: Any, snn: SNN) -> Any:
     """Outputs + the SNN's correction, in their types; what is no float stays.
 
     Raises:
         ValueError: the correction belongs to outputs of another structure.
     """
-    if snn.readout is None:
+    if snn.readout_correction is None:
         return outputs
-    found, wanted = map(jax.tree.structure, (snn.readout, outputs))
+    found, wanted = map(jax.tree.structure, (snn.readout_correction, outputs))
     if found != wanted:
         raise ValueError(
             f"this SNN corrects outputs of the structure {found}, and fn gives "
             f"{wanted}. Convert that function, or drop the correction: "
-            "dataclasses.replace(snn, readout=None)"
+            "dataclasses.replace(snn, readout_correction=None)"
         )
 
-    def corrected(output: jax.Array, correction: jax.Array) -> jax.Array:
+    def add(output: jax.Array, correction: jax.Array) -> jax.Array:
         if not jnp.issubdtype(output.dtype, jnp.floating):
             return output
         return (output + correction).astype(output.dtype)
 
-    return jax.tree.map(corrected, outputs, snn.readout)
+    return jax.tree.map(add, outputs, snn.readout_correction)

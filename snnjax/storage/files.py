@@ -26,7 +26,7 @@ import numpy as np
 
 from snnjax._version import __version__
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.snn import SNN, check_snn
+from snnjax.simulation.snn import SNN, check_snn, checked_fit
 from snnjax.storage import atomic, program
 from snnjax.storage.structure import (
     DTYPES,
@@ -41,7 +41,7 @@ from snnjax.storage.structure import (
 
 FORMAT = 1  # of the files that this version writes; it reads all up to this one
 SUFFIX = ".safetensors"
-_PARTS = ("params", "neurons", "readout")  # in the order of the SNN's leaves
+_PARTS = ("params", "neurons", "readout_correction")  # in the order of the SNN's leaves
 
 
 class Stored(NamedTuple):
@@ -143,8 +143,7 @@ def save(
         "extras": _jsonable(extras or {}),
     }
     if fn is not None:
-        steps = snn.steps if steps is None else steps
-        delay = (snn.delay or 0) if delay is None else delay
+        steps, delay = checked_fit(snn, steps, delay)
         exported = program.export(fn, snn, x, steps=steps, delay=delay, inputs=inputs)
         card["program"], code = exported
         arrays[PROGRAM] = np.frombuffer(code, np.uint8)
@@ -184,17 +183,18 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     arrays, texts = _read(library, data, path)
     card, structure = _checked(arrays, texts, path)
     read = functools.partial(read_leaf, arrays)
-    likes = (like.params, like.readout) if isinstance(like, SNN) else (like, None)
-    params, readout = (
+    is_snn = isinstance(like, SNN)
+    likes = (like.params, like.readout_correction) if is_snn else (like, None)
+    params, correction = (
         _part(name, structure[name], read, this, card["program"] is not None, path)
-        for name, this in zip(("params", "readout"), likes, strict=True)
+        for name, this in zip(("params", "readout_correction"), likes, strict=True)
     )
     neurons = {
         name: NeuronParams(**fields)
         for name, fields in rebuild(structure["neurons"], read).items()
     }
     fitted = {name: card[name] for name in ("steps", "delay", "reset")}
-    snn = SNN(params, neurons, readout, **fitted)
+    snn = SNN(params, neurons, correction, **fitted)
     if card["program"] is None:
         return Stored(snn, card, None)
     given = [read(leaf) for part in _PARTS for _, leaf in leaves(structure[part])]
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 
 
 def _part(name: str, described, read, like, has_program: bool, path: Path):
-    """Params or readout, in the structure of ``like`` if there is one."""
+    """Params or correction, in the structure of ``like`` if there is one."""
     try:
         if like is not None:
             return fill(like, described, read)

@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
-    fn: Callable, snn: SNN, x: Any, *, steps: int | None, delay: int, inputs: str
+    fn: Callable, snn: SNN, x: Any, *, steps: int, delay: int, inputs: str
 ) -> tuple[dict[str, Any], bytes]:
     """The spiking function of ``fn`` as bytes, and what is to be known of it.
 
@@ -33,11 +33,11 @@ def export(
         (what JSON can hold, program). ``batch`` is None if the program takes any.
 
     Raises:
-        ValueError: x or steps are missing, or inputs are drawn at random.
+        ValueError: x is missing, or inputs are drawn at random.
         ImportError: flatbuffers is missing.
     """
-    _check(x, steps, inputs)
-    run = spiking(fn, steps=steps, delay=delay, inputs=inputs)  # type: ignore[arg-type]
+    _check(x, inputs)
+    run = spiking(fn, steps=steps, delay=delay, inputs=inputs)
     flat, tree = jax.tree_util.tree_flatten(snn)
     places = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
     seen: dict[str, Any] = {}
@@ -53,15 +53,15 @@ def export(
     arrays = [_struct(flat[i]) for i in places]
     axis = 1 if inputs == "sequence" else 0
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # what a NumPy array becomes
-    convert = jax.export.export(jax.jit(flattened), platforms=PLATFORMS)
+    exporter = jax.export.export(jax.jit(flattened), platforms=PLATFORMS)
     batch, why = None, None
     try:
         (any_batch,) = jax.export.symbolic_shape("batch")
         shape = (*x.shape[:axis], any_batch, *x.shape[axis + 1 :])
-        exported = convert(arrays, jax.ShapeDtypeStruct(shape, dtype))
+        exported = exporter(arrays, jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:  # whatever the network does with a size it cannot know
         batch, why = x.shape[axis], str(error).partition("\n")[0]
-        exported = convert(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
+        exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     try:
         code = bytes(exported.serialize())
     except ImportError:
@@ -136,14 +136,12 @@ def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Ar
     return [output[:, :batch] for output in joined]
 
 
-def _check(x, steps: int | None, inputs: str) -> None:
+def _check(x, inputs: str) -> None:
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(
             f"a program needs an example of its input; found x={x!r}. Pass x, an "
             "array [batch, ...] or jax.ShapeDtypeStruct"
         )
-    if steps is None:
-        raise ValueError("this SNN was fitted to no steps: pass steps with fn")
     if inputs == "poisson":
         raise ValueError(
             "a program draws nothing; found inputs='poisson', allowed: 'constant', or "

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._trees import name_of
+
 Described = Any  # what JSON holds
 
 PROGRAM = "program"  # an array's name that is not for leaves
@@ -107,7 +109,7 @@ def fill(
     """
     found = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
     wanted, structure = jax.tree_util.tree_flatten_with_path(like)
-    paths = [_text(path) for path, _ in wanted]
+    paths = [name_of(path) for path, _ in wanted]
     if paths != [path for path, _ in found]:
         lacks = sorted({path for path, _ in found} - set(paths))
         extra = sorted(set(paths) - {path for path, _ in found})
@@ -218,7 +220,7 @@ def _describe(tree, leaf, path: str) -> Described:
 
 def _keys(tree, paths, path: str) -> list:
     if type(tree) is not dict:
-        return [_text(key) for key in paths]
+        return [name_of(key) for key in paths]
     keys = [key[0].key for key in paths]
     for key in keys:
         if type(key) not in (str, int):
@@ -226,10 +228,6 @@ def _keys(tree, paths, path: str) -> list:
                 f"a dict at {path or 'the top'} has the key {key!r}; allowed: str, int"
             )
     return keys
-
-
-def _text(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _join(path: str, key) -> str:

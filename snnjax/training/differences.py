@@ -14,8 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._checks import check_positive
+from snnjax._trees import is_kernel
 from snnjax.network.capture import paths_of
-from snnjax.neurons import check_positive
 from snnjax.simulation.snn import SNN
 
 Loss = Callable[[SNN], jax.Array]
@@ -39,7 +40,7 @@ def finite_differences(
         snn: where.
         paths: of the weights, as ``Site.parameters`` has them.
         step: > 0, in units of the weights.
-        at_once: evaluations in parallel.
+        at_once: coordinates in parallel, two evaluations each.
 
     Returns:
         path -> g, of the shape of the weights.
@@ -74,7 +75,7 @@ def finite_differences(
     data_fields=("keys", "slopes"),
     meta_fields=("paths",),
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Directions:
     """Finite differences along random directions u_k, which their keys make again.
 
@@ -151,11 +152,7 @@ def _named(params: chex.ArrayTree) -> Weights:
 
 
 def _kernels(params: chex.ArrayTree) -> Sequence[str]:
-    return [
-        path
-        for path, leaf in _named(params).items()
-        if leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+    return [path for path, leaf in _named(params).items() if is_kernel(leaf)]
 
 
 def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:

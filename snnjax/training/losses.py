@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from snnjax._checks import check_labels
+from snnjax._trees import is_floating, name_of
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.snn import SNN, check_labels
+from snnjax.simulation.snn import SNN
 
-KINDS = ("weights", "readout", *NeuronParams._fields)
+KINDS = ("weights", "readout_correction", *NeuronParams._fields)
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -112,7 +114,7 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     Args:
         snn: the network.
         trained: which kinds are trained, of "weights", "threshold", "bias",
-            "initial_potential", "leak", "temperature" and "readout".
+            "initial_potential", "leak", "temperature" and "readout_correction".
 
     Returns:
         A pytree like ``snn``: each leaf's kind where it is trained, else "frozen".
@@ -143,10 +145,11 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
         )
 
     def label(path, node):
-        if _is_running_average(path, node) or not _is_floating(node):
+        if _is_running_average(path, node) or not is_floating(node):
             return jax.tree.map(lambda _: "frozen", node)
-        kind = {"params": "weights", "readout": "readout"}.get(path[0].name)
-        kind = kind or path[2].name  # neurons, site, field
+        part = path[0].name
+        kind = path[2].name if part == "neurons" else part  # neurons, site, field
+        kind = "weights" if kind == "params" else kind
         return kind if kind in trained else "frozen"
 
     found = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
@@ -155,7 +158,7 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
         raise ValueError(
             f"this SNN has no leaf {sorted(missing)} to train. Temperature and leak "
             "come with the neuron, e.g. snnjax.init(..., neuron=snnjax.lif("
-            "temperature=3.0)); a readout with a recipe that corrects it"
+            "temperature=3.0)); a readout correction with a recipe that has one"
         )
     return found
 
@@ -183,7 +186,7 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
 
     def look(path, gradient, kind):
         if kind != "frozen" and gradient.size and not jnp.any(gradient != 0):
-            dead[jax.tree_util.keystr(path, simple=True, separator="/")] = kind
+            dead[name_of(path)] = kind
 
     jax.tree_util.tree_map_with_path(look, gradients, kinds)
     if not dead:
@@ -211,11 +214,6 @@ def _wide(outputs: jax.Array) -> jax.Array:
 def _is_running_average(path, node) -> bool:
     keys = [getattr(entry, "key", None) for entry in path]
     return "batch_stats" in keys or _is_batch_stat(node)
-
-
-def _is_floating(leaf) -> bool:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _is_batch_stat(node) -> bool:

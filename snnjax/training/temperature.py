@@ -6,10 +6,10 @@ g of the loss itself point:
 
     cos(b) = <g, G(b)> / (|g| |G(b)|)
 
-`choose` takes the best of three b, once per epoch, as the paper does; `alignment` has
-the gradient of cos(b), so that every site's b climbs it; `relaxed_gradient` is that
-of a loss whose spikes are soft. Source: Li, Guo, Zhang, Deng, Hai and Gu,
-"Differentiable Spike", NeurIPS 2021, algorithm 1 (`choose`); the others are ours.
+`choose_temperature` takes the best of three b, once per epoch, as the paper does
+(algorithm 1); `alignment` has the gradient of cos(b), so that every site's b climbs it;
+`relaxed_gradient` is that of a loss whose spikes are soft. Source of the first: Li,
+Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021; the others are ours.
 """
 
 import dataclasses
@@ -111,11 +111,11 @@ def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignm
 
 
 class Choice(NamedTuple):
-    """What `choose` found.
+    """What `choose_temperature` found.
 
     Attributes:
         snn: with the chosen temperatures.
-        change: what was added to each: 0, +change or -change.
+        change: 0, +change or -change, added to each but where `lowest` stopped it.
         cosines: of the three candidates, [3]: as it was, higher, lower.
     """
 
@@ -124,7 +124,7 @@ class Choice(NamedTuple):
     cosines: jax.Array
 
 
-def choose(
+def choose_temperature(
     loss: Loss,
     snn: SNN,
     differences: Weights | Directions,

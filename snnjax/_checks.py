@@ -1,0 +1,64 @@
+"""Checks at the door: what was found, what is allowed, and the way out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def check_function(fn: Any) -> None:
+    """Raise unless this can be called."""
+    if not callable(fn):
+        raise ValueError(
+            f"fn is {fn!r}; allowed: a function fn(params, x) -> outputs, e.g. "
+            "model.apply"
+        )
+
+
+def check_delay(steps: int, delay: int) -> None:
+    """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
+    check_count("steps", steps)
+    if not _whole(delay) or not 0 <= delay <= steps:
+        raise ValueError(
+            f"delay is {delay!r}; allowed: a whole number from 0 (streaming) to "
+            f"steps={steps} (each layer waits for all of its input)"
+        )
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise unless ``count`` is a whole number >= 1."""
+    if not _whole(count) or count < 1:
+        raise ValueError(f"{name} is {count!r}; allowed: a whole number >= 1")
+
+
+def check_size(name: str, size: int | None) -> None:
+    """Raise unless ``size`` is a whole number >= 1, or None."""
+    if size is not None and (not _whole(size) or size < 1):
+        raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
+
+
+def check_positive(name: str, number: float) -> None:
+    """Raise unless 0 < ``number`` < infinity."""
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name} is {number}; allowed: > 0, and finite")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of the words."""
+    if value not in allowed:
+        words = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} is {value!r}; allowed: {words}")
+
+
+def check_labels(outputs: Any, labels: Any) -> None:
+    """Raise unless outputs are [T, B, classes] and labels [B]."""
+    found, wanted = np.shape(labels), np.shape(outputs)
+    if len(wanted) != 3 or found != wanted[1:2]:
+        raise ValueError(
+            f"outputs have shape {wanted} and labels {found}; allowed: the readout at "
+            "each step [T, B, classes], not its mean, and one class number each, [B]"
+        )
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
