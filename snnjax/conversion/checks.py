@@ -17,7 +17,7 @@ from snnjax.network.equations import Network, Site
 from snnjax.neurons import NeuronParams
 
 
-def check_shared(network: Network, site, before, after) -> None:
+def check_unshared(network: Network, site, before, after) -> None:
     """Weights of several sites must not change: that would undo an earlier fit."""
     for path in before:
         users = [

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     x: jax.Array
     spread: NamedSharding | None  # of the images over devices
     size: int  # images at a time on each device
-    cut: Callable[[int], tuple[Network, list[Stage]]]
+    captured: Callable[[int], tuple[Network, list[Stage]]]  # for so many images
     params: chex.ArrayTree
     steps: int
     delay: int
@@ -59,15 +59,15 @@ class Chunk(NamedTuple):
     snn: dict[int, Any]
 
 
-def load(plan: Plan) -> list[Chunk]:
+def begin(plan: Plan) -> list[Chunk]:
     """All images, as they stand before the first stage."""
     chunks = []
     images, devices = plan.x.shape[0], sharding.size(plan.spread)
     for start in range(0, images, plan.size * devices):
         count = min(plan.size * devices, images - start)
         x = sharding.rows(plan.x, start, count, plan.spread)
-        network, cut = plan.cut(count // devices)
-        chunks.append(Chunk(network, cut, {network.x: x}, {network.x: x}))
+        network, stages = plan.captured(count // devices)
+        chunks.append(Chunk(network, stages, {network.x: x}, {network.x: x}))
     return chunks
 
 
@@ -94,12 +94,12 @@ def _sources(chunk: Chunk, store: dict[int, Any], params, stage: Stage) -> list:
     return [waiting.fetched(values[v]) for v in stage.sources]
 
 
-def keep(store: dict, cut: list[Stage], i: int, output, carried) -> None:
+def advance(store: dict, stages: list[Stage], i: int, output, carried) -> None:
     """Add what stage i gives; drop what no later stage reads."""
-    stage = cut[i]
+    stage = stages[i]
     store[stage.output] = output
     store.update(zip(stage.carried, carried, strict=True))
-    later = {v for s in cut[i + 1 :] for v in s.sources}
+    later = {v for s in stages[i + 1 :] for v in s.sources}
     for v in set(store) - later:
         del store[v]
 

@@ -60,12 +60,13 @@ def convert(
         delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
-        memory_budget: bytes on each device for what is on its way between sites. What
-            does not fit waits in files without a name in the folder for temporary
-            files; the currents of a site are kept between calibrators in what is left
-            of the budget, and computed anew if they do not fit. Weight calibration and
-            percentiles take memory for all images on top. The process may take two to
-            three times as much, since the allocator does not return all at once.
+        memory_budget: bytes on each device for the activations and spikes that wait
+            between two sites. What does not fit waits in files without a name in the
+            folder for temporary files; the currents of a site are kept between
+            calibrators in what is left of the budget, and computed anew if they do not
+            fit. Weight calibration and percentiles take memory for all images on top.
+            The process may take two to three times as much, since the allocator does
+            not return all at once.
         mesh: devices that share the images along its first axis, of one process or of
             many; by default those that x is sharded over. Parameters that do not lie
             on them are copied to all of them, and the SNN comes back on all of them;
@@ -102,44 +103,59 @@ def convert(
     steps, delay = int(steps), int(delay)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
+    plan = _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh)
+    fits = resume.open_folder(
+        folder,
+        lambda: {
+            "network": resume.outline(plan.captured(1)[0]),
+            "parameters": jax.tree.leaves(plan.params),
+            "images": x,
+            "steps": steps,
+            "delay": delay,
+            "recipe": recipe,
+        },
+    )
+    network, _ = plan.captured(plan.size)
+    neurons = {s.name: NEURON.init() for s in network.sites if s.fires}
+    snn = SNN(plan.params, neurons, None, steps, delay)
+    for number, calibrators in enumerate(recipe.sweeps):
+        calibrate = functools.partial(chained, calibrators, plan.spread)
+        calibrator_for = functools.partial(resume.remembering, fits, number, calibrate)
+        snn, chunks = sweep(plan, snn, calibrator_for, progress)
+    # Each sweep begins anew; the chunks of the last one stand before the readout.
+    outputs = ann_outputs(plan, chunks)
+    if recipe.correct_readout:
+        error = readout_error(plan, snn, chunks, outputs)
+        snn = dataclasses.replace(snn, readout_correction=error)
+    return snn
+
+
+def _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh) -> Plan:
+    """Check network and images, put them on their devices, and share the memory out."""
     spread = sharding.over_batch(mesh, x)
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
     params = sharding.on_mesh(params, spread)
     network = capture(fn, params, x if spread is None else _unplaced(x))
     sharding.check_batch("the calibration images", x.shape[0], spread)
-    images, x = x, sharding.place(x, spread)
-    check_finite("the calibration images", [x])
+    placed = sharding.place(x, spread)
+    check_finite("the calibration images", [placed])
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, delay), share)
-    cut = _cutter(fn, params, x)
-    waiting = share * _bytes_on_their_way(network, steps, delay)
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x)))
-    offload = waiting > memory_budget and not traced
-    budget = max(0, memory_budget - waiting)
-    plan = Plan(x, spread, size, cut, params, steps, delay, budget, offload)
-    kept = resume.keep(
-        folder,
-        lambda: {
-            "network": resume.outline(cut(1)[0]),
-            "parameters": jax.tree.leaves(params),
-            "images": images,
-            "steps": steps,
-            "delay": delay,
-            "recipe": recipe,
-        },
+    waiting = share * _stream_bytes(network, steps, delay)
+    leaves = jax.tree.leaves((params, placed))
+    traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+    return Plan(
+        x=placed,
+        spread=spread,
+        size=size,
+        captured=_captured(fn, params, placed),
+        params=params,
+        steps=steps,
+        delay=delay,
+        budget=max(0, memory_budget - waiting),
+        offload=waiting > memory_budget and not traced,
     )
-    neurons = {s.name: NEURON.init() for s in network.sites if s.fires}
-    snn = SNN(params, neurons, None, steps, delay)
-    for number, calibrators in enumerate(recipe.sweeps):
-        calibrate = functools.partial(chained, calibrators, plan.spread)
-        once = functools.partial(resume.remembering, kept, number, calibrate)
-        snn, chunks = sweep(plan, snn, once, progress)
-    outputs = ann_outputs(plan, chunks)
-    if recipe.correct_readout:
-        error = readout_error(plan, snn, chunks, outputs)
-        snn = dataclasses.replace(snn, readout_correction=error)
-    return snn
 
 
 def _check_recipe(recipe) -> None:
@@ -180,16 +196,16 @@ def _check_calibrator(calibrator) -> None:
         return
 
 
-def _cutter(fn, params, x):
-    """size -> the network for that many images at a time, cut into stages."""
+def _captured(fn, params, x):
+    """size -> the network for that many images at a time, and its stages."""
 
     @functools.cache
-    def cut(size: int):
+    def captured(size: int):
         shape = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
         network = capture(fn, params, shape)
         return network, stages(network)
 
-    return cut
+    return captured
 
 
 def _micro_batch(network: Network, steps: int, delay: int) -> int:
@@ -199,8 +215,8 @@ def _micro_batch(network: Network, steps: int, delay: int) -> int:
     return max(1, 2**24 // (4 * times * largest))
 
 
-def _bytes_on_their_way(network: Network, steps: int, delay: int) -> int:
-    """Bytes per image of both streams where most is on its way: two sites at a time."""
+def _stream_bytes(network: Network, steps: int, delay: int) -> int:
+    """Bytes per image of both streams where they are largest: two sites at a time."""
     spikes = 4 if delay == steps else math.ceil(steps / 8)
     sizes = [math.prod(site.shape) for site in network.sites]
     return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))

@@ -34,8 +34,8 @@ _CLAIM = "conversion.json"
 _WEIGHT = "weights/"
 
 
-class Kept(NamedTuple):
-    """A folder of fits; None as the folder keeps nothing.
+class FitFolder(NamedTuple):
+    """A folder of fits; with None in its place nothing is kept.
 
     Attributes:
         folder: where they lie, one file for each site of each sweep.
@@ -46,9 +46,9 @@ class Kept(NamedTuple):
     identity: dict[str, str]
 
 
-def keep(
+def open_folder(
     folder: str | os.PathLike | None, identity: Callable[[], dict[str, Any]]
-) -> Kept:
+) -> FitFolder:
     """Open a folder for the fits of one conversion, or go on with what it holds.
 
     Args:
@@ -62,7 +62,7 @@ def keep(
         OSError: it cannot be written to.
     """
     if folder is None:
-        return Kept(None, {})
+        return FitFolder(None, {})
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise ValueError(
             f"folder is {folder!r}; allowed: the path of a folder, or None"
@@ -76,7 +76,7 @@ def keep(
 
     found["versions"] = [__version__, jax.__version__]
     path = Path(folder).expanduser()
-    kept = Kept(path, {name: _digest(value) for name, value in found.items()})
+    kept = FitFolder(path, {name: _digest(value) for name, value in found.items()})
     path.mkdir(parents=True, exist_ok=True)
     claim = path / _CLAIM
     if claim.exists():
@@ -91,7 +91,9 @@ def keep(
     return kept
 
 
-def remembering(kept: Kept, sweep: int, calibrate: Calibrator, site: int) -> Calibrator:
+def remembering(
+    kept: FitFolder, sweep: int, calibrate: Calibrator, site: int
+) -> Calibrator:
     """The calibrator, but a fit that the folder holds is taken from there."""
     if kept.folder is None:
         return calibrate
@@ -99,7 +101,7 @@ def remembering(kept: Kept, sweep: int, calibrate: Calibrator, site: int) -> Cal
 
     def remembered(view: View, fit: Fit) -> Fit:
         known = _read(file, fit)
-        _check_shared(known is not None, file)
+        _check_same_disk(known is not None, file)
         if known is not None:
             return known
         found = calibrate(view, fit)
@@ -145,7 +147,7 @@ def _check_claim(claim: Path, identity: dict[str, str]) -> None:
         )
 
 
-def _claim(kept: Kept) -> None:
+def _claim(kept: FitFolder) -> None:
     """Say whose fits they are, before the first one."""
     assert kept.folder is not None
     claim = kept.folder / _CLAIM
@@ -154,7 +156,7 @@ def _claim(kept: Kept) -> None:
         atomic.write(claim, text.encode())
 
 
-def _check_shared(known: bool, file: Path) -> None:
+def _check_same_disk(known: bool, file: Path) -> None:
     """Raise unless all processes see the same, since they must do the same."""
     if jax.process_count() == 1:
         return

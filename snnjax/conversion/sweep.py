@@ -19,9 +19,9 @@ from snnjax.conversion import checks, fits, streams
 from snnjax.conversion.chunks import (
     Chunk,
     Plan,
+    advance,
     are_streams,
-    keep,
-    load,
+    begin,
     run_ann,
     run_snn,
 )
@@ -40,11 +40,11 @@ def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progres
     Returns:
         The fitted SNN, and the chunks as they stand before the readout.
     """
-    chunks = load(plan)
-    network, cut = chunks[0].network, chunks[0].stages
+    chunks = begin(plan)
+    network, stages = chunks[0].network, chunks[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
-    found = [stage.place for stage in cut[:-1]]
+    found = [stage.place for stage in stages[:-1]]
     for i, site in enumerate(_in_order(progress, found)):
         fit = _fit_site(plan, chunks, i, original, params, neurons, calibrator(i))
         neurons[site.name] = fit.neuron
@@ -90,14 +90,14 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     )
     start = Fit(neurons[site.name], kernels)
     fit = calibrate(view, start)
-    checks.check_shared(network, site, kernels, fit.weights)
+    checks.check_unshared(network, site, kernels, fit.weights)
     checks.check_values(site, start, fit)
     neuron = _widen(fit.neuron, site)
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
         spikes = streams.fire(neuron, current, plan.steps, plan.delay, len(site.shape))
         spikes, *carried = map(plan.set_aside, [spikes, *carried])
-        keep(chunk.snn, chunk.stages, i, spikes, carried)
+        advance(chunk.snn, chunk.stages, i, spikes, carried)
     return fit
 
 
@@ -106,7 +106,7 @@ def _activation(plan: Plan, chunk: Chunk, i: int, original) -> jax.Array:
     inputs, carried = run_ann(plan, chunk, i, original)
     activation = identity(chunk.stages[i].place, *inputs)
     activation, *carried = map(plan.set_aside, [activation, *carried])
-    keep(chunk.ann, chunk.stages, i, activation, carried)
+    advance(chunk.ann, chunk.stages, i, activation, carried)
     return activation
 
 
@@ -183,8 +183,8 @@ def _fit_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
 
 def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time):
     """`Current` for ``batch`` images at a time, and its sources for all images."""
-    network, cut = plan.cut(batch)
-    stage = cut[i]
+    network, stages = plan.captured(batch)
+    stage = stages[i]
     marked = are_streams(plan, network, stage)
     sources, axes = [], []
     for v, stream in zip(stage.sources, marked, strict=True):

@@ -1,8 +1,8 @@
 """Waiting: what is on its way between sites and does not fit in memory lies in files.
 
-A file is unlinked as soon as it is made, so it vanishes with its array. Of an array that
-is shared by devices each part has a file of its own, so that each process writes and
-reads what its devices have.
+A file is unlinked as soon as it is made, so it vanishes with its array. Of an array
+that is shared by devices each part has a file of its own, so that each process writes
+and reads what its devices have.
 """
 
 import dataclasses
