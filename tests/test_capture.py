@@ -253,6 +253,10 @@ ORDER = np.array([2, 0, 1])
 OWN_ORDERS = np.array([[2, 0, 1], [0, 1, 2], [1, 0, 2], [0, 2, 1]])
 WITHIN = {
     "tokens as rows": lambda x: (x.reshape(12, 2) @ jnp.ones((2, 2))).reshape(4, 3, 2),
+    "steps in front as rows": lambda x: jnp.transpose(
+        (x.transpose(1, 0, 2).reshape(12, 2) @ jnp.ones((2, 2))).reshape(3, 4, 2),
+        (1, 0, 2),
+    ),
     "a gather": lambda x: x[:, ORDER],
     "a gather in front": lambda x: x[:, :, [1]],
     "a mapped gather": jax.vmap(lambda x: x[ORDER]),

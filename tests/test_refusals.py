@@ -173,6 +173,11 @@ REFUSED = {
         {"reshape"},
         "apart",
     ),
+    "batch and width exchanged": (
+        lambda: between(lambda x: x.T.reshape(x.shape)),
+        {"reshape"},
+        "apart",
+    ),
     "examples moved down": (
         lambda: between(lambda x: jnp.zeros((8, 6)).at[1:5].set(x)[:4]),
         {"scatter", "dynamic_update_slice"},

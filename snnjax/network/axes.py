@@ -5,7 +5,7 @@ Products make channels; what follows moves both about, or folds them into anothe
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -115,72 +115,103 @@ def _ndim(v, avals) -> int:
     return len(avals[v].shape) if isinstance(v, int) else np.ndim(v.value)
 
 
-_MIXED = -1
+_MEETS = -1  # instead of an axis
+
+
+class Place(NamedTuple):
+    """Where the batch lies in an array.
+
+    Attributes:
+        axis: that holds it, alone or with others: example b has the indices i along it
+            with i // stride mod B = b.
+        stride: 1 where the batch stands alone or last in the axis.
+    """
+
+    axis: int
+    stride: int = 1
 
 
 class Batch:
-    """Follows the batch axis of a network from equation to equation.
+    """Follows the batch of a network from equation to equation.
 
     Attributes:
         size: B.
-        axes: variable -> the axis of its batch, as far as it is known. It may hold more
-            than the batch: a reshape to [B N, C] keeps each example together.
+        places: variable -> `Place`, as far as it is known.
     """
 
     def __init__(self, x: int, avals: dict[int, Any]):
         self.avals, self.size = avals, avals[x].shape[0]
-        self.axes = {x: 0}
+        self.places = {x: Place(0)}
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether examples meet, and the batch axis of the outputs if it is known."""
         found = {
             self._after(equation, i, v)
             for i, v in enumerate(equation.inputs)
-            if isinstance(v, int) and v in self.axes
+            if isinstance(v, int) and v in self.places
         }
-        known = [axis for axis in found if axis is not None]
+        known = [place for place in found if place is not None]
         if _MIXED in known or len(known) > 1:
             return True, None
         if not known:
             return False, None
-        (axis,) = known
+        (place,) = known
         if None not in found:
-            self.axes.update(dict.fromkeys(equation.outputs, axis))
-        return False, axis
+            self.places.update(dict.fromkeys(equation.outputs, place))
+        return False, place.axis
 
-    def _after(self, equation: Equation, i: int, v: int) -> int | None:
-        """Where input i's batch axis lies in the output; _MIXED, None if unknown."""
-        name = getattr(equation.primitive, "name", "")
-        axis, before = self.axes[v], self.avals[v].shape
+    def _after(self, equation: Equation, i: int, v: int) -> Place | None:
+        """Where input i's batch lies in the output; _MIXED, None if unknown."""
+        (axis, stride), before = self.places[v], self.avals[v].shape
         after = self.avals[equation.outputs[0]].shape
+        name = getattr(equation.primitive, "name", "")
+        # With B = 1 it could be any axis: then as for other reshapes, `_moved`.
+        if name == "reshape" and self.size > 1:
+            return self._reshaped(before, after, axis, stride)
+        found = self._axis_after(equation, i, name, axis, before, after)
+        return (
+            _MIXED
+            if found == _MEETS
+            else None
+            if found is None
+            else Place(found, stride)
+        )
+
+    def _axis_after(self, equation, i, name: str, axis: int, before, after):
+        """The batch axis of the output; _MEETS, None if unknown."""
         params: dict[str, Any] = {key: p.value for key, p in equation.params}
         numbers: Any = params.get("dimension_numbers")
         if name == "dot_general":
-            other = _ndim(equation.inputs[0], self.avals)
-            return _after_dot(i, axis, before, numbers, other)
+            left = _ndim(equation.inputs[0], self.avals)
+            return _after_dot(i, axis, before, numbers, left)
         if name == "conv_general_dilated":
             if i == 1:
                 return None
-            return numbers.out_spec[0] if numbers.lhs_spec[0] == axis else _MIXED
+            return numbers.out_spec[0] if numbers.lhs_spec[0] == axis else _MEETS
         if name == "gather":
             whole = params["slice_sizes"][axis] == before[axis]
             return _after_gather(axis, before, after, numbers, whole)
         if name.startswith("scatter") and i == 2:
             return _after_scatter(axis, before, after, numbers)
-        if name == "reshape" and self.size > 1:
-            return self._after_reshape(axis, before, after)
         if _meets(name, params, axis):
-            return _MIXED
-        place = _moved(name, params, axis, before, after)
-        return place if place is None or after[place] == before[axis] else _MIXED
+            return _MEETS
+        found = _moved(name, params, axis, before, after)
+        return found if found is None or after[found] == before[axis] else _MEETS
 
-    def _after_reshape(self, axis: int, before, after) -> int | None:
-        """The axis that begins where the batch's does and holds whole examples."""
-        ahead = math.prod(before[:axis])
-        for place, length in enumerate(after):
-            if math.prod(after[:place]) == ahead and length % self.size == 0:
-                return place
-        return None if axis else _MIXED
+    def _reshaped(self, before, after, axis: int, stride: int) -> Place | None:
+        """In row-major order the examples of a batch are ``apart`` numbers apart."""
+        if 0 in after:
+            return None
+        apart = stride * math.prod(before[axis + 1 :])
+        for found, length in enumerate(after):
+            behind = math.prod(after[found + 1 :])
+            fits = apart % behind == 0 and behind * length % (apart * self.size) == 0
+            if fits:
+                return Place(found, apart // behind)
+        return _MIXED
+
+
+_MIXED = Place(_MEETS)
 
 
 def _meets(name: str, params, axis: int) -> bool:
@@ -202,7 +233,7 @@ def _after_dot(i: int, axis: int, before, numbers, left: int) -> int:
     """Where operand i's batch axis lies in a product; ``left``: axes of the first."""
     contract, batch = numbers
     if axis in contract[i]:
-        return _MIXED
+        return _MEETS
     if axis in batch[i]:
         return list(batch[i]).index(axis)
     taken = {*contract[i], *batch[i]}
@@ -217,7 +248,7 @@ def _after_gather(axis: int, before, after, numbers, whole: bool) -> int | None:
         index = numbers.start_indices_batching_dims[list(paired).index(axis)]
         return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
     if axis in single or not whole:
-        return _MIXED
+        return _MEETS
     kept = [a for a in range(len(before)) if a not in {*paired, *single}]
     return numbers.offset_dims[kept.index(axis)]
 
@@ -229,7 +260,7 @@ def _after_scatter(axis: int, before, after, numbers) -> int | None:
         gone = {*paired, *numbers.inserted_window_dims}
         kept = [a for a in range(len(after)) if a not in gone]
         place = kept[list(windows).index(axis)]
-        return place if after[place] == before[axis] else _MIXED
+        return place if after[place] == before[axis] else _MEETS
     index = [a for a in range(len(before)) if a not in windows].index(axis)
     own = list(numbers.scatter_indices_batching_dims)
-    return paired[own.index(index)] if index in own else _MIXED
+    return paired[own.index(index)] if index in own else _MEETS

@@ -95,8 +95,8 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     Parameters and x are cast on the way in, so those that the caller holds stay as they
     are. Membranes, thresholds and fits are float32 in any case. Give the result to
     `sites`, `convert`, `spiking` and `measure` alike: an SNN is fitted to the rounding
-    too. For training give the layers their type, as their running averages need more
-    digits.
+    too. For training set ``dtype`` on the layers instead, since running averages need
+    float32.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = in_dtype(lambda w, x: jax.nn.relu(x @ w), jnp.bfloat16)
