@@ -5,14 +5,17 @@ only fits are kept, and a conversion that starts again carries the streams over 
 sites that it knows without fitting them: the same SNN, bit for bit.
 """
 
+import dataclasses
 import functools
 import hashlib
+import inspect
 import io
 import json
 import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
@@ -26,12 +29,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
 from snnjax._version import __version__
+from snnjax.conversion.checks import checked
 from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.network.equations import Network, Static
+from snnjax.network.equations import Network, Site, Static
 from snnjax.storage import atomic
 
 _CLAIM = "conversion.json"
 _WEIGHT = "weights/"
+_CHANGED = "changed"
 
 
 class FitFolder(NamedTuple):
@@ -100,7 +105,7 @@ def remembering(
     file = kept.folder / f"sweep_{sweep}_site_{site:03}.npz"
 
     def remembered(view: View, fit: Fit) -> Fit:
-        known = _read(file, fit)
+        known = _read(file, view.site, fit)
         _check_same_disk(known is not None, file)
         if known is not None:
             return known
@@ -167,37 +172,46 @@ def _check_same_disk(known: bool, file: Path) -> None:
         )
 
 
-def _read(file: Path, before: Fit) -> Fit | None:
+def _read(file: Path, site: Site, before: Fit) -> Fit | None:
     if not file.exists():
         return None
     try:
         with file.open("rb") as opened, np.load(opened) as found:
             arrays = {name: found[name] for name in found.files}
         neuron = {name: jnp.asarray(arrays[name]) for name in _fields(before)}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        weights = dict(before.weights)
+        for path in arrays[_CHANGED]:
+            # numpy's files know no bfloat16: it was stored as whole numbers
+            stored = arrays[_WEIGHT + path].view(weights[path].dtype)
+            weights[str(path)] = jnp.asarray(stored)
+        return checked(site, before, Fit(before.neuron._replace(**neuron), weights))
+    except _DAMAGE as error:
         warnings.warn(f"{file} cannot be read ({error}): fitted anew", stacklevel=2)
         return None
-    weights = {
-        # numpy's files know no bfloat16: it was stored as whole numbers
-        path: jnp.asarray(arrays[_WEIGHT + path].view(weight.dtype))
-        if _WEIGHT + path in arrays
-        else weight
-        for path, weight in before.weights.items()
-    }
-    return Fit(before.neuron._replace(**neuron), weights)
+
+
+# What a damaged file, or one of something else, may raise.
+_DAMAGE = (
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _write(file: Path, before: Fit, after: Fit) -> None:
     arrays = {name: getattr(after.neuron, name) for name in _fields(after)}
-    arrays |= {
-        _WEIGHT + path: weight
-        for path, weight in after.weights.items()
-        if weight is not before.weights[path]
-    }
+    changed = [p for p, w in after.weights.items() if w is not before.weights[p]]
+    arrays |= {_WEIGHT + path: after.weights[path] for path in changed}
     plain = {
         name: a.view(f"u{a.dtype.itemsize}") if a.dtype.kind == "V" else a
         for name, a in jax.device_get(arrays).items()
     }
+    plain[_CHANGED] = np.array(changed, str)
     buffer = io.BytesIO()
     np.savez(buffer, **plain)
     atomic.write(file, buffer.getvalue())
@@ -216,23 +230,24 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
 
     A function is its code, its defaults and what it closes over or is bound to, so
     that another option of a recipe makes another conversion; what it finds in its
-    module is not looked at.
+    module is not looked at. An object is its class and what it holds.
     """
     if id(value) in above:
         return "itself"
     inner = functools.partial(_describe, above=(*above, id(value)))
     if isinstance(value, np.ndarray) and value.dtype == object:  # its bytes are places
         return inner(value.tolist())
-    if isinstance(
-        value, Mesh | AbstractMesh
-    ):  # they keep a hash, and its seed is random
+    if isinstance(value, Mesh | AbstractMesh):  # a hash in it depends on the process
         return repr(value)
     if isinstance(value, jax.Array | np.ndarray):
         return _described_array(value)
     if isinstance(value, dict):
         return [(str(key), inner(value[key])) for key in value]
     if isinstance(value, tuple | list):
-        return [inner(item) for item in value]
+        items = [inner(item) for item in value]
+        return items if type(value) in (tuple, list) else [inner(_called(value)), items]
+    if isinstance(value, set | frozenset):  # their order depends on the process
+        return sorted(repr(inner(item)) for item in value)
     if isinstance(value, CodeType):
         constants = [inner(constant) for constant in value.co_consts]
         return value.co_code, value.co_names, constants
@@ -245,9 +260,34 @@ def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
         return inner([value.__func__, value.__self__])
     if isinstance(value, functools.partial):
         return inner([value.func, value.args, value.keywords])
-    if callable(value) and not isinstance(value, type):
-        return type(value).__qualname__, inner(getattr(value, "__dict__", {}))
+    state = None if isinstance(value, type) else _state(value)
+    if state:
+        return type(value).__qualname__, inner(state)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """What an object holds, if it is one whose ``repr`` does not tell: by name.
+
+    A class says by a ``repr`` of its own what it is, but a dataclass may shorten its
+    arrays; and something that can be called is also what its class does then.
+    """
+    tells = type(value).__repr__ is not object.__repr__
+    if tells and not callable(value) and not dataclasses.is_dataclass(value):
+        return {}
+    state = dict(getattr(value, "__dict__", {}))
+    for cls in type(value).__mro__:
+        slots = getattr(cls, "__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                state[name] = getattr(value, name)
+    return state | _called(value)
+
+
+def _called(value: Any) -> dict[str, Any]:
+    """What an object's class does when it is called, if it is Python's."""
+    call = inspect.getattr_static(type(value), "__call__", None)
+    return {"()": call} if isinstance(call, FunctionType) else {}
 
 
 def _described_array(array: jax.Array | np.ndarray) -> tuple:
