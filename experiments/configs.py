@@ -72,6 +72,17 @@ def check_positive(config: object, names: str) -> None:
             raise ValueError(f"{name} must be > 0, not {getattr(config, name)}")
 
 
+def check_several(config: object, names: str, *, may_lack: bool = False) -> None:
+    """Raise unless all these options have one entry or more, none of them twice."""
+    for name in names.split():
+        entries = getattr(config, name)
+        if not entries and not may_lack:
+            raise ValueError(f"{name} is empty; give at least one")
+        if len(set(entries or ())) < len(entries or ()):
+            found = " ".join(map(str, entries))
+            raise ValueError(f"{name} must be different ones, not {found}")
+
+
 @dataclass(frozen=True)
 class TrainANN(Training):
     """Training of a source network by SGD; results go to the folder `out`."""
@@ -339,9 +350,8 @@ class Convert:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be > 0, not {value}")
-        for name in ("steps", "recipes", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; give at least one")
+        check_several(self, "steps recipes seeds")
+        check_several(self, "delays", may_lack=True)
         for name, least in (("seeds", min(self.seeds)), ("mesh", self.mesh)):
             if least < 0:
                 raise ValueError(f"{name} must be >= 0, not {least}")
@@ -362,14 +372,14 @@ class Convert:
 
     def _check_restore(self):
         defaults = {field.name: field.default for field in fields(self)}
-        used = {"restore", "data_dir", "test_images", "mesh", "dtype"}
+        used = {"restore", "data_dir", "test_images", "mesh"}
         given = [n for n in defaults if getattr(self, n) != defaults[n]]
         extra = [name for name in given if name not in used]
         if extra:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
                 f"{', '.join('--' + name for name in extra)}; allowed beside it: "
-                "--data_dir, --test_images, --mesh, --dtype"
+                "--data_dir, --test_images, --mesh"
             )
 
 

@@ -79,7 +79,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     needed = output.space(source.variables, 2 + len(config.seeds) * len(config.steps))
     output.writable(config.out, f"--out {config.out}", needed)
     data = normalized_as(data, source.card)
-    fn = _in_dtype(source_function(source), config)
+    fn = _in_dtype(source_function(source), config.dtype)
     images, labels = _test_set(config, data)
     ann = _ann_accuracy(fn, source, images, labels)
     sites = snnjax.sites(fn, source.variables, images[:1])
@@ -100,7 +100,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     path = save_snn(
         out,
         snn,
-        source.card,
+        source.card | {"dtype": config.dtype},
         recipe=result.recipe,
         accuracy=result.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=_calibration_images(config, data, config.seeds[0]),
@@ -127,12 +127,17 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     """Evaluate the spiking network at ``config.restore``; its accuracy."""
     model, snn, card = load_snn(config.restore)
     name = card["dataset"]
+    if name.endswith(".npz"):
+        raise ValueError(
+            f"{config.restore} was trained on events, {name}; --restore evaluates on "
+            "images. Its accuracy is in the card, and snnjax.load reads the SNN"
+        )
     data = load(name, config.data_dir) if data is None else data
     images, labels = _test_set(config, normalized_as(data, card))
     mesh = processes.make_mesh(config.mesh)
     fn = source_function(Source(model, {}, card))
     spiking = snnjax.spiking(
-        _in_dtype(fn, config),
+        _in_dtype(fn, card.get("dtype", "float32")),
         steps=card["steps"],
         delay=card["delay"],
         micro_batch=cache_sized(),
@@ -168,7 +173,7 @@ class Job(NamedTuple):
 
 def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
     """All rows, each printed as it is found, and the SNN of each one's first seed."""
-    plan = list(_plan(job.config))
+    plan = _plan(job.config)
     results, snns = [], []
     total = len(plan) * len(job.config.seeds)
     progress = tqdm(
@@ -285,16 +290,18 @@ def _forget_unfinished(config: Convert) -> None:
             folder = _unfinished(config, recipe, steps, delay, seed)
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is not empty
-        folder.parent.rmdir()
+        (Path(config.out).expanduser() / UNFINISHED).rmdir()
 
 
-def _plan(config: Convert):
-    """(recipe, T, delay) of every row."""
+def _plan(config: Convert) -> list[tuple[str, int, int]]:
+    """(recipe, T, delay) of every row, once each: a delay may be T by itself."""
+    rows = []
     for recipe in config.recipes:
         delays = config.delays or (("0", "1", "T") if recipe == "best" else ("0",))
         for delay in delays:
             for steps in config.steps:
-                yield recipe, steps, steps if delay == "T" else int(delay)
+                rows.append((recipe, steps, steps if delay == "T" else int(delay)))
+    return list(dict.fromkeys(rows))
 
 
 def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
@@ -323,9 +330,8 @@ def _ann_accuracy(fn, source: Source, images, labels) -> float:
     return float((jnp.concatenate(logits).argmax(-1) == labels).mean())
 
 
-def _in_dtype(fn, config: Convert):
-    dtype = jnp.dtype(config.dtype)
-    return fn if dtype == jnp.float32 else snnjax.in_dtype(fn, dtype)
+def _in_dtype(fn, dtype: str):
+    return fn if dtype == "float32" else snnjax.in_dtype(fn, dtype)
 
 
 def _report_file(name: str | None) -> Path | None:

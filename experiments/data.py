@@ -278,6 +278,9 @@ def _read_folder(root: Path, classes: list[str]):
         raise ValueError(
             f"no images below {root}; expected <class>/*.png or *.jpg there"
         )
+    # Mixed, so that the first images are of all classes.
+    order = np.random.default_rng(0).permutation(len(files))
+    files, labels = [files[i] for i in order], [labels[i] for i in order]
     mode = "L" if _read_image(files[0]).ndim == 2 else "RGB"
     height, width = _read_image(files[0]).shape[:2]
 
@@ -333,6 +336,10 @@ def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
             grey = image.mode in ("L", "1")
+            if mode == "L" and not grey:
+                raise ValueError(
+                    f"mode {image.mode}, and others are grey; bring all to one mode"
+                )
             return np.asarray(image.convert(mode or ("L" if grey else "RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad files
         raise ValueError(

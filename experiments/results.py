@@ -130,7 +130,13 @@ def _accuracies(results: Sequence[Result], ann: float, steps: Sequence[int]) -> 
     for result in results:
         entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
         key = (f"`{result.recipe}`", plot.waits(result))
-        cells.setdefault(key, {})[result.steps] = entry
+        row = cells.setdefault(key, {})
+        if row.setdefault(result.steps, entry) != entry:
+            raise ValueError(
+                f"recipe {result.recipe}, T = {result.steps}, delay {result.delay} is "
+                f"there twice, {row[result.steps]} % and {entry} %; allowed: one of "
+                "each. Draws of one row come from one run, by --seeds"
+            )
     rows = [(*key, *(row.get(t, "") for t in steps)) for key, row in cells.items()]
     return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import output, plot
-from experiments.configs import PRESETS_SNN, TrainSNN, parse
+from experiments.configs import PRESETS_SNN, TrainSNN, check_several, parse
 from experiments.data import MissingDataError
 from experiments.results import deviation
 from experiments.train_snn import SURROGATES, train
@@ -60,9 +60,13 @@ class Compare:
         unknown = [name for name in self.rows if name not in ROWS]
         if unknown:
             raise ValueError(f"no row {unknown[0]!r}; allowed: {'; '.join(ROWS)}")
-        for name in ("rows", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; give at least one")
+        check_several(self, "rows seeds")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, not {min(self.seeds)}")
+        for name in ("epochs", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, not {value}")
 
 
 def run(config: Compare) -> dict[str, list[float]]:

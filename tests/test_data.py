@@ -14,14 +14,14 @@ import pytest
 from experiments import data
 
 
-def _write_folder(root, sizes=((4, 3),), mode="RGB", suffix="png"):
+def _write_folder(root, sizes=((4, 3),), mode="RGB", suffix="png", times=1):
     generator = np.random.default_rng(0)
     channels = (3,) if mode == "RGB" else ()
     for split, count in (("train", 3), ("test", 2)):
         for label in ("cat", "dog"):
             folder = root / split / label
             folder.mkdir(parents=True)
-            for index in range(count):
+            for index in range(times * count):
                 height, width = sizes[index % len(sizes)]
                 pixels = generator.integers(0, 256, (height, width, *channels))
                 image = PIL.Image.fromarray(pixels.astype(np.uint8))
@@ -51,16 +51,25 @@ def test_folder(tmp_path, mode, channels):
     pets = data.load("pets", str(tmp_path))
     assert pets.train_images.shape == (6, 4, 3, channels)
     assert pets.num_classes == 2 and len(pets.mean) == len(pets.std) == channels
-    np.testing.assert_array_equal(pets.test_labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(np.sort(pets.test_labels), [0, 0, 1, 1])
     with PIL.Image.open(tmp_path / "pets/test/dog/1.png") as image:
         expected = np.asarray(image).reshape(4, 3, channels)
-    np.testing.assert_array_equal(pets.test_images[3], expected)
+    (found,) = [i for i, a in enumerate(pets.test_images) if (a == expected).all()]
+    assert pets.test_labels[found] == 1
     np.testing.assert_allclose(
         [pets.mean, pets.std],
         [pets.train_images.mean((0, 1, 2)), pets.train_images.std((0, 1, 2))],
     )
     same = data.load(str(tmp_path / "pets"))
     np.testing.assert_array_equal(same.train_images, pets.train_images)
+
+
+def test_the_first_images_of_a_folder_are_of_all_classes(tmp_path):
+    _write_folder(tmp_path / "pets", times=10)
+    pets = data.load("pets", str(tmp_path))
+    assert set(pets.train_labels[:10]) == set(pets.test_labels[:10]) == {0, 1}
+    again = data.load("pets", str(tmp_path))
+    np.testing.assert_array_equal(again.train_labels, pets.train_labels)
 
 
 def test_images_that_exceed_the_memory_are_read_when_asked_for(tmp_path, monkeypatch):
@@ -114,7 +123,7 @@ def test_folder_errors(tmp_path):
     with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
         data.load(str(tmp_path / "a"))
     _write_folder(tmp_path / "b", sizes=((4, 3), (5, 3)))
-    with pytest.raises(ValueError, match=r"cat/1.png has 3x5 pixels, .*0.png has 3x4"):
+    with pytest.raises(ValueError, match=r"has 3x[45] pixels, .* has 3x[54]; bring"):
         data.load(str(tmp_path / "b"))
     _write_folder(tmp_path / "c")
     (tmp_path / "c/test/bird").mkdir()
@@ -135,6 +144,11 @@ def test_folder_errors(tmp_path):
     deep.save(tmp_path / "f/train/cat/1.png")
     with pytest.raises(ValueError, match="mode I;16; allowed: 8 bits per channel"):
         data.load(str(tmp_path / "f"))
+    _write_folder(tmp_path / "g", mode="L")
+    colour = PIL.Image.fromarray(np.full((4, 3, 3), 100, np.uint8))
+    colour.save(tmp_path / "g/train/cat/1.png")
+    with pytest.raises(ValueError, match="mode RGB, and others are grey; bring all"):
+        data.load(str(tmp_path / "g"))
 
 
 def test_hidden_files_are_no_images_and_no_classes(tmp_path):

@@ -156,6 +156,10 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
     whole = capsys.readouterr().out
     results.main(list(map(str, parts)))
     assert sorted(capsys.readouterr().out.split()) == sorted(whole.split())
+    other = [r | {"accuracies": [[0.5]]} for r in found["results"][::2]]
+    parts[1].write_text(json.dumps(found | {"results": other}))
+    with pytest.raises(SystemExit, match="is there twice"):
+        results.main(list(map(str, parts)))
     parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
     with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
         results.main(list(map(str, parts)))
@@ -254,6 +258,9 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
         (["--delays", "9", "--steps", "4"], "exceeds steps 4"),
         (["--preset", "nothing"], "invalid choice"),
         (["--calibration_images", "0"], "must be > 0"),
+        (["--seeds", "1", "1"], "seeds must be different ones, not 1 1"),
+        (["--delays", "0", "T", "0"], "delays must be different ones"),
+        (["--restore", "x", "--dtype", "bfloat16"], "takes no --dtype"),
         (["--restore", "x", "--report", "y.html"], "takes no --report"),
     ],
 )
@@ -276,6 +283,23 @@ def test_a_wrong_option_ends_with_one_message(arguments, message, capsys):
 def test_a_wrong_run_ends_with_one_message(arguments, message):
     with pytest.raises(SystemExit, match=message):
         convert.main(arguments)
+
+
+def test_a_delay_that_is_all_steps_makes_one_row():
+    config = Convert(steps=(1, 2), recipes=("best",), delays=("0", "1", "T"))
+    assert convert._plan(config) == [
+        ("best", 1, 0),
+        ("best", 2, 0),
+        ("best", 1, 1),
+        ("best", 2, 1),
+        ("best", 2, 2),
+    ]
+
+
+@pytest.mark.parametrize("column", ["0", "2:3", "x", "x:1", "4:-1"])
+def test_a_column_of_the_ablation_that_cannot_be_is_refused(column):
+    with pytest.raises(ValueError, match="a column must be T"):
+        ablation.Ablation(columns=("4", column))
 
 
 def test_a_source_of_other_images_is_refused(converted, tmp_path):
