@@ -40,7 +40,11 @@ def load_events(path: str | Path, frames: int) -> Dataset:
             "events.prepare_nmnist('nmnist.npz', 'DIR')\"\n"
             "then copy it here and give --dataset nmnist.npz"
         )
-    with np.load(file) as archive:  # pickles are refused
+    try:
+        archive = np.load(file)  # pickles are refused
+    except ValueError as error:
+        raise ValueError(f"{path} is no prepared file ({error})") from None
+    with archive:
         missing = [
             f"{part}_{field}"
             for part in ("train", "test")

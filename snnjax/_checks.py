@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -12,6 +13,22 @@ def check_function(fn: Any) -> None:
         raise ValueError(
             f"fn is {fn!r}; allowed: a function fn(params, x) -> outputs, e.g. "
             "model.apply"
+        )
+
+
+def check_images(x: Any) -> None:
+    """Raise unless this is an array [batch, ...] of floating point, or its shape."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise ValueError(f"x is a {type(x).__name__}; allowed: an array [batch, ...]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x has dtype {x.dtype}; allowed: floating point. Scale images first, "
+            "e.g. x.astype('float32') / 255"
+        )
+    if len(x.shape) < 1 or 0 in x.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; allowed: [batch, ...] with at least one "
+            "example"
         )
 
 
@@ -39,8 +56,9 @@ def check_size(name: str, size: int | None) -> None:
 
 def check_positive(name: str, number: float) -> None:
     """Raise unless 0 < ``number`` < infinity."""
-    if not 0 < number < np.inf:
-        raise ValueError(f"{name} is {number}; allowed: > 0, and finite")
+    real = np.asarray(number).dtype.kind in "iuf" and np.ndim(number) == 0
+    if not real or not 0 < number < np.inf:
+        raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -200,6 +200,24 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
     assert bench["SynapticOperations"]["Dense"] == 4 * (36 + 18)
 
 
+def test_a_function_of_one_number_of_images_is_measured():
+    def fn(p, x):
+        return jax.nn.relu(x.reshape(5, 4) @ p[0]) @ p[1]
+
+    params = jnp.ones((4, 6)), jnp.ones((6, 3))
+    x = jax.random.normal(jax.random.key(0), (5, 2, 2))
+    snn = snnjax.init(fn, params, x)
+    assert snnjax.measure(fn, params, snn, x, steps=2).macs == 24 + 18
+
+
+def test_a_network_without_products_has_no_weights():
+    snn = snnjax.init(lambda p, x: jax.nn.relu(x * 2), {}, jnp.ones((2, 3)))
+    found = snnjax.neurobench(
+        lambda p, x: jax.nn.relu(x * 2), snn, jnp.ones((2, 3)), steps=2
+    )
+    assert found["ConnectionSparsity"] == found["SynapticOperations"]["Dense"] == 0
+
+
 def test_operations_do_not_depend_on_the_order_of_axes():
     kernels = jax.random.normal(jax.random.key(0), (4, 6)), jnp.ones((6, 3))
     x = jax.random.normal(jax.random.key(1), (5, 4))

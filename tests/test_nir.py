@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import sys
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -114,6 +115,11 @@ def overlapping_mean(p, x):
     return total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, stride, pads)
 
 
+def shuffled(x):
+    """Channels of two groups in turn, as ShuffleNet has them."""
+    return jnp.swapaxes(x.reshape(*x.shape[:3], 2, 2), 3, 4).reshape(x.shape)
+
+
 def normalised(p, x):
     """A constant that zero padding does not continue."""
     return conv((x - 0.25) / jnp.array([0.5, 1, 2, 1]), p["w2"])
@@ -148,6 +154,12 @@ BETWEEN = {
     "crop": image(lambda p, x: x[:, 1:5, 2:] * 1.5),
     "rows of one parity, from the second": image(lambda p, x: x[:, 1::2, ::2]),
     "channels in another order": image(lambda p, x: x[..., jnp.array([2, 0, 3, 3])]),
+    "channels in another order before a convolution": image(
+        lambda p, x: conv(x[..., jnp.array([2, 0, 3, 1])], p["w2"]), w2=(3, 3, 4, 4)
+    ),
+    "channels shuffled between groups": image(
+        lambda p, x: conv(shuffled(x) - 0.25, p["w2"], groups=2), w2=(3, 3, 2, 4)
+    ),
     "mean that does not count padding": image(overlapping_mean),
     "mask": image(lambda p, x: jnp.where(jnp.eye(6)[:, :, None] > 0, x, 0.0) * 2),
     "norm before a padded convolution": image(normalised, w2=(3, 3, 4, 4)),
@@ -599,6 +611,10 @@ def chain(*nodes, metadata=None):
     return graph
 
 
+def fitted_to(**metadata):
+    return chain(nir.IF(**IF), metadata=metadata)
+
+
 def affine(weight, bias=None):
     weight = np.asarray(weight, np.float32)
     if bias is None:
@@ -755,6 +771,10 @@ def test_everything_that_nir_cannot_say_is_in_one_error():
             ),
             "no node that unflattens",
         ),
+        (
+            image(lambda p, x: conv(x[:, ::-1], p["w2"]), w2=(3, 3, 4, 4)),
+            "rows or columns have moved",
+        ),
     ],
 )
 def test_an_affine_map_without_a_node_is_refused(net, words):
@@ -799,12 +819,29 @@ IF = dict(r=ONE, v_threshold=ONE)
             "above dt = 0.0001",
         ),
         (lambda: chain(affine(np.eye(2))), "no IF or LIF"),
+        (lambda: chain(nir.IF(r=ONE * np.nan, v_threshold=ONE)), "NaN in its r"),
+        (lambda: fitted_to(steps=0), "no steps and delay of an SNN: steps is 0"),
+        (lambda: fitted_to(steps=4, delay=5), "delay is 5; allowed"),
+        (lambda: fitted_to(steps="many"), "no steps and delay of an SNN"),
         (lambda: nir.IF(**IF), "graph is a IF"),
     ],
 )
 def test_a_graph_that_cannot_be_read_is_refused(graph, words):
     with pytest.raises(ValueError, match=words):
         snnjax.from_nir(graph())
+
+
+def test_an_error_of_a_node_names_it():
+    nodes = {
+        "input": nir.Input({"input": np.array([2])}),
+        "spike": nir.IF(**IF),
+        "odd": affine(np.ones((3, 5))),
+        "output": nir.Output({"output": np.array([3])}),
+    }
+    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), {}, type_check=False)
+    with pytest.raises(TypeError) as caught:
+        snnjax.from_nir(graph)
+    assert any("at node 'odd'" in note for note in caught.value.__notes__)
 
 
 @pytest.mark.parametrize(
@@ -831,7 +868,7 @@ def test_edges_that_cannot_be_followed_are_refused(edges, words):
         snnjax.from_nir(graph)
 
 
-@pytest.mark.parametrize("dt", [0.0, -1.0])
+@pytest.mark.parametrize("dt", [0.0, -1.0, "x"])
 def test_a_dt_outside_its_range_is_refused(dt):
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)

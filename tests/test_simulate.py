@@ -383,6 +383,7 @@ WIDE = dataclasses.replace(
             "segment belongs to execution='by_layer'; found 'by_step'",
         ),
         ({"remat": True, "execution": "by_step"}, "remat belongs to"),
+        ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
         ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer', None"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
@@ -404,6 +405,7 @@ def test_a_wrong_option_is_refused(options, message):
         ({}, FLAT, VECTORS, None, "found a dict where an SNN is needed"),
         ({}, WIDE, VECTORS, None, "site 'relu' do not fit .*initial_potential .*(7,)"),
         ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
+        ({"inputs": "sequence"}, FITTED, [1.0, 2.0], None, "x is a list; allowed: an"),
         ({}, FITTED, VECTORS, jax.random.key(0), "draws nothing: leave key out"),
         (
             {"inputs": "poisson"},
@@ -440,7 +442,7 @@ def test_a_wrong_option_is_refused(options, message):
             dataclasses.replace(FITTED, readout_correction={"logits": jnp.zeros(3)}),
             VECTORS,
             None,
-            "corrects outputs of the structure .* or drop the correction",
+            "corrects the outputs 'logits', and fn gives .* or drop the correction",
         ),
     ],
 )

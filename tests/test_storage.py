@@ -295,6 +295,35 @@ def test_outputs_keep_their_nesting(tmp_path):
     np.testing.assert_array_equal(second["second"], first[:, :, 0])
 
 
+def test_a_correction_of_a_named_tuple_serves_after_loading(tmp_path):
+    Answer = namedtuple("Answer", "logits features")  # not in the order of the names
+
+    def fn(p, x):
+        y = DENSE.fn(p, x)
+        return Answer(y, y[:, :2])
+
+    snn = snnjax.convert(fn, DENSE.params, DENSE.x, steps=2)
+    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=DENSE.x)
+    simulate = snnjax.spiking(fn, steps=2)
+    found = simulate(snnjax.load(path, like=DENSE.params).snn, DENSE.x)
+    assert_same(found, simulate(snn, DENSE.x))
+
+
+def test_a_whole_file_without_an_snn_is_told(tmp_path):
+    path = snnjax.save(tmp_path / "snn.safetensors", converted())
+    whole = path.read_bytes()
+    for change in ({"neurons": None}, {"neurons": 3}):
+        path.write_bytes(whole)
+        rewritten(path, structure=change)
+        with pytest.raises(ValueError, match=f"{path.name} is whole, but holds no SNN"):
+            snnjax.load(path)
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / f"{'a' * 240}.safetensors"
+    assert snnjax.save(path, converted()) == path
+
+
 def test_a_program_refuses_other_inputs(with_program):
     run = snnjax.load(with_program[0]).run
     for x in (DENSE.x[:, :3], DENSE.x.astype(jnp.bfloat16), DENSE.x[:0]):
@@ -323,13 +352,14 @@ def test_a_program_of_a_newer_jax_that_does_not_run_says_so(tmp_path, monkeypatc
 # ----------------------------------------------------------------- broken files
 
 
-def rewritten(path, **changes):
+def rewritten(path, structure=None, **changes):
     """The file with other entries in its card, which then claims what it holds."""
 
     arrays, texts = files._read(files._safetensors(), path.read_bytes(), path)
     card = {**json.loads(texts["card"]), **changes}
-    card["sha256"] = files._digest(card, json.loads(texts["structure"]), arrays)
-    texts["card"] = json.dumps(card)
+    parts = json.loads(texts["structure"]) | (structure or {})
+    card["sha256"] = files._digest(card, parts, arrays)
+    texts |= {"card": json.dumps(card), "structure": json.dumps(parts)}
     path.write_bytes(safetensors.save(arrays, texts))
     return path
 
@@ -429,6 +459,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"fn": DENSE.fn}, "needs an example of its input; found x=None"),
         ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "give steps=T"),
         ({"fn": DENSE.fn, "x": DENSE.x, "inputs": "poisson"}, "draws nothing"),
+        ({"fn": DENSE.fn, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),
+        ({"calibration": jax.random.key(0)}, "allowed: an array of numbers"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(changes, message, tmp_path):

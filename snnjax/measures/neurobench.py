@@ -102,7 +102,7 @@ def neurobench(
     found = {
         "Footprint": sum(array.nbytes for array in arrays),
         "ParameterCount": sum(array.size for array in arrays),
-        "ConnectionSparsity": round(_total(seen["zeros"]) / sum(weights), 4),
+        "ConnectionSparsity": round(_total(seen["zeros"]) / max(1, sum(weights)), 4),
         "ActivationSparsity": 1 - spikes / (steps * batch * sum(sizes)),
         "SynapticOperations": {
             "Effective_MACs": _total(seen["macs"]) / batch,

@@ -62,12 +62,7 @@ def products(
     Args:
         network: captured from fn, params and x, with all calls inlined.
     """
-    shape = (min(2, len(x)), *x.shape[1:])
-    few = capture(fn, params, jax.ShapeDtypeStruct(shape, x.dtype), inline_all=True)
-    if [eq.primitive for eq in few.equations] != [
-        eq.primitive for eq in network.equations
-    ]:  # the function depends on the number of images
-        few = network
+    few = _of_two(fn, params, x, network)
     for equation, alike in zip(network.equations, few.equations, strict=True):
         v = driven_input(equation, network)
         if v is None:
@@ -79,6 +74,19 @@ def products(
             if fan_out.shape[axis] != size:  # of the images
                 fan_out = fan_out.take([0], axis)
         yield v, Product(fan_out, float(macs))
+
+
+def _of_two(fn, params, x: jax.Array, network: Network) -> Network:
+    """The network of two images; that of all, if it depends on their number."""
+    shape = (min(2, len(x)), *x.shape[1:])
+    try:
+        few = capture(fn, params, jax.ShapeDtypeStruct(shape, x.dtype), inline_all=True)
+    except Exception:  # whatever fn raises: it is written for one number of images
+        return network
+    same = [eq.primitive for eq in few.equations] == [
+        eq.primitive for eq in network.equations
+    ]
+    return few if same else network
 
 
 def _fan_out(equation: Equation, network: Network, place: int) -> np.ndarray:

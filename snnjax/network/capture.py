@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_function
+from snnjax._checks import check_function, check_images
 from snnjax._trees import is_floating, name_of
 from snnjax.network.affine import check
 from snnjax.network.axes import batch_first, channel_axis
@@ -139,7 +139,7 @@ def capture(
     Raises: as `sites`.
     """
     check_function(fn)
-    _check_input(x)
+    check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
     bare = _understood(flatten(closed), params, tree)
@@ -159,21 +159,6 @@ def paths_of(params: chex.ArrayTree) -> list[str]:
         _clean(name_of(path))
         for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
     ]
-
-
-def _check_input(x) -> None:
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise ValueError(f"x is a {type(x).__name__}; allowed: an array [batch, ...]")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x has dtype {x.dtype}; allowed: floating point. Scale images first, "
-            "e.g. x.astype('float32') / 255"
-        )
-    if len(x.shape) < 1 or 0 in x.shape:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; allowed: [batch, ...] with at least one "
-            "example"
-        )
 
 
 def _trace(fn, params, x):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_delay, check_positive
 from snnjax.network.capture import capture
 from snnjax.neurons import NeuronParams
 from snnjax.nir.nodes import compact
@@ -66,14 +67,17 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     """
     nir = import_nir()
     _check_nodes(nir, graph)
-    dt = float(graph.metadata.get("dt", 1e-4)) if dt is None else dt
-    if not dt > 0:
-        raise ValueError(f"dt is {dt}; allowed: > 0 seconds")
+    about = graph.metadata or {}
+    duration: Any = about.get("dt", 1e-4) if dt is None else dt
+    check_positive("dt", duration)
+    fitted = _fitted(about)
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
     order = _ordered(nir, graph, sources)
-    layers = {name: _layer(nir, name, graph.nodes[name], dt) for name in order}
+    layers = {
+        name: _layer(nir, name, graph.nodes[name], float(duration)) for name in order
+    }
     (entrance,) = (n for n in order if isinstance(graph.nodes[n], nir.Input))
     exits = [n for n in order if isinstance(graph.nodes[n], nir.Output)]
 
@@ -81,8 +85,12 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         values = {}
         for name in order:
             summed = [x] if name == entrance else [values[s] for s in sources[name]]
-            into = functools.reduce(jnp.add, summed)
-            values[name] = layers[name].apply(params.get(name, {}), into)
+            try:
+                into = functools.reduce(jnp.add, summed)
+                values[name] = layers[name].apply(params.get(name, {}), into)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"at node {name!r} of the graph, channels last")
+                raise
         if len(exits) == 1:
             return values[exits[0]]
         return {name: values[name] for name in exits}
@@ -91,14 +99,28 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     shape = _channels_last(tuple(graph.nodes[entrance].input_type["input"]))
     network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     neurons = [layer.neuron for layer in layers.values() if layer.neuron is not None]
-    steps = graph.metadata.get("steps")
     return fn, SNN(
         params,
         {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
-        steps=None if steps is None else int(steps),
-        delay=None if steps is None else int(graph.metadata.get("delay", 0)),
+        steps=fitted[0],
+        delay=fitted[1],
         reset=_reset(nir, graph, order),
     )
+
+
+def _fitted(about: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The steps and delay that a graph's metadata say its SNN was fitted to."""
+    if about.get("steps") is None:
+        return None, None
+    try:
+        steps, delay = int(about["steps"]), int(about.get("delay", 0))
+        check_delay(steps, delay)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the graph's metadata have no steps and delay of an SNN: {error}. Delete "
+            "them there, and any steps will do"
+        ) from None
+    return steps, delay
 
 
 class Layer(NamedTuple):
@@ -228,7 +250,7 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
         # Ours carry V_th, NIR's are 1.
         return spikes / p["threshold"] if "threshold" in p else spikes
 
-    start = _numbers(node.metadata.get("v_init", 0.0))
+    start = _numbers((node.metadata or {}).get("v_init", 0.0))
     neuron = NeuronParams(
         threshold=_neuronwise(threshold),
         bias=_neuronwise(bias),
@@ -258,6 +280,13 @@ def _check_nodes(nir: Any, graph: Any) -> None:
             f"{', '.join(kind.__name__ for kind in known)}. Write a nested graph flat; "
             "a synapse with a time constant (CubaLIF) has no neuron here"
         )
+    for name, node in graph.nodes.items():
+        for field, value in vars(node).items():
+            numeric = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            if numeric and np.isnan(value).any():
+                raise ValueError(
+                    f"node {name!r} has NaN in its {field}; allowed: numbers"
+                )
     loose = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
     if loose:
         raise ValueError(
@@ -299,7 +328,7 @@ def _reset(nir: Any, graph: Any, order: list[str]) -> str:
     for name in order:
         node = graph.nodes[name]
         if isinstance(node, nir.IF | nir.LIF):
-            reset = node.metadata.get("reset", "zero")
+            reset = (node.metadata or {}).get("reset", "zero")
             reset = reset.decode() if isinstance(reset, bytes) else str(reset)
             if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
                 reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"

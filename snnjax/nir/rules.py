@@ -184,17 +184,20 @@ def _convolve(lowering: Lowering, equation: Equation) -> Symbol:
             "of convolutions NIR knows the 2-D ones of the activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
-    symbol = lowering.symbol(v)
-    if not np.array_equal(symbol.order, ordered(shape, spec.lhs_spec[1:])):
-        raise NotInNIR(
-            f"a convolution of what was a vector (or another image) before it was "
-            f"reshaped to {shape[1:]}: NIR has no node that unflattens",
-            "keep [H, W, C] from the input to the last convolution",
-        )
+    image = ordered(shape, spec.lhs_spec[1:])
+    symbol, groups = lowering.symbol(v), params["feature_group_count"]
+    symbol = _whole(lowering, equation, v, symbol, spec.out_spec[1])
     weight = numbers(read(lowering.values, equation.inputs[1]))
     weight = weight.transpose(spec.rhs_spec)
+    if not np.array_equal(symbol.order, image):
+        channels = _channel_order(symbol.order, image, shape)
+        if groups > 1:  # each reads its own channels: a 1x1 convolution brings them
+            unit = np.eye(len(channels))[:, channels, None, None]
+            terms = conv(lowering, symbol, unit, image.shape[1:], equation.path)
+            symbol = symbol._replace(terms=terms, order=image)
+        else:
+            weight = weight[:, channels]
     out = [outputs[a] for a in spec.out_spec[2:]]
-    symbol = _whole(lowering, equation, v, symbol, spec.out_spec[1])
     terms = conv(
         lowering,
         symbol,
@@ -204,10 +207,28 @@ def _convolve(lowering: Lowering, equation: Equation) -> Symbol:
         stride=params["window_strides"],
         low=[low for low, _ in params["padding"]],
         dilation=params["rhs_dilation"],
-        groups=params["feature_group_count"],
+        groups=groups,
     )
     order = ordered(outputs, spec.out_spec[1:])
     return Symbol(terms, order, _carried(lowering, equation, v, symbol))
+
+
+def _channel_order(order: np.ndarray, image: np.ndarray, shape) -> list[int]:
+    """Which channel of an image each channel of its nodes is."""
+    if order.shape == image.shape:
+        number = {int(first): c for c, first in enumerate(image[:, 0, 0])}
+        channels = [number.get(int(first), 0) for first in order[:, 0, 0]]
+        if np.array_equal(image[channels], order):
+            return channels
+        reason = (
+            f"a convolution of an image {shape[1:]} whose rows or columns have moved"
+        )
+        raise NotInNIR(f"{reason}: NIR has no node for that", "move the kernel instead")
+    raise NotInNIR(
+        f"a convolution of what was a vector (or another image) before it was "
+        f"reshaped to {shape[1:]}: NIR has no node that unflattens",
+        "keep [H, W, C] from the input to the last convolution",
+    )
 
 
 def _pool(lowering: Lowering, equation: Equation) -> Symbol:

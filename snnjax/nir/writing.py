@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_positive
 from snnjax._trees import name_of
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
@@ -112,8 +113,7 @@ def to_nir(
     """
     nir = import_nir()
     check_snn(snn)
-    if not dt > 0:
-        raise ValueError(f"dt is {dt}; allowed: > 0 seconds")
+    check_positive("dt", dt)
     _check_thresholds(snn)
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)

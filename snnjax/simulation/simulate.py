@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax._checks import check_choice, check_delay, check_function, check_size
+from snnjax._checks import (
+    check_choice,
+    check_delay,
+    check_function,
+    check_images,
+    check_size,
+)
 from snnjax.network.capture import capture
 from snnjax.network.equations import Sites
 from snnjax.neurons import Neuron, check_plain, integrate_and_fire, lif
@@ -143,6 +149,7 @@ def spiking(
     execution = _memory_saving(execution, delay, segment, remat)
     if has_aux:
         _check_aux(execution, micro_batch, segment)
+    _check_surrogate(surrogate)
     if remat and segment is None:
         _check_hard(surrogate)
     sequence = inputs != "constant"
@@ -191,6 +198,7 @@ def spiking(
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
         check_fit(snn, steps, delay)
+        check_images(x)
         x = _encode(x, inputs, steps, key)
         axis = 1 if sequence else 0
         if spread is not None:
@@ -298,6 +306,14 @@ def _check_aux(execution: str, micro_batch: int | None, segment: int | None) -> 
             "that a norm sees all of its statistics; found execution="
             f"{execution!r}, micro_batch={micro_batch}, segment={segment}, allowed: "
             "'auto' or 'by_layer', None, None. To save memory use remat=True"
+        )
+
+
+def _check_surrogate(surrogate: Surrogate) -> None:
+    if not callable(surrogate):
+        raise ValueError(
+            f"surrogate is {surrogate!r}; allowed: a spike function, e.g. "
+            "snnjax.dspike or one of snnjax.surrogate"
         )
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_delay
+from snnjax._trees import is_floating, name_of
 from snnjax.network.equations import Sites
 from snnjax.neurons import NeuronParams
 
@@ -118,17 +119,29 @@ def corrected(outputs: Any, snn: SNN) -> Any:
     """
     if snn.readout_correction is None:
         return outputs
-    found, wanted = map(jax.tree.structure, (snn.readout_correction, outputs))
-    if found != wanted:
+    # By name: a file gives the fields of a NamedTuple back as a dict.
+    corrections = _named(snn.readout_correction)
+    wanted = _named(outputs)
+    if corrections.keys() != wanted.keys():
         raise ValueError(
-            f"this SNN corrects outputs of the structure {found}, and fn gives "
-            f"{wanted}. Convert that function, or drop the correction: "
+            f"this SNN corrects the outputs {_list(corrections)}, and fn gives "
+            f"{_list(wanted)}. Convert that function, or drop the correction: "
             "dataclasses.replace(snn, readout_correction=None)"
         )
 
-    def add(output: jax.Array, correction: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(output.dtype, jnp.floating):
+    def add(path, output: jax.Array) -> jax.Array:
+        if not is_floating(output):
             return output
-        return (output + correction).astype(output.dtype)
+        return (output + corrections[name_of(path)]).astype(output.dtype)
 
-    return jax.tree.map(add, outputs, snn.readout_correction)
+    return jax.tree_util.tree_map_with_path(add, outputs)
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """Path -> leaf; the path of a single array is empty."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {name_of(path): leaf for path, leaf in found}
+
+
+def _list(named: dict[str, Any]) -> str:
+    return ", ".join(repr(name) if name else "(a single array)" for name in named)

@@ -14,7 +14,8 @@ def write(path: Path, data: bytes) -> None:
     ...     (Path(folder) / "file").read_bytes()
     b'all of it'
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Short: the name of the path may be as long as names can be.
+    beside = path.with_name(f".{secrets.token_hex(8)}")
     try:
         with open(beside, "xb") as file:
             file.write(data)

@@ -182,6 +182,15 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     data = path.read_bytes()
     arrays, texts = _read(library, data, path)
     card, structure = _checked(arrays, texts, path)
+    try:
+        return _stored(arrays, card, structure, like, path)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is whole, but holds no SNN as snnjax.save writes it ({error!r})"
+        ) from None
+
+
+def _stored(arrays, card: dict, structure: dict, like, path: Path) -> Stored:
     read = functools.partial(read_leaf, arrays)
     is_snn = isinstance(like, SNN)
     likes = (like.params, like.readout_correction) if is_snn else (like, None)
@@ -323,7 +332,12 @@ def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
 
 
 def _fingerprint(x: chex.Array) -> dict[str, Any]:
-    array = np.asarray(x, order="C")
+    try:
+        array = np.asarray(x, order="C")
+    except TypeError:
+        raise ValueError(
+            f"calibration is {x!r}; allowed: an array of numbers, the images"
+        ) from None
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 

@@ -142,6 +142,9 @@ def _check(x, inputs: str) -> None:
             f"a program needs an example of its input; found x={x!r}. Pass x, an "
             "array [batch, ...] or jax.ShapeDtypeStruct"
         )
+    if len(x.shape) < 1 + (inputs == "sequence"):
+        wanted = "[T, batch, ...]" if inputs == "sequence" else "[batch, ...]"
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: {wanted}")
     if inputs == "poisson":
         raise ValueError(
             "a program draws nothing; found inputs='poisson', allowed: 'constant', or "
