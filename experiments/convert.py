@@ -44,7 +44,6 @@ from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
-from snnjax.measures import metrics
 from snnjax.simulation import sharding
 from snnjax.storage import atomic
 
@@ -304,7 +303,7 @@ def _plan(config: Convert) -> list[tuple[str, int, int]]:
     return list(dict.fromkeys(rows))
 
 
-def _measure(job: Job, snn: snnjax.SNN) -> metrics.Measures:
+def _measure(job: Job, snn: snnjax.SNN) -> snnjax.Measures:
     shots = job.images[:SHOTS]
     fitted = {"steps": snn.steps, "delay": snn.delay}
     found = jax.device_get(
@@ -318,7 +317,7 @@ def _evaluate(simulate, snn, images, labels, mesh: Mesh | None) -> list[float]:
     """Accuracy after 1..T steps."""
     correct = 0
     for x, y in processes.batches(images, labels, BATCH, mesh):
-        correct += metrics.accuracy(simulate(snn, x), y) * len(y)
+        correct += snnjax.accuracy(simulate(snn, x), y) * len(y)
     return [float(c) / len(labels) for c in correct]
 
 

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import snnjax
-from snnjax.measures import metrics
 from snnjax.network.equations import Sites
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
@@ -86,9 +85,7 @@ def layers(results: Sequence, path: Path) -> None:
 def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> None:
     """Spikes of one image in real time: some of the neurons of every site."""
     trains = jax.jit(
-        lambda snn, x: metrics.spike_trains(
-            fn, snn, x, steps=snn.steps, delay=snn.delay
-        )
+        lambda snn, x: snnjax.spike_trains(fn, snn, x, steps=snn.steps, delay=snn.delay)
     )(snn, image)
     shown = [site for site in sites if site.fires]
     size = (8.5, 0.8 + 0.8 * len(shown))

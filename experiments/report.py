@@ -21,7 +21,7 @@ import snnjax
 from experiments import figures, plot
 from experiments.configs import Convert
 from experiments.graph import Graph, draw, site_graph
-from snnjax.measures import costs, metrics
+from snnjax.measures import costs
 from snnjax.network.capture import capture
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -48,9 +48,7 @@ def write(
         image: [1, ...], whose spikes are shown.
     """
     trains = jax.jit(
-        lambda snn, x: metrics.spike_trains(
-            fn, snn, x, steps=snn.steps, delay=snn.delay
-        )
+        lambda snn, x: snnjax.spike_trains(fn, snn, x, steps=snn.steps, delay=snn.delay)
     )(snn, image)
     graph = site_graph(capture(fn, params, image))
     facts = {**facts, "date": date.today().isoformat()}

@@ -17,7 +17,6 @@ import numpy as np
 
 import snnjax
 from experiments import plot
-from snnjax.measures import metrics
 
 
 class Result(NamedTuple):
@@ -31,7 +30,7 @@ class Result(NamedTuple):
     firing_rate: float
     synaptic_operations: float
     seconds: float
-    measures: metrics.Measures
+    measures: snnjax.Measures
 
     @property
     def final(self) -> float:

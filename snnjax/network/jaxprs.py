@@ -156,7 +156,7 @@ def _limits(jaxpr) -> list[tuple[str, float | None]]:
         if body is not None:
             found += _limits(body.jaxpr)
             continue
-        numbers = [v.val for v in eqn.invars if isinstance(v, jex.Literal)]
+        numbers = [v.val for v in eqn.invars if _literal(v)]
         found.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
     return found
 
