@@ -115,7 +115,8 @@ def _ndim(v, avals) -> int:
     return len(avals[v].shape) if isinstance(v, int) else np.ndim(v.value)
 
 
-_MEETS = -1  # instead of an axis
+class _Meeting(Exception):
+    """One example would reach another."""
 
 
 class Place(NamedTuple):
@@ -145,13 +146,16 @@ class Batch:
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether examples meet, and the batch axis of the outputs if it is known."""
-        found = {
-            self._after(equation, i, v)
-            for i, v in enumerate(equation.inputs)
-            if isinstance(v, int) and v in self.places
-        }
+        try:
+            found = {
+                self._after(equation, i, v)
+                for i, v in enumerate(equation.inputs)
+                if isinstance(v, int) and v in self.places
+            }
+        except _Meeting:
+            return True, None
         known = [place for place in found if place is not None]
-        if _MIXED in known or len(known) > 1:
+        if len(known) > 1:
             return True, None
         if not known:
             return False, None
@@ -161,7 +165,7 @@ class Batch:
         return False, place.axis
 
     def _after(self, equation: Equation, i: int, v: int) -> Place | None:
-        """Where input i's batch lies in the output; _MIXED, None if unknown."""
+        """Where input i's batch lies in the output; None if that is unknown."""
         (axis, stride), before = self.places[v], self.avals[v].shape
         after = self.avals[equation.outputs[0]].shape
         name = getattr(equation.primitive, "name", "")
@@ -169,34 +173,30 @@ class Batch:
         if name == "reshape" and self.size > 1:
             return self._reshaped(before, after, axis, stride)
         found = self._axis_after(equation, i, name, axis, before, after)
-        return (
-            _MIXED
-            if found == _MEETS
-            else None
-            if found is None
-            else Place(found, stride)
-        )
+        return None if found is None else Place(found, stride)
 
-    def _axis_after(self, equation, i, name: str, axis: int, before, after):
-        """The batch axis of the output; _MEETS, None if unknown."""
+    def _axis_after(self, equation, i: int, name: str, axis: int, before, after):
+        """The batch axis of the output; None if that is unknown."""
         params: dict[str, Any] = {key: p.value for key, p in equation.params}
         numbers: Any = params.get("dimension_numbers")
         if name == "dot_general":
             left = _ndim(equation.inputs[0], self.avals)
             return _after_dot(i, axis, before, numbers, left)
         if name == "conv_general_dilated":
-            if i == 1:
-                return None
-            return numbers.out_spec[0] if numbers.lhs_spec[0] == axis else _MEETS
+            if i == 0 and numbers.lhs_spec[0] != axis:
+                raise _Meeting
+            return numbers.out_spec[0] if i == 0 else None
         if name == "gather":
             whole = params["slice_sizes"][axis] == before[axis]
             return _after_gather(axis, before, after, numbers, whole)
         if name.startswith("scatter") and i == 2:
             return _after_scatter(axis, before, after, numbers)
-        if _meets(name, params, axis):
-            return _MEETS
+        if _combines(name, params, axis):
+            raise _Meeting
         found = _moved(name, params, axis, before, after)
-        return found if found is None or after[found] == before[axis] else _MEETS
+        if found is not None and after[found] != before[axis]:
+            raise _Meeting
+        return found
 
     def _reshaped(self, before, after, axis: int, stride: int) -> Place | None:
         """In row-major order the examples of a batch are ``apart`` numbers apart."""
@@ -208,13 +208,10 @@ class Batch:
             fits = apart % behind == 0 and behind * length % (apart * self.size) == 0
             if fits:
                 return Place(found, apart // behind)
-        return _MIXED
+        raise _Meeting
 
 
-_MIXED = Place(_MEETS)
-
-
-def _meets(name: str, params, axis: int) -> bool:
+def _combines(name: str, params, axis: int) -> bool:
     """Whether an operation combines or reorders what lies along this axis."""
     if name in _REDUCTIONS:
         return axis in params["axes"]
@@ -233,7 +230,7 @@ def _after_dot(i: int, axis: int, before, numbers, left: int) -> int:
     """Where operand i's batch axis lies in a product; ``left``: axes of the first."""
     contract, batch = numbers
     if axis in contract[i]:
-        return _MEETS
+        raise _Meeting
     if axis in batch[i]:
         return list(batch[i]).index(axis)
     taken = {*contract[i], *batch[i]}
@@ -241,26 +238,30 @@ def _after_dot(i: int, axis: int, before, numbers, left: int) -> int:
     return place + (left - len(contract[0]) - len(batch[0]) if i == 1 else 0)
 
 
-def _after_gather(axis: int, before, after, numbers, whole: bool) -> int | None:
+def _after_gather(axis: int, before, after, numbers, whole: bool) -> int:
     """Where the batch axis of what is gathered lies; ``whole``: in every slice."""
     paired, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
     if axis in paired:  # each example by indices of its own
         index = numbers.start_indices_batching_dims[list(paired).index(axis)]
         return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
     if axis in single or not whole:
-        return _MEETS
+        raise _Meeting
     kept = [a for a in range(len(before)) if a not in {*paired, *single}]
     return numbers.offset_dims[kept.index(axis)]
 
 
-def _after_scatter(axis: int, before, after, numbers) -> int | None:
+def _after_scatter(axis: int, before, after, numbers) -> int:
     """Where the batch axis of the updates lies in what they are written to."""
     paired, windows = numbers.operand_batching_dims, numbers.update_window_dims
     if axis in windows:
         gone = {*paired, *numbers.inserted_window_dims}
         kept = [a for a in range(len(after)) if a not in gone]
         place = kept[list(windows).index(axis)]
-        return place if after[place] == before[axis] else _MEETS
+        if after[place] != before[axis]:
+            raise _Meeting
+        return place
     index = [a for a in range(len(before)) if a not in windows].index(axis)
     own = list(numbers.scatter_indices_batching_dims)
-    return paired[own.index(index)] if index in own else _MEETS
+    if index not in own:
+        raise _Meeting
+    return paired[own.index(index)]

@@ -102,7 +102,8 @@ def spiking(
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once. On CPU 16 to 32 keep the state in the cache, which is faster.
+            None: all at once. On CPU 16 to 32 keep the state in the cache, which is
+            faster.
         segment: steps at a time of by_layer, 1..T; None: all at once. For a long T of
             dense layers on CPU, 25 stay in the cache: faster, and a third less memory.
         remat: keep less for the gradient of by_layer and compute the rest anew: only
