@@ -53,7 +53,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "bias_shift": lambda config, seed: snnjax.bias_shift(),
     "light": lambda config, seed: snnjax.light(),
     "advanced": lambda config, seed: snnjax.advanced(
-        iterations=config.iterations, rate=config.rate, seed=seed
+        iterations=config.iterations, learning_rate=config.rate, seed=seed
     ),
     "best": lambda config, seed: snnjax.best(),
 }

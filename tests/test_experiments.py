@@ -285,6 +285,11 @@ def test_a_wrong_run_ends_with_one_message(arguments, message):
         convert.main(arguments)
 
 
+@pytest.mark.parametrize("name", convert.RECIPES)
+def test_every_recipe_of_the_command_can_be_made(name):
+    assert isinstance(convert.RECIPES[name](Convert(), 0), snnjax.Recipe)
+
+
 def test_a_delay_that_is_all_steps_makes_one_row():
     config = Convert(steps=(1, 2), recipes=("best",), delays=("0", "1", "T"))
     assert convert._plan(config) == [
