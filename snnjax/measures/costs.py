@@ -35,8 +35,8 @@ from snnjax.measures.metrics import Measures
 # J per operation.
 ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as the next
 ENERGY_PER_AC = 0.9e-12
-PRODUCT_INT8 = 0.2e-12
-ADDITION_INT32 = 0.1e-12
+ENERGY_PER_INT8_PRODUCT = 0.2e-12
+ENERGY_PER_INT32_ADDITION = 0.1e-12
 # J per access of 64 bits to an SRAM of so many bytes, and to DRAM (its lower bound).
 SRAM = {8 * 2**10: 10e-12, 32 * 2**10: 20e-12, 2**20: 100e-12}
 DRAM = 1.3e-9
@@ -127,7 +127,7 @@ def _with_memory(operations: Joules, seen: Measures) -> Joules:
 def _quantized(seen: Measures) -> Joules:
     # Rounding must not make log2 of a power of two one bit too large.
     bits = jnp.ceil(jnp.log2(seen.steps + 1.0) - 1e-4)
-    first = seen.input_macs * (PRODUCT_INT8 + ADDITION_INT32)
-    product = PRODUCT_INT8 * bits / 8 + ADDITION_INT32
+    first = seen.input_macs * (ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION)
+    product = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     ann = first + (seen.macs - seen.input_macs) * product
-    return Joules(seen.synaptic_operations * ADDITION_INT32 + first, ann)
+    return Joules(seen.synaptic_operations * ENERGY_PER_INT32_ADDITION + first, ann)
