@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import snnjax
+from snnjax import neurons
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -156,3 +157,37 @@ def test_paths_name_the_layers(build):
         assert len(site.parameters) == 2
         assert all(f"/{layer}/" in f"/{path}" for path in site.parameters)
         assert "value" not in site.name and "." not in site.name
+
+
+def test_the_leaky_neuron_of_snntorch_that_resets_to_zero_is_lif():
+    """As docs/other_tools.md says, and that its subtraction comes a step later."""
+    torch = pytest.importorskip("torch")
+    snntorch = pytest.importorskip("snntorch")
+    currents = np.random.default_rng(0).normal(0.5, 0.5, (50, 20)).astype(np.float32)
+
+    def theirs(reset):
+        leaky = snntorch.Leaky(beta=0.75, reset_mechanism=reset)
+        potential, spikes = leaky.init_leaky(), []
+        for current in torch.tensor(currents):
+            spike, potential = leaky(current, potential)
+            spikes.append(spike.detach().numpy())
+        return np.stack(spikes)
+
+    def ours(reset):
+        neuron = neurons.lif(leak=0.75, reset=reset)
+        return neurons.unroll(neuron, neuron.init(), jnp.asarray(currents))
+
+    np.testing.assert_array_equal(theirs("zero"), ours("zero"))
+    assert (theirs("subtract") != ours("subtract")).any()
+
+
+def test_arctan_is_that_of_spikingjelly_for_a_threshold_of_one():
+    """alpha / 2 / (1 + (pi / 2 alpha u)^2) of u = v - V_th."""
+    alpha, u = 3.0, np.linspace(-2, 2, 9)
+
+    def spike(v):
+        return snnjax.surrogate.arctan((v - 1) / 2, alpha)
+
+    slopes = jax.vmap(jax.grad(spike))(jnp.asarray(u + 1, jnp.float32))
+    expected = alpha / 2 / (1 + (np.pi / 2 * alpha * u) ** 2)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5)
