@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import io
+import os
 import sys
 import tempfile
 
@@ -242,6 +243,20 @@ def test_what_waits_in_files_gives_the_same_bits_on_a_mesh_too(recipe):
             convert, x=images(16), recipe=RECIPES[recipe], mesh=mesh, micro_batch=1
         )
         assert_equal(run(memory_budget=0), run())
+
+
+def test_what_waits_needs_few_files():
+    resource = pytest.importorskip("resource")
+    lowest = os.open(os.devnull, os.O_RDONLY)  # the first number that is free
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    run = functools.partial(convert, x=images(48), micro_batch=1)
+    expected = run()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 24, hard))
+        assert_equal(run(memory_budget=0), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_full_disk_of_temporary_files_is_told(monkeypatch):

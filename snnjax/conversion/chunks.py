@@ -36,9 +36,9 @@ class Plan(NamedTuple):
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.delay == self.steps
 
-    def set_aside(self, value):
-        """A stream until its next stage: in memory, or in files if not all fit."""
-        return jax.tree.map(waiting.set_aside, value) if self.offload else value
+    def shelf(self) -> waiting.Shelf | None:
+        """For a stream until its next stage; None if all of it fits in memory."""
+        return waiting.Shelf() if self.offload else None
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Of all micro-batches, one array of all images."""

@@ -27,7 +27,7 @@ from snnjax.conversion.chunks import (
 )
 from snnjax.conversion.streams import Current
 from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.conversion.waiting import Waiting, fetched
+from snnjax.conversion.waiting import Waiting, fetched, set_aside
 from snnjax.network.equations import Network, Site, identity
 from snnjax.neurons import NeuronParams
 from snnjax.simulation import sharding
@@ -77,7 +77,10 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     A function of its own, so that the currents are freed before the next site.
     """
     network, site = chunks[0].network, chunks[0].stages[i].place
-    activations = Waiting([_activation(plan, chunk, i, original) for chunk in chunks])
+    shelf = plan.shelf()
+    activations = Waiting(
+        [_activation(plan, chunk, i, original, shelf) for chunk in chunks]
+    )
     checks.check_finite(f"the activations of site {site.name!r}", activations)
     kernels = _kernels(network, site, params)
     currents = _currents(plan, chunks, i, params)
@@ -93,19 +96,20 @@ def _fit_site(plan: Plan, chunks, i: int, original, params, neurons, calibrate):
     checks.check_unshared(network, site, kernels, fit.weights)
     checks.check_values(site, start, fit)
     neuron = _widen(fit.neuron, site)
+    shelf = plan.shelf()
     stepped = zip(chunks, currents(fit.weights), strict=True)
     for chunk, ((current, *_), carried) in stepped:
         spikes = streams.fire(neuron, current, plan.steps, plan.delay, len(site.shape))
-        spikes, *carried = map(plan.set_aside, [spikes, *carried])
+        spikes, *carried = set_aside([spikes, *carried], shelf)
         advance(chunk.snn, chunk.stages, i, spikes, carried)
     return fit
 
 
-def _activation(plan: Plan, chunk: Chunk, i: int, original) -> jax.Array:
+def _activation(plan: Plan, chunk: Chunk, i: int, original, shelf):
     """Carry the ANN stream of a micro-batch over a site."""
     inputs, carried = run_ann(plan, chunk, i, original)
     activation = identity(chunk.stages[i].place, *inputs)
-    activation, *carried = map(plan.set_aside, [activation, *carried])
+    activation, *carried = set_aside([activation, *carried], shelf)
     advance(chunk.ann, chunk.stages, i, activation, carried)
     return activation
 

@@ -1,14 +1,16 @@
-"""Waiting: what is on its way between sites and does not fit in memory lies in files.
+"""Waiting: what is on its way between sites and does not fit in memory lies in a file.
 
-A file is unlinked as soon as it is made, so it vanishes with its array. Of an array
-that is shared by devices each part has a file of its own, so that each process writes
-and reads what its devices have.
+A `Shelf` is one file for all micro-batches of a site, since a process may not open
+many. It is unlinked as soon as it is made, and vanishes with the last array that waits
+in it. Each process keeps the parts of an array that its own devices have.
 """
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,36 +18,77 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 
+class Shelf:
+    """A file without a name, with arrays one after the other.
+
+    Raises:
+        OSError: it cannot be made, or written.
+    """
+
+    def __init__(self):
+        with _told():
+            self.file = tempfile.TemporaryFile()
+        self.end = 0
+        weakref.finalize(self, self.file.close)
+
+    def put(self, array: jax.Array) -> "Place":
+        host = np.ascontiguousarray(array).reshape(array.shape)
+        place = Place(self, self.end, host.dtype, host.shape)
+        self.end += host.nbytes
+        with _told():
+            self.file.seek(place.offset)
+            self.file.write(_bytes(host))
+            self.file.flush()  # a full disk is told here
+        return place
+
+
+class Place(NamedTuple):
+    """Where an array lies on a shelf."""
+
+    shelf: Shelf
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        host = np.empty(self.shape, self.dtype)
+        self.shelf.file.seek(self.offset)
+        if self.shelf.file.readinto(_bytes(host)) != host.nbytes:
+            raise OSError("a temporary file of snnjax has become shorter")
+        return host
+
+
 @dataclasses.dataclass(frozen=True)
-class InFiles:
-    """An array that waits in files.
+class OnShelf:
+    """An array that waits.
 
     Attributes:
         shape: of the whole array.
         sharding: how the devices share it; None if there is one device.
-        parts: device -> its part.
+        parts: device -> where its part lies.
     """
 
     shape: tuple[int, ...]
     sharding: NamedSharding | None
-    parts: dict[Any, np.ndarray]
+    parts: dict[Any, Place]
 
 
-def set_aside(array: jax.Array) -> InFiles:
-    """The same in files.
+def set_aside(value: Any, shelf: Shelf | None) -> Any:
+    """A pytree whose arrays wait on the shelf; the value itself if there is none."""
 
-    Raises:
-        OSError: they cannot be written.
-    """
-    parts = {part.device: _in_file(part.data) for part in array.addressable_shards}
-    spread = array.sharding if isinstance(array.sharding, NamedSharding) else None
-    return InFiles(array.shape, spread, parts)
+    def put(array: jax.Array) -> OnShelf:
+        assert shelf is not None
+        parts = {p.device: shelf.put(p.data) for p in array.addressable_shards}
+        spread = array.sharding if isinstance(array.sharding, NamedSharding) else None
+        return OnShelf(array.shape, spread, parts)
+
+    return value if shelf is None else jax.tree.map(put, value)
 
 
 def fetched(value: Any) -> Any:
     """A pytree with arrays in the place of those that wait."""
     return jax.tree.map(
-        lambda leaf: _array(leaf) if isinstance(leaf, InFiles) else leaf, value
+        lambda leaf: _array(leaf) if isinstance(leaf, OnShelf) else leaf, value
     )
 
 
@@ -62,25 +105,24 @@ class Waiting(Sequence):
         return fetched(self.values[i])
 
 
-def _array(waiting: InFiles) -> jax.Array:
+def _array(waiting: OnShelf) -> jax.Array:
     if waiting.sharding is None:  # bound to no device, as it was
         (part,) = waiting.parts.values()
-        return jnp.asarray(part)
-    local = [jax.device_put(part, device) for device, part in waiting.parts.items()]
+        return jnp.asarray(part.read())
+    local = [jax.device_put(p.read(), device) for device, p in waiting.parts.items()]
     return jax.make_array_from_single_device_arrays(
         waiting.shape, waiting.sharding, local
     )
 
 
-def _in_file(array: jax.Array) -> np.ndarray:
-    host = np.ascontiguousarray(array).reshape(array.shape)
-    if not host.size:
-        return host
+def _bytes(host: np.ndarray) -> memoryview:
+    return host.reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
     try:
-        with tempfile.TemporaryFile() as file:
-            file.write(host.view(np.uint8).data)
-            file.flush()  # a full disk is told here; through a map it would be fatal
-            return np.memmap(file, host.dtype, "r", shape=host.shape)
+        yield
     except OSError as error:
         raise OSError(
             f"streams that exceed memory_budget wait in {tempfile.gettempdir()}: "
