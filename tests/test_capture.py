@@ -266,6 +266,12 @@ WITHIN = {
     "places of their own": lambda x: jax.vmap(
         lambda x, i: jnp.zeros((3, 2)).at[i].set(x)
     )(x, OWN_ORDERS),
+    "edges repeated": lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge"),
+    "a part doubled": lambda x: x.at[:, 1].multiply(2.0),
+    "a part subtracted": lambda x: x.at[:, :2].subtract(x[:, 1:]),
+    "repeated in time": lambda x: (
+        jnp.tile(x, (2, 1, 1)).reshape(2, *x.shape) @ jnp.ones((2, 2))
+    ).sum(0),
     "an update": lambda x: jnp.zeros((4, 5, 2)).at[:, 1:4].set(x),
     "a new axis in front": lambda x: x.reshape(1, 4, 6).sum(0),
 }
@@ -330,14 +336,33 @@ def test_a_custom_derivative_between_sites_is_kept():
     assert jnp.any(jax.grad(lambda snn: simulate(snn, x).sum())(snn).params != 0)
 
 
+def test_one_image_is_converted_as_many_are():
+    """Where all axes have one entry, none is taken for another."""
+    kernel = eighths(1, (1, 1, 2, 1))
+
+    def fn(kernel, x):
+        y = relu(conv(x, kernel)).mean((1, 2), keepdims=True)
+        y = relu(y.reshape(len(x), -1) - 0.125)
+        return (y.reshape(1, -1, 1) * jnp.ones((3, 1, 1))).sum(0)
+
+    x = eighths(2, (3, 2, 2, 2))
+    expected = snnjax.convert(fn, kernel, x, steps=4)
+    _assert_equal(snnjax.convert(fn, kernel, x, steps=4, micro_batch=1), expected)
+    outputs = snnjax.spiking(fn, steps=4)(expected, x)
+    alone = snnjax.spiking(fn, steps=4)(expected, x[:1])
+    np.testing.assert_array_equal(alone, outputs[:, :1])
+
+
+@pytest.mark.parametrize("call", [lambda f: f, with_own_derivative])
 @pytest.mark.parametrize("activation", [relu, jax.nn.relu6])
-def test_vmap_may_leave_the_batch_behind(activation):
+def test_vmap_may_leave_the_batch_behind(activation, call):
     """Weights from the left put it last; neurons see it first all the same."""
+    left = call(lambda kernel, x: kernel @ x)
     kernels = [eighths(1, (6, 5)), eighths(2, (3, 6))]
     x = eighths(3, (6, 5))  # as many images as neurons: sizes do not tell the axes
 
     def one(kernels, x):
-        return kernels[1] @ activation(kernels[0] @ x)
+        return kernels[1] @ activation(left(kernels[0], x))
 
     def fn(kernels, x):
         return jax.vmap(lambda x: one(kernels, x))(x)

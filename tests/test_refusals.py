@@ -216,6 +216,14 @@ def test_refused(name):
     assert all(word in str(caught.value) for word in found)
 
 
+def test_outputs_with_the_batch_behind_are_refused():
+    """Four outputs of four images: the shape does not tell."""
+    fn, params, x = ends_in(lambda x: (x @ jnp.ones((x.shape[1], 4))).T)
+    assert fn(params, x).shape == (4, 4)
+    with pytest.raises(snnjax.ConversionError, match="batch on another axis .*first"):
+        snnjax.sites(fn, params, x)
+
+
 @pytest.mark.parametrize("build", [between, ends_in])
 def test_a_softmax_is_told_to_end_at_the_logits(build):
     with pytest.raises(snnjax.ConversionError) as caught:

@@ -509,3 +509,14 @@ def test_wider_parameters_make_wider_membranes(x64, delay):
         found = simulate(wide, net.x)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found.mean(0), narrow.mean(0), atol=1e-5)
+
+
+def test_poisson_input_may_be_closed_over_in_jit():
+    x = abs(VECTORS) / abs(VECTORS).max()
+    high = 2 * x
+    simulate = snnjax.spiking(DENSE.fn, steps=STEPS, inputs="poisson")
+    key = jax.random.key(0)
+    found = jax.jit(lambda snn: simulate(snn, x, key))(FITTED)
+    np.testing.assert_array_equal(found, simulate(FITTED, x, key))
+    with pytest.raises(ValueError, match="found values from .* allowed: 0 to 1"):
+        jax.jit(lambda snn: simulate(snn, high, key))(FITTED)

@@ -9,7 +9,7 @@ so a network converts exactly if everything between its activations is affine.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snnjax.network.axes import Batch
+from snnjax.network.axes import FIRST, Batch
 from snnjax.network.equations import Equation, Network
 from snnjax.network.jaxprs import hides_site
 
@@ -70,6 +70,10 @@ _AFFINE_IN = {
     "scatter": {0, 2},
     "scatter-add": {0, 2},
     "scatter_add": {0, 2},
+    "scatter-sub": {0, 2},
+    "scatter_sub": {0, 2},
+    "scatter-mul": {0},
+    "scatter_mul": {0},
 }
 _RANDOM = frozenset("random_bits threefry2x32 rng_bit_generator rng_uniform".split())
 _CURVES = frozenset(
@@ -124,7 +128,8 @@ _EXPLANATIONS = {
     ),
     "batch": (
         "one example would reach another: this works along the batch axis",
-        "keep the examples of a batch apart in fn (statistics belong into params)",
+        "keep the examples of a batch apart in fn (statistics belong into params; "
+        "h[:, i] in the place of h[jnp.arange(B), i])",
     ),
     "behind": (
         "the batch is not the first axis here; vmap puts it last if weights are "
@@ -179,7 +184,8 @@ def check(network: Network, count: int, *, affine: bool) -> None:
         affine: all must be affine between the sites; otherwise anything may stand
             there, unless it hides a site.
     """
-    trouble = _Affine(network) if affine else _hidden_site
+    batch = Batch(network.x, network.avals)
+    trouble = _Affine(network, batch) if affine else _hidden_site
     found: dict[str, dict[str, list[str]]] = {}
     for equation in network.equations:
         kind = trouble(equation)
@@ -192,7 +198,7 @@ def check(network: Network, count: int, *, affine: bool) -> None:
         for path, kinds in found.items()
         for kind, names in _merge(kinds).items()
     ]
-    problems += _shape_problems(network, network.outputs[:count])
+    problems += _shape_problems(network, network.outputs[:count], batch)
     if not problems and not any(site.fires for site in network.sites):
         problems = [
             Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
@@ -208,9 +214,9 @@ def _hidden_site(equation: Equation) -> str | None:
 class _Affine:
     """equation -> which explanation applies, if any; follows the batch axis along."""
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, batch: Batch):
         self.dependent, self.avals = network.dependent, network.avals
-        self.batch = Batch(network.x, network.avals)
+        self.batch = batch
 
     def __call__(self, equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
@@ -271,7 +277,7 @@ def _merge(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     return {**others, "statistics": statistics}
 
 
-def _shape_problems(network: Network, outputs):
+def _shape_problems(network: Network, outputs, followed: Batch):
     avals, batch = network.avals, network.avals[network.x].shape[0]
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
@@ -288,6 +294,9 @@ def _shape_problems(network: Network, outputs):
         if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
+        elif what == "an output" and followed.places.get(variable, FIRST) != FIRST:
+            reason = "an output has the batch on another axis than the first"
+            yield Problem(path, (), reason, remedy)
         elif len(shape) == 1 and what == "a site":
             reason = f"a site has shape {shape}: a batch of single numbers"
             yield Problem(path, (), reason, "give it an axis of features: x[:, None]")

@@ -15,17 +15,27 @@ from snnjax.network.equations import Equation, Static
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 
 
-def batch_first(equations, avals, x: int) -> list[Equation]:
-    """The equations, with transposes around each site whose batch is not first.
+def batch_axes(equations, avals, x: int) -> dict[str, int]:
+    """Site name -> axis of its batch, where it is known; with every call inlined.
 
     vmap puts it last where weights are multiplied from the left, W @ x.
     """
-    batch, moved = Batch(x, avals), []
+    batch, axes = Batch(x, avals), {}
     for eq in equations:
         _, axis = batch.follow(eq)
-        pools = eq.site is None or eq.site.kind == "max-pool"
+        if eq.site is not None and axis is not None:
+            axes[eq.site.name] = axis
+    return axes
+
+
+def batch_first(equations, avals, axes: dict[str, int]) -> list[Equation]:
+    """The equations, with transposes around each site whose batch is not first."""
+    moved = []
+    for eq in equations:
+        neurons = eq.site is not None and eq.site.kind != "max-pool"
+        axis = axes.get(eq.place.name, 0) if neurons else 0
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        moved += [eq] if pools or not axis or not alone else _around(eq, axis, avals)
+        moved += _around(eq, axis, avals) if axis and alone else [eq]
     return moved
 
 
@@ -70,11 +80,17 @@ def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | 
         return None
     before, after = avals[known[0]].shape, avals[equation.outputs[0]].shape
     axis = channels[known[0]]
-    return _moved(name, params, axis, before, after)
+    return _moved(name, params, axis, before, after, last=True)
 
 
-def _moved(name: str, params, axis: int, before, after) -> int | None:
-    """Where an axis of the operand lies in the result; None if that is unknown."""
+def _moved(
+    name: str, params, axis: int, before, after, *, last: bool = False
+) -> int | None:
+    """Where an axis of the operand lies in the result; None if that is unknown.
+
+    Args:
+        last: of several axes of size 1 that it could be.
+    """
     if name == "transpose":
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
@@ -91,10 +107,12 @@ def _moved(name: str, params, axis: int, before, after) -> int | None:
         return axis
     # A reshape keeps the axis if as much stands behind it as before.
     behind = math.prod(before[axis + 1 :])
-    for i, size in enumerate(after):
-        if size == before[axis] and math.prod(after[i + 1 :]) == behind:
-            return i
-    return None
+    fits = [
+        i
+        for i, size in enumerate(after)
+        if size == before[axis] and math.prod(after[i + 1 :]) == behind
+    ]
+    return fits[-1 if last else 0] if fits else None
 
 
 def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
@@ -132,6 +150,9 @@ class Place(NamedTuple):
     stride: int = 1
 
 
+FIRST = Place(0)
+
+
 class Batch:
     """Follows the batch of a network from equation to equation.
 
@@ -142,21 +163,27 @@ class Batch:
 
     def __init__(self, x: int, avals: dict[int, Any]):
         self.avals, self.size = avals, avals[x].shape[0]
-        self.places = {x: Place(0)}
+        self.places = {x: FIRST}
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether examples meet, and the batch axis of the outputs if it is known."""
+        inputs = [v for v in equation.inputs if isinstance(v, int)]
+        if equation.site is not None and equation.site.kind != "max-pool" and inputs:
+            place = self.places.get(inputs[0])  # activations are elementwise
+            if place is not None:
+                self.places.update(dict.fromkeys(equation.outputs, place))
+            return False, place.axis if place else None
         try:
             found = {
                 self._after(equation, i, v)
                 for i, v in enumerate(equation.inputs)
                 if isinstance(v, int) and v in self.places
             }
-        except _Meeting:
-            return True, None
+        except _Meeting:  # one example by itself meets no other
+            return self.size > 1, None
         known = [place for place in found if place is not None]
         if len(known) > 1:
-            return True, None
+            return self.size > 1, None
         if not known:
             return False, None
         (place,) = known
@@ -191,6 +218,8 @@ class Batch:
             return _after_gather(axis, before, after, numbers, whole)
         if name.startswith("scatter") and i == 2:
             return _after_scatter(axis, before, after, numbers)
+        if name == "tile":  # whole batches, one after the other
+            return axis
         if _combines(name, params, axis):
             raise _Meeting
         found = _moved(name, params, axis, before, after)
@@ -219,8 +248,6 @@ def _combines(name: str, params, axis: int) -> bool:
         return axis in params["dimensions"]
     if name == "pad":
         return params["padding_config"][axis] != (0, 0, 0)
-    if name == "concatenate":
-        return axis == params["dimension"]
     if name.startswith("reduce_window"):
         return params["window_dimensions"][axis] != 1
     return name in ("cumsum", "split", "unstack") and axis == params["axis"]

@@ -7,7 +7,7 @@ calibration must know of them: depth, parameters, channels (``axes.py``).
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from snnjax._checks import check_function, check_images
 from snnjax._trees import is_floating, name_of
 from snnjax.network.affine import check
-from snnjax.network.axes import batch_first, channel_axis
+from snnjax.network.axes import batch_axes, batch_first, channel_axis
 from snnjax.network.equations import (
     Equation,
     Network,
@@ -142,15 +142,16 @@ def capture(
     check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
-    bare = _understood(flatten(closed), params, tree)
+    bare, seen = _understood(flatten(closed), params, tree)
     answers = _without_aux(result) if has_aux else result
     check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
     if inline_all:
         return bare
     # A custom derivative must stay, a remat only where it saves memory. What such a
-    # call does to the axes is hidden in it.
+    # call does to the axes is hidden in it, so that is taken from the other network.
     kept = CUSTOM if affine else (*CUSTOM, *REMAT)
-    return _with_channels(_understood(flatten(closed, kept), params, tree), bare)
+    network, _ = _understood(flatten(closed, kept), params, tree, seen)
+    return network
 
 
 def paths_of(params: chex.ArrayTree) -> list[str]:
@@ -182,28 +183,48 @@ def _without_aux(result):
     return result[0]
 
 
-def _understood(program: Program, params, tree) -> Network:
-    """Name the sites; find what depends on x, how deep, and fed by which parameters."""
-    avals = program.avals
+class _Seen(NamedTuple):
+    """What is known of axes: site number -> axis of its batch, of its channels.
+
+    Attributes:
+        outputs: the axis that counts channels of each.
+    """
+
+    batches: dict[str, int]
+    channels: dict[str, int]
+    outputs: tuple[int, ...]
+
+
+def _understood(program: Program, params, tree, seen: _Seen | None = None):
+    """Name the sites; find what depends on x, how deep, and fed by which parameters.
+
+    Returns:
+        The `Network`, and what it shows of axes, unless that is given as ``seen``.
+    """
+    avals, x = program.avals, program.x
+    batches = seen.batches if seen else batch_axes(program.equations, avals, x)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     reach: dict[int, frozenset[int]] = {v: frozenset([v]) for v in parameters}
-    dependent, channels, feeds, taken, equations = {program.x}, {}, {}, {}, []
-    moved = batch_first(program.equations, avals, program.x)
+    dependent, axes, feeds, taken, equations = {x}, {}, {}, {}, []
+    channels = dict(seen.channels) if seen else {}
+    moved = batch_first(program.equations, avals, batches)
     depths = dict.fromkeys(avals, 0)
     for eq in moved:
         inputs = variables(eq)
         depth = max((depths[v] for v in inputs), default=0)
         direct = frozenset().union(*(reach.get(v, frozenset()) for v in inputs))
         if dependent.intersection(inputs):
-            axis = channel_axis(eq, dependent, avals, channels)
+            axis = channel_axis(eq, dependent, avals, axes)
             if axis is not None:
-                channels.update(dict.fromkeys(eq.outputs, axis))
+                axes.update(dict.fromkeys(eq.outputs, axis))
             dependent.update(eq.outputs)
         elif eq.site is not None:  # an activation of parameters alone is a number
             eq = eq._replace(site=None)
         if eq.site is not None:
             paths = tuple(parameters[v] for v in sorted(direct))
-            eq = _described(eq, paths, depth, _from_end(eq.outputs[0], channels, avals))
+            found = _from_end(eq.outputs[0], axes, avals)
+            channel = channels.setdefault(eq.site.name, found)
+            eq = _described(eq, paths, depth, channel)
             eq = eq._replace(site=_named(eq, taken))
             depth = eq.place.depth
             if eq.place.fires:
@@ -212,11 +233,13 @@ def _understood(program: Program, params, tree) -> Network:
         for v in eq.outputs:
             depths[v], reach[v] = depth, direct
         equations.append(eq)
-    return Network(
+    outputs = tuple(_from_end(v, axes, avals) for v in program.outputs)
+    seen = seen or _Seen(batches, channels, outputs)
+    network = Network(
         equations=tuple(equations),
         avals=avals,
         parameters=parameters,
-        x=program.x,
+        x=x,
         constants=program.constants,
         outputs=program.outputs,
         tree=tree,
@@ -224,8 +247,9 @@ def _understood(program: Program, params, tree) -> Network:
         depths=depths,
         dependent=frozenset(dependent),
         feeds=feeds,
-        channels=tuple(_from_end(v, channels, avals) for v in program.outputs),
+        channels=seen.outputs,
     )
+    return network, seen
 
 
 def _described(eq: Equation, paths, depth: int, channel: int) -> Equation:
@@ -253,24 +277,6 @@ def _named(eq: Equation, taken: dict[str, int]) -> Site:
 def _from_end(v, channels: dict[int, int], avals) -> int:
     """The axis that counts channels, -1 being the last; -1 too if it is unknown."""
     return channels[v] - len(avals[v].shape) if v in channels else -1
-
-
-def _with_channels(network: Network, bare: Network) -> Network:
-    """The network with the channel axes that ``bare`` has for its sites and outputs."""
-    known = {site.name: site.channel for site in bare.sites}
-
-    def seen(eq: Equation) -> Equation:
-        if eq.site is None:
-            return eq
-        channel = known.get(eq.site.name, eq.site.channel)
-        return eq._replace(site=eq.site._replace(channel=channel))
-
-    equations = tuple(map(seen, network.equations))
-    return network._replace(
-        equations=equations,
-        sites=Sites(eq.site for eq in equations if eq.site is not None),
-        channels=bare.channels,
-    )
 
 
 def _clean(path: str) -> str:

@@ -3,10 +3,12 @@
 This is the only file that reads jaxprs; the rest of the library knows `Equation`.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.extend import core as jex
 
 from snnjax.network.equations import Equation, Site, Static
@@ -59,10 +61,14 @@ def hides_site(equation: Equation) -> bool:
 
 
 class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls."""
+    """Numbers a jaxpr's variables and inlines its calls.
+
+    Sites are called by their number, which does not depend on the calls that are kept.
+    """
 
     def __init__(self, kept: Sequence[str]):
         self.kept = kept
+        self.sites = itertools.count()
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
         self.forwarded: dict[Any, int | Static] = {}
@@ -85,6 +91,11 @@ class _Flattener:
             kind, body = _site_kind(eqn), _body(eqn)
             if kind == "max-pool" and _stabilises(eqn, jaxpr.eqns):
                 kind = None
+            if eqn.outvars and all(0 in v.aval.shape for v in eqn.outvars):
+                # jnp.pad makes empty parts along the batch: they hold no example.
+                empty = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+                self.forwarded.update(zip(eqn.outvars, map(Static, empty), strict=True))
+                continue
             inputs = tuple(self.read(v) for v in eqn.invars)
             if kind is None and body is not None:
                 if eqn.primitive.name not in self.kept or _holds_site(body.jaxpr):
@@ -94,7 +105,8 @@ class _Flattener:
             site = None
             if kind is not None:
                 aval = self.avals[outputs[0]]
-                site = Site(here, kind, aval.shape[1:], (), 0, aval.dtype)
+                number = str(next(self.sites))
+                site = Site(number, kind, aval.shape[1:], (), 0, aval.dtype)
             params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
             equations.append(
                 Equation(eqn.primitive, params, inputs, outputs, site, here, calls)
@@ -104,7 +116,7 @@ class _Flattener:
     def inline(self, eqn, body, inputs, path, calls):
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
         inner = _Flattener(self.kept)
-        inner.avals = self.avals
+        inner.avals, inner.sites = self.avals, self.sites
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(c)

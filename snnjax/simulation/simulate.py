@@ -252,14 +252,22 @@ def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
         return x
     if key is None:
         raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
-    if not isinstance(x, Tracer) and not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(
-            f"inputs='poisson' takes x as a probability; found values from "
-            f"{x.min()} to {x.max()}, allowed: 0 to 1"
-        )
+    _check_probability(x)
     # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
     rate = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jax.random.bernoulli(key, rate, (steps, *x.shape)).astype(x.dtype)
+
+
+def _check_probability(x: jax.Array) -> None:
+    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+        return
+    with jax.ensure_compile_time_eval():  # x may be closed over in a jit
+        least, most = float(x.min()), float(x.max())
+    if not 0 <= least <= most <= 1:
+        raise ValueError(
+            f"inputs='poisson' takes x as a probability; found values from {least} to "
+            f"{most}, allowed: 0 to 1"
+        )
 
 
 def _in_groups(simulate: Callable, size: int | None, axis: int, snn: SNN, x):
