@@ -282,7 +282,8 @@ def test_what_stays_within_an_example_is_allowed(name):
     def fn(w, x):
         return WITHIN[name](relu(x * w)).reshape(4, -1)
 
-    snn = snnjax.convert(fn, jnp.float32(1), eighths(1, (4, 3, 2)), steps=4)
+    neuron = snnjax.integrate_and_fire(threshold=0.25)
+    snn = snnjax.init(fn, jnp.float32(1), eighths(1, (4, 3, 2)), neuron=neuron)
     x = eighths(2, (4, 3, 2))
     every = snnjax.spiking(fn, steps=4)(snn, x).mean(0)
     changed = snnjax.spiking(fn, steps=4)(snn, x.at[1:].set(0)).mean(0)
@@ -317,7 +318,8 @@ def test_a_call_hides_neither_products_nor_channels(call):
     x = eighths(2, (4, 3, 6, 6))
     (site,) = snnjax.sites(fn, kernel, x)
     assert (site.shape, site.channel) == ((5, 6, 6), -3)
-    snn = snnjax.convert(fn, kernel, x, steps=4)
+    recipe = snnjax.max_activation("channel")
+    snn = snnjax.convert(fn, kernel, x, steps=4, recipe=recipe)
     assert snn.neurons["relu"].threshold.shape == (5, 1, 1)
     seen = snnjax.measure(fn, kernel, snn, x, steps=4)
     assert seen.macs == 5 * 3 * 16**2 + 25  # a 3x3 kernel on 6x6, borders apart
@@ -346,8 +348,11 @@ def test_one_image_is_converted_as_many_are():
         return (y.reshape(1, -1, 1) * jnp.ones((3, 1, 1))).sum(0)
 
     x = eighths(2, (3, 2, 2, 2))
-    expected = snnjax.convert(fn, kernel, x, steps=4)
-    _assert_equal(snnjax.convert(fn, kernel, x, steps=4, micro_batch=1), expected)
+    convert = functools.partial(
+        snnjax.convert, fn, kernel, x, steps=4, recipe=snnjax.light("channel")
+    )
+    expected = convert()
+    _assert_equal(convert(micro_batch=1), expected)
     outputs = snnjax.spiking(fn, steps=4)(expected, x)
     alone = snnjax.spiking(fn, steps=4)(expected, x[:1])
     np.testing.assert_array_equal(alone, outputs[:, :1])
@@ -372,10 +377,11 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
 
     (site,) = snnjax.sites(fn, kernels, x)
     assert (site.shape, site.channel) == ((6,), -1)
-    found = [snnjax.convert(f, kernels, x, steps=8) for f in (fn, usual)]
+    recipe = snnjax.light("channel")
+    found = [snnjax.convert(f, kernels, x, steps=8, recipe=recipe) for f in (fn, usual)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *found)
     for delay in (0, 1, 8):
-        snn = snnjax.convert(fn, kernels, x, steps=8, delay=delay)
+        snn = snnjax.convert(fn, kernels, x, steps=8, delay=delay, recipe=recipe)
         pair = [snnjax.spiking(f, steps=8, delay=delay)(snn, x) for f in (fn, usual)]
         np.testing.assert_allclose(*pair, atol=1e-6)
     counts = [snnjax.measure(f, kernels, found[0], x, steps=8) for f in (fn, usual)]

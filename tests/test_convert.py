@@ -613,6 +613,7 @@ def test_a_network_is_a_plain_pytree():
     assert dataclasses.replace(snn, steps=None).steps is None
 
 
+@pytest.mark.slow
 def test_a_conversion_may_run_without_jit():
     with jax.disable_jit():
         found = convert(steps=2)

@@ -201,9 +201,9 @@ def test_remat_keeps_less_for_the_gradient():
     assert kept(remat=True, segment=6) < 0.3 * everything
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"segment": 2}])
+@pytest.mark.parametrize("options", [{"remat": True}, {"segment": 2}])
 def test_no_array_of_a_gradient_lives_on(options):
-    net = NETWORKS["max-pool after"]
+    net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])
     simulate = snnjax.spiking(net.fn, steps=STEPS, execution="by_layer", **options)
     with jax.checking_leaks():
