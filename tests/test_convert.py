@@ -170,7 +170,7 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
         (2, "light", 0),
         (8, "light", 1),
         (8, "advanced", 0),
-        (2, "advanced", STEPS),
+        pytest.param(2, "advanced", STEPS, marks=pytest.mark.slow),
         (8, "best", 0),
         (8, "best", STEPS),
     ],
