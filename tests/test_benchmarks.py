@@ -62,6 +62,7 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
     assert out.with_suffix(".md").read_text() == printed
 
 
+@pytest.mark.slow
 def test_calibration(monkeypatch, capsys):
     _fake(monkeypatch, calibration)
     result = calibration.main(["--quick", "--only", "digits_resnet"])
@@ -104,6 +105,7 @@ def test_lif_layer(monkeypatch, capsys, tmp_path):
     assert out.with_suffix(".md").read_text() == printed
 
 
+@pytest.mark.slow
 def test_throughput(capsys, tmp_path):
     out = tmp_path / "throughput.json"
     result = throughput.main(["--quick", "--out", str(out)])
