@@ -5,6 +5,7 @@ import dataclasses
 import io
 import sys
 from itertools import pairwise
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -829,6 +830,34 @@ IF = dict(r=ONE, v_threshold=ONE)
 def test_a_graph_that_cannot_be_read_is_refused(graph, words):
     with pytest.raises(ValueError, match=words):
         snnjax.from_nir(graph())
+
+
+def test_corrections_find_their_outputs_by_name():
+    """A file gives a NamedTuple back as a dict, which JAX sorts."""
+    net = NETWORKS["dense"]
+
+    class Answer(NamedTuple):
+        logits: jax.Array
+        first: jax.Array
+
+    def fn(p, x):
+        logits = net.fn(p, x)
+        return Answer(logits, logits[:, :1])
+
+    snn = fitted(net._replace(fn=fn))
+    corrections = Answer(jnp.arange(3.0), jnp.array([5.0]))
+    graphs = [
+        snnjax.to_nir(
+            fn, dataclasses.replace(snn, readout_correction=c), net.x, extended=True
+        )
+        for c in (corrections, corrections._asdict())
+    ]
+    one, other = ({n: vars(node) for n, node in g.nodes.items()} for g in graphs)
+    assert one.keys() == other.keys()
+    biases = {n: node["bias"] for n, node in one.items() if "bias" in node}
+    for name, bias in biases.items():
+        np.testing.assert_array_equal(bias, other[name]["bias"])
+    assert max(np.max(bias) for bias in biases.values()) > 4
 
 
 def test_an_error_of_a_node_names_it():

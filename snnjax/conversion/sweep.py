@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from snnjax._trees import is_floating, is_kernel, name_of
+from snnjax._trees import is_floating, is_kernel
 from snnjax.conversion import checks, fits, streams
 from snnjax.conversion.chunks import (
     Chunk,
@@ -255,17 +255,11 @@ def ann_outputs(plan: Plan, chunks: list[Chunk]) -> list[list[jax.Array]]:
     network = chunks[0].network
     original = network.arguments(plan.params)
     outputs = [run_ann(plan, chunk, -1, original)[0] for chunk in chunks]
-    for name, made in zip(_names(network), zip(*outputs, strict=True), strict=True):
-        checks.check_finite(f"the outputs{name} of the network", made)
+    names = network.output_names()
+    for name, made in zip(names, zip(*outputs, strict=True), strict=True):
+        which = f" {name!r}" if name else ""
+        checks.check_finite(f"the outputs{which} of the network", made)
     return outputs
-
-
-def _names(network: Network) -> list[str]:
-    """Of the outputs: " 'path'" in the function's result, nothing if there is one."""
-    numbered = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
-    names = [name_of(path) for path in paths]
-    return [f" {name!r}" if name else "" for name in names]
 
 
 def readout_error(plan: Plan, snn: SNN, chunks: list[Chunk], outputs):

@@ -31,19 +31,19 @@ class Shelf:
         self.end = 0
         weakref.finalize(self, self.file.close)
 
-    def put(self, array: jax.Array) -> "Place":
+    def put(self, array: jax.Array) -> "Piece":
         host = np.ascontiguousarray(array).reshape(array.shape)
-        place = Place(self, self.end, host.dtype, host.shape)
+        piece = Piece(self, self.end, host.dtype, host.shape)
         self.end += host.nbytes
         with _told():
-            self.file.seek(place.offset)
+            self.file.seek(piece.offset)
             self.file.write(_bytes(host))
             self.file.flush()  # a full disk is told here
-        return place
+        return piece
 
 
-class Place(NamedTuple):
-    """Where an array lies on a shelf."""
+class Piece(NamedTuple):
+    """An array, or the part of it that a device has, on a shelf."""
 
     shelf: Shelf
     offset: int
@@ -65,12 +65,12 @@ class OnShelf:
     Attributes:
         shape: of the whole array.
         sharding: how the devices share it; None if there is one device.
-        parts: device -> where its part lies.
+        parts: device -> its part.
     """
 
     shape: tuple[int, ...]
     sharding: NamedSharding | None
-    parts: dict[Any, Place]
+    parts: dict[Any, Piece]
 
 
 def set_aside(value: Any, shelf: Shelf | None) -> Any:

@@ -294,7 +294,7 @@ def _shape_problems(network: Network, outputs, followed: Batch):
         if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
-        elif what == "an output" and followed.places.get(variable, FIRST) != FIRST:
+        elif what == "an output" and followed.positions.get(variable, FIRST) != FIRST:
             reason = "an output has the batch on another axis than the first"
             yield Problem(path, (), reason, remedy)
         elif len(shape) == 1 and what == "a site":

@@ -137,7 +137,7 @@ class _Meeting(Exception):
     """One example would reach another."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where the batch lies in an array.
 
     Attributes:
@@ -150,7 +150,7 @@ class Place(NamedTuple):
     stride: int = 1
 
 
-FIRST = Place(0)
+FIRST = Position(0)
 
 
 class Batch:
@@ -158,26 +158,26 @@ class Batch:
 
     Attributes:
         size: B.
-        places: variable -> `Place`, as far as it is known.
+        positions: variable -> `Position`, as far as it is known.
     """
 
     def __init__(self, x: int, avals: dict[int, Any]):
         self.avals, self.size = avals, avals[x].shape[0]
-        self.places = {x: FIRST}
+        self.positions = {x: FIRST}
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether examples meet, and the batch axis of the outputs if it is known."""
         inputs = [v for v in equation.inputs if isinstance(v, int)]
         if equation.site is not None and equation.site.kind != "max-pool" and inputs:
-            place = self.places.get(inputs[0])  # activations are elementwise
+            place = self.positions.get(inputs[0])  # activations are elementwise
             if place is not None:
-                self.places.update(dict.fromkeys(equation.outputs, place))
+                self.positions.update(dict.fromkeys(equation.outputs, place))
             return False, place.axis if place else None
         try:
             found = {
                 self._after(equation, i, v)
                 for i, v in enumerate(equation.inputs)
-                if isinstance(v, int) and v in self.places
+                if isinstance(v, int) and v in self.positions
             }
         except _Meeting:  # one example by itself meets no other
             return self.size > 1, None
@@ -188,19 +188,19 @@ class Batch:
             return False, None
         (place,) = known
         if None not in found:
-            self.places.update(dict.fromkeys(equation.outputs, place))
+            self.positions.update(dict.fromkeys(equation.outputs, place))
         return False, place.axis
 
-    def _after(self, equation: Equation, i: int, v: int) -> Place | None:
+    def _after(self, equation: Equation, i: int, v: int) -> Position | None:
         """Where input i's batch lies in the output; None if that is unknown."""
-        (axis, stride), before = self.places[v], self.avals[v].shape
+        (axis, stride), before = self.positions[v], self.avals[v].shape
         after = self.avals[equation.outputs[0]].shape
         name = getattr(equation.primitive, "name", "")
         # With B = 1 it could be any axis: then as for other reshapes, `_moved`.
         if name == "reshape" and self.size > 1:
             return self._reshaped(before, after, axis, stride)
         found = self._axis_after(equation, i, name, axis, before, after)
-        return None if found is None else Place(found, stride)
+        return None if found is None else Position(found, stride)
 
     def _axis_after(self, equation, i: int, name: str, axis: int, before, after):
         """The batch axis of the output; None if that is unknown."""
@@ -227,7 +227,7 @@ class Batch:
             raise _Meeting
         return found
 
-    def _reshaped(self, before, after, axis: int, stride: int) -> Place | None:
+    def _reshaped(self, before, after, axis: int, stride: int) -> Position | None:
         """In row-major order the examples of a batch are ``apart`` numbers apart."""
         if 0 in after:
             return None
@@ -236,7 +236,7 @@ class Batch:
             behind = math.prod(after[found + 1 :])
             fits = apart % behind == 0 and behind * length % (apart * self.size) == 0
             if fits:
-                return Place(found, apart // behind)
+                return Position(found, apart // behind)
         raise _Meeting
 
 

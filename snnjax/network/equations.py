@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._trees import name_of
+
 Rule = Callable[..., jax.Array]
 Values = dict[int, Any]
 
@@ -196,6 +198,11 @@ class Network(NamedTuple):
             values[self.x] = x
         return values
 
+    def output_names(self) -> list[str]:
+        """The path of each output in the function's result, "" if it is all of it."""
+        numbered = jax.tree_util.tree_unflatten(self.tree, range(len(self.outputs)))
+        return [name_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(numbered)]
+
     def results(self, values: Values) -> Any:
         """The function's result, from the values of its output variables."""
         outputs = [read(values, output) for output in self.outputs]
@@ -211,10 +218,15 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     return jax.nn.relu(x)
 
 
+def pooled(function: Callable, x: jax.Array) -> jax.Array:
+    """What a max-pool makes of x by itself."""
+    return function(x)
+
+
 def firing(
     fire: Callable[..., jax.Array],
     neurons: Mapping[str, Any],
-    pool: Callable[..., jax.Array] = lambda function, x: function(x),
+    pool: Callable[..., jax.Array] = pooled,
 ) -> Rule:
     """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
 

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_positive
-from snnjax._trees import name_of
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
 from snnjax.network.equations import (
@@ -51,7 +50,7 @@ from snnjax.nir.nodes import (
     numbers,
 )
 from snnjax.nir.rules import entrance, lower
-from snnjax.simulation.snn import SNN, check_neurons, check_snn
+from snnjax.simulation.snn import SNN, check_neurons, check_snn, corrections_of
 
 if TYPE_CHECKING:
     import nir
@@ -251,17 +250,13 @@ def _spiking(neuron: NeuronParams, reset: str, site: Site, order) -> Spiking:
 
 def _lower_outputs(lowering: Lowering, snn: SNN) -> list[Problem]:
     network = lowering.network
-    tree = jax.tree_util.tree_unflatten(network.tree, range(len(network.outputs)))
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    corrections = [0.0] * len(paths)
-    if snn.readout_correction is not None:
-        corrections = jax.tree_util.tree_leaves(snn.readout_correction)
+    names = network.output_names()
+    corrections = corrections_of(snn, names)
     problems = []
-    for v, path, correction in zip(network.outputs, paths, corrections, strict=True):
-        where = name_of(path)
+    for v, where in zip(network.outputs, names, strict=True):
         name = f"output/{where}" if where else "output"
         try:
-            _lower_output(lowering, v, name, numbers(correction))
+            _lower_output(lowering, v, name, numbers(corrections[where]))
         except NotInNIR as unsaid:
             problems.append(Problem(name, (), *unsaid.args))
     return problems

@@ -199,9 +199,7 @@ def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
 
     values = network.arguments(snn.params, x)
     if remat:
-        made = outputs_from_bits(
-            network, values, fire, frozenset(), snn.neurons, pool=pool
-        )
+        made = outputs_from_bits(network, values, fire, frozenset(), snn.neurons, pool)
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
     else:
         evaluate(network.equations, values, firing(fire, snn.neurons, pool))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Network, Values, evaluate, firing, read
+from snnjax.network.equations import Network, Values, evaluate, firing, pooled, read
 from snnjax.network.stages import Stage, stages, streaming
 
 
@@ -22,7 +22,9 @@ class _Kept(NamedTuple):
     threshold: Any
 
 
-def outputs_from_bits(network: Network, values: Values, fire, streams, neurons, **pool):
+def outputs_from_bits(
+    network: Network, values: Values, fire, streams, neurons, pool=pooled
+):
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
 
     A stage leads from the spikes of earlier sites to those of its own, and is computed
@@ -55,7 +57,7 @@ def _run_stage(stage: Stage, timed, fire, pool, sources, params):
     segment = stage.segment
     local = dict(zip(segment.inputs, sources, strict=True))
     marked = streaming(segment.equations, timed)
-    evaluate(segment.equations, local, firing(fire, {}, **pool), streams=marked)
+    evaluate(segment.equations, local, firing(fire, {}, pool), streams=marked)
     made = [jnp.asarray(read(local, v)) for v in segment.outputs]
     if stage.site is not None:
         made = fire(stage.site, params, made[0])

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -119,15 +119,8 @@ def corrected(outputs: Any, snn: SNN) -> Any:
     """
     if snn.readout_correction is None:
         return outputs
-    # By name: a file gives the fields of a NamedTuple back as a dict.
-    corrections = _named(snn.readout_correction)
-    wanted = _named(outputs)
-    if corrections.keys() != wanted.keys():
-        raise ValueError(
-            f"this SNN corrects the outputs {_list(corrections)}, and fn gives "
-            f"{_list(wanted)}. Convert that function, or drop the correction: "
-            "dataclasses.replace(snn, readout_correction=None)"
-        )
+    named = jax.tree_util.tree_leaves_with_path(outputs)
+    corrections = corrections_of(snn, [name_of(path) for path, _ in named])
 
     def add(path, output: jax.Array) -> jax.Array:
         if not is_floating(output):
@@ -137,11 +130,27 @@ def corrected(outputs: Any, snn: SNN) -> Any:
     return jax.tree_util.tree_map_with_path(add, outputs)
 
 
-def _named(tree: Any) -> dict[str, jax.Array]:
-    """Path -> leaf; the path of a single array is empty."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {name_of(path): leaf for path, leaf in found}
+def corrections_of(snn: SNN, names: Sequence[str]) -> dict[str, Any]:
+    """The correction of each output; 0 if the SNN has none.
+
+    By name, since a file gives the fields of a NamedTuple back as a dict, which JAX
+    puts into another order.
+
+    Raises:
+        ValueError: the SNN corrects other outputs.
+    """
+    if snn.readout_correction is None:
+        return dict.fromkeys(names, 0.0)
+    found = jax.tree_util.tree_leaves_with_path(snn.readout_correction)
+    corrections = {name_of(path): leaf for path, leaf in found}
+    if corrections.keys() != set(names):
+        raise ValueError(
+            f"this SNN corrects the outputs {_list(corrections)}, and fn gives "
+            f"{_list(names)}. Convert that function, or drop the correction: "
+            "dataclasses.replace(snn, readout_correction=None)"
+        )
+    return corrections
 
 
-def _list(named: dict[str, Any]) -> str:
-    return ", ".join(repr(name) if name else "(a single array)" for name in named)
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) if name else "(a single array)" for name in names)
