@@ -129,6 +129,7 @@ def test_throughput_draws_what_t_the_batch_and_the_depth_change(tmp_path):
     assert all(s.ann in chosen for s in chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory(monkeypatch, capsys):
     def rounds(commands, count, repeats):

@@ -111,8 +111,10 @@ def channels_first(p, x):
     return x.mean((2, 3))
 
 
-@pytest.mark.parametrize("options", [{"micro_batch": 3}, {"memory_budget": 0}])
-@pytest.mark.parametrize("name", ["convolutions", "channels first"])
+@pytest.mark.parametrize(
+    "name, options",
+    [("convolutions", {"memory_budget": 0}), ("channels first", {"micro_batch": 3})],
+)
 def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
     compared = 0
 
@@ -145,15 +147,20 @@ def test_best_is_the_default():
     assert_equal(found, convert(recipe=RECIPES["best"]))
 
 
-@pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
+@pytest.mark.parametrize(
+    "recipe", ["light", "advanced", pytest.param("best", marks=pytest.mark.slow)]
+)
 def test_conversion_may_be_jitted(recipe):
     run = functools.partial(snnjax.convert, NET.fn, steps=STEPS, recipe=RECIPES[recipe])
     assert_close(jax.jit(run)(NET.params, images()), run(NET.params, images()))
 
 
-@pytest.mark.parametrize("recipe", ["light", "best"])
 @pytest.mark.parametrize(
-    "axis", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+    "recipe, axis",
+    [
+        ("light", jax.sharding.AxisType.Auto),
+        ("best", jax.sharding.AxisType.Explicit),
+    ],
 )
 def test_images_on_eight_devices_give_the_same_network(recipe, axis):
     x = images(16)
@@ -168,8 +175,8 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
     "devices, recipe, delay",
     [
         (2, "light", 0),
-        (8, "light", 1),
         (8, "advanced", 0),
+        pytest.param(8, "light", 1, marks=pytest.mark.slow),
         pytest.param(2, "advanced", STEPS, marks=pytest.mark.slow),
         (8, "best", 0),
         (8, "best", STEPS),
@@ -188,9 +195,12 @@ def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
 
 
 @pytest.mark.parametrize(
-    "axis", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+    "name, axis",
+    [
+        ("concatenation", jax.sharding.AxisType.Auto),
+        ("input skip", jax.sharding.AxisType.Explicit),
+    ],
 )
-@pytest.mark.parametrize("name", ["concatenation", "input skip"])
 def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(name, axis):
     net, x = NETWORKS[name], images(16, width=NETWORKS[name].x.shape[-1])
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis,) * 2)
@@ -236,7 +246,9 @@ def test_currents_are_computed_once_for_all_calibrators_on_a_mesh_too(monkeypatc
     assert calls == [0, 1, 2, -1] * 2
 
 
-@pytest.mark.parametrize("recipe", ["percentile", "advanced", "best"])
+@pytest.mark.parametrize(
+    "recipe", ["percentile", "advanced", pytest.param("best", marks=pytest.mark.slow)]
+)
 def test_what_waits_in_files_gives_the_same_bits_on_a_mesh_too(recipe):
     for mesh in (None, jax.make_mesh((8,), ("data",))):
         run = functools.partial(
@@ -277,7 +289,7 @@ def test_images_that_devices_cannot_share_are_refused():
         convert(x=images(20), mesh=8)
 
 
-@pytest.mark.parametrize("delay", [0, STEPS])
+@pytest.mark.parametrize("delay", [pytest.param(0, marks=pytest.mark.slow), STEPS])
 def test_a_network_in_bfloat16_serves_as_well(delay):
     net = NETWORKS["projection"]
     x = jax.random.normal(jax.random.key(0), (64, *net.x.shape[1:]))

@@ -368,6 +368,7 @@ def test_a_wrong_ablation_is_refused(change, message):
         ablation.Ablation(**change)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     import nbformat

@@ -149,6 +149,7 @@ def test_streams_of_two_processes_wait_in_files():
     assert first == "the same bits\n"
 
 
+@pytest.mark.slow
 def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):
     outs = tmp_path / "1", tmp_path / "8"
     for out, devices in zip(outs, (1, 8), strict=True):

@@ -132,8 +132,8 @@ slow = pytest.mark.slow
     [
         ("dense", "constant"),
         ("dense", "sequence"),
-        ("max-pool after", "sequence"),
         pytest.param("max-pool after", "constant", marks=slow),
+        pytest.param("max-pool after", "sequence", marks=slow),
         pytest.param("projection", "constant", marks=slow),
         pytest.param("projection", "sequence", marks=slow),
     ],
@@ -201,7 +201,9 @@ def test_remat_keeps_less_for_the_gradient():
     assert kept(remat=True, segment=6) < 0.3 * everything
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"segment": 2}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"remat": True}, marks=slow), {"segment": 2}]
+)
 def test_no_array_of_a_gradient_lives_on(options):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])

@@ -196,6 +196,7 @@ def test_frames_count_the_events_of_their_time(file):
     assert found.train_labels[0] == label
 
 
+@pytest.mark.slow
 def test_events_are_learnt(file, tmp_path):
     config = dataclasses.replace(
         PRESETS_SNN["nmnist"],
