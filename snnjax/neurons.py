@@ -208,14 +208,34 @@ def mean_output(
     >>> print(mean_output(neuron, neuron.init(), jnp.full((4, 1), 0.5)))
     [0.5]
     """
+    return mean_and_pace(neuron, params, currents, delay=delay)[0]
+
+
+def mean_and_pace(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, delay: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """`mean_output`, and what the output seems to be while the spikes still come.
+
+        mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
+
+    Spikes that come evenly have a pace near their mean; early ones a greater, late ones
+    a smaller pace.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire()
+    >>> early = jnp.array([[1.0], [1.0], [0.0], [0.0]])
+    >>> mean_and_pace(neuron, neuron.init(), early)
+    (Array([0.5], dtype=float32), Array([0.7], dtype=float32))
+    """
     steps = currents.shape[0]
     check_delay(steps, delay)
     step, state = _begin(neuron, params, currents, delay)
 
     def count(carry, current):
-        state, total = carry
+        state, total, totals = carry
         state, spikes = step(state, current)
-        return (state, total + spikes), None
+        total += spikes
+        return (state, total, totals + total), None
 
     def hear(carry, current):  # here, or XLA would write currents + bias to memory
         return count(carry, current + params.bias)
@@ -223,12 +243,15 @@ def mean_output(
     def rest(carry, _):
         return count(carry, jnp.zeros((), currents.dtype))
 
-    carry = (state, jnp.zeros_like(state.potential))
+    nothing = jnp.zeros_like(state.potential)
+    carry = (state, nothing, nothing)
     rate = min(steps, _UNROLL)
     carry, _ = jax.lax.scan(hear, carry, currents[delay:], unroll=rate)
     if delay:
         carry, _ = jax.lax.scan(rest, carry, length=delay, unroll=rate)
-    return (carry[1] / steps).astype(currents.dtype)
+    _, total, totals = carry
+    mean, pace = total / steps, 2 * totals / (steps * (steps + 1))
+    return mean.astype(currents.dtype), pace.astype(currents.dtype)
 
 
 def packed_spikes(

@@ -13,7 +13,12 @@ from snnjax.conversion import calibrate, fits
 from snnjax.conversion.view import Fit, View
 from snnjax.conversion.weights import calibrate_weights
 from snnjax.network.equations import Site
-from snnjax.neurons import closed_form, integrate_and_fire, mean_output, unroll
+from snnjax.neurons import (
+    closed_form,
+    integrate_and_fire,
+    mean_and_pace,
+    unroll,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -24,7 +29,7 @@ half = {"floor": 0.0, "round": 0.5}
 
 seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=8)
-compiled_output = jax.jit(mean_output, static_argnames=("neuron", "delay"))
+compiled_output = jax.jit(mean_and_pace, static_argnames=("neuron", "delay"))
 compiled_search = jax.jit(
     fits.least_squares, static_argnames=("steps", "per", "objective")
 )
@@ -60,10 +65,13 @@ def view(seed, delay=0):
 
 
 def outputs(output, site=SITE):
-    """Those of a `View` in one micro-batch."""
+    """Those of a `View` in one micro-batch; ``output`` gives mean and pace."""
 
-    def thinned(fit, stride=1):
-        return [fits.thin(output(fit), stride, len(site.shape), site.channel)]
+    def thinned(fit, stride=1, paced=False):
+        pair = [
+            fits.thin(s, stride, len(site.shape), site.channel) for s in output(fit)
+        ]
+        return [tuple(pair) if paced else pair[0]]
 
     return thinned
 
@@ -216,8 +224,9 @@ def test_scaling_a_neuron_is_scaling_its_current():
     seen, fit = view(0)
     neuron = fits.postpone(fit.neuron, 0.5, STEPS)
     currents = jax.random.normal(jax.random.key(0), (STEPS, 5, 3, 2))
-    larger = compiled_output(NEURON, fits.scale(neuron, 2.0), 2 * currents)
-    np.testing.assert_array_equal(larger, 2 * compiled_output(NEURON, neuron, currents))
+    larger, _ = compiled_output(NEURON, fits.scale(neuron, 2.0), 2 * currents)
+    usual, _ = compiled_output(NEURON, neuron, currents)
+    np.testing.assert_array_equal(larger, 2 * usual)
 
 
 def early_evidence():
@@ -249,6 +258,20 @@ def test_charge_is_postponed_where_evidence_is_taken_back():
     assert waiting.neuron.initial_potential[0] < 0
 
 
+def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
+    currents = jnp.full((STEPS, 8, 3, 2), 0.5)
+    site = outputs(lambda fit: compiled_output(NEURON, fit.neuron, currents))
+    seen = View(SITE, STEPS, 0, 8, [currents[0]], site, None)
+    fit = Fit(NEURON.init()._replace(initial_potential=jnp.asarray(0.5)), {})
+    for charge, pace in {0: 0.6, 1: 0.4, 2: 0.3}.items():  # two spikes, later and later
+        later = fit._replace(neuron=fits.postpone(fit.neuron, charge, STEPS))
+        ((mean, found),) = seen.outputs(later, paced=True)
+        np.testing.assert_allclose(mean, 0.5)
+        np.testing.assert_allclose(found, pace, rtol=1e-6)
+    chosen = calibrate.postpone_charge((2, 1, 0))(seen, fit).neuron
+    np.testing.assert_allclose(chosen.initial_potential, -0.5)  # 1, the first of equals
+
+
 @few
 @hypothesis.given(seeds, st.sampled_from([0, 1]))
 @pytest.mark.parametrize(
@@ -261,8 +284,8 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, d
     def error(fit):
         lacking = fits.bias_correction(seen.activation, seen.output(fit))
         neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
-        corrected = seen.output(fit._replace(neuron=neuron))
-        return fits.squared_error(seen.activation, corrected)
+        (corrected,) = seen.outputs(fit._replace(neuron=neuron), paced=True)
+        return fits.paced_error(seen.activation, corrected)
 
     assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
 
@@ -283,7 +306,9 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
     site = SITE._replace(shape=shape, channel=channel)
     numbers = jax.random.normal(jax.random.key(0), (10, *shape))
     batches = [numbers[:7], numbers[7:]]
-    seen = View(site, STEPS, 0, 10, batches, outputs(lambda fit: numbers, site), None)
+    seen = View(
+        site, STEPS, 0, 10, batches, outputs(lambda fit: (numbers, numbers), site), None
+    )
     fewer = seen.thinned(samples)
     assert fewer.activation.shape == (10, *left)
     np.testing.assert_array_equal(fewer.activation, fewer.output(None))
@@ -299,7 +324,9 @@ def test_a_thinned_view_keeps_enough_samples_of_every_channel(
 def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
     site = SITE._replace(shape=(4, 4, 2))
     a = jnp.ones((2, *site.shape))
-    seen = View(site, STEPS, 0, 2, [a], outputs(lambda fit: a, site), None).thinned(1)
+    seen = View(
+        site, STEPS, 0, 2, [a], outputs(lambda fit: (a, a), site), None
+    ).thinned(1)
     fit = Fit(integrate_and_fire().init(), {"w": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match="thinned view"):
         calibrator(seen, fit)

@@ -20,9 +20,14 @@ PER_CHANNEL = (2, 3, 2)  # [B, ..., C]
 # Neurons are built once, and compiled once for every number of steps and delay.
 build_if = functools.cache(neurons.integrate_and_fire)
 build_lif = functools.cache(neurons.lif)
-unroll, mean_output, packed_spikes = (
+unroll, mean_output, mean_and_pace, packed_spikes = (
     jax.jit(function, static_argnames=("neuron", "delay"))
-    for function in (neurons.unroll, neurons.mean_output, neurons.packed_spikes)
+    for function in (
+        neurons.unroll,
+        neurons.mean_output,
+        neurons.mean_and_pace,
+        neurons.packed_spikes,
+    )
 )
 
 
@@ -92,6 +97,15 @@ def test_mean_output_is_the_mean_of_the_spikes(case):
     mean = mean_output(*case.site(), delay=case.delay)
     spikes = unroll(*case.site(), delay=case.delay)
     np.testing.assert_allclose(mean, spikes.mean(0), rtol=1e-6)
+
+
+@hypothesis.given(cases())
+def test_the_pace_is_the_mean_of_what_one_would_read_early(case):
+    mean, pace = mean_and_pace(*case.site(), delay=case.delay)
+    so_far = unroll(*case.site(), delay=case.delay).cumsum(0)
+    np.testing.assert_array_equal(mean, mean_output(*case.site(), delay=case.delay))
+    even = np.arange(1, len(so_far) + 1).mean()  # of one unit at every step
+    np.testing.assert_allclose(pace, so_far.mean(0) / even, rtol=1e-5)
 
 
 @hypothesis.given(cases())

@@ -117,7 +117,7 @@ def postpone_charge(
     A neuron that hears its input as it comes fires on evidence that later input takes
     back. Starting c thresholds lower, and getting them back evenly over the T steps,
     it waits for the rest. `fits.postpone` by every candidate c, `fits.bias_correction`
-    of what that changes, and per channel the c of the smallest `fits.squared_error` of
+    of what that changes, and per channel the c of the smallest `fits.paced_error` of
     the spikes. The answer at t < T suffers: until T a charge is owed.
 
     With delay T nothing is to be gained, since the order of the input does not count
@@ -166,12 +166,12 @@ _SAMPLES = 2**15
 
 
 def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
-    """Per channel ``change(neuron, candidate)`` whose spikes are nearest to a.
+    """Per channel ``change(neuron, candidate)`` of the smallest `fits.paced_error`.
 
     Dozens of candidates are compared, so on no more positions than it takes.
     """
     view = view.thinned(_SAMPLES)
-    squared_error = functools.partial(_squared_error, channel=view.site.channel)
+    paced_error = functools.partial(_paced_error, channel=view.site.channel)
 
     def error(candidate: float) -> jax.Array:
         changed = fit._replace(neuron=change(fit.neuron, candidate))
@@ -179,7 +179,7 @@ def _search(view: View, fit: Fit, candidates: Sequence[float], change) -> Fit:
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
-        return jax.block_until_ready(view.mean(squared_error, corrected))
+        return jax.block_until_ready(view.mean(paced_error, corrected, paced=True))
 
     errors = jnp.stack([error(candidate) for candidate in candidates])
     nearest = jnp.asarray(candidates, jnp.float32)[errors.argmin(0)]
@@ -212,5 +212,5 @@ _candidate_errors = jax.jit(
 )
 _nearest = jax.jit(fits.nearest)
 _bias_correction = jax.jit(fits.bias_correction, static_argnames="channel")
-_squared_error = jax.jit(fits.squared_error, static_argnames="channel")
+_paced_error = jax.jit(fits.paced_error, static_argnames="channel")
 _potential_correction = jax.jit(fits.potential_correction)

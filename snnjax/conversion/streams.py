@@ -18,6 +18,7 @@ from snnjax.neurons import (
     NeuronParams,
     closed_form,
     integrate_and_fire,
+    mean_and_pace,
     mean_output,
     packed_spikes,
 )
@@ -146,6 +147,13 @@ def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
         return closed_form(neuron, current, steps)
     current = over_time(current, steps, ndim)
     return mean_output(NEURON, neuron, current, delay=delay)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
+def paced(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
+    """`mean_and_pace` of a site, [B, ...] each."""
+    current = over_time(current, steps, ndim)
+    return mean_and_pace(NEURON, neuron, current, delay=delay)
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -213,14 +213,15 @@ def _feed(plan: Plan, chunks: list[Chunk], i: int, params, kernels, batch, time)
 
 
 def _outputs(
-    plan: Plan, thinned, site: Site, fit: Fit, stride: int = 1
-) -> Iterator[jax.Array]:
-    """Mean outputs of a site, one micro-batch after the other."""
+    plan: Plan, thinned, site: Site, fit: Fit, stride: int = 1, paced: bool = False
+) -> Iterator:
+    """Mean outputs of a site, perhaps with pace, one micro-batch after the other."""
+    output = streams.paced if paced else streams.output
     neuron, ndim = _widen(fit.neuron, site), len(site.shape)
     potential = fits.thin(neuron.initial_potential, stride, ndim, site.channel)
     neuron = neuron._replace(initial_potential=potential)
     for current in thinned(fit.weights, stride):
-        yield streams.output(neuron, current, plan.steps, plan.delay, ndim)
+        yield output(neuron, current, plan.steps, plan.delay, ndim)
 
 
 def _widen(neuron: NeuronParams, site: Site) -> NeuronParams:

@@ -42,9 +42,10 @@ class View(NamedTuple):
         delay: that the SNN is fitted to.
         count: N.
         activations: of the ANN, a micro-batch [B, ...] each.
-        outputs: (fit, stride=1) -> mean outputs [B, ...] of the spiking site over T
-            steps, from the spikes that the calibrated layers below really send;
-            micro-batches too, of the positions that `fits.thin` leaves.
+        outputs: (fit, stride=1, paced=False) -> mean outputs [B, ...] of the spiking
+            site over T steps, from the spikes that the calibrated layers below really
+            send; micro-batches too, of the positions that `fits.thin` leaves. With
+            paced=True pairs of them and of their pace (`neurons.mean_and_pace`).
         feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
             is the current into the site for these images, a hashable pure function
             that is differentiable in the weights; [B, ...], the mean over T steps,
@@ -102,10 +103,15 @@ class View(NamedTuple):
         found = [_peaks(a, self.site.channel) for a in self.activations]
         return functools.reduce(jnp.maximum, found)
 
-    def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
-        """``statistic(a, s)``, which is a mean over its images, over all of them."""
+    def mean(
+        self, statistic: Callable[..., jax.Array], fit: Fit, **options: Any
+    ) -> jax.Array:
+        """``statistic(a, s)``, which is a mean over its images, over all of them.
+
+        ``options`` are those of `outputs`.
+        """
         total = jnp.zeros(())
-        for a, s in zip(self.activations, self.outputs(fit), strict=True):
+        for a, s in zip(self.activations, self.outputs(fit, **options), strict=True):
             total += len(a) * statistic(a, s)
         return total / self.count
 
