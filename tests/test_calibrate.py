@@ -268,8 +268,10 @@ def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
         ((mean, found),) = seen.outputs(later, paced=True)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(found, pace, rtol=1e-6)
-    chosen = calibrate.postpone_charge((2, 1, 0))(seen, fit).neuron
-    np.testing.assert_allclose(chosen.initial_potential, -0.5)  # 1, the first of equals
+    for weight, start in {0.1: -0.5, 0.0: -1.5}.items():  # the first of equals
+        search = calibrate.postpone_charge((2, 1, 0), pace=weight)
+        chosen = search(seen, fit).neuron.initial_potential
+        np.testing.assert_allclose(chosen, start)
 
 
 @few
@@ -285,7 +287,7 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, d
         lacking = fits.bias_correction(seen.activation, seen.output(fit))
         neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
         (corrected,) = seen.outputs(fit._replace(neuron=neuron), paced=True)
-        return fits.paced_error(seen.activation, corrected)
+        return fits.paced_error(seen.activation, corrected, 0.1)
 
     assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
 
@@ -446,6 +448,8 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         ),
         (lambda: calibrate.postpone_charge(()), r"charges is \(\); allowed: one"),
         (lambda: calibrate.postpone_charge(1.0), r"charges is 1.0; allowed: one"),
+        (lambda: calibrate.postpone_charge(pace=-1), "pace is -1; allowed: a finite"),
+        (lambda: calibrate.scale_threshold(pace="0"), "pace is '0'; allowed: a finite"),
         (lambda: calibrate.streaming_only((1,)), r"calibrator is \(1,\); allowed: one"),
         (
             lambda: calibrate.postpone_charge((np.inf,)),

@@ -181,26 +181,27 @@ def squared_error(
     return _over_all_but(channel, jnp.mean, error**2)
 
 
-# Of the pace in `paced_error`. On ResNet-20 at T = 16 without delay a weight of 0.1
-# took a quarter of the KL divergence, and 0.5 gave more than that back.
-_PACE = 0.1
-
-
 def paced_error(
-    activation: jax.Array, output: tuple[jax.Array, jax.Array], channel: int = -1
+    activation: jax.Array,
+    output: tuple[jax.Array, jax.Array],
+    pace: float,
+    channel: int = -1,
 ) -> jax.Array:
-    """`squared_error` of the mean output, and a tenth of that of its pace, [C].
+    """`squared_error` of the mean output s, and of its pace p with a weight, [C].
+
+        mean (a - s)^2 + pace mean (a - p)^2
 
     The next layer hears the spikes as they come: what comes early or late deceives it
-    for a while, and some of what it fires then it cannot take back.
+    for a while, and what it fires meanwhile it cannot take back. Source: ours.
 
     Args:
         activation: a.
-        output: mean and pace, as of `neurons.mean_and_pace`.
+        output: s and p, as `neurons.mean_and_pace` gives them.
+        pace: weight, >= 0.
         channel: as for `maximum`.
     """
-    mean, pace = (squared_error(activation, s, channel) for s in output)
-    return mean + _PACE * pace
+    mean, early = (squared_error(activation, s, channel) for s in output)
+    return mean + pace * early
 
 
 def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
