@@ -63,6 +63,14 @@ ROWS: dict[str, Recipe] = {
         *PARTS[:-1], snnjax.correct_potential(1)
     ),
     "best, bias for potential": corrected(*PARTS[:-1], snnjax.correct_bias(3)),
+    "best, whatever the pace": corrected(
+        THRESHOLD,
+        CHARGE,
+        snnjax.postpone_charge(pace=0),
+        snnjax.streaming_only(snnjax.scale_threshold(pace=0)),
+        snnjax.streaming_only(snnjax.postpone_charge(pace=0)),
+        POTENTIAL,
+    ),
     "best, readout as it is": Recipe(BEST.sweeps),
     "best, then weights": corrected(*PARTS[:-1], WEIGHTS, PARTS[-1]),
 }

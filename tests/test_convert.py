@@ -137,6 +137,14 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
     assert compared
 
 
+def test_with_delay_T_the_pace_of_spikes_does_not_count():
+    def fitted(pace):
+        chain = max_threshold("channel"), snnjax.scale_threshold(pace=pace)
+        return convert(recipe=Recipe((chain,)), delay=STEPS)
+
+    assert_equal(fitted(0.0), fitted(0.5))
+
+
 @pytest.mark.parametrize("recipe", ["light", "advanced", "best"])
 def test_the_same_arguments_give_the_same_bits(recipe):
     assert_equal(convert(recipe=RECIPES[recipe]), convert(recipe=RECIPES[recipe]))

@@ -152,6 +152,9 @@ def output(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
 @functools.partial(jax.jit, static_argnames=("steps", "delay", "ndim"))
 def paced(neuron: NeuronParams, current, steps: int, delay: int, ndim: int):
     """`mean_and_pace` of a site, [B, ...] each."""
+    if delay == steps:  # the next layer waits, and never takes it for anything else
+        mean = closed_form(neuron, current, steps)
+        return mean, mean
     current = over_time(current, steps, ndim)
     return mean_and_pace(NEURON, neuron, current, delay=delay)
 
