@@ -87,7 +87,7 @@ class Ablation:
     data_dir: str | None = None
     # T and delay of every column: T alone is delay 0.
     columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
-    # Rows, by the start of their names; by default all.
+    # Rows, by their names or the start of several; by default all.
     rows: tuple[str, ...] = ("",)
     # Unlabelled training images to calibrate with.
     calibration_images: int = 256
@@ -144,7 +144,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     images, labels = normalize(data, data.train_images[unseen]), data.train_labels
     compare = comparison(fn, params, images, jnp.asarray(labels[unseen]))
     found: dict[str, dict[str, Cell]] = {}
-    names = [n for n in [*ROWS, DISTILLED] if n.startswith(tuple(config.rows))]
+    names = chosen(config.rows)
     for column in config.columns:
         steps, _, delay = column.partition(":")
         steps = int(steps)
@@ -177,6 +177,13 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
             (out / "ablation.json").write_text(json.dumps(written, indent=1) + "\n")
     print(f"\n{table(found)}")
     return found
+
+
+def chosen(rows: Sequence[str]) -> list[str]:
+    """The names that are among ``rows``, or start with one that is no whole name."""
+    names = [*ROWS, DISTILLED]
+    starts = tuple(set(rows) - set(names))
+    return [name for name in names if name in rows or name.startswith(starts)]
 
 
 def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):

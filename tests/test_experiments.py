@@ -315,6 +315,12 @@ def test_a_source_of_other_images_is_refused(converted, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_row_of_the_ablation_is_named_or_several_by_their_start():
+    assert ablation.chosen(("best", "light")) == ["light", "best"]
+    assert len(ablation.chosen(("best,",))) > 3
+    assert ablation.chosen(("",)) == [*ablation.ROWS, ablation.DISTILLED]
+
+
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
         checkpoint=converted[0].checkpoint,
