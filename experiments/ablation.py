@@ -110,8 +110,8 @@ class Ablation:
                 raise ValueError(f"no row {row!r}; allowed: {'; '.join(names)}")
         for column in self.columns:
             steps, _, delay = column.partition(":")
-            longest = int(steps) if steps.isdigit() else 0
-            waits = delay in ("", "T") or (delay.isdigit() and int(delay) <= longest)
+            longest = int(steps) if steps.isdecimal() else 0
+            waits = delay in ("", "T") or (delay.isdecimal() and int(delay) <= longest)
             if not (longest >= 1 and waits):
                 raise ValueError(
                     f"a column must be T, T:delay or T:T, e.g. 8 8:1 8:T, with T >= 1 "

@@ -362,7 +362,7 @@ class Convert:
         if min(self.steps) < 1:
             raise ValueError(f"steps must be >= 1, not {min(self.steps)}")
         for delay in self.delays or ():
-            if delay != "T" and not delay.isdigit():
+            if delay != "T" and not delay.isdecimal():
                 raise ValueError(f"a delay must be a whole number or T, not {delay!r}")
             if delay != "T" and int(delay) > min(self.steps):
                 raise ValueError(

@@ -1,9 +1,9 @@
 """Converts a trained network by several recipes: ``python -m experiments.convert``.
 
 Loads (or, for digits, trains) a source network, converts it for every number of steps
-T, prints the sites and the results, and writes figures, `metrics.json` and the most
-accurate spiking network, which ``--restore`` evaluates again. A run that was
-interrupted goes on when started again.
+T, prints the sites and the results, and writes figures, `metrics.json` and a spiking
+network of the best row (its first seed), which ``--restore`` evaluates again. A run
+that was interrupted goes on when started again.
 """
 
 import contextlib
@@ -114,8 +114,9 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     _forget_unfinished(config)
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png,\nand the most accurate SNN ({result.recipe}, T = {result.steps}, "
-        f"delay {result.delay}) in {path.name}; --restore {config.out} evaluates it.\n"
+        f"raster.png,\nand the first SNN of the best row ({result.recipe}, T = "
+        f"{result.steps}, delay {result.delay}) in {path.name};\n"
+        f"--restore {config.out} evaluates it.\n"
         + (f"The report is {page}.\n" if page else "")
         + f"{time.perf_counter() - start:.0f} s in all, with compilation and figures"
     )

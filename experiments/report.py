@@ -44,7 +44,7 @@ def write(
         results: of ``convert.run``.
         facts: as in ``metrics.json``, see `report`.
         fn, params: the ANN.
-        snn: the most accurate of the spiking networks, `winner`.
+        snn: a spiking network of the best row, `winner`.
         image: [1, ...], whose spikes are shown.
     """
     trains = jax.jit(
@@ -112,7 +112,7 @@ def report(
 
 
 def winner(results: Sequence):
-    """The most accurate result, the first of equals: the SNN that convert saves."""
+    """The best row, the first of equals: its first seed's SNN is what convert saves."""
     return max(results, key=lambda result: result.final)
 
 

@@ -86,7 +86,7 @@ def _read(file: Path) -> Network:
     try:
         found = json.loads(file.read_text())
         results = [Result(**row) for row in found["results"]]
-        if not any(result.final for result in results):
+        if not results or not all(result.accuracies for result in results):
             raise ValueError("no results")
         return Network(found["source"]["model"], results, found["ann_accuracy"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -11,8 +11,8 @@ def check_function(fn: Any) -> None:
     """Raise unless this can be called."""
     if not callable(fn):
         raise ValueError(
-            f"fn is {fn!r}; allowed: a function fn(params, x) -> outputs, e.g. "
-            "model.apply"
+            f"fn is a {type(fn).__name__}; allowed: a function fn(params, x) -> "
+            "outputs, e.g. model.apply"
         )
 
 
@@ -69,12 +69,18 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def check_labels(outputs: Any, labels: Any) -> None:
-    """Raise unless outputs are [T, B, classes] and labels [B]."""
+    """Raise unless outputs are [T, B, classes] and labels whole numbers [B]."""
     found, wanted = np.shape(labels), np.shape(outputs)
     if len(wanted) != 3 or found != wanted[1:2]:
         raise ValueError(
             f"outputs have shape {wanted} and labels {found}; allowed: the readout at "
             "each step [T, B, classes], not its mean, and one class number each, [B]"
+        )
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"labels have dtype {dtype}; allowed: whole numbers, e.g. "
+            "labels.astype('int32')"
         )
 
 

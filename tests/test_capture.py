@@ -231,6 +231,19 @@ def test_a_maximum_may_be_a_whole_number(maximum):
     np.testing.assert_array_equal(slope, [0, 1, 0])
 
 
+@pytest.mark.parametrize("maximum", [-1.0, 0, jnp.array(-1.0), np.array([1.0, 0.0])])
+def test_a_maximum_that_is_not_positive_is_refused(maximum):
+    with pytest.raises(ValueError, match="maximum is .*allowed: > 0"):
+        snnjax.clipped_relu(jnp.ones(2), maximum)
+
+
+def test_the_first_power_is_affine():
+    (site,) = snnjax.sites(
+        lambda p, x: relu((x @ p) ** 1) ** 1, eighths(0, (4, 2)), VECTORS
+    )
+    assert site.kind == "relu"
+
+
 def test_kernels_of_every_form_of_convolution_are_affine():
     """Transposed, dilated and one-dimensional convolutions hold no site."""
     kernel = eighths(3, (3, 3, 2, 2))

@@ -392,6 +392,29 @@ def test_thresholds_of_a_clipped_relu_are_not_above_its_maximum():
     assert first.threshold == 1
 
 
+def of_own_maxima(p, x):
+    return snnjax.clipped_relu(x @ p["w"], p["maxima"])
+
+
+@pytest.mark.parametrize("recipe", ["light", "best"])
+def test_each_channel_may_have_a_maximum_of_its_own(recipe):
+    p = {"w": jnp.eye(4), "maxima": jnp.array([0.1, 0.5, 1.0, 2.0])}
+    x, recipe = (
+        2 * images(64),
+        {"light": snnjax.light("channel"), "best": snnjax.best()}[recipe],
+    )
+    snn = snnjax.convert(of_own_maxima, p, x, steps=256, recipe=recipe)
+    outputs = snnjax.spiking(of_own_maxima, steps=256)(snn, x).mean(0)
+    np.testing.assert_allclose(outputs, of_own_maxima(p, x), atol=0.02)
+
+
+@pytest.mark.parametrize("recipe", ["max_activation", "percentile", "light"])
+def test_one_threshold_for_several_maxima_is_refused(recipe):
+    p = {"w": jnp.eye(4), "maxima": jnp.array([0.1, 0.5, 1.0, 2.0])}
+    with pytest.raises(ValueError, match="a maximum of its own.*per='channel'"):
+        snnjax.convert(of_own_maxima, p, images(), steps=4, recipe=RECIPES[recipe])
+
+
 def test_progress_wraps_the_sites_of_every_sweep():
     counts = []
 

@@ -176,6 +176,11 @@ def test_an_snn_of_other_steps_is_not_measured():
         snnjax.measure(net.fn, net.params, snn, net.x, steps=4)
 
 
+def test_an_answer_that_is_no_number_is_wrong():
+    outputs = jnp.ones((2, 4, 3)).at[1, :3].set(jnp.nan)
+    assert snnjax.accuracy(outputs, jnp.zeros(4, int)).tolist() == [1, 0.25]
+
+
 def test_accuracy_adds_up_in_more_than_the_outputs_type():
     noise = jax.random.normal(jax.random.key(1), (256, 200, 10))
     outputs = noise.astype(jnp.bfloat16) + jnp.bfloat16(5)

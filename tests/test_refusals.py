@@ -52,6 +52,11 @@ def attention(x):
     return jnp.einsum("bij,bj->bi", scores, x)
 
 
+def spread_out(x, maximum):
+    """Activations as three positions of two channels, clipped."""
+    return snnjax.clipped_relu(x.reshape(4, 3, 2), maximum).reshape(4, 6)
+
+
 def scanned(x):
     return jax.lax.scan(lambda x, _: (relu(x) / 2, None), x, length=3)[0]
 
@@ -193,6 +198,16 @@ REFUSED = {
         {"custom_jvp_call"},
         "constant or a parameter",
     ),
+    "maximum of a position": (
+        lambda: between(lambda x: spread_out(x, jnp.arange(1.0, 4)[:, None])),
+        {"custom_jvp_call"},
+        "one for each channel",
+    ),
+    "maximum of an example": (
+        lambda: between(lambda x: spread_out(x, jnp.arange(1.0, 5)[:, None, None])),
+        {"custom_jvp_call"},
+        "one for each channel",
+    ),
     "sort": (lambda: between(lambda x: jnp.sort(x, -1)), {"sort"}, "logits"),
     "rounding": (lambda: between(jnp.round), {"round"}, "affine operations"),
     "max-pool from an array": (
@@ -333,7 +348,7 @@ def test_a_wrong_input_is_refused(x, message):
     ],
 )
 def test_what_is_no_function_is_refused(use):
-    with pytest.raises(ValueError, match=r"fn is None; allowed: a function fn\(params"):
+    with pytest.raises(ValueError, match=r"fn is a NoneType; allowed: a function fn\("):
         use(None)
 
 

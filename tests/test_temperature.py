@@ -89,6 +89,15 @@ def test_the_gradient_of_the_cosine_is_its_difference():
         assert found == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_an_angle_does_not_depend_on_the_sizes(size):
+    a, b = jnp.array([3.0, 4.0]), jnp.array([4.0, 3.0])
+    for sizes in [(size, 1), (1, size), (size, size)]:
+        found = temperature._angle(a * sizes[0], b * sizes[1])
+        np.testing.assert_allclose(found, 0.96, rtol=1e-6)
+    assert temperature._angle(0 * a, size * b) == 0
+
+
 def test_ascent_moves_the_temperature_to_the_highest_cosine():
     differences = truth(step=0.15)  # a wider step: the best temperature is finite
     candidates = np.arange(1.0, 20.0, 0.5)

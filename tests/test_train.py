@@ -474,8 +474,20 @@ SHARP = with_temperature()[1]
             "holds \\['b'\\]; allowed",
         ),
         (
+            lambda: snnjax.mean_cross_entropy(jnp.ones((2, 1, 3)), np.array([3])),
+            "labels range from 3 to 3; allowed: 0 to 2",
+        ),
+        (
+            lambda: snnjax.tet(jnp.ones((2, 1, 3)), jnp.array([-1])),
+            "labels range from -1 to -1",
+        ),
+        (
+            lambda: snnjax.accuracy(jnp.ones((2, 1, 3)), jnp.array([1.0])),
+            "labels have dtype float32; allowed: whole numbers",
+        ),
+        (
             lambda: snnjax.param_labels(with_temperature()[1], "bias"),
-            "\\['bias'\\]; allowed",
+            "trained is 'bias'; allowed: several, as \\['bias'\\]",
         ),
         (
             lambda: snnjax.init(*NETWORKS["dense"][:3], neuron=snnjax.lif),

@@ -26,7 +26,7 @@ _PACE = 0.1
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `fits.maximum` of the activations."""
     check_choice("per", per, _PER)
-    return _threshold(lambda view: _positive(view.peaks(), per))
+    return _threshold(lambda view: _positive(view.peaks(), per), per)
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
@@ -35,7 +35,7 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     if not 1 < p <= 100:
         raise ValueError(f"p is {p}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
-        lambda view: _percentile(view.activation, p, per, view.site.channel)
+        lambda view: _percentile(view.activation, p, per, view.site.channel), per
     )
 
 
@@ -52,7 +52,7 @@ def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Cal
         ]
         return _nearest(top, functools.reduce(jnp.add, errors))
 
-    return _threshold(search)
+    return _threshold(search, per)
 
 
 def shift_bias() -> Calibrator:
@@ -207,8 +207,14 @@ def _lacking(view: View, fit: Fit) -> jax.Array:
     return view.mean(correction, fit)
 
 
-def _threshold(find: Callable[[View], Any]) -> Calibrator:
+def _threshold(find: Callable[[View], Any], per: str) -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
+        if per == "layer" and view.site.own_maxima:
+            raise ValueError(
+                f"site {view.site.name!r} clips each channel at a maximum of its own, "
+                "and one threshold per layer would clip at the largest; allowed: "
+                "per='channel', as in snnjax.light('channel') or snnjax.best()"
+            )
         return fit._replace(neuron=fit.neuron._replace(threshold=find(view)))
 
     return calibrate

@@ -90,10 +90,11 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         labels: int [B].
 
     Returns:
-        [T]; entry t - 1 is the accuracy of the mean of the first t outputs.
+        [T]; entry t - 1 is the accuracy of the mean of the first t outputs. NaN is no
+        answer, and wrong.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes or types.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -101,9 +102,11 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     check_labels(outputs, labels)
+    outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)  # bfloat16 would not add up
-    decided = jnp.cumsum(outputs, axis=0, dtype=dtype).argmax(-1)
-    return (decided == labels).mean(-1)
+    answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
+    right = answers.argmax(-1) == labels
+    return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
 
 def measure(

@@ -9,7 +9,7 @@ so a network converts exactly if everything between its activations is affine.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snnjax.network.axes import FIRST, Batch
+from snnjax.network.axes import FIRST, Batch, axes_of_maximum
 from snnjax.network.equations import Equation, Network
 from snnjax.network.jaxprs import hides_site
 
@@ -118,13 +118,17 @@ _EXPLANATIONS = {
     ),
     "window": (
         "a reduction over windows by a function of its own is not affine; a max-pool "
-        "is known if it starts from a number, not from an array",
+        "is known if it starts from the number -inf, not from 0 or an array",
         "write jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ...), with -jnp.inf as "
         "it is",
     ),
     "maximum": (
         "the maximum of a clipped ReLU depends on the input: a threshold cannot",
         "make it a constant or a parameter",
+    ),
+    "maxima": (
+        "the maximum of a clipped ReLU differs within a channel: a threshold cannot",
+        "give it one number, or one for each channel",
     ),
     "batch": (
         "one example would reach another: this works along the batch axis",
@@ -234,8 +238,13 @@ def _not_affine(equation, dependent, avals) -> str | None:
     if not reached:
         return None
     if equation.site is not None:
-        return "maximum" if reached > {0} else None
+        if reached > {0}:
+            return "maximum"
+        others = axes_of_maximum(equation, avals) - {equation.site.channel}
+        return "maxima" if others else None
     called = _activation(equation)
+    if name == "integer_pow" and dict(equation.params)["y"].value == 1:
+        return None
     if name == "convert_element_type":
         floating = avals[equation.outputs[0]].dtype.kind in "fV"  # V: bfloat16
         return None if floating else "integer"

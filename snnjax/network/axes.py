@@ -83,6 +83,17 @@ def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | 
     return _moved(name, params, axis, before, after, last=True)
 
 
+def axes_of_maximum(equation, avals) -> set[int]:
+    """Axes, from the end, along which the maximum of a clipped ReLU differs."""
+    if equation.place.kind != "clipped relu" or len(equation.inputs) < 2:
+        return set()
+    maximum = equation.inputs[1]
+    shape = (
+        avals[maximum].shape if isinstance(maximum, int) else np.shape(maximum.value)
+    )
+    return {i - len(shape) for i, size in enumerate(shape) if size > 1}
+
+
 def _moved(
     name: str, params, axis: int, before, after, *, last: bool = False
 ) -> int | None:

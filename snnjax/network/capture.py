@@ -16,7 +16,12 @@ import jax.numpy as jnp
 from snnjax._checks import check_function, check_images
 from snnjax._trees import is_floating, name_of
 from snnjax.network.affine import check
-from snnjax.network.axes import batch_axes, batch_first, channel_axis
+from snnjax.network.axes import (
+    axes_of_maximum,
+    batch_axes,
+    batch_first,
+    channel_axis,
+)
 from snnjax.network.equations import (
     Equation,
     Network,
@@ -224,7 +229,8 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
             paths = tuple(parameters[v] for v in sorted(direct))
             found = _from_end(eq.outputs[0], axes, avals)
             channel = channels.setdefault(eq.site.name, found)
-            eq = _described(eq, paths, depth, channel)
+            own_maxima = bool(axes_of_maximum(eq, avals))
+            eq = _described(eq, paths, depth, channel, own_maxima)
             eq = eq._replace(site=_named(eq, taken))
             depth = eq.place.depth
             if eq.place.fires:
@@ -252,16 +258,16 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
     return network, seen
 
 
-def _described(eq: Equation, paths, depth: int, channel: int) -> Equation:
+def _described(
+    eq: Equation, paths, depth: int, channel: int, own_maxima: bool
+) -> Equation:
     """A site with what is known of it; a ReLU6 is a clipped ReLU."""
     site = eq.place
     if site.kind == "relu6":
         site = site._replace(kind="clipped relu")
         eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
-    depth += site.fires
-    return eq._replace(
-        site=site._replace(parameters=paths, depth=depth, channel=channel)
-    )
+    found = {"parameters": paths, "depth": depth + site.fires, "channel": channel}
+    return eq._replace(site=site._replace(**found, own_maxima=own_maxima))
 
 
 def _named(eq: Equation, taken: dict[str, int]) -> Site:

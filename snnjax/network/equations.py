@@ -30,7 +30,8 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
 
     Args:
         x: float array of any shape.
-        maximum: > 0, scalar or broadcastable; the threshold to convert to.
+        maximum: > 0, the threshold to convert to: one number, or one per channel.
+            Others are an activation too, but nothing that `snnjax.convert` takes.
 
     Raises:
         ValueError: a number that is not positive.
@@ -41,7 +42,8 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
     [0.  0.5 1. ]
     """
-    if isinstance(maximum, int | float) and not maximum > 0:
+    known = isinstance(maximum, int | float | np.ndarray | jax.Array)
+    if known and not isinstance(maximum, Tracer) and not np.all(maximum > 0):
         raise ValueError(f"maximum is {maximum}; allowed: > 0")
     if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
         maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
@@ -75,6 +77,7 @@ class Site(NamedTuple):
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
         wait: layers that a delay line holds its stream back; 0 elsewhere.
+        own_maxima: whether each channel of a clipped ReLU has a maximum of its own.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Site(NamedTuple):
     dtype: Any
     channel: int = -1
     wait: int = 0
+    own_maxima: bool = False
 
     @property
     def fires(self) -> bool:

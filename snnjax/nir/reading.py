@@ -44,9 +44,10 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     Returns:
         ``(fn, snn)``, for ``snnjax.spiking(fn, steps=...)(snn, x)``. Images are
         channels last: where the graph takes [C, H, W], fn takes [B, H, W, C], and so
-        are its outputs (a dict by name if there are several). ``fn(snn.params, x)`` is
-        the ANN. Neurons reset to zero unless their metadata say "subtract"; ``steps``
-        and ``delay`` are those of the metadata.
+        are its outputs (a dict by name if there are several). ``fn(snn.params, x)`` has
+        a ReLU at every neuron: the ANN, but for what calibrated biases became, and for
+        a clipped ReLU's maximum. Neurons reset to zero unless their metadata say
+        "subtract"; ``steps`` and ``delay`` are those of the metadata.
 
     Raises:
         ValueError: with all nodes that are none of these; a cycle; neurons that do not

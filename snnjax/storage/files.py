@@ -51,9 +51,9 @@ class Stored(NamedTuple):
         snn: the spiking network, equal to the saved one.
         card: what is known of it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
-            the network's code; None if the file has no program. It raises ValueError
-            for an x of another shape or type, and where this JAX cannot read the
-            program of a newer one.
+            the network's code; a NamedTuple comes as a dict. None if the file has no
+            program. It raises ValueError for an x of another shape or type, and where
+            this JAX cannot read the program of a newer one.
     """
 
     snn: SNN

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from snnjax._checks import check_labels
 from snnjax._trees import is_floating, name_of
@@ -31,14 +33,14 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         labels: int [B].
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes; outside of ``jit``, a label that is no class.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
     >>> print(mean_cross_entropy(outputs, jnp.array([0])))
     0.6931...
     """
-    check_labels(outputs, labels)
+    _check_classes(outputs, labels)
     return _cross_entropy(_wide(outputs).mean(0), labels).mean()
 
 
@@ -60,14 +62,14 @@ def tet(
         target: that all outputs are drawn to, by habit the threshold.
 
     Raises:
-        ValueError: other shapes, or c outside [0, 1].
+        ValueError: as `mean_cross_entropy`, or c outside [0, 1].
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
     >>> print(tet(outputs, jnp.array([0]), regularization=0.0))
     1.1269...
     """
-    check_labels(outputs, labels)
+    _check_classes(outputs, labels)
     if not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
     outputs = _wide(outputs)
@@ -138,7 +140,9 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     ...      "frozen": optax.set_to_zero()}, kinds)
     >>> state = optimizer.init(snn)
     """
-    unknown = {trained} if isinstance(trained, str) else set(trained) - set(KINDS)
+    if isinstance(trained, str):
+        raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
+    unknown = set(trained) - set(KINDS)
     if unknown:
         raise ValueError(
             f"trained holds {sorted(unknown)}; allowed: {', '.join(KINDS)}"
@@ -206,8 +210,23 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
     )
 
 
+def _check_classes(outputs, labels) -> None:
+    """`check_labels`, and where their numbers are known, that each is a class."""
+    check_labels(outputs, labels)
+    far = isinstance(labels, jax.Array) and not labels.is_fully_addressable
+    if isinstance(labels, Tracer) or far or not np.size(labels):
+        return
+    classes, found = np.shape(outputs)[-1], np.asarray(labels)
+    if found.min() < 0 or found.max() >= classes:
+        raise ValueError(
+            f"labels range from {found.min()} to {found.max()}; allowed: 0 to "
+            f"{classes - 1}, the classes of the outputs"
+        )
+
+
 def _wide(outputs: jax.Array) -> jax.Array:
     """In float32 or wider: T numbers of bfloat16 would not add up."""
+    outputs = jnp.asarray(outputs)
     return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 

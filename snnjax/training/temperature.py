@@ -212,5 +212,13 @@ def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
 
 
 def _angle(a: jax.Array, b: jax.Array) -> jax.Array:
-    squares = jnp.vdot(a, a) * jnp.vdot(b, b)
-    return jnp.vdot(a, b) / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    a, b = _unit(a), _unit(b)
+    return jnp.vdot(a, b)
+
+
+def _unit(a: jax.Array) -> jax.Array:
+    """Of length 1; 0 stays 0. The largest first, or squares leave float32's range."""
+    largest = jax.lax.stop_gradient(jnp.abs(a).max())
+    a = a / jnp.where(largest > 0, largest, 1)
+    square = jnp.vdot(a, a)
+    return a / jnp.sqrt(jnp.where(square > 0, square, 1))
