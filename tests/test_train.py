@@ -466,6 +466,14 @@ def test_losses_add_up_in_more_than_the_outputs_type():
 SHARP = with_temperature()[1]
 
 
+@pytest.mark.parametrize("loss", [snnjax.mean_cross_entropy, snnjax.tet])
+def test_labels_may_be_traced(loss):
+    outputs = jnp.ones((2, 1, 3))
+    np.testing.assert_allclose(
+        jax.jit(loss)(outputs, jnp.array([1])), loss(outputs, [1]), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [

@@ -40,7 +40,7 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     >>> print(mean_cross_entropy(outputs, jnp.array([0])))
     0.6931...
     """
-    _check_classes(outputs, labels)
+    labels = _classes(outputs, labels)
     return _cross_entropy(_wide(outputs).mean(0), labels).mean()
 
 
@@ -69,7 +69,7 @@ def tet(
     >>> print(tet(outputs, jnp.array([0]), regularization=0.0))
     1.1269...
     """
-    _check_classes(outputs, labels)
+    labels = _classes(outputs, labels)
     if not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
     outputs = _wide(outputs)
@@ -210,18 +210,19 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
     )
 
 
-def _check_classes(outputs, labels) -> None:
-    """`check_labels`, and where their numbers are known, that each is a class."""
+def _classes(outputs, labels) -> jax.Array:
+    """The labels; where their numbers are known, each must be a class."""
     check_labels(outputs, labels)
-    far = isinstance(labels, jax.Array) and not labels.is_fully_addressable
-    if isinstance(labels, Tracer) or far or not np.size(labels):
-        return
+    labels = jnp.asarray(labels)
+    if isinstance(labels, Tracer) or not labels.size or not labels.is_fully_addressable:
+        return labels
     classes, found = np.shape(outputs)[-1], np.asarray(labels)
     if found.min() < 0 or found.max() >= classes:
         raise ValueError(
             f"labels range from {found.min()} to {found.max()}; allowed: 0 to "
             f"{classes - 1}, the classes of the outputs"
         )
+    return labels
 
 
 def _wide(outputs: jax.Array) -> jax.Array:
