@@ -237,6 +237,12 @@ def test_a_maximum_that_is_not_positive_is_refused(maximum):
         snnjax.clipped_relu(jnp.ones(2), maximum)
 
 
+def test_a_maximum_may_be_closed_over_inside_jit():
+    maximum = jnp.array([0.5, 1.0])
+    clip = jax.jit(lambda x: snnjax.clipped_relu(x, maximum))
+    np.testing.assert_array_equal(clip(jnp.full(2, 3.0)), maximum)
+
+
 def test_the_first_power_is_affine():
     (site,) = snnjax.sites(
         lambda p, x: relu((x @ p) ** 1) ** 1, eighths(0, (4, 2)), VECTORS

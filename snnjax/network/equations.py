@@ -42,8 +42,10 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
     [0.  0.5 1. ]
     """
-    known = isinstance(maximum, int | float | np.ndarray | jax.Array)
-    if known and not isinstance(maximum, Tracer) and not np.all(maximum > 0):
+    numbers = int | float | np.number | np.ndarray | jax.Array
+    known = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
+    # By NumPy, since inside jit JAX would trace a comparison of known numbers too.
+    if known and not np.all(np.asarray(maximum) > 0):
         raise ValueError(f"maximum is {maximum}; allowed: > 0")
     if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
         maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
