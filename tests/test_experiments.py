@@ -100,6 +100,12 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
 
 
+@pytest.mark.parametrize("name", ["ablation", "ablation_pace"])
+def test_the_page_shows_the_published_ablations(name):
+    table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
+    assert table in (ROOT / "docs" / "accuracy.md").read_text()
+
+
 def test_every_published_source_has_a_preset_and_a_card():
     folder = ROOT / "experiments" / "sources"
     published = sorted(file.stem for file in folder.glob("*.safetensors"))
@@ -119,7 +125,7 @@ PUBLISHED = [  # a page, and the files of a table that it shows
     ("README.md", [f"resnet20_{n}" for n in IN_README]),
     ("docs/accuracy.md", ("resnet20", "resnet20_advanced")),
     ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
-    ("docs/accuracy.md", ("resnet20_all_32",)),
+    ("docs/accuracy.md", ("resnet20_all_32", "resnet20_best_32")),
     ("docs/accuracy.md", ("resnet20_all_T",)),
 ]
 
