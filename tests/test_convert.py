@@ -396,13 +396,9 @@ def of_own_maxima(p, x):
     return snnjax.clipped_relu(x @ p["w"], p["maxima"])
 
 
-@pytest.mark.parametrize("recipe", ["light", "best"])
+@pytest.mark.parametrize("recipe", [snnjax.light("channel"), snnjax.best()])
 def test_each_channel_may_have_a_maximum_of_its_own(recipe):
-    p = {"w": jnp.eye(4), "maxima": jnp.array([0.1, 0.5, 1.0, 2.0])}
-    x, recipe = (
-        2 * images(64),
-        {"light": snnjax.light("channel"), "best": snnjax.best()}[recipe],
-    )
+    p, x = {"w": jnp.eye(4), "maxima": jnp.array([0.1, 0.5, 1.0, 2.0])}, 2 * images(64)
     snn = snnjax.convert(of_own_maxima, p, x, steps=256, recipe=recipe)
     outputs = snnjax.spiking(of_own_maxima, steps=256)(snn, x).mean(0)
     np.testing.assert_allclose(outputs, of_own_maxima(p, x), atol=0.02)

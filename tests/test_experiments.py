@@ -321,13 +321,13 @@ def test_a_source_of_other_images_is_refused(converted, tmp_path):
         convert.run(config, data=other)
 
 
-@pytest.mark.slow
 def test_a_row_of_the_ablation_is_named_or_several_by_their_start():
     assert ablation.chosen(("best", "light")) == ["light", "best"]
     assert len(ablation.chosen(("best,",))) > 3
     assert ablation.chosen(("",)) == [*ablation.ROWS, ablation.DISTILLED]
 
 
+@pytest.mark.slow
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
         checkpoint=converted[0].checkpoint,

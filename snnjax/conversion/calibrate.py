@@ -19,7 +19,7 @@ from snnjax.conversion.view import Calibrator, Fit, View
 
 _PER = ("layer", "channel")
 # Weight of the pace where a search compares spikes. On ResNet-20 without delay it took
-# 42 % of the KL divergence at T = 16 and 74 % at T = 32; 0.5 gave it back.
+# 42 % of the KL divergence at T = 16 and 74 % at T = 32.
 _PACE = 0.1
 
 

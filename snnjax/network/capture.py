@@ -229,8 +229,7 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
             paths = tuple(parameters[v] for v in sorted(direct))
             found = _from_end(eq.outputs[0], axes, avals)
             channel = channels.setdefault(eq.site.name, found)
-            own_maxima = bool(axes_of_maximum(eq, avals))
-            eq = _described(eq, paths, depth, channel, own_maxima)
+            eq = _described(eq, paths, depth, channel, avals)
             eq = eq._replace(site=_named(eq, taken))
             depth = eq.place.depth
             if eq.place.fires:
@@ -258,16 +257,19 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
     return network, seen
 
 
-def _described(
-    eq: Equation, paths, depth: int, channel: int, own_maxima: bool
-) -> Equation:
+def _described(eq: Equation, paths, depth: int, channel: int, avals) -> Equation:
     """A site with what is known of it; a ReLU6 is a clipped ReLU."""
     site = eq.place
     if site.kind == "relu6":
         site = site._replace(kind="clipped relu")
         eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
-    found = {"parameters": paths, "depth": depth + site.fires, "channel": channel}
-    return eq._replace(site=site._replace(**found, own_maxima=own_maxima))
+    site = site._replace(
+        parameters=paths,
+        depth=depth + site.fires,
+        channel=channel,
+        own_maxima=bool(axes_of_maximum(eq, avals)),
+    )
+    return eq._replace(site=site)
 
 
 def _named(eq: Equation, taken: dict[str, int]) -> Site:
