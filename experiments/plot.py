@@ -38,6 +38,7 @@ def accuracy(results: Sequence, ann: float, path: Path) -> None:
         axis.set(title=title, xlabel=label)
         axis.grid(alpha=0.3)
     left.text(1, 100 * ann + 1, "ANN", va="bottom")
+    left.set_ylim(top=100 * ann + 8)  # room for the word; both share the axis
     left.set_ylabel("test accuracy (%)")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
