@@ -431,6 +431,7 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: snnjax.light("neuron"), "per is 'neuron'"),
         (lambda: snnjax.percentile(0.999), "p is 0.999; allowed: 1 < p <= 100"),
         (lambda: snnjax.percentile(101), "p is 101"),
+        (lambda: snnjax.percentile("99"), "p is '99'; allowed: 1 < p <= 100"),
         (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
         (lambda: calibrate_weights(batch=0), "batch is 0; allowed: a whole number"),

@@ -176,6 +176,13 @@ def test_an_snn_of_other_steps_is_not_measured():
         snnjax.measure(net.fn, net.params, snn, net.x, steps=4)
 
 
+def test_the_parameters_of_another_network_are_refused():
+    net, snn, _ = measured("dense")
+    other = {"kernel": net.params["w1"]}
+    with pytest.raises(ValueError, match=r"to it: \['kernel'\]; missing: \['b1'"):
+        snnjax.measure(net.fn, other, snn, net.x)
+
+
 def test_an_answer_that_is_no_number_is_wrong():
     outputs = jnp.ones((2, 4, 3)).at[1, :3].set(jnp.nan)
     assert snnjax.accuracy(outputs, jnp.zeros(4, int)).tolist() == [1, 0.25]

@@ -479,6 +479,11 @@ def test_a_missing_folder_and_a_folder_are_named(tmp_path):
         snnjax.save(tmp_path / "b.safetensors", converted())
 
 
+def test_path_and_snn_in_the_other_order_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"path is a SNN; allowed: save\(path, snn\)"):
+        snnjax.save(converted(), tmp_path / "a.safetensors")
+
+
 def test_the_missing_library_is_named(tmp_path, monkeypatch):
     path = snnjax.save(tmp_path / "snn.safetensors", converted())
     monkeypatch.setitem(sys.modules, "safetensors", None)

@@ -250,6 +250,10 @@ DEEP, LOSS = deep()
             "no site \\['conv'\\]; sites: \\['relu', 'w2/relu'\\]",
         ),
         (
+            lambda: snnjax.with_temperatures(DEEP, 3.0),
+            "temperatures are a float; allowed: site name -> temperature",
+        ),
+        (
             lambda: snnjax.with_temperatures(DEEP, {"relu": -1.0}),
             "temperature of site 'relu' is -1.0; allowed: > 0",
         ),

@@ -32,8 +32,9 @@ def max_threshold(per: str = "layer") -> Calibrator:
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     """V_th = `fits.percentile` of the activations."""
     check_choice("per", per, _PER)
-    if not 1 < p <= 100:
-        raise ValueError(f"p is {p}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
+    real = np.asarray(p).dtype.kind in "iuf" and np.ndim(p) == 0
+    if not real or not 1 < p <= 100:
+        raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
         lambda view: _percentile(view.activation, p, per, view.site.channel), per
     )

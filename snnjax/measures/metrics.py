@@ -27,7 +27,7 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Network, evaluate, identity
 from snnjax.neurons import NeuronParams, closed_form
 from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_neurons, checked_fit
+from snnjax.simulation.snn import SNN, check_neurons, check_params, checked_fit
 
 
 class SiteMeasures(NamedTuple):
@@ -135,6 +135,7 @@ def measure(
     Raises: as `snnjax.spiking`.
     """
     steps, delay = checked_fit(snn, steps, delay)
+    check_params(snn, params)
     seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
     network = capture(fn, params, x, inline_all=True)
     compared = {

@@ -87,6 +87,19 @@ def checked_fit(snn: SNN, steps: int | None, delay: int | None) -> tuple[int, in
     return steps, delay
 
 
+def check_params(snn: SNN, params: chex.ArrayTree) -> None:
+    """Raise unless these could be the ANN's parameters: named as the SNN's own are."""
+    own, given = (
+        {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (snn.params, params)
+    )
+    if own != given:
+        raise ValueError(
+            "params are not those that this SNN was converted from. Unknown to it: "
+            f"{sorted(given - own) or 'none'}; missing: {sorted(own - given) or 'none'}"
+        )
+
+
 def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
     """Raise unless there are parameters for exactly the sites that fire."""
     names = {site.name for site in found if site.fires}

@@ -234,6 +234,11 @@ def _part(name: str, described, read, like, has_program: bool, path: Path):
 
 
 def _target(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"path is a {type(path).__name__}; allowed: save(path, snn), and a name "
+            f"that ends in {SUFFIX}"
+        )
     path = Path(path).expanduser()
     if path.suffix != SUFFIX:
         raise ValueError(f"path is {path}; its name must end in {SUFFIX}")

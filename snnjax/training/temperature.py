@@ -13,7 +13,7 @@ Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021; the others a
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.simulation.snn import SNN
+from snnjax.simulation.snn import SNN, check_snn
 from snnjax.training.differences import (
     Directions,
     Loss,
@@ -54,8 +54,15 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     """The SNN with other temperatures at these sites: scalars, or one per channel [C].
 
     Raises:
-        ValueError: a site that does not exist; a temperature that is not positive.
+        ValueError: no mapping; a site that does not exist; a temperature that is not
+            positive.
     """
+    check_snn(snn)
+    if not isinstance(new, Mapping):
+        raise ValueError(
+            f"the temperatures are a {type(new).__name__}; allowed: site name -> "
+            "temperature, as snnjax.temperatures(snn) gives them"
+        )
     unknown = set(new) - set(snn.neurons)
     if unknown:
         raise ValueError(f"no site {sorted(unknown)}; sites: {sorted(snn.neurons)}")
