@@ -292,6 +292,11 @@ WITHIN = {
         jnp.tile(x, (2, 1, 1)).reshape(2, *x.shape) @ jnp.ones((2, 2))
     ).sum(0),
     "an update": lambda x: jnp.zeros((4, 5, 2)).at[:, 1:4].set(x),
+    "resized": lambda x: jax.image.resize(x, (4, 5, 2), "bilinear"),
+    "resized by copies": lambda x: jax.image.resize(x, (4, 6, 2), "nearest"),
+    "an einsum": lambda x: jnp.einsum("btc,ct->bt", x, jnp.ones((2, 3))),
+    "rolled": lambda x: jnp.roll(x, 1, axis=1),
+    "reversed and added up": lambda x: jnp.cumsum(jnp.flip(x, 1), axis=1),
     "a new axis in front": lambda x: x.reshape(1, 4, 6).sum(0),
 }
 
