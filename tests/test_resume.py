@@ -17,7 +17,7 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
-from snnjax.conversion import resume
+from snnjax.conversion import digest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -369,22 +369,22 @@ def test_descriptions_are_of_values_and_not_of_addresses():
     def recipe(rate):
         return lambda view, fit: (rate, jnp.zeros(2))
 
-    assert resume._digest(recipe(1.0)) == resume._digest(recipe(1.0))
-    assert resume._digest(recipe(1.0)) != resume._digest(recipe(2.0))
-    assert resume._digest(jnp.ones(3)) != resume._digest(jnp.ones((3, 1)))
-    assert "0x" not in repr(resume._describe([object(), snnjax.dspike]))
+    assert digest.digest(recipe(1.0)) == digest.digest(recipe(1.0))
+    assert digest.digest(recipe(1.0)) != digest.digest(recipe(2.0))
+    assert digest.digest(jnp.ones(3)) != digest.digest(jnp.ones((3, 1)))
+    assert "0x" not in repr(digest._describe([object(), snnjax.dspike]))
 
 
 DIGESTS = """
 import snnjax
 from networks import NETWORKS
-from snnjax.conversion import resume
+from snnjax.conversion import digest
 from snnjax.network.capture import capture
 for net in NETWORKS.values():
-    print(resume._digest(resume.outline(capture(*net[:3]))))
+    print(digest.digest(digest.outline(capture(*net[:3]))))
 here = lambda view, fit: fit if view.site.name in {"a", "b", "c"} else None
 for recipe in (snnjax.light(), snnjax.advanced(), snnjax.best(), here):
-    print(resume._digest(recipe))
+    print(digest.digest(recipe))
 """
 
 
@@ -408,4 +408,4 @@ def test_a_description_ends():
     def calibrate(view, fit):
         return calibrate
 
-    assert resume._digest(calibrate)
+    assert digest.digest(calibrate)

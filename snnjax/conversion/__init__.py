@@ -5,5 +5,5 @@
 ``sweep.py`` takes ``chunks.py`` of the images from site to site, whose spikes are
 ``streams.py``, and ``arrival.py`` shows each site to its calibrators; ``waiting.py``
 is for what does not fit in memory, ``checks.py`` refuses, ``resume.py`` goes on after a
-kill.
+kill if ``digest.py`` says that it is the same conversion.
 """

@@ -24,6 +24,7 @@ from snnjax._checks import check_delay, check_size
 from snnjax.conversion import resume
 from snnjax.conversion.checks import check_finite
 from snnjax.conversion.chunks import Plan
+from snnjax.conversion.digest import outline
 from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.streams import NEURON
 from snnjax.conversion.sweep import ann_outputs, chained, readout_error, sweep
@@ -107,7 +108,7 @@ def convert(
     fits = resume.open_folder(
         folder,
         lambda: {
-            "network": resume.outline(plan.captured(1)[0]),
+            "network": outline(plan.captured(1)[0]),
             "parameters": jax.tree.leaves(plan.params),
             "images": x,
             "steps": steps,

@@ -5,20 +5,14 @@ only fits are kept, and a conversion that starts again carries the streams over 
 sites that it knows without fitting them: the same SNN, bit for bit.
 """
 
-import dataclasses
-import functools
-import hashlib
-import inspect
 import io
 import json
 import os
-import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, Mesh
 
 from snnjax._version import __version__
 from snnjax.conversion.checks import checked
+from snnjax.conversion.digest import digest
 from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.network.equations import Network, Site, Static
+from snnjax.network.equations import Site
 from snnjax.storage import atomic
 
 _CLAIM = "conversion.json"
@@ -81,7 +75,7 @@ def open_folder(
 
     found["versions"] = [__version__, jax.__version__]
     path = Path(folder).expanduser()
-    kept = FitFolder(path, {name: _digest(value) for name, value in found.items()})
+    kept = FitFolder(path, {name: digest(value) for name, value in found.items()})
     path.mkdir(parents=True, exist_ok=True)
     claim = path / _CLAIM
     if claim.exists():
@@ -116,24 +110,6 @@ def remembering(
         return found
 
     return remembered
-
-
-def outline(network: Network) -> list:
-    """What tells two networks apart: operations, constants, names of sites."""
-
-    def known(v):
-        return _describe(v.value) if isinstance(v, Static) else v
-
-    operations = [
-        (
-            str(eq.primitive),
-            [(name, known(value)) for name, value in eq.params],
-            [known(v) for v in eq.inputs],
-            [str(network.avals[v]) for v in eq.outputs],
-        )
-        for eq in network.equations
-    ]
-    return [str(network.sites), operations, _describe(network.constants)]
 
 
 def _check_claim(claim: Path, identity: dict[str, str]) -> None:
@@ -219,90 +195,3 @@ def _write(file: Path, before: Fit, after: Fit) -> None:
 
 def _fields(fit: Fit) -> list[str]:
     return [name for name, leaf in fit.neuron._asdict().items() if leaf is not None]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(_describe(value)).encode()).hexdigest()[:16]
-
-
-def _describe(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """The same for equal values, in another process too.
-
-    A function is its code, its defaults and what it closes over or is bound to, so
-    that another option of a recipe makes another conversion; what it finds in its
-    module is not looked at. An object is its class and what it holds.
-    """
-    if id(value) in above:
-        return "itself"
-    inner = functools.partial(_describe, above=(*above, id(value)))
-    if isinstance(value, np.ndarray) and value.dtype == object:  # its bytes are places
-        return inner(value.tolist())
-    if isinstance(value, Mesh | AbstractMesh):  # a hash in it depends on the process
-        return repr(value)
-    if isinstance(value, jax.Array | np.ndarray):
-        return _described_array(value)
-    if isinstance(value, dict):
-        return [(str(key), inner(value[key])) for key in value]
-    if isinstance(value, tuple | list):
-        items = [inner(item) for item in value]
-        return items if type(value) in (tuple, list) else [inner(_called(value)), items]
-    if isinstance(value, set | frozenset):  # their order depends on the process
-        return sorted(repr(inner(item)) for item in value)
-    if isinstance(value, CodeType):
-        constants = [inner(constant) for constant in value.co_consts]
-        return value.co_code, value.co_names, constants
-    if isinstance(value, FunctionType):
-        cells = [_content(cell) for cell in value.__closure__ or ()]
-        parts = (value.__code__, cells, value.__defaults__, value.__kwdefaults__)
-        wrapped = getattr(value, "__wrapped__", None)
-        return value.__qualname__, [inner(part) for part in (*parts, wrapped)]
-    if isinstance(value, MethodType):
-        return inner([value.__func__, value.__self__])
-    if isinstance(value, functools.partial):
-        return inner([value.func, value.args, value.keywords])
-    state = None if isinstance(value, type) else _state(value)
-    if state:
-        return type(value).__qualname__, inner(state)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _state(value: Any) -> dict[str, Any]:
-    """What an object holds, if it is one whose ``repr`` does not tell: by name.
-
-    A class says by a ``repr`` of its own what it is, but a dataclass may shorten its
-    arrays; and something that can be called is also what its class does then.
-    """
-    tells = type(value).__repr__ is not object.__repr__
-    if tells and not callable(value) and not dataclasses.is_dataclass(value):
-        return {}
-    state = dict(getattr(value, "__dict__", {}))
-    for cls in type(value).__mro__:
-        slots = getattr(cls, "__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name):
-                state[name] = getattr(value, name)
-    return state | _called(value)
-
-
-def _called(value: Any) -> dict[str, Any]:
-    """What an object's class does when it is called, if it is Python's."""
-    call = inspect.getattr_static(type(value), "__call__", None)
-    return {"()": call} if isinstance(call, FunctionType) else {}
-
-
-def _described_array(array: jax.Array | np.ndarray) -> tuple:
-    if isinstance(array, jax.Array):
-        if not array.is_fully_addressable:  # no process can read all of it
-            return array.shape, str(array.dtype)
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-    host = np.ascontiguousarray(array)
-    digest = hashlib.sha256(host.tobytes()).hexdigest()
-    return host.shape, str(host.dtype), digest
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return "empty"
