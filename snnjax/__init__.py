@@ -54,6 +54,7 @@ from snnjax.conversion.recipes import (
     max_activation,
     percentile,
 )
+from snnjax.conversion.solve import least_squares_weights
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.conversion.weights import calibrate_weights
 from snnjax.measures.costs import Energy, Joules, energy
@@ -134,6 +135,7 @@ __all__ = [
     "integrate_and_fire",
     "latency",
     "least_squares_threshold",
+    "least_squares_weights",
     "lif",
     "light",
     "load",

@@ -173,3 +173,28 @@ def dense_gradients(kernels, x, threshold, leak, reset, slope, detach):
         gradient = backward(v, fired, upstream, threshold, leak, reset, slope, detach)
         found.insert(0, np.einsum("tbi,tbo->io", inputs[i], gradient))
     return found
+
+
+def least_squares_weights(activation, spikes, kernel, damping, images):
+    """Kernel [I, C] of mean spikes [N, P, I] by the normal equations, centred.
+
+    Args:
+        images: those that count, bool [N].
+    """
+    current = spikes @ kernel
+    top = activation.max((0, 1))
+    silent = (activation <= 0) & (current <= 0)
+    counts = ~silent & ~((activation >= top) & (current >= top))
+    counts &= images[:, None, None]
+    found, grams, powers = [], [], 0.0
+    for c in range(kernel.shape[1]):
+        rows = spikes[counts[..., c]]
+        rows = rows - rows.mean(0)
+        lacking = (activation - current)[counts[..., c], c]
+        grams.append((rows.T @ rows, rows.T @ (lacking - lacking.mean())))
+        powers += ((rows @ kernel[:, c]) ** 2).sum()
+    k = powers / (kernel**2).sum()
+    for c, (gram, right) in enumerate(grams):
+        step = np.linalg.solve(gram + damping * k * np.eye(len(gram)), right)
+        found.append(kernel[:, c] + step)
+    return np.stack(found, 1)

@@ -9,7 +9,7 @@ import reference
 from hypothesis import strategies as st
 
 import snnjax
-from snnjax.conversion import calibrate, fits
+from snnjax.conversion import calibrate, fits, solve
 from snnjax.conversion.view import Fit, View
 from snnjax.conversion.weights import calibrate_weights
 from snnjax.network.equations import Site
@@ -55,9 +55,10 @@ def view(seed, delay=0):
         stream = sources @ fit.weights["hidden"]
         return compiled_output(NEURON, fit.neuron, stream, delay=delay)
 
-    def feed(batch, time=False):
+    def feed(batch, time=False, every=1):
         del batch
-        return _current, sources if time else sources.mean(0)
+        chosen = sources[:, ::every]
+        return _current, chosen if time else chosen.mean(0)
 
     seen = View(SITE, STEPS, delay, len(target), [target], outputs(output), feed)
     fresh = NEURON.init()._replace(threshold=jnp.maximum(target.max(), 0.1))
@@ -77,7 +78,9 @@ def outputs(output, site=SITE):
 
 
 def _current(weights, sources, rows):
-    return jnp.take(sources, rows, sources.ndim - 3) @ weights[0]
+    if rows is not None:
+        sources = jnp.take(sources, rows, sources.ndim - 3)
+    return sources @ weights[0]
 
 
 # ----------------------------------------------------------------- formulas
@@ -394,6 +397,121 @@ def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
     assert jnp.any(found[0] != found[2])
 
 
+def noisy(seed, images=64):
+    """A site whose spikes are those of a hidden cause, and noise that is alike."""
+    generator = np.random.default_rng(seed)
+    cause = generator.normal(size=(images, 3, 4))
+    spikes = cause @ generator.normal(size=(4, 5))
+    kernel = generator.normal(size=(5, 2))
+    target = np.maximum(spikes @ kernel, 0)
+    spikes = spikes + generator.normal(size=spikes.shape) * [0.1, 0.3, 1.0, 0.1, 0.3]
+    arrays = (jnp.asarray(a, jnp.float32) for a in (target, spikes, kernel))
+    return tuple(arrays)
+
+
+def search_view(target, spikes, **changes):
+    def feed(batch, time=False, every=1):
+        return _current, spikes[::every]
+
+    return View(SITE, STEPS, 0, len(target), [target], None, feed)._replace(**changes)
+
+
+@pytest.mark.parametrize("damping", [0.1, 3.0])
+def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
+    target, spikes, kernel = noisy(0)
+    layer = solve._Layer(_current, (True,), -1)
+    search = solve._begin(layer, (kernel,), spikes, target)
+    for _ in range(30):
+        search = solve._advance(layer, search, (kernel,), spikes, target, damping)
+    fitted = np.arange(len(target)) % 4 != 3
+    numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
+    expected = reference.least_squares_weights(*numbers, damping, fitted)
+    np.testing.assert_allclose(kernel + search.step[0], expected, atol=2e-4)
+    moved = _current([kernel + search.step[0]], spikes, None)
+    np.testing.assert_allclose(search.current, moved, atol=1e-4)
+
+
+def distance(target, spikes, kernel):
+    """Of the current from the activation, up to a constant, where it counts."""
+    current = spikes @ kernel
+    lacking = jnp.where((target > 0) | (current > 0), target - current, 0)
+    return float(((lacking - lacking.mean((0, 1))) ** 2).mean())
+
+
+@hypothesis.given(seeds)
+@few
+def test_least_squares_weights_bring_the_current_nearer_on_other_images(seed):
+    target, spikes, kernel = noisy(seed, 512)
+    seen = search_view(target[:256], spikes[:256])
+    fit = Fit(NEURON.init(), {"hidden": kernel})
+    found = solve.least_squares_weights()(seen, fit)
+    assert found.neuron is fit.neuron
+    unseen = target[256:], spikes[256:]
+    assert distance(*unseen, found.weights["hidden"]) < distance(*unseen, kernel)
+
+
+def test_spikes_without_error_leave_the_weights_as_they_are():
+    _, spikes, kernel = noisy(0)
+    seen = search_view(jax.nn.relu(spikes @ kernel), spikes)
+    found = solve.least_squares_weights()(seen, Fit(NEURON.init(), {"hidden": kernel}))
+    np.testing.assert_array_equal(found.weights["hidden"], kernel)
+
+
+def test_what_saturates_does_not_draw_weights_down():
+    _, spikes, kernel = noisy(0)
+    clipped = jnp.clip(spikes @ kernel, 0, 0.5)
+    found = solve.least_squares_weights()(
+        search_view(clipped, spikes), Fit(NEURON.init(), {"hidden": kernel})
+    )
+    np.testing.assert_array_equal(found.weights["hidden"], kernel)
+
+
+def test_shared_weights_stay_while_the_others_are_fitted():
+    target, spikes, kernel = noisy(0)
+    both = {"hidden": kernel / 2, "tied": kernel / 2}
+
+    def current(weights, sources, rows):
+        return sources @ (weights[0] + weights[1])
+
+    seen = search_view(
+        target,
+        spikes,
+        shared=frozenset({"tied"}),
+        feed=lambda batch, time, every: (current, spikes[::every]),
+    )
+    found = solve.least_squares_weights()(seen, Fit(NEURON.init(), both)).weights
+    assert found["tied"] is both["tied"]
+    assert jnp.any(found["hidden"] != both["hidden"])
+
+
+def test_a_kernel_that_its_network_normalizes_gets_no_worse():
+    target, spikes, kernel = noisy(1)
+
+    def current(weights, sources, rows):
+        return 3 * sources @ (weights[0] / jnp.linalg.norm(weights[0]) ** 2)
+
+    def error(weights):
+        constant = jnp.linspace(-3, 3, 61)[:, None, None, None]
+        output = jax.nn.relu(current(weights, spikes, None) + constant)
+        return float(((target - output)[:, 3::4] ** 2).mean((1, 2)).min(0).sum())
+
+    seen = search_view(target, spikes, feed=lambda *_: (current, spikes))
+    fit = Fit(NEURON.init(), {"hidden": kernel})
+    found = solve.least_squares_weights(damping=1e-3)(seen, fit)
+    assert error([found.weights["hidden"]]) <= 1.05 * error([kernel])
+
+
+@pytest.mark.parametrize(
+    "count, samples, fewest, expected",
+    [(256, 96, 32, 8), (256, 96, 128, 2), (256, 10**6, 32, 1), (16, 3, 32, 1)],
+)
+def test_images_are_left_out_when_fewer_give_the_samples(
+    count, samples, fewest, expected
+):
+    seen, _ = view(0)
+    assert seen._replace(count=count).every(samples, fewest) == expected
+
+
 # --------------------------------------------------------------- edge cases
 
 
@@ -434,6 +552,8 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: snnjax.percentile("99"), "p is '99'; allowed: 1 < p <= 100"),
         (lambda: snnjax.light(objective="ceil"), "objective is 'ceil'; allowed"),
         (lambda: calibrate_weights("rate"), "'floor', 'neuron', 'spikes'"),
+        (lambda: solve.least_squares_weights(damping=0), "damping is 0; allowed: > 0"),
+        (lambda: solve.least_squares_weights(samples=0), "samples is 0; allowed: a"),
         (lambda: calibrate_weights(batch=0), "batch is 0; allowed: a whole number"),
         (
             lambda: calibrate_weights(learning_rate=np.inf),

@@ -66,6 +66,7 @@ def view(here: Arrival, activations, currents) -> View:
         activations,
         functools.partial(_outputs, plan, _thinned(plan, currents, site), site),
         functools.partial(_feed, here),
+        checks.shared(here.network, site),
         plan.join,
     )
 
@@ -126,7 +127,7 @@ def _fit_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
     return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
 
 
-def _feed(here: Arrival, batch: int, time: bool):
+def _feed(here: Arrival, batch: int, time: bool, every: int = 1):
     """`View.feed`: the `Current` of ``batch`` images at a time, and its sources."""
     plan, (network, stages) = here.plan, here.plan.captured(batch)
     stage = stages[here.i]
@@ -142,7 +143,7 @@ def _feed(here: Arrival, batch: int, time: bool):
         values = [fetched(chunk.snn[v]) for chunk in here.chunks]
         if stream and not time:
             values = [streams.mean(value, plan.steps) for value in values]
-        sources.append(streams.concatenate(plan.spread, values, axes[-1]))
+        sources.append(streams.concatenate(plan.spread, values, axes[-1], every))
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in here.kernels)
     if time:

@@ -17,20 +17,32 @@ from snnjax.network.equations import Network, Site
 from snnjax.neurons import NeuronParams
 
 
-def check_unshared(network: Network, site, before, after) -> None:
+def shared(network: Network, site: Site) -> frozenset[str]:
+    """Paths of the parameters that feed a site, and other sites or the readout too."""
+    return frozenset(
+        network.parameters[v]
+        for v in network.feeds[site.name]
+        if len(_fed_by(network, v)) > 1
+    )
+
+
+def check_unshared(network: Network, site: Site, before, after) -> None:
     """Weights of several sites must not change: that would undo an earlier fit."""
+    variables = {path: v for v, path in network.parameters.items()}
     for path in before:
-        users = [
-            name
-            for name, feeding in network.feeds.items()
-            if path in {network.parameters[v] for v in feeding}
-        ]
+        users = _fed_by(network, variables[path])
         if after[path] is not before[path] and len(users) > 1:
             raise ValueError(
                 f"the weights {path!r} feed several sites ({', '.join(users)}), so "
                 f"calibrating them at {site.name!r} would undo the others. Use a "
                 "recipe without weight calibration, or give each site its own weights"
             )
+
+
+def _fed_by(network: Network, parameter: int) -> list[str]:
+    """What a parameter reaches directly: sites, and the readout."""
+    sites = [name for name, feeding in network.feeds.items() if parameter in feeding]
+    return [*sites, "the readout"] if parameter in network.readout else sites
 
 
 def check_finite(what: str, arrays: Sequence[Any]) -> None:

@@ -40,9 +40,9 @@ class Plan(NamedTuple):
         """For a stream until its next stage; None if all of it fits in memory."""
         return waiting.Shelf() if self.offload else None
 
-    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Of all micro-batches, one array of all images."""
-        return sharding.join(parts, 0, self.spread)
+    def join(self, parts: Sequence[jax.Array], every: int = 1) -> jax.Array:
+        """Of all micro-batches, one array of all images, or of every so many."""
+        return streams.join(self.spread, parts, 0, every)
 
 
 class Chunk(NamedTuple):

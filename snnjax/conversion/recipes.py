@@ -19,6 +19,7 @@ from snnjax.conversion.calibrate import (
     shift_bias,
     streaming_only,
 )
+from snnjax.conversion.solve import least_squares_weights
 from snnjax.conversion.view import Calibrator
 from snnjax.conversion.weights import calibrate_weights
 
@@ -78,15 +79,17 @@ def advanced(
 def best() -> Recipe:
     """The strongest training-free composition that we know, in one sweep.
 
-    Thresholds per channel for the rounding neuron; v(0) = V_th / 2, which rounds as
-    the bias shift does but earlier; per channel, as much of its charge later as serves
-    its spikes, and without delay a threshold for the spikes that really come and then
-    perhaps more charge later; the mean error of each neuron, removed by its initial
-    potential in three rounds; the mean error of the outputs, removed at last.
+    Weights that take back what can be foretold of the errors below; thresholds per
+    channel for the rounding neuron; v(0) = V_th / 2, which rounds as the bias shift
+    does, but earlier; per channel, as much of its charge later as serves its spikes,
+    and without delay a threshold for the spikes that really come and then perhaps more
+    charge later; the mean error of each neuron, removed by its initial potential in
+    three rounds; the mean error of the outputs, removed at last.
     """
     return Recipe(
         (
             (
+                least_squares_weights(),
                 least_squares_threshold("channel", "round"),
                 half_charge(),
                 postpone_charge(),

@@ -60,9 +60,12 @@ class Current(NamedTuple):
     ndim: int | None
 
     def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
-        """The current of these images: its mean [B, ...], or all of it [T, B, ...]."""
+        """The current of these images: its mean [B, ...], or all of it [T, B, ...].
+
+        ``rows`` are the images' numbers, or None for all of them.
+        """
         chosen = [
-            source if axis is None else _take(source, rows, axis)
+            source if axis is None or rows is None else _take(source, rows, axis)
             for source, axis in zip(sources, self.axes, strict=True)
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
@@ -170,13 +173,28 @@ def _decode(train: SpikeTrain, steps: int) -> jax.Array:
     return bits.astype(train.threshold.dtype) * train.threshold
 
 
-def concatenate(spread: NamedSharding | None, values, axis: int):
-    """One stream of all micro-batches, with the images on ``axis``."""
-    spread = spread and sharding.along(axis, spread)
+def concatenate(spread: NamedSharding | None, values, axis: int, every: int = 1):
+    """One stream of all micro-batches, with every so many images on ``axis``."""
     if isinstance(values[0], SpikeTrain):
-        bits = sharding.join([value.bits for value in values], axis, spread)
-        return SpikeTrain(bits, values[0].threshold)
-    return sharding.join(values, axis, spread)
+        bits = [value.bits for value in values]
+        return SpikeTrain(join(spread, bits, axis, every), values[0].threshold)
+    return join(spread, values, axis, every)
+
+
+def join(spread: NamedSharding | None, parts, axis: int, every: int = 1):
+    """One array of all micro-batches, with every so many images on ``axis``."""
+    if every > 1:
+        thin = _every(spread, axis, every)
+        parts = [thin(part) for part in parts]
+    return sharding.join(parts, axis, spread and sharding.along(axis, spread))
+
+
+@functools.cache
+def _every(spread: NamedSharding | None, axis: int, every: int) -> Callable:
+    def here(part):
+        return jax.lax.slice_in_dim(part, 0, None, every, axis)
+
+    return jax.jit(sharding.on_each_device(here, spread, (axis,), axis))
 
 
 def _take(values, rows, axis: int):

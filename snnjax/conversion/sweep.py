@@ -105,13 +105,18 @@ def _send(here: Arrival, fit: Fit, currents) -> None:
 
 
 def chained(calibrators, spread, view: View, fit: Fit) -> Fit:
-    """All calibrators, one after the other; each fit is copied to all devices."""
+    """All calibrators, one after the other.
+
+    Each fit is copied to all devices; weights are sharded as they were.
+    """
     for calibrate in calibrators:
         # A copy, so that what is changed in place is seen as well.
         found = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
         found = checks.checked(view.site, fit, found)
-        changed = {p: w for p, w in found.weights.items() if w is not fit.weights[p]}
-        weights = fit.weights | sharding.gathered(changed, spread)
+        weights = {
+            path: sharding.placed_like(found.weights[path], old, spread)
+            for path, old in fit.weights.items()
+        }
         fit = Fit(sharding.gathered(found.neuron, spread), weights)
     return fit
 

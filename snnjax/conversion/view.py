@@ -46,11 +46,14 @@ class View(NamedTuple):
             site over T steps, from the spikes that the calibrated layers below really
             send; micro-batches too, of the positions that `fits.thin` leaves. With
             paced=True pairs of them and of their pace (`neurons.mean_and_pace`).
-        feed: (batch, time) -> (current, sources): ``current(weights, sources, rows)``
-            is the current into the site for these images, a hashable pure function
-            that is differentiable in the weights; [B, ...], the mean over T steps,
-            or with time=True [T, B, ...].
-        join: concatenates micro-batches.
+        feed: (batch, time, every=1) -> (current, sources): ``current(weights, sources,
+            rows)`` is the current into the site for these images (None: for all that
+            there are, ``batch`` of them), a hashable pure function that is
+            differentiable in the weights; [B, ...], the mean over T steps, or with
+            time=True [T, B, ...].
+        shared: paths of the weights that other sites or the readout are fed by too.
+        join: (micro-batches, every=1) -> one array; of each the first image and every
+            so many after it, as those of ``feed``.
         stride: of the positions that are left, 1 for all of them.
     """
 
@@ -61,7 +64,10 @@ class View(NamedTuple):
     activations: Sequence[jax.Array]
     outputs: Callable[..., Iterable[jax.Array]]
     feed: Callable[..., tuple[Callable, Any]]
-    join: Callable[[Sequence[jax.Array]], jax.Array] = jnp.concatenate
+    shared: frozenset[str] = frozenset()
+    join: Callable[..., jax.Array] = lambda parts, every=1: jnp.concatenate(
+        [part[::every] for part in parts]
+    )
     stride: int = 1
 
     @property
@@ -72,6 +78,16 @@ class View(NamedTuple):
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""
         return self.join(list(self.outputs(fit)))
+
+    def every(self, samples: int, fewest: int) -> int:
+        """Distance of images that give each channel so many samples or more.
+
+        Args:
+            samples: positions of a channel, over all images that are left.
+            fewest: images that must be left, if there are as many.
+        """
+        positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
+        return max(1, min(self.count * positions // samples, self.count // fewest))
 
     def thinned(self, samples: int) -> "View":
         """The same with fewer positions: each channel keeps so many samples or more.

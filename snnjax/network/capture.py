@@ -240,6 +240,7 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
         equations.append(eq)
     outputs = tuple(_from_end(v, axes, avals) for v in program.outputs)
     seen = seen or _Seen(batches, channels, outputs)
+    read = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     network = Network(
         equations=tuple(equations),
         avals=avals,
@@ -252,6 +253,7 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
         depths=depths,
         dependent=frozenset(dependent),
         feeds=feeds,
+        readout=frozenset().union(*read),
         channels=seen.outputs,
     )
     return network, seen

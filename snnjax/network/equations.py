@@ -179,6 +179,7 @@ class Network(NamedTuple):
         depths: variable -> number of firing sites on the longest way to it.
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
+        readout: parameter variables that reach an output directly.
         channels: for each output the axis that counts channels, from the end.
     """
 
@@ -193,6 +194,7 @@ class Network(NamedTuple):
     depths: dict[int, int]
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
+    readout: frozenset[int]
     channels: tuple[int, ...]
 
     def arguments(self, params: chex.ArrayTree, x: jax.Array | None = None) -> Values:

@@ -111,6 +111,14 @@ def gathered(tree: Tree, spread: NamedSharding | None) -> Tree:
     return jax.tree.map(gather, tree)
 
 
+def placed_like(new: Any, old: Any, spread: NamedSharding | None) -> Any:
+    """An array of the mesh, sharded over it as another one is; itself if it is that."""
+    traced = isinstance(new, Tracer) or isinstance(old, Tracer)
+    if spread is None or new is old or traced:
+        return new
+    return place(new, old.sharding)
+
+
 def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
     """``x[start : start + count]``, spread anew: every device has its part of it."""
     if spread is None or isinstance(x, Tracer):
