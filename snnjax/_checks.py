@@ -56,8 +56,7 @@ def check_size(name: str, size: int | None) -> None:
 
 def check_positive(name: str, number: float) -> None:
     """Raise unless 0 < ``number`` < infinity."""
-    real = np.asarray(number).dtype.kind in "iuf" and np.ndim(number) == 0
-    if not real or not 0 < number < np.inf:
+    if not is_number(number) or not 0 < number < np.inf:
         raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
 
 
@@ -82,6 +81,11 @@ def check_labels(outputs: Any, labels: Any) -> None:
             f"labels have dtype {dtype}; allowed: whole numbers, e.g. "
             "labels.astype('int32')"
         )
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is one real number, of Python, NumPy or JAX."""
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 
 def _whole(number: Any) -> bool:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from snnjax import surrogate as surrogates
-from snnjax._checks import check_choice, check_delay
+from snnjax._checks import check_choice, check_delay, check_positive, is_number
 
 
 class NeuronParams(NamedTuple):
@@ -131,8 +131,8 @@ def lif(
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.7))[:, 0])
     [0. 1. 0. 1.]
     """
-    if not 0 < leak <= 1:
-        raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1 (1 is IF)")
+    if not is_number(leak) or not 0 < leak <= 1:
+        raise ValueError(f"leak is {leak!r}; allowed: 0 < leak <= 1 (1 is IF)")
     return _neuron(threshold, leak, reset, temperature, surrogate, detach_reset)
 
 
@@ -371,10 +371,9 @@ def check_plain(neuron: Neuron) -> None:
 
 
 def _neuron(threshold, leak, reset, temperature, surrogate, detach_reset) -> Neuron:
-    if not threshold > 0:
-        raise ValueError(f"threshold is {threshold}; allowed: > 0")
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; allowed: > 0, or None")
+    check_positive("threshold", threshold)
+    if temperature is not None:
+        check_positive("temperature", temperature)
     check_choice("reset", reset, ("subtract", "zero"))
 
     def fresh():

@@ -9,7 +9,7 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from snnjax.measures import costs
+from snnjax.measures import costs, metrics
 
 STEPS = 8
 
@@ -253,3 +253,47 @@ def test_convolutions_are_counted_under_x64(x64):
     x64()
     found = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
     assert float(found.macs) == macs
+
+
+def test_what_a_network_closes_over_is_read_anew():
+    net = NETWORKS["dense"]
+    factor = [1.0]
+
+    def fn(params, x):
+        return factor[0] * net.fn(params, x * factor[0])
+
+    def seen():
+        snn = snnjax.convert(fn, net.params, net.x, steps=STEPS)
+        found = snnjax.measure(fn, net.params, snn, net.x)
+        return snnjax.spiking(fn, steps=STEPS)(snn, net.x), found
+
+    (outputs, found), factor[0] = seen(), 2.0
+    more, larger = seen()
+    ratio = jnp.abs(more).mean() / jnp.abs(outputs).mean()
+    assert ratio > 2
+    for site in found.sites:
+        np.testing.assert_array_less(
+            found.sites[site].activation, larger.sites[site].activation
+        )
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A network that has no hash."""
+
+    factor: float
+
+    def __call__(self, params, x):
+        return NETWORKS["dense"].fn(params, self.factor * x)
+
+
+def test_measures_compile_once_for_functions_that_do_the_same():
+    net = NETWORKS["dense"]
+    snn = snnjax.convert(Scaled(1.5), net.params, net.x, steps=STEPS)
+    first = snnjax.measure(Scaled(1.5), net.params, snn, net.x)
+    programs = metrics._observe._cache_size()
+    again = snnjax.measure(Scaled(1.5), net.params, snn, net.x)
+    assert metrics._observe._cache_size() == programs
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    snnjax.measure(Scaled(2.5), net.params, snn, net.x)
+    assert metrics._observe._cache_size() == programs + 1

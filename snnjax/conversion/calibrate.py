@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_choice, check_count, check_positive
+from snnjax._checks import check_choice, check_count, check_positive, is_number
 from snnjax.conversion import fits
 from snnjax.conversion.view import Calibrator, Fit, View
 
@@ -32,8 +32,7 @@ def max_threshold(per: str = "layer") -> Calibrator:
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     """V_th = `fits.percentile` of the activations."""
     check_choice("per", per, _PER)
-    real = np.asarray(p).dtype.kind in "iuf" and np.ndim(p) == 0
-    if not real or not 1 < p <= 100:
+    if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
         lambda view: _percentile(view.activation, p, per, view.site.channel), per
@@ -228,7 +227,7 @@ def _check_numbers(name: str, numbers: Sequence[float]) -> None:
 
 
 def _check_pace(pace: float) -> None:
-    if not (isinstance(pace, int | float) and 0 <= pace < np.inf):
+    if not is_number(pace) or not 0 <= pace < np.inf:
         raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
 
 

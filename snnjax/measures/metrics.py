@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_labels
-from snnjax.measures.operations import products, shape_of, weights_of
+from snnjax.measures.operations import Work, products, shape_of, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, evaluate, identity
 from snnjax.neurons import NeuronParams, closed_form
@@ -129,15 +129,16 @@ def measure(
             fitted to.
 
     Returns:
-        `Measures`. Jitted inside, one program for each fn, steps, delay and shape of
-        x; memory is that of by_layer: T times the ANN's.
+        `Measures`. Jitted inside, one program for each network, steps, delay and shape
+        of x; memory is that of by_layer: T times the ANN's.
 
     Raises: as `snnjax.spiking`.
     """
     steps, delay = checked_fit(snn, steps, delay)
     check_params(snn, params)
-    seen, operations, input_macs, macs = _observe(fn, params, snn, x, steps, delay)
     network = capture(fn, params, x, inline_all=True)
+    work = Work(fn, network)
+    seen, operations, input_macs, macs = _observe(work, params, snn, x, steps, delay)
     compared = {
         site.name: _compare(
             seen[site.name], snn.neurons[site.name], snn.reset, steps, site.channel
@@ -172,10 +173,10 @@ class _Seen(NamedTuple):
     fired: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
-def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
+@functools.partial(jax.jit, static_argnames=("work", "steps", "delay"))
+def _observe(work: Work, params, snn: SNN, x, steps: int, delay: int):
     """Site name -> `_Seen`; synaptic operations, MACs of the input, of the ANN."""
-    network = capture(fn, params, x, inline_all=True)
+    network = capture(work.fn, params, x, inline_all=True)
     check_neurons(snn.neurons, network.sites)
     activations = _activations(network, params, x)
     seen = {}
@@ -188,7 +189,7 @@ def _observe(fn, params, snn: SNN, x, steps: int, delay: int):
 
     values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
     operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
-    for v, product in products(fn, params, x, network):
+    for v, product in products(work.fn, params, x, network):
         macs += product.macs
         if v in streams:
             active = (values[v] != 0).astype(jnp.float32).sum(0)

@@ -32,6 +32,7 @@ from jax.core import Tracer
 
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
+    Work,
     driven_input,
     product,
     products,
@@ -95,8 +96,8 @@ def neurobench(
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
     weights = [math.prod(shape_of(network, v)) for v in weights_of(network)]
     macs = sum(found.macs for _, found in products(fn, snn.params, x, network))
-    seen = jax.device_get(_count(fn, snn, x, steps, delay))
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(snn)]
+    seen = jax.device_get(_count(Work(fn, network), snn, x, steps, delay))
+    arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
     batch = len(x)
     spikes = _total(seen["spikes"])
     found = {
@@ -117,6 +118,13 @@ def neurobench(
     return found
 
 
+def _numbers(leaf) -> np.ndarray:
+    """A leaf on the host; of random keys what they are made of."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
 def _check_labels(labels, network: Network, batch: int) -> None:
     """Raise unless accuracy has a meaning: one label per image, logits as output."""
     if np.shape(labels) != (batch,):
@@ -131,10 +139,10 @@ def _check_labels(labels, network: Network, batch: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "steps", "delay"))
-def _count(fn, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("work", "steps", "delay"))
+def _count(work: Work, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
     """Counts of parts, to be added where whole numbers are as long as need be."""
-    network = capture(fn, snn.params, x, inline_all=True)
+    network = capture(work.fn, snn.params, x, inline_all=True)
     neuron = integrate_and_fire(reset=snn.reset)
     spikes, updates = [], []
 

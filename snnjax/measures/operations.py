@@ -26,6 +26,31 @@ _PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
 _ELEMENT_TYPE = "preferred_element_type"
 
 
+class Work:
+    """A function as a static argument, equal to any other that does the same.
+
+    By itself it would be compared by identity: then ``jit`` goes on with what it closed
+    over at first, and refuses one that has no hash.
+    """
+
+    def __init__(self, fn: Callable, network: Network):
+        self.fn = fn
+        # Every trace has calls of its own, of which a site says all that counts.
+        equations = tuple(
+            eq._replace(params=()) if eq.site is not None and eq.site.fires else eq
+            for eq in network.equations
+        )
+        constants = tuple(map(Static, network.constants.values()))
+        paths = tuple(network.parameters.values())
+        self.key = equations, network.outputs, paths, constants
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Work) and self.key == other.key
+
+
 def driven_input(equation: Equation, network: Network) -> int | None:
     """The operand of a product that depends on the input, if there is one."""
     if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:

@@ -308,4 +308,5 @@ def _shape_problems(network: Network, outputs, followed: Batch):
             yield Problem(path, (), reason, remedy)
         elif len(shape) == 1 and what == "a site":
             reason = f"a site has shape {shape}: a batch of single numbers"
-            yield Problem(path, (), reason, "give it an axis of features: x[:, None]")
+            remedy = "give it an axis of features: x[:, None], or keepdims=True"
+            yield Problem(path, (), reason, remedy)

@@ -191,10 +191,10 @@ class Batch:
                 if isinstance(v, int) and v in self.positions
             }
         except _Meeting:  # one example by itself meets no other
-            return self.size > 1, None
+            return self.size != 1, None
         known = [place for place in found if place is not None]
         if len(known) > 1:
-            return self.size > 1, None
+            return self.size != 1, None
         if not known:
             return False, None
         (place,) = known
@@ -208,7 +208,7 @@ class Batch:
         after = self.avals[equation.outputs[0]].shape
         name = getattr(equation.primitive, "name", "")
         # With B = 1 it could be any axis: then as for other reshapes, `_moved`.
-        if name == "reshape" and self.size > 1:
+        if name == "reshape" and self.size != 1:  # it may have no number
             return self._reshaped(before, after, axis, stride)
         found = self._axis_after(equation, i, name, axis, before, after)
         return None if found is None else Position(found, stride)

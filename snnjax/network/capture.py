@@ -168,8 +168,11 @@ def paths_of(params: chex.ArrayTree) -> list[str]:
 
 
 def _trace(fn, params, x):
+    def anew(params, x):  # JAX would remember what fn itself closed over at first
+        return fn(params, x)
+
     try:
-        return jax.make_jaxpr(fn, return_shape=True)(params, x)
+        return jax.make_jaxpr(anew, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed: say with what
         error.add_note(
             f"snnjax called fn(params, x) with x of shape {tuple(x.shape)} and dtype "

@@ -157,6 +157,8 @@ def _kernels(params: chex.ArrayTree) -> Sequence[str]:
 
 def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
     """The parameters at these paths; raise if one does not exist."""
+    if isinstance(paths, str):
+        raise ValueError(f"paths is {paths!r}; allowed: several, as [{paths!r}]")
     named = _named(params)
     unknown = set(paths) - set(named)
     if unknown or not paths:

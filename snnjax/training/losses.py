@@ -20,7 +20,7 @@ from jax.core import Tracer
 from snnjax._checks import check_labels
 from snnjax._trees import is_floating, name_of
 from snnjax.neurons import NeuronParams
-from snnjax.simulation.snn import SNN
+from snnjax.simulation.snn import SNN, check_snn
 
 KINDS = ("weights", "readout_correction", *NeuronParams._fields)
 
@@ -140,6 +140,7 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     ...      "frozen": optax.set_to_zero()}, kinds)
     >>> state = optimizer.init(snn)
     """
+    check_snn(snn)
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
     unknown = set(trained) - set(KINDS)

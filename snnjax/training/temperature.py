@@ -40,6 +40,7 @@ def temperatures(snn: SNN) -> Temperatures:
     Raises:
         ValueError: no site has one.
     """
+    check_snn(snn)
     found = {name: n.temperature for name, n in snn.neurons.items()}
     found = {name: b for name, b in found.items() if b is not None}
     if not found:
@@ -67,13 +68,19 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     if unknown:
         raise ValueError(f"no site {sorted(unknown)}; sites: {sorted(snn.neurons)}")
     for name, b in new.items():
-        if not isinstance(b, Tracer) and not np.all(np.asarray(b) > 0):
-            raise ValueError(f"the temperature of site {name!r} is {b}; allowed: > 0")
+        if not isinstance(b, Tracer) and not _positive(np.asarray(b)):
+            raise ValueError(
+                f"the temperature of site {name!r} is {b!r}; allowed: > 0, and finite"
+            )
     changed = {
-        name: snn.neurons[name]._replace(temperature=jnp.asarray(b))
+        name: snn.neurons[name]._replace(temperature=1.0 * jnp.asarray(b))
         for name, b in new.items()
     }
     return dataclasses.replace(snn, neurons=snn.neurons | changed)
+
+
+def _positive(b: np.ndarray) -> bool:
+    return b.dtype.kind in "iufV" and bool(((b > 0) & (b < np.inf)).all())
 
 
 class Alignment(NamedTuple):
