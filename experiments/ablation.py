@@ -30,7 +30,8 @@ CHARGE = snnjax.half_charge()
 POSTPONE = snnjax.postpone_charge()
 SCALE = snnjax.scale_threshold()
 POTENTIAL = snnjax.correct_potential(3)
-WEIGHTS = snnjax.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
+LEAST_SQUARES = snnjax.least_squares_weights()
+DESCENT = snnjax.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
 def corrected(*calibrators: Calibrator) -> Recipe:
@@ -55,15 +56,26 @@ ROWS: dict[str, Recipe] = {
     "+ scaled threshold": corrected(THRESHOLD, CHARGE, SCALE, POTENTIAL),
     "+ postponed charge": corrected(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
     "+ both": corrected(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
+    "+ weights by least squares": corrected(
+        LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
+    ),
     "best": BEST,
+    "best, weights as they are": corrected(*PARTS[1:]),
+    "best, a tenth of the damping": corrected(
+        snnjax.least_squares_weights(damping=0.1), *PARTS[1:]
+    ),
+    "best, ten times the damping": corrected(
+        snnjax.least_squares_weights(damping=10.0), *PARTS[1:]
+    ),
     "best, one threshold per layer": corrected(
-        snnjax.least_squares_threshold("layer", "round"), *PARTS[1:]
+        LEAST_SQUARES, snnjax.least_squares_threshold("layer", "round"), *PARTS[2:]
     ),
     "best, one round of potentials": corrected(
         *PARTS[:-1], snnjax.correct_potential(1)
     ),
     "best, bias for potential": corrected(*PARTS[:-1], snnjax.correct_bias(3)),
     "best, whatever the pace": corrected(
+        LEAST_SQUARES,
         THRESHOLD,
         CHARGE,
         snnjax.postpone_charge(pace=0),
@@ -72,7 +84,7 @@ ROWS: dict[str, Recipe] = {
         POTENTIAL,
     ),
     "best, readout as it is": Recipe(BEST.sweeps),
-    "best, then weights": corrected(*PARTS[:-1], WEIGHTS, PARTS[-1]),
+    "best, then weights by descent": corrected(*PARTS[:-1], DESCENT, PARTS[-1]),
 }
 DISTILLED = "best, then logits distilled"
 

@@ -435,6 +435,37 @@ def test_shared_weights_cannot_be_calibrated():
     assert len(snn.neurons) == 3
 
 
+def test_weights_that_the_readout_shares_stay():
+    def tied(p, x):
+        return relu(x @ p["w1"]) @ p["w1"].T
+
+    params, x = {"w1": FLAT["w1"]}, images()
+    snn = snnjax.convert(tied, params, x, steps=2)
+    np.testing.assert_array_equal(snn.params["w1"], params["w1"])
+    with pytest.raises(ValueError, match="'w1' feed several sites .*, the readout"):
+        snnjax.convert(tied, params, x, steps=2, recipe=RECIPES["advanced"])
+
+
+def test_best_moves_kernels_where_spikes_come_in_and_nothing_else():
+    snn = convert(x=images(64), steps=2, recipe=RECIPES["best"])
+    moved = {
+        path: bool(jnp.any(new != old))
+        for (path, new), old in zip(
+            jax.tree_util.tree_leaves_with_path(snn.params),
+            jax.tree.leaves(NET.params),
+            strict=True,
+        )
+    }
+    names = {jax.tree_util.keystr(path, simple=True) for path, m in moved.items() if m}
+    assert names
+    kernels = {
+        jax.tree_util.keystr(path, simple=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(NET.params)
+        if leaf.ndim >= 2
+    }
+    assert names < kernels
+
+
 @pytest.mark.parametrize("name", ["bare pre-activation", "branches"])
 def test_the_input_of_a_site_may_be_read_again(name):
     net = NETWORKS[name]

@@ -97,6 +97,19 @@ def test_labels_of_another_shape_are_refused(labels, message):
         snnjax.neurobench(features, snn, x, steps=2, labels=[0, 1])
 
 
+def test_random_keys_among_the_parameters_count_as_what_they_are_made_of():
+    def fn(p, x):
+        return jax.nn.relu(x @ p["w"])
+
+    params = {"w": jnp.eye(2), "key": jax.random.key(0)}
+    x = jnp.ones((2, 2))
+    with_key, without = (
+        snnjax.neurobench(fn, snnjax.init(fn, p, x), x, steps=2)
+        for p in (params, {"w": params["w"]})
+    )
+    assert with_key["ParameterCount"] == without["ParameterCount"] + 2
+
+
 def test_numbers_inside_of_jit_are_refused():
     fn, x = (lambda w, x: jax.nn.relu(x @ w)), jnp.ones((2, 2))
     snn = snnjax.init(fn, jnp.eye(2), x)

@@ -182,7 +182,9 @@ def test_small_bfloat16_currents_are_not_lost():
     [
         (functools.partial(neurons.lif, leak=0.0), "leak is 0.0; allowed: 0 < leak"),
         (functools.partial(neurons.lif, leak=1.5), "leak is 1.5"),
+        (functools.partial(neurons.lif, leak=None), "leak is None; allowed"),
         (functools.partial(neurons.lif, threshold=0.0), "threshold is 0.0; allowed"),
+        (functools.partial(neurons.lif, threshold=np.ones(2)), "threshold is array"),
         (functools.partial(neurons.integrate_and_fire, threshold=-1), "threshold is"),
         (functools.partial(neurons.lif, reset="soft"), "allowed: 'subtract', 'zero'"),
     ],

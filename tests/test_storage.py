@@ -256,6 +256,17 @@ def test_a_program_takes_any_batch(name, delay, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found.run(x), outputs)
 
 
+def test_a_network_that_flattens_takes_any_batch(tmp_path):
+    def fn(p, x):
+        return DENSE.fn(p, x.reshape(x.shape[0], -1))
+
+    x = DENSE.x.reshape(-1, 2, 2)
+    found = stored(tmp_path, converted(), fn=fn, x=x)
+    assert found.card["program"]["batch"] is None
+    outputs = snnjax.spiking(fn, steps=STEPS)(converted(), x[:3])
+    np.testing.assert_array_equal(found.run(x[:3]), outputs)
+
+
 def test_a_network_of_one_batch_size_runs_in_parts(tmp_path):
     def fn(p, x):
         return DENSE.fn(p, x.reshape(4, -1))  # four examples and no other number

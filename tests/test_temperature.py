@@ -241,6 +241,11 @@ PLAIN = snnjax.init(*NETWORKS["dense"][:3])
 DEEP, LOSS = deep()
 
 
+def test_a_whole_temperature_has_a_gradient_too():
+    found = snnjax.with_temperatures(DEEP, {"relu": 3}).neurons["relu"].temperature
+    assert found == 3 and jnp.issubdtype(found.dtype, jnp.floating)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -256,6 +261,14 @@ DEEP, LOSS = deep()
         (
             lambda: snnjax.with_temperatures(DEEP, {"relu": -1.0}),
             "temperature of site 'relu' is -1.0; allowed: > 0",
+        ),
+        (
+            lambda: snnjax.with_temperatures(DEEP, {"relu": "steep"}),
+            "temperature of site 'relu' is 'steep'; allowed: > 0",
+        ),
+        (
+            lambda: snnjax.finite_differences(LOSS, DEEP, "w1", step=0.1),
+            "paths is 'w1'; allowed: several, as \\['w1'\\]",
         ),
         (
             lambda: snnjax.finite_differences(LOSS, DEEP, ["kernel"], step=0.1),

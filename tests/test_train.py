@@ -477,6 +477,7 @@ def test_labels_may_be_traced(loss):
 @pytest.mark.parametrize(
     "wrong, message",
     [
+        (lambda: snnjax.param_labels({}, ["weights"]), "found a dict where an SNN is"),
         (
             lambda: snnjax.param_labels(with_temperature()[1], ["b"]),
             "holds \\['b'\\]; allowed",

@@ -67,8 +67,8 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     """``fn`` with ``rule(site, x, *operands)`` in the place of every activation.
 
     The rule meets every site: a ReLU has no operands, a clipped ReLU its maximum, a
-    max-pool the function that pools. `identity` is the rule that gives the ANN back,
-    bit for bit; leave to it what yours is not about.
+    max-pool the function that pools. `identity` is the rule that gives the ANN back
+    (bit for bit, if both or neither are compiled); leave to it what yours is not about.
 
     >>> import jax, jax.numpy as jnp
     >>> from snnjax import identity
