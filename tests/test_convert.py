@@ -289,6 +289,23 @@ def test_a_full_disk_of_temporary_files_is_told(monkeypatch):
         convert(memory_budget=0)
 
 
+@pytest.mark.parametrize("micro_batch, devices", [(5, None), (None, 8)])
+def test_the_images_that_weights_are_fitted_to_are_always_the_same(
+    micro_batch, devices
+):
+    """One in three of 96, which neither 5 nor 8 devices divide."""
+    chain = (
+        snnjax.least_squares_weights(samples=1),
+        snnjax.least_squares_threshold("channel"),
+    )
+    run = functools.partial(convert, x=images(96), steps=2, recipe=Recipe((chain,)))
+    mesh = devices and jax.make_mesh((devices,), ("data",))
+    found, plain = run(micro_batch=micro_batch, mesh=mesh), run()
+    assert_close(found, plain)
+    moved = jax.tree.map(lambda a, b: jnp.any(a != b), plain.params, NET.params)
+    assert any(jax.tree.leaves(moved))
+
+
 def test_images_that_devices_cannot_share_are_refused():
     mesh = jax.make_mesh((8,), ("data",))
     with pytest.raises(ValueError, match="20 examples cannot be shared evenly by 8"):

@@ -140,10 +140,11 @@ def _feed(here: Arrival, batch: int, time: bool, every: int = 1):
             fixed = network.constants if v in network.constants else here.params
             sources.append(fixed[v])
             continue
-        values = [fetched(chunk.snn[v]) for chunk in here.chunks]
+        values = (fetched(chunk.snn[v]) for chunk in here.chunks)
         if stream and not time:
-            values = [streams.mean(value, plan.steps) for value in values]
-        sources.append(streams.concatenate(plan.spread, values, axes[-1], every))
+            values = (streams.mean(value, plan.steps) for value in values)
+        chosen = streams.sampled(values, axes[-1], every)
+        sources.append(streams.concatenate(plan.spread, chosen, axes[-1]))
     paths = [network.parameters.get(v) for v in stage.sources]
     slots = tuple(paths.index(path) for path in here.kernels)
     if time:

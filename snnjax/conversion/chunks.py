@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 
     def join(self, parts: Sequence[jax.Array], every: int = 1) -> jax.Array:
         """Of all micro-batches, one array of all images, or of every so many."""
-        return streams.join(self.spread, parts, 0, every)
+        return sharding.join(streams.sampled(parts, 0, every), 0, self.spread)
 
 
 class Chunk(NamedTuple):

@@ -37,7 +37,8 @@ def least_squares_weights(
     again: biases or potentials, fitted next, make up for it. Of the iterates, W_0
     among them, the best for a fourth of the images is taken, which the sum leaves out.
 
-    Kernels that reach another site or the readout, too, stay as they are.
+    Kernels that reach another site or the readout, too, stay as they are, and all do
+    if there are fewer than four images.
 
     Args:
         iterations: of conjugate gradients, each about two passes of a layer.

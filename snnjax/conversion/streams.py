@@ -5,7 +5,7 @@ carry them from one site to the next, each device its own images.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -173,28 +173,31 @@ def _decode(train: SpikeTrain, steps: int) -> jax.Array:
     return bits.astype(train.threshold.dtype) * train.threshold
 
 
-def concatenate(spread: NamedSharding | None, values, axis: int, every: int = 1):
-    """One stream of all micro-batches, with every so many images on ``axis``."""
+def concatenate(spread: NamedSharding | None, values, axis: int):
+    """One stream of all micro-batches, with the images on ``axis``."""
     if isinstance(values[0], SpikeTrain):
-        bits = [value.bits for value in values]
-        return SpikeTrain(join(spread, bits, axis, every), values[0].threshold)
-    return join(spread, values, axis, every)
+        bits = sharding.join([value.bits for value in values], axis, spread)
+        return SpikeTrain(bits, values[0].threshold)
+    return sharding.join(values, axis, spread)
 
 
-def join(spread: NamedSharding | None, parts, axis: int, every: int = 1):
-    """One array of all micro-batches, with every so many images on ``axis``."""
-    if every > 1:
-        thin = _every(spread, axis, every)
-        parts = [thin(part) for part in parts]
-    return sharding.join(parts, axis, spread and sharding.along(axis, spread))
+def sampled(parts: Iterable, axis: int, every: int) -> list:
+    """Of all images one in so many, the same ones whatever the micro-batches."""
+    found, start = [], 0
+    for part in parts:
+        count = (part.bits if isinstance(part, SpikeTrain) else part).shape[axis]
+        first = -start % every
+        if first < count:
+            found.append(part if every == 1 else _strided(part, first, axis, every))
+        start += count
+    return found
 
 
-@functools.cache
-def _every(spread: NamedSharding | None, axis: int, every: int) -> Callable:
-    def here(part):
-        return jax.lax.slice_in_dim(part, 0, None, every, axis)
-
-    return jax.jit(sharding.on_each_device(here, spread, (axis,), axis))
+@functools.partial(jax.jit, static_argnames=("first", "axis", "every"))
+def _strided(part, first: int, axis: int, every: int):
+    if isinstance(part, SpikeTrain):
+        return part._replace(bits=_strided(part.bits, first, axis, every))
+    return jax.lax.slice_in_dim(part, first, None, every, axis)
 
 
 def _take(values, rows, axis: int):

@@ -52,8 +52,8 @@ class View(NamedTuple):
             differentiable in the weights; [B, ...], the mean over T steps, or with
             time=True [T, B, ...].
         shared: paths of the weights that other sites or the readout are fed by too.
-        join: (micro-batches, every=1) -> one array; of each the first image and every
-            so many after it, as those of ``feed``.
+        join: (micro-batches, every=1) -> one array, of one image in so many, as
+            ``feed`` takes them then.
         stride: of the positions that are left, 1 for all of them.
     """
 

@@ -127,10 +127,15 @@ def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
 
 
 def join(parts: Sequence[jax.Array], axis: int, spread: NamedSharding | None):
-    """Concatenation along the batch axis, spread over the devices as its parts are."""
+    """Concatenation along the batch axis, spread over the devices as its parts are.
+
+    Or copied to all of them, if they cannot share so many examples evenly.
+    """
     if spread is None or isinstance(parts[0], Tracer):
         return jax.numpy.concatenate(parts, axis)
-    return _join(along(axis, spread), axis)(list(parts))
+    even = sum(part.shape[axis] for part in parts) % size(spread) == 0
+    everywhere = NamedSharding(spread.mesh, PartitionSpec())
+    return _join(along(axis, spread) if even else everywhere, axis)(list(parts))
 
 
 def along(axis: int, spread: NamedSharding) -> NamedSharding:
