@@ -79,7 +79,8 @@ def convert(
 
     Returns:
         An `SNN` for `snnjax.spiking` with the same steps and delay. The same
-        arguments give the same bits.
+        arguments give the same bits. Parameters that the recipe does not change are
+        the caller's own arrays, which ``donate_argnums`` would delete for both.
 
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.

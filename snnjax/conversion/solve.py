@@ -6,7 +6,8 @@ I is the mean current of the spikes that really come, b a number per channel, m 
 where neither a nor I(W_0) is above 0, or both are at the largest a of the channel, and
 1 elsewhere, and k = sum m (I(W_0) - its mean)^2 / |W_0|^2 the scale of the curvature. I
 is affine in W, so this is solved by conjugate gradients (Hestenes and Stiefel, 1952),
-and only as far as it helps images that are left out of the sum. The method is ours.
+and only as far as it helps images that are left out of the sum. Source of refitting a
+layer to what really comes in: He, Zhang and Sun, ICCV 2017 (pruning); for spikes: ours.
 """
 
 import functools

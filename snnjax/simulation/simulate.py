@@ -88,8 +88,9 @@ def spiking(
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
         steps: T >= 1, for which every neuron fires.
-        delay: steps that each layer waits, integrating, before it fires, 0..T. The
-            answer then comes after T + depth x delay steps (`latency`).
+        delay: steps that each layer waits, integrating, before it fires, 0..T; while
+            it fires its last ones, neither input nor bias comes any more. The answer
+            comes after T + depth x delay steps (`latency`).
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
             `snnjax.surrogate`; leak, reset and temperature are the SNN's own.
         detach_reset: no gradient through the reset; the spikes stay the same.

@@ -48,7 +48,7 @@ class Stored(NamedTuple):
     """What a file holds.
 
     Attributes:
-        snn: the spiking network, equal to the saved one.
+        snn: the spiking network, equal to the saved one, in the containers of `load`.
         card: what is known of it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
             the network's code; a NamedTuple comes as a dict. None if the file has no
