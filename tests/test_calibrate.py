@@ -419,7 +419,7 @@ def search_view(target, spikes, **changes):
 @pytest.mark.parametrize("damping", [0.1, 3.0])
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
-    layer = solve._Layer(_current, (True,), -1)
+    layer = solve._Layer(_current, (kernel.dtype,), (True,), -1)
     search = solve._begin(layer, (kernel,), spikes, target)
     for _ in range(30):
         search = solve._advance(layer, search, (kernel,), spikes, target, damping)
@@ -482,6 +482,19 @@ def test_shared_weights_stay_while_the_others_are_fitted():
     found = solve.least_squares_weights()(seen, Fit(NEURON.init(), both)).weights
     assert found["tied"] is both["tied"]
     assert jnp.any(found["hidden"] != both["hidden"])
+
+
+def test_weights_keep_their_type_and_are_searched_for_in_float32():
+    target, spikes, kernel = noisy(2)
+    seen = search_view(target, spikes)
+
+    def found(kernel):
+        fit = Fit(NEURON.init(), {"hidden": kernel})
+        return solve.least_squares_weights()(seen, fit).weights["hidden"]
+
+    half = found(kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, found(kernel), rtol=0.05, atol=0.02)
 
 
 def test_a_kernel_that_its_network_normalizes_gets_no_worse():

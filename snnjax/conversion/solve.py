@@ -57,14 +57,15 @@ def least_squares_weights(
         every = view.every(samples, _FEWEST)
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
-        layer = _Layer(current, free, view.site.channel)
-        weights = tuple(fit.weights.values())
+        own = tuple(weight.dtype for weight in fit.weights.values())
+        layer = _Layer(current, own, free, view.site.channel)
+        weights = tuple(map(_wide, fit.weights.values()))
         search = _begin(layer, weights, sources, activation)
         for _ in range(iterations):
             search = _advance(layer, search, weights, sources, activation, damping)
         chosen = _chosen(layer, search, weights, sources, activation)
-        changed = zip(fit.weights, chosen, free, strict=True)
-        new = {path: weight for path, weight, is_free in changed if is_free}
+        changed = zip(fit.weights, chosen, own, free, strict=True)
+        new = {path: w.astype(dtype) for path, w, dtype, moves in changed if moves}
         return fit._replace(weights=fit.weights | new)
 
     return calibrate
@@ -75,11 +76,13 @@ class _Layer(NamedTuple):
 
     Attributes:
         current: (weights, sources, rows) -> I, see `View.feed`.
+        own: types of the weights, which are float32 or wider here.
         free: which of the weights may change.
         channel: axis of the channels, from the end.
     """
 
     current: Callable
+    own: tuple[Any, ...]
     free: tuple[bool, ...]
     channel: int
 
@@ -87,8 +90,8 @@ class _Layer(NamedTuple):
         """Weights -> mean current, in float32 or wider."""
 
         def current(weights: Weights) -> jax.Array:
-            found = self.current(weights, sources, None)
-            return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+            typed = [w.astype(t) for w, t in zip(weights, self.own, strict=True)]
+            return _wide(self.current(typed, sources, None))
 
         return current
 
@@ -215,15 +218,17 @@ def _error(current, counts, activation, channel: int) -> jax.Array:
 
 
 def _dot(a: Weights, b: Weights) -> jax.Array:
-    wide = [jnp.promote_types(x.dtype, jnp.float32) for x in a]
-    pairs = zip(a, b, wide, strict=True)
-    products = [(x.astype(t) * y.astype(t)).sum() for x, y, t in pairs]
-    return functools.reduce(jnp.add, products)
+    return functools.reduce(jnp.add, [(x * y).sum() for x, y in zip(a, b, strict=True)])
 
 
 def _add(a: Weights, b: Weights, factor) -> Weights:
-    """a + factor b, in the types of a."""
-    return jax.tree.map(lambda x, y: (x + factor * y).astype(x.dtype), a, b)
+    """a + factor b."""
+    return jax.tree.map(lambda x, y: x + factor * y, a, b)
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    """In float32 or wider."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _tiny(like: jax.Array) -> float:
