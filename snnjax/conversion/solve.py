@@ -146,7 +146,7 @@ def _begin(layer: _Layer, weights: Weights, sources: Any, activation) -> _Search
     )
 
 
-@functools.partial(jax.jit, static_argnames="layer")
+@functools.partial(jax.jit, static_argnames="layer", donate_argnames="search")
 def _advance(
     layer: _Layer, search: _Search, weights: Weights, sources, activation, damping
 ) -> _Search:
