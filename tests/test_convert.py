@@ -18,7 +18,7 @@ from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
 from snnjax import Recipe, calibrate_weights, max_threshold
-from snnjax.conversion import fits
+from snnjax.conversion import fits, solve
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -461,6 +461,42 @@ def test_weights_that_the_readout_shares_stay():
     np.testing.assert_array_equal(snn.params["w1"], params["w1"])
     with pytest.raises(ValueError, match="'w1' feed several sites .*, the readout"):
         snnjax.convert(tied, params, x, steps=2, recipe=RECIPES["advanced"])
+
+
+@pytest.mark.parametrize("recipe", ["advanced", "best"])
+def test_calibration_asks_for_the_true_derivative(recipe):
+    """Not for one that was written for training, as to scale or stop a gradient."""
+
+    @jax.custom_vjp
+    def stopped(x):
+        return 2 * x
+
+    stopped.defvjp(lambda x: (stopped(x), None), lambda _, g: (jnp.zeros_like(g),))
+
+    def network(between):
+        def fn(p, x):
+            return relu(between(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
+
+        x = images(64)
+        return snnjax.convert(fn, FLAT, x, steps=2, recipe=RECIPES[recipe])
+
+    found, plain = network(stopped), network(lambda x: 2 * x)
+    assert_close(found, plain)
+    assert jnp.any(found.params["w2"] != FLAT["w2"])
+
+
+def test_a_second_conversion_compiles_nothing():
+    scaled = jax.custom_jvp(lambda x: 2 * x)
+    scaled.defjvp(lambda primals, tangents: (2 * primals[0], 2 * tangents[0]))
+
+    def fn(p, x):
+        return relu(scaled(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
+
+    run = functools.partial(snnjax.convert, fn, FLAT, images(), steps=2)
+    first, programs = run(), solve._advance._cache_size()
+    assert programs
+    assert_equal(run(), first)
+    assert solve._advance._cache_size() == programs
 
 
 def test_best_moves_kernels_where_spikes_come_in_and_nothing_else():

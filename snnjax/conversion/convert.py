@@ -199,12 +199,16 @@ def _check_calibrator(calibrator) -> None:
 
 
 def _captured(fn, params, x):
-    """size -> the network for that many images at a time, and its stages."""
+    """size -> the network for that many images at a time, and its stages.
+
+    Every call is inlined: calibration wants the derivative that the function has, not
+    one that was written for training, and equal work shall have equal equations.
+    """
 
     @functools.cache
     def captured(size: int):
         shape = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-        network = capture(fn, params, shape)
+        network = capture(fn, params, shape, inline_all=True)
         return network, stages(network)
 
     return captured

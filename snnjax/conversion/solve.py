@@ -142,7 +142,15 @@ def _begin(layer: _Layer, weights: Weights, sources: Any, activation) -> _Search
     none = jax.tree.map(jnp.zeros_like, weights)
     curvature = power / jnp.maximum(size, _tiny(size))
     return _Search(
-        none, residual, residual, current, counts, curvature, error, error, none
+        step=none,
+        residual=residual,
+        direction=residual,
+        current=current,
+        counts=counts,
+        curvature=curvature,
+        first=error,
+        error=error,
+        best=none,
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from snnjax._checks import check_positive
 from snnjax.conversion import fits
+from snnjax.conversion.streams import sampled
 from snnjax.network.equations import Site
 from snnjax.neurons import NeuronParams
 
@@ -66,7 +67,7 @@ class View(NamedTuple):
     feed: Callable[..., tuple[Callable, Any]]
     shared: frozenset[str] = frozenset()
     join: Callable[..., jax.Array] = lambda parts, every=1: jnp.concatenate(
-        [part[::every] for part in parts]
+        sampled(parts, 0, every)
     )
     stride: int = 1
 
