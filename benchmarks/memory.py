@@ -4,12 +4,13 @@
     python -m benchmarks.memory --network torchvision_resnet34 --images 1024 \
         --delay 32 --budgets 2000 --out benchmarks/results/memory_resnet34.json
 
-Converts a network with random weights by ``light()``, T = 32, images of 224x224, once
-for each budget, each in a process of its own: three convolutions of 16 channels, where
-both streams of 64 images take 0.8 GB, or one of experiments.models.NAMES. Prints how
-much the process grew over what it held before (peak of the resident set, without the
-images and the weights), and its seconds. A delay of T needs one pass instead of T, so
-that a thousand images can be afforded without an accelerator, within 8 GiB.
+Converts a network with random weights by ``light()`` or ``best()``, T = 32, images of
+224x224, once for each budget, each in a process of its own: three convolutions of 16
+channels, where both streams of 64 images take 0.8 GB, or one of
+experiments.models.NAMES. Prints how much the process grew over what it held before (peak
+of the resident set, without the images and the weights), and its seconds. A delay of T
+needs one pass instead of T, so that a thousand images can be afforded without an
+accelerator, within 8 GiB.
 """
 
 import functools
@@ -24,6 +25,7 @@ from benchmarks import timing
 from experiments.models import NAMES, build
 
 STEPS = 32
+RECIPES = ("light", "best")
 CONVOLUTIONS = "three convolutions"
 
 
@@ -36,7 +38,7 @@ def resident() -> float:
     return (int(pages[1]) - int(pages[2])) * size / 1e6
 
 
-def prepare(budget: int, name: str, images: int, width: int, delay: int):
+def prepare(budget: int, name: str, images: int, width: int, delay: int, recipe: str):
     """(run, facts) of one budget; the facts are all that is measured."""
     import jax
     import numpy as np
@@ -48,7 +50,7 @@ def prepare(budget: int, name: str, images: int, width: int, delay: int):
     x = draw.normal(size=(images, width, width, 3)).astype(np.float32)
 
     def run():
-        fitted = {"steps": STEPS, "delay": delay, "recipe": snnjax.light()}
+        fitted = {"steps": STEPS, "delay": delay, "recipe": getattr(snnjax, recipe)()}
         snn = snnjax.convert(fn, params, x, **fitted, memory_budget=budget * 10**6)
         return jax.block_until_ready(snn)
 
@@ -104,6 +106,7 @@ def compare(options) -> dict:
     before = timing.machine()
     given = [f"--network={options.network}", f"--images={options.images}"]
     given += [f"--width={options.width}", f"--delay={options.delay}"]
+    given += [f"--recipe={options.recipe}"]
     module = [sys.executable, "-m", "benchmarks.memory"]
     sides = {}
     for budget in options.budgets:  # one after the other, so that each has the machine
@@ -117,6 +120,7 @@ def compare(options) -> dict:
             "width": options.width,
             "steps": STEPS,
             "delay": options.delay,
+            "recipe": options.recipe,
         },
         "machine": before,
         "versions": {"snnjax": next(iter(sides.values()))["versions"]},
@@ -153,6 +157,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--delay", type=int, default=0)
+    parser.add_argument("--recipe", default="light", choices=RECIPES)
     budgets = {"nargs": "+", "type": int, "default": [0, 200, 1600]}
     parser.add_argument("--budgets", metavar="MB", **budgets)
     options = parser.parse_args(arguments)
@@ -164,6 +169,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
         options.images, options.width = 4, 16
     if options.side:
         given = (options.network, options.images, options.width, options.delay)
+        given += (options.recipe,)
         work = functools.partial(prepare, int(options.side), *given)
         timing.serve(work, ("jax", "jaxlib"))
         return None

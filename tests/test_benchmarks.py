@@ -135,7 +135,7 @@ def test_memory(monkeypatch, capsys):
     def rounds(commands, count, repeats):
         (name,) = commands
         budget = int(name.split()[0])
-        sizes = {"images": 4, "width": 16, "delay": 0}
+        sizes = {"images": 4, "width": 16, "delay": 0, "recipe": "best"}
         _, facts = memory.prepare(budget, memory.CONVOLUTIONS, **sizes)
         return {name: {"facts": facts, "versions": {}, "seconds": []}}
 

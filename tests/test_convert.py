@@ -186,7 +186,7 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
         (8, "advanced", 0),
         pytest.param(8, "light", 1, marks=pytest.mark.slow),
         pytest.param(2, "advanced", STEPS, marks=pytest.mark.slow),
-        (8, "best", 0),
+        pytest.param(8, "best", 0, marks=pytest.mark.slow),
         (8, "best", STEPS),
     ],
 )
@@ -205,7 +205,9 @@ def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
 @pytest.mark.parametrize(
     "name, axis",
     [
-        ("concatenation", jax.sharding.AxisType.Auto),
+        pytest.param(
+            "concatenation", jax.sharding.AxisType.Auto, marks=pytest.mark.slow
+        ),
         ("input skip", jax.sharding.AxisType.Explicit),
     ],
 )
@@ -583,7 +585,12 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
 
 
 @pytest.mark.parametrize(
-    "dtype, devices", [(jnp.float32, 1), (jnp.bfloat16, 1), (jnp.float32, 8)]
+    "dtype, devices",
+    [
+        (jnp.float32, 1),
+        pytest.param(jnp.bfloat16, 1, marks=pytest.mark.slow),
+        (jnp.float32, 8),
+    ],
 )
 def test_outputs_keep_their_types(dtype, devices):
     """Also those that are no answers: a mask, an image's number."""

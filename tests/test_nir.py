@@ -282,7 +282,7 @@ slow = pytest.mark.slow
         ("MLP", snnjax.light, 0),
         ("MLP", snnjax.best, 1),
         ("convolutions", snnjax.light, 0),
-        ("projection", snnjax.light, 0),
+        pytest.param("projection", snnjax.light, 0, marks=slow),
         pytest.param("MLP", snnjax.best, 0, marks=slow),
         pytest.param("convolutions", snnjax.best, 0, marks=slow),
         pytest.param("option A", snnjax.light, 0, marks=slow),

@@ -156,6 +156,7 @@ def test_a_folder_inside_jit_is_refused(tmp_path):
         jax.jit(lambda x: convert(x=x, folder=tmp_path))(NET.x)
 
 
+@pytest.mark.slow
 def test_fits_of_eight_devices_serve_one(tmp_path):
     x = jax.random.normal(jax.random.key(0), (16, *NET.x.shape[1:]))
     mesh = jax.make_mesh((8,), ("data",))
