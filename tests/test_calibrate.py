@@ -419,16 +419,15 @@ def search_view(target, spikes, **changes):
 @pytest.mark.parametrize("damping", [0.1, 3.0])
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
-    layer = solve._Layer(_current, (kernel.dtype,), (True,), -1)
-    search = solve._begin(layer, (kernel,), spikes, target)
-    for _ in range(30):
-        search = solve._advance(layer, search, (kernel,), spikes, target, damping)
+    layer = solve._Layer(_current, (kernel.dtype,), (True,))
+    problem = solve._pose(layer, (kernel,), spikes, target, -1)
+    search, current = solve._solve(problem, 30, damping)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     np.testing.assert_allclose(kernel + search.step[0], expected, atol=2e-4)
     moved = _current([kernel + search.step[0]], spikes, None)
-    np.testing.assert_allclose(search.current, moved, atol=1e-4)
+    np.testing.assert_allclose(current, moved, atol=1e-4)
 
 
 def distance(target, spikes, kernel):

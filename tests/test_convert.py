@@ -495,10 +495,10 @@ def test_a_second_conversion_compiles_nothing():
         return relu(scaled(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
     run = functools.partial(snnjax.convert, fn, FLAT, images(), steps=2)
-    first, programs = run(), solve._advance._cache_size()
+    first, programs = run(), solve._along._cache_size()
     assert programs
     assert_equal(run(), first)
-    assert solve._advance._cache_size() == programs
+    assert solve._along._cache_size() == programs
 
 
 def test_best_moves_kernels_where_spikes_come_in_and_nothing_else():

@@ -58,12 +58,11 @@ def least_squares_weights(
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
         own = tuple(weight.dtype for weight in fit.weights.values())
-        layer = _Layer(current, own, free, view.site.channel)
         weights = tuple(map(_wide, fit.weights.values()))
-        search = _begin(layer, weights, sources, activation)
-        for _ in range(iterations):
-            search = _advance(layer, search, weights, sources, activation, damping)
-        chosen = _chosen(layer, search, weights, sources, activation)
+        layer = _Layer(current, own, free)
+        problem = _pose(layer, weights, sources, activation, view.site.channel)
+        search, _ = _solve(problem, iterations, damping)
+        chosen = _proven(problem, search.best)
         changed = zip(fit.weights, chosen, own, free, strict=True)
         new = {path: w.astype(dtype) for path, w, dtype, moves in changed if moves}
         return fit._replace(weights=fit.weights | new)
@@ -71,20 +70,21 @@ def least_squares_weights(
     return calibrate
 
 
+# The layer: programs for each kind of layer.
+
+
 class _Layer(NamedTuple):
-    """What a program is compiled for.
+    """The weights that are searched for, and what they do.
 
     Attributes:
         current: (weights, sources, rows) -> I, see `View.feed`.
         own: types of the weights, which are float32 or wider here.
         free: which of the weights may change.
-        channel: axis of the channels, from the end.
     """
 
     current: Callable
     own: tuple[Any, ...]
     free: tuple[bool, ...]
-    channel: int
 
     def into(self, sources):
         """Weights -> mean current, in float32 or wider."""
@@ -101,114 +101,62 @@ class _Layer(NamedTuple):
         return tuple(w if free else jnp.zeros_like(w) for free, w in pairs)
 
 
-class _Search(NamedTuple):
-    """Conjugate gradients on their way.
+@functools.partial(jax.jit, static_argnames="layer")
+def _current(layer: _Layer, weights: Weights, sources: Any) -> jax.Array:
+    return layer.into(sources)(weights)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _along(layer: _Layer, weights: Weights, sources: Any, direction: Weights):
+    """J d: how the current changes with the weights along d."""
+    return jax.jvp(layer.into(sources), (weights,), (layer.bound(direction),))[1]
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _back(layer: _Layer, weights: Weights, sources: Any, values: jax.Array) -> Weights:
+    """J^T values."""
+    return layer.bound(jax.vjp(layer.into(sources), weights)[1](values)[0])
+
+
+# The images: programs for each shape of activations, whatever the layer.
+
+
+class _Images(NamedTuple):
+    """What the images want.
 
     Attributes:
-        step: W - W_0.
-        residual: minus half of the gradient.
-        direction: of the next step.
-        current: I(W) of all images.
-        counts: m, of the images that are fitted to.
-        curvature: k.
-        first: error of W_0 on the images that are left out.
-        error, best: the least so far, and the step that has it.
+        activation: a, [N, ...].
+        top: the largest a of each channel: no threshold will be above it.
+        counts: m, 0 for images that are left out.
     """
 
-    step: Weights
-    residual: Weights
-    direction: Weights
-    current: jax.Array
+    activation: jax.Array
+    top: jax.Array
     counts: jax.Array
-    curvature: jax.Array
-    first: jax.Array
-    error: jax.Array
-    best: Weights
 
 
-@functools.partial(jax.jit, static_argnames="layer")
-def _begin(layer: _Layer, weights: Weights, sources: Any, activation) -> _Search:
-    current, pull = jax.vjp(layer.into(sources), weights)
-    top = _top(activation, layer.channel)
+@functools.partial(jax.jit, static_argnames="channel")
+def _wanted(activation: jax.Array, current: jax.Array, channel: int) -> _Images:
+    axes = tuple(a for a in range(activation.ndim) if a != activation.ndim + channel)
+    top = activation.max(axes, keepdims=True)
     silent = (activation <= 0) & (current <= 0)
     saturated = (activation >= top) & (current >= top)
-    counts = ~(silent | saturated | _left_out(activation))
-    lacking = _centred(activation - current, counts, layer.channel)
-    residual = layer.bound(pull(lacking)[0])
-    _, along = jax.jvp(layer.into(sources), (weights,), (layer.bound(weights),))
-    power = (_centred(along, counts, layer.channel) ** 2).sum()
-    size = _dot(layer.bound(weights), layer.bound(weights))
-    error = _error(current, counts, activation, layer.channel)
-    none = jax.tree.map(jnp.zeros_like, weights)
-    curvature = power / jnp.maximum(size, _tiny(size))
-    return _Search(
-        step=none,
-        residual=residual,
-        direction=residual,
-        current=current,
-        counts=counts,
-        curvature=curvature,
-        first=error,
-        error=error,
-        best=none,
-    )
+    return _Images(activation, top, ~(silent | saturated | _left_out(activation)))
 
 
-@functools.partial(jax.jit, static_argnames="layer", donate_argnames="search")
-def _advance(
-    layer: _Layer, search: _Search, weights: Weights, sources, activation, damping
-) -> _Search:
-    """One step, which is the textbook's, and what the images left out say to it."""
-    into, old = layer.into(sources), _dot(search.residual, search.residual)
-    _, along = jax.jvp(into, (weights,), (search.direction,))
-    _, pull = jax.vjp(into, weights)
-    bent = pull(_centred(along, search.counts, layer.channel))[0]
-    damped = damping * search.curvature
-    bent = _add(layer.bound(bent), search.direction, damped)
-    length = old / jnp.maximum(_dot(search.direction, bent), _tiny(old))
-    residual = _add(search.residual, bent, -length)
-    turn = _dot(residual, residual) / jnp.maximum(old, _tiny(old))
-    step = _add(search.step, search.direction, length)
-    current = search.current + length * along
-    error = _error(current, search.counts, activation, layer.channel)
-    better = error < search.error
-    return search._replace(
-        step=step,
-        residual=residual,
-        direction=_add(residual, search.direction, turn),
-        current=current,
-        error=jnp.where(better, error, search.error),
-        best=jax.tree.map(lambda a, b: jnp.where(better, a, b), step, search.best),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="layer")
-def _chosen(
-    layer: _Layer, search: _Search, weights: Weights, sources, activation
-) -> Weights:
-    """W_0 + step, if I was as affine as it should be: a normalized kernel's is not."""
-    moved = _add(weights, search.best, 1.0)
-    current = layer.into(sources)(moved)
-    error = _error(current, search.counts, activation, layer.channel)
-    better = error < search.first
-    return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, weights)
-
-
-def _left_out(activation: jax.Array) -> jax.Array:
-    """Which images judge, [N, 1, ...]."""
-    images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
-    return images.reshape(-1, *[1] * (activation.ndim - 1))
-
-
+@functools.partial(jax.jit, static_argnames="channel")
 def _centred(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
-    """P: what counts, minus its mean per channel, which b takes."""
+    """P values: what counts, minus its mean per channel, which b takes."""
     return jnp.where(counts, values - _mean(values, counts, channel), 0)
 
 
-def _top(activation: jax.Array, channel: int) -> jax.Array:
-    """The largest of each channel: no threshold will be above it."""
-    axes = tuple(a for a in range(activation.ndim) if a != activation.ndim + channel)
-    return activation.max(axes, keepdims=True)
+@functools.partial(jax.jit, static_argnames="channel")
+def _error(images: _Images, current: jax.Array, channel: int) -> jax.Array:
+    """Sum of (a - clip(I + b))^2 over the images that are left out."""
+    constant = _mean(images.activation - current, images.counts, channel)
+    output = jnp.clip(current + constant, 0, images.top)
+    errors = (images.activation - output) ** 2
+    return jnp.where(_left_out(errors), errors, 0).sum()
 
 
 def _mean(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
@@ -217,12 +165,123 @@ def _mean(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
     return total / jnp.maximum(counts.sum(axes, keepdims=True), 1)
 
 
-def _error(current, counts, activation, channel: int) -> jax.Array:
-    """Sum of (a - clip(I + b))^2 over the images that are left out."""
-    constant = _mean(activation - current, counts, channel)
-    output = jnp.clip(current + constant, 0, _top(activation, channel))
-    errors = (activation - output) ** 2
-    return jnp.where(_left_out(activation), errors, 0).sum()
+def _left_out(activation: jax.Array) -> jax.Array:
+    """Which images judge, [N, 1, ...]."""
+    images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
+    return images.reshape(-1, *[1] * (activation.ndim - 1))
+
+
+# The search: programs for each shape of weights.
+
+
+class _Search(NamedTuple):
+    """Conjugate gradients on their way.
+
+    Attributes:
+        step: W - W_0.
+        residual: minus half of the gradient.
+        direction: of the next step.
+        damped: damping k.
+        error, best: the least on images left out so far, and the step that has it.
+    """
+
+    step: Weights
+    residual: Weights
+    direction: Weights
+    damped: jax.Array
+    error: jax.Array
+    best: Weights
+
+
+class _Problem(NamedTuple):
+    """What is minimized, and from where.
+
+    Attributes:
+        layer, weights, sources: the weights are W_0.
+        images: what the images want.
+        current: I(W_0).
+        channel: axis of the channels, from the end.
+    """
+
+    layer: _Layer
+    weights: Weights
+    sources: Any
+    images: _Images
+    current: jax.Array
+    channel: int
+
+    def along(self, direction: Weights) -> jax.Array:
+        """J direction."""
+        return _along(self.layer, self.weights, self.sources, direction)
+
+    def back(self, values: jax.Array) -> Weights:
+        """J^T P values."""
+        centred = _centred(values, self.images.counts, self.channel)
+        return _back(self.layer, self.weights, self.sources, centred)
+
+    def error(self, current: jax.Array) -> jax.Array:
+        """Of the images that are left out."""
+        return _error(self.images, current, self.channel)
+
+
+def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
+    current = _current(layer, weights, sources)
+    images = _wanted(activation, current, channel)
+    return _Problem(layer, weights, sources, images, current, channel)
+
+
+def _solve(problem: _Problem, iterations: int, damping: float):
+    """(search, its current) after some iterations."""
+    current, own = problem.current, problem.layer.bound(problem.weights)
+    residual = problem.back(problem.images.activation - current)
+    bent = problem.back(problem.along(own))
+    search = _begin(own, bent, residual, problem.error(current), damping)
+    for _ in range(iterations):
+        change = problem.along(search.direction)
+        search, length = _advance(search, problem.back(change))
+        current = current + length * change
+        search = _judge(search, problem.error(current))
+    return search, current
+
+
+def _proven(problem: _Problem, step: Weights) -> Weights:
+    """W_0 + step, if I was as affine as it should be: a normalized kernel's is not."""
+    moved = _moved(problem.weights, step, 1.0)
+    current = _current(problem.layer, moved, problem.sources)
+    better = problem.error(current) < problem.error(problem.current)
+    return _moved(problem.weights, step, better)
+
+
+@jax.jit
+def _begin(own: Weights, bent: Weights, residual: Weights, error, damping) -> _Search:
+    """k = |P J W_0|^2 / |W_0|^2, and ``bent`` is J^T P J W_0."""
+    none = jax.tree.map(jnp.zeros_like, residual)
+    size = _dot(own, own)
+    damped = damping * _dot(own, bent) / jnp.maximum(size, _tiny(size))
+    return _Search(none, residual, residual, damped, error, none)
+
+
+@functools.partial(jax.jit, donate_argnames="search")
+def _advance(search: _Search, bent: Weights) -> tuple[_Search, jax.Array]:
+    """The textbook's step and its length; ``bent`` is J^T P J direction."""
+    old = _dot(search.residual, search.residual)
+    bent = _add(bent, search.direction, search.damped)
+    length = old / jnp.maximum(_dot(search.direction, bent), _tiny(old))
+    residual = _add(search.residual, bent, -length)
+    turn = _dot(residual, residual) / jnp.maximum(old, _tiny(old))
+    following = search._replace(
+        step=_add(search.step, search.direction, length),
+        residual=residual,
+        direction=_add(residual, search.direction, turn),
+    )
+    return following, length
+
+
+@functools.partial(jax.jit, donate_argnames="search")
+def _judge(search: _Search, error: jax.Array) -> _Search:
+    better = error < search.error
+    best = [jnp.where(better, *w) for w in zip(search.step, search.best, strict=True)]
+    return search._replace(error=jnp.minimum(error, search.error), best=tuple(best))
 
 
 def _dot(a: Weights, b: Weights) -> jax.Array:
@@ -232,6 +291,9 @@ def _dot(a: Weights, b: Weights) -> jax.Array:
 def _add(a: Weights, b: Weights, factor) -> Weights:
     """a + factor b."""
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
+
+
+_moved = jax.jit(_add)
 
 
 def _wide(array: jax.Array) -> jax.Array:
