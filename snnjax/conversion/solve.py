@@ -27,7 +27,7 @@ Weights = tuple[jax.Array, ...]
 
 
 def least_squares_weights(
-    *, iterations: int = 10, damping: float = 1.0, samples: int = 2**16
+    *, iterations: int = 10, damping: float = 1.0, samples: int = 2**15
 ) -> Calibrator:
     """W = the kernels whose current comes nearest to the activation where it counts.
 
