@@ -238,6 +238,11 @@ class TrainSNN(Training):
                     f"{name} must be one of {', '.join(allowed)}, not "
                     f"{getattr(self, name)!r}"
                 )
+        if self.learn != "fixed" and self.temperature < self.lowest:
+            raise ValueError(
+                f"temperature {self.temperature} is below lowest {self.lowest}, where "
+                "none that learns may go; choose another of them, or learn fixed"
+            )
         if self.learn == "relaxed" and self.surrogate != "dspike":
             raise ValueError(
                 f"learn relaxed is for dspike, not {self.surrogate}; take choose, "

@@ -220,7 +220,7 @@ def _claim(file: Path, config: Any, resumed: bool) -> None:
         file.write_text(json.dumps(wanted, indent=2) + "\n")
         return
     # Resuming with other options would silently mix two experiments.
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = _parsed(file.read_text(), file) if file.exists() else {}
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
         raise ValueError(
@@ -236,4 +236,13 @@ def _truncated(log: Path, finished: int) -> list[dict]:
     # A line may have been written for an epoch whose checkpoint was not completed.
     lines = log.read_text().splitlines()[:finished] if log.exists() else []
     log.write_text("".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]
+    return [_parsed(line, log) for line in lines]
+
+
+def _parsed(text: str, file: Path) -> dict:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); mend it, or begin anew with another --out"
+        ) from None

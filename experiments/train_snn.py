@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 import snnjax
-from experiments import plot, processes
+from experiments import output, plot, processes
 from experiments.checkpoint import save_snn
 from experiments.configs import PRESETS_SNN, TrainSNN, parse
 from experiments.data import Dataset, MissingDataError, augment, load, normalize
@@ -112,7 +112,9 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         raise ValueError(
             f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
         )
+    output.writable(config.out, f"--out {config.out}")
     data = (_load(config) if data is None else data).first(config.train_images)
+    steps_per_epoch(config, data)  # before anything takes time
     job, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(job)
@@ -178,10 +180,10 @@ def _step(job: Job, moves: bool, state: State, key, images, labels):
     changes, opt_state = job.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    snn = snnjax.with_temperatures(
-        snn,
-        {s: jnp.maximum(b, config.lowest) for s, b in snnjax.temperatures(snn).items()},
-    )
+    if moves:
+        b = snnjax.temperatures(snn)
+        b = {name: jnp.maximum(each, config.lowest) for name, each in b.items()}
+        snn = snnjax.with_temperatures(snn, b)
     finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
     report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
     return State(snn, opt_state), report, alive

@@ -32,6 +32,15 @@ def check_images(x: Any) -> None:
         )
 
 
+def check_floating(name: str, array: Any) -> None:
+    """Raise unless an array is of floating point."""
+    if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        raise ValueError(
+            f"{name} has dtype {jnp.result_type(array)}; allowed: floating point, e.g. "
+            f"{name}.astype('float32')"
+        )
+
+
 def check_delay(steps: int, delay: int) -> None:
     """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
     check_count("steps", steps)

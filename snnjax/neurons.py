@@ -4,9 +4,9 @@
     s       = V_th 1[v >= V_th]               fire: a spike carries the value V_th
     v      <- v - s   or   v (1 - 1[s > 0])   reset: "subtract" or "zero"
 
-A neuron is a pair of pure functions, ``integrate`` and ``fire``; `unroll` runs it
-through time by ``lax.scan``. Because a spike carries V_th, mean outputs compare
-with ANN activations without rescaling.
+A model is two pure functions, ``integrate`` and ``fire``, and the parameters that it
+starts from; `unroll` runs it through time by ``lax.scan``. Because a spike carries
+V_th, mean outputs compare with ANN activations without rescaling.
 Source: Li, Deng, Dong, Gong and Gu, ICML 2021, section 3.
 """
 
@@ -19,7 +19,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from snnjax import surrogate as surrogates
-from snnjax._checks import check_choice, check_delay, check_positive, is_number
+from snnjax._checks import (
+    check_choice,
+    check_delay,
+    check_floating,
+    check_positive,
+    is_number,
+)
 
 
 class NeuronParams(NamedTuple):
@@ -159,7 +165,8 @@ def unroll(
         Spikes [T, B, ...], each 0 or V_th, in the dtype of ``currents``.
 
     Raises:
-        ValueError: a delay outside 0..T.
+        ValueError: a delay outside 0..T; currents that are whole numbers, as spikes of
+            0 and 1 may be.
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire()
@@ -190,6 +197,7 @@ def resume(
     >>> print(spikes[:, 0], state.potential)
     [0. 1.] [0.]
     """
+    check_floating("currents", currents)
     step = _step(neuron, params)
     state, spikes = jax.lax.scan(step, state, currents + params.bias)
     return state, spikes.astype(currents.dtype)
@@ -305,6 +313,7 @@ def _begin(neuron: Neuron, params: NeuronParams, currents: jax.Array, delay: int
     def wait(state, current):
         return neuron.integrate(params, state, current + params.bias), None
 
+    check_floating("currents", currents)
     state = initial_state(params, currents.shape[1:])
     if delay:
         state, _ = jax.lax.scan(wait, state, currents[:delay])
@@ -339,6 +348,7 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
     >>> print(closed_form(params, jnp.array([-1.0, 0.8, 1.4, 9.0]), 4))
     [0.  0.5 1.  2. ]
     """
+    check_floating("current", current)
     charge = params.initial_potential + steps * (current + params.bias)
     count = charge.astype(jnp.float32) / params.threshold
     within = jnp.clip(count, 0, steps)

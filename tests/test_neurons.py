@@ -194,6 +194,25 @@ def test_a_neuron_outside_its_range_is_refused(build, message):
         build()
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        neurons.unroll,
+        neurons.mean_output,
+        neurons.packed_spikes,
+        lambda neuron, params, currents: neurons.resume(
+            neuron, params, neurons.NeuronState(jnp.zeros(1)), currents
+        ),
+        lambda neuron, params, currents: neurons.closed_form(params, currents[0], 4),
+    ],
+)
+def test_currents_of_whole_numbers_are_refused(run):
+    """Spikes of a threshold of 1/2 would all be 0 in their type."""
+    neuron = neurons.integrate_and_fire(threshold=0.5)
+    with pytest.raises(ValueError, match="dtype int32; allowed: floating point"):
+        run(neuron, neuron.init(), jnp.ones((4, 1), jnp.int32))
+
+
 @pytest.mark.parametrize("delay", [-1, 5, 1.0])
 @pytest.mark.parametrize(
     "run", [neurons.unroll, neurons.mean_output, neurons.packed_spikes]

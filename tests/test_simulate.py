@@ -1,6 +1,7 @@
 """Simulation: executions agree, delays wait, and rates approach the ANN."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -291,10 +292,53 @@ def test_executions_give_the_same_gradient(name, delay):
     assert all(jnp.any(n.threshold != 0) for n in by_step.neurons.values())
 
 
+@pytest.mark.parametrize("delay", [0, STEPS])
+@pytest.mark.parametrize(
+    "surrogate", [snnjax.dspike, snnjax.surrogate.arctan, snnjax.relaxed_dspike]
+)
+def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, delay):
+    net = NETWORKS["dense"]
+    neuron = integrate_and_fire(temperature=2.0)
+    snn = snnjax.init(*net[:3], neuron=neuron)
+
+    def loss(execution, snn):
+        options = {"surrogate": surrogate, "execution": execution, "delay": delay}
+        return (outputs(net, snn, **options) ** 2).sum()
+
+    auto, layers = (
+        jax.value_and_grad(functools.partial(loss, execution))(snn)
+        for execution in ("auto", "by_layer")
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        auto,
+        layers,
+    )
+    soft = surrogate is snnjax.relaxed_dspike
+    assert jnp.any(auto[1].neurons["relu"].temperature != 0) == soft
+
+
+def test_a_surrogate_may_need_its_temperature():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
+    needing = lambda x, b: snnjax.dspike(x, b)  # noqa: E731
+    found = outputs(net, snn, surrogate=needing, delay=STEPS)
+    assert_equal(found, outputs(net, snn, execution="closed_form", delay=STEPS))
+
+
+@pytest.mark.parametrize(
+    "option", [{"surrogate": snnjax.surrogate.arctan}, {"detach_reset": True}]
+)
+def test_a_closed_form_has_no_surrogate(option):
+    net = NETWORKS["dense"]
+    with pytest.raises(ValueError, match="straight-through gradient: leave surrogate"):
+        outputs(net, halves(net), execution="closed_form", delay=STEPS, **option)
+
+
 def test_closed_form_is_differentiable():
     net = NETWORKS["input skip"]
     snn = snnjax.convert(*net[:3], steps=STEPS, delay=STEPS)
-    simulate = snnjax.spiking(net.fn, steps=STEPS, delay=STEPS)
+    simulate = snnjax.spiking(net.fn, steps=STEPS, delay=STEPS, execution="closed_form")
     slope = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
     assert jnp.isfinite(slope.params["w1"]).all() and jnp.any(slope.params["w1"] != 0)
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
 import jax
@@ -170,6 +170,9 @@ def test_what_only_code_can_make_is_filled_into_like(build, tmp_path):
 
 def test_a_like_that_does_not_fit_is_refused(tmp_path):
     path = snnjax.save(tmp_path / "snn.safetensors", converted())
+    turned = OrderedDict(reversed(DENSE.params.items()))
+    with pytest.raises(ValueError, match=r"another order: .*'b1'.* `like` .*'w3'"):
+        snnjax.load(path, like=turned)
     other = {**DENSE.params, "w1": jnp.zeros((4, 7))}
     with pytest.raises(ValueError, match=r"w1 has shape \(4, 6\), but .* \(4, 7\)"):
         snnjax.load(path, like=other)
@@ -472,6 +475,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"fn": DENSE.fn, "x": DENSE.x, "inputs": "poisson"}, "draws nothing"),
         ({"fn": DENSE.fn, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),
         ({"calibration": jax.random.key(0)}, "allowed: an array of numbers"),
+        ({"calibration": "images/train"}, "allowed: an array of numbers"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(changes, message, tmp_path):

@@ -37,6 +37,14 @@ def test_forward_is_the_step(spike, shape):
     np.testing.assert_array_equal(spike(x, shape), [0, 0, 0, 1, 1, 1, 1, 1])
 
 
+@pytest.mark.parametrize("b", SHAPES[surrogate.dspike])
+def test_the_derivative_of_relaxed_dspike_is_the_surrogate(b):
+    x = [-1.0, -0.5001, -0.5, -0.3, 0.0, 0.2, 0.5, 0.6]  # -0.5: an empty membrane
+    found = derivative(surrogate.relaxed_dspike, b, x)
+    expected = derivative(surrogate.dspike, b, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @every
 def test_derivative_integrates_to_one(spike, shape):
     # x = tan(u) reaches far into the tails with few points.

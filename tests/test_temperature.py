@@ -239,6 +239,7 @@ def test_where_a_gradient_vanishes_the_cosine_is_zero():
 
 PLAIN = snnjax.init(*NETWORKS["dense"][:3])
 DEEP, LOSS = deep()
+COUNTED = dataclasses.replace(DEEP, params={**DEEP.params, "n": jnp.arange(3)})
 
 
 def test_a_whole_temperature_has_a_gradient_too():
@@ -284,6 +285,24 @@ def test_a_whole_temperature_has_a_gradient_too():
             ),
             "change is 0.0",
         ),
+        (
+            lambda: snnjax.choose_temperature(
+                LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=jnp.inf
+            ),
+            "change is .*inf.*; allowed: > 0, and finite",
+        ),
+        (
+            lambda: snnjax.alignment(LOSS, DEEP, {"w1": jnp.ones((6, 4))}),
+            r"differences of 'w1' have shape \(6, 4\), but the weights have \(4, 6\)",
+        ),
+        (
+            lambda: snnjax.finite_differences(LOSS, DEEP, ["w1"], step=1.0, at_once=0),
+            "at_once is 0; allowed",
+        ),
+        (
+            lambda: snnjax.finite_differences(LOSS, COUNTED, ["n"], step=1.0),
+            "parameter 'n' is no weight",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused(wrong, message):
@@ -297,6 +316,28 @@ def test_a_relaxed_gradient_of_hard_spikes_is_refused():
     simulate = snnjax.spiking(net.fn, steps=4)
     with pytest.raises(ValueError, match="depends on no temperature"):
         snnjax.relaxed_gradient(lambda snn: (simulate(snn, net.x) ** 2).sum(), snn)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("step", [0.5, 0.01])
+def test_differences_are_exact_where_a_type_rounds_the_step(dtype, step):
+    w = jnp.array([0.1, 0.7, -0.3, 0.0], dtype)
+    slopes = jnp.array([1.0, -2.0, 0.5, 4.0])
+    found = snnjax.finite_differences(
+        lambda snn: (slopes * snn.params["w"].astype(jnp.float32)).sum(),
+        dataclasses.replace(DEEP, params={"w": w}),
+        ["w"],
+        step=step,
+    )
+    np.testing.assert_allclose(found["w"], slopes, rtol=1e-3)
+
+
+def test_a_weight_that_a_step_does_not_move_has_no_difference():
+    snn = dataclasses.replace(DEEP, params={"w": jnp.ones(2, jnp.bfloat16)})
+    found = snnjax.finite_differences(
+        lambda snn: snn.params["w"].astype(jnp.float32).sum(), snn, ["w"], step=1e-4
+    )
+    np.testing.assert_array_equal(found["w"], 0)
 
 
 def test_differences_take_the_paths_and_types_of_any_library():

@@ -145,12 +145,43 @@ def test_divergence_names_the_step(digits, config, tmp_path):
         ({"learn": "relaxed", "surrogate": "arctan"}, "relaxed is for dspike"),
         ({"leak": 0.0}, "leak must be in \\(0, 1\\], not 0.0"),
         ({"steps": 0}, "steps must be > 0"),
+        ({"temperature": 0.25}, "temperature 0.25 is below lowest 0.5"),
         ({"flip": True}, "add --flip false"),
     ],
 )
 def test_a_wrong_option_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainSNN(**changes)
+
+
+def test_a_fixed_temperature_stays_below_the_lowest_of_those_that_learn(
+    digits, config, tmp_path
+):
+    changes = {"learn": "fixed", "temperature": 0.25, "epochs": 1, "batch_size": 256}
+    config = dataclasses.replace(config, **changes, out=str(tmp_path))
+    snn = train_snn.train(config, data=digits)
+    assert all(b == 0.25 for b in snnjax.temperatures(snn).values())
+
+
+def test_what_cannot_run_is_told_before_anything_takes_time(
+    digits, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_snn, "build", None)
+    (tmp_path / "file").touch()
+    inside = dataclasses.replace(config, out=str(tmp_path / "file" / "out"))
+    with pytest.raises(ValueError, match="--out .* cannot be written to"):
+        train_snn.train(inside, data=digits)
+    large = dataclasses.replace(config, batch_size=10**6, out=str(tmp_path))
+    with pytest.raises(ValueError, match="batch_size 1000000 exceeds"):
+        train_snn.train(large, data=digits)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_damaged_files_of_a_run_are_named(name, trained, digits, config, tmp_path):
+    out = shutil.copytree(trained[0], tmp_path / "damaged")
+    (out / name).write_text("{")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        train_snn.train(dataclasses.replace(config, out=str(out)), data=digits)
 
 
 def test_an_unknown_surrogate_is_refused(digits, tmp_path):

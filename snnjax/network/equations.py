@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._checks import check_floating
 from snnjax._trees import name_of
 
 Rule = Callable[..., jax.Array]
@@ -34,7 +35,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
             Others are an activation too, but nothing that `snnjax.convert` takes.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a number that is not positive; x is not of floating point.
 
     Source: Deng and Gu, ICLR 2021 ("threshold ReLU").
 
@@ -42,6 +43,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
     [0.  0.5 1. ]
     """
+    check_floating("x", x)
     numbers = int | float | np.number | np.ndarray | jax.Array
     known = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
     # By NumPy, since inside jit JAX would trace a comparison of known numbers too.

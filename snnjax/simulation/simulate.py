@@ -12,6 +12,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
@@ -92,13 +93,14 @@ def spiking(
             it fires its last ones, neither input nor bias comes any more. The answer
             comes after T + depth x delay steps (`latency`).
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`; leak, reset and temperature are the SNN's own.
+            `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
+            with a temperature give it as a second argument.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: "by_step", "by_layer", "closed_form" (delay T, IF with reset by
-            subtraction only; its floor has a straight-through gradient, no
-            surrogate), or "auto", which takes closed_form where it applies,
-            otherwise by_step on CPU without a delay (with the gradient of by_layer)
-            and by_layer elsewhere.
+            subtraction only; its floor has a straight-through gradient, so neither
+            surrogate nor detach_reset can be given), or "auto", which takes
+            closed_form where its spikes are the same, otherwise by_step on CPU without
+            a delay and by_layer elsewhere, always with the gradient of by_layer.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
@@ -148,16 +150,21 @@ def spiking(
     check_size("segment", segment)
     if segment is not None and segment > steps:
         raise ValueError(f"segment is {segment}; allowed: 1 to steps={steps}, or None")
-    execution = _memory_saving(execution, delay, segment, remat)
     if has_aux:
         _check_aux(execution, micro_batch, segment)
+    execution = _memory_saving(execution, delay, segment, remat)
     _check_surrogate(surrogate)
+    if execution == "closed_form" and (surrogate is not dspike or detach_reset):
+        raise ValueError(
+            "execution='closed_form' has a straight-through gradient: leave surrogate "
+            "and detach_reset out, or take 'auto', which has them"
+        )
     if remat and segment is None:
-        _check_hard(surrogate)
+        _check_hard(surrogate, has_aux)
     sequence = inputs != "constant"
     spread = sharding.over_batch(mesh)
 
-    def neuron(snn: SNN) -> Neuron:
+    def model(snn: SNN) -> Neuron:
         return integrate_and_fire(
             reset=snn.reset, surrogate=surrogate, detach_reset=detach_reset
         )
@@ -170,18 +177,19 @@ def spiking(
             here = network._replace(constants=constants)
             if name == "closed_form":
                 return executions.by_closed_form(here, snn, x, steps, sequence)
-            job = (here, snn, x, neuron(snn), steps)
+            job = (here, snn, x, model(snn), steps)
             if name == "by_step":
                 return executions.by_step(*job, delay, sequence)
             if segment is not None:
                 return executions.by_segment(*job, sequence, size=segment, remat=remat)
             return executions.by_layer(*job, delay, sequence, remat=remat)
 
-        name = _choose(execution, steps, delay, snn)
+        name = _choose(execution, steps, delay, snn, surrogate)
         execute = functools.partial(run, name)
-        if (execution, name) == ("auto", "by_step"):
-            # A loop over the whole network has a slow gradient on CPU: its
-            # derivative is that of the layers, which compute the same numbers.
+        if execution == "auto" and name != "by_layer":
+            # A loop over the whole network has a slow gradient on CPU, the closed form
+            # none of the surrogate: the derivative is that of the layers, which
+            # compute the same numbers.
             layers = functools.partial(run, "by_layer")
             execute = jax.custom_jvp(execute)
             execute.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
@@ -194,7 +202,7 @@ def spiking(
         network = capture(fn, snn.params, x, affine=False, has_aux=True)
         check_neurons(snn.neurons, network.sites)
         outputs, aux = executions.folded(
-            network, snn, x, neuron(snn), steps, delay, shares, remat=remat
+            network, snn, x, model(snn), steps, delay, shares, remat=remat
         )
         return corrected(outputs, snn), aux
 
@@ -327,22 +335,42 @@ def _check_surrogate(surrogate: Surrogate) -> None:
         )
 
 
-def _check_hard(surrogate: Surrogate) -> None:
-    """Raise unless the spike function is a step: only then spikes fit into bits."""
+def _spikes_of(surrogate: Surrogate) -> np.ndarray | None:
+    """What it gives at -0.3, -0.1, 0.1, 0.3; None inside jit if that is not known."""
     with jax.ensure_compile_time_eval():
-        values = surrogate(jnp.array([-0.3, -0.1, 0.1, 0.3]))
-        if isinstance(values, Tracer):
-            return  # inside jit, jax 0.7 does not evaluate a custom_jvp function
-        if not jnp.array_equal(values, jnp.array([0, 0, 1, 1])):
-            raise ValueError(
-                "remat keeps spikes as bits, so the surrogate must be a step; found "
-                f"{values} at -0.3, -0.1, 0.1, 0.3. With a segment it need not be: "
-                "segment=..., or remat=False"
-            )
+        x = jnp.array([-0.3, -0.1, 0.1, 0.3])
+        try:
+            values = surrogate(x)
+        except TypeError:  # one that cannot do without a temperature
+            values = surrogate(x, jnp.array(1.0))
+    # Inside jit, jax 0.7 does not evaluate a custom_jvp function.
+    return None if isinstance(values, Tracer) else np.asarray(values)
 
 
-def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
-    leaks = any(neuron.leak is not None for neuron in snn.neurons.values())
+_HARD = [0, 0, 1, 1]
+
+
+def _is_hard(surrogate: Surrogate) -> bool:
+    """Whether it is known to be a step."""
+    found = _spikes_of(surrogate)
+    return found is not None and np.array_equal(found, _HARD)
+
+
+def _check_hard(surrogate: Surrogate, has_aux: bool) -> None:
+    """Raise unless the spike function is a step: only then spikes fit into bits."""
+    found = _spikes_of(surrogate)
+    if found is not None and not np.array_equal(found, _HARD):
+        raise ValueError(
+            "remat keeps spikes as bits, so the surrogate must be a step; found "
+            f"{found} at -0.3, -0.1, 0.1, 0.3. Use remat=False"
+            f"{'' if has_aux else '; with a segment it need not be: segment=...'}"
+        )
+
+
+def _choose(
+    execution: str, steps: int, delay: int, snn: SNN, surrogate: Surrogate
+) -> str:
+    leaks = any(params.leak is not None for params in snn.neurons.values())
     exact = snn.reset == "subtract" and not leaks
     if execution == "closed_form" and not (exact and delay == steps):
         raise ValueError(
@@ -352,6 +380,6 @@ def _choose(execution: str, steps: int, delay: int, snn: SNN) -> str:
         )
     if execution != "auto":
         return execution
-    if exact and delay == steps:
+    if exact and delay == steps and _is_hard(surrogate):
         return "closed_form"
     return "by_step" if jax.default_backend() == "cpu" and not delay else "by_layer"

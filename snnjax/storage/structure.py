@@ -113,6 +113,11 @@ def fill(
     if paths != [path for path, _ in found]:
         lacks = sorted({path for path, _ in found} - set(paths))
         extra = sorted(set(paths) - {path for path, _ in found})
+        if not lacks and not extra:
+            first = [path for path, _ in found][:3]
+            raise ValueError(
+                f"the leaves have another order: {first}, but in `like` {paths[:3]}"
+            )
         raise ValueError(
             f"the structures differ: `like` lacks {lacks[:3] or 'no leaf'} of "
             f"{len(found)} leaves and has {extra[:3] or 'no leaf'} besides"

@@ -9,13 +9,14 @@ Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_positive
-from snnjax._trees import is_kernel
+from snnjax._checks import check_count, check_positive
+from snnjax._trees import is_floating, is_kernel
 from snnjax.network.capture import paths_of
 from snnjax.simulation.snn import SNN
 
@@ -39,26 +40,34 @@ def finite_differences(
         loss: SNN -> scalar.
         snn: where.
         paths: of the weights, as ``Site.parameters`` has them.
-        step: > 0, in units of the weights.
+        step: > 0, in units of the weights; where their type rounds it, g is divided
+            by the way that a weight really goes, and 0 if it does not move.
         at_once: coordinates in parallel, two evaluations each.
 
     Returns:
         path -> g, of the shape of the weights.
 
     Raises:
-        ValueError: a path that does not exist; a step that is not positive.
+        ValueError: a path that does not exist, or of whole numbers; a step that is not
+            positive.
     """
     check_positive("step", step)
+    check_count("at_once", at_once)
     weights = select(snn.params, paths)
 
     def along(path: str, i: jax.Array):
-        flat = weights[path].reshape(-1)
+        weight = weights[path]
+        flat = weight.reshape(-1)
+        # In float32, or XLA might keep more digits of a smaller type than it has.
+        wide = flat[i].astype(jnp.promote_types(weight.dtype, jnp.float32))
+        high, low = (_rounded(wide + s * step, weight.dtype) for s in (1, -1))
 
-        def at(sign):
-            moved = flat.at[i].add(sign * step).reshape(weights[path].shape)
+        def at(value):
+            moved = flat.at[i].set(value.astype(weight.dtype)).reshape(weight.shape)
             return loss(with_weights(snn, {path: moved}))
 
-        return (at(1) - at(-1)) / (2 * step)
+        way = high - low
+        return jnp.where(way > 0, (at(high) - at(low)) / jnp.where(way > 0, way, 1), 0)
 
     return {
         path: jax.lax.map(
@@ -110,7 +119,8 @@ def random_differences(
     Args:
         loss, snn: as for `finite_differences`.
         key: of the directions.
-        step: > 0, in units of the weights; each of them moves by about so much.
+        step: > 0, in units of the weights; each of them moves by about so much, which
+            must be far more than their type rounds.
         directions: K >= 2.
         paths: of the weights; by default all kernels (floating, two axes or more).
 
@@ -165,7 +175,17 @@ def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
         raise ValueError(
             f"no parameter {sorted(unknown) or 'is named'}; parameters: {sorted(named)}"
         )
+    whole = [path for path in paths if not is_floating(named[path])]
+    if whole:
+        raise ValueError(
+            f"parameter {whole[0]!r} is no weight: it is not of floating point"
+        )
     return {path: named[path] for path in paths}
+
+
+def _rounded(number: jax.Array, dtype: Any) -> jax.Array:
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(number, info.nexp, info.nmant)
 
 
 def with_weights(snn: SNN, weights: Weights) -> SNN:

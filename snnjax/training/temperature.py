@@ -13,7 +13,7 @@ Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021; the others a
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._checks import check_positive
 from snnjax.simulation.snn import SNN, check_snn
 from snnjax.training.differences import (
     Directions,
@@ -108,9 +109,10 @@ def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignm
         differences: from `finite_differences` (path -> g) or `random_differences`.
 
     Raises:
-        ValueError: no site has a temperature; a path that does not exist.
+        ValueError: no site has a temperature; a path that does not exist; differences
+            of another shape than the weights.
     """
-    weights, b = select(snn.params, _covered(differences)), temperatures(snn)
+    weights, b = _covered(snn, differences), temperatures(snn)
 
     def loss_of(weights, b):
         return loss(with_temperatures(with_weights(snn, weights), b))
@@ -159,9 +161,9 @@ def choose_temperature(
     Raises:
         ValueError: as `alignment`; change or lowest not positive.
     """
-    if not change > 0 or not lowest > 0:
-        raise ValueError(f"change is {change}, lowest {lowest}; allowed: both > 0")
-    weights, b = select(snn.params, _covered(differences)), temperatures(snn)
+    check_positive("change", change)
+    check_positive("lowest", lowest)
+    weights, b = _covered(snn, differences), temperatures(snn)
     changes = jnp.array([0.0, change, -change])
 
     def candidate(change):
@@ -205,8 +207,19 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
 # -------------------------------------------------------------------- helpers
 
 
-def _covered(differences: Weights | Directions) -> Collection[str]:
-    return differences.paths if isinstance(differences, Directions) else differences
+def _covered(snn: SNN, differences: Weights | Directions) -> Weights:
+    """The weights that the differences are of."""
+    if isinstance(differences, Directions):
+        return select(snn.params, differences.paths)
+    weights = select(snn.params, differences)
+    for path, weight in weights.items():
+        found = jnp.shape(differences[path])
+        if found != weight.shape:
+            raise ValueError(
+                f"the differences of {path!r} have shape {found}, but the weights "
+                f"have {weight.shape}"
+            )
+    return weights
 
 
 def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
