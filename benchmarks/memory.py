@@ -7,9 +7,9 @@
 Converts a network with random weights by ``light()`` or ``best()``, T = 32, images of
 224x224, once for each budget, each in a process of its own: three convolutions of 16
 channels, where both streams of 64 images take 0.8 GB, or one of
-experiments.models.NAMES. Prints how much the process grew over what it held before (peak
-of the resident set, without the images and the weights), and its seconds. A delay of T
-needs one pass instead of T, so that a thousand images can be afforded without an
+experiments.models.NAMES. Prints how much the process grew over what it held before
+(peak of the resident set, without the images and the weights), and its seconds. A delay
+of T needs one pass instead of T, so that a thousand images can be afforded without an
 accelerator, within 8 GiB.
 """
 

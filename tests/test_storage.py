@@ -309,6 +309,14 @@ def test_outputs_keep_their_nesting(tmp_path):
     np.testing.assert_array_equal(second["second"], first[:, :, 0])
 
 
+def test_a_corrected_snn_serves_as_like_for_one_without_correction(tmp_path):
+    corrected, fresh = converted(), snnjax.init(*DENSE[:3])
+    assert corrected.readout_correction is not None
+    for snn, like in ((fresh, corrected), (corrected, fresh)):
+        path = snnjax.save(tmp_path / "snn.safetensors", snn)
+        assert_same(snnjax.load(path, like=like).snn, snn)
+
+
 def test_a_correction_of_a_named_tuple_serves_after_loading(tmp_path):
     Answer = namedtuple("Answer", "logits features")  # not in the order of the names
 

@@ -105,10 +105,16 @@ def check_neurons(neurons: Mapping[str, Any], found: Sites) -> None:
     names = {site.name for site in found if site.fires}
     missing, unknown = names - set(neurons), set(neurons) - names
     if missing or unknown:
+        renamed = (
+            ". A site is named after the parameters that reach it, which may be others "
+            "in training mode: keep a layer's statistics beside its weights, or rename "
+            "the neurons by dataclasses.replace(snn, neurons=...)"
+        )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
             f"{sorted(unknown) or 'none'}; sites without neurons: "
             f"{sorted(missing) or 'none'}; sites: {sorted(names)}"
+            f"{renamed if len(missing) == len(unknown) else ''}"
         )
     for site in found:
         if not site.fires:

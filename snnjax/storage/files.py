@@ -192,8 +192,10 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 
 def _stored(arrays, card: dict, structure: dict, like, path: Path) -> Stored:
     read = functools.partial(read_leaf, arrays)
-    is_snn = isinstance(like, SNN)
-    likes = (like.params, like.readout_correction) if is_snn else (like, None)
+    likes = (like, None)
+    if isinstance(like, SNN):  # one may be corrected, and the other not
+        corrected = structure["readout_correction"] is not None
+        likes = (like.params, like.readout_correction if corrected else None)
     params, correction = (
         _part(name, structure[name], read, this, card["program"] is not None, path)
         for name, this in zip(("params", "readout_correction"), likes, strict=True)
