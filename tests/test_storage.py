@@ -386,6 +386,17 @@ def rewritten(path, structure=None, **changes):
     return path
 
 
+def test_a_program_of_64_bits_says_what_it_needs(x64, tmp_path):
+    x64()
+    params, x = jax.tree.map(lambda a: a.astype(jnp.float64), (DENSE.params, DENSE.x))
+    snn = snnjax.init(DENSE.fn, params, x)
+    path = tmp_path / "snn.safetensors"
+    snnjax.save(path, snn, fn=DENSE.fn, x=x, steps=2)
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(ValueError, match="of float64, which JAX has under .*x64"):
+        snnjax.load(path).run(np.asarray(x))
+
+
 def test_missing_foreign_and_future_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*nowhere"):
         snnjax.load(tmp_path / "nowhere.safetensors")

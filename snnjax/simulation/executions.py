@@ -313,7 +313,8 @@ def _phase(site: Site, clock) -> _Phase:
     if clock is None:
         return _Phase()
     step, steps, delay = clock
-    first = (site.depth - site.fires) * delay
+    before = site.depth - 1 if site.fires else site.depth  # layers that fire earlier
+    first = before * delay
     return _Phase(
         begun=step >= first,
         receiving=(step >= first) & (step < first + steps),

@@ -152,6 +152,9 @@ def _check(x, inputs: str) -> None:
         )
 
 
+_X64 = ", which JAX has under jax.config.update('jax_enable_x64', True) only"
+
+
 def _check_input(x: jax.Array, facts: dict[str, Any], axis: int) -> None:
     shape = [None if i == axis else n for i, n in enumerate(x.shape)]
     if shape != facts["shape"] or x.dtype.name != facts["dtype"] or not x.shape[axis]:
@@ -159,6 +162,7 @@ def _check_input(x: jax.Array, facts: dict[str, Any], axis: int) -> None:
         raise ValueError(
             f"x has shape {x.shape} and dtype {x.dtype.name}; the program takes "
             f"[{', '.join(map(str, allowed))}] of {facts['dtype']}"
+            f"{_X64 if facts['dtype'] == 'float64' else ''}"
         )
 
 
