@@ -3,17 +3,18 @@
     python -m benchmarks.calibration --python spikingjelly=PYTHON311 \
         --out benchmarks/results/calibration.json
 
-Converts He's ResNet-20 and ResNet-56 (random weights, BatchNorm) by ``light()`` with
-T=16 and 128 images, and a ResNet-34 with 8 images of 64x64. Prints the seconds of the
-first call in a fresh process (with compilation) and of later calls, and their ratio to
-T+1 passes of the ANN. Beside it:
-the scheme of the authors' code, which runs the whole network once as ANN and T times
-as SNN for every layer (measured on digits_resnet, generously without its fits;
-estimated from the ANN's time on the others), and SpikingJelly's conversion of the same
-ResNet-20, which finds thresholds only.
+Converts He's ResNet-20 and ResNet-56 (random weights, BatchNorm) by ``light()`` and
+``best()`` with T=16 and 128 images, and a ResNet-34 with 8 images of 64x64. Prints the
+seconds of the first call in a fresh process (with compilation) and of later calls, and
+their ratio to T+1 passes of the ANN. Beside it: the scheme of the authors' code, which
+runs the whole network once as ANN and T times as SNN for every layer (measured on
+digits_resnet, generously without its fits; estimated from the ANN's time on the
+others), and SpikingJelly's conversion of the same ResNet-20, which finds thresholds
+only.
 """
 
 import functools
+import itertools
 import sys
 
 import numpy as np
@@ -27,10 +28,11 @@ SHAPES = {
     "resnet34": (64, 64, 3),
 }
 FEWER = {"resnet34": 16}  # divides the number of images
-PASSES, LIGHT, LAYERS = "ANN, T+1 times", "snnjax light", "layer by layer, no fits"
+PASSES, LAYERS = "ANN, T+1 times", "layer by layer, no fits"
+CONVERT = {f"snnjax {recipe}": recipe for recipe in ("light", "best")}
 THRESHOLDS = "SpikingJelly, thresholds only"
 SIDES = tuple(
-    [f"{work}: {model}" for model in SHAPES for work in (PASSES, LIGHT)]
+    [f"{work}: {model}" for model in SHAPES for work in (PASSES, *CONVERT)]
     + [f"{LAYERS}: digits_resnet", f"{THRESHOLDS}: resnet20"]
 )
 PACKAGES = {
@@ -76,10 +78,10 @@ def prepare(side: str, steps: int, batch: int):
         def run():
             return [ann(variables, x) for _ in range(steps + 1)]
 
-    elif work == LIGHT:
+    elif work in CONVERT:
 
         def run():
-            recipe = snnjax.light()
+            recipe = getattr(snnjax, CONVERT[work])()
             return snnjax.convert(fn, variables, x, steps=steps, recipe=recipe)
 
     else:
@@ -179,15 +181,15 @@ def peer(side: str) -> str:
 
 def targets(found: dict[str, dict]) -> list[dict]:
     goals = []
-    for model, seconds in COMPILATION.items():
-        side = found.get(f"{LIGHT}: {model}")
+    for (work, recipe), model in itertools.product(CONVERT.items(), COMPILATION):
+        side = found.get(f"{work}: {model}")
         if side is None:
             continue
         later = side["later"]["median"]
         compilation = side["facts"]["first"] - later
-        name = f"compilation of light() on {model}, seconds"
-        goals.append(timing.target(name, compilation, at_most=seconds))
-        if model == "resnet20":
+        name = f"compilation of {recipe}() on {model}, seconds"
+        goals.append(timing.target(name, compilation, at_most=COMPILATION[model]))
+        if (recipe, model) == ("light", "resnet20"):
             name = "seconds of light() on resnet20, later calls (median)"
             goals.append(timing.target(name, later, at_most=AFTER))
     return goals

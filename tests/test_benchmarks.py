@@ -66,7 +66,7 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
 def test_calibration(monkeypatch, capsys):
     _fake(monkeypatch, calibration)
     result = calibration.main(["--quick", "--only", "digits_resnet"])
-    assert len(result["sides"]) == 3
+    assert len(result["sides"]) == 4
     for side in result["sides"].values():
         assert side["facts"]["first"] > 0
         assert side["over_passes"]["median"] > 0
@@ -77,10 +77,11 @@ def test_calibration(monkeypatch, capsys):
 
 
 def test_calibration_tells_compilation_from_the_rest():
-    names = [f"{calibration.LIGHT}: {model}" for model in ("resnet20", "resnet34")]
+    works = [f"snnjax {recipe}: " for recipe in ("light", "best")]
+    names = [work + model for work in works for model in ("resnet20", "resnet34")]
     side = {"facts": {"first": 30.0}, "later": {"median": 4.0}}
     goals = calibration.targets(dict.fromkeys(names, side))
-    assert [goal["met"] for goal in goals] == [False, True, True]
+    assert [goal["met"] for goal in goals] == [False, True, True, False, True]
 
 
 def test_lif_layer(monkeypatch, capsys, tmp_path):
