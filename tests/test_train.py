@@ -507,7 +507,9 @@ def test_labels_may_be_traced(loss):
             "no leaf \\['rea",
         ),
         (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
+        (lambda: snnjax.tet(OUTPUTS, LABELS, regularization="a"), "is 'a'; allowed"),
         (lambda: snnjax.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
+        (lambda: snnjax.membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; allowed"),
         (lambda: snnjax.lif(temperature=-1.0), "temperature is -1.0; allowed: > 0"),
     ],
 )

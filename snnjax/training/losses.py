@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from snnjax._checks import check_labels
+from snnjax._checks import check_labels, is_number
 from snnjax._trees import is_floating, name_of
 from snnjax.neurons import NeuronParams
 from snnjax.simulation.snn import SNN, check_snn
@@ -70,8 +70,8 @@ def tet(
     1.1269...
     """
     labels = _classes(outputs, labels)
-    if not 0 <= regularization <= 1:
-        raise ValueError(f"regularization is {regularization}; allowed: 0 to 1")
+    if not is_number(regularization) or not 0 <= regularization <= 1:
+        raise ValueError(f"regularization is {regularization!r}; allowed: 0 to 1")
     outputs = _wide(outputs)
     every = jnp.broadcast_to(labels, outputs.shape[:2])
     distance = ((outputs - target) ** 2).mean()
@@ -98,8 +98,8 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     >>> print(membrane_readout(jnp.array([[1.0], [1.0], [0.0]]))[:, 0])
     [1.   1.5  0.75]
     """
-    if not 0 < leak <= 1:
-        raise ValueError(f"leak is {leak}; allowed: 0 < leak <= 1")
+    if not is_number(leak) or not 0 < leak <= 1:
+        raise ValueError(f"leak is {leak!r}; allowed: 0 < leak <= 1")
 
     outputs = _wide(outputs)
 
