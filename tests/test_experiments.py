@@ -118,7 +118,7 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["command"].startswith(f"python -m experiments.sources.train {name}")
 
 
-PARTS = ("_max_activation", "")
+PARTS = ("_max_activation", "", "_best")
 OTHERS = ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max")
 IN_README = ("all_max_activation", "light", "best", "best_1", "all_T")
 PUBLISHED = [  # a page, and the files of a table that it shows
