@@ -427,7 +427,7 @@ def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     np.testing.assert_allclose(kernel + search.step[0], expected, atol=2e-4)
     moved = _current([kernel + search.step[0]], spikes, None)
-    np.testing.assert_allclose(current, moved, atol=1e-4)
+    np.testing.assert_allclose(current * problem.scale, moved, atol=1e-4)
 
 
 def distance(target, spikes, kernel):
@@ -447,6 +447,43 @@ def test_least_squares_weights_bring_the_current_nearer_on_other_images(seed):
     assert found.neuron is fit.neuron
     unseen = target[256:], spikes[256:]
     assert distance(*unseen, found.weights["hidden"]) < distance(*unseen, kernel)
+
+
+@pytest.mark.parametrize("dtype, scale", [(jnp.float32, 1e9), (jnp.float16, 300)])
+def test_weights_do_not_depend_on_the_scale_of_the_spikes(dtype, scale):
+    target, spikes, kernel = noisy(0)
+    kernel = kernel.astype(dtype)
+
+    def fitted(scale):
+        scaled = (target * scale).astype(dtype), (spikes * scale).astype(dtype)
+        fit = Fit(NEURON.init(), {"hidden": kernel})
+        found = solve.least_squares_weights()(search_view(*scaled), fit)
+        return found.weights["hidden"]
+
+    assert jnp.any(fitted(1) != kernel)
+    np.testing.assert_allclose(fitted(scale), fitted(1), rtol=1e-2, atol=1e-3)
+
+
+def test_pruned_weights_stay_pruned():
+    target, spikes, kernel = noisy(0)
+    pruned = kernel.at[1].set(0)
+    seen = search_view(target, spikes)
+    found = solve.least_squares_weights()(seen, Fit(NEURON.init(), {"hidden": pruned}))
+    new = found.weights["hidden"]
+    np.testing.assert_array_equal(new == 0, pruned == 0)
+    assert jnp.all(new[0] != pruned[0])
+
+
+def test_the_gradient_takes_the_change_of_weights_as_a_constant():
+    target, spikes, kernel = noisy(0)
+    seen, neuron = search_view(target, spikes), NEURON.init()
+
+    def fitted(kernel):
+        found = solve.least_squares_weights()(seen, Fit(neuron, {"hidden": kernel}))
+        return found.weights["hidden"].sum()
+
+    np.testing.assert_array_equal(jax.grad(fitted)(kernel), 1)
+    np.testing.assert_array_equal(jax.jit(jax.grad(fitted))(kernel), 1)
 
 
 def test_spikes_without_error_leave_the_weights_as_they_are():

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from snnjax._checks import check_count, check_positive
 from snnjax.conversion.view import Calibrator, Fit, View
@@ -39,7 +40,8 @@ def least_squares_weights(
     among them, the best for a fourth of the images is taken, which the sum leaves out.
 
     Kernels that reach another site or the readout, too, stay as they are, and all do
-    if there are fewer than four images.
+    if there are fewer than four images. Weights of 0 stay 0: a pruned network stays
+    sparse. A kernel whose derivative is 0, as that of a rounded one, stays, too.
 
     Args:
         iterations: of conjugate gradients, each about two passes of a layer.
@@ -58,13 +60,20 @@ def least_squares_weights(
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
         own = tuple(weight.dtype for weight in fit.weights.values())
-        weights = tuple(map(_wide, fit.weights.values()))
-        layer = _Layer(current, own, free)
-        problem = _pose(layer, weights, sources, activation, view.site.channel)
+        # What is found is a constant to the gradient, which is that of W_0.
+        given = tuple(map(_wide, fit.weights.values()))
+        fixed = jax.lax.stop_gradient((given, sources, activation))
+        problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
+        if problem.solved():
+            return fit
         search, _ = _solve(problem, iterations, damping)
         chosen = _proven(problem, search.best)
-        changed = zip(fit.weights, chosen, own, free, strict=True)
-        new = {path: w.astype(dtype) for path, w, dtype, moves in changed if moves}
+        changed = zip(fit.weights, chosen, given, fixed[0], own, free, strict=True)
+        new = {
+            path: (w + (start - constant)).astype(dtype)
+            for path, w, start, constant, dtype, moves in changed
+            if moves
+        }
         return fit._replace(weights=fit.weights | new)
 
     return calibrate
@@ -95,10 +104,10 @@ class _Layer(NamedTuple):
 
         return current
 
-    def bound(self, weights: Weights) -> Weights:
-        """With 0 in the place of weights that may not change."""
-        pairs = zip(self.free, weights, strict=True)
-        return tuple(w if free else jnp.zeros_like(w) for free, w in pairs)
+    def bound(self, change: Weights, weights: Weights) -> Weights:
+        """A change, with 0 where the weights may not change: those of 0 stay so."""
+        triples = zip(self.free, change, weights, strict=True)
+        return tuple(jnp.where(free & (w != 0), d, 0) for free, d, w in triples)
 
 
 @functools.partial(jax.jit, static_argnames="layer")
@@ -109,13 +118,16 @@ def _current(layer: _Layer, weights: Weights, sources: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="layer")
 def _along(layer: _Layer, weights: Weights, sources: Any, direction: Weights):
     """J d: how the current changes with the weights along d."""
-    return jax.jvp(layer.into(sources), (weights,), (layer.bound(direction),))[1]
+    allowed = layer.bound(direction, weights)
+    return jax.jvp(layer.into(sources), (weights,), (allowed,))[1]
 
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _back(layer: _Layer, weights: Weights, sources: Any, values: jax.Array) -> Weights:
-    """J^T values."""
-    return layer.bound(jax.vjp(layer.into(sources), weights)[1](values)[0])
+    """J^T values, which float16 could not hold as they are."""
+    size = _power(values) * values.size
+    change = jax.vjp(layer.into(sources), weights)[1](values / size)[0]
+    return layer.bound(tuple(size * d for d in change), weights)
 
 
 # The images: programs for each shape of activations, whatever the layer.
@@ -200,6 +212,7 @@ class _Problem(NamedTuple):
         layer, weights, sources: the weights are W_0.
         images: what the images want.
         current: I(W_0).
+        scale: what a and I are divided by, so that squares stay in float32's range.
         channel: axis of the channels, from the end.
     """
 
@@ -208,31 +221,40 @@ class _Problem(NamedTuple):
     sources: Any
     images: _Images
     current: jax.Array
+    scale: jax.Array
     channel: int
 
     def along(self, direction: Weights) -> jax.Array:
         """J direction."""
-        return _along(self.layer, self.weights, self.sources, direction)
+        change = _along(self.layer, self.weights, self.sources, direction)
+        return change / self.scale
 
     def back(self, values: jax.Array) -> Weights:
         """J^T P values."""
         centred = _centred(values, self.images.counts, self.channel)
-        return _back(self.layer, self.weights, self.sources, centred)
+        return _back(self.layer, self.weights, self.sources, centred / self.scale)
 
     def error(self, current: jax.Array) -> jax.Array:
         """Of the images that are left out."""
         return _error(self.images, current, self.channel)
 
+    def solved(self) -> bool:
+        """Whether W_0 is known to have no error, as at a site without spikes."""
+        error = self.error(self.current)
+        return not isinstance(error, Tracer) and float(error) == 0
+
 
 def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
-    current = _current(layer, weights, sources)
-    images = _wanted(activation, current, channel)
-    return _Problem(layer, weights, sources, images, current, channel)
+    scale = _power(activation)
+    current = _current(layer, weights, sources) / scale
+    images = _wanted(activation / scale, current, channel)
+    return _Problem(layer, weights, sources, images, current, scale, channel)
 
 
 def _solve(problem: _Problem, iterations: int, damping: float):
     """(search, its current) after some iterations."""
-    current, own = problem.current, problem.layer.bound(problem.weights)
+    current = problem.current
+    own = problem.layer.bound(problem.weights, problem.weights)
     residual = problem.back(problem.images.activation - current)
     bent = problem.back(problem.along(own))
     search = _begin(own, bent, residual, problem.error(current), damping)
@@ -247,7 +269,7 @@ def _solve(problem: _Problem, iterations: int, damping: float):
 def _proven(problem: _Problem, step: Weights) -> Weights:
     """W_0 + step, if I was as affine as it should be: a normalized kernel's is not."""
     moved = _moved(problem.weights, step, 1.0)
-    current = _current(problem.layer, moved, problem.sources)
+    current = _current(problem.layer, moved, problem.sources) / problem.scale
     better = problem.error(current) < problem.error(problem.current)
     return _moved(problem.weights, step, better)
 
@@ -261,7 +283,7 @@ def _begin(own: Weights, bent: Weights, residual: Weights, error, damping) -> _S
     return _Search(none, residual, residual, damped, error, none)
 
 
-@functools.partial(jax.jit, donate_argnames="search")
+@jax.jit
 def _advance(search: _Search, bent: Weights) -> tuple[_Search, jax.Array]:
     """The textbook's step and its length; ``bent`` is J^T P J direction."""
     old = _dot(search.residual, search.residual)
@@ -277,7 +299,7 @@ def _advance(search: _Search, bent: Weights) -> tuple[_Search, jax.Array]:
     return following, length
 
 
-@functools.partial(jax.jit, donate_argnames="search")
+@jax.jit
 def _judge(search: _Search, error: jax.Array) -> _Search:
     better = error < search.error
     best = [jnp.where(better, *w) for w in zip(search.step, search.best, strict=True)]
@@ -299,6 +321,13 @@ _moved = jax.jit(_add)
 def _wide(array: jax.Array) -> jax.Array:
     """In float32 or wider."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+@jax.jit
+def _power(array: jax.Array) -> jax.Array:
+    """The power of two above all of it, which scales without rounding; 1 if it is 0."""
+    exponent = jnp.frexp(jnp.abs(array).max())[1]
+    return jnp.ldexp(jnp.ones((), array.dtype), exponent)
 
 
 def _tiny(like: jax.Array) -> float:

@@ -48,7 +48,7 @@ def sweep(plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progres
 
 def _in_order(progress: Callable, found: list[Site]) -> Iterator[Site]:
     count = 0
-    for site in progress(found):
+    for site in (progress(found) if callable(progress) else None) or ():
         if count == len(found) or site is not found[count]:
             break
         yield site
