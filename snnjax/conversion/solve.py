@@ -208,6 +208,9 @@ class _Search(NamedTuple):
 class _Problem(NamedTuple):
     """What is minimized, and from where.
 
+    Its methods wait for what they give: sums over all images that many devices take at
+    the same time may wait for each other until XLA gives up.
+
     Attributes:
         layer, weights, sources: the weights are W_0.
         images: what the images want.
@@ -227,16 +230,17 @@ class _Problem(NamedTuple):
     def along(self, direction: Weights) -> jax.Array:
         """J direction."""
         change = _along(self.layer, self.weights, self.sources, direction)
-        return change / self.scale
+        return jax.block_until_ready(change / self.scale)
 
     def back(self, values: jax.Array) -> Weights:
         """J^T P values."""
-        centred = _centred(values, self.images.counts, self.channel)
-        return _back(self.layer, self.weights, self.sources, centred / self.scale)
+        centred = _centred(values, self.images.counts, self.channel) / self.scale
+        change = _back(self.layer, self.weights, self.sources, centred)
+        return jax.block_until_ready(change)
 
     def error(self, current: jax.Array) -> jax.Array:
         """Of the images that are left out."""
-        return _error(self.images, current, self.channel)
+        return jax.block_until_ready(_error(self.images, current, self.channel))
 
     def solved(self) -> bool:
         """Whether W_0 is known to have no error, as at a site without spikes."""
