@@ -125,7 +125,7 @@ def _along(layer: _Layer, weights: Weights, sources: Any, direction: Weights):
 @functools.partial(jax.jit, static_argnames="layer")
 def _back(layer: _Layer, weights: Weights, sources: Any, values: jax.Array) -> Weights:
     """J^T values, which float16 could not hold as they are."""
-    size = _power(values) * values.size
+    size = _power(values) * 2.0 ** values.size.bit_length()
     change = jax.vjp(layer.into(sources), weights)[1](values / size)[0]
     return layer.bound(tuple(size * d for d in change), weights)
 
