@@ -64,7 +64,7 @@ def least_squares_weights(
         given = tuple(map(_wide, fit.weights.values()))
         fixed = jax.lax.stop_gradient((given, sources, activation))
         problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
-        if problem.solved():
+        if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
             return fit
         search, _ = _solve(problem, iterations, damping)
         chosen = _proven(problem, search.best)
@@ -215,6 +215,7 @@ class _Problem(NamedTuple):
         layer, weights, sources: the weights are W_0.
         images: what the images want.
         current: I(W_0).
+        first: its error on images left out; 0 at a site that spikes do not reach.
         scale: what a and I are divided by, so that squares stay in float32's range.
         channel: axis of the channels, from the end.
     """
@@ -224,6 +225,7 @@ class _Problem(NamedTuple):
     sources: Any
     images: _Images
     current: jax.Array
+    first: jax.Array
     scale: jax.Array
     channel: int
 
@@ -242,17 +244,13 @@ class _Problem(NamedTuple):
         """Of the images that are left out."""
         return jax.block_until_ready(_error(self.images, current, self.channel))
 
-    def solved(self) -> bool:
-        """Whether W_0 is known to have no error, as at a site without spikes."""
-        error = self.error(self.current)
-        return not isinstance(error, Tracer) and float(error) == 0
-
 
 def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
     scale = _power(activation)
     current = _current(layer, weights, sources) / scale
     images = _wanted(activation / scale, current, channel)
-    return _Problem(layer, weights, sources, images, current, scale, channel)
+    first = jax.block_until_ready(_error(images, current, channel))
+    return _Problem(layer, weights, sources, images, current, first, scale, channel)
 
 
 def _solve(problem: _Problem, iterations: int, damping: float):
@@ -261,7 +259,7 @@ def _solve(problem: _Problem, iterations: int, damping: float):
     own = problem.layer.bound(problem.weights, problem.weights)
     residual = problem.back(problem.images.activation - current)
     bent = problem.back(problem.along(own))
-    search = _begin(own, bent, residual, problem.error(current), damping)
+    search = _begin(own, bent, residual, problem.first, damping)
     for _ in range(iterations):
         change = problem.along(search.direction)
         search, length = _advance(search, problem.back(change))
@@ -274,7 +272,7 @@ def _proven(problem: _Problem, step: Weights) -> Weights:
     """W_0 + step, if I was as affine as it should be: a normalized kernel's is not."""
     moved = _moved(problem.weights, step, 1.0)
     current = _current(problem.layer, moved, problem.sources) / problem.scale
-    better = problem.error(current) < problem.error(problem.current)
+    better = problem.error(current) < problem.first
     return _moved(problem.weights, step, better)
 
 
