@@ -126,6 +126,13 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
     waiting = snnjax.spiking(net.fn, steps=steps, delay=steps)
     assert operations(waiting, snn, net.x) < 2 * ann
 
+    def at_temperature(b, snn, x):  # traced, but the step does not depend on it
+        spike = functools.partial(snnjax.dspike, temperature=b)
+        delayed = snnjax.spiking(net.fn, steps=steps, delay=steps, surrogate=spike)
+        return delayed(snn, x)
+
+    assert operations(at_temperature, 2.0, snn, net.x) < 2 * ann
+
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("delay", [0, 2])
@@ -316,6 +323,20 @@ def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, del
     )
     soft = surrogate is snnjax.relaxed_dspike
     assert jnp.any(auto[1].neurons["relu"].temperature != 0) == soft
+
+
+@pytest.mark.parametrize("delay", [0, STEPS])
+def test_a_traced_temperature_may_decide_what_is_fired(delay):
+    net = NETWORKS["dense"]
+    snn = halves(net)
+
+    def soft(b, execution):
+        spike = functools.partial(snnjax.relaxed_dspike, temperature=b)
+        options = {"surrogate": spike, "execution": execution, "delay": delay}
+        return snnjax.spiking(net.fn, steps=STEPS, **options)(snn, net.x)
+
+    traced = jax.jit(soft, static_argnums=1)
+    assert_equal(traced(2.0, "auto"), traced(2.0, "by_layer"))
 
 
 def test_a_surrogate_may_need_its_temperature():

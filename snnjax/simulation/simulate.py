@@ -336,14 +336,16 @@ def _check_surrogate(surrogate: Surrogate) -> None:
 
 
 def _spikes_of(surrogate: Surrogate) -> np.ndarray | None:
-    """What it gives at -0.3, -0.1, 0.1, 0.3; None inside jit if that is not known."""
-    with jax.ensure_compile_time_eval():
+    """What it gives at -0.3, -0.1, 0.1, 0.3; None if a traced value decides that."""
+    # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
+    with jax.core.eval_context():
         x = jnp.array([-0.3, -0.1, 0.1, 0.3])
         try:
             values = surrogate(x)
+        except jax.errors.UnexpectedTracerError:
+            return None
         except TypeError:  # one that cannot do without a temperature
             values = surrogate(x, jnp.array(1.0))
-    # Inside jit, jax 0.7 does not evaluate a custom_jvp function.
     return None if isinstance(values, Tracer) else np.asarray(values)
 
 
