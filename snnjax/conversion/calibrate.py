@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_choice, check_count, check_positive, is_number
-from snnjax.conversion import fits
+from snnjax.conversion import checks, fits
 from snnjax.conversion.view import Calibrator, Fit, View
 
 _PER = ("layer", "channel")
@@ -138,9 +138,8 @@ def postpone_charge(
     def calibrate(view: View, fit: Fit) -> Fit:
         if view.delay == view.steps:
             return fit
-        return _search(
-            view, fit, charges, lambda n, c: fits.postpone(n, c, view.steps), pace
-        )
+        postpone = functools.partial(_postpone, steps=view.steps)
+        return _search(view, fit, charges, postpone, pace)
 
     return calibrate
 
@@ -163,7 +162,7 @@ def scale_threshold(
     _check_pace(pace)
     for factor in factors:
         check_positive("a factor", factor)
-    return lambda view, fit: _search(view, fit, factors, fits.scale, pace)
+    return lambda view, fit: _search(view, fit, factors, _scale, pace)
 
 
 def streaming_only(calibrator: Calibrator) -> Calibrator:
@@ -188,17 +187,27 @@ def _search(
     view = view.thinned(_SAMPLES)
     paced_error = functools.partial(_paced_error, pace=pace, channel=view.site.channel)
 
+    channels = checks.shapes(view.site)["threshold"]
+
     def error(candidate: float) -> jax.Array:
-        changed = fit._replace(neuron=change(fit.neuron, candidate))
+        # One number per channel, so that what is chosen takes the same program.
+        every = np.full(channels, candidate, np.float32)
+        changed = fit._replace(neuron=change(fit.neuron, every))
         bias = changed.neuron.bias + _lacking(view, changed)
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
         return jax.block_until_ready(view.mean(paced_error, corrected, paced=True))
 
-    errors = jnp.stack([error(candidate) for candidate in candidates])
-    nearest = jnp.asarray(candidates, jnp.float32)[errors.argmin(0)]
+    errors = [error(candidate) for candidate in candidates]
+    nearest = _least(np.asarray(candidates, np.float32), errors)
     return fit._replace(neuron=change(fit.neuron, nearest))
+
+
+@jax.jit
+def _least(candidates: jax.Array, errors: Sequence[jax.Array]) -> jax.Array:
+    """The candidate whose error is least, for each channel."""
+    return candidates[jnp.stack(errors).argmin(0)]
 
 
 def _lacking(view: View, fit: Fit) -> jax.Array:
@@ -240,3 +249,5 @@ _nearest = jax.jit(fits.nearest)
 _bias_correction = jax.jit(fits.bias_correction, static_argnames="channel")
 _paced_error = jax.jit(fits.paced_error, static_argnames="channel")
 _potential_correction = jax.jit(fits.potential_correction)
+_postpone = jax.jit(fits.postpone, static_argnames="steps")
+_scale = jax.jit(fits.scale)

@@ -60,21 +60,17 @@ def least_squares_weights(
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
         own = tuple(weight.dtype for weight in fit.weights.values())
-        # What is found is a constant to the gradient, which is that of W_0.
         given = tuple(map(_wide, fit.weights.values()))
         fixed = jax.lax.stop_gradient((given, sources, activation))
         problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
         if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
             return fit
         search, _ = _solve(problem, iterations, damping)
-        chosen = _proven(problem, search.best)
-        changed = zip(fit.weights, chosen, given, fixed[0], own, free, strict=True)
-        new = {
-            path: (w + (start - constant)).astype(dtype)
-            for path, w, start, constant, dtype, moves in changed
-            if moves
-        }
-        return fit._replace(weights=fit.weights | new)
+        # What is found is a constant to the gradient, which is that of W_0.
+        chosen = _moved(given, search.best, _proven(problem, search.best))
+        new = zip(fit.weights, chosen, own, free, strict=True)
+        changed = {path: w.astype(dtype) for path, w, dtype, moves in new if moves}
+        return fit._replace(weights=fit.weights | changed)
 
     return calibrate
 
@@ -111,23 +107,23 @@ class _Layer(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _current(layer: _Layer, weights: Weights, sources: Any) -> jax.Array:
-    return layer.into(sources)(weights)
+def _current(layer: _Layer, weights: Weights, sources: Any, scale) -> jax.Array:
+    return layer.into(sources)(weights) / scale
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _along(layer: _Layer, weights: Weights, sources: Any, direction: Weights):
+def _along(layer: _Layer, weights: Weights, sources: Any, scale, direction: Weights):
     """J d: how the current changes with the weights along d."""
     allowed = layer.bound(direction, weights)
-    return jax.jvp(layer.into(sources), (weights,), (allowed,))[1]
+    return jax.jvp(layer.into(sources), (weights,), (allowed,))[1] / scale
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _back(layer: _Layer, weights: Weights, sources: Any, values: jax.Array) -> Weights:
+def _back(layer: _Layer, weights: Weights, sources: Any, scale, values) -> Weights:
     """J^T values, which float16 could not hold as they are."""
     size = _power(values) * 2.0 ** values.size.bit_length()
     change = jax.vjp(layer.into(sources), weights)[1](values / size)[0]
-    return layer.bound(tuple(size * d for d in change), weights)
+    return layer.bound(tuple(size / scale * d for d in change), weights)
 
 
 # The images: programs for each shape of activations, whatever the layer.
@@ -147,13 +143,23 @@ class _Images(NamedTuple):
     counts: jax.Array
 
 
+@jax.jit
+def _scaled(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Activations and what they are divided by, so that squares stay in range."""
+    scale = _power(activation)
+    return activation / scale, scale
+
+
 @functools.partial(jax.jit, static_argnames="channel")
-def _wanted(activation: jax.Array, current: jax.Array, channel: int) -> _Images:
+def _wanted(activation: jax.Array, current: jax.Array, channel: int):
+    """(what the images want, P (a - I))."""
     axes = tuple(a for a in range(activation.ndim) if a != activation.ndim + channel)
     top = activation.max(axes, keepdims=True)
     silent = (activation <= 0) & (current <= 0)
     saturated = (activation >= top) & (current >= top)
-    return _Images(activation, top, ~(silent | saturated | _left_out(activation)))
+    counts = ~(silent | saturated | _left_out(activation))
+    lacking = _centred(activation - current, counts, channel)
+    return _Images(activation, top, counts), lacking
 
 
 @functools.partial(jax.jit, static_argnames="channel")
@@ -215,6 +221,7 @@ class _Problem(NamedTuple):
         layer, weights, sources: the weights are W_0.
         images: what the images want.
         current: I(W_0).
+        lacking: P (a - I(W_0)).
         first: its error on images left out; 0 at a site that spikes do not reach.
         scale: what a and I are divided by, so that squares stay in float32's range.
         channel: axis of the channels, from the end.
@@ -225,20 +232,24 @@ class _Problem(NamedTuple):
     sources: Any
     images: _Images
     current: jax.Array
+    lacking: jax.Array
     first: jax.Array
     scale: jax.Array
     channel: int
 
     def along(self, direction: Weights) -> jax.Array:
         """J direction."""
-        change = _along(self.layer, self.weights, self.sources, direction)
-        return jax.block_until_ready(change / self.scale)
+        args = self.layer, self.weights, self.sources, self.scale, direction
+        return jax.block_until_ready(_along(*args))
 
     def back(self, values: jax.Array) -> Weights:
-        """J^T P values."""
-        centred = _centred(values, self.images.counts, self.channel) / self.scale
-        change = _back(self.layer, self.weights, self.sources, centred)
-        return jax.block_until_ready(change)
+        """J^T values."""
+        args = self.layer, self.weights, self.sources, self.scale, values
+        return jax.block_until_ready(_back(*args))
+
+    def centred(self, values: jax.Array) -> jax.Array:
+        """P values."""
+        return _centred(values, self.images.counts, self.channel)
 
     def error(self, current: jax.Array) -> jax.Array:
         """Of the images that are left out."""
@@ -246,40 +257,45 @@ class _Problem(NamedTuple):
 
 
 def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
-    scale = _power(activation)
-    current = _current(layer, weights, sources) / scale
-    images = _wanted(activation / scale, current, channel)
+    activation, scale = _scaled(activation)
+    current = _current(layer, weights, sources, scale)
+    images, lacking = _wanted(activation, current, channel)
     first = jax.block_until_ready(_error(images, current, channel))
-    return _Problem(layer, weights, sources, images, current, first, scale, channel)
+    return _Problem(
+        layer, weights, sources, images, current, lacking, first, scale, channel
+    )
 
 
 def _solve(problem: _Problem, iterations: int, damping: float):
     """(search, its current) after some iterations."""
     current = problem.current
-    own = problem.layer.bound(problem.weights, problem.weights)
-    residual = problem.back(problem.images.activation - current)
-    bent = problem.back(problem.along(own))
-    search = _begin(own, bent, residual, problem.first, damping)
+    residual = problem.back(problem.lacking)
+    bent = problem.back(problem.centred(problem.along(problem.weights)))
+    free = problem.layer.free
+    search = _begin(free, problem.weights, bent, residual, problem.first, damping)
     for _ in range(iterations):
         change = problem.along(search.direction)
-        search, length = _advance(search, problem.back(change))
-        current = current + length * change
+        bent = problem.back(problem.centred(change))
+        search, length = _advance(search, bent)
+        (current,) = _moved((current,), (change,), length)
         search = _judge(search, problem.error(current))
     return search, current
 
 
-def _proven(problem: _Problem, step: Weights) -> Weights:
-    """W_0 + step, if I was as affine as it should be: a normalized kernel's is not."""
-    moved = _moved(problem.weights, step, 1.0)
-    current = _current(problem.layer, moved, problem.sources) / problem.scale
-    better = problem.error(current) < problem.first
-    return _moved(problem.weights, step, better)
+def _proven(problem: _Problem, step: Weights) -> jax.Array:
+    """Whether W_0 + step is better, as it is if I is affine; a norm of W is not."""
+    moved = _moved(problem.weights, step, True)
+    current = _current(problem.layer, moved, problem.sources, problem.scale)
+    return problem.error(current) < problem.first
 
 
-@jax.jit
-def _begin(own: Weights, bent: Weights, residual: Weights, error, damping) -> _Search:
+@functools.partial(jax.jit, static_argnames="free")
+def _begin(
+    free: tuple[bool, ...], weights: Weights, bent, residual, error, damping
+) -> _Search:
     """k = |P J W_0|^2 / |W_0|^2, and ``bent`` is J^T P J W_0."""
     none = jax.tree.map(jnp.zeros_like, residual)
+    own = tuple(jnp.where(*each) for each in zip(free, weights, none, strict=True))
     size = _dot(own, own)
     damped = damping * _dot(own, bent) / jnp.maximum(size, _tiny(size))
     return _Search(none, residual, residual, damped, error, none)

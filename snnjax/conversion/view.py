@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax._checks import check_positive
 from snnjax.conversion import fits
@@ -127,10 +128,12 @@ class View(NamedTuple):
 
         ``options`` are those of `outputs`.
         """
-        total = jnp.zeros(())
+        total = None
         for a, s in zip(self.activations, self.outputs(fit, **options), strict=True):
-            total += len(a) * statistic(a, s)
-        return total / self.count
+            found = statistic(a, s)
+            total = np.zeros(found.shape, found.dtype) if total is None else total
+            total = _added(total, found, np.float32(len(a) / self.count))
+        return total
 
 
 Calibrator = Callable[[View, Fit], Fit]
@@ -144,3 +147,8 @@ def _needs_all(*_) -> Any:
 
 
 _peaks = jax.jit(fits.peaks, static_argnames="channel")
+
+
+@jax.jit
+def _added(total: jax.Array, part: jax.Array, share: jax.Array) -> jax.Array:
+    return total + share * part
