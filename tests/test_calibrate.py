@@ -474,13 +474,17 @@ def test_pruned_weights_stay_pruned():
     assert jnp.all(new[0] != pruned[0])
 
 
-def test_the_gradient_takes_the_change_of_weights_as_a_constant():
+@pytest.mark.parametrize(
+    "calibrate",
+    [solve.least_squares_weights(), snnjax.calibrate_weights(iterations=3)],
+    ids=["least squares", "descent"],
+)
+def test_the_gradient_takes_the_change_of_weights_as_a_constant(calibrate):
     target, spikes, kernel = noisy(0)
     seen, neuron = search_view(target, spikes), NEURON.init()
 
     def fitted(kernel):
-        found = solve.least_squares_weights()(seen, Fit(neuron, {"hidden": kernel}))
-        return found.weights["hidden"].sum()
+        return calibrate(seen, Fit(neuron, {"hidden": kernel})).weights["hidden"].sum()
 
     np.testing.assert_array_equal(jax.grad(fitted)(kernel), 1)
     np.testing.assert_array_equal(jax.jit(jax.grad(fitted))(kernel), 1)

@@ -57,12 +57,15 @@ def calibrate_weights(
     def calibrate(view: View, fit: Fit) -> Fit:
         if not fit.weights:
             return fit
-        activation = view.activation
-        images = activation.shape[0]
+        images = view.count
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.delay < view.steps
         current, sources = view.feed(size, time)
+        given = tuple(fit.weights.values())
+        activation, sources, neuron, start = jax.lax.stop_gradient(
+            (view.activation, sources, fit.neuron, given)
+        )
         step = functools.partial(
             _weight_step,
             sources=sources,
@@ -72,18 +75,26 @@ def calibrate_weights(
             steps=view.steps,
             delay=view.delay,
             surrogate=surrogate,
-            neuron=fit.neuron,
+            neuron=neuron,
             channel=view.site.channel,
         )
-        weights = tuple(fit.weights.values())
-        state = _ADAM.init(weights)
+        weights, state = start, _ADAM.init(start)
         for i, rows in enumerate(_shuffled(seed, images, size, iterations)):
             weights, state = step(weights, state, rows, rates[i])
+        weights = _moved(given, weights)
         return fit._replace(weights=dict(zip(fit.weights, weights, strict=True)))
 
     return calibrate
 
 
+@jax.custom_jvp
+def _moved(given, found):
+    """``found``, but to a gradient ``given`` and a constant that was added."""
+    del given
+    return found
+
+
+_moved.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 _ADAM = optax.scale_by_adam()
 
 
