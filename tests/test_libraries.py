@@ -159,6 +159,30 @@ def test_paths_name_the_layers(build):
         assert "value" not in site.name and "." not in site.name
 
 
+def test_haikus_batch_norm_takes_its_averages_from_the_state():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
+        hk = pytest.importorskip("haiku")
+
+    def forward(x, train):
+        x = hk.BatchNorm(True, True, 0.5)(hk.Conv2D(4, 3)(x), train)
+        return hk.Linear(3)(jax.nn.relu(x).mean((1, 2)))
+
+    net = hk.transform_with_state(forward)
+    params, state = net.init(jax.random.key(0), X, True)
+    _, state = net.apply(params, state, None, X, True)
+
+    def fn(v, x):
+        return net.apply(v["params"], v["state"], None, x, False)[0]
+
+    variables = {"params": params, "state": state}
+    snn = snnjax.convert(fn, variables, X, steps=64, delay=64)
+    outputs = snnjax.spiking(fn, steps=64, delay=64)(snn, X).mean(0)
+    np.testing.assert_allclose(outputs, fn(variables, X), atol=0.1)
+    moved = jax.tree.map(lambda a: a + 1, variables["state"])
+    assert jnp.abs(fn(variables | {"state": moved}, X) - outputs).max() > 0.1
+
+
 def test_the_leaky_neuron_of_snntorch_that_resets_to_zero_is_lif():
     """As docs/other_tools.md says, and that its subtraction comes a step later."""
     torch = pytest.importorskip("torch")
