@@ -183,11 +183,11 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
     "devices, recipe, delay",
     [
         (2, "light", 0),
-        (8, "advanced", 0),
+        pytest.param(8, "advanced", 0, marks=pytest.mark.slow),
         pytest.param(8, "light", 1, marks=pytest.mark.slow),
         pytest.param(2, "advanced", STEPS, marks=pytest.mark.slow),
         pytest.param(8, "best", 0, marks=pytest.mark.slow),
-        (8, "best", STEPS),
+        pytest.param(8, "best", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
@@ -534,8 +534,9 @@ def test_constants_may_have_the_batch_size():
         x = np.zeros((x.shape[0], 2), np.float32) @ np.ones((2, 4), np.float32) + x
         return relu(x @ p["w1"]) @ p["w3"]
 
-    snn = snnjax.convert(fn, FLAT, images(10), steps=STEPS, micro_batch=4)
-    assert_close(snn, snnjax.convert(fn, FLAT, images(10), steps=STEPS))
+    run = functools.partial(snnjax.convert, fn, FLAT, images(10), steps=STEPS)
+    quick = RECIPES["light"]
+    assert_close(run(recipe=quick, micro_batch=4), run(recipe=quick))
 
 
 def test_activations_that_are_not_finite_are_named():
@@ -565,7 +566,8 @@ def test_the_readout_is_corrected_per_channel():
     def fn(p, x):
         return conv(relu(conv(x, p["w1"])), p["w2"]).transpose(0, 3, 1, 2)
 
-    snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=snnjax.best())
+    recipe = RECIPES["light"]._replace(correct_readout=True)
+    snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=recipe)
     assert snn.readout_correction.shape == (4, 1, 1)
     outputs = snnjax.spiking(fn, steps=STEPS)(snn, PIXELS).mean(0)
     error = (fn(IMAGES, PIXELS) - outputs).mean((0, 2, 3))
@@ -576,7 +578,8 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
     def fn(p, x):
         return NET.fn(p, x)[:, 0]
 
-    snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=snnjax.best())
+    recipe = RECIPES["light"]._replace(correct_readout=True)
+    snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=recipe)
     assert snn.readout_correction.shape == ()
     simulate = snnjax.spiking(fn, steps=STEPS)
     error = fn(FLAT, images(12)) - simulate(snn, images(12)).mean(0)
@@ -601,7 +604,9 @@ def test_outputs_keep_their_types(dtype, devices):
 
     params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images(16)))
     mesh = jax.make_mesh((devices,), ("data",))
-    snn = jax.device_get(snnjax.convert(fn, params, x, steps=STEPS, mesh=mesh))
+    recipe = RECIPES["light"]._replace(correct_readout=True)
+    snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe, mesh=mesh)
+    snn = jax.device_get(snn)
     logits, mask, numbers = snnjax.spiking(fn, steps=STEPS)(snn, x)
     assert (logits.dtype, mask.dtype, numbers.dtype) == (dtype, bool, jnp.int32)
     assert mask.all() and (numbers == 16777217).all()

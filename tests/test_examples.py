@@ -20,7 +20,10 @@ def few_images(monkeypatch):
     monkeypatch.setattr(digits, "load", lambda: few)
 
 
-@pytest.mark.parametrize("library", ["plain_jax", "linen", "nnx", "equinox", "haiku"])
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "haiku")]
+
+
+@pytest.mark.parametrize("library", ["plain_jax", "linen", "nnx", *slow])
 def test_a_network_of_every_library_is_converted(library, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of haiku's own imports

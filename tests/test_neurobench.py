@@ -63,7 +63,8 @@ def test_thresholds_are_absorbed_whatever_their_size():
 @pytest.mark.parametrize("name", ["dense", "projection", "max-pool after"])
 def test_firing_and_operations_agree_with_measure(name):
     net = NETWORKS[name]
-    snn = snnjax.convert(net.fn, net.params, net.x, steps=STEPS, delay=1)
+    recipe = snnjax.light()
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=1, recipe=recipe)
     seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, delay=1)
     found = snnjax.neurobench(net.fn, snn, net.x, steps=STEPS, delay=1)
     rate = 1 - found["ActivationSparsity"]

@@ -144,6 +144,7 @@ with processes.together():
 """
 
 
+@pytest.mark.slow
 def test_streams_of_two_processes_wait_in_files():
     first, _ = finish(pythons(["-c", WAIT_IN_FILES], count=2))
     assert first == "the same bits\n"

@@ -55,12 +55,21 @@ def outputs(net, snn, inputs="constant", **options):
 
 EXACT = [name for name in NETWORKS if name != "batch norm"]  # a root is not exact
 SOME = ["dense", "projection", "max-pool before", "several outputs"]
+ALL = [
+    name if name in SOME else pytest.param(name, marks=pytest.mark.slow)
+    for name in NETWORKS
+]
 
 
 @pytest.mark.parametrize(
     "name, delay",
-    [(name, delay) for name in EXACT for delay in (1, STEPS)]
-    + [(name, delay) for name in SOME for delay in (0, 2)],
+    [(name, 1) for name in EXACT]
+    + [(name, delay) for name in SOME for delay in (0, 2, STEPS)]
+    + [
+        pytest.param(name, STEPS, marks=pytest.mark.slow)
+        for name in EXACT
+        if name not in SOME
+    ],
 )
 def test_executions_give_the_same_spikes(name, delay):
     net = NETWORKS[name]
@@ -172,7 +181,7 @@ def test_a_running_maximum_pools_no_constant():
     assert str(made).count("reduce_window_max") == 1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ALL)
 def test_rates_approach_the_ann(name, delay=0):
     net = NETWORKS[name]
     ann = net.fn(net.params, net.x)
@@ -360,7 +369,8 @@ def test_a_closed_form_has_no_surrogate(option):
 
 def test_closed_form_is_differentiable():
     net = NETWORKS["input skip"]
-    snn = snnjax.convert(*net[:3], steps=STEPS, delay=STEPS)
+    recipe = snnjax.light()
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=STEPS, recipe=recipe)
     simulate = snnjax.spiking(net.fn, steps=STEPS, delay=STEPS, execution="closed_form")
     slope = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
     assert jnp.isfinite(slope.params["w1"]).all() and jnp.any(slope.params["w1"] != 0)
@@ -566,7 +576,8 @@ def test_input_that_reaches_the_readout_directly_comes_step_by_step():
 @pytest.mark.parametrize("delay", [0, 1, 4])
 def test_wider_parameters_make_wider_membranes(x64, delay):
     net = NETWORKS["dense"]
-    snn = snnjax.convert(net.fn, net.params, net.x, steps=4, delay=delay)
+    recipe = snnjax.light()
+    snn = snnjax.convert(*net[:3], steps=4, delay=delay, recipe=recipe)
     narrow = snnjax.spiking(net.fn, steps=4, delay=delay)(snn, net.x)
     x64()
     neurons = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), snn.neurons)

@@ -156,7 +156,8 @@ def equinox_network():
 @pytest.mark.parametrize("build", [nnx_network, equinox_network])
 def test_what_only_code_can_make_is_filled_into_like(build, tmp_path):
     fn, params = build()
-    snn = snnjax.convert(fn, params, DENSE.x, steps=STEPS)
+    recipe = snnjax.light()
+    snn = snnjax.convert(fn, params, DENSE.x, steps=STEPS, recipe=recipe)
     path = snnjax.save(tmp_path / "snn.safetensors", snn)
     with pytest.raises(ValueError, match="only its own code can make .*Pass like="):
         snnjax.load(path)
