@@ -76,6 +76,13 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {words}")
 
 
+def check_flags(**flags: bool) -> None:
+    """Raise unless each is True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise ValueError(f"{name} is {flag!r}; allowed: True or False")
+
+
 def check_labels(outputs: Any, labels: Any) -> None:
     """Raise unless outputs are [T, B, classes] and labels whole numbers [B]."""
     found, wanted = np.shape(labels), np.shape(outputs)

@@ -135,13 +135,6 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
     waiting = snnjax.spiking(net.fn, steps=steps, delay=steps)
     assert operations(waiting, snn, net.x) < 2 * ann
 
-    def at_temperature(b, snn, x):  # traced, but the step does not depend on it
-        spike = functools.partial(snnjax.dspike, temperature=b)
-        delayed = snnjax.spiking(net.fn, steps=steps, delay=steps, surrogate=spike)
-        return delayed(snn, x)
-
-    assert operations(at_temperature, 2.0, snn, net.x) < 2 * ann
-
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("delay", [0, 2])
@@ -350,6 +343,65 @@ def test_a_traced_temperature_may_decide_what_is_fired(delay):
     assert len(np.unique(auto)) > STEPS + 1  # not binary
 
 
+def ternary(x):
+    return jnp.where(x >= 0, 1.0, jnp.where(x <= -1, -1.0, 0.0))
+
+
+def levels(x):
+    return (x >= 0).astype(x.dtype) + (x >= 0.5)
+
+
+@pytest.mark.parametrize(
+    "surrogate, temperature",
+    [
+        (ternary, None),
+        (levels, None),
+        (functools.partial(snnjax.relaxed_dspike, temperature=80.0), None),
+        (lambda x, b=1e9: snnjax.relaxed_dspike(x, b), 2.0),
+        (lambda x: snnjax.relaxed_dspike(x, jnp.full(6, 2.0)), None),
+    ],
+    ids=["ternary", "levels", "nearly hard", "soft by its leaf", "per channel"],
+)
+def test_what_is_no_step_has_no_closed_form(surrogate, temperature):
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=temperature))
+    run = functools.partial(outputs, net, snn, surrogate=surrogate, delay=STEPS)
+    np.testing.assert_allclose(run(), run(execution="by_layer"), rtol=1e-6)
+    assert jnp.any(run() != run(surrogate=snnjax.dspike))
+
+
+def test_bits_of_spikes_are_for_steps_at_the_temperatures_of_the_neurons():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
+    nearly = lambda x, b=1e9: snnjax.relaxed_dspike(x, b)  # noqa: E731
+    with pytest.raises(ValueError, match="the surrogate must be a step; found"):
+        outputs(net, snn, surrogate=nearly, remat=True)
+
+
+@pytest.mark.parametrize("delay", [0, 1, STEPS])
+def test_a_gradient_reaches_what_the_surrogate_closes_over(delay):
+    net = NETWORKS["dense"]
+    snn = halves(net)
+
+    def loss(execution, spike, b):
+        simulate = snnjax.spiking(
+            net.fn,
+            steps=STEPS,
+            delay=delay,
+            execution=execution,
+            surrogate=functools.partial(spike, temperature=b),
+        )
+        return (simulate(snn, net.x) ** 2).sum()
+
+    for spike in (snnjax.relaxed_dspike, snnjax.dspike):
+        auto, layers = (
+            jax.jit(jax.grad(functools.partial(loss, execution, spike)))(2.0)
+            for execution in ("auto", "by_layer")
+        )
+        np.testing.assert_allclose(auto, layers, rtol=1e-5)
+        assert (auto != 0) == (spike is snnjax.relaxed_dspike)
+
+
 def test_a_surrogate_may_need_its_temperature():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
@@ -462,6 +514,7 @@ WIDE = dataclasses.replace(
         ({"remat": True, "execution": "by_step"}, "remat belongs to"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
         ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer', None"),
+        ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
             {"remat": True, "surrogate": jax.nn.sigmoid},

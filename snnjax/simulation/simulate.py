@@ -12,13 +12,13 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
 from snnjax._checks import (
     check_choice,
     check_delay,
+    check_flags,
     check_function,
     check_images,
     check_size,
@@ -28,7 +28,7 @@ from snnjax.network.equations import Sites
 from snnjax.neurons import Neuron, check_plain, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
 from snnjax.simulation.snn import SNN, check_fit, check_neurons, corrected
-from snnjax.surrogate import Surrogate, dspike
+from snnjax.surrogate import Surrogate, closes_over_traced, dspike, is_step
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 INPUTS = ("constant", "poisson", "sequence")
@@ -100,7 +100,8 @@ def spiking(
             subtraction only; its floor has a straight-through gradient, so neither
             surrogate nor detach_reset can be given), or "auto", which takes
             closed_form where its spikes are the same, otherwise by_step on CPU without
-            a delay and by_layer elsewhere, always with the gradient of by_layer.
+            a delay and by_layer elsewhere, always with the gradient of by_layer, and
+            by_layer if the surrogate closes over a value that is being traced.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
@@ -146,6 +147,7 @@ def spiking(
     check_delay(steps, delay)
     check_choice("execution", execution, EXECUTIONS)
     check_choice("inputs", inputs, INPUTS)
+    check_flags(detach_reset=detach_reset, remat=remat, has_aux=has_aux)
     check_size("micro_batch", micro_batch)
     check_size("segment", segment)
     if segment is not None and segment > steps:
@@ -159,8 +161,9 @@ def spiking(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    if remat and segment is None:
-        _check_hard(surrogate, has_aux)
+    in_bits = remat and segment is None
+    if in_bits:
+        _check_binary(is_step(surrogate), has_aux)
     sequence = inputs != "constant"
     spread = sharding.over_batch(mesh)
 
@@ -169,9 +172,14 @@ def spiking(
             reset=snn.reset, surrogate=surrogate, detach_reset=detach_reset
         )
 
+    def check(snn: SNN, network) -> None:
+        check_neurons(snn.neurons, network.sites)
+        if in_bits:
+            _check_binary(_fires_binary(surrogate, snn.neurons), has_aux)
+
     def simulate(snn: SNN, x: jax.Array):
         network = capture(fn, snn.params, x[0] if sequence else x)
-        check_neurons(snn.neurons, network.sites)
+        check(snn, network)
 
         def run(name: str, snn: SNN, x: jax.Array, constants):
             here = network._replace(constants=constants)
@@ -200,7 +208,7 @@ def spiking(
         shares = sharding.size(spread)
         x = executions.fold(x, shares)
         network = capture(fn, snn.params, x, affine=False, has_aux=True)
-        check_neurons(snn.neurons, network.sites)
+        check(snn, network)
         outputs, aux = executions.folded(
             network, snn, x, model(snn), steps, delay, shares, remat=remat
         )
@@ -335,37 +343,20 @@ def _check_surrogate(surrogate: Surrogate) -> None:
         )
 
 
-def _spikes_of(surrogate: Surrogate) -> np.ndarray | None:
-    """What it gives at -0.3, -0.1, 0.1, 0.3; None if a traced value decides that."""
-    # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
-    with jax.core.eval_context():
-        x = jnp.array([-0.3, -0.1, 0.1, 0.3])
-        try:
-            values = surrogate(x)
-        except jax.errors.UnexpectedTracerError:
-            return None
-        except TypeError:  # one that cannot do without a temperature
-            values = surrogate(x, jnp.array(1.0))
-    return None if isinstance(values, Tracer) else np.asarray(values)
+def _fires_binary(surrogate: Surrogate, neurons) -> bool | None:
+    """`is_step` at the temperatures of all neurons."""
+    temperatures = {id(p.temperature): p.temperature for p in neurons.values()}
+    found = [is_step(surrogate, b) for b in temperatures.values()]
+    return False if False in found else None if None in found else True
 
 
-_HARD = [0, 0, 1, 1]
-
-
-def _is_hard(surrogate: Surrogate) -> bool:
-    """Whether it is known to be a step."""
-    found = _spikes_of(surrogate)
-    return found is not None and np.array_equal(found, _HARD)
-
-
-def _check_hard(surrogate: Surrogate, has_aux: bool) -> None:
-    """Raise unless the spike function is a step: only then spikes fit into bits."""
-    found = _spikes_of(surrogate)
-    if found is not None and not np.array_equal(found, _HARD):
+def _check_binary(found: bool | None, has_aux: bool) -> None:
+    """Raise if it is known that a surrogate is no step: only spikes fit into bits."""
+    if found is False:
         raise ValueError(
-            "remat keeps spikes as bits, so the surrogate must be a step; found "
-            f"{found} at -0.3, -0.1, 0.1, 0.3. Use remat=False"
-            f"{'' if has_aux else '; with a segment it need not be: segment=...'}"
+            "remat keeps spikes as bits, so the surrogate must be a step; found one "
+            "that gives other numbers than 0 below and 1 from the threshold on. Use "
+            f"remat=False{'' if has_aux else ', or a segment with it: segment=...'}"
         )
 
 
@@ -382,6 +373,9 @@ def _choose(
         )
     if execution != "auto":
         return execution
-    if exact and delay == steps and _is_hard(surrogate):
+    # A custom derivative, as the others have here, must not close over such a value.
+    if closes_over_traced(surrogate, next(iter(snn.neurons.values())).temperature):
+        return "by_layer"
+    if exact and delay == steps and _fires_binary(surrogate, snn.neurons):
         return "closed_form"
     return "by_step" if jax.default_backend() == "cpu" and not delay else "by_layer"
