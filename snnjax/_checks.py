@@ -69,6 +69,12 @@ def check_positive(name: str, number: float) -> None:
         raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
 
 
+def check_seed(seed: int) -> None:
+    """Raise unless ``seed`` is a whole number >= 0."""
+    if not _whole(seed) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; allowed: a whole number >= 0")
+
+
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise unless ``value`` is one of the words."""
     if value not in allowed:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 
 # x, and the sharpness if the neuron has one -> spikes
 Surrogate = Callable[..., jax.Array]
@@ -130,10 +130,10 @@ def is_step(spike: Surrogate, temperature: jax.Array | None = None) -> bool | No
     >>> is_step(dspike), is_step(relaxed_dspike)
     (True, False)
     """
-    x = _PROBES.reshape(-1, *[1] * max(1, np.ndim(temperature)))
     given = () if temperature is None else (temperature,)
+    x = _PROBES.reshape(-1, *[1] * max(1, *map(jnp.ndim, given), 0))
     # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
-    with jax.core.eval_context():
+    with eval_context():
         try:
             found = np.asarray(spike(jnp.asarray(x), *given))
             return bool(np.all(found == (x >= 0)))

@@ -271,10 +271,44 @@ def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
         ((mean, found),) = seen.outputs(later, paced=True)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(found, pace, rtol=1e-6)
-    for weight, start in {0.1: -0.5, 0.0: -1.5}.items():  # the first of equals
+    for weight, start in {0.1: -0.5, 0.0: 0.5}.items():  # of equals the least change
         search = calibrate.postpone_charge((2, 1, 0), pace=weight)
         chosen = search(seen, fit).neuron.initial_potential
         np.testing.assert_allclose(chosen, start)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1.0, 1e20])
+def test_a_search_does_not_depend_on_the_scale_of_the_activations(scale):
+    currents = jax.random.normal(jax.random.key(0), (STEPS, 40, 3, 2))
+
+    def found(scale):
+        scaled = currents * scale
+        site = outputs(lambda fit: compiled_output(NEURON, fit.neuron, scaled))
+        target = jax.nn.relu(currents).mean(0) * scale
+        seen = View(SITE, STEPS, 0, 40, [target], site, None)
+        fit = calibrate.least_squares_threshold()(seen, Fit(NEURON.init(), {}))
+        fit = calibrate.scale_threshold()(seen, fit)
+        return fit.neuron.threshold / scale
+
+    np.testing.assert_allclose(found(scale), found(1.0), rtol=1e-5)
+
+
+def test_a_search_leaves_a_silent_channel_as_it_is():
+    silent = jnp.full((8, 3, 2), -1.0)
+    site = outputs(lambda fit: (jnp.zeros_like(silent), jnp.zeros_like(silent)))
+    seen = View(SITE, STEPS, 0, 8, [jnp.zeros_like(silent)], site, None)
+    fit = Fit(NEURON.init(), {})
+    for search in (calibrate.scale_threshold(), calibrate.postpone_charge((2, 1, 0))):
+        found = search(seen, fit).neuron
+        np.testing.assert_array_equal(found.threshold, 1)
+        np.testing.assert_array_equal(found.initial_potential, 0)
+
+
+def test_a_view_whose_outputs_are_of_other_images_is_refused():
+    seen, fit = view(0)
+    fewer = seen._replace(activations=[a[:1] for a in seen.activations], count=1)
+    with pytest.raises(ValueError, match="allowed: a view whose two show the same"):
+        calibrate.correct_bias()(fewer, fit)
 
 
 @few
@@ -464,6 +498,20 @@ def test_weights_do_not_depend_on_the_scale_of_the_spikes(dtype, scale):
     np.testing.assert_allclose(fitted(scale), fitted(1), rtol=1e-2, atol=1e-3)
 
 
+def test_weights_of_float16_are_fitted_to_many_positions_too():
+    target, spikes, kernel = noisy(0, 2**17)
+
+    def fitted(dtype):
+        seen = search_view(target.astype(dtype), spikes.astype(dtype))
+        fit = Fit(NEURON.init(), {"hidden": kernel.astype(dtype)})
+        found = solve.least_squares_weights(samples=2**20)(seen, fit)
+        return found.weights["hidden"].astype(jnp.float32)
+
+    change = jnp.abs(fitted(jnp.float32) - kernel).max()
+    off = jnp.abs(fitted(jnp.float16) - fitted(jnp.float32)).max()
+    assert off < 0.015 * change
+
+
 def test_pruned_weights_stay_pruned():
     target, spikes, kernel = noisy(0)
     pruned = kernel.at[1].set(0)
@@ -624,7 +672,19 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (lambda: calibrate.postpone_charge(1.0), r"charges is 1.0; allowed: one"),
         (lambda: calibrate.postpone_charge(pace=-1), "pace is -1; allowed: a finite"),
         (lambda: calibrate.scale_threshold(pace="0"), "pace is '0'; allowed: a finite"),
-        (lambda: calibrate.streaming_only((1,)), r"calibrator is \(1,\); allowed: one"),
+        (lambda: calibrate.streaming_only((1,)), r"\(1,\) does not take \(view, fit\)"),
+        (
+            lambda: calibrate.streaming_only(calibrate.scale_threshold),
+            "those of snnjax are called in a recipe, e.g. max_threshold",
+        ),
+        (lambda: calibrate.postpone_charge(["a"]), r"\['a'\]; allowed: one finite"),
+        (lambda: calibrate.postpone_charge([1j]), "1j.*; allowed: one finite number"),
+        (lambda: calibrate.scale_threshold([[1], [1, 2]]), "allowed: one finite"),
+        (
+            lambda: calibrate_weights(seed=-1),
+            "seed is -1; allowed: a whole number >= 0",
+        ),
+        (lambda: calibrate_weights(surrogate="dspike"), "surrogate is 'dspike'; all"),
         (
             lambda: calibrate.postpone_charge((np.inf,)),
             "allowed: one finite number or more",

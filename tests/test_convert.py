@@ -646,7 +646,7 @@ def neuron(**changes):
         (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
         (
             lambda view, fit: fit._replace(weights={p: 0.0 for p in fit.weights}),
-            r"of shape \(\) and type float32; allowed: \(4, 6\) and float32",
+            "weights 'w1' as a float; allowed: an array",
         ),
         (
             lambda view, fit: fit._replace(
@@ -661,13 +661,32 @@ def neuron(**changes):
             "weights 'w1', fitted at 'relu', hold 24 values that are NaN",
         ),
         (lambda view, fit: fit._replace(weights=[]), r"weights \[\]; allowed: a dict"),
-        (neuron(bias=None), "'relu' no bias; allowed: an array"),
+        (
+            lambda view, fit: fit._replace(
+                weights={p: w[0] for p, w in fit.weights.items()}
+            ),
+            r"of shape \(6,\) and type float32; allowed: \(4, 6\) and float32",
+        ),
+        (neuron(bias=None), "'relu' bias None; allowed: an array or a number"),
+        (neuron(threshold="2"), "threshold '2'; allowed: an array or a number"),
+        (neuron(threshold=True), "threshold True; allowed: an array or a number"),
     ],
 )
 def test_what_no_neuron_can_be_is_refused_with_its_site(calibrate, message):
     net = NETWORKS["dense"]
     with pytest.raises(ValueError, match=message):
         convert(net, recipe=Recipe(((max_threshold(), calibrate),)))
+
+
+def test_weights_of_numpy_come_back_in_the_networks_type():
+    def doubled(view, fit):
+        wide = {p: 2 * np.asarray(w, float) for p, w in fit.weights.items()}
+        return fit._replace(weights=wide)
+
+    snn = convert(NETWORKS["dense"], recipe=Recipe(((max_threshold(), doubled),)))
+    assert isinstance(snn.params["w1"], jax.Array)
+    assert snn.params["w1"].dtype == jnp.float32
+    assert_equal(snn.params["w1"], 2 * NETWORKS["dense"].params["w1"])
 
 
 def test_weights_may_be_changed_in_place():

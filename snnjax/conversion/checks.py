@@ -4,6 +4,7 @@ A number that is not finite, or a fit that belongs to another site, would only s
 bad accuracy; here it is an error with the site's name.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,19 @@ def _fed_by(network: Network, parameter: int) -> list[str]:
     return [*sites, "the readout"] if parameter in network.readout else sites
 
 
+def check_calibrator(calibrator: Any) -> None:
+    """Raise unless this can be called with a view and a fit."""
+    try:
+        inspect.signature(calibrator).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f"{calibrator!r} does not take (view, fit), as a calibrator does; those of "
+            "snnjax are called in a recipe, e.g. max_threshold()"
+        ) from None
+    except ValueError:  # it has no signature that could be read
+        return
+
+
 def check_finite(what: str, arrays: Sequence[Any]) -> None:
     """Raise unless all numbers are finite.
 
@@ -81,13 +95,19 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
     if after.weights.keys() != before.weights.keys():
         found, allowed = sorted(after.weights), sorted(before.weights)
         raise ValueError(f"{wrong} weights {found}; allowed: {allowed}")
+    weights = {}
     for path, weight in after.weights.items():
         allowed = before.weights[path]
-        found = jnp.shape(weight), jnp.result_type(weight)
-        if found != (allowed.shape, allowed.dtype):
+        if not isinstance(weight, np.ndarray | jax.Array):
             raise ValueError(
-                f"{wrong} weights {path!r} of shape {found[0]} and type {found[1]}; "
-                f"allowed: {allowed.shape} and {allowed.dtype}"
+                f"{wrong} weights {path!r} as a {type(weight).__name__}; allowed: an "
+                "array"
+            )
+        weights[path] = weight = jnp.asarray(weight)
+        if (weight.shape, weight.dtype) != (allowed.shape, allowed.dtype):
+            raise ValueError(
+                f"{wrong} weights {path!r} of shape {weight.shape} and type "
+                f"{weight.dtype}; allowed: {allowed.shape} and {allowed.dtype}"
             )
     if after.neuron.leak is not None or after.neuron.temperature is not None:
         raise ValueError(
@@ -96,8 +116,9 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
         )
     fitted = {}
     for name, shape in shapes(site).items():
-        if (value := getattr(after.neuron, name)) is None:
-            raise ValueError(f"{wrong} no {name}; allowed: an array or a number")
+        value = getattr(after.neuron, name)
+        if not _real(value):
+            raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")
         fitted[name] = jnp.asarray(value, jnp.float32)
         try:
             agree = np.broadcast_shapes(fitted[name].shape, shape) == shape
@@ -107,7 +128,17 @@ def checked(site: Site, before: Fit, after: Any) -> Fit:
             raise ValueError(
                 f"{wrong} {name} of shape {fitted[name].shape}; allowed: () or {shape}"
             )
-    return Fit(after.neuron._replace(**fitted), after.weights)
+    return Fit(after.neuron._replace(**fitted), weights)
+
+
+def _real(value: Any) -> bool:
+    if value is None:  # which JAX takes for a float
+        return False
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # a word
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
 def check_values(site: Site, before: Fit, after: Fit) -> None:

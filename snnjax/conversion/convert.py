@@ -6,7 +6,6 @@
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import math
 import numbers
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 
 from snnjax._checks import check_delay, check_size
 from snnjax.conversion import resume
-from snnjax.conversion.checks import check_finite
+from snnjax.conversion.checks import check_calibrator, check_finite
 from snnjax.conversion.chunks import Plan
 from snnjax.conversion.digest import outline
 from snnjax.conversion.recipes import Recipe, best
@@ -74,7 +73,8 @@ def convert(
             ``jax.device_get(snn)`` runs anywhere.
         folder: keeps the fit of every site there; a conversion that was interrupted
             goes on from them when started again with the same arguments, and gives the
-            same bits. A new folder, on a disk that all processes share, or None.
+            same bits. A new folder, on a disk that all processes share, or None. What a
+            calibrator of your own finds in its module is not compared.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
@@ -178,24 +178,12 @@ def _check_recipe(recipe) -> None:
                 "e.g. Recipe(((max_threshold(), shift_bias()),))"
             )
         for calibrator in chain:
-            _check_calibrator(calibrator)
+            check_calibrator(calibrator)
     if not recipe.sweeps or not all(recipe.sweeps):
         raise ValueError(
             f"the recipe has the sweeps {recipe.sweeps}; allowed: one or more, each "
             "with one calibrator or more, or it would fit nothing"
         )
-
-
-def _check_calibrator(calibrator) -> None:
-    try:
-        inspect.signature(calibrator).bind(None, None)
-    except TypeError:
-        raise ValueError(
-            f"{calibrator!r} does not take (view, fit), as a calibrator does; those of "
-            "snnjax are called in a recipe, e.g. max_threshold()"
-        ) from None
-    except ValueError:  # it has no signature that could be read
-        return
 
 
 def _captured(fn, params, x):

@@ -108,6 +108,8 @@ def candidate_errors(
 ) -> jax.Array:
     """Sum of (ClipFloor(a) - a)^2 for each candidate of `least_squares`.
 
+    In the `binary_unit` of the largest, so that squares stay in float32's range.
+
     Args:
         activation, steps, objective, channel: as there.
         top: largest candidate, scalar or [C].
@@ -116,21 +118,32 @@ def candidate_errors(
         [95, 1] or [95, C]; of more images it is the sum of theirs.
     """
     half = {"floor": 0.0, "round": 0.5}[objective]
+    unit = binary_unit(jnp.reshape(top, -1))
     channels = top.size
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
     thresholds = jnp.reshape(top, -1) * _FRACTIONS[:, None]  # [95, channels]
     blocks = _blocks(activation.reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
-    tiled = jnp.tile(thresholds, (1, repeats))
+    tiled, units = jnp.tile(thresholds, (1, repeats)), jnp.tile(unit, repeats)
 
     def add_errors(total, block):
         count = jnp.minimum(jnp.floor(block * steps / tiled + half), steps)
-        error = (count * tiled / steps - block) ** 2
+        error = ((count * tiled / steps - block) / units) ** 2
         return total + error.reshape(len(error), -1, channels).sum(1), None
 
     errors, _ = jax.lax.scan(add_errors, jnp.zeros_like(thresholds), blocks)
     return errors
+
+
+def binary_unit(values: jax.Array) -> jax.Array:
+    """For each number the power of two above it, which scales without rounding.
+
+    >>> import jax.numpy as jnp
+    >>> print(binary_unit(jnp.array([0.3, 5.0, 0.0])))
+    [0.5 8.  1. ]
+    """
+    return jnp.ldexp(jnp.ones_like(values), jnp.frexp(jnp.abs(values))[1])
 
 
 def nearest(top: jax.Array, errors: jax.Array) -> jax.Array:

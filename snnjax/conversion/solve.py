@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from snnjax._checks import check_count, check_positive
+from snnjax.conversion.fits import binary_unit
 from snnjax.conversion.view import Calibrator, Fit, View
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
@@ -37,7 +38,8 @@ def least_squares_weights(
     Spikes carry an error that is alike for many images; what of it can be foretold
     from the other spikes that a neuron receives, its weights take back. b is dropped
     again: biases or potentials, fitted next, make up for it. Of the iterates, W_0
-    among them, the best for a fourth of the images is taken, which the sum leaves out.
+    among them, the best for a fourth of the images is taken, every fourth one, which the
+    sum leaves out: images that are alike should not lie in groups of four.
 
     Kernels that reach another site or the readout, too, stay as they are, and all do
     if there are fewer than four images. Weights of 0 stay 0: a pruned network stays
@@ -67,7 +69,7 @@ def least_squares_weights(
             return fit
         search, _ = _solve(problem, iterations, damping)
         # What is found is a constant to the gradient, which is that of W_0.
-        chosen = _moved(given, search.best, _proven(problem, search.best))
+        chosen = _added(given, search.best, _proven(problem, search.best))
         new = zip(fit.weights, chosen, own, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in new if moves}
         return fit._replace(weights=fit.weights | changed)
@@ -120,8 +122,12 @@ def _along(layer: _Layer, weights: Weights, sources: Any, scale, direction: Weig
 
 @functools.partial(jax.jit, static_argnames="layer")
 def _back(layer: _Layer, weights: Weights, sources: Any, scale, values) -> Weights:
-    """J^T values, which float16 could not hold as they are."""
-    size = _power(values) * 2.0 ** values.size.bit_length()
+    """J^T values, which float16 could not hold as they are.
+
+    Centred values add up like noise, so their sum grows with the root of their number:
+    by more they would be too small for float16 themselves.
+    """
+    size = binary_unit(jnp.abs(values).max()) * 2.0 ** (values.size.bit_length() // 2)
     change = jax.vjp(layer.into(sources), weights)[1](values / size)[0]
     return layer.bound(tuple(size / scale * d for d in change), weights)
 
@@ -146,7 +152,7 @@ class _Images(NamedTuple):
 @jax.jit
 def _scaled(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Activations and what they are divided by, so that squares stay in range."""
-    scale = _power(activation)
+    scale = binary_unit(jnp.abs(activation).max())
     return activation / scale, scale
 
 
@@ -277,14 +283,14 @@ def _solve(problem: _Problem, iterations: int, damping: float):
         change = problem.along(search.direction)
         bent = problem.back(problem.centred(change))
         search, length = _advance(search, bent)
-        (current,) = _moved((current,), (change,), length)
+        (current,) = _added((current,), (change,), length)
         search = _judge(search, problem.error(current))
     return search, current
 
 
 def _proven(problem: _Problem, step: Weights) -> jax.Array:
     """Whether W_0 + step is better, as it is if I is affine; a norm of W is not."""
-    moved = _moved(problem.weights, step, True)
+    moved = _added(problem.weights, step, True)
     current = _current(problem.layer, moved, problem.sources, problem.scale)
     return problem.error(current) < problem.first
 
@@ -299,6 +305,9 @@ def _begin(
     size = _dot(own, own)
     damped = damping * _dot(own, bent) / jnp.maximum(size, _tiny(size))
     return _Search(none, residual, residual, damped, error, none)
+
+
+# J^T P J d is called bent: the sum bends that much along d.
 
 
 @jax.jit
@@ -333,19 +342,12 @@ def _add(a: Weights, b: Weights, factor) -> Weights:
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
-_moved = jax.jit(_add)
+_added = jax.jit(_add)
 
 
 def _wide(array: jax.Array) -> jax.Array:
     """In float32 or wider."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-@jax.jit
-def _power(array: jax.Array) -> jax.Array:
-    """The power of two above all of it, which scales without rounding; 1 if it is 0."""
-    exponent = jnp.frexp(jnp.abs(array).max())[1]
-    return jnp.ldexp(jnp.ones((), array.dtype), exponent)
 
 
 def _tiny(like: jax.Array) -> float:

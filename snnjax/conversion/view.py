@@ -49,8 +49,8 @@ class View(NamedTuple):
             send; micro-batches too, of the positions that `fits.thin` leaves. With
             paced=True pairs of them and of their pace (`neurons.mean_and_pace`).
         feed: (batch, time, every=1) -> (current, sources): ``current(weights, sources,
-            rows)`` is the current into the site for these images (None: for all that
-            there are, ``batch`` of them), a hashable pure function that is
+            rows)`` is the current into the site for these images, ``batch`` of them
+            (None: for all in the sources), a hashable pure function that is
             differentiable in the weights; [B, ...], the mean over T steps, or with
             time=True [T, B, ...].
         shared: paths of the weights that other sites or the readout are fed by too.
@@ -126,13 +126,19 @@ class View(NamedTuple):
     ) -> jax.Array:
         """``statistic(a, s)``, which is a mean over its images, over all of them.
 
+        A statistic gives one array or number, and an error if the two do not match.
         ``options`` are those of `outputs`.
         """
-        total = None
+        total: Any = None
         for a, s in zip(self.activations, self.outputs(fit, **options), strict=True):
-            found = statistic(a, s)
+            if jax.tree.leaves(s)[0].shape != a.shape:
+                raise ValueError(
+                    f"outputs of shape {jax.tree.leaves(s)[0].shape} meet activations "
+                    f"of shape {a.shape}; allowed: a view whose two show the same"
+                )
+            found = jnp.asarray(statistic(a, s))
             total = np.zeros(found.shape, found.dtype) if total is None else total
-            total = _added(total, found, np.float32(len(a) / self.count))
+            total = _added(total, found, len(a) / self.count)
         return total
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snnjax._checks import check_choice, check_count, check_positive
+from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax.conversion.view import Calibrator, Fit, View
 from snnjax.neurons import (
     closed_form,
@@ -50,6 +50,9 @@ def calibrate_weights(
     check_count("iterations", iterations)
     check_count("batch", batch)
     check_positive("learning_rate", learning_rate)
+    check_seed(seed)
+    if not callable(surrogate):
+        raise ValueError(f"surrogate is {surrogate!r}; allowed: a spike function")
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations)))
