@@ -38,8 +38,8 @@ def least_squares_weights(
     Spikes carry an error that is alike for many images; what of it can be foretold
     from the other spikes that a neuron receives, its weights take back. b is dropped
     again: biases or potentials, fitted next, make up for it. Of the iterates, W_0
-    among them, the best for a fourth of the images is taken, every fourth one, which the
-    sum leaves out: images that are alike should not lie in groups of four.
+    among them, the best for every fourth image is taken, which the sum leaves out:
+    images that are alike should not lie in groups of four.
 
     Kernels that reach another site or the readout, too, stay as they are, and all do
     if there are fewer than four images. Weights of 0 stay 0: a pruned network stays
