@@ -109,53 +109,6 @@ def relaxed_dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Ar
     return 0.5 + jnp.tanh(temperature * inside) / (2 * jnp.tanh(temperature / 2))
 
 
-# Where a step shows that it is one: near its edge, and far from it.
-_PROBES = np.array(
-    [-3, -1, -0.6, -0.5, -0.4, -0.3, -0.1, -1e-3, -1e-6, 0]
-    + [1e-6, 1e-3, 0.1, 0.3, 0.4, 0.5, 0.6, 1, 3],
-    np.float32,
-)
-
-
-def is_step(spike: Surrogate, temperature: jax.Array | None = None) -> bool | None:
-    """Whether a spike function gives 0 below x = 0 and 1 from there on.
-
-    Args:
-        spike: the function.
-        temperature: its second argument, or None if it is given one only.
-
-    Returns:
-        None if that cannot be seen, as where a traced value decides.
-
-    >>> is_step(dspike), is_step(relaxed_dspike)
-    (True, False)
-    """
-    given = () if temperature is None else (temperature,)
-    x = _PROBES.reshape(-1, *[1] * max(1, *map(jnp.ndim, given), 0))
-    # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
-    with eval_context():
-        try:
-            found = np.asarray(spike(jnp.asarray(x), *given))
-            return bool(np.all(found == (x >= 0)))
-        except (TypeError, ValueError):  # errors about traced values are TypeErrors
-            return None
-
-
-def closes_over_traced(spike: Surrogate, temperature=None) -> bool:
-    """Whether a spike function holds a value that `jit`, `grad` or `vmap` traces.
-
-    Args:
-        spike: the function.
-        temperature: its second argument, or None if it is given one only.
-    """
-    given = () if temperature is None else (temperature,)
-    try:
-        made = jax.make_jaxpr(spike)(jnp.zeros(1), *given)
-    except (TypeError, ValueError):  # what is wrong shows where it is used
-        return False
-    return any(isinstance(constant, Tracer) for constant in made.consts)
-
-
 def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative 1[|x| < width / 2] / width (Wu et al., STBP, 2018).
 
@@ -204,3 +157,52 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     2.0
     """
     return _arctan(jnp.asarray(x), slope)
+
+
+# What is to be known of any spike function, a user's too.
+
+# x where a step shows that it is one: near its edge, and far from it.
+_PROBES = np.array(
+    [-3, -1, -0.6, -0.5, -0.4, -0.3, -0.1, -1e-3, -1e-6, 0]
+    + [1e-6, 1e-3, 0.1, 0.3, 0.4, 0.5, 0.6, 1, 3],
+    np.float32,
+)
+
+
+def is_step(spike: Surrogate, temperature: jax.Array | None = None) -> bool | None:
+    """Whether a spike function gives 0 below x = 0 and 1 from there on.
+
+    Args:
+        spike: the function.
+        temperature: its second argument, or None if it is given one only.
+
+    Returns:
+        None if that cannot be seen, as where a traced value decides.
+
+    >>> is_step(dspike), is_step(relaxed_dspike)
+    (True, False)
+    """
+    given = () if temperature is None else (temperature,)
+    x = _PROBES.reshape(-1, *[1] * max([1, *map(jnp.ndim, given)]))
+    # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
+    with eval_context():
+        try:
+            found = np.asarray(spike(jnp.asarray(x), *given))
+            return bool(np.all(found == (x >= 0)))
+        except (TypeError, ValueError):  # errors about traced values are TypeErrors
+            return None
+
+
+def closes_over_traced(spike: Surrogate, temperature=None) -> bool:
+    """Whether a spike function holds a value that `jit`, `grad` or `vmap` traces.
+
+    Args:
+        spike: the function.
+        temperature: its second argument, or None if it is given one only.
+    """
+    given = () if temperature is None else (temperature,)
+    try:
+        made = jax.make_jaxpr(spike)(jnp.zeros(1), *given)
+    except (TypeError, ValueError):  # what is wrong shows where it is used
+        return False
+    return any(isinstance(constant, Tracer) for constant in made.consts)
