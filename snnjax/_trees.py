@@ -1,4 +1,4 @@
-"""What several parts ask of a pytree: how a leaf is called, and what it is."""
+"""What several parts do with pytrees: names of leaves, what they are, and a sum."""
 
 from typing import Any
 
@@ -15,6 +15,12 @@ def is_floating(leaf: Any) -> bool:
     """Whether a leaf (array, number or shape) has real numbers."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating)
+
+
+@jax.jit
+def add_scaled(a: Any, b: Any, factor: Any) -> Any:
+    """a + factor b, leaf by leaf."""
+    return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
 def is_kernel(leaf: Any) -> bool:

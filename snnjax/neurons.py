@@ -22,6 +22,7 @@ from snnjax import surrogate as surrogates
 from snnjax._checks import (
     check_choice,
     check_delay,
+    check_flags,
     check_floating,
     check_positive,
     is_number,
@@ -385,6 +386,8 @@ def _neuron(threshold, leak, reset, temperature, surrogate, detach_reset) -> Neu
     if temperature is not None:
         check_positive("temperature", temperature)
     check_choice("reset", reset, ("subtract", "zero"))
+    surrogates.check_surrogate(surrogate)
+    check_flags(detach_reset=detach_reset)
 
     def fresh():
         return NeuronParams(

@@ -161,6 +161,16 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
 
 # What is to be known of any spike function, a user's too.
 
+
+def check_surrogate(surrogate: Surrogate) -> None:
+    """Raise unless this can be called."""
+    if not callable(surrogate):
+        raise ValueError(
+            f"surrogate is {surrogate!r}; allowed: a spike function, e.g. "
+            "snnjax.dspike or one of snnjax.surrogate"
+        )
+
+
 # x where a step shows that it is one: near its edge, and far from it.
 _PROBES = np.array(
     [-3, -1, -0.6, -0.5, -0.4, -0.3, -0.1, -1e-3, -1e-6, 0]
@@ -193,7 +203,7 @@ def is_step(spike: Surrogate, temperature: jax.Array | None = None) -> bool | No
             return None
 
 
-def closes_over_traced(spike: Surrogate, temperature=None) -> bool:
+def closes_over_traced(spike: Surrogate, temperature: jax.Array | None = None) -> bool:
     """Whether a spike function holds a value that `jit`, `grad` or `vmap` traces.
 
     Args:

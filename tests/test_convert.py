@@ -31,6 +31,7 @@ RECIPES = {
     "advanced": snnjax.advanced(iterations=3, learning_rate=1e-3),
     "best": snnjax.best(),
 }
+CORRECTED = RECIPES["light"]._replace(correct_readout=True)
 NET = NETWORKS["concatenation"]
 
 
@@ -566,8 +567,7 @@ def test_the_readout_is_corrected_per_channel():
     def fn(p, x):
         return conv(relu(conv(x, p["w1"])), p["w2"]).transpose(0, 3, 1, 2)
 
-    recipe = RECIPES["light"]._replace(correct_readout=True)
-    snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=recipe)
+    snn = snnjax.convert(fn, IMAGES, PIXELS, steps=STEPS, recipe=CORRECTED)
     assert snn.readout_correction.shape == (4, 1, 1)
     outputs = snnjax.spiking(fn, steps=STEPS)(snn, PIXELS).mean(0)
     error = (fn(IMAGES, PIXELS) - outputs).mean((0, 2, 3))
@@ -578,8 +578,7 @@ def test_an_output_of_one_number_per_example_is_corrected_by_one_number():
     def fn(p, x):
         return NET.fn(p, x)[:, 0]
 
-    recipe = RECIPES["light"]._replace(correct_readout=True)
-    snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=recipe)
+    snn = snnjax.convert(fn, FLAT, images(12), steps=STEPS, recipe=CORRECTED)
     assert snn.readout_correction.shape == ()
     simulate = snnjax.spiking(fn, steps=STEPS)
     error = fn(FLAT, images(12)) - simulate(snn, images(12)).mean(0)
@@ -604,8 +603,7 @@ def test_outputs_keep_their_types(dtype, devices):
 
     params, x = jax.tree.map(lambda a: a.astype(dtype), (FLAT, images(16)))
     mesh = jax.make_mesh((devices,), ("data",))
-    recipe = RECIPES["light"]._replace(correct_readout=True)
-    snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe, mesh=mesh)
+    snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=CORRECTED, mesh=mesh)
     snn = jax.device_get(snn)
     logits, mask, numbers = snnjax.spiking(fn, steps=STEPS)(snn, x)
     assert (logits.dtype, mask.dtype, numbers.dtype) == (dtype, bool, jnp.int32)

@@ -14,16 +14,12 @@ from snnjax.measures import costs, metrics
 STEPS = 8
 
 
-def measured(name, recipe=None, delay=0):
+LIGHT = snnjax.light()
+
+
+def measured(name, recipe=LIGHT, delay=0):
     net = NETWORKS[name]
-    snn = snnjax.convert(
-        net.fn,
-        net.params,
-        net.x,
-        steps=STEPS,
-        delay=delay,
-        recipe=recipe or snnjax.light(),
-    )
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=delay, recipe=recipe)
     return (
         net,
         snn,
@@ -99,7 +95,7 @@ def test_products_with_padding_zeros_do_not_count():
         return jax.nn.relu(y)
 
     kernel, x = jnp.ones((3, 3, 1, 2)), jnp.ones((1, 4, 4, 1))
-    snn = snnjax.convert(fn, kernel, x, steps=2, recipe=snnjax.light())
+    snn = snnjax.convert(fn, kernel, x, steps=2, recipe=LIGHT)
     found = snnjax.measure(fn, kernel, snn, x, steps=2)
     # Taps inside a 4x4 image: 4 corners of 4, 8 edges of 6, 4 inner pixels of 9.
     assert found.macs == 2 * (4 * 4 + 8 * 6 + 4 * 9)
@@ -164,8 +160,7 @@ def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
 
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
     net = NETWORKS["dense"]
-    recipe = snnjax.light()
-    snn = snnjax.convert(*net[:3], steps=STEPS, delay=1, recipe=recipe)
+    snn = snnjax.convert(*net[:3], steps=STEPS, delay=1, recipe=LIGHT)
     found = snnjax.measure(net.fn, net.params, snn, net.x)
     assert (found.steps, found.delay) == (STEPS, 1)
     trains = snnjax.spike_trains(net.fn, snn, net.x)
@@ -246,7 +241,7 @@ def test_operations_do_not_depend_on_the_order_of_axes():
     def turned(p, x):
         return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
 
-    snn = snnjax.convert(usual, kernels, x, steps=4, recipe=snnjax.light())
+    snn = snnjax.convert(usual, kernels, x, steps=4, recipe=LIGHT)
     a, b = (snnjax.measure(f, kernels, snn, x, steps=4) for f in (usual, turned))
     assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
@@ -269,8 +264,7 @@ def test_what_a_network_closes_over_is_read_anew():
         return factor[0] * net.fn(params, x * factor[0])
 
     def seen():
-        light = snnjax.light()
-        snn = snnjax.convert(fn, net.params, net.x, steps=STEPS, recipe=light)
+        snn = snnjax.convert(fn, net.params, net.x, steps=STEPS, recipe=LIGHT)
         found = snnjax.measure(fn, net.params, snn, net.x)
         return snnjax.spiking(fn, steps=STEPS)(snn, net.x), found
 

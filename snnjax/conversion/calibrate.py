@@ -129,7 +129,7 @@ def postpone_charge(
     there: the fit comes back as it is. Source: ours.
 
     Args:
-        charges: candidates c, in thresholds.
+        charges: candidates c, in thresholds; of equally good ones the smallest.
         pace: weight of the spikes' pace in that error, >= 0.
     """
     _check_numbers("charges", charges)
@@ -155,7 +155,7 @@ def scale_threshold(
     candidate meets the spikes that do arrive, as in `postpone_charge`.
 
     Args:
-        factors: candidates, > 0.
+        factors: candidates, > 0; of equally good ones the nearest to 1.
         pace: as for `postpone_charge`.
     """
     _check_numbers("factors", factors)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from snnjax._checks import check_count, check_positive
+from snnjax._trees import add_scaled
 from snnjax.conversion.fits import binary_unit
 from snnjax.conversion.view import Calibrator, Fit, View
 
@@ -69,7 +70,7 @@ def least_squares_weights(
             return fit
         search, _ = _solve(problem, iterations, damping)
         # What is found is a constant to the gradient, which is that of W_0.
-        chosen = _added(given, search.best, _proven(problem, search.best))
+        chosen = add_scaled(given, search.best, _proven(problem, search.best))
         new = zip(fit.weights, chosen, own, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in new if moves}
         return fit._replace(weights=fit.weights | changed)
@@ -253,9 +254,9 @@ class _Problem(NamedTuple):
         args = self.layer, self.weights, self.sources, self.scale, values
         return jax.block_until_ready(_back(*args))
 
-    def centred(self, values: jax.Array) -> jax.Array:
-        """P values."""
-        return _centred(values, self.images.counts, self.channel)
+    def bent(self, change: jax.Array) -> Weights:
+        """J^T P change: of J d it is how much the sum bends along d."""
+        return self.back(_centred(change, self.images.counts, self.channel))
 
     def error(self, current: jax.Array) -> jax.Array:
         """Of the images that are left out."""
@@ -276,21 +277,20 @@ def _solve(problem: _Problem, iterations: int, damping: float):
     """(search, its current) after some iterations."""
     current = problem.current
     residual = problem.back(problem.lacking)
-    bent = problem.back(problem.centred(problem.along(problem.weights)))
+    bent = problem.bent(problem.along(problem.weights))
     free = problem.layer.free
     search = _begin(free, problem.weights, bent, residual, problem.first, damping)
     for _ in range(iterations):
         change = problem.along(search.direction)
-        bent = problem.back(problem.centred(change))
-        search, length = _advance(search, bent)
-        (current,) = _added((current,), (change,), length)
+        search, length = _advance(search, problem.bent(change))
+        (current,) = add_scaled((current,), (change,), length)
         search = _judge(search, problem.error(current))
     return search, current
 
 
 def _proven(problem: _Problem, step: Weights) -> jax.Array:
     """Whether W_0 + step is better, as it is if I is affine; a norm of W is not."""
-    moved = _added(problem.weights, step, True)
+    moved = add_scaled(problem.weights, step, True)
     current = _current(problem.layer, moved, problem.sources, problem.scale)
     return problem.error(current) < problem.first
 
@@ -299,7 +299,7 @@ def _proven(problem: _Problem, step: Weights) -> jax.Array:
 def _begin(
     free: tuple[bool, ...], weights: Weights, bent, residual, error, damping
 ) -> _Search:
-    """k = |P J W_0|^2 / |W_0|^2, and ``bent`` is J^T P J W_0."""
+    """k = |P J W_0|^2 / |W_0|^2; ``bent`` is that of W_0."""
     none = jax.tree.map(jnp.zeros_like, residual)
     own = tuple(jnp.where(*each) for each in zip(free, weights, none, strict=True))
     size = _dot(own, own)
@@ -307,21 +307,18 @@ def _begin(
     return _Search(none, residual, residual, damped, error, none)
 
 
-# J^T P J d is called bent: the sum bends that much along d.
-
-
 @jax.jit
 def _advance(search: _Search, bent: Weights) -> tuple[_Search, jax.Array]:
-    """The textbook's step and its length; ``bent`` is J^T P J direction."""
+    """The textbook's step and its length; ``bent`` is that of the direction."""
     old = _dot(search.residual, search.residual)
-    bent = _add(bent, search.direction, search.damped)
+    bent = add_scaled(bent, search.direction, search.damped)
     length = old / jnp.maximum(_dot(search.direction, bent), _tiny(old))
-    residual = _add(search.residual, bent, -length)
+    residual = add_scaled(search.residual, bent, -length)
     turn = _dot(residual, residual) / jnp.maximum(old, _tiny(old))
     following = search._replace(
-        step=_add(search.step, search.direction, length),
+        step=add_scaled(search.step, search.direction, length),
         residual=residual,
-        direction=_add(residual, search.direction, turn),
+        direction=add_scaled(residual, search.direction, turn),
     )
     return following, length
 
@@ -335,14 +332,6 @@ def _judge(search: _Search, error: jax.Array) -> _Search:
 
 def _dot(a: Weights, b: Weights) -> jax.Array:
     return functools.reduce(jnp.add, [(x * y).sum() for x, y in zip(a, b, strict=True)])
-
-
-def _add(a: Weights, b: Weights, factor) -> Weights:
-    """a + factor b."""
-    return jax.tree.map(lambda x, y: x + factor * y, a, b)
-
-
-_added = jax.jit(_add)
 
 
 def _wide(array: jax.Array) -> jax.Array:

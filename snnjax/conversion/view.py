@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_positive
+from snnjax._trees import add_scaled
 from snnjax.conversion import fits
 from snnjax.conversion.streams import sampled
 from snnjax.network.equations import Site
@@ -131,14 +132,15 @@ class View(NamedTuple):
         """
         total: Any = None
         for a, s in zip(self.activations, self.outputs(fit, **options), strict=True):
-            if jax.tree.leaves(s)[0].shape != a.shape:
+            shape = jax.tree.leaves(s)[0].shape
+            if shape != a.shape:
                 raise ValueError(
-                    f"outputs of shape {jax.tree.leaves(s)[0].shape} meet activations "
-                    f"of shape {a.shape}; allowed: a view whose two show the same"
+                    f"outputs of shape {shape} meet activations of shape {a.shape}; "
+                    "allowed: a view whose two show the same"
                 )
             found = jnp.asarray(statistic(a, s))
             total = np.zeros(found.shape, found.dtype) if total is None else total
-            total = _added(total, found, len(a) / self.count)
+            total = add_scaled(total, found, len(a) / self.count)
         return total
 
 
@@ -153,8 +155,3 @@ def _needs_all(*_) -> Any:
 
 
 _peaks = jax.jit(fits.peaks, static_argnames="channel")
-
-
-@jax.jit
-def _added(total: jax.Array, part: jax.Array, share: jax.Array) -> jax.Array:
-    return total + share * part

@@ -19,7 +19,7 @@ from snnjax.neurons import (
     integrate_and_fire,
     unroll,
 )
-from snnjax.surrogate import Surrogate, dspike
+from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
 
 def calibrate_weights(
@@ -51,8 +51,7 @@ def calibrate_weights(
     check_count("batch", batch)
     check_positive("learning_rate", learning_rate)
     check_seed(seed)
-    if not callable(surrogate):
-        raise ValueError(f"surrogate is {surrogate!r}; allowed: a spike function")
+    check_surrogate(surrogate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations)))

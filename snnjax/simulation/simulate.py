@@ -28,7 +28,13 @@ from snnjax.network.equations import Sites
 from snnjax.neurons import Neuron, check_plain, integrate_and_fire, lif
 from snnjax.simulation import executions, sharding
 from snnjax.simulation.snn import SNN, check_fit, check_neurons, corrected
-from snnjax.surrogate import Surrogate, closes_over_traced, dspike, is_step
+from snnjax.surrogate import (
+    Surrogate,
+    check_surrogate,
+    closes_over_traced,
+    dspike,
+    is_step,
+)
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 INPUTS = ("constant", "poisson", "sequence")
@@ -155,7 +161,7 @@ def spiking(
     if has_aux:
         _check_aux(execution, micro_batch, segment)
     execution = _memory_saving(execution, delay, segment, remat)
-    _check_surrogate(surrogate)
+    check_surrogate(surrogate)
     if execution == "closed_form" and (surrogate is not dspike or detach_reset):
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
@@ -335,19 +341,13 @@ def _check_aux(execution: str, micro_batch: int | None, segment: int | None) -> 
         )
 
 
-def _check_surrogate(surrogate: Surrogate) -> None:
-    if not callable(surrogate):
-        raise ValueError(
-            f"surrogate is {surrogate!r}; allowed: a spike function, e.g. "
-            "snnjax.dspike or one of snnjax.surrogate"
-        )
-
-
 def _fires_binary(surrogate: Surrogate, neurons) -> bool | None:
     """`is_step` at the temperatures of all neurons."""
     temperatures = {id(p.temperature): p.temperature for p in neurons.values()}
-    found = [is_step(surrogate, b) for b in temperatures.values()]
-    return False if False in found else None if None in found else True
+    found = {is_step(surrogate, b) for b in temperatures.values()}
+    if False in found:
+        return False
+    return None if None in found else True
 
 
 def _check_binary(found: bool | None, has_aux: bool) -> None:
