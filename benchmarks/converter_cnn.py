@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import timing
 
 CHANNELS, HIDDEN, CLASSES = 64, 512, 1000
-DELAYED = "snnjax closed_form, delay T"
+WAITING = "snnjax closed_form, wait T"
 # side -> (interpreter, distributions whose versions matter)
 ANN = "ANN, T times"
 SNNJAX = {
@@ -29,7 +29,7 @@ SNNJAX = {
     "snnjax by_layer, micro-batch 16": dict(execution="by_layer", micro_batch=16),
     "snnjax auto": dict(),
     "snnjax auto, micro-batch 16": dict(micro_batch=16),
-    DELAYED: dict(execution="closed_form"),
+    WAITING: dict(execution="closed_form"),
 }
 SPIKINGJELLY = {
     "SpikingJelly single-step": ("s", False),
@@ -113,13 +113,13 @@ def prepare(side: str, steps: int, batch: int, size: int):
     if side == ANN:
         ann = jax.jit(network)
         return lambda: [ann(params, x) for _ in range(steps)], facts
-    delay = steps if side == DELAYED else 0
+    wait = steps if side == WAITING else 0
     recipe = snnjax.max_activation()
-    snn = snnjax.convert(network, params, x, steps=steps, recipe=recipe, delay=delay)
-    transform = snnjax.spiking(network, steps=steps, delay=delay, **SNNJAX[side])
+    snn = snnjax.convert(network, params, x, steps=steps, recipe=recipe, wait=wait)
+    transform = snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side])
     run = jax.jit(transform)
     outputs = run(snn, x)
-    check_steps(np.asarray(outputs), steps, silent_end=side == DELAYED)
+    check_steps(np.asarray(outputs), steps, silent_end=side == WAITING)
     return lambda: run(snn, x), facts
 
 
@@ -219,7 +219,7 @@ def sparxml(steps: int, batch: int, size: int):
 def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> None:
     """Raise unless there are T outputs [T, B, ...] and the last step does work.
 
-    With delay T every neuron fires in its first steps, so the end may be silent.
+    With wait T every neuron fires in its first steps, so the end may be silent.
     """
     assert len(outputs) == steps, (outputs.shape, steps)
     assert np.abs(outputs[-1] - outputs[0]).max() > 1e-3, "no step changes anything"
@@ -286,9 +286,9 @@ def add_ratios(found: dict[str, dict]) -> None:
 def targets(found: dict[str, dict]) -> list[dict]:
     """Pass or miss of snnjax's fastest side that streams.
 
-    With delay T the answer comes later, so that side does not count.
+    With wait T the answer comes later, so that side does not count.
     """
-    ours = [side for side in SNNJAX if side in found and side != DELAYED]
+    ours = [side for side in SNNJAX if side in found and side != WAITING]
     if not ours:
         return []
     chosen = max(ours, key=lambda side: found[side]["samples_per_s"]["best"])

@@ -132,7 +132,7 @@ def ours(name: str, kernel: np.ndarray, x: np.ndarray):
 
         def step(v, current):
             v = LEAK * v + current
-            spikes = snnjax.dspike((v - 1) / 2)
+            spikes = snnjax.surrogate.dspike((v - 1) / 2)
             return v - spikes, spikes
 
         def loop(kernel, x):

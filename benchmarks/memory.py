@@ -2,13 +2,13 @@
 
     python -m benchmarks.memory --out benchmarks/results/memory.json
     python -m benchmarks.memory --network torchvision_resnet34 --images 1024 \
-        --delay 32 --budgets 2000 --out benchmarks/results/memory_resnet34.json
+        --wait 32 --budgets 2000 --out benchmarks/results/memory_resnet34.json
 
 Converts a network with random weights by ``light()`` or ``best()``, T = 32, images of
 224x224, once for each budget, each in a process of its own: three convolutions of 16
 channels, where both streams of 64 images take 0.8 GB, or one of
 experiments.models.NAMES. Prints how much the process grew over what it held before
-(peak of the resident set, without the images and the weights), and its seconds. A delay
+(peak of the resident set, without the images and the weights), and its seconds. A wait
 of T needs one pass instead of T, so that a thousand images can be afforded without an
 accelerator, within 8 GiB.
 """
@@ -38,7 +38,7 @@ def resident() -> float:
     return (int(pages[1]) - int(pages[2])) * size / 1e6
 
 
-def prepare(budget: int, name: str, images: int, width: int, delay: int, recipe: str):
+def prepare(budget: int, name: str, images: int, width: int, wait: int, recipe: str):
     """(run, facts) of one budget; the facts are all that is measured."""
     import jax
     import numpy as np
@@ -50,7 +50,7 @@ def prepare(budget: int, name: str, images: int, width: int, delay: int, recipe:
     x = draw.normal(size=(images, width, width, 3)).astype(np.float32)
 
     def run():
-        fitted = {"steps": STEPS, "delay": delay, "recipe": getattr(snnjax, recipe)()}
+        fitted = {"steps": STEPS, "wait": wait, "recipe": getattr(snnjax, recipe)()}
         snn = snnjax.convert(fn, params, x, **fitted, memory_budget=budget * 10**6)
         return jax.block_until_ready(snn)
 
@@ -105,7 +105,7 @@ def network(name: str, width: int):
 def compare(options) -> dict:
     before = timing.machine()
     given = [f"--network={options.network}", f"--images={options.images}"]
-    given += [f"--width={options.width}", f"--delay={options.delay}"]
+    given += [f"--width={options.width}", f"--wait={options.wait}"]
     given += [f"--recipe={options.recipe}"]
     module = [sys.executable, "-m", "benchmarks.memory"]
     sides = {}
@@ -119,7 +119,7 @@ def compare(options) -> dict:
             "images": options.images,
             "width": options.width,
             "steps": STEPS,
-            "delay": options.delay,
+            "wait": options.wait,
             "recipe": options.recipe,
         },
         "machine": before,
@@ -156,19 +156,19 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser.add_argument("--network", default=CONVOLUTIONS, choices=names)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--width", type=int, default=224)
-    parser.add_argument("--delay", type=int, default=0)
+    parser.add_argument("--wait", type=int, default=0)
     parser.add_argument("--recipe", default="light", choices=RECIPES)
     budgets = {"nargs": "+", "type": int, "default": [0, 200, 1600]}
     parser.add_argument("--budgets", metavar="MB", **budgets)
     options = parser.parse_args(arguments)
     if options.images < 1 or options.width < 1:
         parser.error("--images and --width must be >= 1")
-    if not 0 <= options.delay <= STEPS or min(options.budgets) < 0:
-        parser.error(f"--delay must be in 0..{STEPS}, --budgets >= 0")
+    if not 0 <= options.wait <= STEPS or min(options.budgets) < 0:
+        parser.error(f"--wait must be in 0..{STEPS}, --budgets >= 0")
     if options.quick:
         options.images, options.width = 4, 16
     if options.side:
-        given = (options.network, options.images, options.width, options.delay)
+        given = (options.network, options.images, options.width, options.wait)
         given += (options.recipe,)
         work = functools.partial(prepare, int(options.side), *given)
         timing.serve(work, ("jax", "jaxlib"))

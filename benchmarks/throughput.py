@@ -108,18 +108,18 @@ def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
         return fn, (params, x)
     if side.mode == "ANN, training":
         return jax.grad(lambda params, x: loss(fn(params, x))), (params, x)
-    delay = side.steps if side.mode == "closed_form" else 0
+    wait = side.steps if side.mode == "closed_form" else 0
     if side.mode == TRAINING:
         snn = snnjax.init(fn, params, x)
         simulate = snnjax.spiking(fn, steps=side.steps, execution="by_layer")
         return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
-    fitted = {"steps": side.steps, "delay": delay, "recipe": snnjax.light()}
+    fitted = {"steps": side.steps, "wait": wait, "recipe": snnjax.light()}
     snn = snnjax.convert(fn, params, x[:8], **fitted)
     in_groups = side.mode == INFERENCE[0]
     simulate = snnjax.spiking(
         fn,
         steps=side.steps,
-        delay=delay,
+        wait=wait,
         execution="by_step" if in_groups else side.mode,
         micro_batch=16 if in_groups else None,
     )

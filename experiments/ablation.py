@@ -23,15 +23,15 @@ from experiments.configs import parse
 from experiments.data import MissingDataError, load, normalize, normalized_as
 from experiments.source import load_source, source_function
 from snnjax import Recipe
-from snnjax.conversion.view import Calibrator
+from snnjax.calibrators.view import Calibrator
 
-THRESHOLD = snnjax.least_squares_threshold("channel", "round")
-CHARGE = snnjax.half_charge()
-POSTPONE = snnjax.postpone_charge()
-SCALE = snnjax.scale_threshold()
-POTENTIAL = snnjax.correct_potential(3)
-LEAST_SQUARES = snnjax.least_squares_weights()
-DESCENT = snnjax.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
+THRESHOLD = snnjax.calibrators.least_squares_threshold("channel", "round")
+CHARGE = snnjax.calibrators.half_charge()
+POSTPONE = snnjax.calibrators.postpone_charge()
+SCALE = snnjax.calibrators.scale_threshold()
+POTENTIAL = snnjax.calibrators.correct_potential(3)
+LEAST_SQUARES = snnjax.calibrators.least_squares_weights()
+DESCENT = snnjax.calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
 def corrected(*calibrators: Calibrator) -> Recipe:
@@ -45,9 +45,9 @@ ROWS: dict[str, Recipe] = {
     "advanced, weights as they are": Recipe(
         (
             (
-                snnjax.least_squares_threshold(),
-                snnjax.shift_bias(),
-                snnjax.correct_potential(),
+                snnjax.calibrators.least_squares_threshold(),
+                snnjax.calibrators.shift_bias(),
+                snnjax.calibrators.correct_potential(),
             ),
         )
     ),
@@ -62,25 +62,25 @@ ROWS: dict[str, Recipe] = {
     "best": BEST,
     "best, weights as they are": corrected(*PARTS[1:]),
     "best, a tenth of the damping": corrected(
-        snnjax.least_squares_weights(damping=0.1), *PARTS[1:]
+        snnjax.calibrators.least_squares_weights(damping=0.1), *PARTS[1:]
     ),
     "best, ten times the damping": corrected(
-        snnjax.least_squares_weights(damping=10.0), *PARTS[1:]
+        snnjax.calibrators.least_squares_weights(damping=10.0), *PARTS[1:]
     ),
     "best, one threshold per layer": corrected(
-        LEAST_SQUARES, snnjax.least_squares_threshold("layer", "round"), *PARTS[2:]
+        LEAST_SQUARES, snnjax.calibrators.least_squares_threshold("layer", "round"), *PARTS[2:]
     ),
     "best, one round of potentials": corrected(
-        *PARTS[:-1], snnjax.correct_potential(1)
+        *PARTS[:-1], snnjax.calibrators.correct_potential(1)
     ),
-    "best, bias for potential": corrected(*PARTS[:-1], snnjax.correct_bias(3)),
+    "best, bias for potential": corrected(*PARTS[:-1], snnjax.calibrators.correct_bias(3)),
     "best, whatever the pace": corrected(
         LEAST_SQUARES,
         THRESHOLD,
         CHARGE,
-        snnjax.postpone_charge(pace=0),
-        snnjax.streaming_only(snnjax.scale_threshold(pace=0)),
-        snnjax.streaming_only(snnjax.postpone_charge(pace=0)),
+        snnjax.calibrators.postpone_charge(pace=0),
+        snnjax.calibrators.streaming_only(snnjax.calibrators.scale_threshold(pace=0)),
+        snnjax.calibrators.streaming_only(snnjax.calibrators.postpone_charge(pace=0)),
         POTENTIAL,
     ),
     "best, readout as it is": Recipe(BEST.sweeps),
@@ -97,7 +97,7 @@ class Ablation:
     checkpoint: str = "experiments/sources/resnet20.safetensors"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # T and delay of every column: T alone is delay 0.
+    # T and wait of every column: T alone is wait 0.
     columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
     # Rows, by their names or the start of several; by default all.
     rows: tuple[str, ...] = ("",)
@@ -121,13 +121,13 @@ class Ablation:
             if not any(name.startswith(row) for name in names):
                 raise ValueError(f"no row {row!r}; allowed: {'; '.join(names)}")
         for column in self.columns:
-            steps, _, delay = column.partition(":")
+            steps, _, wait = column.partition(":")
             longest = int(steps) if steps.isdecimal() else 0
-            waits = delay in ("", "T") or (delay.isdecimal() and int(delay) <= longest)
+            waits = wait in ("", "T") or (wait.isdecimal() and int(wait) <= longest)
             if not (longest >= 1 and waits):
                 raise ValueError(
-                    f"a column must be T, T:delay or T:T, e.g. 8 8:1 8:T, with T >= 1 "
-                    f"and a delay of at most T; not {column}"
+                    f"a column must be T, T:wait or T:T, e.g. 8 8:1 8:T, with T >= 1 "
+                    f"and a wait of at most T; not {column}"
                 )
 
 
@@ -158,9 +158,9 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     found: dict[str, dict[str, Cell]] = {}
     names = chosen(config.rows)
     for column in config.columns:
-        steps, _, delay = column.partition(":")
+        steps, _, wait = column.partition(":")
         steps = int(steps)
-        delay = steps if delay == "T" else int(delay or 0)
+        wait = steps if wait == "T" else int(wait or 0)
         for name in names:
             start = time.perf_counter()
             snn = snnjax.convert(
@@ -168,7 +168,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
                 params,
                 fitted,
                 steps=steps,
-                delay=delay,
+                wait=wait,
                 recipe=ROWS.get(name, BEST),
             )
             if name == DISTILLED:
@@ -178,7 +178,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
             cell = Cell(*compare(snn), seconds)
             found.setdefault(name, {})[column] = cell
             print(
-                f"{name:<32}T:delay {column:<7}loss {cell.loss:6.2f}  "
+                f"{name:<32}T:wait {column:<7}loss {cell.loss:6.2f}  "
                 f"KL {cell.divergence:.4f}  {cell.seconds:4.0f} s",
                 flush=True,
             )
@@ -205,7 +205,7 @@ def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
 
     @jax.jit
     def answers(snn, x):
-        fitted = {"steps": snn.steps, "delay": snn.delay}
+        fitted = {"steps": snn.steps, "wait": snn.wait}
         return snnjax.spiking(fn, **fitted, micro_batch=25)(snn, x).mean(0)
 
     def compare(snn: snnjax.SNN) -> tuple[float, float]:
@@ -227,14 +227,14 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
 
     Trains weights, thresholds and initial potentials on unlabelled images.
     """
-    simulate = snnjax.spiking(fn, steps=snn.steps, delay=snn.delay)
+    simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
     schedule = optax.cosine_decay_schedule(1.0, iterations)
     # Weights are small; thresholds and potentials are as large as activations.
     kinds = {"weights": rate, "threshold": 10 * rate, "initial_potential": 10 * rate}
     optimizer = optax.multi_transform(
         {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in kinds.items()}
         | {"frozen": optax.set_to_zero()},
-        snnjax.param_labels(snn, list(kinds)),
+        snnjax.training.param_labels(snn, list(kinds)),
     )
 
     @jax.jit
@@ -255,7 +255,7 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
 def table(found: dict[str, dict[str, Cell]]) -> str:
     """Loss in points and, in brackets, KL divergence; a row per composition."""
     columns = list(dict.fromkeys(c for row in found.values() for c in row))
-    heads = [f"T = {c.replace(':', ', delay ')}" for c in columns]
+    heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
     lines = [f"| composition | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, row in found.items():
         cells = [

@@ -328,7 +328,7 @@ class Convert:
     )
     # Steps that each layer waits before it fires: numbers, or T for all. By default
     # every recipe with 0, and "best" with 1 and T too.
-    delays: tuple[str, ...] | None = None
+    waits: tuple[str, ...] | None = None
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1, 2)
     # Unlabelled training images to calibrate with.
@@ -356,7 +356,7 @@ class Convert:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be > 0, not {value}")
         check_several(self, "steps recipes seeds")
-        check_several(self, "delays", may_lack=True)
+        check_several(self, "waits", may_lack=True)
         for name, least in (("seeds", min(self.seeds)), ("mesh", self.mesh)):
             if least < 0:
                 raise ValueError(f"{name} must be >= 0, not {least}")
@@ -366,13 +366,13 @@ class Convert:
             self._check_restore()
         if min(self.steps) < 1:
             raise ValueError(f"steps must be >= 1, not {min(self.steps)}")
-        for delay in self.delays or ():
-            if delay != "T" and not delay.isdecimal():
-                raise ValueError(f"a delay must be a whole number or T, not {delay!r}")
-            if delay != "T" and int(delay) > min(self.steps):
+        for wait in self.waits or ():
+            if wait != "T" and not wait.isdecimal():
+                raise ValueError(f"a wait must be a whole number or T, not {wait!r}")
+            if wait != "T" and int(wait) > min(self.steps):
                 raise ValueError(
-                    f"delay {delay} exceeds steps {min(self.steps)}; no layer waits "
-                    "longer than T, which is --delays T"
+                    f"wait {wait} exceeds steps {min(self.steps)}; no layer waits "
+                    "longer than T, which is --waits T"
                 )
 
     def _check_restore(self):

@@ -44,8 +44,8 @@ from experiments.loop import cache_sized
 from experiments.results import HEADER, Result, row, write_results
 from experiments.source import Source, load_source, source_function
 from experiments.train_ann import train
-from snnjax.simulation import sharding
-from snnjax.storage import atomic
+from snnjax import sharding
+from snnjax import _files
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -88,7 +88,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
 
     @jax.jit
     def simulate(snn, x):
-        fitted = {"steps": snn.steps, "delay": snn.delay, "mesh": mesh}
+        fitted = {"steps": snn.steps, "wait": snn.wait, "mesh": mesh}
         return snnjax.spiking(fn, **fitted, micro_batch=cache_sized())(snn, x)
 
     job = Job(config, data, fn, source.variables, sites, images, labels, simulate, mesh)
@@ -115,7 +115,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png,\nand the first SNN of the best row ({result.recipe}, T = "
-        f"{result.steps}, delay {result.delay}) in {path.name};\n"
+        f"{result.steps}, wait {result.wait}) in {path.name};\n"
         f"--restore {config.out} evaluates it.\n"
         + (f"The report is {page}.\n" if page else "")
         + f"{time.perf_counter() - start:.0f} s in all, with compilation and figures"
@@ -139,7 +139,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     spiking = snnjax.spiking(
         _in_dtype(fn, card.get("dtype", "float32")),
         steps=card["steps"],
-        delay=card["delay"],
+        wait=card["wait"],
         micro_batch=cache_sized(),
         mesh=mesh,
     )
@@ -148,7 +148,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
-        f"T = {card['steps']}, delay {card['delay']}\n"
+        f"T = {card['steps']}, wait {card['wait']}\n"
         f"{100 * reached[-1]:.2f} % of {len(labels)} test images{beside}"
     )
     return reached[-1]
@@ -164,10 +164,10 @@ class Job(NamedTuple):
     data: Dataset
     fn: Callable  # one object, so that JAX traces it once per shape
     params: chex.ArrayTree
-    sites: snnjax.Sites
+    sites: snnjax.network.Sites
     images: Normalized
     labels: np.ndarray
-    simulate: Callable  # snn, images -> outputs; the SNN brings its T and delay along
+    simulate: Callable  # snn, images -> outputs; the SNN brings its T and wait along
     mesh: Mesh | None
 
 
@@ -182,23 +182,23 @@ def _conversions(job: Job, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
     with progress, ThreadPoolExecutor(1) as pool:
         # Half of the time is XLA's: compile ahead on another core. Devices of a mesh
         # must all do the same in the same order, so there each row compiles its own.
-        fits = dict.fromkeys((steps, delay) for _, steps, delay in plan)
+        fits = dict.fromkeys((steps, wait) for _, steps, wait in plan)
         ahead = _compile if job.mesh is None else lambda *_: None
         ready = {fit: pool.submit(ahead, job, *fit) for fit in fits}
-        for recipe, steps, delay in plan:
-            wait = ready[steps, delay].result
-            result, snn = _convert(job, recipe, steps, delay, wait, progress.update)
+        for recipe, steps, wait in plan:
+            wait = ready[steps, wait].result
+            result, snn = _convert(job, recipe, steps, wait, wait, progress.update)
             tqdm.write(row(result, ann))
             results.append(result)
             snns.append(snn)
     return results, snns
 
 
-def _compile(job: Job, steps: int, delay: int) -> None:
+def _compile(job: Job, steps: int, wait: int) -> None:
     """Run the programs once, on an SNN of the shape that all recipes give."""
     neuron = snnjax.integrate_and_fire().init()
     neurons = {site.name: neuron for site in job.sites if site.fires}
-    snn = snnjax.SNN(job.params, neurons, None, steps, delay)
+    snn = snnjax.SNN(job.params, neurons, None, steps, wait)
     snn = canonical(snn, job.data.num_classes, job.sites)
     tail = len(job.labels) % BATCH
     for size in {min(BATCH, len(job.labels)), tail} - {0}:
@@ -206,20 +206,20 @@ def _compile(job: Job, steps: int, delay: int) -> None:
     _measure(job, snn)
 
 
-def _convert(job: Job, recipe: str, steps: int, delay: int, wait, tick):
-    """The row of one recipe at one T and delay, and the SNN of the first seed."""
+def _convert(job: Job, recipe: str, steps: int, wait: int, wait, tick):
+    """The row of one recipe at one T and wait, and the SNN of the first seed."""
     draws = []
     for seed in job.config.seeds:
-        draws.append(_draw(job, recipe, steps, delay, seed, wait))
+        draws.append(_draw(job, recipe, steps, wait, seed, wait))
         tick()
     first = draws[0].snn
     found = _measure(job, first)
     result = Result(
         recipe,
-        delay,
+        wait,
         steps,
         [draw.accuracies for draw in draws],
-        snnjax.latency(job.sites, steps=steps, delay=delay),
+        snnjax.latency(job.sites, steps=steps, wait=wait),
         float(found.firing_rate),
         float(found.synaptic_operations),
         _median([draw.seconds for draw in draws]),
@@ -242,9 +242,9 @@ class Draw(NamedTuple):
     seconds: float  # of the conversion; NaN if it was interrupted
 
 
-def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Draw:
+def _draw(job: Job, recipe: str, steps: int, wait: int, seed: int, wait) -> Draw:
     """Convert and evaluate; what an interrupted run found is not done again."""
-    config, folder = job.config, _unfinished(job.config, recipe, steps, delay, seed)
+    config, folder = job.config, _unfinished(job.config, recipe, steps, wait, seed)
     resumed = any(folder.glob("*.npz"))
     start = time.perf_counter()
     snn = snnjax.convert(
@@ -252,7 +252,7 @@ def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Dra
         job.params,
         _calibration_images(config, job.data, seed),
         steps=steps,
-        delay=delay,
+        wait=wait,
         recipe=RECIPES[recipe](config, seed),
         mesh=job.mesh,
         folder=folder,
@@ -272,41 +272,41 @@ def _draw(job: Job, recipe: str, steps: int, delay: int, seed: int, wait) -> Dra
     reached = _evaluate(job.simulate, snn, job.images, job.labels, job.mesh)
     if processes.first():
         kept = {"accuracies": reached, "seconds": seconds}
-        atomic.write(file, json.dumps(kept).encode())
+        _files.write(file, json.dumps(kept).encode())
     return Draw(snn, reached, seconds)
 
 
 def _unfinished(config: Convert, *draw) -> Path:
-    """Folder for the fits of a draw: recipe, T, delay, seed."""
-    recipe, steps, delay, seed = draw
-    name = f"{recipe}_T{steps}_delay{delay}_seed{seed}_{config.calibration_images}"
+    """Folder for the fits of a draw: recipe, T, wait, seed."""
+    recipe, steps, wait, seed = draw
+    name = f"{recipe}_T{steps}_wait{wait}_seed{seed}_{config.calibration_images}"
     return Path(config.out).expanduser() / UNFINISHED / name
 
 
 def _forget_unfinished(config: Convert) -> None:
     """Delete the fits of this run; those of others, and what is not ours, stay."""
-    for recipe, steps, delay in _plan(config):
+    for recipe, steps, wait in _plan(config):
         for seed in config.seeds:
-            folder = _unfinished(config, recipe, steps, delay, seed)
+            folder = _unfinished(config, recipe, steps, wait, seed)
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is not empty
         (Path(config.out).expanduser() / UNFINISHED).rmdir()
 
 
 def _plan(config: Convert) -> list[tuple[str, int, int]]:
-    """(recipe, T, delay) of every row, once each: a delay may be T by itself."""
+    """(recipe, T, wait) of every row, once each: a wait may be T by itself."""
     rows = []
     for recipe in config.recipes:
-        delays = config.delays or (("0", "1", "T") if recipe == "best" else ("0",))
-        for delay in delays:
+        waits = config.waits or (("0", "1", "T") if recipe == "best" else ("0",))
+        for wait in waits:
             for steps in config.steps:
-                rows.append((recipe, steps, steps if delay == "T" else int(delay)))
+                rows.append((recipe, steps, steps if wait == "T" else int(wait)))
     return list(dict.fromkeys(rows))
 
 
-def _measure(job: Job, snn: snnjax.SNN) -> snnjax.Measures:
+def _measure(job: Job, snn: snnjax.SNN) -> snnjax.measures.Measures:
     shots = job.images[:SHOTS]
-    fitted = {"steps": snn.steps, "delay": snn.delay}
+    fitted = {"steps": snn.steps, "wait": snn.wait}
     found = jax.device_get(
         snnjax.measure(job.fn, job.params, snn, shots, **fitted)
     )  # which sorts the sites by name

@@ -90,7 +90,7 @@ def rasters(best, graph: Graph, trains, short: dict[str, str]) -> str:
     for node in (firing[i] for i in chosen):
         spikes = np.asarray(trains[node.name]).reshape(best.steps, -1)
         every = np.linspace(0, spikes.shape[1] - 1, min(NEURONS, spikes.shape[1]))
-        first = 1 + node.depth * best.delay
+        first = 1 + node.depth * best.wait
         about = f"rate {100 * spikes.mean():.1f} %"
         spiking = svg.raster(
             spikes[:, every.round().astype(int)],
@@ -149,7 +149,7 @@ def shortened(graph: Graph) -> dict[str, str]:
 
 
 def called(result) -> str:
-    """A conversion by recipe, delay and T."""
+    """A conversion by recipe, wait and T."""
     return f"{plot.line_name(result)}, T = {result.steps}"
 
 

@@ -21,7 +21,7 @@ class Node(NamedTuple):
 
     Attributes:
         name: of the site; "input" or "output" else.
-        kind: as in `snnjax.Site`; "input" or "output" else.
+        kind: as in `snnjax.network.Site`; "input" or "output" else.
         shape: of one example; of the first output, where there are several.
         depth: number of firing sites on the longest way to here, itself included.
         rank: number of nodes on the longest way from the input to here, itself not

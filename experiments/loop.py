@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments import output, processes
 from experiments.data import Dataset, Unread
-from snnjax.simulation import sharding
+from snnjax import sharding
 
 State = TypeVar("State")
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import snnjax
-from snnjax.network.equations import Sites
+from snnjax.network import Sites
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
 
@@ -62,7 +62,7 @@ def layers(results: Sequence, path: Path) -> None:
     top.set_ylabel("RMS error / RMS activation")
     top.set_ylim(bottom=0)
     top.legend(fontsize=8, ncols=2)
-    streaming = [result for result in shown if result.delay == 0]
+    streaming = [result for result in shown if result.wait == 0]
     last = (streaming or shown)[-1]
     width = 0.8 / len(PARTS)
     for i, part in enumerate(PARTS):
@@ -71,7 +71,7 @@ def layers(results: Sequence, path: Path) -> None:
         places = np.arange(len(names)) + (i - 1.5) * width
         bottom.bar(places, share, width, label=part)
     title = (
-        f"its parts, {last.recipe}, delay {waits(last)} (RMS each: they do not add up)"
+        f"its parts, {last.recipe}, wait {waits(last)} (RMS each: they do not add up)"
     )
     bottom.set(title=title)
     bottom.set_ylabel("RMS / RMS activation")
@@ -86,7 +86,7 @@ def layers(results: Sequence, path: Path) -> None:
 def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> None:
     """Spikes of one image in real time: some of the neurons of every site."""
     trains = jax.jit(
-        lambda snn, x: snnjax.spike_trains(fn, snn, x, steps=snn.steps, delay=snn.delay)
+        lambda snn, x: snnjax.measures.spike_trains(fn, snn, x, steps=snn.steps, wait=snn.wait)
     )(snn, image)
     shown = [site for site in sites if site.fires]
     size = (8.5, 0.8 + 0.8 * len(shown))
@@ -97,19 +97,19 @@ def raster(fn, snn: snnjax.SNN, sites: Sites, image: jax.Array, path: Path) -> N
         spikes = np.asarray(trains[site.name])[:, 0].reshape(snn.steps, -1)
         some = spikes[:, :: max(1, spikes.shape[1] // 40)]
         step, neuron = np.nonzero(some)
-        first = 1 + site.depth * snn.delay
+        first = 1 + site.depth * snn.wait
         axis.plot(step + first, neuron, "|", color="black", markersize=2.5)
         axis.set(yticks=[], ylim=(-1, some.shape[1]))
         axis.axvspan(first - 0.5, first + snn.steps - 0.5, color="tab:blue", alpha=0.1)
         label = f"{site.name}\n{100 * spikes.mean():.0f} %"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     axes[0, 0].set_title(
-        f"spikes for one image, T = {snn.steps}, delay {snn.delay}: every n-th neuron "
+        f"spikes for one image, T = {snn.steps}, wait {snn.wait}: every n-th neuron "
         "of a site (up to 80)\nshaded: the steps in which it may fire; %: firing rate",
         fontsize=10,
     )
     axes[-1, 0].set_xlim(
-        0.5, snnjax.latency(sites, steps=snn.steps, delay=snn.delay) + 0.5
+        0.5, snnjax.latency(sites, steps=snn.steps, wait=snn.wait) + 0.5
     )
     axes[-1, 0].set_xlabel("step")
     _save(figure, path)
@@ -168,15 +168,15 @@ def lines(results: Sequence) -> list[list]:
 
 
 def line_name(result) -> str:
-    delay = waits(result)
-    return result.recipe if delay == "0" else f"{result.recipe}, delay {delay}"
+    wait = waits(result)
+    return result.recipe if wait == "0" else f"{result.recipe}, wait {wait}"
 
 
 def waits(result) -> str:
-    """The delay of a result as a person writes it: a number, or T."""
-    # At T = 1 a delay of one step is also T; call it by the number.
-    whole = result.delay == result.steps and result.delay > 1
-    return "T" if whole else str(result.delay)
+    """The wait of a result as a person writes it: a number, or T."""
+    # At T = 1 a wait of one step is also T; call it by the number.
+    whole = result.wait == result.steps and result.wait > 1
+    return "T" if whole else str(result.wait)
 
 
 def _colors(results: Sequence):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh
 
-from snnjax.simulation import sharding
+from snnjax import sharding
 
 # Seconds after which the others end, with a message, if a process does not answer.
 HEARTBEAT = 20

@@ -48,7 +48,7 @@ def write(
         image: [1, ...], whose spikes are shown.
     """
     trains = jax.jit(
-        lambda snn, x: snnjax.spike_trains(fn, snn, x, steps=snn.steps, delay=snn.delay)
+        lambda snn, x: snnjax.measures.spike_trains(fn, snn, x, steps=snn.steps, wait=snn.wait)
     )(snn, image)
     graph = site_graph(capture(fn, params, image))
     facts = {**facts, "date": date.today().isoformat()}
@@ -63,7 +63,7 @@ def report(
     """The page as text.
 
     Args:
-        results: `results.Result` of every recipe, delay and T.
+        results: `results.Result` of every recipe, wait and T.
         facts: "config", "versions", "device", "source" (its card), "ann_accuracy",
             "test_images", "measured_images" and, if given, "date".
         graph: of the network's sites.
@@ -132,13 +132,13 @@ def _eyebrow(facts: dict) -> str:
 
 def _lead(best, facts: dict) -> str:
     source, config = facts["source"], facts["config"]
-    whole = f"{best.latency} steps" if best.delay else f"{best.steps} steps"
+    whole = f"{best.latency} steps" if best.wait else f"{best.steps} steps"
     return (
         f"The network <strong>{escape(str(source['model']))}</strong> classifies "
         f"<strong>{100 * facts['ann_accuracy']:.1f} %</strong> of "
         f"{facts['test_images']} test images of "
         f"<strong>{escape(str(config['dataset']))}</strong>; its best spiking version "
-        f"(<code>{escape(best.recipe)}</code>, T = {best.steps}, delay {best.delay}) "
+        f"(<code>{escape(best.recipe)}</code>, T = {best.steps}, wait {best.wait}) "
         f"<strong>{figures.percent(best)} %</strong>, with the answer after {whole}."
     )
 
@@ -193,7 +193,7 @@ def _accuracies(results: Sequence, ann: float) -> str:
         + (f", mean ± deviation over {seeds} draws of calibration images" * (seeds > 1))
         + ". Bold: the best for this T."
     )
-    head = ["recipe", "delay", *[f"T = {t}" for t in steps]]
+    head = ["recipe", "wait", *[f"T = {t}" for t in steps]]
     return _table(caption, head, rows, foot)
 
 
@@ -202,7 +202,7 @@ def _details(results: Sequence, ann: float) -> str:
     scale, unit = _unit(max(max(pair) for pair in joules), ENERGY_UNITS)
     most = max(result.synaptic_operations for result in results)
     count, thousands = _unit(most / 10, COUNT_UNITS)
-    head = ["recipe", "delay", "T", "latency", "accuracy %", "loss", "firing rate %"]
+    head = ["recipe", "wait", "T", "latency", "accuracy %", "loss", "firing rate %"]
     head += [f"SynOps{thousands}", f"energy {unit}", "of ANN %", "calibration s"]
     rows = []
     for result, (spiking, multiplying) in zip(results, joules, strict=True):
@@ -215,7 +215,7 @@ def _details(results: Sequence, ann: float) -> str:
             f"{100 * spiking / multiplying:.1f}",
             f"{result.seconds:.2f}",
         ]
-        whole = [result.delay, result.steps, result.latency]
+        whole = [result.wait, result.steps, result.latency]
         rows.append([_th(result.recipe), *map(_td, [*map(str, whole), *numbers])])
     energy = f"{joules[0][1] / scale:.2f}"
     foot = [_th("ANN"), *map(_td, ["", "", "", f"{100 * ann:.2f}", "0.00", "", ""])]
@@ -225,12 +225,12 @@ def _details(results: Sequence, ann: float) -> str:
 
 
 def _energies(results: Sequence) -> str:
-    head = ["recipe", "delay", "T", *snnjax.Energy._fields]
+    head = ["recipe", "wait", "T", *snnjax.measures.Energy._fields]
     rows = []
     for result in results:
         found = snnjax.energy(result.measures)
         shares = [100 * float(energy.spiking / energy.ann) for energy in found]
-        about = [str(result.delay), str(result.steps)]
+        about = [str(result.wait), str(result.steps)]
         texts = [*about, *[f"{share:.1f}" for share in shares]]
         rows.append([_th(result.recipe), *map(_td, texts)])
     caption = "Energy in % of the ANN's: operations only, with memory, quantized."
@@ -238,12 +238,12 @@ def _energies(results: Sequence) -> str:
 
 
 def _sites(results: Sequence, caption: str, which: bool = False) -> str:
-    head = ["site"] + ["recipe", "delay", "T"] * which
+    head = ["site"] + ["recipe", "wait", "T"] * which
     head += ["firing rate %", "silent %", "saturated %", "error %"]
     head += [f"{part} %" for part in plot.PARTS]
     rows = []
     for result in results:
-        about = [result.recipe, str(result.delay), str(result.steps)] * which
+        about = [result.recipe, str(result.wait), str(result.steps)] * which
         for name, seen in result.measures.sites.items():
             shares = (seen.firing_rate, seen.silent, seen.saturated)
             numbers = [f"{100 * float(share):.1f}" for share in shares]

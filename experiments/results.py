@@ -1,6 +1,6 @@
 """What a conversion experiment finds: rows, their tables and files.
 
-A row is one recipe at one T and delay over all seeds; `convert.py` makes them, and
+A row is one recipe at one T and wait over all seeds; `convert.py` makes them, and
 ``plot.py``, ``figures.py`` and ``report.py`` show them. The accuracies of several
 networks, or runs, in one table: ``python -m experiments.results METRICS.json ...``.
 """
@@ -20,17 +20,17 @@ from experiments import plot
 
 
 class Result(NamedTuple):
-    """One row of the table: a recipe at one T and delay, over all seeds."""
+    """One row of the table: a recipe at one T and wait, over all seeds."""
 
     recipe: str
-    delay: int
+    wait: int
     steps: int
     accuracies: list[list[float]]  # per seed, after 1..T steps
     latency: int
     firing_rate: float
     synaptic_operations: float
     seconds: float
-    measures: snnjax.Measures
+    measures: snnjax.measures.Measures
 
     @property
     def final(self) -> float:
@@ -49,7 +49,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 HEADER = (
-    f"{'recipe':<15}{'delay':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
+    f"{'recipe':<15}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
     f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
 )
 
@@ -58,7 +58,7 @@ def row(result: Result, ann: float) -> str:
     """One line of the table, under `HEADER`."""
     mean, spread = 100 * result.final, 100 * result.deviation
     return (
-        f"{result.recipe:<15}{result.delay:>5}{result.steps:>4}{result.latency:>8}"
+        f"{result.recipe:<15}{result.wait:>5}{result.steps:>4}{result.latency:>8}"
         f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
         f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
         f"{result.seconds:>7.2f}"
@@ -66,9 +66,9 @@ def row(result: Result, ann: float) -> str:
 
 
 def markdown(results: Sequence[Result], ann: float) -> str:
-    """Accuracy of every recipe and delay at every T, as a table."""
+    """Accuracy of every recipe and wait at every T, as a table."""
     steps = sorted({result.steps for result in results})
-    lines = [_line(("recipe", "delay", *(f"T = {t}" for t in steps)))]
+    lines = [_line(("recipe", "wait", *(f"T = {t}" for t in steps)))]
     lines.append("|---" * (2 + len(steps)) + "|")
     lines += map(_line, _accuracies(results, ann, steps))
     return "\n".join(lines) + "\n"
@@ -99,7 +99,7 @@ def together(networks: Sequence[Network]) -> str:
     """`markdown` of several networks in one table; rows of the same one together."""
     networks = _merged(networks)
     steps = sorted({result.steps for n in networks for result in n.results})
-    lines = [_line(("network", "recipe", "delay", *(f"T = {t}" for t in steps)))]
+    lines = [_line(("network", "recipe", "wait", *(f"T = {t}" for t in steps)))]
     lines.append("|---" * (3 + len(steps)) + "|")
     for name, results, ann in networks:
         rows = _accuracies(results, ann, steps)
@@ -124,7 +124,7 @@ def _merged(networks: Sequence[Network]) -> list[Network]:
 
 
 def _accuracies(results: Sequence[Result], ann: float, steps: Sequence[int]) -> list:
-    """Recipe, delay and accuracy at every T; the ANN's at last."""
+    """Recipe, wait and accuracy at every T; the ANN's at last."""
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in results:
         entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
@@ -132,7 +132,7 @@ def _accuracies(results: Sequence[Result], ann: float, steps: Sequence[int]) -> 
         row = cells.setdefault(key, {})
         if row.setdefault(result.steps, entry) != entry:
             raise ValueError(
-                f"recipe {result.recipe}, T = {result.steps}, delay {result.delay} is "
+                f"recipe {result.recipe}, T = {result.steps}, wait {result.wait} is "
                 f"there twice, {row[result.steps]} % and {entry} %; allowed: one of "
                 "each. Draws of one row come from one run, by --seeds"
             )
@@ -147,7 +147,7 @@ def _line(cells: Sequence[str]) -> str:
 def costs(results: Sequence[Result]) -> str:
     """What every row costs, as a table; energy as a share of the ANN's."""
     lines = [
-        "| recipe | delay | T | latency | rate % | SynOps M | energy, % of ANN | s |",
+        "| recipe | wait | T | latency | rate % | SynOps M | energy, % of ANN | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:

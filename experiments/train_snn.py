@@ -37,9 +37,9 @@ SURROGATES: dict[str, Callable] = {
     "exponential": snnjax.surrogate.exponential,
     "sigmoid": snnjax.surrogate.sigmoid,
     "arctan": snnjax.surrogate.arctan,
-    "dspike": snnjax.dspike,
+    "dspike": snnjax.surrogate.dspike,
 }
-LOSSES: dict[str, Callable] = {"mean": snnjax.mean_cross_entropy, "tet": snnjax.tet}
+LOSSES: dict[str, Callable] = {"mean": snnjax.training.mean_cross_entropy, "tet": snnjax.training.tet}
 
 
 class State(NamedTuple):
@@ -55,7 +55,7 @@ class Job(NamedTuple):
     config: TrainSNN
     data: Dataset
     model: nn.Module
-    kinds: SNN  # a label for every leaf, see snnjax.param_labels
+    kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
     mesh: Mesh | None
@@ -121,7 +121,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
 
     def measure(state: State) -> dict[str, Any]:
         found = {"test_accuracy": evaluate(state.snn)}
-        temperatures = snnjax.temperatures(state.snn).values()
+        temperatures = snnjax.training.temperatures(state.snn).values()
         return found | {"temperature": [float(b.mean()) for b in temperatures]}
 
     def finished_epoch(state: State, log: list[dict]) -> None:
@@ -152,7 +152,7 @@ def make_step(job: Job) -> Callable[..., tuple[State, jax.Array]]:
         state, report, alive = (moving if moves else plain)(state, key, images, labels)
         if not checked and (moves or config.learn in ("fixed", "choose")):
             tree = jax.tree.structure(job.kinds)
-            snnjax.check_gradients(jax.tree.unflatten(tree, list(alive)), job.kinds)
+            snnjax.training.check_gradients(jax.tree.unflatten(tree, list(alive)), job.kinds)
             checked = True
         return state, report
 
@@ -175,15 +175,15 @@ def _step(job: Job, moves: bool, state: State, key, images, labels):
     loss, (accuracy, updates) = found
     if moves:
         slopes = _temperature_gradient(job, snn, difference_key, x, labels)
-        gradient = snnjax.with_temperatures(gradient, slopes)
+        gradient = snnjax.training.with_temperatures(gradient, slopes)
     alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
     changes, opt_state = job.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
     if moves:
-        b = snnjax.temperatures(snn)
+        b = snnjax.training.temperatures(snn)
         b = {name: jnp.maximum(each, config.lowest) for name, each in b.items()}
-        snn = snnjax.with_temperatures(snn, b)
+        snn = snnjax.training.with_temperatures(snn, b)
     finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
     report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
     return State(snn, opt_state), report, alive
@@ -196,14 +196,14 @@ def _temperature_gradient(job: Job, snn: SNN, key, x, labels):
     """
     config = job.config
     if config.learn == "relaxed":
-        relaxed = job.spiking(snnjax.relaxed_dspike, train=True)
-        return snnjax.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
+        relaxed = job.spiking(snnjax.surrogate.relaxed_dspike, train=True)
+        return snnjax.training.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
     simulate = job.spiking(SURROGATES[config.surrogate], train=True)
     loss = _loss(config, simulate, x, labels)
-    differences = snnjax.random_differences(
+    differences = snnjax.training.random_differences(
         loss, snn, key, step=config.difference_step, directions=config.directions
     )
-    found = snnjax.alignment(loss, snn, differences)
+    found = snnjax.training.alignment(loss, snn, differences)
     return jax.tree.map(jnp.negative, found.gradient)
 
 
@@ -216,10 +216,10 @@ def _choose(job: Job, state: State, images, labels) -> State:
     )
     simulate = job.spiking(SURROGATES[config.surrogate], train=True, remat=config.remat)
     loss = _loss(config, simulate, job.current(images), labels)
-    differences = snnjax.finite_differences(
+    differences = snnjax.training.finite_differences(
         loss, state.snn, job.first, step=config.difference_step
     )
-    chosen = snnjax.choose_temperature(
+    chosen = snnjax.training.choose_temperature(
         loss,
         state.snn,
         differences,
@@ -295,7 +295,7 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
     trained = {"weights"}
     if config.learn in ("alignment", "relaxed"):
         trained.add("temperature")
-    kinds = snnjax.param_labels(snn, trained)
+    kinds = snnjax.training.param_labels(snn, trained)
     optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
     sites = snnjax.sites(model.apply, variables, example)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
@@ -336,7 +336,7 @@ def _save(job: Job, snn: SNN, accuracy: float, folder: Path) -> None:
         "packages": {p: version(p) for p in ("flax", "optax")},
     }
     recipe = f"direct training, {config.surrogate}, {config.learn}"
-    fitted = dataclasses.replace(snn, steps=config.steps, delay=0)
+    fitted = dataclasses.replace(snn, steps=config.steps, wait=0)
     folder.mkdir(parents=True, exist_ok=True)
     save_snn(folder, fitted, card, recipe=recipe, accuracy=accuracy)
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def check_function(fn: Any) -> None:
@@ -41,12 +43,12 @@ def check_floating(name: str, array: Any) -> None:
         )
 
 
-def check_delay(steps: int, delay: int) -> None:
-    """Raise unless steps >= 1 and 0 <= delay <= steps, both whole numbers."""
+def check_wait(steps: int, wait: int) -> None:
+    """Raise unless steps >= 1 and 0 <= wait <= steps, both whole numbers."""
     check_count("steps", steps)
-    if not _whole(delay) or not 0 <= delay <= steps:
+    if not _whole(wait) or not 0 <= wait <= steps:
         raise ValueError(
-            f"delay is {delay!r}; allowed: a whole number from 0 (streaming) to "
+            f"wait is {wait!r}; allowed: a whole number from 0 (streaming) to "
             f"steps={steps} (each layer waits for all of its input)"
         )
 
@@ -61,6 +63,12 @@ def check_size(name: str, size: int | None) -> None:
     """Raise unless ``size`` is a whole number >= 1, or None."""
     if size is not None and (not _whole(size) or size < 1):
         raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
+
+
+def check_leak(name: str, leak: float) -> None:
+    """Raise unless 0 < ``leak`` <= 1."""
+    if not is_number(leak) or not 0 < leak <= 1:
+        raise ValueError(f"{name} is {leak!r}; allowed: 0 < {name} <= 1 (1: no leak)")
 
 
 def check_positive(name: str, number: float) -> None:
@@ -87,6 +95,32 @@ def check_flags(**flags: bool) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
             raise ValueError(f"{name} is {flag!r}; allowed: True or False")
+
+
+def check_finite(what: str, arrays: Sequence[Any]) -> None:
+    """Raise unless all numbers are finite, where they are concrete.
+
+    One wait for all of the arrays, so that their work is not held up one by one.
+    """
+    counts, size = [], 0
+    for array in arrays:  # once: what waits in files is read anew each time
+        if isinstance(array, Tracer):
+            return
+        size += array.size
+        with jax.ensure_compile_time_eval():
+            counts.append(_count_not_finite(array))
+    broken = sum(map(int, counts))
+    if broken:
+        raise ValueError(
+            f"{what} hold {broken} values that are NaN or infinite, of {size}; "
+            "allowed: finite numbers. Check the normalisation of the images, the "
+            "parameters, and calibrators of your own"
+        )
+
+
+@jax.jit
+def _count_not_finite(array: jax.Array) -> jax.Array:
+    return (~jnp.isfinite(array)).sum()
 
 
 def check_labels(outputs: Any, labels: Any) -> None:

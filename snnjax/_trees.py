@@ -1,5 +1,6 @@
-"""What several parts do with pytrees: names of leaves, what they are, and a sum."""
+"""Pytrees: paths of their leaves, kinds of leaves, and a scaled sum of two trees."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,18 +12,35 @@ def name_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def common_path(paths: Sequence[str]) -> str:
+    """The longest path above all of the paths; a single path is its own.
+
+    >>> common_path(["block/conv/kernel", "block/norm/scale"])
+    'block'
+    """
+    split = [path.split("/") for path in paths]
+    if len(split) == 1:
+        return paths[0]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "/".join(shared)
+
+
 def is_floating(leaf: Any) -> bool:
     """Whether a leaf (array, number or shape) has real numbers."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating)
 
 
+def is_kernel(leaf: Any) -> bool:
+    """Whether a parameter weighs something: floating, with two axes or more."""
+    return leaf.ndim >= 2 and is_floating(leaf)
+
+
 @jax.jit
 def add_scaled(a: Any, b: Any, factor: Any) -> Any:
     """a + factor b, leaf by leaf."""
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
-
-
-def is_kernel(leaf: Any) -> bool:
-    """Whether a parameter weighs something: floating, with two axes or more."""
-    return leaf.ndim >= 2 and is_floating(leaf)

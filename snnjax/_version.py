@@ -1,3 +1,3 @@
 """The version, apart from `snnjax` itself, so that files can state it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,15 +8,58 @@ bump around x = 0 whose integral is one. ``x = -1/2`` is an empty membrane
 Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer, eval_context
+from jax.core import Tracer
 
 # x, and the sharpness if the neuron has one -> spikes
 Surrogate = Callable[..., jax.Array]
+
+
+def step(spike: Surrogate) -> Surrogate:
+    """Declare that a spike function is the step, 1[x >= 0], in its forward pass.
+
+    Simulations ask for this (`is_step`): a step has a closed form, and its spikes fit
+    into bits. The spike functions of this module are declared; of your own, those made
+    by `step_with_derivative` are.
+
+    >>> @step
+    ... def my_spike(x):
+    ...     return rectangle(x, 0.5)
+    >>> is_step(my_spike)
+    True
+    """
+    spike.is_step = True  # type: ignore[attr-defined]
+    return spike
+
+
+def step_with_derivative(
+    derivative: Callable[[jax.Array, jax.Array], jax.Array], sharpness: float = 1.0
+) -> Surrogate:
+    """A spike function of your own: the step, with this surrogate derivative.
+
+    Args:
+        derivative: ``derivative(x, sharpness)`` at x = (v - V_th) / (2 V_th).
+        sharpness: default of its second argument, which a neuron's temperature
+            replaces; it gets no gradient, because the step does not depend on it.
+
+    >>> import jax
+    >>> box = step_with_derivative(lambda x, width: (abs(x) < width) / (2 * width))
+    >>> float(box(0.2)), float(jax.grad(box)(0.2, 0.5))
+    (1.0, 1.0)
+    """
+    function = _spike_function(derivative)
+
+    @step
+    def spike(x, sharpness=sharpness):
+        return function(jnp.asarray(x), sharpness)
+
+    return spike
 
 
 def _step(x: jax.Array) -> jax.Array:
@@ -27,8 +70,7 @@ def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
     """The step in x whose tangent is ``derivative(x, sharpness)`` times x's tangent.
 
     A ``custom_jvp`` rather than a ``custom_vjp``: forward mode over the gradient
-    is what learns a temperature. The sharpness (temperature, width or slope) itself
-    gets no tangent, because the step does not depend on it.
+    is what learns a temperature.
     """
 
     @jax.custom_jvp
@@ -65,6 +107,7 @@ _sigmoid = _spike_function(
 _arctan = _spike_function(lambda x, slope: slope / (1 + (jnp.pi * slope * x) ** 2))
 
 
+@step
 def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     """Step whose derivative is that of Dspike at temperature b.
 
@@ -109,6 +152,7 @@ def relaxed_dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Ar
     return 0.5 + jnp.tanh(temperature * inside) / (2 * jnp.tanh(temperature / 2))
 
 
+@step
 def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative 1[|x| < width / 2] / width (Wu et al., STBP, 2018).
 
@@ -119,6 +163,7 @@ def rectangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     return _rectangle(jnp.asarray(x), width)
 
 
+@step
 def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     """Step with derivative max(0, width - |x|) / width^2 (Esser et al., 2016).
 
@@ -129,6 +174,7 @@ def triangle(x: jax.Array, width: jax.Array | float = 1.0) -> jax.Array:
     return _triangle(jnp.asarray(x), width)
 
 
+@step
 def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     """Step with derivative slope / 2 exp(-slope |x|) (Shrestha, Orchard, 2018).
 
@@ -139,6 +185,7 @@ def exponential(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     return _exponential(jnp.asarray(x), slope)
 
 
+@step
 def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     """Step with the derivative of the logistic function of slope x.
 
@@ -149,6 +196,7 @@ def sigmoid(x: jax.Array, slope: jax.Array | float = 4.0) -> jax.Array:
     return _sigmoid(jnp.asarray(x), slope)
 
 
+@step
 def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     """Step with derivative slope / (1 + (pi slope x)^2) (Fang et al., 2021).
 
@@ -159,60 +207,60 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     return _arctan(jnp.asarray(x), slope)
 
 
-# What is to be known of any spike function, a user's too.
+# ------------------------------------------------- what simulations ask of any of them
 
 
-def check_surrogate(surrogate: Surrogate) -> None:
-    """Raise unless this can be called."""
+def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
+    """Raise unless this can be called as a neuron calls it.
+
+    Args:
+        surrogate: the function.
+        temperature: whether the neuron gives it a second argument; None: either way.
+    """
     if not callable(surrogate):
         raise ValueError(
             f"surrogate is {surrogate!r}; allowed: a spike function, e.g. "
-            "snnjax.dspike or one of snnjax.surrogate"
+            "snnjax.surrogate.dspike"
+        )
+    calls = [(None,), (None, None)]
+    if temperature is not None:
+        calls = [calls[temperature]]
+    if not any(_takes(surrogate, arguments) for arguments in calls):
+        given = {None: "(x) or (x, temperature)", False: "(x)"}
+        raise ValueError(
+            f"surrogate {surrogate!r} cannot be called as surrogate"
+            f"{given.get(temperature, '(x, temperature)')}, as these neurons do; "
+            "allowed: a function of x, and of a temperature if the neurons have one"
         )
 
 
-# x where a step shows that it is one: near its edge, and far from it.
-_PROBES = np.array(
-    [-3, -1, -0.6, -0.5, -0.4, -0.3, -0.1, -1e-3, -1e-6, 0]
-    + [1e-6, 1e-3, 0.1, 0.3, 0.4, 0.5, 0.6, 1, 3],
-    np.float32,
-)
+def is_step(spike: Surrogate) -> bool:
+    """Whether a spike function is declared to be the step, see `step`.
 
-
-def is_step(spike: Surrogate, temperature: jax.Array | None = None) -> bool | None:
-    """Whether a spike function gives 0 below x = 0 and 1 from there on.
-
-    Args:
-        spike: the function.
-        temperature: its second argument, or None if it is given one only.
-
-    Returns:
-        None if that cannot be seen, as where a traced value decides.
-
-    >>> is_step(dspike), is_step(relaxed_dspike)
-    (True, False)
+    >>> is_step(dspike), is_step(functools.partial(dspike, temperature=2.0))
+    (True, True)
+    >>> is_step(relaxed_dspike)
+    False
     """
-    given = () if temperature is None else (temperature,)
-    x = _PROBES.reshape(-1, *[1] * max([1, *map(jnp.ndim, given)]))
-    # Not ensure_compile_time_eval, within which jax 0.7 traces a custom_jvp function.
-    with eval_context():
-        try:
-            found = np.asarray(spike(jnp.asarray(x), *given))
-            return bool(np.all(found == (x >= 0)))
-        except (TypeError, ValueError):  # errors about traced values are TypeErrors
-            return None
+    while isinstance(spike, functools.partial):
+        spike = spike.func
+    return getattr(spike, "is_step", False)
 
 
-def closes_over_traced(spike: Surrogate, temperature: jax.Array | None = None) -> bool:
-    """Whether a spike function holds a value that `jit`, `grad` or `vmap` traces.
+def holds_tracer(spike: Surrogate) -> bool:
+    """Whether it closes over a value that is being traced, or a partial of it does."""
+    if isinstance(spike, functools.partial):
+        values = jax.tree.leaves((spike.args, spike.keywords))
+        return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)
+    cells = getattr(spike, "__closure__", None) or ()
+    return any(isinstance(cell.cell_contents, Tracer) for cell in cells)
 
-    Args:
-        spike: the function.
-        temperature: its second argument, or None if it is given one only.
-    """
-    given = () if temperature is None else (temperature,)
+
+def _takes(function: Callable, arguments: tuple) -> bool:
     try:
-        made = jax.make_jaxpr(spike)(jnp.zeros(1), *given)
-    except (TypeError, ValueError):  # what is wrong shows where it is used
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
         return False
-    return any(isinstance(constant, Tracer) for constant in made.consts)
+    except ValueError:  # it has no signature that could be read
+        return True
+    return True

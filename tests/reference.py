@@ -7,12 +7,12 @@ unless the caller's are not.
 import numpy as np
 
 
-def neuron(currents, threshold, *, leak=1.0, reset="subtract", start=0.0, delay=0):
-    """Spikes [T] of one neuron that waits ``delay`` steps before it may fire."""
+def neuron(currents, threshold, *, leak=1.0, reset="subtract", start=0.0, wait=0):
+    """Spikes [T] of one neuron that waits ``wait`` steps before it may fire."""
     steps, v, spikes = len(currents), start, []
-    for step in range(steps + delay):
+    for step in range(steps + wait):
         v = leak * v + (currents[step] if step < steps else 0 * currents[0])
-        if step < delay:
+        if step < wait:
             continue
         fired = v >= threshold
         spikes.append(threshold if fired else 0 * threshold)

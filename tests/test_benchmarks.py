@@ -136,7 +136,7 @@ def test_memory(monkeypatch, capsys):
     def rounds(commands, count, repeats):
         (name,) = commands
         budget = int(name.split()[0])
-        sizes = {"images": 4, "width": 16, "delay": 0, "recipe": "best"}
+        sizes = {"images": 4, "width": 16, "wait": 0, "recipe": "best"}
         _, facts = memory.prepare(budget, memory.CONVOLUTIONS, **sizes)
         return {name: {"facts": facts, "versions": {}, "seconds": []}}
 
@@ -148,7 +148,7 @@ def test_memory(monkeypatch, capsys):
     alone = memory.main(["--quick", "--budgets", "50"])
     assert "MB of the process <= 8590" in alone["targets"][0]["target"]
     with pytest.raises(SystemExit):
-        memory.main(["--delay", "33"])
+        memory.main(["--wait", "33"])
 
 
 def test_lif_layer_checks_its_sides():

@@ -9,10 +9,12 @@ import reference
 from hypothesis import strategies as st
 
 import snnjax
-from snnjax.conversion import calibrate, fits, solve
-from snnjax.conversion.view import Fit, View
-from snnjax.conversion.weights import calibrate_weights
-from snnjax.network.equations import Site
+from snnjax.calibrators import formulas
+from snnjax.calibrators import thresholds_and_potentials as calibrate
+from snnjax.calibrators import weights_least_squares as solve
+from snnjax.calibrators.view import Fit, View
+from snnjax.calibrators.weights_adam import calibrate_weights
+from snnjax.network import Site
 from snnjax.neurons import (
     closed_form,
     integrate_and_fire,
@@ -29,9 +31,9 @@ half = {"floor": 0.0, "round": 0.5}
 
 seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=8)
-compiled_output = jax.jit(mean_and_pace, static_argnames=("neuron", "delay"))
+compiled_output = jax.jit(mean_and_pace, static_argnames=("neuron", "wait"))
 compiled_search = jax.jit(
-    fits.least_squares, static_argnames=("steps", "per", "objective")
+    formulas.least_squares, static_argnames=("steps", "per", "objective")
 )
 
 
@@ -43,7 +45,7 @@ def activations(seed, shape=(6, 3, 2)):
     )
 
 
-def view(seed, delay=0):
+def view(seed, wait=0):
     """A site of [3, 2] neurons, fed by a kernel from random spikes of STEPS steps."""
     generator = np.random.default_rng(seed)
     sources = generator.integers(0, 2, (STEPS, 8, 3, 5)).astype(np.float32)
@@ -53,14 +55,14 @@ def view(seed, delay=0):
 
     def output(fit):
         stream = sources @ fit.weights["hidden"]
-        return compiled_output(NEURON, fit.neuron, stream, delay=delay)
+        return compiled_output(NEURON, fit.neuron, stream, wait=wait)
 
     def feed(batch, time=False, every=1):
         del batch
         chosen = sources[:, ::every]
         return _current, chosen if time else chosen.mean(0)
 
-    seen = View(SITE, STEPS, delay, len(target), [target], outputs(output), feed)
+    seen = View(SITE, STEPS, wait, len(target), [target], outputs(output), feed)
     fresh = NEURON.init()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return seen, Fit(fresh, {"hidden": kernel})
 
@@ -70,7 +72,7 @@ def outputs(output, site=SITE):
 
     def thinned(fit, stride=1, paced=False):
         pair = [
-            fits.thin(s, stride, len(site.shape), site.channel) for s in output(fit)
+            formulas.thin(s, stride, len(site.shape), site.channel) for s in output(fit)
         ]
         return [tuple(pair) if paced else pair[0]]
 
@@ -89,7 +91,7 @@ def _current(weights, sources, rows):
 @hypothesis.given(seeds)
 def test_maximum_is_the_oracles(seed):
     a = activations(seed)
-    layer, channel = (fits.maximum(a, per) for per in ("layer", "channel"))
+    layer, channel = (formulas.maximum(a, per) for per in ("layer", "channel"))
     assert layer == reference.max_threshold(np.asarray(a))
     expected = reference.per_channel(reference.max_threshold, np.asarray(a))
     np.testing.assert_array_equal(channel, expected)
@@ -99,11 +101,11 @@ def test_maximum_is_the_oracles(seed):
 def test_percentile_is_the_oracles(p):
     a = activations(1) + 0.1
     expected = reference.percentile_threshold(np.asarray(a), p)
-    assert fits.percentile(a, p) == pytest.approx(expected, rel=1e-5)
+    assert formulas.percentile(a, p) == pytest.approx(expected, rel=1e-5)
     expected = reference.per_channel(
         lambda c: reference.percentile_threshold(c, p), np.asarray(a)
     )
-    found = fits.percentile(a, p, "channel")
+    found = formulas.percentile(a, p, "channel")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -116,9 +118,9 @@ def test_least_squares_is_the_oracles(steps, objective):
         return reference.least_squares_threshold(a, steps, half[objective])
 
     numbers = np.asarray(a, np.float64)
-    layer = fits.least_squares(a, steps, objective=objective)
+    layer = formulas.least_squares(a, steps, objective=objective)
     assert layer == pytest.approx(oracle(numbers), rel=1e-5)
-    channel = fits.least_squares(a, steps, "channel", objective)
+    channel = formulas.least_squares(a, steps, "channel", objective)
     expected = reference.per_channel(oracle, numbers)
     np.testing.assert_allclose(channel, expected, rtol=1e-5)
 
@@ -127,14 +129,14 @@ def test_least_squares_is_the_oracles(steps, objective):
 def test_corrections_are_the_oracles(seed):
     a, s = np.asarray(activations(seed)), np.asarray(activations(seed + 1))
     np.testing.assert_allclose(
-        fits.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
+        formulas.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
     )
     np.testing.assert_allclose(
-        fits.potential_correction(a, s, STEPS),
+        formulas.potential_correction(a, s, STEPS),
         reference.potential_correction(a, s, STEPS),
         atol=1e-5,
     )
-    assert fits.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
+    assert formulas.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
 
 
 # ------------------------------------------------- the error that each lowers
@@ -149,7 +151,7 @@ def test_least_squares_has_no_larger_error_than_the_maximum(seed, steps, objecti
         reference.squared_error(numbers, steps, float(threshold), half[objective])
         for threshold in (
             compiled_search(a, steps, objective=objective),
-            fits.maximum(a),
+            formulas.maximum(a),
         )
     ]
     assert errors[0] <= errors[1] + 1e-5
@@ -160,8 +162,8 @@ def test_shift_makes_the_expected_flooring_error_zero():
     neuron = integrate_and_fire(threshold=2.0).init()
     a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
     floor = (a - closed_form(neuron, a, STEPS)).mean()
-    shifted = neuron._replace(bias=fits.shift(neuron.threshold, STEPS))
-    assert floor == pytest.approx(fits.shift(2.0, STEPS), rel=1e-2)
+    shifted = neuron._replace(bias=formulas.shift(neuron.threshold, STEPS))
+    assert floor == pytest.approx(formulas.shift(2.0, STEPS), rel=1e-2)
     assert (a - closed_form(shifted, a, STEPS)).mean() == pytest.approx(0, abs=1e-3)
 
 
@@ -176,17 +178,17 @@ def test_half_charge_equals_the_shift_once_all_input_is_in():
     )
 
 
-@pytest.mark.parametrize("delay", [0, 1, STEPS])
-def test_bias_correction_lowers_the_mean_error_of_the_channels(delay):
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
+def test_bias_correction_lowers_the_mean_error_of_the_channels(wait):
     """Of most sites: a spike more or less can make one of them worse."""
     found = []
     for seed in range(20):
-        seen, fit = view(seed, delay)
+        seen, fit = view(seed, wait)
         fit = calibrate.shift_bias()(seen, fit)
         once, thrice = (calibrate.correct_bias(n)(seen, fit) for n in (1, 3))
         assert once.neuron.bias.shape == (2,)
         lacking = [
-            fits.bias_correction(seen.activation, seen.output(f))
+            formulas.bias_correction(seen.activation, seen.output(f))
             for f in (fit, once, thrice)
         ]
         found.append([jnp.abs(error).sum() for error in lacking])
@@ -198,8 +200,8 @@ def test_bias_correction_lowers_the_mean_error_of_the_channels(delay):
 
 @few
 @hypothesis.given(seeds, st.sampled_from([0, 1, STEPS]))
-def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, delay):
-    seen, fit = view(seed, delay)
+def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, wait):
+    seen, fit = view(seed, wait)
 
     def error(fit):
         lacking = (seen.activation - seen.output(fit)).mean(0)
@@ -214,7 +216,7 @@ def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, delay):
 def test_a_postponed_charge_arrives_by_the_last_step(c):
     seen, fit = view(0)
     charged = calibrate.half_charge()(seen, fit).neuron
-    later = fits.postpone(charged, c, STEPS)
+    later = formulas.postpone(charged, c, STEPS)
     waiting = charged.initial_potential - later.initial_potential
     np.testing.assert_allclose(waiting, c * charged.threshold)
     current = jax.random.normal(jax.random.key(0), (50, 3, 2))
@@ -225,9 +227,9 @@ def test_a_postponed_charge_arrives_by_the_last_step(c):
 
 def test_scaling_a_neuron_is_scaling_its_current():
     seen, fit = view(0)
-    neuron = fits.postpone(fit.neuron, 0.5, STEPS)
+    neuron = formulas.postpone(fit.neuron, 0.5, STEPS)
     currents = jax.random.normal(jax.random.key(0), (STEPS, 5, 3, 2))
-    larger, _ = compiled_output(NEURON, fits.scale(neuron, 2.0), 2 * currents)
+    larger, _ = compiled_output(NEURON, formulas.scale(neuron, 2.0), 2 * currents)
     usual, _ = compiled_output(NEURON, neuron, currents)
     np.testing.assert_array_equal(larger, 2 * usual)
 
@@ -267,7 +269,7 @@ def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
     seen = View(SITE, STEPS, 0, 8, [currents[0]], site, None)
     fit = Fit(NEURON.init()._replace(initial_potential=jnp.asarray(0.5)), {})
     for charge, pace in {0: 0.6, 1: 0.4, 2: 0.3}.items():  # two spikes, later and later
-        later = fit._replace(neuron=fits.postpone(fit.neuron, charge, STEPS))
+        later = fit._replace(neuron=formulas.postpone(fit.neuron, charge, STEPS))
         ((mean, found),) = seen.outputs(later, paced=True)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(found, pace, rtol=1e-6)
@@ -317,14 +319,14 @@ def test_a_view_whose_outputs_are_of_other_images_is_refused():
     "search",
     [calibrate.postpone_charge((0, 0.5, 1)), calibrate.scale_threshold((0.8, 1, 1.3))],
 )
-def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, delay):
-    seen, fit = view(seed, delay)
+def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, wait):
+    seen, fit = view(seed, wait)
 
     def error(fit):
-        lacking = fits.bias_correction(seen.activation, seen.output(fit))
+        lacking = formulas.bias_correction(seen.activation, seen.output(fit))
         neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
         (corrected,) = seen.outputs(fit._replace(neuron=neuron), paced=True)
-        return fits.paced_error(seen.activation, corrected, 0.1)
+        return formulas.paced_error(seen.activation, corrected, 0.1)
 
     assert (error(search(seen, fit)) <= error(fit) + 1e-6).all()
 
@@ -371,16 +373,16 @@ def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
         calibrator(seen, fit)
 
 
-def test_with_delay_T_the_time_of_a_charge_does_not_count():
+def test_with_wait_T_the_time_of_a_charge_does_not_count():
     seen, fit = view(0, STEPS)
     assert calibrate.postpone_charge()(seen, fit) is fit
 
 
-@pytest.mark.parametrize("delay", [0, 1, STEPS])
-def test_streaming_only_means_without_delay(delay):
-    seen, fit = view(0, delay)
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
+def test_streaming_only_means_without_wait(wait):
+    seen, fit = view(0, wait)
     charged = calibrate.streaming_only(calibrate.half_charge())(seen, fit)
-    assert (charged is fit) == (delay > 0)
+    assert (charged is fit) == (wait > 0)
 
 
 def test_potential_correction_adds_to_the_charge_that_is_there():
@@ -393,13 +395,13 @@ def test_potential_correction_adds_to_the_charge_that_is_there():
 
 
 @pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
-@pytest.mark.parametrize("delay", [0, STEPS])
-def test_weight_calibration_lowers_its_objective(objective, delay):
-    seen, fit = view(0, delay)
+@pytest.mark.parametrize("wait", [0, STEPS])
+def test_weight_calibration_lowers_its_objective(objective, wait):
+    seen, fit = view(0, wait)
     fit = calibrate.correct_bias()(seen, fit)
 
     def error(weights):
-        time = objective == "spikes" and delay < STEPS
+        time = objective == "spikes" and wait < STEPS
         current, sources = seen.feed(8, time)
         into = current([weights["hidden"]], sources, np.arange(8))
         if time:
@@ -524,7 +526,7 @@ def test_pruned_weights_stay_pruned():
 
 @pytest.mark.parametrize(
     "calibrate",
-    [solve.least_squares_weights(), snnjax.calibrate_weights(iterations=3)],
+    [solve.least_squares_weights(), snnjax.calibrators.calibrate_weights(iterations=3)],
     ids=["least squares", "descent"],
 )
 def test_the_gradient_takes_the_change_of_weights_as_a_constant(calibrate):
@@ -620,27 +622,27 @@ def test_images_are_left_out_when_fewer_give_the_samples(
 def test_thresholds_are_positive_even_where_nothing_is_active(per):
     silent, half_silent = jnp.zeros((4, 2)), jnp.array([[3.0, 0.0], [1.0, 0.0]])
     for find in (
-        fits.maximum,
-        lambda a, per: fits.percentile(a, 10.0, per),
-        lambda a, per: fits.least_squares(a, STEPS, per),
+        formulas.maximum,
+        lambda a, per: formulas.percentile(a, 10.0, per),
+        lambda a, per: formulas.least_squares(a, STEPS, per),
     ):
         assert (find(silent, per) > 0).all()
         assert (find(half_silent, per) > 0).all()
-    np.testing.assert_array_equal(fits.maximum(silent, per), 1)
+    np.testing.assert_array_equal(formulas.maximum(silent, per), 1)
 
 
 def test_a_bfloat16_search_is_as_good_as_a_float32_one():
     a = activations(0, (64, 8, 8, 16)).astype(jnp.bfloat16)
     for steps in (4, 16, 64):
-        found = fits.least_squares(a, steps)
-        expected = fits.least_squares(a.astype(jnp.float32), steps)
+        found = formulas.least_squares(a, steps)
+        expected = formulas.least_squares(a.astype(jnp.float32), steps)
         assert float(found) == pytest.approx(float(expected), rel=5e-3)
 
 
 def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     a = activations(0).astype(jnp.bfloat16)
-    assert fits.maximum(a).dtype == jnp.float32
-    assert fits.bias_correction(a, a).dtype == jnp.float32
+    assert formulas.maximum(a).dtype == jnp.float32
+    assert formulas.bias_correction(a, a).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
 
 import snnjax
-from snnjax.network.capture import capture, with_activation
-from snnjax.network.equations import identity
+from snnjax.network import with_activation
+from snnjax.network.capture import capture
+from snnjax.network import identity
 
 
 class Block(nn.Module):
@@ -405,9 +406,9 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
     recipe = snnjax.light("channel")
     found = [snnjax.convert(f, kernels, x, steps=8, recipe=recipe) for f in (fn, usual)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *found)
-    for delay in (0, 1, 8):
-        snn = snnjax.convert(fn, kernels, x, steps=8, delay=delay, recipe=recipe)
-        pair = [snnjax.spiking(f, steps=8, delay=delay)(snn, x) for f in (fn, usual)]
+    for wait in (0, 1, 8):
+        snn = snnjax.convert(fn, kernels, x, steps=8, wait=wait, recipe=recipe)
+        pair = [snnjax.spiking(f, steps=8, wait=wait)(snn, x) for f in (fn, usual)]
         np.testing.assert_allclose(*pair, atol=1e-6)
     counts = [snnjax.measure(f, kernels, found[0], x, steps=8) for f in (fn, usual)]
     assert counts[0].macs == counts[1].macs

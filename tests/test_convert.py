@@ -17,8 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from networks import FLAT, IMAGES, NETWORKS, PIXELS, VECTORS, conv, relu
 
 import snnjax
-from snnjax import Recipe, calibrate_weights, max_threshold
-from snnjax.conversion import fits, solve
+from snnjax import Recipe
+from snnjax.calibrators import calibrate_weights, max_threshold
+from snnjax.calibrators import formulas
+from snnjax.calibrators import weights_least_squares as solve
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -75,14 +77,14 @@ def test_light_is_the_oracles_sweep(steps):
 
 
 @pytest.mark.parametrize(
-    "name, delay", [*zip(RECIPES, [0, 1, STEPS] * 2, strict=True), ("best", 0)]
+    "name, wait", [*zip(RECIPES, [0, 1, STEPS] * 2, strict=True), ("best", 0)]
 )
-def test_every_recipe_gives_a_network_that_runs(name, delay):
+def test_every_recipe_gives_a_network_that_runs(name, wait):
     net = NETWORKS["projection"]
     snn = snnjax.convert(
-        *net[:3], steps=STEPS, delay=delay, recipe=RECIPES[name], micro_batch=3
+        *net[:3], steps=STEPS, wait=wait, recipe=RECIPES[name], micro_batch=3
     )
-    assert (snn.steps, snn.delay) == (STEPS, delay)
+    assert (snn.steps, snn.wait) == (STEPS, wait)
     found = snnjax.sites(*net[:3])
     assert list(snn.neurons) == [site.name for site in found]
     for site in found:
@@ -91,17 +93,17 @@ def test_every_recipe_gives_a_network_that_runs(name, delay):
         for value in params[:3]:
             assert value.shape in ((), site.shape[-1:], site.shape)
     assert jax.tree.map(jnp.shape, snn.params) == jax.tree.map(jnp.shape, net.params)
-    outputs = snnjax.spiking(net.fn, steps=STEPS, delay=delay)(snn, net.x)
+    outputs = snnjax.spiking(net.fn, steps=STEPS, wait=wait)(snn, net.x)
     assert outputs.shape == (STEPS, 4, 3)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((snn, outputs)))
 
 
 @pytest.mark.parametrize(
-    "recipe, delay", [("light", 0), ("advanced", 0), ("advanced", STEPS), ("best", 1)]
+    "recipe, wait", [("light", 0), ("advanced", 0), ("advanced", STEPS), ("best", 1)]
 )
 @pytest.mark.parametrize("options", [{"micro_batch": 3}, {"memory_budget": 0}])
-def test_groups_and_memory_do_not_change_the_result(recipe, delay, options):
-    arguments = {"recipe": RECIPES[recipe], "delay": delay}
+def test_groups_and_memory_do_not_change_the_result(recipe, wait, options):
+    arguments = {"recipe": RECIPES[recipe], "wait": wait}
     assert_close(convert(**arguments), convert(**arguments, **options))
 
 
@@ -121,11 +123,11 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
 
     def look(view, fit):
         nonlocal compared
-        fit = snnjax.correct_potential()(view, snnjax.half_charge()(view, fit))
+        fit = snnjax.calibrators.correct_potential()(view, snnjax.calibrators.half_charge()(view, fit))
         every, second = (
             jnp.concatenate(list(view.outputs(fit, stride))) for stride in (1, 2)
         )
-        kept = fits.thin(every, 2, len(view.site.shape), view.site.channel)
+        kept = formulas.thin(every, 2, len(view.site.shape), view.site.channel)
         np.testing.assert_array_equal(second, kept)
         compared += second.size
         return fit
@@ -138,10 +140,10 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, options):
     assert compared
 
 
-def test_with_delay_T_the_pace_of_spikes_does_not_count():
+def test_with_wait_T_the_pace_of_spikes_does_not_count():
     def fitted(pace):
-        chain = max_threshold("channel"), snnjax.scale_threshold(pace=pace)
-        return convert(recipe=Recipe((chain,)), delay=STEPS)
+        chain = max_threshold("channel"), snnjax.calibrators.scale_threshold(pace=pace)
+        return convert(recipe=Recipe((chain,)), wait=STEPS)
 
     assert_equal(fitted(0.0), fitted(0.5))
 
@@ -181,7 +183,7 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
 
 
 @pytest.mark.parametrize(
-    "devices, recipe, delay",
+    "devices, recipe, wait",
     [
         (2, "light", 0),
         pytest.param(8, "advanced", 0, marks=pytest.mark.slow),
@@ -191,10 +193,10 @@ def test_images_on_eight_devices_give_the_same_network(recipe, axis):
         pytest.param(8, "best", STEPS, marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, delay):
+def test_a_mesh_of_any_size_gives_the_same_network(devices, recipe, wait):
     mesh = jax.make_mesh((devices,), ("data",))
     run = functools.partial(
-        convert, x=np.asarray(images(24)), recipe=RECIPES[recipe], delay=delay
+        convert, x=np.asarray(images(24)), recipe=RECIPES[recipe], wait=wait
     )
     found = run(mesh=mesh, micro_batch=2)
     assert_close(found, run(micro_batch=5))
@@ -298,8 +300,8 @@ def test_the_images_that_weights_are_fitted_to_are_always_the_same(
 ):
     """One in three of 96, which neither 5 nor 8 devices divide."""
     chain = (
-        snnjax.least_squares_weights(samples=1),
-        snnjax.least_squares_threshold("channel"),
+        snnjax.calibrators.least_squares_weights(samples=1),
+        snnjax.calibrators.least_squares_threshold("channel"),
     )
     run = functools.partial(convert, x=images(96), steps=2, recipe=Recipe((chain,)))
     mesh = devices and jax.make_mesh((devices,), ("data",))
@@ -317,8 +319,8 @@ def test_images_that_devices_cannot_share_are_refused():
         convert(x=images(20), mesh=8)
 
 
-@pytest.mark.parametrize("delay", [pytest.param(0, marks=pytest.mark.slow), STEPS])
-def test_a_network_in_bfloat16_serves_as_well(delay):
+@pytest.mark.parametrize("wait", [pytest.param(0, marks=pytest.mark.slow), STEPS])
+def test_a_network_in_bfloat16_serves_as_well(wait):
     net = NETWORKS["projection"]
     x = jax.random.normal(jax.random.key(0), (64, *net.x.shape[1:]))
     half = snnjax.in_dtype(net.fn, jnp.bfloat16)
@@ -326,7 +328,7 @@ def test_a_network_in_bfloat16_serves_as_well(delay):
     assert 0 < jnp.abs(ann - half(net.params, x)).max() < 0.02 * jnp.abs(ann).max()
     errors = []
     for fn in (net.fn, half):
-        options = {"steps": STEPS, "delay": delay}
+        options = {"steps": STEPS, "wait": wait}
         snn = snnjax.convert(fn, net.params, x, recipe=RECIPES["light"], **options)
         assert {leaf.dtype for leaf in jax.tree.leaves(snn)} == {jnp.dtype("float32")}
         outputs = snnjax.spiking(fn, **options)(snn, x)
@@ -363,12 +365,12 @@ def test_light_lowers_the_error_of_the_outputs():
     assert errors[0] > errors[1] > errors[2]
 
 
-@pytest.mark.parametrize("delay", [0, 1, STEPS])
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
 @pytest.mark.parametrize("name", ["dense", "several outputs"])
-def test_readout_correction_zeroes_the_mean_error_of_the_outputs(name, delay):
+def test_readout_correction_zeroes_the_mean_error_of_the_outputs(name, wait):
     net, x = NETWORKS[name], images()
-    snn = convert(net, x, recipe=RECIPES["best"], delay=delay)
-    outputs = snnjax.spiking(net.fn, steps=STEPS, delay=delay)(snn, x)
+    snn = convert(net, x, recipe=RECIPES["best"], wait=wait)
+    outputs = snnjax.spiking(net.fn, steps=STEPS, wait=wait)(snn, x)
     mean_error = jax.tree.map(
         lambda a, s: (a - s.mean(0)).mean(0), net.fn(net.params, x), outputs
     )
@@ -376,12 +378,12 @@ def test_readout_correction_zeroes_the_mean_error_of_the_outputs(name, delay):
 
 
 @pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
-@pytest.mark.parametrize("delay", [0, STEPS])
-def test_weight_calibration_changes_only_the_kernels_before_sites(objective, delay):
+@pytest.mark.parametrize("wait", [0, STEPS])
+def test_weight_calibration_changes_only_the_kernels_before_sites(objective, wait):
     weights = calibrate_weights(objective, iterations=3, learning_rate=1e-2)
     recipe = Recipe(((max_threshold(), weights),))
     net = NETWORKS["dense"]
-    snn = convert(net, recipe=recipe, delay=delay)
+    snn = convert(net, recipe=recipe, wait=wait)
     changed = {name for name in FLAT if jnp.any(snn.params[name] != FLAT[name])}
     assert changed == {"w1", "w2"}
 
@@ -731,7 +733,7 @@ def test_parameters_alone_may_be_traced():
     "change, message",
     [
         ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
-        ({"delay": 5}, "delay is 5; allowed: .* to steps=4"),
+        ({"wait": 5}, "wait is 5; allowed: .* to steps=4"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"memory_budget": -1}, "memory_budget is -1; allowed: >= 0 bytes"),
         ({"memory_budget": "1GB"}, "memory_budget is '1GB'; allowed: >= 0 bytes"),
@@ -740,12 +742,12 @@ def test_parameters_alone_may_be_traced():
         ({"recipe": snnjax.Recipe(())}, "it would fit nothing"),
         ({"recipe": snnjax.Recipe(None)}, "sweeps None; allowed: a tuple of chains"),
         (
-            {"recipe": snnjax.Recipe(((snnjax.max_threshold,),))},
+            {"recipe": snnjax.Recipe(((snnjax.calibrators.max_threshold,),))},
             "called in a recipe, e.g. max_threshold",
         ),
         ({"recipe": snnjax.Recipe(((),))}, "it would fit nothing"),
         (
-            {"recipe": snnjax.Recipe((snnjax.half_charge(),))},
+            {"recipe": snnjax.Recipe((snnjax.calibrators.half_charge(),))},
             "allowed: a tuple of calibrators",
         ),
         ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
@@ -762,7 +764,7 @@ def test_a_network_is_a_plain_pytree():
     snn = convert()
     leaves, tree = jax.tree.flatten(snn)
     again = jax.tree.unflatten(tree, leaves)
-    assert (again.steps, again.delay) == (STEPS, 0)
+    assert (again.steps, again.wait) == (STEPS, 0)
     assert_equal(snn, again)
     assert dataclasses.replace(snn, steps=None).steps is None
 

@@ -20,9 +20,9 @@ PARAMS = {"w": jnp.ones((2, 4)), "v": jnp.ones((4, 3))}
 X = jnp.array([[0.125, 0.375]])  # each of four neurons hears 1/2: fires every 2nd step
 
 
-def measured(steps, params=PARAMS, delay=0):
+def measured(steps, params=PARAMS, wait=0):
     snn = snnjax.init(network, params, X, neuron=snnjax.integrate_and_fire())
-    return snnjax.measure(network, params, snn, X, steps=steps, delay=delay)
+    return snnjax.measure(network, params, snn, X, steps=steps, wait=wait)
 
 
 def test_the_counts_are_those_of_the_network():
@@ -38,12 +38,12 @@ def test_operations_are_additions_and_products_in_floating_point():
     np.testing.assert_allclose(found.ann, 20 * 4.6 * PJ, rtol=1e-5)
 
 
-@pytest.mark.parametrize("delay", [0, 2])
-def test_memory_counts_every_word_that_is_read_or_written(delay):
-    found = snnjax.energy(measured(4, delay=delay))
+@pytest.mark.parametrize("wait", [0, 2])
+def test_memory_counts_every_word_that_is_read_or_written(wait):
+    found = snnjax.energy(measured(4, wait=wait))
     weights = 24 + 8  # one for each synaptic operation and each product
     potentials = 2 * 24  # read and written by each synaptic operation
-    neurons = 4 * (3 * (4 + delay) + 1)  # potential in and out, current; current out
+    neurons = 4 * (3 * (4 + wait) + 1)  # potential in and out, current; current out
     words = weights + potentials + neurons + 2 * 8 + 8  # 8 spikes, 8 pixels
     extra = found.memory.spiking - found.operations.spiking
     np.testing.assert_allclose(extra, words * WORD, rtol=1e-4)

@@ -50,16 +50,16 @@ def converted(tmp_path_factory):
     return config, convert.run(config, data=data), data
 
 
-def test_best_beats_the_maximum_activation_whatever_the_delay(converted):
+def test_best_beats_the_maximum_activation_whatever_the_wait(converted):
     _, results, _ = converted
-    reached = {(r.recipe, r.delay): r.final for r in results}
-    for delay in (0, 1, 4):
-        assert reached["best", delay] > reached["max_activation", 0] + 0.1
+    reached = {(r.recipe, r.wait): r.final for r in results}
+    for wait in (0, 1, 4):
+        assert reached["best", wait] > reached["max_activation", 0] + 0.1
 
 
 def test_every_row_states_its_latency(converted):
     _, results, _ = converted
-    assert {(r.delay, r.latency) for r in results} == {(0, 4), (1, 11), (4, 32)}
+    assert {(r.wait, r.latency) for r in results} == {(0, 4), (1, 11), (4, 32)}
 
 
 def test_all_files_are_written(converted):
@@ -91,7 +91,7 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     config, results, data = converted
     restored = load_snn(config.out)
     winner = max(results, key=lambda r: r.final)
-    assert (restored.snn.steps, restored.snn.delay) == (4, winner.delay)
+    assert (restored.snn.steps, restored.snn.wait) == (4, winner.wait)
     assert restored.card["recipe"] == winner.recipe
     assert restored.card["accuracy"] == winner.accuracies[0][-1]  # of this very SNN
     again = Convert(restore=config.out, test_images=200)
@@ -189,11 +189,11 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
         results.main([str(tmp_path / "nothing.json")])
 
 
-def test_parts_of_the_error_are_drawn_whatever_the_delays(converted, tmp_path):
+def test_parts_of_the_error_are_drawn_whatever_the_waits(converted, tmp_path):
     _, found, _ = converted
-    delayed = [result for result in found if result.delay]
-    assert delayed
-    for name, chosen in (("all.png", found), ("delayed.png", delayed)):
+    waiting = [result for result in found if result.wait]
+    assert waiting
+    for name, chosen in (("all.png", found), ("waiting.png", waiting)):
         plot.layers(chosen, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 10_000
 
@@ -268,12 +268,12 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
     "arguments, message",
     [
         (["--steps", "0"], "steps must be >= 1"),
-        (["--delays", "x"], "whole number or T"),
-        (["--delays", "9", "--steps", "4"], "exceeds steps 4"),
+        (["--waits", "x"], "whole number or T"),
+        (["--waits", "9", "--steps", "4"], "exceeds steps 4"),
         (["--preset", "nothing"], "invalid choice"),
         (["--calibration_images", "0"], "must be > 0"),
         (["--seeds", "1", "1"], "seeds must be different ones, not 1 1"),
-        (["--delays", "0", "T", "0"], "delays must be different ones"),
+        (["--waits", "0", "T", "0"], "waits must be different ones"),
         (["--restore", "x", "--dtype", "bfloat16"], "takes no --dtype"),
         (["--restore", "x", "--report", "y.html"], "takes no --report"),
     ],
@@ -304,8 +304,8 @@ def test_every_recipe_of_the_command_can_be_made(name):
     assert isinstance(convert.RECIPES[name](Convert(), 0), snnjax.Recipe)
 
 
-def test_a_delay_that_is_all_steps_makes_one_row():
-    config = Convert(steps=(1, 2), recipes=("best",), delays=("0", "1", "T"))
+def test_a_wait_that_is_all_steps_makes_one_row():
+    config = Convert(steps=(1, 2), recipes=("best",), waits=("0", "1", "T"))
     assert convert._plan(config) == [
         ("best", 1, 0),
         ("best", 2, 0),
@@ -379,7 +379,7 @@ def test_distilling_draws_the_outputs_to_those_of_the_ann():
     "change, message",
     [
         ({"rows": ("worst",)}, "no row 'worst'; allowed: light"),
-        ({"columns": ("8/1",)}, "a column must be T, T:delay or T:T"),
+        ({"columns": ("8/1",)}, "a column must be T, T:wait or T:T"),
         ({"rate": 0}, "rate must be > 0"),
     ],
 )
@@ -397,5 +397,5 @@ def test_the_notebook_runs(tmp_path):
     resources = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     printed = str(notebook)
-    assert "best, delay 1" in printed and "% after 8 steps" in printed
+    assert "best, wait 1" in printed and "% after 8 steps" in printed
     assert "image/png" in printed

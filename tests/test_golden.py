@@ -15,7 +15,8 @@ import pytest
 from networks import conv, relu
 
 import snnjax
-from snnjax.conversion import calibrate, fits
+from snnjax.calibrators import formulas
+from snnjax.calibrators import thresholds_and_potentials as calibrate
 from snnjax.conversion.recipes import Recipe
 
 PATH = pathlib.Path(__file__).parent / "golden" / "snn_calibration.npz"
@@ -110,7 +111,7 @@ def test_parameters_are_the_authors(recipe, steps):
         threshold = golden()[f"{site}/threshold"]
         assert params.threshold == pytest.approx(threshold, rel=1e-5)
         if recipe == "light":
-            delta = params.bias - fits.shift(params.threshold, steps)
+            delta = params.bias - formulas.shift(params.threshold, steps)
             expected = golden()[f"{site}/bias_delta"]
             np.testing.assert_allclose(delta, expected, atol=1e-5)
         if recipe == "pc":
@@ -141,5 +142,5 @@ def test_mean_outputs_are_the_authors(recipe, steps):
 @pytest.mark.parametrize("per", ["layer", "channel"])
 @pytest.mark.parametrize("steps", [4, 8, 32])
 def test_threshold_search_is_the_authors(steps, per):
-    found = fits.least_squares(jnp.asarray(golden()["mmse/activation"]), steps, per)
+    found = formulas.least_squares(jnp.asarray(golden()["mmse/activation"]), steps, per)
     np.testing.assert_allclose(found, golden()[f"mmse/T{steps}/{per}"], rtol=1e-5)

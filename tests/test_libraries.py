@@ -176,8 +176,8 @@ def test_haikus_batch_norm_takes_its_averages_from_the_state():
         return net.apply(v["params"], v["state"], None, x, False)[0]
 
     variables = {"params": params, "state": state}
-    snn = snnjax.convert(fn, variables, X, steps=64, delay=64)
-    outputs = snnjax.spiking(fn, steps=64, delay=64)(snn, X).mean(0)
+    snn = snnjax.convert(fn, variables, X, steps=64, wait=64)
+    outputs = snnjax.spiking(fn, steps=64, wait=64)(snn, X).mean(0)
     np.testing.assert_allclose(outputs, fn(variables, X), atol=0.1)
     moved = jax.tree.map(lambda a: a + 1, variables["state"])
     assert jnp.abs(fn(variables | {"state": moved}, X) - outputs).max() > 0.1

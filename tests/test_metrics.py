@@ -17,13 +17,13 @@ STEPS = 8
 LIGHT = snnjax.light()
 
 
-def measured(name, recipe=LIGHT, delay=0):
+def measured(name, recipe=LIGHT, wait=0):
     net = NETWORKS[name]
-    snn = snnjax.convert(*net[:3], steps=STEPS, delay=delay, recipe=recipe)
+    snn = snnjax.convert(*net[:3], steps=STEPS, wait=wait, recipe=recipe)
     return (
         net,
         snn,
-        snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, delay=delay),
+        snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, wait=wait),
     )
 
 
@@ -47,9 +47,9 @@ def test_the_parts_add_up_to_the_error(name):
         assert max(parts) <= site.error + sum(parts) - max(parts) + 1e-6
 
 
-def test_a_constant_drive_and_full_delay_leave_no_unevenness():
+def test_a_constant_drive_and_full_wait_leave_no_unevenness():
     _, _, streaming = measured("projection")
-    _, _, waiting = measured("projection", delay=STEPS)
+    _, _, waiting = measured("projection", wait=STEPS)
     first = next(s.name for s in snnjax.sites(*NETWORKS["projection"][:3]))
     assert streaming.sites[first].unevenness < 1e-6
     assert max(s.unevenness for s in streaming.sites.values()) > 1e-3
@@ -64,7 +64,7 @@ def test_a_maximum_threshold_does_not_clip_what_calibration_saw():
 
 def test_firing_rates_are_those_of_the_spikes():
     net, snn, found = measured("projection")
-    trains = snnjax.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    trains = snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS)
     for name, train in trains.items():
         rate = found.sites[name].firing_rate
         np.testing.assert_allclose(rate, train.mean(), rtol=1e-6)
@@ -77,7 +77,7 @@ def test_firing_rates_are_those_of_the_spikes():
 
 def test_operations_of_a_dense_network_are_spikes_times_fan_out():
     net, snn, found = measured("dense")
-    trains = snnjax.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    trains = snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS)
     shapes = [net.params[name].shape for name in ("w1", "w2", "w3")]
     per_image = [float(t.sum()) / len(net.x) for t in trains.values()]
     fan_outs = [shape[1] for shape in shapes[1:]]
@@ -127,7 +127,7 @@ def test_hard_reset_is_measured_as_such():
     count = [
         sum(int(t.sum()) for t in trains.values())
         for trains in (
-            snnjax.spike_trains(net.fn, snn, net.x, steps=STEPS) for snn in (soft, hard)
+            snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS) for snn in (soft, hard)
         )
     ]
     assert count[1] < count[0]
@@ -149,7 +149,7 @@ def test_neurons_without_a_clip_floor_have_no_split():
     [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))],
 )
 @pytest.mark.parametrize(
-    "judge", [snnjax.accuracy, snnjax.mean_cross_entropy, snnjax.tet]
+    "judge", [snnjax.accuracy, snnjax.training.mean_cross_entropy, snnjax.training.tet]
 )
 def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
     with pytest.raises(ValueError, match="allowed: the readout at each step"):
@@ -160,10 +160,10 @@ def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
 
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
     net = NETWORKS["dense"]
-    snn = snnjax.convert(*net[:3], steps=STEPS, delay=1, recipe=LIGHT)
+    snn = snnjax.convert(*net[:3], steps=STEPS, wait=1, recipe=LIGHT)
     found = snnjax.measure(net.fn, net.params, snn, net.x)
-    assert (found.steps, found.delay) == (STEPS, 1)
-    trains = snnjax.spike_trains(net.fn, snn, net.x)
+    assert (found.steps, found.wait) == (STEPS, 1)
+    trains = snnjax.measures.spike_trains(net.fn, snn, net.x)
     assert all(len(train) == STEPS for train in trains.values())
     fresh = snnjax.init(*net[:3])
     with pytest.raises(ValueError, match="fitted to no number of steps"):
@@ -209,7 +209,7 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
     snn = snnjax.convert(fn, p, x, steps=4, recipe=snnjax.max_activation())
     found = snnjax.measure(fn, p, snn, x, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
-    bench = snnjax.neurobench(fn, snn, x, steps=4)
+    bench = snnjax.measures.neurobench(fn, snn, x, steps=4)
     assert bench["SynapticOperations"]["Dense"] == 4 * (36 + 18)
 
 
@@ -225,7 +225,7 @@ def test_a_function_of_one_number_of_images_is_measured():
 
 def test_a_network_without_products_has_no_weights():
     snn = snnjax.init(lambda p, x: jax.nn.relu(x * 2), {}, jnp.ones((2, 3)))
-    found = snnjax.neurobench(
+    found = snnjax.measures.neurobench(
         lambda p, x: jax.nn.relu(x * 2), snn, jnp.ones((2, 3)), steps=2
     )
     assert found["ConnectionSparsity"] == found["SynapticOperations"]["Dense"] == 0

@@ -17,16 +17,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PER_CHANNEL = (2, 3, 2)  # [B, ..., C]
 
-# Neurons are built once, and compiled once for every number of steps and delay.
+# Neurons are built once, and compiled once for every number of steps and wait.
 build_if = functools.cache(neurons.integrate_and_fire)
 build_lif = functools.cache(neurons.lif)
-unroll, mean_output, mean_and_pace, packed_spikes = (
-    jax.jit(function, static_argnames=("neuron", "delay"))
+unroll, mean_output, mean_and_pace, spike_train = (
+    jax.jit(function, static_argnames=("neuron", "wait"))
     for function in (
         neurons.unroll,
         neurons.mean_output,
         neurons.mean_and_pace,
-        neurons.packed_spikes,
+        neurons.spike_train,
     )
 )
 
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     start: np.ndarray
     leak: float | None
     reset: str
-    delay: int
+    wait: int
 
     def site(self):
         """Neuron, parameters and currents for the library."""
@@ -64,14 +64,14 @@ class Case(NamedTuple):
             start=self.start,
             leak=self.leak or 1.0,
             reset=self.reset,
-            delay=self.delay,
+            wait=self.wait,
         )
 
 
 @st.composite
 def cases(draw, steps=(1, 5, 9), leaks=(None, 0.5), resets=("subtract", "zero")):
     steps = draw(st.sampled_from(steps))
-    delay = draw(st.sampled_from(sorted({0, 1, steps // 2, steps})))
+    wait = draw(st.sampled_from(sorted({0, 1, steps // 2, steps})))
     leak, reset = draw(st.sampled_from(leaks)), draw(st.sampled_from(resets))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return Case(
@@ -81,44 +81,44 @@ def cases(draw, steps=(1, 5, 9), leaks=(None, 0.5), resets=("subtract", "zero"))
         start=generator.integers(-8, 9, PER_CHANNEL[1:]) / 8,
         leak=leak,
         reset=reset,
-        delay=delay,
+        wait=wait,
     )
 
 
 @hypothesis.given(cases())
 @hypothesis.settings(max_examples=30)
 def test_spikes_are_the_oracles(case):
-    spikes = unroll(*case.site(), delay=case.delay)
+    spikes = unroll(*case.site(), wait=case.wait)
     np.testing.assert_array_equal(spikes, case.expected())
 
 
 @hypothesis.given(cases())
 def test_mean_output_is_the_mean_of_the_spikes(case):
-    mean = mean_output(*case.site(), delay=case.delay)
-    spikes = unroll(*case.site(), delay=case.delay)
+    mean = mean_output(*case.site(), wait=case.wait)
+    spikes = unroll(*case.site(), wait=case.wait)
     np.testing.assert_allclose(mean, spikes.mean(0), rtol=1e-6)
 
 
 @hypothesis.given(cases())
 def test_the_pace_is_the_mean_of_what_one_would_read_early(case):
-    mean, pace = mean_and_pace(*case.site(), delay=case.delay)
-    so_far = unroll(*case.site(), delay=case.delay).cumsum(0)
-    np.testing.assert_array_equal(mean, mean_output(*case.site(), delay=case.delay))
+    mean, pace = mean_and_pace(*case.site(), wait=case.wait)
+    so_far = unroll(*case.site(), wait=case.wait).cumsum(0)
+    np.testing.assert_array_equal(mean, mean_output(*case.site(), wait=case.wait))
     even = np.arange(1, len(so_far) + 1).mean()  # of one unit at every step
     np.testing.assert_allclose(pace, so_far.mean(0) / even, rtol=1e-5)
 
 
 @hypothesis.given(cases())
-def test_packed_spikes_are_the_spikes(case):
-    packed = packed_spikes(*case.site(), delay=case.delay)
+def test_spike_train_are_the_spikes(case):
+    packed = spike_train(*case.site(), wait=case.wait)
     bits = jnp.unpackbits(packed, axis=0, count=len(case.currents))
-    np.testing.assert_array_equal(bits, unroll(*case.site(), delay=case.delay) > 0)
+    np.testing.assert_array_equal(bits, unroll(*case.site(), wait=case.wait) > 0)
 
 
-def test_packed_spikes_fill_the_last_byte_with_zeros():
+def test_spike_train_fill_the_last_byte_with_zeros():
     neuron = neurons.integrate_and_fire()
     currents = jnp.full((3, 1), 5.0)
-    packed = neurons.packed_spikes(neuron, neuron.init(), currents)
+    packed = neurons.spike_train(neuron, neuron.init(), currents)
     spikes = neurons.unroll(neuron, neuron.init(), currents)
     np.testing.assert_array_equal(packed, jnp.packbits(spikes > 0, axis=0))
 
@@ -127,7 +127,7 @@ def test_packed_spikes_fill_the_last_byte_with_zeros():
 def test_closed_form_is_what_a_neuron_sends_that_waits_for_all_input(case):
     neuron, params, currents = case.site()
     steps = len(currents)
-    spikes = unroll(neuron, params, currents, delay=steps)
+    spikes = unroll(neuron, params, currents, wait=steps)
     mean = neurons.closed_form(params, currents.mean(0), steps)
     np.testing.assert_array_equal(mean * steps, spikes.sum(0))
 
@@ -142,7 +142,7 @@ def test_closed_form_passes_the_gradient_between_its_clips():
 @hypothesis.given(cases())
 def test_rates_are_multiples_of_one_spike(case):
     steps, one_spike = len(case.currents), case.threshold / len(case.currents)
-    count = mean_output(*case.site(), delay=case.delay) / one_spike
+    count = mean_output(*case.site(), wait=case.wait) / one_spike
     np.testing.assert_allclose(count, np.round(count), atol=1e-5)
     assert (count > -0.5).all() and (count < steps + 0.5).all()
 
@@ -199,7 +199,7 @@ def test_a_neuron_outside_its_range_is_refused(build, message):
     [
         neurons.unroll,
         neurons.mean_output,
-        neurons.packed_spikes,
+        neurons.spike_train,
         lambda neuron, params, currents: neurons.resume(
             neuron, params, neurons.NeuronState(jnp.zeros(1)), currents
         ),
@@ -213,11 +213,11 @@ def test_currents_of_whole_numbers_are_refused(run):
         run(neuron, neuron.init(), jnp.ones((4, 1), jnp.int32))
 
 
-@pytest.mark.parametrize("delay", [-1, 5, 1.0])
+@pytest.mark.parametrize("wait", [-1, 5, 1.0])
 @pytest.mark.parametrize(
-    "run", [neurons.unroll, neurons.mean_output, neurons.packed_spikes]
+    "run", [neurons.unroll, neurons.mean_output, neurons.spike_train]
 )
-def test_a_delay_outside_the_steps_is_refused(run, delay):
+def test_a_wait_outside_the_steps_is_refused(run, wait):
     neuron = neurons.integrate_and_fire()
-    with pytest.raises(ValueError, match="delay is .*; allowed: .* to steps=4"):
-        run(neuron, neuron.init(), jnp.ones((4, 1)), delay=delay)
+    with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
+        run(neuron, neuron.init(), jnp.ones((4, 1)), wait=wait)

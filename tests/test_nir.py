@@ -40,7 +40,7 @@ def fitted(net, reset="subtract", leak=None):
         if not site.fires:
             continue
         channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
-        neurons[site.name] = snnjax.NeuronParams(
+        neurons[site.name] = snnjax.neurons.NeuronParams(
             threshold=jnp.asarray(generator.uniform(0.4, 0.9, channel), jnp.float32),
             bias=jnp.asarray(generator.normal(size=channel) / 8, jnp.float32),
             initial_potential=jnp.asarray(
@@ -52,11 +52,11 @@ def fitted(net, reset="subtract", leak=None):
     return snnjax.SNN(net.params, neurons, reset=reset)
 
 
-def check_same(fn, snn, x, graph, steps=STEPS, delay=0, turn=lambda outputs: outputs):
+def check_same(fn, snn, x, graph, steps=STEPS, wait=0, turn=lambda outputs: outputs):
     """The graph's network has the outputs of fn at every step, and its activations."""
     other, read = snnjax.from_nir(graph)
-    expected = snnjax.spiking(fn, steps=steps, delay=delay)(snn, x)
-    found = snnjax.spiking(other, steps=steps, delay=delay)(read, x)
+    expected = snnjax.spiking(fn, steps=steps, wait=wait)(snn, x)
+    found = snnjax.spiking(other, steps=steps, wait=wait)(read, x)
     found = list(found.values()) if isinstance(found, dict) else [found]
     expected = [turn(leaf) for leaf in jax.tree.leaves(expected)]
     assert float(sum(abs(leaf).sum() for leaf in expected)) > 0
@@ -277,7 +277,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "source, recipe, delay",
+    "source, recipe, wait",
     [
         ("MLP", snnjax.light, 0),
         ("MLP", snnjax.best, 1),
@@ -293,17 +293,17 @@ slow = pytest.mark.slow
     ],
 )
 def test_converted_networks_come_back_with_the_same_spikes(
-    source, recipe, delay, tmp_path
+    source, recipe, wait, tmp_path
 ):
     fn, params, shape = SOURCES[source]()
     shape = (12, *np.atleast_1d(shape))
     x = jnp.asarray(np.random.default_rng(1).uniform(size=shape), jnp.float32)
-    snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), delay=delay)
+    snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
     graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
-    other, read = check_same(fn, snn, x, graph, 4, delay)
-    assert (read.steps, read.delay, read.reset) == (4, delay, "subtract")
-    before = snnjax.spike_trains(fn, snn, x, steps=4, delay=delay)
-    after = snnjax.spike_trains(other, read, x, steps=4, delay=delay)
+    other, read = check_same(fn, snn, x, graph, 4, wait)
+    assert (read.steps, read.wait, read.reset) == (4, wait, "subtract")
+    before = snnjax.measures.spike_trains(fn, snn, x, steps=4, wait=wait)
+    after = snnjax.measures.spike_trains(other, read, x, steps=4, wait=wait)
     for a, b in zip(before.values(), after.values(), strict=True):
         np.testing.assert_array_equal((a > 0).sum(0), (b > 0).sum(0))
 
@@ -723,8 +723,8 @@ def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
 
 def test_what_only_metadata_can_say_must_be_allowed():
     net = NETWORKS["dense"]
-    snn = dataclasses.replace(fitted(net), steps=4, delay=2)
-    with pytest.raises(ValueError, match="reset by subtraction.*potentials.*delay 2"):
+    snn = dataclasses.replace(fitted(net), steps=4, wait=2)
+    with pytest.raises(ValueError, match="reset by subtraction.*potentials.*wait 2"):
         snnjax.to_nir(net.fn, snn, net.x)
     hard = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
     snnjax.to_nir(net.fn, hard, net.x)
@@ -806,8 +806,8 @@ IF = dict(r=ONE, v_threshold=ONE)
             "cubalif \\(CubaLIF\\)",
         ),
         (
-            lambda: chain(nir.IF(**IF), nir.Delay(ONE), nir.Threshold(ONE)),
-            "\\(Delay\\).*\\(Threshold\\)",
+            lambda: chain(nir.IF(**IF), nir.Wait(ONE), nir.Threshold(ONE)),
+            "\\(Wait\\).*\\(Threshold\\)",
         ),
         (lambda: chain(nir.IF(**IF, v_reset=ONE)), "v_reset from 1.0"),
         (
@@ -821,9 +821,9 @@ IF = dict(r=ONE, v_threshold=ONE)
         ),
         (lambda: chain(affine(np.eye(2))), "no IF or LIF"),
         (lambda: chain(nir.IF(r=ONE * np.nan, v_threshold=ONE)), "NaN in its r"),
-        (lambda: fitted_to(steps=0), "no steps and delay of an SNN: steps is 0"),
-        (lambda: fitted_to(steps=4, delay=5), "delay is 5; allowed"),
-        (lambda: fitted_to(steps="many"), "no steps and delay of an SNN"),
+        (lambda: fitted_to(steps=0), "no steps and wait of an SNN: steps is 0"),
+        (lambda: fitted_to(steps=4, wait=5), "wait is 5; allowed"),
+        (lambda: fitted_to(steps="many"), "no steps and wait of an SNN"),
         (lambda: nir.IF(**IF), "graph is a IF"),
     ],
 )

@@ -134,9 +134,9 @@ with processes.together():
     params = [draw(size=s).astype("float32") for s in [(5, 8), (8, 8), (8, 3)]]
     x = draw(size=(16, 5)).astype("float32")
     mesh = processes.make_mesh(0)
-    for delay in (0, 4):
+    for wait in (0, 4):
         run = functools.partial(
-            snnjax.convert, fn, params, x, steps=4, delay=delay, mesh=mesh
+            snnjax.convert, fn, params, x, steps=4, wait=wait, mesh=mesh
         )
         pair = [jax.device_get(run(memory_budget=size)) for size in (0, 2**30)]
         jax.tree.map(np.testing.assert_array_equal, *pair)

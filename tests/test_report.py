@@ -36,16 +36,16 @@ def results_of(sites, seeds=2):
         return metrics.SiteMeasures(*numbers.astype(np.float32))
 
     found = []
-    for recipe, delays in (("light", ("0",)), ("a<b", ("0", "1", "T"))):
-        for delay in delays:
+    for recipe, waits in (("light", ("0",)), ("a<b", ("0", "1", "T"))):
+        for wait in waits:
             for steps in (2, 4):
-                waits = steps if delay == "T" else int(delay)
+                waits = steps if wait == "T" else int(wait)
                 seen = {s.name: site() for s in sites if s.fires}
                 operations, macs = draw_one(1e3, 1e6), 5e5
                 counts = (operations, 2e3, macs, 99, 9, steps, waits)
                 measures = metrics.Measures(seen, 0.1, *counts)
                 reached = [list(draw_one(0, 1, steps)) for _ in range(seeds)]
-                latency = snnjax.latency(sites, steps=steps, delay=waits)
+                latency = snnjax.latency(sites, steps=steps, wait=waits)
                 costs = (latency, draw_one(0, 1), operations, draw_one(0, 9), measures)
                 found.append(Result(recipe, waits, steps, reached, *costs))
     return found
@@ -121,7 +121,7 @@ def currents(net, outputs, x):
         seen[site.name] = np.asarray(current)
         return outputs[site.name]
 
-    result = snnjax.with_activation(net.fn, rule)(net.params, x)
+    result = snnjax.network.with_activation(net.fn, rule)(net.params, x)
     leaves = result.values() if isinstance(result, dict) else [result]
     flat = [v for leaf in leaves for v in (leaf if isinstance(leaf, tuple) else [leaf])]
     seen["output"] = np.concatenate([np.ravel(v) for v in flat])
@@ -198,7 +198,7 @@ def test_the_first_sentence_says_what_was_reached(made):
 def test_the_table_of_accuracies_equals_the_results(made):
     results, _, reader = made
     head, *rows, ann = reader.tables[0]
-    assert head == ["recipe", "delay", "T = 2", "T = 4"]
+    assert head == ["recipe", "wait", "T = 2", "T = 4"]
     assert [row[:2] for row in rows] == [
         ["light", "0"],
         ["a<b", "0"],
@@ -225,7 +225,7 @@ def test_the_table_of_costs_equals_the_results(made):
         spiking, multiplying = snnjax.energy(result.measures).operations
         assert row[:4] == [
             result.recipe,
-            *map(str, (result.delay, result.steps, result.latency)),
+            *map(str, (result.wait, result.steps, result.latency)),
         ]
         numbers = [float(text.split()[0]) for text in row[4:]]
         assert numbers == pytest.approx(
@@ -250,7 +250,7 @@ def test_the_table_of_energies_equals_the_results(made):
     for row, result in zip(rows, results, strict=True):
         found = snnjax.energy(result.measures)
         expected = [100 * float(e.spiking / e.ann) for e in found]
-        assert row[:3] == [result.recipe, str(result.delay), str(result.steps)]
+        assert row[:3] == [result.recipe, str(result.wait), str(result.steps)]
         assert [float(text) for text in row[3:]] == pytest.approx(expected, abs=0.051)
 
 
@@ -266,7 +266,7 @@ def test_the_tables_of_sites_equal_the_measures(made):
 
     assert reader.tables[3][1:] == list(expected(best))
     rows = [
-        [row[0], result.recipe, str(result.delay), str(result.steps), *row[1:]]
+        [row[0], result.recipe, str(result.wait), str(result.steps), *row[1:]]
         for result in results
         for row in expected(result)
     ]
@@ -354,7 +354,7 @@ def test_contrast_of_text_and_of_lines(made, scheme):
 
 
 def test_the_command_gives_the_configuration_again():
-    config = Convert(dataset="my set", steps=(4, 8), delays=("1", "T"), rate=2e-5)
+    config = Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), rate=2e-5)
     words = shlex.split(report.command(dataclasses.asdict(config)))
     assert words[:3] == ["python", "-m", "experiments.convert"]
     assert parse(Convert, PRESETS_CONVERT, words[3:]) == config

@@ -17,7 +17,7 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
-from snnjax.conversion import digest
+from snnjax.conversion.resume import digest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -143,7 +143,7 @@ def test_what_was_interrupted_ends_in_the_same_bits(recipe, count, tmp_path):
 def test_no_site_is_fitted_twice(tmp_path):
     counting = Counting()
     counting.sites.clear()
-    recipe = snnjax.Recipe(((snnjax.max_threshold(), counting),))
+    recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), counting),))
     with pytest.raises(KeyboardInterrupt):
         convert(recipe=recipe, folder=tmp_path, progress=interrupted(1))
     assert len(counting.sites) == 1
@@ -169,7 +169,7 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
     [
         ({"steps": 5}, "other steps"),
         ({"fn": snnjax.in_dtype(NET.fn, jnp.bfloat16)}, "other network"),
-        ({"delay": 1}, "other delay"),
+        ({"wait": 1}, "other wait"),
         ({"x": NET.x + 1}, "other images"),
         ({"params": jax.tree.map(lambda p: p + 1, NET.params)}, "other parameters"),
         ({"recipe": snnjax.light()}, "other recipe"),
@@ -179,7 +179,7 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
                     (
                         (
                             *snnjax.best().sweeps[0][:-1],
-                            snnjax.correct_potential(2),
+                            snnjax.calibrators.correct_potential(2),
                         ),
                     ),
                     correct_readout=True,
@@ -376,13 +376,13 @@ def test_descriptions_are_of_values_and_not_of_addresses():
     assert digest.digest(recipe(1.0)) == digest.digest(recipe(1.0))
     assert digest.digest(recipe(1.0)) != digest.digest(recipe(2.0))
     assert digest.digest(jnp.ones(3)) != digest.digest(jnp.ones((3, 1)))
-    assert "0x" not in repr(digest._describe([object(), snnjax.dspike]))
+    assert "0x" not in repr(digest._describe([object(), snnjax.surrogate.dspike]))
 
 
 DIGESTS = """
 import snnjax
 from networks import NETWORKS
-from snnjax.conversion import digest
+from snnjax.conversion.resume import digest
 from snnjax.network.capture import capture
 for net in NETWORKS.values():
     print(digest.digest(digest.outline(capture(*net[:3]))))

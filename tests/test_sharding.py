@@ -57,8 +57,8 @@ def communication(program):
     [
         ("projection", "constant", {}),
         ("projection", "constant", {"micro_batch": 3}),
-        ("max-pool before", "constant", {"execution": "by_layer", "delay": 1}),
-        ("dense", "constant", {"delay": STEPS}),
+        ("max-pool before", "constant", {"execution": "by_layer", "wait": 1}),
+        ("dense", "constant", {"wait": STEPS}),
         ("several outputs", "poisson", {"micro_batch": 1}),
         ("input skip", "sequence", {}),
         ("dense", "sequence", {"segment": 3}),

@@ -1,4 +1,4 @@
-"""Simulation: executions agree, delays wait, and rates approach the ANN."""
+"""Simulation: executions agree, waits wait, and rates approach the ANN."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import reference
 from networks import FLAT, NETWORKS, VECTORS, Net, eighths, max_pool, relu
 
 import snnjax
-from snnjax.network.equations import running_maximum
+from snnjax.network.evaluate import increments
 from snnjax.neurons import integrate_and_fire, lif
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,27 +62,27 @@ ALL = [
 
 
 @pytest.mark.parametrize(
-    "name, delay",
+    "name, wait",
     [(name, 1) for name in EXACT]
-    + [(name, delay) for name in SOME for delay in (0, 2, STEPS)]
+    + [(name, wait) for name in SOME for wait in (0, 2, STEPS)]
     + [
         pytest.param(name, STEPS, marks=pytest.mark.slow)
         for name in EXACT
         if name not in SOME
     ],
 )
-def test_executions_give_the_same_spikes(name, delay):
+def test_executions_give_the_same_spikes(name, wait):
     net = NETWORKS[name]
     snn = halves(net)
-    by_step = outputs(net, snn, delay=delay, execution="by_step")
-    assert_equal(by_step, outputs(net, snn, delay=delay, execution="by_layer"))
-    if delay == STEPS:
-        assert_equal(by_step, outputs(net, snn, delay=delay, execution="closed_form"))
+    by_step = outputs(net, snn, wait=wait, execution="by_step")
+    assert_equal(by_step, outputs(net, snn, wait=wait, execution="by_layer"))
+    if wait == STEPS:
+        assert_equal(by_step, outputs(net, snn, wait=wait, execution="closed_form"))
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(by_step))
 
 
 @pytest.mark.parametrize(
-    "name, inputs, delay",
+    "name, inputs, wait",
     [
         ("input skip", "poisson", 0),
         ("input skip", "sequence", 1),
@@ -91,13 +91,13 @@ def test_executions_give_the_same_spikes(name, delay):
         ("dense", "poisson", STEPS),
     ],
 )
-def test_executions_agree_on_every_kind_of_input(name, inputs, delay):
+def test_executions_agree_on_every_kind_of_input(name, inputs, wait):
     net = NETWORKS[name]
     snn = halves(net)
-    by_step = outputs(net, snn, inputs, delay=delay, execution="by_step")
-    assert_equal(by_step, outputs(net, snn, inputs, delay=delay, execution="by_layer"))
-    if delay == STEPS:
-        total = outputs(net, snn, inputs, delay=delay, execution="closed_form").sum(0)
+    by_step = outputs(net, snn, inputs, wait=wait, execution="by_step")
+    assert_equal(by_step, outputs(net, snn, inputs, wait=wait, execution="by_layer"))
+    if wait == STEPS:
+        total = outputs(net, snn, inputs, wait=wait, execution="closed_form").sum(0)
         np.testing.assert_array_equal(by_step.sum(0), total)
 
 
@@ -123,7 +123,7 @@ def operations(function, *arguments):
 
 @pytest.mark.parametrize("name", ["convolutions", "projection", "max-pool before"])
 def test_t_steps_cost_less_than_t_times_the_network(name):
-    """Counted, not timed: the input's drive is computed once, and with delay T all.
+    """Counted, not timed: the input's drive is computed once, and with wait T all.
 
     XLA counts a loop's body once, so the neurons hardly count.
     """
@@ -132,17 +132,17 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
     ann = operations(net.fn, net.params, net.x)
     by_layer = snnjax.spiking(net.fn, steps=steps, execution="by_layer")
     assert operations(by_layer, snn, net.x) < 0.75 * steps * ann
-    waiting = snnjax.spiking(net.fn, steps=steps, delay=steps)
+    waiting = snnjax.spiking(net.fn, steps=steps, wait=steps)
     assert operations(waiting, snn, net.x) < 2 * ann
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
-@pytest.mark.parametrize("delay", [0, 2])
-def test_a_dense_network_is_the_oracles(reset, delay):
+@pytest.mark.parametrize("wait", [0, 2])
+def test_a_dense_network_is_the_oracles(reset, wait):
     net = NETWORKS["dense"]
     snn = halves(net)
     snn = dataclasses.replace(snn, reset=reset)
-    found = outputs(net, snn, delay=delay)
+    found = outputs(net, snn, wait=wait)
     p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
     first, second = (
         {
@@ -153,29 +153,29 @@ def test_a_dense_network_is_the_oracles(reset, delay):
         for n in snn.neurons.values()
     )
     currents = np.stack([np.asarray(VECTORS) @ p["w1"] + p["b1"]] * STEPS)
-    spikes = reference.simulate(currents, **first, reset=reset, delay=delay)
-    spikes = reference.simulate(spikes @ p["w2"], **second, reset=reset, delay=delay)
+    spikes = reference.simulate(currents, **first, reset=reset, wait=wait)
+    spikes = reference.simulate(spikes @ p["w2"], **second, reset=reset, wait=wait)
     np.testing.assert_array_equal(found, spikes @ p["w3"])
 
 
-def test_a_running_maximum_is_the_oracles():
+def test_a_increments_is_the_oracles():
     stream = eighths(0, (6, 2, 4, 4, 3), 0, 2) * 8
-    found = running_maximum(max_pool, stream)
+    found = increments(max_pool, stream)
     expected = reference.max_pool(np.asarray(stream), max_pool)
     np.testing.assert_array_equal(found, expected)
     assert set(np.unique(found)) <= {0.0, 1.0}
 
 
-def test_a_running_maximum_pools_no_constant():
+def test_a_increments_pools_no_constant():
     # XLA would fold it while compiling: six seconds and a warning for 32x32 images.
-    made = jax.make_jaxpr(lambda s: running_maximum(max_pool, s))(
+    made = jax.make_jaxpr(lambda s: increments(max_pool, s))(
         jnp.ones((6, 2, 4, 4, 3))
     )
     assert str(made).count("reduce_window_max") == 1
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_rates_approach_the_ann(name, delay=0):
+def test_rates_approach_the_ann(name, wait=0):
     net = NETWORKS[name]
     ann = net.fn(net.params, net.x)
     errors = []
@@ -185,10 +185,10 @@ def test_rates_approach_the_ann(name, delay=0):
             net.params,
             net.x,
             steps=steps,
-            delay=delay,
+            wait=wait,
             recipe=snnjax.max_activation(),
         )
-        simulate = snnjax.spiking(net.fn, steps=steps, delay=delay)
+        simulate = snnjax.spiking(net.fn, steps=steps, wait=wait)
         mean = jax.tree.map(lambda out: out.mean(0), jax.jit(simulate)(snn, net.x))
         gaps = jax.tree.map(lambda a, s: jnp.abs(a - s).mean(), ann, mean)
         errors.append(sum(jax.tree.leaves(gaps)))
@@ -218,23 +218,23 @@ def test_a_maximum_of_each_step_would_not_converge():
     assert each_step.item() > 0.7
 
 
-def test_a_delay_reads_evidence_before_the_first_spike():
-    """Late input: without a delay the spikes come too late to be counted."""
+def test_a_wait_reads_evidence_before_the_first_spike():
+    """Late input: without a wait the spikes come too late to be counted."""
     currents = jnp.array([0.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1)
     net = Net(lambda p, x: relu(x * p), jnp.ones(()), currents[0], 1)
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(threshold=0.5))
     rates = [
-        snnjax.spiking(net.fn, steps=4, delay=delay, inputs="sequence")(
+        snnjax.spiking(net.fn, steps=4, wait=wait, inputs="sequence")(
             snn, currents
         ).mean()
-        for delay in (0, 2)
+        for wait in (0, 2)
     ]
     np.testing.assert_array_equal(rates, [0.25, 0.5])
 
 
 def test_latency_grows_with_depth():
     found = snnjax.sites(*NETWORKS["projection"][:3])
-    assert [snnjax.latency(found, steps=8, delay=delay) for delay in (0, 1, 8)] == [
+    assert [snnjax.latency(found, steps=8, wait=wait) for wait in (0, 1, 8)] == [
         8,
         11,
         32,
@@ -281,13 +281,13 @@ def test_vmap_over_thresholds_tries_several_networks():
     assert jnp.any(together[0] != together[2])
 
 
-@pytest.mark.parametrize("name, delay", [("dense", 0), ("input skip", 1)])
-def test_executions_give_the_same_gradient(name, delay):
+@pytest.mark.parametrize("name, wait", [("dense", 0), ("input skip", 1)])
+def test_executions_give_the_same_gradient(name, wait):
     net = NETWORKS[name]
     snn = halves(net)
 
     def gradient(execution):
-        simulate = snnjax.spiking(net.fn, steps=STEPS, delay=delay, execution=execution)
+        simulate = snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=execution)
         return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum()))(snn)
 
     by_step, by_layer = gradient("by_step"), gradient("by_layer")
@@ -301,17 +301,17 @@ def test_executions_give_the_same_gradient(name, delay):
     assert all(jnp.any(n.threshold != 0) for n in by_step.neurons.values())
 
 
-@pytest.mark.parametrize("delay", [0, STEPS])
+@pytest.mark.parametrize("wait", [0, STEPS])
 @pytest.mark.parametrize(
-    "surrogate", [snnjax.dspike, snnjax.surrogate.arctan, snnjax.relaxed_dspike]
+    "surrogate", [snnjax.surrogate.dspike, snnjax.surrogate.arctan, snnjax.surrogate.relaxed_dspike]
 )
-def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, delay):
+def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wait):
     net = NETWORKS["dense"]
     neuron = integrate_and_fire(temperature=2.0)
     snn = snnjax.init(*net[:3], neuron=neuron)
 
     def loss(execution, snn):
-        options = {"surrogate": surrogate, "execution": execution, "delay": delay}
+        options = {"surrogate": surrogate, "execution": execution, "wait": wait}
         return (outputs(net, snn, **options) ** 2).sum()
 
     auto, layers = (
@@ -323,18 +323,18 @@ def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, del
         auto,
         layers,
     )
-    soft = surrogate is snnjax.relaxed_dspike
+    soft = surrogate is snnjax.surrogate.relaxed_dspike
     assert jnp.any(auto[1].neurons["relu"].temperature != 0) == soft
 
 
-@pytest.mark.parametrize("delay", [0, STEPS])
-def test_a_traced_temperature_may_decide_what_is_fired(delay):
+@pytest.mark.parametrize("wait", [0, STEPS])
+def test_a_traced_temperature_may_decide_what_is_fired(wait):
     net = NETWORKS["dense"]
     snn = halves(net)
 
     def soft(b, execution):
-        spike = functools.partial(snnjax.relaxed_dspike, temperature=b)
-        options = {"surrogate": spike, "execution": execution, "delay": delay}
+        spike = functools.partial(snnjax.surrogate.relaxed_dspike, temperature=b)
+        options = {"surrogate": spike, "execution": execution, "wait": wait}
         return snnjax.spiking(net.fn, steps=STEPS, **options)(snn, net.x)
 
     traced = jax.jit(soft, static_argnums=1)
@@ -356,30 +356,30 @@ def levels(x):
     [
         (ternary, None),
         (levels, None),
-        (functools.partial(snnjax.relaxed_dspike, temperature=80.0), None),
-        (lambda x, b=1e9: snnjax.relaxed_dspike(x, b), 2.0),
-        (lambda x: snnjax.relaxed_dspike(x, jnp.full(6, 2.0)), None),
+        (functools.partial(snnjax.surrogate.relaxed_dspike, temperature=80.0), None),
+        (lambda x, b=1e9: snnjax.surrogate.relaxed_dspike(x, b), 2.0),
+        (lambda x: snnjax.surrogate.relaxed_dspike(x, jnp.full(6, 2.0)), None),
     ],
     ids=["ternary", "levels", "nearly hard", "soft by its leaf", "per channel"],
 )
 def test_what_is_no_step_has_no_closed_form(surrogate, temperature):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=temperature))
-    run = functools.partial(outputs, net, snn, surrogate=surrogate, delay=STEPS)
+    run = functools.partial(outputs, net, snn, surrogate=surrogate, wait=STEPS)
     np.testing.assert_allclose(run(), run(execution="by_layer"), rtol=1e-6)
-    assert jnp.any(run() != run(surrogate=snnjax.dspike))
+    assert jnp.any(run() != run(surrogate=snnjax.surrogate.dspike))
 
 
 def test_bits_of_spikes_are_for_steps_at_the_temperatures_of_the_neurons():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
-    nearly = lambda x, b=1e9: snnjax.relaxed_dspike(x, b)  # noqa: E731
+    nearly = lambda x, b=1e9: snnjax.surrogate.relaxed_dspike(x, b)  # noqa: E731
     with pytest.raises(ValueError, match="the surrogate must be a step; found"):
         outputs(net, snn, surrogate=nearly, remat=True)
 
 
-@pytest.mark.parametrize("delay", [0, 1, STEPS])
-def test_a_gradient_reaches_what_the_surrogate_closes_over(delay):
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
+def test_a_gradient_reaches_what_the_surrogate_closes_over(wait):
     net = NETWORKS["dense"]
     snn = halves(net)
 
@@ -387,27 +387,27 @@ def test_a_gradient_reaches_what_the_surrogate_closes_over(delay):
         simulate = snnjax.spiking(
             net.fn,
             steps=STEPS,
-            delay=delay,
+            wait=wait,
             execution=execution,
             surrogate=functools.partial(spike, temperature=b),
         )
         return (simulate(snn, net.x) ** 2).sum()
 
-    for spike in (snnjax.relaxed_dspike, snnjax.dspike):
+    for spike in (snnjax.surrogate.relaxed_dspike, snnjax.surrogate.dspike):
         auto, layers = (
             jax.jit(jax.grad(functools.partial(loss, execution, spike)))(2.0)
             for execution in ("auto", "by_layer")
         )
         np.testing.assert_allclose(auto, layers, rtol=1e-5)
-        assert (auto != 0) == (spike is snnjax.relaxed_dspike)
+        assert (auto != 0) == (spike is snnjax.surrogate.relaxed_dspike)
 
 
 def test_a_surrogate_may_need_its_temperature():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
-    needing = lambda x, b: snnjax.dspike(x, b)  # noqa: E731
-    found = outputs(net, snn, surrogate=needing, delay=STEPS)
-    assert_equal(found, outputs(net, snn, execution="closed_form", delay=STEPS))
+    needing = lambda x, b: snnjax.surrogate.dspike(x, b)  # noqa: E731
+    found = outputs(net, snn, surrogate=needing, wait=STEPS)
+    assert_equal(found, outputs(net, snn, execution="closed_form", wait=STEPS))
 
 
 @pytest.mark.parametrize(
@@ -416,14 +416,14 @@ def test_a_surrogate_may_need_its_temperature():
 def test_a_closed_form_has_no_surrogate(option):
     net = NETWORKS["dense"]
     with pytest.raises(ValueError, match="straight-through gradient: leave surrogate"):
-        outputs(net, halves(net), execution="closed_form", delay=STEPS, **option)
+        outputs(net, halves(net), execution="closed_form", wait=STEPS, **option)
 
 
 def test_closed_form_is_differentiable():
     net = NETWORKS["input skip"]
     recipe = snnjax.light()
-    snn = snnjax.convert(*net[:3], steps=STEPS, delay=STEPS, recipe=recipe)
-    simulate = snnjax.spiking(net.fn, steps=STEPS, delay=STEPS, execution="closed_form")
+    snn = snnjax.convert(*net[:3], steps=STEPS, wait=STEPS, recipe=recipe)
+    simulate = snnjax.spiking(net.fn, steps=STEPS, wait=STEPS, execution="closed_form")
     slope = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
     assert jnp.isfinite(slope.params["w1"]).all() and jnp.any(slope.params["w1"] != 0)
 
@@ -455,30 +455,30 @@ def test_spikes_of_a_bfloat16_network_are_bfloat16():
     np.testing.assert_array_equal(found, outputs(NETWORKS["dense"], halves(net)))
 
 
-@pytest.mark.parametrize("delay", [0, 1, STEPS])
-def test_a_default_run_obeys_the_neurons_of_init(delay):
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
+def test_a_default_run_obeys_the_neurons_of_init(wait):
     """`init` gives LIF neurons; every execution must let them leak."""
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])
-    default = outputs(net, snn, delay=delay)
-    expected = outputs(net, snn, delay=delay, execution="by_layer")
+    default = outputs(net, snn, wait=wait)
+    expected = outputs(net, snn, wait=wait, execution="by_layer")
     np.testing.assert_array_equal(default, expected)
 
 
 def test_a_closed_form_that_does_not_exist_is_refused():
     net = NETWORKS["dense"]
-    with pytest.raises(ValueError, match="needs delay == steps .* found delay 0"):
+    with pytest.raises(ValueError, match="needs wait == steps .* found wait 0"):
         outputs(net, halves(net), execution="closed_form")
     leaky = snnjax.init(*net[:3], neuron=lif())
     with pytest.raises(ValueError, match="a leak. Use 'by_layer'"):
-        outputs(net, leaky, delay=STEPS, execution="closed_form")
+        outputs(net, leaky, wait=STEPS, execution="closed_form")
     hard = dataclasses.replace(halves(net), reset="zero")
     with pytest.raises(ValueError, match="reset 'zero'"):
-        outputs(net, hard, delay=STEPS, execution="closed_form")
+        outputs(net, hard, wait=STEPS, execution="closed_form")
 
 
 DENSE = NETWORKS["dense"]
-FITTED = halves(DENSE, steps=STEPS, delay=0)
+FITTED = halves(DENSE, steps=STEPS, wait=0)
 
 
 WIDE = dataclasses.replace(
@@ -495,8 +495,8 @@ WIDE = dataclasses.replace(
     [
         ({"steps": 0}, "steps is 0; allowed: a whole number >= 1"),
         ({"steps": 4.0}, "steps is 4.0"),
-        ({"delay": -1}, "delay is -1; allowed: .* from 0 .* to steps=4"),
-        ({"delay": STEPS + 1}, "delay is 5"),
+        ({"wait": -1}, "wait is -1; allowed: .* from 0 .* to steps=4"),
+        ({"wait": STEPS + 1}, "wait is 5"),
         (
             {"execution": "by_time"},
             "execution is 'by_time'; allowed: 'auto', 'by_step'",
@@ -506,7 +506,7 @@ WIDE = dataclasses.replace(
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
         ({"segment": 0}, "segment is 0"),
         ({"segment": 5}, "segment is 5; allowed: 1 to steps=4"),
-        ({"segment": 2, "delay": 1}, "segment needs delay 0; found delay 1"),
+        ({"segment": 2, "wait": 1}, "segment needs wait 0; found wait 1"),
         (
             {"segment": 2, "execution": "by_step"},
             "segment belongs to execution='by_layer'; found 'by_step'",
@@ -530,8 +530,8 @@ def test_a_wrong_option_is_refused(options, message):
 @pytest.mark.parametrize(
     "options, snn, x, key, message",
     [
-        ({"steps": 8}, FITTED, VECTORS, None, "fitted to steps=4, delay=0 and cannot"),
-        ({"delay": 1}, FITTED, VECTORS, None, "run with steps=4, delay=1"),
+        ({"steps": 8}, FITTED, VECTORS, None, "fitted to steps=4, wait=0 and cannot"),
+        ({"wait": 1}, FITTED, VECTORS, None, "run with steps=4, wait=1"),
         ({}, FLAT, VECTORS, None, "found a dict where an SNN is needed"),
         ({}, WIDE, VECTORS, None, "site 'relu' do not fit .*initial_potential .*(7,)"),
         ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
@@ -619,24 +619,24 @@ def test_input_that_reaches_the_readout_directly_comes_step_by_step():
     snn = snnjax.init(fn, w, x[0], neuron=integrate_and_fire(threshold=0.5))
     by_step, closed_form = (
         snnjax.spiking(
-            fn, steps=STEPS, delay=STEPS, inputs="sequence", execution=execution
+            fn, steps=STEPS, wait=STEPS, inputs="sequence", execution=execution
         )(snn, x)
         for execution in ("by_step", "closed_form")
     )
     np.testing.assert_array_equal(by_step, closed_form)
 
 
-@pytest.mark.parametrize("delay", [0, 1, 4])
-def test_wider_parameters_make_wider_membranes(x64, delay):
+@pytest.mark.parametrize("wait", [0, 1, 4])
+def test_wider_parameters_make_wider_membranes(x64, wait):
     net = NETWORKS["dense"]
     recipe = snnjax.light()
-    snn = snnjax.convert(*net[:3], steps=4, delay=delay, recipe=recipe)
-    narrow = snnjax.spiking(net.fn, steps=4, delay=delay)(snn, net.x)
+    snn = snnjax.convert(*net[:3], steps=4, wait=wait, recipe=recipe)
+    narrow = snnjax.spiking(net.fn, steps=4, wait=wait)(snn, net.x)
     x64()
     neurons = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), snn.neurons)
     wide = dataclasses.replace(snn, neurons=neurons)
     for execution in ("by_step", "by_layer", "auto"):
-        simulate = snnjax.spiking(net.fn, steps=4, delay=delay, execution=execution)
+        simulate = snnjax.spiking(net.fn, steps=4, wait=wait, execution=execution)
         found = simulate(wide, net.x)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found.mean(0), narrow.mean(0), atol=1e-5)

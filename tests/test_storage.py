@@ -33,9 +33,9 @@ RECIPES = {
 }
 
 
-def converted(net=DENSE, recipe=None, delay=0):
+def converted(net=DENSE, recipe=None, wait=0):
     return snnjax.convert(
-        net.fn, net.params, net.x, steps=STEPS, delay=delay, recipe=recipe
+        net.fn, net.params, net.x, steps=STEPS, wait=wait, recipe=recipe
     )
 
 
@@ -71,7 +71,7 @@ def with_program(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_converted_network_comes_back_bit_for_bit(recipe, tmp_path):
-    snn = converted(NETWORKS["projection"], RECIPES[recipe], delay=1)
+    snn = converted(NETWORKS["projection"], RECIPES[recipe], wait=1)
     assert_same(stored(tmp_path, snn).snn, snn)
 
 
@@ -83,7 +83,7 @@ def test_a_trained_network_comes_back_bit_for_bit(tmp_path):
     snn = jax.tree.map(lambda a, g: a - 0.1 * g, snn, gradient)
     found = stored(tmp_path, snn)
     assert_same(found.snn, snn)
-    assert (found.snn.steps, found.snn.delay, found.run) == (None, None, None)
+    assert (found.snn.steps, found.snn.wait, found.run) == (None, None, None)
 
 
 LEAVES = {
@@ -207,13 +207,13 @@ def test_the_card_says_where_the_network_comes_from(tmp_path):
     extras = {"data": "digits", "seeds": [1, 2]}
     card = stored(
         tmp_path,
-        converted(delay=1),
+        converted(wait=1),
         recipe="light",
         accuracy=np.float32(0.5),
         calibration=DENSE.x,
         extras=extras,
     ).card
-    assert (card["steps"], card["delay"], card["reset"]) == (STEPS, 1, "subtract")
+    assert (card["steps"], card["wait"], card["reset"]) == (STEPS, 1, "subtract")
     assert (card["recipe"], card["accuracy"], card["extras"]) == ("light", 0.5, extras)
     assert card["calibration"]["shape"] == list(DENSE.x.shape)
     assert card["versions"]["jax"] == jax.__version__
@@ -247,16 +247,16 @@ def test_a_program_runs_where_the_network_is_unknown(with_program, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, delay",
+    "name, wait",
     [("max-pool after", 0), ("projection", 1), ("several outputs", STEPS)],
 )
-def test_a_program_takes_any_batch(name, delay, tmp_path):
+def test_a_program_takes_any_batch(name, wait, tmp_path):
     net = NETWORKS[name]
-    snn = converted(net, delay=delay)
+    snn = converted(net, wait=wait)
     found = stored(tmp_path, snn, fn=net.fn, x=net.x)
     assert found.card["program"]["batch"] is None
     for x in (net.x[:1], jnp.concatenate([net.x, net.x])):
-        outputs = snnjax.spiking(net.fn, steps=STEPS, delay=delay)(snn, x)
+        outputs = snnjax.spiking(net.fn, steps=STEPS, wait=wait)(snn, x)
         jax.tree.map(np.testing.assert_array_equal, found.run(x), outputs)
 
 

@@ -81,7 +81,7 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
         neuron=snnjax.lif(temperature=2.0),
     )
     simulate = snnjax.spiking(
-        layers, steps=STEPS, inputs="sequence", surrogate=snnjax.relaxed_dspike
+        layers, steps=STEPS, inputs="sequence", surrogate=snnjax.surrogate.relaxed_dspike
     )
 
     def loss(snn):
@@ -106,7 +106,7 @@ def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
 
     def gradient(**options):
         simulate = snnjax.spiking(
-            net.fn, steps=STEPS, surrogate=snnjax.relaxed_dspike, **options
+            net.fn, steps=STEPS, surrogate=snnjax.surrogate.relaxed_dspike, **options
         )
         return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).mean())(snn)
 
@@ -317,7 +317,7 @@ def test_a_function_without_aux_is_refused():
 def test_a_converted_network_is_fine_tuned_by_the_same_call():
     snn = snnjax.convert(NORMED.apply, VARIABLES, PIXELS, steps=STEPS)
     simulate = snnjax.spiking(training, steps=STEPS, has_aux=True)
-    kinds = snnjax.param_labels(
+    kinds = snnjax.training.param_labels(
         snn, ["weights", "threshold", "bias", "initial_potential"]
     )
     optimizer = optax.multi_transform(
@@ -330,7 +330,7 @@ def test_a_converted_network_is_fine_tuned_by_the_same_call():
     def step(snn, state):
         def loss(snn):
             outputs, aux = simulate(snn, PIXELS)
-            return snnjax.mean_cross_entropy(outputs, LABELS), aux
+            return snnjax.training.mean_cross_entropy(outputs, LABELS), aux
 
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(snn)
         updates, state = optimizer.update(gradient, state, snn)
@@ -340,7 +340,7 @@ def test_a_converted_network_is_fine_tuned_by_the_same_call():
     for _ in range(8):
         snn, state, value, gradient = step(snn, state)
         values.append(value)
-    snnjax.check_gradients(gradient, kinds)
+    snnjax.training.check_gradients(gradient, kinds)
     assert values[-1] < 0.8 * values[0]
     assert snn.steps == STEPS
 
@@ -358,25 +358,25 @@ def cross_entropy(logits, labels):
 
 def test_mean_cross_entropy_is_that_of_the_mean():
     expected = cross_entropy(np.asarray(OUTPUTS).mean(0), LABELS)
-    assert snnjax.mean_cross_entropy(OUTPUTS, LABELS) == pytest.approx(expected)
+    assert snnjax.training.mean_cross_entropy(OUTPUTS, LABELS) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_tet_is_the_mean_of_the_steps_losses(share):
     entropy = np.mean([cross_entropy(np.asarray(o), LABELS) for o in OUTPUTS])
     distance = np.mean((np.asarray(OUTPUTS) - 2.0) ** 2)
-    found = snnjax.tet(OUTPUTS, LABELS, regularization=share, target=2.0)
+    found = snnjax.training.tet(OUTPUTS, LABELS, regularization=share, target=2.0)
     expected = (1 - share) * entropy + share * distance
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_membrane_integrates_the_outputs():
-    found = snnjax.membrane_readout(OUTPUTS, leak=0.5)
+    found = snnjax.training.membrane_readout(OUTPUTS, leak=0.5)
     ages = STEPS - 1 - np.arange(STEPS)
     expected = np.tensordot(0.5**ages, np.asarray(OUTPUTS), 1)
     np.testing.assert_allclose(found[-1], expected, rtol=1e-5)
     sums = np.cumsum(np.asarray(OUTPUTS), 0)
-    assert_close(snnjax.membrane_readout(OUTPUTS, leak=1.0), sums)
+    assert_close(snnjax.training.membrane_readout(OUTPUTS, leak=1.0), sums)
 
 
 # --------------------------------------------------------------- what is trained
@@ -393,23 +393,23 @@ def test_a_temperature_without_gradient_is_told():
     simulate = snnjax.spiking(net.fn, steps=STEPS)
     gradient = jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn)
     unused = {"wide", "direct"}  # weights that this network does not read
-    kinds = snnjax.param_labels(snn, ["weights", "temperature"])
+    kinds = snnjax.training.param_labels(snn, ["weights", "temperature"])
     for name in unused:
         kinds.params[name] = "frozen"
     with pytest.raises(ValueError) as caught:
-        snnjax.check_gradients(gradient, kinds)
+        snnjax.training.check_gradients(gradient, kinds)
     message = str(caught.value)
     assert "reaches 2 of the leaves" in message
     assert "neurons/relu/temperature, neurons/w2/relu/temperature" in message
-    assert "snnjax.alignment" in message
-    kinds = snnjax.param_labels(snn, ["weights"])
+    assert "snnjax.training.alignment" in message
+    kinds = snnjax.training.param_labels(snn, ["weights"])
     kinds.params.update(dict.fromkeys(unused, "frozen"))
-    snnjax.check_gradients(gradient, kinds)
+    snnjax.training.check_gradients(gradient, kinds)
 
 
 def test_labels_name_what_is_trained():
     _, snn = with_temperature()
-    kinds = snnjax.param_labels(snn, ["temperature", "leak"])
+    kinds = snnjax.training.param_labels(snn, ["temperature", "leak"])
     assert set(jax.tree.leaves(kinds)) == {"temperature", "leak", "frozen"}
     neuron = kinds.neurons["relu"]
     assert (neuron.temperature, neuron.leak) == ("temperature", "leak")
@@ -418,7 +418,7 @@ def test_labels_name_what_is_trained():
 
 def test_running_averages_are_never_trained():
     linen = snnjax.init(NORMED.apply, VARIABLES, PIXELS)
-    kinds = snnjax.param_labels(linen, ["weights"]).params
+    kinds = snnjax.training.param_labels(linen, ["weights"]).params
     assert set(jax.tree.leaves(kinds["batch_stats"])) == {"frozen"}
     assert set(jax.tree.leaves(kinds["params"])) == {"weights"}
 
@@ -429,7 +429,7 @@ def test_running_averages_are_never_trained():
         state,
         jnp.ones((2, 3)),
     )
-    kinds = snnjax.param_labels(own, ["weights"]).params
+    kinds = snnjax.training.param_labels(own, ["weights"]).params
     assert jax.tree.structure(kinds) == jax.tree.structure(state)
     values = {name: jax.tree.leaves(kinds[name]) for name in kinds}
     assert values == {
@@ -443,13 +443,13 @@ def test_running_averages_are_never_trained():
 def test_numbers_that_count_and_random_keys_are_never_trained():
     params = {"w": jnp.ones((3, 2)), "seen": jnp.array(3), "key": jax.random.key(0)}
     snn = snnjax.init(lambda p, x: jax.nn.relu(x @ p["w"]), params, jnp.ones((1, 3)))
-    kinds = snnjax.param_labels(snn, ["weights"])
+    kinds = snnjax.training.param_labels(snn, ["weights"])
     assert kinds.params == {"w": "weights", "seen": "frozen", "key": "frozen"}
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_output_potentials_are_float32(dtype):
-    found = snnjax.membrane_readout(jnp.ones((3, 1), dtype), leak=jnp.float32(0.5))
+    found = snnjax.training.membrane_readout(jnp.ones((3, 1), dtype), leak=jnp.float32(0.5))
     np.testing.assert_array_equal(found, jnp.array([[1], [1.5], [1.75]], jnp.float32))
 
 
@@ -457,7 +457,7 @@ def test_losses_add_up_in_more_than_the_outputs_type():
     noise = jax.random.normal(jax.random.key(1), (256, 20, 10))
     outputs = noise.astype(jnp.bfloat16) + jnp.bfloat16(5)
     labels = jnp.zeros(20, jnp.int32)
-    for loss in (snnjax.mean_cross_entropy, snnjax.tet):
+    for loss in (snnjax.training.mean_cross_entropy, snnjax.training.tet):
         found, wide = loss(outputs, labels), loss(outputs.astype(jnp.float32), labels)
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, wide)
@@ -466,7 +466,7 @@ def test_losses_add_up_in_more_than_the_outputs_type():
 SHARP = with_temperature()[1]
 
 
-@pytest.mark.parametrize("loss", [snnjax.mean_cross_entropy, snnjax.tet])
+@pytest.mark.parametrize("loss", [snnjax.training.mean_cross_entropy, snnjax.training.tet])
 def test_labels_may_be_traced(loss):
     outputs = jnp.ones((2, 1, 3))
     np.testing.assert_allclose(
@@ -477,17 +477,17 @@ def test_labels_may_be_traced(loss):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: snnjax.param_labels({}, ["weights"]), "found a dict where an SNN is"),
+        (lambda: snnjax.training.param_labels({}, ["weights"]), "found a dict where an SNN is"),
         (
-            lambda: snnjax.param_labels(with_temperature()[1], ["b"]),
+            lambda: snnjax.training.param_labels(with_temperature()[1], ["b"]),
             "holds \\['b'\\]; allowed",
         ),
         (
-            lambda: snnjax.mean_cross_entropy(jnp.ones((2, 1, 3)), np.array([3])),
+            lambda: snnjax.training.mean_cross_entropy(jnp.ones((2, 1, 3)), np.array([3])),
             "labels range from 3 to 3; allowed: 0 to 2",
         ),
         (
-            lambda: snnjax.tet(jnp.ones((2, 1, 3)), jnp.array([-1])),
+            lambda: snnjax.training.tet(jnp.ones((2, 1, 3)), jnp.array([-1])),
             "labels range from -1 to -1",
         ),
         (
@@ -495,7 +495,7 @@ def test_labels_may_be_traced(loss):
             "labels have dtype float32; allowed: whole numbers",
         ),
         (
-            lambda: snnjax.param_labels(with_temperature()[1], "bias"),
+            lambda: snnjax.training.param_labels(with_temperature()[1], "bias"),
             "trained is 'bias'; allowed: several, as \\['bias'\\]",
         ),
         (
@@ -503,13 +503,13 @@ def test_labels_may_be_traced(loss):
             "lif\\(\\) \\(called\\)",
         ),
         (
-            lambda: snnjax.param_labels(with_temperature()[1], ["readout_correction"]),
+            lambda: snnjax.training.param_labels(with_temperature()[1], ["readout_correction"]),
             "no leaf \\['rea",
         ),
-        (lambda: snnjax.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
-        (lambda: snnjax.tet(OUTPUTS, LABELS, regularization="a"), "is 'a'; allowed"),
-        (lambda: snnjax.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
-        (lambda: snnjax.membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; allowed"),
+        (lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
+        (lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization="a"), "is 'a'; allowed"),
+        (lambda: snnjax.training.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
+        (lambda: snnjax.training.membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; allowed"),
         (lambda: snnjax.lif(temperature=-1.0), "temperature is -1.0; allowed: > 0"),
     ],
 )

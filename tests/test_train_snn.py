@@ -119,7 +119,7 @@ def test_temperatures_learn_for_each_site(learn, digits, config, tmp_path):
         remat=True,
     )
     snn = train_snn.train(config, data=digits)
-    found = [float(b) for b in snnjax.temperatures(snn).values()]
+    found = [float(b) for b in snnjax.training.temperatures(snn).values()]
     assert len({*found, config.temperature}) == 4
     assert min(found) >= config.lowest
 
@@ -160,7 +160,7 @@ def test_a_fixed_temperature_stays_below_the_lowest_of_those_that_learn(
     changes = {"learn": "fixed", "temperature": 0.25, "epochs": 1, "batch_size": 256}
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
     snn = train_snn.train(config, data=digits)
-    assert all(b == 0.25 for b in snnjax.temperatures(snn).values())
+    assert all(b == 0.25 for b in snnjax.training.temperatures(snn).values())
 
 
 def test_what_cannot_run_is_told_before_anything_takes_time(

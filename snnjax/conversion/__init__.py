@@ -1,9 +1,27 @@
-"""From a trained network to an SNN: `snnjax.convert` and all that it is made of.
+"""From a trained network to an SNN: `snnjax.convert` and its recipes.
 
-``fits.py`` is the mathematics; ``calibrate.py`` and ``weights.py`` apply it to what
-``view.py`` shows of a site, and ``recipes.py`` chains them. ``convert.py`` plans,
-``sweep.py`` takes ``chunks.py`` of the images from site to site, whose spikes are
-``streams.py``, and ``arrival.py`` shows each site to its calibrators; ``waiting.py``
-is for what does not fit in memory, ``checks.py`` refuses, ``resume.py`` goes on after a
-kill if ``digest.py`` says that it is the same conversion.
+``recipes.py`` chains calibrators; ``convert.py`` plans, ``engine`` carries the plan
+out, ``resume`` lets a conversion go on after a kill.
 """
+
+from snnjax.conversion.convert import convert
+from snnjax.conversion.recipes import (
+    Recipe,
+    advanced,
+    best,
+    bias_shift,
+    light,
+    max_activation,
+    percentile,
+)
+
+__all__ = [
+    "Recipe",
+    "advanced",
+    "best",
+    "bias_shift",
+    "convert",
+    "light",
+    "max_activation",
+    "percentile",
+]

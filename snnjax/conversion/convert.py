@@ -1,16 +1,17 @@
 """Conversion: a trained network and some images become a calibrated `SNN`.
 
-`convert` checks what it is given, plans the memory, and carries a recipe out in sweeps
-(`sweep.py`) by calibrators (`calibrate.py`) whose mathematics is in `fits.py`.
+`convert` checks its arguments, plans the memory, and carries a recipe out in sweeps
+(``engine/``), by calibrators (``snnjax.calibrators``) whose fits a folder may keep
+(``resume/``).
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -19,19 +20,19 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from snnjax._checks import check_delay, check_size
-from snnjax.conversion import resume
-from snnjax.conversion.checks import check_calibrator, check_finite
-from snnjax.conversion.chunks import Plan
-from snnjax.conversion.digest import outline
+from snnjax import sharding
+from snnjax._checks import check_finite, check_size, check_wait
+from snnjax.calibrators.view import check_calibrator
+from snnjax.conversion.engine.micro_batches import Plan
+from snnjax.conversion.engine.segments import NEURON
+from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.recipes import Recipe, best
-from snnjax.conversion.streams import NEURON
-from snnjax.conversion.sweep import ann_outputs, chained, readout_error, sweep
+from snnjax.conversion.resume import folder as fit_folder
+from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
-from snnjax.network.stages import stages
-from snnjax.simulation import sharding
-from snnjax.simulation.snn import SNN
+from snnjax.network.stages import Stage, stages
+from snnjax.snn import SNN
 
 
 def convert(
@@ -41,7 +42,7 @@ def convert(
     *,
     steps: int,
     recipe: Recipe | None = None,
-    delay: int = 0,
+    wait: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
     mesh: Mesh | None = None,
@@ -57,34 +58,33 @@ def convert(
         x: calibration images, float [N, ...]; no labels are needed.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
-        delay: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
+        wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
-        memory_budget: bytes on each device for the activations and spikes that wait
-            between two sites. What does not fit waits in files without a name in the
-            folder for temporary files; the currents of a site are kept between
-            calibrators in what is left of the budget, and computed anew if they do not
-            fit. Weight calibration and percentiles take memory for all images on top.
-            The process may take two to three times as much, since the allocator does
-            not return all at once.
+        memory_budget: bytes on each device for activations and spikes between two
+            sites. What does not fit goes to files without a name in the folder for
+            temporary files; the currents of a site are kept between calibrators in the
+            rest of the budget, and computed anew if they do not fit. Weight calibration
+            and percentiles take memory for all images on top. The process may take two
+            to three times as much, since the allocator does not return all at once.
         mesh: devices that share the images along its first axis, of one process or of
             many; by default those that x is sharded over. Parameters that do not lie
             on them are copied to all of them, and the SNN comes back on all of them;
             ``jax.device_get(snn)`` runs anywhere.
-        folder: keeps the fit of every site there; a conversion that was interrupted
+        folder: where the fit of every site is kept; a conversion that was interrupted
             goes on from them when started again with the same arguments, and gives the
-            same bits. A new folder, on a disk that all processes share, or None. What a
-            calibrator of your own finds in its module is not compared.
+            same bits. A new folder, on a disk that all processes share, or None.
+            Globals that a calibrator of your own reads are not compared.
         progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
 
     Returns:
-        An `SNN` for `snnjax.spiking` with the same steps and delay. The same
+        An `SNN` for `snnjax.spiking` with the same steps and wait. The same
         arguments give the same bits. Parameters that the recipe does not change are
         the caller's own arrays, which ``donate_argnums`` would delete for both.
 
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
-        ValueError: an argument outside its range; a recipe that is none; x empty, of
+        ValueError: an argument outside its range; no recipe; x empty, of
             the wrong shape, not floating point, not to be shared evenly by the devices;
             a folder of another conversion; activations that are not finite (with the
             site's name), or outputs.
@@ -98,42 +98,49 @@ def convert(
     >>> print(snn.neurons["hidden/relu"].threshold)
     [3. 3. 3. 3. 3. 3. 3. 3.]
     """
-    check_delay(steps, delay)
+    check_wait(steps, wait)
     check_size("micro_batch", micro_batch)
     if not isinstance(memory_budget, numbers.Real) or not memory_budget >= 0:
         raise ValueError(f"memory_budget is {memory_budget!r}; allowed: >= 0 bytes")
-    steps, delay = int(steps), int(delay)  # of NumPy's integers too
+    steps, wait = int(steps), int(wait)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
-    plan = _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh)
-    fits = resume.open_folder(
+    plan = _plan(fn, params, x, steps, wait, micro_batch, memory_budget, mesh)
+    fits = fit_folder.open_folder(
         folder,
         lambda: {
             "network": outline(plan.captured(1)[0]),
             "parameters": jax.tree.leaves(plan.params),
             "images": x,
             "steps": steps,
-            "delay": delay,
+            "wait": wait,
             "recipe": recipe,
+            "micro_batch": plan.size,
         },
     )
     network, _ = plan.captured(plan.size)
-    neurons = {s.name: NEURON.init() for s in network.sites if s.fires}
-    snn = SNN(plan.params, neurons, None, steps, delay)
+    neurons = {s.name: NEURON.init(s.shape) for s in network.sites if s.fires}
+    snn = SNN(plan.params, neurons, steps, wait, NEURON)
     for number, calibrators in enumerate(recipe.sweeps):
         calibrate = functools.partial(chained, calibrators, plan.spread)
-        calibrator_for = functools.partial(resume.remembering, fits, number, calibrate)
-        snn, chunks = sweep(plan, snn, calibrator_for, progress)
-    # Each sweep begins anew; the chunks of the last one stand before the readout.
-    outputs = ann_outputs(plan, chunks)
-    if recipe.correct_readout:
-        error = readout_error(plan, snn, chunks, outputs)
-        snn = dataclasses.replace(snn, readout_correction=error)
+        calibrator_for = functools.partial(
+            fit_folder.remembering, fits, number, calibrate
+        )
+        snn = sweep(plan, snn, calibrator_for, progress)
     return snn
 
 
-def _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh) -> Plan:
-    """Check network and images, put them on their devices, and share the memory out."""
+def _plan(
+    fn: Callable,
+    params: chex.ArrayTree,
+    x: jax.Array,
+    steps: int,
+    wait: int,
+    micro_batch: int | None,
+    memory_budget: float,
+    mesh: Mesh | None,
+) -> Plan:
+    """Check network and images, place them on their devices, and divide the memory."""
     spread = sharding.over_batch(mesh, x)
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
@@ -143,8 +150,8 @@ def _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh) -> Plan
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])
     share = x.shape[0] // sharding.size(spread)
-    size = min(micro_batch or _micro_batch(network, steps, delay), share)
-    waiting = share * _stream_bytes(network, steps, delay)
+    size = min(micro_batch or _micro_batch(network, steps, wait), share)
+    stream_bytes = share * _stream_bytes(network, steps, wait)
     leaves = jax.tree.leaves((params, placed))
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     return Plan(
@@ -154,13 +161,13 @@ def _plan(fn, params, x, steps, delay, micro_batch, memory_budget, mesh) -> Plan
         captured=_captured(fn, params, placed),
         params=params,
         steps=steps,
-        delay=delay,
-        budget=max(0, memory_budget - waiting),
-        offload=waiting > memory_budget and not traced,
+        wait=wait,
+        budget=int(max(0, min(memory_budget - stream_bytes, 2**62))),
+        spills=stream_bytes > memory_budget and not traced,
     )
 
 
-def _check_recipe(recipe) -> None:
+def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
         raise ValueError(
             f"recipe is {recipe!r}; allowed: a Recipe, e.g. snnjax.light() or "
@@ -186,7 +193,9 @@ def _check_recipe(recipe) -> None:
         )
 
 
-def _captured(fn, params, x):
+def _captured(
+    fn: Callable, params: chex.ArrayTree, x: jax.Array
+) -> Callable[[int], tuple[Network, list[Stage]]]:
     """size -> the network for that many images at a time, and its stages.
 
     Every call is inlined: calibration wants the derivative that the function has, not
@@ -194,7 +203,7 @@ def _captured(fn, params, x):
     """
 
     @functools.cache
-    def captured(size: int):
+    def captured(size: int) -> tuple[Network, list[Stage]]:
         shape = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
         network = capture(fn, params, shape, inline_all=True)
         return network, stages(network)
@@ -202,23 +211,23 @@ def _captured(fn, params, x):
     return captured
 
 
-def _micro_batch(network: Network, steps: int, delay: int) -> int:
+def _micro_batch(network: Network, steps: int, wait: int) -> int:
     """Images at a time, so that the largest site's currents take about 16 MiB."""
     largest = max(math.prod(s.shape) for s in network.sites if s.fires)
-    times = 1 if delay == steps else steps
+    times = 1 if wait == steps else steps
     return max(1, 2**24 // (4 * times * largest))
 
 
-def _stream_bytes(network: Network, steps: int, delay: int) -> int:
+def _stream_bytes(network: Network, steps: int, wait: int) -> int:
     """Bytes per image of both streams where they are largest: two sites at a time."""
-    spikes = 4 if delay == steps else math.ceil(steps / 8)
+    spikes = 4 if wait == steps else math.ceil(steps / 8)
     sizes = [math.prod(site.shape) for site in network.sites]
     return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
 
 
-def _canonical(leaf):
+def _canonical(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf
 
 
-def _unplaced(x) -> jax.ShapeDtypeStruct:
+def _unplaced(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))

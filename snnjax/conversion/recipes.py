@@ -7,7 +7,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 
 from typing import NamedTuple
 
-from snnjax.conversion.calibrate import (
+from snnjax.calibrators.thresholds_and_potentials import (
     correct_bias,
     correct_potential,
     half_charge,
@@ -19,9 +19,9 @@ from snnjax.conversion.calibrate import (
     shift_bias,
     streaming_only,
 )
-from snnjax.conversion.solve import least_squares_weights
-from snnjax.conversion.view import Calibrator
-from snnjax.conversion.weights import calibrate_weights
+from snnjax.calibrators.view import Calibrator
+from snnjax.calibrators.weights_adam import calibrate_weights
+from snnjax.calibrators.weights_least_squares import least_squares_weights
 
 
 class Recipe(NamedTuple):
@@ -29,11 +29,9 @@ class Recipe(NamedTuple):
 
     Attributes:
         sweeps: each a chain of calibrators, carried out site by site.
-        correct_readout: add the mean error of the outputs to the outputs at last.
     """
 
     sweeps: tuple[tuple[Calibrator, ...], ...]
-    correct_readout: bool = False
 
 
 def max_activation(per: str = "layer") -> Recipe:
@@ -77,14 +75,14 @@ def advanced(
 
 
 def best() -> Recipe:
-    """The strongest training-free composition that we know, in one sweep.
+    """The strongest training-free composition that we know of, in one sweep.
 
-    Weights that take back what can be foretold of the errors below; thresholds per
-    channel for the rounding neuron; v(0) = V_th / 2, which rounds as the bias shift
-    does, but earlier; per channel, as much of its charge later as serves its spikes,
-    and without delay a threshold for the spikes that really come and then perhaps more
-    charge later; the mean error of each neuron, removed by its initial potential in
-    three rounds; the mean error of the outputs, removed at last.
+    In this order: weights refitted to compensate for errors of earlier layers;
+    thresholds per channel for a neuron that rounds; v(0) = V_th / 2, which rounds as
+    the bias shift does, but from the first step; per channel, as much of its charge
+    later as serves its spikes; without a wait, a threshold for the spikes that arrive
+    and then perhaps more charge later; and the mean error of each neuron, removed by
+    its initial potential in three rounds.
     """
     return Recipe(
         (
@@ -97,6 +95,5 @@ def best() -> Recipe:
                 streaming_only(postpone_charge()),
                 correct_potential(3),
             ),
-        ),
-        correct_readout=True,
+        )
     )

@@ -1,5 +1,28 @@
-"""What a spiking network does and costs.
+"""Measures of a spiking network: what it does and what it costs.
 
-``metrics.py``: accuracy, rates, errors; ``operations.py``: what a spike sets off;
+``metrics.py``: accuracy, rates, errors; ``operations.py``: what a spike causes;
 ``costs.py``: energy; ``neurobench.py``: the same under NeuroBench's names.
 """
+
+from snnjax.measures.costs import Energy, Joules, access_energy, energy
+from snnjax.measures.metrics import (
+    Measures,
+    SiteMeasures,
+    accuracy,
+    measure,
+    spike_trains,
+)
+from snnjax.measures.neurobench import neurobench
+
+__all__ = [
+    "Energy",
+    "Joules",
+    "Measures",
+    "SiteMeasures",
+    "access_energy",
+    "accuracy",
+    "energy",
+    "measure",
+    "neurobench",
+    "spike_trains",
+]

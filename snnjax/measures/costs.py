@@ -74,20 +74,20 @@ def energy(measures: Measures) -> Energy:
     """Energy per image: operations only, with memory, against a quantized ANN.
 
     Args:
-        measures: from `snnjax.measure`. Neurons integrate in the steps of a delay too.
+        measures: from `snnjax.measure`. Neurons integrate in the steps of a wait too.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.array([[0.1, 0.2]])
     >>> snn = snnjax.convert(fn, params, x, steps=3)
-    >>> found = energy(snnjax.measure(fn, params, snn, x, steps=3))
-    >>> [name for name, e in found._asdict().items() if e.spiking < e.ann]
+    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=3))
+    >>> [name for name, e in estimates._asdict().items() if e.spiking < e.ann]
     ['operations']
     """
     if not isinstance(measures, Measures):
         raise ValueError(
             f"measures is {type(measures).__name__}; allowed: the Measures that "
-            "snnjax.measure(fn, params, snn, x, steps=T) finds"
+            "snnjax.measure(fn, params, snn, x, steps=T) returns"
         )
     operations = _operations(measures)
     memory = _with_memory(operations, measures)
@@ -106,28 +106,28 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     return jnp.where(size <= max(SRAM), near, DRAM) / 2
 
 
-def _operations(seen: Measures) -> Joules:
-    additions = seen.synaptic_operations * ENERGY_PER_AC
-    products = seen.input_macs * ENERGY_PER_MAC
-    return Joules(additions + products, seen.macs * ENERGY_PER_MAC)
+def _operations(measures: Measures) -> Joules:
+    additions = measures.synaptic_operations * ENERGY_PER_AC
+    products = measures.input_macs * ENERGY_PER_MAC
+    return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
 
-def _with_memory(operations: Joules, seen: Measures) -> Joules:
-    weight = access_energy(_WORD * seen.weights)
-    other = access_energy(_WORD * seen.neurons)
-    spikes = seen.firing_rate * seen.steps * seen.neurons
-    updates = seen.neurons * (3 * (seen.steps + seen.delay) + 1)
-    synapses = seen.synaptic_operations
-    spiking = weight * (synapses + seen.input_macs)
-    spiking += other * (2 * synapses + seen.input_macs + updates + 2 * spikes)
-    ann = weight * seen.macs + other * (seen.macs + seen.neurons)
+def _with_memory(operations: Joules, measures: Measures) -> Joules:
+    weight = access_energy(_WORD * measures.weights)
+    other = access_energy(_WORD * measures.neurons)
+    spikes = measures.firing_rate * measures.steps * measures.neurons
+    updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
+    synapses = measures.synaptic_operations
+    spiking = weight * (synapses + measures.input_macs)
+    spiking += other * (2 * synapses + measures.input_macs + updates + 2 * spikes)
+    ann = weight * measures.macs + other * (measures.macs + measures.neurons)
     return Joules(operations.spiking + spiking, operations.ann + ann)
 
 
-def _quantized(seen: Measures) -> Joules:
+def _quantized(measures: Measures) -> Joules:
     # Rounding must not make log2 of a power of two one bit too large.
-    bits = jnp.ceil(jnp.log2(seen.steps + 1.0) - 1e-4)
-    first = seen.input_macs * (ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION)
+    bits = jnp.ceil(jnp.log2(measures.steps + 1.0) - 1e-4)
+    first = measures.input_macs * (ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION)
     product = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
-    ann = first + (seen.macs - seen.input_macs) * product
-    return Joules(seen.synaptic_operations * ENERGY_PER_INT32_ADDITION + first, ann)
+    ann = first + (measures.macs - measures.input_macs) * product
+    return Joules(measures.synaptic_operations * ENERGY_PER_INT32_ADDITION + first, ann)

@@ -20,18 +20,23 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
-from snnjax.measures.operations import Work, products, shape_of, weights_of
+from snnjax.firing import observe_spikes
+from snnjax.measures.operations import Work, products, weights_of
 from snnjax.network.capture import capture
-from snnjax.network.equations import Network, evaluate, identity
-from snnjax.neurons import NeuronParams, closed_form
-from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_neurons, check_params, checked_fit
+from snnjax.network.equations import Network, shape_of
+from snnjax.network.evaluate import evaluate, identity
+from snnjax.network.sites import Site
+from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.unroll import closed_form
+from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
 
 class SiteMeasures(NamedTuple):
-    """What one site does, averaged over images.
+    """Activity and errors of one site, averaged over images.
 
     Attributes:
         firing_rate: fraction of steps with a spike, over all neurons, 0..1.
@@ -55,7 +60,7 @@ class SiteMeasures(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What a spiking network does, averaged over images.
+    """Activity and operations of a spiking network, averaged over images.
 
     Attributes:
         sites: site name -> `SiteMeasures`.
@@ -68,7 +73,7 @@ class Measures(NamedTuple):
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
         weights: number of weights of all convolutions and matrix products.
-        steps, delay: that it was measured with.
+        steps, wait: that it was measured with.
     """
 
     sites: dict[str, SiteMeasures]
@@ -79,7 +84,7 @@ class Measures(NamedTuple):
     neurons: jax.Array
     weights: jax.Array
     steps: jax.Array
-    delay: jax.Array
+    wait: jax.Array
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -103,9 +108,9 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     check_labels(outputs, labels)
     outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
-    dtype = jnp.promote_types(outputs.dtype, jnp.float32)  # bfloat16 would not add up
+    dtype = wide_dtype(outputs)  # bfloat16 would not add up
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
-    right = answers.argmax(-1) == labels
+    right = answers.argmax(-1).astype(labels.dtype) == lead(labels, outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
 
@@ -116,7 +121,7 @@ def measure(
     x: jax.Array,
     *,
     steps: int | None = None,
-    delay: int | None = None,
+    wait: int | None = None,
 ) -> Measures:
     """Compare an SNN with its ANN, site by site.
 
@@ -125,32 +130,31 @@ def measure(
         params: of the ANN; those of ``snn`` may have been calibrated since.
         snn: from `snnjax.convert`.
         x: images [B, ...], a constant current.
-        steps, delay: T, and what every layer waits; by default those that the SNN was
-            fitted to.
+        steps, wait: T, and the steps that every layer waits; by default those that the
+            SNN was fitted to.
 
     Returns:
-        `Measures`. Jitted inside, one program for each network, steps, delay and shape
+        `Measures`. Jitted inside, one program for each network, steps, wait and shape
         of x; memory is that of by_layer: T times the ANN's.
 
     Raises: as `snnjax.spiking`.
     """
-    steps, delay = checked_fit(snn, steps, delay)
+    steps, wait = checked_fit(snn, steps, wait)
     check_params(snn, params)
+    check_values(snn)
     network = capture(fn, params, x, inline_all=True)
     work = Work(fn, network)
-    seen, operations, input_macs, macs = _observe(work, params, snn, x, steps, delay)
+    observed, operations, input_macs, macs = _observe(work, params, snn, x, steps, wait)
     compared = {
-        site.name: _compare(
-            seen[site.name], snn.neurons[site.name], snn.reset, steps, site.channel
-        )
+        site.name: _compared(observed[site.name], snn, site, steps)
         for site in network.sites
         if site.fires
     }
     neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
-    weights = sum(math.prod(shape_of(network, v)) for v in weights_of(network))
+    weights = sum(math.prod(shape_of(network.avals, v)) for v in weights_of(network))
     # In float32: all spikes of a large network may be more than int32 can count.
-    fired = sum(site.fired.astype(jnp.float32).sum() for site in seen.values())
-    possible = steps * sum(site.activation.size for site in seen.values())
+    fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
+    possible = steps * sum(site.activation.size for site in observed.values())
     return Measures(
         sites=compared,
         firing_rate=jnp.asarray(fired) / possible,
@@ -160,12 +164,12 @@ def measure(
         neurons=jnp.asarray(neurons),
         weights=jnp.asarray(weights),
         steps=jnp.asarray(steps),
-        delay=jnp.asarray(delay),
+        wait=jnp.asarray(wait),
     )
 
 
-class _Seen(NamedTuple):
-    """What a site did: activation, mean current, mean output; spikes per channel."""
+class _Observed(NamedTuple):
+    """Activity of a site: activation, mean current, mean output; spikes per channel."""
 
     activation: jax.Array
     current: jax.Array
@@ -173,21 +177,24 @@ class _Seen(NamedTuple):
     fired: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("work", "steps", "delay"))
-def _observe(work: Work, params, snn: SNN, x, steps: int, delay: int):
-    """Site name -> `_Seen`; synaptic operations, MACs of the input, of the ANN."""
+@functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
+def _observe(
+    work: Work, params: chex.ArrayTree, snn: SNN, x: jax.Array, steps: int, wait: int
+):
+    """Site name -> `_Observed`; synaptic operations, MACs of the input, of the ANN."""
     network = capture(work.fn, params, x, inline_all=True)
-    check_neurons(snn.neurons, network.sites)
+    check_neurons(snn, network.sites)
     activations = _activations(network, params, x)
-    seen = {}
+    observed = {}
 
-    def observe(site, currents, spikes):
-        axes = tuple(a for a in range(spikes.ndim) if a != spikes.ndim + site.channel)
-        fired = (spikes > 0).sum(axes)
+    def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
+        fired = (spikes > 0).sum(other_axes(spikes.ndim, site.channel))
         means = currents.mean(0), spikes.mean(0)
-        seen[site.name] = _Seen(activations[site.name], *means, fired)
+        observed[site.name] = _Observed(activations[site.name], *means, fired)
 
-    values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
+    values, streams = observe_spikes(
+        network, snn, x, steps=steps, wait=wait, observe=observe
+    )
     operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
@@ -196,18 +203,32 @@ def _observe(work: Work, params, snn: SNN, x, steps: int, delay: int):
             operations += (active * product.fan_out).sum() / len(x)
         else:
             input_macs += product.macs
-    return seen, operations, jnp.asarray(input_macs), jnp.asarray(macs)
+    return observed, operations, jnp.asarray(input_macs), jnp.asarray(macs)
 
 
-@functools.partial(jax.jit, static_argnames=("reset", "channel"))
+def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
+    params = snn.neurons[site.name]
+    splits = snn.neuron.counts_only(params)
+    compared = _compare(observed, params, steps, site.channel, splits=splits)
+    if splits:
+        return compared
+    missing = np.float32(np.nan)  # of NumPy: jax_debug_nans would refuse a NaN of JAX
+    return compared._replace(clipping=missing, flooring=missing, unevenness=missing)
+
+
+@functools.partial(jax.jit, static_argnames=("channel", "splits"))
 def _compare(
-    seen: _Seen, params: NeuronParams, reset: str, steps, channel: int
+    observed: _Observed, params: NeuronParams, steps: int, channel: int, *, splits: bool
 ) -> SiteMeasures:
-    activation, current, output, fired = seen
-    plain = params.leak is None and reset == "subtract"
-    level = closed_form(params, current, steps) if plain else jnp.nan
+    """The measures of a site; ``splits``: its neurons have a ClipFloor."""
+    activation, current, output = map(wide, observed[:3])
+    fired = observed.fired
     positive = jax.nn.relu(current)
-    clipped = jnp.minimum(positive, params.threshold if plain else jnp.nan)
+    level = clipped = positive
+    if splits:
+        level = closed_form(params, current, steps)
+        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
+        clipped = jnp.minimum(positive, threshold)
     parts = (
         activation,
         activation - output,
@@ -221,7 +242,7 @@ def _compare(
         fired.mean() / possible,
         (fired == 0).mean(),
         (fired == possible).mean(),
-        *[jnp.sqrt((part.astype(jnp.float32) ** 2).mean()) for part in parts],
+        *[jnp.sqrt((part**2).mean()) for part in parts],
     )
 
 
@@ -231,7 +252,7 @@ def spike_trains(
     x: jax.Array,
     *,
     steps: int | None = None,
-    delay: int | None = None,
+    wait: int | None = None,
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> bool [T, B, ...], for images x [B, ...].
 
@@ -239,22 +260,26 @@ def spike_trains(
 
     Raises: as `snnjax.spiking`.
     """
-    steps, delay = checked_fit(snn, steps, delay)
+    steps, wait = checked_fit(snn, steps, wait)
+    check_values(snn)
     network = capture(fn, snn.params, x)
-    check_neurons(snn.neurons, network.sites)
+    check_neurons(snn, network.sites)
     trains = {}
 
-    def observe(site, current, spikes):
+    def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         trains[site.name] = spikes > 0
 
-    observed_by_layer(network, snn, x, steps, delay, observe)
+    observe_spikes(network, snn, x, steps=steps, wait=wait, observe=observe)
     return trains
 
 
-def _activations(network: Network, params, x):
+def _activations(
+    network: Network, params: chex.ArrayTree, x: jax.Array
+) -> dict[str, jax.Array]:
+    """Site name -> the ANN's activation."""
     values, activations = network.arguments(params, x), {}
 
-    def rule(site, current, *operands):
+    def rule(site: Site, current: jax.Array, *operands: jax.Array) -> jax.Array:
         activations[site.name] = identity(site, current, *operands)
         return activations[site.name]
 

@@ -30,20 +30,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import lead
+from snnjax.firing import observe_spikes
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
     driven_input,
     product,
     products,
-    shape_of,
     weights_of,
 )
 from snnjax.network.capture import capture
-from snnjax.network.equations import Equation, Network, evaluate, firing, read
-from snnjax.neurons import NeuronParams, initial_state, integrate_and_fire
-from snnjax.simulation.executions import observed_by_layer
-from snnjax.simulation.snn import SNN, check_neurons, checked_fit, corrected
+from snnjax.network.equations import Equation, Network, Values, read, shape_of
+from snnjax.network.evaluate import evaluate, firing
+from snnjax.network.sites import Site
+from snnjax.neurons.models import Neuron, NeuronParams
+from snnjax.neurons.unroll import charge, discharge, phase
+from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 
 
 def neurobench(
@@ -52,7 +55,7 @@ def neurobench(
     x: jax.Array,
     *,
     steps: int | None = None,
-    delay: int | None = None,
+    wait: int | None = None,
     labels: chex.Array | None = None,
 ) -> dict[str, Any]:
     """NeuroBench's metrics of an SNN, with its names, ready for ``json.dumps``.
@@ -61,8 +64,8 @@ def neurobench(
         fn: network, ``fn(params, x) -> outputs``.
         snn: its SNN.
         x: images [B, ...], a constant current.
-        steps, delay: T, and what every layer waits; by default those that the SNN was
-            fitted to. The steps in which a layer waits update membranes too.
+        steps, wait: T, and the steps that every layer waits; by default those that the
+            SNN was fitted to. The steps of a wait update membranes too.
         labels: int [B], to have ClassificationAccuracy too; fn must give logits.
 
     Returns:
@@ -76,50 +79,51 @@ def neurobench(
     >>> params = [jnp.array([[1.0, 0.0]]), jnp.ones((2, 3))]
     >>> snn = snnjax.init(fn, params, jnp.ones((1, 1)),
     ...                   neuron=snnjax.integrate_and_fire())
-    >>> found = neurobench(fn, snn, jnp.array([[0.5]]), steps=4)
-    >>> found["ConnectionSparsity"], found["ActivationSparsity"]
+    >>> metrics = neurobench(fn, snn, jnp.array([[0.5]]), steps=4)
+    >>> metrics["ConnectionSparsity"], metrics["ActivationSparsity"]
     (0.125, 0.75)
-    >>> found["SynapticOperations"]
+    >>> metrics["SynapticOperations"]
     {'Effective_MACs': 4.0, 'Effective_ACs': 6.0, 'Dense': 32.0}
     """
-    steps, delay = checked_fit(snn, steps, delay)
+    steps, wait = checked_fit(snn, steps, wait)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((snn, x))):
         raise ValueError(
-            "neurobench gives numbers for json.dumps, and inside jit (or another "
-            "transformation) there are none yet: call it outside, it compiles what it "
+            "neurobench returns numbers for json.dumps, and inside jit (or another "
+            "transformation) values are unknown: call it outside, it compiles what it "
             "runs; snnjax.measure works inside"
         )
+    check_values(snn)
     network = capture(fn, snn.params, x, inline_all=True)
-    check_neurons(snn.neurons, network.sites)
+    check_neurons(snn, network.sites)
     if labels is not None:
         _check_labels(labels, network, len(x))
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
-    weights = [math.prod(shape_of(network, v)) for v in weights_of(network)]
-    macs = sum(found.macs for _, found in products(fn, snn.params, x, network))
-    seen = jax.device_get(_count(Work(fn, network), snn, x, steps, delay))
+    weights = [math.prod(shape_of(network.avals, v)) for v in weights_of(network)]
+    macs = sum(product.macs for _, product in products(fn, snn.params, x, network))
+    counts = jax.device_get(_count(Work(fn, network), snn, x, steps, wait))
     arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
     batch = len(x)
-    spikes = _total(seen["spikes"])
-    found = {
+    spikes = _total(counts["spikes"])
+    metrics = {
         "Footprint": sum(array.nbytes for array in arrays),
         "ParameterCount": sum(array.size for array in arrays),
-        "ConnectionSparsity": round(_total(seen["zeros"]) / max(1, sum(weights)), 4),
+        "ConnectionSparsity": round(_total(counts["zeros"]) / max(1, sum(weights)), 4),
         "ActivationSparsity": 1 - spikes / (steps * batch * sum(sizes)),
         "SynapticOperations": {
-            "Effective_MACs": _total(seen["macs"]) / batch,
-            "Effective_ACs": _total(seen["acs"]) / batch,
+            "Effective_MACs": _total(counts["macs"]) / batch,
+            "Effective_ACs": _total(counts["acs"]) / batch,
             "Dense": steps * macs,
         },
-        "MembraneUpdates": _total(seen["updates"]) / batch,
+        "MembraneUpdates": _total(counts["updates"]) / batch,
     }
     if labels is not None:
-        reached = accuracy(seen["outputs"], jnp.asarray(labels))[-1]
-        found["ClassificationAccuracy"] = float(reached)
-    return found
+        reached = accuracy(counts["outputs"], jnp.asarray(labels))[-1]
+        metrics["ClassificationAccuracy"] = float(reached)
+    return metrics
 
 
-def _numbers(leaf) -> np.ndarray:
-    """A leaf on the host; of random keys what they are made of."""
+def _numbers(leaf: Any) -> np.ndarray:
+    """A leaf on the host; of random keys their data."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
@@ -132,26 +136,27 @@ def _check_labels(labels, network: Network, batch: int) -> None:
             f"labels have shape {np.shape(labels)}; allowed: the class of each image, "
             f"({batch},)"
         )
-    shapes = [shape_of(network, v) for v in network.outputs]
+    shapes = [shape_of(network.avals, v) for v in network.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(
             f"labels need logits [batch, classes] as output of fn; found {shapes}"
         )
 
 
-@functools.partial(jax.jit, static_argnames=("work", "steps", "delay"))
-def _count(work: Work, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
-    """Counts of parts, to be added where whole numbers are as long as need be."""
+@functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
+def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[str, Any]:
+    """Counts of parts, to be added on the host, whose whole numbers do not overflow."""
     network = capture(work.fn, snn.params, x, inline_all=True)
-    neuron = integrate_and_fire(reset=snn.reset)
-    spikes, updates = [], []
+    spike_counts, updates = [], []
 
-    def observe(site, currents, fired):
+    def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         params = snn.neurons[site.name]
-        spikes.append((fired > 0).sum((0, *range(2, fired.ndim))))
-        updates.append(_membrane_updates(neuron, params, currents, delay))
+        spike_counts.append((spikes > 0).sum((0, *range(2, spikes.ndim))))
+        updates.append(_membrane_updates(snn.neuron, params, currents, wait))
 
-    values, streams = observed_by_layer(network, snn, x, steps, delay, observe)
+    values, streams = observe_spikes(
+        network, snn, x, steps=steps, wait=wait, observe=observe
+    )
     full = _all_fire(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
@@ -167,40 +172,42 @@ def _count(work: Work, snn: SNN, x, steps: int, delay: int) -> dict[str, Any]:
         macs.append(jnp.where(events, 0, operations))
     return {
         "zeros": [(read(values, v) == 0).sum() for v in weights_of(network)],
-        "spikes": spikes,
+        "spikes": spike_counts,
         "updates": updates,
         "macs": macs,
         "acs": acs,
-        "outputs": corrected(network.results(values), snn),
+        "outputs": network.results(values),
     }
 
 
-def _membrane_updates(neuron, params: NeuronParams, currents, delay: int) -> jax.Array:
-    """How many potentials of each image are new at each step, [T + delay, B]."""
-    silence = jnp.zeros((delay, *currents.shape[1:]), currents.dtype)
-    heard = jnp.concatenate([currents + params.bias, silence])
+def _membrane_updates(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, wait: int
+) -> jax.Array:
+    """How many potentials of each image are new at each step, [T + wait, B]."""
+    steps = len(currents)
+    nothing = jnp.zeros((wait, *currents.shape[1:]), currents.dtype)
 
     def step(state, now):
-        current, fires = now
-        charged = neuron.integrate(params, state, current)
-        after, _ = neuron.fire(params, charged)
-        potential = jnp.where(fires, after.potential, charged.potential)
-        return state._replace(potential=potential), charged.potential
+        number, current = now
+        here = phase(number, steps, wait)
+        charged = charge(neuron, params, state, current, here)
+        after, _ = discharge(neuron, params, charged, here)
+        return after, charged.potential
 
-    start = initial_state(params, currents.shape[1:])
-    fires = jnp.arange(len(heard)) >= delay
-    _, potentials = jax.lax.scan(step, start, (heard, fires))
+    start = neuron.start(params, currents.shape[1:])
+    clock = jnp.arange(steps + wait), jnp.concatenate([currents, nothing])
+    _, potentials = jax.lax.scan(step, start, clock)
     changed = potentials[1:] != potentials[:-1]
     changed = jnp.concatenate([jnp.ones_like(potentials[:1], bool), changed])
     return changed.sum(tuple(range(2, changed.ndim)))
 
 
-def _all_fire(network: Network, snn: SNN, x) -> dict[int, Any]:
+def _all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
     """Every variable's value at a step in which all neurons fire."""
     values = network.arguments(snn.params, x)
 
-    def fire(site, params, current):
-        threshold = jnp.asarray(params.threshold, current.dtype)
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
         return jnp.broadcast_to(threshold, current.shape)
 
     evaluate(network.equations, values, firing(fire, snn.neurons))
@@ -210,11 +217,14 @@ def _all_fire(network: Network, snn: SNN, x) -> dict[int, Any]:
 def _are_events(stream: jax.Array, one: jax.Array) -> jax.Array:
     """Whether all inputs of a step are 0 or +-``one``, bool [T]."""
     size = jnp.abs(stream)
-    event = (size == 0) | jnp.isclose(size, jnp.abs(one), rtol=1e-5, atol=0)
+    one = lead(jnp.abs(one), stream.ndim)
+    event = (size == 0) | jnp.isclose(size, one, rtol=1e-5, atol=0)
     return event.all(tuple(range(1, stream.ndim)))
 
 
-def _effective(equation: Equation, values, v: int, stream: jax.Array) -> jax.Array:
+def _effective(
+    equation: Equation, values: Values, v: int, stream: jax.Array
+) -> jax.Array:
     """Products of two numbers that are not zero, for each step and image: int [T, B].
 
     With inputs and weights 0 or 1 the sum of the outputs is their number.
@@ -223,8 +233,8 @@ def _effective(equation: Equation, values, v: int, stream: jax.Array) -> jax.Arr
     operands = [read(values, u) for u in equation.inputs]
 
     def count(inputs):
-        here = [inputs if i == place else x for i, x in enumerate(operands)]
-        pairs = product(equation, [(x != 0).astype(jnp.float32) for x in here])
+        factors = [inputs if i == place else x for i, x in enumerate(operands)]
+        pairs = product(equation, [(x != 0).astype(jnp.float32) for x in factors])
         return pairs.astype(jnp.int32).sum(tuple(range(1, pairs.ndim)))
 
     return jax.lax.map(count, stream)

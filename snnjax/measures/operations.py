@@ -1,4 +1,4 @@
-"""Products with weights in a network: what a spike sets off.
+"""Products with weights in a network: the operations that a spike causes.
 
 Synaptic operations are spikes times fan-out; a fan-out is counted by the product
 itself, so that strides, groups and borders need no formula.
@@ -13,14 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.network.capture import capture
-from snnjax.network.equations import (
-    Equation,
-    Network,
-    Static,
-    evaluate,
-    identity,
-    variables,
-)
+from snnjax.network.equations import Equation, Network, Static, shape_of
+from snnjax.network.evaluate import evaluate, identity
 
 _PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
 _ELEMENT_TYPE = "preferred_element_type"
@@ -37,8 +31,7 @@ class Work:
         self.fn = fn
         # Every trace has calls of its own, of which a site says all that counts.
         equations = tuple(
-            eq._replace(params=()) if eq.site is not None and eq.site.fires else eq
-            for eq in network.equations
+            eq._replace(params=()) if eq.fires else eq for eq in network.equations
         )
         constants = tuple(map(Static, network.constants.values()))
         paths = tuple(network.parameters.values())
@@ -53,16 +46,16 @@ class Work:
 
 def driven_input(equation: Equation, network: Network) -> int | None:
     """The operand of a product that depends on the input, if there is one."""
-    if getattr(equation.primitive, "name", None) not in _PRODUCT_NAMES:
+    if equation.name not in _PRODUCT_NAMES:
         return None
-    return next((v for v in variables(equation) if v in network.dependent), None)
+    return next((v for v in equation.variables if v in network.dependent), None)
 
 
 def weights_of(network: Network) -> list[int | Static]:
-    """What products weigh the things that depend on the input with, once each."""
+    """Weights of all products with an operand that depends on the input, once each."""
     products = [eq for eq in network.equations if driven_input(eq, network) is not None]
-    found = [v for eq in products for v in eq.inputs]
-    return list(dict.fromkeys(v for v in found if v not in network.dependent))
+    operands = [v for eq in products for v in eq.inputs]
+    return list(dict.fromkeys(v for v in operands if v not in network.dependent))
 
 
 class Product(NamedTuple):
@@ -95,13 +88,15 @@ def products(
         place = equation.inputs.index(v)
         fan_out = _fan_out(alike, few, place)
         macs = fan_out.sum(dtype=np.float64) / few.avals[few.x].shape[0]
-        for axis, size in enumerate(shape_of(network, v)):
+        for axis, size in enumerate(shape_of(network.avals, v)):
             if fan_out.shape[axis] != size:  # of the images
                 fan_out = fan_out.take([0], axis)
         yield v, Product(fan_out, float(macs))
 
 
-def _of_two(fn, params, x: jax.Array, network: Network) -> Network:
+def _of_two(
+    fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
+) -> Network:
     """The network of two images; that of all, if it depends on their number."""
     shape = (min(2, len(x)), *x.shape[1:])
     try:
@@ -121,7 +116,7 @@ def _fan_out(equation: Equation, network: Network, place: int) -> np.ndarray:
     the entry: it is the gradient, paddings and strides included. Known when tracing,
     so computed then.
     """
-    shapes = [shape_of(network, v) for v in equation.inputs]
+    shapes = [shape_of(network.avals, v) for v in equation.inputs]
 
     def reached(x):
         ones = [jnp.ones(n, jnp.float32) for n in shapes]
@@ -142,8 +137,3 @@ def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
     equation = equation._replace(inputs=inputs, outputs=(output,), params=params)
     evaluate([equation], values, identity)
     return values[output]
-
-
-def shape_of(network: Network, v: int | Static) -> tuple[int, ...]:
-    """Of a variable or constant."""
-    return np.shape(v.value) if isinstance(v, Static) else network.avals[v].shape

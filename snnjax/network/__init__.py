@@ -1,7 +1,22 @@
-"""From a function to equations: what a network is, and whether spikes can carry it.
+"""From a function to equations: what conversion understands of a network.
 
-``capture.py`` makes networks: ``jaxprs.py`` reads what JAX has traced, ``affine.py``
-refuses what cannot be converted, ``axes.py`` follows batch and channels. Then
-``equations.py`` runs it with a rule of one's choice at every site, and ``stages.py``
-cuts it there.
+``capture.py`` traces a function by ``jaxprs.py`` and checks it by ``affine.py``;
+``axes.py`` follows batch and channels; ``equations.py`` and ``sites.py`` are the result
+as data, which ``evaluate.py`` runs and ``stages.py`` cuts.
 """
+
+from snnjax.network.affine import ConversionError, Problem
+from snnjax.network.capture import in_dtype, sites, with_activation
+from snnjax.network.evaluate import identity
+from snnjax.network.sites import Site, Sites
+
+__all__ = [
+    "ConversionError",
+    "Problem",
+    "Site",
+    "Sites",
+    "identity",
+    "in_dtype",
+    "sites",
+    "with_activation",
+]

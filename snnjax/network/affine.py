@@ -6,10 +6,10 @@ so a network converts exactly if everything between its activations is affine.
 `check` proves that, or reports everything in the way, with its path and the remedy.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from snnjax.network.axes import FIRST, Batch, axes_of_maximum
+from snnjax.network.axes import FIRST, Avals, Batch, axes_of_maximum
 from snnjax.network.equations import Equation, Network
 from snnjax.network.jaxprs import hides_site
 
@@ -19,7 +19,7 @@ class Problem(NamedTuple):
 
     Attributes:
         path: where in the network, e.g. ``Net/LayerNorm_0``.
-        operations: what was found there.
+        operations: names of the operations there.
         reason: why it cannot be converted.
         remedy: the way out.
     """
@@ -45,8 +45,8 @@ class ConversionError(ValueError):
         lines = [f"{headline} ({len(problems)} {places}):"]
         for problem in self.problems:
             where = problem.path or "(top level)"
-            found = ", ".join(problem.operations)
-            lines.append(f"  {where}: {found}" if found else f"  {where}")
+            operations = ", ".join(problem.operations)
+            lines.append(f"  {where}: {operations}" if operations else f"  {where}")
             lines.append(f"    {problem.reason}")
             lines.append(f"    remedy: {problem.remedy}")
         super().__init__("\n".join(lines))
@@ -190,16 +190,16 @@ def check(network: Network, count: int, *, affine: bool) -> None:
     """
     batch = Batch(network.x, network.avals)
     trouble = _Affine(network, batch) if affine else _hidden_site
-    found: dict[str, dict[str, list[str]]] = {}
+    troubles: dict[str, dict[str, list[str]]] = {}
     for equation in network.equations:
         kind = trouble(equation)
         if kind is not None:
-            names = found.setdefault(equation.path, {}).setdefault(kind, [])
+            names = troubles.setdefault(equation.path, {}).setdefault(kind, [])
             if (name := _name(equation)) not in names:
                 names.append(name)
     problems = [
         Problem(path, tuple(names), *_EXPLANATIONS[kind])
-        for path, kinds in found.items()
+        for path, kinds in troubles.items()
         for kind, names in _merge(kinds).items()
     ]
     problems += _shape_problems(network, network.outputs[:count], batch)
@@ -222,16 +222,18 @@ class _Affine:
         self.dependent, self.avals = network.dependent, network.avals
         self.batch = batch
 
-    def __call__(self, equation) -> str | None:
+    def __call__(self, equation: Equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
         mixed, axis = self.batch.follow(equation)
         off = equation.site is not None and axis
         return kind or ("batch" if mixed else "behind" if off else None)
 
 
-def _not_affine(equation, dependent, avals) -> str | None:
+def _not_affine(
+    equation: Equation, dependent: frozenset[int], avals: Avals
+) -> str | None:
     """Which of the explanations applies to an equation, if any does."""
-    name = getattr(equation.primitive, "name", "")
+    name = equation.name
     if name in _RANDOM:
         return "random"
     reached = {i for i, v in enumerate(equation.inputs) if v in dependent}
@@ -243,7 +245,7 @@ def _not_affine(equation, dependent, avals) -> str | None:
         others = axes_of_maximum(equation, avals) - {equation.site.channel}
         return "maxima" if others else None
     called = _activation(equation)
-    if name == "integer_pow" and dict(equation.params)["y"].value == 1:
+    if name == "integer_pow" and equation.options["y"] == 1:
         return None
     if name == "convert_element_type":
         floating = avals[equation.outputs[0]].dtype.kind in "fV"  # V: bfloat16
@@ -261,23 +263,23 @@ def _not_affine(equation, dependent, avals) -> str | None:
     return next((kind for kind, names in _KINDS.items() if name in names), "unknown")
 
 
-def _activation(equation) -> str | None:
+def _activation(equation: Equation) -> str | None:
     """The activation function that an equation is part of: silu, softmax, ..."""
     return next((call for call in equation.calls if call in _ACTIVATIONS), None)
 
 
-def _name(equation) -> str:
-    return _activation(equation) or equation.primitive.name
+def _name(equation: Equation) -> str:
+    return _activation(equation) or equation.name
 
 
 def _merge(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     """Primitives that a user wrote as one operation: a norm, a softmax, a GELU."""
-    found = {name for names in kinds.values() for name in names}
-    if {"exp", "div"} <= found:  # a softmax that JAX has inlined
-        return {"softmax": ["softmax", *sorted(found)]}
-    norm = bool({"sqrt", "rsqrt"} & found)
-    if "activation" in kinds and "integer_pow" in found and not norm:  # GELU, likewise
-        return {"activation": sorted(found)}
+    operations = {name for names in kinds.values() for name in names}
+    if {"exp", "div"} <= operations:  # a softmax that JAX has inlined
+        return {"softmax": ["softmax", *sorted(operations)]}
+    norm = bool({"sqrt", "rsqrt"} & operations)
+    if "activation" in kinds and "integer_pow" in operations and not norm:  # a GELU
+        return {"activation": sorted(operations)}
     if not norm or "power" not in kinds:
         return kinds
     parts = ("power", "clip", "product")
@@ -286,7 +288,9 @@ def _merge(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
     return {**others, "statistics": statistics}
 
 
-def _shape_problems(network: Network, outputs, followed: Batch):
+def _shape_problems(
+    network: Network, outputs: Sequence[Any], followed: Batch
+) -> Iterator[Problem]:
     avals, batch = network.avals, network.avals[network.x].shape[0]
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"

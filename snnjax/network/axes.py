@@ -5,17 +5,21 @@ Products make channels; what follows moves both about, or folds them into anothe
 """
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from snnjax.network.equations import Equation, Static
+from snnjax.network.equations import Equation, Static, shape_of
+
+# variable -> shape and dtype
+Avals = dict[int, Any]
+Shape = tuple[int, ...]
 
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
 
 
-def batch_axes(equations, avals, x: int) -> dict[str, int]:
+def batch_axes(equations: Sequence[Equation], avals: Avals, x: int) -> dict[str, int]:
     """Site name -> axis of its batch, where it is known; with every call inlined.
 
     vmap puts it last where weights are multiplied from the left, W @ x.
@@ -28,20 +32,22 @@ def batch_axes(equations, avals, x: int) -> dict[str, int]:
     return axes
 
 
-def batch_first(equations, avals, axes: dict[str, int]) -> list[Equation]:
+def batch_first(
+    equations: Sequence[Equation], avals: Avals, axes: dict[str, int]
+) -> list[Equation]:
     """The equations, with transposes around each site whose batch is not first."""
     moved = []
     for eq in equations:
-        neurons = eq.site is not None and eq.site.kind != "max-pool"
-        axis = axes.get(eq.place.name, 0) if neurons else 0
+        axis = axes.get(eq.place.name, 0) if eq.fires else 0
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
         moved += _around(eq, axis, avals) if axis and alone else [eq]
     return moved
 
 
-def _around(eq: Equation, axis: int, avals) -> list[Equation]:
+def _around(eq: Equation, axis: int, avals: Avals) -> list[Equation]:
     """A site between two transpositions."""
     (v, *operands), (output,) = eq.inputs, eq.outputs
+    assert isinstance(v, int)
     to = (axis, *(a for a in range(len(avals[v].shape)) if a != axis))
     back = tuple(to.index(a) for a in range(len(to)))
     shape = tuple(avals[v].shape[a] for a in to)
@@ -58,7 +64,12 @@ def _around(eq: Equation, axis: int, avals) -> list[Equation]:
     return [transposed(v, to, before), inside, transposed(after, back, output)]
 
 
-def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | None:
+def channel_axis(
+    equation: Equation,
+    dependent: Collection[int],
+    avals: Avals,
+    channels: dict[int, int],
+) -> int | None:
     """Which axis of an equation's output counts channels; None if that is unknown.
 
     Convolutions and matrix products make channels; what follows moves them about.
@@ -69,33 +80,34 @@ def channel_axis(equation, dependent, avals, channels: dict[int, int]) -> int | 
         avals: variable -> shape and dtype.
         channels: variable -> axis, as far as it is known.
     """
-    name = getattr(equation.primitive, "name", "")
-    params = {key: static.value for key, static in equation.params}
+    name, options = equation.name, equation.options
     if name == "conv_general_dilated":
-        return params["dimension_numbers"].out_spec[1]
+        return options["dimension_numbers"].out_spec[1]
     if name == "dot_general":
-        return _dot_channel(equation, dependent, avals, params["dimension_numbers"])
-    known = [v for v in equation.inputs if v in channels]
-    if not known:
+        return _dot_channel(equation, dependent, avals, options["dimension_numbers"])
+    sources = [v for v in equation.variables if v in channels]
+    if not sources:
         return None
-    before, after = avals[known[0]].shape, avals[equation.outputs[0]].shape
-    axis = channels[known[0]]
-    return _moved(name, params, axis, before, after, last=True)
+    before, after = avals[sources[0]].shape, avals[equation.outputs[0]].shape
+    return _moved(name, options, channels[sources[0]], before, after, last=True)
 
 
-def axes_of_maximum(equation, avals) -> set[int]:
+def axes_of_maximum(equation: Equation, avals: Avals) -> set[int]:
     """Axes, from the end, along which the maximum of a clipped ReLU differs."""
-    if equation.place.kind != "clipped relu" or len(equation.inputs) < 2:
+    if not equation.fires or len(equation.inputs) < 2:
         return set()
-    maximum = equation.inputs[1]
-    shape = (
-        avals[maximum].shape if isinstance(maximum, int) else np.shape(maximum.value)
-    )
+    shape = shape_of(avals, equation.inputs[1])
     return {i - len(shape) for i, size in enumerate(shape) if size > 1}
 
 
 def _moved(
-    name: str, params, axis: int, before, after, *, last: bool = False
+    name: str,
+    params: dict[str, Any],
+    axis: int,
+    before: Shape,
+    after: Shape,
+    *,
+    last: bool = False,
 ) -> int | None:
     """Where an axis of the operand lies in the result; None if that is unknown.
 
@@ -107,13 +119,13 @@ def _moved(
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
     if name in _REDUCTIONS:
-        gone = params["axes"]
-        return None if axis in gone else axis - sum(a < axis for a in gone)
+        reduced = params["axes"]
+        return None if axis in reduced else axis - sum(a < axis for a in reduced)
     if name == "stack":
         return axis + (axis >= params["axis"])
     if name == "unstack":
-        gone = params["axis"]
-        return None if axis == gone else axis - (axis > gone)
+        removed = params["axis"]
+        return None if axis == removed else axis - (axis > removed)
     if len(before) == len(after) and name != "reshape":
         return axis
     # A reshape keeps the axis if as much stands behind it as before.
@@ -126,22 +138,20 @@ def _moved(
     return fits[-1 if last else 0] if fits else None
 
 
-def _dot_channel(equation, dependent, avals, dimension_numbers) -> int | None:
+def _dot_channel(
+    equation: Equation, dependent: Collection[int], avals: Avals, dimension_numbers
+) -> int | None:
     """The last free axis of the weights, where a product puts it."""
     contract, batch = dimension_numbers
     free = []
     for side, v in enumerate(equation.inputs[:2]):
-        taken = {*contract[side], *batch[side]}
-        axes = [a for a in range(_ndim(v, avals)) if a not in taken]
+        paired = {*contract[side], *batch[side]}
+        ndim = len(shape_of(avals, v))
+        axes = [a for a in range(ndim) if a not in paired]
         free += [v not in dependent] * len(axes)
     if True not in free:
         return None
     return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
-
-
-def _ndim(v, avals) -> int:
-    """Axes of a variable, or of a constant."""
-    return len(avals[v].shape) if isinstance(v, int) else np.ndim(v.value)
 
 
 class _Meeting(Exception):
@@ -172,33 +182,32 @@ class Batch:
         positions: variable -> `Position`, as far as it is known.
     """
 
-    def __init__(self, x: int, avals: dict[int, Any]):
+    def __init__(self, x: int, avals: Avals):
         self.avals, self.size = avals, avals[x].shape[0]
         self.positions = {x: FIRST}
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether examples meet, and the batch axis of the outputs if it is known."""
-        inputs = [v for v in equation.inputs if isinstance(v, int)]
-        if equation.site is not None and equation.site.kind != "max-pool" and inputs:
-            place = self.positions.get(inputs[0])  # activations are elementwise
+        if equation.fires and equation.variables:
+            place = self.positions.get(equation.variables[0])  # they are elementwise
             if place is not None:
                 self.positions.update(dict.fromkeys(equation.outputs, place))
             return False, place.axis if place else None
         try:
-            found = {
+            places = {
                 self._after(equation, i, v)
                 for i, v in enumerate(equation.inputs)
                 if isinstance(v, int) and v in self.positions
             }
         except _Meeting:  # one example by itself meets no other
             return self.size != 1, None
-        known = [place for place in found if place is not None]
-        if len(known) > 1:
+        certain = [place for place in places if place is not None]
+        if len(certain) > 1:
             return self.size != 1, None
-        if not known:
+        if not certain:
             return False, None
-        (place,) = known
-        if None not in found:
+        (place,) = certain
+        if None not in places:
             self.positions.update(dict.fromkeys(equation.outputs, place))
         return False, place.axis
 
@@ -206,24 +215,30 @@ class Batch:
         """Where input i's batch lies in the output; None if that is unknown."""
         (axis, stride), before = self.positions[v], self.avals[v].shape
         after = self.avals[equation.outputs[0]].shape
-        name = getattr(equation.primitive, "name", "")
+        name = equation.name
         # With B = 1 it could be any axis: then as for other reshapes, `_moved`.
         if name == "reshape" and self.size != 1:  # it may have no number
             return self._reshaped(before, after, axis, stride)
-        found = self._axis_after(equation, i, name, axis, before, after)
-        return None if found is None else Position(found, stride)
+        moved = self._axis_after(equation, i, name, axis, before, after)
+        return None if moved is None else Position(moved, stride)
 
-    def _axis_after(self, equation, i: int, name: str, axis: int, before, after):
+    def _axis_after(
+        self,
+        equation: Equation,
+        i: int,
+        name: str,
+        axis: int,
+        before: Shape,
+        after: Shape,
+    ) -> int | None:
         """The batch axis of the output; None if that is unknown."""
-        params: dict[str, Any] = {key: p.value for key, p in equation.params}
+        params = equation.options
         numbers: Any = params.get("dimension_numbers")
         if name == "dot_general":
-            left = _ndim(equation.inputs[0], self.avals)
-            return _after_dot(i, axis, before, numbers, left)
+            first_ndim = len(shape_of(self.avals, equation.inputs[0]))
+            return _after_dot(i, axis, numbers, first_ndim)
         if name == "conv_general_dilated":
-            if i == 0 and numbers.lhs_spec[0] != axis:
-                raise _Meeting
-            return numbers.out_spec[0] if i == 0 else None
+            return _after_conv(i, axis, params)
         if name == "gather":
             whole = params["slice_sizes"][axis] == before[axis]
             return _after_gather(axis, before, after, numbers, whole)
@@ -233,25 +248,27 @@ class Batch:
             return axis
         if _combines(name, params, axis):
             raise _Meeting
-        found = _moved(name, params, axis, before, after)
-        if found is not None and after[found] != before[axis]:
+        moved = _moved(name, params, axis, before, after)
+        if moved is not None and after[moved] != before[axis]:
             raise _Meeting
-        return found
+        return moved
 
-    def _reshaped(self, before, after, axis: int, stride: int) -> Position | None:
+    def _reshaped(
+        self, before: Shape, after: Shape, axis: int, stride: int
+    ) -> Position | None:
         """In row-major order the examples of a batch are ``apart`` numbers apart."""
         if 0 in after:
             return None
         apart = stride * math.prod(before[axis + 1 :])
-        for found, length in enumerate(after):
-            behind = math.prod(after[found + 1 :])
+        for place, length in enumerate(after):
+            behind = math.prod(after[place + 1 :])
             fits = apart % behind == 0 and behind * length % (apart * self.size) == 0
             if fits:
-                return Position(found, apart // behind)
+                return Position(place, apart // behind)
         raise _Meeting
 
 
-def _combines(name: str, params, axis: int) -> bool:
+def _combines(name: str, params: dict[str, Any], axis: int) -> bool:
     """Whether an operation combines or reorders what lies along this axis."""
     if name in _REDUCTIONS:
         return axis in params["axes"]
@@ -264,19 +281,31 @@ def _combines(name: str, params, axis: int) -> bool:
     return name in ("cumsum", "split", "unstack") and axis == params["axis"]
 
 
-def _after_dot(i: int, axis: int, before, numbers, left: int) -> int:
-    """Where operand i's batch axis lies in a product; ``left``: axes of the first."""
+def _after_conv(i: int, axis: int, params: dict[str, Any]) -> int:
+    """Where the batch lies after a convolution of the examples (operand 0)."""
+    numbers = params["dimension_numbers"]
+    # A kernel made of examples, or groups of the batch, would add examples up.
+    if i != 0 or numbers.lhs_spec[0] != axis or params["batch_group_count"] != 1:
+        raise _Meeting
+    return numbers.out_spec[0]
+
+
+def _after_dot(i: int, axis: int, numbers: Any, first_ndim: int) -> int:
+    """Where operand i's batch axis lies in a product."""
     contract, batch = numbers
     if axis in contract[i]:
         raise _Meeting
     if axis in batch[i]:
         return list(batch[i]).index(axis)
-    taken = {*contract[i], *batch[i]}
-    place = sum(a not in taken for a in range(axis)) + len(batch[0])
-    return place + (left - len(contract[0]) - len(batch[0]) if i == 1 else 0)
+    paired = {*contract[i], *batch[i]}
+    place = sum(a not in paired for a in range(axis)) + len(batch[0])
+    free_of_first = first_ndim - len(contract[0]) - len(batch[0])
+    return place + (free_of_first if i == 1 else 0)
 
 
-def _after_gather(axis: int, before, after, numbers, whole: bool) -> int:
+def _after_gather(
+    axis: int, before: Shape, after: Shape, numbers: Any, whole: bool
+) -> int:
     """Where the batch axis of what is gathered lies; ``whole``: in every slice."""
     paired, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
     if axis in paired:  # each example by indices of its own
@@ -284,17 +313,17 @@ def _after_gather(axis: int, before, after, numbers, whole: bool) -> int:
         return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
     if axis in single or not whole:
         raise _Meeting
-    kept = [a for a in range(len(before)) if a not in {*paired, *single}]
-    return numbers.offset_dims[kept.index(axis)]
+    offset = [a for a in range(len(before)) if a not in {*paired, *single}]
+    return numbers.offset_dims[offset.index(axis)]
 
 
-def _after_scatter(axis: int, before, after, numbers) -> int:
+def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
     """Where the batch axis of the updates lies in what they are written to."""
     paired, windows = numbers.operand_batching_dims, numbers.update_window_dims
     if axis in windows:
-        gone = {*paired, *numbers.inserted_window_dims}
-        kept = [a for a in range(len(after)) if a not in gone]
-        place = kept[list(windows).index(axis)]
+        inserted = {*paired, *numbers.inserted_window_dims}
+        remaining = [a for a in range(len(after)) if a not in inserted]
+        place = remaining[list(windows).index(axis)]
         if after[place] != before[axis]:
             raise _Meeting
         return place

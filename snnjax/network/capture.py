@@ -1,12 +1,12 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
 The function is traced once and flattened (``jaxprs.py``); with every call inlined it
-must be affine in the activations (``affine.py``); its sites get their names, and what
-calibration must know of them: depth, parameters, channels (``axes.py``).
+must be affine in the activations (``affine.py``). Then passes over the equations give
+every site its depth, its parameters, its channels (``axes.py``) and its name.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -14,26 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_function, check_images
-from snnjax._trees import is_floating, name_of
+from snnjax._trees import common_path, is_floating, name_of
 from snnjax.network.affine import check
 from snnjax.network.axes import (
+    Avals,
     axes_of_maximum,
     batch_axes,
     batch_first,
     channel_axis,
 )
-from snnjax.network.equations import (
-    Equation,
-    Network,
-    Rule,
-    Site,
-    Sites,
-    Static,
-    common,
-    evaluate,
-    variables,
-)
-from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten
+from snnjax.network.equations import Equation, Network
+from snnjax.network.evaluate import Rule, evaluate
+from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
+from snnjax.network.sites import Site, Sites
 
 
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
@@ -66,12 +59,13 @@ def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
 def with_activation(fn: Callable, rule: Rule) -> Callable:
     """``fn`` with ``rule(site, x, *operands)`` in the place of every activation.
 
-    The rule meets every site: a ReLU has no operands, a clipped ReLU its maximum, a
-    max-pool the function that pools. `identity` is the rule that gives the ANN back
-    (bit for bit, if both or neither are compiled); leave to it what yours is not about.
+    The rule is called at every site: a ReLU has no operands, a clipped ReLU its
+    maximum, a max-pool the function that pools. `identity` is the rule of the ANN
+    itself (bit for bit, if both or neither are compiled); call it where yours does not
+    apply.
 
     >>> import jax, jax.numpy as jnp
-    >>> from snnjax import identity
+    >>> from snnjax.network import identity
     >>> def binary(site, x, *operands):
     ...     if not site.fires:
     ...         return identity(site, x, *operands)
@@ -97,11 +91,11 @@ _COMPUTED = ("bfloat16", "float16", "float32")
 def in_dtype(fn: Callable, dtype: Any) -> Callable:
     """``fn`` computed in another floating type, e.g. bfloat16; outputs are float32.
 
-    Parameters and x are cast on the way in, so those that the caller holds stay as they
-    are. Membranes, thresholds and fits are float32 in any case. Give the result to
-    `sites`, `convert`, `spiking` and `measure` alike: an SNN is fitted to the rounding
-    too. For training set ``dtype`` on the layers instead, since running averages need
-    float32.
+    Parameters and x are cast inside, so the caller's own stay as they are. Membranes,
+    thresholds and fits are float32 in any case. Give the result to `snnjax.sites`,
+    `snnjax.convert`, `snnjax.spiking` and `snnjax.measure` alike: an SNN is fitted to
+    the rounding too. For training set ``dtype`` on the layers instead, since running
+    averages need float32.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = in_dtype(lambda w, x: jax.nn.relu(x @ w), jnp.bfloat16)
@@ -109,10 +103,10 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     [[1.]]
     """
     try:  # jnp.dtype(None) would be float64
-        known = dtype is not None and str(jnp.dtype(dtype)) in _COMPUTED
+        allowed = dtype is not None and str(jnp.dtype(dtype)) in _COMPUTED
     except TypeError:
-        known = False
-    if not known:
+        allowed = False
+    if not allowed:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_COMPUTED)}")
 
     def cast(tree, to):
@@ -147,15 +141,15 @@ def capture(
     check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
-    bare, seen = _understood(flatten(closed), params, tree)
+    bare, axes = _understood(flatten(closed), params, tree)
     answers = _without_aux(result) if has_aux else result
     check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
     if inline_all:
         return bare
-    # A custom derivative must stay, a remat only where it saves memory. What such a
-    # call does to the axes is hidden in it, so that is taken from the other network.
-    kept = CUSTOM if affine else (*CUSTOM, *REMAT)
-    network, _ = _understood(flatten(closed, kept), params, tree, seen)
+    # A custom derivative must stay, a remat only where it saves memory. Such a call
+    # hides how it moves axes, so those are taken from the other network.
+    opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
+    network, _ = _understood(flatten(closed, opaque), params, tree, axes)
     return network
 
 
@@ -167,7 +161,7 @@ def paths_of(params: chex.ArrayTree) -> list[str]:
     ]
 
 
-def _trace(fn, params, x):
+def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     def anew(params, x):  # JAX would remember what fn itself closed over at first
         return fn(params, x)
 
@@ -182,7 +176,7 @@ def _trace(fn, params, x):
         raise
 
 
-def _without_aux(result):
+def _without_aux(result: Any) -> Any:
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(
             f"has_aux=True needs fn to return (outputs, aux); found "
@@ -191,11 +185,16 @@ def _without_aux(result):
     return result[0]
 
 
-class _Seen(NamedTuple):
-    """What is known of axes: site number -> axis of its batch, of its channels.
+# ------------------------------------------------------ passes over the equations
+
+
+class _Axes(NamedTuple):
+    """Axes as the network with all calls inlined shows them.
 
     Attributes:
-        outputs: the axis that counts channels of each.
+        batches: site number -> axis of its batch.
+        channels: site number -> axis of its channels, from the end.
+        outputs: for each output the axis of its channels, from the end.
     """
 
     batches: dict[str, int]
@@ -203,47 +202,56 @@ class _Seen(NamedTuple):
     outputs: tuple[int, ...]
 
 
-def _understood(program: Program, params, tree, seen: _Seen | None = None):
-    """Name the sites; find what depends on x, how deep, and fed by which parameters.
+def _understood(
+    program: Program, params: chex.ArrayTree, tree: Any, axes: _Axes | None = None
+) -> tuple[Network, _Axes]:
+    """The network of a program, and its axes.
 
-    Returns:
-        The `Network`, and what it shows of axes, unless that is given as ``seen``.
+    Args:
+        program: the function, flattened.
+        params: whose paths name the parameters.
+        tree: structure of the function's result.
+        axes: of the same function with all calls inlined; by default this program is
+            that, and its own are taken.
     """
     avals, x = program.avals, program.x
-    batches = seen.batches if seen else batch_axes(program.equations, avals, x)
+    batches = axes.batches if axes else batch_axes(program.equations, avals, x)
+    equations = batch_first(program.equations, avals, batches)
+    dependent = _dependent(equations, x)
+    equations = [  # an activation of parameters alone is a number
+        eq if dependent.intersection(eq.outputs) else without_site(eq)
+        for eq in equations
+    ]
+    depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    reach: dict[int, frozenset[int]] = {v: frozenset([v]) for v in parameters}
-    dependent, axes, feeds, taken, equations = {x}, {}, {}, {}, []
-    channels = dict(seen.channels) if seen else {}
-    moved = batch_first(program.equations, avals, batches)
-    depths = dict.fromkeys(avals, 0)
-    for eq in moved:
-        inputs = variables(eq)
-        depth = max((depths[v] for v in inputs), default=0)
-        direct = frozenset().union(*(reach.get(v, frozenset()) for v in inputs))
-        if dependent.intersection(inputs):
-            axis = channel_axis(eq, dependent, avals, axes)
-            if axis is not None:
-                axes.update(dict.fromkeys(eq.outputs, axis))
-            dependent.update(eq.outputs)
-        elif eq.site is not None:  # an activation of parameters alone is a number
-            eq = eq._replace(site=None)
-        if eq.site is not None:
-            paths = tuple(parameters[v] for v in sorted(direct))
-            found = _from_end(eq.outputs[0], axes, avals)
-            channel = channels.setdefault(eq.site.name, found)
-            eq = _described(eq, paths, depth, channel, avals)
-            eq = eq._replace(site=_named(eq, taken))
-            depth = eq.place.depth
-            if eq.place.fires:
-                feeds[eq.place.name] = tuple(sorted(direct))
-                direct = frozenset()
-        for v in eq.outputs:
-            depths[v], reach[v] = depth, direct
-        equations.append(eq)
-    outputs = tuple(_from_end(v, axes, avals) for v in program.outputs)
-    seen = seen or _Seen(batches, channels, outputs)
-    read = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
+    direct, reach = _reach(equations, parameters)
+    if axes is None:
+        channels = _channels(equations, dependent, avals)
+        axes = _Axes(
+            batches,
+            {
+                eq.place.name: _site_channel(eq, channels, avals)
+                for eq in equations
+                if eq.site is not None
+            },
+            tuple(_from_end(v, channels, avals) for v in program.outputs),
+        )
+    taken: dict[str, int] = {}
+    feeds = {}
+    for i, eq in enumerate(equations):
+        if eq.site is None:
+            continue
+        site = eq.site._replace(
+            parameters=tuple(parameters[v] for v in sorted(direct[i])),
+            depth=depths[eq.outputs[0]],
+            channel=axes.channels[eq.site.name],
+            own_maxima=bool(axes_of_maximum(eq, avals)),
+        )
+        site = site._replace(name=_unique(_name(site, eq.path), taken))
+        equations[i] = eq._replace(site=site)
+        if site.fires:
+            feeds[site.name] = tuple(sorted(direct[i]))
+    outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     network = Network(
         equations=tuple(equations),
         avals=avals,
@@ -254,42 +262,85 @@ def _understood(program: Program, params, tree, seen: _Seen | None = None):
         tree=tree,
         sites=Sites(eq.site for eq in equations if eq.site is not None),
         depths=depths,
-        dependent=frozenset(dependent),
+        dependent=dependent,
         feeds=feeds,
-        readout=frozenset().union(*read),
-        channels=seen.outputs,
+        readout=frozenset().union(*outputs),
+        channels=axes.outputs,
     )
-    return network, seen
+    return network, axes
 
 
-def _described(eq: Equation, paths, depth: int, channel: int, avals) -> Equation:
-    """A site with what is known of it; a ReLU6 is a clipped ReLU."""
-    site = eq.place
-    if site.kind == "relu6":
-        site = site._replace(kind="clipped relu")
-        eq = eq._replace(inputs=(*eq.inputs, Static(6.0)))
-    site = site._replace(
-        parameters=paths,
-        depth=depth + site.fires,
-        channel=channel,
-        own_maxima=bool(axes_of_maximum(eq, avals)),
-    )
-    return eq._replace(site=site)
+def _dependent(equations: Sequence[Equation], x: int) -> frozenset[int]:
+    """Variables that depend on x."""
+    dependent = {x}
+    for eq in equations:
+        if dependent.intersection(eq.variables):
+            dependent.update(eq.outputs)
+    return frozenset(dependent)
 
 
-def _named(eq: Equation, taken: dict[str, int]) -> Site:
-    """By its path, or by the parameters that reach it, and numbered if need be."""
-    site = eq.place
-    kind = "max_pool" if site.kind == "max-pool" else "relu"
-    scope = eq.path or common(site.parameters)
-    name = f"{scope}/{kind}" if scope else kind
-    taken[name] = taken.get(name, -1) + 1
-    return site._replace(name=f"{name}_{taken[name]}" if taken[name] else name)
+def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
+    """Variable -> number of firing sites on the longest way to it."""
+    depths = dict.fromkeys(avals, 0)
+    for eq in equations:
+        depth = max((depths[v] for v in eq.variables), default=0) + eq.fires
+        depths.update(dict.fromkeys(eq.outputs, depth))
+    return depths
 
 
-def _from_end(v, channels: dict[int, int], avals) -> int:
+def _reach(
+    equations: Sequence[Equation], parameters: dict[int, str]
+) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
+    """Parameters that reach each equation, and each variable, without passing a site
+    that fires."""
+    reach = {v: frozenset([v]) for v in parameters}
+    direct = []
+    for eq in equations:
+        parts = (reach.get(v, frozenset()) for v in eq.variables)
+        direct.append(frozenset().union(*parts))
+        passed = frozenset() if eq.fires else direct[-1]
+        reach.update(dict.fromkeys(eq.outputs, passed))
+    return direct, reach
+
+
+def _channels(
+    equations: Sequence[Equation], dependent: frozenset[int], avals: Avals
+) -> dict[int, int]:
+    """Variable -> axis that counts its channels, as far as that is known."""
+    channels: dict[int, int] = {}
+    for eq in equations:
+        if dependent.intersection(eq.variables):
+            axis = channel_axis(eq, dependent, avals, channels)
+            if axis is not None:
+                channels.update(dict.fromkeys(eq.outputs, axis))
+    return channels
+
+
+def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
+    """The axis along which a site is fitted, from the end.
+
+    Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
+    """
+    own = axes_of_maximum(eq, avals)
+    return own.pop() if len(own) == 1 else _from_end(eq.outputs[0], channels, avals)
+
+
+def _from_end(v: Any, channels: dict[int, int], avals: Avals) -> int:
     """The axis that counts channels, -1 being the last; -1 too if it is unknown."""
     return channels[v] - len(avals[v].shape) if v in channels else -1
+
+
+def _name(site: Site, path: str) -> str:
+    """By its path, or by the parameters that reach it."""
+    kind = "max_pool" if site.accumulates else "relu"
+    scope = path or common_path(site.parameters)
+    return f"{scope}/{kind}" if scope else kind
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """The name, numbered from its second use on."""
+    taken[name] = taken.get(name, -1) + 1
+    return f"{name}_{taken[name]}" if taken[name] else name
 
 
 def _clean(path: str) -> str:

@@ -5,19 +5,39 @@ This is the only file that reads jaxprs; the rest of the library knows `Equation
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core as jex
 
-from snnjax.network.equations import Equation, Site, Static
+from snnjax.network.equations import Equation, Static
+from snnjax.network.sites import Site
 from snnjax.network.stages import needed
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 REMAT = ("remat", "remat2", "checkpoint")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _MAX_POOLS = ("reduce_window_max", "reduce_max")
+
+
+class _Activation(NamedTuple):
+    """What the capture recognises: a name for people, and capabilities of its site.
+
+    Attributes:
+        maximum: of a ReLU6, which is a clipped ReLU.
+    """
+
+    kind: str
+    fires: bool = True
+    accumulates: bool = False
+    maximum: float | None = None
+
+
+_RELU = _Activation("relu")
+_RELU6 = _Activation("clipped relu", maximum=6.0)
+_CLIPPED_RELU = _Activation("clipped relu")
+_MAX_POOL = _Activation("max-pool", fires=False, accumulates=True)
 
 
 class Program(NamedTuple):
@@ -40,9 +60,9 @@ class Program(NamedTuple):
     outputs: tuple[int | Static, ...]
 
 
-def flatten(closed: jex.ClosedJaxpr, kept: Sequence[str] = ()) -> Program:
-    """Inline all calls; those of the ``kept`` primitives only if they hold a site."""
-    flat = _Flattener(kept)
+def flatten(closed: jex.ClosedJaxpr, opaque: Sequence[str] = ()) -> Program:
+    """Inline all calls; those of the ``opaque`` primitives only if they hold a site."""
+    flat = _Flattener(opaque)
     *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
     constants = {
         flat.variable(v): constant
@@ -50,8 +70,8 @@ def flatten(closed: jex.ClosedJaxpr, kept: Sequence[str] = ()) -> Program:
     }
     equations = flat.run(closed.jaxpr, "", ())
     outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
-    left = needed(equations, [v for v in outputs if isinstance(v, int)])
-    return Program(left, flat.avals, parameters, x, constants, outputs)
+    used = needed(equations, [v for v in outputs if isinstance(v, int)])
+    return Program(used, flat.avals, parameters, x, constants, outputs)
 
 
 def hides_site(equation: Equation) -> bool:
@@ -60,63 +80,99 @@ def hides_site(equation: Equation) -> bool:
     return any(map(_mentions_relu, inner))
 
 
+def without_site(equation: Equation) -> Equation:
+    """The equation as JAX wrote it."""
+    if equation.site is None or equation.site.accumulates:
+        return equation._replace(site=None)
+    operands = len(equation.options["call_jaxpr"].in_avals)  # a ReLU6 has one more here
+    return equation._replace(site=None, inputs=equation.inputs[:operands])
+
+
 class _Flattener:
     """Numbers a jaxpr's variables and inlines its calls.
 
-    Sites are called by their number, which does not depend on the calls that are kept.
+    Sites are called by their number, which does not depend on the calls that stay
+    opaque.
     """
 
-    def __init__(self, kept: Sequence[str]):
-        self.kept = kept
+    def __init__(self, opaque: Sequence[str]):
+        self.opaque = opaque
         self.sites = itertools.count()
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
         self.forwarded: dict[Any, int | Static] = {}
 
-    def variable(self, v) -> int:
+    def variable(self, v: Any) -> int:
         if v not in self.numbers:
             self.numbers[v] = len(self.avals)
             self.avals[len(self.avals)] = v.aval
         return self.numbers[v]
 
-    def read(self, v) -> int | Static:
+    def read(self, v: Any) -> int | Static:
         if _literal(v):
             return Static(v.val)
         return self.forwarded[v] if v in self.forwarded else self.variable(v)
 
-    def run(self, jaxpr, path: str, calls: tuple[str, ...]) -> list[Equation]:
+    def run(self, jaxpr: Any, path: str, calls: tuple[str, ...]) -> list[Equation]:
         equations = []
         for eqn in jaxpr.eqns:
             here = _join(path, str(eqn.source_info.name_stack))
-            kind, body = _site_kind(eqn), _body(eqn)
-            if kind == "max-pool" and _stabilises(eqn, jaxpr.eqns):
-                kind = None
             if eqn.outvars and all(0 in v.aval.shape for v in eqn.outvars):
                 # jnp.pad makes empty parts along the batch: they hold no example.
                 empty = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
                 self.forwarded.update(zip(eqn.outvars, map(Static, empty), strict=True))
                 continue
-            inputs = tuple(self.read(v) for v in eqn.invars)
-            if kind is None and body is not None:
-                if eqn.primitive.name not in self.kept or _holds_site(body.jaxpr):
-                    equations += self.inline(eqn, body, inputs, here, calls)
-                    continue
-            outputs = tuple(self.variable(v) for v in eqn.outvars)
-            site = None
-            if kind is not None:
-                aval = self.avals[outputs[0]]
-                number = str(next(self.sites))
-                site = Site(number, kind, aval.shape[1:], (), 0, aval.dtype)
-            params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
-            equations.append(
-                Equation(eqn.primitive, params, inputs, outputs, site, here, calls)
+            activation, body = _activation(eqn), _body(eqn)
+            if activation is _MAX_POOL and _stabilises(eqn, jaxpr.eqns):
+                activation = None
+            inline = eqn.primitive.name not in self.opaque or (
+                body is not None and _holds_site(body.jaxpr)
             )
+            if activation is None and body is not None and inline:
+                equations += self.inline(eqn, body, here, calls)
+            else:
+                equations += self.equations(eqn, activation, here, calls)
         return equations
 
-    def inline(self, eqn, body, inputs, path, calls):
+    def equations(
+        self, eqn: Any, activation: _Activation | None, path: str, calls
+    ) -> list[Equation]:
+        """The equation as it is; a barrier of several arrays as one for each."""
+        inputs = tuple(self.read(v) for v in eqn.invars)
+        outputs = tuple(self.variable(v) for v in eqn.outvars)
+        params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
+        if eqn.primitive.name == "optimization_barrier":  # each has axes of its own
+            pairs = zip(inputs, outputs, strict=True)
+            return [
+                Equation(eqn.primitive, params, (i,), (o,), None, path, calls)
+                for i, o in pairs
+            ]
+        site = None
+        if activation is not None:
+            site = self.site(activation, outputs[0])
+            if activation.maximum is not None:
+                inputs = (*inputs, Static(activation.maximum))
+        return [Equation(eqn.primitive, params, inputs, outputs, site, path, calls)]
+
+    def site(self, activation: _Activation, output: int) -> Site:
+        """Without what only the whole network shows: name, depth, parameters, axes."""
+        aval = self.avals[output]
+        return Site(
+            name=str(next(self.sites)),
+            kind=activation.kind,
+            shape=aval.shape[1:],
+            parameters=(),
+            depth=0,
+            dtype=aval.dtype,
+            fires=activation.fires,
+            accumulates=activation.accumulates,
+        )
+
+    def inline(self, eqn: Any, body: Any, path: str, calls) -> list[Equation]:
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
-        inner = _Flattener(self.kept)
+        inner = _Flattener(self.opaque)
         inner.avals, inner.sites = self.avals, self.sites
+        inputs = map(self.read, eqn.invars)
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(c)
@@ -126,7 +182,7 @@ class _Flattener:
         return equations
 
 
-def _body(eqn) -> Any:
+def _body(eqn: Any) -> Any:
     """The ClosedJaxpr that an equation calls once; None if it is no call."""
     if eqn.primitive.name not in (*_CALLS, *REMAT, *CUSTOM):
         return None
@@ -139,41 +195,43 @@ def _body(eqn) -> Any:
     return None
 
 
-def _call_name(eqn, body) -> str:
+def _call_name(eqn: Any, body: Any) -> str:
     return str(eqn.params.get("name") or body.jaxpr.debug_info.func_name)
 
 
-def _site_kind(eqn) -> str | None:
+def _activation(eqn: Any) -> _Activation | None:
+    """The activation that an equation is; None if it is something else."""
     if eqn.primitive.name in _MAX_POOLS:
-        return "max-pool"
+        return _MAX_POOL
     body = _body(eqn)
     if eqn.primitive.name != "custom_jvp_call" or body is None:
         return None
     name = body.jaxpr.debug_info.func_name
-    # The name alone would trust a user's own function that happens to be called relu.
-    if name == "relu" and _limits(body.jaxpr) == [("max", 0)]:
-        return "relu"
-    if name == "relu6" and _limits(body.jaxpr) == [("max", 0), ("min", 6)]:
-        return "relu6"
     if name == "snnjax_clipped_relu":
-        return "clipped relu"
+        return _CLIPPED_RELU
+    # The name alone would trust a user's own function that happens to be called relu.
+    limits = _limits(body.jaxpr) if len(eqn.invars) == 1 else []
+    if name == "relu" and limits == [("max", 0)]:
+        return _RELU
+    if name == "relu6" and limits == [("max", 0), ("min", 6)]:
+        return _RELU6
     return None
 
 
-def _limits(jaxpr) -> list[tuple[str, float | None]]:
+def _limits(jaxpr: Any) -> list[tuple[str, float | None]]:
     """The operations of an activation, with the number that each compares to."""
-    found = []
+    limits = []
     for eqn in jaxpr.eqns:
         body = _body(eqn)
         if body is not None:
-            found += _limits(body.jaxpr)
+            limits += _limits(body.jaxpr)
             continue
         numbers = [v.val for v in eqn.invars if _literal(v)]
-        found.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
-    return found
+        limits.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
+    return limits
 
 
-def _stabilises(eqn, eqns) -> bool:
+def _stabilises(eqn: Any, eqns: Sequence[Any]) -> bool:
     """Whether a maximum only keeps a softmax from overflowing, and is no pool."""
     reached = set(eqn.outvars)
     for later in eqns:
@@ -185,27 +243,27 @@ def _stabilises(eqn, eqns) -> bool:
     return False
 
 
-def _literal(v) -> bool:
+def _literal(v: Any) -> bool:
     return isinstance(v, jex.Literal)
 
 
-def _holds_site(jaxpr) -> bool:
+def _holds_site(jaxpr: Any) -> bool:
     return any(
-        _site_kind(eqn) is not None
+        _activation(eqn) is not None
         or ((body := _body(eqn)) is not None and _holds_site(body.jaxpr))
         for eqn in jaxpr.eqns
     )
 
 
-def _mentions_relu(jaxpr) -> bool:
+def _mentions_relu(jaxpr: Any) -> bool:
     return any(
-        _site_kind(eqn) not in (None, "max-pool")
+        _activation(eqn) not in (None, _MAX_POOL)
         or any(map(_mentions_relu, _jaxprs(eqn.params.values())))
         for eqn in jaxpr.eqns
     )
 
 
-def _jaxprs(values) -> list:
+def _jaxprs(values: Iterable[Any]) -> list[Any]:
     """The jaxprs among an equation's parameters: bodies, branches."""
     flat = [v for value in values for v in (value if type(value) is tuple else [value])]
     flat = [v.jaxpr if isinstance(v, jex.ClosedJaxpr) else v for v in flat]

@@ -1,28 +1,32 @@
-"""Cuts through a network: what depends on what, what streams, what leads to a site.
+"""Cuts through a network: stages between firing sites, and streams through time.
 
 A firing site needs all of its input before its neurons can be fitted, or their spikes
-kept; between two of them lies a `Stage`. Where layers wait, `delay_lines` keep the
+encoded; between two of them lies a `Stage`. Where layers wait, `delay_lines` keep the
 inputs of a sum in step.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from snnjax.network.equations import Equation, Network, Site, Static, variables
+import jax.numpy as jnp
+
+from snnjax.network.equations import Equation, Network, Static, read
+from snnjax.network.evaluate import Rule, evaluate
+from snnjax.network.sites import Site
 
 
 def needed(
-    equations: Sequence[Equation], targets: Iterable[int], known: Iterable[int] = ()
+    equations: Sequence[Equation], targets: Iterable[int], given: Iterable[int] = ()
 ) -> tuple[Equation, ...]:
-    """The equations that ``targets`` depend on, not looking behind ``known``."""
-    wanted, known = set(targets), set(known)
-    kept = []
+    """The equations that ``targets`` depend on, not looking behind ``given``."""
+    required, given = set(targets), set(given)
+    chosen = []
     for equation in reversed(equations):
         outputs = set(equation.outputs)
-        if outputs & wanted and not outputs <= known:
-            kept.append(equation)
-            wanted |= {v for v in equation.inputs if isinstance(v, int)} - known
-    return tuple(reversed(kept))
+        if outputs & required and not outputs <= given:
+            chosen.append(equation)
+            required |= set(equation.variables) - given
+    return tuple(reversed(chosen))
 
 
 def streaming(
@@ -31,8 +35,7 @@ def streaming(
     """Variables that change from step to step: ``sources``, spikes, what they reach."""
     streams = set(sources)
     for equation in equations:
-        fires = equation.site is not None and equation.site.fires
-        if fires or streams.intersection(variables(equation)):
+        if equation.fires or streams.intersection(equation.variables):
             streams.update(equation.outputs)
     return frozenset(streams)
 
@@ -40,25 +43,25 @@ def streaming(
 def delay_lines(
     equations: Sequence[Equation], network: Network, streams: frozenset[int]
 ) -> list[Equation]:
-    """The equations with explicit delay lines, so that all inputs of each are in step.
+    """The equations with delay lines, so that all inputs of each are in step.
 
-    A "delay line" is a site at which a stream must ``wait`` for deeper ones: as many
-    layers as they have passed more.
+    A delay line is a site at which a stream is held back for deeper ones, by as many
+    layers (`Site.lag`) as they have passed more.
     """
     fresh = max(network.avals) + 1
     aligned: dict[tuple[int, int], int] = {}
     lined = []
     for equation in equations:
         depth = max(
-            (network.depths[v] for v in variables(equation) if v in streams),
+            (network.depths[v] for v in equation.variables if v in streams),
             default=0,
         )
         inputs = list(equation.inputs)
         for i, v in enumerate(inputs):
             if not isinstance(v, int) or v not in streams:
                 continue
-            behind = depth - network.depths[v]
-            if behind and (v, depth) not in aligned:
+            lag = depth - network.depths[v]
+            if lag and (v, depth) not in aligned:
                 aligned[v, depth] = fresh
                 aval = network.avals[v]
                 line = Site(
@@ -68,7 +71,8 @@ def delay_lines(
                     parameters=(),
                     depth=depth,
                     dtype=aval.dtype,
-                    wait=behind,
+                    fires=False,
+                    lag=lag,
                 )
                 lined.append(Equation(None, (), (v,), (fresh,), line))
                 fresh += 1
@@ -94,6 +98,10 @@ class Segment(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int | Static, ...]
     carried: tuple[int, ...]
+
+    def streams(self, timed: Iterable[int]) -> frozenset[int]:
+        """Its variables that have a time axis if these inputs do."""
+        return streaming(self.equations, timed)
 
 
 class Stage(NamedTuple):
@@ -121,28 +129,51 @@ class Stage(NamedTuple):
         return self.site
 
 
+def run_segment(
+    segment: Segment, sources: Sequence[Any], rule: Rule, streams: Sequence[bool]
+) -> tuple[list[Any], list[Any]]:
+    """Results of a segment: its outputs, and what it carries on.
+
+    Args:
+        segment: the work.
+        sources: values of ``segment.inputs``.
+        rule: for the sites within it.
+        streams: for each source whether it has a time axis.
+    """
+    values = dict(zip(segment.inputs, sources, strict=True))
+    timed = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    evaluate(segment.equations, values, rule, streams=segment.streams(timed))
+    outputs: list[Any] = [jnp.asarray(read(values, v)) for v in segment.outputs]
+    return outputs, [values[v] for v in segment.carried]
+
+
 def stages(network: Network) -> list[Stage]:
     """Cut the network at its firing sites; what depends on x is computed once."""
-    known = {*network.parameters, network.x, *network.constants}
-    fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
-    waiting = [eq for eq in network.equations if not (eq.site and eq.site.fires)]
+    given = {*network.parameters, network.x, *network.constants}
+    fires = [equation for equation in network.equations if equation.fires]
+    remaining = [equation for equation in network.equations if not equation.fires]
     cut = []
     for i, equation in enumerate([*fires, None]):
         ends = network.outputs if equation is None else equation.inputs
-        work = needed(waiting, [v for v in ends if isinstance(v, int)], known)
-        made = {v for eq in work for v in eq.outputs} & network.dependent
-        waiting = [eq for eq in waiting if not made.intersection(eq.outputs)]
-        later = {v for eq in [*waiting, *fires[i + 1 :]] for v in variables(eq)}
+        work = needed(remaining, [v for v in ends if isinstance(v, int)], given)
+        results = {v for eq in work for v in eq.outputs} & network.dependent
+        remaining = [eq for eq in remaining if not results.intersection(eq.outputs)]
+        later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
         later |= {v for v in network.outputs if isinstance(v, int)}
-        carried = () if equation is None else tuple(sorted(made & later))
+        carried = () if equation is None else tuple(sorted(results & later))
         cut.append(_stage(equation, work, ends, carried))
-        known |= made | set(equation.outputs if equation else ())
+        given |= results | set(equation.outputs if equation else ())
     return cut
 
 
-def _stage(equation: Equation | None, work, ends, carried) -> Stage:
+def _stage(
+    equation: Equation | None,
+    work: Sequence[Equation],
+    ends: Sequence[int | Static],
+    carried: tuple[int, ...],
+) -> Stage:
     numbers: dict[int, int] = {}
-    made = {v for eq in work for v in eq.outputs}
+    results = {v for eq in work for v in eq.outputs}
 
     def number(v):
         return numbers.setdefault(v, len(numbers)) if isinstance(v, int) else v
@@ -153,10 +184,10 @@ def _stage(equation: Equation | None, work, ends, carried) -> Stage:
         outputs = tuple(map(number, eq.outputs))
         site = _nameless(eq.site) if eq.site else None
         canonical.append(Equation(eq.primitive, eq.params, inputs, outputs, site))
-    outputs, kept = tuple(map(number, ends)), tuple(map(number, carried))
-    sources = tuple(v for v in numbers if v not in made)
+    outputs, inner_carried = tuple(map(number, ends)), tuple(map(number, carried))
+    sources = tuple(v for v in numbers if v not in results)
     inputs = tuple(numbers[v] for v in sources)
-    segment = Segment(tuple(canonical), inputs, outputs, kept)
+    segment = Segment(tuple(canonical), inputs, outputs, inner_carried)
     site, output = (equation.site, equation.outputs[0]) if equation else (None, None)
     return Stage(site, output, segment, sources, carried)
 

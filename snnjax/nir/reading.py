@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_delay, check_positive
+from snnjax._checks import check_positive, check_wait
 from snnjax.network.capture import capture
-from snnjax.neurons import NeuronParams
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.nir.nodes import compact
 from snnjax.nir.writing import import_nir
-from snnjax.simulation.snn import SNN
+from snnjax.snn import SNN
 
 if TYPE_CHECKING:
     import nir
@@ -47,7 +47,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         are its outputs (a dict by name if there are several). ``fn(snn.params, x)`` has
         a ReLU at every neuron: the ANN, but for what calibrated biases became, and for
         a clipped ReLU's maximum. Neurons reset to zero unless their metadata say
-        "subtract"; ``steps`` and ``delay`` are those of the metadata.
+        "subtract"; ``steps`` and ``wait`` are those of the metadata.
 
     Raises:
         ValueError: with all nodes that are none of these; a cycle; neurons that do not
@@ -104,24 +104,25 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         params,
         {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
         steps=fitted[0],
-        delay=fitted[1],
-        reset=_reset(nir, graph, order),
+        wait=fitted[1],
+        neuron=IntegrateAndFire(_reset(nir, graph, order)),
     )
 
 
 def _fitted(about: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The steps and delay that a graph's metadata say its SNN was fitted to."""
+    """The steps and wait that a graph's metadata say its SNN was fitted to."""
     if about.get("steps") is None:
         return None, None
     try:
-        steps, delay = int(about["steps"]), int(about.get("delay", 0))
-        check_delay(steps, delay)
+        wait = about.get("wait", about.get("delay", 0))  # "delay": of snnjax 0.1
+        steps, wait = int(about["steps"]), int(wait)
+        check_wait(steps, wait)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the graph's metadata have no steps and delay of an SNN: {error}. Delete "
+            f"the graph's metadata have no steps and wait of an SNN: {error}. Delete "
             "them there, and any steps will do"
         ) from None
-    return steps, delay
+    return steps, wait
 
 
 class Layer(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network.equations import Equation, evaluate, identity, read, variables
+from snnjax.network.equations import Equation, read
+from snnjax.network.evaluate import evaluate, identity
 from snnjax.nir.layers import conv, dense, sum_of, taken
 from snnjax.nir.nodes import (
     Lowering,
@@ -33,7 +34,7 @@ def lower(lowering: Lowering, equation: Equation) -> None:
     Raises:
         NotInNIR: NIR cannot say it.
     """
-    name = equation.primitive.name
+    name = equation.name
     if name in _UNCHANGED:
         made = [lowering.symbol(_operand(lowering, equation))]
     elif name in _MOVES:
@@ -58,12 +59,12 @@ def entrance(lowering: Lowering) -> np.ndarray:
     shape = network.avals[network.x].shape
     index = {network.x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
     for equation in network.equations:
-        known = [v for v in variables(equation) if v in index]
+        known = [v for v in equation.variables if v in index]
         if len(shape) != 4 or len(known) != 1 or equation.site is not None:
             continue
-        name, made, (v,) = equation.primitive.name, equation.outputs[0], known
+        name, made, (v,) = equation.name, equation.outputs[0], known
         if name == "conv_general_dilated" and index[v].ndim == 4:
-            spec = _params(equation)["dimension_numbers"].lhs_spec
+            spec = equation.options["dimension_numbers"].lhs_spec
             return index[v].transpose(spec)[0] - 1
         if name in _MOVES:
             moved = _linear_part(lowering, equation, index)[0]
@@ -90,7 +91,7 @@ _MOVES = frozenset(
 
 
 def _add(lowering: Lowering, equation: Equation) -> Symbol:
-    minus = equation.primitive.name == "sub"
+    minus = equation.name == "sub"
     operands = [
         (lowering.symbol(v), -1.0 if minus and i else 1.0)
         for i, v in enumerate(equation.inputs)
@@ -113,7 +114,7 @@ def _multiply(lowering: Lowering, equation: Equation) -> Symbol:
     symbol = lowering.symbol(v)
     factor = np.broadcast_to(constant, lowering.network.avals[v].shape).ravel()
     factor = factor[symbol.order]
-    if equation.primitive.name == "div":
+    if equation.name == "div":
         factor = 1 / factor
     return times(symbol, factor)._replace(carried=_carried(lowering, equation))
 
@@ -136,7 +137,7 @@ def _dot(lowering: Lowering, equation: Equation) -> Symbol:
     """Dense if all of x is contracted, a 1x1 convolution if its channels are."""
     v = _operand(lowering, equation)
     side = equation.inputs.index(v)
-    contract, batch = _params(equation)["dimension_numbers"]
+    contract, batch = equation.options["dimension_numbers"]
     if any(batch):
         raise NotInNIR(
             "a matrix product for each element of an axis (batched) is no NIR node",
@@ -174,7 +175,7 @@ def _dot(lowering: Lowering, equation: Equation) -> Symbol:
 
 
 def _convolve(lowering: Lowering, equation: Equation) -> Symbol:
-    v, params = _operand(lowering, equation), _params(equation)
+    v, params = _operand(lowering, equation), equation.options
     spec = params["dimension_numbers"]
     shape = lowering.network.avals[v].shape
     outputs = lowering.network.avals[equation.outputs[0]].shape
@@ -232,7 +233,7 @@ def _channel_order(order: np.ndarray, image: np.ndarray, shape) -> list[int]:
 
 
 def _pool(lowering: Lowering, equation: Equation) -> Symbol:
-    v, params = _operand(lowering, equation), _params(equation)
+    v, params = _operand(lowering, equation), equation.options
     symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
     outputs = lowering.network.avals[equation.outputs[0]].shape
     axes = _image_axes(symbol, shape)
@@ -273,7 +274,7 @@ def _reduce(lowering: Lowering, equation: Equation) -> Symbol:
     """A sum over height, width or both: one window as large as the image."""
     v = _operand(lowering, equation)
     symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
-    axes, gone = _image_axes(symbol, shape), _params(equation)["axes"]
+    axes, gone = _image_axes(symbol, shape), equation.options["axes"]
     if not set(gone) <= set(axes[1:]):
         raise NotInNIR(
             "of sums NIR knows those over height and width", "use a matrix product"
@@ -360,7 +361,7 @@ def _carried(lowering: Lowering, equation: Equation, v=None, symbol=None):
 def _all_carried(lowering: Lowering, equation: Equation, changed=None):
     carried = {
         v: lowering.symbols[v].carried
-        for v in variables(equation)
+        for v in equation.variables
         if v in lowering.symbols
     } | (changed or {})
     known = {v: c for v, c in carried.items() if c is not None}
@@ -372,7 +373,7 @@ def _all_carried(lowering: Lowering, equation: Equation, changed=None):
 def _linear_part(lowering: Lowering, equation: Equation, inputs: dict[Any, Any]):
     """The results' change when variables change from zero to ``inputs``."""
     values, changed = {}, {}
-    for v in variables(equation):
+    for v in equation.variables:
         value = jnp.asarray(lowering.values[v])
         if jnp.issubdtype(value.dtype, jnp.floating):
             value = value.astype(jnp.float32)
@@ -394,9 +395,5 @@ def _image_axes(symbol: Symbol, shape) -> tuple[int, ...]:
 
 
 def _operand(lowering: Lowering, equation: Equation) -> int:
-    (v,) = {u for u in variables(equation) if u in lowering.symbols}
+    (v,) = {u for u in equation.variables if u in lowering.symbols}
     return v
-
-
-def _params(equation: Equation) -> dict[str, Any]:
-    return {name: static.value for name, static in equation.params}

@@ -25,16 +25,10 @@ import numpy as np
 from snnjax._checks import check_positive
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
-from snnjax.network.equations import (
-    Equation,
-    Network,
-    Site,
-    Values,
-    evaluate,
-    identity,
-    variables,
-)
-from snnjax.neurons import NeuronParams
+from snnjax.network.equations import Equation, Network, Values
+from snnjax.network.evaluate import evaluate, identity
+from snnjax.network.sites import Site
+from snnjax.neurons.models import NeuronParams
 from snnjax.nir.layers import straight
 from snnjax.nir.nodes import (
     Conv,
@@ -50,7 +44,7 @@ from snnjax.nir.nodes import (
     numbers,
 )
 from snnjax.nir.rules import entrance, lower
-from snnjax.simulation.snn import SNN, check_neurons, check_snn, corrections_of
+from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 if TYPE_CHECKING:
     import nir
@@ -68,12 +62,12 @@ def to_nir(
 
     Convolutions, matrix products, BatchNorm, sums, scales, pooling by sum or average,
     flatten, strided and padded shortcuts become `Conv2d`, `Affine`, `Scale`,
-    `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases and the readout's
-    correction their biases. A sum is several edges into one node.
+    `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases become their biases. A sum
+    is several edges into one node.
 
     NIR has no word for four things that a converted network has: reset by subtraction,
-    initial potentials, a delay, and the T that it was fitted to. ``extended`` puts them
-    into ``metadata`` ("reset" and "v_init" of a neuron, "delay" and "steps" of the
+    initial potentials, a wait, and the T that it was fitted to. ``extended`` puts them
+    into ``metadata`` ("reset" and "v_init" of a neuron, "wait" and "steps" of the
     graph), which `from_nir` reads and other tools ignore: their simulation will differ.
     It is an argument and no warning because a file outlives a warning. (Reset by
     subtraction can be put together from `I`, `Threshold` and a recurrent edge, but no
@@ -113,10 +107,10 @@ def to_nir(
     nir = import_nir()
     check_snn(snn)
     check_positive("dt", dt)
-    _check_thresholds(snn)
+    check_values(snn)
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
-    check_neurons(snn.neurons, network.sites)
+    check_neurons(snn, network.sites)
     _check_said(snn, extended)
     values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
     lowering = Lowering(network, values)
@@ -128,8 +122,8 @@ def to_nir(
     metadata = {"dt": dt}
     if snn.steps is not None:
         metadata["steps"] = snn.steps
-    if snn.delay:
-        metadata["delay"] = snn.delay
+    if snn.wait:
+        metadata["wait"] = snn.wait
     return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
 
 
@@ -183,7 +177,7 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
     for equation in network.equations:
         if not network.dependent.intersection(equation.outputs):
             continue
-        reads = network.dependent.intersection(variables(equation))
+        reads = network.dependent.intersection(equation.variables)
         known = lowering.symbols.keys() >= reads
         try:
             if equation.site is not None:
@@ -193,12 +187,12 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
             elif known:
                 lower(lowering, equation)
         except NotInNIR as unsaid:
-            found = equation.site.kind if equation.site else equation.primitive.name
-            problems.append(Problem(equation.path, (found,), *unsaid.args))
+            operation = equation.site.kind if equation.site else equation.name
+            problems.append(Problem(equation.path, (operation,), *unsaid.args))
         if equation.site is not None and equation.outputs[0] not in lowering.symbols:
             _pretend(lowering, equation)
     if not problems:
-        problems = _lower_outputs(lowering, snn)
+        problems = _lower_outputs(lowering)
     if problems:
         raise ConversionError(problems, "this network cannot be written in NIR")
 
@@ -210,11 +204,11 @@ def _check_fires(site: Site) -> None:
 
 def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
     """The neurons of a site, and the weights that feed them."""
-    site, (current, *_) = equation.place, variables(equation)
+    site, (current, *_) = equation.place, equation.variables
     neuron = snn.neurons[site.name]
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, snn.reset, site, order)
+    node = _spiking(neuron, snn.neuron.reset, site, order)
     name = lowering.add(site.name, node, sources)
     threshold = compact(_spread(neuron.threshold, site, order))
     lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
@@ -248,27 +242,25 @@ def _spiking(neuron: NeuronParams, reset: str, site: Site, order) -> Spiking:
     return Spiking(order.shape, reset, leak, start)
 
 
-def _lower_outputs(lowering: Lowering, snn: SNN) -> list[Problem]:
+def _lower_outputs(lowering: Lowering) -> list[Problem]:
     network = lowering.network
-    names = network.output_names()
-    corrections = corrections_of(snn, names)
     problems = []
-    for v, where in zip(network.outputs, names, strict=True):
+    for v, where in zip(network.outputs, network.output_names(), strict=True):
         name = f"output/{where}" if where else "output"
         try:
-            _lower_output(lowering, v, name, numbers(corrections[where]))
+            _lower_output(lowering, v, name)
         except NotInNIR as unsaid:
             problems.append(Problem(name, (), *unsaid.args))
     return problems
 
 
-def _lower_output(lowering: Lowering, v, name: str, correction) -> None:
+def _lower_output(lowering: Lowering, v: Any, name: str) -> None:
     if v not in lowering.symbols:
         raise NotInNIR("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
     if len(lowering.network.avals[v].shape) == 2:
         lowering.symbols[v] = straight(lowering, lowering.symbol(v), path)
-    sources, order = lowering.feed(v, np.ones(()), correction, path)
+    sources, order = lowering.feed(v, np.ones(()), np.zeros(()), path)
     lowering.add(name, Output(order.shape), sources)
 
 
@@ -324,32 +316,21 @@ def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
     return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
 
-def _check_thresholds(snn: SNN) -> None:
-    """Weights before a site are divided by its threshold."""
-    for name, neuron in snn.neurons.items():
-        threshold = np.asarray(neuron.threshold)
-        if not (np.isfinite(threshold) & (threshold > 0)).all():
-            raise ValueError(
-                f"the thresholds of site {name!r} are {threshold}; allowed: finite "
-                "numbers > 0. Keep them there while training, e.g. by jnp.maximum"
-            )
-
-
 def _check_said(snn: SNN, extended: bool) -> None:
     """Raise if there is something that only metadata can say."""
     unsaid = []
-    if snn.reset == "subtract":
+    if snn.neuron.reset == "subtract":
         unsaid.append("reset by subtraction (of NIR: v <- v_reset)")
     if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         unsaid.append("initial potentials (of NIR: 0)")
-    if snn.delay:
-        unsaid.append(f"delay {snn.delay} (of NIR: none)")
+    if snn.wait:
+        unsaid.append(f"wait {snn.wait} (of NIR: none)")
     if unsaid and not extended:
         raise ValueError(
             f"NIR cannot say: {'; '.join(unsaid)}. With extended=True it is written as "
             "metadata, which snnjax.from_nir reads; other tools ignore it and compute "
             'something else. Exact everywhere: neurons with reset "zero", no initial '
-            "potential and delay 0"
+            "potential and wait 0"
         )
 
 

@@ -1,6 +1,10 @@
-"""From a network to spikes: `snnjax.spiking` and the SNN that it runs.
+"""From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
-``simulate.py`` is the transform of a network with what ``snn.py`` describes,
-``executions.py`` the ways to compute it, ``remat.py`` those with little memory for the
-gradient; ``sharding.py`` spreads batches over the devices of a mesh.
+``simulate.py`` is the transform, ``executions.py`` and ``by_step.py`` compute it, and
+``remat.py`` does so with little memory for the gradient.
 """
+
+from snnjax.simulation.executions import ByLayer, by_layer
+from snnjax.simulation.simulate import init, latency, spiking
+
+__all__ = ["ByLayer", "by_layer", "init", "latency", "spiking"]

@@ -1,208 +1,228 @@
 """Executions: how the machine computes one and the same spikes.
 
-``by_step`` scans over the whole network, one step after the other; ``by_layer`` folds
-time into the batch and scans inside each site, all steps or a segment of them at a
-time; ``by_closed_form`` needs no time loop where each layer waits for all its input.
-``folded`` shows the function itself T B examples, as training mode wants.
+`by_layer` folds time into the batch between the sites and scans inside each of them,
+all T steps at once or a segment of them at a time; `by_closed_form` needs no time loop
+where each layer waits for all its input; `folded` shows the function itself T B
+examples, as training mode requires. The loop over the whole network is ``by_step.py``.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import (
-    Equation,
-    Network,
-    Site,
-    Values,
-    evaluate,
-    firing,
-    identity,
-    running_maximum,
-    variables,
-)
-from snnjax.network.stages import delay_lines, needed, streaming
-from snnjax.neurons import (
-    closed_form,
-    initial_state,
-    integrate_and_fire,
-    resume,
-    unroll,
-)
+from snnjax._arrays import lead, wide
+from snnjax._checks import check_flags, check_size
+from snnjax.firing import over_time
+from snnjax.network.equations import Equation, Network, Values
+from snnjax.network.evaluate import accumulator, evaluate, firing, identity, increments
+from snnjax.network.sites import Site
+from snnjax.network.stages import needed, streaming
+from snnjax.neurons.models import Neuron, NeuronParams
+from snnjax.neurons.unroll import closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
+from snnjax.snn import SNN
 
 
-def by_step(network, snn, x, neuron, steps, delay, sequence):
-    """Scan over the whole network, one step after the other, as a chip would run it.
+class Job(NamedTuple):
+    """One simulation of a captured network, as every execution takes it.
 
-    With a delay this is the pipeline itself: depth k integrates in the steps from
-    (k - 1) delay, fires in the T steps from k delay, and delay lines hold back what
-    took a shorter way.
+    Attributes:
+        network: captured for x (one step of a sequence).
+        snn: the spiking network.
+        neuron: its model, with the surrogate of the simulation.
+        x: [B, ...], or [T, B, ...] if it is a sequence.
+        steps: T.
+        wait: steps that every layer integrates before it fires.
+        sequence: x has a time axis.
     """
-    values, streams, changing = _prepare(network, snn.params, x, sequence)
-    if delay:
-        changing = delay_lines(changing, network, streams)
-    depth = max(network.depths[v] for v in network.outputs if v in network.depths)
-    total = steps + depth * delay
-    if sequence:
-        tail = jnp.zeros((depth * delay, *x.shape[1:]), x.dtype)
-        x = jnp.concatenate([x, tail])
 
-    def body(states, now):
-        step, x_t = now
-        local, after = dict(values), {}
-        if sequence:
-            local[network.x] = x_t
-
-        def rule(site, current, *operands):
-            clock = None if delay == 0 else (step, steps, delay)
-            after[site.name], spikes = _advance(
-                site, states[site.name], current, operands, neuron, snn.neurons, clock
-            )
-            return spikes
-
-        evaluate(changing, local, rule)
-        return after, [local[v] if v in streams else None for v in network.outputs]
-
-    states = {
-        eq.site.name: _start(eq, network, snn.neurons, delay)
-        for eq in changing
-        if eq.site is not None
-    }
-    now = (jnp.arange(total), x if sequence else None)
-    _, outputs = jax.lax.scan(body, states, now, length=total)
-    windows = {}
-    for v, output in zip(network.outputs, outputs, strict=True):
-        if output is not None:
-            first = network.depths[v] * delay
-            windows[v] = output[first : first + steps]
-    return _over_steps(network, values | windows, windows, steps)
+    network: Network
+    snn: SNN
+    neuron: Neuron
+    x: jax.Array
+    steps: int
+    wait: int
+    sequence: bool
 
 
-def by_layer(network, snn, x, neuron, steps, delay, sequence, *, remat=False):
-    """Fold time into the batch between the sites, and scan inside each site.
+@dataclasses.dataclass(frozen=True)
+class ByLayer:
+    """Options of the execution layer by layer, see `by_layer`."""
+
+    segment: int | None = None
+    remat: bool = False
+
+    def __post_init__(self):
+        check_size("segment", self.segment)
+        check_flags(remat=self.remat)
+
+
+def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
+    """The execution layer by layer, with options for less memory.
+
+    Args:
+        segment: steps at a time, 1..T; None: all at once. For a long T of dense layers
+            on CPU, 25 stay in the cache: faster, and a third less memory.
+        remat: keep less for the gradient and compute the rest anew: only the spikes, as
+            bits (reverse mode only); with ``segment`` only the states between segments,
+            least if it is near sqrt(T). A single layer gains nothing. On CPU set
+            XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
+            trades the memory back for speed; and there the gradient of a convolution
+            is ten times slower in segments.
+
+    Returns:
+        A value for ``snnjax.spiking(..., execution=...)``.
+
+    Raises:
+        ValueError: a segment that is no whole number >= 1; remat that is no flag.
+
+    >>> by_layer(segment=25)
+    ByLayer(segment=25, remat=False)
+    """
+    return ByLayer(segment, remat)
+
+
+def run_by_layer(job: Job, *, remat: bool = False) -> Any:
+    """All steps at once: time folded into the batch, and a scan inside each site.
 
     With ``remat`` only the spikes are kept for the gradient, as bits; currents and
     potentials are computed anew.
     """
-    values, streams, changing = _prepare(network, snn.params, x, sequence)
-    if sequence:
-        values[network.x] = x
+    prepared = prepare(job)
+    values = prepared.values
+    if job.sequence:
+        values[job.network.x] = job.x
 
-    def fire(site, params, current):
-        currents = over_time(current, steps, len(site.shape))
-        return unroll(neuron, params, currents, delay=delay)
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        currents = over_time(current, job.steps, len(site.shape))
+        return unroll(job.neuron, params, currents, wait=job.wait)
 
+    neurons = job.snn.neurons
     if remat:
-        made = outputs_from_bits(network, values, fire, streams, snn.neurons)
-        pairs = zip(network.outputs, made, strict=True)
+        results = outputs_from_bits(
+            job.network, values, fire, prepared.streams, neurons
+        )
+        pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
-        evaluate(changing, values, firing(fire, snn.neurons), streams=streams)
-    return _over_steps(network, values, streams, steps)
+        rule = firing(fire, neurons)
+        evaluate(prepared.changing, values, rule, streams=prepared.streams)
+    return over_steps(job, values, prepared.streams)
 
 
-def observed_by_layer(network: Network, snn, x, steps: int, delay: int, observe):
-    """`by_layer`, showing ``observe(site, currents, spikes)`` every site.
-
-    Returns:
-        The values of all variables, and which of them have a time axis.
-    """
-    values = network.arguments(snn.params, x)
-    neuron = integrate_and_fire(reset=snn.reset)
-
-    def fire(site, params, current):
-        currents = over_time(current, steps, len(site.shape))
-        spikes = unroll(neuron, params, currents, delay=delay)
-        observe(site, currents, spikes)
-        return spikes
-
-    streams = streaming(network.equations)
-    evaluate(network.equations, values, firing(fire, snn.neurons), streams=streams)
-    return values, streams
-
-
-def by_segment(network, snn, x, neuron, steps, sequence, *, size, remat=False):
-    """`by_layer` for ``size`` steps at a time; the neurons' states go on.
+def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
+    """`run_by_layer` for ``size`` steps at a time; the neurons' states go on.
 
     With ``remat`` only the states between the segments are kept for the gradient, and
     one segment of steps while it is computed: least together if ``size`` is sqrt(T).
     """
-    values, streams, changing = _prepare(network, snn.params, x, sequence)
+    values, streams, changing = prepare(job)
+    network, neurons = job.network, job.snn.neurons
 
-    def segment(length, states, x_now):
+    def segment(length: int, states, x_now):
         local, after = dict(values), {}
-        if sequence:
+        if job.sequence:
             local[network.x] = x_now
 
-        def rule(site, current, *operands):
+        def rule(site: Site, current: jax.Array, *operands: Any) -> jax.Array:
             state = states[site.name]
-            if site.kind == "max-pool":
-                after[site.name] = state + current.astype(jnp.float32).sum(0)
+            if site.accumulates:
+                after[site.name] = state + current.astype(state.dtype).sum(0)
                 return operands[0](current, state)
-            current = over_time(current, length, len(site.shape))
-            params = snn.neurons[site.name]
-            after[site.name], spikes = resume(neuron, params, state, current)
+            currents = over_time(current, length, len(site.shape))
+            params = neurons[site.name]
+            after[site.name], spikes = resume(job.neuron, params, state, currents)
             return spikes
 
         evaluate(changing, local, rule, streams=streams)
         return after, {v: local[v] for v in network.outputs if v in streams}
 
-    def run(length):
+    def run(length: int) -> Callable:
         body = functools.partial(segment, length)
         return jax.checkpoint(body) if remat else body
 
-    states = {}
-    for eq in changing:
-        if eq.site is None:
-            continue
-        shape, pools = _shape_of_input(eq, network), eq.site.kind == "max-pool"
-        states[eq.site.name] = (
-            _nothing_summed(shape)
-            if pools
-            else initial_state(snn.neurons[eq.site.name], shape)
-        )
-    groups, rest = divmod(steps, size)
-    whole = x[: groups * size].reshape(groups, size, *x.shape[1:]) if sequence else None
+    states = {
+        eq.place.name: _fresh_state(job, eq) for eq in changing if eq.site is not None
+    }
+    groups, rest = divmod(job.steps, size)
+    x = job.x
+    whole = x[: groups * size] if job.sequence else None
+    whole = whole.reshape(groups, size, *x.shape[1:]) if whole is not None else None
     states, outputs = jax.lax.scan(run(size), states, whole, length=groups)
     outputs = jax.tree.map(lambda a: a.reshape(groups * size, *a.shape[2:]), outputs)
     if rest:
-        last = x[groups * size :] if sequence else None
+        last = x[groups * size :] if job.sequence else None
         _, more = run(rest)(states, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
-    return _over_steps(network, values | outputs, streams, steps)
+    return over_steps(job, values | outputs, streams)
 
 
-def folded(network, snn, x, neuron, steps, delay, shares=1, *, remat=False):
+def run_closed_form(job: Job) -> Any:
+    """One pass over mean values; then only the readout is computed at every step.
+
+    A layer that has waited T steps fires its N spikes in the first N steps.
+    """
+    network, neurons, steps = job.network, job.snn.neurons, job.steps
+    values = network.arguments(job.snn.params, job.x.mean(0) if job.sequence else job.x)
+
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        del site
+        return closed_form(params, current, steps)
+
+    evaluate(network.equations, values, firing(fire, neurons))
+    fires = [equation for equation in network.equations if equation.fires]
+    spikes = [equation.outputs[0] for equation in fires]
+    outputs = [v for v in network.outputs if isinstance(v, int)]
+    tail = needed(network.equations, outputs, given=spikes)
+    tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
+    for equation, v in zip(fires, spikes, strict=True):
+        if v in tail_reads:
+            threshold = neurons[equation.place.name].threshold
+            values[v] = _first_spikes(values[v], threshold, steps)
+    sources = spikes
+    if job.sequence:  # what reaches the readout directly comes step by step
+        values[network.x] = job.x
+        sources = [*spikes, network.x]
+    streams = streaming(tail, sources)
+    evaluate(tail, values, identity, streams=streams)
+    return over_steps(job, values, streams)
+
+
+def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
     """The function itself on T B examples, with neurons that take them apart.
 
     Args:
-        network: captured for the folded x, and with aux.
-        x: folded by `fold`.
+        job: of a network that was captured for the folded x, and with aux; its x is
+            folded by `fold`.
         shares: as there.
+        remat: as for `run_by_layer`.
 
     Returns:
         (outputs [T, B, ...], aux as the function gave it).
     """
 
-    def split(a):  # [shares T B / shares, ...] -> [T, B, ...]
-        a = a.reshape(shares, steps, -1, *a.shape[1:])
-        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
+    def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
+        a = a.reshape(shares, job.steps, -1, *a.shape[1:])
+        return jnp.moveaxis(a, 0, 1).reshape(job.steps, -1, *a.shape[3:])
 
-    def fire(site, params, current):
-        return fold(unroll(neuron, params, split(current), delay=delay), shares)
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        return fold(unroll(job.neuron, params, split(current), wait=job.wait), shares)
 
-    def pool(function, current):
-        return fold(running_maximum(function, split(current)), shares)
+    def accumulate(function: Callable, current: jax.Array) -> jax.Array:
+        return fold(increments(function, split(current)), shares)
 
-    values = network.arguments(snn.params, x)
+    network, neurons = job.network, job.snn.neurons
+    values = network.arguments(job.snn.params, job.x)
     if remat:
-        made = outputs_from_bits(network, values, fire, frozenset(), snn.neurons, pool)
-        outputs, aux = jax.tree_util.tree_unflatten(network.tree, made)
+        none = frozenset()
+        results = outputs_from_bits(network, values, fire, none, neurons, accumulate)
+        outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
     else:
-        evaluate(network.equations, values, firing(fire, snn.neurons, pool))
+        evaluate(network.equations, values, firing(fire, neurons, accumulate))
         outputs, aux = network.results(values)
     return jax.tree.map(split, outputs), aux
 
@@ -217,140 +237,68 @@ def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
     return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
 
 
-def by_closed_form(network, snn, x, steps, sequence):
-    """One pass over mean values; then only the readout is computed at every step.
+# -------------------------------------------------------------- parts of executions
 
-    A layer that has waited T steps fires its N spikes in the first N steps.
+
+class Prepared(NamedTuple):
+    """A job whose constant part is computed.
+
+    Attributes:
+        values: of all variables that no step changes.
+        streams: variables that change from step to step.
+        changing: the equations that remain for every step.
     """
-    values = network.arguments(snn.params, x.mean(0) if sequence else x)
 
-    def fire(site, params, current):
-        del site
-        return closed_form(params, current, steps)
-
-    evaluate(network.equations, values, firing(fire, snn.neurons))
-    fires = [eq for eq in network.equations if eq.site is not None and eq.site.fires]
-    spikes = [eq.outputs[0] for eq in fires]
-    outputs = [v for v in network.outputs if isinstance(v, int)]
-    tail = needed(network.equations, outputs, known=spikes)
-    read = {v for eq in tail for v in eq.inputs} | set(outputs)
-    for equation, v in zip(fires, spikes, strict=True):
-        if v in read:
-            threshold = snn.neurons[equation.place.name].threshold
-            values[v] = _first_spikes(values[v], threshold, steps)
-    sources = spikes
-    if sequence:  # what reaches the readout directly comes step by step
-        values[network.x] = x
-        sources = [*spikes, network.x]
-    streams = streaming(tail, sources)
-    evaluate(tail, values, identity, streams=streams)
-    return _over_steps(network, values, streams, steps)
+    values: Values
+    streams: frozenset[int]
+    changing: list[Equation]
 
 
-# -------------------------------------------------------------------- helpers
-
-
-def _prepare(network: Network, params, x, sequence: bool):
-    """Compute once what no step changes; what is left to do at every step."""
-    values = network.arguments(params, None if sequence else x)
-    streams = streaming(network.equations, [network.x] if sequence else [])
+def prepare(job: Job) -> Prepared:
+    """Compute once what no step changes."""
+    network = job.network
+    values = network.arguments(job.snn.params, None if job.sequence else job.x)
+    streams = streaming(network.equations, [network.x] if job.sequence else [])
     changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
     fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
     evaluate(fixed, values, identity)
-    return values, streams, changing
+    return Prepared(values, streams, changing)
 
 
-def _over_steps(network: Network, values: Values, streams, steps: int):
+def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
     """The outputs with their time axis, also those that no spike reaches."""
-    shown = dict(values)
-    for v in network.outputs:
+    timed: dict[Any, Any] = dict(values)
+    for v in job.network.outputs:
         if isinstance(v, int) and v not in streams:
-            shown[v] = jnp.broadcast_to(values[v], (steps, *values[v].shape))
-    return network.results(shown)
+            timed[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
+    return job.network.results(timed)
 
 
-def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
-    """[T, B, ...] of a current that may be constant, [B, ...], ndim axes after B."""
-    if current.ndim == ndim + 1:
-        current = jnp.broadcast_to(current, (steps, *current.shape))
-    return current
+def shape_of_input(job: Job, equation: Equation) -> tuple[int, ...]:
+    """Of the first operand of a site, the batch included."""
+    return job.network.avals[equation.variables[0]].shape
 
 
-def _start(equation: Equation, network: Network, neurons, delay: int):
-    """State of a site before the first of its steps."""
-    site, shape = equation.place, _shape_of_input(equation, network)
-    if site.kind == "delay line":
-        return jnp.zeros((site.wait * delay, *shape), site.dtype)
-    if site.kind == "max-pool":
-        return _nothing_summed(shape), _nothing_summed((shape[0], *site.shape))
-    return initial_state(neurons[site.name], shape)
+def zero_sum(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The sum of no spikes, in the type of running sums."""
+    return jnp.zeros(shape, accumulator(dtype))
 
 
-def _shape_of_input(equation: Equation, network: Network) -> tuple[int, ...]:
-    return network.avals[variables(equation)[0]].shape
-
-
-def _nothing_summed(shape: tuple[int, ...]) -> jax.Array:
-    return jnp.zeros(shape, jnp.float32)
-
-
-class _Phase(NamedTuple):
-    """What a site does at a step of the pipeline; True where it does so at every step.
-
-    Attributes:
-        begun: its input has begun to arrive.
-        receiving: its input arrives, for T steps.
-        firing: it fires, for T steps, ``delay`` later.
-    """
-
-    begun: Any = True
-    receiving: Any = True
-    firing: Any = True
-
-
-def _phase(site: Site, clock) -> _Phase:
-    """``clock`` = (step, T, delay); None: no delay."""
-    if clock is None:
-        return _Phase()
-    step, steps, delay = clock
-    before = site.depth - 1 if site.fires else site.depth  # layers that fire earlier
-    first = before * delay
-    return _Phase(
-        begun=step >= first,
-        receiving=(step >= first) & (step < first + steps),
-        firing=(step >= first + delay) & (step < first + delay + steps),
-    )
-
-
-def _advance(site: Site, state, current, operands, neuron, neurons, clock):
-    """One step of a site: (state, current) -> (state, output)."""
-    if site.kind == "delay line":
-        return jnp.concatenate([state[1:], current[None]]), state[0]
-    phase = _phase(site, clock)
-    if site.kind == "max-pool":
-        total, pooled = state
-        total = total + _when(phase.receiving, current.astype(jnp.float32), 0)
-        now = operands[0](total)
-        return (total, now), (now - pooled).astype(current.dtype)
-    params = neurons[site.name]
-    drive = _when(phase.receiving, current + params.bias, 0)
-    charged = neuron.integrate(params, state, drive)
-    fired, spikes = neuron.fire(params, charged)
-    state = jax.tree.map(lambda new, old: _when(phase.begun, new, old), charged, state)
-    state = jax.tree.map(lambda new, old: _when(phase.firing, new, old), fired, state)
-    return state, _when(phase.firing, spikes, 0).astype(site.dtype)
-
-
-def _when(condition, value, otherwise):
-    return value if condition is True else jnp.where(condition, value, otherwise)
+def _fresh_state(job: Job, equation: Equation) -> Any:
+    """State of a site before its first step, for `run_by_segment`."""
+    site, shape = equation.place, shape_of_input(job, equation)
+    if site.accumulates:
+        return zero_sum(shape, site.dtype)
+    return job.neuron.start(job.snn.neurons[site.name], shape)
 
 
 def _first_spikes(mean: jax.Array, threshold: jax.Array, steps: int) -> jax.Array:
     """The spike train [T, B, ...] with N = T mean / V_th spikes in its first steps."""
-    order = jnp.arange(steps).reshape(-1, *[1] * mean.ndim)
-    count = mean.astype(jnp.float32) * steps / threshold
+    order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
+    threshold = wide(lead(threshold, order.ndim))
+    count = wide(mean[None]) * steps / threshold
     # A count is a whole number but for rounding; its gradient is that of the mean.
-    hard = threshold * (order + 0.5 < count)
-    soft = jnp.broadcast_to(mean, hard.shape)
-    spikes = soft + jax.lax.stop_gradient(hard - soft)
-    return spikes.astype(mean.dtype)
+    spikes = jnp.where(order + 0.5 < count, threshold, 0).astype(threshold.dtype)
+    mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
+    constant = jax.lax.stop_gradient(spikes - mean_over_steps)
+    return (mean_over_steps + constant).astype(mean.dtype)

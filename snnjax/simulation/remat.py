@@ -5,80 +5,103 @@ potentials in between are computed anew, stage by stage, from the last one on.
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Network, Values, evaluate, firing, pooled, read
-from snnjax.network.stages import Stage, stages, streaming
+from snnjax._arrays import lead
+from snnjax.network.equations import Network, Values
+from snnjax.network.evaluate import apply, firing
+from snnjax.network.stages import Stage, run_segment, stages
+from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.spike_trains import SpikeTrain, encode, fired
+
+# (site, params, current) -> spikes
+Fire = Callable[..., jax.Array]
+# sources, params -> (results of a stage, values that it carries on)
+Run = Callable[[list[Any], NeuronParams | None], tuple[Any, list[Any]]]
 
 
-class _Kept(NamedTuple):
-    """Spikes, and the bits that they are read from when they are needed again."""
+class _Encoded(NamedTuple):
+    """Spikes, and the train that a gradient reads them from when it needs them again.
+
+    The bits are those of all spikes in one row, so that T need not be a multiple of 8.
+    """
 
     spikes: Any
-    bits: Any
-    threshold: Any
+    train: Any
 
 
 def outputs_from_bits(
-    network: Network, values: Values, fire, streams, neurons, pool=pooled
-):
+    network: Network,
+    values: Values,
+    fire: Fire,
+    streams: frozenset[int],
+    neurons: Mapping[str, NeuronParams],
+    accumulate: Callable[..., jax.Array] = apply,
+) -> Any:
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
 
     A stage leads from the spikes of earlier sites to those of its own, and is computed
     anew for its gradient.
 
     Args:
-        fire, neurons, pool: as for `firing`; the functions hold no arrays, since they
-            live on in a gradient.
+        network: captured for the input.
+        values: variable -> value, of all that no step changes and of the input.
+        fire, neurons, accumulate: as for `firing`; the functions hold no arrays, since
+            they live on in a gradient.
+        streams: variables with a time axis.
     """
-    known: dict[int | None, Any] = {**values}
+    store: dict[int | None, Any] = {**values}
 
-    def computed(stage: Stage, params):
-        pairs = zip(stage.segment.inputs, stage.sources, strict=True)
-        timed = [inner for inner, v in pairs if v in streams]
-        run = functools.partial(_run_stage, stage, timed, fire, pool)
-        return _computed_anew(run, [known[v] for v in stage.sources], params)
+    def computed(stage: Stage, params: NeuronParams | None) -> tuple[Any, list[Any]]:
+        timed = tuple(v in streams for v in stage.sources)
+        run = functools.partial(_run_stage, stage, timed, fire, accumulate)
+        return _computed_anew(run, [store[v] for v in stage.sources], params)
 
     *others, last = stages(network)
     for stage in others:
         params = neurons[stage.place.name]
         spikes, carried = computed(stage, params)
-        bits = jnp.packbits(spikes.reshape(-1) > 0)
-        known[stage.output] = _Kept(spikes, bits, params.threshold)
-        known.update(zip(stage.carried, carried, strict=True))
+        train = SpikeTrain(encode(spikes.reshape(-1)), params.threshold)
+        store[stage.output] = _Encoded(spikes, train)
+        store.update(zip(stage.carried, carried, strict=True))
     return computed(last, None)[0]
 
 
-def _run_stage(stage: Stage, timed, fire, pool, sources, params):
-    """What a stage leads to, a site's spikes or the outputs, and what it carries on."""
-    segment = stage.segment
-    local = dict(zip(segment.inputs, sources, strict=True))
-    marked = streaming(segment.equations, timed)
-    evaluate(segment.equations, local, firing(fire, {}, pool), streams=marked)
-    made = [jnp.asarray(read(local, v)) for v in segment.outputs]
+def _run_stage(
+    stage: Stage,
+    timed: Sequence[bool],
+    fire: Fire,
+    accumulate: Callable[..., jax.Array],
+    sources: Sequence[Any],
+    params: NeuronParams | None,
+) -> tuple[Any, list[Any]]:
+    """A site's spikes or the outputs, and what the stage carries on."""
+    rule = firing(fire, {}, accumulate)
+    results, carried = run_segment(stage.segment, sources, rule, timed)
     if stage.site is not None:
-        made = fire(stage.site, params, made[0])
-    return made, [local[v] for v in segment.carried]
+        return fire(stage.site, params, results[0]), carried
+    return results, carried
 
 
-def _computed_anew(run, sources, params):
+def _computed_anew(
+    run: Run, sources: list[Any], params: NeuronParams | None
+) -> tuple[Any, list[Any]]:
     """``run(sources, params)`` that keeps its arguments alone, and spikes as bits.
 
-    Not ``jax.checkpoint``: on CPU XLA finds that the second computation is the first
-    one and keeps everything. Here it starts from the bits, so it is another one.
+    Not ``jax.checkpoint``: on CPU XLA detects that the second computation equals the
+    first one and keeps everything. Here it starts from the bits, so it is another one.
     """
+    encoded = [isinstance(source, _Encoded) for source in sources]
+    shapes = [_struct(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
 
-    kept = [isinstance(source, _Kept) for source in sources]
-    like = [s.spikes if k else None for s, k in zip(sources, kept, strict=True)]
-    like = [None if s is None else jax.ShapeDtypeStruct(s.shape, s.dtype) for s in like]
-
-    def decoded(sources):
+    def decoded(sources: list[Any]) -> list[Any]:
         return [
-            s if shape is None else _from_bits(s, shape)
-            for s, shape in zip(sources, like, strict=True)
+            source if shape is None else _decode(source.train, shape)
+            for source, shape in zip(sources, shapes, strict=True)
         ]
 
     @jax.custom_vjp
@@ -86,7 +109,9 @@ def _computed_anew(run, sources, params):
         return run(decoded(sources), params)
 
     def forward(sources, params):
-        bits = [s._replace(spikes=None) if isinstance(s, _Kept) else s for s in sources]
+        bits = [
+            s._replace(spikes=None) if isinstance(s, _Encoded) else s for s in sources
+        ]
         return computed(sources, params), (bits, params)
 
     def backward(residuals, upstream):
@@ -94,8 +119,8 @@ def _computed_anew(run, sources, params):
         _, pull = jax.vjp(run, decoded(bits), params)
         slopes, of_params = pull(upstream)
         of_sources = [
-            _Kept(slope, None, None) if k else slope
-            for slope, k in zip(slopes, kept, strict=True)
+            _Encoded(slope, None) if is_bits else slope
+            for slope, is_bits in zip(slopes, encoded, strict=True)
         ]
         return of_sources, of_params
 
@@ -103,7 +128,7 @@ def _computed_anew(run, sources, params):
     return computed(sources, params)
 
 
-def _not_before(upstream, residuals):
+def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, Any]:
     """The residuals, but XLA cannot read them before ``upstream`` is there.
 
     Otherwise it may compute all stages anew at once. What it cannot know is that no
@@ -114,17 +139,23 @@ def _not_before(upstream, residuals):
         return residuals
     broken = jnp.isnan(slopes[0].ravel()[0])
 
-    def wait(value):
-        if isinstance(value, _Kept):
-            return value._replace(bits=jnp.where(broken, 0, value.bits))
-        return value
+    def after(value):
+        if not isinstance(value, _Encoded):
+            return value
+        bits = jnp.where(broken, jnp.uint8(0), value.train.bits)
+        return value._replace(train=value.train._replace(bits=bits))
 
     sources, params = residuals
     if params is not None:
         params = jax.tree.map(lambda p: jnp.where(broken, jnp.nan, p), params)
-    return [wait(value) for value in sources], params
+    return [after(value) for value in sources], params
 
 
-def _from_bits(kept: _Kept, like) -> jax.Array:
-    fired = jnp.unpackbits(kept.bits, count=like.size).reshape(like.shape)
-    return fired.astype(like.dtype) * kept.threshold.astype(like.dtype)
+def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
+    events = fired(train.bits, like.size).reshape(like.shape)
+    threshold = lead(train.threshold, events.ndim)
+    return events.astype(like.dtype) * threshold.astype(like.dtype)
+
+
+def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)

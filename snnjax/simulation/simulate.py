@@ -2,39 +2,46 @@
 
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
-`spiking` is a transform like ``jax.grad``; ``executions.py`` has the ways to compute
-it. The delay is ours; docs/accuracy.md says what it buys and costs.
+`spiking` is a transform like ``jax.grad``; ``executions.py`` and ``by_step.py`` compute
+it. The wait is ours; docs/accuracy.md says what it gains and costs.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from snnjax import sharding
+from snnjax._arrays import wide
 from snnjax._checks import (
     check_choice,
-    check_delay,
     check_flags,
     check_function,
     check_images,
     check_size,
+    check_wait,
 )
 from snnjax.network.capture import capture
-from snnjax.network.equations import Sites
-from snnjax.neurons import Neuron, check_plain, integrate_and_fire, lif
-from snnjax.simulation import executions, sharding
-from snnjax.simulation.snn import SNN, check_fit, check_neurons, corrected
-from snnjax.surrogate import (
-    Surrogate,
-    check_surrogate,
-    closes_over_traced,
-    dspike,
-    is_step,
+from snnjax.network.equations import Network
+from snnjax.network.sites import Sites
+from snnjax.neurons.models import IntegrateAndFire, WithSurrogate, lif
+from snnjax.simulation.by_step import run_by_step
+from snnjax.simulation.executions import (
+    ByLayer,
+    Job,
+    fold,
+    run_by_layer,
+    run_by_segment,
+    run_closed_form,
+    run_folded,
 )
+from snnjax.snn import SNN, check_fit, check_neurons, check_values
+from snnjax.surrogate import Surrogate, check_surrogate, dspike, holds_tracer, is_step
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 INPUTS = ("constant", "poisson", "sequence")
@@ -45,7 +52,7 @@ def init(
     params: chex.ArrayTree,
     x: chex.Array,
     *,
-    neuron: Neuron | None = None,
+    neuron: IntegrateAndFire | None = None,
     has_aux: bool = False,
 ) -> SNN:
     """An SNN with fresh neurons at every site, for direct training.
@@ -54,14 +61,13 @@ def init(
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
-        neuron: model of all sites, from `lif` (by default, with leak 1/2) or
-            `integrate_and_fire`; the SNN keeps its parameters and its reset.
+        neuron: model of all sites, from `snnjax.lif` (by default, with leak 1/2) or
+            `snnjax.integrate_and_fire`; the SNN carries it.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: a neuron with a surrogate, a detached reset or functions of its
-            own; the first two are arguments of `spiking`.
+        ValueError: a neuron that is no model.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -69,24 +75,26 @@ def init(
     Array(1., dtype=float32)
     """
     neuron = lif() if neuron is None else neuron
-    check_plain(neuron)
+    if not isinstance(neuron, IntegrateAndFire):
+        raise ValueError(
+            f"neuron is {neuron!r}; allowed: a model, e.g. snnjax.lif() (called). The "
+            "surrogate is an argument of snnjax.spiking"
+        )
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
-    neurons = {s.name: neuron.init() for s in network.sites if s.fires}
-    return SNN(params, neurons, reset=neuron.reset)
+    neurons = {s.name: neuron.init(s.shape) for s in network.sites if s.fires}
+    return SNN(params, neurons, neuron=neuron)
 
 
 def spiking(
     fn: Callable,
     *,
     steps: int,
-    delay: int = 0,
+    wait: int = 0,
     surrogate: Surrogate = dspike,
     detach_reset: bool = False,
-    execution: str = "auto",
+    execution: str | ByLayer = "auto",
     inputs: str = "constant",
     micro_batch: int | None = None,
-    segment: int | None = None,
-    remat: bool = False,
     mesh: Mesh | None = None,
     has_aux: bool = False,
 ) -> Callable:
@@ -95,33 +103,26 @@ def spiking(
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
         steps: T >= 1, for which every neuron fires.
-        delay: steps that each layer waits, integrating, before it fires, 0..T; while
-            it fires its last ones, neither input nor bias comes any more. The answer
-            comes after T + depth x delay steps (`latency`).
+        wait: steps that each layer integrates before it fires, 0..T; while it fires
+            its last ones, neither input nor bias comes any more. The answer comes after
+            T + depth x wait steps (`latency`).
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
             `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
             with a temperature give it as a second argument.
         detach_reset: no gradient through the reset; the spikes stay the same.
-        execution: "by_step", "by_layer", "closed_form" (delay T, IF with reset by
-            subtraction only; its floor has a straight-through gradient, so neither
-            surrogate nor detach_reset can be given), or "auto", which takes
-            closed_form where its spikes are the same, otherwise by_step on CPU without
-            a delay and by_layer elsewhere, always with the gradient of by_layer, and
-            by_layer if the surrogate closes over a value that is being traced.
+        execution: "by_step"; "by_layer", or `snnjax.simulation.by_layer` with options
+            for less memory; "closed_form" (wait T, IF with reset by subtraction only;
+            its floor has a straight-through gradient, so neither surrogate nor
+            detach_reset can be given); or "auto", which takes closed_form where its
+            spikes are the same, otherwise by_step on CPU without a wait and by_layer
+            elsewhere, always with the gradient of by_layer, and by_layer for a
+            surrogate that is not declared to be a step (`snnjax.surrogate.step`).
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
             None: all at once. On CPU 16 to 32 keep the state in the cache, which is
             faster.
-        segment: steps at a time of by_layer, 1..T; None: all at once. For a long T of
-            dense layers on CPU, 25 stay in the cache: faster, and a third less memory.
-        remat: keep less for the gradient of by_layer and compute the rest anew: only
-            the spikes, as bits (reverse mode only); with ``segment`` only the states
-            between segments, least if it is near sqrt(T). A single layer gains nothing.
-            On CPU set XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false,
-            or XLA trades the memory back for speed; and there the gradient of a
-            convolution is ten times slower in segments.
         mesh: devices that share the examples along its first axis, each in groups
             of its own, without communication; the gradient is summed over all. With
             has_aux a BatchNorm takes its statistics over all devices.
@@ -137,12 +138,13 @@ def spiking(
 
     Raises:
         ValueError: an argument outside these ranges, or two that exclude each
-            other; from spiking_fn, an SNN whose steps, delay or site names differ,
-            a missing key, a wrong time axis, a closed form that does not exist, a
-            batch that the devices cannot share evenly.
+            other; from spiking_fn, an SNN whose steps, wait or site names differ or
+            whose numbers no neuron can have, a missing key, a wrong time axis, a closed
+            form that does not exist, a batch that the devices cannot share evenly.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp
+    >>> from snnjax import integrate_and_fire
     >>> fn = lambda w, x: jax.nn.relu(w * x)
     >>> snn = init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=integrate_and_fire())
     >>> outputs = spiking(fn, steps=4)(snn, jnp.array([[0.5]]))
@@ -150,135 +152,203 @@ def spiking(
     [0. 1. 0. 1.]
     """
     check_function(fn)
-    check_delay(steps, delay)
-    check_choice("execution", execution, EXECUTIONS)
+    check_wait(steps, wait)
     check_choice("inputs", inputs, INPUTS)
-    check_flags(detach_reset=detach_reset, remat=remat, has_aux=has_aux)
+    check_flags(detach_reset=detach_reset, has_aux=has_aux)
     check_size("micro_batch", micro_batch)
-    check_size("segment", segment)
-    if segment is not None and segment > steps:
-        raise ValueError(f"segment is {segment}; allowed: 1 to steps={steps}, or None")
-    if has_aux:
-        _check_aux(execution, micro_batch, segment)
-    execution = _memory_saving(execution, delay, segment, remat)
     check_surrogate(surrogate)
-    if execution == "closed_form" and (surrogate is not dspike or detach_reset):
-        raise ValueError(
-            "execution='closed_form' has a straight-through gradient: leave surrogate "
-            "and detach_reset out, or take 'auto', which has them"
-        )
-    in_bits = remat and segment is None
-    if in_bits:
-        _check_binary(is_step(surrogate), has_aux)
-    sequence = inputs != "constant"
-    spread = sharding.over_batch(mesh)
-
-    def model(snn: SNN) -> Neuron:
-        return integrate_and_fire(
-            reset=snn.reset, surrogate=surrogate, detach_reset=detach_reset
-        )
-
-    def check(snn: SNN, network) -> None:
-        check_neurons(snn.neurons, network.sites)
-        if in_bits:
-            _check_binary(_fires_binary(surrogate, snn.neurons), has_aux)
-
-    def simulate(snn: SNN, x: jax.Array):
-        network = capture(fn, snn.params, x[0] if sequence else x)
-        check(snn, network)
-
-        def run(name: str, snn: SNN, x: jax.Array, constants):
-            here = network._replace(constants=constants)
-            if name == "closed_form":
-                return executions.by_closed_form(here, snn, x, steps, sequence)
-            job = (here, snn, x, model(snn), steps)
-            if name == "by_step":
-                return executions.by_step(*job, delay, sequence)
-            if segment is not None:
-                return executions.by_segment(*job, sequence, size=segment, remat=remat)
-            return executions.by_layer(*job, delay, sequence, remat=remat)
-
-        name = _choose(execution, steps, delay, snn, surrogate)
-        execute = functools.partial(run, name)
-        if execution == "auto" and name != "by_layer":
-            # A loop over the whole network has a slow gradient on CPU, the closed form
-            # none of the surrogate: the derivative is that of the layers, which
-            # compute the same numbers.
-            layers = functools.partial(run, "by_layer")
-            execute = jax.custom_jvp(execute)
-            execute.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
-        return corrected(execute(snn, x, network.constants), snn)
-
-    def simulate_folded(snn: SNN, x: jax.Array):
-        x = x if sequence else jnp.broadcast_to(x, (steps, *x.shape))
-        shares = sharding.size(spread)
-        x = executions.fold(x, shares)
-        network = capture(fn, snn.params, x, affine=False, has_aux=True)
-        check(snn, network)
-        outputs, aux = executions.folded(
-            network, snn, x, model(snn), steps, delay, shares, remat=remat
-        )
-        return corrected(outputs, snn), aux
+    simulation = Simulation(
+        fn=fn,
+        steps=int(steps),
+        wait=int(wait),
+        surrogate=surrogate,
+        detach_reset=bool(detach_reset),
+        execution=_execution(execution),
+        inputs=inputs,
+        micro_batch=micro_batch,
+        spread=sharding.over_batch(mesh),
+        has_aux=bool(has_aux),
+    )
+    _check_combination(simulation)
 
     def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
-        check_fit(snn, steps, delay)
-        check_images(x)
-        x = _encode(x, inputs, steps, key)
-        axis = 1 if sequence else 0
-        if spread is not None:
-            sharding.check_batch("x", x.shape[axis], spread)
-            x = sharding.place(x, sharding.along(axis, spread))
-            snn = sharding.on_mesh(snn, spread)
-        if has_aux:
-            return simulate_folded(snn, x)
-        run = functools.partial(_in_groups, simulate, micro_batch, axis)
-        return sharding.on_each_device(run, spread, (None, axis), 1)(snn, x)
+        return simulate(simulation, snn, x, key)
 
     return spiking_fn
 
 
-def latency(sites: Sites, *, steps: int, delay: int = 0) -> int:
-    """Steps until the answer is complete: T + depth x delay.
+def latency(sites: Sites, *, steps: int, wait: int = 0) -> int:
+    """Steps until the answer is complete: T + depth x wait.
 
     Args:
-        sites: that `snnjax.sites` found.
+        sites: from `snnjax.sites`.
         steps: T.
-        delay: of every layer.
+        wait: of every layer.
 
     >>> import jax, jax.numpy as jnp, snnjax
-    >>> found = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
-    >>> latency(found, steps=4, delay=1)
+    >>> sites = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> latency(sites, steps=4, wait=1)
     5
     """
-    check_delay(steps, delay)
+    check_wait(steps, wait)
     if not isinstance(sites, Sites):
         raise ValueError(
-            f"sites is {type(sites).__name__}; allowed: the Sites that "
-            "snnjax.sites(fn, params, x) finds"
+            f"sites is {type(sites).__name__}; allowed: the Sites of "
+            "snnjax.sites(fn, params, x)"
         )
-    return steps + delay * max(site.depth for site in sites)
+    return steps + wait * max(site.depth for site in sites)
 
 
-# -------------------------------------------------------------------- helpers
+# ------------------------------------------------------------- one simulation
 
 
-def _encode(x: jax.Array, inputs: str, steps: int, key) -> jax.Array:
-    """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...]."""
-    if inputs == "sequence" and x.shape[0] != steps:
+class Simulation(NamedTuple):
+    """How a function is simulated: the arguments of `spiking`, checked.
+
+    Attributes:
+        execution: one of `EXECUTIONS`, or "by_layer" as a `ByLayer` with its options.
+        spread: how the devices of the mesh share a batch; None for one device.
+    """
+
+    fn: Callable
+    steps: int
+    wait: int
+    surrogate: Surrogate
+    detach_reset: bool
+    execution: str | ByLayer
+    inputs: str
+    micro_batch: int | None
+    spread: NamedSharding | None
+    has_aux: bool
+
+    @property
+    def sequence(self) -> bool:
+        """Whether the input has a time axis once it is encoded."""
+        return self.inputs != "constant"
+
+
+def simulate(sim: Simulation, snn: SNN, x: jax.Array, key: jax.Array | None) -> Any:
+    """Check SNN and input, encode the input, share it among the devices, and run."""
+    check_fit(snn, sim.steps, sim.wait)
+    check_values(snn)
+    check_images(x)
+    x = encode(sim, x, key)
+    axis = 1 if sim.sequence else 0
+    if sim.spread is not None:
+        sharding.check_batch("x", x.shape[axis], sim.spread)
+        x = sharding.place(x, sharding.along(axis, sim.spread))
+        snn = sharding.on_mesh(snn, sim.spread)
+    if sim.has_aux:
+        return simulate_training(sim, snn, x)
+
+    def on_one_device(snn: SNN, x: jax.Array) -> Any:
+        run = functools.partial(simulate_group, sim, snn)
+        return sharding.in_groups(run, x, sim.micro_batch, axis, out_axis=1)
+
+    return sharding.on_each_device(on_one_device, sim.spread, (None, axis), 1)(snn, x)
+
+
+def simulate_group(sim: Simulation, snn: SNN, x: jax.Array) -> Any:
+    """Outputs [T, B, ...] of a group of examples on one device."""
+    network = capture(sim.fn, snn.params, x[0] if sim.sequence else x)
+    job = _job(sim, network, snn, x)
+    execution = _chosen(sim, snn)
+    if sim.execution != "auto" or execution == "by_layer":
+        return execute(job, execution)
+    return _with_gradient_of_layers(job, execution)
+
+
+def simulate_training(sim: Simulation, snn: SNN, x: jax.Array) -> tuple[Any, Any]:
+    """(outputs [T, B, ...], aux) of a function in training mode."""
+    if not sim.sequence:
+        x = jnp.broadcast_to(x, (sim.steps, *x.shape))
+    shares = sharding.size(sim.spread)
+    x = fold(x, shares)
+    network = capture(sim.fn, snn.params, x, affine=False, has_aux=True)
+    remat = isinstance(sim.execution, ByLayer) and sim.execution.remat
+    return run_folded(_job(sim, network, snn, x), shares, remat=remat)
+
+
+def execute(job: Job, execution: str | ByLayer) -> Any:
+    """The outputs of a job by one of the executions."""
+    if isinstance(execution, ByLayer) and execution.segment is not None:
+        return run_by_segment(job, execution.segment, remat=execution.remat)
+    if isinstance(execution, ByLayer):
+        return run_by_layer(job, remat=execution.remat)
+    runs = {
+        "by_step": run_by_step,
+        "by_layer": run_by_layer,
+        "closed_form": run_closed_form,
+    }
+    return runs[execution](job)
+
+
+def _job(sim: Simulation, network: Network, snn: SNN, x: jax.Array) -> Job:
+    check_neurons(snn, network.sites)
+    for params in snn.neurons.values():
+        check_surrogate(sim.surrogate, params.temperature is not None)
+    neuron = WithSurrogate(snn.neuron, sim.surrogate, sim.detach_reset)
+    return Job(network, snn, neuron, x, sim.steps, sim.wait, sim.sequence)
+
+
+def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
+    """An execution whose derivative is that of the layers: they give equal numbers.
+
+    A loop over the whole network has a slow gradient on CPU, and the closed form has
+    none of the surrogate.
+    """
+
+    def run(execution: str | ByLayer, snn: SNN, x: jax.Array, constants) -> Any:
+        network = job.network._replace(constants=constants)
+        return execute(job._replace(network=network, snn=snn, x=x), execution)
+
+    layers = functools.partial(run, "by_layer")
+    executed = jax.custom_jvp(functools.partial(run, execution))
+    executed.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
+    return executed(job.snn, job.x, job.network.constants)
+
+
+def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
+    """The execution of an SNN; raise if it has no closed form and that is asked for."""
+    counts_only = all(snn.neuron.counts_only(p) for p in snn.neurons.values())
+    has_closed_form = counts_only and sim.wait == sim.steps
+    if sim.execution == "closed_form" and not has_closed_form:
+        leaks = any(params.leak is not None for params in snn.neurons.values())
         raise ValueError(
-            f"inputs='sequence' needs x [steps={steps}, batch, ...]; found shape "
+            f"execution='closed_form' needs wait == steps and IF neurons with reset by "
+            f"subtraction; found wait {sim.wait}, steps {sim.steps}, reset "
+            f"{snn.neuron.reset!r}, {'a' if leaks else 'no'} leak. Use 'by_layer'"
+        )
+    if sim.execution != "auto":
+        return sim.execution
+    # A custom derivative, as the others have here, must not close over a traced value.
+    if not is_step(sim.surrogate) or holds_tracer(sim.surrogate):
+        return "by_layer"
+    if has_closed_form:
+        return "closed_form"
+    return "by_step" if jax.default_backend() == "cpu" and not sim.wait else "by_layer"
+
+
+# --------------------------------------------------------------------- inputs
+
+
+def encode(sim: Simulation, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...]."""
+    if sim.inputs == "sequence" and x.shape[0] != sim.steps:
+        raise ValueError(
+            f"inputs='sequence' needs x [steps={sim.steps}, batch, ...]; found shape "
             f"{tuple(x.shape)}"
         )
-    if inputs != "poisson":
+    if sim.inputs != "poisson":
         if key is not None:
-            raise ValueError(f"inputs={inputs!r} draws nothing: leave key out")
+            raise ValueError(f"inputs={sim.inputs!r} draws nothing: leave key out")
         return x
     if key is None:
         raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
     _check_probability(x)
     # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
-    rate = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jax.random.bernoulli(key, rate, (steps, *x.shape)).astype(x.dtype)
+    shape = (sim.steps, *x.shape)
+    return jax.random.bernoulli(key, wide(x), shape).astype(x.dtype)
 
 
 def _check_probability(x: jax.Array) -> None:
@@ -293,89 +363,62 @@ def _check_probability(x: jax.Array) -> None:
         )
 
 
-def _in_groups(simulate: Callable, size: int | None, axis: int, snn: SNN, x):
-    """``simulate`` ``size`` examples at a time; the batch is axis 1 of the outputs."""
-    if size is None:
-        return simulate(snn, x)
-    run = functools.partial(simulate, snn)
-    batch = x.shape[axis]
-    groups, rest = divmod(batch, size)
-    parts = []
-    if groups:
-        whole = jax.lax.slice_in_dim(x, 0, groups * size, axis=axis)
-        shape = (*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
-        whole = jnp.moveaxis(whole.reshape(shape), axis, 0)
-        mapped = jax.lax.map(run, whole)
-        parts.append(jax.tree.map(_join_groups, mapped))
-    if rest:
-        parts.append(run(jax.lax.slice_in_dim(x, groups * size, batch, axis=axis)))
-    if len(parts) == 1:
-        return parts[0]
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *parts)
+# --------------------------------------------------------------------- checks
 
 
-def _join_groups(outputs: jax.Array) -> jax.Array:
-    groups, steps, size = outputs.shape[:3]
-    return jnp.moveaxis(outputs, 0, 1).reshape(steps, groups * size, *outputs.shape[3:])
-
-
-def _memory_saving(execution: str, delay: int, segment: int | None, remat: bool) -> str:
-    """The execution that ``segment`` and ``remat`` ask for; by_layer alone has them."""
-    if segment is None and not remat:
+def _execution(execution: Any) -> str | ByLayer:
+    """The execution; by_layer without options is "by_layer"."""
+    if isinstance(execution, ByLayer):
+        return "by_layer" if execution == ByLayer() else execution
+    if isinstance(execution, str):
+        check_choice("execution", execution, EXECUTIONS)
         return execution
-    what = "segment" if segment is not None else "remat"
-    if execution not in ("auto", "by_layer"):
-        raise ValueError(f"{what} belongs to execution='by_layer'; found {execution!r}")
-    if segment is not None and delay:
-        raise ValueError(f"segment needs delay 0; found delay {delay}")
-    return "by_layer"
+    raise ValueError(
+        f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, or "
+        "snnjax.simulation.by_layer(segment=..., remat=...) (called)"
+    )
 
 
-def _check_aux(execution: str, micro_batch: int | None, segment: int | None) -> None:
-    if execution not in ("auto", "by_layer") or micro_batch or segment:
+def _check_combination(sim: Simulation) -> None:
+    """Raise for arguments that exclude each other."""
+    if sim.execution == "closed_form" and (
+        sim.surrogate is not dspike or sim.detach_reset
+    ):
+        raise ValueError(
+            "execution='closed_form' has a straight-through gradient: leave surrogate "
+            "and detach_reset out, or take 'auto', which has them"
+        )
+    options = sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
+    if options.segment is not None:
+        if options.segment > sim.steps:
+            raise ValueError(
+                f"segment is {options.segment}; allowed: 1 to steps={sim.steps}, or "
+                "None"
+            )
+        if sim.wait:
+            raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+    if sim.has_aux:
+        _check_training(sim, options)
+    if options.remat and options.segment is None and not is_step(sim.surrogate):
+        raise ValueError(
+            "remat keeps spikes as bits, so the surrogate must be a step; found "
+            f"{sim.surrogate!r}, which is not declared as one. Make it by "
+            "snnjax.surrogate.step_with_derivative or declare it by "
+            "snnjax.surrogate.step, or leave remat out"
+            + ("" if sim.has_aux else ", or give a segment with it: segment=...")
+        )
+
+
+def _check_training(sim: Simulation, options: ByLayer) -> None:
+    by_layer = isinstance(sim.execution, ByLayer) or sim.execution in (
+        "auto",
+        "by_layer",
+    )
+    if not by_layer or sim.micro_batch or options.segment:
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
-            f"{execution!r}, micro_batch={micro_batch}, segment={segment}, allowed: "
-            "'auto' or 'by_layer', None, None. To save memory use remat=True"
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}, allowed: 'auto' or "
+            "'by_layer' without segments, None. To save memory use "
+            "execution=snnjax.simulation.by_layer(remat=True)"
         )
-
-
-def _fires_binary(surrogate: Surrogate, neurons) -> bool | None:
-    """`is_step` at the temperatures of all neurons."""
-    temperatures = {id(p.temperature): p.temperature for p in neurons.values()}
-    found = {is_step(surrogate, b) for b in temperatures.values()}
-    if False in found:
-        return False
-    return None if None in found else True
-
-
-def _check_binary(found: bool | None, has_aux: bool) -> None:
-    """Raise if it is known that a surrogate is no step: only spikes fit into bits."""
-    if found is False:
-        raise ValueError(
-            "remat keeps spikes as bits, so the surrogate must be a step; found one "
-            "that gives other numbers than 0 below and 1 from the threshold on. Use "
-            f"remat=False{'' if has_aux else ', or a segment with it: segment=...'}"
-        )
-
-
-def _choose(
-    execution: str, steps: int, delay: int, snn: SNN, surrogate: Surrogate
-) -> str:
-    leaks = any(params.leak is not None for params in snn.neurons.values())
-    exact = snn.reset == "subtract" and not leaks
-    if execution == "closed_form" and not (exact and delay == steps):
-        raise ValueError(
-            f"execution='closed_form' needs delay == steps and IF neurons with reset "
-            f"by subtraction; found delay {delay}, steps {steps}, reset {snn.reset!r}, "
-            f"{'a' if leaks else 'no'} leak. Use 'by_layer'"
-        )
-    if execution != "auto":
-        return execution
-    # A custom derivative, as the others have here, must not close over such a value.
-    if closes_over_traced(surrogate, next(iter(snn.neurons.values())).temperature):
-        return "by_layer"
-    if exact and delay == steps and _fires_binary(surrogate, snn.neurons):
-        return "closed_form"
-    return "by_step" if jax.default_backend() == "cpu" and not delay else "by_layer"

@@ -2,16 +2,17 @@
 
     name.safetensors = card and structure (JSON, in the header) + arrays + program
 
-One file, because a pair of card and weights can be half of one run and half of
-another; this one is replaced as a whole, and its card holds the sha256 of everything
-else. The card is text at its head: ``head -c 2000 name.safetensors`` shows it, and so
-do the viewers of the format. Nothing in it is ever unpickled: the arrays are bytes,
-and the program is StableHLO as `jax.export` writes it (flatbuffers), no Python. XLA
-compiles it all the same when ``run`` is called: run the programs of those you trust.
-The sha256 finds damage; it does not say who wrote the file.
+It is one file, because a pair of card and weights can be half of one run and half of
+another; it is replaced as a whole, and its card holds the sha256 of everything else.
+The card is text at its head: ``head -c 2000 name.safetensors`` shows it, and so do the
+viewers of the format. Nothing in it is ever unpickled: the arrays are bytes, and the
+program is StableHLO as `jax.export` writes it (flatbuffers), no Python. XLA compiles it
+all the same when ``run`` is called: run the programs of those you trust. The sha256
+detects damage; it does not say who wrote the file.
 Format: https://github.com/huggingface/safetensors
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,10 +25,12 @@ import chex
 import jax
 import numpy as np
 
+from snnjax import _files
 from snnjax._version import __version__
-from snnjax.neurons import NeuronParams
-from snnjax.simulation.snn import SNN, check_snn, checked_fit
-from snnjax.storage import atomic, program
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.snn import SNN, check_snn, check_values, checked_fit
+from snnjax.storage import program
+from snnjax.storage.formats import upgraded
 from snnjax.storage.structure import (
     DTYPES,
     PROGRAM,
@@ -39,9 +42,9 @@ from snnjax.storage.structure import (
     store_leaf,
 )
 
-FORMAT = 1  # of the files that this version writes; it reads all up to this one
+FORMAT = 2  # of the files that this version writes; it reads all up to this one
 SUFFIX = ".safetensors"
-_PARTS = ("params", "neurons", "readout_correction")  # in the order of the SNN's leaves
+_PARTS = ("params", "neurons")  # in the order of the SNN's leaves
 
 
 class Stored(NamedTuple):
@@ -49,7 +52,7 @@ class Stored(NamedTuple):
 
     Attributes:
         snn: the spiking network, equal to the saved one, in the containers of `load`.
-        card: what is known of it, see `save`.
+        card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
             the network's code; a NamedTuple comes as a dict. None if the file has no
             program. It raises ValueError for an x of another shape or type, and where
@@ -68,7 +71,7 @@ def save(
     fn: Callable | None = None,
     x: Any = None,
     steps: int | None = None,
-    delay: int | None = None,
+    wait: int | None = None,
     inputs: str = "constant",
     recipe: str | None = None,
     accuracy: float | None = None,
@@ -77,11 +80,11 @@ def save(
 ) -> Path:
     """Write a spiking network to one file, whole or not at all.
 
-    The card gets the format's version, the SNN's steps, delay and reset, the versions
-    of snnjax and jax, what is given here, and the sha256 of all contents.
+    The card gets the format's version, the SNN's steps, wait and neuron model, the
+    versions of snnjax and jax, the facts given here, and the sha256 of all contents.
 
     Args:
-        path: ends in ``.safetensors``; what is there is replaced.
+        path: ends in ``.safetensors``; a file that is there is replaced.
         snn: from `snnjax.convert` or `snnjax.init`, trained or not.
         fn: the network ``fn(params, x) -> outputs``, to store its spiking function as
             a program too, for CPU, CUDA and TPU; then the file runs without its code.
@@ -90,7 +93,7 @@ def save(
             ``jax.ShapeDtypeStruct``. The program takes any B; if the network cannot be
             traced for that, this one, and the card says so (``run`` pads, and takes
             larger batches in parts).
-        steps, delay: of the program; by default those that the SNN was fitted to.
+        steps, wait: of the program; by default those that the SNN was fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
         recipe: how the SNN was made, e.g. "best".
         accuracy: what it reached, 0..1.
@@ -102,9 +105,9 @@ def save(
         The path.
 
     Raises:
-        ValueError: another suffix, an SNN that is none, leaves that are no numbers,
-            a recipe, accuracy or extras of another type, fn without x or steps, or
-            these without fn.
+        ValueError: another suffix, no SNN, numbers that no neuron can have, leaves
+            that are no numbers, a recipe, accuracy or extras of another type, fn
+            without x or steps, or these without fn.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -114,17 +117,18 @@ def save(
     >>> snn = snnjax.convert(fn, jnp.eye(2), x, steps=4)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=x, recipe="best")
-    ...     found = load(path)
-    >>> found.card["recipe"], found.card["steps"], found.run(x).shape
+    ...     stored = load(path)
+    >>> stored.card["recipe"], stored.card["steps"], stored.run(x).shape
     ('best', 4, (4, 1, 2))
     """
     library = _safetensors()
     path = _target(path)
     check_snn(snn)
+    check_values(snn)
     _check_facts(recipe, accuracy, extras)
     if fn is None:
         coded = None if inputs == "constant" else inputs  # as by default
-        _check_no_program(x=x, steps=steps, delay=delay, inputs=coded)
+        _check_no_program(x=x, steps=steps, wait=wait, inputs=coded)
     arrays: dict[str, np.ndarray] = {}
     structure = {
         part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
@@ -134,8 +138,8 @@ def save(
         "format": FORMAT,
         "recipe": recipe,
         "steps": snn.steps,
-        "delay": snn.delay,
-        "reset": snn.reset,
+        "wait": snn.wait,
+        "neuron": _described_neuron(snn.neuron),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "program": None,
@@ -143,13 +147,13 @@ def save(
         "extras": _jsonable(extras or {}),
     }
     if fn is not None:
-        steps, delay = checked_fit(snn, steps, delay)
-        exported = program.export(fn, snn, x, steps=steps, delay=delay, inputs=inputs)
+        steps, wait = checked_fit(snn, steps, wait)
+        exported = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
         card["program"], code = exported
         arrays[PROGRAM] = np.frombuffer(code, np.uint8)
     card["sha256"] = _digest(card, structure, arrays)
     texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
-    atomic.write(path, library.numpy.save(arrays, texts))
+    _files.write(path, library.numpy.save(arrays, texts))
     return path
 
 
@@ -172,6 +176,9 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
         ValueError: it is damaged, cut short, of a newer format, no SNN at all; or
             ``like`` is needed or does not fit.
         ImportError: safetensors is missing.
+
+    Files of snnjax 0.1 load, too. A readout correction, which they may hold, is left
+    out with a warning; ``run`` still adds it.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -190,36 +197,34 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
         ) from None
 
 
-def _stored(arrays, card: dict, structure: dict, like, path: Path) -> Stored:
+def _stored(
+    arrays: dict[str, np.ndarray], card: dict, structure: dict, like: Any, path: Path
+) -> Stored:
     read = functools.partial(read_leaf, arrays)
-    likes = (like, None)
-    if isinstance(like, SNN):  # one may be corrected, and the other not
-        corrected = structure["readout_correction"] is not None
-        likes = (like.params, like.readout_correction if corrected else None)
-    params, correction = (
-        _part(name, structure[name], read, this, card["program"] is not None, path)
-        for name, this in zip(("params", "readout_correction"), likes, strict=True)
-    )
+    # Before `upgraded`: the program takes the leaves of the file in their order.
+    described = [part for name in structure for _, part in leaves(structure[name])]
+    given = [leaf for leaf in map(read, described) if leaf is not None]
+    card, structure = upgraded(card, structure, path)
+    like = like.params if isinstance(like, SNN) else like
+    has_program = card["program"] is not None
+    params = _params(structure["params"], read, like, has_program, path)
     neurons = {
         name: NeuronParams(**fields)
         for name, fields in rebuild(structure["neurons"], read).items()
     }
-    fitted = {name: card[name] for name in ("steps", "delay", "reset")}
-    snn = SNN(params, neurons, correction, **fitted)
-    if card["program"] is None:
+    neuron = IntegrateAndFire(**card["neuron"])
+    snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
+    if not has_program:
         return Stored(snn, card, None)
-    given = [read(leaf) for part in _PARTS for _, leaf in leaves(structure[part])]
-    given = [leaf for leaf in given if leaf is not None]
-    code = arrays[PROGRAM].tobytes()
-    made = card["versions"]["jax"]
-    return Stored(snn, card, program.runner(code, card["program"], given, made))
+    code, writer = arrays[PROGRAM].tobytes(), card["versions"]["jax"]
+    return Stored(snn, card, program.runner(code, card["program"], given, writer))
 
 
 # ---------------------------------------------------------------------- parts
 
 
-def _part(name: str, described, read, like, has_program: bool, path: Path):
-    """Params or correction, in the structure of ``like`` if there is one."""
+def _params(described: Any, read: Any, like: Any, has_program: bool, path: Path) -> Any:
+    """The params, in the structure of ``like`` if there is one."""
     try:
         if like is not None:
             return fill(like, described, read)
@@ -227,9 +232,19 @@ def _part(name: str, described, read, like, has_program: bool, path: Path):
     except ValueError as error:
         way = "Pass like=" if like is None else "In like= pass"
         raise ValueError(
-            f"cannot restore the {name} of {path}: {error}. {way} the params of the "
+            f"cannot restore the params of {path}: {error}. {way} the params of the "
             "same network as it is made anew, or its SNN"
         ) from None
+
+
+def _described_neuron(neuron: Any) -> dict[str, Any]:
+    """The fields of a model, as JSON."""
+    if not isinstance(neuron, IntegrateAndFire):
+        raise ValueError(
+            f"the SNN's neuron is {neuron!r}; allowed: snnjax.integrate_and_fire() or "
+            "snnjax.lif(), which a file can describe"
+        )
+    return dataclasses.asdict(neuron)
 
 
 # --------------------------------------------------------------------- checks
@@ -316,13 +331,13 @@ def _checked(arrays, texts, path: Path) -> tuple[dict, dict]:
                 f"{path} has format {version}; this snnjax reads up to {FORMAT}. "
                 "Install a newer one: pip install -U snnjax"
             )
-        found = _digest(card, structure, arrays)
+        actual = _digest(card, structure, arrays)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"the card of {path} is damaged ({error!r})") from None
-    if found != claimed:
+    if actual != claimed:
         raise ValueError(
             f"the contents of {path} are not those that were written: their sha256 is "
-            f"{found}, the card says {claimed}. Fetch the file again"
+            f"{actual}, the card says {claimed}. Fetch the file again"
         )
     return card, structure
 
@@ -331,11 +346,11 @@ def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
     """sha256 of the card without this entry, the structure, and all arrays."""
     rest = {key: item for key, item in card.items() if key != "sha256"}
     text = json.dumps([rest, structure], sort_keys=True)
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     for name, array in sorted(arrays.items()):
-        found.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(x: chex.Array) -> dict[str, Any]:

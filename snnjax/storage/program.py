@@ -15,17 +15,18 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from snnjax import sharding
 from snnjax.simulation.simulate import spiking
-from snnjax.simulation.snn import SNN
+from snnjax.snn import SNN
 from snnjax.storage.structure import describe, rebuild
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
-    fn: Callable, snn: SNN, x: Any, *, steps: int, delay: int, inputs: str
+    fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: str
 ) -> tuple[dict[str, Any], bytes]:
-    """The spiking function of ``fn`` as bytes, and what is to be known of it.
+    """The spiking function of ``fn`` as bytes, and facts about it.
 
     Args: as for `snnjax.save`.
 
@@ -37,17 +38,17 @@ def export(
         ImportError: flatbuffers is missing.
     """
     _check(x, inputs)
-    run = spiking(fn, steps=steps, delay=delay, inputs=inputs)
+    run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
     flat, tree = jax.tree_util.tree_flatten(snn)
     places = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
-    seen: dict[str, Any] = {}
+    described: dict[str, Any] = {}
 
     def flattened(arrays, x):
         filled = list(flat)  # Python numbers stay what they are
         for i, array in zip(places, arrays, strict=True):
             filled[i] = array
         outputs = run(jax.tree_util.tree_unflatten(tree, filled), x)
-        seen["outputs"] = describe(outputs, lambda path, leaf: {"output": path})
+        described["outputs"] = describe(outputs, lambda path, leaf: {"output": path})
         return jax.tree_util.tree_leaves(outputs)
 
     arrays = [_struct(flat[i]) for i in places]
@@ -70,25 +71,25 @@ def export(
         ) from None
     facts = {
         "steps": steps,
-        "delay": delay,
+        "wait": wait,
         "inputs": inputs,
         "shape": [None if i == axis else n for i, n in enumerate(x.shape)],
         "dtype": jnp.dtype(dtype).name,
         "batch": batch,
         "why_this_batch": why,
-        "outputs": seen["outputs"],
+        "outputs": described["outputs"],
         "platforms": list(PLATFORMS),
     }
     return facts, code
 
 
-def runner(code: bytes, facts: dict[str, Any], arrays: list, made: str) -> Callable:
+def runner(code: bytes, facts: dict[str, Any], arrays: list, writer: str) -> Callable:
     """``run(x) -> outputs`` of a program.
 
     Args:
         code, facts: from `export`.
         arrays: the SNN's, in JAX's order.
-        made: version of jax that wrote it.
+        writer: version of jax that wrote it.
 
     Returns:
         A function that may be jitted; see `snnjax.Stored`.
@@ -107,10 +108,10 @@ def runner(code: bytes, facts: dict[str, Any], arrays: list, made: str) -> Calla
                 'programs need flatbuffers: pip install "snnjax[share]"'
             ) from None
         except Exception as error:
-            if _number(made) <= _number(jax.__version__):
+            if _number(writer) <= _number(jax.__version__):
                 raise
             raise ValueError(
-                f"the program was written by jax {made}, and jax {jax.__version__} "
+                f"the program was written by jax {writer}, and jax {jax.__version__} "
                 f"cannot run it ({error}). Use that version, or the network's own "
                 "code: snnjax.spiking(fn, ...)(stored.snn, x)"
             ) from error
@@ -126,14 +127,11 @@ def runner(code: bytes, facts: dict[str, Any], arrays: list, made: str) -> Calla
 
 
 def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Array]:
-    """A program of one batch size on any: zeros fill up the last part."""
+    """A program of one batch size on any: zeros fill up the last group."""
     batch = x.shape[axis]
     padding = [(0, -batch % size if i == axis else 0) for i in range(x.ndim)]
-    padded = jnp.pad(x, padding)
-    starts = range(0, padded.shape[axis], size)
-    parts = [call(jax.lax.slice_in_dim(padded, i, i + size, axis=axis)) for i in starts]
-    joined = [jnp.concatenate(outputs, axis=1) for outputs in zip(*parts, strict=True)]
-    return [output[:, :batch] for output in joined]
+    outputs = sharding.in_groups(call, jnp.pad(x, padding), size, axis, out_axis=1)
+    return [output[:, :batch] for output in outputs]
 
 
 def _check(x, inputs: str) -> None:

@@ -73,7 +73,7 @@ def rebuild(
     Raises:
         ValueError: there is a node whose class only its code knows.
 
-    >>> rebuild({"list": [None, {"int": 1}]}, leaf=lambda found: found)
+    >>> rebuild({"list": [None, {"int": 1}]}, leaf=lambda described: described)
     [None, 1]
     """
     match described:
@@ -107,28 +107,27 @@ def fill(
     Raises:
         ValueError: paths or shapes differ; the first that does is named.
     """
-    found = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
-    wanted, structure = jax.tree_util.tree_flatten_with_path(like)
-    paths = [name_of(path) for path, _ in wanted]
-    if paths != [path for path, _ in found]:
-        lacks = sorted({path for path, _ in found} - set(paths))
-        extra = sorted(set(paths) - {path for path, _ in found})
-        if not lacks and not extra:
-            first = [path for path, _ in found][:3]
+    stored = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
+    places, structure = jax.tree_util.tree_flatten_with_path(like)
+    own = [name_of(path) for path, _ in places]
+    given = [path for path, _ in stored]
+    if own != given:
+        missing, unknown = sorted(set(given) - set(own)), sorted(set(own) - set(given))
+        if not missing and not unknown:
             raise ValueError(
-                f"the leaves have another order: {first}, but in `like` {paths[:3]}"
+                f"the leaves have another order: {given[:3]}, but in `like` {own[:3]}"
             )
         raise ValueError(
-            f"the structures differ: `like` lacks {lacks[:3] or 'no leaf'} of "
-            f"{len(found)} leaves and has {extra[:3] or 'no leaf'} besides"
+            f"the structures differ: `like` lacks {missing[:3] or 'no leaf'} of "
+            f"{len(given)} leaves and has {unknown[:3] or 'no leaf'} besides"
         )
-    for (path, value), (_, place) in zip(found, wanted, strict=True):
+    for (path, value), (_, place) in zip(stored, places, strict=True):
         shapes = [getattr(x, "shape", None) for x in (value, place)]
         if None not in shapes and shapes[0] != shapes[1]:
             raise ValueError(
                 f"{path} has shape {shapes[0]}, but in `like` it has {shapes[1]}"
             )
-    return jax.tree_util.tree_unflatten(structure, [value for _, value in found])
+    return jax.tree_util.tree_unflatten(structure, [value for _, value in stored])
 
 
 def leaves(described: Described, path: str = "") -> Iterator[tuple[str, dict]]:
@@ -151,13 +150,13 @@ def leaves(described: Described, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> dict:
-    """Note an array under its path, and say what else there is to know of it."""
+    """Add an array under its path; its name, and facts that the array does not hold."""
     name = f"{part}/{path}" if path else part
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     ):
-        found["key"] = str(jax.random.key_impl(value))
+        facts["key"] = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise ValueError(
@@ -166,7 +165,7 @@ def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> di
             "eqx.partition(model, eqx.is_array)"
         )
     if getattr(value, "weak_type", False):
-        found["weak"] = True
+        facts["weak"] = True
     array = np.asarray(value, order="C")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -177,19 +176,19 @@ def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> di
     while name in arrays or name == PROGRAM:
         name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have one path
     arrays[name] = array
-    return {"array": name, **found}
+    return {"array": name, **facts}
 
 
-def read_leaf(arrays: dict[str, np.ndarray], found: dict):
+def read_leaf(arrays: dict[str, np.ndarray], described: dict) -> Any:
     """The leaf as it was saved; None for a Python number."""
-    if "array" not in found:
+    if "array" not in described:
         return None
-    array = arrays[found["array"]]
-    if "key" in found:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=found["key"])
+    array = arrays[described["array"]]
+    if "key" in described:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=described["key"])
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         return array  # 64 bits, where JAX has them switched off
-    if "weak" in found:
+    if "weak" in described:
         zero = array.dtype.type(0).item()
         weak = jnp.full(array.shape, zero)  # of a Python number: weakly typed
         if weak.dtype == array.dtype:

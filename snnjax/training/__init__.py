@@ -1,5 +1,41 @@
 """Direct training by surrogate gradients.
 
-``losses.py``: losses, readouts, what trains; ``temperature.py``: Dspike's b, by what
-``differences.py`` finds.
+``losses.py``: losses and readouts; ``leaves.py``: which leaves of an SNN train;
+``temperature.py``: Dspike's b, by the finite differences of ``differences.py``.
 """
+
+from snnjax.training.differences import (
+    Directions,
+    finite_differences,
+    random_differences,
+)
+from snnjax.training.leaves import check_gradients, differentiable, param_labels
+from snnjax.training.losses import mean_cross_entropy, membrane_readout, tet
+from snnjax.training.temperature import (
+    Alignment,
+    Choice,
+    alignment,
+    choose_temperature,
+    relaxed_gradient,
+    temperatures,
+    with_temperatures,
+)
+
+__all__ = [
+    "Alignment",
+    "Choice",
+    "Directions",
+    "alignment",
+    "check_gradients",
+    "choose_temperature",
+    "differentiable",
+    "finite_differences",
+    "mean_cross_entropy",
+    "membrane_readout",
+    "param_labels",
+    "random_differences",
+    "relaxed_gradient",
+    "temperatures",
+    "tet",
+    "with_temperatures",
+]

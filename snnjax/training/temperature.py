@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_positive
-from snnjax.simulation.snn import SNN, check_snn
+from snnjax.snn import SNN, check_snn
 from snnjax.training.differences import (
     Directions,
     Loss,
@@ -42,14 +42,14 @@ def temperatures(snn: SNN) -> Temperatures:
         ValueError: no site has one.
     """
     check_snn(snn)
-    found = {name: n.temperature for name, n in snn.neurons.items()}
-    found = {name: b for name, b in found.items() if b is not None}
-    if not found:
+    own = {name: n.temperature for name, n in snn.neurons.items()}
+    own = {name: b for name, b in own.items() if b is not None}
+    if not own:
         raise ValueError(
             "no site of this SNN has a temperature; give the neuron one, e.g. "
             "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
         )
-    return found
+    return own
 
 
 def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
@@ -63,7 +63,7 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     if not isinstance(new, Mapping):
         raise ValueError(
             f"the temperatures are a {type(new).__name__}; allowed: site name -> "
-            "temperature, as snnjax.temperatures(snn) gives them"
+            "temperature, as snnjax.training.temperatures(snn) gives them"
         )
     unknown = set(new) - set(snn.neurons)
     if unknown:
@@ -127,7 +127,7 @@ def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignm
 
 
 class Choice(NamedTuple):
-    """What `choose_temperature` found.
+    """Result of `choose_temperature`.
 
     Attributes:
         snn: with the chosen temperatures.
@@ -186,8 +186,8 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
 
     Args:
         loss: SNN -> scalar, through ``snnjax.spiking(...,
-            surrogate=snnjax.relaxed_dspike)``: the network then sends Dspike(v; b)
-            itself, which does depend on b. Descend this gradient.
+            surrogate=snnjax.surrogate.relaxed_dspike)``: its neurons then emit
+            Dspike(v; b) itself, which does depend on b. Descend this gradient.
         snn: with temperatures.
 
     Raises:
@@ -198,8 +198,8 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
     if not any(isinstance(g, Tracer) or jnp.any(g != 0) for g in gradient.values()):
         raise ValueError(
             "the loss depends on no temperature: its spikes must be soft, "
-            "snnjax.spiking(..., surrogate=snnjax.relaxed_dspike), and some potential "
-            "must come near its threshold"
+            "snnjax.spiking(..., surrogate=snnjax.surrogate.relaxed_dspike), and some "
+            "potential must come near its threshold"
         )
     return gradient
 
@@ -213,10 +213,10 @@ def _covered(snn: SNN, differences: Weights | Directions) -> Weights:
         return select(snn.params, differences.paths)
     weights = select(snn.params, differences)
     for path, weight in weights.items():
-        found = jnp.shape(differences[path])
-        if found != weight.shape:
+        shape = jnp.shape(differences[path])
+        if shape != weight.shape:
             raise ValueError(
-                f"the differences of {path!r} have shape {found}, but the weights "
+                f"the differences of {path!r} have shape {shape}, but the weights "
                 f"have {weight.shape}"
             )
     return weights

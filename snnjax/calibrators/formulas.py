@@ -1,19 +1,19 @@
-"""The mathematics of calibration: functions of arrays that know no network.
+"""The mathematics of calibration: functions of arrays that need no network.
 
 ``activation`` a [N, ..., C] is the ANN's, ``output`` s the mean output over T steps of
-the spiking neurons for the same N images; the fits bring s near a.
+the spiking neurons for the same N images; the formulas bring s near a.
 Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
 (least-squares threshold, bias and potential correction); `postpone` is ours.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.neurons import NeuronParams
+from snnjax._arrays import aligned, per_channel
+from snnjax.neurons.models import NeuronParams
 
 
 def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
@@ -36,7 +36,7 @@ def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax
 
 def peaks(activation: jax.Array, channel: int = -1) -> jax.Array:
     """max a of each channel, [C]: of more images it is the maximum of theirs."""
-    return _over_all_but(channel, jnp.max, activation.astype(jnp.float32))
+    return per_channel(jnp.max, activation.astype(jnp.float32), channel)
 
 
 def positive(peaks: jax.Array, per: str = "layer") -> jax.Array:
@@ -61,7 +61,7 @@ def percentile(
         value = jnp.percentile(activation, p)
     else:
         of_channel = functools.partial(jnp.percentile, q=p)
-        value = _over_all_but(channel, of_channel, activation)
+        value = per_channel(of_channel, activation, channel)
     return jnp.where(value > 0, value, maximum(activation, per, channel))
 
 
@@ -121,13 +121,14 @@ def candidate_errors(
     unit = binary_unit(jnp.reshape(top, -1))
     channels = top.size
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
-    thresholds = jnp.reshape(top, -1) * _FRACTIONS[:, None]  # [95, channels]
+    thresholds = jnp.reshape(top, (1, -1)) * _FRACTIONS[:, None]  # [95, channels]
     blocks = _blocks(activation.reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
-    tiled, units = jnp.tile(thresholds, (1, repeats)), jnp.tile(unit, repeats)
+    tiled, units = jnp.tile(thresholds, (1, repeats)), jnp.tile(unit[None], repeats)
 
     def add_errors(total, block):
+        block = block[None]
         count = jnp.minimum(jnp.floor(block * steps / tiled + half), steps)
         error = ((count * tiled / steps - block) / units) ** 2
         return total + error.reshape(len(error), -1, channels).sum(1), None
@@ -155,8 +156,8 @@ def nearest(top: jax.Array, errors: jax.Array) -> jax.Array:
 def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
     """[n, C] as blocks of whole rows, near ``size`` numbers each, filled with zeros.
 
-    All candidates meet a block while it is in the cache: five times faster on CPU
-    than a pass over all activations for each. Zeros add no error.
+    All candidates are evaluated on a block while it is in the cache: five times faster
+    on CPU than a pass over all activations for each. Zeros add no error.
     """
     per_block = max(1, size // rows.shape[1])
     rows = jnp.pad(rows, ((0, -rows.shape[0] % per_block), (0, 0)))
@@ -175,23 +176,24 @@ def bias_correction(
     activation: jax.Array, output: jax.Array, channel: int = -1
 ) -> jax.Array:
     """Mean of a - s over images and positions, [C]: what each channel lacks."""
-    error = activation.astype(jnp.float32) - output
-    return _over_all_but(channel, jnp.mean, error)
+    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
+    return per_channel(jnp.mean, error, channel)
 
 
 def potential_correction(
     activation: jax.Array, output: jax.Array, steps: int
 ) -> jax.Array:
     """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
-    return steps * (activation.astype(jnp.float32) - output).mean(0)
+    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
+    return steps * error.mean(0)
 
 
 def squared_error(
     activation: jax.Array, output: jax.Array, channel: int = -1
 ) -> jax.Array:
     """Mean of (a - s)^2 over images and positions, [C]."""
-    error = activation.astype(jnp.float32) - output
-    return _over_all_but(channel, jnp.mean, error**2)
+    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
+    return per_channel(jnp.mean, error**2, channel)
 
 
 def paced_error(
@@ -204,12 +206,12 @@ def paced_error(
 
         mean (a - s)^2 + pace mean (a - p)^2
 
-    The next layer hears the spikes as they come: what comes early or late deceives it
-    for a while, and what it fires meanwhile it cannot take back. Source: ours.
+    The next layer acts on spikes as they arrive. If early spikes misstate the mean, it
+    fires on wrong evidence and cannot undo that. Source: ours.
 
     Args:
         activation: a.
-        output: s and p, as `neurons.mean_and_pace` gives them.
+        output: s and p, as `snnjax.neurons.mean_and_pace` gives them.
         pace: weight, >= 0.
         channel: as for `maximum`.
     """
@@ -233,18 +235,20 @@ def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParam
     -1.0 0.25
     """
     moved = charge * neuron.threshold
+    start, of_start = aligned(neuron.initial_potential, moved)
     return neuron._replace(
-        initial_potential=neuron.initial_potential - moved,
+        initial_potential=start - of_start,
         bias=neuron.bias + moved / steps,
     )
 
 
 def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
     """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer."""
+    start, of_start = aligned(neuron.initial_potential, factor)
     return neuron._replace(
         threshold=factor * neuron.threshold,
         bias=factor * neuron.bias,
-        initial_potential=factor * neuron.initial_potential,
+        initial_potential=of_start * start,
     )
 
 
@@ -266,11 +270,3 @@ def thin(x: jax.Array, stride: int, ndim: int, channel: int = -1) -> jax.Array:
     index = [slice(stride // 2, None, stride)] * ndim
     index[channel] = slice(None)
     return x[(..., *index)]
-
-
-def _over_all_but(channel: int, reduce: Callable, x: jax.Array) -> jax.Array:
-    """Reduce all other axes: [C], with ones for the axes that follow it."""
-    axes = tuple(a for a in range(x.ndim) if a != x.ndim + channel)
-    return reduce(x, axis=axes, keepdims=True).reshape(
-        x.shape[channel], *[1] * (-channel - 1)
-    )

@@ -1,8 +1,8 @@
-"""Conversions that go on after a kill: every site's fit is kept in a folder.
+"""A folder of fits: a conversion that was killed goes on from them.
 
-A fit is small and takes long to find; the spikes are large and follow from the fits. So
-only fits are kept, and a conversion that starts again carries the streams over the
-sites that it knows without fitting them: the same SNN, bit for bit.
+A fit is small and takes long to compute; the spikes are large and follow from the fits.
+So a conversion stores fits only, and when it starts again it carries the streams over
+the fitted sites without fitting them: the same SNN, bit for bit.
 """
 
 import io
@@ -21,12 +21,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
 
+from snnjax import _files
 from snnjax._version import __version__
-from snnjax.conversion.checks import checked
-from snnjax.conversion.digest import digest
-from snnjax.conversion.view import Calibrator, Fit, View
-from snnjax.network.equations import Site
-from snnjax.storage import atomic
+from snnjax.calibrators.checks import checked
+from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.conversion.resume.digest import digest
+from snnjax.network.sites import Site
 
 _CLAIM = "conversion.json"
 _WEIGHT = "weights/"
@@ -34,7 +34,7 @@ _CHANGED = "changed"
 
 
 class FitFolder(NamedTuple):
-    """A folder of fits; with None in its place nothing is kept.
+    """A folder of fits; without a folder nothing is stored.
 
     Attributes:
         folder: where they lie, one file for each site of each sweep.
@@ -52,8 +52,8 @@ def open_folder(
 
     Args:
         folder: made if it does not exist; None keeps nothing.
-        identity: () -> what makes the conversion what it is, by name; pytrees, arrays
-            and functions too. The versions count as well. Asked with a folder only.
+        identity: () -> what the fits depend on, by name; pytrees, arrays and functions
+            too. The versions count as well. It is called only if there is a folder.
 
     Raises:
         ValueError: the folder holds another conversion, or files of something else;
@@ -66,61 +66,63 @@ def open_folder(
         raise ValueError(
             f"folder is {folder!r}; allowed: the path of a folder, or None"
         )
-    found = identity()
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found)):
+    parts = identity()
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(parts)):
         raise ValueError(
-            "folder keeps numbers, and inside jit (or another transformation) there "
-            "are none yet: convert outside, or leave folder out"
+            "folder= cannot be used inside jit (or another transformation): values are "
+            "unknown while tracing. Convert outside, or leave folder out"
         )
-
-    found["versions"] = [__version__, jax.__version__]
+    parts["versions"] = [__version__, jax.__version__]
     path = Path(folder).expanduser()
-    kept = FitFolder(path, {name: digest(value) for name, value in found.items()})
+    fits = FitFolder(path, {name: digest(value) for name, value in parts.items()})
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"folder is {path}, a file; give a folder, or a new path")
     path.mkdir(parents=True, exist_ok=True)
+    _files.remove_unfinished(path, age=0)
     claim = path / _CLAIM
     if claim.exists():
-        _check_claim(claim, kept.identity)
-        return kept
+        _check_claim(claim, fits.identity)
+        return fits
     foreign = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
-    if set(foreign) - {_CLAIM}:
+    if foreign:
         raise ValueError(
             f"{path} is no folder of fits: it holds {foreign[0]!r}. Give an empty one "
             "or one that does not exist"
         )
-    return kept
+    return fits
 
 
 def remembering(
-    kept: FitFolder, sweep: int, calibrate: Calibrator, site: int
+    fits: FitFolder, sweep: int, calibrate: Calibrator, site: int
 ) -> Calibrator:
-    """The calibrator, but a fit that the folder holds is taken from there."""
-    if kept.folder is None:
+    """The calibrator, but a fit that the folder holds is read from there."""
+    if fits.folder is None:
         return calibrate
-    file = kept.folder / f"sweep_{sweep}_site_{site:03}.npz"
+    file = fits.folder / f"sweep_{sweep}_site_{site:03}.npz"
 
     def remembered(view: View, fit: Fit) -> Fit:
-        known = _read(file, view.site, fit)
-        _check_same_disk(known is not None, file)
-        if known is not None:
-            return known
-        found = calibrate(view, fit)
+        stored = _read(file, view.site, fit)
+        _check_same_disk(stored is not None, file)
+        if stored is not None:
+            return stored
+        fitted = calibrate(view, fit)
         if jax.process_index() == 0:
-            _claim(kept)
-            _write(file, fit, found)
-        return found
+            _claim(fits)
+            _write(file, fit, fitted)
+        return fitted
 
     return remembered
 
 
 def _check_claim(claim: Path, identity: dict[str, str]) -> None:
     try:
-        found = dict(json.loads(claim.read_text()))
+        stored = dict(json.loads(claim.read_text()))
     except (ValueError, TypeError):
         raise ValueError(
-            f"{claim} is damaged, so nobody knows which conversion the fits beside it "
-            "belong to; delete the folder, or give another one"
+            f"{claim} is damaged, so the conversion of the fits beside it is "
+            "unknown; delete the folder, or give another one"
         ) from None
-    differing = [name for name in identity if found.get(name) != identity[name]]
+    differing = [name for name in identity if stored.get(name) != identity[name]]
     if differing:
         raise ValueError(
             f"{claim.parent} holds the fits of another conversion: other "
@@ -128,20 +130,20 @@ def _check_claim(claim: Path, identity: dict[str, str]) -> None:
         )
 
 
-def _claim(kept: FitFolder) -> None:
-    """Say whose fits they are, before the first one."""
-    assert kept.folder is not None
-    claim = kept.folder / _CLAIM
+def _claim(fits: FitFolder) -> None:
+    """Write which conversion the fits belong to, before the first of them."""
+    assert fits.folder is not None
+    claim = fits.folder / _CLAIM
     if not claim.exists():
-        text = json.dumps(kept.identity, indent=1) + "\n"
-        atomic.write(claim, text.encode())
+        text = json.dumps(fits.identity, indent=1) + "\n"
+        _files.write(claim, text.encode())
 
 
-def _check_same_disk(known: bool, file: Path) -> None:
-    """Raise unless all processes see the same, since they must do the same."""
+def _check_same_disk(exists: bool, file: Path) -> None:
+    """Raise unless the file exists for all processes or none: all must do the same."""
     if jax.process_count() == 1:
         return
-    if bool(multihost_utils.broadcast_one_to_all(np.asarray(known))) != known:
+    if bool(multihost_utils.broadcast_one_to_all(np.asarray(exists))) != exists:
         raise ValueError(
             f"the first process and process {jax.process_index()} do not see the same "
             f"file {file}; folder must be on a disk that all processes share"
@@ -151,9 +153,14 @@ def _check_same_disk(known: bool, file: Path) -> None:
 def _read(file: Path, site: Site, before: Fit) -> Fit | None:
     if not file.exists():
         return None
+    if file.is_dir():
+        raise ValueError(
+            f"{file} is a folder, where the fit of a site belongs; delete it, or give "
+            "another folder"
+        )
     try:
-        with file.open("rb") as opened, np.load(opened) as found:
-            arrays = {name: found[name] for name in found.files}
+        with file.open("rb") as opened, np.load(opened) as entries:
+            arrays = {name: entries[name] for name in entries.files}
         neuron = {name: jnp.asarray(arrays[name]) for name in _fields(before)}
         weights = dict(before.weights)
         for path in arrays[_CHANGED]:
@@ -166,7 +173,7 @@ def _read(file: Path, site: Site, before: Fit) -> Fit | None:
         return None
 
 
-# What a damaged file, or one of something else, may raise.
+# Errors that a damaged file, or one of another kind, may raise.
 _DAMAGE = (
     EOFError,
     KeyError,
@@ -190,7 +197,7 @@ def _write(file: Path, before: Fit, after: Fit) -> None:
     plain[_CHANGED] = np.array(changed, str)
     buffer = io.BytesIO()
     np.savez(buffer, **plain)
-    atomic.write(file, buffer.getvalue())
+    _files.write(file, buffer.getvalue())
 
 
 def _fields(fit: Fit) -> list[str]:

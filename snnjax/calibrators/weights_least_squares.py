@@ -2,12 +2,12 @@
 
     min over W and b of   sum m (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-I is the mean current of the spikes that really come, b a number per channel, m is 0
+I is the mean current of the spikes that arrive, b a number per channel, m is 0
 where neither a nor I(W_0) is above 0, or both are at the largest a of the channel, and
 1 elsewhere, and k = sum m (I(W_0) - its mean)^2 / |W_0|^2 the scale of the curvature. I
 is affine in W, so this is solved by conjugate gradients (Hestenes and Stiefel, 1952),
 and only as far as it helps images that are left out of the sum. Source of refitting a
-layer to what really comes in: He, Zhang and Sun, ICCV 2017 (pruning); for spikes: ours.
+layer to its actual input: He, Zhang and Sun, ICCV 2017 (pruning); for spikes: ours.
 """
 
 import functools
@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from snnjax._arrays import other_axes, wide
 from snnjax._checks import check_count, check_positive
 from snnjax._trees import add_scaled
-from snnjax.conversion.fits import binary_unit
-from snnjax.conversion.view import Calibrator, Fit, View
+from snnjax.calibrators.formulas import binary_unit
+from snnjax.calibrators.view import Calibrator, Fit, View
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
 _FEWEST = 32  # images, however many positions each has
@@ -32,18 +33,18 @@ Weights = tuple[jax.Array, ...]
 def least_squares_weights(
     *, iterations: int = 10, damping: float = 1.0, samples: int = 2**15
 ) -> Calibrator:
-    """W = the kernels whose current comes nearest to the activation where it counts.
+    """W = the kernels whose current is nearest to the activation where it counts.
 
         min over W and b of   sum m (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-    Spikes carry an error that is alike for many images; what of it can be foretold
-    from the other spikes that a neuron receives, its weights take back. b is dropped
-    again: biases or potentials, fitted next, make up for it. Of the iterates, W_0
+    Spikes carry errors of earlier layers that are alike for many images. A neuron's
+    weights are refitted to compensate for those that its other inputs predict. b is
+    dropped again: biases or potentials, fitted next, replace it. Of the iterates, W_0
     among them, the best for every fourth image is taken, which the sum leaves out:
     images that are alike should not lie in groups of four.
 
-    Kernels that reach another site or the readout, too, stay as they are, and all do
-    if there are fewer than four images. Weights of 0 stay 0: a pruned network stays
+    Kernels that also reach another site or the readout stay as they are, and all do if
+    there are fewer than four images. Weights of 0 stay 0: a pruned network stays
     sparse. A kernel whose derivative is 0, as that of a rounded one, stays, too.
 
     Args:
@@ -59,30 +60,30 @@ def least_squares_weights(
         free = tuple(path not in view.shared for path in fit.weights)
         if not any(free):
             return fit
-        every = view.every(samples, _FEWEST)
+        every = view.spacing(samples, _FEWEST)
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
         own = tuple(weight.dtype for weight in fit.weights.values())
-        given = tuple(map(_wide, fit.weights.values()))
+        given = tuple(map(wide, fit.weights.values()))
         fixed = jax.lax.stop_gradient((given, sources, activation))
         problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
         if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
             return fit
         search, _ = _solve(problem, iterations, damping)
-        # What is found is a constant to the gradient, which is that of W_0.
+        # The change is a constant to the gradient, which is that of W_0.
         chosen = add_scaled(given, search.best, _proven(problem, search.best))
-        new = zip(fit.weights, chosen, own, free, strict=True)
-        changed = {path: w.astype(dtype) for path, w, dtype, moves in new if moves}
+        fitted = zip(fit.weights, chosen, own, free, strict=True)
+        changed = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
         return fit._replace(weights=fit.weights | changed)
 
     return calibrate
 
 
-# The layer: programs for each kind of layer.
+# The layer: one compiled program for each kind of layer.
 
 
 class _Layer(NamedTuple):
-    """The weights that are searched for, and what they do.
+    """The weights to be fitted, and the current that they make.
 
     Attributes:
         current: (weights, sources, rows) -> I, see `View.feed`.
@@ -99,7 +100,7 @@ class _Layer(NamedTuple):
 
         def current(weights: Weights) -> jax.Array:
             typed = [w.astype(t) for w, t in zip(weights, self.own, strict=True)]
-            return _wide(self.current(typed, sources, None))
+            return wide(self.current(typed, sources, None))
 
         return current
 
@@ -133,11 +134,11 @@ def _back(layer: _Layer, weights: Weights, sources: Any, scale, values) -> Weigh
     return layer.bound(tuple(size / scale * d for d in change), weights)
 
 
-# The images: programs for each shape of activations, whatever the layer.
+# The images: one program for each shape of activations, whatever the layer.
 
 
 class _Images(NamedTuple):
-    """What the images want.
+    """The target of the fit.
 
     Attributes:
         activation: a, [N, ...].
@@ -158,21 +159,22 @@ def _scaled(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames="channel")
-def _wanted(activation: jax.Array, current: jax.Array, channel: int):
-    """(what the images want, P (a - I))."""
-    axes = tuple(a for a in range(activation.ndim) if a != activation.ndim + channel)
+def _target(activation: jax.Array, current: jax.Array, channel: int):
+    """(the target, P (a - I))."""
+    axes = other_axes(activation.ndim, channel)
     top = activation.max(axes, keepdims=True)
     silent = (activation <= 0) & (current <= 0)
     saturated = (activation >= top) & (current >= top)
     counts = ~(silent | saturated | _left_out(activation))
-    lacking = _centred(activation - current, counts, channel)
-    return _Images(activation, top, counts), lacking
+    error = _centred(activation - current, counts, channel)
+    return _Images(activation, top, counts), error
 
 
 @functools.partial(jax.jit, static_argnames="channel")
 def _centred(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
     """P values: what counts, minus its mean per channel, which b takes."""
-    return jnp.where(counts, values - _mean(values, counts, channel), 0)
+    centred = values - _mean(values, counts, channel)
+    return jnp.where(counts, centred, jnp.zeros_like(centred))
 
 
 @functools.partial(jax.jit, static_argnames="channel")
@@ -185,7 +187,7 @@ def _error(images: _Images, current: jax.Array, channel: int) -> jax.Array:
 
 
 def _mean(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
-    axes = tuple(a for a in range(values.ndim) if a != values.ndim + channel)
+    axes = other_axes(values.ndim, channel)
     total = jnp.where(counts, values, 0).sum(axes, keepdims=True)
     return total / jnp.maximum(counts.sum(axes, keepdims=True), 1)
 
@@ -196,7 +198,7 @@ def _left_out(activation: jax.Array) -> jax.Array:
     return images.reshape(-1, *[1] * (activation.ndim - 1))
 
 
-# The search: programs for each shape of weights.
+# The search: one program for each shape of weights.
 
 
 class _Search(NamedTuple):
@@ -221,15 +223,15 @@ class _Search(NamedTuple):
 class _Problem(NamedTuple):
     """What is minimized, and from where.
 
-    Its methods wait for what they give: sums over all images that many devices take at
-    the same time may wait for each other until XLA gives up.
+    Its methods block until their results are there: sums over all images that many
+    devices compute at the same time may wait for each other until XLA gives up.
 
     Attributes:
         layer, weights, sources: the weights are W_0.
-        images: what the images want.
+        images: the target.
         current: I(W_0).
-        lacking: P (a - I(W_0)).
-        first: its error on images left out; 0 at a site that spikes do not reach.
+        deficit: P (a - I(W_0)).
+        first: error of W_0 on images left out; 0 at a site that spikes do not reach.
         scale: what a and I are divided by, so that squares stay in float32's range.
         channel: axis of the channels, from the end.
     """
@@ -239,7 +241,7 @@ class _Problem(NamedTuple):
     sources: Any
     images: _Images
     current: jax.Array
-    lacking: jax.Array
+    deficit: jax.Array
     first: jax.Array
     scale: jax.Array
     channel: int
@@ -266,17 +268,17 @@ class _Problem(NamedTuple):
 def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
     activation, scale = _scaled(activation)
     current = _current(layer, weights, sources, scale)
-    images, lacking = _wanted(activation, current, channel)
+    images, deficit = _target(activation, current, channel)
     first = jax.block_until_ready(_error(images, current, channel))
     return _Problem(
-        layer, weights, sources, images, current, lacking, first, scale, channel
+        layer, weights, sources, images, current, deficit, first, scale, channel
     )
 
 
 def _solve(problem: _Problem, iterations: int, damping: float):
     """(search, its current) after some iterations."""
     current = problem.current
-    residual = problem.back(problem.lacking)
+    residual = problem.back(problem.deficit)
     bent = problem.bent(problem.along(problem.weights))
     free = problem.layer.free
     search = _begin(free, problem.weights, bent, residual, problem.first, damping)
@@ -332,11 +334,6 @@ def _judge(search: _Search, error: jax.Array) -> _Search:
 
 def _dot(a: Weights, b: Weights) -> jax.Array:
     return functools.reduce(jnp.add, [(x * y).sum() for x, y in zip(a, b, strict=True)])
-
-
-def _wide(array: jax.Array) -> jax.Array:
-    """In float32 or wider."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _tiny(like: jax.Array) -> float:

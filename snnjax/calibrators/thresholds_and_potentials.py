@@ -1,7 +1,7 @@
-"""Calibrators: how a site's threshold, bias and potential are fitted.
+"""Calibrators of a site's threshold, bias and initial potential.
 
-A calibrator is a function ``(View, Fit) -> Fit``: it sees a site's activation and the
-spikes that really come, and applies the mathematics of ``fits.py`` to its parameters.
+A calibrator is a function ``(View, Fit) -> Fit``: it takes a site's activations and the
+spikes that arrive there, and applies a formula of ``formulas.py`` to its parameters.
 Source of the layer-wise scheme: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
@@ -13,24 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._arrays import aligned, lead
 from snnjax._checks import check_choice, check_count, check_positive, is_number
-from snnjax.conversion import checks, fits
-from snnjax.conversion.view import Calibrator, Fit, View
+from snnjax.calibrators import formulas
+from snnjax.calibrators.checks import parameter_shapes
+from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
 
 _PER = ("layer", "channel")
-# Weight of the pace where a search compares spikes. On ResNet-20 without delay it took
-# 63 % of the KL divergence at T = 16 and 78 % at T = 32.
+# Weight of the pace where a search compares spikes. On ResNet-20 without a wait it took
+# 63 % off the KL divergence at T = 16 and 78 % at T = 32.
 _PACE = 0.1
 
 
 def max_threshold(per: str = "layer") -> Calibrator:
-    """V_th = `fits.maximum` of the activations."""
+    """V_th = `formulas.maximum` of the activations."""
     check_choice("per", per, _PER)
     return _threshold(lambda view: _positive(view.peaks(), per), per)
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
-    """V_th = `fits.percentile` of the activations."""
+    """V_th = `formulas.percentile` of the activations."""
     check_choice("per", per, _PER)
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
@@ -40,7 +42,7 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
 
 
 def least_squares_threshold(per: str = "layer", objective: str = "floor") -> Calibrator:
-    """V_th = `fits.least_squares` fit to the activations."""
+    """V_th = `formulas.least_squares` fit to the activations."""
     check_choice("per", per, _PER)
     check_choice("objective", objective, ("floor", "round"))
 
@@ -60,7 +62,7 @@ def shift_bias() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = fit.neuron
-        bias = neuron.bias + fits.shift(neuron.threshold, view.steps)
+        bias = neuron.bias + formulas.shift(neuron.threshold, view.steps)
         return fit._replace(neuron=neuron._replace(bias=bias))
 
     return calibrate
@@ -78,12 +80,12 @@ def half_charge() -> Calibrator:
 
 
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += `fits.bias_correction`, measured anew in each of ``repeats`` rounds."""
+    """bias += `formulas.bias_correction`, measured anew in each of some rounds."""
     check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         for _ in range(repeats):
-            bias = fit.neuron.bias + _lacking(view, fit)
+            bias = fit.neuron.bias + _mean_error(view, fit)
             fit = fit._replace(neuron=fit.neuron._replace(bias=bias))
         return fit
 
@@ -91,7 +93,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
 
 def correct_potential(repeats: int = 1) -> Calibrator:
-    """v(0) += `fits.potential_correction`, measured anew in each of ``repeats`` rounds.
+    """v(0) += `formulas.potential_correction`, measured anew in each of some rounds.
 
     The paper does it once, from v(0) = 0.
     """
@@ -103,9 +105,12 @@ def correct_potential(repeats: int = 1) -> Calibrator:
                 "correct_potential got a thinned view; allowed: the whole one, since "
                 "each position has its own potential"
             )
-        lacking = functools.partial(_potential_correction, steps=view.steps)
+        correction = functools.partial(_potential_correction, steps=view.steps)
         for _ in range(repeats):
-            start = fit.neuron.initial_potential + view.mean(lacking, fit)
+            start, change = aligned(
+                fit.neuron.initial_potential, view.mean(correction, fit)
+            )
+            start = start + change
             fit = fit._replace(neuron=fit.neuron._replace(initial_potential=start))
         return fit
 
@@ -119,14 +124,15 @@ def postpone_charge(
 ) -> Calibrator:
     """Give each channel its charge as late as serves its output best.
 
-    A neuron that hears its input as it comes fires on evidence that later input takes
-    back. Starting c thresholds lower, and getting them back evenly over the T steps,
-    it waits for the rest. `fits.postpone` by every candidate c, `fits.bias_correction`
-    of what that changes, and per channel the c of the smallest `fits.paced_error` of
-    the spikes. The answer at t < T suffers: until T a charge is owed.
+    A neuron that acts on its input as it arrives fires on evidence that later input
+    takes back. Starting c thresholds lower, and getting them back evenly over the T
+    steps, it fires later, on more of its input. Each candidate c is tried by
+    `formulas.postpone`, with `formulas.bias_correction` of what that changes; each
+    channel gets the c of its smallest `formulas.paced_error`. The answer at t < T gets
+    worse: until T a part of the charge is missing.
 
-    With delay T nothing is to be gained, since the order of the input does not count
-    there: the fit comes back as it is. Source: ours.
+    With a wait of T there is nothing to gain, since the order of the input does not
+    count: the fit is returned as it is. Source: ours.
 
     Args:
         charges: candidates c, in thresholds; of equally good ones the smallest.
@@ -136,7 +142,7 @@ def postpone_charge(
     _check_pace(pace)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.delay == view.steps:
+        if view.wait == view.steps:
             return fit
         postpone = functools.partial(_postpone, steps=view.steps)
         return _search(view, fit, sorted(charges, key=abs), postpone, pace)
@@ -149,10 +155,10 @@ def scale_threshold(
     *,
     pace: float = _PACE,
 ) -> Calibrator:
-    """`fits.scale` each channel by the factor that serves its real spikes best.
+    """`formulas.scale` each channel by the factor that serves its spikes best.
 
-    `fits.least_squares` finds the threshold for input that arrives evenly. Here every
-    candidate meets the spikes that do arrive, as in `postpone_charge`.
+    `formulas.least_squares` gives the threshold for input that arrives evenly. Here
+    every candidate is tried on the spikes that do arrive, as in `postpone_charge`.
 
     Args:
         factors: candidates, > 0; of equally good ones the nearest to 1.
@@ -167,9 +173,9 @@ def scale_threshold(
 
 
 def streaming_only(calibrator: Calibrator) -> Calibrator:
-    """The calibrator where layers do not wait (delay 0); elsewhere nothing."""
-    checks.check_calibrator(calibrator)
-    return lambda view, fit: fit if view.delay else calibrator(view, fit)
+    """The calibrator where layers do not wait; elsewhere the fit as it is."""
+    check_calibrator(calibrator)
+    return lambda view, fit: fit if view.wait else calibrator(view, fit)
 
 
 # Of each channel, for a choice among candidates. On ResNet-20 half of them cost a tenth
@@ -180,13 +186,13 @@ _SAMPLES = 2**15
 def _search(
     view: View, fit: Fit, candidates: Sequence[float], change, pace: float
 ) -> Fit:
-    """Per channel ``change(neuron, candidate)`` of the smallest `fits.paced_error`.
+    """Per channel ``change(neuron, candidate)`` of the smallest `formulas.paced_error`.
 
-    Each candidate is judged with its bias corrected, but given back without: the
+    Each candidate is judged with its bias corrected, but applied without: the
     calibrators that follow correct what the chosen one leaves. Of equal candidates the
-    first is taken. Dozens are compared, so on no more positions than it takes.
+    first is taken. Dozens are compared, so on no more positions than necessary.
     """
-    seen, channels = view.thinned(_SAMPLES), checks.shapes(view.site)["threshold"]
+    thinned, channels = view.thinned(_SAMPLES), parameter_shapes(view.site)["threshold"]
     unit = jnp.broadcast_to(fit.neuron.threshold, channels)
     paced_error = functools.partial(
         _paced_error, unit=unit, pace=pace, channel=view.site.channel
@@ -196,15 +202,15 @@ def _search(
         # One number per channel, so that what is chosen takes the same program.
         every = np.full(channels, candidate, np.float32)
         changed = fit._replace(neuron=change(fit.neuron, every))
-        bias = changed.neuron.bias + _lacking(seen, changed)
+        bias = changed.neuron.bias + _mean_error(thinned, changed)
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
-        return jax.block_until_ready(seen.mean(paced_error, corrected, paced=True))
+        return jax.block_until_ready(thinned.mean(paced_error, corrected, paced=True))
 
     errors = [error(candidate) for candidate in candidates]
-    nearest = _least(np.asarray(candidates, np.float32), errors)
-    return fit._replace(neuron=change(fit.neuron, nearest))
+    chosen = _least(np.asarray(candidates, np.float32), errors)
+    return fit._replace(neuron=change(fit.neuron, chosen))
 
 
 @jax.jit
@@ -215,19 +221,20 @@ def _least(candidates: jax.Array, errors: Sequence[jax.Array]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="channel")
 def _paced_error(activation, output, *, unit, pace, channel) -> jax.Array:
-    """`fits.paced_error` in a unit for each channel, so that squares stay in range."""
-    unit = fits.binary_unit(unit)
+    """`formulas.paced_error` in units per channel, so that squares stay in range."""
+    unit = formulas.binary_unit(unit)
+    unit = lead(unit, activation.ndim)
     output = tuple(part / unit for part in output)
-    return fits.paced_error(activation / unit, output, pace, channel)
+    return formulas.paced_error(activation / unit, output, pace, channel)
 
 
-def _lacking(view: View, fit: Fit) -> jax.Array:
-    """`fits.bias_correction` of all images."""
+def _mean_error(view: View, fit: Fit) -> jax.Array:
+    """`formulas.bias_correction` of all images."""
     correction = functools.partial(_bias_correction, channel=view.site.channel)
     return view.mean(correction, fit)
 
 
-def _threshold(find: Callable[[View], Any], per: str) -> Calibrator:
+def _threshold(compute: Callable[[View], Any], per: str) -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if per == "layer" and view.site.own_maxima:
             raise ValueError(
@@ -235,20 +242,20 @@ def _threshold(find: Callable[[View], Any], per: str) -> Calibrator:
                 "and one threshold per layer would clip at the largest; allowed: "
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
-        return fit._replace(neuron=fit.neuron._replace(threshold=find(view)))
+        return fit._replace(neuron=fit.neuron._replace(threshold=compute(view)))
 
     return calibrate
 
 
 def _check_numbers(name: str, numbers: Sequence[float]) -> None:
     try:
-        found = np.asarray(numbers, float)
+        array = np.asarray(numbers, float)
     except (TypeError, ValueError):  # a word, a complex or a traced number
-        found = np.array([])
-    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
+        array = np.array([])
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise ValueError(
-            f"{name} is {numbers}; allowed: one finite number or more, known when the "
-            "recipe is made"
+            f"{name} is {numbers}; allowed: one finite number or more, concrete "
+            "when the recipe is made"
         )
 
 
@@ -257,13 +264,13 @@ def _check_pace(pace: float) -> None:
         raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
 
 
-_positive = jax.jit(fits.positive, static_argnames="per")
-_percentile = jax.jit(fits.percentile, static_argnames=("p", "per", "channel"))
+_positive = jax.jit(formulas.positive, static_argnames="per")
+_percentile = jax.jit(formulas.percentile, static_argnames=("p", "per", "channel"))
 _candidate_errors = jax.jit(
-    fits.candidate_errors, static_argnames=("objective", "channel")
+    formulas.candidate_errors, static_argnames=("objective", "channel")
 )
-_nearest = jax.jit(fits.nearest)
-_bias_correction = jax.jit(fits.bias_correction, static_argnames="channel")
-_potential_correction = jax.jit(fits.potential_correction)
-_postpone = jax.jit(fits.postpone, static_argnames="steps")
-_scale = jax.jit(fits.scale)
+_nearest = jax.jit(formulas.nearest)
+_bias_correction = jax.jit(formulas.bias_correction, static_argnames="channel")
+_potential_correction = jax.jit(formulas.potential_correction)
+_postpone = jax.jit(formulas.postpone, static_argnames="steps")
+_scale = jax.jit(formulas.scale)

@@ -1,8 +1,9 @@
 """Sharding: the devices of a mesh share every batch; parameters lie on all of them.
 
 Between the sites no example reaches another, so each device runs its own examples in a
-``shard_map``, without communication; where a fit or a gradient sums over all of them,
-XLA adds the collectives. One process or many, the calls are the same.
+``shard_map``, without communication, in groups if need be; where a fit or a gradient
+sums over all of them, XLA adds the collectives. The calls are the same for one process
+and for many.
 """
 
 import functools
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -35,15 +37,15 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
                 "jax.make_mesh((jax.device_count(),), ('data',))"
             )
         return NamedSharding(_automatic(mesh), PartitionSpec(mesh.axis_names[0]))
-    found = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
-    if not isinstance(found, NamedSharding):
+    own = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(own, NamedSharding):
         return None
-    batch = found.spec[0] if found.spec else None
-    if not isinstance(found.mesh, Mesh):
+    batch = own.spec[0] if own.spec else None
+    if not isinstance(own.mesh, Mesh):
         return None
     if batch is not None:
         _check_context()
-    return NamedSharding(_automatic(found.mesh), PartitionSpec(batch))
+    return NamedSharding(_automatic(own.mesh), PartitionSpec(batch))
 
 
 def size(spread: NamedSharding | None) -> int:
@@ -85,12 +87,12 @@ def on_mesh(tree: Tree, spread: NamedSharding | None) -> Tree:
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
 
     def move(leaf):
-        found = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-        if not isinstance(found, NamedSharding) or not _same(found.mesh, spread.mesh):
+        own = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(own, NamedSharding) or not _same(own.mesh, spread.mesh):
             return place(leaf, everywhere)
-        if found.mesh == spread.mesh:
+        if own.mesh == spread.mesh:
             return leaf
-        return jax.device_put(leaf, NamedSharding(spread.mesh, found.spec))
+        return jax.device_put(leaf, NamedSharding(spread.mesh, own.spec))
 
     return jax.tree.map(move, tree)
 
@@ -132,7 +134,7 @@ def join(parts: Sequence[jax.Array], axis: int, spread: NamedSharding | None):
     Or copied to all of them, if they cannot share so many examples evenly.
     """
     if spread is None or isinstance(parts[0], Tracer):
-        return jax.numpy.concatenate(parts, axis)
+        return jnp.concatenate(parts, axis)
     even = sum(part.shape[axis] for part in parts) % size(spread) == 0
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
     return _join(along(axis, spread) if even else everywhere, axis)(list(parts))
@@ -173,6 +175,39 @@ def on_each_device(
     )
 
 
+def in_groups(
+    function: Callable, x: jax.Array, size: int | None, axis: int, *, out_axis: int
+) -> Any:
+    """``function(x)`` of ``size`` examples at a time, one group after the other.
+
+    Args:
+        function: of an array; no example may reach another.
+        x: the examples, along ``axis``.
+        size: examples in a group; None: all of them.
+        axis, out_axis: the batch axis of x, and of all results.
+    """
+    batch = x.shape[axis]
+    if size is None or batch <= size:
+        return function(x)
+    groups, rest = divmod(batch, size)
+
+    def rows(start: int, stop: int) -> jax.Array:
+        return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+    def merge(results: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
+        moved = jnp.moveaxis(results, 0, out_axis)
+        shape = results.shape[1:]
+        return moved.reshape(*shape[:out_axis], -1, *shape[out_axis + 1 :])
+
+    shape = (*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
+    grouped = jnp.moveaxis(rows(0, groups * size).reshape(shape), axis, 0)
+    whole = jax.tree.map(merge, jax.lax.map(function, grouped))
+    if not rest:
+        return whole
+    last = function(rows(groups * size, batch))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], out_axis), whole, last)
+
+
 @functools.cache
 def _moved(spread: NamedSharding) -> Callable:
     return jax.jit(lambda x: x, out_shardings=spread)
@@ -198,9 +233,7 @@ def _rows(spread: NamedSharding, count: int) -> Callable:
 
 @functools.cache
 def _join(spread: NamedSharding, axis: int) -> Callable:
-    return jax.jit(
-        lambda parts: jax.numpy.concatenate(parts, axis), out_shardings=spread
-    )
+    return jax.jit(lambda parts: jnp.concatenate(parts, axis), out_shardings=spread)
 
 
 def _check_context() -> None:

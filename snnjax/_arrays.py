@@ -1,0 +1,81 @@
+"""Arrays: types in which sums are exact enough, and axes beside that of the channels.
+
+JAX's strict settings (``jax_numpy_dtype_promotion``, ``jax_numpy_rank_promotion``) hold
+in all of snnjax, so what broadcasts or changes its type says so, by these functions.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def wide_dtype(*arrays: Any) -> Any:
+    """float32, or the type of the arrays where it is wider."""
+    types = map(jnp.result_type, arrays)
+    return functools.reduce(jnp.promote_types, types, jnp.dtype(jnp.float32))
+
+
+def wide(array: Any) -> jax.Array:
+    """The array in float32 or wider: many numbers of bfloat16 would not add up."""
+    return jnp.asarray(array, wide_dtype(array))
+
+
+def lead(array: Any, ndim: int) -> jax.Array:
+    """The array with axes of size 1 in front, ``ndim`` in all; a scalar stays one.
+
+    >>> lead(jnp.ones(3), 4).shape, lead(2.0, 4).shape
+    ((1, 1, 1, 3), ())
+    """
+    array = jnp.asarray(array)
+    if array.ndim in (0, ndim):
+        return array
+    return array.reshape(*[1] * (ndim - array.ndim), *array.shape)
+
+
+def aligned(*arrays: Any) -> list[jax.Array]:
+    """The arrays with as many axes as the longest has, see `lead`.
+
+    >>> [a.shape for a in aligned(jnp.ones(3), jnp.ones((2, 3)), 1.0)]
+    [(1, 3), (2, 3), ()]
+    """
+    ndim = max(map(jnp.ndim, arrays))
+    return [lead(array, ndim) for array in arrays]
+
+
+def other_axes(ndim: int, channel: int) -> tuple[int, ...]:
+    """All axes but that of the channels, which is counted from the end."""
+    return tuple(a for a in range(ndim) if a != ndim + channel)
+
+
+def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
+    """``reduce`` of each channel's numbers: [C], with a 1 for each axis after it.
+
+    >>> per_channel(jnp.sum, jnp.ones((4, 5, 3)))
+    Array([20., 20., 20.], dtype=float32)
+    """
+    reduced = reduce(x, axis=other_axes(x.ndim, channel), keepdims=True)
+    return reduced.reshape(x.shape[channel], *[1] * (-channel - 1))
+
+
+def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array]:
+    """Of the images of all parts one in so many, the same whatever the parts are.
+
+    >>> [part.tolist() for part in sampled([jnp.arange(3), jnp.arange(3, 7)], 0, 2)]
+    [[0, 2], [4, 6]]
+    """
+    chosen, start = [], 0
+    for part in parts:
+        count = part.shape[axis]
+        first = -start % every
+        if first < count:
+            chosen.append(part if every == 1 else _strided(part, first, axis, every))
+        start += count
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnames=("first", "axis", "every"))
+def _strided(part: jax.Array, first: int, axis: int, every: int) -> jax.Array:
+    return jax.lax.slice_in_dim(part, first, None, every, axis)

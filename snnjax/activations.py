@@ -1,0 +1,58 @@
+"""Activations of source networks that conversion understands, besides ``jax.nn.relu``.
+
+    clipped_relu(x, maximum) = min(max(x, 0), maximum)
+
+Source: Deng and Gu, ICLR 2021 ("threshold ReLU").
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from snnjax._checks import check_floating
+
+
+def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
+    """min(max(x, 0), maximum): the activation of the ICLR 2021 source networks.
+
+    The derivative in x is 1 on the closed interval [0, maximum] and 0 outside it;
+    in ``maximum`` it is 1[x > maximum], so a maximum can be trained too.
+
+    Args:
+        x: float array of any shape.
+        maximum: > 0, the threshold to convert to: one number, or one per channel.
+            `snnjax.convert` refuses every other shape.
+
+    Raises:
+        ValueError: a number that is not positive; x is not of floating point.
+
+    Source: Deng and Gu, ICLR 2021.
+
+    >>> import jax.numpy as jnp
+    >>> print(clipped_relu(jnp.array([-1.0, 0.5, 3.0]), 1.0))
+    [0.  0.5 1. ]
+    """
+    check_floating("x", x)
+    numbers = int | float | np.number | np.ndarray | jax.Array
+    concrete = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
+    # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
+    if concrete and not np.all(np.asarray(maximum) > 0):
+        raise ValueError(f"maximum is {maximum}; allowed: > 0")
+    if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
+        maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
+    return snnjax_clipped_relu(x, maximum)
+
+
+@jax.custom_jvp
+def snnjax_clipped_relu(x, maximum):
+    """The capture recognises the activation by this name, which nobody else uses."""
+    return jnp.clip(x, 0, jnp.asarray(maximum, x.dtype))
+
+
+@snnjax_clipped_relu.defjvp
+def _clipped_relu_jvp(primals, tangents):
+    (x, maximum), (dx, dmaximum) = primals, tangents
+    inside = (x >= 0) & (x <= maximum)
+    slope = inside.astype(x.dtype) * dx + jnp.where(x > maximum, dmaximum, 0)
+    return clipped_relu(x, maximum), slope.astype(x.dtype)

@@ -1,0 +1,221 @@
+"""A site as calibrators see it: its activations, its spikes, and what they may change.
+
+All N calibration images come in micro-batches, so that a large network need not be in
+memory. A calibrator is a pure function ``(View, Fit) -> Fit``.
+"""
+
+import abc
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import sampled
+from snnjax._checks import check_positive
+from snnjax._trees import add_scaled
+from snnjax.calibrators import formulas
+from snnjax.network.sites import Site
+from snnjax.neurons.models import NeuronParams
+
+
+class Fit(NamedTuple):
+    """What calibrators change at a site.
+
+    Attributes:
+        neuron: its `snnjax.neurons.NeuronParams`.
+        weights: path -> array, the kernels (two axes or more) that feed it.
+    """
+
+    neuron: NeuronParams
+    weights: dict[str, jax.Array]
+
+
+class View(abc.ABC):
+    """A site as calibrators see it, for all N calibration images.
+
+    Images come in micro-batches: a mean or a maximum over all images is combined from
+    those of the micro-batches, as `mean` and `peaks` do.
+
+    Attributes:
+        site: its name, shape and parameters.
+        steps: T.
+        wait: steps that every layer waits.
+        activations: of the ANN, one array [B, ...] for each micro-batch.
+        shared: paths of the weights that feed other sites or the readout, too.
+        stride: distance of the positions that the view shows; 1: all of them.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        steps: int,
+        wait: int,
+        activations: Sequence[jax.Array],
+        shared: frozenset[str] = frozenset(),
+    ):
+        self.site, self.steps, self.wait = site, steps, wait
+        self.activations, self.shared = activations, shared
+
+    @abc.abstractmethod
+    def outputs(self, fit: Fit, *, stride: int = 1, paced: bool = False) -> Iterable:
+        """Mean outputs [B, ...] of the spiking site over T steps, per micro-batch.
+
+        They follow from the spikes that the calibrated layers below emit.
+
+        Args:
+            fit: of the site.
+            stride: only every so many positions, as `formulas.thin` chooses them.
+            paced: give pairs, (mean output, pace), see `snnjax.neurons.mean_and_pace`.
+        """
+
+    @abc.abstractmethod
+    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Callable, Any]:
+        """The current into the site as a function of the weights: (current, sources).
+
+        ``current(weights, sources, rows)`` is a hashable pure function, differentiable
+        in the weights (in the order of ``Fit.weights``). It gives the current of the
+        images with these numbers (rows; None: of all), [B, ...]: the mean over T steps,
+        or [T, B, ...] with their time.
+
+        Args:
+            batch: number of images that ``current`` is called with.
+            time: whether sources and currents keep their time axis.
+            every: sources of one image in so many.
+        """
+
+    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
+        """One array of all micro-batches, of one image in so many."""
+        return jnp.concatenate(sampled(parts, 0, every))
+
+    @property
+    def count(self) -> int:
+        """N, the number of images."""
+        return sum(len(activation) for activation in self.activations)
+
+    @property
+    def activation(self) -> jax.Array:
+        """All activations in one array [N, ...]; needs memory for all images."""
+        return self.join(self.activations)
+
+    def output(self, fit: Fit) -> jax.Array:
+        """All mean outputs in one array [N, ...]."""
+        return self.join(list(self.outputs(fit)))
+
+    def peaks(self) -> jax.Array:
+        """`formulas.peaks` of all images, [C]."""
+        peaks = [_peaks(a, self.site.channel) for a in self.activations]
+        return functools.reduce(jnp.maximum, peaks)
+
+    def mean(
+        self, statistic: Callable[..., jax.Array], fit: Fit, *, paced: bool = False
+    ) -> jax.Array:
+        """A statistic over all images, from its means over the micro-batches.
+
+        Args:
+            statistic: (activation, output) -> one array or number, a mean over images.
+            fit: of the site.
+            paced: as for `outputs`.
+
+        Raises:
+            ValueError: outputs and activations have different shapes.
+        """
+        total: Any = None
+        outputs = self.outputs(fit, paced=paced)
+        for a, s in zip(self.activations, outputs, strict=True):
+            shape = jax.tree.leaves(s)[0].shape
+            if shape != a.shape:
+                raise ValueError(
+                    f"outputs of shape {shape} meet activations of shape {a.shape}; "
+                    "allowed: a view whose two show the same"
+                )
+            part = jnp.asarray(statistic(a, s))
+            total = np.zeros(part.shape, part.dtype) if total is None else total
+            total = add_scaled(total, part, len(a) / self.count)
+        return total
+
+    def spacing(self, samples: int, fewest: int) -> int:
+        """Distance of images that give each channel so many samples or more.
+
+        Args:
+            samples: positions of a channel, over all images that remain.
+            fewest: images that must remain, if there are as many.
+        """
+        positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
+        return max(1, min(self.count * positions // samples, self.count // fewest))
+
+    def thinned(self, samples: int) -> "View":
+        """The same with fewer positions: each channel keeps so many samples or more.
+
+        For what is fitted per channel; potentials and weights need all positions and
+        refuse it. A view that is thinned already is returned as it is.
+        """
+        check_positive("samples", samples)
+        shape = list(self.site.shape)
+        del shape[self.site.channel]
+        stride = 1
+        while (
+            shape
+            and self.count * math.prod(n // (2 * stride) for n in shape) >= samples
+        ):
+            stride *= 2
+        return self if stride == 1 else _Thinned(self, stride)
+
+
+class _Thinned(View):
+    """Every ``stride``-th position of a view."""
+
+    def __init__(self, whole: View, stride: int):
+        ndim, channel = len(whole.site.shape), whole.site.channel
+        super().__init__(
+            whole.site,
+            steps=whole.steps,
+            wait=whole.wait,
+            activations=[
+                formulas.thin(a, stride, ndim, channel) for a in whole.activations
+            ],
+            shared=whole.shared,
+        )
+        self.whole, self.stride = whole, stride
+
+    def outputs(self, fit: Fit, *, stride: int = 1, paced: bool = False) -> Iterable:
+        return self.whole.outputs(fit, stride=stride * self.stride, paced=paced)
+
+    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Callable, Any]:
+        raise ValueError(
+            "a thinned view shows some positions of the site only; allowed: the whole "
+            "view for potentials and weights"
+        )
+
+    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
+        return self.whole.join(parts, every)
+
+    def thinned(self, samples: int) -> View:
+        check_positive("samples", samples)
+        return self
+
+
+Calibrator = Callable[[View, Fit], Fit]
+
+
+def check_calibrator(calibrator: Any) -> None:
+    """Raise unless this can be called with a view and a fit."""
+    try:
+        inspect.signature(calibrator).bind(None, None)
+    except TypeError:
+        raise ValueError(
+            f"{calibrator!r} does not take (view, fit), as a calibrator does; those of "
+            "snnjax are called in a recipe, e.g. snnjax.calibrators.max_threshold()"
+        ) from None
+    except ValueError:  # it has no signature that could be read
+        return
+
+
+_peaks = jax.jit(formulas.peaks, static_argnames="channel")

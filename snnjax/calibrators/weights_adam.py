@@ -1,0 +1,183 @@
+"""Weight calibration: the kernels that feed a site, fitted by gradient descent.
+
+    min_W  mean over images and positions of sum_C (a - s(W))^2
+
+Source of the objective "floor": Li, Deng, Dong, Gong and Gu, ICML 2021.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from snnjax._checks import check_choice, check_count, check_positive, check_seed
+from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.neurons.models import NeuronParams, WithSurrogate, integrate_and_fire
+from snnjax.neurons.unroll import closed_form, unroll
+from snnjax.surrogate import Surrogate, check_surrogate, dspike
+
+
+def calibrate_weights(
+    objective: str = "floor",
+    *,
+    iterations: int = 5000,
+    learning_rate: float = 1e-5,
+    batch: int = 32,
+    seed: int = 0,
+    surrogate: Surrogate = dspike,
+) -> Calibrator:
+    """Fit the kernels that feed the site, by Adam, so that s comes near a.
+
+        min_W  mean over images and positions of sum_C (a - s(W))^2
+
+    Args:
+        objective: what s(W) is. "floor": the paper's ClipFloor of the mean current,
+            which leaves out bias correction, shift and v(0); "neuron": `closed_form`
+            of the neuron as it is; "spikes": the T steps themselves. The first two
+            take the floor's gradient as 1 (straight through), the last a surrogate.
+        iterations: Adam steps per site, cosine schedule to zero.
+        learning_rate: at first.
+        batch: images per step; at most the number of calibration images is used.
+        seed: of the order of the images.
+        surrogate: spike function for "spikes".
+
+    Kernels that also feed another site or the readout stay as they are; a warning names
+    them.
+    """
+    check_choice("objective", objective, ("floor", "neuron", "spikes"))
+    check_count("iterations", iterations)
+    check_count("batch", batch)
+    check_positive("learning_rate", learning_rate)
+    check_seed(seed)
+    check_surrogate(surrogate)
+    with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
+        schedule = optax.cosine_decay_schedule(learning_rate, iterations)
+        rates = np.asarray(schedule(jnp.arange(iterations)))
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        free = tuple(path not in view.shared for path in fit.weights)
+        _note_shared(view, fit)
+        if not any(free):
+            return fit
+        images = view.count
+        size = min(batch, images)
+        # Where each layer waits for all of its input, mean currents are exact.
+        time = objective == "spikes" and view.wait < view.steps
+        output = _output(objective, time, view.wait, surrogate)
+        current, sources = view.feed(size, time)
+        given = tuple(fit.weights.values())
+        activation, sources, neuron, start = jax.lax.stop_gradient(
+            (view.activation, sources, fit.neuron, given)
+        )
+        layer = _Layer(current, output, free, view.steps, view.site.channel)
+        weights, state = start, _ADAM.init(start)
+        for i, rows in enumerate(_shuffled(seed, images, size, iterations)):
+            data = activation, sources, rows
+            weights, state = _weight_step(
+                weights, state, rates[i], neuron, data, layer=layer
+            )
+        pairs = zip(fit.weights, _moved(given, weights), strict=True)
+        changed = {path: w for path, w in pairs if path not in view.shared}
+        return fit._replace(weights=fit.weights | changed)
+
+    return calibrate
+
+
+def _note_shared(view: View, fit: Fit) -> None:
+    """Warn of kernels that stay: calibrating them would undo the fit of others."""
+    shared = [path for path in fit.weights if path in view.shared]
+    if shared:
+        warnings.warn(
+            f"at site {view.site.name!r} the weights {', '.join(shared)} stay as they "
+            "are, since they feed other sites or the readout, too",
+            stacklevel=3,
+        )
+
+
+@jax.custom_jvp
+def _moved(given, fitted):
+    """``fitted``, but to a gradient it is ``given`` and a constant that was added."""
+    del given
+    return fitted
+
+
+_moved.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
+_ADAM = optax.scale_by_adam()
+
+
+class _Layer(NamedTuple):
+    """What is fitted, and how: hashable, for ``jit``.
+
+    Attributes:
+        current: (weights, sources, rows) -> current, see `View.feed`.
+        output: (neuron, current, steps) -> mean output.
+        free: which of the weights may change.
+        steps: T.
+        channel: axis of the channels, from the end.
+    """
+
+    current: Callable
+    output: Callable
+    free: tuple[bool, ...]
+    steps: int
+    channel: int
+
+
+@functools.cache
+def _output(objective: str, time: bool, wait: int, surrogate: Surrogate) -> Callable:
+    """(neuron, current, steps) -> mean output, as the objective defines it."""
+    if objective == "floor":
+        return _floored
+    if not time:
+        return closed_form
+    model = WithSurrogate(integrate_and_fire(), surrogate)
+
+    def spikes(neuron: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+        del steps
+        return unroll(model, neuron, current, wait=wait).mean(0)
+
+    return spikes
+
+
+def _floored(neuron: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+    """The paper's ClipFloor: of the neuron it knows the threshold only."""
+    zero = jnp.zeros(())
+    return closed_form(
+        neuron._replace(bias=zero, initial_potential=zero), current, steps
+    )
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _weight_step(weights, state, rate, neuron, data, *, layer: _Layer):
+    """One Adam step. ``data``: activations and sources of all images, and its rows."""
+    activation, sources, rows = data
+    target = activation[rows]
+
+    def loss(weights):
+        current = layer.current(weights, sources, rows)
+        output = layer.output(neuron, current, layer.steps)
+        return ((target - output) ** 2).sum(layer.channel).mean()
+
+    update: Any
+    update, state = _ADAM.update(jax.grad(loss)(weights), state)
+    step = [
+        (-rate * u).astype(w.dtype) if free else jnp.zeros_like(w)
+        for u, w, free in zip(update, weights, layer.free, strict=True)
+    ]
+    return optax.apply_updates(weights, tuple(step)), state
+
+
+def _shuffled(seed: int, images: int, size: int, iterations: int):
+    """``iterations`` index arrays of ``size``, epoch after epoch in random order."""
+    generator = np.random.default_rng(seed)
+    per_epoch = images // size
+    epochs = -(-iterations // per_epoch)
+    for epoch in range(epochs):
+        order = generator.permutation(images)[: per_epoch * size]
+        batches = order.reshape(per_epoch, size)
+        yield from batches[: iterations - epoch * per_epoch]

@@ -1,0 +1,174 @@
+"""Compiled pieces of a conversion: from the spikes of some sites to the next site.
+
+Each carries micro-batches of activations, or of spikes (one bit each), over a stage,
+every device its own images. Equal work of equal layers is compiled once.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from snnjax import sharding
+from snnjax._arrays import sampled
+from snnjax.firing import over_time
+from snnjax.network.evaluate import identity
+from snnjax.network.stages import Segment, Stage, run_segment
+from snnjax.neurons.models import NeuronParams, integrate_and_fire
+from snnjax.neurons.spike_trains import SpikeTrain, decode
+from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, spike_train
+
+NEURON = integrate_and_fire()
+
+
+class Current(NamedTuple):
+    """The current into a site as a pure function; hashable, for ``jit``.
+
+    Attributes:
+        segment: the work.
+        streams: which of its inputs are streams.
+        steps: T.
+        slots: positions among the inputs that the weights take.
+        axes: for each input the axis of the images, None if it has none.
+        ndim: axes of the site; None for the mean over time.
+    """
+
+    segment: Segment
+    streams: tuple[bool, ...]
+    steps: int
+    slots: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    ndim: int | None
+
+    def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
+        """The current of these images: its mean [B, ...], or all of it [T, B, ...].
+
+        ``rows`` are the images' numbers, or None for all of them.
+        """
+        chosen = [
+            source if axis is None or rows is None else _take(source, rows, axis)
+            for source, axis in zip(sources, self.axes, strict=True)
+        ]
+        for slot, weight in zip(self.slots, weights, strict=True):
+            chosen[slot] = weight
+        (current, *_), _ = _run(self.segment, self.streams, self.steps, chosen)
+        if self.ndim is None:
+            return current
+        return over_time(current, self.steps, self.ndim)
+
+
+# ----------------------------------------------------------- compiled pieces
+
+
+def run(
+    spread: NamedSharding | None,
+    stage: Stage,
+    moving: tuple[bool, ...],
+    streams: tuple[bool, ...],
+    steps: int,
+    sources: Sequence[Any],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Results of a stage and what it carries on, each device for its own images.
+
+    Args:
+        spread: of the images over devices.
+        stage: the work.
+        moving: for each source whether it has images.
+        streams: for each source whether it has a time axis.
+        steps: T.
+        sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
+    """
+    return _compiled(spread, moving)(stage.segment, streams, steps, sources)
+
+
+@functools.cache
+def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callable:
+    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
+    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+        def here(sources):
+            return _run(segment, streams, steps, sources)
+
+        if spread is None:
+            return here(sources)
+        in_axes = [
+            _image_axes(source, 1 if stream else 0) if moves else None
+            for source, stream, moves in zip(sources, streams, moving, strict=True)
+        ]
+        pairs = zip(segment.inputs, streams, strict=True)
+        timed = segment.streams([v for v, stream in pairs if stream])
+        axes = [
+            [1 if v in timed else 0 for v in kind]
+            for kind in (segment.outputs, segment.carried)
+        ]
+        return sharding.on_each_device(here, spread, (in_axes,), tuple(axes))(sources)
+
+    return program
+
+
+def _image_axes(source: Any, axis: int) -> Any:
+    return SpikeTrain._make((axis, None)) if isinstance(source, SpikeTrain) else axis
+
+
+def _run(
+    segment: Segment, streams: tuple[bool, ...], steps: int, sources: Sequence[Any]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    decoded = [_decoded(value, steps) for value in sources]
+    return run_segment(segment, decoded, identity, streams)
+
+
+def _decoded(value: Any, steps: int) -> Any:
+    return decode(value, steps) if isinstance(value, SpikeTrain) else value
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
+def fire(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+    """Output of a site for later stages: its mean with a wait of T, or its spikes."""
+    if wait == steps:
+        return closed_form(neuron, current, steps)
+    current = over_time(current, steps, ndim)
+    return spike_train(NEURON, neuron, current, wait=wait)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
+def output(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+    """Mean output of a site over its T steps, [B, ...]."""
+    if wait == steps:
+        return closed_form(neuron, current, steps)
+    current = over_time(current, steps, ndim)
+    return mean_output(NEURON, neuron, current, wait=wait)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
+def paced(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+    """`mean_and_pace` of a site, [B, ...] each."""
+    if wait == steps:  # the next layer waits for all of it, so its pace is its mean
+        mean = closed_form(neuron, current, steps)
+        return mean, mean
+    current = over_time(current, steps, ndim)
+    return mean_and_pace(NEURON, neuron, current, wait=wait)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def mean(value: Any, steps: int) -> jax.Array:
+    """Mean of a stream over its T steps, [B, ...]."""
+    return _decoded(value, steps).mean(0)
+
+
+def joined(
+    spread: NamedSharding | None, values: Iterable[Any], axis: int, every: int
+) -> Any:
+    """One stream of all micro-batches, of one image in so many; images are ``axis``."""
+    values = list(values)
+    if isinstance(values[0], SpikeTrain):
+        bits = sampled([train.bits for train in values], axis, every)
+        return SpikeTrain(sharding.join(bits, axis, spread), values[0].threshold)
+    return sharding.join(sampled(values, axis, every), axis, spread)
+
+
+def _take(values: Any, rows: jax.Array, axis: int) -> Any:
+    if isinstance(values, SpikeTrain):
+        return values._replace(bits=jnp.take(values.bits, rows, axis))
+    return jnp.take(values, rows, axis)

@@ -1,0 +1,238 @@
+"""The view of a site that all micro-batches have reached, for its calibrators.
+
+The currents of the spiking network are computed anew for the weights that a calibrator
+tries, or kept while the memory budget allows it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax import sharding
+from snnjax._trees import is_kernel
+from snnjax.calibrators import formulas
+from snnjax.calibrators.checks import parameter_shapes
+from snnjax.calibrators.view import Fit, View
+from snnjax.conversion.engine import segments
+from snnjax.conversion.engine.micro_batches import (
+    MicroBatch,
+    Plan,
+    Values,
+    are_streams,
+    run_snn,
+)
+from snnjax.conversion.engine.segments import Current
+from snnjax.conversion.engine.spill import loaded
+from snnjax.network.equations import Network
+from snnjax.network.sites import Site
+from snnjax.network.stages import Stage
+from snnjax.neurons.models import NeuronParams
+
+Weights = dict[str, jax.Array]
+# weights -> (results, carried) of the site's stage, for every micro-batch
+Currents = Callable[[Weights], Iterable[Any]]
+
+
+class Arrival(NamedTuple):
+    """A site that all images have reached.
+
+    Attributes:
+        plan, batches: of the sweep.
+        i: number of the site, and of the stage that leads to it.
+        params: variable -> parameter of the SNN, as calibrated up to here.
+    """
+
+    plan: Plan
+    batches: list[MicroBatch]
+    i: int
+    params: Values
+
+    @property
+    def network(self) -> Network:
+        return self.batches[0].network
+
+    @property
+    def stage(self) -> Stage:
+        return self.batches[0].stages[self.i]
+
+    @property
+    def site(self) -> Site:
+        return self.stage.place
+
+    @property
+    def kernels(self) -> Weights:
+        """The weights of the site's stage, without its biases and norms.
+
+        A kernel of an earlier stage may reach the site too, by a residual sum without
+        an activation: it belongs to the first site that it reaches.
+        """
+        return {
+            self.network.parameters[v]: self.params[v]
+            for v in self.network.feeds[self.site.name]
+            if v in self.stage.sources and is_kernel(self.params[v])
+        }
+
+
+class SiteView(View):
+    """A `View` of an arrival: its outputs follow from the calibrated layers below."""
+
+    def __init__(self, here: Arrival, activations, currents: Currents):
+        super().__init__(
+            here.site,
+            steps=here.plan.steps,
+            wait=here.plan.wait,
+            activations=activations,
+            shared=shared_weights(here.network, here.site),
+        )
+        self._here = here
+        self._thinned_currents = _thinned(here.plan, currents, here.site)
+
+    @property
+    def count(self) -> int:
+        return self._here.plan.x.shape[0]
+
+    def outputs(
+        self, fit: Fit, *, stride: int = 1, paced: bool = False
+    ) -> Iterator[Any]:
+        output = segments.paced if paced else segments.output
+        site, ndim = self.site, len(self.site.shape)
+        neuron = widen(fit.neuron, site)
+        start = formulas.thin(neuron.initial_potential, stride, ndim, site.channel)
+        neuron = neuron._replace(initial_potential=start)
+        for current in self._thinned_currents(fit.weights, stride):
+            yield output(neuron, current, self.steps, self.wait, ndim)
+
+    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
+        here, plan = self._here, self._here.plan
+        network, stages = plan.captured(batch)
+        stage = stages[here.i]
+        streams = are_streams(plan, network, stage)
+        sources, axes = [], []
+        for v, stream in zip(stage.sources, streams, strict=True):
+            has_images = v in here.batches[0].snn
+            axes.append((1 if stream and time else 0) if has_images else None)
+            if not has_images:
+                fixed = network.constants if v in network.constants else here.params
+                sources.append(fixed[v])
+                continue
+            values = (loaded(batch.snn[v]) for batch in here.batches)
+            if stream and not time:
+                values = (segments.mean(value, plan.steps) for value in values)
+            sources.append(segments.joined(plan.spread, values, axes[-1], every))
+        paths = [network.parameters.get(v) for v in stage.sources]
+        slots = tuple(paths.index(path) for path in here.kernels)
+        if time:
+            steps, ndim = plan.steps, len(stage.place.shape)
+        else:  # of means, T does not matter: one program for every T
+            streams, steps, ndim = (False,) * len(streams), 1, None
+        return Current(stage.segment, streams, steps, slots, tuple(axes), ndim), sources
+
+    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
+        return self._here.plan.join(parts, every)
+
+
+def currents(here: Arrival) -> Currents:
+    """weights -> the current (and what is carried on) of every micro-batch."""
+
+    def compute(weights: Weights) -> Iterator[Any]:
+        changed = here.params | by_variable(here.network, weights)
+        return (run_snn(here.plan, batch, here.i, changed) for batch in here.batches)
+
+    return _cached(here.plan, compute, here.site.shape)
+
+
+def _thinned(
+    plan: Plan, currents: Currents, site: Site
+) -> Callable[[Weights, int], Iterable[jax.Array]]:
+    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
+
+    def whole(weights: Weights) -> Iterator[jax.Array]:
+        return (current for (current, *_), _ in currents(weights))
+
+    @functools.cache
+    def at(stride: int) -> Currents:
+        if stride == 1:
+            return whole
+        thin = functools.partial(
+            formulas.thin, stride=stride, ndim=len(site.shape), channel=site.channel
+        )
+        fewer = jax.eval_shape(thin, jax.ShapeDtypeStruct(site.shape, jnp.float32))
+        beside = [site.shape] if _fits_budget(plan, site.shape) else []
+        return _cached(plan, lambda w: map(thin, whole(w)), fewer.shape, *beside)
+
+    return lambda weights, stride: at(stride)(weights)
+
+
+def _cached(plan: Plan, compute: Currents, *shapes: Sequence[int]) -> Currents:
+    """``compute(weights)``, kept while the weights are the same, if the budget allows.
+
+    Args:
+        shapes: of all that is in memory then, for one image and one step.
+    """
+    if not _fits_budget(plan, *shapes):
+        return compute
+    latest: list[Any] = []  # the weights, and their currents
+
+    def cached(weights: Weights) -> Iterable[Any]:
+        arrays = tuple(weights.values())
+        same = latest and all(a is b for a, b in zip(arrays, latest[0], strict=True))
+        if not same:
+            latest.clear()  # before the new ones need the memory
+            latest[:] = [arrays, list(compute(weights))]
+        return latest[1]
+
+    return cached
+
+
+def _fits_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
+    times = 1 if plan.means else plan.steps
+    share = plan.x.shape[0] // sharding.size(plan.spread)
+    return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
+
+
+def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
+    """The same in one shape whatever the recipe, so that all use one program."""
+    return neuron._replace(
+        **{
+            name: jnp.broadcast_to(getattr(neuron, name), shape)
+            for name, shape in parameter_shapes(site).items()
+        }
+    )
+
+
+def by_variable(network: Network, weights: Weights) -> Values:
+    """The same, by the network's variables in the place of the paths."""
+    variables = {path: v for v, path in network.parameters.items()}
+    return {variables[path]: weight for path, weight in weights.items()}
+
+
+def shared_weights(network: Network, site: Site) -> frozenset[str]:
+    """Paths of the parameters that feed a site, and other sites or the readout too."""
+    return frozenset(
+        network.parameters[v]
+        for v in network.feeds[site.name]
+        if len(_readers(network, v)) > 1
+    )
+
+
+def check_unshared(network: Network, site: Site, before: Fit, after: Fit) -> None:
+    """Weights of several sites must not change: that would undo an earlier fit."""
+    variables = {path: v for v, path in network.parameters.items()}
+    for path in before.weights:
+        readers = _readers(network, variables[path])
+        if after.weights[path] is not before.weights[path] and len(readers) > 1:
+            raise ValueError(
+                f"the weights {path!r} feed several sites ({', '.join(readers)}), so "
+                f"calibrating them at {site.name!r} would undo the others. A "
+                "calibrator leaves the paths in View.shared as they are"
+            )
+
+
+def _readers(network: Network, parameter: int) -> list[str]:
+    """The sites that a parameter reaches directly, and the readout."""
+    sites = [name for name, feeding in network.feeds.items() if parameter in feeding]
+    return [*sites, "the readout"] if parameter in network.readout else sites

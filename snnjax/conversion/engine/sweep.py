@@ -1,0 +1,153 @@
+"""The sweep: all images pass from site to site, and each site is fitted on the way.
+
+At every site its calibrators compare the ANN's activation with the spikes that the
+calibrated layers below emit; its own spikes go on. The network is cut into stages
+between sites, so a sweep costs about T + 1 forward passes of all images, whatever the
+depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single sweep: ours.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from jax.sharding import NamedSharding
+
+from snnjax import sharding
+from snnjax._checks import check_finite
+from snnjax.calibrators.checks import check_values, checked
+from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.conversion.engine import segments
+from snnjax.conversion.engine.micro_batches import (
+    MicroBatch,
+    Plan,
+    Values,
+    advance,
+    begin,
+    run_ann,
+)
+from snnjax.conversion.engine.site_view import (
+    Arrival,
+    Currents,
+    SiteView,
+    by_variable,
+    check_unshared,
+    currents,
+    widen,
+)
+from snnjax.conversion.engine.spill import LoadedOnAccess, spilled
+from snnjax.network.evaluate import identity
+from snnjax.network.sites import Site
+from snnjax.neurons.models import NeuronParams
+from snnjax.snn import SNN
+
+
+def sweep(
+    plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress: Callable
+) -> SNN:
+    """Carry all images from site to site and fit site i by ``calibrator(i)``."""
+    batches = begin(plan)
+    network, stages = batches[0].network, batches[0].stages
+    original, params = network.arguments(plan.params), network.arguments(snn.params)
+    neurons = dict(snn.neurons)
+    sites = [stage.place for stage in stages[:-1]]
+    for i, site in enumerate(_in_order(progress, sites)):
+        here = Arrival(plan, batches, i, params)
+        fit = _fit_site(here, original, neurons[site.name], calibrator(i))
+        neurons[site.name] = fit.neuron
+        params = params | by_variable(network, fit.weights)
+    _check_outputs(plan, batches, original)
+    leaves = [params[v] for v in network.parameters]
+    tree = jax.tree_util.tree_structure(snn.params)
+    calibrated = jax.tree_util.tree_unflatten(tree, leaves)
+    return dataclasses.replace(snn, params=calibrated, neurons=neurons)
+
+
+def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
+    count = 0
+    for site in (progress(sites) if callable(progress) else None) or ():
+        if count == len(sites) or site is not sites[count]:
+            break
+        yield site
+        count += 1
+    else:
+        if count == len(sites):
+            return
+    raise ValueError(
+        f"progress returned other things than the {len(sites)} sites; allowed: a "
+        "function that returns all of them in their order, as tqdm does"
+    )
+
+
+def _fit_site(
+    here: Arrival, original: Values, neuron: NeuronParams, calibrate: Calibrator
+) -> Fit:
+    """Fit the site, and carry both streams over it.
+
+    A function of its own, so that activations and currents are freed before the next.
+    """
+    activations = _activations(here, original)
+    into = currents(here)
+    start = Fit(neuron, here.kernels)
+    fit = calibrate(SiteView(here, activations, into), start)
+    check_unshared(here.network, here.site, start, fit)
+    check_values(here.site, start, fit)
+    _carry_spikes(here, fit, into)
+    return fit
+
+
+def _activations(here: Arrival, original: Values) -> LoadedOnAccess:
+    """The ANN's activations at the site; its stream is carried over it."""
+    plan, file = here.plan, here.plan.spill_file()
+
+    def carried_over(batch: MicroBatch):
+        inputs, carried = run_ann(plan, batch, here.i, original)
+        activation = identity(batch.stages[here.i].place, *inputs)
+        activation, *carried = spilled([activation, *carried], file)
+        advance(batch.ann, batch.stages, here.i, activation, carried)
+        return activation
+
+    activations = LoadedOnAccess([carried_over(batch) for batch in here.batches])
+    check_finite(f"the activations of site {here.site.name!r}", activations)
+    return activations
+
+
+def _carry_spikes(here: Arrival, fit: Fit, into: Currents) -> None:
+    """The spikes of the fitted site become sources of later stages."""
+    plan, site, file = here.plan, here.site, here.plan.spill_file()
+    neuron = widen(fit.neuron, site)
+    arriving = zip(here.batches, into(fit.weights), strict=True)
+    for batch, ((current, *_), carried) in arriving:
+        spikes = segments.fire(neuron, current, plan.steps, plan.wait, len(site.shape))
+        spikes, *carried = spilled([spikes, *carried], file)
+        advance(batch.snn, batch.stages, here.i, spikes, carried)
+
+
+def _check_outputs(plan: Plan, batches: list[MicroBatch], original: Values) -> None:
+    """Raise unless the ANN's outputs are finite, once all sites are passed."""
+    outputs = [run_ann(plan, batch, -1, original)[0] for batch in batches]
+    names = batches[0].network.output_names()
+    for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
+        which = f" {name!r}" if name else ""
+        check_finite(f"the outputs{which} of the network", parts)
+
+
+def chained(
+    calibrators: Sequence[Calibrator],
+    spread: NamedSharding | None,
+    view: View,
+    fit: Fit,
+) -> Fit:
+    """All calibrators, one after the other.
+
+    Each fit is copied to all devices; weights are sharded as they were.
+    """
+    for calibrate in calibrators:
+        # A copy, so that what is changed in place is detected as well.
+        after = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
+        after = checked(view.site, fit, after)
+        weights = {
+            path: sharding.placed_like(after.weights[path], old, spread)
+            for path, old in fit.weights.items()
+        }
+        fit = Fit(sharding.gathered(after.neuron, spread), weights)
+    return fit

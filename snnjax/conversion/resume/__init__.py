@@ -1,0 +1,1 @@
+"""Fits that outlive the process: ``folder.py`` stores them, ``digest.py`` compares."""

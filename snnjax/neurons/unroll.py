@@ -1,0 +1,290 @@
+"""Neurons through time: one site over T steps, by ``lax.scan`` or in closed form.
+
+A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
+input arrives. `unroll` gives the spikes; `mean_output`, `mean_and_pace` and
+`spike_train` give what calibration asks for, in one pass over the currents.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._checks import check_floating, check_wait
+from snnjax.neurons.models import Neuron, NeuronParams, NeuronState
+from snnjax.neurons.spike_trains import SpikeTrain, append
+
+
+def unroll(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+) -> jax.Array:
+    """Spikes of one site over T steps, by ``lax.scan``.
+
+    Step j decides on the first j + 1 + wait currents: the site first integrates for
+    ``wait`` steps, then fires for T steps while the rest of its input arrives.
+
+    Args:
+        neuron: the model.
+        params: its parameters; ``params.bias`` is added to every current.
+        currents: float [T, B, ...].
+        wait: 0 <= wait <= T.
+
+    Returns:
+        Spikes [T, B, ...], each 0 or V_th, in the dtype of ``currents``.
+
+    Raises:
+        ValueError: a wait outside 0..T; currents that are whole numbers, as spikes of
+            0 and 1 may be.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron = integrate_and_fire()
+    >>> late = jnp.array([[0.0], [0.0], [1.0], [1.0]])
+    >>> print(unroll(neuron, neuron.init(), late)[:, 0])
+    [0. 0. 1. 1.]
+    >>> print(unroll(neuron, neuron.init(), late, wait=2)[:, 0])
+    [1. 1. 0. 0.]
+    """
+    check_wait(currents.shape[0], wait)
+    state = _after_wait(neuron, params, currents, wait)
+    arriving = arriving_while_firing(params, currents, wait)
+    _, spikes = jax.lax.scan(_step(neuron, params), state, arriving)
+    return spikes.astype(currents.dtype)
+
+
+def resume(
+    neuron: Neuron, params: NeuronParams, state: NeuronState, currents: jax.Array
+) -> tuple[NeuronState, jax.Array]:
+    """Go on from a state for as many steps as there are currents [t, B, ...].
+
+    Returns:
+        The state after them, and the spikes [t, B, ...] as `unroll` gives them.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import NeuronState, integrate_and_fire
+    >>> neuron = integrate_and_fire()
+    >>> state, spikes = resume(neuron, neuron.init(),
+    ...                        NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
+    >>> print(spikes[:, 0], state.potential)
+    [0. 1.] [0.]
+    """
+    check_floating("currents", currents)
+    step = _step(neuron, params)
+    state, spikes = jax.lax.scan(step, state, params.driving(currents))
+    return state, spikes.astype(currents.dtype)
+
+
+def mean_output(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+) -> jax.Array:
+    """``unroll(...).mean(0)``, but no spike is written to memory.
+
+    Forward only: the unrolled loop is one fused pass over the currents, on CPU many
+    times faster than the scan of `unroll`.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron = integrate_and_fire()
+    >>> print(mean_output(neuron, neuron.init(), jnp.full((4, 1), 0.5)))
+    [0.5]
+    """
+    return mean_and_pace(neuron, params, currents, wait=wait)[0]
+
+
+def mean_and_pace(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """`mean_output`, and the pace: what the output seems to be while spikes still come.
+
+        mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
+
+    Spikes that come evenly have a pace near their mean; early ones a greater, late ones
+    a smaller pace.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron = integrate_and_fire()
+    >>> early = jnp.array([[1.0], [1.0], [0.0], [0.0]])
+    >>> mean_and_pace(neuron, neuron.init(), early)
+    (Array([0.5], dtype=float32), Array([0.7], dtype=float32))
+    """
+    steps = currents.shape[0]
+    check_wait(steps, wait)
+    step = _step(neuron, params)
+    state = _after_wait(neuron, params, currents, wait)
+
+    def count(carry, current):
+        state, total, totals = carry
+        state, spikes = step(state, current)
+        total += spikes
+        return (state, total, totals + total), None
+
+    def receive(carry, current):
+        # The bias is added here, or XLA would write currents + bias to memory.
+        return count(carry, params.driving(current))
+
+    def receive_nothing(carry, _):
+        return count(carry, jnp.zeros((), currents.dtype))
+
+    nothing = jnp.zeros_like(state.potential)
+    carry = (state, nothing, nothing)
+    rate = min(steps, _UNROLL)
+    carry, _ = jax.lax.scan(receive, carry, currents[wait:], unroll=rate)
+    if wait:
+        carry, _ = jax.lax.scan(receive_nothing, carry, length=wait, unroll=rate)
+    _, total, totals = carry
+    # 1.0, since steps (steps + 1) may exceed what int32 holds.
+    mean, pace = total / steps, 2 * totals / (steps * (steps + 1.0))
+    return mean.astype(currents.dtype), pace.astype(currents.dtype)
+
+
+def spike_train(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+) -> SpikeTrain:
+    """The spikes of `unroll`, encoded while they are computed. Forward only."""
+    steps = currents.shape[0]
+    check_wait(steps, wait)
+    step = _step(neuron, params)
+    state = _after_wait(neuron, params, currents, wait)
+    arriving = arriving_while_firing(params, currents, wait)
+    filling = jnp.zeros((-steps % 8, *arriving.shape[1:]), arriving.dtype)
+    eights = jnp.concatenate([arriving, filling]).reshape(-1, 8, *arriving.shape[1:])
+    running = (jnp.arange(8 * len(eights)) < steps).reshape(-1, 8)
+
+    def encode_eight(state, now):
+        currents, running = now
+        byte = jnp.zeros(currents.shape[1:], jnp.uint8)
+        for place in range(8):
+            state, spikes = step(state, currents[place])
+            byte = append(byte, (spikes > 0) & running[place], place)
+        return state, byte
+
+    loops = min(len(eights), _UNROLL // 8)
+    _, bits = jax.lax.scan(encode_eight, state, (eights, running), unroll=loops)
+    return SpikeTrain(bits, jnp.asarray(params.threshold, currents.dtype))
+
+
+def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+    """Mean output of an IF neuron that has all of its input before it fires.
+
+        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T)
+
+    This is the sum of `unroll` with a wait of T, without a loop, and the "ClipFloor" of
+    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+
+    Args:
+        params: of an IF neuron with reset by subtraction.
+        current: mean current over T steps, without the bias, [B, ...].
+        steps: T.
+
+    Returns:
+        Mean output [B, ...], multiples of V_th / T, in the dtype of ``current``.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> params = integrate_and_fire(threshold=2.0).init()
+    >>> print(closed_form(params, jnp.array([-1.0, 0.8, 1.4, 9.0]), 4))
+    [0.  0.5 1.  2. ]
+    """
+    check_floating("current", current)
+    start = lead(params.initial_potential, current.ndim)
+    threshold = lead(params.threshold, current.ndim)
+    drive = wide(steps * params.driving(current))
+    dtype = wide_dtype(drive, start, threshold)
+    count = (start.astype(dtype) + drive.astype(dtype)) / threshold.astype(dtype)
+    within = jnp.clip(count, 0, steps)
+    floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
+    return (floored * threshold.astype(dtype) / steps).astype(current.dtype)
+
+
+def arriving_while_firing(
+    params: NeuronParams, currents: jax.Array, wait: int
+) -> jax.Array:
+    """Currents, with their bias, of the T steps in which a site fires: [T, B, ...].
+
+    They are the input that the site has not waited for, and then nothing.
+    """
+    rest = params.driving(currents[wait:])
+    nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
+    return jnp.concatenate([rest, nothing]) if wait else rest
+
+
+class Phase(NamedTuple):
+    """What a site does at a step; True where it does so at every step.
+
+    Attributes:
+        begun: its input has begun to arrive.
+        receiving: its input arrives, for T steps.
+        firing: it fires, for T steps, which begin ``wait`` later.
+    """
+
+    begun: Any = True
+    receiving: Any = True
+    firing: Any = True
+
+
+def phase(step: jax.Array, steps: int, wait: int) -> Phase:
+    """The phase of a site, whose first current arrives at step 0."""
+    if wait == 0:
+        return Phase()
+    return Phase(
+        begun=step >= 0,
+        receiving=(step >= 0) & (step < steps),
+        firing=(step >= wait) & (step < wait + steps),
+    )
+
+
+def charge(
+    neuron: Neuron, params: NeuronParams, state: Any, current: jax.Array, phase: Phase
+) -> Any:
+    """The state once the current of a step, if any arrives, is integrated."""
+    drive = when(phase.receiving, params.driving(current), 0)
+    charged = neuron.integrate(params, state, drive)
+    return jax.tree.map(functools.partial(when, phase.begun), charged, state)
+
+
+def discharge(
+    neuron: Neuron, params: NeuronParams, charged: Any, phase: Phase
+) -> tuple[Any, jax.Array]:
+    """The state after firing and the spikes, in the steps in which the site fires."""
+    fired, spikes = neuron.fire(params, charged)
+    state = jax.tree.map(functools.partial(when, phase.firing), fired, charged)
+    return state, when(phase.firing, spikes, 0)
+
+
+def when(condition: Any, value: Any, otherwise: Any) -> Any:
+    """``jnp.where`` that makes no operation where the condition is True by itself."""
+    return value if condition is True else jnp.where(condition, value, otherwise)
+
+
+# Steps that a forward loop runs without coming back to memory; more compile slowly.
+_UNROLL = 32
+
+
+def _step(neuron: Neuron, params: NeuronParams):
+    def step(state, current):
+        state = neuron.integrate(params, state, current)
+        state = state._replace(potential=checkpoint_name(state.potential, "potential"))
+        return neuron.fire(params, state)
+
+    # Of all that a step computes, only the potential is kept for its gradient.
+    keep = jax.checkpoint_policies.save_only_these_names("potential")
+    return jax.checkpoint(step, policy=keep, prevent_cse=False)
+
+
+def _after_wait(
+    neuron: Neuron, params: NeuronParams, currents: jax.Array, wait: int
+) -> Any:
+    """The state of a site once it has integrated ``wait`` steps."""
+
+    def integrate(state, current):
+        return neuron.integrate(params, state, params.driving(current)), None
+
+    check_floating("currents", currents)
+    state = neuron.start(params, currents.shape[1:])
+    if wait:
+        state, _ = jax.lax.scan(integrate, state, currents[:wait])
+    return state

@@ -1,0 +1,185 @@
+"""The spiking network as data: parameters, neurons and their model, a plain pytree.
+
+`snnjax.convert` and `snnjax.init` make it, `snnjax.spiking` runs it, optax trains it.
+The checks here are those of every part that takes an SNN.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from snnjax._checks import check_wait
+from snnjax._trees import is_floating, name_of
+from snnjax.network.sites import Site, Sites
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "neurons"),
+    meta_fields=("steps", "wait", "neuron"),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class SNN:
+    """A spiking network: a plain pytree, to jit, differentiate, shard and save.
+
+    Attributes:
+        params: as the user gave them; weights perhaps calibrated.
+        neurons: site name -> `snnjax.neurons.NeuronParams`.
+        steps: T that it was fitted to; None (from `snnjax.init`): any.
+        wait: that it was fitted to; None (from `snnjax.init`): any.
+        neuron: model of all sites, see `snnjax.integrate_and_fire`.
+    """
+
+    params: chex.ArrayTree
+    neurons: dict[str, NeuronParams]
+    steps: int | None = None
+    wait: int | None = None
+    neuron: IntegrateAndFire = IntegrateAndFire()
+
+
+def check_snn(snn: SNN) -> None:
+    """Raise unless this is an SNN."""
+    if not isinstance(snn, SNN):
+        raise ValueError(
+            f"found a {type(snn).__name__} where an SNN is needed: that of "
+            "snnjax.convert or snnjax.init, which holds the parameters too"
+        )
+
+
+def check_fit(snn: SNN, steps: int, wait: int) -> None:
+    """Raise unless this is an SNN, fitted to these steps and this wait, or to none."""
+    check_snn(snn)
+    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
+        raise ValueError(
+            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
+            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
+            "on both. Convert again with these, or read the first t outputs of a "
+            "longer run"
+        )
+
+
+def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int]:
+    """These steps and wait; where they are None, those that the SNN was fitted to.
+
+    Raises:
+        ValueError: they are out of range, or not those that the SNN was fitted to; or
+            it was fitted to none, and there are no steps.
+    """
+    check_snn(snn)
+    steps = snn.steps if steps is None else steps
+    if steps is None:
+        raise ValueError(
+            "this SNN was fitted to no number of steps (it is from snnjax.init): give "
+            "steps=T"
+        )
+    wait = (snn.wait or 0) if wait is None else wait
+    check_wait(steps, wait)
+    check_fit(snn, steps, wait)
+    return steps, wait
+
+
+def check_params(snn: SNN, params: chex.ArrayTree) -> None:
+    """Raise unless these could be the ANN's parameters: named as the SNN's own are."""
+    own, given = (
+        {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (snn.params, params)
+    )
+    if own != given:
+        raise ValueError(
+            "params are not those that this SNN was converted from. Unknown to it: "
+            f"{sorted(given - own) or 'none'}; missing: {sorted(own - given) or 'none'}"
+        )
+
+
+def check_neurons(snn: SNN, sites: Sites) -> None:
+    """Raise unless there are neurons for all sites that fire, of their shapes."""
+    _check_names(snn.neurons, sites)
+    for site in sites:
+        if site.fires:
+            _check_shapes(snn.neurons[site.name], site)
+
+
+def check_values(snn: SNN) -> None:
+    """Raise where numbers are concrete and no network can run with them.
+
+    Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
+    thresholds and temperatures > 0 and leaks in (0, 1].
+    """
+    for name, params in snn.neurons.items():
+        for field, leaf in params._asdict().items():
+            if leaf is not None and _readable(leaf):
+                _check_range(f"{field} of site {name!r}", field, np.asarray(leaf))
+    broken = [
+        name_of(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
+        if _readable(leaf) and is_floating(leaf) and np.isnan(np.asarray(leaf)).any()
+    ]
+    if broken:
+        raise ValueError(
+            f"NaN in the weights {', '.join(map(repr, broken[:3]))}"
+            f"{' and others' if len(broken) > 3 else ''}; allowed: numbers. Perhaps a "
+            "training diverged: go back to an earlier state, with a smaller step"
+        )
+
+
+def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
+    """Raise unless there are parameters for exactly the sites that fire."""
+    names = {site.name for site in sites if site.fires}
+    missing, unknown = names - set(neurons), set(neurons) - names
+    if missing or unknown:
+        renamed = (
+            ". A site is named after the parameters that reach it, which may be others "
+            "in training mode: keep a layer's statistics beside its weights, or rename "
+            "the neurons by dataclasses.replace(snn, neurons=...)"
+        )
+        raise ValueError(
+            f"the neurons do not fit the network's sites. No such site: "
+            f"{sorted(unknown) or 'none'}; sites without neurons: "
+            f"{sorted(missing) or 'none'}; sites: {sorted(names)}"
+            f"{renamed if len(missing) == len(unknown) else ''}"
+        )
+
+
+def _check_shapes(params: NeuronParams, site: Site) -> None:
+    """Raise unless every parameter broadcasts to the shape of the site."""
+    for name, leaf in params._asdict().items():
+        shape = jnp.shape(leaf) if leaf is not None else ()
+        widths = zip(reversed(shape), reversed(site.shape), strict=False)
+        if len(shape) > len(site.shape) or any(a not in (1, b) for a, b in widths):
+            raise ValueError(
+                f"the neurons of site {site.name!r} do not fit its shape "
+                f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
+                "of the shape that it was fitted to"
+            )
+
+
+_POSITIVE = ("finite and > 0", lambda a: np.isfinite(a) & (a > 0))
+_RANGES = {
+    "threshold": _POSITIVE,
+    "temperature": _POSITIVE,
+    "leak": ("> 0 and <= 1", lambda a: (a > 0) & (a <= 1)),
+}
+
+
+def _check_range(what: str, field: str, numbers: np.ndarray) -> None:
+    allowed, within = _RANGES.get(field, ("finite", np.isfinite))
+    numbers = numbers.astype(np.float64)
+    if not within(numbers).all():
+        worst = numbers[~within(numbers)].flat[0]
+        raise ValueError(
+            f"the {what} is {worst}; allowed: {allowed}. In training, keep it there "
+            "after every update, e.g. by jnp.clip"
+        )
+
+
+def _readable(leaf: Any) -> bool:
+    """Whether the numbers of a leaf are concrete, and all of them on this process."""
+    return not isinstance(leaf, Tracer) and getattr(leaf, "is_fully_addressable", True)

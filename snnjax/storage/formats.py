@@ -1,0 +1,34 @@
+"""Older formats of the file: what `load` turns into the present one.
+
+Format 1 (snnjax 0.1) has "delay" for the wait, "reset" for the neuron model, and a
+readout correction, which the library no longer has.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def upgraded(
+    card: dict[str, Any], structure: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Card and structure of a file in the present format."""
+    if card["format"] > 1:
+        return card, structure
+    card = {_RENAMED.get(key, key): value for key, value in card.items()}
+    card["neuron"] = {"reset": card.pop("reset")}
+    if card["program"] is not None:
+        card["program"] = {
+            _RENAMED.get(key, key): value for key, value in card["program"].items()
+        }
+    if structure["readout_correction"] is not None:
+        warnings.warn(
+            f"{path} was written by snnjax {card['versions']['snnjax']}; its readout "
+            "correction, a constant added to the outputs, is left out of the SNN",
+            stacklevel=4,
+        )
+    parts = {name: structure[name] for name in ("params", "neurons")}
+    return card, parts
+
+
+_RENAMED = {"delay": "wait"}

@@ -1,0 +1,163 @@
+"""Leaves of an SNN: which of them a gradient has, and which an optimizer moves.
+
+An SNN is a pytree like any other to optax; its params may hold whole numbers and random
+keys, which have no gradient.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._trees import is_floating, name_of
+from snnjax.neurons.models import NeuronParams
+from snnjax.snn import SNN, check_snn
+
+KINDS = ("weights", *NeuronParams._fields)
+
+
+def differentiable(snn: SNN) -> tuple[SNN, Callable[[SNN], SNN]]:
+    """The floating leaves of an SNN, and a function that puts the others back.
+
+    Params may hold whole numbers and random keys, as the state of an nnx model with
+    dropout does, and ``jax.grad`` refuses them. Train the first result: it goes to
+    optax, to `param_labels` and through ``jax.grad``, and the loss takes
+    ``merge(floats)``.
+
+    Returns:
+        ``(floats, merge)``: the SNN with None in the place of all other leaves, and
+        ``merge(floats) -> SNN``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from snnjax import init, spiking
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
+    >>> params = {"w": jnp.ones((3, 2)), "calls": jnp.array(0)}
+    >>> snn, x = init(fn, params, jnp.ones((1, 3))), jnp.ones((1, 3))
+    >>> floats, merge = differentiable(snn)
+    >>> loss = lambda floats: spiking(fn, steps=2)(merge(floats), x).sum()
+    >>> jax.grad(loss)(floats).params["w"].shape
+    (3, 2)
+    """
+    check_snn(snn)
+    leaves, structure = jax.tree_util.tree_flatten(snn)
+    others = [None if is_floating(leaf) else leaf for leaf in leaves]
+    floats = [leaf if is_floating(leaf) else None for leaf in leaves]
+
+    def merge(floats: SNN) -> SNN:
+        remaining = iter(jax.tree.leaves(floats))
+        merged = [next(remaining) if leaf is None else leaf for leaf in others]
+        return jax.tree_util.tree_unflatten(structure, merged)
+
+    return jax.tree_util.tree_unflatten(structure, floats), merge
+
+
+def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
+    """A label for every leaf of an SNN, for ``optax.multi_transform``.
+
+    Args:
+        snn: the network.
+        trained: which kinds are trained, of "weights", "threshold", "bias",
+            "initial_potential", "leak" and "temperature".
+
+    Returns:
+        A pytree like ``snn``: each leaf's kind where it is trained, else "frozen".
+        The running averages of a flax BatchNorm (linen's "batch_stats", nnx's
+        ``BatchStat``) are always frozen: they are measured, and a variance that an
+        optimizer moved could turn negative. Freeze those of other libraries yourself.
+        Whole numbers and random keys are frozen too.
+
+    Raises:
+        ValueError: an unknown kind, or one of which the SNN has no leaf.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from snnjax import init, lif
+    >>> snn = init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)),
+    ...            neuron=lif(temperature=3.0))
+    >>> kinds = param_labels(snn, ["weights", "temperature"])
+    >>> kinds.params, kinds.neurons["relu"].threshold
+    ('weights', 'frozen')
+    >>> optimizer = optax.multi_transform(
+    ...     {"weights": optax.adam(1e-3), "temperature": optax.sgd(0.1),
+    ...      "frozen": optax.set_to_zero()}, kinds)
+    >>> state = optimizer.init(snn)
+    """
+    check_snn(snn)
+    if isinstance(trained, str):
+        raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
+    unknown = set(trained) - set(KINDS)
+    if unknown:
+        raise ValueError(
+            f"trained holds {sorted(unknown)}; allowed: {', '.join(KINDS)}"
+        )
+
+    def label(path, node):
+        if _is_running_average(path, node) or not is_floating(node):
+            return jax.tree.map(lambda _: "frozen", node)
+        part = path[0].name
+        kind = path[2].name if part == "neurons" else part  # neurons, site, field
+        kind = "weights" if kind == "params" else kind
+        return kind if kind in trained else "frozen"
+
+    labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
+    missing = set(trained) - set(jax.tree.leaves(labels))
+    if missing:
+        raise ValueError(
+            f"this SNN has no leaf {sorted(missing)} to train. Temperature and leak "
+            "come with the neuron, e.g. snnjax.init(..., neuron=snnjax.lif("
+            "temperature=3.0))"
+        )
+    return labels
+
+
+def check_gradients(gradients: Any, kinds: Any) -> None:
+    """Raise if a leaf that is declared trainable receives no gradient at all.
+
+    Call it once, on the gradients of the first step and outside of ``jit``: a leaf
+    whose gradient is all zeros would never move, without any other sign of it.
+
+    Args:
+        gradients: pytree of arrays, e.g. like an `SNN`.
+        kinds: the same pytree with a label for each leaf, from `param_labels`; those
+            that are "frozen" may be zero.
+
+    Raises:
+        ValueError: with the paths of the leaves and why that may be.
+
+    >>> import jax.numpy as jnp
+    >>> check_gradients({"w": jnp.ones(2), "b": jnp.zeros(2)},
+    ...                 {"w": "weights", "b": "frozen"})
+    """
+
+    dead: dict[str, str] = {}
+
+    def note(path, gradient, kind):
+        if kind != "frozen" and gradient.size and not jnp.any(gradient != 0):
+            dead[name_of(path)] = kind
+
+    jax.tree_util.tree_map_with_path(note, gradients, kinds)
+    if not dead:
+        return
+    reasons = (
+        "A layer whose neurons all stay far below their threshold passes none on, and "
+        "what fn does not read gets none"
+    )
+    if "temperature" in dead.values():
+        reasons += (
+            "; spikes do not depend on a temperature: take its gradient from "
+            "snnjax.training.alignment or snnjax.training.relaxed_gradient"
+        )
+    raise ValueError(
+        f"no gradient at all reaches {len(dead)} of the leaves to be trained: "
+        f"{', '.join(dead)}. {reasons}. What is not to be trained is labelled 'frozen'"
+    )
+
+
+def _is_running_average(path, node) -> bool:
+    keys = [getattr(entry, "key", None) for entry in path]
+    return "batch_stats" in keys or _is_batch_stat(node)
+
+
+def _is_batch_stat(node) -> bool:
+    """Whether this is nnx's, told by its name: flax is not needed to use snnjax."""
+    return type(node).__name__ == "BatchStat"
