@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._trees import name_of
+
 
 def check_function(fn: Any) -> None:
     """Raise unless this can be called."""
@@ -16,6 +18,18 @@ def check_function(fn: Any) -> None:
             f"fn is a {type(fn).__name__}; allowed: a function fn(params, x) -> "
             "outputs, e.g. model.apply"
         )
+
+
+def check_leaves(params: Any) -> None:
+    """Raise unless all leaves of a pytree are arrays or numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        if not array and not isinstance(leaf, int | float | complex):
+            raise ValueError(
+                f"params hold {type(leaf).__name__} {leaf!r} at "
+                f"{name_of(path) or 'the top'}; allowed: arrays and numbers. What is "
+                "no number belongs to fn, e.g. by eqx.partition(model, eqx.is_array)"
+            )
 
 
 def check_images(x: Any) -> None:

@@ -18,9 +18,9 @@ def common_path(paths: Sequence[str]) -> str:
     >>> common_path(["block/conv/kernel", "block/norm/scale"])
     'block'
     """
-    split = [path.split("/") for path in paths]
-    if len(split) == 1:
+    if len(paths) == 1:
         return paths[0]
+    split = [path.split("/") for path in paths]
     shared = []
     for parts in zip(*split, strict=False):
         if len(set(parts)) > 1:

@@ -120,7 +120,7 @@ def check_values(snn: SNN) -> None:
     broken = [
         name_of(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
-        if _readable(leaf) and is_floating(leaf) and np.isnan(np.asarray(leaf)).any()
+        if _is_array(leaf) and _readable(leaf) and np.isnan(np.asarray(leaf)).any()
     ]
     if broken:
         raise ValueError(
@@ -178,6 +178,10 @@ def _check_range(what: str, field: str, numbers: np.ndarray) -> None:
             f"the {what} is {worst}; allowed: {allowed}. In training, keep it there "
             "after every update, e.g. by jnp.clip"
         )
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and is_floating(leaf)
 
 
 def _readable(leaf: Any) -> bool:

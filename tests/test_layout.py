@@ -1,43 +1,119 @@
-"""The parts of the library, and that each imports only those above it."""
+"""The parts of the library, what each may import, and what users may rely on."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
+import pytest
+
 import snnjax
+from snnjax import _moved
 
 FOLDER = Path(snnjax.__file__).parent
-PARTS = (
-    "surrogate neurons network simulation storage conversion measures training nir"
+# From the bottom: each part imports only those before it.
+LAYERS = (
+    "_version _moved _files _trees _arrays _checks surrogate activations sharding "
+    "neurons network snn firing calibrators"
+).split()
+# Above them, parts that meet only in the layers; a file holds a simulation, compiled.
+SIBLINGS = {
+    "conversion": set(),
+    "simulation": set(),
+    "measures": set(),
+    "training": set(),
+    "nir": set(),
+    "storage": {"simulation"},
+}
+PUBLIC = (
+    "snnjax snnjax.calibrators snnjax.conversion snnjax.measures snnjax.network "
+    "snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage snnjax.training"
 ).split()
 
 
-def imported(module: Path) -> set[str]:
-    """Parts of snnjax that a module imports, inside of functions too."""
-    found = set()
+def imports(module: Path) -> list[tuple[str, str]]:
+    """(module, name) of everything that is imported from snnjax, in functions too."""
+    pairs = []
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            pairs += [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
+            pairs += [(alias.name, "") for alias in node.names]
+    return [pair for pair in pairs if pair[0].split(".")[0] == "snnjax"]
+
+
+def parts(module: Path) -> set[str]:
+    """Parts of snnjax that a module imports."""
+    paths = (f"{source}.{name}".split(".") for source, name in imports(module))
+    return {path[1] for path in paths} & {*LAYERS, *SIBLINGS}
+
+
+def files(part: str) -> list[Path]:
+    file = FOLDER / f"{part}.py"
+    return [file] if file.exists() else sorted((FOLDER / part).rglob("*.py"))
+
+
+def test_every_file_belongs_to_a_part():
+    names = {p.stem for p in FOLDER.iterdir() if p.suffix in (".py", "")}
+    assert names - {"__init__", "__pycache__", "py"} == {*LAYERS, *SIBLINGS}
+
+
+@pytest.mark.parametrize("part", [*LAYERS, *SIBLINGS])
+def test_imports_point_one_way(part):
+    if part in SIBLINGS:
+        allowed = {*LAYERS, part, *SIBLINGS[part]}
+    else:
+        allowed = set(LAYERS[: LAYERS.index(part) + 1])
+    assert files(part)
+    for module in files(part):
+        assert parts(module) <= allowed, module
+
+
+def test_the_library_imports_a_name_from_the_module_that_defines_it():
+    for module in FOLDER.rglob("*.py"):
+        if module.name == "__init__.py":
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("snnjax.")}
-    return found & set(PARTS)
-
-
-def test_imports_point_one_way():
-    parts = {
-        p.stem
-        for p in FOLDER.iterdir()
-        if p.name[0] not in "_." and p.name != "py.typed"
-    }
-    assert parts == set(PARTS)
-    for i, part in enumerate(PARTS):
-        files = [FOLDER / f"{part}.py", *(FOLDER / part).glob("*.py")]
-        for module in filter(Path.exists, files):
-            assert imported(module) <= set(PARTS[: i + 1]), module
+        for source, name in imports(module):
+            folder = FOLDER.parent / Path(*source.split("."))
+            submodule = (folder / f"{name}.py").exists() or (folder / name).is_dir()
+            assert not folder.is_dir() or submodule, f"{module}: {source}.{name}"
 
 
 def test_one_file_reads_jaxprs():
-    reading = [m.name for m in FOLDER.rglob("*.py") if "jax.extend" in m.read_text()]
-    assert reading == ["jaxprs.py"]
+    readers = [m.name for m in FOLDER.rglob("*.py") if "jax.extend" in m.read_text()]
+    assert readers == ["jaxprs.py"]
+
+
+def test_no_file_asks_for_the_name_of_an_activation():
+    for module in FOLDER.rglob("*.py"):
+        asks = re.search(r"(?<!dtype)\.kind (==|!=|in|not)", module.read_text())
+        assert not asks, module
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
+    package = importlib.import_module(name)
+    file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
+    handed_on = {n for source, n in imports(file) if not source.endswith("_moved")}
+    assert set(package.__all__) == handed_on
+    for public in package.__all__:
+        if public not in ("__version__", "Calibrator"):  # a string, a type alias
+            assert getattr(package, public).__doc__, public
+
+
+def test_the_top_level_is_small():
+    names = [n for n in snnjax.__all__ if not hasattr(getattr(snnjax, n), "__path__")]
+    assert len(names) <= 30
+
+
+@pytest.mark.parametrize("name", _moved.MOVED)
+def test_a_name_of_0_1_says_where_it_went(name):
+    with pytest.raises(AttributeError, match=f"is now {_moved.MOVED[name]}"):
+        getattr(snnjax, name)
+    module, attribute = _moved.MOVED[name].rsplit(".", 1)
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'speaking'"):
+        _ = snnjax.speaking

@@ -12,6 +12,7 @@ from flax import nnx
 
 import snnjax
 from snnjax import neurons
+from snnjax.surrogate import arctan
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -210,7 +211,7 @@ def test_arctan_is_that_of_spikingjelly_for_a_threshold_of_one():
     alpha, u = 3.0, np.linspace(-2, 2, 9)
 
     def spike(v):
-        return snnjax.surrogate.arctan((v - 1) / 2, alpha)
+        return arctan((v - 1) / 2, alpha)
 
     slopes = jax.vmap(jax.grad(spike))(jnp.asarray(u + 1, jnp.float32))
     expected = alpha / 2 / (1 + (np.pi / 2 * alpha * u) ** 2)

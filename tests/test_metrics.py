@@ -9,7 +9,8 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from snnjax.measures import costs, metrics
+from snnjax.measures import costs, metrics, neurobench, spike_trains
+from snnjax.training import mean_cross_entropy, tet
 
 STEPS = 8
 
@@ -64,7 +65,7 @@ def test_a_maximum_threshold_does_not_clip_what_calibration_saw():
 
 def test_firing_rates_are_those_of_the_spikes():
     net, snn, found = measured("projection")
-    trains = snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    trains = spike_trains(net.fn, snn, net.x, steps=STEPS)
     for name, train in trains.items():
         rate = found.sites[name].firing_rate
         np.testing.assert_allclose(rate, train.mean(), rtol=1e-6)
@@ -77,7 +78,7 @@ def test_firing_rates_are_those_of_the_spikes():
 
 def test_operations_of_a_dense_network_are_spikes_times_fan_out():
     net, snn, found = measured("dense")
-    trains = snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS)
+    trains = spike_trains(net.fn, snn, net.x, steps=STEPS)
     shapes = [net.params[name].shape for name in ("w1", "w2", "w3")]
     per_image = [float(t.sum()) / len(net.x) for t in trains.values()]
     fan_outs = [shape[1] for shape in shapes[1:]]
@@ -123,11 +124,11 @@ def test_measuring_may_be_jitted():
 def test_hard_reset_is_measured_as_such():
     net = NETWORKS["dense"]
     soft = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire(threshold=0.25))
-    hard = dataclasses.replace(soft, reset="zero")
+    hard = dataclasses.replace(soft, neuron=snnjax.integrate_and_fire(reset="zero"))
     count = [
         sum(int(t.sum()) for t in trains.values())
         for trains in (
-            snnjax.measures.spike_trains(net.fn, snn, net.x, steps=STEPS) for snn in (soft, hard)
+            spike_trains(net.fn, snn, net.x, steps=STEPS) for snn in (soft, hard)
         )
     ]
     assert count[1] < count[0]
@@ -148,9 +149,7 @@ def test_neurons_without_a_clip_floor_have_no_split():
     "shape, labels",
     [((2, 3), (2,)), ((4, 2, 3), (2, 3)), ((4, 2, 3), (3,)), ((4, 2), (2,))],
 )
-@pytest.mark.parametrize(
-    "judge", [snnjax.accuracy, snnjax.training.mean_cross_entropy, snnjax.training.tet]
-)
+@pytest.mark.parametrize("judge", [snnjax.accuracy, mean_cross_entropy, tet])
 def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
     with pytest.raises(ValueError, match="allowed: the readout at each step"):
         judge(jnp.zeros(shape), jnp.zeros(labels, int))
@@ -163,7 +162,7 @@ def test_an_snn_is_measured_with_what_it_was_fitted_to():
     snn = snnjax.convert(*net[:3], steps=STEPS, wait=1, recipe=LIGHT)
     found = snnjax.measure(net.fn, net.params, snn, net.x)
     assert (found.steps, found.wait) == (STEPS, 1)
-    trains = snnjax.measures.spike_trains(net.fn, snn, net.x)
+    trains = spike_trains(net.fn, snn, net.x)
     assert all(len(train) == STEPS for train in trains.values())
     fresh = snnjax.init(*net[:3])
     with pytest.raises(ValueError, match="fitted to no number of steps"):
@@ -209,7 +208,7 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
     snn = snnjax.convert(fn, p, x, steps=4, recipe=snnjax.max_activation())
     found = snnjax.measure(fn, p, snn, x, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
-    bench = snnjax.measures.neurobench(fn, snn, x, steps=4)
+    bench = neurobench(fn, snn, x, steps=4)
     assert bench["SynapticOperations"]["Dense"] == 4 * (36 + 18)
 
 
@@ -225,9 +224,7 @@ def test_a_function_of_one_number_of_images_is_measured():
 
 def test_a_network_without_products_has_no_weights():
     snn = snnjax.init(lambda p, x: jax.nn.relu(x * 2), {}, jnp.ones((2, 3)))
-    found = snnjax.measures.neurobench(
-        lambda p, x: jax.nn.relu(x * 2), snn, jnp.ones((2, 3)), steps=2
-    )
+    found = neurobench(lambda p, x: jax.nn.relu(x * 2), snn, jnp.ones((2, 3)), steps=2)
     assert found["ConnectionSparsity"] == found["SynapticOperations"]["Dense"] == 0
 
 

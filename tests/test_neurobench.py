@@ -9,6 +9,7 @@ import pytest
 from networks import NETWORKS, eighths
 
 import snnjax
+from snnjax.measures import neurobench
 
 STEPS = 6
 
@@ -16,7 +17,7 @@ STEPS = 6
 def metrics(fn, params, x, *, steps=STEPS, wait=0, neuron=None, labels=None):
     neuron = snnjax.integrate_and_fire() if neuron is None else neuron
     snn = snnjax.init(fn, params, x, neuron=neuron)
-    return snnjax.measures.neurobench(fn, snn, x, steps=steps, wait=wait, labels=labels)
+    return neurobench(fn, snn, x, steps=steps, wait=wait, labels=labels)
 
 
 def test_a_network_counted_by_hand():
@@ -66,7 +67,7 @@ def test_firing_and_operations_agree_with_measure(name):
     recipe = snnjax.light()
     snn = snnjax.convert(*net[:3], steps=STEPS, wait=1, recipe=recipe)
     seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, wait=1)
-    found = snnjax.measures.neurobench(net.fn, snn, net.x, steps=STEPS, wait=1)
+    found = neurobench(net.fn, snn, net.x, steps=STEPS, wait=1)
     rate = 1 - found["ActivationSparsity"]
     np.testing.assert_allclose(rate, seen.firing_rate, rtol=1e-5)
     counts = found["SynapticOperations"]
@@ -92,10 +93,10 @@ def test_labels_of_another_shape_are_refused(labels, message):
     fn, x = (lambda w, x: jax.nn.relu(x @ w) @ w), jnp.ones((2, 2))
     snn = snnjax.init(fn, jnp.eye(2), x)
     with pytest.raises(ValueError, match=message):
-        snnjax.measures.neurobench(fn, snn, x, steps=2, labels=labels)
+        neurobench(fn, snn, x, steps=2, labels=labels)
     features = lambda w, x: fn(w, x)[:, :, None]  # noqa: E731
     with pytest.raises(ValueError, match="labels need logits"):
-        snnjax.measures.neurobench(features, snn, x, steps=2, labels=[0, 1])
+        neurobench(features, snn, x, steps=2, labels=[0, 1])
 
 
 def test_random_keys_among_the_parameters_count_as_what_they_are_made_of():
@@ -105,7 +106,7 @@ def test_random_keys_among_the_parameters_count_as_what_they_are_made_of():
     params = {"w": jnp.eye(2), "key": jax.random.key(0)}
     x = jnp.ones((2, 2))
     with_key, without = (
-        snnjax.measures.neurobench(fn, snnjax.init(fn, p, x), x, steps=2)
+        neurobench(fn, snnjax.init(fn, p, x), x, steps=2)
         for p in (params, {"w": params["w"]})
     )
     assert with_key["ParameterCount"] == without["ParameterCount"] + 2
@@ -115,7 +116,7 @@ def test_numbers_inside_of_jit_are_refused():
     fn, x = (lambda w, x: jax.nn.relu(x @ w)), jnp.ones((2, 2))
     snn = snnjax.init(fn, jnp.eye(2), x)
     with pytest.raises(ValueError, match="inside jit .* call it outside"):
-        jax.jit(lambda snn: snnjax.measures.neurobench(fn, snn, x, steps=2))(snn)
+        jax.jit(lambda snn: neurobench(fn, snn, x, steps=2))(snn)
 
 
 def test_the_result_is_json_and_has_the_accuracy_where_labels_are_given():
@@ -226,7 +227,7 @@ def test_all_metrics_are_those_of_neurobench(neuron, theirs):
             ],
         ],
     ).run(quiet=True)
-    found = snnjax.measures.neurobench(network, snn, x, steps=STEPS, labels=labels)
+    found = neurobench(network, snn, x, steps=STEPS, labels=labels)
     # Theirs has other numbers in its neurons than ours; the weights are the same.
     own = [leaf for n in snn.neurons.values() for leaf in jax.tree.leaves(n)]
     assert found["ParameterCount"] - len(own) == expected.pop("ParameterCount")

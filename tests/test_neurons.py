@@ -11,7 +11,10 @@ import pytest
 import reference
 from hypothesis import strategies as st
 
-from snnjax import neurons
+from snnjax import neurons, surrogate
+from snnjax.neurons import spike_trains
+from snnjax.neurons.unroll import resume
+from snnjax.neurons.unroll import spike_train as unrolled_train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,7 +29,7 @@ unroll, mean_output, mean_and_pace, spike_train = (
         neurons.unroll,
         neurons.mean_output,
         neurons.mean_and_pace,
-        neurons.spike_train,
+        unrolled_train,
     )
 )
 
@@ -109,18 +112,18 @@ def test_the_pace_is_the_mean_of_what_one_would_read_early(case):
 
 
 @hypothesis.given(cases())
-def test_spike_train_are_the_spikes(case):
-    packed = spike_train(*case.site(), wait=case.wait)
-    bits = jnp.unpackbits(packed, axis=0, count=len(case.currents))
-    np.testing.assert_array_equal(bits, unroll(*case.site(), wait=case.wait) > 0)
+def test_a_train_decodes_to_the_spikes(case):
+    train = spike_train(*case.site(), wait=case.wait)
+    spikes = spike_trains.decode(train, len(case.currents))
+    np.testing.assert_array_equal(spikes, unroll(*case.site(), wait=case.wait))
 
 
-def test_spike_train_fill_the_last_byte_with_zeros():
+def test_a_train_fills_its_last_byte_with_zeros():
     neuron = neurons.integrate_and_fire()
     currents = jnp.full((3, 1), 5.0)
-    packed = neurons.spike_train(neuron, neuron.init(), currents)
+    train = unrolled_train(neuron, neuron.init(), currents)
     spikes = neurons.unroll(neuron, neuron.init(), currents)
-    np.testing.assert_array_equal(packed, jnp.packbits(spikes > 0, axis=0))
+    np.testing.assert_array_equal(train.bits, spike_trains.encode(spikes))
 
 
 @hypothesis.given(cases(steps=(1, 4, 8), leaks=(None,), resets=("subtract",)))
@@ -160,7 +163,7 @@ def test_a_current_within_the_threshold_is_met_to_one_spike():
 def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
     neuron = neurons.lif()
     params, currents = neuron.init(), jnp.full((4, 2), 0.3, dtype)
-    state = neurons.initial_state(params, (2,))
+    state = neuron.start(params, (2,))
     charged = neuron.integrate(params, state, currents[0])
     assert state.potential.dtype == charged.potential.dtype == jnp.float32
     for run in (neurons.unroll, neurons.mean_output):
@@ -199,8 +202,8 @@ def test_a_neuron_outside_its_range_is_refused(build, message):
     [
         neurons.unroll,
         neurons.mean_output,
-        neurons.spike_train,
-        lambda neuron, params, currents: neurons.resume(
+        unrolled_train,
+        lambda neuron, params, currents: resume(
             neuron, params, neurons.NeuronState(jnp.zeros(1)), currents
         ),
         lambda neuron, params, currents: neurons.closed_form(params, currents[0], 4),
@@ -214,10 +217,32 @@ def test_currents_of_whole_numbers_are_refused(run):
 
 
 @pytest.mark.parametrize("wait", [-1, 5, 1.0])
-@pytest.mark.parametrize(
-    "run", [neurons.unroll, neurons.mean_output, neurons.spike_train]
-)
+@pytest.mark.parametrize("run", [neurons.unroll, neurons.mean_output, unrolled_train])
 def test_a_wait_outside_the_steps_is_refused(run, wait):
     neuron = neurons.integrate_and_fire()
     with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
         run(neuron, neuron.init(), jnp.ones((4, 1)), wait=wait)
+
+
+def test_a_model_is_a_value():
+    build = neurons.lif
+    assert build(leak=0.5) == build(leak=jnp.float32(0.5))
+    assert hash(build()) == hash(build(leak=np.float64(0.5)))
+    assert build() != build(reset="zero") != neurons.integrate_and_fire(reset="zero")
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@hypothesis.given(cases(leaks=(None, 0.5)))
+def test_a_surrogate_changes_no_spike(reset, case):
+    neuron, params, currents = case.site()
+    neuron = build_lif(reset=reset)
+    trained = neurons.WithSurrogate(neuron, surrogate.arctan, detach_reset=True)
+    spikes = neurons.unroll(neuron, params, currents)
+    np.testing.assert_array_equal(neurons.unroll(trained, params, currents), spikes)
+
+
+@pytest.mark.parametrize("steps", [50000])
+def test_the_pace_of_many_steps_does_not_overflow(steps):
+    neuron = neurons.integrate_and_fire()
+    mean, pace = neurons.mean_and_pace(neuron, neuron.init(), jnp.ones((steps, 1)))
+    np.testing.assert_allclose([mean[0], pace[0]], 1, rtol=1e-3)

@@ -198,8 +198,8 @@ REFUSED = {
         {"custom_jvp_call"},
         "constant or a parameter",
     ),
-    "maximum of a position": (
-        lambda: between(lambda x: spread_out(x, jnp.arange(1.0, 4)[:, None])),
+    "maximum of a position and channel": (
+        lambda: between(lambda x: spread_out(x, jnp.arange(1.0, 7).reshape(3, 2))),
         {"custom_jvp_call"},
         "one for each channel",
     ),

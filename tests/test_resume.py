@@ -17,7 +17,9 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
+from snnjax.calibrators import correct_potential, max_threshold
 from snnjax.conversion.resume import digest
+from snnjax.surrogate import dspike
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -143,7 +145,7 @@ def test_what_was_interrupted_ends_in_the_same_bits(recipe, count, tmp_path):
 def test_no_site_is_fitted_twice(tmp_path):
     counting = Counting()
     counting.sites.clear()
-    recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), counting),))
+    recipe = snnjax.Recipe(((max_threshold(), counting),))
     with pytest.raises(KeyboardInterrupt):
         convert(recipe=recipe, folder=tmp_path, progress=interrupted(1))
     assert len(counting.sites) == 1
@@ -152,7 +154,7 @@ def test_no_site_is_fitted_twice(tmp_path):
 
 
 def test_a_folder_inside_jit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="folder keeps numbers, and inside jit"):
+    with pytest.raises(ValueError, match="folder= cannot be used inside jit"):
         jax.jit(lambda x: convert(x=x, folder=tmp_path))(NET.x)
 
 
@@ -170,6 +172,7 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
         ({"steps": 5}, "other steps"),
         ({"fn": snnjax.in_dtype(NET.fn, jnp.bfloat16)}, "other network"),
         ({"wait": 1}, "other wait"),
+        ({"micro_batch": 2}, "other micro_batch"),
         ({"x": NET.x + 1}, "other images"),
         ({"params": jax.tree.map(lambda p: p + 1, NET.params)}, "other parameters"),
         ({"recipe": snnjax.light()}, "other recipe"),
@@ -179,10 +182,9 @@ def test_fits_of_eight_devices_serve_one(tmp_path):
                     (
                         (
                             *snnjax.best().sweeps[0][:-1],
-                            snnjax.calibrators.correct_potential(2),
+                            correct_potential(2),
                         ),
                     ),
-                    correct_readout=True,
                 )
             },
             "other recipe",
@@ -376,7 +378,7 @@ def test_descriptions_are_of_values_and_not_of_addresses():
     assert digest.digest(recipe(1.0)) == digest.digest(recipe(1.0))
     assert digest.digest(recipe(1.0)) != digest.digest(recipe(2.0))
     assert digest.digest(jnp.ones(3)) != digest.digest(jnp.ones((3, 1)))
-    assert "0x" not in repr(digest._describe([object(), snnjax.surrogate.dspike]))
+    assert "0x" not in repr(digest._describe([object(), dspike]))
 
 
 DIGESTS = """

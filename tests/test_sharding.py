@@ -11,6 +11,7 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
+from snnjax.simulation import by_layer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,7 +62,7 @@ def communication(program):
         ("dense", "constant", {"wait": STEPS}),
         ("several outputs", "poisson", {"micro_batch": 1}),
         ("input skip", "sequence", {}),
-        ("dense", "sequence", {"segment": 3}),
+        ("dense", "sequence", {"execution": by_layer(segment=3)}),
     ],
 )
 def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devices=8):
@@ -93,7 +94,12 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"micro_batch": 2}, pytest.param({"remat": True}, marks=slow)]
+    "options",
+    [
+        {},
+        {"micro_batch": 2},
+        pytest.param({"execution": by_layer(remat=True)}, marks=slow),
+    ],
 )
 def test_the_gradient_is_summed_over_the_devices(options):
     net = NETWORKS["projection"]
@@ -144,7 +150,7 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
             training,
             steps=STEPS,
             inputs=inputs,
-            remat=remat,
+            execution=by_layer(remat=remat),
             has_aux=True,
             mesh=devices,
         )

@@ -13,6 +13,8 @@ from networks import FLAT, NETWORKS, VECTORS, Net, eighths, max_pool, relu
 import snnjax
 from snnjax.network.evaluate import increments
 from snnjax.neurons import integrate_and_fire, lif
+from snnjax.simulation import by_layer
+from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivative
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -141,7 +143,7 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
 def test_a_dense_network_is_the_oracles(reset, wait):
     net = NETWORKS["dense"]
     snn = halves(net)
-    snn = dataclasses.replace(snn, reset=reset)
+    snn = dataclasses.replace(snn, neuron=integrate_and_fire(reset=reset))
     found = outputs(net, snn, wait=wait)
     p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
     first, second = (
@@ -168,9 +170,7 @@ def test_a_increments_is_the_oracles():
 
 def test_a_increments_pools_no_constant():
     # XLA would fold it while compiling: six seconds and a warning for 32x32 images.
-    made = jax.make_jaxpr(lambda s: increments(max_pool, s))(
-        jnp.ones((6, 2, 4, 4, 3))
-    )
+    made = jax.make_jaxpr(lambda s: increments(max_pool, s))(jnp.ones((6, 2, 4, 4, 3)))
     assert str(made).count("reduce_window_max") == 1
 
 
@@ -243,7 +243,7 @@ def test_latency_grows_with_depth():
 
 def test_latency_of_an_snn_is_refused_with_what_is_wanted():
     net = NETWORKS["projection"]
-    with pytest.raises(ValueError, match="sites is SNN; allowed: the Sites that"):
+    with pytest.raises(ValueError, match="sites is SNN; allowed: the Sites of"):
         snnjax.latency(halves(net), steps=8)
 
 
@@ -252,14 +252,6 @@ def test_first_outputs_of_a_longer_run_are_a_shorter_run():
     snn = halves(net)
     longer = outputs(net, snn, steps=6)
     np.testing.assert_array_equal(longer[:STEPS], outputs(net, snn))
-
-
-def test_readout_is_added_at_every_step():
-    net = NETWORKS["dense"]
-    plain = outputs(net, halves(net))
-    readout = jnp.array([1.0, 2.0, 3.0])
-    corrected = outputs(net, halves(net, readout_correction=readout))
-    np.testing.assert_array_equal(corrected, plain + readout)
 
 
 def test_vmap_over_thresholds_tries_several_networks():
@@ -303,7 +295,8 @@ def test_executions_give_the_same_gradient(name, wait):
 
 @pytest.mark.parametrize("wait", [0, STEPS])
 @pytest.mark.parametrize(
-    "surrogate", [snnjax.surrogate.dspike, snnjax.surrogate.arctan, snnjax.surrogate.relaxed_dspike]
+    "surrogate",
+    [dspike, arctan, relaxed_dspike],
 )
 def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wait):
     net = NETWORKS["dense"]
@@ -323,7 +316,7 @@ def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wai
         auto,
         layers,
     )
-    soft = surrogate is snnjax.surrogate.relaxed_dspike
+    soft = surrogate is relaxed_dspike
     assert jnp.any(auto[1].neurons["relu"].temperature != 0) == soft
 
 
@@ -333,7 +326,7 @@ def test_a_traced_temperature_may_decide_what_is_fired(wait):
     snn = halves(net)
 
     def soft(b, execution):
-        spike = functools.partial(snnjax.surrogate.relaxed_dspike, temperature=b)
+        spike = functools.partial(relaxed_dspike, temperature=b)
         options = {"surrogate": spike, "execution": execution, "wait": wait}
         return snnjax.spiking(net.fn, steps=STEPS, **options)(snn, net.x)
 
@@ -356,26 +349,31 @@ def levels(x):
     [
         (ternary, None),
         (levels, None),
-        (functools.partial(snnjax.surrogate.relaxed_dspike, temperature=80.0), None),
-        (lambda x, b=1e9: snnjax.surrogate.relaxed_dspike(x, b), 2.0),
-        (lambda x: snnjax.surrogate.relaxed_dspike(x, jnp.full(6, 2.0)), None),
+        (functools.partial(relaxed_dspike, temperature=80.0), None),
+        (lambda x, b=1e9: relaxed_dspike(x, b), 2.0),
+        (lambda x: relaxed_dspike(x, jnp.full(6, 2.0)), None),
     ],
     ids=["ternary", "levels", "nearly hard", "soft by its leaf", "per channel"],
 )
-def test_what_is_no_step_has_no_closed_form(surrogate, temperature):
+def test_what_is_not_declared_a_step_runs_by_layer(surrogate, temperature):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=temperature))
     run = functools.partial(outputs, net, snn, surrogate=surrogate, wait=STEPS)
     np.testing.assert_allclose(run(), run(execution="by_layer"), rtol=1e-6)
-    assert jnp.any(run() != run(surrogate=snnjax.surrogate.dspike))
+    assert jnp.any(run() != run(surrogate=dspike))
 
 
-def test_bits_of_spikes_are_for_steps_at_the_temperatures_of_the_neurons():
+def test_a_declared_step_has_a_closed_form_and_fits_into_bits():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
-    nearly = lambda x, b=1e9: snnjax.surrogate.relaxed_dspike(x, b)  # noqa: E731
-    with pytest.raises(ValueError, match="the surrogate must be a step; found"):
-        outputs(net, snn, surrogate=nearly, remat=True)
+    width = step_with_derivative(lambda x, w: (abs(x) < w) / (2 * w))
+    snn = snnjax.init(*net[:3], neuron=integrate_and_fire())
+    run = functools.partial(outputs, net, snn, surrogate=width)
+    layers = run(execution="by_layer", wait=STEPS)
+    np.testing.assert_allclose(run(wait=STEPS), layers, rtol=1e-6)
+    assert "scan" not in str(
+        jax.make_jaxpr(snnjax.spiking(net.fn, steps=STEPS, wait=STEPS))(snn, net.x)
+    )
+    np.testing.assert_array_equal(run(execution=by_layer(remat=True)), run())
 
 
 @pytest.mark.parametrize("wait", [0, 1, STEPS])
@@ -393,26 +391,24 @@ def test_a_gradient_reaches_what_the_surrogate_closes_over(wait):
         )
         return (simulate(snn, net.x) ** 2).sum()
 
-    for spike in (snnjax.surrogate.relaxed_dspike, snnjax.surrogate.dspike):
+    for spike in (relaxed_dspike, dspike):
         auto, layers = (
             jax.jit(jax.grad(functools.partial(loss, execution, spike)))(2.0)
             for execution in ("auto", "by_layer")
         )
         np.testing.assert_allclose(auto, layers, rtol=1e-5)
-        assert (auto != 0) == (spike is snnjax.surrogate.relaxed_dspike)
+        assert (auto != 0) == (spike is relaxed_dspike)
 
 
 def test_a_surrogate_may_need_its_temperature():
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=integrate_and_fire(temperature=2.0))
-    needing = lambda x, b: snnjax.surrogate.dspike(x, b)  # noqa: E731
+    needing = lambda x, b: dspike(x, b)  # noqa: E731
     found = outputs(net, snn, surrogate=needing, wait=STEPS)
     assert_equal(found, outputs(net, snn, execution="closed_form", wait=STEPS))
 
 
-@pytest.mark.parametrize(
-    "option", [{"surrogate": snnjax.surrogate.arctan}, {"detach_reset": True}]
-)
+@pytest.mark.parametrize("option", [{"surrogate": arctan}, {"detach_reset": True}])
 def test_a_closed_form_has_no_surrogate(option):
     net = NETWORKS["dense"]
     with pytest.raises(ValueError, match="straight-through gradient: leave surrogate"):
@@ -472,7 +468,7 @@ def test_a_closed_form_that_does_not_exist_is_refused():
     leaky = snnjax.init(*net[:3], neuron=lif())
     with pytest.raises(ValueError, match="a leak. Use 'by_layer'"):
         outputs(net, leaky, wait=STEPS, execution="closed_form")
-    hard = dataclasses.replace(halves(net), reset="zero")
+    hard = dataclasses.replace(halves(net), neuron=integrate_and_fire(reset="zero"))
     with pytest.raises(ValueError, match="reset 'zero'"):
         outputs(net, hard, wait=STEPS, execution="closed_form")
 
@@ -481,6 +477,17 @@ DENSE = NETWORKS["dense"]
 FITTED = halves(DENSE, steps=STEPS, wait=0)
 
 
+def changed(**fields):
+    """FITTED with other parameters at its first site."""
+    neuron = FITTED.neurons["relu"]._replace(
+        **{name: jnp.asarray(value) for name, value in fields.items()}
+    )
+    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"relu": neuron})
+
+
+BROKEN = dataclasses.replace(
+    FITTED, params=FITTED.params | {"w2": FITTED.params["w2"].at[0, 0].set(jnp.nan)}
+)
 WIDE = dataclasses.replace(
     FITTED,
     neurons={
@@ -504,20 +511,23 @@ WIDE = dataclasses.replace(
         ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
-        ({"segment": 0}, "segment is 0"),
-        ({"segment": 5}, "segment is 5; allowed: 1 to steps=4"),
-        ({"segment": 2, "wait": 1}, "segment needs wait 0; found wait 1"),
+        ({"execution": by_layer}, "by_layer\\(segment=..., remat=...\\) \\(called"),
+        ({"execution": by_layer(segment=5)}, "segment is 5; allowed: 1 to steps=4"),
         (
-            {"segment": 2, "execution": "by_step"},
-            "segment belongs to execution='by_layer'; found 'by_step'",
+            {"execution": by_layer(segment=2), "wait": 1},
+            "segment needs wait 0; found wait 1",
         ),
-        ({"remat": True, "execution": "by_step"}, "remat belongs to"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
-        ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer', None"),
+        ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer' without"),
+        (
+            {"has_aux": True, "execution": by_layer(segment=2)},
+            "'auto' or 'by_layer' without",
+        ),
+        ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
-            {"remat": True, "surrogate": jax.nn.sigmoid},
+            {"execution": by_layer(remat=True), "surrogate": jax.nn.sigmoid},
             "the surrogate must be a step; found",
         ),
     ],
@@ -569,10 +579,28 @@ def test_a_wrong_option_is_refused(options, message):
         ),
         (
             {},
-            dataclasses.replace(FITTED, readout_correction={"logits": jnp.zeros(3)}),
+            changed(threshold=0.0),
             VECTORS,
             None,
-            "corrects the outputs 'logits', and fn gives .* or drop the correction",
+            "threshold .* is 0.0; allowed: fin",
+        ),
+        (
+            {},
+            changed(threshold=-1.0),
+            VECTORS,
+            None,
+            "is -1.0; allowed: finite and > 0",
+        ),
+        ({}, changed(leak=1.5), VECTORS, None, "leak .* is 1.5; allowed: > 0 and <= 1"),
+        ({}, changed(leak=np.nan), VECTORS, None, "leak of site 'relu' is nan"),
+        ({}, changed(bias=np.inf), VECTORS, None, "bias of site 'relu' is inf"),
+        ({}, BROKEN, VECTORS, None, "NaN in the weights 'w2'; allowed: numbers"),
+        (
+            {"surrogate": lambda x, b: x},
+            FITTED,
+            VECTORS,
+            None,
+            "cannot be called as surrogate\\(x\\), as these neurons do",
         ),
     ],
 )
@@ -598,15 +626,14 @@ def test_poisson_rates_do_not_depend_on_the_type_of_the_images():
 @pytest.mark.parametrize(
     "neuron, message",
     [
+        (snnjax.lif, "allowed: a model, e.g. snnjax.lif\\(\\) \\(called\\)"),
         (
-            snnjax.lif(surrogate=snnjax.surrogate.triangle),
-            "give them to snnjax.spiking",
+            snnjax.neurons.WithSurrogate(snnjax.lif()),
+            "surrogate is an argument of snnjax.spiking",
         ),
-        (snnjax.lif(detach_reset=True), "give them to snnjax.spiking"),
-        (snnjax.lif()._replace(fire=lambda p, s: (s, s.potential)), "a way of its own"),
     ],
 )
-def test_init_refuses_what_an_snn_would_forget(neuron, message):
+def test_init_refuses_what_is_no_model(neuron, message):
     with pytest.raises(ValueError, match=message):
         snnjax.init(*NETWORKS["dense"][:3], neuron=neuron)
 
@@ -651,3 +678,31 @@ def test_poisson_input_may_be_closed_over_in_jit():
     np.testing.assert_array_equal(found, simulate(FITTED, x, key))
     with pytest.raises(ValueError, match="found values from .* allowed: 0 to 1"):
         jax.jit(lambda snn: simulate(snn, high, key))(FITTED)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"segment": 0}, "segment is 0"), ({"remat": 1}, "remat is 1")]
+)
+def test_a_wrong_option_of_an_execution_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        by_layer(**options)
+
+
+def test_max_pool_adds_in_float64_where_the_network_is(x64):
+    x64()
+    spike = 1 + 1e-9  # 1 in float32
+    x = jnp.full((1, 4, 1), spike)
+
+    def pooled(p, x):
+        window = (1, 2, 1)
+        spikes = relu(x * p)
+        return jax.lax.reduce_window(
+            spikes, -jnp.inf, jax.lax.max, window, window, "VALID"
+        )
+
+    snn = snnjax.init(pooled, jnp.ones(()), x, neuron=integrate_and_fire())
+    neurons = {"relu": snn.neurons["relu"]._replace(threshold=jnp.asarray(spike))}
+    snn = dataclasses.replace(snn, neurons=neurons)
+    for execution in ("by_step", "by_layer", by_layer(segment=3)):
+        run = snnjax.spiking(pooled, steps=STEPS, execution=execution)
+        np.testing.assert_allclose(run(snn, x), spike, rtol=1e-12)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ pytest.importorskip("flatbuffers")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
+GOLDEN = Path(__file__).parent / "golden"
 DENSE = NETWORKS["dense"]
 RECIPES = {
     "light": snnjax.light(),
@@ -104,7 +106,7 @@ LEAVES = {
 
 
 def test_every_kind_of_leaf_and_container_comes_back(tmp_path):
-    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, (jnp.ones(3), None))
+    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, neuron=snnjax.lif())
     found = stored(tmp_path, snn).snn
     as_jax = {k: jnp.asarray(LEAVES[k]) for k in ("transposed", "bool")}
     expected = {**LEAVES, **as_jax, "big-endian": jnp.arange(3)}
@@ -125,7 +127,7 @@ class Pair(NamedTuple):
 
 def test_a_named_tuple_comes_back_as_a_dict_or_as_itself(tmp_path):
     pair = Pair(jnp.ones(2), jnp.zeros(1))
-    snn = snnjax.SNN({"layer": pair}, {}, pair)
+    snn = snnjax.SNN({"layer": pair}, {})
     path = snnjax.save(tmp_path / "snn.safetensors", snn)
     assert set(snnjax.load(path).snn.params["layer"]) == {"w", "b"}
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), snn)
@@ -213,7 +215,11 @@ def test_the_card_says_where_the_network_comes_from(tmp_path):
         calibration=DENSE.x,
         extras=extras,
     ).card
-    assert (card["steps"], card["wait"], card["reset"]) == (STEPS, 1, "subtract")
+    assert (card["steps"], card["wait"], card["neuron"]["reset"]) == (
+        STEPS,
+        1,
+        "subtract",
+    )
     assert (card["recipe"], card["accuracy"], card["extras"]) == ("light", 0.5, extras)
     assert card["calibration"]["shape"] == list(DENSE.x.shape)
     assert card["versions"]["jax"] == jax.__version__
@@ -303,33 +309,39 @@ def test_outputs_keep_their_nesting(tmp_path):
         y = DENSE.fn(p, x)
         return [y, Answer(y, y[:, 0])]
 
-    recipe = snnjax.light()  # corrects no readout, so that equal outputs stay so
-    snn = snnjax.convert(fn, DENSE.params, DENSE.x, steps=2, recipe=recipe)
+    snn = snnjax.convert(fn, DENSE.params, DENSE.x, steps=2)
     first, second = stored(tmp_path, snn, fn=fn, x=DENSE.x).run(DENSE.x)
     assert set(second) == {"first", "second"}
     np.testing.assert_array_equal(second["second"], first[:, :, 0])
 
 
-def test_a_corrected_snn_serves_as_like_for_one_without_correction(tmp_path):
-    corrected, fresh = converted(), snnjax.init(*DENSE[:3])
-    assert corrected.readout_correction is not None
-    for snn, like in ((fresh, corrected), (corrected, fresh)):
-        path = snnjax.save(tmp_path / "snn.safetensors", snn)
-        assert_same(snnjax.load(path, like=like).snn, snn)
+OLD = {name: GOLDEN / f"snn_0.1_{name}.safetensors" for name in ("converted", "lif")}
 
 
-def test_a_correction_of_a_named_tuple_serves_after_loading(tmp_path):
-    Answer = namedtuple("Answer", "logits features")  # not in the order of the names
+def test_a_file_of_snnjax_0_1_loads():
+    """Written by 0.1 with "delay", "reset" and a readout correction."""
+    expected = np.load(GOLDEN / "snn_0.1_outputs.npz")
+    x = jnp.asarray(expected["x"])
+    with pytest.warns(UserWarning, match="its readout correction, .* is left out"):
+        snn, card, run = snnjax.load(OLD["converted"])
+    assert (snn.steps, snn.wait, card["wait"], card["program"]["wait"]) == (4, 2, 2, 2)
+    np.testing.assert_allclose(run(x), expected["converted"], rtol=1e-6)
+    simulate = snnjax.spiking(old_network, steps=4, wait=2)
+    constant = simulate(snn, x) - expected["converted"]
+    np.testing.assert_allclose(constant, constant[:1, :1] + 0 * constant, atol=1e-6)
 
-    def fn(p, x):
-        y = DENSE.fn(p, x)
-        return Answer(y, y[:, :2])
 
-    snn = snnjax.convert(fn, DENSE.params, DENSE.x, steps=2)
-    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=DENSE.x)
-    simulate = snnjax.spiking(fn, steps=2)
-    found = simulate(snnjax.load(path, like=DENSE.params).snn, DENSE.x)
-    assert_same(found, simulate(snn, DENSE.x))
+def test_trained_neurons_of_snnjax_0_1_load():
+    expected = np.load(GOLDEN / "snn_0.1_outputs.npz")
+    snn = snnjax.load(OLD["lif"]).snn
+    assert snn.neuron == snnjax.integrate_and_fire(reset="zero")
+    outputs = snnjax.spiking(old_network, steps=4)(snn, jnp.asarray(expected["x"]))
+    np.testing.assert_allclose(outputs, expected["lif"], rtol=1e-6)
+
+
+def old_network(p, x):
+    hidden = jax.nn.relu(x @ p["w1"] + p["b1"])
+    return jax.nn.relu(hidden @ p["w2"] + hidden) @ p["w3"]
 
 
 def test_a_whole_file_without_an_snn_is_told(tmp_path):
@@ -414,8 +426,8 @@ def test_missing_foreign_and_future_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no card \(found: \['author'\]\)"):
         snnjax.load(path)
     snnjax.save(path, converted())
-    with pytest.raises(ValueError, match="has format 2; .* pip install -U snnjax"):
-        snnjax.load(rewritten(path, format=2))
+    with pytest.raises(ValueError, match="has format 3; .* pip install -U snnjax"):
+        snnjax.load(rewritten(path, format=3))
 
 
 def test_other_contents_than_the_card_claims_are_refused(with_program, tmp_path):

@@ -11,7 +11,16 @@ from flax import nnx
 from networks import NETWORKS, relu
 
 import snnjax
-from snnjax.training import temperature
+from snnjax.surrogate import relaxed_dspike
+from snnjax.training import (
+    alignment,
+    choose_temperature,
+    finite_differences,
+    random_differences,
+    relaxed_gradient,
+    temperature,
+    with_temperatures,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,12 +58,12 @@ def known(b):
 
 
 def align(loss, differences, snn):
-    return snnjax.training.alignment(loss, snn, differences)
+    return alignment(loss, snn, differences)
 
 
 def cosine(b, differences):
     snn, loss = known(b)
-    return float(snnjax.training.alignment(loss, snn, differences).cosine)
+    return float(alignment(loss, snn, differences).cosine)
 
 
 def every_cosine(temperatures, differences):
@@ -62,15 +71,15 @@ def every_cosine(temperatures, differences):
     snn, loss = known(3.0)
 
     def at(b):
-        moved = snnjax.training.with_temperatures(snn, {"w/relu": b})
-        return snnjax.training.alignment(loss, moved, differences).cosine
+        moved = with_temperatures(snn, {"w/relu": b})
+        return alignment(loss, moved, differences).cosine
 
     return jax.jit(jax.vmap(at))(jnp.asarray(temperatures, jnp.float32))
 
 
 def truth(step=0.02):
     snn, loss = known(3.0)
-    return snnjax.training.finite_differences(loss, snn, ["w"], step=step)
+    return finite_differences(loss, snn, ["w"], step=step)
 
 
 def test_finite_differences_find_the_true_gradient():
@@ -83,7 +92,7 @@ def test_the_gradient_of_the_cosine_is_its_difference():
     differences = truth()
     for b in (0.5, 2.0, 6.0):
         snn, loss = known(b)
-        found = snnjax.training.alignment(loss, snn, differences).gradient["w/relu"]
+        found = alignment(loss, snn, differences).gradient["w/relu"]
         h = 0.05
         expected = (cosine(b + h, differences) - cosine(b - h, differences)) / (2 * h)
         assert found == pytest.approx(expected, rel=0.03)
@@ -110,7 +119,7 @@ def test_ascent_moves_the_temperature_to_the_highest_cosine():
         for _ in range(60):
             b = snnjax.training.temperatures(snn)["w/relu"]
             slope = aligned(snn).gradient["w/relu"]
-            snn = snnjax.training.with_temperatures(snn, {"w/relu": b + 100 * slope})
+            snn = with_temperatures(snn, {"w/relu": b + 100 * slope})
         assert b == pytest.approx(best, abs=0.6)
         assert aligned(snn).cosine > cosine(start, differences)
 
@@ -118,9 +127,7 @@ def test_ascent_moves_the_temperature_to_the_highest_cosine():
 def test_the_paper_s_choice_walks_uphill_and_stays():
     differences = truth(step=0.15)
     snn, loss = known(2.0)
-    choose = jax.jit(
-        lambda snn: snnjax.training.choose_temperature(loss, snn, differences, change=1.0)
-    )
+    choose = jax.jit(lambda snn: choose_temperature(loss, snn, differences, change=1.0))
     walked = []
     for _ in range(20):
         snn, change, cosines = choose(snn)
@@ -133,24 +140,22 @@ def test_a_temperature_stays_above_its_bound():
     differences = {"w": jnp.array([1.0, -1.0])}  # asks for an ever wider surrogate
     snn, loss = known(0.5)
     for _ in range(4):
-        snn, _, _ = snnjax.training.choose_temperature(
-            loss, snn, differences, change=0.2, lowest=0.3
-        )
+        snn, _, _ = choose_temperature(loss, snn, differences, change=0.2, lowest=0.3)
     assert snnjax.training.temperatures(snn)["w/relu"] == pytest.approx(0.3)
 
 
 def test_the_relaxed_gradient_is_that_of_the_soft_network():
     snn, _ = known(2.0)
     x = jnp.broadcast_to(SWEEP, COST.shape)
-    simulate = snnjax.spiking(shifted, steps=1, surrogate=snnjax.surrogate.relaxed_dspike)
+    simulate = snnjax.spiking(shifted, steps=1, surrogate=relaxed_dspike)
 
     def loss(snn):
         return (simulate(snn, x)[0] * COST * SWEEP).mean(0).sum()
 
     def at(b):
-        return loss(snnjax.training.with_temperatures(snn, {"w/relu": b}))
+        return loss(with_temperatures(snn, {"w/relu": b}))
 
-    found = float(snnjax.training.relaxed_gradient(loss, snn)["w/relu"])
+    found = float(relaxed_gradient(loss, snn)["w/relu"])
     assert found == pytest.approx(float(at(2.1) - at(1.9)) / 0.2, rel=0.02)
     assert abs(found) > 1e-3
 
@@ -172,7 +177,7 @@ def deep(temperature=3.0):
 
 def test_finite_differences_are_those_of_each_coordinate():
     snn, loss = deep()
-    found = snnjax.training.finite_differences(loss, snn, ["w1", "b1"], step=0.25, at_once=5)
+    found = finite_differences(loss, snn, ["w1", "b1"], step=0.25, at_once=5)
     for path, i in (("w1", (2, 3)), ("b1", (4,))):
 
         def at(h, path=path, i=i):
@@ -192,7 +197,7 @@ def test_random_differences_are_slopes_along_their_directions():
     def smooth(snn):
         return (snn.params["w1"] * target).sum() + (snn.params["w2"] ** 2).sum()
 
-    found = snnjax.training.random_differences(
+    found = random_differences(
         smooth, snn, jax.random.key(0), step=0.1, directions=5, paths=["w2", "w1"]
     )
     gradient = {"w1": target, "w2": 2 * snn.params["w2"]}
@@ -205,25 +210,25 @@ def test_random_differences_are_slopes_along_their_directions():
 def test_every_site_has_its_own_gradient():
     snn, loss = deep()
     key = jax.random.key(0)
-    differences = snnjax.training.random_differences(loss, snn, key, step=0.2, directions=64)
-    found = jax.jit(lambda s: snnjax.training.alignment(loss, s, differences))(snn)
+    differences = random_differences(loss, snn, key, step=0.2, directions=64)
+    found = jax.jit(lambda s: alignment(loss, s, differences))(snn)
     assert set(found.gradient) == {"relu", "w2/relu"}
     assert all(slope != 0 for slope in found.gradient.values())
     moved = {
         site: b + 0.5 * jnp.sign(found.gradient[site])
         for site, b in snnjax.training.temperatures(snn).items()
     }
-    better = snnjax.training.alignment(loss, snnjax.training.with_temperatures(snn, moved), differences)
+    better = alignment(loss, with_temperatures(snn, moved), differences)
     assert better.cosine > found.cosine
 
 
 def test_a_temperature_may_differ_per_channel():
     snn, loss = deep()
     wide = {site: jnp.full(6, 3.0) for site in snnjax.training.temperatures(snn)}
-    channels = snnjax.training.with_temperatures(snn, wide)
-    differences = snnjax.training.finite_differences(loss, snn, ["w1"], step=0.2)
-    one = snnjax.training.alignment(loss, snn, differences)
-    each = snnjax.training.alignment(loss, channels, differences)
+    channels = with_temperatures(snn, wide)
+    differences = finite_differences(loss, snn, ["w1"], step=0.2)
+    one = alignment(loss, snn, differences)
+    each = alignment(loss, channels, differences)
     assert each.cosine == pytest.approx(float(one.cosine), abs=1e-5)
     for site, slope in one.gradient.items():
         assert each.gradient[site].shape == (6,)
@@ -232,7 +237,7 @@ def test_a_temperature_may_differ_per_channel():
 
 def test_where_a_gradient_vanishes_the_cosine_is_zero():
     snn, loss = deep()
-    found = snnjax.training.alignment(loss, snn, {"w1": jnp.zeros((4, 6))})
+    found = alignment(loss, snn, {"w1": jnp.zeros((4, 6))})
     assert found.cosine == 0
     assert all(jnp.isfinite(slope) for slope in found.gradient.values())
 
@@ -243,7 +248,7 @@ COUNTED = dataclasses.replace(DEEP, params={**DEEP.params, "n": jnp.arange(3)})
 
 
 def test_a_whole_temperature_has_a_gradient_too():
-    found = snnjax.training.with_temperatures(DEEP, {"relu": 3}).neurons["relu"].temperature
+    found = with_temperatures(DEEP, {"relu": 3}).neurons["relu"].temperature
     assert found == 3 and jnp.issubdtype(found.dtype, jnp.floating)
 
 
@@ -252,55 +257,55 @@ def test_a_whole_temperature_has_a_gradient_too():
     [
         (lambda: snnjax.training.temperatures(PLAIN), "lif\\(temperature=3.0\\)"),
         (
-            lambda: snnjax.training.with_temperatures(DEEP, {"conv": 1.0}),
+            lambda: with_temperatures(DEEP, {"conv": 1.0}),
             "no site \\['conv'\\]; sites: \\['relu', 'w2/relu'\\]",
         ),
         (
-            lambda: snnjax.training.with_temperatures(DEEP, 3.0),
+            lambda: with_temperatures(DEEP, 3.0),
             "temperatures are a float; allowed: site name -> temperature",
         ),
         (
-            lambda: snnjax.training.with_temperatures(DEEP, {"relu": -1.0}),
+            lambda: with_temperatures(DEEP, {"relu": -1.0}),
             "temperature of site 'relu' is -1.0; allowed: > 0",
         ),
         (
-            lambda: snnjax.training.with_temperatures(DEEP, {"relu": "steep"}),
+            lambda: with_temperatures(DEEP, {"relu": "steep"}),
             "temperature of site 'relu' is 'steep'; allowed: > 0",
         ),
         (
-            lambda: snnjax.training.finite_differences(LOSS, DEEP, "w1", step=0.1),
+            lambda: finite_differences(LOSS, DEEP, "w1", step=0.1),
             "paths is 'w1'; allowed: several, as \\['w1'\\]",
         ),
         (
-            lambda: snnjax.training.finite_differences(LOSS, DEEP, ["kernel"], step=0.1),
+            lambda: finite_differences(LOSS, DEEP, ["kernel"], step=0.1),
             "no parameter \\['kernel'\\]; parameters: \\['b1', ",
         ),
         (
-            lambda: snnjax.training.finite_differences(LOSS, DEEP, ["w1"], step=0.0),
+            lambda: finite_differences(LOSS, DEEP, ["w1"], step=0.0),
             "step is 0.0; allowed: > 0",
         ),
         (
-            lambda: snnjax.training.choose_temperature(
+            lambda: choose_temperature(
                 LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=0.0
             ),
             "change is 0.0",
         ),
         (
-            lambda: snnjax.training.choose_temperature(
+            lambda: choose_temperature(
                 LOSS, DEEP, {"w1": jnp.ones((4, 6))}, change=jnp.inf
             ),
             "change is .*inf.*; allowed: > 0, and finite",
         ),
         (
-            lambda: snnjax.training.alignment(LOSS, DEEP, {"w1": jnp.ones((6, 4))}),
+            lambda: alignment(LOSS, DEEP, {"w1": jnp.ones((6, 4))}),
             r"differences of 'w1' have shape \(6, 4\), but the weights have \(4, 6\)",
         ),
         (
-            lambda: snnjax.training.finite_differences(LOSS, DEEP, ["w1"], step=1.0, at_once=0),
+            lambda: finite_differences(LOSS, DEEP, ["w1"], step=1.0, at_once=0),
             "at_once is 0; allowed",
         ),
         (
-            lambda: snnjax.training.finite_differences(LOSS, COUNTED, ["n"], step=1.0),
+            lambda: finite_differences(LOSS, COUNTED, ["n"], step=1.0),
             "parameter 'n' is no weight",
         ),
     ],
@@ -315,7 +320,7 @@ def test_a_relaxed_gradient_of_hard_spikes_is_refused():
     snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=3.0))
     simulate = snnjax.spiking(net.fn, steps=4)
     with pytest.raises(ValueError, match="depends on no temperature"):
-        snnjax.training.relaxed_gradient(lambda snn: (simulate(snn, net.x) ** 2).sum(), snn)
+        relaxed_gradient(lambda snn: (simulate(snn, net.x) ** 2).sum(), snn)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -323,7 +328,7 @@ def test_a_relaxed_gradient_of_hard_spikes_is_refused():
 def test_differences_are_exact_where_a_type_rounds_the_step(dtype, step):
     w = jnp.array([0.1, 0.7, -0.3, 0.0], dtype)
     slopes = jnp.array([1.0, -2.0, 0.5, 4.0])
-    found = snnjax.training.finite_differences(
+    found = finite_differences(
         lambda snn: (slopes * snn.params["w"].astype(jnp.float32)).sum(),
         dataclasses.replace(DEEP, params={"w": w}),
         ["w"],
@@ -334,7 +339,7 @@ def test_differences_are_exact_where_a_type_rounds_the_step(dtype, step):
 
 def test_a_weight_that_a_step_does_not_move_has_no_difference():
     snn = dataclasses.replace(DEEP, params={"w": jnp.ones(2, jnp.bfloat16)})
-    found = snnjax.training.finite_differences(
+    found = finite_differences(
         lambda snn: snn.params["w"].astype(jnp.float32).sum(), snn, ["w"], step=1e-4
     )
     np.testing.assert_array_equal(found["w"], 0)
@@ -357,6 +362,6 @@ def test_differences_take_the_paths_and_types_of_any_library():
         assert {leaf.dtype for leaf in jax.tree.leaves(snn.params)} == {x.dtype}
         return snnjax.spiking(fn, steps=2)(snn, x).sum()
 
-    assert set(snnjax.training.finite_differences(loss, snn, paths, step=0.1)) == set(paths)
-    found = snnjax.training.random_differences(loss, snn, jax.random.key(0), step=0.1)
+    assert set(finite_differences(loss, snn, paths, step=0.1)) == set(paths)
+    found = random_differences(loss, snn, jax.random.key(0), step=0.1)
     assert found.paths == ("kernel",)

@@ -13,8 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_function, check_images
-from snnjax._trees import common_path, is_floating, name_of
+from snnjax._checks import check_function, check_images, check_leaves
+from snnjax._trees import common_path, is_floating, is_kernel, name_of
 from snnjax.network.affine import check
 from snnjax.network.axes import (
     Avals,
@@ -138,6 +138,7 @@ def capture(
     Raises: as `sites`.
     """
     check_function(fn)
+    check_leaves(params)
     check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
@@ -194,12 +195,10 @@ class _Axes(NamedTuple):
     Attributes:
         batches: site number -> axis of its batch.
         channels: site number -> axis of its channels, from the end.
-        outputs: for each output the axis of its channels, from the end.
     """
 
     batches: dict[str, int]
     channels: dict[str, int]
-    outputs: tuple[int, ...]
 
 
 def _understood(
@@ -227,15 +226,10 @@ def _understood(
     direct, reach = _reach(equations, parameters)
     if axes is None:
         channels = _channels(equations, dependent, avals)
-        axes = _Axes(
-            batches,
-            {
-                eq.place.name: _site_channel(eq, channels, avals)
-                for eq in equations
-                if eq.site is not None
-            },
-            tuple(_from_end(v, channels, avals) for v in program.outputs),
-        )
+        sites = [eq for eq in equations if eq.site is not None]
+        own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
+        axes = _Axes(batches, own)
+    first_use = _first_use(equations)
     taken: dict[str, int] = {}
     feeds = {}
     for i, eq in enumerate(equations):
@@ -247,7 +241,8 @@ def _understood(
             channel=axes.channels[eq.site.name],
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
-        site = site._replace(name=_unique(_name(site, eq.path), taken))
+        scope = eq.path or _scope(direct[i], parameters, first_use, avals)
+        site = site._replace(name=_unique(_name(site, scope), taken))
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[site.name] = tuple(sorted(direct[i]))
@@ -265,7 +260,6 @@ def _understood(
         dependent=dependent,
         feeds=feeds,
         readout=frozenset().union(*outputs),
-        channels=axes.outputs,
     )
     return network, axes
 
@@ -317,23 +311,47 @@ def _channels(
 
 
 def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
-    """The axis along which a site is fitted, from the end.
+    """The axis along which a site is fitted, from the end; -1 if it is unknown.
 
     Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
     """
     own = axes_of_maximum(eq, avals)
-    return own.pop() if len(own) == 1 else _from_end(eq.outputs[0], channels, avals)
+    batch = -len(avals[eq.outputs[0]].shape)
+    if len(own) == 1 and batch not in own:
+        return own.pop()
+    axis = channels.get(eq.outputs[0])
+    return -1 if axis is None else axis + batch
 
 
-def _from_end(v: Any, channels: dict[int, int], avals: Avals) -> int:
-    """The axis that counts channels, -1 being the last; -1 too if it is unknown."""
-    return channels[v] - len(avals[v].shape) if v in channels else -1
+def _first_use(equations: Sequence[Equation]) -> dict[int, int]:
+    """Variable -> number of the first equation that reads it."""
+    first: dict[int, int] = {}
+    for i, eq in enumerate(equations):
+        for v in eq.variables:
+            first.setdefault(v, i)
+    return first
 
 
-def _name(site: Site, path: str) -> str:
-    """By its path, or by the parameters that reach it."""
+def _scope(
+    direct: frozenset[int],
+    parameters: dict[int, str],
+    first_use: dict[int, int],
+    avals: Avals,
+) -> str:
+    """Where a site without a path is, by the parameters that reach it.
+
+    That is the path above all of them, or the module of the kernel that is used last.
+    """
+    shared = common_path([parameters[v] for v in sorted(direct)])
+    kernels = [v for v in direct if is_kernel(avals[v])]
+    if shared or not kernels:
+        return shared
+    last = max(kernels, key=lambda v: first_use[v])
+    return parameters[last].rpartition("/")[0]
+
+
+def _name(site: Site, scope: str) -> str:
     kind = "max_pool" if site.accumulates else "relu"
-    scope = path or common_path(site.parameters)
     return f"{scope}/{kind}" if scope else kind
 
 

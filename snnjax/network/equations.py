@@ -97,7 +97,6 @@ class Network(NamedTuple):
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
-        channels: for each output the axis that counts channels, from the end.
     """
 
     equations: tuple[Equation, ...]
@@ -112,7 +111,6 @@ class Network(NamedTuple):
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]
-    channels: tuple[int, ...]
 
     def arguments(self, params: chex.ArrayTree, x: jax.Array | None = None) -> Values:
         """Variable -> array for ``params`` (and ``x``) of the captured structure."""
