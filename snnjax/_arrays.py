@@ -12,10 +12,15 @@ import jax
 import jax.numpy as jnp
 
 
+def promoted(*arrays: Any) -> Any:
+    """The type that JAX promotes arrays, or types, to by default."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, map(jnp.result_type, arrays))
+
+
 def wide_dtype(*arrays: Any) -> Any:
     """float32, or the type of the arrays where it is wider."""
-    types = map(jnp.result_type, arrays)
-    return functools.reduce(jnp.promote_types, types, jnp.dtype(jnp.float32))
+    return promoted(jnp.float32, *arrays)
 
 
 def wide(array: Any) -> jax.Array:

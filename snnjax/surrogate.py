@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from snnjax._arrays import lead, promoted
+
 # x, and the sharpness if the neuron has one -> spikes
 Surrogate = Callable[..., jax.Array]
 
@@ -81,9 +83,19 @@ def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
     @spike.defjvp
     def spike_jvp(primals, tangents):
         (x, sharpness), (dx, _) = primals, tangents
-        return _step(x), derivative(x, sharpness).astype(x.dtype) * dx
+        slope = derivative(*_common(x, sharpness))
+        return _step(x), slope.astype(x.dtype) * dx
 
     return spike
+
+
+def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both in one type and with as many axes, as JAX's strict settings require."""
+    sharpness = jnp.asarray(sharpness)
+    dtype = x.dtype
+    if not sharpness.weak_type:  # that of a Python number adapts to x
+        dtype = promoted(dtype, sharpness.dtype)
+    return x.astype(dtype), lead(sharpness, x.ndim).astype(dtype)
 
 
 def _dspike_derivative(x, b):
@@ -94,7 +106,9 @@ def _dspike_derivative(x, b):
 
 
 _dspike = _spike_function(_dspike_derivative)
-_rectangle = _spike_function(lambda x, width: (jnp.abs(x) < width / 2) / width)
+_rectangle = _spike_function(
+    lambda x, width: jnp.where(jnp.abs(x) < width / 2, 1 / width, 0)
+)
 _triangle = _spike_function(
     lambda x, width: jnp.maximum(0, width - jnp.abs(x)) / width**2
 )
@@ -148,8 +162,9 @@ def relaxed_dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Ar
     """
     x = jnp.asarray(x)
     # Not jnp.clip, whose derivative at its ends, so at v = 0, is half of this one's.
+    x, b = _common(x, jnp.asarray(temperature))
     inside = jnp.where(jnp.abs(x) <= 0.5, x, jnp.sign(x) / 2)
-    return 0.5 + jnp.tanh(temperature * inside) / (2 * jnp.tanh(temperature / 2))
+    return 0.5 + jnp.tanh(b * inside) / (2 * jnp.tanh(b / 2))
 
 
 @step

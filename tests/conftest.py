@@ -15,9 +15,6 @@ jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# Rank promotion stays allowed: parameters of shape [C] meet currents [T, B, ..., C]
-# everywhere in the library, as weights and biases do in a user's network.
-
 hypothesis.settings.register_profile(
     "short", deadline=None, derandomize=True, database=None, max_examples=15
 )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.models import NeuronParams, WithSurrogate, integrate_and_fire
@@ -57,7 +58,7 @@ def calibrate_weights(
     check_surrogate(surrogate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
-        rates = np.asarray(schedule(jnp.arange(iterations)))
+        rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
 
     def calibrate(view: View, fit: Fit) -> Fit:
         free = tuple(path not in view.shared for path in fit.weights)
@@ -161,12 +162,15 @@ def _weight_step(weights, state, rate, neuron, data, *, layer: _Layer):
     def loss(weights):
         current = layer.current(weights, sources, rows)
         output = layer.output(neuron, current, layer.steps)
-        return ((target - output) ** 2).sum(layer.channel).mean()
+        dtype = promoted(target, output)
+        error = target.astype(dtype) - output.astype(dtype)
+        return (error**2).sum(layer.channel).mean()
 
     update: Any
-    update, state = _ADAM.update(jax.grad(loss)(weights), state)
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        update, state = _ADAM.update(jax.grad(loss)(weights), state)
     step = [
-        (-rate * u).astype(w.dtype) if free else jnp.zeros_like(w)
+        (-rate * wide(u)).astype(w.dtype) if free else jnp.zeros_like(w)
         for u, w, free in zip(update, weights, layer.free, strict=True)
     ]
     return optax.apply_updates(weights, tuple(step)), state

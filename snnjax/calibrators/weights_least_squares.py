@@ -154,6 +154,7 @@ class _Images(NamedTuple):
 @jax.jit
 def _scaled(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Activations and what they are divided by, so that squares stay in range."""
+    activation = wide(activation)
     scale = binary_unit(jnp.abs(activation).max())
     return activation / scale, scale
 
@@ -189,7 +190,8 @@ def _error(images: _Images, current: jax.Array, channel: int) -> jax.Array:
 def _mean(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
     axes = other_axes(values.ndim, channel)
     total = jnp.where(counts, values, 0).sum(axes, keepdims=True)
-    return total / jnp.maximum(counts.sum(axes, keepdims=True), 1)
+    number = jnp.maximum(counts.sum(axes, keepdims=True), 1)
+    return total / number.astype(total.dtype)
 
 
 def _left_out(activation: jax.Array) -> jax.Array:

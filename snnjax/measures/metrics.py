@@ -237,7 +237,7 @@ def _compare(
         clipped - level,
         level - output,
     )
-    possible = steps * activation.size / activation.shape[channel]  # per channel
+    possible = steps * activation.size // activation.shape[channel]  # per channel
     return SiteMeasures(
         fired.mean() / possible,
         (fired == 0).mean(),

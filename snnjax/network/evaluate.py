@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from snnjax._arrays import wide
 from snnjax.activations import clipped_relu
 from snnjax.network.equations import Equation, Values, read
 from snnjax.network.sites import Site
@@ -103,18 +104,13 @@ def increments(
         stream: spikes of T steps, [T, B, ...].
         total: sum of the spikes of earlier steps, [B, ...]; none by default.
     """
-    sums = jnp.cumsum(stream.astype(accumulator(stream.dtype)), axis=0)
-    sums = sums if total is None else sums + total
+    sums = jnp.cumsum(wide(stream), axis=0)
+    sums = sums if total is None else sums + total[None]
     results = jax.vmap(function)(sums)
     # Not function(0): XLA would compute the pool of a constant while compiling, slowly.
     before = jnp.zeros_like(results[0]) if total is None else function(total)
     earlier = jnp.concatenate([before[None], results[:-1]])
     return (results - earlier).astype(stream.dtype)
-
-
-def accumulator(dtype: Any) -> Any:
-    """The type of running sums: float32, or wider where the summands are."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _bind(equation: Equation, *arguments):

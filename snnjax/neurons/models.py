@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide_dtype
+from snnjax._arrays import lead, promoted, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive
 from snnjax.surrogate import Surrogate, dspike
 
@@ -39,7 +39,7 @@ class NeuronParams(NamedTuple):
 
     def driving(self, current: jax.Array) -> jax.Array:
         """The current with the bias, in the wider type of both."""
-        dtype = jnp.promote_types(jnp.result_type(current), jnp.result_type(self.bias))
+        dtype = promoted(current, self.bias)
         bias = lead(self.bias, jnp.ndim(current))
         return jnp.asarray(current, dtype) + bias.astype(dtype)
 
@@ -139,7 +139,7 @@ class IntegrateAndFire:
         """v <- leak v + I."""
         v = state.potential
         if params.leak is not None:
-            v = lead(params.leak, v.ndim) * v
+            v = _like(params.leak, v) * v
         return NeuronState(v + current.astype(v.dtype))
 
     def fire(
@@ -147,11 +147,11 @@ class IntegrateAndFire:
     ) -> tuple[NeuronState, jax.Array]:
         """s = V_th spike((v - V_th) / (2 V_th)), and the reset."""
         v = state.potential
-        v_th = lead(params.threshold, v.ndim)
+        v_th = _like(params.threshold, v)
         # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number
         # keeps the sign of the difference.
         temperature = params.temperature
-        sharpness = () if temperature is None else (lead(temperature, v.ndim),)
+        sharpness = () if temperature is None else (_like(temperature, v),)
         fired = spike((v - v_th) / (2 * v_th), *sharpness)
         v = v - v_th * fired if self.reset == "subtract" else v * (1 - fired)
         return NeuronState(v), v_th * fired
@@ -204,6 +204,11 @@ class WithSurrogate:
                 params, state, lambda *args: jax.lax.stop_gradient(spike(*args))
             )
         return after, spikes
+
+
+def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
+    """A parameter in the type of the potential, with as many axes."""
+    return lead(parameter, potential.ndim).astype(potential.dtype)
 
 
 def integrate_and_fire(

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide
+from snnjax._arrays import lead, wide, wide_dtype
 from snnjax._checks import check_flags, check_size
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values
-from snnjax.network.evaluate import accumulator, evaluate, firing, identity, increments
+from snnjax.network.evaluate import evaluate, firing, identity, increments
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import Neuron, NeuronParams
@@ -281,7 +281,7 @@ def shape_of_input(job: Job, equation: Equation) -> tuple[int, ...]:
 
 def zero_sum(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """The sum of no spikes, in the type of running sums."""
-    return jnp.zeros(shape, accumulator(dtype))
+    return jnp.zeros(shape, wide_dtype(dtype))
 
 
 def _fresh_state(job: Job, equation: Equation) -> Any:

@@ -348,7 +348,7 @@ def encode(sim: Simulation, x: jax.Array, key: jax.Array | None) -> jax.Array:
     _check_probability(x)
     # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
     shape = (sim.steps, *x.shape)
-    return jax.random.bernoulli(key, wide(x), shape).astype(x.dtype)
+    return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
 
 
 def _check_probability(x: jax.Array) -> None:

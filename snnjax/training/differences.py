@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from snnjax._arrays import wide
 from snnjax._checks import check_count, check_positive
 from snnjax._trees import is_floating, is_kernel
 from snnjax.network.capture import paths_of
@@ -59,8 +60,8 @@ def finite_differences(
         weight = weights[path]
         flat = weight.reshape(-1)
         # In float32, or XLA might keep more digits of a smaller type than it has.
-        wide = flat[i].astype(jnp.promote_types(weight.dtype, jnp.float32))
-        high, low = (_rounded(wide + s * step, weight.dtype) for s in (1, -1))
+        wide_weight = wide(flat[i])
+        high, low = (_rounded(wide_weight + s * step, weight.dtype) for s in (1, -1))
 
         def at(value):
             moved = flat.at[i].set(value.astype(weight.dtype)).reshape(weight.shape)
@@ -137,7 +138,7 @@ def random_differences(
 
         def at(sign):
             moved = {
-                p: (w + sign * step * way[p]).astype(w.dtype)
+                p: (wide(w) + sign * step * way[p]).astype(w.dtype)
                 for p, w in weights.items()
             }
             return loss(with_weights(snn, moved))

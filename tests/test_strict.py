@@ -1,0 +1,166 @@
+"""Everything that users call works under JAX's strict settings, too.
+
+No implicit promotion of types or ranks, and NaN is an error as soon as it appears.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snnjax
+from snnjax import training
+from snnjax.calibrators import calibrate_weights, max_threshold
+from snnjax.measures import neurobench, spike_trains
+from snnjax.simulation import by_layer
+from snnjax.surrogate import dspike, rectangle, relaxed_dspike
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "strict")
+
+STEPS = 4
+LABELS = jnp.arange(6) % 3
+
+
+@pytest.fixture
+def strict():
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_nans(True),
+    ):
+        yield
+
+
+def network(p, x):
+    """A convolution, a max-pool, a clipped ReLU and a readout, strictly written."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = jax.lax.conv_general_dilated(
+        x, p["conv"], (1, 1), "SAME", dimension_numbers=numbers
+    )
+    window = (1, 2, 2, 1)
+    h = jax.lax.reduce_window(
+        jax.nn.relu(h), -jnp.inf, jax.lax.max, window, window, "VALID"
+    )
+    h = h.reshape(h.shape[0], -1) @ p["hidden"] + p["bias"][None]
+    return snnjax.clipped_relu(h, 1.5) @ p["readout"]
+
+
+def example(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"conv": (3, 3, 2, 4), "hidden": (16, 8), "readout": (8, 3)}
+    params = {
+        name: jax.random.normal(key, shape, dtype)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    x = jax.random.normal(keys[3], (6, 4, 4, 2), dtype)
+    return params | {"bias": jnp.zeros(8, dtype)}, x
+
+
+RECIPES = {
+    "percentile": snnjax.percentile(99.0, "channel"),
+    "light": snnjax.light(),
+    "spikes": snnjax.Recipe(
+        ((max_threshold(), calibrate_weights("spikes", iterations=2)),)
+    ),
+    "advanced": snnjax.advanced(iterations=2),
+    "best": snnjax.best(),
+}
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "recipe, wait, dtype",
+    [
+        pytest.param(recipe, wait, dtype, marks=() if quick else slow)
+        for recipe, wait, dtype in itertools.product(
+            RECIPES, (0, 1, STEPS), (jnp.float32, jnp.bfloat16)
+        )
+        for quick in [(recipe, wait) in (("best", 0), ("advanced", 1), ("spikes", 0))]
+    ],
+)
+def test_conversions_and_measures(recipe, wait, dtype):
+    params, x = example(dtype)
+    snn = snnjax.convert(
+        network, params, x, steps=STEPS, recipe=RECIPES[recipe], wait=wait
+    )
+    measures = snnjax.measure(network, params, snn, x)
+    assert 0 < measures.firing_rate < 1
+    assert snnjax.energy(measures).operations.spiking > 0
+    outputs = snnjax.spiking(network, steps=STEPS, wait=wait)(snn, x)
+    assert snnjax.accuracy(outputs, LABELS).shape == (STEPS,)
+
+
+def test_other_measures_and_files(tmp_path):
+    params, x = example()
+    snn = snnjax.convert(network, params, x, steps=STEPS)
+    assert neurobench(network, snn, x, labels=np.asarray(LABELS))["Footprint"]
+    assert len(spike_trains(network, snn, x)) == 2
+    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=network, x=x)
+    np.testing.assert_allclose(
+        snnjax.load(path).run(x), snnjax.spiking(network, steps=STEPS)(snn, x)
+    )
+
+
+def test_leaking_neurons_are_measured_without_a_nan_of_jax():
+    params, x = example()
+    snn = snnjax.init(network, params, x, neuron=snnjax.lif())
+    sites = snnjax.measure(network, params, snn, x, steps=STEPS).sites.values()
+    assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
+
+
+@pytest.mark.parametrize("inputs", ["constant", "poisson", "sequence"])
+@pytest.mark.parametrize(
+    "execution, wait",
+    [
+        ("by_step", 1),
+        ("by_layer", STEPS),
+        (by_layer(segment=3), 0),
+        pytest.param(by_layer(remat=True), 1, marks=slow),
+        pytest.param(by_layer(segment=3, remat=True), 0, marks=slow),
+    ],
+)
+def test_gradients(execution, wait, inputs):
+    params, x = example(jnp.bfloat16)
+    snn = snnjax.init(network, params, x, neuron=snnjax.lif(temperature=3.0))
+    key = jax.random.key(0) if inputs == "poisson" else None
+    drive = jnp.abs(x) / 10 if inputs == "poisson" else x
+    if inputs == "sequence":
+        drive = jnp.broadcast_to(x, (STEPS, *x.shape))
+    simulate = snnjax.spiking(
+        network,
+        steps=STEPS,
+        wait=wait,
+        execution=execution,
+        inputs=inputs,
+        surrogate=rectangle,
+    )
+
+    def loss(snn):
+        outputs = simulate(snn, drive, key)
+        return training.tet(outputs, LABELS) + training.mean_cross_entropy(
+            training.membrane_readout(outputs), LABELS
+        )
+
+    gradient = jax.grad(loss)(snn)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_temperatures():
+    params, x = example()
+    snn = snnjax.init(network, params, x, neuron=snnjax.lif(temperature=3.0))
+
+    def loss(snn, surrogate=dspike):
+        outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)
+        return training.mean_cross_entropy(outputs, LABELS)
+
+    differences = training.random_differences(
+        loss, snn, jax.random.key(0), step=0.1, directions=3
+    )
+    choice = training.choose_temperature(loss, snn, differences, change=0.2)
+    assert choice.cosines.shape == (3,)
+    few = training.finite_differences(loss, snn, ["bias"], step=0.1)
+    assert training.alignment(loss, snn, few).cosine <= 1
+    soft = training.relaxed_gradient(lambda snn: loss(snn, relaxed_dspike), snn)
+    assert set(soft) == set(snn.neurons)
