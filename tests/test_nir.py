@@ -5,7 +5,6 @@ import dataclasses
 import io
 import sys
 from itertools import pairwise
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -49,7 +48,8 @@ def fitted(net, reset="subtract", leak=None):
             ),
             leak=None if leak is None else jnp.broadcast_to(leak, channel),
         )
-    return snnjax.SNN(net.params, neurons, reset=reset)
+    model = snnjax.integrate_and_fire(reset=reset)
+    return snnjax.SNN(net.params, neurons, neuron=model)
 
 
 def check_same(fn, snn, x, graph, steps=STEPS, wait=0, turn=lambda outputs: outputs):
@@ -301,7 +301,7 @@ def test_converted_networks_come_back_with_the_same_spikes(
     snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
     graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
     other, read = check_same(fn, snn, x, graph, 4, wait)
-    assert (read.steps, read.wait, read.reset) == (4, wait, "subtract")
+    assert (read.steps, read.wait, read.neuron.reset) == (4, wait, "subtract")
     before = snnjax.measures.spike_trains(fn, snn, x, steps=4, wait=wait)
     after = snnjax.measures.spike_trains(other, read, x, steps=4, wait=wait)
     for a, b in zip(before.values(), after.values(), strict=True):
@@ -715,7 +715,7 @@ def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
         name: params._replace(threshold=jnp.float32(threshold))
         for name, params in snn.neurons.items()
     }
-    with pytest.raises(ValueError, match="thresholds of site .*; allowed: finite"):
+    with pytest.raises(ValueError, match="threshold of site .*; allowed: finite and > 0"):
         snnjax.to_nir(net.fn, dataclasses.replace(snn, neurons=broken), net.x)
     with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
         snnjax.to_nir(net.fn, {}, net.x)
@@ -806,8 +806,8 @@ IF = dict(r=ONE, v_threshold=ONE)
             "cubalif \\(CubaLIF\\)",
         ),
         (
-            lambda: chain(nir.IF(**IF), nir.Wait(ONE), nir.Threshold(ONE)),
-            "\\(Wait\\).*\\(Threshold\\)",
+            lambda: chain(nir.IF(**IF), nir.Delay(ONE), nir.Threshold(ONE)),
+            "\\(Delay\\).*\\(Threshold\\)",
         ),
         (lambda: chain(nir.IF(**IF, v_reset=ONE)), "v_reset from 1.0"),
         (
@@ -830,34 +830,6 @@ IF = dict(r=ONE, v_threshold=ONE)
 def test_a_graph_that_cannot_be_read_is_refused(graph, words):
     with pytest.raises(ValueError, match=words):
         snnjax.from_nir(graph())
-
-
-def test_corrections_find_their_outputs_by_name():
-    """A file gives a NamedTuple back as a dict, which JAX sorts."""
-    net = NETWORKS["dense"]
-
-    class Answer(NamedTuple):
-        logits: jax.Array
-        first: jax.Array
-
-    def fn(p, x):
-        logits = net.fn(p, x)
-        return Answer(logits, logits[:, :1])
-
-    snn = fitted(net._replace(fn=fn))
-    corrections = Answer(jnp.arange(3.0), jnp.array([5.0]))
-    graphs = [
-        snnjax.to_nir(
-            fn, dataclasses.replace(snn, readout_correction=c), net.x, extended=True
-        )
-        for c in (corrections, corrections._asdict())
-    ]
-    one, other = ({n: vars(node) for n, node in g.nodes.items()} for g in graphs)
-    assert one.keys() == other.keys()
-    biases = {n: node["bias"] for n, node in one.items() if "bias" in node}
-    for name, bias in biases.items():
-        np.testing.assert_array_equal(bias, other[name]["bias"])
-    assert max(np.max(bias) for bias in biases.values()) > 4
 
 
 def test_an_error_of_a_node_names_it():
