@@ -436,3 +436,126 @@ def test_sites_of_any_shape_may_follow_what_nir_has_no_node_for(shape):
     with pytest.raises(snnjax.ConversionError, match="cumsum") as error:
         snnjax.to_nir(fn, snn, x, extended=True)
     assert [p.operations for p in error.value.problems] == [("cumsum",)]
+
+
+# ----------------------------------------------------------------- random networks
+
+
+def random_conv(generator: np.random.Generator, x):
+    """A convolution with a random window, in one of three layouts."""
+    channels = x.shape[-1]
+    groups = int(generator.choice([1, 1, channels]))
+    rows, columns, out = generator.integers(1, 4, 3).tolist()
+    kernel = generator.normal(size=(rows, columns, channels // groups, out * groups))
+    kernel = jnp.asarray(kernel / np.sqrt(rows * columns * channels), jnp.float32)
+    layout = str(generator.choice(["NHWC", "NHWC", "NWHC", "NCHW"]))
+    stride = tuple(generator.integers(1, 3, 2).tolist())
+    dilation = tuple(generator.choice([1, 1, 2], 2).tolist())
+    padding = str(generator.choice(["SAME", "VALID"]))
+
+    def function(x):
+        if layout == "NCHW":
+            x = x.transpose(0, 3, 1, 2)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=(layout, "HWIO", layout),
+            feature_group_count=groups,
+        )
+        return y.transpose(0, 2, 3, 1) if layout == "NCHW" else y
+
+    return function
+
+
+def random_pool(generator: np.random.Generator, x):
+    window = (1, *generator.integers(1, 4, 2).tolist(), 1)
+    stride = (1, *generator.integers(1, 3, 2).tolist(), 1)
+    padding = str(generator.choice(["SAME", "VALID"]))
+    return lambda x: (
+        jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding) / 2
+    )
+
+
+def random_take(generator: np.random.Generator, x):
+    channels = generator.integers(0, x.shape[-1], generator.integers(1, 5))
+    return lambda x: x[..., channels]
+
+
+def random_flip(generator: np.random.Generator, x):
+    axis = int(generator.integers(1, 4))
+    return lambda x: jnp.flip(x, axis)
+
+
+def random_slice(generator: np.random.Generator, x):
+    rows, columns = generator.choice([-2, -1, 2], 2).tolist()
+    return lambda x: x[:, ::rows, ::columns]
+
+
+def random_sum(generator: np.random.Generator, x):
+    one, other = (
+        random_flip(generator, x) if generator.integers(2) else relu for _ in range(2)
+    )
+    return lambda x: one(x) - 0.5 * other(x)
+
+
+CHOICES = [
+    random_conv,
+    random_conv,
+    random_conv,
+    random_flip,
+    random_take,
+    random_slice,
+    random_pool,
+    random_sum,
+    lambda generator, x: swap,
+    lambda generator, x: relu,
+    lambda generator, x: relu,
+    lambda generator, x: lambda x: x * 1.5 - 0.25,
+]
+
+
+def random_network(seed):
+    """Up to seven random moves and layers, then all elements in a matrix product."""
+    generator = np.random.default_rng(seed)
+    x = jnp.asarray(generator.normal(size=(2, 6, 7, 3)), jnp.float32)
+    functions, y = [], x
+    for _ in range(generator.integers(2, 7)):
+        function = CHOICES[generator.integers(len(CHOICES))](generator, y)
+        after = function(y)
+        if after.size:
+            functions.append(function)
+            y = after
+    weight = jnp.asarray(generator.normal(size=(y.size // 2, 4)), jnp.float32)
+
+    def fn(p, x):
+        for function in functions:
+            x = function(x)
+        return relu(x + 0.5).reshape(len(x), -1) @ p
+
+    return fn, weight, x
+
+
+def check_random_networks(seeds, tmp_path):
+    """Each is the same network after a round trip, or refused; most are the same."""
+    refusals = 0
+    for seed in seeds:
+        fn, weight, x = random_network(seed)
+        try:
+            snnjax.to_nir(fn, fitted_snn(fn, weight, x), x, extended=True)
+        except snnjax.ConversionError:
+            refusals += 1
+            continue
+        check_round_trip(fn, weight, x, tmp_path, tolerance=1e-3)
+    assert refusals < len(seeds) / 2
+
+
+def test_random_networks_come_back(tmp_path):
+    check_random_networks(range(12), tmp_path)
+
+
+@pytest.mark.slow
+def test_more_random_networks_come_back(tmp_path):
+    check_random_networks(range(12, 212), tmp_path)

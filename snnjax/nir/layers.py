@@ -1,4 +1,4 @@
-"""Layers of a NIR graph: matrices, convolutions, and parts of an image taken by them.
+"""Layers of a NIR graph: matrices and convolutions, also those that crop an image.
 
 NIR pads a convolution alike on both sides, and some of its readers assume a square
 kernel. Other windows ("SAME" with a stride, a crop, padding on one side) become such

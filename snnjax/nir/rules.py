@@ -88,7 +88,7 @@ def _channel_axis(lowering: Lowering) -> int:
             varying = _varying_axes(elements.transpose(spec)[0], shape[1:])
             channels = varying[0] - varying[1] - varying[2]
             spatial = varying[1] | varying[2]
-            # A single channel varies with nothing: it is the axis that is left.
+            # A single channel has no second element: it is the remaining axis.
             candidates = channels or {0, 1, 2} - spatial
             return max(candidates, default=2)
         if name in _MOVES:

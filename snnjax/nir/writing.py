@@ -93,14 +93,16 @@ def to_nir(
     Returns:
         A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
         "output" (several: "output_" and the path). An output is [C, H, W] if it is an
-        image, or else a vector of fn's elements in fn's order. All numbers are float32.
+        image, or else a vector of fn's elements in fn's order ([1] for one number). All
+        numbers are float32.
 
     Raises:
         snnjax.ConversionError: with every operation that NIR has no node for, its path
             and the remedy; max-pool is one of them.
-        ValueError: a property that only metadata can express, without ``extended``; a
-            neuron model other than IF and LIF; a threshold that is not finite and > 0;
-            a site where some neurons leak and others do not; dt not above 0.
+        ValueError: x without an axis of features; a property that only metadata can
+            express, without ``extended``; a neuron model other than IF and LIF; a
+            threshold that is not finite and > 0; a site where some neurons leak and
+            others do not; dt not above 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -116,6 +118,11 @@ def to_nir(
     check_snn(snn)
     check_positive("dt", dt)
     check_values(snn)
+    if len(x.shape) < 2:
+        raise ValueError(
+            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
+            "x[:, None]"
+        )
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn, network.sites)
