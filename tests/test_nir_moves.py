@@ -404,6 +404,7 @@ def test_an_output_that_is_no_image_is_a_vector_in_the_order_of_the_function():
     [
         (lambda w, x: relu(flip_rows(conv(x, w))), "output\n *the rows or columns"),
         (lambda w, x: swap(relu(conv(x, w))), "permute after fn"),
+        (lambda w, x: relu(conv(x, w)).transpose(0, 1, 3, 2), "permute after fn"),
         (lambda w, x: relu(conv(jnp.roll(x, 1, 1), w)), "or flatten first"),
         (lambda w, x: relu(conv(x[:, jnp.array([1, 0, 2, 3, 4])], w)), "permuted"),
         (

@@ -289,7 +289,7 @@ def _in_order_of_fn(
     """An output as an image [C, H, W], or else as a vector, in the order of fn."""
     if symbol.order.ndim != 3 or len(shape) != 4:
         return vectorize(lowering, symbol, path)
-    for axes in ((3, 1, 2), (1, 2, 3), (2, 1, 3)):
+    for axes in ((3, 1, 2), (1, 2, 3)):  # channels last, or first
         if tuple(shape[a] for a in axes) == symbol.order.shape:
             order = flat_indices(shape, axes)
             terms = rearrange(lowering, symbol, order, path)
