@@ -1,11 +1,10 @@
-"""NIR out and in: the same spikes by way of a file, here and in other libraries."""
+"""Graphs of NIR have the same spikes, read by snnjax and by other libraries."""
 
 import contextlib
 import dataclasses
 import io
 import sys
 from itertools import pairwise
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,7 +31,7 @@ def through_file(graph, tmp_path):
     return nir.read(tmp_path / "graph.nir")
 
 
-def fitted(net, reset="subtract", leak=None):
+def fitted_snn(net, reset="subtract", leak=None):
     """An SNN with other numbers in every channel and, if it can, in every neuron."""
     generator = np.random.default_rng(0)
     neurons = {}
@@ -49,20 +48,22 @@ def fitted(net, reset="subtract", leak=None):
             ),
             leak=None if leak is None else jnp.broadcast_to(leak, channel),
         )
-    return snnjax.SNN(net.params, neurons, reset=reset)
+    model = snnjax.integrate_and_fire(reset=reset)
+    return snnjax.SNN(net.params, neurons, neuron=model)
 
 
 def check_same(fn, snn, x, graph, steps=STEPS, wait=0, turn=lambda outputs: outputs):
     """The graph's network has the outputs of fn at every step, and its activations."""
-    other, read = snnjax.from_nir(graph)
+    other, other_snn = snnjax.from_nir(graph)
     expected = snnjax.spiking(fn, steps=steps, wait=wait)(snn, x)
-    found = snnjax.spiking(other, steps=steps, wait=wait)(read, x)
-    found = list(found.values()) if isinstance(found, dict) else [found]
+    outputs = snnjax.spiking(other, steps=steps, wait=wait)(other_snn, x)
+    outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
     expected = [turn(leaf) for leaf in jax.tree.leaves(expected)]
     assert float(sum(abs(leaf).sum() for leaf in expected)) > 0
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, outputs, strict=True):
+        assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    return other, read
+    return other, other_snn
 
 
 # ------------------------------------------------------------------ out and in again
@@ -73,7 +74,7 @@ CONVERTIBLE = [name for name in NETWORKS if "max-pool" not in name]
 @pytest.mark.parametrize("name", CONVERTIBLE)
 def test_every_network_comes_back_from_a_file(name, tmp_path):
     net = NETWORKS[name]
-    snn = fitted(net)
+    snn = fitted_snn(net)
     graph = snnjax.to_nir(net.fn, snn, net.x, extended=True)
     check_same(net.fn, snn, net.x, through_file(graph, tmp_path))
 
@@ -97,7 +98,7 @@ def vector(function, out=6, **more):
     )
 
 
-def dilated(p, x):
+def dilated_conv(p, x):
     return jax.lax.conv_general_dilated(
         x,
         p["w2"],
@@ -116,13 +117,13 @@ def overlapping_mean(p, x):
     return total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, stride, pads)
 
 
-def shuffled(x):
-    """Channels of two groups in turn, as ShuffleNet has them."""
+def shuffle_channels(x):
+    """Interleaves the channels of two groups, as ShuffleNet does."""
     return jnp.swapaxes(x.reshape(*x.shape[:3], 2, 2), 3, 4).reshape(x.shape)
 
 
-def normalised(p, x):
-    """A constant that zero padding does not continue."""
+def norm_then_conv(p, x):
+    """Adds a constant that zero padding does not continue."""
     return conv((x - 0.25) / jnp.array([0.5, 1, 2, 1]), p["w2"])
 
 
@@ -143,7 +144,7 @@ BETWEEN = {
         lambda p, x: conv(x, p["w2"], stride=2), w2=(1, 3, 4, 4)
     ),
     "a kernel of even size": image(lambda p, x: conv(x, p["w2"]), w2=(2, 2, 4, 4)),
-    "dilated": image(dilated, w2=(3, 3, 4, 4)),
+    "dilated": image(dilated_conv, w2=(3, 3, 4, 4)),
     "grouped": image(lambda p, x: conv(x, p["w2"], groups=2), w2=(3, 3, 2, 4)),
     "dense over channels": image(lambda p, x: x @ p["w2"], w2=(4, 4)),
     "padding apart": image(
@@ -159,11 +160,12 @@ BETWEEN = {
         lambda p, x: conv(x[..., jnp.array([2, 0, 3, 1])], p["w2"]), w2=(3, 3, 4, 4)
     ),
     "channels shuffled between groups": image(
-        lambda p, x: conv(shuffled(x) - 0.25, p["w2"], groups=2), w2=(3, 3, 2, 4)
+        lambda p, x: conv(shuffle_channels(x) - 0.25, p["w2"], groups=2),
+        w2=(3, 3, 2, 4),
     ),
     "mean that does not count padding": image(overlapping_mean),
     "mask": image(lambda p, x: jnp.where(jnp.eye(6)[:, :, None] > 0, x, 0.0) * 2),
-    "norm before a padded convolution": image(normalised, w2=(3, 3, 4, 4)),
+    "norm before a padded convolution": image(norm_then_conv, w2=(3, 3, 4, 4)),
     "what two read is not scaled for one": image(shared_norm, w2=(3, 3, 4, 4)),
     "dense block": image(dense_block, w2=(3, 3, 4, 4), wide=(3, 3, 8, 4)),
     "negative, doubled, subtracted": image(lambda p, x: x + x - (-x) * p["s"], s=(4,)),
@@ -186,19 +188,19 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("name", BETWEEN)
-def test_what_stands_between_sites_is_said_exactly(name):
+def test_what_stands_between_sites_is_written_exactly(name):
     net = BETWEEN[name]
-    snn = fitted(net)
+    snn = fitted_snn(net)
     graph = snnjax.to_nir(net.fn, snn, net.x, extended=True)
     check_same(net.fn, snn, net.x, graph)
 
 
 @pytest.mark.parametrize("build", [test_libraries.nnx_split, test_libraries.equinox])
 def test_other_ways_to_write_a_network_do_not_matter(build):
-    """equinox maps over the batch and turns axes; nnx calls what it calls."""
+    """equinox maps over the batch and moves axes; nnx nests calls."""
     fn, params = build()
     net = Net(fn, params, test_libraries.X, 2)
-    snn = fitted(net)
+    snn = fitted_snn(net)
     check_same(fn, snn, net.x, snnjax.to_nir(fn, snn, net.x, extended=True))
 
 
@@ -215,16 +217,16 @@ def test_channels_first_networks_come_back_channels_last():
 
     params = weights(w1=(4, 2, 3, 3), w2=(3, 4, 3, 3), w3=(144, 3))
     x = jnp.moveaxis(PIXELS, -1, 1)
-    snn = fitted(Net(fn, params, x, 2))
+    snn = fitted_snn(Net(fn, params, x, 2))
     graph = snnjax.to_nir(fn, snn, x, extended=True)
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
-    other, read = snnjax.from_nir(graph)
+    other, other_snn = snnjax.from_nir(graph)
     images, logits = snnjax.spiking(fn, steps=STEPS)(snn, x)
-    found = snnjax.spiking(other, steps=STEPS)(read, PIXELS)
+    outputs = snnjax.spiking(other, steps=STEPS)(other_snn, PIXELS)
     expected = jnp.moveaxis(images, 2, -1)
-    np.testing.assert_allclose(found["output_0"], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found["output_1"], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs["output_0"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs["output_1"], logits, rtol=1e-5, atol=1e-5)
 
 
 def mlp():
@@ -300,23 +302,49 @@ def test_converted_networks_come_back_with_the_same_spikes(
     x = jnp.asarray(np.random.default_rng(1).uniform(size=shape), jnp.float32)
     snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
     graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
-    other, read = check_same(fn, snn, x, graph, 4, wait)
-    assert (read.steps, read.wait, read.reset) == (4, wait, "subtract")
+    other, other_snn = check_same(fn, snn, x, graph, 4, wait)
+    assert (other_snn.steps, other_snn.wait, other_snn.neuron.reset) == (
+        4,
+        wait,
+        "subtract",
+    )
     before = snnjax.measures.spike_trains(fn, snn, x, steps=4, wait=wait)
-    after = snnjax.measures.spike_trains(other, read, x, steps=4, wait=wait)
+    after = snnjax.measures.spike_trains(other, other_snn, x, steps=4, wait=wait)
     for a, b in zip(before.values(), after.values(), strict=True):
         np.testing.assert_array_equal((a > 0).sum(0), (b > 0).sum(0))
 
 
 def test_a_written_ann_is_still_the_same_function():
-    """Thresholds cancel: what a site sends on is relu(I / V_th) V_th = relu(I)."""
+    """Thresholds cancel: the next layer receives relu(I / V_th) V_th = relu(I)."""
     net = NETWORKS["projection"]
-    snn = fitted(net)
-    still = {k: n._replace(bias=jnp.zeros(())) for k, n in snn.neurons.items()}
-    snn = dataclasses.replace(snn, neurons=still)
-    fn, read = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x, extended=True))
+    snn = fitted_snn(net)
+    neurons = {k: n._replace(bias=jnp.zeros(())) for k, n in snn.neurons.items()}
+    snn = dataclasses.replace(snn, neurons=neurons)
+    fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x, extended=True))
     expected = net.fn(net.params, net.x)
-    np.testing.assert_allclose(fn(read.params, net.x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        fn(other_snn.params, net.x), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["dense", "zero padding"])
+def test_thresholds_and_leaks_may_differ_between_neurons(name, tmp_path):
+    """NIR has a tau per neuron; a threshold per neuron scales the neuron's weights."""
+    net = NETWORKS[name]
+    generator = np.random.default_rng(1)
+    params = {k: v * (not k.startswith("b")) for k, v in net.params.items()}
+    neurons = {}
+    for site in snnjax.sites(net.fn, params, net.x):
+        threshold, leak = (
+            jnp.asarray(generator.uniform(0.4, 0.9, site.shape), jnp.float32)
+            for _ in range(2)
+        )
+        zero = jnp.zeros(())
+        neurons[site.name] = snnjax.neurons.NeuronParams(threshold, zero, zero, leak)
+    model = snnjax.integrate_and_fire(reset="zero")
+    snn = snnjax.SNN(params, neurons, neuron=model)
+    graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
+    check_same(net.fn, snn, net.x, graph)
 
 
 @pytest.mark.parametrize("leak", [0.3, 0.5, 0.9, np.linspace(0.4, 0.9, 4)])
@@ -324,7 +352,7 @@ def test_a_written_ann_is_still_the_same_function():
 def test_leaky_neurons_come_back(leak, reset, tmp_path):
     net = NETWORKS["zero padding"] if np.ndim(leak) == 0 else NETWORKS["pre-activation"]
     leak = jnp.asarray(leak, jnp.float32)
-    snn = fitted(net, reset, leak)
+    snn = fitted_snn(net, reset, leak)
     graph = snnjax.to_nir(net.fn, snn, net.x, extended=reset == "subtract")
     graph = through_file(graph, tmp_path)
     assert any(isinstance(node, nir.LIF) for node in graph.nodes.values())
@@ -333,7 +361,7 @@ def test_leaky_neurons_come_back(leak, reset, tmp_path):
 
 def test_a_leak_of_one_is_an_if():
     net = NETWORKS["dense"]
-    snn = fitted(net, "zero", leak=1.0)
+    snn = fitted_snn(net, "zero", leak=1.0)
     graph = snnjax.to_nir(net.fn, snn, net.x)
     assert sum(isinstance(node, nir.IF) for node in graph.nodes.values()) == 2
     check_same(net.fn, snn, net.x, graph)
@@ -374,9 +402,9 @@ def test_neurons_have_threshold_and_resistance_one_and_reset_to_zero():
     net = NETWORKS["projection"]
     snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
     graph = snnjax.to_nir(net.fn, snn, net.x)
-    found = [node for node in graph.nodes.values() if isinstance(node, nir.LIF)]
-    assert len(found) == 3
-    for node in found:
+    neurons = [n for n in graph.nodes.values() if isinstance(n, nir.LIF)]
+    assert len(neurons) == 3
+    for node in neurons:
         np.testing.assert_allclose(node.v_threshold, 1, rtol=1e-7)
         assert (node.r == 1).all()
         assert not node.v_reset.any() and not node.v_leak.any()
@@ -398,7 +426,7 @@ def test_an_option_a_shortcut_is_one_strided_convolution():
 
 
 def test_names_sort_in_order_of_execution():
-    """A file gives nodes back by name, and readers take that for the order."""
+    """A file lists nodes by name, and some readers execute them in that order."""
     fn, params, shape = residual()
     x = jnp.ones((1, *shape))
     graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
@@ -410,8 +438,8 @@ def test_names_sort_in_order_of_execution():
 
 # -------------------------------------------------------------------- other libraries
 #
-# All of them read the file that `to_nir` wrote. With random weights no potential stops
-# at its threshold. The last thresholds are 1, the others differ between channels.
+# All of them read the file of `to_nir`. With random weights no potential equals its
+# threshold. The last thresholds are 1, the others differ between channels.
 
 READ = dict(w1=(6, 20), w2=(20, 15), w3=(15, 5))
 
@@ -451,7 +479,7 @@ def skips(low, high, channels=4):
     return fn, params, jnp.asarray(generator.uniform(size=(5, 8, 8, 2)), jnp.float32)
 
 
-def pooled():
+def pool_network():
     """Convolution, pooling, flatten, dense; positive, as sinabs needs it."""
     generator = np.random.default_rng(2)
     shapes = dict(w1=(3, 3, 2, 4), w2=(3, 3, 4, 5), w3=(20, 3))
@@ -476,8 +504,8 @@ SUBTRACT = snnjax.integrate_and_fire()
 LEAKY_ZERO = snnjax.lif(leak=0.8, reset="zero")
 
 
-def trains(network, neuron, tmp_path, steps=12):
-    """Our spikes [T, B, ...] (1), channels first, x likewise, and the graph."""
+def spikes_and_graph(network, neuron, tmp_path, steps=12):
+    """Spikes [T, B, ...] of snnjax (0 or 1), x, both channels first, and the graph."""
     fn, params, x = network
     snn = snnjax.init(fn, params, x, neuron=neuron)
     *hidden, _ = snn.neurons
@@ -495,7 +523,7 @@ def trains(network, neuron, tmp_path, steps=12):
 
 
 def torch_steps(module, x, steps):
-    """Outputs of a module that gives (spikes, state) for (x, state)."""
+    """Outputs of a module that returns (spikes, state) for (x, state)."""
     import torch
 
     state, outputs = None, []
@@ -516,21 +544,21 @@ SIGNED = {
 @pytest.mark.parametrize("neuron", [ZERO, LEAKY_ZERO], ids=["IF", "LIF"])
 @pytest.mark.parametrize("network", SIGNED)
 def test_norse_reads_the_same_spikes(network, neuron, tmp_path):
-    """It overlooks R and any metadata, and takes dt as an argument.
+    """It ignores R and all metadata, and dt is an argument.
 
     Its Flatten counts the batch as axis 0, so images stay images here.
     """
     pytest.importorskip("norse")
     from norse.torch.utils.import_nir import from_nir
 
-    spikes, x, graph = trains(SIGNED[network](), neuron, tmp_path)
+    spikes, x, graph = spikes_and_graph(SIGNED[network](), neuron, tmp_path)
     module = from_nir(graph, dt=graph.metadata["dt"])
     np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_norse_fires_where_a_potential_meets_its_threshold(tmp_path):
-    """It fires at v > v_threshold, as NIR says, and ours at v >= V_th."""
+def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
+    """It fires at v > v_threshold, as NIR defines, and snnjax at v >= V_th."""
     pytest.importorskip("norse")
     from norse.torch.utils.import_nir import from_nir
 
@@ -541,21 +569,21 @@ def test_norse_fires_where_a_potential_meets_its_threshold(tmp_path):
     expected = snnjax.spiking(fn, steps=12)(snn, VECTORS)
     graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
     module = from_nir(graph)
-    found = torch_steps(module, np.asarray(VECTORS), 12)
-    np.testing.assert_array_equal(found, expected)
+    outputs = torch_steps(module, np.asarray(VECTORS), 12)
+    np.testing.assert_array_equal(outputs, expected)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("network", SIGNED)
 def test_snntorch_reads_the_same_spikes(network, tmp_path):
-    """It wants dt = 1e-4 and one threshold for all, and scales that for R.
+    """It assumes dt = 1e-4 and one threshold for all, which it scales by R.
 
-    An IF it reads as a leaky neuron with beta 0.9, so only LIF is the same.
+    It reads an IF as a leaky neuron with beta 0.9, so only LIF is the same.
     """
     pytest.importorskip("snntorch")
     from snntorch.import_nir import import_from_nir
 
-    spikes, x, graph = trains(SIGNED[network](), LEAKY_ZERO, tmp_path)
+    spikes, x, graph = spikes_and_graph(SIGNED[network](), LEAKY_ZERO, tmp_path)
     with contextlib.redirect_stdout(io.StringIO()):
         module = import_from_nir(graph)
     np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
@@ -563,23 +591,23 @@ def test_snntorch_reads_the_same_spikes(network, tmp_path):
 
 POSITIVE = {
     "MLP": lambda: other_network(0, 1.5, biases=False),
-    "pool and flatten": pooled,
+    "pool and flatten": pool_network,
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("network", POSITIVE)
 def test_sinabs_reads_the_same_spikes_with_reset_by_subtraction(network, tmp_path):
-    """Its IF always resets by subtraction, which is ours with ``extended``.
+    """Its IF always resets by subtraction, as snnjax does with ``extended``.
 
-    It fires several spikes in a step where v is several thresholds, and keeps v above
-    -V_th: weights are positive here and no potential reaches two thresholds.
+    It fires several spikes in a step if v is several thresholds, and clips v at -V_th.
+    Here weights are positive and no potential reaches two thresholds.
     """
     pytest.importorskip("sinabs")
     import torch
     from sinabs.nir import from_nir
 
-    spikes, x, graph = trains(POSITIVE[network](), SUBTRACT, tmp_path)
+    spikes, x, graph = spikes_and_graph(POSITIVE[network](), SUBTRACT, tmp_path)
     module = from_nir(graph, batch_size=len(x))
     frames = np.repeat(x, 12, axis=0)  # [batch x time, ...]
     output = module(torch.tensor(frames))
@@ -598,7 +626,7 @@ def test_spyx_reads_the_same_spikes_one_step_later_per_layer(tmp_path):
     from spyx.nir import from_nir
 
     network = other_network(-1.5, 2.5, biases=False)
-    spikes, x, graph = trains(network, SUBTRACT, tmp_path)
+    spikes, x, graph = spikes_and_graph(network, SUBTRACT, tmp_path)
     _, output = from_nir(graph, jnp.broadcast_to(x, (12, *x.shape)))
     np.testing.assert_array_equal(np.asarray(output)[3:], spikes[:-3])
 
@@ -612,7 +640,7 @@ def chain(*nodes, metadata=None):
     return graph
 
 
-def fitted_to(**metadata):
+def graph_fitted_to(**metadata):
     return chain(nir.IF(**IF), metadata=metadata)
 
 
@@ -634,9 +662,9 @@ def test_resistance_threshold_tau_and_leak_voltage_are_those_of_euler():
     currents = 0.25 * (3 * np.array([0.7, 0.4]) + 0.5)
     for neuron, (current, weight) in enumerate(zip(currents, (1, 2), strict=True)):
         expected = reference.neuron(np.full(9, current), 0.9, leak=0.75, reset="zero")
-        found = np.asarray(outputs[:, 0, neuron])
-        assert 0 < (found > 0).sum() < 9
-        np.testing.assert_allclose(found, weight * (np.array(expected) > 0))
+        spikes = np.asarray(outputs[:, 0, neuron])
+        assert 0 < (spikes > 0).sum() < 9
+        np.testing.assert_allclose(spikes, weight * (np.array(expected) > 0))
 
 
 def test_pooling_and_scale_of_others():
@@ -655,8 +683,8 @@ def test_pooling_and_scale_of_others():
     fn, snn = snnjax.from_nir(graph)
     x = eighths(0, (2, 6, 6, 3))
     outputs = snnjax.spiking(fn, steps=5)(snn, x)
-    pooled = np.asarray(x).reshape(2, 3, 2, 3, 2, 3).mean((2, 4))
-    current = pooled * np.moveaxis(scale, 0, -1)
+    means = np.asarray(x).reshape(2, 3, 2, 3, 2, 3).mean((2, 4))
+    current = means * np.moveaxis(scale, 0, -1)
     above = np.nextafter(1, 2)
     spikes = reference.simulate(np.stack([current] * 5), above, reset="zero")
     assert spikes.any()
@@ -688,12 +716,12 @@ def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it(threshold):
     full = np.full(3, threshold)
     graph = chain(nir.IF(r=np.ones(3), v_threshold=full), affine(np.eye(3)))
     fn, snn = snnjax.from_nir(graph)
-    found = snnjax.spiking(fn, steps=1)(snn, jnp.asarray(x)[None])[0, 0]
-    np.testing.assert_array_equal(found, x > full)
+    outputs = snnjax.spiking(fn, steps=1)(snn, jnp.asarray(x)[None])[0, 0]
+    np.testing.assert_array_equal(outputs, x > full)
 
 
 def test_a_written_neuron_fires_at_its_threshold(tmp_path):
-    """Potentials of these weights meet the threshold all the time."""
+    """With these weights potentials often equal the threshold."""
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
     graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
@@ -711,26 +739,28 @@ def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
     net = NETWORKS["dense"]
     neuron = snnjax.lif(reset="zero")
     snn = snnjax.init(net.fn, net.params, net.x, neuron=neuron)
-    broken = {
+    neurons = {
         name: params._replace(threshold=jnp.float32(threshold))
         for name, params in snn.neurons.items()
     }
-    with pytest.raises(ValueError, match="thresholds of site .*; allowed: finite"):
-        snnjax.to_nir(net.fn, dataclasses.replace(snn, neurons=broken), net.x)
+    with pytest.raises(
+        ValueError, match="threshold of site .*; allowed: finite and > 0"
+    ):
+        snnjax.to_nir(net.fn, dataclasses.replace(snn, neurons=neurons), net.x)
     with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
         snnjax.to_nir(net.fn, {}, net.x)
 
 
-def test_what_only_metadata_can_say_must_be_allowed():
+def test_what_only_metadata_can_express_must_be_allowed():
     net = NETWORKS["dense"]
-    snn = dataclasses.replace(fitted(net), steps=4, wait=2)
+    snn = dataclasses.replace(fitted_snn(net), steps=4, wait=2)
     with pytest.raises(ValueError, match="reset by subtraction.*potentials.*wait 2"):
         snnjax.to_nir(net.fn, snn, net.x)
     hard = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
     snnjax.to_nir(net.fn, hard, net.x)
 
 
-def test_everything_that_nir_cannot_say_is_in_one_error():
+def test_everything_that_nir_cannot_express_is_in_one_error():
     def fn(p, x):
         with jax.named_scope("first"):
             x = conv(x, p["w1"])
@@ -756,7 +786,7 @@ def test_everything_that_nir_cannot_say_is_in_one_error():
 @pytest.mark.parametrize(
     "net, words",
     [
-        (image(lambda p, x: x + jnp.eye(6)[:, :, None]), "differs from place to place"),
+        (image(lambda p, x: x + jnp.eye(6)[:, :, None]), "differ from place to place"),
         (image(lambda p, x: jnp.repeat(x, 2, 1)), "no convolution does"),
         (
             image(
@@ -773,8 +803,11 @@ def test_everything_that_nir_cannot_say_is_in_one_error():
             "no node that unflattens",
         ),
         (
-            image(lambda p, x: conv(x[:, ::-1], p["w2"]), w2=(3, 3, 4, 4)),
-            "rows or columns have moved",
+            image(
+                lambda p, x: conv(x[:, jnp.array([1, 0, 2, 3, 4, 5])], p["w2"]),
+                w2=(3, 3, 4, 4),
+            ),
+            "rows or columns were permuted",
         ),
     ],
 )
@@ -794,6 +827,26 @@ def test_a_site_that_leaks_in_parts_is_refused():
         snnjax.to_nir(net.fn, snn, net.x)
 
 
+def test_neurons_other_than_if_and_lif_are_refused():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+    surrogate = dataclasses.replace(snn, neuron=snnjax.neurons.WithSurrogate(HARD))
+    assert snnjax.to_nir(net.fn, surrogate, net.x).nodes
+    other = dataclasses.replace(snn, neuron="adaptive")
+    with pytest.raises(ValueError, match="cannot express the neurons of 'adaptive'"):
+        snnjax.to_nir(net.fn, other, net.x)
+
+
+def test_an_input_without_features_is_refused():
+    def fn(p, x):
+        return relu(x[:, None] * p) @ p
+
+    weight, x = jnp.ones(3), jnp.ones(2)
+    snn = snnjax.init(fn, weight, x, neuron=HARD)
+    with pytest.raises(ValueError, match="axis of features"):
+        snnjax.to_nir(fn, snn, x)
+
+
 ONE = np.ones(2, np.float32)
 IF = dict(r=ONE, v_threshold=ONE)
 
@@ -806,8 +859,8 @@ IF = dict(r=ONE, v_threshold=ONE)
             "cubalif \\(CubaLIF\\)",
         ),
         (
-            lambda: chain(nir.IF(**IF), nir.Wait(ONE), nir.Threshold(ONE)),
-            "\\(Wait\\).*\\(Threshold\\)",
+            lambda: chain(nir.IF(**IF), nir.Delay(ONE), nir.Threshold(ONE)),
+            "\\(Delay\\).*\\(Threshold\\)",
         ),
         (lambda: chain(nir.IF(**IF, v_reset=ONE)), "v_reset from 1.0"),
         (
@@ -821,9 +874,9 @@ IF = dict(r=ONE, v_threshold=ONE)
         ),
         (lambda: chain(affine(np.eye(2))), "no IF or LIF"),
         (lambda: chain(nir.IF(r=ONE * np.nan, v_threshold=ONE)), "NaN in its r"),
-        (lambda: fitted_to(steps=0), "no steps and wait of an SNN: steps is 0"),
-        (lambda: fitted_to(steps=4, wait=5), "wait is 5; allowed"),
-        (lambda: fitted_to(steps="many"), "no steps and wait of an SNN"),
+        (lambda: graph_fitted_to(steps=0), "no valid steps and wait: steps is 0"),
+        (lambda: graph_fitted_to(steps=4, wait=5), "wait is 5; allowed"),
+        (lambda: graph_fitted_to(steps="many"), "no valid steps and wait"),
         (lambda: nir.IF(**IF), "graph is a IF"),
     ],
 )
@@ -832,32 +885,37 @@ def test_a_graph_that_cannot_be_read_is_refused(graph, words):
         snnjax.from_nir(graph())
 
 
-def test_corrections_find_their_outputs_by_name():
-    """A file gives a NamedTuple back as a dict, which JAX sorts."""
-    net = NETWORKS["dense"]
+@pytest.mark.parametrize("name", ["wait", "delay"])
+def test_a_wait_is_read_by_its_name_in_snnjax_0_1_too(name, tmp_path):
+    graph = through_file(graph_fitted_to(steps=4, **{name: 2}), tmp_path)
+    _, snn = snnjax.from_nir(graph)
+    assert (snn.steps, snn.wait) == (4, 2)
 
-    class Answer(NamedTuple):
-        logits: jax.Array
-        first: jax.Array
 
-    def fn(p, x):
-        logits = net.fn(p, x)
-        return Answer(logits, logits[:, :1])
+def test_inputs_of_other_types_are_promoted():
+    """A convolution of JAX takes operands of one type only."""
+    net = NETWORKS["zero padding"]
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x))
+    x = net.x.astype(jnp.bfloat16)  # eighths are exact
+    outputs = snnjax.spiking(fn, steps=STEPS)(other_snn, x)
+    expected = snnjax.spiking(net.fn, steps=STEPS)(snn, net.x)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 
-    snn = fitted(net._replace(fn=fn))
-    corrections = Answer(jnp.arange(3.0), jnp.array([5.0]))
-    graphs = [
-        snnjax.to_nir(
-            fn, dataclasses.replace(snn, readout_correction=c), net.x, extended=True
-        )
-        for c in (corrections, corrections._asdict())
-    ]
-    one, other = ({n: vars(node) for n, node in g.nodes.items()} for g in graphs)
-    assert one.keys() == other.keys()
-    biases = {n: node["bias"] for n, node in one.items() if "bias" in node}
-    for name, bias in biases.items():
-        np.testing.assert_array_equal(bias, other[name]["bias"])
-    assert max(np.max(bias) for bias in biases.values()) > 4
+
+def test_a_matrix_of_an_image_is_refused():
+    """Channels last, it would multiply another axis than in NIR."""
+    ones = np.ones((2, 2, 2), np.float32)
+    nodes = {
+        "input": nir.Input({"input": np.array([2, 2, 2])}),
+        "spike": nir.IF(r=ones, v_threshold=ones),
+        "matrix": affine(np.eye(2)),
+        "output": nir.Output({"output": np.array([2, 2, 2])}),
+    }
+    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), {}, type_check=False)
+    with pytest.raises(ValueError, match="Put a Flatten before it") as error:
+        snnjax.from_nir(graph)
+    assert any("at node 'matrix'" in note for note in error.value.__notes__)
 
 
 def test_an_error_of_a_node_names_it():
@@ -868,9 +926,9 @@ def test_an_error_of_a_node_names_it():
         "output": nir.Output({"output": np.array([3])}),
     }
     graph = nir.NIRGraph(nodes, list(pairwise(nodes)), {}, type_check=False)
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(TypeError) as error:
         snnjax.from_nir(graph)
-    assert any("at node 'odd'" in note for note in caught.value.__notes__)
+    assert any("at node 'odd'" in note for note in error.value.__notes__)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Spiking networks as graphs of NIR, which other neuromorphic tools read, and back.
+"""Spiking networks as graphs of NIR, the interchange format of neuromorphic tools.
 
-`to_nir` (``writing.py``) walks a captured network with a rule per primitive
-(``rules.py``); a variable is a sum of scaled outputs of nodes (``nodes.py``,
-``layers.py``). `from_nir` (``reading.py``) makes a JAX function of a graph.
+`to_nir` (``writing.py``) applies a rule per primitive (``rules.py``) to a captured
+network. Each variable is a sum of scaled outputs of nodes (``nodes.py``), with its
+elements in some order (``orders.py``); ``layers.py`` makes matrices and convolutions.
+`from_nir` (``reading.py``) turns a graph into a JAX function.
 """
 
 from snnjax.nir.reading import from_nir

@@ -1,19 +1,18 @@
-"""The parts of a NIR graph while it is put together, channels first.
+"""The parts of a NIR graph while `to_nir` builds it, channels first.
 
     variable = sum_i scale_i node_i + constant
 
-Every variable that depends on the input is such a sum of nodes' outputs. Scales wait
-for the next weights (or go back into the last ones) and constants for the next neuron,
-so that BatchNorm, biases and thresholds end in weights and biases. Of
+Every variable that depends on the input is such a sum of nodes' outputs. A scale is
+multiplied into the next weights, or back into the last ones; a constant is added at the
+next neuron. So BatchNorm, biases and thresholds become weights and biases. In
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias, x @ w the node "w"
 
-the current is the sum of the terms (g, "w") and (1, "input"), and b is what it comes
-to without input; feeding the neuron scales the weights of "w" by g, gives it the bias b
-and draws a second edge, from "input". A permutation of elements (reshape, transpose,
-flatten) makes no node: it only changes which element of the variable a node's element
-is. ``rules.py`` reads equations, ``layers.py`` makes layers; of the package nir nothing
-is needed here.
+the current is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
+`Lowering.feed` multiplies the weights of "w" by g, gives it the bias b and adds a
+second edge, from "input". A permutation of elements (reshape, transpose, flatten) makes
+no node: it changes the order of the symbol (``orders.py``). ``rules.py`` reads
+equations, ``layers.py`` makes layers; this module does not need the package nir.
 """
 
 import itertools
@@ -49,7 +48,7 @@ class Dense(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Sum over windows, or their average."""
+    """Sum over windows, or average."""
 
     window: tuple[int, ...]
     stride: tuple[int, ...]
@@ -72,8 +71,8 @@ class Flatten(NamedTuple):
 class Term(NamedTuple):
     """``scale`` times a node's output.
 
-    ``scale`` broadcasts to it; ``owned``: nothing else reads the node, so that the
-    scale may go back into its weights.
+    ``scale`` broadcasts to it; ``owned``: nothing else reads the node, so its weights
+    may absorb the scale.
     """
 
     node: str
@@ -87,28 +86,29 @@ class Symbol(NamedTuple):
     Attributes:
         terms: all of one shape, [N] or [C, H, W].
         order: int, in that shape: which element of the (flat) variable each is.
-        carried: what the terms come to without any input, in the variable's shape;
-            None: nothing.
+        offset: the sum of the terms at zero input without spikes, in the variable's
+            shape; it is the part of the constant that biases of nodes already add.
+            None: zero.
     """
 
     terms: tuple[Term, ...]
     order: np.ndarray
-    carried: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
 
 class NotInNIR(Exception):
-    """NIR has no word for it: the reason, and the remedy."""
+    """NIR has no node for an operation: the reason, and the remedy."""
 
 
 class Lowering:
-    """The nodes of a captured network, as far as it was read.
+    """The nodes of a captured network; rules add to them equation by equation.
 
     Attributes:
-        nodes: name -> Conv, Dense, ... or whatever the caller adds.
+        nodes: name -> Conv, Dense, ... or other nodes of the caller's.
         sources: name -> names of the nodes whose outputs it sums.
-        values: variable -> its value while x is 0 and nothing spikes: parameters,
-            constants, and the constants of all others.
-        symbols: variable -> Symbol, of those that depend on the input.
+        values: variable -> its value while x is 0 and no neuron fires.
+        symbols: variable -> Symbol, for variables that depend on the input.
+        uses: variable -> how many equations and outputs read it.
     """
 
     def __init__(self, network: Network, values: Values):
@@ -120,7 +120,7 @@ class Lowering:
         self.uses = Counter(v for v in [*reads, *network.outputs] if isinstance(v, int))
 
     def add(self, name: str, node: Any, sources: Sequence[str]) -> str:
-        """A new node; its name is made a word, and unique."""
+        """Add a node; return its name, made unique and free of punctuation."""
         word = name = re.sub(r"\W+", "_", name).strip("_")
         count = itertools.count(1)
         while name in self.nodes:
@@ -129,15 +129,17 @@ class Lowering:
         return name
 
     def symbol(self, v: int) -> Symbol:
-        """A variable's symbol, for one of those that read it."""
+        """A variable's symbol, for one of its readers."""
         symbol = self.symbols[v]
         if self.uses[v] == 1:
             return symbol
         shared = tuple(term._replace(owned=False) for term in symbol.terms)
         return symbol._replace(terms=shared)
 
-    def feed(self, v: int, factor: np.ndarray, more: np.ndarray, path: str):
-        """Names of nodes that sum to ``factor * (v + more)``, and the symbol's order.
+    def feed(
+        self, v: int, factor: np.ndarray, more: np.ndarray, path: str
+    ) -> tuple[list[str], np.ndarray]:
+        """Names of nodes that sum to ``factor * (v + more)``, and their order.
 
         Args:
             v: a variable that depends on the input.
@@ -148,38 +150,64 @@ class Lowering:
         shape = self.network.avals[v].shape[1:]
         constant = numbers(self.values[v])[0] + more
         rounding = 1e-6 * np.abs(constant).max(initial=0)
-        if symbol.carried is not None:
-            constant = constant - symbol.carried[0]
+        if symbol.offset is not None:
+            constant = constant - symbol.offset[0]
+        has_bias = np.abs(constant).max(initial=0) > rounding
+        if has_bias and symbol.order.ndim not in (1, 3):
+            symbol = self._as_vector(symbol)
         factor, constant = (
             np.broadcast_to(a, shape).ravel()[symbol.order] for a in (factor, constant)
         )
-        bias = None
-        if np.abs(constant).max(initial=0) > rounding:
-            bias = _per_channel(factor, constant, 10 * rounding)
+        bias = _per_channel(factor, constant, 10 * rounding) if has_bias else None
         return self._sum(symbol, compact(factor), bias, path), symbol.order
 
-    def _sum(self, symbol: Symbol, factor, bias, path: str) -> list[str]:
+    def flatten(self, name: str, shape: Sequence[int]) -> str:
+        """The name of a node that flattens another one."""
+        for other, sources in self.sources.items():
+            if sources == (name,) and isinstance(self.nodes[other], Flatten):
+                return other
+        return self.add(f"{name}/flatten", Flatten(tuple(shape)), [name])
+
+    def _as_vector(self, symbol: Symbol) -> Symbol:
+        """Nodes of two or four axes, flattened, since NIR has no biases for them."""
+        shape = symbol.order.shape
+        terms = tuple(
+            Term(
+                self.flatten(term.node, shape),
+                np.broadcast_to(term.scale, shape).ravel(),
+                False,
+            )
+            for term in symbol.terms
+        )
+        return symbol._replace(terms=terms, order=symbol.order.ravel())
+
+    def _sum(
+        self, symbol: Symbol, factor: np.ndarray, bias: np.ndarray | None, path: str
+    ) -> list[str]:
+        """Names of nodes that sum to ``factor * symbol + bias``."""
         terms = [
             term._replace(scale=compact(term.scale * factor)) for term in symbol.terms
         ]
-        names = [scaled(self, term, symbol.order.shape, path) for term in terms]
+        names = [scale_node(self, term, symbol.order.shape, path) for term in terms]
         if bias is None:
             return names
-        able = [
-            i
-            for i, (name, term) in enumerate(zip(names, terms, strict=True))
-            if isinstance(self.nodes[name], Conv | Dense)
-            and (term.owned or name != term.node)
-        ]
-        if not able:
-            names[0] = self._biased(names[0], symbol.order.shape, path)
-        name = names[able[0] if able else 0]
+        name = next(
+            (
+                name
+                for name, term in zip(names, terms, strict=True)
+                if isinstance(self.nodes[name], Conv | Dense)
+                and (term.owned or name != term.node)
+            ),
+            None,
+        )
+        if name is None:
+            name = names[0] = self._add_biased(names[0], symbol.order.shape, path)
         node = self.nodes[name]
         self.nodes[name] = node._replace(bias=node.bias + bias)
         return names
 
-    def _biased(self, name: str, shape, path: str) -> str:
-        """A node that passes another on and has a bias."""
+    def _add_biased(self, name: str, shape: Sequence[int], path: str) -> str:
+        """Add a node that repeats another one and can have a bias."""
         weight, sources = np.ones(shape[0]), (name,)
         node = self.nodes[name]
         if len(shape) == 1 and isinstance(node, Scale):
@@ -190,38 +218,39 @@ class Lowering:
             new = pointwise(weight, shape)
         return self.add(join(path, "bias"), new, sources)
 
-    def settled(self, v: int, symbol: Symbol, path: str) -> Symbol:
-        """The same with its constant in its nodes."""
+    def absorb_constant(self, v: int, path: str) -> Symbol:
+        """The variable's symbol with its constant in the biases of its nodes."""
         names, order = self.feed(v, np.ones(()), np.zeros(()), path)
         terms = tuple(Term(name, np.ones(()), False) for name in names)
         return Symbol(terms, order, numbers(self.values[v]))
 
 
-def times(symbol: Symbol, factor) -> Symbol:
+def times(symbol: Symbol, factor: np.ndarray | float) -> Symbol:
     """A symbol times a constant that broadcasts to its nodes."""
-    factor = compact(factor)
     terms = tuple(t._replace(scale=compact(t.scale * factor)) for t in symbol.terms)
     return symbol._replace(terms=terms)
 
 
-def groups_of(lowering: Lowering, symbol: Symbol, path: str):
-    """Terms of one scale together: names of nodes, and their scale per channel."""
-    found: list[tuple[list[str], np.ndarray]] = []
+def group_terms(
+    lowering: Lowering, symbol: Symbol, path: str
+) -> list[tuple[list[str], np.ndarray]]:
+    """Terms with the same scale together: names of nodes, and the scale per channel."""
+    groups: list[tuple[list[str], np.ndarray]] = []
     for term in symbol.terms:
         name, scale = term.node, term.scale
         if scale.ndim == 3 and scale.shape[1:] != (1, 1):
-            name = scaled(lowering, term, symbol.order.shape, path)
+            name = scale_node(lowering, term, symbol.order.shape, path)
             scale = np.ones(())
-        same = [names for names, s in found if np.array_equal(s, scale)]
+        same = [names for names, s in groups if np.array_equal(s, scale)]
         if same:
             same[0].append(name)
         else:
-            found.append(([name], scale))
-    return found
+            groups.append(([name], scale))
+    return groups
 
 
-def scaled(lowering: Lowering, term: Term, shape, path: str) -> str:
-    """The name of a node whose output is the term."""
+def scale_node(lowering: Lowering, term: Term, shape: Sequence[int], path: str) -> str:
+    """The name of a node whose output is the term, its scale included."""
     node, scale = lowering.nodes[term.node], term.scale
     if (scale == 1).all():
         return term.node
@@ -243,34 +272,15 @@ def scaled(lowering: Lowering, term: Term, shape, path: str) -> str:
     return lowering.add(join(path, "scale"), new, [term.node])
 
 
-def pointwise(factor: np.ndarray, shape) -> Conv:
+def pointwise(factor: np.ndarray, shape: Sequence[int]) -> Conv:
     """A 1x1 convolution that scales channels."""
     channels, *size = shape
     weight = factor[:, None, None, None]
     return Conv(weight, np.zeros(channels), tuple(size), groups=channels)
 
 
-def layout(order: np.ndarray, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """The axes of a variable that the axes of its nodes are; None if they are none."""
-    axes = range(len(shape))
-    # The batch axis comes last, so that it is taken for no other of size 1.
-    for chosen in itertools.permutations([*axes[1:], 0], order.ndim):
-        if all(shape[a] == n for a, n in zip(chosen, order.shape, strict=True)):
-            if math.prod(shape) == order.size:
-                if np.array_equal(ordered(shape, chosen), order):
-                    return chosen
-    return None
-
-
-def ordered(shape, axes) -> np.ndarray:
-    """Flat indices of a variable [.., of size 1], its axes ``axes`` in that order."""
-    index = np.arange(math.prod(shape)).reshape(shape)
-    rest = [a for a in range(len(shape)) if a not in axes]
-    return index.transpose(*axes, *rest).reshape([shape[a] for a in axes])
-
-
-def compact(factor) -> np.ndarray:
-    """The same factor, [C, 1, 1] if it is one per channel, a scalar if it is one."""
+def compact(factor: Any) -> np.ndarray:
+    """The same factor: a scalar if it is uniform, [C, 1, 1] if it is per channel."""
     factor = np.asarray(factor, np.float64)
     if factor.size and (factor == factor.flat[0]).all():
         return factor.flat[0] * np.ones(())
@@ -287,14 +297,14 @@ def _per_channel(factor: np.ndarray, constant: np.ndarray, rounding: float):
     channels = product.mean(axis=(1, 2), keepdims=True)
     if (np.abs(product - channels) > np.abs(factor) * rounding).any():
         raise NotInNIR(
-            "a constant that differs from place to place is added: NIR's biases are "
-            "one per channel",
-            "add constants per channel (also before a padded convolution)",
+            "its bias would differ from place to place: NIR has one bias per channel",
+            "use constants, thresholds and leaks per channel (also before a padded "
+            "convolution)",
         )
     return channels[:, 0, 0]
 
 
-def numbers(value) -> np.ndarray:
+def numbers(value: Any) -> np.ndarray:
     """An array in double precision, in which scales are multiplied."""
     return np.asarray(jax.device_get(value)).astype(np.float64)
 

@@ -1,13 +1,13 @@
-"""A graph of NIR as an ordinary JAX function and its spiking network.
+"""A NIR graph as an ordinary JAX function and its spiking network.
 
-Its neurons become sites (``jax.nn.relu``), channels last; everything else is a layer:
+Neurons become sites (``jax.nn.relu``), channels last; every other node is a layer:
 
     v <- (1 - dt / tau) v + (dt / tau) (R I + v_leak)          LIF
     v <- v + R I                                               IF
     z = 1[v > v_threshold], and then v <- v_reset = 0
 
-Ours fire at v >= V_th, so V_th is the smallest float32 above v_threshold.
-``writing.py`` has the way out, and what NIR's words mean there.
+snnjax fires at v >= V_th, so V_th is the smallest float32 above v_threshold.
+``writing.py`` writes graphs and explains their thresholds, gains and tau.
 """
 
 import functools
@@ -31,27 +31,28 @@ if TYPE_CHECKING:
 
 
 def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callable, SNN]:
-    """Read a NIR graph: of `to_nir`, with the same spikes, or of another tool.
+    """Read a NIR graph, written by `to_nir` or by another tool.
+
+    A graph of `to_nir` has the same spikes as the network that it was written from.
 
     Args:
-        graph: of Input, Output, Conv2d, Linear, Affine, Scale, SumPool2d, AvgPool2d,
-            Flatten, IF and LIF, without cycles, with one input. Several edges into one
-            node are summed.
-        dt: time step in seconds of every LIF; None: what the graph's metadata say
-            ("dt"), 1e-4 if they say nothing. IF integrates its whole input at every
-            step.
+        graph: nodes Input, Output, Conv2d, Linear, Affine, Scale, SumPool2d,
+            AvgPool2d, Flatten, IF and LIF, without cycles, with one input. Several
+            edges into one node are summed.
+        dt: time step in seconds of every LIF; None: "dt" of the graph's metadata, or
+            1e-4 without it. IF integrates its whole input at every step.
 
     Returns:
         ``(fn, snn)``, for ``snnjax.spiking(fn, steps=...)(snn, x)``. Images are
-        channels last: where the graph takes [C, H, W], fn takes [B, H, W, C], and so
-        are its outputs (a dict by name if there are several). ``fn(snn.params, x)`` has
-        a ReLU at every neuron: the ANN, but for what calibrated biases became, and for
-        a clipped ReLU's maximum. Neurons reset to zero unless their metadata say
-        "subtract"; ``steps`` and ``wait`` are those of the metadata.
+        channels last: where the graph takes or returns [C, H, W], fn takes or returns
+        [B, H, W, C]. Several outputs are a dict by name. ``fn(snn.params, x)`` has a
+        ReLU at every neuron; it equals the ANN except for calibrated biases and for the
+        maximum of a clipped ReLU. Neurons reset to zero unless their metadata has
+        "reset" "subtract"; ``steps`` and ``wait`` come from the graph's metadata.
 
     Raises:
-        ValueError: with all nodes that are none of these; a cycle; neurons that do not
-            reset to 0, or in different ways; a tau not above dt; no neuron at all.
+        ValueError: nodes of other types, all in one error; a cycle; neurons that do not
+            reset to 0, or that reset in different ways; a tau not above dt; no neuron.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax.numpy as jnp, nir, numpy as np, snnjax
@@ -68,26 +69,26 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     """
     nir = import_nir()
     _check_nodes(nir, graph)
-    about = graph.metadata or {}
-    duration: Any = about.get("dt", 1e-4) if dt is None else dt
+    metadata = graph.metadata or {}
+    duration: Any = metadata.get("dt", 1e-4) if dt is None else dt
     check_positive("dt", duration)
-    fitted = _fitted(about)
+    steps, wait = _steps_and_wait(metadata)
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
-    order = _ordered(nir, graph, sources)
+    order = _execution_order(nir, graph, sources)
     layers = {
         name: _layer(nir, name, graph.nodes[name], float(duration)) for name in order
     }
     (entrance,) = (n for n in order if isinstance(graph.nodes[n], nir.Input))
     exits = [n for n in order if isinstance(graph.nodes[n], nir.Output)]
 
-    def fn(params, x):
+    def fn(params: dict[str, Any], x: jax.Array) -> Any:
         values = {}
         for name in order:
-            summed = [x] if name == entrance else [values[s] for s in sources[name]]
+            inputs = [x] if name == entrance else [values[s] for s in sources[name]]
             try:
-                into = functools.reduce(jnp.add, summed)
+                into = functools.reduce(jnp.add, inputs)
                 values[name] = layers[name].apply(params.get(name, {}), into)
             except (TypeError, ValueError) as error:
                 error.add_note(f"at node {name!r} of the graph, channels last")
@@ -103,30 +104,30 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     return fn, SNN(
         params,
         {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
-        steps=fitted[0],
-        wait=fitted[1],
+        steps=steps,
+        wait=wait,
         neuron=IntegrateAndFire(_reset(nir, graph, order)),
     )
 
 
-def _fitted(about: dict[str, Any]) -> tuple[int | None, int | None]:
-    """The steps and wait that a graph's metadata say its SNN was fitted to."""
-    if about.get("steps") is None:
+def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The steps and wait that an SNN was fitted to, from its graph's metadata."""
+    if metadata.get("steps") is None:
         return None, None
     try:
-        wait = about.get("wait", about.get("delay", 0))  # "delay": of snnjax 0.1
-        steps, wait = int(about["steps"]), int(wait)
+        wait = metadata.get("wait", metadata.get("delay", 0))  # snnjax 0.1: "delay"
+        steps, wait = int(metadata["steps"]), int(wait)
         check_wait(steps, wait)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the graph's metadata have no steps and wait of an SNN: {error}. Delete "
-            "them there, and any steps will do"
+            f"the graph's metadata has no valid steps and wait: {error}. Delete both "
+            "there; the SNN then runs with any steps"
         ) from None
     return steps, wait
 
 
 class Layer(NamedTuple):
-    """A node as a function of its parameters and input; its neurons if it has some."""
+    """A node as a function of its parameters and input, with its neurons if any."""
 
     apply: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     params: dict[str, jax.Array] = {}
@@ -160,10 +161,19 @@ def _matrix(nir: Any, name: str, node: Any) -> Layer:
             "[outputs, inputs]"
         )
     params = {"weight": _array(np.transpose(node.weight))}
-    if isinstance(node, nir.Linear):
-        return Layer(lambda p, x: x @ p["weight"], params)
-    params["bias"] = _array(node.bias)
-    return Layer(lambda p, x: x @ p["weight"] + p["bias"], params)
+    if not isinstance(node, nir.Linear):
+        params["bias"] = _array(node.bias)
+
+    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        if x.ndim > 3:
+            raise ValueError(
+                f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
+                "Flatten before it"
+            )
+        y = x @ p["weight"]
+        return y + p["bias"] if "bias" in p else y
+
+    return Layer(apply, params)
 
 
 def _convolution(name: str, node: Any) -> Layer:
@@ -173,16 +183,17 @@ def _convolution(name: str, node: Any) -> Layer:
         if padding == "SAME" and stride != (1, 1):
             raise ValueError(
                 f"node {name!r} has padding 'same' with stride {stride}; allowed: "
-                "numbers, or stride 1"
+                "padding in numbers, or stride 1"
             )
     else:
         padding = [(p, p) for p in _pair(node.padding)]
     groups = int(node.groups)
 
-    def apply(p, x):
+    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        dtype = jnp.result_type(x, p["weight"])
         x = jax.lax.conv_general_dilated(
-            x,
-            p["weight"],
+            x.astype(dtype),
+            p["weight"].astype(dtype),
             stride,
             padding,
             rhs_dilation=dilation,
@@ -201,7 +212,7 @@ def _pooling(nir: Any, node: Any) -> Layer:
     padding = [(0, 0), *[(p, p) for p in _pair(node.padding)], (0, 0)]
     count = math.prod(window) if isinstance(node, nir.AvgPool2d) else 1
 
-    def apply(_, x):
+    def apply(_: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)
         return total / count if count != 1 else total
 
@@ -209,6 +220,10 @@ def _pooling(nir: Any, node: Any) -> Layer:
 
 
 def _flatten(name: str, node: Any) -> Layer:
+    if node.input_type["input"] is None:
+        raise ValueError(
+            f"node {name!r} has no input shape; pass it as Flatten's input_type"
+        )
     axes = len(node.input_type["input"])
     if node.start_dim % axes or node.end_dim % axes != axes - 1:
         raise ValueError(
@@ -216,7 +231,7 @@ def _flatten(name: str, node: Any) -> Layer:
             f"{axes}; allowed: all of them, 0 to -1 (the batch is not counted)"
         )
 
-    def apply(_, x):
+    def apply(_: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, -1, 1) if axes == 3 else x
         return x.reshape(x.shape[0], -1)
 
@@ -232,7 +247,8 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
         if not ((leak > 0) & (leak <= 1)).all():
             raise ValueError(
                 f"node {name!r} has tau from {np.min(node.tau)} to {np.max(node.tau)} "
-                f"s; allowed: above dt = {dt} s. Pass the dt of the tool that wrote it"
+                f"s; allowed: above dt = {dt} s. Pass the dt of the tool that wrote "
+                "the graph"
             )
     if not np.all(_numbers(node.v_threshold) > 0):
         raise ValueError(
@@ -245,11 +261,11 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
     if (threshold != 1).any():
         params["threshold"] = _neuronwise(threshold)
 
-    def apply(p, x):
+    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         current = x * p["gain"] if "gain" in p else x
         with jax.named_scope(name):
             spikes = jax.nn.relu(current)
-        # Ours carry V_th, NIR's are 1.
+        # A spike carries V_th in snnjax and 1 in NIR.
         return spikes / p["threshold"] if "threshold" in p else spikes
 
     start = _numbers((node.metadata or {}).get("v_init", 0.0))
@@ -266,21 +282,21 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
 
 
 def _check_nodes(nir: Any, graph: Any) -> None:
-    """Raise unless all nodes and both ends of every edge are known."""
+    """Raise unless every node has a layer here and every edge has two nodes."""
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
-    known = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
-    known += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
-    unknown = [
+    allowed = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
+    allowed += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
+    others = [
         f"{name} ({type(node).__name__})"
         for name, node in graph.nodes.items()
-        if not isinstance(node, known)
+        if not isinstance(node, allowed)
     ]
-    if unknown:
+    if others:
         raise ValueError(
-            f"these nodes cannot be read: {', '.join(unknown)}; allowed: "
-            f"{', '.join(kind.__name__ for kind in known)}. Write a nested graph flat; "
-            "a synapse with a time constant (CubaLIF) has no neuron here"
+            f"these nodes cannot be read: {', '.join(others)}; allowed: "
+            f"{', '.join(kind.__name__ for kind in allowed)}. Write a nested graph "
+            "flat; snnjax has no neuron with a synaptic time constant (CubaLIF)"
         )
     for name, node in graph.nodes.items():
         for field, value in vars(node).items():
@@ -289,44 +305,45 @@ def _check_nodes(nir: Any, graph: Any) -> None:
                 raise ValueError(
                     f"node {name!r} has NaN in its {field}; allowed: numbers"
                 )
-    loose = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
-    if loose:
+    open_edges = [edge for edge in graph.edges if not set(edge) <= set(graph.nodes)]
+    if open_edges:
         raise ValueError(
-            f"the edges {loose} have an end that is no node; nodes: "
+            f"the edges {open_edges} have an end that is no node; nodes: "
             f"{', '.join(graph.nodes)}"
         )
     inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
         raise ValueError(f"the graph has {len(inputs)} inputs {inputs}; allowed: one")
     if not any(isinstance(node, nir.IF | nir.LIF) for node in graph.nodes.values()):
-        raise ValueError("the graph has no IF or LIF, so nothing would spike")
+        raise ValueError("the graph has no IF or LIF: no neuron would fire")
 
 
-def _ordered(nir: Any, graph: Any, sources: dict[str, list[str]]) -> list[str]:
+def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> list[str]:
     """The nodes that the outputs need, each after its sources."""
-    wanted = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
-    for name in wanted:
-        wanted += [s for s in sources[name] if s not in wanted]
-    bare = [n for n in wanted if not sources[n]]
-    bare = [n for n in bare if not isinstance(graph.nodes[n], nir.Input)]
-    if bare or not wanted:
-        raise ValueError(f"no edge leads to {', '.join(bare) or 'an output'}")
-    waiting = [name for name in graph.nodes if name in wanted]
+    needs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Output)]
+    for name in needs:  # grows in the loop, to the sources of all of them
+        needs += [s for s in dict.fromkeys(sources[name]) if s not in needs]
+    orphans = [n for n in needs if not sources[n]]
+    orphans = [n for n in orphans if not isinstance(graph.nodes[n], nir.Input)]
+    if orphans or not needs:
+        raise ValueError(f"no edge leads to {', '.join(orphans) or 'an output'}")
+    pending = [name for name in graph.nodes if name in needs]
     order: list[str] = []
-    while waiting:
-        ready = [n for n in waiting if set(sources[n]) <= set(order)]
+    while pending:
+        ready = [n for n in pending if set(sources[n]) <= set(order)]
         if not ready:
             raise ValueError(
-                f"the graph is recurrent: {', '.join(waiting)} wait for each other; "
+                f"the graph is recurrent: {', '.join(pending)} depend on each other; "
                 "allowed: edges without a cycle"
             )
         order += ready
-        waiting = [n for n in waiting if n not in ready]
+        pending = [n for n in pending if n not in ready]
     return order
 
 
 def _reset(nir: Any, graph: Any, order: list[str]) -> str:
-    found = {}
+    """The reset of all neurons: "zero" or "subtract"."""
+    resets = {}
     for name in order:
         node = graph.nodes[name]
         if isinstance(node, nir.IF | nir.LIF):
@@ -334,11 +351,11 @@ def _reset(nir: Any, graph: Any, order: list[str]) -> str:
             reset = reset.decode() if isinstance(reset, bytes) else str(reset)
             if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
                 reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
-            found[name] = reset
-    kinds = set(found.values())
+            resets[name] = reset
+    kinds = set(resets.values())
     if len(kinds) != 1 or not kinds <= {"zero", "subtract"}:
         raise ValueError(
-            f"the neurons reset to {found}; allowed: v_reset 0 for all of them, or "
+            f"the neurons reset to {resets}; allowed: v_reset 0 for all of them, or "
             'metadata {"reset": "subtract"} for all'
         )
     return kinds.pop()
@@ -355,7 +372,7 @@ def _neuronwise(values: np.ndarray) -> jax.Array:
     return _array(_channels_last_array(values))
 
 
-def _above(threshold) -> np.ndarray:
+def _above(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
     exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
     following = np.nextafter(rounded, np.float32(np.inf))
@@ -367,18 +384,18 @@ def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def _channels_last_array(array) -> np.ndarray:
+def _channels_last_array(array: Any) -> np.ndarray:
     return np.moveaxis(array, 0, -1) if np.ndim(array) == 3 else np.asarray(array)
 
 
-def _pair(numbers) -> tuple[int, int]:
+def _pair(numbers: Any) -> tuple[int, int]:
     first, second = np.broadcast_to(np.ravel(numbers), 2)
     return int(first), int(second)
 
 
-def _numbers(array) -> np.ndarray:
+def _numbers(array: Any) -> np.ndarray:
     return np.asarray(array, np.float64)
 
 
-def _array(array) -> jax.Array:
+def _array(array: Any) -> jax.Array:
     return jnp.asarray(np.asarray(array, np.float32))

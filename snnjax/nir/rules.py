@@ -1,30 +1,37 @@
 """Equations of a captured network as nodes of NIR: one rule per primitive.
 
-Each rule gives the `Symbol` of an equation's result from those of its operands, or
-raises `NotInNIR`. What does not depend on the input is a number by then.
+Each rule returns the `Symbol` of an equation's result, computed from the symbols of its
+operands, or raises `NotInNIR`. Operands that do not depend on the input are constants.
 """
 
+import itertools
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from snnjax.network.equations import Equation, read
 from snnjax.network.evaluate import evaluate, identity
-from snnjax.nir.layers import conv, dense, sum_of, taken
+from snnjax.nir.layers import Window, conv, dense, select_elements, sum_of
 from snnjax.nir.nodes import (
     Lowering,
     NotInNIR,
     Pool,
     Symbol,
     Term,
-    groups_of,
+    group_terms,
     join,
-    layout,
     numbers,
-    ordered,
     times,
+)
+from snnjax.nir.orders import (
+    Arrangement,
+    arrangement,
+    ascending,
+    flat_indices,
+    flip,
+    flips,
 )
 
 
@@ -32,51 +39,85 @@ def lower(lowering: Lowering, equation: Equation) -> None:
     """Add the symbols of an equation's outputs, with the nodes that they need.
 
     Raises:
-        NotInNIR: NIR cannot say it.
+        NotInNIR: NIR has no node for the operation.
     """
     name = equation.name
     if name in _UNCHANGED:
-        made = [lowering.symbol(_operand(lowering, equation))]
+        symbols = [lowering.symbol(_operand(lowering, equation))]
     elif name in _MOVES:
-        made = _move(lowering, equation)
+        symbols = _move(lowering, equation)
     elif name in _LOWERINGS:
-        made = [_LOWERINGS[name](lowering, equation)]
+        symbols = [_LOWERINGS[name](lowering, equation)]
     else:
         raise NotInNIR(
             "NIR has no node for it",
             "use convolutions, matrix products, sums, scales, sum and average "
             "pooling, flatten",
         )
-    lowering.symbols.update(zip(equation.outputs, made, strict=True))
+    lowering.symbols.update(zip(equation.outputs, symbols, strict=True))
 
 
 def entrance(lowering: Lowering) -> np.ndarray:
     """Which element of x each element of the graph's input is (`Symbol.order`).
 
-    Of an image x [H, W, C] the first convolution tells, or else its shape.
+    An image comes channels first, its rows and columns as in x. The first convolution
+    decides which axis of x counts channels; without one it is the last.
+    """
+    network = lowering.network
+    shape = network.avals[network.x].shape
+    order = np.arange(math.prod(shape)).reshape(shape[1:])
+    return np.moveaxis(order, _channel_axis(lowering), 0) if len(shape) == 4 else order
+
+
+def _channel_axis(lowering: Lowering) -> int:
+    """The axis of an example x [., ., .] that the first convolution reads as channels.
+
+    The elements of x (from 1; 0 is none of them) are followed to that convolution; the
+    channel axis of x is the one along which they vary with its input channels alone.
     """
     network = lowering.network
     shape = network.avals[network.x].shape
     index = {network.x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
     for equation in network.equations:
-        known = [v for v in equation.variables if v in index]
-        if len(shape) != 4 or len(known) != 1 or equation.site is not None:
+        operands = [v for v in equation.variables if v in index]
+        if len(operands) != 1:
             continue
-        name, made, (v,) = equation.name, equation.outputs[0], known
-        if name == "conv_general_dilated" and index[v].ndim == 4:
+        name, result, elements = equation.name, equation.outputs[0], index[operands[0]]
+        if name == "conv_general_dilated" and elements.ndim == 4:
             spec = equation.options["dimension_numbers"].lhs_spec
-            return index[v].transpose(spec)[0] - 1
+            varying = _varying_axes(elements.transpose(spec)[0], shape[1:])
+            channels = varying[0] - varying[1] - varying[2]
+            spatial = varying[1] | varying[2]
+            # A single channel has no second element: it is the remaining axis.
+            candidates = channels or {0, 1, 2} - spatial
+            return max(candidates, default=2)
         if name in _MOVES:
-            moved = _linear_part(lowering, equation, index)[0]
-            if np.array_equal(np.sort(moved.ravel()), np.arange(1, index[v].size + 1)):
-                index[made] = moved.astype(int)
-        elif network.avals[made].shape == index[v].shape:
-            index[made] = index[v]
-    order = np.arange(math.prod(shape)).reshape(shape[1:])
-    return np.moveaxis(order, -1, 0) if order.ndim == 3 else order
+            moved = _linear_part(lowering, equation, index)
+            moved = [np.rint(elements).astype(int) for elements in moved]
+            index.update(zip(equation.outputs, moved, strict=True))
+        elif network.avals[result].shape == elements.shape:
+            index[result] = elements
+    return 2
 
 
-# Nothing changes in the numbers but their type: NIR computes in float32.
+def _varying_axes(elements: np.ndarray, shape: Sequence[int]) -> list[set[int]]:
+    """For each axis of an image of elements, the axes of x that vary along it."""
+    coordinates = np.unravel_index(np.maximum(elements - 1, 0), tuple(shape))
+    varying: list[set[int]] = []
+    for axis in range(elements.ndim):
+        first, second = (np.delete(elements, drop, axis) for drop in (-1, 0))
+        both = (first > 0) & (second > 0)
+        varying.append(
+            {
+                a
+                for a, coordinate in enumerate(coordinates)
+                if (np.diff(coordinate, axis=axis) != 0)[both].any()
+            }
+        )
+    return varying
+
+
+# Only the type of the numbers changes: NIR computes in float32.
 _UNCHANGED = frozenset(
     "convert_element_type copy copy_p mesh_cast name optimization_barrier "
     "reduce_precision reshard sharding_constraint stop_gradient".split()
@@ -97,15 +138,15 @@ def _add(lowering: Lowering, equation: Equation) -> Symbol:
         for i, v in enumerate(equation.inputs)
         if isinstance(v, int) and v in lowering.symbols
     ]
-    symbols = [times(symbol, np.float64(sign)) for symbol, sign in operands]
+    symbols = [times(symbol, sign) for symbol, sign in operands]
     total = sum_of(lowering, symbols, equation.path)
-    return total._replace(carried=_carried(lowering, equation))
+    return total._replace(offset=_offset(lowering, equation))
 
 
 def _negate(lowering: Lowering, equation: Equation) -> Symbol:
     symbol = lowering.symbol(_operand(lowering, equation))
-    carried = _carried(lowering, equation)
-    return times(symbol, np.float64(-1))._replace(carried=carried)
+    offset = _offset(lowering, equation)
+    return times(symbol, -1.0)._replace(offset=offset)
 
 
 def _multiply(lowering: Lowering, equation: Equation) -> Symbol:
@@ -116,7 +157,7 @@ def _multiply(lowering: Lowering, equation: Equation) -> Symbol:
     factor = factor[symbol.order]
     if equation.name == "div":
         factor = 1 / factor
-    return times(symbol, factor)._replace(carried=_carried(lowering, equation))
+    return times(symbol, factor)._replace(offset=_offset(lowering, equation))
 
 
 def _select(lowering: Lowering, equation: Equation) -> Symbol:
@@ -130,7 +171,7 @@ def _select(lowering: Lowering, equation: Equation) -> Symbol:
             mask = np.broadcast_to(chosen == i, shape).ravel()[symbol.order]
             symbols.append(times(symbol, mask.astype(np.float64)))
     total = sum_of(lowering, symbols, equation.path)
-    return total._replace(carried=_carried(lowering, equation))
+    return total._replace(offset=_offset(lowering, equation))
 
 
 def _dot(lowering: Lowering, equation: Equation) -> Symbol:
@@ -149,109 +190,170 @@ def _dot(lowering: Lowering, equation: Equation) -> Symbol:
     inputs = math.prod(shape[a] for a in contract[side])
     weight = weight.transpose(*contract[1 - side], *free).reshape(inputs, -1)
     contracted = tuple(contract[side])
-    kept = [a for a in range(len(shape)) if a not in contract[side]]
-    if math.prod(shape[a] for a in kept) == 1:
-        index = np.arange(inputs).reshape(shape).transpose(*contract[side], *kept)
+    rest = [a for a in range(len(shape)) if a not in contracted]
+    if math.prod(shape[a] for a in rest) == 1:
+        index = np.arange(inputs).reshape(shape).transpose(*contracted, *rest)
         matrix = np.empty_like(weight)
         matrix[index.ravel()] = weight
         terms = dense(lowering, symbol, matrix[symbol.order.ravel()].T, equation.path)
         order = np.arange(weight.shape[1])
-        return Symbol(terms, order, _carried(lowering, equation))
-    axes = layout(symbol.order, shape)
-    image = axes is not None and len(axes) == 3 and contracted == axes[:1]
-    if not image or axes is None or len(free) != 1:
+        return Symbol(terms, order, _offset(lowering, equation))
+    image = None
+    if symbol.order.ndim == 3 and len(contracted) == len(free) == 1:
+        candidates = [contracted + p for p in itertools.permutations(rest, 2)]
+        image = arrangement(symbol.order, shape, candidates)
+    if image is None:
         raise NotInNIR(
             f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
         )
-    kernel = weight.T[:, :, None, None]
-    terms = conv(lowering, symbol, kernel, symbol.order.shape[1:], equation.path)
+    channels, *spatial = image.indices
+    kernel = weight.T[:, channels, None, None]
+    windows = [Window(len(i), len(i), 0, 1, 1) for i in spatial]
+    terms = conv(lowering, symbol, kernel, windows, equation.path)
     outputs = lowering.network.avals[equation.outputs[0]].shape
     channel = len(outputs) - 1 if side == 0 else 0
-    place = [kept.index(a) + (side == 1) for a in axes[1:]]
-    order = ordered(outputs, (channel, *place))
-    return Symbol(terms, order, _carried(lowering, equation))
+    places = [rest.index(a) + (side == 1) for a in image.axes[1:]]
+    order = flat_indices(outputs, (channel, *places))
+    order = order[:, spatial[0]][:, :, spatial[1]]
+    return Symbol(terms, order, _offset(lowering, equation))
 
 
 def _convolve(lowering: Lowering, equation: Equation) -> Symbol:
-    v, params = _operand(lowering, equation), equation.options
-    spec = params["dimension_numbers"]
+    """A convolution; one of a transposed or flipped image moves the kernel instead."""
+    v, options = _operand(lowering, equation), equation.options
+    spec = options["dimension_numbers"]
     shape = lowering.network.avals[v].shape
     outputs = lowering.network.avals[equation.outputs[0]].shape
-    plain = params["batch_group_count"] == 1 and set(params["lhs_dilation"]) <= {1}
+    plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
         raise NotInNIR(
-            "of convolutions NIR knows the 2-D ones of the activations, not transposed",
+            "the only convolutions of NIR are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
-    image = ordered(shape, spec.lhs_spec[1:])
-    symbol, groups = lowering.symbol(v), params["feature_group_count"]
-    symbol = _whole(lowering, equation, v, symbol, spec.out_spec[1])
+    symbol = _continued(lowering, equation, v, spec.out_spec[1])
+    image = _image_to_convolve(symbol, shape, spec.lhs_spec[1:])
     weight = numbers(read(lowering.values, equation.inputs[1]))
     weight = weight.transpose(spec.rhs_spec)
-    if not np.array_equal(symbol.order, image):
-        channels = _channel_order(symbol.order, image, shape)
-        if groups > 1:  # each reads its own channels: a 1x1 convolution brings them
-            unit = np.eye(len(channels))[:, channels, None, None]
-            terms = conv(lowering, symbol, unit, image.shape[1:], equation.path)
-            symbol = symbol._replace(terms=terms, order=image)
-        else:
-            weight = weight[:, channels]
-    out = [outputs[a] for a in spec.out_spec[2:]]
+    groups, dilation = options["feature_group_count"], options["rhs_dilation"]
+    windows = [
+        Window(shape[a], outputs[b], low, (n - 1) * d + 1, stride)
+        for a, b, (low, _), n, d, stride in zip(
+            spec.lhs_spec[2:],
+            spec.out_spec[2:],
+            options["padding"],
+            weight.shape[2:],
+            dilation,
+            options["window_strides"],
+            strict=True,
+        )
+    ]
+    results = spec.out_spec[2:]
+    if image.axes[1:] != spec.lhs_spec[2:]:
+        weight = weight.swapaxes(2, 3)
+        windows, dilation, results = windows[::-1], dilation[::-1], results[::-1]
+    channels, *spatial = image.indices
+    backwards = _flips(spatial, shape)
+    weight = flip(weight, backwards)
+    windows = [
+        w.reversed() if b else w for w, b in zip(windows, backwards, strict=True)
+    ]
+    if groups == 1:
+        weight = weight[:, channels]
+    elif not ascending(channels):  # each group reads its own: a 1x1 convolution sorts
+        unit = np.eye(len(channels))[:, channels, None, None]
+        sizes = [Window(w.size, w.size, 0, 1, 1) for w in windows]
+        terms = conv(lowering, symbol, unit, sizes, equation.path)
+        symbol = symbol._replace(terms=terms)
     terms = conv(
         lowering,
         symbol,
         weight,
-        out,
+        windows,
         equation.path,
-        stride=params["window_strides"],
-        low=[low for low, _ in params["padding"]],
-        dilation=params["rhs_dilation"],
+        dilation=dilation,
         groups=groups,
     )
-    order = ordered(outputs, spec.out_spec[1:])
-    return Symbol(terms, order, _carried(lowering, equation, v, symbol))
+    order = flip(flat_indices(outputs, (spec.out_spec[1], *results)), backwards)
+    return Symbol(terms, order, _offset(lowering, equation, {v: symbol.offset}))
 
 
-def _channel_order(order: np.ndarray, image: np.ndarray, shape) -> list[int]:
-    """Which channel of an image each channel of its nodes is."""
-    if order.shape == image.shape:
-        number = {int(first): c for c, first in enumerate(image[:, 0, 0])}
-        channels = [number.get(int(first), 0) for first in order[:, 0, 0]]
-        if np.array_equal(image[channels], order):
-            return channels
-        reason = (
-            f"a convolution of an image {shape[1:]} whose rows or columns have moved"
+def _image_to_convolve(
+    symbol: Symbol, shape: Sequence[int], axes: Sequence[int]
+) -> Arrangement:
+    """How nodes arrange the axes (channels, rows, columns) of a convolution."""
+    channel, rows, columns = axes
+    image = None
+    if symbol.order.ndim == 3:
+        candidates = [(channel, rows, columns), (channel, columns, rows)]
+        image = arrangement(symbol.order, shape, candidates)
+    if image is None:
+        raise NotInNIR(
+            f"a convolution of {tuple(shape[1:])}, which was a vector or another image "
+            "before a reshape or transpose: NIR has no node that unflattens",
+            "keep [H, W, C] from the input to the last convolution",
         )
-        raise NotInNIR(f"{reason}: NIR has no node for that", "move the kernel instead")
-    raise NotInNIR(
-        f"a convolution of what was a vector (or another image) before it was "
-        f"reshaped to {shape[1:]}: NIR has no node that unflattens",
-        "keep [H, W, C] from the input to the last convolution",
-    )
+    return image
+
+
+def _flips(indices: Sequence[np.ndarray], shape: Sequence[int]) -> list[bool]:
+    """Whether rows and columns run backwards."""
+    backwards = flips(indices)
+    if backwards is None:
+        raise NotInNIR(
+            f"it reads windows of an image {tuple(shape[1:])} whose rows or columns "
+            "were permuted: NIR has no node for that permutation",
+            "permute before fn, or only flip whole axes",
+        )
+    return backwards
 
 
 def _pool(lowering: Lowering, equation: Equation) -> Symbol:
-    v, params = _operand(lowering, equation), equation.options
-    symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
+    """A sum over windows of rows and columns."""
+    v, options = _operand(lowering, equation), equation.options
+    shape = lowering.network.avals[v].shape
     outputs = lowering.network.avals[equation.outputs[0]].shape
-    axes = _image_axes(symbol, shape)
-    dilated = {*params["base_dilation"], *params["window_dilation"]} > {1}
-    window, stride = params["window_dimensions"], params["window_strides"]
-    if window[axes[0]] != 1 or stride[axes[0]] != 1 or dilated:
+    sizes, strides = options["window_dimensions"], options["window_strides"]
+    pads = options["padding"]
+    _check_image(lowering.symbol(v), shape)
+    pooled = [
+        a for a in range(len(shape)) if (sizes[a], strides[a], *pads[a]) != (1, 1, 0, 0)
+    ]
+    image = arrangement(
+        lowering.symbol(v).order,
+        shape,
+        [
+            axes
+            for axes in itertools.permutations([*range(1, len(shape)), 0], 3)
+            if set(pooled) <= set(axes[1:])
+        ],
+    )
+    dilations = {*options["base_dilation"], *options["window_dilation"]}
+    if image is None or dilations > {1}:
         raise NotInNIR(
-            "of pooling NIR knows that over height and width, without dilation",
+            "the only pooling of NIR is over height and width, without dilation",
             "pool over windows (1, h, w, 1)",
         )
-    window, stride = [[a[i] for i in axes[1:]] for a in (window, stride)]
-    padding = [params["padding"][i] for i in axes[1:]]
-    symbol = _whole(lowering, equation, v, symbol, axes[0])
+    symbol = _continued(lowering, equation, v, image.axes[0])
+    spatial = image.axes[1:]
+    backwards = _flips(image.indices[1:], shape)
+    windows = [
+        Window(shape[a], outputs[a], pads[a][0], sizes[a], strides[a]) for a in spatial
+    ]
+    windows = [
+        w.reversed() if b else w for w, b in zip(windows, backwards, strict=True)
+    ]
     terms = []
-    for names, scale in groups_of(lowering, symbol, equation.path):
-        if all(low == high for low, high in padding):
-            node = Pool(tuple(window), tuple(stride), tuple(low for low, _ in padding))
-            name = lowering.add(join(equation.path, "pool"), node, names)
+    for names, scale in group_terms(lowering, symbol, equation.path):
+        if all(w.fits(w.reach, 0) for w in windows):
+            size, stride, low = (
+                tuple(getattr(w, field) for w in windows)
+                for field in ("reach", "stride", "low")
+            )
+            name = lowering.add(
+                join(equation.path, "pool"), Pool(size, stride, low), names
+            )
             terms.append(Term(name, scale, True))
             continue
         channels = symbol.order.shape[0]
@@ -259,65 +361,63 @@ def _pool(lowering: Lowering, equation: Equation) -> Symbol:
         terms += conv(
             lowering,
             part,
-            np.ones((channels, 1, *window)),
-            [outputs[a] for a in axes[1:]],
+            np.ones((channels, 1, *(w.reach for w in windows))),
+            windows,
             join(equation.path, "pool"),
-            stride=stride,
-            low=[low for low, _ in padding],
             groups=channels,
         )
-    order = ordered(outputs, axes)
-    return Symbol(tuple(terms), order, _carried(lowering, equation, v, symbol))
+    order = flip(flat_indices(outputs, image.axes), backwards)[image.indices[0]]
+    return Symbol(tuple(terms), order, _offset(lowering, equation, {v: symbol.offset}))
 
 
 def _reduce(lowering: Lowering, equation: Equation) -> Symbol:
-    """A sum over height, width or both: one window as large as the image."""
+    """A sum over rows, columns or both: one window as large as the image."""
     v = _operand(lowering, equation)
     symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
-    axes, gone = _image_axes(symbol, shape), equation.options["axes"]
-    if not set(gone) <= set(axes[1:]):
+    summed = equation.options["axes"]
+    _check_image(symbol, shape)
+    size = [1 if a in summed else n for a, n in enumerate(shape)]
+    order = np.broadcast_to(np.arange(math.prod(size)).reshape(size), shape)
+    order = order.ravel()[symbol.order]  # to which result each element is added
+    rows, columns = symbol.order.shape[1:]
+    for window in ((rows, columns), (rows, 1), (1, columns), (1, 1)):
+        results = order[:, :: window[0], :: window[1]]
+        repeated = results.repeat(window[0], 1).repeat(window[1], 2)
+        if results.size == math.prod(size) and np.array_equal(order, repeated):
+            break
+    else:
         raise NotInNIR(
-            "of sums NIR knows those over height and width", "use a matrix product"
+            "the only sums of NIR are over height and width", "use a matrix product"
         )
-    window = [shape[a] if a in gone else 1 for a in axes[1:]]
-    terms = tuple(
-        Term(
-            lowering.add(
-                join(equation.path, "pool"),
-                Pool(tuple(window), tuple(window)),
-                names,
-            ),
-            scale,
-            True,
-        )
-        for names, scale in groups_of(lowering, symbol, equation.path)
-    )
-    kept = [1 if a in gone else size for a, size in enumerate(shape)]
-    order = np.arange(math.prod(kept)).reshape(kept)
-    order = np.broadcast_to(order, shape).ravel()[symbol.order]
-    order = order[:, : kept[axes[1]], : kept[axes[2]]]
-    return Symbol(terms, order, _carried(lowering, equation))
+    terms = []
+    for names, scale in group_terms(lowering, symbol, equation.path):
+        name = join(equation.path, "pool")
+        name = lowering.add(name, Pool(window, window), names)
+        terms.append(Term(name, scale, True))
+    return Symbol(tuple(terms), results, _offset(lowering, equation))
 
 
 def _move(lowering: Lowering, equation: Equation) -> list[Symbol]:
-    """Permutations make no node; a part of x, or zeros around it, does."""
-    made: list[list[Symbol]] = [[] for _ in equation.outputs]
+    """Permutations need no node; a part of x, or zeros around it, needs one."""
+    parts: list[list[Symbol]] = [[] for _ in equation.outputs]
     for v in dict.fromkeys(u for u in equation.inputs if u in lowering.symbols):
         assert isinstance(v, int)
         shape = lowering.network.avals[v].shape
         index = np.arange(1, math.prod(shape) + 1).reshape(shape)
         moved = _linear_part(lowering, equation, {v: index})
-        for parts, source in zip(made, moved, strict=True):
+        for selections, source in zip(parts, moved, strict=True):
             source = np.rint(source).astype(int) - 1
             if (source >= 0).any():
                 symbol = lowering.symbol(v)
                 if len(equation.outputs) > 1:
                     terms = tuple(t._replace(owned=False) for t in symbol.terms)
                     symbol = symbol._replace(terms=terms)
-                parts.append(taken(lowering, symbol, source, shape, equation.path))
-    sums = [sum_of(lowering, parts, equation.path) for parts in made]
-    carried = _all_carried(lowering, equation)
-    return [s._replace(carried=c) for s, c in zip(sums, carried, strict=True)]
+                selections.append(
+                    select_elements(lowering, symbol, source, shape, equation.path)
+                )
+    sums = [sum_of(lowering, symbols, equation.path) for symbols in parts]
+    offsets = _offsets(lowering, equation)
+    return [s._replace(offset=o) for s, o in zip(sums, offsets, strict=True)]
 
 
 _LOWERINGS = {
@@ -335,42 +435,56 @@ _LOWERINGS = {
 }
 
 
-def _whole(lowering: Lowering, equation, v: int, symbol: Symbol, channel: int):
-    """x as a node that pads it may read it.
+def _continued(lowering: Lowering, equation: Equation, v: int, channel: int) -> Symbol:
+    """The symbol of an operand that the equation may pad with zeros.
 
-    A constant that padding does not continue (that of a norm before the convolution)
-    must be in x itself; every other can wait for the next neuron.
+    A constant that the zeros do not continue (as of a norm before the convolution) must
+    be in the nodes' biases; every other constant is added at the next neuron.
     """
-    carried = _carried(lowering, equation)
+    offset = _offset(lowering, equation)
     (out,) = equation.outputs
     rest = numbers(lowering.values[out])
     rounding = 1e-5 * np.abs(rest).max(initial=0)
-    rest = rest if carried is None else rest - carried
+    rest = rest if offset is None else rest - offset
     others = tuple(a for a in range(rest.ndim) if a != channel)
     if (np.abs(rest - rest.mean(axis=others, keepdims=True)) <= rounding).all():
-        return symbol
-    return lowering.settled(v, symbol, equation.path)
+        return lowering.symbol(v)
+    return lowering.absorb_constant(v, equation.path)
 
 
-def _carried(lowering: Lowering, equation: Equation, v=None, symbol=None):
-    """What the terms of an equation's result come to without any input."""
-    changed = {} if v is None or symbol is None else {v: symbol.carried}
-    return _all_carried(lowering, equation, changed)[0]
+def _offset(
+    lowering: Lowering,
+    equation: Equation,
+    changes: Mapping[int, np.ndarray | None] | None = None,
+) -> np.ndarray | None:
+    """`Symbol.offset` of an equation's only result."""
+    return _offsets(lowering, equation, changes)[0]
 
 
-def _all_carried(lowering: Lowering, equation: Equation, changed=None):
-    carried = {
-        v: lowering.symbols[v].carried
+def _offsets(
+    lowering: Lowering,
+    equation: Equation,
+    changes: Mapping[int, np.ndarray | None] | None = None,
+) -> list[np.ndarray | None]:
+    """`Symbol.offset` of an equation's results.
+
+    Args:
+        changes: operand -> its offset, where it is no longer that of its symbol.
+    """
+    offsets = {
+        v: lowering.symbols[v].offset
         for v in equation.variables
         if v in lowering.symbols
-    } | (changed or {})
-    known = {v: c for v, c in carried.items() if c is not None}
-    if not known:
+    } | dict(changes or {})
+    nonzero = {v: offset for v, offset in offsets.items() if offset is not None}
+    if not nonzero:
         return [None] * len(equation.outputs)
-    return _linear_part(lowering, equation, known)
+    return [*_linear_part(lowering, equation, nonzero)]
 
 
-def _linear_part(lowering: Lowering, equation: Equation, inputs: dict[Any, Any]):
+def _linear_part(
+    lowering: Lowering, equation: Equation, inputs: Mapping[int, np.ndarray]
+) -> list[np.ndarray]:
     """The results' change when variables change from zero to ``inputs``."""
     values, changed = {}, {}
     for v in equation.variables:
@@ -384,14 +498,12 @@ def _linear_part(lowering: Lowering, equation: Equation, inputs: dict[Any, Any])
     return [numbers(changed[v]) - numbers(values[v]) for v in equation.outputs]
 
 
-def _image_axes(symbol: Symbol, shape) -> tuple[int, ...]:
-    axes = layout(symbol.order, shape)
-    if axes is None or len(axes) != 3:
+def _check_image(symbol: Symbol, shape: Sequence[int]) -> None:
+    if symbol.order.ndim != 3:
         raise NotInNIR(
             f"it sums over parts of {tuple(shape[1:])}, which is no image [H, W, C]",
             "write it as a matrix product of the flattened activations",
         )
-    return axes
 
 
 def _operand(lowering: Lowering, equation: Equation) -> int:

@@ -2,18 +2,17 @@
 
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
-is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it is ours,
-v <- leak v + I, for the input
+is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it equals
+snnjax's v <- leak v + I, if the input is (tau / dt) I / V_th and the next weights
+multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
 
-    (tau / dt) I / V_th        and a spike of 1, which the next weights multiply by V_th
-
-so that all thresholds are 1, as several readers take them and R to be (the largest
-float32 below 1, since ours fires at v = V_th too). IF: the same without tau / dt.
+All thresholds and resistances become 1, because several readers assume that. The number
+written is the largest float32 below 1: NIR fires at v > 1, snnjax at v >= V_th.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +27,8 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.models import NeuronParams
-from snnjax.nir.layers import straight
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, WithSurrogate
+from snnjax.nir.layers import rearrange, vectorize
 from snnjax.nir.nodes import (
     Conv,
     Dense,
@@ -43,6 +42,7 @@ from snnjax.nir.nodes import (
     compact,
     numbers,
 )
+from snnjax.nir.orders import flat_indices
 from snnjax.nir.rules import entrance, lower
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
@@ -65,34 +65,44 @@ def to_nir(
     `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases become their biases. A sum
     is several edges into one node.
 
-    NIR has no word for four things that a converted network has: reset by subtraction,
-    initial potentials, a wait, and the T that it was fitted to. ``extended`` puts them
-    into ``metadata`` ("reset" and "v_init" of a neuron, "wait" and "steps" of the
-    graph), which `from_nir` reads and other tools ignore: their simulation will differ.
-    It is an argument and no warning because a file outlives a warning. (Reset by
-    subtraction can be put together from `I`, `Threshold` and a recurrent edge, but no
-    reader known to us runs that.) T alone changes no simulation: it is always there.
+    NIR cannot express four properties of a converted network: reset by subtraction,
+    initial potentials, a wait, and the T that it was fitted to. With ``extended`` they
+    are written to ``metadata``: "reset" and "v_init" of a neuron, "wait" and "steps" of
+    the graph. `from_nir` reads them; other tools ignore them and compute something
+    else. This is an argument because a file outlives a warning. T is always written: it
+    changes no simulation. (`I`, `Threshold` and a recurrent edge could express reset by
+    subtraction, but we know no reader that runs such a graph.)
+
+    Rows, columns and channels of the graph's input are those of x, and only their axes
+    are reordered. Where fn flips or transposes an image, the next kernels are flipped
+    or transposed instead; where it permutes channels, weights or a 1x1 convolution
+    permute them. Any other permutation of rows or columns is refused unless a matrix
+    product of all elements follows.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
         snn: from `snnjax.convert` or `snnjax.init`.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
-            image is [B, H, W, C], unless a convolution says otherwise.
-        extended: allow what only metadata can say.
-        dt: time step in seconds that the LIF's tau is meant for, also in the graph's
-            metadata. IF integrates its whole input at every step, as all readers do.
+            image is [B, H, W, C], or as the first convolution reads it: of
+            [B, C, H, W] the graph is the same.
+        extended: allow properties that only metadata can express.
+        dt: time step in seconds on which the LIF's tau is based, also written to the
+            graph's metadata. IF integrates its whole input at every step, as all
+            readers do.
 
     Returns:
         A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
-        "output" (several: "output_" and the path). Outputs are [C, H, W] if they are
-        images. All numbers are float32.
+        "output" (several: "output_" and the path). An output is [C, H, W] if it is an
+        image, or else a vector of fn's elements in fn's order ([1] for one number). All
+        numbers are float32.
 
     Raises:
         snnjax.ConversionError: with every operation that NIR has no node for, its path
             and the remedy; max-pool is one of them.
-        ValueError: something that only metadata can say, without ``extended``; a
-            threshold that is not finite and > 0; neurons that leak beside others of
-            the same site that do not; dt not above 0.
+        ValueError: x without an axis of features; a property that only metadata can
+            express, without ``extended``; a neuron model other than IF and LIF; a
+            threshold that is not finite and > 0; a site where some neurons leak and
+            others do not; dt not above 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -108,13 +118,18 @@ def to_nir(
     check_snn(snn)
     check_positive("dt", dt)
     check_values(snn)
+    if len(x.shape) < 2:
+        raise ValueError(
+            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
+            "x[:, None]"
+        )
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn, network.sites)
-    _check_said(snn, extended)
+    neuron = _check_expressible(snn, extended)
     values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
     lowering = Lowering(network, values)
-    _lower(lowering, snn)
+    _lower(lowering, snn, neuron.reset)
     order = _needed(lowering)
     names = _alphabetical(lowering, order)
     nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
@@ -128,7 +143,7 @@ def to_nir(
 
 
 def import_nir() -> ModuleType:
-    """The package ``nir``, in which neurons say how they reset (``v_reset``)."""
+    """The package ``nir``, of a version whose neurons have ``v_reset``."""
     try:
         import nir
     except ImportError as error:
@@ -137,20 +152,20 @@ def import_nir() -> ModuleType:
         ) from error
     if "v_reset" not in {field.name for field in dataclasses.fields(nir.IF)}:
         raise ImportError(
-            f"nir {nir.version} does not say how neurons reset; needed: nir >= 1.0.7, "
+            f"neurons of nir {nir.version} have no v_reset; needed: nir >= 1.0.7, "
             'pip install "snnjax[nir]"'
         )
     return nir
 
 
 class Input(NamedTuple):
-    """Where x comes in."""
+    """The entrance of x."""
 
     shape: tuple[int, ...]
 
 
 class Output(NamedTuple):
-    """Where a result goes out."""
+    """The exit of a result."""
 
     shape: tuple[int, ...]
 
@@ -167,8 +182,8 @@ class Spiking(NamedTuple):
 # ------------------------------------------------------------------- the network
 
 
-def _lower(lowering: Lowering, snn: SNN) -> None:
-    """All nodes of the network, or an error with everything that NIR cannot say."""
+def _lower(lowering: Lowering, snn: SNN, reset: str) -> None:
+    """Add all nodes, or raise with everything that NIR cannot express."""
     network = lowering.network
     order = entrance(lowering)
     lowering.add("input", Input(order.shape), ())
@@ -178,19 +193,19 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
         if not network.dependent.intersection(equation.outputs):
             continue
         reads = network.dependent.intersection(equation.variables)
-        known = lowering.symbols.keys() >= reads
+        has_operands = lowering.symbols.keys() >= reads
         try:
             if equation.site is not None:
                 _check_fires(equation.site)
-            if known and equation.site is not None:
-                _lower_site(lowering, snn, equation)
-            elif known:
+            if has_operands and equation.site is not None:
+                _lower_site(lowering, snn, equation, reset)
+            elif has_operands:
                 lower(lowering, equation)
-        except NotInNIR as unsaid:
+        except NotInNIR as reason:
             operation = equation.site.kind if equation.site else equation.name
-            problems.append(Problem(equation.path, (operation,), *unsaid.args))
+            problems.append(Problem(equation.path, (operation,), *reason.args))
         if equation.site is not None and equation.outputs[0] not in lowering.symbols:
-            _pretend(lowering, equation)
+            _add_placeholder(lowering, equation)
     if not problems:
         problems = _lower_outputs(lowering)
     if problems:
@@ -202,33 +217,37 @@ def _check_fires(site: Site) -> None:
         raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
 
 
-def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
-    """The neurons of a site, and the weights that feed them."""
+def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, reset: str) -> None:
+    """Add the neurons of a site, and the weights that feed them."""
     site, (current, *_) = equation.place, equation.variables
     neuron = snn.neurons[site.name]
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, snn.neuron.reset, site, order)
+    node = _spiking(neuron, reset, site, order)
     name = lowering.add(site.name, node, sources)
     threshold = compact(_spread(neuron.threshold, site, order))
     lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
 
 
-def _pretend(lowering: Lowering, equation: Equation) -> None:
-    """After a problem: a site that nothing feeds, so that what follows is looked at."""
+def _add_placeholder(lowering: Lowering, equation: Equation) -> None:
+    """After a problem: a site without sources, so that later equations are checked."""
     name = lowering.add(equation.place.name, None, ())
-    symbol = _from_node(name, np.ones(()), _default_order(equation.place))
+    current = lowering.symbols.get(equation.variables[0])
+    order = _default_order(equation.place) if current is None else current.order
+    symbol = _from_node(name, np.ones(()), order)
     lowering.symbols[equation.outputs[0]] = symbol
 
 
 def _gain(neuron: NeuronParams) -> np.ndarray:
-    """What the current is multiplied by: 1 / V_th, and tau / dt where it leaks."""
+    """The factor on the current: 1 / V_th, and tau / dt where it leaks."""
     leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
     leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
     return 1 / ((1 - leak) * numbers(neuron.threshold))
 
 
-def _spiking(neuron: NeuronParams, reset: str, site: Site, order) -> Spiking:
+def _spiking(
+    neuron: NeuronParams, reset: str, site: Site, order: np.ndarray
+) -> Spiking:
     threshold = _spread(neuron.threshold, site, order)
     leak = None if neuron.leak is None else _spread(neuron.leak, site, order)
     if leak is not None and (leak == 1).all():
@@ -249,8 +268,8 @@ def _lower_outputs(lowering: Lowering) -> list[Problem]:
         name = f"output/{where}" if where else "output"
         try:
             _lower_output(lowering, v, name)
-        except NotInNIR as unsaid:
-            problems.append(Problem(name, (), *unsaid.args))
+        except NotInNIR as reason:
+            problems.append(Problem(name, (), *reason.args))
     return problems
 
 
@@ -258,18 +277,37 @@ def _lower_output(lowering: Lowering, v: Any, name: str) -> None:
     if v not in lowering.symbols:
         raise NotInNIR("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
-    if len(lowering.network.avals[v].shape) == 2:
-        lowering.symbols[v] = straight(lowering, lowering.symbol(v), path)
+    symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
+    lowering.symbols[v] = _in_order_of_fn(lowering, symbol, shape, path)
     sources, order = lowering.feed(v, np.ones(()), np.zeros(()), path)
     lowering.add(name, Output(order.shape), sources)
+
+
+def _in_order_of_fn(
+    lowering: Lowering, symbol: Symbol, shape: Sequence[int], path: str
+) -> Symbol:
+    """An output as an image [C, H, W], or else as a vector, in the order of fn."""
+    if symbol.order.ndim != 3 or len(shape) != 4:
+        return vectorize(lowering, symbol, path)
+    for axes in ((3, 1, 2), (1, 2, 3)):  # channels last, or first
+        if tuple(shape[a] for a in axes) == symbol.order.shape:
+            order = flat_indices(shape, axes)
+            terms = rearrange(lowering, symbol, order, path)
+            if terms is not None:
+                return symbol._replace(terms=terms, order=order)
+    raise NotInNIR(
+        f"the rows or columns of this output {tuple(shape[1:])} were permuted, flipped "
+        "or transposed: NIR has no node for that",
+        "permute after fn, or return the image flattened",
+    )
 
 
 def _from_node(name: str, scale: np.ndarray, order: np.ndarray) -> Symbol:
     return Symbol((Term(name, scale, False),), order)
 
 
-def _at_rest(network: Network, params, x: jax.Array) -> Values:
-    """Every variable while x is 0 and nothing spikes: the constants of affine maps."""
+def _at_rest(network: Network, params: chex.ArrayTree, x: jax.Array) -> Values:
+    """Every variable while x is 0 and no neuron fires: the constants of affine maps."""
 
     def silent(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         return jnp.zeros_like(x) if site.fires else identity(site, x, *operands)
@@ -285,24 +323,24 @@ def _at_rest(network: Network, params, x: jax.Array) -> Values:
 
 def _needed(lowering: Lowering) -> list[str]:
     """Nodes that an output depends on, in order of execution."""
-    wanted = {n for n, node in lowering.nodes.items() if isinstance(node, Output)}
+    needs = {n for n, node in lowering.nodes.items() if isinstance(node, Output)}
     for name in reversed(lowering.nodes):
-        if name in wanted:
-            wanted.update(lowering.sources[name])
-    return [name for name in lowering.nodes if name in wanted or name == "input"]
+        if name in needs:
+            needs.update(lowering.sources[name])
+    return [name for name in lowering.nodes if name in needs or name == "input"]
 
 
 def _alphabetical(lowering: Lowering, order: list[str]) -> dict[str, str]:
     """Names that sort in order of execution.
 
-    A file gives its nodes back in the order of their names, and some readers take that
-    for the order of execution.
+    A file lists its nodes in the order of their names, and some readers execute them
+    in that order.
     """
     width = len(str(len(order)))
     names = {}
     for i, name in enumerate(order):
-        kept = isinstance(lowering.nodes[name], Input | Output)
-        names[name] = name if kept else f"n{i:0{width}}_{name}"
+        is_end = isinstance(lowering.nodes[name], Input | Output)
+        names[name] = name if is_end else f"n{i:0{width}}_{name}"
     return names
 
 
@@ -316,28 +354,37 @@ def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
     return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
 
-def _check_said(snn: SNN, extended: bool) -> None:
-    """Raise if there is something that only metadata can say."""
-    unsaid = []
-    if snn.neuron.reset == "subtract":
-        unsaid.append("reset by subtraction (of NIR: v <- v_reset)")
-    if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
-        unsaid.append("initial potentials (of NIR: 0)")
-    if snn.wait:
-        unsaid.append(f"wait {snn.wait} (of NIR: none)")
-    if unsaid and not extended:
+def _check_expressible(snn: SNN, extended: bool) -> IntegrateAndFire:
+    """The neuron model; raise if NIR cannot express it, or only by metadata."""
+    neuron: Any = snn.neuron
+    if isinstance(neuron, WithSurrogate):  # the same spikes
+        neuron = neuron.neuron
+    if not isinstance(neuron, IntegrateAndFire):
         raise ValueError(
-            f"NIR cannot say: {'; '.join(unsaid)}. With extended=True it is written as "
-            "metadata, which snnjax.from_nir reads; other tools ignore it and compute "
-            'something else. Exact everywhere: neurons with reset "zero", no initial '
-            "potential and wait 0"
+            f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
+            "snnjax.integrate_and_fire and snnjax.lif"
         )
+    extensions = []
+    if neuron.reset == "subtract":
+        extensions.append("reset by subtraction (in NIR: v <- v_reset)")
+    if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
+        extensions.append("initial potentials (in NIR: 0)")
+    if snn.wait:
+        extensions.append(f"wait {snn.wait} (in NIR: none)")
+    if extensions and not extended:
+        raise ValueError(
+            f"NIR cannot express: {'; '.join(extensions)}. With extended=True this is "
+            "written as metadata, which snnjax.from_nir reads; other tools ignore it "
+            'and compute something else. Exact everywhere: neurons with reset "zero", '
+            "no initial potential and wait 0"
+        )
+    return neuron
 
 
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _node(nir: Any, node: Any, dt: float):
+def _node(nir: Any, node: Any, dt: float) -> Any:
     if isinstance(node, Conv):
         weight, bias = _float(_ungrouped(node)), _float(node.bias)
         return nir.Conv2d(
@@ -362,8 +409,8 @@ def _node(nir: Any, node: Any, dt: float):
 def _ungrouped(node: Conv) -> np.ndarray:
     """The weights [O, I, K, K] for all inputs, with zeros between the groups.
 
-    NIR up to 1.0.8 takes a grouped convolution to have I / groups inputs, so that its
-    own reader refuses the graph; and some other readers overlook the groups.
+    NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
+    reader refuses the graph; some other readers ignore the groups.
     """
     outputs, inputs, *window = node.weight.shape
     if node.groups == 1:
@@ -377,7 +424,7 @@ def _ungrouped(node: Conv) -> np.ndarray:
     return wide
 
 
-def _neurons(nir: Any, node: Spiking, dt: float):
+def _neurons(nir: Any, node: Spiking, dt: float) -> Any:
     one, zero = np.ones(node.shape, np.float32), np.zeros(node.shape, np.float32)
     below = np.nextafter(one, zero)  # v > below is v >= 1
     metadata: dict[str, Any] = {}
@@ -397,5 +444,5 @@ def _neurons(nir: Any, node: Spiking, dt: float):
     )
 
 
-def _float(array) -> np.ndarray:
+def _float(array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
