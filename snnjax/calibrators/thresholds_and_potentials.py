@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, lead
+from snnjax._arrays import aligned, lead, wide
 from snnjax._checks import check_choice, check_count, check_positive, is_number
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import parameter_shapes
@@ -224,8 +224,8 @@ def _paced_error(activation, output, *, unit, pace, channel) -> jax.Array:
     """`formulas.paced_error` in units per channel, so that squares stay in range."""
     unit = formulas.binary_unit(unit)
     unit = lead(unit, activation.ndim)
-    output = tuple(part / unit for part in output)
-    return formulas.paced_error(activation / unit, output, pace, channel)
+    output = tuple(wide(part) / unit for part in output)
+    return formulas.paced_error(wide(activation) / unit, output, pace, channel)
 
 
 def _mean_error(view: View, fit: Fit) -> jax.Array:

@@ -71,7 +71,8 @@ def least_squares_weights(
             return fit
         search, _ = _solve(problem, iterations, damping)
         # The change is a constant to the gradient, which is that of W_0.
-        chosen = add_scaled(given, search.best, _proven(problem, search.best))
+        share = jnp.where(_proven(problem, search.best), 1.0, 0.0)
+        chosen = add_scaled(given, search.best, share)
         fitted = zip(fit.weights, chosen, own, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
         return fit._replace(weights=fit.weights | changed)
@@ -294,7 +295,7 @@ def _solve(problem: _Problem, iterations: int, damping: float):
 
 def _proven(problem: _Problem, step: Weights) -> jax.Array:
     """Whether W_0 + step is better, as it is if I is affine; a norm of W is not."""
-    moved = add_scaled(problem.weights, step, True)
+    moved = add_scaled(problem.weights, step, 1.0)
     current = _current(problem.layer, moved, problem.sources, problem.scale)
     return problem.error(current) < problem.first
 
