@@ -412,3 +412,91 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
     counts = [snnjax.measure(f, kernels, found[0], x, steps=8) for f in (fn, usual)]
     assert counts[0].macs == counts[1].macs
     np.testing.assert_allclose(*[c.synaptic_operations for c in counts])
+
+
+def test_a_function_called_relu_with_two_arguments_is_no_relu():
+    def of_two(slope, x):
+        return jnp.maximum(slope, 0)  # of its first argument it looks like a ReLU
+
+    of_two.__name__ = of_two.__qualname__ = "relu"
+    relu_of_two = jax.custom_jvp(of_two)
+    relu_of_two.defjvp(lambda primals, tangents: (relu_of_two(*primals), tangents[0]))
+    with pytest.raises(snnjax.ConversionError, match="stand for a ReLU"):
+        snnjax.sites(lambda w, x: relu_of_two(x @ w, x), jnp.eye(3), jnp.ones((2, 3)))
+
+
+def test_a_barrier_leaves_each_array_its_own_axes():
+    """Not those of the first of them."""
+    kernel = eighths(1, (3, 3, 2, 5))
+
+    def fn(p, x):
+        image = conv(x, kernel).transpose(0, 3, 1, 2)  # channels first
+        flat = x.reshape(len(x), -1) @ p
+        flat, image = jax.lax.optimization_barrier((flat, image))
+        return relu(image).sum((2, 3)) @ jnp.ones((5, 2)), relu(flat)
+
+    x = eighths(2, (4, 3, 3, 2))
+    sites = snnjax.sites(fn, eighths(3, (18, 7)), x)
+    assert {site.shape: site.channel for site in sites} == {(5, 3, 3): -3, (7,): -1}
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda h, x: jax.lax.optimization_barrier((x, h))[1][::-1],
+        lambda h, x: convolved(jnp.ones((1, 6, 1)), h.T[None].transpose(1, 0, 2)),
+        lambda h, x: convolved(h[..., None], jnp.ones((1, 1, 4)), batch_group_count=4),
+    ],
+    ids=["reversed behind a barrier", "kernel of activations", "groups of the batch"],
+)
+def test_examples_that_meet_are_refused(mix):
+    def fn(w, x):
+        return mix(relu(x @ w), x)
+
+    with pytest.raises(snnjax.ConversionError, match="one example would reach another"):
+        snnjax.sites(fn, jnp.ones((3, 6)), jnp.ones((4, 3)))
+
+
+def convolved(x, kernel, **options):
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), "VALID", dimension_numbers=numbers, **options
+    )
+
+
+def test_a_maximum_per_last_axis_makes_it_the_channels():
+    """Also where a convolution has put its channels elsewhere."""
+    kernel, maximum = eighths(1, (1, 1, 2, 5)), jnp.arange(1.0, 4)
+
+    def fn(p, x):
+        image = conv(x, p).transpose(0, 3, 1, 2)  # [B, C, H, W]
+        return snnjax.clipped_relu(image, maximum).sum((2, 3))
+
+    x = 4 * jax.random.normal(jax.random.key(0), (16, 3, 3, 2))
+    (site,) = snnjax.sites(fn, kernel, x)
+    assert (site.shape, site.channel, site.own_maxima) == ((5, 3, 3), -1, True)
+    snn = snnjax.convert(fn, kernel, x, steps=64, recipe=snnjax.light("channel"))
+    thresholds = snn.neurons[site.name].threshold
+    assert thresholds.shape == (3,) and (thresholds <= maximum).all()
+    outputs = snnjax.spiking(fn, steps=64)(snn, x).mean(0)
+    np.testing.assert_allclose(outputs, fn(kernel, x), atol=0.6)
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"w": jnp.ones((3, 2)), "act": "relu"}, "params hold str 'relu' at act"),
+        ({"w": jnp.ones((3, 2)), "f": jnp.tanh}, "eqx.partition"),
+    ],
+)
+def test_params_that_hold_no_numbers_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        snnjax.sites(lambda p, x: relu(x @ p["w"]), params, jnp.ones((1, 3)))
+
+
+def test_a_wrong_feature_size_says_what_was_called():
+    with pytest.raises(TypeError) as error:
+        snnjax.sites(lambda w, x: relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 4)))
+    assert (
+        "snnjax called fn(params, x) with x of shape (1, 4)" in error.value.__notes__[0]
+    )

@@ -216,3 +216,22 @@ def test_arctan_is_that_of_spikingjelly_for_a_threshold_of_one():
     slopes = jax.vmap(jax.grad(spike))(jnp.asarray(u + 1, jnp.float32))
     expected = alpha / 2 / (1 + (np.pi / 2 * alpha * u) ** 2)
     np.testing.assert_allclose(slopes, expected, rtol=1e-5)
+
+
+def test_sites_of_nnx_are_named_after_their_modules():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(4, 8, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+            self.second = nnx.Linear(8, 8, rngs=rngs)
+            self.last = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.norm(self.first(x)))
+            return self.last(nnx.relu(self.second(x) + x))
+
+    graphdef, state = nnx.split(Net(nnx.Rngs(0)))
+    sites = snnjax.sites(
+        lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.ones((2, 4))
+    )
+    assert [site.name for site in sites] == ["first/relu", "second/relu"]
