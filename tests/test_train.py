@@ -81,7 +81,10 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
         neuron=snnjax.lif(temperature=2.0),
     )
     simulate = snnjax.spiking(
-        layers, steps=STEPS, inputs="sequence", surrogate=snnjax.surrogate.relaxed_dspike
+        layers,
+        steps=STEPS,
+        inputs="sequence",
+        surrogate=snnjax.surrogate.relaxed_dspike,
     )
 
     def loss(snn):
@@ -358,7 +361,9 @@ def cross_entropy(logits, labels):
 
 def test_mean_cross_entropy_is_that_of_the_mean():
     expected = cross_entropy(np.asarray(OUTPUTS).mean(0), LABELS)
-    assert snnjax.training.mean_cross_entropy(OUTPUTS, LABELS) == pytest.approx(expected)
+    assert snnjax.training.mean_cross_entropy(OUTPUTS, LABELS) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -449,7 +454,9 @@ def test_numbers_that_count_and_random_keys_are_never_trained():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_output_potentials_are_float32(dtype):
-    found = snnjax.training.membrane_readout(jnp.ones((3, 1), dtype), leak=jnp.float32(0.5))
+    found = snnjax.training.membrane_readout(
+        jnp.ones((3, 1), dtype), leak=jnp.float32(0.5)
+    )
     np.testing.assert_array_equal(found, jnp.array([[1], [1.5], [1.75]], jnp.float32))
 
 
@@ -466,7 +473,9 @@ def test_losses_add_up_in_more_than_the_outputs_type():
 SHARP = with_temperature()[1]
 
 
-@pytest.mark.parametrize("loss", [snnjax.training.mean_cross_entropy, snnjax.training.tet])
+@pytest.mark.parametrize(
+    "loss", [snnjax.training.mean_cross_entropy, snnjax.training.tet]
+)
 def test_labels_may_be_traced(loss):
     outputs = jnp.ones((2, 1, 3))
     np.testing.assert_allclose(
@@ -477,13 +486,18 @@ def test_labels_may_be_traced(loss):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: snnjax.training.param_labels({}, ["weights"]), "found a dict where an SNN is"),
+        (
+            lambda: snnjax.training.param_labels({}, ["weights"]),
+            "found a dict where an SNN is",
+        ),
         (
             lambda: snnjax.training.param_labels(with_temperature()[1], ["b"]),
             "holds \\['b'\\]; allowed",
         ),
         (
-            lambda: snnjax.training.mean_cross_entropy(jnp.ones((2, 1, 3)), np.array([3])),
+            lambda: snnjax.training.mean_cross_entropy(
+                jnp.ones((2, 1, 3)), np.array([3])
+            ),
             "labels range from 3 to 3; allowed: 0 to 2",
         ),
         (
@@ -503,13 +517,27 @@ def test_labels_may_be_traced(loss):
             "lif\\(\\) \\(called\\)",
         ),
         (
-            lambda: snnjax.training.param_labels(with_temperature()[1], ["readout_correction"]),
+            lambda: snnjax.training.param_labels(
+                with_temperature()[1], ["readout_correction"]
+            ),
             "no leaf \\['rea",
         ),
-        (lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization=2.0), "allowed: 0 to 1"),
-        (lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization="a"), "is 'a'; allowed"),
-        (lambda: snnjax.training.membrane_readout(OUTPUTS, leak=0.0), "leak is 0.0; allowed"),
-        (lambda: snnjax.training.membrane_readout(OUTPUTS, leak="a"), "leak is 'a'; allowed"),
+        (
+            lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization=2.0),
+            "allowed: 0 to 1",
+        ),
+        (
+            lambda: snnjax.training.tet(OUTPUTS, LABELS, regularization="a"),
+            "is 'a'; allowed",
+        ),
+        (
+            lambda: snnjax.training.membrane_readout(OUTPUTS, leak=0.0),
+            "leak is 0.0; allowed",
+        ),
+        (
+            lambda: snnjax.training.membrane_readout(OUTPUTS, leak="a"),
+            "leak is 'a'; allowed",
+        ),
         (lambda: snnjax.lif(temperature=-1.0), "temperature is -1.0; allowed: > 0"),
     ],
 )

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import data, train_ann
-from experiments.configs import PRESETS_ANN, TrainANN, parse
+from experiments.models import load_source, source_function
+from experiments.presets import PRESETS_ANN
+from experiments.running import TrainANN, parse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -55,10 +57,10 @@ def test_learns_and_logs(trained):
 def test_load_source(trained, digits):
     out, source = trained
     for path in (out, out / "source"):
-        loaded = train_ann.load_source(path)
+        loaded = load_source(path)
         _assert_equal(loaded.variables, source.variables)
         assert loaded.card == source.card
-    fn = train_ann.source_function(loaded)
+    fn = source_function(loaded)
     logits = fn(loaded.variables, data.normalize(digits, digits.test_images))
     hits = logits.argmax(axis=-1) == jnp.asarray(digits.test_labels)
     assert float(hits.mean()) == pytest.approx(source.card["test_accuracy"])
@@ -112,19 +114,19 @@ def test_too_high_learning_rate_stops(digits, config, tmp_path):
 
 def test_load_source_errors(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*train_ann --preset"):
-        train_ann.load_source(tmp_path / "absent")
+        load_source(tmp_path / "absent")
     with pytest.raises(ValueError, match="is not a trained source network"):
-        train_ann.load_source(tmp_path)
+        load_source(tmp_path)
     out, source = trained
     card = out / "source.json"
     text = card.read_text()
     try:
         card.write_text(json.dumps(source.card | {"model": "resnet9"}))
         with pytest.raises(ValueError, match="unknown model 'resnet9'; choose"):
-            train_ann.load_source(out)
+            load_source(out)
         card.write_text(json.dumps(source.card | {"model": "resnet20"}))
         with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
-            train_ann.load_source(out)
+            load_source(out)
     finally:
         card.write_text(text)
 
