@@ -13,7 +13,7 @@ from experiments import ablation, conversions, convert, results
 from experiments.data import Unread, load, normalize
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
-from experiments.report import choice
+from experiments.report import Result, choice
 from experiments.running import Convert, TrainANN, parse
 from experiments.train_ann import train
 
@@ -188,6 +188,84 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
         results.main([str(published("vgg8")), str(file)])
     with pytest.raises(SystemExit, match="No such file"):
         results.main([str(tmp_path / "nothing.json")])
+
+
+def row(measures, *, recipe, steps, accuracies, choice_hits, energy=1.0):
+    """A row with the measures of another one, but this energy."""
+    measures = measures._replace(synaptic_operations=energy)
+    curves = [[accuracy] * steps for accuracy in accuracies]
+    return Result(
+        recipe, 0, steps, curves, steps, 0.1, energy, 1.0, measures, choice_hits
+    )
+
+
+def test_equal_rows_are_told_by_latency_and_energy_not_by_rounding(converted):
+    measures = converted[1][0].measures
+    best = {"recipe": "best", "steps": 8, "energy": 1e3}
+    # 497 of 500 right in two draws, as float32 and as float64 round it.
+    light = {"recipe": "light", "steps": 16, "energy": 2e3}
+    rows = [
+        row(
+            measures, **light, accuracies=[0.99400001764, 0.994], choice_hits=[497, 497]
+        ),
+        row(measures, **best, accuracies=[0.994, 0.994], choice_hits=[498, 496]),
+    ]
+    assert rows[0].final > rows[1].final
+    assert rows[0].hits(500) == rows[1].hits(500) == 994
+    for order in (rows, rows[::-1]):
+        assert choice(order).recipe == "best"
+    less = row(
+        measures,
+        recipe="cheap",
+        steps=8,
+        energy=1.0,
+        accuracies=[0.9, 0.9],
+        choice_hits=[497, 497],
+    )
+    assert choice([*rows, less]).recipe == "cheap"  # as many hits, as few steps
+
+
+def test_the_row_is_chosen_on_images_that_are_not_reported(converted):
+    measures = converted[1][0].measures
+    rows = [
+        row(measures, recipe="a", steps=4, accuracies=[0.9], choice_hits=[10]),
+        row(measures, recipe="b", steps=4, accuracies=[0.8], choice_hits=[11]),
+    ]
+    assert choice(rows).recipe == "b"
+
+
+def test_held_out_images_calibrate_no_seed(converted):
+    config, _, data = converted
+    pixels = {image.tobytes() for image in np.asarray(data.train_images)}
+    assert len(pixels) > 1200  # so that equal bytes mean the same image
+    held_out = conversions._held_out(config, data)
+    assert len(held_out.labels) == 200  # as many as test images
+    drawn = [conversions._drawn(config, data, seed) for seed in config.seeds]
+    fitted = {image.tobytes() for d in drawn for image in data.train_images[d]}
+    raw = np.asarray(held_out.images) * np.array(data.std) + np.array(data.mean)
+    chosen = {image.tobytes() for image in raw.round().astype(np.uint8)}
+    assert chosen <= pixels and not chosen & fitted
+    everything = dataclasses.replace(config, calibration_images=1297)
+    assert conversions._held_out(everything, data) is None
+
+
+def test_the_files_say_what_the_row_was_chosen_on(converted):
+    config, results, _ = converted
+    metrics = json.loads((Path(config.out) / "metrics.json").read_text())
+    assert metrics["chosen_on"].startswith("200 training images that no calibration")
+    assert load_snn(config.out).card["chosen_on"] == metrics["chosen_on"]
+    assert metrics["results"][0]["choice_hits"] == results[0].choice_hits
+
+
+def test_right_answers_are_counted_in_whole_numbers():
+    labels = np.arange(7) % 3
+    outputs = jax.nn.one_hot(np.where(np.arange(7) < 5, labels, labels + 1), 4)
+    test = conversions.LabelledImages(np.zeros((7, 1), np.float32), labels)
+    snn = snnjax.SNN({}, {}, 2, 0)
+    hits = conversions.count_hits(
+        lambda snn, x: np.stack([outputs, outputs]), snn, test, None
+    )
+    assert hits == [5, 5] and all(type(hit) is int for hit in hits)
 
 
 def test_test_images_are_read_and_normalized_when_they_are_asked_for(converted):

@@ -288,6 +288,30 @@ def test_a_site_that_the_ann_never_uses_has_no_relative_error():
     assert ">nan" not in page and '"nan' not in page and "nan %" not in page
 
 
+def test_all_of_the_best_are_bold():
+    def draw_level(results):
+        for i, result in enumerate(results):
+            if result.steps == 2:  # equal sums, whatever their rounding
+                curves = [[0.1, 40 / 123 + 1e-9 * i], [0.1, 60 / 123]]
+                results[i] = result._replace(accuracies=curves)
+
+    _, text = page_of(NET, change=draw_level)
+    table = re.search(r"<table.*?</table>", text, re.S)[0]
+    columns = [
+        re.findall(r"<td>.*?</td>", line)[1] for line in table.split("<tr>")[2:-1]
+    ]
+    assert len(columns) == 4 and all("<b>" in cell for cell in columns)
+
+
+def test_figures_take_the_colours_of_the_page_and_are_the_same_every_time(made):
+    charts = re.findall(r'<svg class="chart".*?</svg>', made[1], re.S)
+    assert len(charts) >= 5
+    for chart in charts:
+        assert not re.search(r"#[0-9a-f]{6}\b", chart)
+        assert "<style" not in chart and "<text" in chart
+    assert page_of(NET)[1] == made[1]
+
+
 def test_one_seed_has_no_deviation():
     _, page = page_of(NET, seeds=1)
     assert "±" not in page

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,33 @@ def test_load_source_errors(trained, tmp_path):
             load_source(out)
     finally:
         card.write_text(text)
+
+
+def cut_short(folder):
+    """Half of every file: a full disk, or a copy that was not finished."""
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_source_is_told_in_one_line(trained, tmp_path):
+    out = shutil.copytree(trained[0], tmp_path / "damaged")
+    cut_short(out / "source" / "ocdbt.process_0")
+    with pytest.raises(ValueError, match="source is damaged .*; delete it") as caught:
+        load_source(out)
+    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
+    trained, digits, config, tmp_path
+):
+    out = shutil.copytree(trained[0], tmp_path / "damaged")
+    config = dataclasses.replace(config, out=str(out))
+    cut_short(out / "checkpoints" / "2")
+    with pytest.raises(ValueError, match="checkpoints/2 is damaged .*; delete it"):
+        train_ann.train(config, data=digits)
+    shutil.rmtree(out / "checkpoints" / "2")
+    again = train_ann.train(config, data=digits)
+    _assert_equal(again.variables, trained[1].variables)
 
 
 def test_batch_size_error(digits, config, tmp_path):

@@ -5,10 +5,9 @@ NAME.npz. The card is `source.json` or NAME.json. It names the network, and says
 images are normalized and what accuracy to expect.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,12 @@ from flax.traverse_util import flatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build
-from experiments.running import devices, remove_unfinished, write
+from experiments.running import devices, reading, remove_unfinished, write
+
+REPEAT = (
+    "delete it and repeat the command of train_ann that wrote it, which goes on from "
+    "its last checkpoint"
+)
 
 
 class Source(NamedTuple):
@@ -73,10 +77,10 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
     expected = dict(jax.eval_shape(model.init, jax.random.key(0), images))
     expected.setdefault("batch_stats", {})
     with _checkpointer() as checkpointer:
-        with _reporting_damage(folder):
+        with reading(folder, REPEAT):
             stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
         _check_shapes(stored, _shapes(expected), folder, description["model"])
-        with _reporting_damage(folder):
+        with reading(folder, REPEAT):
             variables = _read_arrays(checkpointer, folder, expected)
     return Source(model, variables, description)
 
@@ -101,18 +105,6 @@ def _read_arrays(checkpointer: ocp.StandardCheckpointer, folder: Path, shapes: A
     )
     arrays = checkpointer.restore(folder, target)
     return jax.tree.map(jnp.asarray, jax.device_get(arrays))
-
-
-@contextlib.contextmanager
-def _reporting_damage(folder: Path) -> Iterator[None]:
-    """Whatever the readers of orbax raise, as one message."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"{folder} is damaged ({type(error).__name__}); delete it and repeat the "
-            "command of train_ann that wrote it, which reads its last checkpoint"
-        ) from None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -13,7 +13,13 @@ from experiments.running.options import (
     check_positive,
     check_several,
 )
-from experiments.running.output_folder import remove_unfinished, space, writable, write
+from experiments.running.output_folder import (
+    reading,
+    remove_unfinished,
+    space,
+    writable,
+    write,
+)
 from experiments.running.training_loop import (
     cache_sized,
     fit,
@@ -32,6 +38,7 @@ __all__ = [
     "devices",
     "fit",
     "parse",
+    "reading",
     "remove_unfinished",
     "run",
     "schedule",

@@ -5,6 +5,9 @@ every field is an option that overrides them. `run` carries the command out.
 """
 
 import argparse
+import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -29,10 +32,13 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
         work: joins the other processes first, if there are any.
         resume: what the same command does after Ctrl-C, for the message.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it once more
     try:
         with devices.together():
             return work()
     except KeyboardInterrupt:
+        # Threads that compile may take a while to end; a second Ctrl-C does not wait.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         print(f"\ninterrupted{resume and f'; {resume}'}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except (

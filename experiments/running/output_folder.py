@@ -4,9 +4,11 @@ A process that is killed while it writes leaves a hidden ``.NAME.tmp``, or a fol
 orbax, behind. The next run replaces the one and removes the other.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,22 @@ def write(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_bytes(data)
     os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def reading(folder: Path, remedy: str) -> Iterator[None]:
+    """For reading by orbax: damage, whatever its readers raise, is one message.
+
+    Args:
+        folder: that is read.
+        remedy: what to do if it is damaged.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}); {remedy}"
+        ) from None
 
 
 def remove_unfinished(folder: Path) -> None:

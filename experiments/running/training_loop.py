@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiments.data import Dataset, Unread
 from experiments.running import devices
 from experiments.running.output_folder import (
+    reading,
     remove_unfinished,
     space,
     writable,
@@ -212,14 +213,10 @@ def _numbered(state) -> dict[str, np.ndarray]:
 
 def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State:
     target = _numbered(state)
-    try:
+    folder = Path(manager.directory) / str(epoch)
+    remedy = "delete it, and the same command goes on from the checkpoint before it"
+    with reading(folder, remedy):
         arrays = manager.restore(epoch, args=ocp.args.StandardRestore(target))
-    except Exception as error:  # a damaged file raises whatever the readers of orbax do
-        folder = Path(manager.directory) / str(epoch)
-        raise ValueError(
-            f"checkpoint {folder} is damaged ({type(error).__name__}); delete that "
-            "folder, and the same command goes on from the checkpoint before it"
-        ) from None
     leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
