@@ -41,8 +41,8 @@ def main() -> tuple[float, float, float]:
         return head(params["head"], rates)
 
     def loss(params):
-        found = log_probabilities(params, data.train_x)
-        return -jnp.take_along_axis(found, data.train_y[:, None], axis=1).mean()
+        answers = log_probabilities(params, data.train_x)
+        return -jnp.take_along_axis(answers, data.train_y[:, None], axis=1).mean()
 
     # The encoder's neurons stay as they are; its weights and the head learn.
     kinds = {

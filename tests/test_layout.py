@@ -79,7 +79,7 @@ def test_folders_of_experiments_import_one_way():
             # "from experiments.report import page" names a folder; "from experiments
             # import convert" would name a command.
             assert {name[1] for name in names} <= allowed, module
-            # Inside of its folder a module imports from modules, elsewhere from folders.
+            # Inside of its folder a module imports modules, elsewhere folders.
             for name in names:
                 assert len(name) == 3 or name[1] == room, (module, name)
 

@@ -135,8 +135,8 @@ def svg(figure: Any, label: str) -> str:
 def _text_style(match: re.Match) -> str:
     """The page's font in place of the figure's; size, anchor and colour stay."""
     parts = [part.strip() for part in match[1].split(";")]
-    kept = [part for part in parts if not part.startswith("font")]
+    declarations = [part for part in parts if not part.startswith("font")]
     size = re.search(r"[\d.]+px", match[1])
-    kept += [f"font-size: {size[0]}"] if size else []
+    declarations += [f"font-size: {size[0]}"] if size else []
     mono = ' class="mono"' if "Mono" in match[1] else ""
-    return f'<text{mono} style="{"; ".join(kept)}"'
+    return f'<text{mono} style="{"; ".join(declarations)}"'
