@@ -43,6 +43,7 @@ from experiments.report import (
     choice,
     figures,
     site_graph,
+    spikes_of,
     write_page,
     write_results,
 )
@@ -150,7 +151,7 @@ def _write(
     )
     write_results(out, facts, results)
     image = task.test.images[:1]
-    trains = figures.spikes_of(task.fn, snn, image)
+    trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
     figures.write_figures(out, results, ann, task.sites, snn, trains)
     if page is not None:

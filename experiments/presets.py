@@ -94,7 +94,7 @@ PRESETS_SNN: dict[str, TrainSNN] = {
         difference_step=0.03,
         difference_images=16,
     ),
-    # Event frames of N-MNIST from a prepared file (see experiments/events.py):
+    # Event frames of N-MNIST from a prepared file (see experiments/data/events.py):
     # --dataset nmnist_small.npz.
     "nmnist": TrainSNN(
         model="events",

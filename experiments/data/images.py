@@ -25,7 +25,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Decodes images, since PIL lets other threads run; a fork needs its own."""
+    """Threads that decode images; a forked process needs a pool of its own."""
     del process
     return ThreadPoolExecutor()
 

@@ -7,7 +7,7 @@ The message shows how to turn one into safetensors where PyTorch is installed.
 import zipfile
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  comes with JAX; with it NumPy knows bfloat16
+import ml_dtypes  # noqa: F401  comes with JAX; it adds bfloat16 to NumPy
 import numpy as np
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")

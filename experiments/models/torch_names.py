@@ -4,8 +4,8 @@ A kernel OIHW becomes HWIO, a matrix [out, in] becomes [in, out], and the first 
 behind a flatten has its inputs reordered from CHW to HWC. The bias b of a convolution
 before BatchNorm moves into the running mean m: BN(Wx + b) with m is BN(Wx) with m - b.
 
-Shapes do not tell strides, kinds of pooling and clipped ReLUs: the module must be the
-one that was trained. BatchNorm's epsilon is 1e-5 on both sides.
+Strides, kinds of pooling and clipped ReLUs do not show in the shapes of weights, so the
+module must be the one that was trained. BatchNorm's epsilon is 1e-5 on both sides.
 """
 
 import re
@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Layers whose torch name matches `pattern` stand at `path` in our variables.
+    """Layers whose torch name matches `pattern` have the path `path` in our variables.
 
     In `path`, {kind} is Conv, BatchNorm or Dense; {n} counts the layers of that kind
     under this rule; {block} counts the matches of the pattern's group. Both count in
@@ -136,7 +136,7 @@ def _layers(weights: Mapping[str, np.ndarray]):
 
 
 def _paths(layers: dict[str, Arrays], table: Sequence[Rule]) -> dict[str, str]:
-    """Path of each layer that a rule knows."""
+    """Path of each layer that a rule matches."""
     matches: dict[str, tuple[Rule, str]] = {}
     for layer in _in_order(layers):
         for rule in table:

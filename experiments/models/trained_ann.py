@@ -96,8 +96,8 @@ def save_source(out: Path, source: Source) -> None:
 def _read_arrays(checkpointer: ocp.StandardCheckpointer, folder: Path, shapes: Any):
     """Arrays of these shapes and types from an orbax folder, bound to no device.
 
-    With the device given, a folder from a TPU can be read elsewhere. But arrays that
-    stay bound to a device compile every program a second time where they meet others.
+    orbax needs a device, so that a folder from a TPU can be read elsewhere. Arrays that
+    stay bound to it would compile every program a second time, for themselves.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(

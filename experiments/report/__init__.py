@@ -8,6 +8,7 @@ hands on the names that the others use.
 
 from experiments.report import figures, training_figures
 from experiments.report.page import write_page
+from experiments.report.rasters import spikes_of
 from experiments.report.results import (
     HEADER,
     Result,
@@ -30,6 +31,7 @@ __all__ = [
     "read_results",
     "row",
     "site_graph",
+    "spikes_of",
     "table_of_networks",
     "training_figures",
     "write_page",

@@ -1,5 +1,8 @@
 """The style of all figures, and how they become files or part of a page.
 
+A panel is a function that draws on one axis, with a label for screen readers. A file
+has several panels (`beside`, `below`), a page each one alone (`alone`).
+
 Matplotlib draws them, and is imported when the first one is drawn, so that results and
 tables do without it. In a page the colours are the page's own, which follow its light
 or dark scheme: each of `COLORS` is replaced by the CSS variable of the same name.
@@ -7,11 +10,12 @@ or dark scheme: each of `COLORS` is replaced by the CSS variable of the same nam
 
 import contextlib
 import io
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.running import write
 
@@ -140,3 +144,74 @@ def _text_style(match: re.Match) -> str:
     declarations += [f"font-size: {size[0]}"] if size else []
     mono = ' class="mono"' if "Mono" in match[1] else ""
     return f'<text{mono} style="{"; ".join(declarations)}"'
+
+
+# ----------------------------------------------------------------------- panels
+
+
+class Panel(NamedTuple):
+    """What is drawn on one axis.
+
+    Attributes:
+        title: above the panel, where a file has several.
+        label: the same in words, with the most important numbers.
+        height: in points.
+        draw: draws it on a matplotlib axis.
+    """
+
+    title: str
+    label: str
+    height: float
+    draw: Callable[[Any], None]
+
+
+def beside(panels: Sequence[Panel], path: Path) -> None:
+    """A PNG of these panels, with one legend below them."""
+    height = max(panel.height for panel in panels) + 30
+    with canvas(len(panels) * WIDTH, height, columns=len(panels)) as (figure, axes):
+        for panel, axis in zip(panels, axes, strict=True):
+            panel.draw(axis)
+            axis.set_title(panel.title)
+        _legend(figure, axes[0], 5)
+        png(figure, path)
+
+
+def alone(panel: Panel) -> str:
+    """SVG of one panel, with its legend below it."""
+    with canvas(WIDTH, panel.height) as (figure, (axis,)):
+        panel.draw(axis)
+        _legend(figure, axis, 3)
+        return svg(figure, panel.label)
+
+
+def _legend(figure: Any, axis: Any, columns: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=min(columns, len(labels)),
+            columnspacing=1.2,
+            handlelength=1.6,
+        )
+
+
+def below(panels: Sequence[Panel], path: Path) -> None:
+    """A PNG of these panels, one below the other."""
+    height = 20 + sum(0.5 * panel.height + 24 for panel in panels)
+    with canvas(1.3 * WIDTH, height, rows=len(panels)) as (figure, axes):
+        for panel, axis in zip(panels, axes, strict=True):
+            panel.draw(axis)
+            axis.set_title(panel.title, fontsize=11, pad=4)
+            axis.tick_params(labelbottom=axis is axes[-1])
+        title = (
+            "step (rows: neurons; %: firing rate; shaded: steps in which it may fire)"
+        )
+        axes[-1].set_xlabel(title, fontsize=11)
+        png(figure, path)
+
+
+def every(count: int, most: int) -> int:
+    """The power of two of which at most ``most`` multiples reach ``count``."""
+    return 2 ** max(0, math.ceil(math.log2(count / most)))

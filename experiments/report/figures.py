@@ -1,80 +1,26 @@
-"""Figures of results: accuracy, errors and rates of the sites, spikes.
-
-A panel is a function that draws on one axis, with words for those who do not see it.
-A PNG has several panels side by side (`beside`), a page each one alone (`alone`).
-"""
+"""Figures of results: accuracy, errors and rates of the sites; the files of a run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import snnjax
 from experiments.report.drawing import (
     COLORS,
     SERIES,
-    WIDTH,
-    canvas,
+    Panel,
+    below,
+    beside,
+    every,
     mark,
-    png,
-    svg,
 )
+from experiments.report.rasters import rasters
 from experiments.report.results import Result, choice, line_name, lines
 from snnjax.measures import SiteMeasures
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
-NEURONS = 40  # rows of a raster
-
-
-class Panel(NamedTuple):
-    """What is drawn on one axis.
-
-    Attributes:
-        title: of the panel, where it stands beside others.
-        label: the same in words, with the most important numbers.
-        height: in points.
-        draw: draws it on a matplotlib axis.
-    """
-
-    title: str
-    label: str
-    height: float
-    draw: Callable[[Any], None]
-
-
-def beside(panels: Sequence[Panel], path: Path) -> None:
-    """A PNG of these panels, with one legend below them."""
-    height = max(panel.height for panel in panels) + 30
-    with canvas(len(panels) * WIDTH, height, columns=len(panels)) as (figure, axes):
-        for panel, axis in zip(panels, axes, strict=True):
-            panel.draw(axis)
-            axis.set_title(panel.title)
-        _legend(figure, axes[0], 5)
-        png(figure, path)
-
-
-def alone(panel: Panel) -> str:
-    """SVG of one panel, with its legend below it."""
-    with canvas(WIDTH, panel.height) as (figure, (axis,)):
-        panel.draw(axis)
-        _legend(figure, axis, 3)
-        return svg(figure, panel.label)
-
-
-def _legend(figure: Any, axis: Any, columns: int) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=min(columns, len(labels)),
-            columnspacing=1.2,
-            handlelength=1.6,
-        )
 
 
 # --------------------------------------------------------------------- accuracy
@@ -140,19 +86,14 @@ def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
 def _thinned(steps: Sequence[int], log: bool) -> list[int]:
     """At most some ten ticks; on a logarithmic axis none too close to another."""
     if not log:
-        every = _every(len(steps), 10)
-        return [x for x in steps if x % every == 0 or x == steps[0]]
+        distance = every(len(steps), 10)
+        return [x for x in steps if x % distance == 0 or x == steps[0]]
     ticks: list[int] = []
     span = math.log2(steps[-1] / steps[0]) or 1
     for x in steps:
         if not ticks or math.log2(x / ticks[-1]) / span > 0.07:
             ticks.append(x)
     return ticks
-
-
-def _every(count: int, most: int) -> int:
-    """The power of two of which at most ``most`` multiples reach ``count``."""
-    return 2 ** max(0, math.ceil(math.log2(count / most)))
 
 
 # ------------------------------------------------------------------------ sites
@@ -247,86 +188,6 @@ def shortened(name: str, limit: int = 20) -> str:
     if len(name) <= limit:
         return name
     return f"{name[: limit // 2 - 1]}…{name[-(limit - limit // 2) :]}"
-
-
-# ----------------------------------------------------------------------- spikes
-
-
-def raster(name: str, spikes: np.ndarray, first: int, latency: int) -> Panel:
-    """Spikes of one site for one image, in real time: some of its neurons.
-
-    Args:
-        name: of the site.
-        spikes: bool [T, ...].
-        first: step, from 1, in which the site may fire for the first time.
-        latency: step of the network's answer, where the axis ends.
-    """
-    steps = len(spikes)
-    spikes = spikes.reshape(steps, -1)
-    neurons = spikes.shape[1]
-    some = np.linspace(0, neurons - 1, min(NEURONS, neurons)).round().astype(int)
-    last = first + steps - 1
-    title = f"{name}: {100 * spikes.mean():.1f} %, steps {first} to {last}"
-    label = (
-        f"Spikes of {name}: rate {100 * spikes.mean():.1f} %; it may fire in steps "
-        f"{first} to {last}."
-    )
-
-    def draw(axis) -> None:
-        axis.axvspan(first - 0.5, last + 0.5, color=COLORS["window"], linewidth=0)
-        step, neuron = np.nonzero(spikes[:, some])
-        # Dashes as one line, which NaN interrupts.
-        x = np.stack(
-            [step + first - 0.4, step + first + 0.4, np.full(len(step), np.nan)]
-        )
-        y = np.repeat(neuron, 3)
-        style = {"color": COLORS["ink"], "linewidth": 1.6, "solid_capstyle": "butt"}
-        axis.plot(x.T.ravel(), y, **style)
-        axis.set(xlim=(0.5, latency + 0.5), ylim=(len(some), -1), yticks=[])
-        every = _every(latency, 16)
-        axis.set_xticks([t for t in range(1, latency + 1) if t == 1 or t % every == 0])
-        axis.spines["left"].set_visible(False)
-        axis.grid(visible=False)
-
-    return Panel(title, label, 30 + 3.5 * len(some), draw)
-
-
-def spikes_of(fn, snn: snnjax.SNN, image: jax.Array) -> dict[str, np.ndarray]:
-    """Site -> spikes bool [T, ...] of an image [1, ...]."""
-
-    @jax.jit
-    def trains(snn, x):
-        run = {"steps": snn.steps, "wait": snn.wait}
-        return snnjax.measures.spike_trains(fn, snn, x, **run)
-
-    return {name: np.asarray(t)[:, 0] for name, t in trains(snn, image).items()}
-
-
-def rasters(
-    trains: dict[str, np.ndarray], sites: snnjax.network.Sites, snn: snnjax.SNN
-) -> list[Panel]:
-    """One of every site that fires, in order."""
-    latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
-    return [
-        raster(site.name, trains[site.name], 1 + site.depth * snn.wait, latency)
-        for site in sites
-        if site.fires
-    ]
-
-
-def below(panels: Sequence[Panel], path: Path) -> None:
-    """A PNG of these panels, one below the other."""
-    height = 20 + sum(0.5 * panel.height + 24 for panel in panels)
-    with canvas(1.3 * WIDTH, height, rows=len(panels)) as (figure, axes):
-        for panel, axis in zip(panels, axes, strict=True):
-            panel.draw(axis)
-            axis.set_title(panel.title, fontsize=11, pad=4)
-            axis.tick_params(labelbottom=axis is axes[-1])
-        title = (
-            "step (rows: neurons; %: firing rate; shaded: steps in which it may fire)"
-        )
-        axes[-1].set_xlabel(title, fontsize=11)
-        png(figure, path)
 
 
 def write_figures(

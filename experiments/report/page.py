@@ -16,7 +16,8 @@ import numpy as np
 
 import snnjax
 from experiments.report import figures, page_tables, site_graph
-from experiments.report.drawing import COLORS
+from experiments.report.drawing import COLORS, alone
+from experiments.report.rasters import NEURONS, raster
 from experiments.report.results import Result, choice, line_name, percent
 from experiments.report.site_graph import SiteGraph
 from experiments.running import Convert, write
@@ -72,14 +73,14 @@ def page(
         "energies": page_tables.energies(results),
         "measured": _measured(facts),
         "longest": str(max(result.steps for result in results)),
-        "against_steps": figures.alone(early),
-        "against_latency": figures.alone(whole),
+        "against_steps": alone(early),
+        "against_latency": alone(whole),
         "best": escape(f"{line_name(best)}, T = {best.steps}"),
         "graph": site_graph.draw(graph, names),
         "graph_legend": site_graph.legend(graph),
         "graph_facts": site_graph.summary(graph),
-        "errors": figures.alone(figures.errors(best, names)),
-        "rates": figures.alone(figures.rates(best, names)),
+        "errors": alone(figures.errors(best, names)),
+        "rates": alone(figures.rates(best, names)),
         "sites": page_tables.sites([best], "Measures per site of the chosen SNN."),
         "all_sites": page_tables.sites(
             results, "Measures per site of all conversions.", True
@@ -106,14 +107,14 @@ def _rasters(best: Result, graph: SiteGraph, trains, names: dict[str, str]) -> s
     items = []
     for node in (firing[i] for i in places):
         first = 1 + node.depth * best.wait
-        shown = min(figures.NEURONS, node.neurons)
+        shown = min(NEURONS, node.neurons)
         rate = 100 * trains[node.name].mean()
-        panel = figures.raster(node.name, trains[node.name], first, best.latency)
+        panel = raster(node.name, trains[node.name], first, best.latency)
         items.append(
             f"<figure><figcaption><code>{escape(names[node.name])}</code> "
             f"<span>depth {node.depth}, fires in steps {first} to "
             f"{first + best.steps - 1}, {shown} of {node.neurons} neurons; rate "
-            f"{rate:.1f} %</span></figcaption>{figures.alone(panel)}</figure>"
+            f"{rate:.1f} %</span></figcaption>{alone(panel)}</figure>"
         )
     return "".join(items)
 

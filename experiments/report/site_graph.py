@@ -219,7 +219,7 @@ def _about(node: Node) -> str:
 
 
 def _sign(sign: str, x: float, y: float) -> str:
-    """What stands for a node; also in the legend."""
+    """The sign of a node, also for the legend."""
     if sign == "passes":
         way = f"M{x} {y - 8}l8 8l-8 8l-8 -8z"
         return _tag("path", d=way, class_="node hollow")

@@ -203,7 +203,7 @@ class Convert:
     model: str | None = None
     # Numbers of time steps T, each a conversion of its own.
     steps: tuple[int, ...] = (2, 4, 8, 16)
-    # Recipes, of experiments.convert.RECIPES.
+    # Recipes, of experiments.conversions.RECIPES.
     recipes: tuple[str, ...] = (
         "max_activation",
         "percentile",
