@@ -268,6 +268,25 @@ def test_right_answers_are_counted_in_whole_numbers():
     assert hits == [5, 5] and all(type(hit) is int for hit in hits)
 
 
+def test_widened_parameters_follow_the_channels_wherever_they_are():
+    def fn(kernel, x):  # channels first
+        y = jax.nn.relu(jax.lax.conv(x, kernel, (1, 1), "SAME"))
+        return y.sum((2, 3))
+
+    keys = jax.random.split(jax.random.key(0))
+    kernel = jax.random.normal(keys[0], (4, 2, 3, 3))
+    x = jax.random.normal(keys[1], (8, 2, 4, 5))
+    sites = snnjax.sites(fn, kernel, x)
+    assert (sites[0].shape, sites[0].channel) == ((4, 4, 5), -3)
+    snn = snnjax.convert(fn, kernel, x, steps=4, recipe=snnjax.light())
+    widened = conversions._widened(snn, sites)
+    (neuron,) = widened.neurons.values()
+    assert neuron.threshold.shape == neuron.bias.shape == (4, 1, 1)
+    assert neuron.initial_potential.shape == (4, 4, 5)
+    run = snnjax.spiking(fn, steps=4)
+    np.testing.assert_allclose(run(widened, x), run(snn, x), rtol=1e-5, atol=1e-5)
+
+
 def test_test_images_are_read_and_normalized_when_they_are_asked_for(converted):
     config, _, data = converted
     asked = []
