@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def same_handlers():
-    """Ctrl-C of pytest itself, whatever a command does."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
+def exit_by_exception(monkeypatch):
+    """Ctrl-C ends a command at once; here that must not end pytest."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(command_line.os, "_exit", leave)
 
 
 def failing(error):
@@ -95,21 +97,30 @@ def test_what_a_kill_leaves_of_orbax_is_removed_by_the_next_run(digits, tmp_path
     assert not any(folder.exists() for folder in unfinished)
 
 
+# A shell that starts pytest in the background lets its children ignore Ctrl-C.
+AT_WORK = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_module(f"experiments.{sys.argv[0]}", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["convert", "train_ann", "train_snn", "surrogates"])
 def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
-    command = [sys.executable, "-m", f"experiments.{module}", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", AT_WORK, module, "--out", str(tmp_path)]
     command += ["--preset", "digits_resnet"] if module == "train_ann" else []
     worker = subprocess.Popen(
         command,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    time.sleep(15)
+    assert worker.stdout.readline()  # it is at work
+    time.sleep(2)
     worker.send_signal(signal.SIGINT)
     _, errors = worker.communicate(timeout=120)
     assert worker.returncode == command_line.INTERRUPTED

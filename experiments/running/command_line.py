@@ -7,7 +7,6 @@ every field is an option that overrides them. `run` carries the command out.
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -37,10 +36,9 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
         with devices.together():
             return work()
     except KeyboardInterrupt:
-        # Threads that compile may take a while to end; a second Ctrl-C does not wait.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         print(f"\ninterrupted{resume and f'; {resume}'}", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        # The usual end would wait for threads that compile, or crash in one of them.
+        os._exit(INTERRUPTED)
     except (
         MissingDataError,
         ValueError,
