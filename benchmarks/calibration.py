@@ -147,19 +147,19 @@ def compare(options) -> dict:
     """All sides, their seconds, ratios and targets."""
     before = timing.machine()
     pythons = timing.interpreters(options.python, list(PACKAGES))
-    given = [f"--steps={options.steps}", f"--batch={options.batch}"]
+    arguments = [f"--steps={options.steps}", f"--batch={options.batch}"]
     module = ("-m", "benchmarks.calibration")
     commands = {
-        side: [pythons[peer(side)], *module, f"--side={side}", *given]
+        side: [pythons[peer(side)], *module, f"--side={side}", *arguments]
         for side in SIDES
-        if timing.wanted(side, options.only)
+        if timing.is_selected(side, options.only)
     }
     sides = timing.rounds(commands, options.rounds, options.repeats)
-    found = {side: s for side, s in sides.items() if "missing" not in s}
-    for name, side in found.items():
+    results = {side: s for side, s in sides.items() if "missing" not in s}
+    for name, side in results.items():
         measures = timing.MEASURES.items()
         side["later"] = {m: measure(side["seconds"]) for m, measure in measures}
-        passes = found.get(f"{PASSES}: {name.partition(': ')[2]}")
+        passes = results.get(f"{PASSES}: {name.partition(': ')[2]}")
         if passes and peer(name) == "snnjax":
             of = {m: measure(passes["seconds"]) for m, measure in measures}
             side["over_passes"] = {m: side["later"][m] / of[m] for m in of}
@@ -169,9 +169,9 @@ def compare(options) -> dict:
         "rounds": options.rounds,
         "repeats": options.repeats,
         "machine": before,
-        "versions": {peer(name): side["versions"] for name, side in found.items()},
+        "versions": {peer(name): side["versions"] for name, side in results.items()},
         "sides": sides,
-        "targets": targets(found),
+        "targets": targets(results),
     }
 
 
@@ -179,10 +179,10 @@ def peer(side: str) -> str:
     return "spikingjelly" if side.startswith(THRESHOLDS) else "snnjax"
 
 
-def targets(found: dict[str, dict]) -> list[dict]:
+def targets(results: dict[str, dict]) -> list[dict]:
     goals = []
     for (work, recipe), model in itertools.product(CONVERT.items(), COMPILATION):
-        side = found.get(f"{work}: {model}")
+        side = results.get(f"{work}: {model}")
         if side is None:
             continue
         later = side["later"]["median"]

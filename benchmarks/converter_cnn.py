@@ -234,24 +234,24 @@ def compare(options) -> dict:
     before = timing.machine()
     pythons = timing.interpreters(options.python, list(PEERS))
     sizes = {name: getattr(options, name) for name in ("steps", "batch", "size")}
-    given = [f"--{name}={value}" for name, value in sizes.items()]
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
     module = ("-m", "benchmarks.converter_cnn")
     commands = {
-        side: [pythons[peer], *module, f"--side={side}", *given]
+        side: [pythons[peer], *module, f"--side={side}", *arguments]
         for peer, sides in PEERS.items()
         for side in sides
-        if side == ANN or timing.wanted(side, options.only)
+        if side == ANN or timing.is_selected(side, options.only)
     }
     sides = timing.rounds(commands, options.rounds, options.repeats)
-    found = {side: s for side, s in sides.items() if "missing" not in s}
-    answers = [s["facts"]["ann"] for s in found.values()]
+    results = {side: s for side, s in sides.items() if "missing" not in s}
+    answers = [s["facts"]["ann"] for s in results.values()]
     assert np.allclose(answers, answers[0], rtol=1e-3), "the sides' ANNs differ"
-    for side in found.values():
+    for side in results.values():
         side["samples_per_s"] = {
             name: options.batch / measure(side["seconds"])
             for name, measure in timing.MEASURES.items()
         }
-    add_ratios(found)
+    add_ratios(results)
     return {
         "question": __doc__.splitlines()[0],
         "sizes": sizes,
@@ -259,40 +259,40 @@ def compare(options) -> dict:
         "repeats": options.repeats,
         "machine": before,
         "versions": {
-            peer: found[side]["versions"]
+            peer: results[side]["versions"]
             for peer, listed in PEERS.items()
             for side in listed[:1]
-            if side in found
+            if side in results
         },
         "sides": sides,
-        "targets": targets(found),
+        "targets": targets(results),
     }
 
 
-def add_ratios(found: dict[str, dict]) -> None:
+def add_ratios(results: dict[str, dict]) -> None:
     """To every side: its time over T x the ANN's, its speed over each peer's best."""
-    ann = found[ANN]["samples_per_s"]
-    for side in found.values():
+    ann = results[ANN]["samples_per_s"]
+    for side in results.values():
         speed = side["samples_per_s"]
         side["time_over_ann"] = {m: ann[m] / speed[m] for m in speed}
         side["speed_over"] = {}
         for peer in TARGETS:
-            modes = [found[s]["samples_per_s"] for s in PEERS[peer] if s in found]
+            modes = [results[s]["samples_per_s"] for s in PEERS[peer] if s in results]
             if modes:
                 other = max(modes, key=lambda mode: mode["best"])
                 side["speed_over"][peer] = {m: speed[m] / other[m] for m in speed}
 
 
-def targets(found: dict[str, dict]) -> list[dict]:
+def targets(results: dict[str, dict]) -> list[dict]:
     """Pass or miss of snnjax's fastest side that streams.
 
     With wait T the answer comes later, so that side does not count.
     """
-    ours = [side for side in SNNJAX if side in found and side != WAITING]
+    ours = [side for side in SNNJAX if side in results and side != WAITING]
     if not ours:
         return []
-    chosen = max(ours, key=lambda side: found[side]["samples_per_s"]["best"])
-    side, goals = found[chosen], []
+    chosen = max(ours, key=lambda side: results[side]["samples_per_s"]["best"])
+    side, goals = results[chosen], []
     for m in timing.MEASURES:
         name = f"{m} time of {chosen} / (T x the ANN's)"
         goals.append(timing.target(name, side["time_over_ann"][m], at_most=1.2))
@@ -307,12 +307,12 @@ def text(result: dict) -> str:
     head = ["side", "samples/s best", "median", "time / (T x ANN) best", "median"]
     head += [f"speed / {peer}" for peer in TARGETS]
     rows = []
-    for side, found in result["sides"].items():
-        if "missing" in found:
+    for side, entry in result["sides"].items():
+        if "missing" in entry:
             rows.append([side, "not installed", *[None] * (len(head) - 2)])
             continue
-        speed, ratio = found["samples_per_s"], found["time_over_ann"]
-        over = [found["speed_over"].get(peer) for peer in TARGETS]
+        speed, ratio = entry["samples_per_s"], entry["time_over_ann"]
+        over = [entry["speed_over"].get(peer) for peer in TARGETS]
         rows.append(
             [side, speed["best"], speed["median"], ratio["best"], ratio["median"]]
             + [other and other["best"] for other in over]

@@ -25,9 +25,9 @@ from benchmarks import timing
 LEAK = 0.9
 FORWARD, GRADIENT = "forward", "forward+backward"
 SAVING, PLAIN = "snnjax segments of 25, remat", "plain lax.scan"
-SNNJAX = {
-    "snnjax by_layer": dict(execution="by_layer"),
-    "snnjax by_step": dict(execution="by_step"),
+SNNJAX: dict[str, str | dict] = {  # executions, or options of by_layer
+    "snnjax by_layer": "by_layer",
+    "snnjax by_step": "by_step",
     "snnjax segments of 25": dict(segment=25),
     SAVING: dict(segment=25, remat=True),
     "snnjax remat": dict(remat=True),
@@ -96,8 +96,8 @@ def prepare(side: str, steps: int, batch: int, features: int):
     def loss(kernel, x):
         return (spikes(kernel, x) * weights).sum()
 
-    timed = loss if work == FORWARD else jax.value_and_grad(loss)
-    compiled = jax.jit(timed).lower(kernel, x).compile()
+    function = loss if work == FORWARD else jax.value_and_grad(loss)
+    compiled = jax.jit(function).lower(kernel, x).compile()
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
     facts = {
         "rate": float((jax.jit(spikes)(kernel, x) > 0).mean()),
@@ -145,7 +145,10 @@ def ours(name: str, kernel: np.ndarray, x: np.ndarray):
 
     neuron = snnjax.lif(leak=LEAK)
     snn = snnjax.init(fn, jnp.asarray(kernel), x[0], neuron=neuron)
-    run = snnjax.spiking(fn, steps=len(x), inputs="sequence", **SNNJAX[name])
+    execution = SNNJAX[name]
+    if isinstance(execution, dict):
+        execution = snnjax.simulation.by_layer(**execution)
+    run = snnjax.spiking(fn, steps=len(x), inputs="sequence", execution=execution)
     return lambda kernel, x: run(dataclasses.replace(snn, params=kernel), x), kernel
 
 
@@ -213,9 +216,9 @@ def check_work(facts: dict) -> None:
     assert math.isfinite(gradient) and gradient > 0, f"gradient {gradient}"
 
 
-def check_agreement(found: dict[str, dict]) -> None:
+def check_agreement(results: dict[str, dict]) -> None:
     """Raise unless our modes agree in loss and gradient, and all that can in rate."""
-    facts = {side: s["facts"] for side, s in found.items()}
+    facts = {side: s["facts"] for side, s in results.items()}
     same = [f for s, f in facts.items() if "snnjax" in s or PLAIN in s]
     for key in ("loss", "gradient"):
         values = [f[key] for f in same if key in f]
@@ -235,24 +238,24 @@ def compare(options) -> dict:
     before = timing.machine()
     pythons = timing.interpreters(options.python, list(GROUPS))
     sizes = {name: getattr(options, name) for name in ("steps", "batch", "features")}
-    given = [f"--{name}={value}" for name, value in sizes.items()]
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
     module = ("-m", "benchmarks.lif_layer")
     sides = {}
     for work in (FORWARD, GRADIENT):
         commands = {
             f"{work}: {name}": [pythons[library], *module, f"--side={work}: {name}"]
-            + given
+            + arguments
             for library, names in GROUPS.items()
             for name in names
-            if timing.wanted(name, options.only)
+            if timing.is_selected(name, options.only)
         }
         sides |= timing.rounds(commands, options.rounds, options.repeats)
-    found = {side: s for side, s in sides.items() if "missing" not in s}
-    check_agreement(found)
-    for side in found.values():
+    results = {side: s for side, s in sides.items() if "missing" not in s}
+    check_agreement(results)
+    for side in results.values():
         measures = timing.MEASURES.items()
         side["ms"] = {m: 1e3 * measure(side["seconds"]) for m, measure in measures}
-    add_ratios(found)
+    add_ratios(results)
     return {
         "question": __doc__.splitlines()[0],
         "sizes": sizes,
@@ -260,47 +263,47 @@ def compare(options) -> dict:
         "repeats": options.repeats,
         "machine": before,
         "versions": {
-            peer(side.partition(": ")[2]): s["versions"] for side, s in found.items()
+            peer(side.partition(": ")[2]): s["versions"] for side, s in results.items()
         },
         "sides": sides,
-        "targets": targets(found),
+        "targets": targets(results),
     }
 
 
-def fastest(found: dict[str, dict], work: str, names) -> str | None:
+def fastest(results: dict[str, dict], work: str, names) -> str | None:
     """The side of these names that is the fastest at its best."""
-    there = [side for name in names if (side := f"{work}: {name}") in found]
-    return min(there, key=lambda side: found[side]["ms"]["best"], default=None)
+    there = [side for name in names if (side := f"{work}: {name}") in results]
+    return min(there, key=lambda side: results[side]["ms"]["best"], default=None)
 
 
-def add_ratios(found: dict[str, dict]) -> None:
+def add_ratios(results: dict[str, dict]) -> None:
     """To every side: its time over that of each library's fastest mode."""
-    for side, s in found.items():
+    for side, s in results.items():
         work = side.partition(": ")[0]
         s["over"] = {}
         for library in PEERS:
-            other = fastest(found, work, GROUPS[library])
+            other = fastest(results, work, GROUPS[library])
             if other:
-                of = found[other]["ms"]
+                of = results[other]["ms"]
                 s["over"][library] = {m: s["ms"][m] / of[m] for m in of}
 
 
-def targets(found: dict[str, dict]) -> list[dict]:
+def targets(results: dict[str, dict]) -> list[dict]:
     """Pass or miss of snnjax's fastest mode and of the one that saves memory."""
-    chosen = fastest(found, GRADIENT, SNNJAX)
+    chosen = fastest(results, GRADIENT, SNNJAX)
     if chosen is None:
         return []
-    goals, ours, short = [], found[chosen]["ms"], chosen.partition(": ")[2]
+    goals, ours, short = [], results[chosen]["ms"], chosen.partition(": ")[2]
     others = [
         name for lib, names in GROUPS.items() if lib != "snnjax" for name in names
     ]
-    other = fastest(found, GRADIENT, others)
+    other = fastest(results, GRADIENT, others)
     if other:
         for m in timing.MEASURES:
             name = f"{m} {GRADIENT} time of {short} / {other.partition(': ')[2]}'s"
-            ratio = ours[m] / found[other]["ms"][m]
+            ratio = ours[m] / results[other]["ms"][m]
             goals.append(timing.target(name, ratio, at_most=0.75))
-    saving = found.get(f"{GRADIENT}: {SAVING}")
+    saving = results.get(f"{GRADIENT}: {SAVING}")
     if saving:
         name = f"{GRADIENT} temporary MiB of {SAVING}"
         memory = saving["facts"]["temporary_mib"]

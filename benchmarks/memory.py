@@ -104,13 +104,13 @@ def network(name: str, width: int):
 
 def compare(options) -> dict:
     before = timing.machine()
-    given = [f"--network={options.network}", f"--images={options.images}"]
-    given += [f"--width={options.width}", f"--wait={options.wait}"]
-    given += [f"--recipe={options.recipe}"]
+    arguments = [f"--network={options.network}", f"--images={options.images}"]
+    arguments += [f"--width={options.width}", f"--wait={options.wait}"]
+    arguments += [f"--recipe={options.recipe}"]
     module = [sys.executable, "-m", "benchmarks.memory"]
     sides = {}
     for budget in options.budgets:  # one after the other, so that each has the machine
-        command = {f"{budget} MB": [*module, f"--side={budget}", *given]}
+        command = {f"{budget} MB": [*module, f"--side={budget}", *arguments]}
         sides |= timing.rounds(command, 0, 0)
     return {
         "question": __doc__.splitlines()[0],
@@ -168,9 +168,9 @@ def main(arguments: list[str] | None = None) -> dict | None:
     if options.quick:
         options.images, options.width = 4, 16
     if options.side:
-        given = (options.network, options.images, options.width, options.wait)
-        given += (options.recipe,)
-        work = functools.partial(prepare, int(options.side), *given)
+        arguments = (options.network, options.images, options.width, options.wait)
+        arguments += (options.recipe,)
+        work = functools.partial(prepare, int(options.side), *arguments)
         timing.serve(work, ("jax", "jaxlib"))
         return None
     result = compare(options)

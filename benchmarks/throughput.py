@@ -64,15 +64,15 @@ def sides(quick: bool) -> list[Side]:
     """Every side, each after the ANN that it is compared with."""
     if quick:
         modes = (*INFERENCE, TRAINING)
-        found = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
+        spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
     else:
         change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
         change += [{"layers": 56}]
-        found = [Side(mode, **options) for mode in INFERENCE for options in change]
+        spiking = [Side(mode, **options) for mode in INFERENCE for options in change]
         some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
         some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
-        found += [Side(TRAINING, **options) for options in some]
-    return list(dict.fromkeys(s for side in found for s in (side.ann, side)))
+        spiking += [Side(TRAINING, **options) for options in some]
+    return list(dict.fromkeys(s for side in spiking for s in (side.ann, side)))
 
 
 def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
@@ -134,19 +134,19 @@ def peak() -> tuple[Callable[[], Any], dict]:
 
 def compare(options) -> dict:
     before, chosen = timing.machine(), sides(options.quick)
-    runs, found = {}, {}
+    runs, results = {}, {}
     makers = {side.name: functools.partial(prepare, side) for side in chosen}
     for name, make in {"peak": peak, **makers}.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
         runs[name], facts = make()
-        found[name] = {"facts": facts, "seconds": []}
+        results[name] = {"facts": facts, "seconds": []}
         timing.once(runs[name])
     for _ in range(options.rounds):
         for name, run in runs.items():
-            found[name]["seconds"].append(timing.once(run))
-    fastest = found["peak"]["facts"]["gflop"] / min(found["peak"]["seconds"])
+            results[name]["seconds"].append(timing.once(run))
+    fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
     for side in chosen:
-        add_measures(side, found, fastest)
+        add_measures(side, results, fastest)
     return {
         "question": __doc__.splitlines()[0],
         "sizes": {side.name: dataclasses.asdict(side) for side in chosen},
@@ -154,14 +154,14 @@ def compare(options) -> dict:
         "machine": before | {"device": jax.devices()[0].device_kind},
         "peak_gflop_per_s": fastest,
         "versions": {"snnjax": timing.versions(("jax", "jaxlib", "flax"))},
-        "sides": found,
+        "sides": results,
         "targets": [],
     }
 
 
-def add_measures(side: Side, found: dict, fastest: float) -> None:
+def add_measures(side: Side, results: dict, fastest: float) -> None:
     """Images per second, and for an SNN what it costs against T times the ANN."""
-    here, ann = found[side.name], found[side.ann.name]
+    here, ann = results[side.name], results[side.ann.name]
     measures = timing.MEASURES.items()
     here["images_per_s"] = {m: side.batch / f(here["seconds"]) for m, f in measures}
     if here is ann:

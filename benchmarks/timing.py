@@ -83,7 +83,7 @@ def rounds(
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
             sides[side] = _answer(side, workers[side])
-        there = [side for side, found in sides.items() if "missing" not in found]
+        there = [side for side, entry in sides.items() if "missing" not in entry]
         for side in there:
             sides[side]["seconds"] = []
         for _ in range(count):
@@ -111,13 +111,13 @@ MEASURES = {"best": min, "median": statistics.median}
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def machine() -> dict[str, Any]:
@@ -174,8 +174,8 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
         lines.append(f"{verdict}: {goal['target']}; measured {_cell(goal['measured'])}")
     where = result["machine"]
     lines.append(f"{where['date']}, {where['cpu_cores']} CPU cores, {where['machine']}")
-    for side, found in result["versions"].items():
-        named = ", ".join(f"{name} {version}" for name, version in found.items())
+    for side, numbers in result["versions"].items():
+        named = ", ".join(f"{name} {version}" for name, version in numbers.items())
         lines.append(f"{side}: {named}")
     print("\n\n".join(lines))
     if out:
@@ -208,17 +208,17 @@ def peer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="WORDS", help="sides with one of these")
 
 
-def wanted(side: str, only: str | None) -> bool:
-    """Whether ``--only`` (words between commas) lets a side in."""
+def is_selected(side: str, only: str | None) -> bool:
+    """Whether a side has one of the words of ``--only``, separated by commas."""
     return only is None or any(word in side for word in only.split(","))
 
 
-def interpreters(choices: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+def interpreters(choices: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
     """Peer -> interpreter, from ``--python PEER=PATH`` options."""
-    found = dict.fromkeys(known, sys.executable)
+    paths = dict.fromkeys(peers, sys.executable)
     for choice in choices:
         peer, equals, path = choice.partition("=")
-        if peer not in found or not equals:
-            raise SystemExit(f"--python {choice}: not one of {', '.join(known)}=PATH")
-        found[peer] = path
-    return found
+        if peer not in paths or not equals:
+            raise SystemExit(f"--python {choice}: not one of {', '.join(peers)}=PATH")
+        paths[peer] = path
+    return paths

@@ -28,9 +28,9 @@ class Digits(NamedTuple):
 
 def load() -> Digits:
     """1500 images for training, 297 for the test."""
-    found = load_digits()
-    x = jnp.asarray(found.images[..., None] / 16, jnp.float32)
-    y = jnp.asarray(found.target)
+    dataset = load_digits()
+    x = jnp.asarray(dataset.images[..., None] / 16, jnp.float32)
+    y = jnp.asarray(dataset.target)
     return Digits(x[:1500], y[:1500], x[1500:], y[1500:])
 
 

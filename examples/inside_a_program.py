@@ -41,11 +41,14 @@ def main() -> tuple[float, float, float]:
         return head(params["head"], rates)
 
     def loss(params):
-        found = log_probabilities(params, data.train_x)
-        return -jnp.take_along_axis(found, data.train_y[:, None], axis=1).mean()
+        answers = log_probabilities(params, data.train_x)
+        return -jnp.take_along_axis(answers, data.train_y[:, None], axis=1).mean()
 
     # The encoder's neurons stay as they are; its weights and the head learn.
-    kinds = {"encoder": snnjax.training.param_labels(snn, ["weights"]), "head": "weights"}
+    kinds = {
+        "encoder": snnjax.training.param_labels(snn, ["weights"]),
+        "head": "weights",
+    }
     optimizer = optax.multi_transform(
         {"weights": optax.adam(1e-2), "frozen": optax.set_to_zero()}, kinds
     )

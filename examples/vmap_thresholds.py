@@ -33,10 +33,10 @@ def main() -> tuple[jax.Array, jax.Array]:
         return (outputs.mean(0).argmax(-1) == expected).mean()
 
     factors = jnp.array([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0])
-    found = jax.jit(jax.vmap(agreement))(factors)
-    for factor, value in zip(factors, found, strict=True):
+    agreements = jax.jit(jax.vmap(agreement))(factors)
+    for factor, value in zip(factors, agreements, strict=True):
         print(f"thresholds x {factor:4.2f}: the same answer {value:.1%}")
-    return factors, found
+    return factors, agreements
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """What each part of `snnjax.best` is worth: ``python -m experiments.ablation``.
 
 Converts a published network by compositions that differ in one part, also by those
-that did not pay, and compares with the ANN on training images that calibration has
-not seen. Recipes are chosen here, so that test images stay for the final table.
+without a gain, and compares them with the ANN on training images that calibration does
+not use. Recipes are chosen here, so that the test images serve the final table only.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,24 +18,32 @@ import numpy as np
 import optax
 
 import snnjax
-from experiments import output
-from experiments.configs import parse
-from experiments.data import MissingDataError, load, normalize, normalized_as
-from experiments.source import load_source, source_function
-from snnjax import Recipe
-from snnjax.calibrators.view import Calibrator
+from experiments.data import load, normalize, normalized_as
+from experiments.models import load_source, source_function
+from experiments.running import (
+    check_positive,
+    parse,
+    writable,
+    write,
+)
+from experiments.running import (
+    run as run_command,
+)
+from snnjax import Recipe, calibrators
+from snnjax.calibrators import Calibrator
 
-THRESHOLD = snnjax.calibrators.least_squares_threshold("channel", "round")
-CHARGE = snnjax.calibrators.half_charge()
-POSTPONE = snnjax.calibrators.postpone_charge()
-SCALE = snnjax.calibrators.scale_threshold()
-POTENTIAL = snnjax.calibrators.correct_potential(3)
-LEAST_SQUARES = snnjax.calibrators.least_squares_weights()
-DESCENT = snnjax.calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
+THRESHOLD = calibrators.least_squares_threshold("channel", "round")
+CHARGE = calibrators.half_charge()
+POSTPONE = calibrators.postpone_charge()
+SCALE = calibrators.scale_threshold()
+POTENTIAL = calibrators.correct_potential(3)
+LEAST_SQUARES = calibrators.least_squares_weights()
+DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
-def corrected(*calibrators: Calibrator) -> Recipe:
-    return Recipe((calibrators,), correct_readout=True)
+def one_sweep(*chain: Calibrator) -> Recipe:
+    """These calibrators at every site, in one sweep."""
+    return Recipe((chain,))
 
 
 BEST = snnjax.best()
@@ -45,46 +53,45 @@ ROWS: dict[str, Recipe] = {
     "advanced, weights as they are": Recipe(
         (
             (
-                snnjax.calibrators.least_squares_threshold(),
-                snnjax.calibrators.shift_bias(),
-                snnjax.calibrators.correct_potential(),
+                calibrators.least_squares_threshold(),
+                calibrators.shift_bias(),
+                calibrators.correct_potential(),
             ),
         )
     ),
     "advanced": snnjax.advanced(iterations=1000),
-    "potential correction": corrected(THRESHOLD, CHARGE, POTENTIAL),
-    "+ scaled threshold": corrected(THRESHOLD, CHARGE, SCALE, POTENTIAL),
-    "+ postponed charge": corrected(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
-    "+ both": corrected(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
-    "+ weights by least squares": corrected(
+    "potential correction": one_sweep(THRESHOLD, CHARGE, POTENTIAL),
+    "+ scaled threshold": one_sweep(THRESHOLD, CHARGE, SCALE, POTENTIAL),
+    "+ postponed charge": one_sweep(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
+    "+ both": one_sweep(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
+    "+ weights by least squares": one_sweep(
         LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
     ),
     "best": BEST,
-    "best, weights as they are": corrected(*PARTS[1:]),
-    "best, a tenth of the damping": corrected(
-        snnjax.calibrators.least_squares_weights(damping=0.1), *PARTS[1:]
+    "best, weights as they are": one_sweep(*PARTS[1:]),
+    "best, a tenth of the damping": one_sweep(
+        calibrators.least_squares_weights(damping=0.1), *PARTS[1:]
     ),
-    "best, ten times the damping": corrected(
-        snnjax.calibrators.least_squares_weights(damping=10.0), *PARTS[1:]
+    "best, ten times the damping": one_sweep(
+        calibrators.least_squares_weights(damping=10.0), *PARTS[1:]
     ),
-    "best, one threshold per layer": corrected(
-        LEAST_SQUARES, snnjax.calibrators.least_squares_threshold("layer", "round"), *PARTS[2:]
+    "best, one threshold per layer": one_sweep(
+        LEAST_SQUARES, calibrators.least_squares_threshold("layer", "round"), *PARTS[2:]
     ),
-    "best, one round of potentials": corrected(
-        *PARTS[:-1], snnjax.calibrators.correct_potential(1)
+    "best, one round of potentials": one_sweep(
+        *PARTS[:-1], calibrators.correct_potential(1)
     ),
-    "best, bias for potential": corrected(*PARTS[:-1], snnjax.calibrators.correct_bias(3)),
-    "best, whatever the pace": corrected(
+    "best, bias for potential": one_sweep(*PARTS[:-1], calibrators.correct_bias(3)),
+    "best, whatever the pace": one_sweep(
         LEAST_SQUARES,
         THRESHOLD,
         CHARGE,
-        snnjax.calibrators.postpone_charge(pace=0),
-        snnjax.calibrators.streaming_only(snnjax.calibrators.scale_threshold(pace=0)),
-        snnjax.calibrators.streaming_only(snnjax.calibrators.postpone_charge(pace=0)),
+        calibrators.postpone_charge(pace=0),
+        calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
+        calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
         POTENTIAL,
     ),
-    "best, readout as it is": Recipe(BEST.sweeps),
-    "best, then weights by descent": corrected(*PARTS[:-1], DESCENT, PARTS[-1]),
+    "best, then weights by descent": one_sweep(*PARTS[:-1], DESCENT, PARTS[-1]),
 }
 DISTILLED = "best, then logits distilled"
 
@@ -101,7 +108,7 @@ class Ablation:
     columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
     # Rows, by their names or the start of several; by default all.
     rows: tuple[str, ...] = ("",)
-    # Unlabelled training images to calibrate with.
+    # Training images to calibrate with, without their labels.
     calibration_images: int = 256
     # Other training images to compare on.
     images: int = 1000
@@ -113,9 +120,7 @@ class Ablation:
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        for name in ("calibration_images", "images", "iterations", "rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, not {getattr(self, name)}")
+        check_positive(self, "calibration_images images iterations rate")
         names = [*ROWS, DISTILLED]
         for row in self.rows:
             if not any(name.startswith(row) for name in names):
@@ -141,54 +146,59 @@ class Cell(NamedTuple):
 
 def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     """row -> column -> `Cell`."""
-    out = output.writable(config.out, f"--out {config.out}")
+    out = writable(config.out, "--out")
     source = load_source(config.checkpoint)
     fn, params = source_function(source), source.variables
     data = normalized_as(load(source.card["dataset"], config.data_dir), source.card)
-    order = np.random.default_rng(0).permutation(len(data.train_images))
-    if config.calibration_images + config.images > len(order):
-        raise ValueError(
-            f"calibration_images {config.calibration_images} and images "
-            f"{config.images} exceed the {len(order)} training images; choose fewer"
-        )
-    fitted = normalize(data, data.train_images[order[: config.calibration_images]])
-    unseen = order[-config.images :]
-    images, labels = normalize(data, data.train_images[unseen]), data.train_labels
-    compare = comparison(fn, params, images, jnp.asarray(labels[unseen]))
-    found: dict[str, dict[str, Cell]] = {}
-    names = chosen(config.rows)
+    calibration, held_out = _split(config, len(data.train_images))
+    x = normalize(data, data.train_images[calibration])
+    images = normalize(data, data.train_images[held_out])
+    compare = comparison(fn, params, images, jnp.asarray(data.train_labels[held_out]))
+    cells: dict[str, dict[str, Cell]] = {}
     for column in config.columns:
-        steps, _, wait = column.partition(":")
-        steps = int(steps)
-        wait = steps if wait == "T" else int(wait or 0)
-        for name in names:
+        steps, wait = _steps_and_wait(column)
+        for name in chosen(config.rows):
             start = time.perf_counter()
-            snn = snnjax.convert(
-                fn,
-                params,
-                fitted,
-                steps=steps,
-                wait=wait,
-                recipe=ROWS.get(name, BEST),
-            )
+            recipe = ROWS.get(name, BEST)
+            snn = snnjax.convert(fn, params, x, steps=steps, wait=wait, recipe=recipe)
             if name == DISTILLED:
-                snn = distill(fn, params, snn, fitted, config.iterations, config.rate)
+                snn = distill(fn, params, snn, x, config.iterations, config.rate)
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
             cell = Cell(*compare(snn), seconds)
-            found.setdefault(name, {})[column] = cell
+            cells.setdefault(name, {})[column] = cell
             print(
                 f"{name:<32}T:wait {column:<7}loss {cell.loss:6.2f}  "
                 f"KL {cell.divergence:.4f}  {cell.seconds:4.0f} s",
                 flush=True,
             )
-            (out / "ablation.md").write_text(table(found))
-            written = {
-                n: {c: x._asdict() for c, x in r.items()} for n, r in found.items()
-            }
-            (out / "ablation.json").write_text(json.dumps(written, indent=1) + "\n")
-    print(f"\n{table(found)}")
-    return found
+            _write(out, cells)
+    print(f"\n{table(cells)}")
+    return cells
+
+
+def _split(config: Ablation, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training images to calibrate with, and to compare on."""
+    if config.calibration_images + config.images > count:
+        raise ValueError(
+            f"calibration_images {config.calibration_images} and images "
+            f"{config.images} exceed the {count} training images; choose fewer"
+        )
+    order = np.random.default_rng(0).permutation(count)
+    return order[: config.calibration_images], order[-config.images :]
+
+
+def _steps_and_wait(column: str) -> tuple[int, int]:
+    """T and wait of a column, which is T, T:wait or T:T."""
+    steps, _, wait = column.partition(":")
+    return int(steps), int(steps) if wait == "T" else int(wait or 0)
+
+
+def _write(out: Path, cells: dict[str, dict[str, Cell]]) -> None:
+    """The files ablation.md and ablation.json."""
+    write(out / "ablation.md", table(cells))
+    plain = {n: {c: x._asdict() for c, x in row.items()} for n, row in cells.items()}
+    write(out / "ablation.json", json.dumps(plain, indent=1) + "\n")
 
 
 def chosen(rows: Sequence[str]) -> list[str]:
@@ -210,8 +220,8 @@ def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
 
     def compare(snn: snnjax.SNN) -> tuple[float, float]:
         outputs = jnp.concatenate([answers(snn, images[part]) for part in batches])
-        right, kept = ((o.argmax(-1) == labels).mean() for o in (ann, outputs))
-        return 100 * float(right - kept), float(divergence(ann, outputs))
+        before, after = ((o.argmax(-1) == labels).mean() for o in (ann, outputs))
+        return 100 * float(before - after), float(divergence(ann, outputs))
 
     return compare
 
@@ -223,9 +233,9 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
-    """Draws an SNN's outputs to the ANN's, by surrogate gradients.
+    """Trains an SNN towards the outputs of the ANN, by surrogate gradients.
 
-    Trains weights, thresholds and initial potentials on unlabelled images.
+    Weights, thresholds and initial potentials change; the images need no labels.
     """
     simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
     schedule = optax.cosine_decay_schedule(1.0, iterations)
@@ -252,27 +262,24 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
     return snn
 
 
-def table(found: dict[str, dict[str, Cell]]) -> str:
+def table(cells: dict[str, dict[str, Cell]]) -> str:
     """Loss in points and, in brackets, KL divergence; a row per composition."""
-    columns = list(dict.fromkeys(c for row in found.values() for c in row))
+    columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
     lines = [f"| composition | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for name, row in found.items():
-        cells = [
+    for name, row in cells.items():
+        entries = [
             f"{row[c].loss:.1f} ({row[c].divergence:.3f})" if c in row else ""
             for c in columns
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(Ablation, {"cifar10_resnet20": Ablation()}, argv)
-    try:
-        run(config)
-    except (MissingDataError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_command(lambda: run(config))
 
 
 if __name__ == "__main__":

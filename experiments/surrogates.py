@@ -1,14 +1,13 @@
 """Compares surrogates: ``python -m experiments.surrogates --preset digits``.
 
-Trains the same network with each surrogate and each way of learning Dspike's
-temperature, same budget and seeds, and writes the accuracies as a table. Also draws
-``surrogates.png``: every spike function's derivative, at its default shape.
+Trains the same network with each surrogate and each way to train Dspike's temperature,
+with the same budget and seeds, and writes the accuracies as a table. Also draws
+``surrogates.png``: the derivative of every spike function at its default shape.
 """
 
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments import output, plot
-from experiments.configs import PRESETS_SNN, TrainSNN, check_several, parse
-from experiments.data import MissingDataError
-from experiments.results import deviation
+from experiments.presets import PRESETS_SNN
+from experiments.report import deviation, training_figures
+from experiments.running import (
+    TrainSNN,
+    check_several,
+    parse,
+    writable,
+    write,
+)
+from experiments.running import (
+    run as run_command,
+)
 from experiments.train_snn import SURROGATES, train
 
 # name -> options of TrainSNN; width or slope 1, 1, 4 are the surrogates' defaults.
@@ -75,9 +82,9 @@ def run(config: Compare) -> dict[str, list[float]]:
     The table is written after every training; a comparison that was interrupted goes on
     when started again.
     """
-    out = output.writable(config.out, f"--out {config.out}")
+    out = writable(config.out, "--out")
     draw(out / "surrogates.png")
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for name in config.rows:
         for seed in config.seeds:
             folder = out / f"{list(ROWS).index(name)}_{seed}"
@@ -85,19 +92,19 @@ def run(config: Compare) -> dict[str, list[float]]:
             print(f"\n{name}, seed {seed}", flush=True)
             train(training)
             last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
-            found.setdefault(name, []).append(json.loads(last)["test_accuracy"])
+            accuracies.setdefault(name, []).append(json.loads(last)["test_accuracy"])
             jax.clear_caches()  # each run compiles its own programs
-            (out / "surrogates.md").write_text(table(found))
-            (out / "surrogates.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{table(found)}")
-    return found
+            write(out / "surrogates.md", table(accuracies))
+            write(out / "surrogates.json", json.dumps(accuracies, indent=1) + "\n")
+    print(f"\n{table(accuracies)}")
+    return accuracies
 
 
-def table(found: dict[str, list[float]]) -> str:
+def table(accuracies: dict[str, list[float]]) -> str:
     """Mean and deviation over the seeds, in percent."""
     lines = ["| surrogate | test accuracy % |", "|---|---|"]
-    for name, accuracies in found.items():
-        percent = [100 * a for a in accuracies]
+    for name, of_seeds in accuracies.items():
+        percent = [100 * a for a in of_seeds]
         mean, spread = statistics.mean(percent), deviation(percent)
         lines.append(f"| {name} | {mean:.2f} ± {spread:.2f} |")
     return "\n".join(lines) + "\n"
@@ -114,7 +121,7 @@ def draw(path: Path) -> None:
     temperatures = {
         f"b = {b:g}": derivative(SURROGATES["dspike"], b) for b in (0.1, 1, 3, 6, 10)
     }
-    plot.surrogates(x, shapes, temperatures, path)
+    training_figures.surrogates(x, shapes, temperatures, path)
 
 
 def _training(config: Compare, options: dict, seed: int, folder: Path) -> TrainSNN:
@@ -129,10 +136,7 @@ def _training(config: Compare, options: dict, seed: int, folder: Path) -> TrainS
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(Compare, {"digits": Compare()}, argv)
-    try:
-        run(config)
-    except (MissingDataError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_command(lambda: run(config), "the same command goes on from the last epoch")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ SGD with Nesterov momentum, warm-up and cosine decay. A run that was interrupted
 from its last checkpoint when started again, and ends in the same weights, bit for bit.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +16,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from experiments import processes
-from experiments.configs import PRESETS_ANN, TrainANN, parse
-from experiments.data import Dataset, MissingDataError, augment, load, normalize
-from experiments.loop import fit, schedule, steps_per_epoch
-from experiments.models import build
-from experiments.source import Source, load_source, save_source, source_function
-
-__all__ = ["Source", "load_source", "source_function", "train"]
+from experiments.data import Dataset, augment, load, normalize
+from experiments.models import Source, build, save_source
+from experiments.presets import PRESETS_ANN
+from experiments.running import (
+    TrainANN,
+    devices,
+    fit,
+    parse,
+    run,
+    schedule,
+    steps_per_epoch,
+)
 
 
 class TrainState(NamedTuple):
@@ -54,7 +57,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
     optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)
-    evaluate = make_evaluate(model, data, processes.make_mesh(config.mesh))
+    evaluate = make_evaluate(model, data, devices.make_mesh(config.mesh))
     state = fit(
         config,
         data,
@@ -65,7 +68,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     variables = jax.device_get(_variables(state))
     card = _card(config, data, evaluate(variables))
     source = Source(model, variables, card)
-    if processes.first():
+    if devices.first():
         save_source(Path(config.out).expanduser().resolve(), source)
     return source
 
@@ -89,8 +92,8 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """A jitted step, `step(state, key, images, labels) -> state, report`.
 
-    The report is [loss, accuracy, whether loss and new weights are finite]; the state
-    that is passed in must not be used again.
+    The report is [loss, accuracy, whether loss and new weights are finite]; a state
+    must not be used again after it was passed in.
     """
 
     def loss_of(params, batch_stats, images, labels):
@@ -131,7 +134,7 @@ def make_evaluate(
         return (logits.argmax(axis=-1) == labels).sum()
 
     def evaluate(variables) -> float:
-        parts = processes.batches(data.test_images, data.test_labels, batch_size, mesh)
+        parts = devices.batches(data.test_images, data.test_labels, batch_size, mesh)
         total = sum(int(correct(variables, *part)) for part in parts)
         return total / len(data.test_labels)
 
@@ -172,11 +175,7 @@ def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, An
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainANN, PRESETS_ANN, argv)
-    try:
-        with processes.together():
-            source = train(config)
-    except (MissingDataError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    source = run(lambda: train(config), "the same command goes on from the last epoch")
     accuracy = 100 * source.card["test_accuracy"]
     print(f"{config.out}/source: {accuracy:.2f} % of the test images")
 

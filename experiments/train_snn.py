@@ -1,14 +1,12 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
 Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
-Dspike's temperature learns in one of the ways of ``snnjax.training.temperature``. A run
-that was interrupted goes on when started again, and ends in the same weights, bit for
-bit.
+Dspike's temperature is trained in one of the ways of ``snnjax.training``. A run that
+was interrupted goes on when started again, and ends in the same weights, bit for bit.
 """
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +20,22 @@ import optax
 from jax.sharding import Mesh
 
 import snnjax
-from experiments import output, plot, processes
-from experiments.checkpoint import save_snn
-from experiments.configs import PRESETS_SNN, TrainSNN, parse
-from experiments.data import Dataset, MissingDataError, augment, load, normalize
-from experiments.events import load_events
-from experiments.loop import cache_sized, fit, schedule, steps_per_epoch
-from experiments.models import build
-from snnjax import SNN
+from experiments.data import Dataset, augment, load, load_events, normalize
+from experiments.models import build, save_snn
+from experiments.presets import PRESETS_SNN
+from experiments.report import training_figures
+from experiments.running import (
+    TrainSNN,
+    cache_sized,
+    devices,
+    fit,
+    parse,
+    run,
+    schedule,
+    steps_per_epoch,
+    writable,
+)
+from snnjax import SNN, training
 
 SURROGATES: dict[str, Callable] = {
     "rectangle": snnjax.surrogate.rectangle,
@@ -39,7 +45,7 @@ SURROGATES: dict[str, Callable] = {
     "arctan": snnjax.surrogate.arctan,
     "dspike": snnjax.surrogate.dspike,
 }
-LOSSES: dict[str, Callable] = {"mean": snnjax.training.mean_cross_entropy, "tet": snnjax.training.tet}
+LOSSES: dict[str, Callable] = {"mean": training.mean_cross_entropy, "tet": training.tet}
 
 
 class State(NamedTuple):
@@ -49,7 +55,7 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
-class Job(NamedTuple):
+class Setting(NamedTuple):
     """What stays the same during a training."""
 
     config: TrainSNN
@@ -82,7 +88,7 @@ class Job(NamedTuple):
             detach_reset=self.config.detach_reset,
             inputs="sequence" if self.sequence else "constant",
             micro_batch=micro_batch,
-            remat=remat,
+            execution=snnjax.simulation.by_layer(remat=True) if remat else "auto",
             mesh=self.mesh,
             has_aux=train,
         )
@@ -112,36 +118,40 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
         raise ValueError(
             f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
         )
-    output.writable(config.out, f"--out {config.out}")
+    writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
     steps_per_epoch(config, data)  # before anything takes time
-    job, state = _begin(config, data)
+    setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
-    evaluate = make_evaluate(job)
+    evaluate = make_evaluate(setting)
 
     def measure(state: State) -> dict[str, Any]:
-        found = {"test_accuracy": evaluate(state.snn)}
-        temperatures = snnjax.training.temperatures(state.snn).values()
-        return found | {"temperature": [float(b.mean()) for b in temperatures]}
+        temperatures = training.temperatures(state.snn).values()
+        return {
+            "test_accuracy": evaluate(state.snn),
+            "temperature": [float(b.mean()) for b in temperatures],
+        }
 
     def finished_epoch(state: State, log: list[dict]) -> None:
         accuracies = [line["test_accuracy"] for line in log]
         if accuracies[-1] == max(accuracies):
-            _save(job, state.snn, accuracies[-1], out / "best")
-        plot.training(log, list(state.snn.neurons), out / "curves.png")
+            _save(setting, state.snn, accuracies[-1], out / "best")
+        training_figures.training(log, list(state.snn.neurons), out / "curves.png")
 
-    state = fit(config, data, state, make_step(job), measure, finished_epoch)
+    state = fit(config, data, state, make_step(setting), measure, finished_epoch)
     accuracy = evaluate(state.snn)
-    if processes.first():
-        _save(job, state.snn, accuracy, out)
+    if devices.first():
+        _save(setting, state.snn, accuracy, out)
     return state.snn
 
 
-def make_step(job: Job) -> Callable[..., tuple[State, jax.Array]]:
-    """The step for `experiments.loop.fit`; checks once that gradients arrive."""
-    config = job.config
-    plain, moving = (jax.jit(functools.partial(_step, job, m)) for m in (False, True))
-    choose = jax.jit(functools.partial(_choose, job))
+def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
+    """The step for `experiments.running.fit`; checks once that gradients arrive."""
+    config = setting.config
+    plain, moving = (
+        jax.jit(functools.partial(_step, setting, m)) for m in (False, True)
+    )
+    choose = jax.jit(functools.partial(_choose, setting))
     checked = False
 
     def step(state, key, images, labels, index):
@@ -151,82 +161,88 @@ def make_step(job: Job) -> Callable[..., tuple[State, jax.Array]]:
         moves = config.learn in ("alignment", "relaxed") and index % config.every == 0
         state, report, alive = (moving if moves else plain)(state, key, images, labels)
         if not checked and (moves or config.learn in ("fixed", "choose")):
-            tree = jax.tree.structure(job.kinds)
-            snnjax.training.check_gradients(jax.tree.unflatten(tree, list(alive)), job.kinds)
+            tree = jax.tree.structure(setting.kinds)
+            training.check_gradients(
+                jax.tree.unflatten(tree, list(alive)), setting.kinds
+            )
             checked = True
         return state, report
 
     return step
 
 
-def _step(job: Job, moves: bool, state: State, key, images, labels):
+def _step(setting: Setting, moves: bool, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
-    config, (snn, opt_state) = job.config, state
+    config, (snn, opt_state) = setting.config, state
     augment_key, difference_key = jax.random.split(key)
-    x = job.current(_augmented(config, augment_key, images))
-    simulate = job.spiking(SURROGATES[config.surrogate], train=True, remat=config.remat)
+    x = setting.current(_augmented(config, augment_key, images))
+    simulate = setting.spiking(
+        SURROGATES[config.surrogate], train=True, remat=config.remat
+    )
 
     def loss_of(snn):
         outputs, updates = simulate(snn, x)
         accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
         return LOSSES[config.loss](outputs, labels), (accuracy, updates)
 
-    found, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
-    loss, (accuracy, updates) = found
+    result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
+    loss, (accuracy, updates) = result
     if moves:
-        slopes = _temperature_gradient(job, snn, difference_key, x, labels)
-        gradient = snnjax.training.with_temperatures(gradient, slopes)
+        slopes = _temperature_gradient(setting, snn, difference_key, x, labels)
+        gradient = training.with_temperatures(gradient, slopes)
     alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
-    changes, opt_state = job.optimizer.update(gradient, opt_state, snn)
+    changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
     if moves:
-        b = snnjax.training.temperatures(snn)
+        b = training.temperatures(snn)
         b = {name: jnp.maximum(each, config.lowest) for name, each in b.items()}
-        snn = snnjax.training.with_temperatures(snn, b)
+        snn = training.with_temperatures(snn, b)
     finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
     report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
     return State(snn, opt_state), report, alive
 
 
-def _temperature_gradient(job: Job, snn: SNN, key, x, labels):
-    """What to descend: the relaxed loss, or the cosine's negative.
+def _temperature_gradient(setting: Setting, snn: SNN, key, x, labels):
+    """Gradient in the temperatures, of the relaxed loss or of the negative cosine.
 
-    Without remat, which has neither soft spikes nor forward mode.
+    Without remat, which allows neither soft spikes nor forward mode.
     """
-    config = job.config
+    config = setting.config
     if config.learn == "relaxed":
-        relaxed = job.spiking(snnjax.surrogate.relaxed_dspike, train=True)
-        return snnjax.training.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
-    simulate = job.spiking(SURROGATES[config.surrogate], train=True)
+        relaxed = setting.spiking(snnjax.surrogate.relaxed_dspike, train=True)
+        return training.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
+    simulate = setting.spiking(SURROGATES[config.surrogate], train=True)
     loss = _loss(config, simulate, x, labels)
-    differences = snnjax.training.random_differences(
+    differences = training.random_differences(
         loss, snn, key, step=config.difference_step, directions=config.directions
     )
-    found = snnjax.training.alignment(loss, snn, differences)
-    return jax.tree.map(jnp.negative, found.gradient)
+    similarity = training.alignment(loss, snn, differences)
+    return jax.tree.map(jnp.negative, similarity.gradient)
 
 
-def _choose(job: Job, state: State, images, labels) -> State:
+def _choose(setting: Setting, state: State, images, labels) -> State:
     """Algorithm 1 of the paper, on some of the first batch of an epoch."""
-    config = job.config
+    config = setting.config
     images, labels = (
         images[: config.difference_images],
         labels[: config.difference_images],
     )
-    simulate = job.spiking(SURROGATES[config.surrogate], train=True, remat=config.remat)
-    loss = _loss(config, simulate, job.current(images), labels)
-    differences = snnjax.training.finite_differences(
-        loss, state.snn, job.first, step=config.difference_step
+    simulate = setting.spiking(
+        SURROGATES[config.surrogate], train=True, remat=config.remat
     )
-    chosen = snnjax.training.choose_temperature(
+    loss = _loss(config, simulate, setting.current(images), labels)
+    differences = training.finite_differences(
+        loss, state.snn, setting.first, step=config.difference_step
+    )
+    choice = training.choose_temperature(
         loss,
         state.snn,
         differences,
         change=config.temperature_rate,
         lowest=config.lowest,
     )
-    return state._replace(snn=chosen.snn)
+    return state._replace(snn=choice.snn)
 
 
 def _loss(config: TrainSNN, simulate: Callable, x, labels):
@@ -249,22 +265,22 @@ def _augmented(config: TrainSNN, key, images):
     return images
 
 
-def make_evaluate(job: Job, batch_size: int = 250) -> Callable[[SNN], float]:
+def make_evaluate(setting: Setting, batch_size: int = 250) -> Callable[[SNN], float]:
     """Function `snn -> accuracy` of the mean output on the test images."""
-    simulate = job.spiking(
-        SURROGATES[job.config.surrogate],
+    simulate = setting.spiking(
+        SURROGATES[setting.config.surrogate],
         train=False,
         micro_batch=cache_sized(),
     )
 
     @jax.jit
     def correct(snn, images, labels):
-        decided = simulate(snn, job.current(images)).mean(0).argmax(-1)
-        return (decided == labels).sum()
+        answers = simulate(snn, setting.current(images)).mean(0).argmax(-1)
+        return (answers == labels).sum()
 
     def evaluate(snn: SNN) -> float:
-        images, labels = job.data.test_images, job.data.test_labels
-        parts = processes.batches(images, labels, batch_size, job.mesh)
+        images, labels = setting.data.test_images, setting.data.test_labels
+        parts = devices.batches(images, labels, batch_size, setting.mesh)
         hits = [correct(snn, *part) for part in parts]
         return float(np.sum(hits)) / len(labels)
 
@@ -281,7 +297,7 @@ def _load(config: TrainSNN) -> Dataset:
     return load(config.dataset, config.data_dir)
 
 
-def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
+def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     model = build(config.model, data.num_classes, norm=config.norm)
     example = jnp.zeros((1, *data.train_images.shape[-3:]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
@@ -292,16 +308,16 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Job, State]:
         temperature=config.temperature,
     )
     snn = snnjax.init(model.apply, variables, example, neuron=neuron)
-    trained = {"weights"}
+    kinds_to_train = {"weights"}
     if config.learn in ("alignment", "relaxed"):
-        trained.add("temperature")
-    kinds = snnjax.training.param_labels(snn, trained)
+        kinds_to_train.add("temperature")
+    kinds = training.param_labels(snn, kinds_to_train)
     optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
     sites = snnjax.sites(model.apply, variables, example)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
-    mesh = processes.make_mesh(config.mesh)
-    job = Job(config, data, model, kinds, optimizer, first, mesh)
-    return job, State(snn, optimizer.init(snn))
+    mesh = devices.make_mesh(config.mesh)
+    setting = Setting(config, data, model, kinds, optimizer, first, mesh)
+    return setting, State(snn, optimizer.init(snn))
 
 
 def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
@@ -321,8 +337,8 @@ def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
     )
 
 
-def _save(job: Job, snn: SNN, accuracy: float, folder: Path) -> None:
-    config, data = job.config, job.data
+def _save(setting: Setting, snn: SNN, accuracy: float, folder: Path) -> None:
+    config, data = setting.config, setting.data
     card = {
         "model": config.model,
         "norm": config.norm,
@@ -344,11 +360,7 @@ def _save(job: Job, snn: SNN, accuracy: float, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     config = parse(TrainSNN, PRESETS_SNN, argv)
-    try:
-        with processes.together():
-            train(config)
-    except (MissingDataError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run(lambda: train(config), "the same command goes on from the last epoch")
     print(
         f"{config.out}: metrics.jsonl, curves.png, the SNN in snn.safetensors, "
         "the best in best"

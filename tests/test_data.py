@@ -75,7 +75,7 @@ def test_the_first_images_of_a_folder_are_of_all_classes(tmp_path):
 def test_images_that_exceed_the_memory_are_read_when_asked_for(tmp_path, monkeypatch):
     _write_folder(tmp_path / "pets")
     held = data.load("pets", str(tmp_path))
-    monkeypatch.setattr(data, "memory", lambda: 100)
+    monkeypatch.setattr("experiments.data.images.memory", lambda: 100)
     unread = data.load("pets", str(tmp_path))
     assert isinstance(held.train_images, np.ndarray)
     assert isinstance(unread.train_images, data.Unread)
@@ -104,7 +104,7 @@ def test_images_that_exceed_the_memory_are_read_when_asked_for(tmp_path, monkeyp
 def test_images_are_read_in_a_fork_too(tmp_path):
     _write_folder(tmp_path / "pets")
     code = (
-        "import os; from experiments import data; data.memory = lambda: 1\n"
+        "import os; from experiments.data import images as data; data.memory = int\n"
         "images = data.load('pets', '.').train_images; images[:2]\n"
         "child = os.fork()\n"
         "if child == 0: os._exit(images[1:3].shape[0])\n"
@@ -196,7 +196,7 @@ def test_prepared_tfds(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         tiny.train_images[np.argsort(tiny.train_labels)], images
     )
-    monkeypatch.setattr(data, "memory", lambda: 100)
+    monkeypatch.setattr("experiments.data.images.memory", lambda: 100)
     unread = data.load("tiny_images", str(tmp_path))
     assert isinstance(unread.train_images, data.Unread)
     np.testing.assert_array_equal(unread.train_images[:], tiny.train_images)

@@ -16,7 +16,7 @@ import test_libraries
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
 
 import snnjax
-from experiments import models
+from experiments.models import zoo as models
 
 nir = pytest.importorskip("nir")
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from experiments import convert, loop, output, surrogates, train_ann, train_snn
-from experiments.configs import PRESETS_ANN, PRESETS_SNN, Convert
+from experiments import convert, surrogates, train_ann, train_snn
+from experiments.presets import PRESETS_ANN, PRESETS_SNN
+from experiments.running import Convert, space, training_loop
 
 
 @pytest.fixture
@@ -16,8 +17,8 @@ def never(monkeypatch):
     def work(*arguments, **options):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(loop, "_train_epoch", work)
-    monkeypatch.setattr(convert, "_conversions", work)
+    monkeypatch.setattr(training_loop, "_train_epoch", work)
+    monkeypatch.setattr(convert, "carry_out", work)
 
 
 RUNS = {
@@ -53,4 +54,4 @@ def test_a_full_disk(name, tmp_path, digits, never, monkeypatch):
 def test_the_space_is_that_of_the_arrays(digits):
     arrays = {"a": digits.train_images, "b": digits.train_labels}
     size = digits.train_images.nbytes + digits.train_labels.nbytes
-    assert output.space(arrays, 3) == 3 * size + 20e6
+    assert space(arrays, 3) == 3 * size + 20e6

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import convert, processes, train_ann, train_snn
-from experiments.checkpoint import load_snn
-from experiments.configs import PRESETS_ANN, PRESETS_SNN, Convert
-from experiments.train_ann import load_source
+from experiments import convert, train_ann, train_snn
+from experiments.models import load_snn, load_source
+from experiments.presets import PRESETS_ANN, PRESETS_SNN
+from experiments.running import Convert, devices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -122,18 +122,18 @@ def test_two_processes_convert_as_one_does(alone, tmp_path):
 
 WAIT_IN_FILES = """
 import functools, jax, numpy as np, snnjax
-from experiments import processes
+from experiments.running import devices
 
 def fn(params, x):
     for w in params[:-1]:
         x = jax.nn.relu(x @ w)
     return x @ params[-1]
 
-with processes.together():
+with devices.together():
     draw = np.random.default_rng(0).normal
     params = [draw(size=s).astype("float32") for s in [(5, 8), (8, 8), (8, 3)]]
     x = draw(size=(16, 5)).astype("float32")
-    mesh = processes.make_mesh(0)
+    mesh = devices.make_mesh(0)
     for wait in (0, 4):
         run = functools.partial(
             snnjax.convert, fn, params, x, steps=4, wait=wait, mesh=mesh
@@ -153,8 +153,8 @@ def test_streams_of_two_processes_wait_in_files():
 @pytest.mark.slow
 def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):
     outs = tmp_path / "1", tmp_path / "8"
-    for out, devices in zip(outs, (1, 8), strict=True):
-        config = dataclasses.replace(SNN, out=str(out), mesh=devices)
+    for out, mesh in zip(outs, (1, 8), strict=True):
+        config = dataclasses.replace(SNN, out=str(out), mesh=mesh)
         train_snn.train(config, data=digits)
     np.testing.assert_allclose(losses(outs[1]), losses(outs[0]), rtol=1e-3)
 
@@ -231,14 +231,14 @@ def test_half_an_address_is_refused(found, monkeypatch):
         monkeypatch.setenv(f"JAX_{name}", value)
     with (
         pytest.raises(ValueError, match="belong together, the last two as whole"),
-        processes.together(),
+        devices.together(),
     ):
         pass
 
 
 def test_the_last_batch_is_filled_up_and_counts_once():
     images, labels = np.arange(10, dtype=np.float32), np.arange(10)
-    seen = list(processes.batches(images, labels, 6, processes.make_mesh(4)))
+    seen = list(devices.batches(images, labels, 6, devices.make_mesh(4)))
     assert [len(y) for _, y in seen] == [4, 4, 4]
     answers = np.concatenate([np.asarray(y) for _, y in seen])
     np.testing.assert_array_equal(answers, [*labels, -1, -1])

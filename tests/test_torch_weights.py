@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from experiments import convert, models
-from experiments.configs import Convert
+from experiments import convert
 from experiments.data import load, normalize, normalized_as
-from experiments.source import load_source, source_function
-from experiments.torch_weights import to_flax
-from experiments.weight_files import read_weights
+from experiments.models import load_source, read_weights, source_function, to_flax
+from experiments.models import zoo as models
+from experiments.running import Convert
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -250,7 +249,7 @@ def test_one_error_lists_all_names(resnet):
         "module.conv1.weight",
         r"fc.bias: params/Dense_0/bias would be float32 (6,), but is float32 (5,)",
         "bn1.weight: params/BatchNorm_0/scale would be int8",
-        "experiments/models.py",
+        "experiments/models/zoo.py",
     ):
         assert part in message
     assert "layer2" not in message
@@ -265,7 +264,7 @@ def test_a_network_that_is_too_deep_is_refused(resnet):
 
 def test_a_family_without_a_table_is_refused():
     dense = nn.Dense(2)
-    with pytest.raises(ValueError, match="known are ResNet, VGG"):
+    with pytest.raises(ValueError, match="allowed: ResNet, VGG"):
         to_flax(dense, {"weight": np.ones((2, 3))}, (1, 1, 3))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from experiments import data, train_ann
-from experiments.configs import PRESETS_ANN, TrainANN, parse
+from experiments.models import load_source, source_function
+from experiments.presets import PRESETS_ANN
+from experiments.running import TrainANN, parse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -55,10 +58,10 @@ def test_learns_and_logs(trained):
 def test_load_source(trained, digits):
     out, source = trained
     for path in (out, out / "source"):
-        loaded = train_ann.load_source(path)
+        loaded = load_source(path)
         _assert_equal(loaded.variables, source.variables)
         assert loaded.card == source.card
-    fn = train_ann.source_function(loaded)
+    fn = source_function(loaded)
     logits = fn(loaded.variables, data.normalize(digits, digits.test_images))
     hits = logits.argmax(axis=-1) == jnp.asarray(digits.test_labels)
     assert float(hits.mean()) == pytest.approx(source.card["test_accuracy"])
@@ -112,21 +115,48 @@ def test_too_high_learning_rate_stops(digits, config, tmp_path):
 
 def test_load_source_errors(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*train_ann --preset"):
-        train_ann.load_source(tmp_path / "absent")
+        load_source(tmp_path / "absent")
     with pytest.raises(ValueError, match="is not a trained source network"):
-        train_ann.load_source(tmp_path)
+        load_source(tmp_path)
     out, source = trained
     card = out / "source.json"
     text = card.read_text()
     try:
         card.write_text(json.dumps(source.card | {"model": "resnet9"}))
         with pytest.raises(ValueError, match="unknown model 'resnet9'; choose"):
-            train_ann.load_source(out)
+            load_source(out)
         card.write_text(json.dumps(source.card | {"model": "resnet20"}))
         with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
-            train_ann.load_source(out)
+            load_source(out)
     finally:
         card.write_text(text)
+
+
+def cut_short(folder):
+    """Half of every file: a full disk, or a copy that was not finished."""
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_source_is_told_in_one_line(trained, tmp_path):
+    out = shutil.copytree(trained[0], tmp_path / "damaged")
+    cut_short(out / "source" / "ocdbt.process_0")
+    with pytest.raises(ValueError, match="source is damaged .*; delete it") as caught:
+        load_source(out)
+    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
+    trained, digits, config, tmp_path
+):
+    out = shutil.copytree(trained[0], tmp_path / "damaged")
+    config = dataclasses.replace(config, out=str(out))
+    cut_short(out / "checkpoints" / "2")
+    with pytest.raises(ValueError, match="checkpoints/2 is damaged .*; delete it"):
+        train_ann.train(config, data=digits)
+    shutil.rmtree(out / "checkpoints" / "2")
+    again = train_ann.train(config, data=digits)
+    _assert_equal(again.variables, trained[1].variables)
 
 
 def test_batch_size_error(digits, config, tmp_path):

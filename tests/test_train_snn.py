@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import snnjax
-from experiments import convert, data, events, surrogates, train_snn
-from experiments.checkpoint import load_snn
-from experiments.configs import PRESETS_SNN, TrainSNN
+from experiments import convert, data, surrogates, train_snn
+from experiments.models import load_snn
+from experiments.presets import PRESETS_SNN
+from experiments.running import TrainSNN
 
 STEPS = 2
 
@@ -209,12 +210,12 @@ def recordings(count, seed):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("events") / "halves.npz"
-    events.prepare(path, train=recordings(64, 0), test=recordings(32, 1))
+    data.prepare(path, train=recordings(64, 0), test=recordings(32, 1))
     return path
 
 
 def test_frames_count_the_events_of_their_time(file):
-    found = events.load_events(file, 4)
+    found = data.load_events(file, 4)
     assert found.train_images.shape == (64, 4, 8, 8, 2)
     assert (found.train_images.sum((1, 2, 3, 4)) == 60).all()
     recording, label = next(recordings(1, 0))
@@ -246,10 +247,10 @@ def test_events_are_learnt(file, tmp_path):
 
 def test_missing_or_foreign_files_are_told(tmp_path):
     with pytest.raises(data.MissingDataError, match="pip install tonic"):
-        events.load_events(tmp_path / "absent.npz", 4)
+        data.load_events(tmp_path / "absent.npz", 4)
     np.savez(tmp_path / "other.npz", train_x=np.zeros(3))
     with pytest.raises(ValueError, match="lacks .*'train_y'"):
-        events.load_events(tmp_path / "other.npz", 4)
+        data.load_events(tmp_path / "other.npz", 4)
 
 
 # ------------------------------------------------------- comparison of surrogates

@@ -3,9 +3,9 @@
 ``python -m experiments.sources.train resnet20 --data_dir DIR`` writes the weights as
 safetensors, under the names that PyTorch gives them, and a card beside them.
 
-They come from PyTorch on purpose: it is where most trained networks come from, and on
-CPU it trains several times faster than XLA. `experiments.train_ann` trains the same
-networks in JAX. Needs the extra `torch`.
+PyTorch, because most trained networks come from it, and because it trains several times
+faster than XLA on CPU. `experiments.train_ann` trains the same networks in JAX. Needs
+the extra `torch`.
 """
 
 import argparse

@@ -8,6 +8,7 @@ write your own; these have no special access:
 """
 
 from snnjax.calibrators import formulas
+from snnjax.calibrators.checks import widen
 from snnjax.calibrators.thresholds_and_potentials import (
     correct_bias,
     correct_potential,
@@ -41,4 +42,5 @@ __all__ = [
     "scale_threshold",
     "shift_bias",
     "streaming_only",
+    "widen",
 ]

@@ -23,6 +23,26 @@ def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
     return {"threshold": channel, "bias": channel, "initial_potential": site.shape}
 
 
+def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
+    """The same neuron with parameters of full shape, whatever its recipe gave.
+
+    Threshold and bias get one number per channel, the initial potential one per
+    neuron, so that one compiled program serves the SNNs of all recipes.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> (site,) = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> neuron = snnjax.integrate_and_fire().init()
+    >>> print(widen(neuron, site).threshold)
+    [1. 1.]
+    """
+    return neuron._replace(
+        **{
+            name: jnp.broadcast_to(getattr(neuron, name), shape)
+            for name, shape in parameter_shapes(site).items()
+        }
+    )
+
+
 def checked(site: Site, before: Fit, after: Any) -> Fit:
     """The fit that a calibrator returned, as float32; raise if no site can have it."""
     wrong = f"a calibrator returned for site {site.name!r}"

@@ -4,7 +4,14 @@
 ``costs.py``: energy; ``neurobench.py``: the same under NeuroBench's names.
 """
 
-from snnjax.measures.costs import Energy, Joules, access_energy, energy
+from snnjax.measures.costs import (
+    ENERGY_PER_AC,
+    ENERGY_PER_MAC,
+    Energy,
+    Joules,
+    access_energy,
+    energy,
+)
 from snnjax.measures.metrics import (
     Measures,
     SiteMeasures,
@@ -15,6 +22,8 @@ from snnjax.measures.metrics import (
 from snnjax.measures.neurobench import neurobench
 
 __all__ = [
+    "ENERGY_PER_AC",
+    "ENERGY_PER_MAC",
     "Energy",
     "Joules",
     "Measures",

@@ -38,7 +38,8 @@ def run_by_step(job: Job) -> Any:
 
     def body(states, now):
         step, x_t = now
-        local, after = dict(values), {}
+        local: dict[Any, Any] = dict(values)
+        after: dict[str, Any] = {}
         if job.sequence:
             local[network.x] = x_t
 

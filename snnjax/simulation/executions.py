@@ -124,7 +124,8 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
     network, neurons = job.network, job.snn.neurons
 
     def segment(length: int, states, x_now):
-        local, after = dict(values), {}
+        local: dict[Any, Any] = dict(values)
+        after: dict[str, Any] = {}
         if job.sequence:
             local[network.x] = x_now
 

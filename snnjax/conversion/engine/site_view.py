@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from snnjax import sharding
 from snnjax._trees import is_kernel
 from snnjax.calibrators import formulas
-from snnjax.calibrators.checks import parameter_shapes
+from snnjax.calibrators.checks import widen
 from snnjax.calibrators.view import Fit, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
@@ -30,7 +30,6 @@ from snnjax.conversion.engine.spill import loaded
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
-from snnjax.neurons.models import NeuronParams
 
 Weights = dict[str, jax.Array]
 # weights -> (results, carried) of the site's stage, for every micro-batch
@@ -192,16 +191,6 @@ def _fits_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
     times = 1 if plan.means else plan.steps
     share = plan.x.shape[0] // sharding.size(plan.spread)
     return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
-
-
-def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
-    """The same in one shape whatever the recipe, so that all use one program."""
-    return neuron._replace(
-        **{
-            name: jnp.broadcast_to(getattr(neuron, name), shape)
-            for name, shape in parameter_shapes(site).items()
-        }
-    )
 
 
 def by_variable(network: Network, weights: Weights) -> Values:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import check_finite
-from snnjax.calibrators.checks import check_values, checked
+from snnjax.calibrators.checks import check_values, checked, widen
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
@@ -32,7 +32,6 @@ from snnjax.conversion.engine.site_view import (
     by_variable,
     check_unshared,
     currents,
-    widen,
 )
 from snnjax.conversion.engine.spill import LoadedOnAccess, spilled
 from snnjax.network.evaluate import identity

@@ -2,8 +2,8 @@
 
 ``--mesh N`` shares every batch among N devices, ``--mesh 0`` among all. Processes find
 each other by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES
-and JAX_PROCESS_ID; the first one writes and speaks. Each copies to its devices only
-their part of every batch.
+and JAX_PROCESS_ID; only the first one prints and writes files. Each process copies to
+its devices only their part of every batch.
 """
 
 import contextlib
@@ -50,15 +50,16 @@ def together() -> Iterator[None]:
 
 def _begin() -> None:
     names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    if not found or jax.distributed.is_initialized():
+    settings = {name: os.environ[name] for name in names if name in os.environ}
+    if not settings or jax.distributed.is_initialized():
         return
     try:
-        address, count, index = found[names[0]], *(int(found[n]) for n in names[1:])
+        address = settings[names[0]]
+        count, index = (int(settings[name]) for name in names[1:])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{', '.join(names)} belong together, the last two as whole numbers; found "
-            f"{found}: {error!r}"
+            f"{settings}: {error!r}"
         ) from None
     jax.distributed.initialize(
         address, count, index, heartbeat_timeout_seconds=HEARTBEAT
@@ -78,7 +79,7 @@ def hidden() -> bool | None:
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """For orbax: a file of this process, the others need not be waited for."""
+    """For orbax: this process writes alone, without waiting for the others."""
     here = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
@@ -91,20 +92,20 @@ def make_mesh(devices: int) -> Mesh | None:
     Raises:
         ValueError: there are fewer, or some process would have none.
     """
-    found = jax.device_count()
+    count = jax.device_count()
     if devices == 0 or jax.process_count() > 1:
-        if devices not in (0, found):
+        if devices not in (0, count):
             raise ValueError(
-                f"mesh is {devices}, but {jax.process_count()} processes have {found} "
+                f"mesh is {devices}, but {jax.process_count()} processes have {count} "
                 "devices; allowed: --mesh 0, which takes all"
             )
-        devices = found
-    if devices > found:
-        raise ValueError(f"mesh is {devices}, but JAX finds {found} devices")
+        devices = count
+    if devices > count:
+        raise ValueError(f"mesh is {devices}, but JAX finds {count} devices")
     if devices == 1:
         return None
-    chosen = np.asarray(jax.devices()[:devices])
-    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+    first_devices = np.asarray(jax.devices()[:devices])
+    return Mesh(first_devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def batches(
@@ -112,8 +113,8 @@ def batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Images and labels, about ``size`` at a time, on the devices of the mesh.
 
-    Every device gets as many; what is missing is filled up by images that are labelled
-    -1, which no answer is.
+    Every device gets equally many: copies of the last image fill up the last batch,
+    with the label -1, which equals no answer.
     """
     spread = sharding.over_batch(mesh)
     devices = sharding.size(spread)

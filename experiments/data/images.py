@@ -1,137 +1,37 @@
-"""Data sets: embedded digits, a TFDS set or a folder of images per class.
+"""Data sets of images: embedded digits, a TFDS set or a folder of images per class.
 
-Images are uint8 in memory; those that would take more than half of it are read when
-they are asked for. No TensorFlow is needed. `augment` and `normalize` are JAX, for use
-inside a jitted step of training.
+Images are uint8 in memory; those that would take more than half of it stay `Unread`.
+TensorFlow is not needed.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from tqdm import tqdm
+
+from experiments.data.dataset import Dataset, MissingDataError, Unread
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Decodes images, since PIL lets other threads run; a fork needs its own."""
+    """Threads that decode images; a forked process needs a pool of its own."""
     del process
     return ThreadPoolExecutor()
 
 
 def _each(read: Callable[..., np.ndarray], *arguments) -> Iterable[np.ndarray]:
     return _pool(os.getpid()).map(read, *arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """Images that are read when they are asked for, by number, slice, list or mask.
-
-    Attributes:
-        read: numbers -> these images, each uint8 [H, W, C].
-        count: N.
-        image_shape: (H, W, C).
-    """
-
-    read: Callable[[Sequence[int]], Iterable[np.ndarray]]
-    count: int
-    image_shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.count, *self.image_shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape)
-
-    def first(self, count: int | None) -> "Unread":
-        """The first of them, or all, unread too."""
-        return dataclasses.replace(self, count=len(range(self.count)[:count]))
-
-    def __getitem__(self, index) -> np.ndarray:
-        if isinstance(index, tuple) or index is None or index is Ellipsis:
-            raise IndexError(
-                f"index {index!r} of images that are not read yet; allowed: a number, "
-                "a slice, a list or a mask of images. Choose pixels of what comes back"
-            )
-        numbers = np.arange(self.count)[index]
-        images = np.empty((numbers.size, *self.image_shape), np.uint8)
-        for place, image in enumerate(self.read(numbers.ravel().tolist())):
-            images[place] = image
-        return images.reshape(*numbers.shape, *self.image_shape)
-
-    def __array__(self, *_, **__):
-        size = f"{self.nbytes / 1e9:.3g} GB"
-        raise TypeError(f"{self.count} images of {size} are not read yet; index them")
-
-
-class Dataset(NamedTuple):
-    """Images [N, H, W, C] as uint8 with labels [N] as int32, for training and test."""
-
-    name: str
-    train_images: np.ndarray | Unread
-    train_labels: np.ndarray
-    test_images: np.ndarray | Unread
-    test_labels: np.ndarray
-    mean: tuple[float, ...]  # per channel of the training images, in 0..255
-    std: tuple[float, ...]
-    num_classes: int
-
-    def first(self, count: int | None) -> "Dataset":
-        """The same data set with `count` training images, or all if there are fewer."""
-        return self._replace(
-            train_images=_first(self.train_images, count),
-            train_labels=self.train_labels[:count],
-        )
-
-
-def _first(images: np.ndarray | Unread, count: int | None):
-    return images.first(count) if isinstance(images, Unread) else images[:count]
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalized:
-    """The test images as `normalize` gives them, when they are asked for by a slice.
-
-    All of them as float32 would take four times the memory of the data set.
-
-    Attributes:
-        dataset: theirs.
-        count: how many of the first ones.
-    """
-
-    dataset: Dataset
-    count: int
-
-    def __getitem__(self, index: slice) -> jax.Array:
-        images = _first(self.dataset.test_images, self.count)
-        return normalize(self.dataset, images[index])
-
-
-class MissingDataError(RuntimeError):
-    """A data set is not on this machine; the message says how to provide it."""
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
@@ -146,7 +46,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
         ValueError: an image cannot be read or the images differ in size; of images that
-          stay unread, when they are asked for.
+          stay unread, when they are indexed.
     """
     if name == "digits":
         train, test, num_classes = _digits()
@@ -163,69 +63,6 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     else:
         train, test, num_classes = _tfds(name, data_dir)
     return Dataset(name, *train, *test, *_mean_and_std(train[0]), num_classes)
-
-
-def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
-    """Images [N, H, W, C] in 0..255 as float32 of mean 0, deviation 1 per channel."""
-    mean = jnp.asarray(dataset.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(dataset.std, jnp.float32).reshape(1, 1, 1, -1)
-    return (jnp.asarray(images).astype(jnp.float32) - mean) / std
-
-
-def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
-    """The same images, to be normalized as those that the network was trained on.
-
-    Args:
-        dataset: what the network is to see.
-        card: of the network; `mean` and `std` per channel of pixels in 0..255, both or
-          neither, which leaves the data set as it is.
-
-    Raises:
-        ValueError: only one is there, or they do not fit the images.
-    """
-    mean, std = card.get("mean"), card.get("std")
-    if mean is None and std is None:
-        return dataset
-    channels = dataset.train_images.shape[-1]
-    if mean is None or std is None or not len(mean) == len(std) == channels:
-        raise ValueError(
-            f"the card of the network has mean {mean} and std {std}; give both, with "
-            f"the {channels} channels of {dataset.name}, or leave both out"
-        )
-    if max(std) < 1 <= min(dataset.std):
-        raise ValueError(
-            f"std {list(std)} in the card of the network is of pixels in 0..1, but "
-            "here they are in 0..255; multiply its mean and std by 255"
-        )
-    return dataset._replace(mean=tuple(mean), std=tuple(std))
-
-
-@partial(jax.jit, static_argnames=("flip", "padding"))
-def augment(
-    key: jax.Array, images: jax.Array, *, flip: bool, padding: int
-) -> jax.Array:
-    """Random crop after zero-padding by `padding`, and random horizontal flip.
-
-    Args:
-        key: the only source of randomness.
-        images: [N, H, W, C] of any dtype, which is kept.
-        flip: mirror each image with probability one half; not for digits.
-        padding: pixels added on each side, 0 for no cropping.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    batch, height, width, channels = images.shape
-    if padding:
-        sides = (padding, padding)
-        padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-        corner = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
-        size = (height, width, channels)
-        images = jax.vmap(
-            lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), size)
-        )(padded, corner)
-    if flip:
-        mirror = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
-        images = jnp.where(mirror, images[:, :, ::-1], images)
-    return images
 
 
 def _digits():
@@ -265,15 +102,15 @@ def _read_folder(root: Path, classes: list[str]):
                 f"class folder {folder} has no counterpart in train; "
                 f"the classes there are {', '.join(classes)}"
             )
-        found = sorted(p for p in folder.iterdir() if p.name[0] != ".")
-        found = [p for p in found if p.suffix.lower() in SUFFIXES]
-        if not found:
+        images = sorted(p for p in folder.iterdir() if p.name[0] != ".")
+        images = [p for p in images if p.suffix.lower() in SUFFIXES]
+        if not images:
             raise ValueError(
                 f"class folder {folder} holds none of *{', *'.join(SUFFIXES)}; put "
                 "images there, or remove it"
             )
-        files += found
-        labels += [classes.index(folder.name)] * len(found)
+        files += images
+        labels += [classes.index(folder.name)] * len(images)
     if not files:
         raise ValueError(
             f"no images below {root}; expected <class>/*.png or *.jpg there"
@@ -295,24 +132,24 @@ def _read_folder(root: Path, classes: list[str]):
 
     shape = (height, width, 1 if mode == "L" else 3)
     images = Unread(partial(_each, read_one), len(files), shape)
-    return _held(images, f"reading {root}"), np.asarray(labels, np.int32)
+    return _in_memory(images, f"reading {root}"), np.asarray(labels, np.int32)
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
-def _held(images: Unread, title: str) -> np.ndarray | Unread:
-    """The same in memory, if they fit."""
+def _in_memory(images: Unread, title: str) -> np.ndarray | Unread:
+    """The same as an array, if it fits into memory."""
     if not _fits(images):
         return images
-    held = np.empty(images.shape, np.uint8)
-    with tqdm(total=len(held), desc=title, disable=None) as bar:
-        for start in range(0, len(held), 500):
+    pixels = np.empty(images.shape, np.uint8)
+    with tqdm(total=len(pixels), desc=title, disable=None) as bar:
+        for start in range(0, len(pixels), 500):
             part = images[start : start + 500]
-            held[start : start + 500] = part
+            pixels[start : start + 500] = part
             bar.update(len(part))
-    return held
+    return pixels
 
 
 def _fits(images: Unread) -> bool:
@@ -320,14 +157,14 @@ def _fits(images: Unread) -> bool:
 
 
 def memory() -> float:
-    """Bytes that this machine or container has; if it does not tell, enough for all."""
-    found = [math.inf]
+    """Bytes of this machine or container; infinite where that cannot be read."""
+    sizes = [math.inf]
     if hasattr(os, "sysconf"):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        found.append(int(text))
-    return min(found)
+        sizes.append(int(text))
+    return min(sizes)
 
 
 def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
@@ -403,17 +240,17 @@ def _read_tfds(source, shape: tuple[int, int, int], title: str):
         return _each(decode, numbers, source.__getitems__(numbers))
 
     images = Unread(read, len(source), shape)
-    held = np.empty(images.shape, np.uint8) if _fits(images) else None
+    pixels = np.empty(images.shape, np.uint8) if _fits(images) else None
     labels = np.empty(len(source), np.int32)
     with tqdm(total=len(source), desc=f"reading {title}", disable=None) as bar:
         for start in range(0, len(source), 500):
             chunk = range(start, min(start + 500, len(source)))
             examples = source.__getitems__(chunk)
             labels[chunk] = [example["label"] for example in examples]
-            if held is not None:
-                held[chunk] = list(_each(decode, chunk, examples))
+            if pixels is not None:
+                pixels[chunk] = list(_each(decode, chunk, examples))
             bar.update(len(chunk))
-    return images if held is None else held, labels
+    return images if pixels is None else pixels, labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
@@ -434,7 +271,7 @@ TFDS said: {type(error).__name__}: {reason}"""
 
 def _mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # By parts: float64 copies of a whole data set could exceed the memory. Of images
-    # that stay on the disk, ten thousand tell enough.
+    # that stay on the disk, ten thousand are enough.
     apart = -(-len(images) // 10_000) if isinstance(images, Unread) else 1
     size = min(1000, max(1, 2**26 // math.prod(images.shape[1:]))) * apart
     count, total, squares = 0, 0.0, 0.0

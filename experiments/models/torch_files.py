@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere: arrays by name, as safetensors or .npz.
+"""Files of PyTorch weights: arrays by name, as safetensors or .npz.
 
 Pickles, which torch.save writes, are refused: reading one runs whatever code is in it.
 The message shows how to turn one into safetensors where PyTorch is installed.
@@ -7,7 +7,7 @@ The message shows how to turn one into safetensors where PyTorch is installed.
 import zipfile
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  comes with JAX; with it NumPy knows bfloat16
+import ml_dtypes  # noqa: F401  comes with JAX; it adds bfloat16 to NumPy
 import numpy as np
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
@@ -86,10 +86,10 @@ Where PyTorch is installed, turn it into safetensors, which holds only arrays:
     import torch
     from safetensors.torch import save_file
 
-    found = torch.load({str(path)!r}, map_location="cpu", weights_only=True)
+    state = torch.load({str(path)!r}, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model_state_dict", "model", "net"):
-        found = found.get(key, found)
-    tensors = {{n: w for n, w in found.items() if isinstance(w, torch.Tensor)}}
+        state = state.get(key, state)
+    tensors = {{n: w for n, w in state.items() if isinstance(w, torch.Tensor)}}
     tensors = {{n: w.detach().clone().contiguous() for n, w in tensors.items()}}
     save_file(tensors, {str(target)!r})
 

@@ -1,9 +1,9 @@
-"""Source networks in flax.linen: what can be converted, in the papers' shapes.
+"""Source networks in flax.linen, in the shapes of the papers.
 
 ResNets (He et al. 2016; the wide ResNet-20, ResNet-18 and ResNet-34 of Li et al. 2021,
 arXiv:2106.06984), VGG, MobileNet v1 and v2, and torchvision's shapes of them, whose
-weights torch_weights.py reads. They call their activation inside the block it belongs
-to, so each spiking layer has a readable name.
+weights ``torch_names.py`` reads. Each calls its activation inside the block that it
+belongs to, so that every site has a readable name.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from snnjax import clipped_relu
 
 Activation = Callable[[jax.Array], jax.Array]
 Pool = Callable[..., jax.Array]  # nn.avg_pool or nn.max_pool
@@ -48,8 +50,6 @@ def build(
                 "the card beside its weights, --clip for train_ann"
             )
         return MODELS[name](num_classes, **options)
-    from snnjax import clipped_relu
-
     if clip <= 0:
         raise ValueError(f"clip must be positive, not {clip}; None is the plain ReLU")
     options["activation"] = partial(clipped_relu, maximum=clip)

@@ -1,8 +1,8 @@
 """A trained source network on disk: weights, and a card that describes them.
 
 The weights are an orbax folder `source` or, from PyTorch, a file NAME.safetensors or
-NAME.npz; the card is `source.json` or NAME.json. It says which network the weights
-belong to, how images are normalized and what accuracy to expect.
+NAME.npz. The card is `source.json` or NAME.json. It names the network, and says how
+images are normalized and what accuracy to expect.
 """
 
 import hashlib
@@ -17,10 +17,15 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from experiments import processes
-from experiments.models import NAMES, build
-from experiments.torch_weights import to_flax
-from experiments.weight_files import PICKLES, SUFFIXES, read_weights
+from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
+from experiments.models.torch_names import to_flax
+from experiments.models.zoo import NAMES, build
+from experiments.running import devices, reading, remove_unfinished, write
+
+REPEAT = (
+    "delete it and repeat the command of train_ann that wrote it, which goes on from "
+    "its last checkpoint"
+)
 
 
 class Source(NamedTuple):
@@ -67,22 +72,32 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
             "a card `source.json`, which train_ann writes at the end of the training; "
             "finish it by running the same command again, or give another path"
         )
-    model, found = _read_card(card_file, card)
-    images = jax.ShapeDtypeStruct((1, *found["input_shape"]), jnp.float32)
+    model, description = _read_card(card_file, card)
+    images = jax.ShapeDtypeStruct((1, *description["input_shape"]), jnp.float32)
     expected = dict(jax.eval_shape(model.init, jax.random.key(0), images))
     expected.setdefault("batch_stats", {})
     with _checkpointer() as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata.tree
-        _check_shapes(_shapes(saved), _shapes(expected), folder, found["model"])
-        variables = read_arrays(checkpointer, folder, expected)
-    return Source(model, variables, found)
+        with reading(folder, REPEAT):
+            stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+        _check_shapes(stored, _shapes(expected), folder, description["model"])
+        with reading(folder, REPEAT):
+            variables = _read_arrays(checkpointer, folder, expected)
+    return Source(model, variables, description)
 
 
-def read_arrays(checkpointer, folder: Path, shapes):
+def save_source(out: Path, source: Source) -> None:
+    """Writes the folder `source` and its card `source.json` into the folder `out`."""
+    remove_unfinished(out)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(out / "source", source.variables, force=True)
+    write(out / "source.json", json.dumps(source.card, indent=2) + "\n")
+
+
+def _read_arrays(checkpointer: ocp.StandardCheckpointer, folder: Path, shapes: Any):
     """Arrays of these shapes and types from an orbax folder, bound to no device.
 
-    With the device given, what was saved on a TPU can be read elsewhere. But arrays
-    that stay bound to it compile every program a second time, where they meet others.
+    orbax needs a device, so that a folder from a TPU can be read elsewhere. Arrays that
+    stay bound to it would compile every program a second time, for themselves.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
@@ -92,23 +107,16 @@ def read_arrays(checkpointer, folder: Path, shapes):
     return jax.tree.map(jnp.asarray, jax.device_get(arrays))
 
 
-def save_source(out: Path, source: Source) -> None:
-    """Writes the folder `source` and its card `source.json` into the folder `out`."""
-    with _checkpointer() as checkpointer:
-        checkpointer.save(out / "source", source.variables, force=True)
-    (out / "source.json").write_text(json.dumps(source.card, indent=2) + "\n")
-
-
 def _checkpointer() -> ocp.StandardCheckpointer:
-    return ocp.StandardCheckpointer(multiprocessing_options=processes.alone())
+    return ocp.StandardCheckpointer(multiprocessing_options=devices.alone())
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
     weights = read_weights(file)
     card_file = file.with_suffix(".json")
     if card_file.is_file():
-        model, found = _read_card(card_file, card)
-        _check_sum(file, card_file, found)
+        model, description = _read_card(card_file, card)
+        _check_sum(file, card_file, description)
     elif card is None:
         raise ValueError(
             f"{file} has no card {card_file.name} beside it, so say which network it "
@@ -118,25 +126,26 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
             "channel of pixels in 0..255"
         )
     else:
-        model, found = _built(card)
+        model, description = _built(card)
     try:
-        return Source(model, to_flax(model, weights, found["input_shape"]), found)
+        variables = to_flax(model, weights, description["input_shape"])
     except ValueError as error:
-        raise ValueError(f"{file} as {found['model']}: {error}") from None
+        raise ValueError(f"{file} as {description['model']}: {error}") from None
+    return Source(model, variables, description)
 
 
-def _read_card(card_file: Path, given: Mapping[str, Any] | None):
-    """The module and its card, which the one `given` must not contradict."""
+def _read_card(card_file: Path, option: Mapping[str, Any] | None):
+    """The module and its card, which the options must not contradict."""
     try:
         model, card = _built(json.loads(card_file.read_text()))
     except ValueError as error:
         raise ValueError(
             f"card {card_file} does not describe a source network: {error}"
         ) from None
-    if given is not None and given["model"] != card["model"]:
+    if option is not None and option["model"] != card["model"]:
         raise ValueError(
             f"card {card_file} says that the network is {card['model']}, not "
-            f"{given['model']}; leave out --model, or correct the card"
+            f"{option['model']}; leave out --model, or correct the card"
         )
     return model, card
 
@@ -199,10 +208,10 @@ def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if card.get("sha256", found) != found:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if card.get("sha256", digest) != digest:
         raise ValueError(
-            f"{file} is not the file that its card describes: its sha256 is {found}, "
+            f"{file} is not the file that its card describes: its sha256 is {digest}, "
             f"in {card_file.name} {card['sha256']}; fetch both again, or correct the "
             "card if the weights were changed on purpose"
         )
@@ -213,12 +222,12 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def _check_shapes(found, expected, folder: Path, model: str) -> None:
-    for path in sorted(found.keys() | expected.keys()):
-        if found.get(path) != expected.get(path):
+def _check_shapes(stored, expected, folder: Path, model: str) -> None:
+    for path in sorted(stored.keys() | expected.keys()):
+        if stored.get(path) != expected.get(path):
             raise ValueError(
                 f"weights in {folder} do not fit its card: {path} has shape "
-                f"{found.get(path)}, but {model} needs {expected.get(path)} (None is "
+                f"{stored.get(path)}, but {model} needs {expected.get(path)} (None is "
                 "absent); put the card that belongs to the weights beside them or "
                 "train again"
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import Dataset, MissingDataError
+from experiments.data.dataset import Dataset, MissingDataError
 
 FIELDS = ("x", "y", "p", "t_us", "offsets", "labels")
 
@@ -36,8 +36,8 @@ def load_events(path: str | Path, frames: int) -> Dataset:
         raise MissingDataError(
             f"no file {path} of events. Prepare one where there is network:\n"
             "    pip install tonic\n"
-            '    python -c "from experiments import events; '
-            "events.prepare_nmnist('nmnist.npz', 'DIR')\"\n"
+            '    python -c "from experiments import data; '
+            "data.prepare_nmnist('nmnist.npz', 'DIR')\"\n"
             "then copy it here and give --dataset nmnist.npz"
         )
     try:
@@ -53,13 +53,13 @@ def load_events(path: str | Path, frames: int) -> Dataset:
         ]
         if missing:
             raise ValueError(f"{path} is no prepared file: it lacks {missing}")
-        found = {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
     size = tuple(
-        1 + max(int(found[f"{part}_{axis}"].max()) for part in ("train", "test"))
+        1 + max(int(arrays[f"{part}_{axis}"].max()) for part in ("train", "test"))
         for axis in "yx"
     )
     parts = {
-        part: (_frames(found, part, frames, size), found[f"{part}_labels"])
+        part: (_frames(arrays, part, frames, size), arrays[f"{part}_labels"])
         for part in ("train", "test")
     }
     (train_x, train_y), (test_x, test_y) = parts["train"], parts["test"]
@@ -81,10 +81,10 @@ def _root_mean_square(images: np.ndarray) -> tuple[float, ...]:
     return tuple(square**0.5 for square in squares)
 
 
-def _frames(found: dict[str, Any], part: str, frames: int, size) -> np.ndarray:
-    offsets = found[f"{part}_offsets"]
+def _frames(arrays: dict[str, Any], part: str, frames: int, size) -> np.ndarray:
+    offsets = arrays[f"{part}_offsets"]
     images = np.zeros((len(offsets) - 1, frames, *size, 2), np.uint8)
-    x, y, p, t = (found[f"{part}_{field}"].astype(np.int64) for field in FIELDS[:4])
+    x, y, p, t = (arrays[f"{part}_{field}"].astype(np.int64) for field in FIELDS[:4])
     for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
         times = t[start:end] - t[start]
         frame = times * frames // (times.max() + 1)
@@ -107,11 +107,11 @@ def prepare_nmnist(path: str | Path, folder: str) -> None:
 
 def prepare(path: str | Path, *, train: Iterable, test: Iterable) -> None:
     """Write recordings, pairs of events (fields x, y, p, t) and label, as a file."""
-    arrays = {}
+    columns = {}
     for part, recordings in (("train", train), ("test", test)):
         events, labels = zip(*recordings, strict=True)
         for field, source in zip(FIELDS[:4], ("x", "y", "p", "t"), strict=True):
-            arrays[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
-        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
-        arrays[f"{part}_labels"] = np.asarray(labels)
-    np.savez_compressed(path, **arrays)
+            columns[f"{part}_{field}"] = np.concatenate([e[source] for e in events])
+        columns[f"{part}_offsets"] = np.cumsum([0, *map(len, events)])
+        columns[f"{part}_labels"] = np.asarray(labels)
+    np.savez_compressed(path, **columns)

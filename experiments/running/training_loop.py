@@ -1,7 +1,8 @@
-"""The loop of a training: epochs, log, checkpoints; a killed run goes on to the bit.
+"""The loop of a training: epochs, log, checkpoints, and how a killed run goes on.
 
-What happens in an epoch depends on the seed, the epoch and the state only. A state is
-saved after every epoch, so a kill costs the epoch that was under way and no more.
+An epoch depends only on the seed, its number and the state at its start. The state is
+saved after every epoch, so a kill costs at most the epoch that was under way, and the
+run ends in the same weights, bit for bit.
 """
 
 import dataclasses
@@ -19,8 +20,15 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from experiments import output, processes
 from experiments.data import Dataset, Unread
+from experiments.running import devices
+from experiments.running.output_folder import (
+    reading,
+    remove_unfinished,
+    space,
+    writable,
+    write,
+)
 from snnjax import sharding
 
 State = TypeVar("State")
@@ -77,7 +85,7 @@ def fit(
         step: (state, key, images, labels, index) -> (state, report), the report being
           [loss, accuracy, whether loss and new weights are finite]; ``index`` counts
           the steps of the epoch. The state that is passed in is not used again.
-        measure: what else goes to the log, after an epoch.
+        measure: gives what else goes to the log after an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
 
     Raises:
@@ -87,10 +95,13 @@ def fit(
           cannot be shared by the devices.
     """
     # Two checkpoints and one on its way, the last network and the best.
-    needed = output.space(state, 5)
-    out = output.writable(config.out, f"--out {config.out}", needed).resolve()
-    spread = sharding.over_batch(processes.make_mesh(config.mesh))
+    needed = space(state, 5)
+    out = writable(config.out, "--out", needed).resolve()
+    spread = sharding.over_batch(devices.make_mesh(config.mesh))
     feed = _feeder(data, config.batch_size, spread)
+    if devices.first():
+        remove_unfinished(out)
+        remove_unfinished(out / "checkpoints")
     with _manager(out / "checkpoints") as manager:
         finished = manager.latest_step() or 0  # epochs
         if finished and not getattr(config, "resume", True):
@@ -99,9 +110,9 @@ def fit(
                 "delete that folder, or let --resume true go on with it"
             )
         log, lines = out / "metrics.jsonl", []
-        if processes.first():
+        if devices.first():
             _claim(out / "config.json", config, resumed=finished > 0)
-            lines = _truncated(log, finished)
+            lines = _log_until(log, finished)
         if finished:
             state = _restored(manager, finished, state)
         state = sharding.on_mesh(state, spread)
@@ -115,7 +126,7 @@ def fit(
             line["seconds"] = round(time.perf_counter() - start, 2)
             lines.append(line)
             print("  ".join(_shown(n, v) for n, v in line.items()), flush=True)
-            if processes.first():
+            if devices.first():
                 with log.open("a") as file:
                     print(json.dumps(line), file=file)
                 finished_epoch(state, lines)
@@ -126,10 +137,10 @@ def fit(
 def _feeder(
     data: Dataset, size: int, spread: NamedSharding | None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-    """numbers -> these training images and labels, where the step wants them.
+    """numbers -> the training images and labels of these numbers, on the devices.
 
-    On one device all images lie there, if they fit; otherwise each process sends its
-    devices their part of a batch.
+    A single device holds all images if they fit into its memory. Otherwise each process
+    sends its devices their part of every batch.
     """
     sharding.check_batch("batch_size", size, spread)
     arrays = data.train_images, data.train_labels
@@ -158,7 +169,7 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     title = f"epoch {epoch} of {config.epochs}"
-    bar = tqdm(batches, title, leave=False, disable=processes.hidden())
+    bar = tqdm(batches, title, leave=False, disable=devices.hidden())
     reports = []
     # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
     # inside lax.scan.
@@ -168,11 +179,11 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
         reports.append(report)
     loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
     if not finite.all():
-        kept = f"the checkpoint of epoch {epoch - 1} is kept"
+        last = f"the checkpoint of epoch {epoch - 1} is kept"
         raise FloatingPointError(
             f"loss or weights are not finite in epoch {epoch}, step "
             f"{np.argmin(finite) + 1} of {steps}; "
-            f"{kept if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
+            f"{last if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
             f"learning_rate below {config.learning_rate} or a warmup above "
             f"{config.warmup}, in another folder than {config.out}"
         )
@@ -189,7 +200,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
     """Of this process alone: a state is the same on all, so the first one writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, create=False, multiprocessing_options=processes.alone()
+        max_to_keep=2, create=False, multiprocessing_options=devices.alone()
     )
     return ocp.CheckpointManager(folder, options=options)
 
@@ -200,10 +211,13 @@ def _numbered(state) -> dict[str, np.ndarray]:
     return {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
-def _restored(manager, epoch: int, state: State) -> State:
+def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State:
     target = _numbered(state)
-    found = manager.restore(epoch, args=ocp.args.StandardRestore(target))
-    leaves = [jnp.asarray(found[name]) for name in sorted(found)]
+    folder = Path(manager.directory) / str(epoch)
+    remedy = "delete it, and the same command goes on from the checkpoint before it"
+    with reading(folder, remedy):
+        arrays = manager.restore(epoch, args=ocp.args.StandardRestore(target))
+    leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
@@ -213,29 +227,33 @@ def _place(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
 
 
 def _claim(file: Path, config: Any, resumed: bool) -> None:
-    wanted = dataclasses.asdict(config)
+    """Write the options into the folder of a new run; compare them if it goes on."""
+    options = dataclasses.asdict(config)
     for name in ("out", "data_dir", "resume", "mesh"):
-        wanted.pop(name, None)
+        options.pop(name, None)
     if not resumed:
-        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        write(file, json.dumps(options, indent=2) + "\n")
         return
     # Resuming with other options would silently mix two experiments.
-    found = _parsed(file.read_text(), file) if file.exists() else {}
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    before = _parsed(file.read_text(), file) if file.exists() else {}
+    differing = [name for name in options if before.get(name) != options[name]]
     if differing:
         raise ValueError(
             f"{file.parent} holds a run with "
-            + ", ".join(f"{name} {found.get(name)!r}" for name in differing)
+            + ", ".join(f"{name} {before.get(name)!r}" for name in differing)
             + ", but asked for is "
-            + ", ".join(f"{name} {wanted[name]!r}" for name in differing)
+            + ", ".join(f"{name} {options[name]!r}" for name in differing)
             + "; choose another --out, delete that folder or give the options it has"
         )
 
 
-def _truncated(log: Path, finished: int) -> list[dict]:
-    # A line may have been written for an epoch whose checkpoint was not completed.
+def _log_until(log: Path, finished: int) -> list[dict]:
+    """The lines of the finished epochs; the file is cut to them.
+
+    A kill may leave the line of an epoch whose checkpoint is not complete.
+    """
     lines = log.read_text().splitlines()[:finished] if log.exists() else []
-    log.write_text("".join(f"{line}\n" for line in lines))
+    write(log, "".join(f"{line}\n" for line in lines))
     return [_parsed(line, log) for line in lines]
 
 
@@ -244,5 +262,5 @@ def _parsed(text: str, file: Path) -> dict:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{file} is damaged ({error}); mend it, or begin anew with another --out"
+            f"{file} is damaged ({error}); repair it, or start anew with another --out"
         ) from None

@@ -1,11 +1,11 @@
-"""PyTorch weights of a ResNet, VGG or MobileNet become variables of models.py.
+"""PyTorch weights of a ResNet, VGG or MobileNet as variables of ``zoo.py``.
 
 A kernel OIHW becomes HWIO, a matrix [out, in] becomes [in, out], and the first matrix
 behind a flatten has its inputs reordered from CHW to HWC. The bias b of a convolution
 before BatchNorm moves into the running mean m: BN(Wx + b) with m is BN(Wx) with m - b.
 
-Shapes do not tell strides, kinds of pooling and clipped ReLUs: the module must be the
-one that was trained. BatchNorm's epsilon is 1e-5 on both sides.
+Strides, kinds of pooling and clipped ReLUs do not show in the shapes of weights, so the
+module must be the one that was trained. BatchNorm's epsilon is 1e-5 on both sides.
 """
 
 import re
@@ -19,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments import models
+from experiments.models import zoo
 
-Layer = dict[str, np.ndarray]  # by "weight", "bias", "running_mean", "running_var"
+# Of one torch layer: "weight", "bias", "running_mean", "running_var" -> array.
+Arrays = dict[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Layers whose torch name matches `pattern` stand at `path` in our variables.
+    """Layers whose torch name matches `pattern` have the path `path` in our variables.
 
     In `path`, {kind} is Conv, BatchNorm or Dense; {n} counts the layers of that kind
-    under this rule; {block} counts what the group of the pattern finds. Both count in
+    under this rule; {block} counts the matches of the pattern's group. Both count in
     the order of the numbers in the names, so a Dropout or ReLU within a Sequential,
     which shifts those numbers, changes nothing.
     """
@@ -43,7 +44,7 @@ BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)\."
 
 def rules(model: nn.Module) -> Sequence[Rule]:
     """The table of torch names for the family of `model`; the first match counts."""
-    if isinstance(model, models.ResNet):
+    if isinstance(model, zoo.ResNet):
         inside, shortcut = "Block_{block}/{kind}_{n}", "Block_{block}/{kind}_2"
         return (
             Rule(r"conv1(?:\.\d+)?", "{kind}_{n}"),
@@ -53,19 +54,19 @@ def rules(model: nn.Module) -> Sequence[Rule]:
             Rule(BLOCK + r"(?:downsample|shortcut|identity|skip)\.\d+", shortcut),
             HEAD,
         )
-    if isinstance(model, models.VGG | models.Plain):
+    if isinstance(model, zoo.VGG | zoo.Plain):
         return (Rule(r"(?:features|layer\d+)\.\d+", "{kind}_{n}"), HEAD)
-    if isinstance(model, models.MobileNet):
+    if isinstance(model, zoo.MobileNet):
         return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
-    if isinstance(model, models.MobileNetV2):
+    if isinstance(model, zoo.MobileNetV2):
         return (
             Rule(r"(features\.\d+)\.conv\.[\d.]+", "Inverted_{block}/{kind}_{n}"),
             Rule(r"features\.\d+\.\d+", "{kind}_{n}"),
             HEAD,
         )
     raise ValueError(
-        f"no torch names are known for {type(model).__name__}; known are ResNet, VGG, "
-        "Plain, MobileNet and MobileNetV2 of experiments/models.py"
+        f"no torch names are known for {type(model).__name__}; allowed: ResNet, VGG, "
+        "Plain, MobileNet and MobileNetV2 of experiments/models/zoo.py"
     )
 
 
@@ -75,7 +76,7 @@ def to_flax(
     """PyTorch weights as the variables of a module, in float32.
 
     Args:
-        model: from `models.build`.
+        model: from `zoo.build`.
         weights: arrays by their names in a `state_dict`. "module." and the like before
             a name is ignored, and so is num_batches_tracked.
         input_shape: (height, width, channels) of an image.
@@ -84,7 +85,7 @@ def to_flax(
         {"params": ..., "batch_stats": ...} for `model.apply`.
 
     Raises:
-        ValueError: a weight belongs nowhere, one is missing, or a shape differs; the
+        ValueError: a weight has no place, one is missing, or a shape differs; the
             message lists them all.
     """
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
@@ -95,18 +96,19 @@ def to_flax(
     _check_order(paths)
     _move_biases(layers, paths, shapes)
     leftover = list(twice)
-    found: dict[str, np.ndarray] = {}
-    origin = {}  # names of the arrays in `found`
+    variables: dict[str, np.ndarray] = {}
+    origin = {}  # path of a variable -> torch name
     for layer in _in_order(layers):
         for leaf, array in layers[layer].items():
             path = _variable(paths[layer], leaf) if layer in paths else ""
-            if path not in shapes or path in found:
+            if path not in shapes or path in variables:
                 leftover.append(names[layer, leaf])
                 continue
-            found[path] = _transposed(array, path, _flattened(model))
+            variables[path] = _transposed(array, path, _flattened(model))
             origin[path] = names[layer, leaf]
-    _check(model, found, shapes, origin, leftover)
-    tree = unflatten_dict({path: jnp.asarray(found[path]) for path in shapes}, sep="/")
+    _check(model, variables, shapes, origin, leftover)
+    arrays = {path: jnp.asarray(variables[path]) for path in shapes}
+    tree = unflatten_dict(arrays, sep="/")
     return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
 
 
@@ -115,7 +117,7 @@ def to_flax(
 
 def _layers(weights: Mapping[str, np.ndarray]):
     """{"layer1.0.conv1": {"weight": ...}}, the full names, and what occurs twice."""
-    layers: dict[str, Layer] = {}
+    layers: dict[str, Arrays] = {}
     names: dict[tuple[str, str], str] = {}
     twice = []
     for name, array in weights.items():
@@ -133,8 +135,8 @@ def _layers(weights: Mapping[str, np.ndarray]):
     return layers, names, twice
 
 
-def _paths(layers: dict[str, Layer], table: Sequence[Rule]) -> dict[str, str]:
-    """Path of each layer that a rule knows."""
+def _paths(layers: dict[str, Arrays], table: Sequence[Rule]) -> dict[str, str]:
+    """Path of each layer that a rule matches."""
     matches: dict[str, tuple[Rule, str]] = {}
     for layer in _in_order(layers):
         for rule in table:
@@ -154,7 +156,7 @@ def _paths(layers: dict[str, Layer], table: Sequence[Rule]) -> dict[str, str]:
     return paths
 
 
-def _kind(layer: Layer) -> str:
+def _kind(layer: Arrays) -> str:
     dimensions = layer["weight"].ndim if "weight" in layer else 1
     return {4: "Conv", 2: "Dense"}.get(dimensions, "BatchNorm")
 
@@ -185,7 +187,7 @@ def _variable(path: str, leaf: str) -> str:
 
 
 def _check_order(paths: dict[str, str]) -> None:
-    """In a Sequential the numbers tell the order; our BatchNorm follows at once."""
+    """Raise where a BatchNorm in a Sequential does not follow its convolution."""
     names = {path: layer for layer, path in paths.items()}
     for path, norm in names.items():
         layer = names.get(path.replace("BatchNorm_", "Conv_"))
@@ -198,16 +200,16 @@ def _check_order(paths: dict[str, str]) -> None:
         if numbered and int(second) != int(first) + 1:
             raise ValueError(
                 f"BatchNorm {norm!r} does not follow the convolution {layer!r} at "
-                "once: something stands between them, a ReLU perhaps, and then this "
-                "is none of the networks in experiments/models.py. Train one of them, "
-                "or write this one in JAX"
+                "once: something is between them, perhaps a ReLU, so this is none "
+                "of the networks in experiments/models/zoo.py. Train one of them, or "
+                "write this one in JAX"
             )
 
 
 # ------------------------------------------------------------------------ arrays
 
 
-def _move_biases(layers: dict[str, Layer], paths: dict[str, str], shapes) -> None:
+def _move_biases(layers: dict[str, Arrays], paths: dict[str, str], shapes) -> None:
     """Where our convolution has none, into the mean of the BatchNorm behind it."""
     at = {path: layers[layer] for layer, path in paths.items()}
     for path, layer in at.items():
@@ -220,14 +222,14 @@ def _move_biases(layers: dict[str, Layer], paths: dict[str, str], shapes) -> Non
 
 def _flattened(model: nn.Module) -> int | None:
     """Channels of what is flattened before the first dense layer."""
-    if isinstance(model, models.VGG):
+    if isinstance(model, zoo.VGG):
         return model.stages[-1][-1]
-    return model.convolutions[-1][0] if isinstance(model, models.Plain) else None
+    return model.convolutions[-1][0] if isinstance(model, zoo.Plain) else None
 
 
 def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array  # refused later: integers need a scale that is not known here
+        return array  # `_check` refuses it: integers need a scale that the file lacks
     array = array.astype(np.float32)
     if not path.endswith("/kernel"):
         return array
@@ -240,12 +242,12 @@ def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarra
     return array.T
 
 
-def _check(model, found, shapes, origin, leftover: list[str]) -> None:
-    missing = [path for path in shapes if path not in found]
+def _check(model, variables, shapes, origin, leftover: list[str]) -> None:
+    missing = [path for path in shapes if path not in variables]
     differing = [
         f"{origin[path]}: {path} would be {array.dtype} {array.shape}, "
         f"but is float32 {shapes[path]}"
-        for path, array in found.items()
+        for path, array in variables.items()
         if array.shape != shapes[path] or array.dtype != np.float32
     ]
     parts = {
@@ -261,6 +263,6 @@ def _check(model, found, shapes, origin, leftover: list[str]) -> None:
             lines += [f"  {title}:", *(f"    {line}" for line in listed)]
     raise ValueError(
         "\n".join(lines)
-        + "\nName the model they were trained as (experiments/models.py), and its "
+        + "\nName the model they were trained as (experiments/models/zoo.py), and its "
         "num_classes, input_shape and norm; or rename or drop arrays in the file"
     )

@@ -1,0 +1,30 @@
+"""Data sets: values (``dataset.py``), read by ``images.py`` and ``events.py``.
+
+Like every package here, this one hands on the names that the others use.
+"""
+
+from experiments.data.dataset import (
+    Dataset,
+    MissingDataError,
+    Normalized,
+    Unread,
+    augment,
+    normalize,
+    normalized_as,
+)
+from experiments.data.events import load_events, prepare, prepare_nmnist
+from experiments.data.images import load
+
+__all__ = [
+    "Dataset",
+    "MissingDataError",
+    "Normalized",
+    "Unread",
+    "augment",
+    "load",
+    "load_events",
+    "normalize",
+    "normalized_as",
+    "prepare",
+    "prepare_nmnist",
+]

@@ -1,0 +1,31 @@
+"""Networks (``zoo.py``), and trained ones on disk.
+
+``trained_ann.py`` reads a source network, also from PyTorch (``torch_files.py``,
+``torch_names.py``); ``saved_snn.py`` reads and writes a spiking one. Like every package
+here, this one hands on the names that the others use.
+"""
+
+from experiments.models.saved_snn import RestoredSNN, load_snn, save_snn
+from experiments.models.torch_files import read_weights
+from experiments.models.torch_names import to_flax
+from experiments.models.trained_ann import (
+    Source,
+    load_source,
+    save_source,
+    source_function,
+)
+from experiments.models.zoo import NAMES, build
+
+__all__ = [
+    "NAMES",
+    "RestoredSNN",
+    "Source",
+    "build",
+    "load_snn",
+    "load_source",
+    "read_weights",
+    "save_snn",
+    "save_source",
+    "source_function",
+    "to_flax",
+]

@@ -1,0 +1,76 @@
+"""A spiking network on disk: one file `snn.safetensors` of `snnjax.save`.
+
+The extras of its card name the network and the data, so that the SNN can be evaluated
+without the source network that it was converted from.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+import snnjax
+from experiments.models.zoo import build
+from snnjax import SNN
+
+FILE = "snn.safetensors"
+
+
+class RestoredSNN(NamedTuple):
+    """A spiking network, its module and its card."""
+
+    model: nn.Module
+    snn: SNN
+    card: dict[str, Any]
+
+
+def save_snn(out: Path, snn: SNN, card: dict[str, Any], **facts: Any) -> Path:
+    """Write `snn.safetensors` into the folder `out`.
+
+    Args:
+        out: the folder.
+        snn: from `snnjax.convert`.
+        card: of the source network, and other facts to store.
+        facts: recipe, accuracy and calibration, as `snnjax.save` takes them.
+    """
+    return snnjax.save(out / FILE, snn, extras=card, **facts)
+
+
+def load_snn(path: str | Path) -> RestoredSNN:
+    """Read a spiking network.
+
+    Args:
+        path: the folder `out` of a conversion, or the file in it.
+
+    Returns:
+        Its card is that of `snnjax.load`, with the extras beside the rest.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no spiking network.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.exists():
+        raise FileNotFoundError(
+            f"no folder {path} of a spiking network; make one by "
+            "python -m experiments.convert"
+        )
+    if file.is_dir():
+        file = file / FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is no spiking network: that is a file {FILE}, as "
+            "experiments.convert writes it; give its --out folder"
+        )
+    snn, facts, _ = snnjax.load(file)
+    card = {**facts["extras"], **facts}
+    try:
+        model = build(
+            card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the card of {file} names no network of experiments ({error!r}); what "
+            "you saved by snnjax.save yourself is read by snnjax.load"
+        ) from None
+    return RestoredSNN(model, snn, card)

@@ -1,0 +1,134 @@
+"""Configurations by name, for ``--preset NAME`` of the commands."""
+
+from experiments.running import Convert, TrainANN, TrainSNN
+
+# Every preset is run by `python -m experiments.train_ann --preset NAME`; for those that
+# read a TFDS set add `--data_dir DIR` where it is not in ~/tensorflow_datasets. Costs
+# are counted operations of the whole training: an accelerator that sustains 10 TFLOP/s
+# needs 100 seconds for 1 PFLOP. Accuracies are on test images, with seed 0.
+PRESETS_ANN: dict[str, TrainANN] = {
+    # ResNet-8 on 8x8 digits: no download, 12 seconds on two CPU cores.
+    # Measured 99.4 % (jax 0.10.2) and 99.6 % (jax 0.7.2).
+    "digits_resnet": TrainANN(
+        model="digits_resnet",
+        dataset="digits",
+        out="runs/digits_resnet",
+        epochs=15,
+        batch_size=64,
+        warmup=0.1,
+        flip=False,
+        padding=1,
+    ),
+    # He et al.'s ResNet-20 with 0.27 M parameters. 2 PFLOP. Not measured yet; He et al.
+    # report 91.25 %.
+    "cifar10_resnet20": TrainANN(out="runs/cifar10_resnet20"),
+    # The same with clipped ReLU, as Deng and Gu train theirs, so that activations have
+    # a known maximum. 2 PFLOP. Not measured yet.
+    "cifar10_resnet20_clipped": TrainANN(out="runs/cifar10_resnet20_clipped", clip=6.0),
+    # ResNet-20 four times as wide, of Li et al. 36 PFLOP. Not measured yet; their
+    # repository reports 95.68 % for its ResNet-20.
+    "cifar10_wide_resnet20": TrainANN(
+        model="wide_resnet20", out="runs/cifar10_wide_resnet20"
+    ),
+    # ResNet-18 with a stem of three convolutions. 9 PFLOP. Not measured yet; 95.46 % is
+    # reported for it by Bu et al., 2022.
+    "cifar10_resnet18": TrainANN(model="resnet18", out="runs/cifar10_resnet18"),
+    # VGG-16 with average pooling. 15 PFLOP. Not measured yet; about 95.7 % is
+    # reported by Li et al.
+    "cifar10_vgg16": TrainANN(
+        model="vgg16", out="runs/cifar10_vgg16", learning_rate=0.05
+    ),
+    # MobileNet v1 with strides for small images. 11 PFLOP. Not measured yet.
+    "cifar10_mobilenet": TrainANN(
+        model="mobilenet", out="runs/cifar10_mobilenet", learning_rate=0.05
+    ),
+    # ResNet-34 on ImageNet of 64x64 pixels, all in memory (16 GB). 168 PFLOP. Not
+    # measured yet. Images of 224x224 need a --dataset folder of resized copies, 193 GB
+    # of memory and 12 times the operations.
+    "imagenet_resnet34": TrainANN(
+        model="resnet34",
+        dataset="imagenet_resized/64x64",
+        out="runs/imagenet_resnet34",
+        epochs=90,
+        batch_size=256,
+        weight_decay=1e-4,
+        label_smoothing=0.1,
+        padding=8,
+    ),
+}
+
+
+# Every preset is run by `python -m experiments.train_snn --preset NAME`.
+PRESETS_SNN: dict[str, TrainSNN] = {
+    # ResNet-8 on 8x8 digits, T = 4: under two minutes on two CPU cores.
+    "digits": TrainSNN(),
+    # The setting of the Dspike paper, as far as it is known: ResNet-18 with a stem of
+    # three convolutions, LIF, T = 4 (the paper: 2, 4, 6, by --steps). For an
+    # accelerator; not measured yet. The paper reports 93.66 % at T = 4.
+    "cifar10_resnet18": TrainSNN(
+        model="resnet18",
+        dataset="cifar10",
+        out="runs/snn_cifar10_resnet18",
+        epochs=300,
+        batch_size=128,
+        learning_rate=1e-3,
+        warmup=0.02,
+        flip=True,
+        padding=4,
+        difference_step=0.03,
+        remat=True,
+    ),
+    # Six convolutions of 32 to 128 channels, T = 2, for two CPU cores. Measured: 81.1 %
+    # (seed 0, jax 0.10.2) after about 70 minutes of one core's time, 85 by the clock
+    # on a machine with much else to do.
+    "cifar10_small": TrainSNN(
+        model="small",
+        dataset="cifar10",
+        out="runs/snn_cifar10_small",
+        steps=2,
+        epochs=15,
+        batch_size=128,
+        learning_rate=4e-3,
+        flip=True,
+        padding=4,
+        difference_step=0.03,
+        difference_images=16,
+    ),
+    # Event frames of N-MNIST from a prepared file (see experiments/data/events.py):
+    # --dataset nmnist_small.npz.
+    "nmnist": TrainSNN(
+        model="events",
+        dataset="nmnist.npz",
+        out="runs/snn_nmnist",
+        steps=8,
+        epochs=20,
+        batch_size=50,
+        learning_rate=4e-3,
+        padding=2,
+    ),
+}
+
+
+# Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
+# 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
+# the width with ReLU6.
+SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
+
+# Every preset is run by `python -m experiments.convert --preset NAME`.
+PRESETS_CONVERT: dict[str, Convert] = {
+    # ResNet-8 on 8x8 digits; trains it first, 12 seconds. Under two minutes in all on
+    # two CPU cores.
+    "digits": Convert(),
+    # Published networks, trained by `python -m experiments.sources.train NAME`. All
+    # recipes on all test images take hours on two CPU cores; docs/accuracy.md has the
+    # commands for a part of them.
+    **{
+        f"cifar10_{name}": Convert(
+            dataset="cifar10",
+            checkpoint=f"experiments/sources/{name}.safetensors",
+            iterations=1000,
+            out=f"runs/convert_cifar10_{name}",
+        )
+        for name in SOURCES
+    },
+}

@@ -1,0 +1,39 @@
+"""What a conversion gave: results and tables, figures, and a page with all of it.
+
+``results.py`` and ``figures.py`` serve the commands too; ``page.py`` fills
+``report.html`` with the tables of ``page_tables.py``, the graph of ``site_graph.py``
+and the figures; their style is in ``drawing.py``. Like every package here, this one
+hands on the names that the others use.
+"""
+
+from experiments.report import figures, training_figures
+from experiments.report.page import write_page
+from experiments.report.rasters import spikes_of
+from experiments.report.results import (
+    HEADER,
+    Result,
+    choice,
+    deviation,
+    read_results,
+    row,
+    table_of_networks,
+    write_results,
+)
+from experiments.report.site_graph import SiteGraph, site_graph
+
+__all__ = [
+    "HEADER",
+    "Result",
+    "SiteGraph",
+    "choice",
+    "deviation",
+    "figures",
+    "read_results",
+    "row",
+    "site_graph",
+    "spikes_of",
+    "table_of_networks",
+    "training_figures",
+    "write_page",
+    "write_results",
+]

@@ -1,0 +1,206 @@
+"""Figures of results: accuracy, errors and rates of the sites; the files of a run."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import snnjax
+from experiments.report.drawing import (
+    COLORS,
+    SERIES,
+    Panel,
+    below,
+    beside,
+    every,
+    mark,
+)
+from experiments.report.rasters import rasters
+from experiments.report.results import Result, choice, line_name, lines
+from snnjax.measures import SiteMeasures
+
+PARTS = ("inherited", "clipping", "flooring", "unevenness")
+
+
+# --------------------------------------------------------------------- accuracy
+
+
+def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
+    """Accuracy of one long run that is read early; of every T against its latency."""
+    longest = max(result.steps for result in results)
+    early, whole = {}, {}
+    for rows in lines(results):
+        name = line_name(rows[0])
+        last = next((row for row in rows if row.steps == longest), rows[-1])
+        curve = [float(a) for a in 100 * np.mean(last.accuracies, axis=0)]
+        early[name] = range(1, last.steps + 1), curve
+        rows = sorted(rows, key=lambda row: row.latency)
+        whole[name] = [r.latency for r in rows], [100 * r.final for r in rows]
+    height = 300 + 18 * math.ceil(len(early) / 3)
+    return (
+        Panel(
+            f"one run at T = {longest}, read early",
+            f"Accuracy after each step of one run at T = {longest}. {_ends(early)}",
+            height,
+            lambda axis: _curves(axis, early, 100 * ann, "t, steps read"),
+        ),
+        Panel(
+            "each T converted for itself",
+            f"Accuracy of each conversion against latency. {_ends(whole)}",
+            height,
+            lambda axis: _curves(axis, whole, 100 * ann, "latency in steps", log=True),
+        ),
+    )
+
+
+def _ends(series: dict[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    return "; ".join(
+        f"{n}: {y[0]:.1f} to {y[-1]:.1f} %" for n, (_, y) in series.items()
+    )
+
+
+def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
+    for i, (name, (x, y)) in enumerate(series.items()):
+        axis.plot(x, y, label=name, markevery=max(1, len(x) // 16), **mark(i))
+    axis.axhline(ann, color=COLORS["ink"], linewidth=1, linestyle="--")
+    axis.annotate(
+        f"ANN {ann:.1f}",
+        (1, ann),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+    )
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, max(high, ann + 0.08 * (high - low)))
+    axis.set(xlabel=x_label, ylabel="accuracy in %")
+    steps = sorted({step for x, _ in series.values() for step in x})
+    if log:
+        axis.set_xscale("log", base=2)
+        axis.minorticks_off()
+    ticks = _thinned(steps, log)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+
+
+def _thinned(steps: Sequence[int], log: bool) -> list[int]:
+    """At most some ten ticks; on a logarithmic axis none too close to another."""
+    if not log:
+        distance = every(len(steps), 10)
+        return [x for x in steps if x % distance == 0 or x == steps[0]]
+    ticks: list[int] = []
+    span = math.log2(steps[-1] / steps[0]) or 1
+    for x in steps:
+        if not ticks or math.log2(x / ticks[-1]) / span > 0.07:
+            ticks.append(x)
+    return ticks
+
+
+# ------------------------------------------------------------------------ sites
+
+
+def errors(result: Result, names: dict[str, str]) -> Panel:
+    """Error of every site and its parts; ``names`` has the names to print."""
+    measures = result.measures.sites
+    rows = {names[name]: relative(site) for name, site in measures.items()}
+    worst = max(rows, key=lambda name: np.nan_to_num(rows[name][0], nan=-1.0))
+    label = (
+        f"Error of every site and its parts; the largest, {rows[worst][0]:.1f} %, at "
+        f"{worst}. The table below has all numbers."
+    )
+
+    def draw(axis) -> None:
+        places = range(len(rows))
+        whole = [np.nan_to_num(error) for error, *_ in rows.values()]
+        axis.barh(places, whole, 0.55, color=COLORS["bar"], label="whole error")
+        for k, part in enumerate(PARTS):
+            shares = [row[1 + k] for row in rows.values()]
+            axis.plot(
+                shares, places, linestyle="", label=part, clip_on=False, **mark(k)
+            )
+        axis.set(xlabel="RMS in % of the RMS activation")
+        axis.set_xlim(left=0)
+        _rows(axis, list(rows))
+
+    return Panel("conversion error", label, 90 + _pitch(rows) * len(rows), draw)
+
+
+def rates(result: Result, names: dict[str, str]) -> Panel:
+    """Firing rate, silent and saturated channels of every site."""
+    rows = {
+        names[name]: [100 * float(s) for s in (m.firing_rate, m.silent, m.saturated)]
+        for name, m in result.measures.sites.items()
+    }
+    label = "Firing rate, silent and saturated channels of every site, in percent."
+
+    def draw(axis) -> None:
+        places = range(len(rows))
+        shares = [rate for rate, _, _ in rows.values()]
+        unit = max(shares) or 1.0  # the axis has room for the numbers beside the bars
+        axis.barh(places, shares, 0.45, color=SERIES[0])
+        columns = 1.85 * unit, 2.5 * unit
+        for place, (rate, *others) in enumerate(rows.values()):
+            style = {"va": "center_baseline", "color": COLORS["muted"]}
+            axis.text(rate + 0.03 * unit, place, f"{rate:.1f} %", **style)
+            for x, share in zip(columns, others, strict=True):
+                axis.text(x, place, f"{share:.1f} %", ha="right", **style)
+        above = {"va": "bottom", "color": COLORS["muted"]}
+        for x, title in zip(columns, ("silent", "saturated"), strict=True):
+            axis.text(x, -0.6, title, ha="right", **above)
+        axis.text(0, -0.6, "firing rate", **above)
+        axis.set_xlim(0, columns[1])
+        axis.set_xticks([])
+        axis.spines["bottom"].set_visible(False)
+        _rows(axis, list(rows))
+
+    return Panel("", label, 60 + _pitch(rows) * len(rows), draw)
+
+
+def relative(site: SiteMeasures) -> list[float]:
+    """Error and its parts in percent of the activation; NaN where that is zero."""
+    activation = float(site.activation) or float("nan")
+    return [100 * float(getattr(site, p)) / activation for p in ("error", *PARTS)]
+
+
+def _rows(axis, names: Sequence[str]) -> None:
+    """One row for each name, from the top down."""
+    shown = [shortened(name) for name in names]
+    axis.set_yticks(range(len(names)), shown, fontfamily="monospace", fontsize=12)
+    axis.tick_params("y", length=0, pad=8, labelcolor=COLORS["ink"])
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+
+
+def _pitch(rows: dict) -> int:
+    """Height of a row; less for a long list."""
+    return 28 if len(rows) <= 20 else 22
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Site -> its name without the first part of the path, if all sites share it."""
+    first = {name.partition("/")[:2] for name in names}
+    shared = len(first) == 1 and first.pop()[1] == "/"
+    return {name: name.partition("/")[2] if shared else name for name in names}
+
+
+def shortened(name: str, limit: int = 20) -> str:
+    """At most ``limit`` characters: the beginning and the end."""
+    if len(name) <= limit:
+        return name
+    return f"{name[: limit // 2 - 1]}…{name[-(limit - limit // 2) :]}"
+
+
+def write_figures(
+    out: Path,
+    results: Sequence[Result],
+    ann: float,
+    sites: snnjax.network.Sites,
+    snn: snnjax.SNN,
+    trains: dict[str, np.ndarray],
+) -> None:
+    """The files accuracy.png, layers.png and raster.png of a conversion."""
+    best = choice(results)
+    names = short_names(list(best.measures.sites))
+    beside(accuracy(results, ann), out / "accuracy.png")
+    beside([errors(best, names), rates(best, names)], out / "layers.png")
+    below(rasters(trains, sites, snn), out / "raster.png")

@@ -1,0 +1,261 @@
+"""Results of conversions: rows, which of them is chosen, tables and files.
+
+A row is one recipe at one T and wait, over all seeds. Accuracies are compared as whole
+numbers of right answers, so that rounding decides nothing.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import snnjax
+from experiments.running import write
+
+
+class Result(NamedTuple):
+    """One row of the tables: a recipe at one T and wait, over all seeds.
+
+    Attributes:
+        recipe, wait, steps: what was converted.
+        accuracies: per seed, after 1..T steps, on the test images.
+        latency: steps until the answer is complete.
+        firing_rate, synaptic_operations, measures: of the first seed's SNN.
+        seconds: of the conversion, the median of the seeds.
+        choice_hits: per seed, right answers on the images that rows are chosen by.
+    """
+
+    recipe: str
+    wait: int
+    steps: int
+    accuracies: list[list[float]]
+    latency: int
+    firing_rate: float
+    synaptic_operations: float
+    seconds: float
+    measures: snnjax.measures.Measures
+    choice_hits: list[int] | None = None
+
+    @property
+    def final(self) -> float:
+        """Mean accuracy after all T steps."""
+        return statistics.mean(curve[-1] for curve in self.accuracies)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of that accuracy over the seeds."""
+        return deviation([curve[-1] for curve in self.accuracies])
+
+    def hits(self, images: int) -> int:
+        """Right answers after T steps, of so many test images and all seeds."""
+        return sum(round(curve[-1] * images) for curve in self.accuracies)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def choice(results: Sequence[Result]) -> Result:
+    """The row whose first SNN is saved and shown.
+
+    It has the most right answers on the images that rows are chosen by; of equal ones
+    the lowest latency, and then the least energy.
+    """
+
+    def order(result: Result):
+        spiking = snnjax.energy(result.measures).operations.spiking
+        return sum(result.choice_hits or ()), -result.latency, -float(spiking)
+
+    return max(results, key=order)
+
+
+def most_hits(results: Sequence[Result], images: int) -> dict[int, int]:
+    """T -> the most right answers of a row with this T."""
+    most: dict[int, int] = {}
+    for result in results:
+        most[result.steps] = max(most.get(result.steps, 0), result.hits(images))
+    return most
+
+
+def lines(results: Sequence[Result]) -> list[list[Result]]:
+    """Rows that differ in T only, together."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.recipe, waits(result)), []).append(result)
+    return list(groups.values())
+
+
+def line_name(result: Result) -> str:
+    """Recipe and wait, for a legend."""
+    wait = waits(result)
+    return result.recipe if wait == "0" else f"{result.recipe}, wait {wait}"
+
+
+def waits(result: Result) -> str:
+    """The wait as a person writes it: a number, or T."""
+    # At T = 1 a wait of one step is also T; call it by the number.
+    whole = result.wait == result.steps and result.wait > 1
+    return "T" if whole else str(result.wait)
+
+
+def percent(result: Result, digits: int = 1) -> str:
+    """Mean accuracy in percent, with the deviation where there are several seeds."""
+    several = len(result.accuracies) > 1
+    spread = f" ± {100 * result.deviation:.{digits}f}" if several else ""
+    return f"{100 * result.final:.{digits}f}{spread}"
+
+
+# ---------------------------------------------------------------------- as text
+
+HEADER = (
+    f"{'recipe':<15}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
+    f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
+)
+
+
+def row(result: Result, ann: float) -> str:
+    """One line of the table, under `HEADER`."""
+    mean, spread = 100 * result.final, 100 * result.deviation
+    return (
+        f"{result.recipe:<15}{result.wait:>5}{result.steps:>4}{result.latency:>8}"
+        f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
+        f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
+        f"{result.seconds:>7.2f}"
+    )
+
+
+def markdown(results: Sequence[Result], ann: float) -> str:
+    """Accuracy of every recipe and wait at every T, as a table."""
+    steps = sorted({result.steps for result in results})
+    head = ("recipe", "wait", *(f"T = {t}" for t in steps))
+    return _table(head, _accuracies(results, ann, steps))
+
+
+def costs(results: Sequence[Result]) -> str:
+    """Costs of every row, as a table; energy as a share of the ANN's."""
+    head = "recipe|wait|T|latency|rate %|SynOps M|energy, % of ANN|s".split("|")
+    rows = []
+    for result in results:
+        spiking, ann = snnjax.energy(result.measures).operations
+        numbers = (
+            str(result.steps),
+            str(result.latency),
+            f"{100 * result.firing_rate:.1f}",
+            f"{result.synaptic_operations / 1e6:.2f}",
+            f"{100 * float(spiking / ann):.0f}",
+            f"{result.seconds:.1f}",
+        )
+        rows.append((f"`{result.recipe}`", waits(result), *numbers))
+    return _table(head, rows)
+
+
+def _accuracies(
+    results: Sequence[Result], ann: float, steps: Sequence[int]
+) -> list[tuple[str, ...]]:
+    """Recipe, wait and accuracy at every T; the last row is the ANN's."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for result in results:
+        entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
+        key = (f"`{result.recipe}`", waits(result))
+        row = cells.setdefault(key, {})
+        if row.setdefault(result.steps, entry) != entry:
+            raise ValueError(
+                f"recipe {result.recipe}, T = {result.steps}, wait {result.wait} is "
+                f"there twice, {row[result.steps]} % and {entry} %; allowed: one of "
+                "each. Draws of one row come from one run, by --seeds"
+            )
+    rows = [(*key, *(row.get(t, "") for t in steps)) for key, row in cells.items()]
+    return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+# ------------------------------------------------------------------------ files
+
+COSTS = """\
+What they cost per image: steps until the answer; firing rate; synaptic operations in
+millions; energy of 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats,
+45 nm: Horowitz, ISSCC 2014), without memory; seconds of the conversion (median)."""
+
+
+def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
+    """The files metrics.json and results.md (two tables), in the folder `out`."""
+    metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
+    write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    accuracy = markdown(results, facts["ann_accuracy"])
+    write(out / "results.md", f"{accuracy}\n{COSTS}\n\n{costs(results)}")
+
+
+def _plain(value):
+    """The same with NamedTuples as dictionaries and arrays as numbers."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.ndarray | np.generic) else value
+    return None if value != value else value  # JSON has no NaN
+
+
+# ------------------------------------------------------------- several networks
+
+
+class NetworkResults(NamedTuple):
+    """Rows of one network, with the accuracy of its ANN."""
+
+    name: str
+    results: list[Result]
+    ann: float
+
+
+def read_results(file: Path) -> NetworkResults:
+    """What `write_results` wrote as metrics.json."""
+    try:
+        metrics = json.loads(file.read_text())
+        results = [Result(**row) for row in metrics["results"]]
+        if not results or not all(result.accuracies for result in results):
+            raise ValueError("no results")
+        name = metrics["source"]["model"]
+        return NetworkResults(name, results, metrics["ann_accuracy"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{file} was not written by experiments.convert: {error!r}"
+        ) from None
+
+
+def table_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """`markdown` of several networks in one table; rows of the same one together."""
+    networks = _merged(networks)
+    steps = sorted({result.steps for n in networks for result in n.results})
+    head = ("network", "recipe", "wait", *(f"T = {t}" for t in steps))
+    rows = []
+    for name, results, ann in networks:
+        for i, row in enumerate(_accuracies(results, ann, steps)):
+            rows.append((f"`{name}`" if i == 0 else "", *row))
+    return _table(head, rows)
+
+
+def _merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
+    merged: dict[str, NetworkResults] = {}
+    for name, results, ann in networks:
+        network = merged.setdefault(name, NetworkResults(name, [], ann))
+        if network.ann != ann:
+            both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
+            raise ValueError(
+                f"{name} has {both} as an ANN; allowed: results of the same network on "
+                "the same images"
+            )
+        network.results.extend(results)
+    return list(merged.values())

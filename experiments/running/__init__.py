@@ -1,0 +1,49 @@
+"""How a command runs: its options, its devices, its output folder, its training loop.
+
+Like every package here, this one hands on the names that the others use.
+"""
+
+from experiments.running import devices
+from experiments.running.command_line import parse, run
+from experiments.running.options import (
+    Convert,
+    TrainANN,
+    Training,
+    TrainSNN,
+    check_positive,
+    check_several,
+)
+from experiments.running.output_folder import (
+    reading,
+    remove_unfinished,
+    space,
+    writable,
+    write,
+)
+from experiments.running.training_loop import (
+    cache_sized,
+    fit,
+    schedule,
+    steps_per_epoch,
+)
+
+__all__ = [
+    "Convert",
+    "TrainANN",
+    "TrainSNN",
+    "Training",
+    "cache_sized",
+    "check_positive",
+    "check_several",
+    "devices",
+    "fit",
+    "parse",
+    "reading",
+    "remove_unfinished",
+    "run",
+    "schedule",
+    "space",
+    "steps_per_epoch",
+    "writable",
+    "write",
+]

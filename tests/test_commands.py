@@ -1,0 +1,127 @@
+"""Every command ends errors and Ctrl-C with one message, and leaves whole files."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import convert, train_ann
+from experiments.data import MissingDataError
+from experiments.presets import PRESETS_ANN
+from experiments.running import command_line, run, write
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def exit_by_exception(monkeypatch):
+    """Ctrl-C ends a command at once; here that must not end pytest."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(command_line.os, "_exit", leave)
+
+
+def failing(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("wrong"),
+        OSError("wrong"),
+        ImportError("wrong"),
+        FloatingPointError("wrong"),
+        MissingDataError("wrong"),
+    ],
+)
+def test_an_error_of_the_user_ends_with_its_message(error):
+    with pytest.raises(SystemExit, match="^error: wrong$"):
+        run(failing(error))
+
+
+def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(failing(KeyboardInterrupt()), "the same command goes on")
+    assert stop.value.code == command_line.INTERRUPTED
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on\n"
+
+
+def test_ctrl_c_while_convert_trains_its_source_is_no_other_error(
+    digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # there is no source network
+    monkeypatch.setattr(convert, "load", lambda *_: digits)
+    monkeypatch.setattr(
+        convert, "train", lambda *_, **__: failing(KeyboardInterrupt())()
+    )
+    with pytest.raises(SystemExit) as stop:
+        convert.main(["--calibration_images", "8"])
+    assert stop.value.code == command_line.INTERRUPTED
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        convert.run(convert.Convert(calibration_images=8), data=digits)
+    assert interrupt.value.__context__ is None  # no FileNotFoundError above it
+
+
+def test_what_a_kill_leaves_is_replaced_by_the_next_write(tmp_path):
+    file = tmp_path / "metrics.json"
+    write(file, "before")
+    (tmp_path / ".metrics.json.tmp").write_text("half")  # of a killed process
+    write(file, "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert file.read_text() == "after"
+
+
+def test_what_a_kill_leaves_of_orbax_is_removed_by_the_next_run(digits, tmp_path):
+    unfinished = [
+        tmp_path / "source.orbax-checkpoint-tmp",
+        tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp",
+    ]
+    for folder in unfinished:
+        folder.mkdir(parents=True)
+        (folder / "half").write_text("half")
+    options = {"model": "events", "epochs": 1, "train_images": 64, "out": str(tmp_path)}
+    config = dataclasses.replace(PRESETS_ANN["digits_resnet"], **options)
+    train_ann.train(config, data=digits)
+    assert not any(folder.exists() for folder in unfinished)
+
+
+# A shell that starts pytest in the background lets its children ignore Ctrl-C.
+AT_WORK = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_module(f"experiments.{sys.argv[0]}", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["convert", "train_ann", "train_snn", "surrogates"])
+def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
+    command = [sys.executable, "-c", AT_WORK, module, "--out", str(tmp_path)]
+    command += ["--preset", "digits_resnet"] if module == "train_ann" else []
+    worker = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout.readline()  # it is at work
+    time.sleep(2)
+    worker.send_signal(signal.SIGINT)
+    _, errors = worker.communicate(timeout=120)
+    assert worker.returncode == command_line.INTERRUPTED
+    assert "Traceback" not in errors and "interrupted; the same command" in errors
