@@ -1,11 +1,14 @@
 """Source networks: shapes, sizes, normalisation and the activation they are given."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import snnjax
 from experiments.models import zoo as models
 
 
@@ -111,3 +114,33 @@ def test_errors():
         jax.eval_shape(models.build("vgg16", 10).init, jax.random.key(0), images)
     with pytest.raises(ValueError, match="clip must be positive, not 0"):
         models.build("resnet20", 10, clip=0)
+
+
+QUICK = ("small",)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("recipe", ["best", "advanced"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in models.NAMES
+    ],
+)
+def test_every_model_is_converted(name, recipe):
+    """With random weights, at a small size."""
+    clip = 2.0 if name.endswith("_clipped") else None
+    model = models.build(name, 7, clip=clip)
+    x = jax.random.normal(jax.random.key(0), (4, *_shape(name)[1:]))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+
+    def fn(variables, x):
+        return model.apply(variables, x, train=False)
+
+    recipes = {"best": snnjax.best(), "advanced": snnjax.advanced(iterations=1)}
+    with warnings.catch_warnings():  # of weights that several sites share
+        warnings.simplefilter("ignore")
+        snn = snnjax.convert(fn, variables, x, steps=2, recipe=recipes[recipe])
+    outputs = jax.jit(snnjax.spiking(fn, steps=2))(snn, x)
+    assert outputs.shape == (2, 4, 7) and jnp.isfinite(outputs).all()

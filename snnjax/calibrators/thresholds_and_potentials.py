@@ -224,8 +224,8 @@ def _paced_error(activation, output, *, unit, pace, channel) -> jax.Array:
     """`formulas.paced_error` in units per channel, so that squares stay in range."""
     unit = formulas.binary_unit(unit)
     unit = lead(unit, activation.ndim)
-    output = tuple(wide(part) / unit for part in output)
-    return formulas.paced_error(wide(activation) / unit, output, pace, channel)
+    mean, early = (wide(part) / unit for part in output)
+    return formulas.paced_error(wide(activation) / unit, (mean, early), pace, channel)
 
 
 def _mean_error(view: View, fit: Fit) -> jax.Array:
