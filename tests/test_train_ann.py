@@ -138,6 +138,13 @@ def cut_short(folder):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+# TensorStore may leave a coroutine behind when a read fails, which Python 3.13 reports.
+ABANDONED = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@ABANDONED
 def test_a_damaged_source_is_told_in_one_line(trained, tmp_path):
     out = shutil.copytree(trained[0], tmp_path / "damaged")
     cut_short(out / "source" / "ocdbt.process_0")
@@ -146,6 +153,7 @@ def test_a_damaged_source_is_told_in_one_line(trained, tmp_path):
     assert "\n" not in str(caught.value) and caught.value.__suppress_context__
 
 
+@ABANDONED
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
     trained, digits, config, tmp_path
 ):
