@@ -139,11 +139,11 @@ def _count_not_finite(array: jax.Array) -> jax.Array:
 
 def check_labels(outputs: Any, labels: Any) -> None:
     """Raise unless outputs are [T, B, classes] and labels whole numbers [B]."""
-    found, wanted = np.shape(labels), np.shape(outputs)
-    if len(wanted) != 3 or found != wanted[1:2]:
+    label_shape, shape = np.shape(labels), np.shape(outputs)
+    if len(shape) != 3 or label_shape != shape[1:2]:
         raise ValueError(
-            f"outputs have shape {wanted} and labels {found}; allowed: the readout at "
-            "each step [T, B, classes], not its mean, and one class number each, [B]"
+            f"outputs have shape {shape}, labels {label_shape}; allowed: the readout "
+            "at each step [T, B, classes], not its mean, and one class number each, [B]"
         )
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):

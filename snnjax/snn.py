@@ -88,14 +88,15 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these could be the ANN's parameters: named as the SNN's own are."""
-    own, given = (
+    own, others = (
         {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (snn.params, params)
     )
-    if own != given:
+    unknown, missing = sorted(others - own), sorted(own - others)
+    if unknown or missing:
         raise ValueError(
             "params are not those that this SNN was converted from. Unknown to it: "
-            f"{sorted(given - own) or 'none'}; missing: {sorted(own - given) or 'none'}"
+            f"{unknown or 'none'}; missing: {missing or 'none'}"
         )
 
 

@@ -241,10 +241,10 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
     if temperature is not None:
         calls = [calls[temperature]]
     if not any(_takes(surrogate, arguments) for arguments in calls):
-        given = {None: "(x) or (x, temperature)", False: "(x)"}
+        texts = {None: "(x) or (x, temperature)", False: "(x)"}
         raise ValueError(
             f"surrogate {surrogate!r} cannot be called as surrogate"
-            f"{given.get(temperature, '(x, temperature)')}, as these neurons do; "
+            f"{texts.get(temperature, '(x, temperature)')}, as these neurons do; "
             "allowed: a function of x, and of a temperature if the neurons have one"
         )
 

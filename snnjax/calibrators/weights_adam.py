@@ -71,9 +71,9 @@ def calibrate_weights(
         time = objective == "spikes" and view.wait < view.steps
         output = _output(objective, time, view.wait, surrogate)
         current, sources = view.feed(size, time)
-        given = tuple(fit.weights.values())
+        original = tuple(fit.weights.values())
         activation, sources, neuron, start = jax.lax.stop_gradient(
-            (view.activation, sources, fit.neuron, given)
+            (view.activation, sources, fit.neuron, original)
         )
         layer = _Layer(current, output, free, view.steps, view.site.channel)
         weights, state = start, _ADAM.init(start)
@@ -82,7 +82,7 @@ def calibrate_weights(
             weights, state = _weight_step(
                 weights, state, rates[i], neuron, data, layer=layer
             )
-        pairs = zip(fit.weights, _moved(given, weights), strict=True)
+        pairs = zip(fit.weights, _moved(original, weights), strict=True)
         changed = {path: w for path, w in pairs if path not in view.shared}
         return fit._replace(weights=fit.weights | changed)
 
@@ -101,9 +101,9 @@ def _note_shared(view: View, fit: Fit) -> None:
 
 
 @jax.custom_jvp
-def _moved(given, fitted):
-    """``fitted``, but to a gradient it is ``given`` and a constant that was added."""
-    del given
+def _moved(original, fitted):
+    """``fitted``, but to a gradient it is ``original`` plus a constant."""
+    del original
     return fitted
 
 

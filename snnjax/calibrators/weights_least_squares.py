@@ -64,15 +64,15 @@ def least_squares_weights(
         activation = view.join(view.activations, every)
         current, sources = view.feed(len(activation), False, every)
         own = tuple(weight.dtype for weight in fit.weights.values())
-        given = tuple(map(wide, fit.weights.values()))
-        fixed = jax.lax.stop_gradient((given, sources, activation))
+        original = tuple(map(wide, fit.weights.values()))
+        fixed = jax.lax.stop_gradient((original, sources, activation))
         problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
         if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
             return fit
         search, _ = _solve(problem, iterations, damping)
         # The change is a constant to the gradient, which is that of W_0.
         share = jnp.where(_proven(problem, search.best), 1.0, 0.0)
-        chosen = add_scaled(given, search.best, share)
+        chosen = add_scaled(original, search.best, share)
         fitted = zip(fit.weights, chosen, own, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
         return fit._replace(weights=fit.weights | changed)

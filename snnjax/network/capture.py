@@ -230,7 +230,7 @@ def _understood(
         own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
         axes = _Axes(batches, own)
     first_use = _first_use(equations)
-    taken: dict[str, int] = {}
+    uses: dict[str, int] = {}
     feeds = {}
     for i, eq in enumerate(equations):
         if eq.site is None:
@@ -242,7 +242,7 @@ def _understood(
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
         scope = eq.path or _scope(direct[i], parameters, first_use, avals)
-        site = site._replace(name=_unique(_name(site, scope), taken))
+        site = site._replace(name=_unique(_name(site, scope), uses))
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[site.name] = tuple(sorted(direct[i]))
@@ -355,10 +355,10 @@ def _name(site: Site, scope: str) -> str:
     return f"{scope}/{kind}" if scope else kind
 
 
-def _unique(name: str, taken: dict[str, int]) -> str:
+def _unique(name: str, uses: dict[str, int]) -> str:
     """The name, numbered from its second use on."""
-    taken[name] = taken.get(name, -1) + 1
-    return f"{name}_{taken[name]}" if taken[name] else name
+    uses[name] = uses.get(name, -1) + 1
+    return f"{name}_{uses[name]}" if uses[name] else name
 
 
 def _clean(path: str) -> str:

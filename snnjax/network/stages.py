@@ -16,16 +16,16 @@ from snnjax.network.sites import Site
 
 
 def needed(
-    equations: Sequence[Equation], targets: Iterable[int], given: Iterable[int] = ()
+    equations: Sequence[Equation], targets: Iterable[int], available: Iterable[int] = ()
 ) -> tuple[Equation, ...]:
-    """The equations that ``targets`` depend on, not looking behind ``given``."""
-    required, given = set(targets), set(given)
+    """The equations that ``targets`` depend on, not looking behind ``available``."""
+    required, available = set(targets), set(available)
     chosen = []
     for equation in reversed(equations):
         outputs = set(equation.outputs)
-        if outputs & required and not outputs <= given:
+        if outputs & required and not outputs <= available:
             chosen.append(equation)
-            required |= set(equation.variables) - given
+            required |= set(equation.variables) - available
     return tuple(reversed(chosen))
 
 
@@ -149,20 +149,20 @@ def run_segment(
 
 def stages(network: Network) -> list[Stage]:
     """Cut the network at its firing sites; what depends on x is computed once."""
-    given = {*network.parameters, network.x, *network.constants}
+    available = {*network.parameters, network.x, *network.constants}
     fires = [equation for equation in network.equations if equation.fires]
     remaining = [equation for equation in network.equations if not equation.fires]
     cut = []
     for i, equation in enumerate([*fires, None]):
         ends = network.outputs if equation is None else equation.inputs
-        work = needed(remaining, [v for v in ends if isinstance(v, int)], given)
+        work = needed(remaining, [v for v in ends if isinstance(v, int)], available)
         results = {v for eq in work for v in eq.outputs} & network.dependent
         remaining = [eq for eq in remaining if not results.intersection(eq.outputs)]
         later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
         later |= {v for v in network.outputs if isinstance(v, int)}
         carried = () if equation is None else tuple(sorted(results & later))
         cut.append(_stage(equation, work, ends, carried))
-        given |= results | set(equation.outputs if equation else ())
+        available |= results | set(equation.outputs if equation else ())
     return cut
 
 

@@ -203,7 +203,7 @@ def _stored(
     read = functools.partial(read_leaf, arrays)
     # Before `upgraded`: the program takes the leaves of the file in their order.
     described = [part for name in structure for _, part in leaves(structure[name])]
-    given = [leaf for leaf in map(read, described) if leaf is not None]
+    program_arrays = [leaf for leaf in map(read, described) if leaf is not None]
     card, structure = upgraded(card, structure, path)
     like = like.params if isinstance(like, SNN) else like
     has_program = card["program"] is not None
@@ -217,7 +217,8 @@ def _stored(
     if not has_program:
         return Stored(snn, card, None)
     code, writer = arrays[PROGRAM].tobytes(), card["versions"]["jax"]
-    return Stored(snn, card, program.runner(code, card["program"], given, writer))
+    run = program.runner(code, card["program"], program_arrays, writer)
+    return Stored(snn, card, run)
 
 
 # ---------------------------------------------------------------------- parts
@@ -281,11 +282,11 @@ def _check_facts(recipe, accuracy, extras) -> None:
 
 
 def _check_no_program(**options) -> None:
-    """Nothing that is given may be ignored."""
-    given = [name for name, option in options.items() if option is not None]
-    if given:
+    """Raise for options that would be ignored."""
+    ignored = [name for name, option in options.items() if option is not None]
+    if ignored:
         raise ValueError(
-            f"{', '.join(given)} describe a program, and without fn there is none; "
+            f"{', '.join(ignored)} describe a program, and without fn there is none; "
             "pass fn, the network, or leave them out"
         )
 

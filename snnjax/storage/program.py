@@ -141,8 +141,8 @@ def _check(x, inputs: str) -> None:
             "array [batch, ...] or jax.ShapeDtypeStruct"
         )
     if len(x.shape) < 1 + (inputs == "sequence"):
-        wanted = "[T, batch, ...]" if inputs == "sequence" else "[batch, ...]"
-        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: {wanted}")
+        allowed = "[T, batch, ...]" if inputs == "sequence" else "[batch, ...]"
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: {allowed}")
     if inputs == "poisson":
         raise ValueError(
             "a program draws nothing; found inputs='poisson', allowed: 'constant', or "

@@ -110,16 +110,16 @@ def fill(
     stored = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
     places, structure = jax.tree_util.tree_flatten_with_path(like)
     own = [name_of(path) for path, _ in places]
-    given = [path for path, _ in stored]
-    if own != given:
-        missing, unknown = sorted(set(given) - set(own)), sorted(set(own) - set(given))
+    paths = [path for path, _ in stored]
+    if own != paths:
+        missing, unknown = sorted(set(paths) - set(own)), sorted(set(own) - set(paths))
         if not missing and not unknown:
             raise ValueError(
-                f"the leaves have another order: {given[:3]}, but in `like` {own[:3]}"
+                f"the leaves have another order: {paths[:3]}, but in `like` {own[:3]}"
             )
         raise ValueError(
             f"the structures differ: `like` lacks {missing[:3] or 'no leaf'} of "
-            f"{len(given)} leaves and has {unknown[:3] or 'no leaf'} besides"
+            f"{len(paths)} leaves and has {unknown[:3] or 'no leaf'} besides"
         )
     for (path, value), (_, place) in zip(stored, places, strict=True):
         shapes = [getattr(x, "shape", None) for x in (value, place)]
