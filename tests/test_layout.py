@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tarfile
 import types
 from pathlib import Path
 
@@ -205,3 +206,16 @@ def is_public(name: str) -> bool:
 )
 def test_what_is_public(name, public):
     assert is_public(name) == public
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_its_tests_need(tmp_path):
+    build_meta = pytest.importorskip("setuptools.build_meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        archive = build_meta.build_sdist(str(tmp_path))
+    with tarfile.open(tmp_path / archive) as tar:
+        names = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
+    needed = [*ROOT.glob("tests/*.py"), *ROOT.glob("tests/golden/*.*")]
+    needed += [m for user in USERS for m in (ROOT / user).rglob("*.py")]
+    assert {path.relative_to(ROOT) for path in needed} <= names

@@ -415,3 +415,24 @@ def test_a_description_ends():
         return calibrate
 
     assert digest.digest(calibrate)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder is .*file, a file; give a folder"):
+        convert(folder=tmp_path / "file")
+
+
+def test_a_folder_in_the_place_of_a_fit_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder=tmp_path, progress=interrupted(1))
+    (tmp_path / "sweep_0_site_001.npz").mkdir()
+    with pytest.raises(ValueError, match="site_001.npz is a folder, where the fit"):
+        convert(folder=tmp_path)
+
+
+def test_what_a_kill_during_a_write_leaves_is_removed(tmp_path):
+    (tmp_path / ".0123abcd_0123abcd.unfinished").write_text("half")
+    convert(folder=tmp_path)
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob(".*.unfinished"))
