@@ -1,7 +1,7 @@
 """Firing: a network evaluated with spikes, time folded into the batch.
 
 Between the sites the equations map over the time axis; at a site the neurons run
-through time. Every part that looks at spikes meets here.
+through time. Measures, simulation and conversion share these functions.
 """
 
 from collections.abc import Callable

@@ -146,7 +146,7 @@ def _output(objective: str, time: bool, wait: int, surrogate: Surrogate) -> Call
 
 
 def _floored(neuron: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
-    """The paper's ClipFloor: of the neuron it knows the threshold only."""
+    """The paper's ClipFloor, which depends on the threshold only."""
     zero = jnp.zeros(())
     return closed_form(
         neuron._replace(bias=zero, initial_potential=zero), current, steps

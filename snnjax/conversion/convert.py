@@ -198,8 +198,8 @@ def _captured(
 ) -> Callable[[int], tuple[Network, list[Stage]]]:
     """size -> the network for that many images at a time, and its stages.
 
-    Every call is inlined: calibration wants the derivative that the function has, not
-    one that was written for training, and equal work shall have equal equations.
+    Every call is inlined: calibration needs the derivative that the function has, not
+    one that was written for training, and equal work must have equal equations.
     """
 
     @functools.cache

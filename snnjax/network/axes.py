@@ -1,6 +1,7 @@
 """Axes: where batch and channels lie, equation by equation, as a network moves them.
 
-Examples must not meet, neurons want the batch first, and thresholds are per channel.
+No example may reach another, neurons need the batch first, and thresholds are per
+channel.
 Products make channels; what follows moves both about, or folds them into another axis.
 """
 
@@ -187,7 +188,7 @@ class Batch:
         self.positions = {x: FIRST}
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
-        """Whether examples meet, and the batch axis of the outputs if it is known."""
+        """Whether one example reaches another, and the batch axis if it is known."""
         if equation.fires and equation.variables:
             place = self.positions.get(equation.variables[0])  # they are elementwise
             if place is not None:
@@ -199,7 +200,7 @@ class Batch:
                 for i, v in enumerate(equation.inputs)
                 if isinstance(v, int) and v in self.positions
             }
-        except _Meeting:  # one example by itself meets no other
+        except _Meeting:  # with one example there is no other
             return self.size != 1, None
         certain = [place for place in places if place is not None]
         if len(certain) > 1:

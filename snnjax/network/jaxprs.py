@@ -1,6 +1,6 @@
 """From a jaxpr to numbered equations, with calls inlined and activations recognised.
 
-This is the only file that reads jaxprs; the rest of the library knows `Equation`.
+This is the only file that reads jaxprs; the rest of the library uses `Equation`.
 """
 
 import itertools

@@ -2,8 +2,8 @@
 
     spikes = V_th bit        bits are packed along the first axis, eight in a byte
 
-The only module that knows how spikes are encoded: conversion keeps them so between two
-sites, and a gradient with less memory keeps nothing else.
+The only module that defines how spikes are encoded. Conversion stores them so between
+two sites, and a gradient with less memory stores nothing else.
 """
 
 from typing import NamedTuple

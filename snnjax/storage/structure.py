@@ -71,7 +71,7 @@ def rebuild(
         nodes: unknown nodes become dicts of their children.
 
     Raises:
-        ValueError: there is a node whose class only its code knows.
+        ValueError: there is a node that only the code of its class can make.
 
     >>> rebuild({"list": [None, {"int": 1}]}, leaf=lambda described: described)
     [None, 1]

@@ -159,5 +159,5 @@ def _is_running_average(path, node) -> bool:
 
 
 def _is_batch_stat(node) -> bool:
-    """Whether this is nnx's, told by its name: flax is not needed to use snnjax."""
+    """Whether its class is nnx's, by name: snnjax does not need flax."""
     return type(node).__name__ == "BatchStat"

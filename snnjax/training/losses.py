@@ -3,7 +3,7 @@
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
 
-`snnjax.spiking` gives the outputs O, [T, B, classes]; an optimizer of optax sees the
+`snnjax.spiking` gives the outputs O, [T, B, classes]; optax treats the
 `SNN` as any other pytree. Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient
 Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
 """

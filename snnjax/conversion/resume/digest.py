@@ -1,8 +1,8 @@
 """Digests: what makes a conversion what it is, the same text in every process.
 
 Arrays count with their bytes, functions with their code and what they close over; so
-a folder of fits (``resume.py``) knows whether it belongs to another network, other
-images or another recipe.
+a folder of fits (``folder.py``) detects another network, other images or another
+recipe.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def digest(value: Any) -> str:
 
 
 def outline(network: Network) -> list:
-    """What tells two networks apart: operations, constants, names of sites."""
+    """What distinguishes two networks: operations, constants, names of sites."""
 
     def known(v):
         return _describe(v.value) if isinstance(v, Static) else v
@@ -91,8 +91,8 @@ def _state(value: Any) -> dict[str, Any]:
     A class says by a ``repr`` of its own what it is, but a dataclass may shorten its
     arrays; and something that can be called is also what its class does then.
     """
-    tells = type(value).__repr__ is not object.__repr__
-    if tells and not callable(value) and not dataclasses.is_dataclass(value):
+    has_own_repr = type(value).__repr__ is not object.__repr__
+    if has_own_repr and not callable(value) and not dataclasses.is_dataclass(value):
         return {}
     state = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:
