@@ -325,7 +325,12 @@ def test_a_file_of_snnjax_0_1_loads():
     with pytest.warns(UserWarning, match="its readout correction, .* is left out"):
         snn, card, run = snnjax.load(OLD["converted"])
     assert (snn.steps, snn.wait, card["wait"], card["program"]["wait"]) == (4, 2, 2, 2)
-    np.testing.assert_allclose(run(x), expected["converted"], rtol=1e-6)
+    writer, reader = (
+        [int(part) for part in version.split(".")[:2]]
+        for version in (card["versions"]["jax"], jax.__version__)
+    )
+    if writer <= reader:  # an older JAX cannot run the program of a newer one
+        np.testing.assert_allclose(run(x), expected["converted"], rtol=1e-6)
     simulate = snnjax.spiking(old_network, steps=4, wait=2)
     constant = simulate(snn, x) - expected["converted"]
     np.testing.assert_allclose(constant, constant[:1, :1] + 0 * constant, atol=1e-6)
