@@ -178,7 +178,7 @@ def run_closed_form(job: Job) -> Any:
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
-    tail = needed(network.equations, outputs, given=spikes)
+    tail = needed(network.equations, outputs, available=spikes)
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
