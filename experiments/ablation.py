@@ -25,7 +25,7 @@ from experiments.source import load_source, source_function
 from snnjax import Recipe
 from snnjax.conversion.view import Calibrator
 
-THRESHOLD = snnjax.least_squares_threshold("channel", "round")
+THRESHOLD = snnjax.least_squares_threshold("channel", "round", prior=16)
 CHARGE = snnjax.half_charge()
 POSTPONE = snnjax.postpone_charge()
 SCALE = snnjax.scale_threshold()

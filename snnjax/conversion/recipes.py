@@ -8,6 +8,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 from typing import NamedTuple
 
 from snnjax.conversion.calibrate import (
+    PRIOR,
     correct_bias,
     correct_potential,
     half_charge,
@@ -52,8 +53,13 @@ def bias_shift(per: str = "layer") -> Recipe:
 
 
 def light(per: str = "layer", objective: str = "floor") -> Recipe:
-    """Least-squares threshold, bias shift, bias correction (ICML 2021)."""
-    threshold = least_squares_threshold(per, objective)
+    """Least-squares threshold, bias shift, bias correction (ICML 2021).
+
+    Per channel, the threshold also reckons with what its samples do not show
+    (`fits.Expected`), which the paper's does not.
+    """
+    prior = PRIOR if per == "channel" else 0
+    threshold = least_squares_threshold(per, objective, prior=prior)
     return Recipe(((threshold, shift_bias(), correct_bias()),))
 
 
@@ -80,7 +86,8 @@ def best() -> Recipe:
     """The strongest training-free composition that we know, in one sweep.
 
     Weights that take back what can be foretold of the errors below; thresholds per
-    channel for the rounding neuron; v(0) = V_th / 2, which rounds as the bias shift
+    channel for the rounding neuron, with a margin for new images where a channel has
+    few samples (`fits.Expected`); v(0) = V_th / 2, which rounds as the bias shift
     does, but earlier; per channel, as much of its charge later as serves its spikes,
     and without delay a threshold for the spikes that really come and then perhaps more
     charge later; the mean error of each neuron, removed by its initial potential in
@@ -90,7 +97,7 @@ def best() -> Recipe:
         (
             (
                 least_squares_weights(),
-                least_squares_threshold("channel", "round"),
+                least_squares_threshold("channel", "round", prior=PRIOR),
                 half_charge(),
                 postpone_charge(),
                 streaming_only(scale_threshold()),

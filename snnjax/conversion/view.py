@@ -122,6 +122,11 @@ class View(NamedTuple):
         found = [_peaks(a, self.site.channel) for a in self.activations]
         return functools.reduce(jnp.maximum, found)
 
+    def samples(self) -> fits.Samples:
+        """`fits.samples` of all images."""
+        found = [_samples(a, self.site.channel) for a in self.activations]
+        return _joined(jax.tree.map(lambda *parts: jnp.stack(parts), *found))
+
     def mean(
         self, statistic: Callable[..., jax.Array], fit: Fit, **options: Any
     ) -> jax.Array:
@@ -155,3 +160,5 @@ def _needs_all(*_) -> Any:
 
 
 _peaks = jax.jit(fits.peaks, static_argnames="channel")
+_samples = jax.jit(fits.samples, static_argnames="channel")
+_joined = jax.jit(fits.joined)
