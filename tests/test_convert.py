@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -392,6 +393,18 @@ def test_best_does_not_lose_to_light_on_new_inputs_of_a_dense_network(
 
 def gaussian(p, x):
     return relu(relu(x @ p["w1"]) @ p["w2"]) @ p["w3"]
+
+
+def test_few_calibration_images_are_told():
+    with pytest.warns(UserWarning, match="potentials are fitted to 15 samples each"):
+        convert(x=images(15), recipe=RECIPES["best"])
+    with pytest.warns(UserWarning, match="biases are .* 15 .* recommended: 16 cal"):
+        convert(x=images(15))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(x=images(16), recipe=RECIPES["best"])
+        net = NETWORKS["batch norm"]  # four images of 36 positions
+        snnjax.convert(*net[:3], steps=STEPS, recipe=RECIPES["light"])
 
 
 @pytest.mark.parametrize("delay", [0, 1, STEPS])

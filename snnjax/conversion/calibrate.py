@@ -6,6 +6,7 @@ Source of the layer-wise scheme: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
+        _warn_of_few("biases", _per_channel(view))
         for _ in range(repeats):
             bias = fit.neuron.bias + _lacking(view, fit)
             fit = fit._replace(neuron=fit.neuron._replace(bias=bias))
@@ -118,6 +120,7 @@ def correct_potential(repeats: int = 1) -> Calibrator:
                 "correct_potential got a thinned view; allowed: the whole one, since "
                 "each position has its own potential"
             )
+        _warn_of_few("potentials", view.count)
         lacking = functools.partial(_potential_correction, steps=view.steps)
         for _ in range(repeats):
             start = fit.neuron.initial_potential + view.mean(lacking, fit)
@@ -271,6 +274,8 @@ def _threshold(find: Callable[[View], Any], per: str) -> Calibrator:
                 "and one threshold per layer would clip at the largest; allowed: "
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
+        if per == "channel":
+            _warn_of_few("thresholds", _per_channel(view))
         return fit._replace(neuron=fit.neuron._replace(threshold=find(view)))
 
     return calibrate
@@ -280,6 +285,15 @@ def _per_channel(view: View) -> int:
     """Samples of each channel: images times positions."""
     first = view.activations[0]
     return view.count * first[0].size // first.shape[view.site.channel]
+
+
+def _warn_of_few(fitted: str, samples: int) -> None:
+    if samples < PRIOR:  # the layer then says more of a channel than the channel
+        warnings.warn(
+            f"{fitted} are fitted to {samples} samples each, and may not suit new "
+            f"images; recommended: {PRIOR} calibration images or more",
+            stacklevel=2,
+        )
 
 
 def _check_numbers(name: str, numbers: Sequence[float]) -> None:
