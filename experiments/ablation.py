@@ -32,7 +32,7 @@ from experiments.running import (
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
 
-THRESHOLD = calibrators.least_squares_threshold("channel", "round")
+THRESHOLD = calibrators.least_squares_threshold("channel", "round", prior=16)
 CHARGE = calibrators.half_charge()
 POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()

@@ -132,6 +132,75 @@ def test_least_squares_is_the_oracles(steps, objective):
     np.testing.assert_allclose(channel, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["floor", "round"])
+@pytest.mark.parametrize("prior", [1, 16])
+@pytest.mark.parametrize("steps", [4, 256])
+def test_least_squares_with_a_prior_is_the_oracles(steps, prior, objective):
+    a = activations(steps, (12, 3, 4)).at[..., 0].set(0)
+    found = formulas.least_squares(a, steps, "channel", objective, prior=prior)
+    numbers = np.asarray(a, np.float64).reshape(-1, 4)
+    expected = reference.expected_threshold(numbers, steps, prior, half[objective])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "activation, prior, scale, excess",
+    [
+        # s is the mean of the active samples; M - m is 1 and 4.
+        ([[1, 2], [2, 3], [3, 7]], 0, [2, 4], [0, 0]),
+        # Three samples more, of the layer's mean 3: (6 + 9) / 6 and (12 + 9) / 6.
+        ([[1, 2], [2, 3], [3, 7]], 3, [2.5, 3.5], [2.5 * 5 / 6, 3.5 * 5 / 6]),
+        # A maximum that occurs twice is a bound; a silent channel is like the layer.
+        ([[0, 1], [0, 4], [0, 4]], 3, [3, 3], [0, 0]),
+        # A silent layer.
+        ([[0, 0], [0, 0], [0, 0]], 3, [1, 1], [0, 0]),
+    ],
+)
+def test_what_is_expected_of_new_activations(activation, prior, scale, excess):
+    samples = formulas.samples(jnp.asarray(activation, jnp.float32))
+    found = formulas.expected(samples, "channel", prior)
+    np.testing.assert_allclose(found.scale, scale)
+    np.testing.assert_allclose(found.excess, excess)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 2.5, 4.0])
+def test_the_unseen_error_is_that_of_a_sample_beyond_the_largest(threshold):
+    tail = formulas.Expected(*map(jnp.asarray, (2.0, 1.0, 0.5, 9.0)))
+    sample = 2 + np.random.default_rng(0).exponential(0.5, 10**6)
+    clipped = np.maximum(sample - max(threshold, 2), 0)
+    found = formulas.unseen_error(jnp.asarray(threshold), tail)
+    assert found == pytest.approx((clipped**2).mean(), rel=0.03)
+
+
+@hypothesis.given(seeds, st.integers(1, 5))
+def test_samples_of_micro_batches_are_those_of_all(seed, first):
+    a = activations(seed)
+    parts = [formulas.samples(a[:first]), formulas.samples(a[first:])]
+    found = formulas.joined(jax.tree.map(lambda *part: jnp.stack(part), *parts))
+    for name, value in formulas.samples(a)._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-6)
+
+
+def test_among_thousands_of_samples_a_prior_does_not_count():
+    a = activations(0, (16, 40, 40, 8))
+    few, many = (
+        [formulas.least_squares(part, STEPS, "channel", prior=k) for k in (0, 16)]
+        for part in (a[:1, :4, :4], a)
+    )
+    assert (few[0] != few[1]).any()
+    np.testing.assert_allclose(many[1], many[0], rtol=0.011)  # one candidate, or none
+
+
+@pytest.mark.parametrize("steps, above", [(2, False), (256, True)])
+def test_few_samples_and_many_steps_put_thresholds_above_the_largest(steps, above):
+    a = activations(0, (16, 8))
+    found = formulas.least_squares(a, steps, "channel", "round", prior=16)
+    assert (found > a.max(0)).all() == above
+    clipped = jnp.minimum(a, 0.5)  # the bound is known, but of channels below it
+    found = formulas.least_squares(clipped, steps, "channel", "round", prior=16)
+    assert (found <= 0.5).all()
+
+
 @hypothesis.given(seeds)
 def test_corrections_are_the_oracles(seed):
     a, s = np.asarray(activations(seed)), np.asarray(activations(seed + 1))
@@ -325,7 +394,10 @@ def test_a_view_whose_outputs_are_of_other_images_is_refused():
 @hypothesis.given(seeds, st.sampled_from([0, 1]))
 @pytest.mark.parametrize(
     "search",
-    [calibrate.postpone_charge((0, 0.5, 1)), calibrate.scale_threshold((0.8, 1, 1.3))],
+    [
+        calibrate.postpone_charge((0, 0.5, 1), prior=0),
+        calibrate.scale_threshold((0.8, 1, 1.3), prior=0),
+    ],
 )
 def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, wait):
     here, fit = view(seed, wait)
@@ -682,6 +754,11 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
         (
             lambda: calibrate.streaming_only(calibrate.scale_threshold),
             "those of snnjax are called in a recipe, e.g. snnjax.cal.*max_threshold",
+        ),
+        (lambda: calibrate.scale_threshold(prior=-1), "prior is -1; allowed: a whole"),
+        (
+            lambda: calibrate.least_squares_threshold(prior=0.5),
+            "prior is 0.5; allowed: a whole number",
         ),
         (lambda: calibrate.postpone_charge(["a"]), r"\['a'\]; allowed: one finite"),
         (lambda: calibrate.postpone_charge([1j]), "1j.*; allowed: one finite number"),

@@ -3,16 +3,18 @@
 ``activation`` a [N, ..., C] is the ANN's, ``output`` s the mean output over T steps of
 the spiking neurons for the same N images; the formulas bring s near a.
 Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
-(least-squares threshold, bias and potential correction); `postpone` is ours.
+(least-squares threshold, bias and potential correction); `postpone` and `Expected` are
+ours.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, per_channel
+from snnjax._arrays import aligned, lead, per_channel
 from snnjax.neurons.models import NeuronParams
 
 
@@ -46,6 +48,130 @@ def positive(peaks: jax.Array, per: str = "layer") -> jax.Array:
     return layer if per == "layer" else jnp.where(peaks > 0, peaks, layer)
 
 
+class Samples(NamedTuple):
+    """Statistics of some images, of each channel, [C], or of a layer, [].
+
+    Attributes:
+        largest, second: the two largest a; equal if the largest occurs twice.
+        total, count: sum and number of the active samples, a > 0.
+    """
+
+    largest: jax.Array
+    second: jax.Array
+    total: jax.Array
+    count: jax.Array
+
+
+def samples(activation: jax.Array, channel: int = -1) -> Samples:
+    """The statistics of each channel.
+
+    >>> import jax.numpy as jnp
+    >>> print(*samples(jnp.array([[1.0, 5.0], [4.0, 5.0], [3.0, 0.0]])))
+    [4. 5.] [3. 5.] [ 8. 10.] [3. 2.]
+    """
+    activation = activation.astype(jnp.float32)
+    over = functools.partial(per_channel, channel=channel)
+    largest = peaks(activation, channel)
+    twice = over(jnp.sum, activation == lead(largest, activation.ndim)) > 1
+    lower = jnp.where(activation < lead(largest, activation.ndim), activation, 0)
+    below = over(jnp.max, lower)
+    return Samples(
+        largest,
+        jnp.where(twice, largest, below),
+        over(jnp.sum, activation),
+        over(jnp.sum, activation > 0).astype(jnp.float32),
+    )
+
+
+def joined(parts: Samples) -> Samples:
+    """n parts, [n, ...] each, as one: micro-batches, or the channels of a layer."""
+    largest = jnp.concatenate([parts.largest, parts.second])
+    second, first = jnp.sort(largest, axis=0)[-2:]
+    return Samples(first, second, parts.total.sum(0), parts.count.sum(0))
+
+
+class Expected(NamedTuple):
+    """What to expect of new activations, by `samples`: [C], or [] of a layer.
+
+    A channel of a dense layer has one sample per image. New activations soon exceed its
+    largest one, and the best choice for its samples may be best by chance. So a channel
+    is also judged by k samples of the whole layer, in units of its scale s, and by one
+    sample beyond its largest: the next one lies there with probability 1 / (n + 1)
+    (Laplace's rule of succession). For large n these additions vanish.
+
+        s_c = (sum a + k (mean a of the layer)) / (n_c + k),   of all a > 0
+        b_c = s_c sum_c (M_c - m_c) / sum_c s_c
+
+    M and m are the two largest a. The tails of most distributions are about
+    exponential, and for an exponential one the mean of M - m is the mean excess b over
+    M (Renyi, 1953).
+
+    Attributes:
+        largest: M; that of the layer if a channel is never active, else 1.
+        scale: s.
+        excess: b; 0 if k is 0, or where M occurs twice, as a clipped ReLU's maximum.
+        count: n, of a > 0.
+    """
+
+    largest: jax.Array
+    scale: jax.Array
+    excess: jax.Array
+    count: jax.Array
+
+
+def expected(samples: Samples, per: str = "layer", prior: int = 0) -> Expected:
+    """`Expected` for a layer or for its channels.
+
+    Args:
+        samples: of each channel.
+        per: "layer" or "channel", as for `maximum`.
+        prior: k, a whole number.
+    """
+    layer = joined(jax.tree.map(jnp.ravel, samples))
+    mean = jnp.where(layer.count > 0, layer.total / jnp.maximum(layer.count, 1), 1)
+    part = layer if per == "layer" else samples
+    scale = (part.total + prior * mean) / jnp.maximum(part.count + prior, 1)
+    scale = jnp.where(scale > 0, scale, mean)  # of a silent channel, without a prior
+    gap = part.largest - part.second
+    excess = jnp.where(gap > 0, min(prior, 1) * gap.sum() / scale.sum() * scale, 0)
+    return Expected(positive(samples.largest, per), scale, excess, part.count)
+
+
+def unseen_error(
+    threshold: jax.Array, expected: Expected, unit: jax.Array | float = 1.0
+) -> jax.Array:
+    """Error, in squares of a unit, of one activation beyond the largest.
+
+        2 b^2 exp(-max(V - M, 0) / b) = E max(M + b X - max(V, M), 0)^2
+        P(X > x) = exp(-x)
+
+    The samples themselves show what a threshold below M clips.
+
+    >>> import jax.numpy as jnp
+    >>> tail = Expected(jnp.array(2.0), jnp.array(1.0), jnp.array(0.5), jnp.array(9.0))
+    >>> print(unseen_error(jnp.array([1.0, 2.0, 2.5]), tail))
+    [0.5        0.5        0.18393973]
+    """
+    threshold, largest, excess, unit = aligned(
+        threshold, expected.largest, expected.excess, unit
+    )
+    margin, excess = jnp.maximum(threshold - largest, 0) / unit, excess / unit
+    return 2 * excess**2 * jnp.exp(-margin / jnp.maximum(excess, _TINY))
+
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def of_layer(errors: jax.Array, count: jax.Array) -> jax.Array:
+    """sum_c e_c / sum_c n_c, [K]: the error of K candidates per sample of the layer.
+
+    Args:
+        errors: e, [K, C], sums over the samples of a channel, in its unit.
+        count: n, [C].
+    """
+    return errors.reshape(len(errors), -1).sum(1) / jnp.maximum(count.sum(), 1)
+
+
 def percentile(
     activation: jax.Array, p: float, per: str = "layer", channel: int = -1
 ) -> jax.Array:
@@ -71,13 +197,18 @@ def least_squares(
     per: str = "layer",
     objective: str = "floor",
     channel: int = -1,
+    prior: int = 0,
 ) -> jax.Array:
     """The threshold whose ClipFloor is nearest to the activations.
 
-        argmin_V  sum (ClipFloor(a; T, V) - a)^2
+        argmin_V  e(V) + k s^2 p(V / s) + unseen_error(V)
+        e(V) = sum (ClipFloor(a; T, V) - a)^2
+        p(g) = sum_c e_c(g s_c) / s_c^2  /  sum_c n_c
         ClipFloor(a; T, V) = (V / T) floor(clip(a T / V, 0, T))
 
-    searched over V = max(a) (1 - i / 100) for i = 0 .. 94, the largest of equals.
+    searched over V = M + i b for i = min(k, 8) .. 1 and V = M (1 - i / 100) for i = 0
+    .. 94, the largest of equals. M = max(a); s, b and n are those of `Expected`. With
+    k = 0 it is the paper's: argmin e(V), and no V is above M.
 
     Args:
         activation: ANN activations [N, ...], >= 0.
@@ -85,43 +216,52 @@ def least_squares(
         per, channel: as for `maximum`.
         objective: "floor" is the paper's; "round" adds 1/2 inside the floor, as the
             neuron does after the bias shift.
+        prior: k.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([[0.1], [0.2], [0.3], [5.0]])
     >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
     5.0 5.0
     """
-    top = maximum(activation, per, channel)
-    return nearest(top, candidate_errors(activation, top, steps, objective, channel))
+    expectation = expected(samples(activation, channel), per, prior)
+    thresholds = candidates(expectation, prior)
+    errors = candidate_errors(activation, thresholds, steps, objective, channel)
+    return nearest(expectation, thresholds, errors, prior)
 
 
 # Rounded once: a last bit more or less would change the spikes of a deep network.
 _FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
 
 
+def candidates(expected: Expected, prior: int = 0) -> jax.Array:
+    """Those of `least_squares`, the largest first: [K], or [K, C] if per channel."""
+    multiples = np.arange(min(prior, 8), 0, -1, np.float32)
+    beyond = expected.largest[None] + jnp.multiply.outer(multiples, expected.excess)
+    return jnp.concatenate([beyond, jnp.multiply.outer(_FRACTIONS, expected.largest)])
+
+
 def candidate_errors(
     activation: jax.Array,
-    top: jax.Array,
+    thresholds: jax.Array,
     steps: int,
     objective: str = "floor",
     channel: int = -1,
 ) -> jax.Array:
-    """Sum of (ClipFloor(a) - a)^2 for each candidate of `least_squares`.
+    """e(V), the sum of (ClipFloor(a) - a)^2, for each candidate of `least_squares`.
 
     In the `binary_unit` of the largest, so that squares stay in float32's range.
 
     Args:
         activation, steps, objective, channel: as there.
-        top: largest candidate, scalar or [C].
+        thresholds: the `candidates`.
 
     Returns:
-        [95, 1] or [95, C]; of more images it is the sum of theirs.
+        [K, 1] or [K, C]; of more images it is the sum of theirs.
     """
     half = {"floor": 0.0, "round": 0.5}[objective]
-    unit = binary_unit(jnp.reshape(top, -1))
-    channels = top.size
+    thresholds = thresholds.reshape(len(thresholds), -1)
+    unit, channels = binary_unit(thresholds[0]), thresholds.shape[1]
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
-    thresholds = jnp.reshape(top, (1, -1)) * _FRACTIONS[:, None]  # [95, channels]
     blocks = _blocks(activation.reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
@@ -147,10 +287,22 @@ def binary_unit(values: jax.Array) -> jax.Array:
     return jnp.ldexp(jnp.ones_like(values), jnp.frexp(jnp.abs(values))[1])
 
 
-def nearest(top: jax.Array, errors: jax.Array) -> jax.Array:
-    """The candidate of least error, the largest of equals; shaped as ``top``."""
-    fractions = jnp.asarray(_FRACTIONS)[jnp.argmin(errors, axis=0)]
-    return (jnp.reshape(top, -1) * fractions).reshape(top.shape)
+def nearest(
+    expected: Expected, thresholds: jax.Array, errors: jax.Array, prior: int = 0
+) -> jax.Array:
+    """The candidate that `least_squares` takes, by the `candidate_errors` of all a."""
+    expected = Expected(*map(jnp.ravel, expected))
+    thresholds, shape = thresholds.reshape(errors.shape), thresholds.shape[1:]
+    unit = binary_unit(thresholds[0])
+    squares = ((expected.scale / unit) ** 2)[None]
+    places = thresholds / expected.scale[None]
+    # The candidates of each channel are other multiples of its s: p is interpolated.
+    grid = jnp.geomspace(places.min(), places.max(), 256)
+    interpolate = jax.vmap(jnp.interp, (None, 1, 1), 1)
+    curves = interpolate(grid, places[::-1], (errors / squares)[::-1])
+    p = jnp.interp(places, grid, of_layer(curves, expected.count))
+    errors += prior * squares * p + unseen_error(thresholds, expected, unit)
+    return jnp.take_along_axis(thresholds, errors.argmin(0)[None], 0).reshape(shape)
 
 
 def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:

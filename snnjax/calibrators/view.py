@@ -114,6 +114,11 @@ class View(abc.ABC):
         peaks = [_peaks(a, self.site.channel) for a in self.activations]
         return functools.reduce(jnp.maximum, peaks)
 
+    def samples(self) -> formulas.Samples:
+        """`formulas.samples` of all images."""
+        parts = [_samples(a, self.site.channel) for a in self.activations]
+        return _joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+
     def mean(
         self, statistic: Callable[..., jax.Array], fit: Fit, *, paced: bool = False
     ) -> jax.Array:
@@ -219,3 +224,5 @@ def check_calibrator(calibrator: Any) -> None:
 
 
 _peaks = jax.jit(formulas.peaks, static_argnames="channel")
+_samples = jax.jit(formulas.samples, static_argnames="channel")
+_joined = jax.jit(formulas.joined)

@@ -143,7 +143,7 @@ class _Images(NamedTuple):
 
     Attributes:
         activation: a, [N, ...].
-        top: the largest a of each channel: no threshold will be above it.
+        top: the largest a of each channel.
         counts: m, 0 for images that are left out.
     """
 

@@ -55,7 +55,8 @@ def convert(
         fn: network, ``fn(params, x) -> outputs``, affine between its sites
             (`snnjax.sites` shows them, or everything that stands in the way).
         params: its trained parameters, any pytree of arrays.
-        x: calibration images, float [N, ...]; no labels are needed.
+        x: calibration images, float [N, ...]; no labels are needed. A recipe warns of
+            numbers that it fits to fewer than 16 samples.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
         wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
@@ -94,7 +95,7 @@ def convert(
     >>> def fn(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
     >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
-    >>> snn = convert(fn, params, jnp.ones((4, 3)), steps=8)
+    >>> snn = convert(fn, params, jnp.ones((16, 3)), steps=8)
     >>> print(snn.neurons["hidden/relu"].threshold)
     [3. 3. 3. 3. 3. 3. 3. 3.]
     """

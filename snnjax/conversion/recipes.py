@@ -8,6 +8,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 from typing import NamedTuple
 
 from snnjax.calibrators.thresholds_and_potentials import (
+    PRIOR,
     correct_bias,
     correct_potential,
     half_charge,
@@ -50,8 +51,13 @@ def bias_shift(per: str = "layer") -> Recipe:
 
 
 def light(per: str = "layer", objective: str = "floor") -> Recipe:
-    """Least-squares threshold, bias shift, bias correction (ICML 2021)."""
-    threshold = least_squares_threshold(per, objective)
+    """Least-squares threshold, bias shift, bias correction (ICML 2021).
+
+    Per channel, the threshold also allows for activations beyond the samples
+    (`formulas.Expected`), unlike the paper's.
+    """
+    prior = PRIOR if per == "channel" else 0
+    threshold = least_squares_threshold(per, objective, prior=prior)
     return Recipe(((threshold, shift_bias(), correct_bias()),))
 
 
@@ -78,7 +84,8 @@ def best() -> Recipe:
     """The strongest training-free composition that we know of, in one sweep.
 
     In this order: weights refitted to compensate for errors of earlier layers;
-    thresholds per channel for a neuron that rounds; v(0) = V_th / 2, which rounds as
+    thresholds per channel for a neuron that rounds, with a margin for new images where
+    a channel has few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as
     the bias shift does, but from the first step; per channel, as much of its charge
     later as serves its spikes; without a wait, a threshold for the spikes that arrive
     and then perhaps more charge later; and the mean error of each neuron, removed by
@@ -88,7 +95,7 @@ def best() -> Recipe:
         (
             (
                 least_squares_weights(),
-                least_squares_threshold("channel", "round"),
+                least_squares_threshold("channel", "round", prior=PRIOR),
                 half_charge(),
                 postpone_charge(),
                 streaming_only(scale_threshold()),
