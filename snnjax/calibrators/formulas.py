@@ -235,7 +235,7 @@ _FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
 
 def candidates(expected: Expected, prior: int = 0) -> jax.Array:
     """Those of `least_squares`, the largest first: [K], or [K, C] if per channel."""
-    multiples = np.arange(min(prior, 8), 0, -1, np.float32)
+    multiples = np.arange(min(prior, 8), 0, -1).astype(np.float32)
     beyond = expected.largest[None] + jnp.multiply.outer(multiples, expected.excess)
     return jnp.concatenate([beyond, jnp.multiply.outer(_FRACTIONS, expected.largest)])
 
