@@ -82,7 +82,7 @@ def energy(measures: Measures) -> Energy:
     >>> snn = snnjax.convert(fn, params, x, steps=3)
     >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=3))
     >>> [name for name, e in estimates._asdict().items() if e.spiking < e.ann]
-    ['operations']
+    ['operations', 'quantized']
     """
     if not isinstance(measures, Measures):
         raise ValueError(
