@@ -196,7 +196,7 @@ def test_few_samples_and_many_steps_put_thresholds_above_the_largest(steps, abov
     a = activations(0, (16, 8))
     found = formulas.least_squares(a, steps, "channel", "round", prior=16)
     assert (found > a.max(0)).all() == above
-    clipped = jnp.minimum(a, 0.5)  # the bound is known, but of channels below it
+    clipped = jnp.minimum(a, 0.5)  # each channel reaches it twice: nothing is beyond
     found = formulas.least_squares(clipped, steps, "channel", "round", prior=16)
     assert (found <= 0.5).all()
 

@@ -107,7 +107,7 @@ class Expected(NamedTuple):
     M (Renyi, 1953).
 
     Attributes:
-        largest: M; that of the layer if a channel is never active, else 1.
+        largest: M; the layer's for a channel that is never active, 1 for such a layer.
         scale: s.
         excess: b; 0 if k is 0, or where M occurs twice, as a clipped ReLU's maximum.
         count: n, of a > 0.

@@ -78,11 +78,11 @@ def energy(measures: Measures) -> Energy:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
-    >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.array([[0.1, 0.2]])
+    >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.full((16, 2), 0.15)
     >>> snn = snnjax.convert(fn, params, x, steps=3)
     >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=3))
     >>> [name for name, e in estimates._asdict().items() if e.spiking < e.ann]
-    ['operations', 'quantized']
+    ['operations']
     """
     if not isinstance(measures, Measures):
         raise ValueError(
