@@ -62,8 +62,7 @@ def least_squares_threshold(
     _check_prior(prior)
 
     def search(view: View) -> jax.Array:
-        expected = _expected(view.samples(), per, prior)
-        thresholds = _candidates(expected, prior)
+        expected, thresholds = _candidates(view.samples(), per, prior)
         errors = [
             _candidate_errors(a, thresholds, view.steps, objective, view.site.channel)
             for a in view.activations
@@ -230,10 +229,8 @@ def _search(
     paced_error = functools.partial(
         _paced_error, unit=unit, pace=pace, channel=view.site.channel
     )
-    expected = _expected(thinned.samples(), "channel", prior)
-    samples = _per_channel(thinned)
 
-    def error(candidate: float) -> jax.Array:
+    def trial(candidate: float) -> tuple[jax.Array, jax.Array]:
         # One number per channel, so that what is chosen takes the same program.
         every = np.full(channels, candidate, np.float32)
         changed = fit._replace(neuron=change(fit.neuron, every))
@@ -241,22 +238,34 @@ def _search(
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
-        mean = thinned.mean(paced_error, corrected, paced=True)
-        unseen = _unseen_error(changed.neuron.threshold, expected, unit)
-        return jax.block_until_ready(samples * mean + (1 + pace) * unseen)
+        error = thinned.mean(paced_error, corrected, paced=True)
+        return jax.block_until_ready((changed.neuron.threshold, error))
 
-    errors = [error(candidate) for candidate in candidates]
+    thresholds, errors = zip(*map(trial, candidates), strict=True)
     trials = np.asarray(candidates, np.float32)
-    chosen = _least(trials, errors, expected.count, prior)
+    counts = _per_channel(thinned), prior
+    chosen = _least(trials, thresholds, errors, thinned.samples(), unit, *counts, pace)
     return fit._replace(neuron=change(fit.neuron, chosen))
 
 
-@jax.jit
-def _least(candidates: jax.Array, errors: Sequence[jax.Array], count, prior):
-    """The candidate whose error is least, for each channel."""
-    stacked = jnp.stack(errors)
-    of_layer = formulas.of_layer(stacked, count).reshape(-1, *[1] * (stacked.ndim - 1))
-    return candidates[(stacked + prior * of_layer).argmin(0)]
+@functools.partial(jax.jit, static_argnames=("count", "prior"))
+def _least(candidates, thresholds, errors, samples, unit, count, prior, pace):
+    """The candidate whose error is least, for each channel.
+
+    Args:
+        candidates: [K].
+        thresholds: V_th that each of them gives.
+        errors: `formulas.paced_error` of each of them, [C] or shaped like V_th.
+        samples: `formulas.samples` of each channel.
+        unit: of the errors.
+        count: activations of each channel, silent ones among them.
+    """
+    expected, mean = formulas.expected(samples, "channel", prior), jnp.stack(errors)
+    unseen = jax.vmap(lambda V: formulas.unseen_error(V, expected, unit))
+    total = count * mean + (1 + pace) * unseen(jnp.stack(thresholds))
+    of_layer = formulas.of_layer(total, expected.count)
+    of_layer = of_layer.reshape(-1, *[1] * (total.ndim - 1))
+    return candidates[(total + prior * of_layer).argmin(0)]
 
 
 @functools.partial(jax.jit, static_argnames="channel")
@@ -286,6 +295,13 @@ def _threshold(compute: Callable[[View], Any], per: str) -> Calibrator:
         return fit._replace(neuron=fit.neuron._replace(threshold=compute(view)))
 
     return calibrate
+
+
+@functools.partial(jax.jit, static_argnames=("per", "prior"))
+def _candidates(samples: formulas.Samples, per: str, prior: int):
+    """`formulas.Expected` of the samples, and the thresholds to compare."""
+    expected = formulas.expected(samples, per, prior)
+    return expected, formulas.candidates(expected, prior)
 
 
 def _per_channel(view: View) -> int:
@@ -330,10 +346,7 @@ _percentile = jax.jit(formulas.percentile, static_argnames=("p", "per", "channel
 _candidate_errors = jax.jit(
     formulas.candidate_errors, static_argnames=("objective", "channel")
 )
-_expected = jax.jit(formulas.expected, static_argnames=("per", "prior"))
-_candidates = jax.jit(formulas.candidates, static_argnames="prior")
 _nearest = jax.jit(formulas.nearest, static_argnames="prior")
-_unseen_error = jax.jit(formulas.unseen_error)
 _binary_unit = jax.jit(formulas.binary_unit)
 _bias_correction = jax.jit(formulas.bias_correction, static_argnames="channel")
 _potential_correction = jax.jit(formulas.potential_correction)

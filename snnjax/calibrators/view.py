@@ -117,7 +117,7 @@ class View(abc.ABC):
     def samples(self) -> formulas.Samples:
         """`formulas.samples` of all images."""
         parts = [_samples(a, self.site.channel) for a in self.activations]
-        return _joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+        return _joined(parts)
 
     def mean(
         self, statistic: Callable[..., jax.Array], fit: Fit, *, paced: bool = False
@@ -225,4 +225,8 @@ def check_calibrator(calibrator: Any) -> None:
 
 _peaks = jax.jit(formulas.peaks, static_argnames="channel")
 _samples = jax.jit(formulas.samples, static_argnames="channel")
-_joined = jax.jit(formulas.joined)
+
+
+@jax.jit
+def _joined(parts: list[formulas.Samples]) -> formulas.Samples:
+    return formulas.joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))

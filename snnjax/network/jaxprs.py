@@ -15,6 +15,9 @@ from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed
 
+# From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
+_ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 REMAT = ("remat", "remat2", "checkpoint")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -60,8 +63,8 @@ class Program(NamedTuple):
     outputs: tuple[int | Static, ...]
 
 
-def flatten(closed: jex.ClosedJaxpr, opaque: Sequence[str] = ()) -> Program:
-    """Inline all calls; those of the ``opaque`` primitives only if they hold a site."""
+def flatten(closed: Any, opaque: Sequence[str] = ()) -> Program:
+    """Inline the calls of a closed jaxpr; an ``opaque`` one only if it holds a site."""
     flat = _Flattener(opaque)
     *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
     constants = {
@@ -188,10 +191,10 @@ def _body(eqn: Any) -> Any:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         body = eqn.params.get(name)
-        if isinstance(body, jex.ClosedJaxpr):
+        if isinstance(body, _ClosedJaxpr):
             return body
         if isinstance(body, jex.Jaxpr):
-            return jex.ClosedJaxpr(body, ())
+            return _ClosedJaxpr(body, ())
     return None
 
 
@@ -266,7 +269,7 @@ def _mentions_relu(jaxpr: Any) -> bool:
 def _jaxprs(values: Iterable[Any]) -> list[Any]:
     """The jaxprs among an equation's parameters: bodies, branches."""
     flat = [v for value in values for v in (value if type(value) is tuple else [value])]
-    flat = [v.jaxpr if isinstance(v, jex.ClosedJaxpr) else v for v in flat]
+    flat = [v.jaxpr if isinstance(v, _ClosedJaxpr) else v for v in flat]
     return [v for v in flat if isinstance(v, jex.Jaxpr)]
 
 
