@@ -1,1 +1,24 @@
 """Experiments with snnjax, run from the clone: ``python -m experiments.train_ann``."""
+
+import importlib.util
+import os
+import signal
+import sys
+
+_NEEDED = ("flax", "optax", "simple_parsing", "tqdm")
+
+
+def _end(*_) -> None:
+    """What Ctrl-C does until a command has its own end: imports take seconds."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"]:  # Python is about to run one of the commands
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(
+            f"error: the experiments need {', '.join(missing)}: "
+            "pip install -e '.[experiments]'"
+        )

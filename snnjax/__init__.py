@@ -49,7 +49,7 @@ from snnjax import (
     surrogate,
     training,
 )
-from snnjax._moved import explain
+from snnjax._moved import missing
 from snnjax._version import __version__
 from snnjax.activations import clipped_relu
 from snnjax.conversion import (
@@ -111,4 +111,4 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    raise AttributeError(explain(name))
+    raise missing(name)

@@ -1,5 +1,6 @@
 """Checks at the door: what was found, what is allowed, and the way out."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,24 @@ from snnjax._trees import name_of
 
 
 def check_function(fn: Any) -> None:
-    """Raise unless this can be called."""
+    """Raise unless this can be called with params and x."""
     if not callable(fn):
         raise ValueError(
             f"fn is a {type(fn).__name__}; allowed: a function fn(params, x) -> "
             "outputs, e.g. model.apply"
         )
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # it has none that could be read
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        raise ValueError(
+            f"fn is {name}{signature}; allowed: a function fn(params, x) -> outputs. "
+            "README shows how to write it for modules of flax, equinox and haiku"
+        ) from None
 
 
 def check_leaves(params: Any) -> None:
@@ -35,7 +48,10 @@ def check_leaves(params: Any) -> None:
 def check_images(x: Any) -> None:
     """Raise unless this is an array [batch, ...] of floating point, or its shape."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise ValueError(f"x is a {type(x).__name__}; allowed: an array [batch, ...]")
+        raise ValueError(
+            f"x is a {type(x).__name__}; allowed: an array [batch, ...], e.g. "
+            "jnp.asarray(x)"
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x has dtype {x.dtype}; allowed: floating point. Scale images first, "
@@ -70,7 +86,9 @@ def check_wait(steps: int, wait: int) -> None:
 def check_count(name: str, count: int) -> None:
     """Raise unless ``count`` is a whole number >= 1."""
     if not _whole(count) or count < 1:
-        raise ValueError(f"{name} is {count!r}; allowed: a whole number >= 1")
+        raise ValueError(
+            f"{name} is {count!r}; allowed: a whole number >= 1 of Python or NumPy"
+        )
 
 
 def check_size(name: str, size: int | None) -> None:
@@ -138,7 +156,10 @@ def _count_not_finite(array: jax.Array) -> jax.Array:
 
 
 def check_labels(outputs: Any, labels: Any) -> None:
-    """Raise unless outputs are [T, B, classes] and labels whole numbers [B]."""
+    """Raise unless outputs are [T, B, classes] and labels whole numbers [B].
+
+    Where their numbers are concrete, each must be a class.
+    """
     label_shape, shape = np.shape(labels), np.shape(outputs)
     if len(shape) != 3 or label_shape != shape[1:2]:
         raise ValueError(
@@ -150,6 +171,17 @@ def check_labels(outputs: Any, labels: Any) -> None:
         raise ValueError(
             f"labels have dtype {dtype}; allowed: whole numbers, e.g. "
             "labels.astype('int32')"
+        )
+    if isinstance(labels, Tracer) or not getattr(labels, "is_fully_addressable", True):
+        return
+    if not label_shape[0]:
+        return
+    numbers = np.asarray(labels)
+    least, most = numbers.min(), numbers.max()
+    if least < 0 or most >= shape[-1]:
+        raise ValueError(
+            f"labels range from {least} to {most}; allowed: 0 to {shape[-1] - 1}, the "
+            "classes of the outputs"
         )
 
 

@@ -1,5 +1,7 @@
 """Names of snnjax 0.1 at the top level, and where they are now."""
 
+import sys
+
 _MODULES = {
     "calibrators": """
         Calibrator Fit View calibrate_weights correct_bias correct_potential half_charge
@@ -25,8 +27,10 @@ MOVED = {
 }
 
 
-def explain(name: str) -> str:
-    """The message for a name that the top level lacks."""
+def missing(name: str) -> AttributeError:
+    """The error for a name that the top level lacks."""
+    message = f"module 'snnjax' has no attribute {name!r}"
     if name in MOVED:
-        return f"snnjax.{name} of snnjax 0.1 is now {MOVED[name]}"
-    return f"module 'snnjax' has no attribute {name!r}"
+        message = f"snnjax.{name} of snnjax 0.1 is now {MOVED[name]}"
+    # With name and obj, Python adds the nearest name that there is.
+    return AttributeError(message, name=name, obj=sys.modules["snnjax"])

@@ -155,7 +155,7 @@ def on_each_device(
         function: of arrays; no example may reach another.
         spread: devices; with None the function comes back as it is.
         in_axes: per argument, or leaf of it, the batch axis; None: it has no batch.
-        out_axes: the same of the results; all have a batch.
+        out_axes: the same of the results.
     """
     if spread is None:
         return function

@@ -125,3 +125,18 @@ def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
     _, errors = worker.communicate(timeout=120)
     assert worker.returncode == command_line.INTERRUPTED
     assert "Traceback" not in errors and "interrupted; the same command" in errors
+
+
+IMPORTING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["-m"]  # as Python has it while it imports the package of a command
+import experiments
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_during_imports_prints_no_traceback():
+    command = [sys.executable, "-c", IMPORTING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")

@@ -820,3 +820,43 @@ def test_a_conversion_may_run_without_jit():
     with jax.disable_jit():
         found = convert(steps=2)
     assert_close(found, convert(steps=2))
+
+
+@pytest.mark.parametrize("maximum", ["literal", "one", "per channel"])
+def test_clipped_relus_are_converted_on_a_mesh(maximum):
+    def fn(params, x):
+        tops = {"literal": 1.5, "one": params["one"], "per channel": params["each"]}
+        return snnjax.clipped_relu(x @ params["w"], tops[maximum]) @ params["v"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "w": jax.random.normal(keys[0], (6, 8)),
+        "v": jax.random.normal(keys[1], (8, 3)),
+        "one": jnp.asarray(1.5),
+        "each": jnp.full(8, 1.5),
+    }
+    x = jax.random.normal(keys[2], (32, 6))
+    alone, shared = (
+        snnjax.convert(fn, params, x, steps=4, recipe=snnjax.light("channel"), mesh=m)
+        for m in (None, jax.make_mesh((8,), ("data",)))
+    )
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recipe_without_thresholds_warns():
+    recipe = Recipe(((half_charge(),),))
+    with pytest.warns(UserWarning, match="no calibrator.*thresholds of w/relu"):
+        snnjax.convert(
+            lambda p, x: jax.nn.relu(x @ p["w"]),
+            {"w": jnp.eye(3)},
+            jnp.ones((16, 3)),
+            steps=4,
+            recipe=recipe,
+        )
+
+
+def test_images_of_numpys_doubles_are_converted():
+    fn, weights = lambda w, x: jax.nn.relu(x @ w), jnp.eye(3)
+    snn = snnjax.convert(fn, weights, np.ones((16, 3)), steps=4)
+    assert snn.params.dtype == jnp.float32

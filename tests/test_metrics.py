@@ -295,3 +295,24 @@ def test_measures_compile_once_for_functions_that_do_the_same():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     snnjax.measure(Scaled(2.5), net.params, snn, net.x)
     assert metrics._observe._cache_size() == programs + 1
+
+
+def test_more_spikes_are_measured_than_int32_can_count():
+    def fn(weights, x):
+        for _ in range(64):
+            x = jax.nn.relu(x)
+        return x @ weights
+
+    weights, x = jnp.ones((4096, 1)), jnp.ones((32, 4096))
+    snn = snnjax.init(fn, weights, x, neuron=snnjax.integrate_and_fire())
+    measures = snnjax.measure(fn, weights, snn, x, steps=256)
+    assert float(measures.firing_rate) == 1.0
+    assert all(site.saturated == 1 for site in measures.sites.values())
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_is_refused(label):
+    with pytest.raises(
+        ValueError, match=f"labels range from .*{label}.*allowed: 0 to 2"
+    ):
+        snnjax.accuracy(jnp.zeros((2, 2, 3)), jnp.array([1, label]))

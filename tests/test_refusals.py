@@ -386,3 +386,16 @@ def test_an_activation_of_ones_own_is_not_taken_for_a_known_one(own):
     own.defjvp(lambda primals, tangents: (own(*primals), *tangents))
     with pytest.raises(snnjax.ConversionError, match="only stand for a ReLU"):
         snnjax.sites(*between(own))
+
+
+class _Module:
+    def __call__(self, x):
+        return x
+
+
+@pytest.mark.parametrize("fn", [_Module(), lambda params, x, train: x, lambda x: x])
+def test_a_function_of_other_arguments_is_refused(fn):
+    with pytest.raises(
+        ValueError, match=r"fn is .*allowed: a function fn\(params, x\)"
+    ):
+        snnjax.sites(fn, None, jnp.ones((2, 3)))

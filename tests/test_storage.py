@@ -85,7 +85,15 @@ def test_a_trained_network_comes_back_bit_for_bit(tmp_path):
     snn = jax.tree.map(lambda a, g: a - 0.1 * g, snn, gradient)
     found = stored(tmp_path, snn)
     assert_same(found.snn, snn)
-    assert (found.snn.steps, found.snn.wait, found.run) == (None, None, None)
+    assert (found.snn.steps, found.snn.wait) == (None, None)
+
+
+def test_a_file_without_a_program_says_how_to_run_it(tmp_path):
+    path = snnjax.save(
+        tmp_path / "snn.safetensors", snnjax.init(DENSE.fn, DENSE.params, DENSE.x)
+    )
+    with pytest.raises(ValueError, match="no program.*fn=fn, x=x"):
+        snnjax.load(path).run(DENSE.x)
 
 
 LEAVES = {

@@ -7,7 +7,9 @@ every field is an option that overrides them. `run` carries the command out.
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TypeVar
@@ -32,6 +34,9 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
         resume: what the same command does after Ctrl-C, for the message.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it once more
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and callable(signal.getsignal(signal.SIGINT)):  # it may be ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with devices.together():
             return work()

@@ -11,18 +11,26 @@ the extra `torch`.
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import nn
 
 from experiments.data import load
+from experiments.running.command_line import run
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from safetensors.torch import save_file
+    from torch import nn
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {missing}; needed: pip install -e '.[experiments,torch]'")
 
 
 class Block(nn.Module):
@@ -224,4 +232,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,6 +10,7 @@ import itertools
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from snnjax import sharding
-from snnjax._checks import check_finite, check_size, check_wait
+from snnjax._checks import check_finite, check_images, check_size, check_wait
 from snnjax.calibrators.view import check_calibrator
 from snnjax.conversion.engine.micro_batches import Plan
 from snnjax.conversion.engine.segments import NEURON
@@ -32,6 +33,7 @@ from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
+from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
 
@@ -128,7 +130,20 @@ def convert(
             fit_folder.remembering, fits, number, calibrate
         )
         snn = sweep(plan, snn, calibrator_for, progress)
+    _warn_of_fresh_thresholds(neurons, snn)
     return snn
+
+
+def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
+    """Warn where no calibrator has changed the threshold of a fresh neuron."""
+    same = [n for n, p in fresh.items() if snn.neurons[n].threshold is p.threshold]
+    if same:
+        warnings.warn(
+            f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
+            "they stay 1. Begin a recipe with one that does, e.g. "
+            "snnjax.calibrators.least_squares_threshold()",
+            stacklevel=3,
+        )
 
 
 def _plan(
@@ -146,7 +161,10 @@ def _plan(
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
     params = sharding.on_mesh(params, spread)
-    network = capture(fn, params, x if spread is None else _unplaced(x))
+    check_images(x)
+    if isinstance(x, np.ndarray):  # doubles are float32 to JAX, by default
+        x = x.astype(jnp.result_type(x), copy=False)
+    network = capture(fn, params, _unplaced(x))
     sharding.check_batch("the calibration images", x.shape[0], spread)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])

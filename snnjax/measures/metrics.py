@@ -99,7 +99,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         answer, and wrong.
 
     Raises:
-        ValueError: other shapes or types.
+        ValueError: other shapes or types; outside of ``jit``, a label that is no class.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -154,7 +154,7 @@ def measure(
     weights = sum(math.prod(shape_of(network.avals, v)) for v in weights_of(network))
     # In float32: all spikes of a large network may be more than int32 can count.
     fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
-    possible = steps * sum(site.activation.size for site in observed.values())
+    possible = float(steps) * sum(site.activation.size for site in observed.values())
     return Measures(
         sites=compared,
         firing_rate=jnp.asarray(fired) / possible,
@@ -169,7 +169,10 @@ def measure(
 
 
 class _Observed(NamedTuple):
-    """Activity of a site: activation, mean current, mean output; spikes per channel."""
+    """Activity of a site: activation, mean current, mean output; spikes.
+
+    They are counted per image and channel, [B, C], as many as int32 can hold.
+    """
 
     activation: jax.Array
     current: jax.Array
@@ -188,7 +191,7 @@ def _observe(
     observed = {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        fired = (spikes > 0).sum(other_axes(spikes.ndim, site.channel))
+        fired = (spikes > 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
         means = currents.mean(0), spikes.mean(0)
         observed[site.name] = _Observed(activations[site.name], *means, fired)
 
@@ -237,11 +240,11 @@ def _compare(
         clipped - level,
         level - output,
     )
-    possible = steps * activation.size // activation.shape[channel]  # per channel
+    possible = steps * activation[0].size // activation.shape[channel]
     return SiteMeasures(
-        fired.mean() / possible,
-        (fired == 0).mean(),
-        (fired == possible).mean(),
+        fired.astype(jnp.float32).mean() / possible,
+        (fired == 0).all(0).mean(),
+        (fired == possible).all(0).mean(),
         *[jnp.sqrt((part**2).mean()) for part in parts],
     )
 

@@ -99,9 +99,9 @@ class Segment(NamedTuple):
     outputs: tuple[int | Static, ...]
     carried: tuple[int, ...]
 
-    def streams(self, timed: Iterable[int]) -> frozenset[int]:
-        """Its variables that have a time axis if these inputs do."""
-        return streaming(self.equations, timed)
+    def depending_on(self, inputs: Iterable[int]) -> frozenset[int]:
+        """These inputs, and its variables that they reach: with them in time, say."""
+        return streaming(self.equations, inputs)
 
 
 class Stage(NamedTuple):
@@ -142,7 +142,7 @@ def run_segment(
     """
     values = dict(zip(segment.inputs, sources, strict=True))
     timed = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
-    evaluate(segment.equations, values, rule, streams=segment.streams(timed))
+    evaluate(segment.equations, values, rule, streams=segment.depending_on(timed))
     outputs: list[Any] = [jnp.asarray(read(values, v)) for v in segment.outputs]
     return outputs, [values[v] for v in segment.carried]
 

@@ -345,6 +345,8 @@ def encode(sim: Simulation, x: jax.Array, key: jax.Array | None) -> jax.Array:
         return x
     if key is None:
         raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
     _check_probability(x)
     # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
     shape = (sim.steps, *x.shape)

@@ -61,7 +61,7 @@ class Stored(NamedTuple):
 
     snn: SNN
     card: dict[str, Any]
-    run: Callable[[jax.Array], Any] | None
+    run: Callable[[jax.Array], Any]
 
 
 def save(
@@ -215,7 +215,7 @@ def _stored(
     neuron = IntegrateAndFire(**card["neuron"])
     snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
     if not has_program:
-        return Stored(snn, card, None)
+        return Stored(snn, card, functools.partial(_no_program, path))
     code, writer = arrays[PROGRAM].tobytes(), card["versions"]["jax"]
     run = program.runner(code, card["program"], program_arrays, writer)
     return Stored(snn, card, run)
@@ -236,6 +236,16 @@ def _params(described: Any, read: Any, like: Any, has_program: bool, path: Path)
             f"cannot restore the params of {path}: {error}. {way} the params of the "
             "same network as it is made anew, or its SNN"
         ) from None
+
+
+def _no_program(path: Path, x: Any) -> Any:
+    """``run`` of a file without a program."""
+    del x
+    raise ValueError(
+        f"{path} holds no program, since it was saved without fn. Save it with "
+        "snnjax.save(path, snn, fn=fn, x=x), or run snnjax.spiking(fn, steps=T) with "
+        "the snn of this file"
+    )
 
 
 def _described_neuron(neuron: Any) -> dict[str, Any]:

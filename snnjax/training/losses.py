@@ -10,9 +10,7 @@ Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from snnjax._arrays import lead, wide
 from snnjax._checks import check_labels, check_leak, is_number
@@ -33,7 +31,8 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     >>> print(mean_cross_entropy(outputs, jnp.array([0])))
     0.6931...
     """
-    labels = _classes(outputs, labels)
+    check_labels(outputs, labels)
+    labels = jnp.asarray(labels)
     return _cross_entropy(wide(outputs).mean(0), labels).mean()
 
 
@@ -62,7 +61,8 @@ def tet(
     >>> print(tet(outputs, jnp.array([0]), regularization=0.0))
     1.1269...
     """
-    labels = _classes(outputs, labels)
+    check_labels(outputs, labels)
+    labels = jnp.asarray(labels)
     if not is_number(regularization) or not 0 <= regularization <= 1:
         raise ValueError(f"regularization is {regularization!r}; allowed: 0 to 1")
     outputs = wide(outputs)
@@ -99,21 +99,6 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
         return v, v
 
     return jax.lax.scan(step, jnp.zeros_like(outputs[0]), outputs)[1]
-
-
-def _classes(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The labels; where their numbers are concrete, each must be a class."""
-    check_labels(outputs, labels)
-    labels = jnp.asarray(labels)
-    if isinstance(labels, Tracer) or not labels.size or not labels.is_fully_addressable:
-        return labels
-    classes, numbers = np.shape(outputs)[-1], np.asarray(labels)
-    if numbers.min() < 0 or numbers.max() >= classes:
-        raise ValueError(
-            f"labels range from {numbers.min()} to {numbers.max()}; allowed: 0 to "
-            f"{classes - 1}, the classes of the outputs"
-        )
-    return labels
 
 
 def _cross_entropy(logits, labels):

@@ -5,6 +5,7 @@ every device its own images. Equal work of equal layers is compiled once.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,11 +98,13 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
             _image_axes(source, 1 if stream else 0) if moves else None
             for source, stream, moves in zip(sources, streams, moving, strict=True)
         ]
-        pairs = zip(segment.inputs, streams, strict=True)
-        timed = segment.streams([v for v, stream in pairs if stream])
+        timed, of_images = (
+            segment.depending_on(itertools.compress(segment.inputs, which))
+            for which in (streams, moving)
+        )
         axes = [
-            [1 if v in timed else 0 for v in kind]
-            for kind in (segment.outputs, segment.carried)
+            [(1 if v in timed else 0) if v in of_images else None for v in results]
+            for results in (segment.outputs, segment.carried)
         ]
         return sharding.on_each_device(here, spread, (in_axes,), tuple(axes))(sources)
 
