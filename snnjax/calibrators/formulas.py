@@ -231,7 +231,7 @@ def least_squares(
     5.0 5.0
     """
     expectation = expected(samples(activation, channel), per, prior)
-    thresholds = candidates(expectation, prior)
+    thresholds = candidates(expectation.largest, expectation.excess, prior)
     errors = candidate_errors(activation, thresholds, steps, objective, channel)
     return nearest(expectation, thresholds, errors, prior)
 
@@ -240,11 +240,21 @@ def least_squares(
 _FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
 
 
-def candidates(expected: Expected, prior: int = 0) -> jax.Array:
-    """Those of `least_squares`, the largest first: [K], or [K, C] if per channel."""
+def candidates(
+    largest: jax.Array, excess: jax.Array | None = None, prior: int = 0
+) -> jax.Array:
+    """Those of `least_squares`, the largest first: [K], or [K, C] if per channel.
+
+    Args:
+        largest, excess: M and b of `Expected`; b is needed with a prior only.
+        prior: k.
+    """
+    within = jnp.multiply.outer(_FRACTIONS, largest)
+    if excess is None or not prior:
+        return within
     multiples = np.arange(min(prior, 8), 0, -1).astype(np.float32)
-    beyond = expected.largest[None] + jnp.multiply.outer(multiples, expected.excess)
-    return jnp.concatenate([beyond, jnp.multiply.outer(_FRACTIONS, expected.largest)])
+    beyond = largest[None] + jnp.multiply.outer(multiples, excess)
+    return jnp.concatenate([beyond, within])
 
 
 def candidate_errors(
@@ -295,12 +305,15 @@ def binary_unit(values: jax.Array) -> jax.Array:
 
 
 def nearest(
-    expected: Expected, thresholds: jax.Array, errors: jax.Array, prior: int = 0
+    expected: Expected | None, thresholds: jax.Array, errors: jax.Array, prior: int = 0
 ) -> jax.Array:
-    """The candidate that `least_squares` takes, by the `candidate_errors` of all a."""
-    expected = Expected(*map(jnp.ravel, expected))
+    """The candidate that `least_squares` takes, by the `candidate_errors` of all a.
+
+    ``expected`` is needed with a prior only.
+    """
     thresholds, shape = thresholds.reshape(errors.shape), thresholds.shape[1:]
-    if prior:
+    if expected is not None and prior:
+        expected = Expected(*map(jnp.ravel, expected))
         unit = binary_unit(thresholds[0])
         squares = ((expected.scale / unit) ** 2)[None]
         p = _layer_curve(thresholds / expected.scale[None], errors / squares, expected)
