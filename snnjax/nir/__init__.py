@@ -1,8 +1,9 @@
 """Spiking networks as graphs of NIR, the interchange format of neuromorphic tools.
 
-`to_nir` (``writing.py``) applies a rule per primitive (``rules.py``) to a captured
-network. Each variable is a sum of scaled outputs of nodes (``nodes.py``), with its
-elements in some order (``orders.py``); ``layers.py`` makes matrices and convolutions.
+`to_nir` (``writing.py``) applies a rule per primitive (``rules.py``; ``layer_rules.py``
+for products and pools) to a captured network. Each variable is a sum of scaled outputs
+of nodes (``nodes.py``) and a constant (``offsets.py``), with its elements in some order
+(``orders.py``); ``layers.py`` makes matrices and convolutions.
 `from_nir` (``reading.py``) turns a graph into a JAX function.
 """
 

@@ -11,8 +11,9 @@ next neuron. So BatchNorm, biases and thresholds become weights and biases. In
 the current is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
 `Lowering.feed` multiplies the weights of "w" by g, gives it the bias b and adds a
 second edge, from "input". A permutation of elements (reshape, transpose, flatten) makes
-no node: it changes the order of the symbol (``orders.py``). ``rules.py`` reads
-equations, ``layers.py`` makes layers; this module does not need the package nir.
+no node: it changes the order of the symbol (``orders.py``). ``rules.py`` and
+``layer_rules.py`` read equations, ``layers.py`` makes layers; this module does not need
+the package nir.
 """
 
 import itertools
