@@ -1,9 +1,11 @@
-"""Sharding: the devices of a mesh share every batch; parameters lie on all of them.
+"""Sharding: each device of a mesh has a part of every batch, and all parameters.
 
-Between the sites no example reaches another, so each device runs its own examples in a
-``shard_map``, without communication, in groups if need be; where a fit or a gradient
-sums over all of them, XLA adds the collectives. The calls are the same for one process
-and for many.
+No example of a batch affects another one, so each device runs its own examples in a
+``shard_map``, without communication, in groups if memory is short. Where a fit or a
+gradient sums over all examples, XLA adds the collectives. The calls are the same for
+one process and for many.
+
+A ``spread`` is the sharding of a batch, from `over_batch`; None: a single device.
 """
 
 import functools
@@ -21,10 +23,20 @@ Tree = TypeVar("Tree")
 
 
 def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
-    """How a batch is spread: on the first axis of the mesh, or as x is already.
+    """The sharding of a batch: over the first axis of the mesh, or that of x.
 
-    Mesh axes are made Auto: fits reshape and pad across all images, which Explicit
-    axes do not allow.
+    Mesh axes become Auto: fits reshape and pad across all images, which Explicit axes
+    do not allow.
+
+    Args:
+        mesh: None: x decides.
+        x: a batch; without a NamedSharding it has a single device.
+
+    Returns:
+        The sharding of the batch axis, or None for a single device.
+
+    Raises:
+        ValueError: mesh is no Mesh, or ``jax.set_mesh`` has Explicit axes.
 
     >>> over_batch(jax.make_mesh((1,), ("data",))).spec[0]
     'data'
@@ -37,15 +49,13 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
                 "jax.make_mesh((jax.device_count(),), ('data',))"
             )
         return NamedSharding(_automatic(mesh), PartitionSpec(mesh.axis_names[0]))
-    own = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
-    if not isinstance(own, NamedSharding):
+    present = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(present, NamedSharding) or not isinstance(present.mesh, Mesh):
         return None
-    batch = own.spec[0] if own.spec else None
-    if not isinstance(own.mesh, Mesh):
-        return None
-    if batch is not None:
+    batch_axes = present.spec[0] if present.spec else None
+    if batch_axes is not None:
         _check_context()
-    return NamedSharding(_automatic(own.mesh), PartitionSpec(batch))
+    return NamedSharding(_automatic(present.mesh), PartitionSpec(batch_axes))
 
 
 def size(spread: NamedSharding | None) -> int:
@@ -58,7 +68,12 @@ def size(spread: NamedSharding | None) -> int:
 
 
 def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
-    """Raise unless every device gets as many examples as the others."""
+    """Raise unless the devices can have equally many examples.
+
+    Args:
+        what: name of the batch, for the message.
+        batch: number of examples.
+    """
     devices = size(spread)
     if batch % devices:
         raise ValueError(
@@ -69,36 +84,42 @@ def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
 
 
 def place(x: Any, spread: NamedSharding | None) -> Any:
-    """A batch on its devices; each process copies only the examples of its own."""
+    """A batch on its devices; each process copies only the examples of its devices."""
     if spread is None or isinstance(x, Tracer):
         return x
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return _moved(spread)(x)
+        return _resharding(spread)(x)
     if jax.process_count() > 1:
         host = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, spread, lambda i: host[i])
+        return jax.make_array_from_callback(x.shape, spread, lambda part: host[part])
     return jax.device_put(x, spread)
 
 
 def on_mesh(tree: Tree, spread: NamedSharding | None) -> Tree:
-    """Arrays on the mesh: as they are sharded over it, or copied to all devices."""
+    """Arrays on the mesh.
+
+    An array that is sharded over these devices stays so; each device gets a copy of
+    every other one.
+    """
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
 
     def move(leaf):
-        own = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-        if not isinstance(own, NamedSharding) or not _same(own.mesh, spread.mesh):
+        present = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(present, NamedSharding):
             return place(leaf, everywhere)
-        if own.mesh == spread.mesh:
+        if present.mesh == spread.mesh:
             return leaf
-        return jax.device_put(leaf, NamedSharding(spread.mesh, own.spec))
+        if not _same_devices(present.mesh, spread.mesh):
+            return place(leaf, everywhere)
+        return jax.device_put(leaf, NamedSharding(spread.mesh, present.spec))
 
     return jax.tree.map(move, tree)
 
 
 def gathered(tree: Tree, spread: NamedSharding | None) -> Tree:
-    """Arrays of the mesh, whole on each of its devices."""
+    """Sharded arrays, each whole on every device of the mesh."""
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
@@ -114,7 +135,7 @@ def gathered(tree: Tree, spread: NamedSharding | None) -> Tree:
 
 
 def placed_like(new: Any, old: Any, spread: NamedSharding | None) -> Any:
-    """An array of the mesh, sharded over it as another one is; itself if it is that."""
+    """``new`` with the sharding of ``old``; traced arrays stay as they are."""
     traced = isinstance(new, Tracer) or isinstance(old, Tracer)
     if spread is None or new is old or traced:
         return new
@@ -122,26 +143,27 @@ def placed_like(new: Any, old: Any, spread: NamedSharding | None) -> Any:
 
 
 def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
-    """``x[start : start + count]``, spread anew: every device has its part of it."""
+    """``x[start : start + count]``, spread over all devices like a batch of its own."""
     if spread is None or isinstance(x, Tracer):
         return x[start : start + count]
-    return _rows(spread, count)(x, start)
+    return _slicing(spread, count)(x, start)
 
 
 def join(parts: Sequence[jax.Array], axis: int, spread: NamedSharding | None):
-    """Concatenation along the batch axis, spread over the devices as its parts are.
+    """Concatenation along the batch axis ``axis``, spread over the devices.
 
-    Or copied to all of them, if they cannot share so many examples evenly.
+    If they cannot have equally many of the examples, each gets a copy of all.
     """
     if spread is None or isinstance(parts[0], Tracer):
         return jnp.concatenate(parts, axis)
     even = sum(part.shape[axis] for part in parts) % size(spread) == 0
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
-    return _join(along(axis, spread) if even else everywhere, axis)(list(parts))
+    joined = along(axis, spread) if even else everywhere
+    return _concatenation(joined, axis)(list(parts))
 
 
 def along(axis: int, spread: NamedSharding) -> NamedSharding:
-    """The same for arrays whose batch is this axis."""
+    """The same sharding for arrays whose batch axis is ``axis`` in place of 0."""
     spec = PartitionSpec(*[None] * axis, *spread.spec)
     return NamedSharding(spread.mesh, spec)
 
@@ -152,10 +174,10 @@ def on_each_device(
     """``function`` on each device's own examples.
 
     Args:
-        function: of arrays; no example may reach another.
-        spread: devices; with None the function comes back as it is.
-        in_axes: per argument, or leaf of it, the batch axis; None: it has no batch.
-        out_axes: the same of the results.
+        function: of arrays; no example may affect another.
+        spread: the devices; None: returns the function itself.
+        in_axes: batch axis per argument, or per leaf of it; None: it has no batch.
+        out_axes: batch axis per result, likewise.
     """
     if spread is None:
         return function
@@ -181,40 +203,43 @@ def in_groups(
     """``function(x)`` of ``size`` examples at a time, one group after the other.
 
     Args:
-        function: of an array; no example may reach another.
+        function: of an array; no example may affect another.
         x: the examples, along ``axis``.
         size: examples in a group; None: all of them.
         axis, out_axis: the batch axis of x, and of all results.
+
+    Returns:
+        The results of all examples; the last group may be smaller.
     """
     batch = x.shape[axis]
     if size is None or batch <= size:
         return function(x)
     groups, rest = divmod(batch, size)
 
-    def rows(start: int, stop: int) -> jax.Array:
+    def examples(start: int, stop: int) -> jax.Array:
         return jax.lax.slice_in_dim(x, start, stop, axis=axis)
 
     def merge(results: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
-        moved = jnp.moveaxis(results, 0, out_axis)
+        adjacent = jnp.moveaxis(results, 0, out_axis)
         shape = results.shape[1:]
-        return moved.reshape(*shape[:out_axis], -1, *shape[out_axis + 1 :])
+        return adjacent.reshape(*shape[:out_axis], -1, *shape[out_axis + 1 :])
 
     shape = (*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
-    grouped = jnp.moveaxis(rows(0, groups * size).reshape(shape), axis, 0)
-    whole = jax.tree.map(merge, jax.lax.map(function, grouped))
+    grouped = jnp.moveaxis(examples(0, groups * size).reshape(shape), axis, 0)
+    results = jax.tree.map(merge, jax.lax.map(function, grouped))
     if not rest:
-        return whole
-    last = function(rows(groups * size, batch))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], out_axis), whole, last)
+        return results
+    last = function(examples(groups * size, batch))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], out_axis), results, last)
 
 
 @functools.cache
-def _moved(spread: NamedSharding) -> Callable:
+def _resharding(spread: NamedSharding) -> Callable:
     return jax.jit(lambda x: x, out_shardings=spread)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two meshes differ in the types of their axes at most."""
+def _same_devices(a: Any, b: Any) -> bool:
+    """Whether two meshes have the same devices and names of axes, of any types."""
     return (
         isinstance(a, Mesh)
         and isinstance(b, Mesh)
@@ -224,7 +249,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @functools.cache
-def _rows(spread: NamedSharding, count: int) -> Callable:
+def _slicing(spread: NamedSharding, count: int) -> Callable:
     def take(x, start):
         return jax.lax.dynamic_slice_in_dim(x, start, count)
 
@@ -232,7 +257,7 @@ def _rows(spread: NamedSharding, count: int) -> Callable:
 
 
 @functools.cache
-def _join(spread: NamedSharding, axis: int) -> Callable:
+def _concatenation(spread: NamedSharding, axis: int) -> Callable:
     return jax.jit(lambda parts: jnp.concatenate(parts, axis), out_shardings=spread)
 
 
@@ -242,11 +267,13 @@ def _check_context() -> None:
     if AxisType.Explicit in getattr(context, "axis_types", ()):
         raise ValueError(
             "devices share the images inside jax.set_mesh of a mesh with Explicit axes "
-            f"({context}); make that one by jax.make_mesh(..., axis_types="
-            "(jax.sharding.AxisType.Auto,) * number_of_axes), or call outside of it"
+            f"({context}); allowed: Auto axes. Create that mesh by jax.make_mesh(..., "
+            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes), or call "
+            "outside of it"
         )
 
 
 def _automatic(mesh: Mesh) -> Mesh:
+    """The mesh with all its axes Auto."""
     axes = (AxisType.Auto,) * len(mesh.axis_names)
     return Mesh(np.asarray(mesh.devices), mesh.axis_names, axis_types=axes)

@@ -2,13 +2,13 @@
 
     name.safetensors = card and structure (JSON, in the header) + arrays + program
 
-It is one file, because a pair of card and weights can be half of one run and half of
-another; it is replaced as a whole, and its card holds the sha256 of everything else.
-The card is text at its head: ``head -c 2000 name.safetensors`` shows it, and so do the
-viewers of the format. Nothing in it is ever unpickled: the arrays are bytes, and the
-program is StableHLO as `jax.export` writes it (flatbuffers), no Python. XLA compiles it
-all the same when ``run`` is called: run the programs of those you trust. The sha256
-detects damage; it does not say who wrote the file.
+One file, because of two the card could be from one run and the weights from another.
+`save` replaces it as a whole, and its card holds the sha256 of everything else. The
+card is text at the head: ``head -c 2000 name.safetensors`` shows it, and so do the
+viewers of the format. Nothing in the file is unpickled: the arrays are bytes, and the
+program is StableHLO as `jax.export` writes it (flatbuffers), no Python. But XLA
+compiles and runs that program when ``run`` is called: run only programs whose writer
+you trust. The sha256 detects damage; it does not say who wrote the file.
 Format: https://github.com/huggingface/safetensors
 """
 
@@ -54,9 +54,9 @@ class Stored(NamedTuple):
         snn: the spiking network, equal to the saved one, in the containers of `load`.
         card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
-            the network's code; a NamedTuple comes as a dict. None if the file has no
-            program. It raises ValueError for an x of another shape or type, and where
-            this JAX cannot read the program of a newer one.
+            the network's code; a NamedTuple comes as a dict. If the file has no
+            program: then it raises ValueError, as for an x of another shape or type,
+            and for the program of a newer JAX that this one cannot read.
     """
 
     snn: SNN
@@ -93,12 +93,12 @@ def save(
             ``jax.ShapeDtypeStruct``. The program takes any B; if the network cannot be
             traced for that, this one, and the card says so (``run`` pads, and takes
             larger batches in parts).
-        steps, wait: of the program; by default those that the SNN was fitted to.
+        steps, wait: of the program; by default those of the SNN's conversion.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
-        recipe: how the SNN was made, e.g. "best".
-        accuracy: what it reached, 0..1.
-        calibration: images that it was calibrated on; the card gets their shape, type
-            and the sha256 of their bytes in C order.
+        recipe: name of the recipe that converted it, e.g. "best".
+        accuracy: its accuracy, 0..1.
+        calibration: its calibration images; the card gets their shape, type and the
+            sha256 of their bytes in C order.
         extras: anything else that JSON can hold.
 
     Returns:
@@ -127,8 +127,8 @@ def save(
     check_values(snn)
     _check_facts(recipe, accuracy, extras)
     if fn is None:
-        coded = None if inputs == "constant" else inputs  # as by default
-        _check_no_program(x=x, steps=steps, wait=wait, inputs=coded)
+        not_default = None if inputs == "constant" else inputs
+        _check_no_program(x=x, steps=steps, wait=wait, inputs=not_default)
     arrays: dict[str, np.ndarray] = {}
     structure = {
         part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
@@ -148,8 +148,8 @@ def save(
     }
     if fn is not None:
         steps, wait = checked_fit(snn, steps, wait)
-        exported = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
-        card["program"], code = exported
+        facts, code = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
+        card["program"] = facts
         arrays[PROGRAM] = np.frombuffer(code, np.uint8)
     card["sha256"] = _digest(card, structure, arrays)
     texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
@@ -162,19 +162,19 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 
     Args:
         path: the file.
-        like: params of the same network, e.g. of a fresh one, or an SNN of it, to put
-            the numbers into (only its structure and shapes are read). Without it a
-            NamedTuple comes back as a dict of its fields; nodes that only their own
-            code can make (nnx.State, equinox modules) need it, unless the file has
-            a program, when they come back as dicts too.
+        like: params of the same network, e.g. new ones, or an SNN of it; the leaves of
+            the file come in its structure, after a check of shapes. Without it a
+            NamedTuple comes back as a dict of its fields. Nodes of other classes
+            (nnx.State, equinox modules) come back as dicts if the file has a program;
+            otherwise they need ``like``.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, cut short, of a newer format, no SNN at all; or
-            ``like`` is needed or does not fit.
+        ValueError: it is damaged, cut short, of a newer format, or holds no SNN; or
+            ``like`` is missing or has another structure.
         ImportError: safetensors is missing.
 
     Files of snnjax 0.1 load, too. A readout correction, which they may hold, is left
@@ -182,28 +182,34 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"no file {path}; snnjax.save writes such files")
+        raise FileNotFoundError(
+            f"no file {path}; give the path that snnjax.save returned"
+        )
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give that of snnjax.save, *{SUFFIX}")
+        raise ValueError(
+            f"{path} is no file; give one that snnjax.save wrote, *{SUFFIX}"
+        )
     library = _safetensors()
     data = path.read_bytes()
     arrays, texts = _read(library, data, path)
-    card, structure = _checked(arrays, texts, path)
+    card, structure = _verified(arrays, texts, path)
     try:
         return _stored(arrays, card, structure, like, path)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is whole, but holds no SNN as snnjax.save writes it ({error!r})"
+            f"{path} is whole, but holds no SNN as snnjax.save writes it ({error!r}); "
+            "save the SNN again, by snnjax.save"
         ) from None
 
 
 def _stored(
     arrays: dict[str, np.ndarray], card: dict, structure: dict, like: Any, path: Path
 ) -> Stored:
+    """What the verified contents of a file describe."""
     read = functools.partial(read_leaf, arrays)
-    # Before `upgraded`: the program takes the leaves of the file in their order.
-    described = [part for name in structure for _, part in leaves(structure[name])]
-    program_arrays = [leaf for leaf in map(read, described) if leaf is not None]
+    # Before `upgraded`, which may drop leaves: the program takes all of the file's.
+    described = [leaf for name in structure for _, leaf in leaves(structure[name])]
+    program_arrays = [array for array in map(read, described) if array is not None]
     card, structure = upgraded(card, structure, path)
     like = like.params if isinstance(like, SNN) else like
     has_program = card["program"] is not None
@@ -231,10 +237,10 @@ def _params(described: Any, read: Any, like: Any, has_program: bool, path: Path)
             return fill(like, described, read)
         return rebuild(described, read, nodes=has_program)
     except ValueError as error:
-        way = "Pass like=" if like is None else "In like= pass"
+        remedy = "Pass like=" if like is None else "In like= pass"
         raise ValueError(
-            f"cannot restore the params of {path}: {error}. {way} the params of the "
-            "same network as it is made anew, or its SNN"
+            f"cannot restore the params of {path}: {error}. {remedy} new params of the "
+            "same network, or an SNN of it"
         ) from None
 
 
@@ -273,7 +279,7 @@ def _target(path: str | os.PathLike) -> Path:
     if path.is_dir():
         raise ValueError(f"path is {path}, a folder; give a file in it")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; make it")
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
     return path
 
 
@@ -286,13 +292,13 @@ def _check_facts(recipe, accuracy, extras) -> None:
         raise ValueError(f"accuracy is {accuracy!r}; allowed: a number, e.g. 0.9")
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy is {accuracy}; allowed: 0 to 1")
-    texts = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
-    if extras is not None and not texts:
+    named = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
+    if extras is not None and not named:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
 
 
 def _check_no_program(**options) -> None:
-    """Raise for options that would be ignored."""
+    """Raise for options of a program, which `save` would ignore without one."""
     ignored = [name for name, option in options.items() if option is not None]
     if ignored:
         raise ValueError(
@@ -307,8 +313,8 @@ def _check_no_program(**options) -> None:
 def _read(library, data: bytes, path: Path):
     """Arrays and texts of a safetensors file.
 
-    From the bytes: the library's own readers give either arrays or texts, and would
-    open the file twice.
+    It takes the bytes: the library's own readers give either arrays or texts, and
+    would open the file twice.
     """
     try:
         entries = library.deserialize(data)
@@ -322,13 +328,14 @@ def _read(library, data: bytes, path: Path):
         arrays = {name: array.reshape(shapes[name]) for name, array in arrays.items()}
     except (library.SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no safetensors file, or is damaged or cut short ({error})"
+            f"{path} is no safetensors file, or is damaged or cut short ({error}). "
+            "Fetch the file again, or save the SNN again"
         ) from None
     return arrays, texts
 
 
-def _checked(arrays, texts, path: Path) -> tuple[dict, dict]:
-    """Card and structure, if they are of this format and all is as it was written."""
+def _verified(arrays, texts, path: Path) -> tuple[dict, dict]:
+    """Card and structure; raise for a newer format and where the sha256 differs."""
     if not {"card", "structure"} <= set(texts):
         raise ValueError(
             f"{path} is a safetensors file without a spiking network: its header has "
@@ -344,7 +351,9 @@ def _checked(arrays, texts, path: Path) -> tuple[dict, dict]:
             )
         actual = _digest(card, structure, arrays)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"the card of {path} is damaged ({error!r})") from None
+        raise ValueError(
+            f"the card of {path} is damaged ({error!r}). Fetch the file again"
+        ) from None
     if actual != claimed:
         raise ValueError(
             f"the contents of {path} are not those that were written: their sha256 is "
@@ -354,9 +363,9 @@ def _checked(arrays, texts, path: Path) -> tuple[dict, dict]:
 
 
 def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of the card without this entry, the structure, and all arrays."""
-    rest = {key: item for key, item in card.items() if key != "sha256"}
-    text = json.dumps([rest, structure], sort_keys=True)
+    """sha256 of the card without its entry "sha256", the structure, and all arrays."""
+    facts = {key: item for key, item in card.items() if key != "sha256"}
+    text = json.dumps([facts, structure], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
@@ -365,6 +374,7 @@ def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
 
 
 def _fingerprint(x: chex.Array) -> dict[str, Any]:
+    """Shape, type and sha256 of calibration images."""
     try:
         array = np.asarray(x, order="C")
     except TypeError:  # a random key
@@ -378,16 +388,18 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
 
 
 def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
+    """The extras as JSON gives them back, e.g. tuples as lists."""
     try:
         return json.loads(json.dumps(extras))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"extras must be what JSON can hold ({error}); arrays and NumPy's numbers "
-            "have .tolist()"
+            f"extras must be what JSON can hold ({error}); turn arrays and NumPy's "
+            "numbers into lists and Python numbers by .tolist()"
         ) from None
 
 
 def _safetensors():
+    """The package, imported here since only files need it."""
     try:
         import safetensors
         import safetensors.numpy

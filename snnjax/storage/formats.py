@@ -1,7 +1,7 @@
-"""Older formats of the file: what `load` turns into the present one.
+"""Older formats of the file, which `load` turns into the present one.
 
 Format 1 (snnjax 0.1) has "delay" for the wait, "reset" for the neuron model, and a
-readout correction, which the library no longer has.
+readout correction, a constant added to the outputs, which an SNN has no longer.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from typing import Any
 def upgraded(
     card: dict[str, Any], structure: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Card and structure of a file in the present format."""
+    """Card and structure in the present format; a warning says what gets lost."""
     if card["format"] > 1:
         return card, structure
     card = {_RENAMED.get(key, key): value for key, value in card.items()}

@@ -3,8 +3,8 @@
     export:  fn, SNN -> bytes            by `jax.export`: StableHLO for CPU, CUDA, TPU
     runner:  bytes, leaves -> run(x)
 
-The program is called with a list of the SNN's arrays in JAX's order and x; it gives a
-list of outputs. How the outputs are nested is described beside it (``structure.py``).
+The program takes a list of the SNN's arrays in JAX's order, and x; it returns a list of
+outputs. Its facts describe how these are nested (``structure.py``).
 """
 
 import functools
@@ -28,10 +28,13 @@ def export(
 ) -> tuple[dict[str, Any], bytes]:
     """The spiking function of ``fn`` as bytes, and facts about it.
 
+    It is traced for any batch; where the network cannot be, for the batch of x.
+
     Args: as for `snnjax.save`.
 
     Returns:
-        (what JSON can hold, program). ``batch`` is None if the program takes any.
+        (facts, program). JSON can hold the facts; their "batch" is None if the program
+        takes any, "why_this_batch" the error of the trace otherwise.
 
     Raises:
         ValueError: x is missing, or inputs are drawn at random.
@@ -41,26 +44,26 @@ def export(
     run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
     flat, tree = jax.tree_util.tree_flatten(snn)
     places = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
-    described: dict[str, Any] = {}
+    described: dict[str, Any] = {}  # written by the trace
 
     def flattened(arrays, x):
-        filled = list(flat)  # Python numbers stay what they are
+        leaves = list(flat)  # Python numbers are constants of the program
         for i, array in zip(places, arrays, strict=True):
-            filled[i] = array
-        outputs = run(jax.tree_util.tree_unflatten(tree, filled), x)
+            leaves[i] = array
+        outputs = run(jax.tree_util.tree_unflatten(tree, leaves), x)
         described["outputs"] = describe(outputs, lambda path, leaf: {"output": path})
         return jax.tree_util.tree_leaves(outputs)
 
     arrays = [_struct(flat[i]) for i in places]
     axis = 1 if inputs == "sequence" else 0
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # what a NumPy array becomes
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # of x as a JAX array
     exporter = jax.export.export(jax.jit(flattened), platforms=PLATFORMS)
     batch, why = None, None
     try:
         (any_batch,) = jax.export.symbolic_shape("batch")
         shape = (*x.shape[:axis], any_batch, *x.shape[axis + 1 :])
         exported = exporter(arrays, jax.ShapeDtypeStruct(shape, dtype))
-    except Exception as error:  # whatever the network does with a size it cannot know
+    except Exception as error:  # any: the network's own code computes with the size
         batch, why = x.shape[axis], str(error).partition("\n")[0]
         exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     try:
@@ -88,8 +91,8 @@ def runner(code: bytes, facts: dict[str, Any], arrays: list, writer: str) -> Cal
 
     Args:
         code, facts: from `export`.
-        arrays: the SNN's, in JAX's order.
-        writer: version of jax that wrote it.
+        arrays: of the SNN, in JAX's order.
+        writer: version of jax that wrote the program.
 
     Returns:
         A function that may be jitted; see `snnjax.Stored`.
@@ -120,14 +123,17 @@ def runner(code: bytes, facts: dict[str, Any], arrays: list, writer: str) -> Cal
         x = jnp.asarray(x)
         _check_input(x, facts, axis)
         flat = _in_parts(call, x, facts["batch"], axis) if facts["batch"] else call(x)
-        remaining = iter(flat)
-        return rebuild(facts["outputs"], lambda _: next(remaining), nodes=True)
+        outputs = iter(flat)
+        return rebuild(facts["outputs"], lambda _: next(outputs), nodes=True)
 
     return run
 
 
 def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Array]:
-    """A program of one batch size on any: zeros fill up the last group."""
+    """Outputs of a program for ``size`` examples at a time; zeros fill the last ones.
+
+    ``axis`` is the batch axis of x; that of the outputs [T, B, ...] is 1.
+    """
     batch = x.shape[axis]
     padding = [(0, -batch % size if i == axis else 0) for i in range(x.ndim)]
     outputs = sharding.in_groups(call, jnp.pad(x, padding), size, axis, out_axis=1)
@@ -135,6 +141,7 @@ def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Ar
 
 
 def _check(x, inputs: str) -> None:
+    """Raise unless x can be the example of a program's input."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(
             f"a program needs an example of its input; found x={x!r}. Pass x, an "
@@ -145,7 +152,7 @@ def _check(x, inputs: str) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}; allowed: {allowed}")
     if inputs == "poisson":
         raise ValueError(
-            "a program draws nothing; found inputs='poisson', allowed: 'constant', or "
+            "a program draws nothing; found inputs='poisson'; allowed: 'constant', or "
             "'sequence' with spikes drawn beforehand"
         )
 
@@ -170,4 +177,5 @@ def _struct(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _number(version: str) -> list[int]:
+    """The numbers of a version, to be compared."""
     return [int(part) for part in version.split(".")[:3] if part.isdigit()]

@@ -1,10 +1,10 @@
-"""A pytree as JSON and named arrays, and back, without the code that made it.
+"""A pytree as JSON and named arrays, and back, without the code of its classes.
 
 None, dict, list, tuple         come back as they are
 NamedTuple                      comes back as a dict of its fields
-any other node (nnx.State,      comes back as a dict of its children where
-equinox modules, ...)           that is asked for; `fill` puts the leaves into
-                                a tree of the same structure instead
+any other node (nnx.State,      comes back as a dict of its children by
+equinox modules, ...)           `rebuild(..., nodes=True)`, and as itself by `fill`,
+                                which puts the leaves into a tree of the same structure
 bool, int, float                come back as Python numbers
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from snnjax._trees import name_of
 
-Described = Any  # what JSON holds
+Described = Any  # a pytree's structure as JSON
 
-PROGRAM = "program"  # an array's name that is not for leaves
+PROGRAM = "program"  # name of the program's array; no leaf may have it
 
 # Types of arrays that a file can hold: safetensors' name -> NumPy's.
 DTYPES = {
@@ -63,15 +63,15 @@ def describe(tree: chex.ArrayTree, leaf: Callable[[str, Any], dict]) -> Describe
 def rebuild(
     described: Described, leaf: Callable[[dict], Any], *, nodes: bool = False
 ) -> Any:
-    """The pytree that `describe` saw.
+    """The pytree that `describe` described.
 
     Args:
         described: from `describe`.
-        leaf: what JSON says of a leaf -> the leaf.
-        nodes: unknown nodes become dicts of their children.
+        leaf: description of a leaf -> the leaf; it is not called for Python numbers.
+        nodes: nodes of other classes become dicts of their children.
 
     Raises:
-        ValueError: there is a node that only the code of its class can make.
+        ValueError: there is such a node, and ``nodes`` is False.
 
     >>> rebuild({"list": [None, {"int": 1}]}, leaf=lambda described: described)
     [None, 1]
@@ -100,22 +100,24 @@ def fill(
     """A pytree of the structure of ``like``, with the leaves that were described.
 
     Args:
-        like: any pytree of the structure that `describe` saw; leaves with a shape
-            (arrays, ``jax.ShapeDtypeStruct``) must have that of the new ones.
+        like: any pytree of the described structure; leaves with a shape (arrays,
+            ``jax.ShapeDtypeStruct``) must have the shape of the new ones.
         described, leaf: as for `rebuild`.
 
     Raises:
-        ValueError: paths or shapes differ; the first that does is named.
+        ValueError: paths or shapes differ; the message names the first of them.
     """
     stored = [(path, rebuild(item, leaf)) for path, item in leaves(described)]
     places, structure = jax.tree_util.tree_flatten_with_path(like)
-    own = [name_of(path) for path, _ in places]
+    like_paths = [name_of(path) for path, _ in places]
     paths = [path for path, _ in stored]
-    if own != paths:
-        missing, unknown = sorted(set(paths) - set(own)), sorted(set(own) - set(paths))
+    if like_paths != paths:
+        missing = sorted(set(paths) - set(like_paths))
+        unknown = sorted(set(like_paths) - set(paths))
         if not missing and not unknown:
             raise ValueError(
-                f"the leaves have another order: {paths[:3]}, but in `like` {own[:3]}"
+                f"the leaves have another order: {paths[:3]}, but in `like` "
+                f"{like_paths[:3]}"
             )
         raise ValueError(
             f"the structures differ: `like` lacks {missing[:3] or 'no leaf'} of "
@@ -150,7 +152,20 @@ def leaves(described: Described, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> dict:
-    """Add an array under its path; its name, and facts that the array does not hold."""
+    """Add a leaf to ``arrays``; return its description.
+
+    Args:
+        arrays: name -> array; gets the new one.
+        part: "params" or "neurons", the start of its name.
+        path: of the leaf in that part, the rest of its name.
+        value: the leaf.
+
+    Returns:
+        The array's name, and the facts about the leaf that an array cannot hold.
+
+    Raises:
+        ValueError: the leaf is no array, or of a type that a file cannot hold.
+    """
     name = f"{part}/{path}" if path else part
     facts: dict[str, Any] = {}
     if isinstance(value, jax.Array) and jnp.issubdtype(
@@ -174,7 +189,7 @@ def store_leaf(arrays: dict[str, np.ndarray], part: str, path: str, value) -> di
             f"{name} has dtype {array.dtype}; allowed: {', '.join(DTYPES.values())}"
         )
     while name in arrays or name == PROGRAM:
-        name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have one path
+        name += "'"  # {"a/b": ..} and {"a": {"b": ..}} have the same path
     arrays[name] = array
     return {"array": name, **facts}
 
@@ -187,16 +202,17 @@ def read_leaf(arrays: dict[str, np.ndarray], described: dict) -> Any:
     if "key" in described:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=described["key"])
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        return array  # 64 bits, where JAX has them switched off
+        return array  # 64 bits, while jax_enable_x64 is off
     if "weak" in described:
         zero = array.dtype.type(0).item()
-        weak = jnp.full(array.shape, zero)  # of a Python number: weakly typed
+        weak = jnp.full(array.shape, zero)  # weakly typed, being of a Python number
         if weak.dtype == array.dtype:
             return weak.at[...].set(array)
     return jnp.asarray(array)
 
 
 def _describe(tree, leaf, path: str) -> Described:
+    """`describe` of the subtree at a path."""
     if tree is None:
         return None
     if type(tree) in (bool, int, float):
@@ -204,9 +220,9 @@ def _describe(tree, leaf, path: str) -> Described:
     children = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: node is not tree
     )[0]
-    if children and not children[0][0]:
+    if children and not children[0][0]:  # its only child is itself: a leaf
         return leaf(path, tree)
-    keys = _keys(tree, [key for key, _ in children], path)
+    keys = _keys(tree, [child_path for child_path, _ in children], path)
     items = [
         _describe(child, leaf, _join(path, key))
         for key, (_, child) in zip(keys, children, strict=True)
@@ -222,10 +238,11 @@ def _describe(tree, leaf, path: str) -> Described:
     return {"node": pairs, "of": name}
 
 
-def _keys(tree, paths, path: str) -> list:
+def _keys(tree, child_paths, path: str) -> list:
+    """Keys of the children of the node at ``path``; of a dict as they are."""
     if type(tree) is not dict:
-        return [name_of(key) for key in paths]
-    keys = [key[0].key for key in paths]
+        return [name_of(child_path) for child_path in child_paths]
+    keys = [child_path[0].key for child_path in child_paths]
     for key in keys:
         if type(key) not in (str, int):
             raise ValueError(
