@@ -4,20 +4,20 @@
                  all in 32-bit floating point
     memory       the same, and what reading and writing memory costs
     quantized    operations in integers, against an ANN whose activations have
-                 b = ceil(log2(T + 1)) bits, as many levels as T steps can tell apart
+                 b = ceil(log2(T + 1)) bits: T + 1 levels, as many as T steps count
 
-They are models, and rank networks rather than predict a chip. All assume that the SNN
-computes the constant current of an image once, skips every synapse without a spike, and
-that nothing idles, leaks or is controlled at a cost.
+They are models, to rank networks and not to predict a chip. All assume that the SNN
+computes the constant current of an image once and skips every synapse without a spike,
+and that idling, leakage and control cost nothing.
 
 Memory: 32-bit words, no cache and no reuse but a register for an ANN's sum. A MAC reads
 a weight and an activation; an ANN's neuron writes its activation once. A synaptic
 operation reads a weight, reads a potential and writes it. A neuron reads its potential
-and its constant current (or bias) at every step, writes the potential, and has its
-current written once. A spike is an address, written and read once. Weights are in one
-memory, all else in another; each is as large as the weights or neurons, and an access
-costs what a memory of that size costs: SRAM up to 1 MB, interpolated between the sizes
-of the source on logarithmic axes, then DRAM.
+and its constant current (or bias) at every step and writes the potential; its current
+is written once. A spike is an address, written and read once. One memory has a word per
+weight, another a word per neuron for all the rest. The size of a memory decides what an
+access costs: SRAM up to 1 MB, interpolated between the sizes of the source on
+logarithmic axes, then DRAM.
 
 Quantized: weights and image have 8 bits, sums 32; a product of b x 8 bits costs b / 8
 of one of 8 x 8. The SNN's synaptic operation is then an addition to a 32-bit sum.
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from snnjax.measures.metrics import Measures
 
 # J per operation.
-ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as the next
+ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as of the addition (AC) below
 ENERGY_PER_AC = 0.9e-12
 ENERGY_PER_INT8_PRODUCT = 0.2e-12
 ENERGY_PER_INT32_ADDITION = 0.1e-12
@@ -60,9 +60,9 @@ class Energy(NamedTuple):
     """Three estimates; see the module for what each assumes.
 
     Attributes:
-        operations: additions for spikes, products and additions for what is analog.
+        operations: additions for spikes, products and additions for analog inputs.
         memory: the same, and what reading and writing memory costs.
-        quantized: in integers, against an ANN with as many levels as T steps.
+        quantized: operations in integers, against an ANN with T + 1 levels.
     """
 
     operations: Joules
@@ -75,6 +75,9 @@ def energy(measures: Measures) -> Energy:
 
     Args:
         measures: from `snnjax.measure`. Neurons integrate in the steps of a wait too.
+
+    Raises:
+        ValueError: these are no `Measures`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -102,8 +105,8 @@ def access_energy(size: jax.Array | float) -> jax.Array:
     """
     size = jnp.asarray(size, jnp.float32)
     sizes, costs = (jnp.log(jnp.array(list(part))) for part in (SRAM, SRAM.values()))
-    near = jnp.exp(jnp.interp(jnp.log(jnp.maximum(size, 1)), sizes, costs))
-    return jnp.where(size <= max(SRAM), near, DRAM) / 2
+    sram = jnp.exp(jnp.interp(jnp.log(jnp.maximum(size, 1)), sizes, costs))
+    return jnp.where(size <= max(SRAM), sram, DRAM) / 2
 
 
 def _operations(measures: Measures) -> Joules:
@@ -113,21 +116,24 @@ def _operations(measures: Measures) -> Joules:
 
 
 def _with_memory(operations: Joules, measures: Measures) -> Joules:
-    weight = access_energy(_WORD * measures.weights)
-    other = access_energy(_WORD * measures.neurons)
+    """The operations, and accesses as the module's docstring counts them."""
+    weight_access = access_energy(_WORD * measures.weights)
+    neuron_access = access_energy(_WORD * measures.neurons)
+    synaptic, input_macs = measures.synaptic_operations, measures.input_macs
     spikes = measures.firing_rate * measures.steps * measures.neurons
     updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
-    synapses = measures.synaptic_operations
-    spiking = weight * (synapses + measures.input_macs)
-    spiking += other * (2 * synapses + measures.input_macs + updates + 2 * spikes)
-    ann = weight * measures.macs + other * (measures.macs + measures.neurons)
+    spiking = weight_access * (synaptic + input_macs)
+    spiking += neuron_access * (2 * synaptic + input_macs + updates + 2 * spikes)
+    ann = weight_access * measures.macs
+    ann += neuron_access * (measures.macs + measures.neurons)
     return Joules(operations.spiking + spiking, operations.ann + ann)
 
 
 def _quantized(measures: Measures) -> Joules:
-    # Rounding must not make log2 of a power of two one bit too large.
+    # 1e-4 below: log2 of a power of two, rounded up, must not become one bit more.
     bits = jnp.ceil(jnp.log2(measures.steps + 1.0) - 1e-4)
-    first = measures.input_macs * (ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION)
-    product = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
-    ann = first + (measures.macs - measures.input_macs) * product
-    return Joules(measures.synaptic_operations * ENERGY_PER_INT32_ADDITION + first, ann)
+    per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
+    per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
+    image = measures.input_macs * per_image_mac
+    ann = image + (measures.macs - measures.input_macs) * per_activation_mac
+    return Joules(measures.synaptic_operations * ENERGY_PER_INT32_ADDITION + image, ann)

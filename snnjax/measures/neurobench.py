@@ -4,17 +4,17 @@
     ParameterCount       their entries
     ConnectionSparsity   zeros among the weights of products, 0..1, to four decimals
     ActivationSparsity   1 - spikes / (neurons x steps), 0..1
-    SynapticOperations   per image, of convolutions and matrix products, biases and
-                         products with padding apart: Dense counts every connection at
-                         every step; effective ones have an input and a weight that are
-                         not zero. They are ACs at a step where all inputs of the
+    SynapticOperations   per image, of convolutions and matrix products, without biases
+                         and products with padding: Dense counts every connection at
+                         every step, the effective ones those whose input and weight
+                         are not zero. They are ACs at a step where all inputs of the
                          product are 0 or +-1, otherwise MACs
     MembraneUpdates      per image: every neuron at the first step, then those whose
-                         potential, before it fires, differs from the step before
+                         potential, before it fires, differs from that of the last step
 
-Here a spike carries V_th, which the next weights can absorb: "1" is the value that an
-input has when all neurons fire. As in NeuroBench, an analog input counts anew at every
-step, although `snnjax.measure` and the simulation compute a constant one once.
+Here a spike has the value V_th, which the next weights can absorb: "1" is the value
+that an input has when all neurons fire. As in NeuroBench, an analog input counts at
+every step, although `snnjax.measure` and the simulation compute a constant one once.
 Source: Yik et al., *The neurobench framework for benchmarking neuromorphic computing
 algorithms and systems*, Nature Communications 16, 2025; definitions of its version 2.3.
 """
@@ -64,9 +64,9 @@ def neurobench(
         fn: network, ``fn(params, x) -> outputs``.
         snn: its SNN.
         x: images [B, ...], a constant current.
-        steps, wait: T, and the steps that every layer waits; by default those that the
-            SNN was fitted to. The steps of a wait update membranes too.
-        labels: int [B], to have ClassificationAccuracy too; fn must give logits.
+        steps, wait: T, and the steps that every layer waits; by default those of the
+            SNN's conversion. The steps of a wait update membranes too.
+        labels: int [B], for ClassificationAccuracy; fn must return logits [B, classes].
 
     Returns:
         The metrics above; whole numbers, or averages over the B images.
@@ -89,8 +89,8 @@ def neurobench(
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((snn, x))):
         raise ValueError(
             "neurobench returns numbers for json.dumps, and inside jit (or another "
-            "transformation) values are unknown: call it outside, it compiles what it "
-            "runs; snnjax.measure works inside"
+            "transformation) arrays have no values: call it outside, where it compiles "
+            "its own programs; snnjax.measure works inside"
         )
     check_values(snn)
     network = capture(fn, snn.params, x, inline_all=True)
@@ -117,20 +117,20 @@ def neurobench(
         "MembraneUpdates": _total(counts["updates"]) / batch,
     }
     if labels is not None:
-        reached = accuracy(counts["outputs"], jnp.asarray(labels))[-1]
-        metrics["ClassificationAccuracy"] = float(reached)
+        final_accuracy = accuracy(counts["outputs"], jnp.asarray(labels))[-1]
+        metrics["ClassificationAccuracy"] = float(final_accuracy)
     return metrics
 
 
 def _numbers(leaf: Any) -> np.ndarray:
-    """A leaf on the host; of random keys their data."""
+    """A leaf on the host; for random keys the integers in them."""
     if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
 
 def _check_labels(labels, network: Network, batch: int) -> None:
-    """Raise unless accuracy has a meaning: one label per image, logits as output."""
+    """Raise unless there is a label per image and the output is logits."""
     if np.shape(labels) != (batch,):
         raise ValueError(
             f"labels have shape {np.shape(labels)}; allowed: the class of each image, "
@@ -139,13 +139,14 @@ def _check_labels(labels, network: Network, batch: int) -> None:
     shapes = [shape_of(network.avals, v) for v in network.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(
-            f"labels need logits [batch, classes] as output of fn; found {shapes}"
+            "labels need logits [batch, classes] as output of fn; found outputs of "
+            f"shapes {shapes}. Return logits only, or leave out labels"
         )
 
 
 @functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
 def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[str, Any]:
-    """Counts of parts, to be added on the host, whose whole numbers do not overflow."""
+    """Counts in int32, per step and image; `_total` adds them without overflow."""
     network = capture(work.fn, snn.params, x, inline_all=True)
     spike_counts, updates = [], []
 
@@ -157,15 +158,16 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    full = _all_fire(network, snn, x)
+    at_full_rate = _all_fire(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)
         if v is None:
             continue
+        # A value that does not vary over time counts at every step all the same.
         stream = values[v] if v in streams else values[v][None]
         repeats = 1 if v in streams else steps
-        one = full[v] if v in streams else jnp.ones((), stream.dtype)
+        one = at_full_rate[v] if v in streams else jnp.ones((), stream.dtype)
         operations = repeats * _effective(equation, values, v, stream)
         events = _are_events(stream, one)[:, None]
         acs.append(jnp.where(events, operations, 0))
@@ -183,23 +185,27 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
 def _membrane_updates(
     neuron: Neuron, params: NeuronParams, currents: jax.Array, wait: int
 ) -> jax.Array:
-    """How many potentials of each image are new at each step, [T + wait, B]."""
-    steps = len(currents)
-    nothing = jnp.zeros((wait, *currents.shape[1:]), currents.dtype)
+    """How many potentials of each image change at each step, int [T + wait, B].
 
-    def step(state, now):
-        number, current = now
-        here = phase(number, steps, wait)
-        charged = charge(neuron, params, state, current, here)
-        after, _ = discharge(neuron, params, charged, here)
-        return after, charged.potential
+    Args:
+        currents: [T, B, ...] of the neurons of a site.
+    """
+    steps = len(currents)
+    no_current = jnp.zeros((wait, *currents.shape[1:]), currents.dtype)
+
+    def step(state, index_and_current):
+        index, current = index_and_current
+        step_phase = phase(index, steps, wait)
+        charged = charge(neuron, params, state, current, step_phase)
+        state, _ = discharge(neuron, params, charged, step_phase)
+        return state, charged.potential
 
     start = neuron.start(params, currents.shape[1:])
-    clock = jnp.arange(steps + wait), jnp.concatenate([currents, nothing])
-    _, potentials = jax.lax.scan(step, start, clock)
-    changed = potentials[1:] != potentials[:-1]
-    changed = jnp.concatenate([jnp.ones_like(potentials[:1], bool), changed])
-    return changed.sum(tuple(range(2, changed.ndim)))
+    inputs = jnp.arange(steps + wait), jnp.concatenate([currents, no_current])
+    _, potentials = jax.lax.scan(step, start, inputs)
+    differs = potentials[1:] != potentials[:-1]
+    updates = jnp.concatenate([jnp.ones_like(potentials[:1], bool), differs])
+    return updates.sum(tuple(range(2, updates.ndim)))
 
 
 def _all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
@@ -215,11 +221,16 @@ def _all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
 
 
 def _are_events(stream: jax.Array, one: jax.Array) -> jax.Array:
-    """Whether all inputs of a step are 0 or +-``one``, bool [T]."""
-    size = jnp.abs(stream)
+    """Whether all inputs of a step are 0 or +-``one``, bool [T].
+
+    Args:
+        stream: inputs of a product, [T, ...].
+        one: their values when all neurons fire; broadcasts to a step.
+    """
+    magnitude = jnp.abs(stream)
     one = lead(jnp.abs(one), stream.ndim)
-    event = (size == 0) | jnp.isclose(size, one, rtol=1e-5, atol=0)
-    return event.all(tuple(range(1, stream.ndim)))
+    is_event = (magnitude == 0) | jnp.isclose(magnitude, one, rtol=1e-5, atol=0)
+    return is_event.all(tuple(range(1, stream.ndim)))
 
 
 def _effective(
@@ -227,15 +238,20 @@ def _effective(
 ) -> jax.Array:
     """Products of two numbers that are not zero, for each step and image: int [T, B].
 
-    With inputs and weights 0 or 1 the sum of the outputs is their number.
+    With 1 in place of every number that is not 0, the sum of the outputs counts them.
+
+    Args:
+        v: the operand of the equation that depends on the input.
+        stream: its value at every step, [T, B, ...].
     """
-    place = equation.inputs.index(v)
+    position = equation.inputs.index(v)
     operands = [read(values, u) for u in equation.inputs]
 
-    def count(inputs):
-        factors = [inputs if i == place else x for i, x in enumerate(operands)]
-        pairs = product(equation, [(x != 0).astype(jnp.float32) for x in factors])
-        return pairs.astype(jnp.int32).sum(tuple(range(1, pairs.ndim)))
+    def count(step_input):
+        factors = [*operands]
+        factors[position] = step_input
+        counts = product(equation, [(x != 0).astype(jnp.float32) for x in factors])
+        return counts.astype(jnp.int32).sum(tuple(range(1, counts.ndim)))
 
     return jax.lax.map(count, stream)
 

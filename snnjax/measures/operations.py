@@ -1,7 +1,9 @@
 """Products with weights in a network: the operations that a spike causes.
 
-Synaptic operations are spikes times fan-out; a fan-out is counted by the product
-itself, so that strides, groups and borders need no formula.
+    synaptic operations = sum over neurons of spikes x fan-out
+
+The product itself, with weights 1, counts a fan-out, so that strides, groups and
+borders need no formula.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +23,16 @@ _ELEMENT_TYPE = "preferred_element_type"
 
 
 class Work:
-    """A function as a static argument, equal to any other that does the same.
+    """A function as a static argument of ``jit``, equal to any with equal equations.
 
-    By itself it would be compared by identity: then ``jit`` goes on with what it closed
-    over at first, and refuses one that has no hash.
+    ``jit`` would compare the function itself by its hash and identity: it would reuse a
+    compiled program after an array in the function's closure has changed, and refuse
+    functions without a hash.
     """
 
     def __init__(self, fn: Callable, network: Network):
         self.fn = fn
-        # Every trace has calls of its own, of which a site says all that counts.
+        # The calls that fire differ between traces; their sites identify them.
         equations = tuple(
             eq._replace(params=()) if eq.fires else eq for eq in network.equations
         )
@@ -53,8 +56,8 @@ def driven_input(equation: Equation, network: Network) -> int | None:
 
 def weights_of(network: Network) -> list[int | Static]:
     """Weights of all products with an operand that depends on the input, once each."""
-    products = [eq for eq in network.equations if driven_input(eq, network) is not None]
-    operands = [v for eq in products for v in eq.inputs]
+    driven = [eq for eq in network.equations if driven_input(eq, network) is not None]
+    operands = [v for eq in driven for v in eq.inputs]
     return list(dict.fromkeys(v for v in operands if v not in network.dependent))
 
 
@@ -62,7 +65,8 @@ class Product(NamedTuple):
     """A product of weights and something that depends on the input.
 
     Attributes:
-        fan_out: outputs that each entry of that operand reaches; broadcasts to it.
+        fan_out: number of outputs that each entry of that operand adds to; broadcasts
+            to the operand.
         macs: multiply-adds per image.
     """
 
@@ -73,61 +77,65 @@ class Product(NamedTuple):
 def products(
     fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
 ) -> Iterator[tuple[int, Product]]:
-    """The operand that depends on the input, and what its product does, for each.
+    """(operand that depends on the input, its `Product`), for each product.
 
-    All images are alike, so two of them are counted.
+    The counts are the same for all images, so those of two images suffice.
 
     Args:
         network: captured from fn, params and x, with all calls inlined.
     """
-    few = _of_two(fn, params, x, network)
-    for equation, alike in zip(network.equations, few.equations, strict=True):
+    small = _with_two_images(fn, params, x, network)
+    for equation, small_equation in zip(
+        network.equations, small.equations, strict=True
+    ):
         v = driven_input(equation, network)
         if v is None:
             continue
-        place = equation.inputs.index(v)
-        fan_out = _fan_out(alike, few, place)
-        macs = fan_out.sum(dtype=np.float64) / few.avals[few.x].shape[0]
+        fan_out = _fan_out(small_equation, small, equation.inputs.index(v))
+        macs = fan_out.sum(dtype=np.float64) / small.avals[small.x].shape[0]
         for axis, size in enumerate(shape_of(network.avals, v)):
-            if fan_out.shape[axis] != size:  # of the images
+            if fan_out.shape[axis] != size:  # the axis of images
                 fan_out = fan_out.take([0], axis)
         yield v, Product(fan_out, float(macs))
 
 
-def _of_two(
+def _with_two_images(
     fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
 ) -> Network:
-    """The network of two images; that of all, if it depends on their number."""
+    """The network captured with two images; ``network`` if its equations differ."""
     shape = (min(2, len(x)), *x.shape[1:])
     try:
-        few = capture(fn, params, jax.ShapeDtypeStruct(shape, x.dtype), inline_all=True)
-    except Exception:  # whatever fn raises: it is written for one number of images
+        two = jax.ShapeDtypeStruct(shape, x.dtype)
+        small = capture(fn, params, two, inline_all=True)
+    except Exception:  # any error of fn, which may be for one number of images only
         return network
-    same = [eq.primitive for eq in few.equations] == [
-        eq.primitive for eq in network.equations
-    ]
-    return few if same else network
+    primitives, small_primitives = (
+        [eq.primitive for eq in net.equations] for net in (network, small)
+    )
+    return small if small_primitives == primitives else network
 
 
-def _fan_out(equation: Equation, network: Network, place: int) -> np.ndarray:
-    """Outputs that each entry of a product's operand reaches.
+def _fan_out(equation: Equation, network: Network, position: int) -> np.ndarray:
+    """Number of outputs that each entry of the operand at ``position`` adds to.
 
-    With all weights 1 the sum of the outputs grows by this number for each unit of
-    the entry: it is the gradient, paddings and strides included. Known when tracing,
-    so computed then.
+        fan_out = d(sum of the outputs) / d(operand), with all weights 1
+
+    This includes paddings and strides. It depends on shapes only, so it is a constant
+    while jit traces.
     """
     shapes = [shape_of(network.avals, v) for v in equation.inputs]
 
-    def reached(x):
-        ones = [jnp.ones(n, jnp.float32) for n in shapes]
-        return product(equation, [*ones[:place], x, *ones[place + 1 :]]).sum()
+    def total(x):
+        operands = [jnp.ones(shape, jnp.float32) for shape in shapes]
+        operands[position] = x
+        return product(equation, operands).sum()
 
     with jax.ensure_compile_time_eval():
-        return np.asarray(jax.grad(reached)(jnp.zeros(shapes[place], jnp.float32)))
+        return np.asarray(jax.grad(total)(jnp.zeros(shapes[position], jnp.float32)))
 
 
 def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
-    """A product of other operands, in float32, in which counts are exact."""
+    """The product of other operands, in float32 (exact for counts below 2^24)."""
     params = tuple(
         (name, Static(np.dtype(np.float32)) if name == _ELEMENT_TYPE else static)
         for name, static in equation.params

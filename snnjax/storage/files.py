@@ -54,9 +54,9 @@ class Stored(NamedTuple):
         snn: the spiking network, equal to the saved one, in the containers of `load`.
         card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
-            the network's code; a NamedTuple comes as a dict. If the file has no
-            program: then it raises ValueError, as for an x of another shape or type,
-            and for the program of a newer JAX that this one cannot read.
+            the network's code; a NamedTuple comes as a dict. It raises ValueError if
+            the file has no program, if x has another shape or type, or if a newer JAX
+            wrote the program and this one cannot read it.
     """
 
     snn: SNN
