@@ -1,7 +1,7 @@
-"""Command lines: options from a dataclass, and an end in one message.
+"""Command lines: options from a dataclass, and errors as one message.
 
-`parse` makes a command line of a dataclass: ``--preset NAME`` picks the defaults and
-every field is an option that overrides them. `run` carries the command out.
+`parse` reads a command line: ``--preset NAME`` chooses the defaults, and every field of
+a dataclass is an option that overrides them. `run` carries the command out.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from experiments.running import devices
 Config = TypeVar("Config")
 Outcome = TypeVar("Outcome")
 
-INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as shells have it
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
 RENAMED = {"--delays": "--waits"}  # options of snnjax 0.1
 
 
@@ -30,12 +30,13 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
     """Carry out the work of a command; an error or Ctrl-C ends it with one message.
 
     Args:
-        work: joins the other processes first, if there are any.
+        work: called once the other processes have joined, if there are any.
         resume: what the same command does after Ctrl-C, for the message.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says it once more
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs errors as well
     in_main = threading.current_thread() is threading.main_thread()
-    if in_main and callable(signal.getsignal(signal.SIGINT)):  # it may be ignored
+    # A parent process may have set SIGINT to be ignored: then there is no handler.
+    if in_main and callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with devices.together():
@@ -59,7 +60,7 @@ def parse(
     presets: Mapping[str, Config],
     argv: Sequence[str] | None = None,
 ) -> Config:
-    """Configuration from the command line; exits with code 2 and a line if it is wrong.
+    """Configuration from the command line; a wrong one exits with code 2 and a line.
 
     Args:
         dataclass_type: frozen dataclass with defaults; comments become the help.

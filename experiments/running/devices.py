@@ -1,9 +1,9 @@
 """Devices and processes that share the work of an experiment.
 
-``--mesh N`` shares every batch among N devices, ``--mesh 0`` among all. Processes find
-each other by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES
-and JAX_PROCESS_ID; only the first one prints and writes files. Each process copies to
-its devices only their part of every batch.
+``--mesh N`` shares every batch among N devices, ``--mesh 0`` among all. Processes
+connect by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID; only the first one prints and writes files. Each process copies to its
+devices only their part of every batch.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from jax.sharding import AxisType, Mesh
 
 from snnjax import sharding
 
-# Seconds after which the others end, with a message, if a process does not answer.
+# Seconds without a sign of a process after which the others end, with a message.
 HEARTBEAT = 20
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Join the other processes, if the environment says that there are any.
+    """Join the other processes, if the environment variables name any.
 
     If one of them ends, this one ends too, with a message and exit code 1.
 
@@ -45,10 +45,11 @@ def together() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # the usual end would wait for the lost one
+        os._exit(1)  # the usual end would wait for the lost process
 
 
 def _begin() -> None:
+    """Connect the processes; all but the first one print to nowhere."""
     names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
     settings = {name: os.environ[name] for name in names if name in os.environ}
     if not settings or jax.distributed.is_initialized():
@@ -59,7 +60,7 @@ def _begin() -> None:
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{', '.join(names)} belong together, the last two as whole numbers; found "
-            f"{settings}: {error!r}"
+            f"{settings}: {error!r}. Set all three, or none for a single process"
         ) from None
     jax.distributed.initialize(
         address, count, index, heartbeat_timeout_seconds=HEARTBEAT
@@ -74,12 +75,15 @@ def first() -> bool:
 
 
 def hidden() -> bool | None:
-    """For tqdm: no bar where there is no terminal, and one for all processes."""
+    """For tqdm's ``disable``: None hides the bar if there is no terminal.
+
+    All processes but the first one hide it.
+    """
     return None if first() else True
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """For orbax: this process writes alone, without waiting for the others."""
+    """Orbax's options for this process to write without waiting for the others."""
     here = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
@@ -90,7 +94,8 @@ def make_mesh(devices: int) -> Mesh | None:
     """A mesh of so many devices, 0 for all; None for a single one.
 
     Raises:
-        ValueError: there are fewer, or some process would have none.
+        ValueError: there are fewer, or there are several processes and not all of their
+            devices are in it.
     """
     count = jax.device_count()
     if devices == 0 or jax.process_count() > 1:
@@ -101,7 +106,10 @@ def make_mesh(devices: int) -> Mesh | None:
             )
         devices = count
     if devices > count:
-        raise ValueError(f"mesh is {devices}, but JAX finds {count} devices")
+        raise ValueError(
+            f"mesh is {devices}, but JAX finds {count} devices; allowed: --mesh 1 to "
+            f"{count}, or 0 for all"
+        )
     if devices == 1:
         return None
     first_devices = np.asarray(jax.devices()[:devices])
@@ -114,7 +122,7 @@ def batches(
     """Images and labels, about ``size`` at a time, on the devices of the mesh.
 
     Every device gets equally many: copies of the last image fill up the last batch,
-    with the label -1, which equals no answer.
+    with the label -1, which no network predicts.
     """
     spread = sharding.over_batch(mesh)
     devices = sharding.size(spread)

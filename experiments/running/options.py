@@ -1,7 +1,7 @@
-"""What every command can be asked for, as frozen dataclasses with checks.
+"""Options of the commands, as frozen dataclasses with checks.
 
-A field is an option of the command line, and the comment above it is its help text;
-``command_line.py`` reads them, ``experiments/presets.py`` has configurations by name.
+A field is an option of the command line, and the comment above it is its help text.
+``command_line.py`` reads them; ``experiments/presets.py`` has configurations by name.
 """
 
 from dataclasses import dataclass, fields
@@ -26,7 +26,7 @@ class Training:
     learning_rate: float
     # Fraction of all steps spent on the warm-up.
     warmup: float
-    # Decay of kernels; biases, BatchNorm and neurons have none.
+    # Weight decay of kernels; biases, BatchNorm and neurons have none.
     weight_decay: float
     # Mirror training images at random; not for digits.
     flip: bool
@@ -54,7 +54,8 @@ class Training:
             check_positive(self, "train_images")
         if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
             raise ValueError(
-                f"mirrored {self.dataset} are no digits any more; add --flip false"
+                f"flip is True, but mirrored images of {self.dataset} are no digits; "
+                "add --flip false"
             )
 
 
@@ -66,7 +67,12 @@ def check_positive(config: object, names: str) -> None:
 
 
 def check_several(config: object, names: str, *, may_lack: bool = False) -> None:
-    """Raise unless all these options have one entry or more, none of them twice."""
+    """Raise unless each of these options has entries, none of them twice.
+
+    Args:
+        names: of the options, separated by spaces.
+        may_lack: an option without entries is allowed.
+    """
     for name in names.split():
         entries = getattr(config, name)
         if not entries and not may_lack:
@@ -119,28 +125,28 @@ class TrainSNN(Training):
     weight_decay: float = 1e-4
     flip: bool = False
     padding: int = 1
-    # Time steps T; of events, the frames that they are gathered into.
+    # Time steps T; for events, the number of frames that they are binned into.
     steps: int = 4
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
-    # V_th that all neurons start from.
+    # V_th of all neurons at the start.
     threshold: float = 1.0
     # After a spike: "zero" the potential or "subtract" the threshold.
     reset: str = "zero"
     # No gradient through the reset.
     detach_reset: bool = False
-    # Which loss: "mean" (cross-entropy of the mean output) or "tet" (of every step).
+    # Loss: "mean" (cross-entropy of the mean output) or "tet" (of every step).
     loss: str = "mean"
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
-    # Temperature b that it starts from (width or slope of the other surrogates).
+    # Temperature b at the start (of the other surrogates: width or slope).
     temperature: float = 3.0
     # How Dspike's temperature is trained: "fixed" (not at all), "choose" (as in the
     # paper, once per epoch), "alignment" or "relaxed", see snnjax.training.
     learn: str = "choose"
     # Step of the finite differences, in units of the weights.
     difference_step: float = 0.1
-    # Images of a batch that the differences are measured on ("choose").
+    # Images of a batch to measure the differences on ("choose").
     difference_images: int = 32
     # Change of the temperature per epoch ("choose"), or its learning rate.
     temperature_rate: float = 0.25
@@ -150,7 +156,7 @@ class TrainSNN(Training):
     directions: int = 16
     # Least temperature.
     lowest: float = 0.5
-    # Store only the spikes for the gradient and compute the rest anew, to save memory.
+    # Store only the spikes for the gradient and recompute the rest, to save memory.
     remat: bool = False
     # Go on with the run in `out`; false refuses a folder that holds a run.
     resume: bool = True
@@ -196,7 +202,7 @@ class Convert:
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
     # Source network: the --out folder of a train_ann run, or PyTorch weights in a
-    # .safetensors or .npz file. The default, for digits, is trained if it is missing.
+    # .safetensors or .npz file. If the default, for digits, is missing, it is trained.
     checkpoint: str = "runs/digits_resnet"
     # Network, one of experiments.models.NAMES, if the weights have no card (.json)
     # beside them; images are then normalized by mean and deviation of the data set.
@@ -262,13 +268,17 @@ class Convert:
                 )
 
     def _check_restore(self):
+        """Raise for options that an evaluation alone would ignore."""
         defaults = {field.name: field.default for field in fields(self)}
-        used = {"restore", "data_dir", "test_images", "mesh"}
-        changed = [n for n in defaults if getattr(self, n) != defaults[n]]
-        extra = [name for name in changed if name not in used]
-        if extra:
+        allowed = {"restore", "data_dir", "test_images", "mesh"}
+        ignored = [
+            name
+            for name, default in defaults.items()
+            if getattr(self, name) != default and name not in allowed
+        ]
+        if ignored:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
-                f"{', '.join('--' + name for name in extra)}; allowed beside it: "
+                f"{', '.join('--' + name for name in ignored)}; allowed beside it: "
                 "--data_dir, --test_images, --mesh"
             )

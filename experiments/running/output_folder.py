@@ -1,7 +1,7 @@
 """Output folders: checked before the work starts; no file in them is ever half written.
 
-A process that is killed while it writes leaves a hidden ``.NAME.tmp``, or a folder of
-orbax, behind. The next run replaces the one and removes the other.
+A process that is killed while it writes leaves a hidden ``.NAME.tmp``, or a temporary
+folder of orbax. The next run replaces the file and removes the folder.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
     """The folder, created if it is missing.
 
     Args:
-        folder: where files are to be written.
-        option: that the user names the folder by, e.g. "--out", for the message.
-        needed: bytes, about.
+        folder: for files of a command.
+        option: of the command line that names the folder, e.g. "--out", for messages.
+        needed: estimated size of these files in bytes.
 
     Raises:
         ValueError: it cannot be created or written to, or has less free space.
@@ -35,19 +35,19 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
     except OSError as error:
         raise ValueError(
             f"{option} {folder} cannot be written to ({error.strerror}); give another "
-            f"place by {option}"
+            f"folder by {option}"
         ) from None
     if free < needed:
         raise ValueError(
             f"{option} {folder} has {free / 1e6:.0f} MB free and about "
-            f"{needed / 1e6:.0f} MB are needed; make room, or give another place by "
-            f"{option}"
+            f"{needed / 1e6:.0f} MB are needed; free some space, or give another "
+            f"folder by {option}"
         )
     return out
 
 
 def space(tree: Any, copies: int) -> float:
-    """Bytes of so many copies of a pytree of arrays, with some for tables."""
+    """Bytes of so many copies of a pytree of arrays, and 20 MB for logs and tables."""
     arrays = jax.tree.leaves(tree)
     return copies * sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) + 20e6
 
@@ -55,7 +55,8 @@ def space(tree: Any, copies: int) -> float:
 def write(path: Path, content: str | bytes) -> None:
     """Write a file as a whole: beside its place, then renamed.
 
-    The name beside it is always the same, so that what a kill leaves is replaced.
+    The temporary name is always the same, so that the next run replaces what a killed
+    one has left.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(Path(folder) / "a.txt", "all of it")
@@ -70,11 +71,14 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def reading(folder: Path, remedy: str) -> Iterator[None]:
-    """For reading by orbax: damage, whatever its readers raise, is one message.
+    """A context for reading by orbax: any error of its readers becomes one message.
 
     Args:
-        folder: that is read.
+        folder: the folder that they read.
         remedy: what to do if it is damaged.
+
+    Raises:
+        ValueError: they raised an error.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""The loop of a training: epochs, log, checkpoints, and how a killed run goes on.
+"""The loop of a training: epochs, log, checkpoints, and resuming a killed run.
 
 An epoch depends only on the seed, its number and the state at its start. The state is
-saved after every epoch, so a kill costs at most the epoch that was under way, and the
+saved after every epoch, so a kill costs at most the epoch under way, and the resumed
 run ends in the same weights, bit for bit.
 """
 
@@ -33,12 +33,12 @@ from snnjax import sharding
 
 State = TypeVar("State")
 
-# Larger arrays of images stay in host memory and are sent batch by batch.
+# Larger arrays of images stay in host memory; the device gets batch by batch.
 DEVICE_BYTES = 4e9
 
 
 def cache_sized() -> int | None:
-    """Images at a time; on CPU so few that the neurons stay in the cache."""
+    """Images at a time: on CPU so few that the neurons fit into its cache; else all."""
     return 25 if jax.default_backend() == "cpu" else None
 
 
@@ -51,7 +51,7 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
     if len(data.train_images) < config.batch_size:
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
-            f"training images of {data.name}; choose a smaller one"
+            f"training images of {data.name}; choose a smaller batch_size"
         )
     return len(data.train_images) // config.batch_size
 
@@ -81,11 +81,11 @@ def fit(
         config: frozen dataclass with out, epochs, batch_size and seed; ``out`` must be
           new or hold a run of the same options.
         data: training images and labels.
-        state: to start from; any pytree of arrays.
+        state: at the start; any pytree of arrays.
         step: (state, key, images, labels, index) -> (state, report), the report being
           [loss, accuracy, whether loss and new weights are finite]; ``index`` counts
-          the steps of the epoch. The state that is passed in is not used again.
-        measure: gives what else goes to the log after an epoch.
+          the steps of the epoch. It may donate the buffers of the state.
+        measure: state -> further entries of the log's line of an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
 
     Raises:
@@ -94,29 +94,28 @@ def fit(
         ValueError: `out` cannot take the results, or holds another run; the batch
           cannot be shared by the devices.
     """
-    # Two checkpoints and one on its way, the last network and the best.
-    needed = space(state, 5)
-    out = writable(config.out, "--out", needed).resolve()
+    # Two checkpoints, one that is being written, the last network and the best.
+    out = writable(config.out, "--out", needed=space(state, 5)).resolve()
     spread = sharding.over_batch(devices.make_mesh(config.mesh))
     feed = _feeder(data, config.batch_size, spread)
     if devices.first():
         remove_unfinished(out)
         remove_unfinished(out / "checkpoints")
     with _manager(out / "checkpoints") as manager:
-        finished = manager.latest_step() or 0  # epochs
-        if finished and not getattr(config, "resume", True):
+        last_epoch = manager.latest_step() or 0
+        if last_epoch and not getattr(config, "resume", True):
             raise ValueError(
-                f"{config.out} holds a run of {finished} epochs; choose another --out, "
-                "delete that folder, or let --resume true go on with it"
+                f"{config.out} holds a run of {last_epoch} epochs; choose another "
+                "--out, delete that folder, or go on with it by --resume true"
             )
         log, lines = out / "metrics.jsonl", []
         if devices.first():
-            _claim(out / "config.json", config, resumed=finished > 0)
-            lines = _log_until(log, finished)
-        if finished:
-            state = _restored(manager, finished, state)
+            _claim(out / "config.json", config, resumed=last_epoch > 0)
+            lines = _log_until(log, last_epoch)
+        if last_epoch:
+            state = _restored(manager, last_epoch, state)
         state = sharding.on_mesh(state, spread)
-        for epoch in range(finished + 1, config.epochs + 1):
+        for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
             state, loss, accuracy = _train_epoch(
                 step, state, feed, len(data.train_images), config, epoch
@@ -125,7 +124,7 @@ def fit(
             line |= measure(state)
             line["seconds"] = round(time.perf_counter() - start, 2)
             lines.append(line)
-            print("  ".join(_shown(n, v) for n, v in line.items()), flush=True)
+            print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
             if devices.first():
                 with log.open("a") as file:
                     print(json.dumps(line), file=file)
@@ -137,15 +136,15 @@ def fit(
 def _feeder(
     data: Dataset, size: int, spread: NamedSharding | None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-    """numbers -> the training images and labels of these numbers, on the devices.
+    """A function: numbers of training images -> images and labels, on the devices.
 
-    A single device holds all images if they fit into its memory. Otherwise each process
-    sends its devices their part of every batch.
+    Without a mesh the device holds all images, up to `DEVICE_BYTES` of them. With a
+    mesh each process copies to its devices their part of every batch.
     """
     sharding.check_batch("batch_size", size, spread)
     arrays = data.train_images, data.train_labels
     if spread is None:
-        images, labels = map(_place, arrays)
+        images, labels = map(_on_device, arrays)
         return lambda numbers: (images[numbers], labels[numbers])
 
     def feed(numbers):
@@ -163,6 +162,7 @@ def _feeder(
 
 
 def _train_epoch(step, state, feed, images: int, config, epoch):
+    """The state after an epoch of so many images, and its mean loss and accuracy."""
     # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
     order = np.random.default_rng((config.seed, epoch)).permutation(images)
     steps = images // config.batch_size
@@ -179,25 +179,29 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
         reports.append(report)
     loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
     if not finite.all():
-        last = f"the checkpoint of epoch {epoch - 1} is kept"
+        checkpoint = (
+            f"the checkpoint of epoch {epoch - 1} is kept"
+            if epoch > 1
+            else "there is no checkpoint yet"
+        )
         raise FloatingPointError(
             f"loss or weights are not finite in epoch {epoch}, step "
-            f"{np.argmin(finite) + 1} of {steps}; "
-            f"{last if epoch > 1 else 'there is no checkpoint yet'}. Train with a "
+            f"{np.argmin(finite) + 1} of {steps}; {checkpoint}. Train with a "
             f"learning_rate below {config.learning_rate} or a warmup above "
             f"{config.warmup}, in another folder than {config.out}"
         )
     return state, float(loss.mean()), float(accuracy.mean())
 
 
-def _shown(name: str, value: Any) -> str:
+def _entry(name: str, value: Any) -> str:
+    """A number of the log, or the range of a list of them, as it is printed."""
     if isinstance(value, list):
         return f"{name} {min(value):.3g}..{max(value):.3g}"
     return f"{name} {value:.4g}"
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
-    """Of this process alone: a state is the same on all, so the first one writes it."""
+    """A manager of this process alone: all have the same state, the first writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, create=False, multiprocessing_options=devices.alone()
@@ -212,6 +216,7 @@ def _numbered(state) -> dict[str, np.ndarray]:
 
 
 def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State:
+    """The state after an epoch, from its checkpoint, in the structure of ``state``."""
     target = _numbered(state)
     folder = Path(manager.directory) / str(epoch)
     remedy = "delete it, and the same command goes on from the checkpoint before it"
@@ -221,13 +226,18 @@ def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def _place(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
+def _on_device(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
+    """Images or labels in the memory of the device, or as they are if too large."""
     fits = isinstance(array, np.ndarray) and array.nbytes <= DEVICE_BYTES
     return jnp.asarray(array) if fits else array
 
 
 def _claim(file: Path, config: Any, resumed: bool) -> None:
-    """Write the options into the folder of a new run; compare them if it goes on."""
+    """Write the options into the folder of a new run; compare those of a resumed one.
+
+    Raises:
+        ValueError: the run that is there has other options.
+    """
     options = dataclasses.asdict(config)
     for name in ("out", "data_dir", "resume", "mesh"):
         options.pop(name, None)
@@ -235,29 +245,30 @@ def _claim(file: Path, config: Any, resumed: bool) -> None:
         write(file, json.dumps(options, indent=2) + "\n")
         return
     # Resuming with other options would silently mix two experiments.
-    before = _parsed(file.read_text(), file) if file.exists() else {}
-    differing = [name for name in options if before.get(name) != options[name]]
+    stored = _parsed(file.read_text(), file) if file.exists() else {}
+    differing = [name for name in options if stored.get(name) != options[name]]
     if differing:
         raise ValueError(
             f"{file.parent} holds a run with "
-            + ", ".join(f"{name} {before.get(name)!r}" for name in differing)
+            + ", ".join(f"{name} {stored.get(name)!r}" for name in differing)
             + ", but asked for is "
             + ", ".join(f"{name} {options[name]!r}" for name in differing)
-            + "; choose another --out, delete that folder or give the options it has"
+            + "; choose another --out, delete that folder or give its options"
         )
 
 
-def _log_until(log: Path, finished: int) -> list[dict]:
-    """The lines of the finished epochs; the file is cut to them.
+def _log_until(log: Path, epoch: int) -> list[dict]:
+    """The lines of the log up to an epoch; the file is cut to them.
 
     A kill may leave the line of an epoch whose checkpoint is not complete.
     """
-    lines = log.read_text().splitlines()[:finished] if log.exists() else []
+    lines = log.read_text().splitlines()[:epoch] if log.exists() else []
     write(log, "".join(f"{line}\n" for line in lines))
     return [_parsed(line, log) for line in lines]
 
 
 def _parsed(text: str, file: Path) -> dict:
+    """The JSON of a file of a run."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
