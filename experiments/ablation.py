@@ -1,8 +1,8 @@
-"""What each part of `snnjax.best` is worth: ``python -m experiments.ablation``.
+"""The gain of each part of `snnjax.best`: ``python -m experiments.ablation``.
 
 Converts a published network by compositions that differ in one part, also by those
 without a gain, and compares them with the ANN on training images that calibration does
-not use. Recipes are chosen here, so that the test images serve the final table only.
+not use. Recipes are chosen by these, and test images serve the final table only.
 """
 
 import json
@@ -42,7 +42,7 @@ DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=
 
 
 def one_sweep(*chain: Calibrator) -> Recipe:
-    """These calibrators at every site, in one sweep."""
+    """A recipe of one sweep, with these calibrators at every site."""
     return Recipe((chain,))
 
 
@@ -114,7 +114,7 @@ class Ablation:
     images: int = 1000
     # Adam steps of 32 images of the distillation.
     iterations: int = 160
-    # Their learning rate at first.
+    # Learning rate of the distillation at the start.
     rate: float = 1e-4
     # Folder for ablation.md and ablation.json.
     out: str = "runs/ablation"
@@ -127,9 +127,9 @@ class Ablation:
                 raise ValueError(f"no row {row!r}; allowed: {'; '.join(names)}")
         for column in self.columns:
             steps, _, wait = column.partition(":")
-            longest = int(steps) if steps.isdecimal() else 0
-            waits = wait in ("", "T") or (wait.isdecimal() and int(wait) <= longest)
-            if not (longest >= 1 and waits):
+            count = int(steps) if steps.isdecimal() else 0
+            valid_wait = wait in ("", "T") or (wait.isdecimal() and int(wait) <= count)
+            if not (count >= 1 and valid_wait):
                 raise ValueError(
                     f"a column must be T, T:wait or T:T, e.g. 8 8:1 8:T, with T >= 1 "
                     f"and a wait of at most T; not {column}"
@@ -137,7 +137,13 @@ class Ablation:
 
 
 class Cell(NamedTuple):
-    """An SNN against the ANN: loss in points, KL divergence in nats, seconds."""
+    """An SNN against the ANN.
+
+    Attributes:
+        loss: accuracy of the ANN minus that of the SNN, in points.
+        divergence: KL divergence of the outputs, see `divergence`, in nats.
+        seconds: duration of the conversion.
+    """
 
     loss: float
     divergence: float
@@ -145,7 +151,7 @@ class Cell(NamedTuple):
 
 
 def run(config: Ablation) -> dict[str, dict[str, Cell]]:
-    """row -> column -> `Cell`."""
+    """Convert and compare all rows and columns; returns row -> column -> `Cell`."""
     out = writable(config.out, "--out")
     source = load_source(config.checkpoint)
     fn, params = source_function(source), source.variables
@@ -182,7 +188,7 @@ def _split(config: Ablation, count: int) -> tuple[np.ndarray, np.ndarray]:
     if config.calibration_images + config.images > count:
         raise ValueError(
             f"calibration_images {config.calibration_images} and images "
-            f"{config.images} exceed the {count} training images; choose fewer"
+            f"{config.images} together exceed the {count} training images; choose fewer"
         )
     order = np.random.default_rng(0).permutation(count)
     return order[: config.calibration_images], order[-config.images :]
@@ -197,54 +203,77 @@ def _steps_and_wait(column: str) -> tuple[int, int]:
 def _write(out: Path, cells: dict[str, dict[str, Cell]]) -> None:
     """The files ablation.md and ablation.json."""
     write(out / "ablation.md", table(cells))
-    plain = {n: {c: x._asdict() for c, x in row.items()} for n, row in cells.items()}
-    write(out / "ablation.json", json.dumps(plain, indent=1) + "\n")
+    rows = {
+        name: {column: cell._asdict() for column, cell in row.items()}
+        for name, row in cells.items()
+    }
+    write(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
 
 
 def chosen(rows: Sequence[str]) -> list[str]:
-    """The names that are among ``rows``, or start with one that is no whole name."""
+    """Names of the compositions that ``rows`` select.
+
+    Args:
+        rows: each the name of a composition, which selects that one alone, or the start
+            of several names.
+    """
     names = [*ROWS, DISTILLED]
     starts = tuple(set(rows) - set(names))
     return [name for name in names if name in rows or name.startswith(starts)]
 
 
 def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
-    """snn -> (accuracy that it loses against the ANN in points, KL divergence)."""
+    """A function: snn -> (loss, divergence), see `Cell`, on these images."""
     batches = [slice(i, i + 500) for i in range(0, len(images), 500)]
     ann = jnp.concatenate([jax.jit(fn)(params, images[part]) for part in batches])
 
     @jax.jit
     def answers(snn, x):
-        fitted = {"steps": snn.steps, "wait": snn.wait}
-        return snnjax.spiking(fn, **fitted, micro_batch=25)(snn, x).mean(0)
+        simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait, micro_batch=25)
+        return simulate(snn, x).mean(0)
 
     def compare(snn: snnjax.SNN) -> tuple[float, float]:
         outputs = jnp.concatenate([answers(snn, images[part]) for part in batches])
-        before, after = ((o.argmax(-1) == labels).mean() for o in (ann, outputs))
-        return 100 * float(before - after), float(divergence(ann, outputs))
+        ann_accuracy, snn_accuracy = (
+            (logits.argmax(-1) == labels).mean() for logits in (ann, outputs)
+        )
+        loss = 100 * float(ann_accuracy - snn_accuracy)
+        return loss, float(divergence(ann, outputs))
 
     return compare
 
 
 def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Mean KL divergence of the answer's softmax from the ANN's, in nats."""
+    """KL divergence of softmax(outputs) from softmax(ann), in nats, mean over images.
+
+        sum_i p_i (log p_i - log q_i),  p = softmax(ann),  q = softmax(outputs)
+
+    Args:
+        ann, outputs: logits [B, classes].
+    """
     log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
 
 
 def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
-    """Trains an SNN towards the outputs of the ANN, by surrogate gradients.
+    """Train an SNN towards the outputs of the ANN, by surrogate gradients.
 
     Weights, thresholds and initial potentials change; the images need no labels.
+
+    Args:
+        fn, params: the ANN.
+        images: to train on.
+        iterations: steps of Adam, of 32 images each.
+        rate: learning rate of the weights at the start; ten times that for the rest.
     """
     simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
     schedule = optax.cosine_decay_schedule(1.0, iterations)
     # Weights are small; thresholds and potentials are as large as activations.
-    kinds = {"weights": rate, "threshold": 10 * rate, "initial_potential": 10 * rate}
+    rates = {"weights": rate, "threshold": 10 * rate, "initial_potential": 10 * rate}
     optimizer = optax.multi_transform(
-        {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in kinds.items()}
+        {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in rates.items()}
         | {"frozen": optax.set_to_zero()},
-        snnjax.training.param_labels(snn, list(kinds)),
+        snnjax.training.param_labels(snn, list(rates)),
     )
 
     @jax.jit
@@ -255,9 +284,9 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
         updates, state = optimizer.update(jax.grad(loss)(snn), state, snn)
         return optax.apply_updates(snn, updates), state
 
-    state, draw = optimizer.init(snn), np.random.default_rng(0)
+    state, generator = optimizer.init(snn), np.random.default_rng(0)
     for _ in range(iterations):
-        batch = draw.choice(len(images), min(32, len(images)), replace=False)
+        batch = generator.choice(len(images), min(32, len(images)), replace=False)
         snn, state = step(snn, state, images[batch])
     return snn
 

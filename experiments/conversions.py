@@ -1,8 +1,8 @@
 """All conversions of `experiments.convert`: every recipe, T, wait and seed.
 
-A draw is the conversion of one row with the calibration images of one seed. What a
-draw has fitted and counted is stored until the run ends, so that an interrupted run
-goes on from there.
+A row is a recipe with a T and a wait; a draw is its conversion with the calibration
+images of one seed. Until the run ends, files hold what each draw has fitted and
+counted, and an interrupted run goes on from them.
 """
 
 import contextlib
@@ -48,13 +48,13 @@ UNFINISHED = "unfinished_conversions"  # folder in --out, while a run is under w
 
 
 class LabelledImages(NamedTuple):
-    """Images, normalized when they are sliced, and their labels."""
+    """Images, normalized or to be normalized by slicing, and their labels."""
 
     images: Any
     labels: np.ndarray
 
     def first(self, count: int) -> "LabelledImages":
-        """The first of them."""
+        """The first ``count`` images and labels."""
         return LabelledImages(self.images[:count], self.labels[:count])
 
 
@@ -62,11 +62,13 @@ class Experiment(NamedTuple):
     """What all conversions have in common.
 
     Attributes:
+        config, data: options and data set.
         fn: the network; one object, so that JAX traces it once per shape.
         params, sites: of the network.
-        test: the images that are reported.
-        held_out: the images that the row to save is chosen by; None: the test images.
-        simulate: (SNN, images) -> outputs, jitted; the SNN says its T and wait.
+        test: images for the reported accuracies.
+        held_out: images for the choice of the row to save; None: the test images.
+        simulate: (SNN, images) -> outputs, jitted; T and wait are the SNN's.
+        mesh: of the devices that share a batch; None: a single device.
     """
 
     config: Convert
@@ -81,13 +83,13 @@ class Experiment(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What the calibration images of one seed give.
+    """A conversion with the calibration images of one seed.
 
     Attributes:
         snn: the spiking network.
         hits: right answers on the test images after 1..T steps.
-        choice_hits: right answers after T steps on the images that rows are chosen by.
-        seconds: of the conversion; NaN if it was interrupted.
+        choice_hits: right answers after T steps on the images for the choice of a row.
+        seconds: duration of the conversion; NaN if it was interrupted.
     """
 
     snn: snnjax.SNN
@@ -103,39 +105,48 @@ def experiment(
     params: chex.ArrayTree,
     mesh: Mesh | None,
 ) -> Experiment:
-    """The conversions that a configuration asks for, ready to be carried out."""
+    """What the conversions of a configuration have in common."""
     test = images_to_test(config, data)
     sites = snnjax.sites(fn, params, test.images[:1])
 
     @jax.jit
     def simulate(snn, x):
-        run = {"steps": snn.steps, "wait": snn.wait, "mesh": mesh}
-        return snnjax.spiking(fn, **run, micro_batch=cache_sized())(snn, x)
+        options = {"steps": snn.steps, "wait": snn.wait, "mesh": mesh}
+        return snnjax.spiking(fn, **options, micro_batch=cache_sized())(snn, x)
 
     held_out = _held_out(config, data)
     return Experiment(config, data, fn, params, sites, test, held_out, simulate, mesh)
 
 
 def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
-    """All rows, each printed when it is ready, and the SNN of each one's first seed."""
+    """Convert and measure all rows.
+
+    Args:
+        task: from `experiment`.
+        ann: accuracy of the source network, for the printed rows.
+
+    Returns:
+        The result of each row, which is printed at once, and the SNN of its first seed.
+    """
     rows = plan(task.config)
     results, snns = [], []
     total = len(rows) * len(task.config.seeds)
     progress = tqdm(
         total=total, desc="conversions", leave=False, disable=devices.hidden()
     )
-    # Half of the time is XLA's: compile ahead on another core. Devices of a mesh must
-    # all do the same in the same order, so there each row compiles its own programs.
-    ahead = _compile if task.mesh is None else lambda *_: None
+    # XLA's compiler takes half of the time: it works ahead, on another core. Devices of
+    # a mesh must all run the same programs in the same order, so there each row
+    # compiles its own.
+    compile_ahead = _compile if task.mesh is None else lambda *_: None
     pool = ThreadPoolExecutor(1)
     try:
-        runs = dict.fromkeys((steps, wait) for _, steps, wait in rows)
-        programs = {run: pool.submit(ahead, task, *run) for run in runs}
+        pairs = dict.fromkeys((steps, wait) for _, steps, wait in rows)
+        programs = {pair: pool.submit(compile_ahead, task, *pair) for pair in pairs}
         for recipe, steps, wait in rows:
-            compiled = programs[steps, wait].result
+            wait_for_programs = programs[steps, wait].result
             draws = []
             for seed in task.config.seeds:
-                draws.append(_draw(task, recipe, steps, wait, seed, compiled))
+                draws.append(_draw(task, recipe, steps, wait, seed, wait_for_programs))
                 progress.update()
             result = _result(task, recipe, draws)
             tqdm.write(row(result, ann))
@@ -148,7 +159,7 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
 
 
 def plan(config: Convert) -> list[tuple[str, int, int]]:
-    """(recipe, T, wait) of every row, once each: a wait may be T by itself."""
+    """(recipe, T, wait) of every row, once each: the waits "T" and "4" may be equal."""
     rows = []
     for recipe in config.recipes:
         waits = config.waits or (("0", "1", "T") if recipe == "best" else ("0",))
@@ -159,12 +170,12 @@ def plan(config: Convert) -> list[tuple[str, int, int]]:
 
 
 def forget(config: Convert) -> None:
-    """Delete what draws of this run stored; other files in that folder stay."""
+    """Delete the folders that the draws of this run have written, and no other ones."""
     for recipe, steps, wait in plan(config):
         for seed in config.seeds:
             folder = _folder(config, recipe, steps, wait, seed)
             shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it is not empty
+    with contextlib.suppress(OSError):  # another run has folders in it
         (Path(config.out).expanduser() / UNFINISHED).rmdir()
 
 
@@ -172,42 +183,55 @@ def forget(config: Convert) -> None:
 
 
 def images_to_test(config: Convert, data: Dataset) -> LabelledImages:
-    """The test images that a configuration asks for."""
+    """The first ``config.test_images`` test images, or all of them."""
     labels = data.test_labels[: config.test_images]
     return LabelledImages(Normalized(data, len(labels)), labels)
 
 
 def calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
-    """Training images of a seed."""
-    return normalize(data, data.train_images[_drawn(config, data, seed)])
+    """The training images that a seed draws, normalized."""
+    return normalize(data, data.train_images[_image_numbers(config, data, seed)])
 
 
-def _drawn(config: Convert, data: Dataset, seed: int) -> np.ndarray:
+def _image_numbers(config: Convert, data: Dataset, seed: int) -> np.ndarray:
+    """Numbers of the training images that a seed draws."""
     order = np.random.default_rng(seed).permutation(len(data.train_images))
     return order[: config.calibration_images]
 
 
 def _held_out(config: Convert, data: Dataset) -> LabelledImages | None:
-    """Training images that no seed calibrates with; None if too few are left.
+    """Training images that no seed calibrates with; None if these are too few.
 
-    At most as many as there are test images.
+    They are as many as the test images, and at most `CHOICE_IMAGES`.
     """
-    rest = np.ones(len(data.train_images), bool)
+    unused = np.ones(len(data.train_images), bool)
     for seed in config.seeds:
-        rest[_drawn(config, data, seed)] = False
+        unused[_image_numbers(config, data, seed)] = False
     count = min(CHOICE_IMAGES, len(data.test_labels[: config.test_images]))
-    if rest.sum() < count:
+    if unused.sum() < count:
         return None
-    numbers = np.random.default_rng(0).permutation(np.flatnonzero(rest))[:count]
-    images = normalize(data, data.train_images[np.sort(numbers)])
-    return LabelledImages(images, data.train_labels[np.sort(numbers)])
+    order = np.random.default_rng(0).permutation(np.flatnonzero(unused))
+    numbers = np.sort(order[:count])
+    images = normalize(data, data.train_images[numbers])
+    return LabelledImages(images, data.train_labels[numbers])
 
 
 # ------------------------------------------------------------------ one conversion
 
 
-def _draw(task: Experiment, recipe: str, steps: int, wait: int, seed: int, compiled):
-    """Convert and count right answers, or read what an interrupted run has counted."""
+def _draw(
+    task: Experiment,
+    recipe: str,
+    steps: int,
+    wait: int,
+    seed: int,
+    wait_for_programs: Callable[[], Any],
+) -> Draw:
+    """Convert and count right answers, or read the counts of an interrupted run.
+
+    Args:
+        wait_for_programs: returns when the programs that count are compiled.
+    """
     config = task.config
     folder = _folder(config, recipe, steps, wait, seed)
     resumed = any(folder.glob("*.npz"))
@@ -227,13 +251,13 @@ def _draw(task: Experiment, recipe: str, steps: int, wait: int, seed: int, compi
     )
     jax.block_until_ready(snn)
     seconds = math.nan if resumed else time.perf_counter() - start
-    # What is not shared, such as a measurement, runs on a device of this process.
+    # What runs without the mesh, such as `_measure`, needs arrays of this process.
     snn = snn if task.mesh is None else jax.device_get(snn)
     snn = _widened(snn, task.sites)
     file = folder / f"hits_{len(task.test.labels)}.json"
     if file.exists():
         return Draw(snn, **json.loads(file.read_text()))
-    compiled()  # waits for the programs
+    wait_for_programs()
     hits = count_hits(task.simulate, snn, task.test, task.mesh)
     choice_hits = hits[-1]
     if task.held_out is not None:
@@ -245,12 +269,13 @@ def _draw(task: Experiment, recipe: str, steps: int, wait: int, seed: int, compi
 
 
 def _folder(config: Convert, recipe: str, steps: int, wait: int, seed: int) -> Path:
-    """Where a draw stores what it has fitted and counted."""
+    """The folder for what a draw has fitted and counted."""
     name = f"{recipe}_T{steps}_wait{wait}_seed{seed}_{config.calibration_images}"
     return Path(config.out).expanduser() / UNFINISHED / name
 
 
 def _result(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
+    """A row: accuracies of all draws, and measures of the SNN of the first one."""
     snn, images = draws[0].snn, len(task.test.labels)
     measures = _measure(task, snn)
     seconds = [draw.seconds for draw in draws if not math.isnan(draw.seconds)]
@@ -274,12 +299,13 @@ def count_hits(
     """Right answers after 1..T steps, as whole numbers."""
     hits = np.zeros(snn.steps, int)
     for x, y in devices.batches(test.images, test.labels, BATCH, mesh):
-        share = snnjax.accuracy(simulate(snn, x), y)  # float32, of len(y)
-        hits += np.rint(np.asarray(share, np.float64) * len(y)).astype(int)
+        accuracy = snnjax.accuracy(simulate(snn, x), y)  # hits / len(y), in float32
+        hits += np.rint(np.asarray(accuracy, np.float64) * len(y)).astype(int)
     return hits.tolist()
 
 
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
+    """Measures of the first test images, the sites in the order of the network."""
     images = task.test.images[:MEASURED]
     measures = jax.device_get(snnjax.measure(task.fn, task.params, snn, images))
     # JAX sorts the sites by name.
@@ -288,7 +314,7 @@ def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
 
 
 def _compile(task: Experiment, steps: int, wait: int) -> None:
-    """Run the programs once, on an SNN of the shape that all recipes give."""
+    """Run the programs once, on an SNN whose shapes are those of all recipes."""
     neuron = snnjax.integrate_and_fire().init()
     neurons = {site.name: neuron for site in task.sites if site.fires}
     snn = _widened(snnjax.SNN(task.params, neurons, steps, wait), task.sites)
@@ -301,14 +327,14 @@ def _compile(task: Experiment, steps: int, wait: int) -> None:
 
 
 def _widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
-    """The same SNN with parameters of one shape, so that all recipes share programs."""
+    """The SNN with parameters of full shape, so that all recipes share programs."""
     firing = [site for site in sites if site.fires]
     neurons = {site.name: widen(snn.neurons[site.name], site) for site in firing}
     return replace(snn, neurons={**snn.neurons, **neurons})
 
 
 def ann_accuracy(fn: Callable, params: chex.ArrayTree, test: LabelledImages) -> float:
-    """Of the source network."""
+    """Accuracy of the source network on the test images, 0..1."""
     compiled = jax.jit(fn)
     answers = [
         compiled(params, test.images[i : i + BATCH]).argmax(-1)

@@ -240,7 +240,7 @@ def test_held_out_images_calibrate_no_seed(converted):
     assert len(pixels) > 1200  # so that equal bytes mean the same image
     held_out = conversions._held_out(config, data)
     assert len(held_out.labels) == 200  # as many as test images
-    drawn = [conversions._drawn(config, data, seed) for seed in config.seeds]
+    drawn = [conversions._image_numbers(config, data, seed) for seed in config.seeds]
     fitted = {image.tobytes() for d in drawn for image in data.train_images[d]}
     raw = np.asarray(held_out.images) * np.array(data.std) + np.array(data.mean)
     chosen = {image.tobytes() for image in raw.round().astype(np.uint8)}
