@@ -222,7 +222,7 @@ def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State
     remedy = "delete it, and the same command goes on from the checkpoint before it"
     with reading(folder, remedy):
         arrays = manager.restore(epoch, args=ocp.args.StandardRestore(target))
-    leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
+    leaves = [jnp.asarray(arrays[name]) for name in target]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from snnjax import _files
+from snnjax._checks import is_number
 from snnjax._version import __version__
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
@@ -180,6 +181,10 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     Files of snnjax 0.1 load, too. A readout correction, which they may hold, is left
     out with a warning; ``run`` still adds it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"path is a {type(path).__name__}; allowed: the name of a file"
+        )
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -286,9 +291,7 @@ def _target(path: str | os.PathLike) -> Path:
 def _check_facts(recipe, accuracy, extras) -> None:
     if not isinstance(recipe, str | None):
         raise ValueError(f"recipe is {recipe!r}; allowed: its name, e.g. 'best'")
-    if accuracy is not None and np.shape(accuracy) != ():
-        raise ValueError(f"accuracy has shape {np.shape(accuracy)}; allowed: a number")
-    if isinstance(accuracy, str):
+    if accuracy is not None and not is_number(accuracy):
         raise ValueError(f"accuracy is {accuracy!r}; allowed: a number, e.g. 0.9")
     if accuracy is not None and not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy is {accuracy}; allowed: 0 to 1")
@@ -390,7 +393,7 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
 def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
     """The extras as JSON gives them back, e.g. tuples as lists."""
     try:
-        return json.loads(json.dumps(extras))
+        return json.loads(json.dumps(extras, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"extras must be what JSON can hold ({error}); turn arrays and NumPy's "
