@@ -293,13 +293,18 @@ def _result(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
     )
 
 
+# Jitted, so that labels are not checked: where several devices share a batch, it is
+# filled up with images of the label -1, which no answer equals.
+_accuracy = jax.jit(snnjax.accuracy)
+
+
 def count_hits(
     simulate: Callable, snn: snnjax.SNN, test: LabelledImages, mesh: Mesh | None
 ) -> list[int]:
     """Right answers after 1..T steps, as whole numbers."""
     hits = np.zeros(snn.steps, int)
     for x, y in devices.batches(test.images, test.labels, BATCH, mesh):
-        accuracy = snnjax.accuracy(simulate(snn, x), y)  # hits / len(y), in float32
+        accuracy = _accuracy(simulate(snn, x), y)  # hits / len(y), in float32
         hits += np.rint(np.asarray(accuracy, np.float64) * len(y)).astype(int)
     return hits.tolist()
 
