@@ -5,7 +5,9 @@ A spiking network is an ordinary JAX function with other activations. The words:
 T, steps            time steps of one inference
 site                a place in the network where neurons fire, named by its path
 current             input of a site at one step: the pre-activation, bias included
-threshold           V_th, scalar or per channel; a spike carries the value V_th
+threshold           V_th, scalar or per channel; a spike of level k carries k V_th
+levels              (low, high), the whole numbers that a spike may be: (0, 1) binary,
+                    (-1, 1) signed, (0, n) and (-n, n) graded
 potential           v, the membrane potential; v(0) is the initial potential
 charge              potential that does not come from the input, as v(0)
 leak                factor on v before integration: 1 is IF, below 1 is LIF

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from snnjax._arrays import lead
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
+from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -45,6 +47,18 @@ def observe_spikes(
     streams = streaming(network.equations)
     evaluate(network.equations, values, firing(fire, snn.neurons), streams=streams)
     return values, streams
+
+
+def all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
+    """Every variable's value at a step in which all neurons emit level 1."""
+    values = network.arguments(snn.params, x)
+
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
+        return jnp.broadcast_to(threshold, current.shape)
+
+    evaluate(network.equations, values, firing(fire, snn.neurons))
+    return values
 
 
 def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:

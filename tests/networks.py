@@ -4,6 +4,7 @@ Weights and inputs are multiples of 1/8, and thresholds in the tests powers of t
 every sum is then exact in float32, so executions can be compared bit by bit.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,21 @@ def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)
     return jnp.asarray(numbers / 8, jnp.float32)
+
+
+def halves(net, seed=0, **changes):
+    """An SNN with thresholds 1/2 or 1 and other parameters in eighths: exact sums."""
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=snnjax.integrate_and_fire())
+    neurons = {}
+    for site in snnjax.sites(net.fn, net.params, net.x):
+        if site.fires:
+            seed += 1
+            neurons[site.name] = snn.neurons[site.name]._replace(
+                threshold=0.5 * eighths(seed, site.shape[-1:], 1, 3) * 8,
+                bias=eighths(seed + 10, site.shape[-1:], -2, 3),
+                initial_potential=eighths(seed + 20, site.shape, -4, 5),
+            )
+    return dataclasses.replace(snn, neurons=neurons, **changes)
 
 
 def weights(**shapes):

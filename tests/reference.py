@@ -7,17 +7,31 @@ unless the caller's are not.
 import numpy as np
 
 
-def neuron(currents, threshold, *, leak=1.0, reset="subtract", start=0.0, wait=0):
+def neuron(
+    currents,
+    threshold,
+    *,
+    leak=1.0,
+    reset="subtract",
+    start=0.0,
+    wait=0,
+    levels=(0, 1),
+    dead_zone=0.0,
+):
     """Spikes [T] of one neuron that waits ``wait`` steps before it may fire."""
-    steps, v, spikes = len(currents), start, []
+    steps, v, spikes, total = len(currents), start, [], 0
+    low, high = levels
     for step in range(steps + wait):
         v = leak * v + (currents[step] if step < steps else 0 * currents[0])
         if step < wait:
             continue
-        fired = v >= threshold
-        spikes.append(threshold if fired else 0 * threshold)
-        if fired:
-            v = v - threshold if reset == "subtract" else 0 * v
+        shifted = v + dead_zone * threshold if v < 0 else v
+        beyond = np.floor(shifted / threshold) if v >= 0 or shifted < 0 else 0
+        level = int(min(max(beyond, low, -total), high))
+        total += level
+        spikes.append(level * threshold)
+        if level:
+            v = v - level * threshold if reset == "subtract" else 0 * v
     return spikes
 
 

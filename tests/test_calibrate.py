@@ -237,10 +237,12 @@ def test_shift_makes_the_expected_flooring_error_zero():
     """Activations uniform in [0, V_th]: the floor loses V_th / 2T, a shift none."""
     neuron = integrate_and_fire(threshold=2.0).init()
     a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
-    floor = (a - closed_form(neuron, a, STEPS)).mean()
+    floor = (a - closed_form(NEURON, neuron, a, STEPS)).mean()
     shifted = neuron._replace(bias=formulas.shift(neuron.threshold, STEPS))
     assert floor == pytest.approx(formulas.shift(2.0, STEPS), rel=1e-2)
-    assert (a - closed_form(shifted, a, STEPS)).mean() == pytest.approx(0, abs=1e-3)
+    assert (a - closed_form(NEURON, shifted, a, STEPS)).mean() == pytest.approx(
+        0, abs=1e-3
+    )
 
 
 def test_half_charge_equals_the_shift_once_all_input_is_in():
@@ -250,7 +252,8 @@ def test_half_charge_equals_the_shift_once_all_input_is_in():
     assert charged.initial_potential == STEPS * shifted.bias
     current = jnp.linspace(-1, 3, 50).reshape(-1, 1)
     np.testing.assert_array_equal(
-        closed_form(charged, current, STEPS), closed_form(shifted, current, STEPS)
+        closed_form(NEURON, charged, current, STEPS),
+        closed_form(NEURON, shifted, current, STEPS),
     )
 
 
@@ -297,7 +300,8 @@ def test_a_postponed_charge_arrives_by_the_last_step(c):
     np.testing.assert_allclose(waiting, c * charged.threshold)
     current = jax.random.normal(jax.random.key(0), (50, 3, 2))
     np.testing.assert_allclose(  # with all its input the neuron knows no difference
-        closed_form(later, current, STEPS), closed_form(charged, current, STEPS)
+        closed_form(NEURON, later, current, STEPS),
+        closed_form(NEURON, charged, current, STEPS),
     )
 
 
@@ -487,7 +491,7 @@ def test_weight_calibration_lowers_its_objective(objective, wait):
             if objective == "floor":
                 zero = jnp.zeros(())
                 neuron = neuron._replace(bias=zero, initial_potential=zero)
-            output = closed_form(neuron, into, STEPS)
+            output = closed_form(NEURON, neuron, into, STEPS)
         return ((here.activation - output) ** 2).sum(-1).mean()
 
     calibrated = calibrate_weights(

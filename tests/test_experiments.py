@@ -192,7 +192,7 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
 
 def row(measures, *, recipe, steps, accuracies, choice_hits, energy=1.0):
     """A row with the measures of another one, but this energy."""
-    measures = measures._replace(synaptic_operations=energy)
+    measures = measures._replace(synaptic_additions=energy)
     curves = [[accuracy] * steps for accuracy in accuracies]
     return Result(
         recipe, 0, steps, curves, steps, 0.1, energy, 1.0, measures, choice_hits
@@ -401,13 +401,25 @@ def test_every_recipe_of_the_command_can_be_made(name):
 
 def test_a_wait_that_is_all_steps_makes_one_row():
     config = Convert(steps=(1, 2), recipes=("best",), waits=("0", "1", "T"))
-    assert conversions.plan(config) == [
+    rows = [(line.recipe, line.steps, line.wait) for line in conversions.plan(config)]
+    assert rows == [
         ("best", 1, 0),
         ("best", 2, 0),
         ("best", 1, 1),
         ("best", 2, 1),
         ("best", 2, 2),
     ]
+
+
+def test_every_pair_of_levels_makes_rows_of_its_own():
+    config = Convert(steps=(2,), recipes=("light",), levels=(0, 1, -1, 1))
+    assert [line.levels for line in conversions.plan(config)] == [(0, 1), (-1, 1)]
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (0, 1, 2), (1, 1)])
+def test_levels_that_are_no_pairs_are_refused(levels):
+    with pytest.raises(ValueError, match="levels"):
+        Convert(levels=levels)
 
 
 @pytest.mark.parametrize("column", ["0", "2:3", "x", "x:1", "4:-1"])

@@ -131,14 +131,18 @@ def test_closed_form_is_what_a_neuron_sends_that_waits_for_all_input(case):
     neuron, params, currents = case.site()
     steps = len(currents)
     spikes = unroll(neuron, params, currents, wait=steps)
-    mean = neurons.closed_form(params, currents.mean(0), steps)
+    mean = neurons.closed_form(
+        neurons.integrate_and_fire(), params, currents.mean(0), steps
+    )
     np.testing.assert_array_equal(mean * steps, spikes.sum(0))
 
 
 def test_closed_form_passes_the_gradient_between_its_clips():
     params = neurons.integrate_and_fire(threshold=2.0).init()
     current = jnp.array([-1.0, 0.1, 1.9, 2.1])
-    slope = jax.grad(lambda z: neurons.closed_form(params, z, 4).sum())(current)
+    slope = jax.grad(
+        lambda z: neurons.closed_form(neurons.integrate_and_fire(), params, z, 4).sum()
+    )(current)
     np.testing.assert_array_equal(slope, [0, 1, 1, 0])
 
 
@@ -168,7 +172,12 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
     assert state.potential.dtype == charged.potential.dtype == jnp.float32
     for run in (neurons.unroll, neurons.mean_output):
         assert run(neuron, params, currents).dtype == dtype
-    mean = neurons.closed_form(neurons.integrate_and_fire().init(), currents[0], 4)
+    mean = neurons.closed_form(
+        neurons.integrate_and_fire(),
+        neurons.integrate_and_fire().init(),
+        currents[0],
+        4,
+    )
     assert mean.dtype == dtype
 
 
@@ -206,7 +215,9 @@ def test_a_neuron_outside_its_range_is_refused(build, message):
         lambda neuron, params, currents: resume(
             neuron, params, neurons.NeuronState(jnp.zeros(1)), currents
         ),
-        lambda neuron, params, currents: neurons.closed_form(params, currents[0], 4),
+        lambda neuron, params, currents: neurons.closed_form(
+            neurons.integrate_and_fire(), params, currents[0], 4
+        ),
     ],
 )
 def test_currents_of_whole_numbers_are_refused(run):

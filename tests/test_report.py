@@ -43,7 +43,7 @@ def results_of(sites, seeds=2):
                 wait = steps if name == "T" else int(name)
                 seen = {s.name: site() for s in sites if s.fires}
                 operations, macs = draw_one(1e3, 1e6), 5e5
-                counts = (operations, 2e3, macs, 99, 9, steps, wait)
+                counts = (operations, operations, 2e3, macs, 99, 9, steps, wait, steps)
                 measures = Measures(seen, 0.1, *counts)
                 counted = draw_one(0, 123, (seeds, steps)).round()
                 latency = snnjax.latency(sites, steps=steps, wait=wait)
@@ -225,11 +225,9 @@ def test_the_table_of_costs_equals_the_results(made):
     assert len(rows) == len(results)
     for row, result in zip(rows, results, strict=True):
         spiking, multiplying = snnjax.energy(result.measures).operations
-        assert row[:4] == [
-            result.recipe,
-            *map(str, (result.wait, result.steps, result.latency)),
-        ]
-        numbers = [float(text.split()[0]) for text in row[4:]]
+        whole = result.wait, result.steps, result.latency, result.measures.bits
+        assert row[:5] == [result.recipe, *map(str, whole)]
+        numbers = [float(text.split()[0]) for text in row[5:]]
         assert numbers == pytest.approx(
             [
                 100 * result.final,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import FLAT, NETWORKS, VECTORS, Net, eighths, max_pool, relu
+from networks import FLAT, NETWORKS, VECTORS, Net, eighths, halves, max_pool, relu
 
 import snnjax
 from snnjax.network.evaluate import increments
@@ -19,21 +19,6 @@ from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivativ
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
-
-
-def halves(net, seed=0, **changes):
-    """An SNN with thresholds 1/2 or 1 and other parameters in eighths: exact sums."""
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=integrate_and_fire())
-    neurons = {}
-    for site in snnjax.sites(net.fn, net.params, net.x):
-        if site.fires:
-            seed += 1
-            neurons[site.name] = snn.neurons[site.name]._replace(
-                threshold=0.5 * eighths(seed, site.shape[-1:], 1, 3) * 8,
-                bias=eighths(seed + 10, site.shape[-1:], -2, 3),
-                initial_potential=eighths(seed + 20, site.shape, -4, 5),
-            )
-    return dataclasses.replace(snn, neurons=neurons, **changes)
 
 
 def encode(net, inputs):

@@ -20,7 +20,9 @@ from snnjax._checks import check_positive
 from snnjax._trees import add_scaled
 from snnjax.calibrators import formulas
 from snnjax.network.sites import Site
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+
+_BINARY = IntegrateAndFire()
 
 
 class Fit(NamedTuple):
@@ -45,6 +47,7 @@ class View(abc.ABC):
         site: its name, shape and parameters.
         steps: T.
         wait: steps that every layer waits.
+        neuron: the model, whose levels say what a spike may be.
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites or the readout, too.
         stride: distance of the positions that the view shows; 1: all of them.
@@ -59,9 +62,10 @@ class View(abc.ABC):
         steps: int,
         wait: int,
         activations: Sequence[jax.Array],
+        neuron: IntegrateAndFire = _BINARY,
         shared: frozenset[str] = frozenset(),
     ):
-        self.site, self.steps, self.wait = site, steps, wait
+        self.site, self.steps, self.wait, self.neuron = site, steps, wait, neuron
         self.activations, self.shared = activations, shared
 
     @abc.abstractmethod
@@ -99,6 +103,11 @@ class View(abc.ABC):
     def count(self) -> int:
         """N, the number of images."""
         return sum(len(activation) for activation in self.activations)
+
+    @property
+    def high(self) -> int:
+        """The highest level: a neuron's output is at most so many times V_th."""
+        return self.neuron.levels[1]
 
     @property
     def activation(self) -> jax.Array:
@@ -183,6 +192,7 @@ class _Thinned(View):
             whole.site,
             steps=whole.steps,
             wait=whole.wait,
+            neuron=whole.neuron,
             activations=[
                 formulas.thin(a, stride, ndim, channel) for a in whole.activations
             ],

@@ -18,7 +18,7 @@ import optax
 from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax.calibrators.view import Calibrator, Fit, View
-from snnjax.neurons.models import NeuronParams, WithSurrogate, integrate_and_fire
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, WithSurrogate
 from snnjax.neurons.unroll import closed_form, unroll
 from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
@@ -69,7 +69,7 @@ def calibrate_weights(
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.wait < view.steps
-        output = _output(objective, time, view.wait, surrogate)
+        output = _output(objective, view.neuron, time, view.wait, surrogate)
         current, sources = view.feed(size, time)
         original = tuple(fit.weights.values())
         activation, sources, neuron, start = jax.lax.stop_gradient(
@@ -116,7 +116,7 @@ class _Layer(NamedTuple):
 
     Attributes:
         current: (weights, sources, rows) -> current, see `View.feed`.
-        output: (neuron, current, steps) -> mean output.
+        output: (params, current, steps) -> mean output.
         free: which of the weights may change.
         steps: T.
         channel: axis of the channels, from the end.
@@ -130,27 +130,34 @@ class _Layer(NamedTuple):
 
 
 @functools.cache
-def _output(objective: str, time: bool, wait: int, surrogate: Surrogate) -> Callable:
-    """(neuron, current, steps) -> mean output, as the objective defines it."""
+def _output(
+    objective: str,
+    neuron: IntegrateAndFire,
+    time: bool,
+    wait: int,
+    surrogate: Surrogate,
+) -> Callable:
+    """(params, current, steps) -> mean output, as the objective defines it."""
     if objective == "floor":
-        return _floored
+        return functools.partial(_floored, neuron)
     if not time:
-        return closed_form
-    model = WithSurrogate(integrate_and_fire(), surrogate)
+        return functools.partial(closed_form, neuron)
+    model = WithSurrogate(neuron, surrogate)
 
-    def spikes(neuron: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+    def spikes(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
         del steps
-        return unroll(model, neuron, current, wait=wait).mean(0)
+        return unroll(model, params, current, wait=wait).mean(0)
 
     return spikes
 
 
-def _floored(neuron: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+def _floored(
+    neuron: IntegrateAndFire, params: NeuronParams, current: jax.Array, steps: int
+) -> jax.Array:
     """The paper's ClipFloor, which depends on the threshold only."""
     zero = jnp.zeros(())
-    return closed_form(
-        neuron._replace(bias=zero, initial_potential=zero), current, steps
-    )
+    params = params._replace(bias=zero, initial_potential=zero)
+    return closed_form(neuron, params, current, steps)
 
 
 @functools.partial(jax.jit, static_argnames="layer")

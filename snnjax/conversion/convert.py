@@ -25,7 +25,6 @@ from snnjax import sharding
 from snnjax._checks import check_finite, check_images, check_size, check_wait
 from snnjax.calibrators.view import check_calibrator
 from snnjax.conversion.engine.micro_batches import Plan
-from snnjax.conversion.engine.segments import NEURON
 from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.resume import folder as fit_folder
@@ -33,8 +32,11 @@ from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.spike_trains import per_byte
 from snnjax.snn import SNN
+
+BINARY = IntegrateAndFire()
 
 
 def convert(
@@ -44,6 +46,7 @@ def convert(
     *,
     steps: int,
     recipe: Recipe | None = None,
+    neuron: IntegrateAndFire = BINARY,
     wait: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
@@ -61,6 +64,9 @@ def convert(
             numbers that it fits to fewer than 16 samples.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
+        neuron: the model of all sites, an integrate-and-fire neuron with reset by
+            subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
+            1))`` can take spikes back: few steps lose less accuracy, for more spikes.
         wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
@@ -108,7 +114,8 @@ def convert(
     steps, wait = int(steps), int(wait)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
-    plan = _plan(fn, params, x, steps, wait, micro_batch, memory_budget, mesh)
+    _check_neuron(neuron)
+    plan = _plan(fn, params, x, steps, wait, neuron, micro_batch, memory_budget, mesh)
     fits = fit_folder.open_folder(
         folder,
         lambda: {
@@ -117,13 +124,14 @@ def convert(
             "images": x,
             "steps": steps,
             "wait": wait,
+            "neuron": neuron,
             "recipe": recipe,
             "micro_batch": plan.size,
         },
     )
     network, _ = plan.captured(plan.size)
-    neurons = {s.name: NEURON.init(s.shape) for s in network.sites if s.fires}
-    snn = SNN(plan.params, neurons, steps, wait, NEURON)
+    neurons = {s.name: neuron.init(s.shape) for s in network.sites if s.fires}
+    snn = SNN(plan.params, neurons, steps, wait, neuron)
     for number, calibrators in enumerate(recipe.sweeps):
         calibrate = functools.partial(chained, calibrators, plan.spread)
         calibrator_for = functools.partial(
@@ -152,6 +160,7 @@ def _plan(
     x: jax.Array,
     steps: int,
     wait: int,
+    neuron: IntegrateAndFire,
     micro_batch: int | None,
     memory_budget: float,
     mesh: Mesh | None,
@@ -170,7 +179,7 @@ def _plan(
     check_finite("the calibration images", [placed])
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, wait), share)
-    stream_bytes = share * _stream_bytes(network, steps, wait)
+    stream_bytes = share * _stream_bytes(network, steps, wait, neuron.levels)
     leaves = jax.tree.leaves((params, placed))
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     return Plan(
@@ -181,6 +190,7 @@ def _plan(
         params=params,
         steps=steps,
         wait=wait,
+        neuron=neuron,
         budget=int(max(0, min(memory_budget - stream_bytes, 2**62))),
         spills=stream_bytes > memory_budget and not traced,
     )
@@ -212,6 +222,16 @@ def _check_recipe(recipe: Any) -> None:
         )
 
 
+def _check_neuron(neuron: Any) -> None:
+    is_if = isinstance(neuron, IntegrateAndFire) and neuron.counts_only(neuron.init())
+    if not is_if or neuron.temperature is not None:
+        raise ValueError(
+            f"neuron is {neuron!r}; allowed: an IF neuron with reset by subtraction "
+            "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), since "
+            "conversion fits how often it fires"
+        )
+
+
 def _captured(
     fn: Callable, params: chex.ArrayTree, x: jax.Array
 ) -> Callable[[int], tuple[Network, list[Stage]]]:
@@ -237,9 +257,11 @@ def _micro_batch(network: Network, steps: int, wait: int) -> int:
     return max(1, 2**24 // (4 * times * largest))
 
 
-def _stream_bytes(network: Network, steps: int, wait: int) -> int:
+def _stream_bytes(
+    network: Network, steps: int, wait: int, levels: tuple[int, int]
+) -> int:
     """Bytes per image of both streams where they are largest: two sites at a time."""
-    spikes = 4 if wait == steps else math.ceil(steps / 8)
+    spikes = 4 if wait == steps else math.ceil(steps / per_byte(levels))
     sizes = [math.prod(site.shape) for site in network.sites]
     return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
 

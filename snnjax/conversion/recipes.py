@@ -86,10 +86,10 @@ def best() -> Recipe:
     In this order: weights refitted to compensate for errors of earlier layers;
     thresholds per channel for a neuron that rounds, with a margin for new images where
     a channel has few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as
-    the bias shift does, but from the first step; per channel, as much of its charge
-    later as serves its spikes; without a wait, a threshold for the spikes that arrive
-    and then perhaps more charge later; and the mean error of each neuron, removed by
-    its initial potential in three rounds.
+    the bias shift does, but from the first step; per channel, unless spikes can be
+    taken back, as much of its charge later as serves its spikes; without a wait, a
+    threshold for the spikes that arrive and then perhaps more charge later; and the
+    mean error of each neuron, removed by its initial potential in three rounds.
     """
     return Recipe(
         (

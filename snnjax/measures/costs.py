@@ -1,7 +1,7 @@
 """Energy of a spiking network and its ANN: three estimates side by side.
 
-    operations   a synaptic operation is an addition, a MAC a product and an addition,
-                 all in 32-bit floating point
+    operations   a spike of level k is |k| additions for each synapse, a MAC a product
+                 and an addition, all in 32-bit floating point
     memory       the same, and what reading and writing memory costs
     quantized    operations in integers, against an ANN whose activations have
                  b = ceil(log2(T + 1)) bits: T + 1 levels, as many as T steps count
@@ -110,7 +110,7 @@ def access_energy(size: jax.Array | float) -> jax.Array:
 
 
 def _operations(measures: Measures) -> Joules:
-    additions = measures.synaptic_operations * ENERGY_PER_AC
+    additions = measures.synaptic_additions * ENERGY_PER_AC
     products = measures.input_macs * ENERGY_PER_MAC
     return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
@@ -136,4 +136,4 @@ def _quantized(measures: Measures) -> Joules:
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     image = measures.input_macs * per_image_mac
     ann = image + (measures.macs - measures.input_macs) * per_activation_mac
-    return Joules(measures.synaptic_operations * ENERGY_PER_INT32_ADDITION + image, ann)
+    return Joules(measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image, ann)

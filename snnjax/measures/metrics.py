@@ -3,8 +3,8 @@
 The conversion error of a site, per neuron and averaged over T steps, is the sum of
 
     a - relu(z)                      inherited  (from the layers below)
-    relu(z) - clip(z, 0, V_th)       clipping   (above the threshold)
-    clip(z, 0, V_th) - ClipFloor(z)  flooring   (only T + 1 levels)
+    relu(z) - clip(z, 0, V)          clipping   (V = high V_th)
+    clip(z, 0, V) - ClipFloor(z)     flooring   (only T high + 1 values)
     ClipFloor(z) - s                 unevenness (spikes did not come evenly)
 
 with a the ANN's activation, z the mean current as it arrives, s the mean output.
@@ -24,13 +24,14 @@ import numpy as np
 
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
-from snnjax.firing import observe_spikes
+from snnjax.firing import all_fire, observe_spikes
 from snnjax.measures.operations import Work, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
@@ -65,26 +66,32 @@ class Measures(NamedTuple):
     Attributes:
         sites: site name -> `SiteMeasures`.
         firing_rate: mean over all neurons of all sites.
-        synaptic_operations: additions per image that spikes cause in T steps: one for
+        synaptic_operations: operations per image that spikes cause in T steps: one for
             each non-zero input of a convolution or matrix product and each of the
-            outputs that it reaches.
+            outputs that it reaches. It is an addition for spikes of level 1 or -1, a
+            multiplication and an addition for others.
+        synaptic_additions: the same by additions alone: a spike of level k is |k| of
+            them. Where no level is beyond 1 and -1, they are equal.
         input_macs: multiply-adds per image of what the analog input reaches directly;
             a constant current is computed once.
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
         weights: number of weights of all convolutions and matrix products.
         steps, wait: that it was measured with.
+        bits: that a neuron sends in one inference, T log2(high - low + 1).
     """
 
     sites: dict[str, SiteMeasures]
     firing_rate: jax.Array
     synaptic_operations: jax.Array
+    synaptic_additions: jax.Array
     input_macs: jax.Array
     macs: jax.Array
     neurons: jax.Array
     weights: jax.Array
     steps: jax.Array
     wait: jax.Array
+    bits: jax.Array
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -144,7 +151,7 @@ def measure(
     check_values(snn)
     network = capture(fn, params, x, inline_all=True)
     work = Work(fn, network)
-    observed, operations, input_macs, macs = _observe(work, params, snn, x, steps, wait)
+    observed, counts = _observe(work, params, snn, x, steps, wait)
     compared = {
         site.name: _compared(observed[site.name], snn, site, steps)
         for site in network.sites
@@ -155,16 +162,16 @@ def measure(
     # In float32: all spikes of a large network may be more than int32 can count.
     fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
     possible = float(steps) * sum(site.activation.size for site in observed.values())
+    low, high = snn.neuron.levels
     return Measures(
         sites=compared,
         firing_rate=jnp.asarray(fired) / possible,
-        synaptic_operations=operations,
-        input_macs=input_macs,
-        macs=macs,
+        **counts,
         neurons=jnp.asarray(neurons),
         weights=jnp.asarray(weights),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
+        bits=jnp.asarray(steps * math.log2(high - low + 1)),
     )
 
 
@@ -184,44 +191,73 @@ class _Observed(NamedTuple):
 def _observe(
     work: Work, params: chex.ArrayTree, snn: SNN, x: jax.Array, steps: int, wait: int
 ):
-    """Site name -> `_Observed`; synaptic operations, MACs of the input, of the ANN."""
+    """Site name -> `_Observed`; counts of operations, named as in `Measures`."""
     network = capture(work.fn, params, x, inline_all=True)
     check_neurons(snn, network.sites)
     activations = _activations(network, params, x)
     observed = {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        fired = (spikes > 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
+        fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
         means = currents.mean(0), spikes.mean(0)
         observed[site.name] = _Observed(activations[site.name], *means, fired)
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    operations, input_macs, macs = jnp.zeros(()), 0.0, 0.0
+    graded = snn.neuron.graded
+    unit = all_fire(network, snn, x) if graded else {}
+    operations = additions = jnp.zeros(())
+    input_macs, macs = 0.0, 0.0
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
         if v in streams:
-            active = (values[v] != 0).astype(jnp.float32).sum(0)
-            operations += (active * product.fan_out).sum() / len(x)
+            active = (values[v] != 0).astype(jnp.float32)
+            operations += (active.sum(0) * product.fan_out).sum() / len(x)
+            if graded:
+                active *= _levels(values[v], unit[v])
+            additions += (active.sum(0) * product.fan_out).sum() / len(x)
         else:
             input_macs += product.macs
-    return observed, operations, jnp.asarray(input_macs), jnp.asarray(macs)
+    return observed, {
+        "synaptic_operations": operations,
+        "synaptic_additions": additions,
+        "input_macs": jnp.asarray(input_macs),
+        "macs": jnp.asarray(macs),
+    }
+
+
+def _levels(stream: jax.Array, unit: jax.Array) -> jax.Array:
+    """How many spikes of level 1 each value is worth, 1 at least, [T, B, ...].
+
+    Args:
+        unit: the value where all neurons emit level 1, [B, ...].
+    """
+    unit = jnp.abs(wide(unit))[None]
+    worth = jnp.round(jnp.abs(wide(stream)) / jnp.where(unit > 0, unit, jnp.inf))
+    return jnp.maximum(worth, 1)
 
 
 def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
     params = snn.neurons[site.name]
     splits = snn.neuron.counts_only(params)
-    compared = _compare(observed, params, steps, site.channel, splits=splits)
+    neuron, channel = snn.neuron, site.channel
+    compared = _compare(observed, params, neuron, steps, channel, splits=splits)
     if splits:
         return compared
     missing = np.float32(np.nan)  # of NumPy: jax_debug_nans would refuse a NaN of JAX
     return compared._replace(clipping=missing, flooring=missing, unevenness=missing)
 
 
-@functools.partial(jax.jit, static_argnames=("channel", "splits"))
+@functools.partial(jax.jit, static_argnames=("neuron", "channel", "splits"))
 def _compare(
-    observed: _Observed, params: NeuronParams, steps: int, channel: int, *, splits: bool
+    observed: _Observed,
+    params: NeuronParams,
+    neuron: IntegrateAndFire,
+    steps: int,
+    channel: int,
+    *,
+    splits: bool,
 ) -> SiteMeasures:
     """The measures of a site; ``splits``: its neurons have a ClipFloor."""
     activation, current, output = map(wide, observed[:3])
@@ -229,9 +265,9 @@ def _compare(
     positive = jax.nn.relu(current)
     level = clipped = positive
     if splits:
-        level = closed_form(params, current, steps)
+        level = closed_form(neuron, params, current, steps)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        clipped = jnp.minimum(positive, threshold)
+        clipped = jnp.minimum(positive, neuron.levels[1] * threshold)
     parts = (
         activation,
         activation - output,
@@ -257,7 +293,9 @@ def spike_trains(
     steps: int | None = None,
     wait: int | None = None,
 ) -> dict[str, jax.Array]:
-    """Spikes of every site, name -> bool [T, B, ...], for images x [B, ...].
+    """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
+
+    They are bool where the levels are (0, 1), and elsewhere the levels, int16.
 
     Args: as for `measure`.
 
@@ -267,10 +305,14 @@ def spike_trains(
     check_values(snn)
     network = capture(fn, snn.params, x)
     check_neurons(snn, network.sites)
-    trains = {}
+    trains, levels = {}, snn.neuron.levels
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        trains[site.name] = spikes > 0
+        threshold = snn.neurons[site.name].threshold
+        codes = code(spikes, threshold, levels)
+        trains[site.name] = (
+            codes > 0 if levels == BINARY else codes.astype(jnp.int16) + levels[0]
+        )
 
     observe_spikes(network, snn, x, steps=steps, wait=wait, observe=observe)
     return trains

@@ -31,7 +31,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead
-from snnjax.firing import observe_spikes
+from snnjax.firing import all_fire, observe_spikes
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
@@ -42,7 +42,6 @@ from snnjax.measures.operations import (
 )
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
-from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.neurons.models import Neuron, NeuronParams
 from snnjax.neurons.unroll import charge, discharge, phase
@@ -152,13 +151,13 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         params = snn.neurons[site.name]
-        spike_counts.append((spikes > 0).sum((0, *range(2, spikes.ndim))))
+        spike_counts.append((spikes != 0).sum((0, *range(2, spikes.ndim))))
         updates.append(_membrane_updates(snn.neuron, params, currents, wait))
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    at_full_rate = _all_fire(network, snn, x)
+    at_full_rate = all_fire(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)
@@ -206,18 +205,6 @@ def _membrane_updates(
     differs = potentials[1:] != potentials[:-1]
     updates = jnp.concatenate([jnp.ones_like(potentials[:1], bool), differs])
     return updates.sum(tuple(range(2, updates.ndim)))
-
-
-def _all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
-    """Every variable's value at a step in which all neurons fire."""
-    values = network.arguments(snn.params, x)
-
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        return jnp.broadcast_to(threshold, current.shape)
-
-    evaluate(network.equations, values, firing(fire, snn.neurons))
-    return values
 
 
 def _are_events(stream: jax.Array, one: jax.Array) -> jax.Array:

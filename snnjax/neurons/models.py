@@ -1,21 +1,25 @@
 """Neuron models as values: integrate-and-fire (IF) and its leaky form (LIF).
 
-    v  <- leak v + I                          integrate
-    s   = V_th 1[v >= V_th]                   fire: a spike carries the value V_th
-    v  <- v - s   or   v (1 - 1[s > 0])       reset: "subtract" or "zero"
+    v  <- leak v + I                                      integrate
+    k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
+    v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
-A spike carries V_th, so mean outputs compare with ANN activations without rescaling.
-Source: Li, Deng, Dong, Gong and Gu, ICML 2021, section 3.
+A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
+N is the sum of all levels so far: like a ReLU's, the total output stays >= 0. With the
+levels (0, 1) a neuron spikes or does not. Source of that one: Li, Deng, Dong, Gong and
+Gu, ICML 2021, section 3; a neuron that can take a spike back: ours.
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead, promoted, wide_dtype
-from snnjax._checks import check_choice, check_leak, check_positive
+from snnjax._checks import check_choice, check_leak, check_positive, is_number
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -45,9 +49,16 @@ class NeuronParams(NamedTuple):
 
 
 class NeuronState(NamedTuple):
-    """State of a neuron between two steps: the membrane potential v, [B, ...]."""
+    """State of integrate-and-fire neurons between two steps.
+
+    Attributes:
+        potential: the membrane potential v, [B, ...].
+        total: N, the sum of all levels so far, [B, ...]; None where no level is
+            negative, since it limits nothing there.
+    """
 
     potential: jax.Array
+    total: jax.Array | None = None
 
 
 class Neuron(Protocol):
@@ -70,7 +81,7 @@ class Neuron(Protocol):
     def fire(
         self, params: NeuronParams, state: NeuronState, spike: Surrogate = dspike
     ) -> tuple[NeuronState, jax.Array]:
-        """The state after firing, and the spikes, 0 or V_th.
+        """The state after firing, and the spikes, whole multiples of V_th.
 
         ``spike`` is a function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
         """
@@ -82,25 +93,38 @@ class IntegrateAndFire:
     """IF, or LIF where its parameters have a leak. A value: equal fields, equal models.
 
     Attributes:
+        levels: (low, high), the whole numbers that a spike may be: (0, 1) is binary,
+            (-1, 1) signed, (0, n) and (-n, n) are graded.
         reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
+        dead_zone: z in [0, 1): the first negative spike needs v < -z V_th.
         threshold, leak, temperature: of fresh parameters; None: they have none. The
             numbers that a network uses are those of its `NeuronParams`.
     """
 
+    levels: tuple[int, int] = (0, 1)
     reset: str = "subtract"
     threshold: float = 1.0
     leak: float | None = None
     temperature: float | None = None
+    dead_zone: float = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, "levels", checked_levels(self.levels))
         check_choice("reset", self.reset, ("subtract", "zero"))
         check_positive("threshold", self.threshold)
+        if not is_number(self.dead_zone) or not 0 <= self.dead_zone < 1:
+            raise ValueError(f"dead_zone is {self.dead_zone!r}; allowed: 0 <= z < 1")
+        if self.dead_zone and self.levels[0] == 0:
+            raise ValueError(
+                f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
+                "allowed: 0, since no spike is negative"
+            )
         if self.leak is not None:
             check_leak("leak", self.leak)
         if self.temperature is not None:
             check_positive("temperature", self.temperature)
         # Python's own numbers, so that equal models have equal hashes and can be saved.
-        for name in ("threshold", "leak", "temperature"):
+        for name in ("threshold", "leak", "temperature", "dead_zone"):
             number = getattr(self, name)
             object.__setattr__(self, name, None if number is None else float(number))
 
@@ -131,7 +155,8 @@ class IntegrateAndFire:
         """
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
-        return NeuronState(jnp.broadcast_to(potential, shape))
+        total = jnp.zeros(shape, dtype) if self.levels[0] < 0 else None
+        return NeuronState(jnp.broadcast_to(potential, shape), total)
 
     def integrate(
         self, params: NeuronParams, state: NeuronState, current: jax.Array
@@ -140,24 +165,61 @@ class IntegrateAndFire:
         v = state.potential
         if params.leak is not None:
             v = _like(params.leak, v) * v
-        return NeuronState(v + current.astype(v.dtype))
+        return state._replace(potential=v + current.astype(v.dtype))
 
     def fire(
         self, params: NeuronParams, state: NeuronState, spike: Surrogate = dspike
     ) -> tuple[NeuronState, jax.Array]:
-        """s = V_th spike((v - V_th) / (2 V_th)), and the reset."""
-        v = state.potential
+        """Spikes s = k V_th, and the reset.
+
+        The surrogate stands for each of the steps that make up k, so the derivative is
+        the sum of its derivatives at all levels j, of more than eight at the eight
+        around v, where it is not 0 or nearly so:
+
+            k = max(low + sum_j spike((v - p_j V_th) / (2 V_th)), -N),  low < j <= high
+            p_j = j for j > 0, j - dead_zone otherwise
+        """
+        v, total = state
         v_th = _like(params.threshold, v)
-        # x >= 0 is v >= V_th whatever the rounding: dividing by a positive number
-        # keeps the sign of the difference.
         temperature = params.temperature
         sharpness = () if temperature is None else (_like(temperature, v),)
-        fired = spike((v - v_th) / (2 * v_th), *sharpness)
-        v = v - v_th * fired if self.reset == "subtract" else v * (1 - fired)
-        return NeuronState(v), v_th * fired
+
+        def reached(level: Any) -> jax.Array:
+            # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
+            # keeps the sign of the difference.
+            place = level
+            if self.dead_zone:
+                place = level - self.dead_zone * (level <= 0)
+            return spike((v - place * v_th) / (2 * v_th), *sharpness)
+
+        low, high = self.levels
+        below: Any = low
+        if high - low > _NEAREST:
+            near = jnp.floor(v / v_th) - _NEAREST // 2
+            below = jnp.clip(jax.lax.stop_gradient(near), low, high - _NEAREST)
+        steps = [reached(below + i) for i in range(1, 1 + min(high - low, _NEAREST))]
+        level = functools.reduce(operator.add, steps)
+        if self.levels != (0, 1):
+            level = level + below
+        fired = level
+        if self.reset == "zero" and self.levels != (0, 1):
+            fired = reached(1)
+            if total is not None:
+                fired = fired + (1 - reached(0)) * jnp.minimum(total, 1)
+        if total is not None:
+            level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
+            total = total + level
+        v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
+        return NeuronState(v, total), v_th * level
+
+    @property
+    def graded(self) -> bool:
+        """Whether a spike may be of another level than 0, 1 and -1."""
+        low, high = self.levels
+        return low < -1 or high > 1
 
     def counts_only(self, params: NeuronParams) -> bool:
-        """Whether the sum of its input alone decides how often it fires in the end.
+        """Whether the sum of its input alone decides its output in the end.
 
         That is so for IF with reset by subtraction; only such neurons have a
         `closed_form`, and only they are what conversion fits.
@@ -211,19 +273,51 @@ def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
     return lead(parameter, potential.ndim).astype(potential.dtype)
 
 
+def checked_levels(levels: Any) -> tuple[int, int]:
+    """The levels as Python's numbers; raise unless spikes can have them."""
+    try:
+        low, high = map(operator.index, levels)
+    except TypeError:  # one number, or fractions
+        low, high = 1, 0
+    except ValueError:  # not two of them
+        low, high = 1, 0
+    if not (low <= 0 < high and high - low <= MOST_LEVELS - 1):
+        raise ValueError(
+            f"levels are {levels!r}; allowed: two whole numbers (low, high), low <= 0, "
+            f"high >= 1 and high - low < {MOST_LEVELS}, e.g. (0, 1) for binary spikes, "
+            "(-1, 1) for signed and (0, 3) for graded ones"
+        )
+    return low, high
+
+
+# A spike has to fit in a byte.
+MOST_LEVELS = 256
+# Levels whose steps are computed.
+_NEAREST = 8
+
+
 def integrate_and_fire(
     *,
+    levels: tuple[int, int] = (0, 1),
     threshold: float = 1.0,
     reset: str = "subtract",
     temperature: float | None = None,
+    dead_zone: float = 0.0,
 ) -> IntegrateAndFire:
     """The IF neuron: no leak. With reset "subtract" it is what conversion fits.
 
     Args:
-        threshold: V_th of fresh parameters, > 0, in units of the current.
+        levels: (low, high), the whole numbers that a spike may be, low <= 0 < high:
+            (0, 1) is binary, (-1, 1) signed, (0, n) and (-n, n) are graded. A negative
+            spike takes back what later input does not support; the total of all spikes
+            of a neuron stays >= 0.
+        threshold: V_th of fresh parameters, > 0, in units of the current. A spike of
+            level k carries k V_th.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
+        dead_zone: z, 0 <= z < 1; of a signed neuron, the first negative spike needs v <
+            -z V_th, where others need v < 0: fewer spikes, and less accuracy.
 
     Raises:
         ValueError: an argument outside its range.
@@ -233,12 +327,17 @@ def integrate_and_fire(
     >>> neuron = integrate_and_fire(threshold=1.0)
     >>> print(unroll(neuron, neuron.init(), jnp.full((4, 1), 0.5))[:, 0])
     [0. 1. 0. 1.]
+    >>> signed = integrate_and_fire(levels=(-1, 1))
+    >>> taken_back = jnp.array([[1.0], [0.0], [-1.0], [-1.0]])
+    >>> print(unroll(signed, signed.init(), taken_back)[:, 0])
+    [ 1.  0. -1.  0.]
     """
-    return IntegrateAndFire(reset, threshold, None, temperature)
+    return IntegrateAndFire(levels, reset, threshold, None, temperature, dead_zone)
 
 
 def lif(
     *,
+    levels: tuple[int, int] = (0, 1),
     leak: float = 0.5,
     threshold: float = 1.0,
     reset: str = "subtract",
@@ -248,7 +347,7 @@ def lif(
 
     Args:
         leak: factor on v before integration, 0 < leak <= 1.
-        threshold, reset, temperature: as for `integrate_and_fire`.
+        levels, threshold, reset, temperature: as for `integrate_and_fire`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -260,4 +359,4 @@ def lif(
     [0. 1. 0. 1.]
     """
     check_leak("leak", leak)
-    return IntegrateAndFire(reset, threshold, leak, temperature)
+    return IntegrateAndFire(levels, reset, threshold, leak, temperature)

@@ -1,48 +1,64 @@
-"""Spikes in memory, one bit each, beside the threshold that every spike carries.
+"""Spikes in memory: their levels in a few bits each, beside the threshold.
 
-    spikes = V_th bit        bits are packed along the first axis, eight in a byte
+    spikes = V_th (low + code)      codes are packed along the first axis
 
-The only module that defines how spikes are encoded. Conversion stores them so between
-two sites, and a gradient with less memory stores nothing else.
+A code takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). The only
+module that defines how spikes are encoded. Conversion stores them so between two sites,
+and a gradient with less memory stores nothing else.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead
 
+BINARY = (0, 1)
 
-class SpikeTrain(NamedTuple):
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("bits", "threshold"),
+    meta_fields=("levels",),
+)
+@dataclasses.dataclass(frozen=True)
+class SpikeTrain:
     """Encoded spikes.
 
     Attributes:
-        bits: uint8 [ceil(T / 8), ...], as ``jnp.packbits`` packs along the first axis.
-        threshold: value of a spike, scalar or [C], in the type of the spikes.
+        bits: uint8 [ceil(T / `per_byte`), ...]; the first step has the highest bits.
+        threshold: value of a spike of level 1, scalar or [C], in the type of spikes.
+        levels: (low, high).
     """
 
     bits: jax.Array
     threshold: jax.Array
+    levels: tuple[int, int] = BINARY
 
 
-def encode(spikes: jax.Array) -> jax.Array:
-    """The bits of spikes [T, ...], 0 or V_th each: uint8 [ceil(T / 8), ...].
+def per_byte(levels: tuple[int, int]) -> int:
+    """Steps that fit in a byte.
 
-    >>> print(encode(jnp.array([0.0, 2.0, 2.0])))
+    >>> per_byte((0, 1)), per_byte((-1, 1)), per_byte((-3, 3)), per_byte((0, 255))
+    (8, 4, 2, 1)
+    """
+    low, high = levels
+    return next(n for n in (8, 4, 2, 1) if 2 ** (8 // n) > high - low)
+
+
+def encode(
+    spikes: jax.Array, threshold: jax.Array | float = 1.0, levels=BINARY
+) -> jax.Array:
+    """The bits of spikes [T, ...]: uint8 [ceil(T / `per_byte`), ...].
+
+    >>> print(encode(jnp.array([0.0, 2.0, 2.0]), 2.0))
+    [96]
+    >>> print(encode(jnp.array([0.0, 2.0, -2.0]), 2.0, levels=(-1, 1)))
     [96]
     """
-    return jnp.packbits(spikes > 0, axis=0)
-
-
-def append(byte: jax.Array, events: jax.Array, place: int) -> jax.Array:
-    """A byte of eight steps, with the bit of step ``place`` set where events are."""
-    return byte | events.astype(jnp.uint8) << jnp.uint8(7 - place)
-
-
-def fired(bits: jax.Array, count: int) -> jax.Array:
-    """Where there were spikes, uint8 [count, ...] of 0 and 1."""
-    return jnp.unpackbits(bits, axis=0, count=count)
+    return pack(code(spikes, threshold, levels), levels)
 
 
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
@@ -51,6 +67,47 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     >>> print(decode(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     [0. 2. 2.]
     """
-    events = fired(train.bits, steps)
-    threshold = lead(train.threshold, events.ndim)
-    return events.astype(threshold.dtype) * threshold
+    return spikes_of(unpack(train.bits, steps, train.levels), train)
+
+
+def code(spikes: jax.Array, threshold: jax.Array | float, levels=BINARY) -> jax.Array:
+    """The number of each spike's level, counted from the lowest: uint8."""
+    if levels == BINARY:
+        return (spikes > 0).astype(jnp.uint8)
+    threshold = lead(jnp.asarray(threshold, spikes.dtype), spikes.ndim)
+    return (jnp.round(spikes / threshold) - levels[0]).astype(jnp.uint8)
+
+
+def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
+    """The spikes of these codes, in the type of the train's threshold."""
+    threshold = lead(train.threshold, codes.ndim)
+    level, low = codes.astype(threshold.dtype), train.levels[0]
+    return (level + low if low else level) * threshold
+
+
+def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
+    """Codes [T, ...] in the bytes of `SpikeTrain.bits`."""
+    group = per_byte(levels)
+    filling = jnp.zeros((-len(codes) % group, *codes.shape[1:]), jnp.uint8)
+    groups = jnp.concatenate([codes, filling]).reshape(-1, group, *codes.shape[1:])
+    byte = jnp.zeros_like(groups[:, 0])
+    for place in range(group):
+        byte = append(byte, groups[:, place], place, levels)
+    return byte
+
+
+def append(
+    byte: jax.Array, codes: jax.Array, place: int, levels: tuple[int, int] = BINARY
+) -> jax.Array:
+    """A byte of some steps, with the code of step ``place`` set."""
+    group = per_byte(levels)
+    return byte | codes << jnp.uint8(8 // group * (group - 1 - place))
+
+
+def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
+    """The codes [count, ...] that `pack` has packed."""
+    group = per_byte(levels)
+    shifts = 8 // group * jnp.arange(group - 1, -1, -1, dtype=jnp.uint8)
+    shifts = shifts.reshape(1, group, *[1] * (bits.ndim - 1))
+    codes = bits[:, None] >> shifts & jnp.uint8(2 ** (8 // group) - 1)
+    return codes.reshape(-1, *bits.shape[1:])[:count]

@@ -14,8 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
-from snnjax.neurons.models import Neuron, NeuronParams, NeuronState
-from snnjax.neurons.spike_trains import SpikeTrain, append
+from snnjax.neurons.models import IntegrateAndFire, Neuron, NeuronParams, NeuronState
+from snnjax.neurons.spike_trains import SpikeTrain, append, code, per_byte
 
 
 def unroll(
@@ -33,7 +33,7 @@ def unroll(
         wait: 0 <= wait <= T.
 
     Returns:
-        Spikes [T, B, ...], each 0 or V_th, in the dtype of ``currents``.
+        Spikes [T, B, ...], whole multiples of V_th, in the dtype of ``currents``.
 
     Raises:
         ValueError: a wait outside 0..T; currents that are whole numbers, as spikes of
@@ -131,7 +131,7 @@ def mean_and_pace(
 
     nothing = jnp.zeros_like(state.potential)
     carry = (state, nothing, nothing)
-    rate = min(steps, _UNROLL)
+    rate = min(steps, _steps_per_loop(neuron))
     carry, _ = jax.lax.scan(receive, carry, currents[wait:], unroll=rate)
     if wait:
         carry, _ = jax.lax.scan(receive_nothing, carry, length=wait, unroll=rate)
@@ -142,7 +142,11 @@ def mean_and_pace(
 
 
 def spike_train(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    currents: jax.Array,
+    *,
+    wait: int = 0,
 ) -> SpikeTrain:
     """The spikes of `unroll`, encoded while they are computed. Forward only."""
     steps = currents.shape[0]
@@ -150,33 +154,41 @@ def spike_train(
     step = _step(neuron, params)
     state = _after_wait(neuron, params, currents, wait)
     arriving = arriving_while_firing(params, currents, wait)
-    filling = jnp.zeros((-steps % 8, *arriving.shape[1:]), arriving.dtype)
-    eights = jnp.concatenate([arriving, filling]).reshape(-1, 8, *arriving.shape[1:])
-    running = (jnp.arange(8 * len(eights)) < steps).reshape(-1, 8)
+    group, levels = per_byte(neuron.levels), neuron.levels
+    filling = jnp.zeros((-steps % group, *arriving.shape[1:]), arriving.dtype)
+    groups = jnp.concatenate([arriving, filling])
+    groups = groups.reshape(-1, group, *arriving.shape[1:])
+    running = (jnp.arange(group * len(groups)) < steps).reshape(-1, group)
 
-    def encode_eight(state, now):
+    def encode_group(state, now):
         currents, running = now
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
-        for place in range(8):
+        for place in range(group):
             state, spikes = step(state, currents[place])
-            byte = append(byte, (spikes > 0) & running[place], place)
+            codes = code(spikes, params.threshold, levels)
+            codes = jnp.where(running[place], codes, jnp.zeros_like(codes))
+            byte = append(byte, codes, place, levels)
         return state, byte
 
-    loops = min(len(eights), _UNROLL // 8)
-    _, bits = jax.lax.scan(encode_eight, state, (eights, running), unroll=loops)
-    return SpikeTrain(bits, jnp.asarray(params.threshold, currents.dtype))
+    loops = min(len(groups), max(1, _steps_per_loop(neuron) // group))
+    _, bits = jax.lax.scan(encode_group, state, (groups, running), unroll=loops)
+    return SpikeTrain(bits, jnp.asarray(params.threshold, currents.dtype), levels)
 
 
-def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+def closed_form(
+    neuron: IntegrateAndFire, params: NeuronParams, current: jax.Array, steps: int
+) -> jax.Array:
     """Mean output of an IF neuron that has all of its input before it fires.
 
-        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T)
+        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high)
 
-    This is the sum of `unroll` with a wait of T, without a loop, and the "ClipFloor" of
-    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+    This is the sum of `unroll` with a wait of T, without a loop, and with the levels
+    (0, 1) the "ClipFloor" of the papers. Its floor has a straight-through gradient: 1
+    where it is not clipped.
 
     Args:
-        params: of an IF neuron with reset by subtraction.
+        neuron: an IF neuron with reset by subtraction.
+        params: its parameters.
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
 
@@ -185,8 +197,9 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
-    >>> params = integrate_and_fire(threshold=2.0).init()
-    >>> print(closed_form(params, jnp.array([-1.0, 0.8, 1.4, 9.0]), 4))
+    >>> neuron = integrate_and_fire(threshold=2.0)
+    >>> current = jnp.array([-1.0, 0.8, 1.4, 9.0])
+    >>> print(closed_form(neuron, neuron.init(), current, 4))
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
@@ -195,7 +208,7 @@ def closed_form(params: NeuronParams, current: jax.Array, steps: int) -> jax.Arr
     drive = wide(steps * params.driving(current))
     dtype = wide_dtype(drive, start, threshold)
     count = (start.astype(dtype) + drive.astype(dtype)) / threshold.astype(dtype)
-    within = jnp.clip(count, 0, steps)
+    within = jnp.clip(count, 0, steps * neuron.levels[1])
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     return (floored * threshold.astype(dtype) / steps).astype(current.dtype)
 
@@ -260,18 +273,23 @@ def when(condition: Any, value: Any, otherwise: Any) -> Any:
     return value if condition is True else jnp.where(condition, value, otherwise)
 
 
-# Steps that a forward loop runs without coming back to memory; more compile slowly.
-_UNROLL = 32
+def _steps_per_loop(neuron: Neuron) -> int:
+    """Steps that a forward loop runs without coming back to memory.
+
+    More compile slowly, and so do many levels.
+    """
+    low, high = getattr(neuron, "levels", (0, 1))
+    return max(4, 32 // (high - low))
 
 
 def _step(neuron: Neuron, params: NeuronParams):
     def step(state, current):
         state = neuron.integrate(params, state, current)
-        state = state._replace(potential=checkpoint_name(state.potential, "potential"))
+        state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
         return neuron.fire(params, state)
 
-    # Of all that a step computes, only the potential is kept for its gradient.
-    keep = jax.checkpoint_policies.save_only_these_names("potential")
+    # Of all that a step computes, only the charged state is kept for its gradient.
+    keep = jax.checkpoint_policies.save_only_these_names("state")
     return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 

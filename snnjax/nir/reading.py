@@ -22,6 +22,7 @@ import numpy as np
 from snnjax._checks import check_positive, check_wait
 from snnjax.network.capture import capture
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.nodes import compact
 from snnjax.nir.writing import import_nir
 from snnjax.snn import SNN
@@ -106,7 +107,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
         steps=steps,
         wait=wait,
-        neuron=IntegrateAndFire(_reset(nir, graph, order)),
+        neuron=_model(nir, graph, order),
     )
 
 
@@ -341,24 +342,27 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
     return order
 
 
-def _reset(nir: Any, graph: Any, order: list[str]) -> str:
-    """The reset of all neurons: "zero" or "subtract"."""
-    resets = {}
+def _model(nir: Any, graph: Any, order: list[str]) -> IntegrateAndFire:
+    """The model of all neurons."""
+    models = {}
     for name in order:
         node = graph.nodes[name]
         if isinstance(node, nir.IF | nir.LIF):
-            reset = (node.metadata or {}).get("reset", "zero")
+            metadata = node.metadata or {}
+            reset = metadata.get("reset", "zero")
             reset = reset.decode() if isinstance(reset, bytes) else str(reset)
             if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
                 reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
-            resets[name] = reset
-    kinds = set(resets.values())
-    if len(kinds) != 1 or not kinds <= {"zero", "subtract"}:
+            levels = tuple(np.asarray(metadata.get("levels", BINARY)).tolist())
+            models[name] = levels, reset, float(metadata.get("dead_zone", 0))
+    kinds = set(models.values())
+    if len(kinds) != 1 or not {kind[1] for kind in kinds} <= {"zero", "subtract"}:
         raise ValueError(
-            f"the neurons reset to {resets}; allowed: v_reset 0 for all of them, or "
-            'metadata {"reset": "subtract"} for all'
+            f"the neurons have levels, resets and dead zones {models}; allowed: the "
+            'same for all, v_reset 0 or metadata {"reset": "subtract"}'
         )
-    return kinds.pop()
+    levels, reset, dead_zone = kinds.pop()
+    return IntegrateAndFire(levels, reset, dead_zone=dead_zone)
 
 
 # ----------------------------------------------------------------------- helpers

@@ -28,6 +28,7 @@ from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams, WithSurrogate
+from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.layers import rearrange, vectorize
 from snnjax.nir.nodes import (
     Conv,
@@ -65,13 +66,14 @@ def to_nir(
     `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases become their biases. A sum
     is several edges into one node.
 
-    NIR cannot express four properties of a converted network: reset by subtraction,
-    initial potentials, a wait, and the T that it was fitted to. With ``extended`` they
-    are written to ``metadata``: "reset" and "v_init" of a neuron, "wait" and "steps" of
-    the graph. `from_nir` reads them; other tools ignore them and compute something
-    else. This is an argument because a file outlives a warning. T is always written: it
-    changes no simulation. (`I`, `Threshold` and a recurrent edge could express reset by
-    subtraction, but we know no reader that runs such a graph.)
+    NIR cannot express five properties of a converted network: reset by subtraction,
+    levels beside 0 and 1, initial potentials, a wait, and the T that it was fitted to.
+    With ``extended`` they are written to ``metadata``: "reset", "levels", "dead_zone"
+    and "v_init" of a neuron, "wait" and "steps" of the graph. `from_nir` reads them;
+    other tools ignore them and compute something else. This is an argument because a
+    file outlives a warning. T is always written: it changes no simulation. (`I`,
+    `Threshold` and a recurrent edge could express reset by subtraction, but we know no
+    reader that runs such a graph.)
 
     Rows, columns and channels of the graph's input are those of x, and only their axes
     are reordered. Where fn flips or transposes an image, the next kernels are flipped
@@ -129,7 +131,7 @@ def to_nir(
     neuron = _check_expressible(snn, extended)
     values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
     lowering = Lowering(network, values)
-    _lower(lowering, snn, neuron.reset)
+    _lower(lowering, snn, neuron)
     order = _needed(lowering)
     names = _alphabetical(lowering, order)
     nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
@@ -171,10 +173,10 @@ class Output(NamedTuple):
 
 
 class Spiking(NamedTuple):
-    """Neurons of threshold 1; every field has their shape, or is None."""
+    """Neurons of threshold 1; leak and v(0) have their shape, or are None."""
 
     shape: tuple[int, ...]
-    reset: str
+    model: IntegrateAndFire
     leak: np.ndarray | None
     initial_potential: np.ndarray
 
@@ -182,7 +184,7 @@ class Spiking(NamedTuple):
 # ------------------------------------------------------------------- the network
 
 
-def _lower(lowering: Lowering, snn: SNN, reset: str) -> None:
+def _lower(lowering: Lowering, snn: SNN, model: IntegrateAndFire) -> None:
     """Add all nodes, or raise with everything that NIR cannot express."""
     network = lowering.network
     order = entrance(lowering)
@@ -198,7 +200,7 @@ def _lower(lowering: Lowering, snn: SNN, reset: str) -> None:
             if equation.site is not None:
                 _check_fires(equation.site)
             if has_operands and equation.site is not None:
-                _lower_site(lowering, snn, equation, reset)
+                _lower_site(lowering, snn, equation, model)
             elif has_operands:
                 lower(lowering, equation)
         except NotInNIR as reason:
@@ -217,13 +219,15 @@ def _check_fires(site: Site) -> None:
         raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
 
 
-def _lower_site(lowering: Lowering, snn: SNN, equation: Equation, reset: str) -> None:
+def _lower_site(
+    lowering: Lowering, snn: SNN, equation: Equation, model: IntegrateAndFire
+) -> None:
     """Add the neurons of a site, and the weights that feed them."""
     site, (current, *_) = equation.place, equation.variables
     neuron = snn.neurons[site.name]
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, reset, site, order)
+    node = _spiking(neuron, model, site, order)
     name = lowering.add(site.name, node, sources)
     threshold = compact(_spread(neuron.threshold, site, order))
     lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
@@ -246,7 +250,7 @@ def _gain(neuron: NeuronParams) -> np.ndarray:
 
 
 def _spiking(
-    neuron: NeuronParams, reset: str, site: Site, order: np.ndarray
+    neuron: NeuronParams, model: IntegrateAndFire, site: Site, order: np.ndarray
 ) -> Spiking:
     threshold = _spread(neuron.threshold, site, order)
     leak = None if neuron.leak is None else _spread(neuron.leak, site, order)
@@ -258,7 +262,7 @@ def _spiking(
             "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
         )
     start = _spread(neuron.initial_potential, site, order) / threshold
-    return Spiking(order.shape, reset, leak, start)
+    return Spiking(order.shape, model, leak, start)
 
 
 def _lower_outputs(lowering: Lowering) -> list[Problem]:
@@ -367,6 +371,10 @@ def _check_expressible(snn: SNN, extended: bool) -> IntegrateAndFire:
     extensions = []
     if neuron.reset == "subtract":
         extensions.append("reset by subtraction (in NIR: v <- v_reset)")
+    if neuron.levels != BINARY:
+        extensions.append(f"the levels {neuron.levels} (in NIR: {BINARY})")
+    if neuron.dead_zone:
+        extensions.append(f"the dead zone {neuron.dead_zone} (in NIR: none)")
     if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         extensions.append("initial potentials (in NIR: 0)")
     if snn.wait:
@@ -376,7 +384,7 @@ def _check_expressible(snn: SNN, extended: bool) -> IntegrateAndFire:
             f"NIR cannot express: {'; '.join(extensions)}. With extended=True this is "
             "written as metadata, which snnjax.from_nir reads; other tools ignore it "
             'and compute something else. Exact everywhere: neurons with reset "zero", '
-            "no initial potential and wait 0"
+            "levels (0, 1), no initial potential and wait 0"
         )
     return neuron
 
@@ -428,8 +436,12 @@ def _neurons(nir: Any, node: Spiking, dt: float) -> Any:
     one, zero = np.ones(node.shape, np.float32), np.zeros(node.shape, np.float32)
     below = np.nextafter(one, zero)  # v > below is v >= 1
     metadata: dict[str, Any] = {}
-    if node.reset == "subtract":
-        metadata["reset"] = node.reset
+    if node.model.reset == "subtract":
+        metadata["reset"] = node.model.reset
+    if node.model.levels != BINARY:
+        metadata["levels"] = np.array(node.model.levels)
+    if node.model.dead_zone:
+        metadata["dead_zone"] = node.model.dead_zone
     if node.initial_potential.any():
         metadata["v_init"] = _float(node.initial_potential)
     if node.leak is None:

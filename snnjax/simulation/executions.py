@@ -104,7 +104,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     neurons = job.snn.neurons
     if remat:
         results = outputs_from_bits(
-            job.network, values, fire, prepared.streams, neurons
+            job.network, values, fire, prepared.streams, neurons, levels(job)
         )
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
@@ -165,14 +165,14 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
 def run_closed_form(job: Job) -> Any:
     """One pass over mean values; then only the readout is computed at every step.
 
-    A layer that has waited T steps fires its N spikes in the first N steps.
+    A layer that has waited T steps fires as early as its levels allow.
     """
     network, neurons, steps = job.network, job.snn.neurons, job.steps
     values = network.arguments(job.snn.params, job.x.mean(0) if job.sequence else job.x)
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         del site
-        return closed_form(params, current, steps)
+        return closed_form(job.snn.neuron, params, current, steps)
 
     evaluate(network.equations, values, firing(fire, neurons))
     fires = [equation for equation in network.equations if equation.fires]
@@ -183,7 +183,7 @@ def run_closed_form(job: Job) -> Any:
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
             threshold = neurons[equation.place.name].threshold
-            values[v] = _first_spikes(values[v], threshold, steps)
+            values[v] = _first_spikes(values[v], threshold, steps, levels(job)[1])
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values[network.x] = job.x
@@ -220,7 +220,9 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     values = network.arguments(job.snn.params, job.x)
     if remat:
         none = frozenset()
-        results = outputs_from_bits(network, values, fire, none, neurons, accumulate)
+        results = outputs_from_bits(
+            network, values, fire, none, neurons, levels(job), accumulate
+        )
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
     else:
         evaluate(network.equations, values, firing(fire, neurons, accumulate))
@@ -293,13 +295,24 @@ def _fresh_state(job: Job, equation: Equation) -> Any:
     return job.neuron.start(job.snn.neurons[site.name], shape)
 
 
-def _first_spikes(mean: jax.Array, threshold: jax.Array, steps: int) -> jax.Array:
-    """The spike train [T, B, ...] with N = T mean / V_th spikes in its first steps."""
+def levels(job: Job) -> tuple[int, int]:
+    """Of the spikes of all sites."""
+    return job.snn.neuron.levels
+
+
+def _first_spikes(
+    mean: jax.Array, threshold: jax.Array, steps: int, high: int
+) -> jax.Array:
+    """The spike train [T, B, ...] of this mean, all of it as early as possible.
+
+    Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high).
+    """
     order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
     threshold = wide(lead(threshold, order.ndim))
-    count = wide(mean[None]) * steps / threshold
     # A count is a whole number but for rounding; its gradient is that of the mean.
-    spikes = jnp.where(order + 0.5 < count, threshold, 0).astype(threshold.dtype)
+    count = jnp.round(wide(mean[None]) * steps / threshold)
+    left = count - (high * order).astype(count.dtype)
+    spikes = jnp.clip(left, 0, high) * threshold.astype(count.dtype)
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)

@@ -4,6 +4,7 @@ A stage leads from the spikes of earlier sites to those of its own; currents and
 potentials in between are computed anew, stage by stage, from the last one on.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import apply, firing
 from snnjax.network.stages import Stage, run_segment, stages
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.spike_trains import SpikeTrain, encode, fired
+from snnjax.neurons.spike_trains import SpikeTrain, code, pack, spikes_of, unpack
 
 # (site, params, current) -> spikes
 Fire = Callable[..., jax.Array]
@@ -40,6 +40,7 @@ def outputs_from_bits(
     fire: Fire,
     streams: frozenset[int],
     neurons: Mapping[str, NeuronParams],
+    levels: tuple[int, int],
     accumulate: Callable[..., jax.Array] = apply,
 ) -> Any:
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
@@ -52,6 +53,7 @@ def outputs_from_bits(
         values: variable -> value, of all that no step changes and of the input.
         fire, neurons, accumulate: as for `firing`; the functions hold no arrays, since
             they live on in a gradient.
+        levels: of the spikes.
         streams: variables with a time axis.
     """
     store: dict[int | None, Any] = {**values}
@@ -65,7 +67,8 @@ def outputs_from_bits(
     for stage in others:
         params = neurons[stage.place.name]
         spikes, carried = computed(stage, params)
-        train = SpikeTrain(encode(spikes.reshape(-1)), params.threshold)
+        codes = code(spikes, params.threshold, levels).reshape(-1)
+        train = SpikeTrain(pack(codes, levels), params.threshold, levels)
         store[stage.output] = _Encoded(spikes, train)
         store.update(zip(stage.carried, carried, strict=True))
     return computed(last, None)[0]
@@ -143,7 +146,7 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
         if not isinstance(value, _Encoded):
             return value
         bits = jnp.where(broken, jnp.uint8(0), value.train.bits)
-        return value._replace(train=value.train._replace(bits=bits))
+        return value._replace(train=dataclasses.replace(value.train, bits=bits))
 
     sources, params = residuals
     if params is not None:
@@ -152,9 +155,9 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
 
 
 def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
-    events = fired(train.bits, like.size).reshape(like.shape)
-    threshold = lead(train.threshold, events.ndim)
-    return events.astype(like.dtype) * threshold.astype(like.dtype)
+    codes = unpack(train.bits, like.size, train.levels).reshape(like.shape)
+    typed = dataclasses.replace(train, threshold=train.threshold.astype(like.dtype))
+    return spikes_of(codes, typed)
 
 
 def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:

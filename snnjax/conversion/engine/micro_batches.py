@@ -19,6 +19,7 @@ from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.spill import SpillFile, loaded
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
+from snnjax.neurons.models import IntegrateAndFire
 
 # variable -> value
 Values = dict[int, Any]
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
+        neuron: the model of all sites.
         budget: bytes for the currents of a site.
         spills: whether streams go to the disk.
     """
@@ -46,6 +48,7 @@ class Plan(NamedTuple):
     params: chex.ArrayTree
     steps: int
     wait: int
+    neuron: IntegrateAndFire
     budget: int
     spills: bool
 

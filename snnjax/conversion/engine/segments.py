@@ -1,9 +1,10 @@
 """Compiled pieces of a conversion: from the spikes of some sites to the next site.
 
-Each carries micro-batches of activations, or of spikes (one bit each), over a stage,
+Each carries micro-batches of activations, or of spikes (in bits), over a stage,
 every device its own images. Equal work of equal layers is compiled once.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -18,11 +19,9 @@ from snnjax._arrays import sampled
 from snnjax.firing import over_time
 from snnjax.network.evaluate import identity
 from snnjax.network.stages import Segment, Stage, run_segment
-from snnjax.neurons.models import NeuronParams, integrate_and_fire
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, spike_train
-
-NEURON = integrate_and_fire()
 
 
 class Current(NamedTuple):
@@ -112,7 +111,9 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
 
 
 def _image_axes(source: Any, axis: int) -> Any:
-    return SpikeTrain._make((axis, None)) if isinstance(source, SpikeTrain) else axis
+    if isinstance(source, SpikeTrain):
+        return dataclasses.replace(source, bits=axis, threshold=None)
+    return axis
 
 
 def _run(
@@ -126,32 +127,53 @@ def _decoded(value: Any, steps: int) -> Any:
     return decode(value, steps) if isinstance(value, SpikeTrain) else value
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
-def fire(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+def fire(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+):
     """Output of a site for later stages: its mean with a wait of T, or its spikes."""
     if wait == steps:
-        return closed_form(neuron, current, steps)
+        return closed_form(neuron, params, current, steps)
     current = over_time(current, steps, ndim)
-    return spike_train(NEURON, neuron, current, wait=wait)
+    return spike_train(neuron, params, current, wait=wait)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
-def output(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+def output(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+):
     """Mean output of a site over its T steps, [B, ...]."""
     if wait == steps:
-        return closed_form(neuron, current, steps)
+        return closed_form(neuron, params, current, steps)
     current = over_time(current, steps, ndim)
-    return mean_output(NEURON, neuron, current, wait=wait)
+    return mean_output(neuron, params, current, wait=wait)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "wait", "ndim"))
-def paced(neuron: NeuronParams, current, steps: int, wait: int, ndim: int):
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+def paced(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+):
     """`mean_and_pace` of a site, [B, ...] each."""
     if wait == steps:  # the next layer waits for all of it, so its pace is its mean
-        mean = closed_form(neuron, current, steps)
+        mean = closed_form(neuron, params, current, steps)
         return mean, mean
     current = over_time(current, steps, ndim)
-    return mean_and_pace(NEURON, neuron, current, wait=wait)
+    return mean_and_pace(neuron, params, current, wait=wait)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -167,11 +189,11 @@ def joined(
     values = list(values)
     if isinstance(values[0], SpikeTrain):
         bits = sampled([train.bits for train in values], axis, every)
-        return SpikeTrain(sharding.join(bits, axis, spread), values[0].threshold)
+        return dataclasses.replace(values[0], bits=sharding.join(bits, axis, spread))
     return sharding.join(sampled(values, axis, every), axis, spread)
 
 
 def _take(values: Any, rows: jax.Array, axis: int) -> Any:
     if isinstance(values, SpikeTrain):
-        return values._replace(bits=jnp.take(values.bits, rows, axis))
+        return dataclasses.replace(values, bits=jnp.take(values.bits, rows, axis))
     return jnp.take(values, rows, axis)

@@ -84,6 +84,7 @@ class SiteView(View):
             here.site,
             steps=here.plan.steps,
             wait=here.plan.wait,
+            neuron=here.plan.neuron,
             activations=activations,
             shared=shared_weights(here.network, here.site),
         )
@@ -99,11 +100,11 @@ class SiteView(View):
     ) -> Iterator[Any]:
         output = segments.paced if paced else segments.output
         site, ndim = self.site, len(self.site.shape)
-        neuron = widen(fit.neuron, site)
-        start = formulas.thin(neuron.initial_potential, stride, ndim, site.channel)
-        neuron = neuron._replace(initial_potential=start)
+        params = widen(fit.neuron, site)
+        start = formulas.thin(params.initial_potential, stride, ndim, site.channel)
+        params = params._replace(initial_potential=start)
         for current in self._thinned_currents(fit.weights, stride):
-            yield output(neuron, current, self.steps, self.wait, ndim)
+            yield output(self.neuron, params, current, self.steps, self.wait, ndim)
 
     def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
         here, plan = self._here, self._here.plan

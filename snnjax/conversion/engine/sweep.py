@@ -113,10 +113,10 @@ def _activations(here: Arrival, original: Values) -> LoadedOnAccess:
 def _carry_spikes(here: Arrival, fit: Fit, into: Currents) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site, file = here.plan, here.site, here.plan.spill_file()
-    neuron = widen(fit.neuron, site)
+    neuron, params, time = plan.neuron, widen(fit.neuron, site), (plan.steps, plan.wait)
     arriving = zip(here.batches, into(fit.weights), strict=True)
     for batch, ((current, *_), carried) in arriving:
-        spikes = segments.fire(neuron, current, plan.steps, plan.wait, len(site.shape))
+        spikes = segments.fire(neuron, params, current, *time, len(site.shape))
         spikes, *carried = spilled([spikes, *carried], file)
         advance(batch.snn, batch.stages, here.i, spikes, carried)
 
