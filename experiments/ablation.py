@@ -67,6 +67,9 @@ ROWS: dict[str, Recipe] = {
     "+ weights by least squares": one_sweep(
         LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
     ),
+    "+ weights, scaled threshold": one_sweep(
+        LEAST_SQUARES, THRESHOLD, CHARGE, SCALE, POTENTIAL
+    ),
     "best": BEST,
     "best, weights as they are": one_sweep(*PARTS[1:]),
     "best, a tenth of the damping": one_sweep(
@@ -106,6 +109,10 @@ class Ablation:
     data_dir: str | None = None
     # T and wait of every column: T alone is wait 0.
     columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
+    # Lowest and highest level of a spike: 0 1 is binary, -1 1 signed.
+    levels: tuple[int, int] = (0, 1)
+    # Share of V_th below 0 at which a negative spike begins.
+    dead_zone: float = 0.0
     # Rows, by their names or the start of several; by default all.
     rows: tuple[str, ...] = ("",)
     # Training images to calibrate with, without their labels.
@@ -121,6 +128,7 @@ class Ablation:
 
     def __post_init__(self):
         check_positive(self, "calibration_images images iterations rate")
+        self.neuron()
         names = [*ROWS, DISTILLED]
         for row in self.rows:
             if not any(name.startswith(row) for name in names):
@@ -135,6 +143,10 @@ class Ablation:
                     f"and a wait of at most T; not {column}"
                 )
 
+    def neuron(self) -> snnjax.neurons.IntegrateAndFire:
+        """The model that all conversions take."""
+        return snnjax.integrate_and_fire(levels=self.levels, dead_zone=self.dead_zone)
+
 
 class Cell(NamedTuple):
     """An SNN against the ANN.
@@ -142,11 +154,13 @@ class Cell(NamedTuple):
     Attributes:
         loss: accuracy of the ANN minus that of the SNN, in points.
         divergence: KL divergence of the outputs, see `divergence`, in nats.
+        rate: spikes per neuron and step.
         seconds: duration of the conversion.
     """
 
     loss: float
     divergence: float
+    rate: float
     seconds: float
 
 
@@ -159,6 +173,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     calibration, held_out = _split(config, len(data.train_images))
     x = normalize(data, data.train_images[calibration])
     images = normalize(data, data.train_images[held_out])
+    neuron = config.neuron()
     compare = comparison(fn, params, images, jnp.asarray(data.train_labels[held_out]))
     cells: dict[str, dict[str, Cell]] = {}
     for column in config.columns:
@@ -166,16 +181,20 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
         for name in chosen(config.rows):
             start = time.perf_counter()
             recipe = ROWS.get(name, BEST)
-            snn = snnjax.convert(fn, params, x, steps=steps, wait=wait, recipe=recipe)
+            snn = snnjax.convert(
+                fn, params, x, steps=steps, wait=wait, neuron=neuron, recipe=recipe
+            )
             if name == DISTILLED:
                 snn = distill(fn, params, snn, x, config.iterations, config.rate)
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
-            cell = Cell(*compare(snn), seconds)
+            measures = snnjax.measure(fn, params, snn, images[:100])
+            cell = Cell(*compare(snn), float(measures.firing_rate), seconds)
             cells.setdefault(name, {})[column] = cell
             print(
                 f"{name:<32}T:wait {column:<7}loss {cell.loss:6.2f}  "
-                f"KL {cell.divergence:.4f}  {cell.seconds:4.0f} s",
+                f"KL {cell.divergence:.4f}  spikes {cell.rate:.3f}  "
+                f"{cell.seconds:4.0f} s",
                 flush=True,
             )
             _write(out, cells)
@@ -292,13 +311,16 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
 
 
 def table(cells: dict[str, dict[str, Cell]]) -> str:
-    """Loss in points and, in brackets, KL divergence; a row per composition."""
+    """Loss in points and, in brackets, KL divergence and spikes; a row per composition.
+
+    Spikes are counted per neuron and step.
+    """
     columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
     lines = [f"| composition | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, row in cells.items():
         entries = [
-            f"{row[c].loss:.1f} ({row[c].divergence:.3f})" if c in row else ""
+            "{:.1f} ({:.3f}; {:.3f})".format(*row[c][:3]) if c in row else ""
             for c in columns
         ]
         lines.append(f"| {name} | {' | '.join(entries)} |")

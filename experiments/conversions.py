@@ -7,6 +7,7 @@ counted, and an interrupted run goes on from them.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -82,6 +83,20 @@ class Experiment(NamedTuple):
     mesh: Mesh | None
 
 
+class Row(NamedTuple):
+    """A row of the tables: what is converted, by every seed."""
+
+    recipe: str
+    steps: int
+    wait: int
+    levels: tuple[int, int]
+
+    @property
+    def run(self) -> tuple[int, int, tuple[int, int]]:
+        """What its programs depend on."""
+        return self.steps, self.wait, self.levels
+
+
 class Draw(NamedTuple):
     """A conversion with the calibration images of one seed.
 
@@ -140,15 +155,15 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
     compile_ahead = _compile if task.mesh is None else lambda *_: None
     pool = ThreadPoolExecutor(1)
     try:
-        pairs = dict.fromkeys((steps, wait) for _, steps, wait in rows)
-        programs = {pair: pool.submit(compile_ahead, task, *pair) for pair in pairs}
-        for recipe, steps, wait in rows:
-            wait_for_programs = programs[steps, wait].result
+        runs = dict.fromkeys(line.run for line in rows)
+        programs = {run: pool.submit(compile_ahead, task, *run) for run in runs}
+        for line in rows:
+            wait_for_programs = programs[line.run].result
             draws = []
             for seed in task.config.seeds:
-                draws.append(_draw(task, recipe, steps, wait, seed, wait_for_programs))
+                draws.append(_draw(task, line, seed, wait_for_programs))
                 progress.update()
-            result = _result(task, recipe, draws)
+            result = _result(task, line.recipe, draws)
             tqdm.write(row(result, ann))
             results.append(result)
             snns.append(draws[0].snn)
@@ -158,22 +173,22 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
     return results, snns
 
 
-def plan(config: Convert) -> list[tuple[str, int, int]]:
-    """(recipe, T, wait) of every row, once each: the waits "T" and "4" may be equal."""
+def plan(config: Convert) -> list[Row]:
+    """Every row, once each: the waits "T" and "4" may be equal."""
     rows = []
-    for recipe in config.recipes:
+    for recipe, levels in itertools.product(config.recipes, config.pairs()):
         waits = config.waits or (("0", "1", "T") if recipe == "best" else ("0",))
-        for wait in waits:
-            for steps in config.steps:
-                rows.append((recipe, steps, steps if wait == "T" else int(wait)))
+        for wait, steps in itertools.product(waits, config.steps):
+            number = steps if wait == "T" else int(wait)
+            rows.append(Row(recipe, steps, number, levels))
     return list(dict.fromkeys(rows))
 
 
 def forget(config: Convert) -> None:
     """Delete the folders that the draws of this run have written, and no other ones."""
-    for recipe, steps, wait in plan(config):
+    for line in plan(config):
         for seed in config.seeds:
-            folder = _folder(config, recipe, steps, wait, seed)
+            folder = _folder(config, line, seed)
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another run has folders in it
         (Path(config.out).expanduser() / UNFINISHED).rmdir()
@@ -220,12 +235,7 @@ def _held_out(config: Convert, data: Dataset) -> LabelledImages | None:
 
 
 def _draw(
-    task: Experiment,
-    recipe: str,
-    steps: int,
-    wait: int,
-    seed: int,
-    wait_for_programs: Callable[[], Any],
+    task: Experiment, line: Row, seed: int, wait_for_programs: Callable[[], Any]
 ) -> Draw:
     """Convert and count right answers, or read the counts of an interrupted run.
 
@@ -233,20 +243,24 @@ def _draw(
         wait_for_programs: returns when the programs that count are compiled.
     """
     config = task.config
-    folder = _folder(config, recipe, steps, wait, seed)
+    folder = _folder(config, line, seed)
     resumed = any(folder.glob("*.npz"))
     start = time.perf_counter()
     snn = snnjax.convert(
         task.fn,
         task.params,
         calibration_images(config, task.data, seed),
-        steps=steps,
-        wait=wait,
-        recipe=RECIPES[recipe](config, seed),
+        steps=line.steps,
+        wait=line.wait,
+        neuron=snnjax.integrate_and_fire(levels=line.levels),
+        recipe=RECIPES[line.recipe](config, seed),
         mesh=task.mesh,
         folder=folder,
         progress=functools.partial(
-            tqdm, desc=f"{recipe}, T = {steps}", leave=False, disable=devices.hidden()
+            tqdm,
+            desc=f"{line.recipe}, T = {line.steps}",
+            leave=False,
+            disable=devices.hidden(),
         ),
     )
     jax.block_until_ready(snn)
@@ -268,9 +282,12 @@ def _draw(
     return Draw(snn, hits, choice_hits, seconds)
 
 
-def _folder(config: Convert, recipe: str, steps: int, wait: int, seed: int) -> Path:
+def _folder(config: Convert, line: Row, seed: int) -> Path:
     """The folder for what a draw has fitted and counted."""
-    name = f"{recipe}_T{steps}_wait{wait}_seed{seed}_{config.calibration_images}"
+    low, high = line.levels
+    spikes = "" if line.levels == (0, 1) else f"_levels{low}_{high}"
+    name = f"{line.recipe}_T{line.steps}_wait{line.wait}{spikes}_seed{seed}"
+    name = f"{name}_{config.calibration_images}"
     return Path(config.out).expanduser() / UNFINISHED / name
 
 
@@ -290,6 +307,7 @@ def _result(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         statistics.median(seconds) if seconds else math.nan,
         measures,
         [draw.choice_hits for draw in draws],
+        snn.neuron.levels,
     )
 
 
@@ -318,11 +336,12 @@ def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     return measures._replace(sites=in_order)
 
 
-def _compile(task: Experiment, steps: int, wait: int) -> None:
+def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:
     """Run the programs once, on an SNN whose shapes are those of all recipes."""
-    neuron = snnjax.integrate_and_fire().init()
-    neurons = {site.name: neuron for site in task.sites if site.fires}
-    snn = _widened(snnjax.SNN(task.params, neurons, steps, wait), task.sites)
+    neuron = snnjax.integrate_and_fire(levels=levels)
+    neurons = {site.name: neuron.init() for site in task.sites if site.fires}
+    snn = snnjax.SNN(task.params, neurons, steps, wait, neuron)
+    snn = _widened(snn, task.sites)
     for part in (task.test, task.held_out):
         if part is not None:
             tail = len(part.labels) % BATCH

@@ -159,7 +159,7 @@ def _write(
         write_page(page, results, facts, graph, trains)
     print(
         f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png;\n{file.name}: {best.recipe}, T = {best.steps}, wait {best.wait}, "
+        f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
         f"first seed, chosen on\n{facts['chosen_on']};\n"
         f"--restore {config.out} evaluates it."
         + (f"\nThe report is {page}." if page else "")

@@ -92,7 +92,7 @@ def page(
         "versions": _facts({**facts["versions"], "device": facts["device"]}),
         "source": _facts(source),
         "version": escape(facts["versions"]["snnjax"]),
-        "recipe": escape(best.recipe),
+        "recipe": escape(best.name),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
@@ -138,7 +138,7 @@ def _lead(best, facts: dict) -> str:
         f"<strong>{100 * facts['ann_accuracy']:.1f} %</strong> of "
         f"{facts['test_images']} test images of "
         f"<strong>{escape(str(config['dataset']))}</strong>. The chosen SNN "
-        f"(<code>{escape(best.recipe)}</code>, T = {best.steps}, wait {best.wait}) "
+        f"(<code>{escape(best.name)}</code>, T = {best.steps}, wait {best.wait}) "
         f"reaches <strong>{percent(best)} %</strong>, with the answer after {whole}."
     )
 

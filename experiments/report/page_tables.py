@@ -5,7 +5,14 @@ from html import escape
 
 import snnjax
 from experiments.report.figures import PARTS, relative
-from experiments.report.results import Result, lines, most_hits, percent, waits
+from experiments.report.results import (
+    Result,
+    lines,
+    most_hits,
+    operations,
+    percent,
+    waits,
+)
 
 ENERGY_UNITS = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "µJ"), (1e-3, "mJ"), (1.0, "J"))
 COUNT_UNITS = ((1.0, ""), (1e3, " thousand"), (1e6, " million"), (1e9, " billion"))
@@ -16,7 +23,7 @@ def accuracies(results: Sequence[Result], ann: float, images: int) -> str:
     steps = sorted({result.steps for result in results})
     rows, most = [], most_hits(results, images)
     for line in lines(results):
-        cells = [_th(line[0].recipe), _td(waits(line[0]))]
+        cells = [_th(line[0].name), _td(waits(line[0]))]
         by_steps = {result.steps: result for result in line}
         for t in steps:
             result = by_steps.get(t)
@@ -42,25 +49,30 @@ def details(results: Sequence[Result], ann: float) -> str:
     scale, unit = _unit(max(max(pair) for pair in joules), ENERGY_UNITS)
     most = max(result.synaptic_operations for result in results)
     count, thousands = _unit(most / 10, COUNT_UNITS)
-    head = ["recipe", "wait", "T", "latency", "accuracy %", "loss", "firing rate %"]
+    head = ["recipe", "wait", "T", "latency", "bits"]
+    head += ["accuracy %", "loss", "firing rate %"]
     head += [f"SynOps{thousands}", f"energy {unit}", "of ANN %", "calibration s"]
     rows = []
     for result, (spiking, multiplying) in zip(results, joules, strict=True):
         numbers = [
+            f"{float(result.measures.bits):.3g}",
             percent(result, 2),
             signless_zero(100 * (ann - result.final), 2),
             f"{100 * result.firing_rate:.1f}",
-            f"{result.synaptic_operations / count:.1f}",
+            operations(result, count, 1),
             f"{spiking / scale:.2f}",
             f"{100 * spiking / multiplying:.1f}",
             f"{result.seconds:.2f}",
         ]
         whole = [result.wait, result.steps, result.latency]
-        rows.append([_th(result.recipe), *map(_td, [*map(str, whole), *numbers])])
+        rows.append([_th(result.name), *map(_td, [*map(str, whole), *numbers])])
     energy = f"{joules[0][1] / scale:.2f}"
-    foot = [_th("ANN"), *map(_td, ["", "", "", f"{100 * ann:.2f}", "0.00", "", ""])]
+    foot = [_th("ANN"), *map(_td, ["", "", "", "", f"{100 * ann:.2f}", "0.00", "", ""])]
     foot += map(_td, [energy, "100.0", ""])
-    caption = "Cost of every conversion. Latency in steps, loss in points."
+    caption = (
+        "Cost of every conversion. Latency in steps, bits that a neuron sends in one "
+        "inference, loss in points."
+    )
     return _table(caption, head, rows, foot)
 
 
@@ -73,7 +85,7 @@ def energies(results: Sequence[Result]) -> str:
         shares = [100 * float(joules.spiking / joules.ann) for joules in estimates]
         about = [str(result.wait), str(result.steps)]
         texts = [*about, *[f"{share:.1f}" for share in shares]]
-        rows.append([_th(result.recipe), *map(_td, texts)])
+        rows.append([_th(result.name), *map(_td, texts)])
     caption = "Energy in % of the ANN's: operations only, with memory, quantized."
     return _table(caption, head, rows)
 
@@ -85,7 +97,7 @@ def sites(results: Sequence[Result], caption: str, which: bool = False) -> str:
     head += [f"{part} %" for part in PARTS]
     rows = []
     for result in results:
-        about = [result.recipe, str(result.wait), str(result.steps)] * which
+        about = [result.name, str(result.wait), str(result.steps)] * which
         for name, site in result.measures.sites.items():
             shares = (site.firing_rate, site.silent, site.saturated)
             numbers = [f"{100 * float(share):.1f}" for share in shares]

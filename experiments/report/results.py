@@ -26,6 +26,7 @@ class Result(NamedTuple):
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
         seconds: of the conversion, the median of the seeds.
         choice_hits: per seed, right answers on the images that rows are chosen by.
+        levels: of the spikes.
     """
 
     recipe: str
@@ -38,6 +39,13 @@ class Result(NamedTuple):
     seconds: float
     measures: snnjax.measures.Measures
     choice_hits: list[int] | None = None
+    levels: tuple[int, int] = (0, 1)
+
+    @property
+    def name(self) -> str:
+        """The recipe, with the levels unless they are binary."""
+        low, high = self.levels
+        return self.recipe if (low, high) == (0, 1) else f"{self.recipe} {low}:{high}"
 
     @property
     def final(self) -> float:
@@ -85,14 +93,14 @@ def lines(results: Sequence[Result]) -> list[list[Result]]:
     """Rows that differ in T only, together."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.recipe, waits(result)), []).append(result)
+        groups.setdefault((result.name, waits(result)), []).append(result)
     return list(groups.values())
 
 
 def line_name(result: Result) -> str:
     """Recipe and wait, for a legend."""
     wait = waits(result)
-    return result.recipe if wait == "0" else f"{result.recipe}, wait {wait}"
+    return result.name if wait == "0" else f"{result.name}, wait {wait}"
 
 
 def waits(result: Result) -> str:
@@ -121,7 +129,7 @@ def row(result: Result, ann: float) -> str:
     """One line of the table, under `HEADER`."""
     mean, spread = 100 * result.final, 100 * result.deviation
     return (
-        f"{result.recipe:<15}{result.wait:>5}{result.steps:>4}{result.latency:>8}"
+        f"{result.name:<15}{result.wait:>5}{result.steps:>4}{result.latency:>8}"
         f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
         f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
         f"{result.seconds:>7.2f}"
@@ -137,20 +145,30 @@ def markdown(results: Sequence[Result], ann: float) -> str:
 
 def costs(results: Sequence[Result]) -> str:
     """Costs of every row, as a table; energy as a share of the ANN's."""
-    head = "recipe|wait|T|latency|rate %|SynOps M|energy, % of ANN|s".split("|")
+    head = "recipe|wait|T|latency|bits|rate %|SynOps M|energy, % of ANN|s".split("|")
     rows = []
     for result in results:
         spiking, ann = snnjax.energy(result.measures).operations
         numbers = (
             str(result.steps),
             str(result.latency),
+            f"{float(result.measures.bits):.3g}",
             f"{100 * result.firing_rate:.1f}",
-            f"{result.synaptic_operations / 1e6:.2f}",
+            operations(result, 1e6, 2),
             f"{100 * float(spiking / ann):.0f}",
             f"{result.seconds:.1f}",
         )
-        rows.append((f"`{result.recipe}`", waits(result), *numbers))
+        rows.append((f"`{result.name}`", waits(result), *numbers))
     return _table(head, rows)
+
+
+def operations(result: Result, unit: float, digits: int) -> str:
+    """Synaptic operations; where they are not, as additions too, in brackets."""
+    additions = float(result.measures.synaptic_additions)
+    text = f"{result.synaptic_operations / unit:.{digits}f}"
+    if np.isclose(additions, result.synaptic_operations, rtol=1e-5):
+        return text
+    return f"{text} ({additions / unit:.{digits}f})"
 
 
 def _accuracies(
@@ -160,11 +178,11 @@ def _accuracies(
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in results:
         entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
-        key = (f"`{result.recipe}`", waits(result))
+        key = (f"`{result.name}`", waits(result))
         row = cells.setdefault(key, {})
         if row.setdefault(result.steps, entry) != entry:
             raise ValueError(
-                f"recipe {result.recipe}, T = {result.steps}, wait {result.wait} is "
+                f"recipe {result.name}, T = {result.steps}, wait {result.wait} is "
                 f"there twice, {row[result.steps]} % and {entry} %; allowed: one of "
                 "each. Draws of one row come from one run, by --seeds"
             )
@@ -184,9 +202,10 @@ def _line(cells: Sequence[str]) -> str:
 # ------------------------------------------------------------------------ files
 
 COSTS = """\
-What they cost per image: steps until the answer; firing rate; synaptic operations in
-millions; energy of 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats,
-45 nm: Horowitz, ISSCC 2014), without memory; seconds of the conversion (median)."""
+What they cost per image: steps until the answer; bits that a neuron sends; firing rate;
+synaptic operations in millions, and in brackets as additions where spikes are graded;
+energy of 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
+Horowitz, ISSCC 2014), without memory; seconds of the conversion (median)."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:

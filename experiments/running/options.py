@@ -6,6 +6,8 @@ A field is an option of the command line, and the comment above it is its help t
 
 from dataclasses import dataclass, fields
 
+import snnjax
+
 
 @dataclass(frozen=True)
 class Training:
@@ -221,6 +223,9 @@ class Convert:
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
     # default 0 for every recipe, and for "best" 1 and T too.
     waits: tuple[str, ...] | None = None
+    # Lowest and highest level of a spike, pair after pair, each with rows of its own:
+    # 0 1 is binary, -1 1 signed, 0 3 graded.
+    levels: tuple[int, ...] = (0, 1)
     # Seeds; each draws calibration images of its own.
     seeds: tuple[int, ...] = (0, 1, 2)
     # Training images to calibrate with, without their labels.
@@ -249,6 +254,13 @@ class Convert:
                 raise ValueError(f"{name} must be > 0, not {value}")
         check_several(self, "steps recipes seeds")
         check_several(self, "waits", may_lack=True)
+        if not self.levels or len(self.levels) % 2:
+            raise ValueError(
+                f"levels must be pairs, lowest and highest, e.g. 0 1 -1 1; not "
+                f"{' '.join(map(str, self.levels))}"
+            )
+        for pair in self.pairs():
+            snnjax.integrate_and_fire(levels=pair)
         for name, least in (("seeds", min(self.seeds)), ("mesh", self.mesh)):
             if least < 0:
                 raise ValueError(f"{name} must be >= 0, not {least}")
@@ -266,6 +278,10 @@ class Convert:
                     f"wait {wait} exceeds steps {min(self.steps)}; no layer waits "
                     "longer than T, which is --waits T"
                 )
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(low, high) of every row's neurons."""
+        return list(zip(self.levels[::2], self.levels[1::2], strict=True))
 
     def _check_restore(self):
         """Raise for options that an evaluation alone would ignore."""
