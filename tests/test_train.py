@@ -214,9 +214,7 @@ def test_remat_keeps_less_for_the_gradient():
     assert residual_bytes(by_layer(remat=True, segment=6)) < 0.3 * everything
 
 
-@pytest.mark.parametrize(
-    "execution", [pytest.param(by_layer(remat=True), marks=slow), by_layer(segment=2)]
-)
+@pytest.mark.parametrize("execution", [by_layer(remat=True), by_layer(segment=2)])
 def test_no_array_of_a_gradient_lives_on(execution):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3])

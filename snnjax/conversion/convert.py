@@ -126,7 +126,8 @@ def convert(
             "wait": wait,
             "neuron": neuron,
             "recipe": recipe,
-            "micro_batch": plan.size,
+            # On all devices together: the fits of eight of them serve one.
+            "micro_batch": plan.size * sharding.size(plan.spread),
         },
     )
     network, _ = plan.captured(plan.size)

@@ -97,9 +97,12 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     if job.sequence:
         values[job.network.x] = job.x
 
+    # It lives on in a gradient, so it must not hold the job, which has arrays.
+    neuron, steps, wait = job.neuron, job.steps, job.wait
+
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        currents = over_time(current, job.steps, len(site.shape))
-        return unroll(job.neuron, params, currents, wait=job.wait)
+        currents = over_time(current, steps, len(site.shape))
+        return unroll(neuron, params, currents, wait=wait)
 
     neurons = job.snn.neurons
     if remat:
@@ -206,12 +209,14 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         (outputs [T, B, ...], aux as the function gave it).
     """
 
+    neuron, steps, wait = job.neuron, job.steps, job.wait  # as in `run_by_layer`
+
     def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
-        a = a.reshape(shares, job.steps, -1, *a.shape[1:])
-        return jnp.moveaxis(a, 0, 1).reshape(job.steps, -1, *a.shape[3:])
+        a = a.reshape(shares, steps, -1, *a.shape[1:])
+        return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        return fold(unroll(job.neuron, params, split(current), wait=job.wait), shares)
+        return fold(unroll(neuron, params, split(current), wait=wait), shares)
 
     def accumulate(function: Callable, current: jax.Array) -> jax.Array:
         return fold(increments(function, split(current)), shares)
