@@ -175,7 +175,8 @@ def _facts(task: Experiment, ann: float, card: dict) -> dict:
         held_out = len(task.held_out.labels)
         chosen_on = f"{held_out} training images that no calibration has used"
     return {
-        "config": dataclasses.asdict(task.config),
+        # Folders of this machine are nobody else's.
+        "config": dataclasses.asdict(task.config) | {"data_dir": None, "out": None},
         "versions": {
             "snnjax": snnjax.__version__,
             **{package: version(package) for package in packages},
