@@ -43,7 +43,18 @@ def results_of(sites, seeds=2):
                 wait = steps if name == "T" else int(name)
                 seen = {s.name: site() for s in sites if s.fires}
                 operations, macs = draw_one(1e3, 1e6), 5e5
-                counts = (operations, operations, 2e3, macs, 99, 9, steps, wait, steps)
+                counts = (
+                    operations,
+                    operations,
+                    2e3,
+                    macs,
+                    99,
+                    9,
+                    steps,
+                    wait,
+                    steps,
+                    1,
+                )
                 measures = Measures(seen, 0.1, *counts)
                 counted = draw_one(0, 123, (seeds, steps)).round()
                 latency = snnjax.latency(sites, steps=steps, wait=wait)

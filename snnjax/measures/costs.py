@@ -4,7 +4,7 @@
                  and an addition, all in 32-bit floating point
     memory       the same, and what reading and writing memory costs
     quantized    operations in integers, against an ANN whose activations have
-                 b = ceil(log2(T + 1)) bits: T + 1 levels, as many as T steps count
+                 b = ceil(log2(T high + 1)) bits, as many levels as T steps count
 
 They are models, to rank networks and not to predict a chip. All assume that the SNN
 computes the constant current of an image once and skips every synapse without a spike,
@@ -131,7 +131,7 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
 
 def _quantized(measures: Measures) -> Joules:
     # 1e-4 below: log2 of a power of two, rounded up, must not become one bit more.
-    bits = jnp.ceil(jnp.log2(measures.steps + 1.0) - 1e-4)
+    bits = jnp.ceil(jnp.log2(1.0 * measures.steps * measures.high + 1) - 1e-4)
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     image = measures.input_macs * per_image_mac

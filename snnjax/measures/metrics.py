@@ -79,6 +79,7 @@ class Measures(NamedTuple):
         weights: number of weights of all convolutions and matrix products.
         steps, wait: that it was measured with.
         bits: that a neuron sends in one inference, T log2(high - low + 1).
+        high: the highest level of a spike.
     """
 
     sites: dict[str, SiteMeasures]
@@ -92,6 +93,7 @@ class Measures(NamedTuple):
     steps: jax.Array
     wait: jax.Array
     bits: jax.Array
+    high: jax.Array
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -172,6 +174,7 @@ def measure(
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
         bits=jnp.asarray(steps * math.log2(high - low + 1)),
+        high=jnp.asarray(high),
     )
 
 
