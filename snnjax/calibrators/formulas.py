@@ -210,12 +210,11 @@ def least_squares(
         p(g) = sum_c e_c(g s_c) / s_c^2  /  sum_c n_c
         ClipFloor(a; T, V) = (V / T) floor(clip(a T / V, 0, T))
 
-    where p is an estimate: e_c is interpolated linearly between the candidates V of its
-    own channel, and constant beyond them,
-
-    searched over V = M + i b for i = min(k, 8) .. 1 and V = M (1 - i / 100) for i = 0
-    .. 94, the largest of equals. M = max(a); s, b and n are those of `Expected`. With
-    k = 0 it is the paper's: argmin e(V), and no V is above M.
+    p is an estimate: e_c is interpolated linearly between the candidates V of its own
+    channel, and constant beyond them. The candidates are V = M + i b for i = min(k, 8)
+    .. 1 and V = M (1 - i / 100) for i = 0 .. 94; of equals the largest is taken. M =
+    max(a); s, b and n are those of `Expected`. With k = 0 it is the paper's: argmin
+    e(V), and no V is above M.
 
     Args:
         activation: ANN activations [N, ...], >= 0.

@@ -22,8 +22,6 @@ from snnjax.calibrators import formulas
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 
-_BINARY = IntegrateAndFire()
-
 
 class Fit(NamedTuple):
     """What calibrators change at a site.
@@ -62,10 +60,11 @@ class View(abc.ABC):
         steps: int,
         wait: int,
         activations: Sequence[jax.Array],
-        neuron: IntegrateAndFire = _BINARY,
+        neuron: IntegrateAndFire | None = None,
         shared: frozenset[str] = frozenset(),
     ):
-        self.site, self.steps, self.wait, self.neuron = site, steps, wait, neuron
+        self.site, self.steps, self.wait = site, steps, wait
+        self.neuron = IntegrateAndFire() if neuron is None else neuron
         self.activations, self.shared = activations, shared
 
     @abc.abstractmethod

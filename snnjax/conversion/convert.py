@@ -36,8 +36,6 @@ from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import per_byte
 from snnjax.snn import SNN
 
-BINARY = IntegrateAndFire()
-
 
 def convert(
     fn: Callable,
@@ -46,7 +44,7 @@ def convert(
     *,
     steps: int,
     recipe: Recipe | None = None,
-    neuron: IntegrateAndFire = BINARY,
+    neuron: IntegrateAndFire | None = None,
     wait: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
@@ -114,6 +112,7 @@ def convert(
     steps, wait = int(steps), int(wait)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
+    neuron = IntegrateAndFire() if neuron is None else neuron
     _check_neuron(neuron)
     plan = _plan(fn, params, x, steps, wait, neuron, micro_batch, memory_budget, mesh)
     fits = fit_folder.open_folder(

@@ -308,7 +308,7 @@ def levels(job: Job) -> tuple[int, int]:
 def _first_spikes(
     mean: jax.Array, threshold: jax.Array, steps: int, high: int
 ) -> jax.Array:
-    """The spike train [T, B, ...] of this mean, all of it as early as possible.
+    """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
 
     Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high).
     """
@@ -316,8 +316,8 @@ def _first_spikes(
     threshold = wide(lead(threshold, order.ndim))
     # A count is a whole number but for rounding; its gradient is that of the mean.
     count = jnp.round(wide(mean[None]) * steps / threshold)
-    left = count - (high * order).astype(count.dtype)
-    spikes = jnp.clip(left, 0, high) * threshold.astype(count.dtype)
+    levels_to_come = count - (high * order).astype(count.dtype)
+    spikes = jnp.clip(levels_to_come, 0, high) * threshold.astype(count.dtype)
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)
