@@ -5,6 +5,7 @@ through time. Measures, simulation and conversion share these functions.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.protocol import parameter
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -39,7 +40,7 @@ def observe_spikes(
 
     def fire(site: Site, params, current):
         currents = over_time(current, steps, len(site.shape))
-        spikes = unroll(snn.neuron, params, currents, wait=wait)
+        spikes = unroll(snn.model(site.name), params, currents, wait=wait)
         observe(site, currents, spikes)
         return spikes
 
@@ -53,12 +54,28 @@ def all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
     """Every variable's value at a step in which all neurons emit level 1."""
     values = network.arguments(snn.params, x)
 
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
+        threshold = lead(unit(params, site), current.ndim).astype(current.dtype)
         return jnp.broadcast_to(threshold, current.shape)
 
     evaluate(network.equations, values, firing(fire, snn.neurons))
     return values
+
+
+def unit(params: Any, site: Site) -> jax.Array:
+    """What a spike of level 1 carries: the threshold.
+
+    Raises:
+        ValueError: the neurons of the site have none.
+    """
+    threshold = parameter(params, "threshold")
+    if threshold is None:
+        raise ValueError(
+            f"the neurons of site {site.name!r} have no parameter threshold, so the "
+            "levels of their spikes are not known; let the params of their model have "
+            "one, the size of a spike"
+        )
+    return threshold
 
 
 def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:

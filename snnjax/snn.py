@@ -18,7 +18,9 @@ from jax.core import Tracer
 from snnjax._checks import check_wait
 from snnjax._trees import is_floating, name_of
 from snnjax.network.sites import Site, Sites
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.by_site import model_of, models_in
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.protocol import check_model
 
 
 @functools.partial(
@@ -32,17 +34,23 @@ class SNN:
 
     Attributes:
         params: as the user gave them; weights perhaps calibrated.
-        neurons: site name -> `snnjax.neurons.NeuronParams`.
+        neurons: site name -> params of its model, `snnjax.neurons.NeuronParams` or
+            another NamedTuple of arrays.
         steps: T that it was fitted to; None (from `snnjax.init`): any.
         wait: that it was fitted to; None (from `snnjax.init`): any.
-        neuron: model of all sites, see `snnjax.integrate_and_fire`.
+        neuron: model of all sites, see `snnjax.integrate_and_fire`, or a
+            `snnjax.neurons.BySite`; `model` gives that of a site.
     """
 
     params: chex.ArrayTree
-    neurons: dict[str, NeuronParams]
+    neurons: dict[str, Any]
     steps: int | None = None
     wait: int | None = None
-    neuron: IntegrateAndFire = IntegrateAndFire()
+    neuron: Any = IntegrateAndFire()
+
+    def model(self, site_name: str) -> Any:
+        """The neuron model of a site."""
+        return model_of(self.neuron, site_name)
 
 
 def check_snn(snn: SNN) -> None:
@@ -103,9 +111,11 @@ def check_params(snn: SNN, params: chex.ArrayTree) -> None:
 def check_neurons(snn: SNN, sites: Sites) -> None:
     """Raise unless there are neurons for all sites that fire, of their shapes."""
     _check_names(snn.neurons, sites)
+    for model in models_in(snn.neuron):
+        check_model(model, "the SNN's neuron")
     for site in sites:
         if site.fires:
-            _check_shapes(snn.neurons[site.name], site)
+            _check_shapes(snn.model(site.name), snn.neurons[site.name], site)
 
 
 def check_values(snn: SNN) -> None:
@@ -115,8 +125,9 @@ def check_values(snn: SNN) -> None:
     thresholds and temperatures > 0 and leaks in (0, 1].
     """
     for name, params in snn.neurons.items():
-        for field, leaf in params._asdict().items():
-            if leaf is not None and _readable(leaf):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if _is_array(leaf) and _readable(leaf):
+                field = name_of(path)
                 _check_range(f"{field} of site {name!r}", field, np.asarray(leaf))
     broken = [
         name_of(path)
@@ -149,17 +160,32 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
         )
 
 
-def _check_shapes(params: NeuronParams, site: Site) -> None:
-    """Raise unless every parameter broadcasts to the shape of the site."""
-    for name, leaf in params._asdict().items():
-        shape = jnp.shape(leaf) if leaf is not None else ()
+def _check_shapes(model: Any, params: Any, site: Site) -> None:
+    """Raise unless every parameter broadcasts to the shape of the site.
+
+    Or has the shape that fresh ones have there, as a recurrent kernel does.
+    """
+    fresh = {}
+    if not isinstance(model, IntegrateAndFire):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        init = jax.eval_shape(lambda key: model.init(site.shape, key), key)
+        fresh = _shapes(init)
+    for name, shape in _shapes(params).items():
         widths = zip(reversed(shape), reversed(site.shape), strict=False)
-        if len(shape) > len(site.shape) or any(a not in (1, b) for a, b in widths):
+        too_long = len(shape) > len(site.shape)
+        broadcasts = not too_long and all(a in (1, b) for a, b in widths)
+        if not broadcasts and shape != fresh.get(name):
             raise ValueError(
                 f"the neurons of site {site.name!r} do not fit its shape "
                 f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "
                 "of the shape that it was fitted to"
             )
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of all parameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
 _POSITIVE = ("finite and > 0", lambda a: np.isfinite(a) & (a > 0))
@@ -171,7 +197,9 @@ _RANGES = {
 
 
 def _check_range(what: str, field: str, numbers: np.ndarray) -> None:
-    allowed, within = _RANGES.get(field, ("finite", np.isfinite))
+    name = field.rpartition("/")[2]
+    name = "leak" if name.endswith("_leak") else name
+    allowed, within = _RANGES.get(name, ("finite", np.isfinite))
     numbers = numbers.astype(np.float64)
     if not within(numbers).all():
         worst = numbers[~within(numbers)].flat[0]

@@ -35,6 +35,41 @@ def neuron(
     return spikes
 
 
+def population(
+    currents,
+    threshold,
+    *,
+    leak=1.0,
+    reset="subtract",
+    synaptic_leak=0.0,
+    adaptation=0.0,
+    adaptation_leak=0.0,
+    kernel=None,
+    wait=0,
+):
+    """Spikes [T, N] of N neurons with a synapse, an adaptation and a recurrence."""
+    steps, count = currents.shape
+    v, i, a, last, spikes = *np.zeros((4, count)), []
+    kernel = np.zeros((count, count)) if kernel is None else kernel
+    for step in range(steps + wait):
+        arriving = currents[step] if step < steps else np.zeros(count)
+        for n in range(count):
+            back = sum(last[m] * kernel[m, n] for m in range(count))
+            i[n] = synaptic_leak * i[n] + arriving[n] + back
+            v[n] = leak * v[n] + i[n]
+        if step < wait:
+            continue
+        fired = np.zeros(count)
+        for n in range(count):
+            if v[n] >= threshold + adaptation * a[n]:
+                fired[n] = threshold
+                v[n] = v[n] - threshold if reset == "subtract" else 0.0
+            a[n] = adaptation_leak * a[n] + fired[n]
+        last = fired
+        spikes.append(fired)
+    return np.array(spikes)
+
+
 def simulate(currents, threshold, *, bias=0.0, start=0.0, **options):
     """Spikes [T, B, ...] of a layer; the rest broadcasts over [B, ...]."""
     currents = currents + np.asarray(bias, currents.dtype)

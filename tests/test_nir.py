@@ -832,8 +832,9 @@ def test_neurons_other_than_if_and_lif_are_refused():
     snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
     surrogate = dataclasses.replace(snn, neuron=snnjax.neurons.WithSurrogate(HARD))
     assert snnjax.to_nir(net.fn, surrogate, net.x).nodes
-    other = dataclasses.replace(snn, neuron="adaptive")
-    with pytest.raises(ValueError, match="cannot express the neurons of 'adaptive'"):
+    adaptive = snnjax.neurons.adaptive(HARD)
+    other = snnjax.init(net.fn, net.params, net.x, neuron=adaptive)
+    with pytest.raises(ValueError, match="cannot express the neurons of Adaptive"):
         snnjax.to_nir(net.fn, other, net.x)
 
 
@@ -864,8 +865,8 @@ IF = dict(r=ONE, v_threshold=ONE)
         ),
         (lambda: chain(nir.IF(**IF, v_reset=ONE)), "v_reset from 1.0"),
         (
-            lambda: chain(nir.IF(**IF), nir.IF(**IF, metadata={"reset": "subtract"})),
-            "for all",
+            lambda: chain(nir.IF(**IF, metadata={"reset": "half"})),
+            "have the reset half; allowed",
         ),
         (lambda: chain(nir.IF(r=ONE, v_threshold=0 * ONE)), "v_threshold from 0.0"),
         (

@@ -53,17 +53,21 @@ class Block(nn.Module):
         return self.relu(y + x)
 
 
-class ResNet20(nn.Module):
-    def __init__(self, relu=F.relu):
+class ResNet(nn.Module):
+    """He et al.'s network for small images, of 6 `blocks` + 2 layers."""
+
+    def __init__(self, blocks: int = 3, relu=F.relu):
         super().__init__()
         self.conv1, self.bn1 = conv3x3(3, 16), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*[Block(16, 16, 1, relu) for _ in range(3)])
-        self.layer2 = nn.Sequential(
-            Block(16, 32, 2, relu), *[Block(32, 32, 1, relu) for _ in range(2)]
-        )
-        self.layer3 = nn.Sequential(
-            Block(32, 64, 2, relu), *[Block(64, 64, 1, relu) for _ in range(2)]
-        )
+
+        def stage(inputs: int, channels: int, stride: int):
+            first = Block(inputs, channels, stride, relu)
+            rest = [Block(channels, channels, 1, relu) for _ in range(blocks - 1)]
+            return nn.Sequential(first, *rest)
+
+        self.layer1 = stage(16, 16, 1)
+        self.layer2 = stage(16, 32, 2)
+        self.layer3 = stage(32, 64, 2)
         self.fc = nn.Linear(64, 10)
         self.relu = relu
 
@@ -119,8 +123,11 @@ def conv3x3(inputs: int, channels: int, stride: int = 1, groups: int = 1):
 
 CLIP = 2.0  # maximum of resnet20_clipped's activations, fixed as Deng and Gu do
 NETWORKS = {
-    "resnet20": ResNet20,
-    "resnet20_clipped": partial(ResNet20, partial(F.hardtanh, min_val=0, max_val=CLIP)),
+    "resnet20": ResNet,
+    "resnet20_clipped": partial(
+        ResNet, relu=partial(F.hardtanh, min_val=0, max_val=CLIP)
+    ),
+    "resnet56": partial(ResNet, 9),
     "vgg8": partial(VGG, nn.AvgPool2d),
     "vgg8_max": partial(VGG, nn.MaxPool2d),
     "mobilenet_quarter": MobileNet,

@@ -18,7 +18,8 @@ import optax
 from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax.calibrators.view import Calibrator, Fit, View
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams, WithSurrogate
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.unroll import closed_form, unroll
 from snnjax.surrogate import Surrogate, check_surrogate, dspike
 

@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -32,6 +32,7 @@ from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
+from snnjax.neurons.by_site import by_site, model_of, models_in
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import per_byte
 from snnjax.snn import SNN
@@ -44,7 +45,7 @@ def convert(
     *,
     steps: int,
     recipe: Recipe | None = None,
-    neuron: IntegrateAndFire | None = None,
+    neuron: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
@@ -65,6 +66,7 @@ def convert(
         neuron: the model of all sites, an integrate-and-fire neuron with reset by
             subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
+            Or site name -> model, as for `snnjax.init`.
         wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
         micro_batch: images at a time on each device; by default so many that the
             currents of the largest site, over all T steps, take about 16 MiB.
@@ -112,8 +114,6 @@ def convert(
     steps, wait = int(steps), int(wait)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
-    neuron = IntegrateAndFire() if neuron is None else neuron
-    _check_neuron(neuron)
     plan = _plan(fn, params, x, steps, wait, neuron, micro_batch, memory_budget, mesh)
     fits = fit_folder.open_folder(
         folder,
@@ -123,15 +123,19 @@ def convert(
             "images": x,
             "steps": steps,
             "wait": wait,
-            "neuron": neuron,
+            "neuron": plan.neuron,
             "recipe": recipe,
             # On all devices together: the fits of eight of them serve one.
             "micro_batch": plan.size * sharding.size(plan.spread),
         },
     )
     network, _ = plan.captured(plan.size)
-    neurons = {s.name: neuron.init(s.shape) for s in network.sites if s.fires}
-    snn = SNN(plan.params, neurons, steps, wait, neuron)
+    neurons = {
+        site.name: model_of(plan.neuron, site.name).init(site.shape)
+        for site in network.sites
+        if site.fires
+    }
+    snn = SNN(plan.params, neurons, steps, wait, plan.neuron)
     for number, calibrators in enumerate(recipe.sweeps):
         calibrate = functools.partial(chained, calibrators, plan.spread)
         calibrator_for = functools.partial(
@@ -160,7 +164,7 @@ def _plan(
     x: jax.Array,
     steps: int,
     wait: int,
-    neuron: IntegrateAndFire,
+    neuron: Any,
     micro_batch: int | None,
     memory_budget: float,
     mesh: Mesh | None,
@@ -173,13 +177,18 @@ def _plan(
     check_images(x)
     if isinstance(x, np.ndarray):  # doubles are float32 to JAX, by default
         x = x.astype(jnp.result_type(x), copy=False)
+    for model in neuron.values() if isinstance(neuron, Mapping) else [neuron]:
+        _check_neuron(model)
     network = capture(fn, params, _unplaced(x))
+    names = [site.name for site in network.sites if site.fires]
+    neuron = by_site(neuron, names, IntegrateAndFire())
     sharding.check_batch("the calibration images", x.shape[0], spread)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])
     share = x.shape[0] // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, wait), share)
-    stream_bytes = share * _stream_bytes(network, steps, wait, neuron.levels)
+    least = min(per_byte(model.levels) for model in models_in(neuron))
+    stream_bytes = share * _stream_bytes(network, steps, wait, least)
     leaves = jax.tree.leaves((params, placed))
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
     return Plan(
@@ -223,6 +232,8 @@ def _check_recipe(recipe: Any) -> None:
 
 
 def _check_neuron(neuron: Any) -> None:
+    if neuron is None:
+        return
     is_if = isinstance(neuron, IntegrateAndFire) and neuron.counts_only(neuron.init())
     if not is_if or neuron.temperature is not None:
         raise ValueError(
@@ -257,11 +268,9 @@ def _micro_batch(network: Network, steps: int, wait: int) -> int:
     return max(1, 2**24 // (4 * times * largest))
 
 
-def _stream_bytes(
-    network: Network, steps: int, wait: int, levels: tuple[int, int]
-) -> int:
+def _stream_bytes(network: Network, steps: int, wait: int, steps_per_byte: int) -> int:
     """Bytes per image of both streams where they are largest: two sites at a time."""
-    spikes = 4 if wait == steps else math.ceil(steps / per_byte(levels))
+    spikes = 4 if wait == steps else math.ceil(steps / steps_per_byte)
     sizes = [math.prod(site.shape) for site in network.sites]
     return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
 

@@ -15,7 +15,7 @@ al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -24,13 +24,14 @@ import numpy as np
 
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
-from snnjax.firing import all_fire, observe_spikes
+from snnjax.firing import all_fire, observe_spikes, unit
 from snnjax.measures.operations import Work, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.protocol import counts_only, is_graded, levels_of
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
@@ -71,14 +72,15 @@ class Measures(NamedTuple):
             outputs that it reaches. It is an addition for spikes of level 1 or -1, a
             multiplication and an addition for others.
         synaptic_additions: the same by additions alone: a spike of level k is |k| of
-            them. Where no level is beyond 1 and -1, they are equal.
+            them. Where no level is beyond 1 and -1, they are equal; NaN where a neuron
+            model states no levels, as the last two.
         input_macs: multiply-adds per image of what the analog input reaches directly;
             a constant current is computed once.
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
         weights: number of weights of all convolutions and matrix products.
         steps, wait: that it was measured with.
-        bits: that a neuron sends in one inference, T log2(high - low + 1).
+        bits: that a neuron sends in one inference, T log2(high - low + 1), on average.
         high: the highest level of a spike.
     """
 
@@ -164,7 +166,6 @@ def measure(
     # In float32: all spikes of a large network may be more than int32 can count.
     fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
     possible = float(steps) * sum(site.activation.size for site in observed.values())
-    low, high = snn.neuron.levels
     return Measures(
         sites=compared,
         firing_rate=jnp.asarray(fired) / possible,
@@ -173,9 +174,22 @@ def measure(
         weights=jnp.asarray(weights),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
-        bits=jnp.asarray(steps * math.log2(high - low + 1)),
-        high=jnp.asarray(high),
+        **_sizes_of_spikes(snn, network, steps),
     )
+
+
+def _sizes_of_spikes(snn: SNN, network: Network, steps: int) -> dict[str, Any]:
+    """Bits and high of `Measures`; of NumPy, since jax_debug_nans refuses JAX's NaN."""
+    sizes = {s.name: math.prod(s.shape) for s in network.sites if s.fires}
+    bits, high = 0.0, 0
+    for name, size in sizes.items():
+        levels = levels_of(snn.model(name))
+        if levels is None:
+            return {"bits": np.float32(np.nan), "high": np.float32(np.nan)}
+        bits += size * math.log2(levels[1] - levels[0] + 1)
+        high = max(high, levels[1])
+    mean_bits = steps * bits / sum(sizes.values())
+    return {"bits": jnp.asarray(mean_bits), "high": jnp.asarray(high)}
 
 
 class _Observed(NamedTuple):
@@ -208,7 +222,9 @@ def _observe(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    graded = snn.neuron.graded
+    models = [snn.model(site.name) for site in network.sites if site.fires]
+    has_levels = all(map(levels_of, models))
+    graded = has_levels and any(map(is_graded, models))
     unit = all_fire(network, snn, x) if graded else {}
     operations = additions = jnp.zeros(())
     input_macs, macs = 0.0, 0.0
@@ -224,7 +240,7 @@ def _observe(
             input_macs += product.macs
     return observed, {
         "synaptic_operations": operations,
-        "synaptic_additions": additions,
+        "synaptic_additions": additions if has_levels else jnp.nan * additions,
         "input_macs": jnp.asarray(input_macs),
         "macs": jnp.asarray(macs),
     }
@@ -243,8 +259,8 @@ def _levels(stream: jax.Array, unit: jax.Array) -> jax.Array:
 
 def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
     params = snn.neurons[site.name]
-    splits = snn.neuron.counts_only(params)
-    neuron, channel = snn.neuron, site.channel
+    neuron, channel = snn.model(site.name), site.channel
+    splits = counts_only(neuron, params)
     compared = _compare(observed, params, neuron, steps, channel, splits=splits)
     if splits:
         return compared
@@ -298,7 +314,8 @@ def spike_trains(
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
 
-    They are bool where the levels are (0, 1), and elsewhere the levels, int16.
+    They are bool where the levels are (0, 1), otherwise the levels, int16, and where
+    a neuron model states no levels, its spikes as they are.
 
     Args: as for `measure`.
 
@@ -308,11 +325,14 @@ def spike_trains(
     check_values(snn)
     network = capture(fn, snn.params, x)
     check_neurons(snn, network.sites)
-    trains, levels = {}, snn.neuron.levels
+    trains = {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        threshold = snn.neurons[site.name].threshold
-        codes = code(spikes, threshold, levels)
+        levels = levels_of(snn.model(site.name))
+        if levels is None:
+            trains[site.name] = spikes
+            return
+        codes = code(spikes, unit(snn.neurons[site.name], site), levels)
         trains[site.name] = (
             codes > 0 if levels == BINARY else codes.astype(jnp.int16) + levels[0]
         )

@@ -43,7 +43,7 @@ from snnjax.measures.operations import (
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
-from snnjax.neurons.models import Neuron, NeuronParams
+from snnjax.neurons.protocol import Neuron, parameter
 from snnjax.neurons.unroll import charge, discharge, phase
 from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 
@@ -152,7 +152,8 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         params = snn.neurons[site.name]
         spike_counts.append((spikes != 0).sum((0, *range(2, spikes.ndim))))
-        updates.append(_membrane_updates(snn.neuron, params, currents, wait))
+        model = snn.model(site.name)
+        updates.append(_membrane_updates(model, params, currents, wait))
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
@@ -182,7 +183,7 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
 
 
 def _membrane_updates(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, wait: int
+    neuron: Neuron, params: Any, currents: jax.Array, wait: int
 ) -> jax.Array:
     """How many potentials of each image change at each step, int [T + wait, B].
 
@@ -197,7 +198,7 @@ def _membrane_updates(
         step_phase = phase(index, steps, wait)
         charged = charge(neuron, params, state, current, step_phase)
         state, _ = discharge(neuron, params, charged, step_phase)
-        return state, charged.potential
+        return state, _potential(neuron, charged)
 
     start = neuron.start(params, currents.shape[1:])
     inputs = jnp.arange(steps + wait), jnp.concatenate([currents, no_current])
@@ -205,6 +206,17 @@ def _membrane_updates(
     differs = potentials[1:] != potentials[:-1]
     updates = jnp.concatenate([jnp.ones_like(potentials[:1], bool), differs])
     return updates.sum(tuple(range(2, updates.ndim)))
+
+
+def _potential(neuron: Neuron, state: Any) -> jax.Array:
+    """The membrane potential in a state, or in that of a model inside."""
+    potential = parameter(state, "potential")
+    if potential is None:
+        raise ValueError(
+            f"NeuroBench counts changes of the membrane potential, and the state of "
+            f"{neuron!r} has no field potential; give its state one"
+        )
+    return potential
 
 
 def _are_events(stream: jax.Array, one: jax.Array) -> jax.Array:

@@ -246,6 +246,15 @@ def _stabilises(eqn: Any, eqns: Sequence[Any]) -> bool:
     return False
 
 
+def depends_on_last(jaxpr: Any) -> bool:
+    """Whether any output of a function follows from its last input."""
+    reached = {jaxpr.invars[-1]}
+    for eqn in jaxpr.eqns:
+        if reached.intersection(v for v in eqn.invars if not _literal(v)):
+            reached.update(eqn.outvars)
+    return bool(reached.intersection(v for v in jaxpr.outvars if not _literal(v)))
+
+
 def _literal(v: Any) -> bool:
     return isinstance(v, jex.Literal)
 

@@ -1,30 +1,46 @@
 """Spiking neurons: models as values, and one site of them through time.
 
-``models.py``: IF and LIF; ``unroll.py``: T steps of a site, or their closed form;
-``spike_trains.py``: spikes as bits.
+``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
+``synaptic.py``, ``recurrent.py``: more of them; ``unroll.py``: T steps of a site, or
+their closed form; ``by_site.py``: a model for every site; ``spike_trains.py``: spikes
+as bits; ``gradients.py``: surrogates and resets.
 """
 
+from snnjax.neurons.adaptive import Adaptive, AdaptiveParams, adaptive
+from snnjax.neurons.by_site import BySite
+from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
     IntegrateAndFire,
-    Neuron,
     NeuronParams,
     NeuronState,
-    WithSurrogate,
     integrate_and_fire,
     lif,
 )
+from snnjax.neurons.protocol import Neuron
+from snnjax.neurons.recurrent import Recurrent, RecurrentParams, recurrent
+from snnjax.neurons.synaptic import Synaptic, SynapticParams, synaptic
 from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, unroll
 
 __all__ = [
+    "Adaptive",
+    "AdaptiveParams",
+    "BySite",
     "IntegrateAndFire",
     "Neuron",
     "NeuronParams",
     "NeuronState",
+    "Recurrent",
+    "RecurrentParams",
+    "Synaptic",
+    "SynapticParams",
     "WithSurrogate",
+    "adaptive",
     "closed_form",
     "integrate_and_fire",
     "lif",
     "mean_and_pace",
     "mean_output",
+    "recurrent",
+    "synaptic",
     "unroll",
 ]

@@ -1,4 +1,4 @@
-"""Neuron models as values: integrate-and-fire (IF) and its leaky form (LIF).
+"""Integrate-and-fire (IF) neurons, and their leaky form (LIF), as values.
 
     v  <- leak v + I                                      integrate
     k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
@@ -13,12 +13,12 @@ Gu, ICML 2021, section 3; a neuron that can take a spike back: ours.
 import dataclasses
 import functools
 import operator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, promoted, wide_dtype
+from snnjax._arrays import lead, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive, is_number
 from snnjax.surrogate import Surrogate, dspike
 
@@ -41,12 +41,6 @@ class NeuronParams(NamedTuple):
     leak: jax.Array | None = None
     temperature: jax.Array | None = None
 
-    def driving(self, current: jax.Array) -> jax.Array:
-        """The current with the bias, in the wider type of both."""
-        dtype = promoted(current, self.bias)
-        bias = lead(self.bias, jnp.ndim(current))
-        return jnp.asarray(current, dtype) + bias.astype(dtype)
-
 
 class NeuronState(NamedTuple):
     """State of integrate-and-fire neurons between two steps.
@@ -59,33 +53,6 @@ class NeuronState(NamedTuple):
 
     potential: jax.Array
     total: jax.Array | None = None
-
-
-class Neuron(Protocol):
-    """A neuron model: a hashable value with four pure functions."""
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Parameters of a fresh site whose neurons have this shape."""
-        ...
-
-    def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
-        """The state before the first step, of neurons of ``shape`` [B, ...]."""
-        ...
-
-    def integrate(
-        self, params: NeuronParams, state: NeuronState, current: jax.Array
-    ) -> NeuronState:
-        """The state after a current, the bias included, has come in."""
-        ...
-
-    def fire(
-        self, params: NeuronParams, state: NeuronState, spike: Surrogate = dspike
-    ) -> tuple[NeuronState, jax.Array]:
-        """The state after firing, and the spikes, whole multiples of V_th.
-
-        ``spike`` is a function of (v - V_th) / (2 V_th), see `snnjax.surrogate`.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,60 +179,9 @@ class IntegrateAndFire:
         v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
         return NeuronState(v, total), v_th * level
 
-    @property
-    def graded(self) -> bool:
-        """Whether a spike may be of another level than 0, 1 and -1."""
-        low, high = self.levels
-        return low < -1 or high > 1
-
     def counts_only(self, params: NeuronParams) -> bool:
-        """Whether the sum of its input alone decides its output in the end.
-
-        That is so for IF with reset by subtraction; only such neurons have a
-        `closed_form`, and only they are what conversion fits.
-        """
+        """Whether the sum of its input alone decides its output in the end."""
         return self.reset == "subtract" and params.leak is None
-
-
-@dataclasses.dataclass(frozen=True)
-class WithSurrogate:
-    """A neuron model whose gradient is that of a surrogate; its spikes are the same.
-
-    Attributes:
-        neuron: the model.
-        surrogate: spike function in place of the default.
-        detach_reset: no gradient through the reset.
-    """
-
-    neuron: Neuron
-    surrogate: Surrogate = dspike
-    detach_reset: bool = False
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
-        """Those of the model."""
-        return self.neuron.init(shape, key)
-
-    def start(self, params: NeuronParams, shape: tuple[int, ...]) -> NeuronState:
-        """That of the model."""
-        return self.neuron.start(params, shape)
-
-    def integrate(
-        self, params: NeuronParams, state: NeuronState, current: jax.Array
-    ) -> NeuronState:
-        """As the model does."""
-        return self.neuron.integrate(params, state, current)
-
-    def fire(
-        self, params: NeuronParams, state: NeuronState, spike: Surrogate | None = None
-    ) -> tuple[NeuronState, jax.Array]:
-        """As the model does, by its own surrogate unless another one is given."""
-        spike = self.surrogate if spike is None else spike
-        after, spikes = self.neuron.fire(params, state, spike)
-        if self.detach_reset:
-            after, _ = self.neuron.fire(
-                params, state, lambda *args: jax.lax.stop_gradient(spike(*args))
-            )
-        return after, spikes
 
 
 def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:

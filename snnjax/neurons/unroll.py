@@ -14,12 +14,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
-from snnjax.neurons.models import IntegrateAndFire, Neuron, NeuronParams, NeuronState
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.protocol import Neuron, drive, fire, levels_of
 from snnjax.neurons.spike_trains import SpikeTrain, append, code, per_byte
 
 
 def unroll(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+    neuron: Neuron, params: Any, currents: jax.Array, *, wait: int = 0
 ) -> jax.Array:
     """Spikes of one site over T steps, by ``lax.scan``.
 
@@ -28,12 +29,12 @@ def unroll(
 
     Args:
         neuron: the model.
-        params: its parameters; ``params.bias`` is added to every current.
+        params: its parameters; a ``bias`` among them is added to every current.
         currents: float [T, B, ...].
         wait: 0 <= wait <= T.
 
     Returns:
-        Spikes [T, B, ...], whole multiples of V_th, in the dtype of ``currents``.
+        Spikes [T, B, ...], in the dtype of ``currents``.
 
     Raises:
         ValueError: a wait outside 0..T; currents that are whole numbers, as spikes of
@@ -56,8 +57,8 @@ def unroll(
 
 
 def resume(
-    neuron: Neuron, params: NeuronParams, state: NeuronState, currents: jax.Array
-) -> tuple[NeuronState, jax.Array]:
+    neuron: Neuron, params: Any, state: Any, currents: jax.Array
+) -> tuple[Any, jax.Array]:
     """Go on from a state for as many steps as there are currents [t, B, ...].
 
     Returns:
@@ -73,12 +74,16 @@ def resume(
     """
     check_floating("currents", currents)
     step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, params.driving(currents))
+    state, spikes = jax.lax.scan(step, state, drive(params, currents))
     return state, spikes.astype(currents.dtype)
 
 
 def mean_output(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    currents: jax.Array,
+    *,
+    wait: int = 0,
 ) -> jax.Array:
     """``unroll(...).mean(0)``, but no spike is written to memory.
 
@@ -95,7 +100,11 @@ def mean_output(
 
 
 def mean_and_pace(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, *, wait: int = 0
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    currents: jax.Array,
+    *,
+    wait: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """`mean_output`, and the pace: what the output seems to be while spikes still come.
 
@@ -124,7 +133,7 @@ def mean_and_pace(
 
     def receive(carry, current):
         # The bias is added here, or XLA would write currents + bias to memory.
-        return count(carry, params.driving(current))
+        return count(carry, drive(params, current))
 
     def receive_nothing(carry, _):
         return count(carry, jnp.zeros((), currents.dtype))
@@ -205,22 +214,20 @@ def closed_form(
     check_floating("current", current)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim)
-    drive = wide(steps * params.driving(current))
-    dtype = wide_dtype(drive, start, threshold)
-    count = (start.astype(dtype) + drive.astype(dtype)) / threshold.astype(dtype)
+    total = wide(steps * drive(params, current))
+    dtype = wide_dtype(total, start, threshold)
+    count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
     within = jnp.clip(count, 0, steps * neuron.levels[1])
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     return (floored * threshold.astype(dtype) / steps).astype(current.dtype)
 
 
-def arriving_while_firing(
-    params: NeuronParams, currents: jax.Array, wait: int
-) -> jax.Array:
+def arriving_while_firing(params: Any, currents: jax.Array, wait: int) -> jax.Array:
     """Currents, with their bias, of the T steps in which a site fires: [T, B, ...].
 
     They are the input that the site has not waited for, and then nothing.
     """
-    rest = params.driving(currents[wait:])
+    rest = drive(params, currents[wait:])
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
 
@@ -251,19 +258,19 @@ def phase(step: jax.Array, steps: int, wait: int) -> Phase:
 
 
 def charge(
-    neuron: Neuron, params: NeuronParams, state: Any, current: jax.Array, phase: Phase
+    neuron: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
 ) -> Any:
     """The state once the current of a step, if any arrives, is integrated."""
-    drive = when(phase.receiving, params.driving(current), 0)
-    charged = neuron.integrate(params, state, drive)
+    arriving = when(phase.receiving, drive(params, current), 0)
+    charged = neuron.integrate(params, state, arriving)
     return jax.tree.map(functools.partial(when, phase.begun), charged, state)
 
 
 def discharge(
-    neuron: Neuron, params: NeuronParams, charged: Any, phase: Phase
+    neuron: Neuron, params: Any, charged: Any, phase: Phase
 ) -> tuple[Any, jax.Array]:
     """The state after firing and the spikes, in the steps in which the site fires."""
-    fired, spikes = neuron.fire(params, charged)
+    fired, spikes = fire(neuron, params, charged)
     state = jax.tree.map(functools.partial(when, phase.firing), fired, charged)
     return state, when(phase.firing, spikes, 0)
 
@@ -278,28 +285,26 @@ def _steps_per_loop(neuron: Neuron) -> int:
 
     More compile slowly, and so do many levels.
     """
-    low, high = getattr(neuron, "levels", (0, 1))
+    low, high = levels_of(neuron) or (0, 1)
     return max(4, 32 // (high - low))
 
 
-def _step(neuron: Neuron, params: NeuronParams):
+def _step(neuron: Neuron, params: Any):
     def step(state, current):
         state = neuron.integrate(params, state, current)
         state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
-        return neuron.fire(params, state)
+        return fire(neuron, params, state)
 
     # Of all that a step computes, only the charged state is kept for its gradient.
     keep = jax.checkpoint_policies.save_only_these_names("state")
     return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 
-def _after_wait(
-    neuron: Neuron, params: NeuronParams, currents: jax.Array, wait: int
-) -> Any:
+def _after_wait(neuron: Neuron, params: Any, currents: jax.Array, wait: int) -> Any:
     """The state of a site once it has integrated ``wait`` steps."""
 
     def integrate(state, current):
-        return neuron.integrate(params, state, params.driving(current)), None
+        return neuron.integrate(params, state, drive(params, current)), None
 
     check_floating("currents", currents)
     state = neuron.start(params, currents.shape[1:])

@@ -21,6 +21,7 @@ import numpy as np
 
 from snnjax._checks import check_positive, check_wait
 from snnjax.network.capture import capture
+from snnjax.neurons.by_site import by_site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.nodes import compact
@@ -53,7 +54,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
 
     Raises:
         ValueError: nodes of other types, all in one error; a cycle; neurons that do not
-            reset to 0, or that reset in different ways; a tau not above dt; no neuron.
+            reset to 0; a tau not above dt; no neuron.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax.numpy as jnp, nir, numpy as np, snnjax
@@ -102,12 +103,14 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     shape = _channels_last(tuple(graph.nodes[entrance].input_type["input"]))
     network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     neurons = [layer.neuron for layer in layers.values() if layer.neuron is not None]
+    names = [site.name for site in network.sites]
+    models = zip(names, _models(nir, graph, order), strict=True)
     return fn, SNN(
         params,
-        {s.name: n for s, n in zip(network.sites, neurons, strict=True)},
+        dict(zip(names, neurons, strict=True)),
         steps=steps,
         wait=wait,
-        neuron=_model(nir, graph, order),
+        neuron=by_site(dict(models), names, IntegrateAndFire()),
     )
 
 
@@ -342,26 +345,30 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
     return order
 
 
-def _model(nir: Any, graph: Any, order: list[str]) -> IntegrateAndFire:
-    """The model of all neurons."""
-    models = {}
-    for name in order:
-        node = graph.nodes[name]
-        if isinstance(node, nir.IF | nir.LIF):
-            metadata = node.metadata or {}
-            reset = metadata.get("reset", "zero")
-            reset = reset.decode() if isinstance(reset, bytes) else str(reset)
-            if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
-                reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
-            levels = tuple(np.asarray(metadata.get("levels", BINARY)).tolist())
-            models[name] = levels, reset, float(metadata.get("dead_zone", 0))
-    kinds = set(models.values())
-    if len(kinds) != 1 or not {kind[1] for kind in kinds} <= {"zero", "subtract"}:
+def _models(nir: Any, graph: Any, order: list[str]) -> list[IntegrateAndFire]:
+    """The models of all neurons, in the order of execution."""
+    nodes = {name: graph.nodes[name] for name in order}
+    return [
+        _model(name, node)
+        for name, node in nodes.items()
+        if isinstance(node, nir.IF | nir.LIF)
+    ]
+
+
+def _model(name: str, node: Any) -> IntegrateAndFire:
+    """The model of a node; what plain NIR does not express is metadata."""
+    metadata = node.metadata or {}
+    reset = metadata.get("reset", "zero")
+    reset = reset.decode() if isinstance(reset, bytes) else str(reset)
+    if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
+        reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
+    levels = tuple(np.asarray(metadata.get("levels", BINARY)).tolist())
+    if reset not in ("zero", "subtract"):
         raise ValueError(
-            f"the neurons have levels, resets and dead zones {models}; allowed: the "
-            'same for all, v_reset 0 or metadata {"reset": "subtract"}'
+            f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
+            'or metadata {"reset": "subtract"}'
         )
-    levels, reset, dead_zone = kinds.pop()
+    dead_zone = float(metadata.get("dead_zone", 0))
     return IntegrateAndFire(levels, reset, dead_zone=dead_zone)
 
 

@@ -27,7 +27,9 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams, WithSurrogate
+from snnjax.neurons.by_site import models_in
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.layers import rearrange, vectorize
 from snnjax.nir.nodes import (
@@ -128,10 +130,10 @@ def to_nir(
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn, network.sites)
-    neuron = _check_expressible(snn, extended)
+    _check_expressible(snn, extended)
     values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
     lowering = Lowering(network, values)
-    _lower(lowering, snn, neuron)
+    _lower(lowering, snn)
     order = _needed(lowering)
     names = _alphabetical(lowering, order)
     nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
@@ -184,7 +186,7 @@ class Spiking(NamedTuple):
 # ------------------------------------------------------------------- the network
 
 
-def _lower(lowering: Lowering, snn: SNN, model: IntegrateAndFire) -> None:
+def _lower(lowering: Lowering, snn: SNN) -> None:
     """Add all nodes, or raise with everything that NIR cannot express."""
     network = lowering.network
     order = entrance(lowering)
@@ -200,7 +202,7 @@ def _lower(lowering: Lowering, snn: SNN, model: IntegrateAndFire) -> None:
             if equation.site is not None:
                 _check_fires(equation.site)
             if has_operands and equation.site is not None:
-                _lower_site(lowering, snn, equation, model)
+                _lower_site(lowering, snn, equation)
             elif has_operands:
                 lower(lowering, equation)
         except NotInNIR as reason:
@@ -219,15 +221,13 @@ def _check_fires(site: Site) -> None:
         raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
 
 
-def _lower_site(
-    lowering: Lowering, snn: SNN, equation: Equation, model: IntegrateAndFire
-) -> None:
+def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site, and the weights that feed them."""
     site, (current, *_) = equation.place, equation.variables
     neuron = snn.neurons[site.name]
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, model, site, order)
+    node = _spiking(neuron, _plain(snn.model(site.name)), site, order)
     name = lowering.add(site.name, node, sources)
     threshold = compact(_spread(neuron.threshold, site, order))
     lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
@@ -358,35 +358,37 @@ def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
     return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
 
-def _check_expressible(snn: SNN, extended: bool) -> IntegrateAndFire:
-    """The neuron model; raise if NIR cannot express it, or only by metadata."""
-    neuron: Any = snn.neuron
-    if isinstance(neuron, WithSurrogate):  # the same spikes
-        neuron = neuron.neuron
-    if not isinstance(neuron, IntegrateAndFire):
-        raise ValueError(
-            f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
-            "snnjax.integrate_and_fire and snnjax.lif"
-        )
+def _plain(model: Any) -> Any:
+    """The model without its surrogate: the same spikes."""
+    return model.neuron if isinstance(model, WithSurrogate) else model
+
+
+def _check_expressible(snn: SNN, extended: bool) -> None:
+    """Raise if NIR cannot express the neurons, or only by metadata."""
     extensions = []
-    if neuron.reset == "subtract":
-        extensions.append("reset by subtraction (in NIR: v <- v_reset)")
-    if neuron.levels != BINARY:
-        extensions.append(f"the levels {neuron.levels} (in NIR: {BINARY})")
-    if neuron.dead_zone:
-        extensions.append(f"the dead zone {neuron.dead_zone} (in NIR: none)")
+    for neuron in map(_plain, models_in(snn.neuron)):
+        if not isinstance(neuron, IntegrateAndFire):
+            raise ValueError(
+                f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
+                "snnjax.integrate_and_fire and snnjax.lif"
+            )
+        if neuron.reset == "subtract":
+            extensions.append("reset by subtraction (in NIR: v <- v_reset)")
+        if neuron.levels != BINARY:
+            extensions.append(f"the levels {neuron.levels} (in NIR: {BINARY})")
+        if neuron.dead_zone:
+            extensions.append(f"the dead zone {neuron.dead_zone} (in NIR: none)")
     if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         extensions.append("initial potentials (in NIR: 0)")
     if snn.wait:
         extensions.append(f"wait {snn.wait} (in NIR: none)")
     if extensions and not extended:
         raise ValueError(
-            f"NIR cannot express: {'; '.join(extensions)}. With extended=True this is "
-            "written as metadata, which snnjax.from_nir reads; other tools ignore it "
-            'and compute something else. Exact everywhere: neurons with reset "zero", '
-            "levels (0, 1), no initial potential and wait 0"
+            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. With "
+            "extended=True this is written as metadata, which snnjax.from_nir reads; "
+            "other tools ignore it and compute something else. Exact everywhere: "
+            'neurons with reset "zero", levels (0, 1), no initial potential and wait 0'
         )
-    return neuron
 
 
 # ------------------------------------------------------------------- NIR's nodes

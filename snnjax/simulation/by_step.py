@@ -72,7 +72,7 @@ def _start(job: Job, equation: Equation) -> Any:
     if site.accumulates:
         output = (shape[0], *site.shape)
         return zero_sum(shape, site.dtype), zero_sum(output, site.dtype)
-    return job.neuron.start(job.snn.neurons[site.name], shape)
+    return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
 def _phase(job: Job, site: Site, step: jax.Array) -> Phase:
@@ -97,7 +97,7 @@ def _advance(
         total = total + when(now.receiving, current.astype(total.dtype), 0)
         result = operands[0](total)
         return (total, result), (result - before).astype(current.dtype)
-    params = job.snn.neurons[site.name]
-    charged = charge(job.neuron, params, state, current, now)
-    state, spikes = discharge(job.neuron, params, charged, now)
+    model, params = job.models[site.name], job.snn.neurons[site.name]
+    charged = charge(model, params, state, current, now)
+    state, spikes = discharge(model, params, charged, now)
     return state, spikes.astype(site.dtype)

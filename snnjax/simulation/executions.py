@@ -8,7 +8,7 @@ examples, as training mode requires. The loop over the whole network is ``by_ste
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, firing, identity, increments
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
-from snnjax.neurons.models import Neuron, NeuronParams
+from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.protocol import Neuron
 from snnjax.neurons.unroll import closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
@@ -33,7 +34,7 @@ class Job(NamedTuple):
     Attributes:
         network: captured for x (one step of a sequence).
         snn: the spiking network.
-        neuron: its model, with the surrogate of the simulation.
+        models: site name -> its model, with the surrogate of the simulation.
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps: T.
         wait: steps that every layer integrates before it fires.
@@ -42,7 +43,7 @@ class Job(NamedTuple):
 
     network: Network
     snn: SNN
-    neuron: Neuron
+    models: Mapping[str, Neuron]
     x: jax.Array
     steps: int
     wait: int
@@ -98,16 +99,16 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
         values[job.network.x] = job.x
 
     # It lives on in a gradient, so it must not hold the job, which has arrays.
-    neuron, steps, wait = job.neuron, job.steps, job.wait
+    models, steps, wait = job.models, job.steps, job.wait
 
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = over_time(current, steps, len(site.shape))
-        return unroll(neuron, params, currents, wait=wait)
+        return unroll(models[site.name], params, currents, wait=wait)
 
     neurons = job.snn.neurons
     if remat:
         results = outputs_from_bits(
-            job.network, values, fire, prepared.streams, neurons, levels(job)
+            job.network, values, fire, prepared.streams, neurons, job.models
         )
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
@@ -139,7 +140,8 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
                 return operands[0](current, state)
             currents = over_time(current, length, len(site.shape))
             params = neurons[site.name]
-            after[site.name], spikes = resume(job.neuron, params, state, currents)
+            model = job.models[site.name]
+            after[site.name], spikes = resume(model, params, state, currents)
             return spikes
 
         evaluate(changing, local, rule, streams=streams)
@@ -174,8 +176,7 @@ def run_closed_form(job: Job) -> Any:
     values = network.arguments(job.snn.params, job.x.mean(0) if job.sequence else job.x)
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        del site
-        return closed_form(job.snn.neuron, params, current, steps)
+        return closed_form(job.snn.model(site.name), params, current, steps)
 
     evaluate(network.equations, values, firing(fire, neurons))
     fires = [equation for equation in network.equations if equation.fires]
@@ -185,8 +186,9 @@ def run_closed_form(job: Job) -> Any:
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
-            threshold = neurons[equation.place.name].threshold
-            values[v] = _first_spikes(values[v], threshold, steps, levels(job)[1])
+            name = equation.place.name
+            high = job.snn.model(name).levels[1]
+            values[v] = _first_spikes(values[v], neurons[name].threshold, steps, high)
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values[network.x] = job.x
@@ -209,14 +211,15 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         (outputs [T, B, ...], aux as the function gave it).
     """
 
-    neuron, steps, wait = job.neuron, job.steps, job.wait  # as in `run_by_layer`
+    models, steps, wait = job.models, job.steps, job.wait  # as in `run_by_layer`
 
     def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
         a = a.reshape(shares, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        return fold(unroll(neuron, params, split(current), wait=wait), shares)
+    def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
+        spikes = unroll(models[site.name], params, split(current), wait=wait)
+        return fold(spikes, shares)
 
     def accumulate(function: Callable, current: jax.Array) -> jax.Array:
         return fold(increments(function, split(current)), shares)
@@ -226,7 +229,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     if remat:
         none = frozenset()
         results = outputs_from_bits(
-            network, values, fire, none, neurons, levels(job), accumulate
+            network, values, fire, none, neurons, models, accumulate
         )
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
     else:
@@ -297,12 +300,7 @@ def _fresh_state(job: Job, equation: Equation) -> Any:
     site, shape = equation.place, shape_of_input(job, equation)
     if site.accumulates:
         return zero_sum(shape, site.dtype)
-    return job.neuron.start(job.snn.neurons[site.name], shape)
-
-
-def levels(job: Job) -> tuple[int, int]:
-    """Of the spikes of all sites."""
-    return job.snn.neuron.levels
+    return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
 def _first_spikes(

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from snnjax.firing import unit
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import apply, firing
+from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, run_segment, stages
-from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.protocol import Neuron, levels_of
 from snnjax.neurons.spike_trains import SpikeTrain, code, pack, spikes_of, unpack
 
 # (site, params, current) -> spikes
 Fire = Callable[..., jax.Array]
 # sources, params -> (results of a stage, values that it carries on)
-Run = Callable[[list[Any], NeuronParams | None], tuple[Any, list[Any]]]
+Run = Callable[[list[Any], Any], tuple[Any, list[Any]]]
 
 
 class _Encoded(NamedTuple):
@@ -39,8 +41,8 @@ def outputs_from_bits(
     values: Values,
     fire: Fire,
     streams: frozenset[int],
-    neurons: Mapping[str, NeuronParams],
-    levels: tuple[int, int],
+    neurons: Mapping[str, Any],
+    models: Mapping[str, Neuron],
     accumulate: Callable[..., jax.Array] = apply,
 ) -> Any:
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
@@ -53,12 +55,12 @@ def outputs_from_bits(
         values: variable -> value, of all that no step changes and of the input.
         fire, neurons, accumulate: as for `firing`; the functions hold no arrays, since
             they live on in a gradient.
-        levels: of the spikes.
+        models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
     """
     store: dict[int | None, Any] = {**values}
 
-    def computed(stage: Stage, params: NeuronParams | None) -> tuple[Any, list[Any]]:
+    def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
         timed = tuple(v in streams for v in stage.sources)
         run = functools.partial(_run_stage, stage, timed, fire, accumulate)
         return _computed_anew(run, [store[v] for v in stage.sources], params)
@@ -66,12 +68,26 @@ def outputs_from_bits(
     *others, last = stages(network)
     for stage in others:
         params = neurons[stage.place.name]
+        levels = _levels(models[stage.place.name], stage.place)
+        threshold = unit(params, stage.place)
         spikes, carried = computed(stage, params)
-        codes = code(spikes, params.threshold, levels).reshape(-1)
-        train = SpikeTrain(pack(codes, levels), params.threshold, levels)
+        codes = code(spikes, threshold, levels).reshape(-1)
+        train = SpikeTrain(pack(codes, levels), threshold, levels)
         store[stage.output] = _Encoded(spikes, train)
         store.update(zip(stage.carried, carried, strict=True))
     return computed(last, None)[0]
+
+
+def _levels(model: Neuron, site: Site) -> tuple[int, int]:
+    levels = levels_of(model)
+    if levels is None:
+        raise ValueError(
+            f"remat keeps spikes as levels in bits; the model of site {site.name!r}, "
+            f"{model!r}, states no levels. Give it an attribute levels = (low, high), "
+            "with spikes that are whole multiples of its parameter threshold, or leave "
+            "remat out"
+        )
+    return levels
 
 
 def _run_stage(
@@ -80,7 +96,7 @@ def _run_stage(
     fire: Fire,
     accumulate: Callable[..., jax.Array],
     sources: Sequence[Any],
-    params: NeuronParams | None,
+    params: Any,
 ) -> tuple[Any, list[Any]]:
     """A site's spikes or the outputs, and what the stage carries on."""
     rule = firing(fire, {}, accumulate)
@@ -90,9 +106,7 @@ def _run_stage(
     return results, carried
 
 
-def _computed_anew(
-    run: Run, sources: list[Any], params: NeuronParams | None
-) -> tuple[Any, list[Any]]:
+def _computed_anew(run: Run, sources: list[Any], params: Any) -> tuple[Any, list[Any]]:
     """``run(sources, params)`` that keeps its arguments alone, and spikes as bits.
 
     Not ``jax.checkpoint``: on CPU XLA detects that the second computation equals the

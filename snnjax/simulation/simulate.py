@@ -7,7 +7,7 @@ it. The wait is ours; docs/accuracy.md says what it gains and costs.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -28,9 +28,18 @@ from snnjax._checks import (
 )
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
-from snnjax.network.sites import Sites
-from snnjax.neurons.models import IntegrateAndFire, WithSurrogate, lif
+from snnjax.network.sites import Site, Sites
+from snnjax.neurons.by_site import by_site, model_of, models_in
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.models import IntegrateAndFire, lif
+from snnjax.neurons.protocol import Neuron, counts_only, parameter, takes_surrogate
 from snnjax.simulation.by_step import run_by_step
+from snnjax.simulation.conformance import (
+    Place,
+    WithoutGradient,
+    check_protocol,
+    passes_gradient,
+)
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
@@ -52,7 +61,8 @@ def init(
     params: chex.ArrayTree,
     x: chex.Array,
     *,
-    neuron: IntegrateAndFire | None = None,
+    neuron: Neuron | Mapping[str, Neuron] | None = None,
+    key: jax.Array | None = None,
     has_aux: bool = False,
 ) -> SNN:
     """An SNN with fresh neurons at every site, for direct training.
@@ -61,27 +71,38 @@ def init(
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
-        neuron: model of all sites, from `snnjax.lif` (by default, with leak 1/2) or
-            `snnjax.integrate_and_fire`; the SNN carries it.
+        neuron: model of all sites, of `snnjax.lif` (by default, with leak 1/2),
+            `snnjax.integrate_and_fire`, `snnjax.neurons`, or one of your own
+            (docs/neurons.md); or site name -> model, where a name may be a pattern as
+            in a shell, the first that matches a site counts, and the default model
+            stands at the others. The SNN carries it.
+        key: random key for models that draw parameters, such as recurrent ones.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: a neuron that is no model.
+        ValueError: a neuron that is no model, a pattern that matches no site, a
+            missing key.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> init(fn, jnp.ones((3, 2)), jnp.ones((1, 3))).neurons["relu"].threshold
     Array(1., dtype=float32)
     """
-    neuron = lif() if neuron is None else neuron
-    if not isinstance(neuron, IntegrateAndFire):
-        raise ValueError(
-            f"neuron is {neuron!r}; allowed: a model, e.g. snnjax.lif() (called). The "
-            "surrogate is an argument of snnjax.spiking"
-        )
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
-    neurons = {s.name: neuron.init(s.shape) for s in network.sites if s.fires}
+    sites = [site for site in network.sites if site.fires]
+    neuron = by_site(neuron, [site.name for site in sites], lif())
+    for model in models_in(neuron):
+        if isinstance(model, WithSurrogate):
+            raise ValueError(
+                f"neuron is {model!r}; allowed: the model without a surrogate, which "
+                "is an argument of snnjax.spiking"
+            )
+    keys = [None] * len(sites) if key is None else jax.random.split(key, len(sites))
+    neurons = {
+        site.name: model_of(neuron, site.name).init(site.shape, own_key)
+        for site, own_key in zip(sites, keys, strict=True)
+    }
     return SNN(params, neurons, neuron=neuron)
 
 
@@ -115,8 +136,9 @@ def spiking(
             its floor has a straight-through gradient, so neither surrogate nor
             detach_reset can be given); or "auto", which takes closed_form where its
             spikes are the same, otherwise by_step on CPU without a wait and by_layer
-            elsewhere, always with the gradient of by_layer, and by_layer for a
-            surrogate that is not declared to be a step (`snnjax.surrogate.step`).
+            elsewhere, always with the gradient of by_layer, and by_layer for other
+            models than IF and LIF and for a surrogate that is not declared to be a step
+            (`snnjax.surrogate.step`).
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
@@ -285,10 +307,32 @@ def execute(job: Job, execution: str | ByLayer) -> Any:
 
 def _job(sim: Simulation, network: Network, snn: SNN, x: jax.Array) -> Job:
     check_neurons(snn, network.sites)
-    for params in snn.neurons.values():
-        check_surrogate(sim.surrogate, params.temperature is not None)
-    neuron = WithSurrogate(snn.neuron, sim.surrogate, sim.detach_reset)
-    return Job(network, snn, neuron, x, sim.steps, sim.wait, sim.sequence)
+    models = {
+        site.name: _simulated(sim, snn, site) for site in network.sites if site.fires
+    }
+    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
+
+
+def _simulated(sim: Simulation, snn: SNN, site: Site) -> Neuron:
+    """The model of a site, with the surrogate of the simulation."""
+    model, params = snn.model(site.name), snn.neurons[site.name]
+    if not takes_surrogate(model):
+        if sim.surrogate is not dspike or sim.detach_reset:
+            raise ValueError(
+                f"the model of site {site.name!r}, {model!r}, has a surrogate of its "
+                "own: leave surrogate and detach_reset out, or let its fire(params, "
+                "state, spike) use the spike function that it is given"
+            )
+    else:
+        check_surrogate(sim.surrogate, parameter(params, "temperature") is not None)
+    simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
+    if isinstance(model, IntegrateAndFire):
+        return simulated
+    place = Place(site.name, site.shape, site.dtype)
+    check_protocol(model, params, place)
+    if passes_gradient(model, params, place):
+        return simulated
+    return WithoutGradient(simulated)
 
 
 def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
@@ -310,17 +354,21 @@ def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
 
 def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
     """The execution of an SNN; raise if it has no closed form and that is asked for."""
-    counts_only = all(snn.neuron.counts_only(p) for p in snn.neurons.values())
-    has_closed_form = counts_only and sim.wait == sim.steps
+    count = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
+    has_closed_form = count and sim.wait == sim.steps
     if sim.execution == "closed_form" and not has_closed_form:
-        leaks = any(params.leak is not None for params in snn.neurons.values())
+        leaks = any(parameter(p, "leak") is not None for p in snn.neurons.values())
+        models = ", ".join(map(repr, models_in(snn.neuron)))
         raise ValueError(
             f"execution='closed_form' needs wait == steps and IF neurons with reset by "
-            f"subtraction; found wait {sim.wait}, steps {sim.steps}, reset "
-            f"{snn.neuron.reset!r}, {'a' if leaks else 'no'} leak. Use 'by_layer'"
+            f"subtraction; found wait {sim.wait}, steps {sim.steps}, {models}, "
+            f"{'a' if leaks else 'no'} leak. Use 'by_layer'"
         )
     if sim.execution != "auto":
         return sim.execution
+    if not all(isinstance(model, IntegrateAndFire) for model in models_in(snn.neuron)):
+        # A model of the user's own may have a derivative for reverse mode only.
+        return "by_layer"
     # A custom derivative, as the others have here, must not close over a traced value.
     if not is_step(sim.surrogate) or holds_tracer(sim.surrogate):
         return "by_layer"

@@ -12,7 +12,6 @@ you trust. The sha256 detects damage; it does not say who wrote the file.
 Format: https://github.com/huggingface/safetensors
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -28,10 +27,17 @@ import numpy as np
 from snnjax import _files
 from snnjax._checks import is_number
 from snnjax._version import __version__
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.by_site import model_of, models_in
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
 from snnjax.storage import program
 from snnjax.storage.formats import upgraded
+from snnjax.storage.models import (
+    Unavailable,
+    describe_model,
+    restore_model,
+    restore_params,
+    unknown_models,
+)
 from snnjax.storage.structure import (
     DTYPES,
     PROGRAM,
@@ -107,8 +113,9 @@ def save(
 
     Raises:
         ValueError: another suffix, no SNN, numbers that no neuron can have, leaves
-            that are no numbers, a recipe, accuracy or extras of another type, fn
-            without x or steps, or these without fn.
+            that are no numbers, a neuron model of your own without fn, a recipe,
+            accuracy or extras of another type, fn without x or steps, or these without
+            fn.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -128,6 +135,7 @@ def save(
     check_values(snn)
     _check_facts(recipe, accuracy, extras)
     if fn is None:
+        _check_known_models(snn)
         not_default = None if inputs == "constant" else inputs
         _check_no_program(x=x, steps=steps, wait=wait, inputs=not_default)
     arrays: dict[str, np.ndarray] = {}
@@ -140,7 +148,7 @@ def save(
         "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
-        "neuron": _described_neuron(snn.neuron),
+        "neuron": describe_model(snn.neuron),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "program": None,
@@ -167,7 +175,9 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
             the file come in its structure, after a check of shapes. Without it a
             NamedTuple comes back as a dict of its fields. Nodes of other classes
             (nnx.State, equinox modules) come back as dicts if the file has a program;
-            otherwise they need ``like``.
+            otherwise they need ``like``. A neuron model that is none of
+            `snnjax.neurons` is taken from an SNN as ``like``; without one, only the
+            program of the file runs.
 
     Returns:
         `Stored`: snn, card, run.
@@ -216,14 +226,19 @@ def _stored(
     described = [leaf for name in structure for _, leaf in leaves(structure[name])]
     program_arrays = [array for array in map(read, described) if array is not None]
     card, structure = upgraded(card, structure, path)
+    like_neuron = like.neuron if isinstance(like, SNN) else None
     like = like.params if isinstance(like, SNN) else like
     has_program = card["program"] is not None
     params = _params(structure["params"], read, like, has_program, path)
+    neuron = restore_model(card["neuron"])
+    if like_neuron is not None and any(
+        isinstance(model, Unavailable) for model in models_in(neuron)
+    ):
+        neuron = like_neuron
     neurons = {
-        name: NeuronParams(**fields)
+        name: restore_params(model_of(neuron, name), fields)
         for name, fields in rebuild(structure["neurons"], read).items()
     }
-    neuron = IntegrateAndFire(**card["neuron"])
     snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
     if not has_program:
         return Stored(snn, card, functools.partial(_no_program, path))
@@ -259,16 +274,6 @@ def _no_program(path: Path, x: Any) -> Any:
     )
 
 
-def _described_neuron(neuron: Any) -> dict[str, Any]:
-    """The fields of a model, as JSON."""
-    if not isinstance(neuron, IntegrateAndFire):
-        raise ValueError(
-            f"the SNN's neuron is {neuron!r}; allowed: snnjax.integrate_and_fire() or "
-            "snnjax.lif(), which a file can describe"
-        )
-    return dataclasses.asdict(neuron)
-
-
 # --------------------------------------------------------------------- checks
 
 
@@ -298,6 +303,17 @@ def _check_facts(recipe, accuracy, extras) -> None:
     named = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
     if extras is not None and not named:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
+
+
+def _check_known_models(snn: SNN) -> None:
+    """Raise unless the file's card describes all models."""
+    unknown = unknown_models(snn.neuron)
+    if unknown:
+        raise ValueError(
+            f"a file cannot describe the neuron model {', '.join(unknown)}, which is "
+            "none of snnjax.neurons. Pass fn and x: then the file holds the program, "
+            "and stored.run(x) needs no model"
+        )
 
 
 def _check_no_program(**options) -> None:

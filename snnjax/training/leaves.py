@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._trees import is_floating, name_of
-from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN, check_snn
-
-KINDS = ("weights", *NeuronParams._fields)
 
 
 def differentiable(snn: SNN) -> tuple[SNN, Callable[[SNN], SNN]]:
@@ -57,8 +54,9 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
 
     Args:
         snn: the network.
-        trained: which kinds are trained, of "weights", "threshold", "bias",
-            "initial_potential", "leak" and "temperature".
+        trained: which kinds are trained: "weights", and names of the neurons'
+            parameters, such as "threshold", "bias", "initial_potential", "leak",
+            "temperature", or "kernel" of recurrent ones.
 
     Returns:
         A pytree like ``snn``: each leaf's kind where it is trained, else "frozen".
@@ -85,18 +83,18 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     check_snn(snn)
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
-    unknown = set(trained) - set(KINDS)
+    unknown = set(trained) - {"weights", *_names_of_parameters(snn)}
     if unknown:
         raise ValueError(
-            f"trained holds {sorted(unknown)}; allowed: {', '.join(KINDS)}"
+            f"trained holds {sorted(unknown)}; allowed: weights, "
+            f"{', '.join(_names_of_parameters(snn))}"
         )
 
     def label(path, node):
         if _is_running_average(path, node) or not is_floating(node):
             return jax.tree.map(lambda _: "frozen", node)
-        part = path[0].name
-        kind = path[2].name if part == "neurons" else part  # neurons, site, field
-        kind = "weights" if kind == "params" else kind
+        # A neuron's parameter is named after its field, in a model inside or outside.
+        kind = "weights" if path[0].name == "params" else name_of(path[-1:])
         return kind if kind in trained else "frozen"
 
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
@@ -108,6 +106,17 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
             "temperature=3.0))"
         )
     return labels
+
+
+def _names_of_parameters(snn: SNN) -> list[str]:
+    """Fields of all neurons' parameters, those included that are None."""
+
+    def names(params: Any) -> list[str]:
+        inner = getattr(params, "neuron", None)
+        own = [name for name in params._fields if name != "neuron"]
+        return own + (names(inner) if inner is not None else [])
+
+    return list(dict.fromkeys(n for p in snn.neurons.values() for n in names(p)))
 
 
 def check_gradients(gradients: Any, kinds: Any) -> None:

@@ -19,6 +19,7 @@ from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.spill import SpillFile, loaded
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
+from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
 
 # variable -> value
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
-        neuron: the model of all sites.
+        neuron: the model of all sites, or a `snnjax.neurons.BySite`.
         budget: bytes for the currents of a site.
         spills: whether streams go to the disk.
     """
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
     params: chex.ArrayTree
     steps: int
     wait: int
-    neuron: IntegrateAndFire
+    neuron: IntegrateAndFire | BySite
     budget: int
     spills: bool
 

@@ -30,6 +30,7 @@ from snnjax.conversion.engine.spill import loaded
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
+from snnjax.neurons.by_site import model_of
 
 Weights = dict[str, jax.Array]
 # weights -> (results, carried) of the site's stage, for every micro-batch
@@ -84,7 +85,7 @@ class SiteView(View):
             here.site,
             steps=here.plan.steps,
             wait=here.plan.wait,
-            neuron=here.plan.neuron,
+            neuron=model_of(here.plan.neuron, here.site.name),
             activations=activations,
             shared=shared_weights(here.network, here.site),
         )

@@ -36,6 +36,7 @@ from snnjax.conversion.engine.site_view import (
 from snnjax.conversion.engine.spill import LoadedOnAccess, spilled
 from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site
+from snnjax.neurons.by_site import model_of
 from snnjax.neurons.models import NeuronParams
 from snnjax.snn import SNN
 
@@ -113,10 +114,11 @@ def _activations(here: Arrival, original: Values) -> LoadedOnAccess:
 def _carry_spikes(here: Arrival, fit: Fit, into: Currents) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site, file = here.plan, here.site, here.plan.spill_file()
-    neuron, params, time = plan.neuron, widen(fit.neuron, site), (plan.steps, plan.wait)
+    neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
     arriving = zip(here.batches, into(fit.weights), strict=True)
     for batch, ((current, *_), carried) in arriving:
-        spikes = segments.fire(neuron, params, current, *time, len(site.shape))
+        shape = plan.steps, plan.wait, len(site.shape)
+        spikes = segments.fire(neuron, params, current, *shape)
         spikes, *carried = spilled([spikes, *carried], file)
         advance(batch.snn, batch.stages, here.i, spikes, carried)
 

@@ -1,0 +1,145 @@
+"""An adaptive threshold: every spike makes the next one harder for a while.
+
+    s  = V_th 1[v >= V_th + adaptation a]      fire, and reset as the model does
+    a <- adaptation_leak a + s                 adapt
+
+Source: Bellec, Salaj, Subramoney, Legenstein and Maass, "Long short-term memory and
+learning-to-learn in networks of spiking neurons", NeurIPS 2018.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import lead, wide_dtype
+from snnjax._checks import check_leak, is_number
+from snnjax.neurons.protocol import (
+    Neuron,
+    check_model,
+    levels_of,
+    parameter,
+    takes_surrogate,
+)
+from snnjax.surrogate import Surrogate, dspike
+
+
+class AdaptiveParams(NamedTuple):
+    """Parameters of neurons with an adaptive threshold.
+
+    Attributes:
+        neuron: those of the model; its threshold is that of a neuron that has not
+            fired, and the size of all spikes.
+        adaptation: by how much a spike of size 1 raises the threshold, scalar or [C].
+        adaptation_leak: factor on a at every step, in (0, 1], scalar or [C].
+    """
+
+    neuron: Any
+    adaptation: jax.Array
+    adaptation_leak: jax.Array
+
+
+class AdaptiveState(NamedTuple):
+    """State of adaptive neurons: the model's, and a [B, ...]."""
+
+    neuron: Any
+    adaptation: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+    """A model with an adaptive threshold. A value: equal fields, equal models.
+
+    Attributes:
+        neuron: the model.
+        adaptation, adaptation_leak: of fresh parameters.
+    """
+
+    neuron: Neuron
+    adaptation: float = 1.0
+    adaptation_leak: float = 0.9
+
+    def __post_init__(self):
+        check_model(self.neuron)
+        if levels_of(self.neuron) != (0, 1) or not takes_surrogate(self.neuron):
+            raise ValueError(
+                f"neuron is {self.neuron!r}; allowed: a model with the levels (0, 1) "
+                "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
+                "adaptive threshold moves the surrogate's argument"
+            )
+        if not is_number(self.adaptation) or not self.adaptation >= 0:
+            raise ValueError(f"adaptation is {self.adaptation!r}; allowed: >= 0")
+        check_leak("adaptation_leak", self.adaptation_leak)
+        for name in ("adaptation", "adaptation_leak"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """(0, 1), as those of the model."""
+        return 0, 1
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> AdaptiveParams:
+        """The model's parameters and two scalars."""
+        numbers = (self.adaptation, self.adaptation_leak)
+        return AdaptiveParams(
+            self.neuron.init(shape, key),
+            *[jnp.asarray(number, jnp.float32) for number in numbers],
+        )
+
+    def start(self, params: AdaptiveParams, shape: tuple[int, ...]) -> AdaptiveState:
+        """No adaptation yet, in float32 or wider."""
+        dtype = wide_dtype(*jax.tree.leaves(params))
+        state = self.neuron.start(params.neuron, shape)
+        return AdaptiveState(state, jnp.zeros(shape, dtype))
+
+    def integrate(
+        self, params: AdaptiveParams, state: AdaptiveState, current: jax.Array
+    ) -> AdaptiveState:
+        """As the model does."""
+        inner = self.neuron.integrate(params.neuron, state.neuron, current)
+        return state._replace(neuron=inner)
+
+    def fire(
+        self, params: AdaptiveParams, state: AdaptiveState, spike: Surrogate = dspike
+    ) -> tuple[AdaptiveState, jax.Array]:
+        """Spikes of the model, whose surrogate sees the higher threshold.
+
+        At x = (v - V_th) / (2 V_th) it is given (v - V_th - adaptation a) / (2 V_th).
+        """
+        inner, a = state
+        threshold, adaptation, leak = (
+            lead(leaf, a.ndim).astype(a.dtype)
+            for leaf in (parameter(params.neuron, "threshold"), *params[1:])
+        )
+        rise = adaptation * a / (2 * threshold)
+
+        def later(x: jax.Array, *sharpness: Any) -> jax.Array:
+            return spike(x - rise.astype(x.dtype), *sharpness)
+
+        inner, spikes = self.neuron.fire(params.neuron, inner, later)
+        return AdaptiveState(inner, leak * a + spikes.astype(a.dtype)), spikes
+
+
+def adaptive(
+    neuron: Neuron, *, adaptation: float = 1.0, adaptation_leak: float = 0.9
+) -> Adaptive:
+    """A neuron whose threshold is V_th + adaptation a, with a <- adaptation_leak a + s.
+
+    Args:
+        neuron: the model, with the levels (0, 1), e.g. `snnjax.lif`.
+        adaptation: >= 0; by how much a spike of size 1 raises the threshold. Spikes
+            carry V_th whatever the adaptation.
+        adaptation_leak: 0 < adaptation_leak <= 1; exp(-dt / tau) of a threshold that
+            returns with the time constant tau.
+
+    Raises:
+        ValueError: another model, or a number outside its range.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> neuron = adaptive(lif(leak=1.0), adaptation=2.0, adaptation_leak=0.5)
+    >>> print(unroll(neuron, neuron.init(), jnp.full((6, 1), 1.0))[:, 0])
+    [1. 0. 1. 0. 1. 0.]
+    """
+    return Adaptive(neuron, adaptation, adaptation_leak)

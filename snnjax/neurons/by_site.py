@@ -1,0 +1,94 @@
+"""A model for every site: one for all of them, or one by the names of the sites.
+
+    {"readout/*": lif(leak=0.9), "*": lif()}      the first pattern that matches counts
+
+Patterns are those of a shell (`fnmatch`): * is any text, / included, ? one letter.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from snnjax.neurons.protocol import Neuron, check_model
+
+
+@dataclasses.dataclass(frozen=True)
+class BySite:
+    """Models by the names of the sites; a value, as each of the models is.
+
+    Attributes:
+        models: pairs (site name, model), in the order of the sites.
+    """
+
+    models: tuple[tuple[str, Neuron], ...]
+
+
+def model_of(neuron: Any, site_name: str) -> Any:
+    """The model of a site: its own, or the one for all."""
+    if not isinstance(neuron, BySite):
+        return neuron
+    models = dict(neuron.models)
+    if site_name not in models:
+        raise ValueError(
+            f"no model for site {site_name!r}; this SNN has models for "
+            f"{', '.join(models)}"
+        )
+    return models[site_name]
+
+
+def models_in(neuron: Any) -> tuple[Any, ...]:
+    """All different models, in the order of the sites."""
+    if not isinstance(neuron, BySite):
+        return (neuron,)
+    return tuple(dict.fromkeys(model for _, model in neuron.models))
+
+
+def by_site(neuron: Any, site_names: Sequence[str], default: Neuron) -> Any:
+    """A model for all sites, or a `BySite` where they differ.
+
+    Args:
+        neuron: a model; or pattern -> model, of which the first that matches a site
+            counts; or None, the default.
+        site_names: of all sites that fire.
+        default: of the sites that no pattern matches.
+
+    Raises:
+        ValueError: no model; a pattern that decides for no site.
+
+    >>> from snnjax.neurons import lif
+    >>> by_site({"out*": lif(leak=0.9)}, ["hidden", "out"], lif()).models[1][1].leak
+    0.9
+    """
+    if isinstance(neuron, BySite):
+        neuron = dict(neuron.models)
+    if not isinstance(neuron, Mapping):
+        neuron = default if neuron is None else neuron
+        check_model(neuron)
+        return neuron
+    for pattern, model in neuron.items():
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"neuron has the key {pattern!r}; allowed: patterns of site names, "
+                "e.g. {'readout/*': snnjax.lif()}"
+            )
+        check_model(model, f"neuron[{pattern!r}]")
+    deciding = {name: _first_match(neuron, name) for name in site_names}
+    idle = [pattern for pattern in neuron if pattern not in deciding.values()]
+    if idle:
+        raise ValueError(
+            f"the patterns {', '.join(map(repr, idle))} of neuron decide for no site: "
+            "they match none, or an earlier pattern does; sites: "
+            f"{', '.join(site_names)}"
+        )
+    models = tuple(
+        (name, default if pattern is None else neuron[pattern])
+        for name, pattern in deciding.items()
+    )
+    different = models_in(BySite(models))
+    return different[0] if len(different) == 1 else BySite(models)
+
+
+def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:
+    """The first pattern that matches a name, or is the name itself."""
+    return next((p for p in patterns if name == p or fnmatchcase(name, p)), None)

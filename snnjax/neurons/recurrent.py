@@ -1,0 +1,125 @@
+"""Recurrence: the neurons of a site receive their own spikes of the last step.
+
+    I <- I + s(t - 1) W,     W [N, N] among the N neurons of the site
+
+Source: the recurrent networks of Bellec, Salaj, Subramoney, Legenstein and Maass, "Long
+short-term memory and learning-to-learn in networks of spiking neurons", NeurIPS 2018.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import promoted
+from snnjax.neurons.protocol import Neuron, check_model, fire, levels_of
+from snnjax.surrogate import Surrogate, dspike
+
+
+class RecurrentParams(NamedTuple):
+    """Parameters of recurrent neurons.
+
+    Attributes:
+        neuron: those of the model.
+        kernel: W [N, N], from row to column, N the number of neurons of the site.
+    """
+
+    neuron: Any
+    kernel: jax.Array
+
+
+class RecurrentState(NamedTuple):
+    """State of recurrent neurons: the model's, and the last spikes [B, ...]."""
+
+    neuron: Any
+    spikes: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """A model whose neurons are connected with each other. A value, as the model is.
+
+    Attributes:
+        neuron: the model.
+    """
+
+    neuron: Neuron
+
+    def __post_init__(self):
+        check_model(self.neuron)
+
+    @property
+    def levels(self) -> tuple[int, int] | None:
+        """Those of the model."""
+        return levels_of(self.neuron)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> RecurrentParams:
+        """The model's parameters, and weights drawn from a normal distribution, 1/N."""
+        if key is None:
+            raise ValueError(
+                "a recurrent kernel is drawn at random and needs a key: "
+                "snnjax.init(..., key=jax.random.key(0))"
+            )
+        own, inner = jax.random.split(key)
+        count = math.prod(shape)
+        kernel = jax.random.normal(own, (count, count)) / math.sqrt(max(count, 1))
+        return RecurrentParams(self.neuron.init(shape, inner), kernel)
+
+    def start(self, params: RecurrentParams, shape: tuple[int, ...]) -> RecurrentState:
+        """No spike yet."""
+        state = self.neuron.start(params.neuron, shape)
+        current = jax.ShapeDtypeStruct(shape, params.kernel.dtype)
+
+        def first_step(params, state, current):
+            state = self.neuron.integrate(params, state, current)
+            return fire(self.neuron, params, state)[1]
+
+        spikes = jax.eval_shape(first_step, params.neuron, state, current)
+        return RecurrentState(state, jnp.zeros(spikes.shape, spikes.dtype))
+
+    def integrate(
+        self, params: RecurrentParams, state: RecurrentState, current: jax.Array
+    ) -> RecurrentState:
+        """The model integrates I + s W."""
+        dtype = promoted(current, state.spikes)
+        rows = state.spikes.reshape(len(state.spikes), -1).astype(dtype)
+        back = (rows @ params.kernel.astype(dtype)).reshape(state.spikes.shape)
+        total = current.astype(dtype) + back
+        inner = self.neuron.integrate(params.neuron, state.neuron, total)
+        return state._replace(neuron=inner)
+
+    def fire(
+        self, params: RecurrentParams, state: RecurrentState, spike: Surrogate = dspike
+    ) -> tuple[RecurrentState, jax.Array]:
+        """As the model does; the spikes come back in the next step."""
+        inner, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
+        return RecurrentState(inner, spikes.astype(state.spikes.dtype)), spikes
+
+
+def recurrent(neuron: Neuron) -> Recurrent:
+    """Neurons with a dense recurrent kernel among those of their site.
+
+    The kernel has N x N weights for the N neurons of a site, those of a convolution at
+    all positions: meant for dense layers. It is the parameter ``kernel``, drawn by the
+    ``key`` of `snnjax.init`, and an optimizer trains it as "kernel".
+
+    Args:
+        neuron: the model, e.g. `snnjax.lif`.
+
+    Raises:
+        ValueError: no model.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> neuron = recurrent(lif(leak=1.0))
+    >>> params = neuron.init((2,), jax.random.key(0))
+    >>> params = params._replace(kernel=jnp.array([[0.0, 1.0], [0.0, 0.0]]))
+    >>> first_neuron_only = jnp.array([[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    >>> print(unroll(neuron, params, first_neuron_only)[:, 0])
+    [[1. 0.]
+     [0. 1.]
+     [0. 0.]]
+    """
+    return Recurrent(neuron)
