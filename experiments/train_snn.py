@@ -7,6 +7,7 @@ was interrupted goes on when started again, and ends in the same weights, bit fo
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +46,20 @@ SURROGATES: dict[str, Callable] = {
     "arctan": snnjax.surrogate.arctan,
     "dspike": snnjax.surrogate.dspike,
 }
+# name -> the model around a LIF neuron.
+NEURONS: dict[str, Callable[[TrainSNN, Any], Any]] = {
+    "lif": lambda config, lif: lif,
+    "synaptic": lambda config, lif: snnjax.neurons.synaptic(
+        lif, synaptic_leak=config.synaptic_leak
+    ),
+    "adaptive": lambda config, lif: snnjax.neurons.adaptive(
+        lif,
+        adaptation=config.adaptation,
+        adaptation_leak=config.adaptation_leak,
+    ),
+    "recurrent": lambda config, lif: snnjax.neurons.recurrent(lif),
+}
+MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 LOSSES: dict[str, Callable] = {"mean": training.mean_cross_entropy, "tet": training.tet}
 
 
@@ -117,6 +132,10 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     if config.surrogate not in SURROGATES:
         raise ValueError(
             f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
+        )
+    if config.neuron not in NEURONS:
+        raise ValueError(
+            f"no neuron model {config.neuron!r}; allowed: {', '.join(NEURONS)}"
         )
     writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
@@ -301,27 +320,53 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
     model = build(config.model, data.num_classes, norm=config.norm)
     example = jnp.zeros((1, *data.train_images.shape[-3:]))
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
-    neuron = snnjax.lif(
-        leak=config.leak,
-        threshold=config.threshold,
-        reset=config.reset,
-        temperature=config.temperature,
+    sites = snnjax.sites(model.apply, variables, example)
+    snn = snnjax.init(
+        model.apply,
+        variables,
+        example,
+        neuron=_neuron(config, sites),
+        key=jax.random.key(config.seed),
     )
-    snn = snnjax.init(model.apply, variables, example, neuron=neuron)
     kinds_to_train = {"weights"}
+    if config.neuron == "recurrent":
+        kinds_to_train.add("kernel")
     if config.learn in ("alignment", "relaxed"):
         kinds_to_train.add("temperature")
     kinds = training.param_labels(snn, kinds_to_train)
     optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
-    sites = snnjax.sites(model.apply, variables, example)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
     mesh = devices.make_mesh(config.mesh)
     setting = Setting(config, data, model, kinds, optimizer, first, mesh)
     return setting, State(snn, optimizer.init(snn))
 
 
+def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
+    """The model of all sites, recurrent where the kernel is not too large."""
+    lif = snnjax.lif(
+        leak=config.leak,
+        threshold=config.threshold,
+        reset=config.reset,
+        temperature=config.temperature,
+    )
+    model = NEURONS[config.neuron](config, lif)
+    if config.neuron != "recurrent":
+        return model
+    sizes = {site.name: math.prod(site.shape) for site in sites if site.fires}
+    names = [name for name, size in sizes.items() if size <= MOST_RECURRENT]
+    if not names:
+        raise ValueError(
+            f"recurrent neurons need a site of at most {MOST_RECURRENT} neurons; "
+            f"{config.model} has sites of {sorted(sizes.values())}. Take another "
+            "--model"
+        )
+    return (
+        {**dict.fromkeys(names, model), "*": lif} if len(names) < len(sizes) else model
+    )
+
+
 def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
-    """Adam for weights, plain descent for temperatures, nothing for the rest."""
+    """Adam for all weights, plain descent for temperatures, nothing for the rest."""
     weights = optax.adamw(
         schedule(config, steps),
         weight_decay=config.weight_decay,
@@ -330,6 +375,7 @@ def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
     return optax.multi_transform(
         {
             "weights": weights,
+            "kernel": weights,
             "temperature": optax.sgd(config.temperature_rate),
             "frozen": optax.set_to_zero(),
         },

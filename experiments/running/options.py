@@ -129,8 +129,17 @@ class TrainSNN(Training):
     padding: int = 1
     # Time steps T; for events, the number of frames that they are binned into.
     steps: int = 4
+    # Neuron model, one of experiments.train_snn.NEURONS: "lif", behind a "synaptic"
+    # current, with an "adaptive" threshold, or "recurrent" at sites of at most 2048
+    # neurons, whose connections among each other are trained.
+    neuron: str = "lif"
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
+    # The same factor of the synaptic current and of the threshold's adaptation.
+    synaptic_leak: float = 0.5
+    adaptation_leak: float = 0.9
+    # By how much a spike of size 1 raises an adaptive threshold.
+    adaptation: float = 0.5
     # V_th of all neurons at the start.
     threshold: float = 1.0
     # After a spike: "zero" the potential or "subtract" the threshold.
@@ -170,8 +179,11 @@ class TrainSNN(Training):
             "steps threshold temperature every difference_step difference_images "
             "temperature_rate directions lowest",
         )
-        if not 0 < self.leak <= 1:
-            raise ValueError(f"leak must be in (0, 1], not {self.leak}")
+        for name in ("leak", "synaptic_leak", "adaptation_leak"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], not {getattr(self, name)}")
+        if not self.adaptation >= 0:
+            raise ValueError(f"adaptation must be >= 0, not {self.adaptation}")
         choices = {
             "reset": ("zero", "subtract"),
             "loss": ("mean", "tet"),

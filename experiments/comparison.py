@@ -1,0 +1,111 @@
+"""Comparisons: one training with several options and seeds, as a table."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.report import deviation
+from experiments.running import TrainSNN, check_several, write
+
+Rows = Mapping[str, Mapping[str, Any]]  # name -> options of TrainSNN
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Options that all comparisons have; each gives defaults for the first two."""
+
+    # Configuration of train_snn that all share.
+    training: str
+    # Rows, by their names.
+    rows: tuple[str, ...]
+    # Seeds of every row.
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # Passes over the training images; by default those of the configuration.
+    epochs: int | None = None
+    # Training images used, the first of the data set; by default all.
+    train_images: int | None = None
+    # Data set, if not that of the configuration; see train_snn.
+    dataset: str | None = None
+    # Folder of the data sets; by default ~/tensorflow_datasets.
+    data_dir: str | None = None
+    # Folder for the runs and the table.
+    out: str = ""
+
+    def check(self, rows: Rows, presets: Mapping[str, TrainSNN]) -> None:
+        """Raise for a configuration or a row that does not exist, or bad numbers."""
+        if self.training not in presets:
+            allowed = ", ".join(presets)
+            raise ValueError(f"training must be one of {allowed}, not {self.training}")
+        unknown = [name for name in self.rows if name not in rows]
+        if unknown:
+            raise ValueError(f"no row {unknown[0]!r}; allowed: {'; '.join(rows)}")
+        check_several(self, "rows seeds")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, not {min(self.seeds)}")
+        for name in ("epochs", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, not {value}")
+
+    def trainings(
+        self, rows: Rows, preset: TrainSNN, out: Path
+    ) -> Iterator[tuple[str, TrainSNN]]:
+        """(row, configuration) of every training, each with a folder of its own."""
+        common = {
+            name: getattr(self, name)
+            for name in ("epochs", "train_images", "dataset", "data_dir")
+            if getattr(self, name) is not None
+        }
+        for row in self.rows:
+            for seed in self.seeds:
+                folder = str(out / f"{list(rows).index(row)}_{seed}")
+                changes = {**rows[row], **common, "seed": seed, "out": folder}
+                yield row, dataclasses.replace(preset, **changes)
+
+
+def compare(
+    config: Comparison,
+    rows: Rows,
+    preset: TrainSNN,
+    train: Callable[[TrainSNN], Any],
+    file: Path,
+) -> dict[str, list[float]]:
+    """Accuracy after the last epoch: row -> one number per seed.
+
+    The table is written after every training; a comparison that was interrupted goes on
+    when started again.
+
+    Args:
+        config: what to compare.
+        rows: name -> options.
+        preset: configuration that all share.
+        train: carries a configuration out, and writes metrics.jsonl to its folder.
+        file: of the table, without its suffix; .md and .json are written.
+    """
+    accuracies: dict[str, list[float]] = {}
+    for row, training in config.trainings(rows, preset, file.parent):
+        print(f"\n{row}, seed {training.seed}", flush=True)
+        train(training)
+        log = (Path(training.out) / "metrics.jsonl").read_text().splitlines()
+        accuracies.setdefault(row, []).append(json.loads(log[-1])["test_accuracy"])
+        jax.clear_caches()  # each run compiles its own programs
+        write(file.with_suffix(".md"), table(accuracies, file.stem))
+        write(file.with_suffix(".json"), json.dumps(accuracies, indent=1) + "\n")
+    print(f"\n{table(accuracies, file.stem)}")
+    return accuracies
+
+
+def table(accuracies: Mapping[str, list[float]], what: str) -> str:
+    """Mean and deviation over the seeds, in percent; ``what`` in the plural."""
+    lines = [f"| {what.removesuffix('s')} | test accuracy % |", "|---|---|"]
+    for name, of_seeds in accuracies.items():
+        percent = [100 * a for a in of_seeds]
+        mean, spread = statistics.mean(percent), deviation(percent)
+        lines.append(f"| {name} | {mean:.2f} ± {spread:.2f} |")
+    return "\n".join(lines) + "\n"
