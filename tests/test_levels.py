@@ -3,11 +3,13 @@
 The oracle is `reference.neuron`; numbers are multiples of 1/8, so that sums are exact.
 """
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from hypothesis import strategies as st
 from networks import NETWORKS, eighths, halves, relu
 
 import snnjax
@@ -271,6 +273,77 @@ def test_a_signed_neuron_takes_back_what_later_input_does_not_support(steps):
         outputs[low] = float(simulate(snn, x).mean(0)[0, 0])
     assert outputs[0] == 0.5
     assert abs(outputs[-1]) <= 1 / steps
+
+
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(
+    st.integers(0, 99),
+    st.sampled_from(LEVELS),
+    st.sampled_from(["subtract", "zero"]),
+    st.sampled_from([0, 1, 3, STEPS]),
+    st.booleans(),
+)
+def test_random_networks(seed, levels, reset, wait, residual):
+    """Executions agree, and outputs are multiples of the threshold over T."""
+    widths = np.random.default_rng(seed).integers(2, 9, 2)
+    first, last = (
+        eighths(seed, (widths[0], widths[1])),
+        eighths(seed + 1, (widths[1], 2)),
+    )
+    weights, x = (
+        (first, first @ first.T, last),
+        eighths(seed + 2, (3, widths[0]), 0, 17),
+    )
+
+    def fn(weights, x):
+        hidden = relu(x @ weights[1])
+        hidden = hidden + x if residual else hidden
+        return relu(hidden @ weights[0]) @ weights[2]
+
+    net = NETWORKS["dense"]._replace(fn=fn, params=weights, x=x)
+    snn = halves(net, seed, neuron=integrate_and_fire(levels=levels, reset=reset))
+    executions = ["by_layer", "by_step", by_layer(remat=True)]
+    executions += [] if wait else [by_layer(segment=3)]
+    first, *others = (
+        snnjax.spiking(fn, steps=STEPS, wait=wait, execution=execution)(snn, x)
+        for execution in executions
+    )
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    trains = snnjax.measures.spike_trains(fn, snn, x, steps=STEPS, wait=wait)
+    for train in trains.values():
+        assert levels[0] <= train.astype(int).min() <= train.max() <= levels[1]
+        assert (train.astype(int).sum(0) >= 0).all()
+    if reset == "subtract" and wait == STEPS:
+        closed = snnjax.spiking(fn, steps=STEPS, wait=wait, execution="closed_form")
+        np.testing.assert_allclose(closed(snn, x).mean(0), first.mean(0), rtol=1e-6)
+
+
+@hypothesis.settings(max_examples=5)
+@hypothesis.given(st.integers(0, 99))
+def test_signed_networks_converge_to_the_ann_at_rate_one_over_t(seed):
+    generator = np.random.default_rng(seed)
+    weights = [jnp.asarray(generator.normal(size=(6, 6)) / 2) for _ in range(4)]
+    x = jnp.asarray(generator.uniform(size=(16, 6)), jnp.float32)
+
+    def fn(weights, x):
+        for kernel in weights[:-1]:
+            x = relu(x @ kernel)
+        return x @ weights[-1]
+
+    def error(steps):
+        neuron = integrate_and_fire(levels=(-1, 1), threshold=4.0)
+        snn = snnjax.init(fn, weights, x, neuron=neuron)
+        neurons = {
+            name: params._replace(initial_potential=params.threshold / 2)
+            for name, params in snn.neurons.items()
+        }
+        snn = snnjax.SNN(weights, neurons, neuron=neuron)
+        mean = snnjax.spiking(fn, steps=steps)(snn, x).mean(0)
+        return float(jnp.abs(mean - fn(weights, x)).max())
+
+    for steps in (64, 1024):
+        assert error(steps) < 16 / steps
 
 
 @pytest.mark.parametrize("high", [3, 7])

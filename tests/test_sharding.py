@@ -11,6 +11,7 @@ import pytest
 from networks import NETWORKS, eighths, relu
 
 import snnjax
+from snnjax.neurons import adaptive, recurrent, synaptic
 from snnjax.simulation import by_layer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -79,6 +80,49 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
         assert output.sharding.shard_shape(output.shape)[1] == BATCH // devices
     if key is None:
         assert communication(program) == set()
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        snnjax.integrate_and_fire(levels=(-1, 1)),
+        snnjax.integrate_and_fire(levels=(-3, 3)),
+        recurrent(synaptic(adaptive(snnjax.lif()))),
+    ],
+    ids=["signed", "graded", "recurrent"],
+)
+@pytest.mark.parametrize("execution", ["by_step", "by_layer", by_layer(remat=True)])
+def test_devices_share_neurons_of_any_model(neuron, execution):
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
+    x, _ = batch(net, "constant")
+
+    def run(mesh):
+        simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution, mesh=mesh)
+
+        def loss(snn):
+            outputs = simulate(snn, x)
+            return (outputs**2).mean(), outputs
+
+        return jax.value_and_grad(loss, has_aux=True)(snn)
+
+    (_, outputs), gradient = run(mesh(8))
+    (_, expected), expected_gradient = run(None)
+    assert_close(outputs, expected)
+    assert_close(gradient, expected_gradient)
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("levels", [(-1, 1), (-3, 3)])
+def test_devices_convert_to_any_levels_as_one_does(levels):
+    net = NETWORKS["dense"]
+    neuron = snnjax.integrate_and_fire(levels=levels)
+    x, _ = batch(net, "constant")
+    shared, alone = (
+        snnjax.convert(net.fn, net.params, x, steps=STEPS, neuron=neuron, mesh=devices)
+        for devices in (mesh(8), None)
+    )
+    assert_close(shared.neurons, alone.neurons)
 
 
 def test_devices_share_the_examples_without_jit_too():
