@@ -28,7 +28,9 @@ import snnjax
 from benchmarks import timing
 from experiments.models import build
 
-INFERENCE = ("by_step, groups of 16", "by_layer", "closed_form")
+GROUPS = ", groups of 16"
+SIGNED = "signed, by_step" + GROUPS
+INFERENCE = ("by_step" + GROUPS, "by_layer", "closed_form")
 TRAINING = "training, by_layer"
 PEAK = 2048  # side of the matrices
 MODELS = {  # layers -> name, shape of its images
@@ -63,12 +65,13 @@ class Side:
 def sides(quick: bool) -> list[Side]:
     """Every side, each after the ANN that it is compared with."""
     if quick:
-        modes = (*INFERENCE, TRAINING)
+        modes = (*INFERENCE, SIGNED, TRAINING)
         spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
     else:
         change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
         change += [{"layers": 56}]
         spiking = [Side(mode, **options) for mode in INFERENCE for options in change]
+        spiking += [Side(SIGNED), Side(SIGNED, layers=56)]
         some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
         some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
         spiking += [Side(TRAINING, **options) for options in some]
@@ -113,9 +116,11 @@ def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
         snn = snnjax.init(fn, params, x)
         simulate = snnjax.spiking(fn, steps=side.steps, execution="by_layer")
         return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
-    fitted = {"steps": side.steps, "wait": wait, "recipe": snnjax.light()}
-    snn = snnjax.convert(fn, params, x[:8], **fitted)
-    in_groups = side.mode == INFERENCE[0]
+    levels = (-1, 1) if side.mode == SIGNED else (0, 1)
+    neuron = snnjax.integrate_and_fire(levels=levels)
+    fitted = {"steps": side.steps, "wait": wait, "neuron": neuron}
+    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **fitted)
+    in_groups = side.mode.endswith(GROUPS)
     simulate = snnjax.spiking(
         fn,
         steps=side.steps,

@@ -49,7 +49,7 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
     result = converter_cnn.main(["--quick", "--only", only, "--out", str(out)])
     printed = capsys.readouterr().out
     ours = [side for side in result["sides"] if side not in peers]
-    assert len(ours) == 5 and converter_cnn.ANN in ours
+    assert len(ours) == 6 and converter_cnn.ANN in ours
     for side in ours:
         found = result["sides"][side]
         assert found["samples_per_s"]["best"] >= found["samples_per_s"]["median"] > 0
@@ -57,7 +57,7 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
     for side in peers:
         row = next(line for line in printed.splitlines() if f"| {side} " in line)
         assert "not installed" in row
-    assert len(result["targets"]) == 2  # no peer, no target for it
+    assert len(result["targets"]) == 4  # no peer, no target for it
     assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
     assert out.with_suffix(".md").read_text() == printed
 
@@ -111,7 +111,7 @@ def test_throughput(capsys, tmp_path):
     out = tmp_path / "throughput.json"
     result = throughput.main(["--quick", "--out", str(out)])
     spiking = [n for n in result["sizes"] if not n.startswith("ANN")]
-    assert len(spiking) == len(throughput.INFERENCE) + 1
+    assert len(spiking) == len(throughput.INFERENCE) + 2
     for name in spiking:
         side = result["sides"][name]
         assert side["over_t_ann"] > 0
