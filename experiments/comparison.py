@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ Rows = Mapping[str, Mapping[str, Any]]  # name -> options of TrainSNN
 
 @dataclass(frozen=True)
 class Comparison:
-    """Options that all comparisons have; each gives defaults for the first two."""
+    """Options that all comparisons have; each gives defaults for the first three."""
 
     # Configuration of train_snn that all share.
     training: str
     # Rows, by their names.
     rows: tuple[str, ...]
+    # Folder for the runs and the table.
+    out: str
     # Seeds of every row.
     seeds: tuple[int, ...] = (0, 1, 2)
     # Passes over the training images; by default those of the configuration.
@@ -34,8 +37,6 @@ class Comparison:
     dataset: str | None = None
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # Folder for the runs and the table.
-    out: str = ""
 
     def check(self, rows: Rows, presets: Mapping[str, TrainSNN]) -> None:
         """Raise for a configuration or a row that does not exist, or bad numbers."""
@@ -64,7 +65,7 @@ class Comparison:
         }
         for row in self.rows:
             for seed in self.seeds:
-                folder = str(out / f"{list(rows).index(row)}_{seed}")
+                folder = str(out / f"{_as_file_name(row)}_{seed}")
                 changes = {**rows[row], **common, "seed": seed, "out": folder}
                 yield row, dataclasses.replace(preset, **changes)
 
@@ -75,6 +76,7 @@ def compare(
     preset: TrainSNN,
     train: Callable[[TrainSNN], Any],
     file: Path,
+    title: str,
 ) -> dict[str, list[float]]:
     """Accuracy after the last epoch: row -> one number per seed.
 
@@ -87,6 +89,7 @@ def compare(
         preset: configuration that all share.
         train: carries a configuration out, and writes metrics.jsonl to its folder.
         file: of the table, without its suffix; .md and .json are written.
+        title: of the column of rows.
     """
     accuracies: dict[str, list[float]] = {}
     for row, training in config.trainings(rows, preset, file.parent):
@@ -95,17 +98,22 @@ def compare(
         log = (Path(training.out) / "metrics.jsonl").read_text().splitlines()
         accuracies.setdefault(row, []).append(json.loads(log[-1])["test_accuracy"])
         jax.clear_caches()  # each run compiles its own programs
-        write(file.with_suffix(".md"), table(accuracies, file.stem))
+        write(file.with_suffix(".md"), table(accuracies, title))
         write(file.with_suffix(".json"), json.dumps(accuracies, indent=1) + "\n")
-    print(f"\n{table(accuracies, file.stem)}")
+    print(f"\n{table(accuracies, title)}")
     return accuracies
 
 
-def table(accuracies: Mapping[str, list[float]], what: str) -> str:
-    """Mean and deviation over the seeds, in percent; ``what`` in the plural."""
-    lines = [f"| {what.removesuffix('s')} | test accuracy % |", "|---|---|"]
+def table(accuracies: Mapping[str, list[float]], title: str) -> str:
+    """Mean and deviation over the seeds, in percent; ``title`` is that of the rows."""
+    lines = [f"| {title} | test accuracy % |", "|---|---|"]
     for name, of_seeds in accuracies.items():
         percent = [100 * a for a in of_seeds]
         mean, spread = statistics.mean(percent), deviation(percent)
         lines.append(f"| {name} | {mean:.2f} ± {spread:.2f} |")
     return "\n".join(lines) + "\n"
+
+
+def _as_file_name(row: str) -> str:
+    """Letters, digits and underscores of a row's name."""
+    return re.sub(r"\W+", "_", row).strip("_")

@@ -1,7 +1,8 @@
 """Compares neuron models: ``python -m experiments.neurons --preset digits``.
 
-Trains the same network with each model of ``experiments.train_snn``, with the same
-budget and seeds, and writes the accuracies as a table.
+Trains the same network with each model of ``experiments.train_snn.NEURONS``, for the
+same epochs and from the same seeds, and writes the accuracies as a table. A recurrent
+network has more weights than the others.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from experiments.running import parse, writable
 from experiments.running import run as run_command
 from experiments.train_snn import NEURONS, train
 
-# name -> options of TrainSNN.
+# name -> options of TrainSNN. The temperature stays, so that the models alone differ.
 ROWS = {name: dict(neuron=name, learn="fixed") for name in NEURONS}
 
 
@@ -35,7 +36,8 @@ class Compare(Comparison):
 def run(config: Compare) -> dict[str, list[float]]:
     """Accuracy after the last epoch: row -> one number per seed; see `compare`."""
     out = writable(config.out, "--out")
-    return compare(config, ROWS, PRESETS_SNN[config.training], train, out / "neurons")
+    preset = PRESETS_SNN[config.training]
+    return compare(config, ROWS, preset, train, out / "neurons", "neuron")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

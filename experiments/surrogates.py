@@ -51,7 +51,7 @@ def run(config: Compare) -> dict[str, list[float]]:
     out = writable(config.out, "--out")
     draw(out / "surrogates.png")
     preset = PRESETS_SNN[config.training]
-    return compare(config, ROWS, preset, train, out / "surrogates")
+    return compare(config, ROWS, preset, train, out / "surrogates", "surrogate")
 
 
 def draw(path: Path) -> None:

@@ -15,7 +15,7 @@ from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
-from snnjax.neurons.protocol import parameter
+from snnjax.neurons.protocol import field
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -68,7 +68,7 @@ def unit(params: Any, site: Site) -> jax.Array:
     Raises:
         ValueError: the neurons of the site have none.
     """
-    threshold = parameter(params, "threshold")
+    threshold = field(params, "threshold")
     if threshold is None:
         raise ValueError(
             f"the neurons of site {site.name!r} have no parameter threshold, so the "

@@ -19,7 +19,7 @@ from snnjax._checks import check_wait
 from snnjax._trees import is_floating, name_of
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
-from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.models import IntegrateAndFire, is_plain
 from snnjax.neurons.protocol import check_model
 
 
@@ -166,7 +166,7 @@ def _check_shapes(model: Any, params: Any, site: Site) -> None:
     Or has the shape that fresh ones have there, as a recurrent kernel does.
     """
     fresh = {}
-    if not isinstance(model, IntegrateAndFire):
+    if not is_plain(model):
         key = jax.eval_shape(lambda: jax.random.key(0))
         init = jax.eval_shape(lambda key: model.init(site.shape, key), key)
         fresh = _shapes(init)
@@ -192,6 +192,7 @@ _POSITIVE = ("finite and > 0", lambda a: np.isfinite(a) & (a > 0))
 _RANGES = {
     "threshold": _POSITIVE,
     "temperature": _POSITIVE,
+    "adaptation": ("finite and >= 0", lambda a: np.isfinite(a) & (a >= 0)),
     "leak": ("> 0 and <= 1", lambda a: (a > 0) & (a <= 1)),
 }
 

@@ -32,8 +32,13 @@ from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
-from snnjax.neurons.by_site import by_site, model_of, models_in
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.by_site import model_of, models_in, resolve_models
+from snnjax.neurons.models import (
+    IntegrateAndFire,
+    NeuronParams,
+    counts_only,
+    is_plain,
+)
 from snnjax.neurons.spike_trains import per_byte
 from snnjax.snn import SNN
 
@@ -181,7 +186,7 @@ def _plan(
         _check_neuron(model)
     network = capture(fn, params, _unplaced(x))
     names = [site.name for site in network.sites if site.fires]
-    neuron = by_site(neuron, names, IntegrateAndFire())
+    neuron = resolve_models(neuron, names, IntegrateAndFire())
     sharding.check_batch("the calibration images", x.shape[0], spread)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])
@@ -234,7 +239,7 @@ def _check_recipe(recipe: Any) -> None:
 def _check_neuron(neuron: Any) -> None:
     if neuron is None:
         return
-    is_if = isinstance(neuron, IntegrateAndFire) and neuron.counts_only(neuron.init())
+    is_if = is_plain(neuron) and counts_only(neuron, neuron.init())
     if not is_if or neuron.temperature is not None:
         raise ValueError(
             f"neuron is {neuron!r}; allowed: an IF neuron with reset by subtraction "

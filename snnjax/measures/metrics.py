@@ -30,8 +30,8 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import counts_only, is_graded, levels_of
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
+from snnjax.neurons.protocol import levels_of
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
@@ -222,9 +222,10 @@ def _observe(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    models = [snn.model(site.name) for site in network.sites if site.fires]
-    has_levels = all(map(levels_of, models))
-    graded = has_levels and any(map(is_graded, models))
+    levels = [levels_of(snn.model(s.name)) for s in network.sites if s.fires]
+    has_levels = None not in levels
+    graded = any(pair is not None and (pair[0] < -1 or pair[1] > 1) for pair in levels)
+    graded = graded and has_levels
     unit = all_fire(network, snn, x) if graded else {}
     operations = additions = jnp.zeros(())
     input_macs, macs = 0.0, 0.0

@@ -43,7 +43,7 @@ from snnjax.measures.operations import (
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
-from snnjax.neurons.protocol import Neuron, parameter
+from snnjax.neurons.protocol import Neuron, field
 from snnjax.neurons.unroll import charge, discharge, phase
 from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 
@@ -210,7 +210,7 @@ def _membrane_updates(
 
 def _potential(neuron: Neuron, state: Any) -> jax.Array:
     """The membrane potential in a state, or in that of a model inside."""
-    potential = parameter(state, "potential")
+    potential = field(state, "potential")
     if potential is None:
         raise ValueError(
             f"NeuroBench counts changes of the membrane potential, and the state of "

@@ -1,13 +1,16 @@
 """An adaptive threshold: every spike makes the next one harder for a while.
 
     s  = V_th 1[v >= V_th + adaptation a]      fire, and reset as the model does
-    a <- adaptation_leak a + s                 adapt
+    a <- adaptation_leak a + s                 the trace of its spikes
 
-Source: Bellec, Salaj, Subramoney, Legenstein and Maass, "Long short-term memory and
-learning-to-learn in networks of spiking neurons", NeurIPS 2018.
+Source: Bellec, Scherr, Subramoney, Hajek, Salaj, Legenstein and Maass, "A solution to
+the learning dilemma for recurrent networks of spiking neurons", Nature Communications
+2020. In their NeurIPS 2018 a <- rho a + (1 - rho) s, and the reset subtracts the raised
+threshold.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +20,11 @@ from snnjax._arrays import lead, wide_dtype
 from snnjax._checks import check_leak, is_number
 from snnjax.neurons.protocol import (
     Neuron,
+    Wrapper,
     check_model,
+    field,
+    fire,
     levels_of,
-    parameter,
     takes_surrogate,
 )
 from snnjax.surrogate import Surrogate, dspike
@@ -41,14 +46,14 @@ class AdaptiveParams(NamedTuple):
 
 
 class AdaptiveState(NamedTuple):
-    """State of adaptive neurons: the model's, and a [B, ...]."""
+    """State of adaptive neurons: the model's, and the trace a [B, ...]."""
 
     neuron: Any
-    adaptation: jax.Array
+    trace: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Wrapper):
     """A model with an adaptive threshold. A value: equal fields, equal models.
 
     Attributes:
@@ -56,7 +61,6 @@ class Adaptive:
         adaptation, adaptation_leak: of fresh parameters.
     """
 
-    neuron: Neuron
     adaptation: float = 1.0
     adaptation_leak: float = 0.9
 
@@ -68,16 +72,13 @@ class Adaptive:
                 "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
                 "adaptive threshold moves the surrogate's argument"
             )
-        if not is_number(self.adaptation) or not self.adaptation >= 0:
-            raise ValueError(f"adaptation is {self.adaptation!r}; allowed: >= 0")
+        if not is_number(self.adaptation) or not 0 <= self.adaptation < math.inf:
+            raise ValueError(
+                f"adaptation is {self.adaptation!r}; allowed: >= 0, finite"
+            )
         check_leak("adaptation_leak", self.adaptation_leak)
         for name in ("adaptation", "adaptation_leak"):
             object.__setattr__(self, name, float(getattr(self, name)))
-
-    @property
-    def levels(self) -> tuple[int, int]:
-        """(0, 1), as those of the model."""
-        return 0, 1
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> AdaptiveParams:
         """The model's parameters and two scalars."""
@@ -97,28 +98,30 @@ class Adaptive:
         self, params: AdaptiveParams, state: AdaptiveState, current: jax.Array
     ) -> AdaptiveState:
         """As the model does."""
-        inner = self.neuron.integrate(params.neuron, state.neuron, current)
-        return state._replace(neuron=inner)
+        inside = self.neuron.integrate(params.neuron, state.neuron, current)
+        return state._replace(neuron=inside)
 
     def fire(
         self, params: AdaptiveParams, state: AdaptiveState, spike: Surrogate = dspike
     ) -> tuple[AdaptiveState, jax.Array]:
-        """Spikes of the model, whose surrogate sees the higher threshold.
+        """Spikes of the model, whose surrogate is evaluated at the raised threshold.
 
-        At x = (v - V_th) / (2 V_th) it is given (v - V_th - adaptation a) / (2 V_th).
+        In place of x = (v - V_th) / (2 V_th), at (v - V_th - adaptation a) / (2 V_th).
+        Unlike v >= V_th this comparison is rounded: v at the raised threshold may fire
+        or not.
         """
-        inner, a = state
+        inside, a = state
         threshold, adaptation, leak = (
             lead(leaf, a.ndim).astype(a.dtype)
-            for leaf in (parameter(params.neuron, "threshold"), *params[1:])
+            for leaf in (field(params.neuron, "threshold"), *params[1:])
         )
-        rise = adaptation * a / (2 * threshold)
+        shift = adaptation * a / (2 * threshold)
 
-        def later(x: jax.Array, *sharpness: Any) -> jax.Array:
-            return spike(x - rise.astype(x.dtype), *sharpness)
+        def raised(x: jax.Array, *sharpness: Any) -> jax.Array:
+            return spike(x - shift.astype(x.dtype), *sharpness)
 
-        inner, spikes = self.neuron.fire(params.neuron, inner, later)
-        return AdaptiveState(inner, leak * a + spikes.astype(a.dtype)), spikes
+        inside, spikes = fire(self.neuron, params.neuron, inside, raised)
+        return AdaptiveState(inside, leak * a + spikes.astype(a.dtype)), spikes
 
 
 def adaptive(

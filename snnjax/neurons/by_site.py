@@ -44,11 +44,11 @@ def models_in(neuron: Any) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(model for _, model in neuron.models))
 
 
-def by_site(neuron: Any, site_names: Sequence[str], default: Neuron) -> Any:
+def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> Any:
     """A model for all sites, or a `BySite` where they differ.
 
     Args:
-        neuron: a model; or pattern -> model, of which the first that matches a site
+        models: a model; or pattern -> model, of which the first that matches a site
             counts; or None, the default.
         site_names: of all sites that fire.
         default: of the sites that no pattern matches.
@@ -57,36 +57,37 @@ def by_site(neuron: Any, site_names: Sequence[str], default: Neuron) -> Any:
         ValueError: no model; a pattern that decides for no site.
 
     >>> from snnjax.neurons import lif
-    >>> by_site({"out*": lif(leak=0.9)}, ["hidden", "out"], lif()).models[1][1].leak
+    >>> names = ["hidden", "out"]
+    >>> resolve_models({"out*": lif(leak=0.9)}, names, lif()).models[1][1].leak
     0.9
     """
-    if isinstance(neuron, BySite):
-        neuron = dict(neuron.models)
-    if not isinstance(neuron, Mapping):
-        neuron = default if neuron is None else neuron
-        check_model(neuron)
-        return neuron
-    for pattern, model in neuron.items():
+    if isinstance(models, BySite):
+        models = dict(models.models)
+    if not isinstance(models, Mapping):
+        model = default if models is None else models
+        check_model(model)
+        return model
+    for pattern, model in models.items():
         if not isinstance(pattern, str):
             raise ValueError(
                 f"neuron has the key {pattern!r}; allowed: patterns of site names, "
                 "e.g. {'readout/*': snnjax.lif()}"
             )
         check_model(model, f"neuron[{pattern!r}]")
-    deciding = {name: _first_match(neuron, name) for name in site_names}
-    idle = [pattern for pattern in neuron if pattern not in deciding.values()]
-    if idle:
+    pattern_of_site = {name: _first_match(models, name) for name in site_names}
+    unused_patterns = [p for p in models if p not in pattern_of_site.values()]
+    if unused_patterns:
         raise ValueError(
-            f"the patterns {', '.join(map(repr, idle))} of neuron decide for no site: "
-            "they match none, or an earlier pattern does; sites: "
+            f"the patterns {', '.join(map(repr, unused_patterns))} of neuron decide "
+            "for no site: they match none, or an earlier pattern does; sites: "
             f"{', '.join(site_names)}"
         )
-    models = tuple(
-        (name, default if pattern is None else neuron[pattern])
-        for name, pattern in deciding.items()
+    pairs = tuple(
+        (name, default if pattern is None else models[pattern])
+        for name, pattern in pattern_of_site.items()
     )
-    different = models_in(BySite(models))
-    return different[0] if len(different) == 1 else BySite(models)
+    distinct_models = models_in(BySite(pairs))
+    return distinct_models[0] if len(distinct_models) == 1 else BySite(pairs)
 
 
 def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:

@@ -1,51 +1,26 @@
-"""Models with the gradient of a simulation: its surrogate, and how the reset is passed.
+"""The gradient of a model in a simulation: its surrogate, and that of its reset.
 
-The spikes are those of the model; only derivatives differ. A detached reset,
+The spikes are those of the model; only derivatives differ. A detached reset treats the
+level k of a spike as a constant, and the threshold keeps its gradient:
 
-    v <- v - stop_gradient(s)    or    v (1 - stop_gradient(1[s != 0])),
+    v <- v - V_th stop_gradient(k)    or    v (1 - stop_gradient(1[k != 0]))
 
-is one that no gradient passes: Zenke and Vogels, Neural Computation 2021, section 2.
+Source: Zenke and Vogels, Neural Computation 2021, who leave the reset out of the
+backward pass.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 
-from snnjax.neurons.protocol import Neuron, fire, levels_of, wrapped
+from snnjax.neurons.protocol import Wrapper, fire, inner
 from snnjax.surrogate import Surrogate, dspike
 
 
 @dataclasses.dataclass(frozen=True)
-class Same:
-    """A model that does as the one inside does.
-
-    Attributes:
-        neuron: the model.
-    """
-
-    neuron: Neuron
-
-    @property
-    def levels(self) -> tuple[int, int] | None:
-        """Those of the model."""
-        return levels_of(self.neuron)
-
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
-        """Those of the model."""
-        return self.neuron.init(shape, key)
-
-    def start(self, params: Any, shape: tuple[int, ...]) -> Any:
-        """That of the model."""
-        return self.neuron.start(params, shape)
-
-    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
-        """As the model does."""
-        return self.neuron.integrate(params, state, current)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithSurrogate(Same):
+class WithSurrogate(Wrapper):
     """A neuron model whose gradient is that of a surrogate; its spikes are the same.
 
     Attributes:
@@ -66,30 +41,57 @@ class WithSurrogate(Same):
 
 
 @dataclasses.dataclass(frozen=True)
-class _DetachedReset(Same):
+class WithoutGradient(Wrapper):
+    """A model that passes no gradient: differentiating it raises an error."""
+
+    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
+        """As the model does."""
+        return self.neuron.integrate(params, state, _constant(self.neuron, current))
+
+
+# On the current, since JAX never evaluates the derivative of spikes that is 0.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _constant(model: Any, current: jax.Array) -> jax.Array:
+    del model
+    return current
+
+
+@_constant.defjvp
+def _no_derivative(model, primals, tangents):
+    raise ValueError(
+        f"the model {model!r} has no surrogate gradient: its spikes do not depend on "
+        "its state in a way that has a derivative, so every gradient through them "
+        "would be 0. Let fire(params, state, spike) emit spike((v - V_th) / "
+        "(2 V_th)), with a surrogate of snnjax.surrogate"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _DetachedReset(Wrapper):
     """A model through whose state, after it has fired, no gradient of spikes passes."""
 
     def fire(
-        self, params: Any, state: Any, spike: Surrogate = dspike
+        self, params: Any, state: Any, spike: Surrogate | None = None
     ) -> tuple[Any, jax.Array]:
         """As the model does."""
+        spike = dspike if spike is None else spike
+
+        def constant(*args: Any) -> jax.Array:
+            return jax.lax.stop_gradient(spike(*args))
+
         _, spikes = fire(self.neuron, params, state, spike)
-        after, _ = fire(
-            self.neuron,
-            params,
-            state,
-            lambda *args: jax.lax.stop_gradient(spike(*args)),
-        )
+        after, _ = fire(self.neuron, params, state, constant)
         return after, spikes
 
 
 def with_detached_reset(neuron: Any) -> Any:
     """The model with a detached reset of the innermost model, which is what resets.
 
-    What a model around it makes of the spikes, as a recurrent one does, has its
-    gradient.
+    What a model around it makes of the spikes, as a recurrent one does, keeps its
+    gradient. Of a model that wraps none, all state after firing is detached from its
+    spikes.
     """
-    inner = wrapped(neuron)
-    if inner is None or not dataclasses.is_dataclass(neuron):
+    inside = inner(neuron)
+    if inside is None or not dataclasses.is_dataclass(neuron):
         return _DetachedReset(neuron)
-    return dataclasses.replace(neuron, neuron=with_detached_reset(inner))  # type: ignore
+    return dataclasses.replace(neuron, neuron=with_detached_reset(inside))  # type: ignore

@@ -179,14 +179,24 @@ class IntegrateAndFire:
         v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
         return NeuronState(v, total), v_th * level
 
-    def counts_only(self, params: NeuronParams) -> bool:
-        """Whether the sum of its input alone decides its output in the end."""
-        return self.reset == "subtract" and params.leak is None
-
 
 def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
     """A parameter in the type of the potential, with as many axes."""
     return lead(parameter, potential.ndim).astype(potential.dtype)
+
+
+def is_plain(neuron: Any) -> bool:
+    """Whether this is IF or LIF themselves, and no model derived from them."""
+    return type(neuron) is IntegrateAndFire
+
+
+def counts_only(neuron: Any, params: Any) -> bool:
+    """Whether a neuron's total output depends only on the sum of its input.
+
+    That is so for IF with reset by subtraction; only such neurons have a closed form,
+    and only they are what conversion fits.
+    """
+    return is_plain(neuron) and neuron.reset == "subtract" and params.leak is None
 
 
 def checked_levels(levels: Any) -> tuple[int, int]:

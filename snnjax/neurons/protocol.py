@@ -4,11 +4,12 @@
     state          = integrate(params, state, current + bias)    at every step, and then
     state, spikes  = fire(params, state, spike)
 
-Whatever runs neurons asks for no more; docs/neurons.md shows a model of one's own. A
-model may state more: ``levels`` (low, high), where its spikes are whole multiples of
-the parameter ``threshold``, and ``neuron``, the model that it wraps.
+Nothing else is required; docs/neurons.md shows an example. A model may state more:
+``levels`` (low, high), where its spikes are whole multiples of the parameter
+``threshold``, and ``neuron``, the model that it wraps.
 """
 
+import dataclasses
 import inspect
 from typing import Any, Protocol
 
@@ -42,40 +43,81 @@ class Neuron(Protocol):
     ) -> tuple[Any, jax.Array]:
         """The state after firing, and the spikes [B, ...].
 
-        ``spike`` is a function of (v - V_th) / (2 V_th), see `snnjax.surrogate`, and
-        has a default. A model with a surrogate of its own does not take it.
+        ``spike`` is a function of (v - V_th) / (2 V_th), and of a sharpness where the
+        parameters have a ``temperature``; see `snnjax.surrogate`. It is recognised by
+        its name, and has a default. A model with its own surrogate leaves it out.
         """
         ...
 
 
-def wrapped(neuron: Any) -> Any:
-    """The model inside this one, or None: its attribute ``neuron``."""
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A model that does as the one inside does; others change a part of it.
+
+    Attributes:
+        neuron: the model.
+    """
+
+    neuron: Neuron
+
+    @property
+    def levels(self) -> tuple[int, int] | None:
+        """Those of the model."""
+        return levels_of(self.neuron)
+
+    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
+        """Those of the model."""
+        return self.neuron.init(shape, key)
+
+    def start(self, params: Any, shape: tuple[int, ...]) -> Any:
+        """That of the model."""
+        return self.neuron.start(params, shape)
+
+    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
+        """As the model does."""
+        return self.neuron.integrate(params, state, current)
+
+    def fire(
+        self, params: Any, state: Any, spike: Surrogate | None = None
+    ) -> tuple[Any, jax.Array]:
+        """As the model does."""
+        return fire(self.neuron, params, state, spike)
+
+
+def inner(neuron: Any) -> Any:
+    """What is inside a model, its params or its state: ``neuron``; None if nothing."""
     return getattr(neuron, "neuron", None)
 
 
-def parameter(params: Any, name: str) -> Any:
-    """A parameter by its name, also that of a model inside; None if there is none.
+def chain(neuron: Any) -> tuple[Any, ...]:
+    """A model, the one inside it, and so on."""
+    return () if neuron is None else (neuron, *chain(inner(neuron)))
+
+
+def field(tree: Any, name: str) -> Any:
+    """A field of params or of a state, also of those inside; None if there is none.
 
     >>> from snnjax.neurons import lif, recurrent
     >>> params = recurrent(lif(leak=0.25)).init((2,), jax.random.key(0))
-    >>> float(parameter(params, "leak")), parameter(params, "temperature")
+    >>> float(field(params, "leak")), field(params, "temperature")
     (0.25, None)
     """
-    while params is not None and not hasattr(params, name):
-        params = wrapped(params)
-    return getattr(params, name, None)
+    for part in chain(tree):
+        if name in getattr(part, "_fields", ()):
+            return getattr(part, name)
+    return None
 
 
-def with_parameter(params: Any, name: str, value: Any) -> Any:
-    """The params with another value of a parameter that they or those inside have."""
+def with_field(params: Any, name: str, value: Any) -> Any:
+    """The params with another value of a field that they or those inside have."""
     if name in params._fields:
         return params._replace(**{name: value})
-    return params._replace(neuron=with_parameter(params.neuron, name, value))
+    return params._replace(neuron=with_field(params.neuron, name, value))
 
 
 def drive(params: Any, current: jax.Array) -> jax.Array:
     """The current with the bias, in the wider type of both."""
-    bias = parameter(params, "bias")
+    bias = field(params, "bias")
     if bias is None:
         return current
     dtype = promoted(current, bias)
@@ -87,38 +129,19 @@ def fire(
     neuron: Any, params: Any, state: Any, spike: Surrogate | None = None
 ) -> tuple[Any, jax.Array]:
     """Fire a model, by this surrogate unless it has one of its own."""
-    if spike is None or not _fires_by_argument(neuron):
+    if spike is None or not _takes_spike(neuron):
         return neuron.fire(params, state)
-    return neuron.fire(params, state, spike)
+    return neuron.fire(params, state, spike=spike)
 
 
 def takes_surrogate(neuron: Any) -> bool:
     """Whether a model, and each that it wraps, fires by the surrogate given to it."""
-    if not _fires_by_argument(neuron):
-        return False
-    inner = wrapped(neuron)
-    return inner is None or takes_surrogate(inner)
+    return all(map(_takes_spike, chain(neuron)))
 
 
 def levels_of(neuron: Any) -> tuple[int, int] | None:
     """The levels that a model states; None: its spikes may be any numbers."""
     return getattr(neuron, "levels", None)
-
-
-def is_graded(neuron: Any) -> bool:
-    """Whether a spike may be of another level than 0, 1 and -1."""
-    low, high = levels_of(neuron) or (-2, 2)
-    return low < -1 or high > 1
-
-
-def counts_only(neuron: Any, params: Any) -> bool:
-    """Whether the sum of its input alone decides a neuron's output in the end.
-
-    That is so for IF with reset by subtraction; only such neurons have a closed form,
-    and only they are what conversion fits.
-    """
-    states = getattr(neuron, "counts_only", None)
-    return states is not None and states(params)
 
 
 def check_model(neuron: Any, what: str = "neuron") -> None:
@@ -127,17 +150,12 @@ def check_model(neuron: Any, what: str = "neuron") -> None:
         "allowed: a model, a hashable value with the functions init, start, integrate "
         "and fire, e.g. snnjax.lif() (called)"
     )
-    missing = [
-        name
-        for name in ("init", "start", "integrate", "fire")
-        if isinstance(neuron, type) or not callable(getattr(neuron, name, None))
-    ]
+    if isinstance(neuron, type):
+        raise ValueError(f"{what} is the class {neuron.__name__}; {allowed}")
+    missing = [name for name in _FUNCTIONS if not callable(getattr(neuron, name, None))]
     if missing:
         raise ValueError(
-            f"{what} is {neuron!r}, without {', '.join(missing)}; {allowed}. The "
-            "surrogate is an argument of snnjax.spiking"
-            if not isinstance(neuron, type)
-            else f"{what} is the class {neuron.__name__}; {allowed}"
+            f"{what} is {neuron!r}, without {', '.join(missing)}; {allowed}"
         )
     try:
         hash(neuron)
@@ -148,10 +166,13 @@ def check_model(neuron: Any, what: str = "neuron") -> None:
         ) from None
 
 
-def _fires_by_argument(neuron: Any) -> bool:
-    """Whether ``fire`` has a third argument."""
+_FUNCTIONS = ("init", "start", "integrate", "fire")
+
+
+def _takes_spike(neuron: Any) -> bool:
+    """Whether ``fire`` has an argument ``spike``."""
     try:
-        inspect.signature(neuron.fire).bind(None, None, None)
-    except TypeError:
+        inspect.signature(neuron.fire).bind(None, None, spike=None)
+    except (TypeError, ValueError):
         return False
     return True

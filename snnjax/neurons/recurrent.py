@@ -4,6 +4,7 @@
 
 Source: the recurrent networks of Bellec, Salaj, Subramoney, Legenstein and Maass, "Long
 short-term memory and learning-to-learn in networks of spiking neurons", NeurIPS 2018.
+Unlike there, W includes each neuron's connection to itself.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import promoted
-from snnjax.neurons.protocol import Neuron, check_model, fire, levels_of
+from snnjax._arrays import promoted, wide_dtype
+from snnjax.neurons.protocol import Neuron, Wrapper, check_model, fire
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -38,46 +39,33 @@ class RecurrentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recurrent:
+class Recurrent(Wrapper):
     """A model whose neurons are connected with each other. A value, as the model is.
 
     Attributes:
         neuron: the model.
     """
 
-    neuron: Neuron
-
     def __post_init__(self):
         check_model(self.neuron)
 
-    @property
-    def levels(self) -> tuple[int, int] | None:
-        """Those of the model."""
-        return levels_of(self.neuron)
-
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> RecurrentParams:
-        """The model's parameters, and weights drawn from a normal distribution, 1/N."""
+        """The model's parameters, and weights drawn from N(0, 1/N)."""
         if key is None:
             raise ValueError(
                 "a recurrent kernel is drawn at random and needs a key: "
                 "snnjax.init(..., key=jax.random.key(0))"
             )
-        own, inner = jax.random.split(key)
+        kernel_key, model_key = jax.random.split(key)
         count = math.prod(shape)
-        kernel = jax.random.normal(own, (count, count)) / math.sqrt(max(count, 1))
-        return RecurrentParams(self.neuron.init(shape, inner), kernel)
+        kernel = jax.random.normal(kernel_key, (count, count)) / math.sqrt(count)
+        return RecurrentParams(self.neuron.init(shape, model_key), kernel)
 
     def start(self, params: RecurrentParams, shape: tuple[int, ...]) -> RecurrentState:
         """No spike yet."""
+        dtype = wide_dtype(*jax.tree.leaves(params))
         state = self.neuron.start(params.neuron, shape)
-        current = jax.ShapeDtypeStruct(shape, params.kernel.dtype)
-
-        def first_step(params, state, current):
-            state = self.neuron.integrate(params, state, current)
-            return fire(self.neuron, params, state)[1]
-
-        spikes = jax.eval_shape(first_step, params.neuron, state, current)
-        return RecurrentState(state, jnp.zeros(spikes.shape, spikes.dtype))
+        return RecurrentState(state, jnp.zeros(shape, dtype))
 
     def integrate(
         self, params: RecurrentParams, state: RecurrentState, current: jax.Array
@@ -85,17 +73,17 @@ class Recurrent:
         """The model integrates I + s W."""
         dtype = promoted(current, state.spikes)
         rows = state.spikes.reshape(len(state.spikes), -1).astype(dtype)
-        back = (rows @ params.kernel.astype(dtype)).reshape(state.spikes.shape)
-        total = current.astype(dtype) + back
-        inner = self.neuron.integrate(params.neuron, state.neuron, total)
-        return state._replace(neuron=inner)
+        recurrent_current = rows @ params.kernel.astype(dtype)
+        total = current.astype(dtype) + recurrent_current.reshape(state.spikes.shape)
+        inside = self.neuron.integrate(params.neuron, state.neuron, total)
+        return state._replace(neuron=inside)
 
     def fire(
         self, params: RecurrentParams, state: RecurrentState, spike: Surrogate = dspike
     ) -> tuple[RecurrentState, jax.Array]:
         """As the model does; the spikes come back in the next step."""
-        inner, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
-        return RecurrentState(inner, spikes.astype(state.spikes.dtype)), spikes
+        inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
+        return RecurrentState(inside, spikes.astype(state.spikes.dtype)), spikes
 
 
 def recurrent(neuron: Neuron) -> Recurrent:

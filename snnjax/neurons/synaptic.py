@@ -1,10 +1,11 @@
-"""A synapse before a neuron: its current decays, where it would last a single step.
+"""A synapse before a neuron: a current decays over steps instead of lasting one.
 
     i <- synaptic_leak i + I          then the model integrates i
 
-With a LIF neuron this has two time constants, that of the synapse and the membrane's.
-Source: Neftci, Mostafa and Zenke, "Surrogate gradient learning in spiking neural
-networks", IEEE Signal Processing Magazine 2019, equations 3 and 4 in discrete time.
+With a LIF neuron this has two time constants, that of the synapse and the membrane's. I
+includes the bias. Source: Neftci, Mostafa and Zenke, "Surrogate gradient learning in
+spiking neural networks", IEEE Signal Processing Magazine 2019, where v integrates i of
+the step before.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import lead, wide_dtype
 from snnjax._checks import check_leak
-from snnjax.neurons.protocol import Neuron, check_model, fire, levels_of
+from snnjax.neurons.protocol import Neuron, Wrapper, check_model, fire
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -39,7 +40,7 @@ class SynapticState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Synaptic:
+class Synaptic(Wrapper):
     """A model behind a synapse. A value: equal fields, equal models.
 
     Attributes:
@@ -47,18 +48,12 @@ class Synaptic:
         synaptic_leak: of fresh parameters.
     """
 
-    neuron: Neuron
     synaptic_leak: float = 0.5
 
     def __post_init__(self):
         check_model(self.neuron)
         check_leak("synaptic_leak", self.synaptic_leak)
         object.__setattr__(self, "synaptic_leak", float(self.synaptic_leak))
-
-    @property
-    def levels(self) -> tuple[int, int] | None:
-        """Those of the model."""
-        return levels_of(self.neuron)
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> SynapticParams:
         """The model's parameters, and a scalar leak."""
@@ -67,7 +62,7 @@ class Synaptic:
 
     def start(self, params: SynapticParams, shape: tuple[int, ...]) -> SynapticState:
         """No current, in float32 or wider."""
-        dtype = wide_dtype(params.synaptic_leak)
+        dtype = wide_dtype(*jax.tree.leaves(params))
         return SynapticState(
             self.neuron.start(params.neuron, shape), jnp.zeros(shape, dtype)
         )
@@ -79,15 +74,15 @@ class Synaptic:
         before = state.current
         leak = lead(params.synaptic_leak, before.ndim).astype(before.dtype)
         synaptic = leak * before + current.astype(before.dtype)
-        inner = self.neuron.integrate(params.neuron, state.neuron, synaptic)
-        return SynapticState(inner, synaptic)
+        inside = self.neuron.integrate(params.neuron, state.neuron, synaptic)
+        return SynapticState(inside, synaptic)
 
     def fire(
         self, params: SynapticParams, state: SynapticState, spike: Surrogate = dspike
     ) -> tuple[SynapticState, jax.Array]:
         """As the model does; a spike does not change the current."""
-        inner, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
-        return state._replace(neuron=inner), spikes
+        inside, spikes = fire(self.neuron, params.neuron, state.neuron, spike)
+        return state._replace(neuron=inside), spikes
 
 
 def synaptic(neuron: Neuron, *, synaptic_leak: float = 0.5) -> Synaptic:
@@ -96,7 +91,8 @@ def synaptic(neuron: Neuron, *, synaptic_leak: float = 0.5) -> Synaptic:
     Args:
         neuron: the model that integrates i, e.g. `snnjax.lif`.
         synaptic_leak: 0 < synaptic_leak <= 1; exp(-dt / tau) of a synapse with the time
-            constant tau. A constant current I settles at i = I / (1 - synaptic_leak).
+            constant tau. A constant current I settles at i = I / (1 - synaptic_leak),
+            and so does a bias.
 
     Raises:
         ValueError: no model, or a leak outside its range.

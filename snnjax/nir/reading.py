@@ -21,7 +21,7 @@ import numpy as np
 
 from snnjax._checks import check_positive, check_wait
 from snnjax.network.capture import capture
-from snnjax.neurons.by_site import by_site
+from snnjax.neurons.by_site import resolve_models
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.nodes import compact
@@ -110,7 +110,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         dict(zip(names, neurons, strict=True)),
         steps=steps,
         wait=wait,
-        neuron=by_site(dict(models), names, IntegrateAndFire()),
+        neuron=resolve_models(dict(models), names, IntegrateAndFire()),
     )
 
 

@@ -29,7 +29,7 @@ from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.gradients import WithSurrogate
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, is_plain
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.layers import rearrange, vectorize
 from snnjax.nir.nodes import (
@@ -367,7 +367,7 @@ def _check_expressible(snn: SNN, extended: bool) -> None:
     """Raise if NIR cannot express the neurons, or only by metadata."""
     extensions = []
     for neuron in map(_plain, models_in(snn.neuron)):
-        if not isinstance(neuron, IntegrateAndFire):
+        if not is_plain(neuron):
             raise ValueError(
                 f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
                 "snnjax.integrate_and_fire and snnjax.lif"

@@ -2,20 +2,16 @@
 
 Both are read from the shapes and equations of one step, before anything runs. A model
 whose spikes have no derivative would train with a gradient of zero and no other sign of
-it; here its gradient is an error.
+it; differentiating it is an error instead.
 """
 
-import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 
 from snnjax._trees import is_floating, name_of
 from snnjax.network.jaxprs import depends_on_last
-from snnjax.neurons.gradients import Same, WithSurrogate
 from snnjax.neurons.protocol import drive, fire
-from snnjax.surrogate import Surrogate, dspike
 
 _BATCH = 3  # examples of the shapes that a model is shown
 
@@ -28,6 +24,15 @@ class Place(NamedTuple):
     dtype: Any
 
 
+class _Step(NamedTuple):
+    """Shapes of one step of a model at a place."""
+
+    current: jax.ShapeDtypeStruct
+    before: Any
+    after: Any
+    spikes: Any
+
+
 def check_protocol(neuron: Any, params: Any, place: Place) -> None:
     """Raise unless a step keeps the state's shapes and gives a spike per neuron.
 
@@ -36,13 +41,10 @@ def check_protocol(neuron: Any, params: Any, place: Place) -> None:
         params: its parameters, or their shapes.
         place: the site.
     """
-    shape = (_BATCH, *place.shape)
-    current = jax.ShapeDtypeStruct(shape, place.dtype)
-    before = jax.eval_shape(lambda params: neuron.start(params, shape), params)
-    step = functools.partial(_step, neuron)
-    after, spikes = jax.eval_shape(step, params, before, current)
+    shapes = _shapes_of_step(neuron, params, place)
     where = f"at site {place.name!r} the model {neuron!r}"
-    _check_same_state(before, after, where)
+    _check_same_state(shapes.before, shapes.after, where)
+    spikes, shape = shapes.spikes, shapes.current.shape
     if getattr(spikes, "shape", None) != shape or not is_floating(spikes):
         raise ValueError(
             f"{where} fires {spikes} for currents of shape {shape}; allowed: spikes "
@@ -55,80 +57,46 @@ def passes_gradient(neuron: Any, params: Any, place: Place) -> bool:
 
     Read from the equations, not from numbers: a derivative that happens to be 0 is one.
     """
-    shape = (_BATCH, *place.shape)
-    current = jax.ShapeDtypeStruct(shape, place.dtype)
-    state = jax.eval_shape(lambda params: neuron.start(params, shape), params)
 
     def slopes(params, state, current, upstream):
         def spikes(state, current):
             return _step(neuron, params, state, current)[1]
 
-        slopes = jax.tree.leaves(jax.vjp(spikes, state, current)[1](upstream))
-        return [slope for slope in slopes if slope.dtype != jax.dtypes.float0]
+        of_arguments = jax.vjp(spikes, state, current)[1](upstream)
+        leaves = jax.tree.leaves(of_arguments)
+        return [slope for slope in leaves if slope.dtype != jax.dtypes.float0]
 
-    upstream = jax.eval_shape(functools.partial(_step, neuron), params, state, current)
-    traced = jax.make_jaxpr(slopes)(params, state, current, upstream[1])
-    return depends_on_last(traced.jaxpr)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithoutGradient(Same):
-    """A model that passes no gradient: any that is asked for is an error.
-
-    Attributes:
-        neuron: the model, with its surrogate.
-    """
-
-    neuron: WithSurrogate
-
-    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
-        """As the model does, where no derivative is taken."""
-        return self.neuron.integrate(params, state, _constant(self.neuron, current))
-
-    def fire(
-        self, params: Any, state: Any, spike: Surrogate | None = None
-    ) -> tuple[Any, jax.Array]:
-        """As the model does."""
-        return self.neuron.fire(params, state, spike)
+    shapes = _shapes_of_step(neuron, params, place)
+    arguments = params, shapes.before, shapes.current, shapes.spikes
+    return depends_on_last(jax.make_jaxpr(slopes)(*arguments).jaxpr)
 
 
-# The current refuses, not the spikes: theirs is a zero that JAX does not even ask for.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _constant(model: Any, current: jax.Array) -> jax.Array:
-    del model
-    return current
+def _shapes_of_step(neuron: Any, params: Any, place: Place) -> _Step:
+    shape = (_BATCH, *place.shape)
+    current = jax.ShapeDtypeStruct(shape, place.dtype)
+    before = jax.eval_shape(lambda params: neuron.start(params, shape), params)
 
+    def step(params, state, current):
+        return _step(neuron, params, state, current)
 
-@_constant.defjvp
-def _no_derivative(model, primals, tangents):
-    model = model.neuron
-    raise ValueError(
-        f"the model {model!r} has no surrogate gradient: its spikes do not depend on "
-        "its state in a way that has a derivative, so every gradient through them "
-        "would be 0. Let fire(params, state, spike) emit spike((v - V_th) / "
-        "(2 V_th)), or a surrogate of snnjax.surrogate"
-    )
+    return _Step(current, before, *jax.eval_shape(step, params, before, current))
 
 
 def _step(
-    neuron: Any,
-    params: Any,
-    state: Any,
-    current: jax.Array,
-    spike: Surrogate = dspike,
+    neuron: Any, params: Any, state: Any, current: jax.Array
 ) -> tuple[Any, jax.Array]:
     charged = neuron.integrate(params, state, drive(params, current))
-    return fire(neuron, params, charged, spike)
+    return fire(neuron, params, charged)
 
 
 def _check_same_state(before: Any, after: Any, where: str) -> None:
     """Raise unless a step keeps structure, shapes and types of the state."""
-    old, new = (jax.tree_util.tree_leaves_with_path(state) for state in (before, after))
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(
             f"{where} has the state {jax.tree.structure(before)} from start and "
             f"{jax.tree.structure(after)} after a step; allowed: the same"
         )
+    old, new = map(jax.tree_util.tree_leaves_with_path, (before, after))
     for (path, start), (_, end) in zip(old, new, strict=True):
         if (start.shape, start.dtype) != (end.shape, end.dtype):
             raise ValueError(

@@ -6,6 +6,7 @@
 it. The wait is ours; docs/accuracy.md says what it gains and costs.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,14 +30,13 @@ from snnjax._checks import (
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
-from snnjax.neurons.by_site import by_site, model_of, models_in
-from snnjax.neurons.gradients import WithSurrogate
-from snnjax.neurons.models import IntegrateAndFire, lif
-from snnjax.neurons.protocol import Neuron, counts_only, parameter, takes_surrogate
+from snnjax.neurons.by_site import model_of, models_in, resolve_models
+from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
+from snnjax.neurons.models import counts_only, is_plain, lif
+from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.by_step import run_by_step
 from snnjax.simulation.conformance import (
     Place,
-    WithoutGradient,
     check_protocol,
     passes_gradient,
 )
@@ -81,7 +81,7 @@ def init(
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: a neuron that is no model, a pattern that matches no site, a
+        ValueError: a neuron that is no model, a pattern that decides for no site, a
             missing key.
 
     >>> import jax, jax.numpy as jnp
@@ -91,13 +91,9 @@ def init(
     """
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
-    neuron = by_site(neuron, [site.name for site in sites], lif())
+    neuron = resolve_models(neuron, [site.name for site in sites], lif())
     for model in models_in(neuron):
-        if isinstance(model, WithSurrogate):
-            raise ValueError(
-                f"neuron is {model!r}; allowed: the model without a surrogate, which "
-                "is an argument of snnjax.spiking"
-            )
+        _check_no_surrogate(model)
     keys = [None] * len(sites) if key is None else jax.random.split(key, len(sites))
     neurons = {
         site.name: model_of(neuron, site.name).init(site.shape, own_key)
@@ -308,14 +304,26 @@ def execute(job: Job, execution: str | ByLayer) -> Any:
 def _job(sim: Simulation, network: Network, snn: SNN, x: jax.Array) -> Job:
     check_neurons(snn, network.sites)
     models = {
-        site.name: _simulated(sim, snn, site) for site in network.sites if site.fires
+        site.name: _model_with_surrogate(sim, snn, site)
+        for site in network.sites
+        if site.fires
     }
     return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
 
 
-def _simulated(sim: Simulation, snn: SNN, site: Site) -> Neuron:
+def _check_no_surrogate(model: Neuron) -> None:
+    """Raise if a model, or one inside it, brings a surrogate that would be ignored."""
+    if any(isinstance(part, WithSurrogate) for part in chain(model)):
+        raise ValueError(
+            f"neuron is {model!r}; allowed: the model without a surrogate, which is an "
+            "argument of snnjax.spiking"
+        )
+
+
+def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
     """The model of a site, with the surrogate of the simulation."""
     model, params = snn.model(site.name), snn.neurons[site.name]
+    _check_no_surrogate(model)
     if not takes_surrogate(model):
         if sim.surrogate is not dspike or sim.detach_reset:
             raise ValueError(
@@ -324,15 +332,16 @@ def _simulated(sim: Simulation, snn: SNN, site: Site) -> Neuron:
                 "state, spike) use the spike function that it is given"
             )
     else:
-        check_surrogate(sim.surrogate, parameter(params, "temperature") is not None)
+        check_surrogate(sim.surrogate, field(params, "temperature") is not None)
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
-    if isinstance(model, IntegrateAndFire):
-        return simulated
     place = Place(site.name, site.shape, site.dtype)
-    check_protocol(model, params, place)
-    if passes_gradient(model, params, place):
+    if not is_plain(model):
+        check_protocol(model, params, place)
+    elif is_step(sim.surrogate):
         return simulated
-    return WithoutGradient(simulated)
+    if passes_gradient(simulated, params, place):
+        return simulated
+    return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 
 
 def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
@@ -353,11 +362,11 @@ def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
 
 
 def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
-    """The execution of an SNN; raise if it has no closed form and that is asked for."""
-    count = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
-    has_closed_form = count and sim.wait == sim.steps
+    """The execution of an SNN; raise if it is closed_form and there is none."""
+    all_count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
+    has_closed_form = all_count_only and sim.wait == sim.steps
     if sim.execution == "closed_form" and not has_closed_form:
-        leaks = any(parameter(p, "leak") is not None for p in snn.neurons.values())
+        leaks = any(field(p, "leak") is not None for p in snn.neurons.values())
         models = ", ".join(map(repr, models_in(snn.neuron)))
         raise ValueError(
             f"execution='closed_form' needs wait == steps and IF neurons with reset by "
@@ -366,7 +375,7 @@ def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
         )
     if sim.execution != "auto":
         return sim.execution
-    if not all(isinstance(model, IntegrateAndFire) for model in models_in(snn.neuron)):
+    if not all(map(is_plain, models_in(snn.neuron))):
         # A model of the user's own may have a derivative for reverse mode only.
         return "by_layer"
     # A custom derivative, as the others have here, must not close over a traced value.

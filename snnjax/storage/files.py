@@ -34,9 +34,9 @@ from snnjax.storage.formats import upgraded
 from snnjax.storage.models import (
     Unavailable,
     describe_model,
+    models_without_description,
     restore_model,
     restore_params,
-    unknown_models,
 )
 from snnjax.storage.structure import (
     DTYPES,
@@ -226,17 +226,17 @@ def _stored(
     described = [leaf for name in structure for _, leaf in leaves(structure[name])]
     program_arrays = [array for array in map(read, described) if array is not None]
     card, structure = upgraded(card, structure, path)
-    like_neuron = like.neuron if isinstance(like, SNN) else None
-    like = like.params if isinstance(like, SNN) else like
+    like_snn = like if isinstance(like, SNN) else None
+    like = like_snn.params if like_snn is not None else like
     has_program = card["program"] is not None
     params = _params(structure["params"], read, like, has_program, path)
     neuron = restore_model(card["neuron"])
-    if like_neuron is not None and any(
-        isinstance(model, Unavailable) for model in models_in(neuron)
-    ):
-        neuron = like_neuron
+    like_params: dict[str, Any] = {}
+    unavailable = [m for m in models_in(neuron) if isinstance(m, Unavailable)]
+    if like_snn is not None and unavailable:
+        neuron, like_params = like_snn.neuron, like_snn.neurons
     neurons = {
-        name: restore_params(model_of(neuron, name), fields)
+        name: restore_params(model_of(neuron, name), fields, like_params.get(name))
         for name, fields in rebuild(structure["neurons"], read).items()
     }
     snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
@@ -307,10 +307,10 @@ def _check_facts(recipe, accuracy, extras) -> None:
 
 def _check_known_models(snn: SNN) -> None:
     """Raise unless the file's card describes all models."""
-    unknown = unknown_models(snn.neuron)
-    if unknown:
+    models = models_without_description(snn.neuron)
+    if models:
         raise ValueError(
-            f"a file cannot describe the neuron model {', '.join(unknown)}, which is "
+            f"a file cannot describe the neuron model {', '.join(models)}, which is "
             "none of snnjax.neurons. Pass fn and x: then the file holds the program, "
             "and stored.run(x) needs no model"
         )

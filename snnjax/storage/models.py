@@ -13,18 +13,23 @@ from typing import Any
 from snnjax.neurons.adaptive import Adaptive, AdaptiveParams
 from snnjax.neurons.by_site import BySite, models_in
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import Neuron
+from snnjax.neurons.protocol import Neuron, chain, inner
 from snnjax.neurons.recurrent import Recurrent, RecurrentParams
 from snnjax.neurons.synaptic import Synaptic, SynapticParams
 
-# Models that a file can describe, and the class of their parameters.
-_CLASSES = {
+# Models that a file can describe; their names in it must stay as they are.
+_MODELS: dict[str, Any] = {
+    "IntegrateAndFire": IntegrateAndFire,
+    "Adaptive": Adaptive,
+    "Synaptic": Synaptic,
+    "Recurrent": Recurrent,
+}
+_PARAMS: dict[Any, Any] = {
     IntegrateAndFire: NeuronParams,
     Adaptive: AdaptiveParams,
     Synaptic: SynapticParams,
     Recurrent: RecurrentParams,
 }
-_BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +44,21 @@ class Unavailable:
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """Raise."""
-        self._refuse()
+        self._raise()
 
     def start(self, params: Any, shape: tuple[int, ...]) -> Any:
         """Raise."""
-        self._refuse()
+        self._raise()
 
     def integrate(self, params: Any, state: Any, current: Any) -> Any:
         """Raise."""
-        self._refuse()
+        self._raise()
 
     def fire(self, params: Any, state: Any) -> Any:
         """Raise."""
-        self._refuse()
+        self._raise()
 
-    def _refuse(self) -> None:
+    def _raise(self) -> None:
         raise ValueError(
             f"the file names the neuron model {self.text}, and does not hold its code: "
             "only the file's program can run it, by stored.run(x). With the model at "
@@ -62,9 +67,9 @@ class Unavailable:
         )
 
 
-def unknown_models(neuron: Any) -> list[str]:
+def models_without_description(neuron: Any) -> list[str]:
     """The models, as text, that a file cannot describe."""
-    return [repr(model) for model in models_in(neuron) if not _is_known(model)]
+    return [repr(model) for model in models_in(neuron) if not _is_described(model)]
 
 
 def describe_model(neuron: Any) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def describe_model(neuron: Any) -> dict[str, Any]:
         return {
             "sites": [[name, describe_model(model)] for name, model in neuron.models]
         }
-    if not _is_known(neuron):
+    if not _is_described(neuron):
         return {"model": None, "text": repr(neuron)}
     fields = {f.name: getattr(neuron, f.name) for f in dataclasses.fields(neuron)}
     if "neuron" in fields:
@@ -102,28 +107,25 @@ def restore_model(description: dict[str, Any]) -> Any:
         return Unavailable(fields["text"])
     if "neuron" in fields:
         fields["neuron"] = restore_model(fields["neuron"])
-    return _BY_NAME[name](**fields)
+    return _MODELS[name](**fields)
 
 
-def restore_params(model: Neuron, fields: dict[str, Any]) -> Any:
-    """The parameters of a model from a dict of their fields."""
-    if type(model) not in _CLASSES:
-        return _named_tuple(fields)
-    inner = getattr(model, "neuron", None)
-    if inner is not None:
-        fields = fields | {"neuron": restore_params(inner, fields["neuron"])}
-    return _CLASSES[type(model)](**fields)
+def restore_params(model: Neuron, fields: dict[str, Any], like: Any = None) -> Any:
+    """The parameters of a model from a dict of their fields.
+
+    Args:
+        like: parameters of its class, of a model that a file cannot describe.
+    """
+    inside = fields.get("neuron")
+    if isinstance(inside, dict):
+        model_inside, like_inside = inner(model), inner(like)
+        fields = fields | {"neuron": restore_params(model_inside, inside, like_inside)}
+    if type(model) in _PARAMS:
+        return _PARAMS[type(model)](**fields)
+    if like is not None:
+        return type(like)(**fields)
+    return collections.namedtuple("Params", fields)(**fields)
 
 
-def _named_tuple(fields: dict[str, Any]) -> Any:
-    """Parameters of an unknown class, with its fields."""
-    inner = {
-        name: _named_tuple(value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
-    return collections.namedtuple("Params", inner)(**inner)
-
-
-def _is_known(model: Any) -> bool:
-    inner = getattr(model, "neuron", None)
-    return type(model) in _CLASSES and (inner is None or _is_known(inner))
+def _is_described(model: Any) -> bool:
+    return all(type(part) in _PARAMS for part in chain(model))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._trees import is_floating, name_of
+from snnjax.neurons.protocol import chain
 from snnjax.snn import SNN, check_snn
 
 
@@ -111,12 +112,9 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
 def _names_of_parameters(snn: SNN) -> list[str]:
     """Fields of all neurons' parameters, those included that are None."""
 
-    def names(params: Any) -> list[str]:
-        inner = getattr(params, "neuron", None)
-        own = [name for name in params._fields if name != "neuron"]
-        return own + (names(inner) if inner is not None else [])
-
-    return list(dict.fromkeys(n for p in snn.neurons.values() for n in names(p)))
+    parts = [part for params in snn.neurons.values() for part in chain(params)]
+    names = dict.fromkeys(name for part in parts for name in part._fields)
+    return [name for name in names if name != "neuron"]
 
 
 def check_gradients(gradients: Any, kinds: Any) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_positive
-from snnjax.neurons.protocol import parameter, with_parameter
+from snnjax.neurons.protocol import field, with_field
 from snnjax.snn import SNN, check_snn
 from snnjax.training.differences import (
     Directions,
@@ -43,7 +43,7 @@ def temperatures(snn: SNN) -> Temperatures:
         ValueError: no site has one.
     """
     check_snn(snn)
-    own = {name: parameter(n, "temperature") for name, n in snn.neurons.items()}
+    own = {name: field(n, "temperature") for name, n in snn.neurons.items()}
     own = {name: b for name, b in own.items() if b is not None}
     if not own:
         raise ValueError(
@@ -75,7 +75,7 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
                 f"the temperature of site {name!r} is {b!r}; allowed: > 0, and finite"
             )
     changed = {
-        name: with_parameter(snn.neurons[name], "temperature", 1.0 * jnp.asarray(b))
+        name: with_field(snn.neurons[name], "temperature", 1.0 * jnp.asarray(b))
         for name, b in new.items()
     }
     return dataclasses.replace(snn, neurons=snn.neurons | changed)

@@ -16,7 +16,7 @@ from networks import NETWORKS, eighths, relu
 
 import snnjax
 from snnjax import lif, training
-from snnjax.neurons import adaptive, recurrent, synaptic, unroll
+from snnjax.neurons import RecurrentParams, adaptive, recurrent, synaptic, unroll
 from snnjax.simulation import by_layer
 from snnjax.surrogate import dspike, relaxed_dspike
 
@@ -153,9 +153,8 @@ def test_executions_give_the_same_spikes(model, name, wait):
         jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
-@pytest.mark.parametrize("model", ["all of them"])
-def test_gradients_of_the_executions_agree(model):
-    net, snn = network("dense", MODELS[model])
+def test_gradients_of_the_executions_agree():
+    net, snn = network("dense", MODELS["all of them"])
 
     def gradient(execution):
         simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
@@ -199,32 +198,86 @@ def test_gradients_of_soft_spikes_are_their_differences(model, x64):
         assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(params))
 
 
-def test_a_detached_reset_leaves_the_recurrent_connections_their_gradient():
-    model = recurrent(lif(leak=0.5, threshold=0.5, reset="zero"))
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_detached_reset_detaches_the_level_of_a_spike_and_nothing_else(reset):
+    model = recurrent(lif(leak=0.5, reset=reset))
     params = exact(model.init((6,), KEY))
     currents = eighths(1, (STEPS, 3, 6), -8, 17)
-    sums = jnp.arange(1.0, 7.0)
+    weights = jnp.arange(1.0, 7.0)
 
-    def by_hand(kernel):
+    def by_hand(kernel, threshold):
         v = last = jnp.zeros((3, 6))
         total = 0.0
         for current in currents:
             v = 0.5 * v + current + last @ kernel
-            last = 0.5 * dspike((v - 0.5) / 1.0)
-            v = v * (1 - jax.lax.stop_gradient(last / 0.5))
-            total += (last * sums).sum()
+            level = dspike((v - threshold) / (2 * threshold))
+            constant = jax.lax.stop_gradient(level)
+            last = threshold * level
+            hard = reset == "zero"
+            v = v * (1 - constant) if hard else v - threshold * constant
+            total += (last * weights).sum()
         return total
 
-    def simulated(kernel):
+    def simulated(kernel, threshold):
         neuron = snnjax.neurons.WithSurrogate(model, dspike, detach_reset=True)
-        spikes = unroll(neuron, params._replace(kernel=kernel), currents)
-        return (spikes * sums).sum()
+        inside = params.neuron._replace(threshold=threshold)
+        spikes = unroll(neuron, RecurrentParams(inside, kernel), currents)
+        return (spikes * weights).sum()
 
-    expected = jax.grad(by_hand)(params.kernel)
-    np.testing.assert_allclose(
-        jax.grad(simulated)(params.kernel), expected, rtol=1e-4, atol=1e-5
-    )
-    assert jnp.any(expected != 0)
+    arguments = params.kernel, jnp.array(0.5)
+    expected = jax.grad(by_hand, (0, 1))(*arguments)
+    slopes = jax.grad(simulated, (0, 1))(*arguments)
+    for slope, one in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(slope, one, rtol=1e-4, atol=1e-4)
+        assert jnp.any(one != 0)
+
+
+def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
+    net, snn = network("dense", lif())
+
+    def hard(x):
+        return (x >= 0).astype(x.dtype)
+
+    simulate = snnjax.spiking(net.fn, steps=STEPS, surrogate=hard)
+    assert jnp.any(simulate(snn, net.x) != 0)
+    with pytest.raises(ValueError, match="has no surrogate gradient"):
+        jax.grad(lambda snn: simulate(snn, net.x).sum())(snn)
+
+
+def test_a_surrogate_inside_a_model_is_refused():
+    net, snn = network("dense", lif())
+    inside = snnjax.neurons.WithSurrogate(lif())
+    with pytest.raises(ValueError, match="the model without a surrogate"):
+        snnjax.init(*net[:3], neuron=synaptic(inside))
+    changed = dataclasses.replace(snn, neuron=inside)
+    with pytest.raises(ValueError, match="the model without a surrogate"):
+        snnjax.spiking(net.fn, steps=STEPS)(changed, net.x)
+
+
+class Silent(snnjax.neurons.IntegrateAndFire):
+    def fire(self, params, state, spike=dspike):
+        state, spikes = super().fire(params, state, spike)
+        return state, 0 * spikes
+
+
+def test_a_model_derived_from_if_is_a_model_of_its_own():
+    net, snn = network("dense", Silent())
+    for wait in (0, STEPS):
+        simulate = snnjax.spiking(net.fn, steps=STEPS, wait=wait)
+        assert not jnp.any(simulate(snn, net.x) != simulate(snn, 0 * net.x))
+    with pytest.raises(ValueError, match="allowed: an IF neuron"):
+        snnjax.convert(*net[:3], steps=STEPS, neuron=Silent())
+
+
+class WithGain(MyNeuron):
+    def fire(self, params, state, gain=2.0):
+        state, spikes = super().fire(params, state)
+        return state, gain * spikes
+
+
+def test_a_third_argument_of_fire_is_no_surrogate_unless_it_is_called_spike():
+    net, snn = network("dense", WithGain())
+    assert jnp.any(snnjax.spiking(net.fn, steps=STEPS)(snn, net.x) != 0)
 
 
 def test_a_recurrent_kernel_is_trained_by_its_name():
@@ -382,11 +435,11 @@ def test_remat_needs_levels():
         levels = (0, 1)
 
     snn = dataclasses.replace(snn, neuron=WithLevels())
-    found, expected = (
+    from_bits, expected = (
         snnjax.spiking(net.fn, steps=STEPS, execution=by_layer(remat=remat))(snn, net.x)
         for remat in (True, False)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(from_bits, expected)
 
 
 def test_measures_of_a_model_without_levels_say_what_is_unknown():
@@ -401,13 +454,13 @@ def test_measures_of_a_model_without_levels_say_what_is_unknown():
         snnjax.measures.neurobench(net.fn, snn, net.x, steps=STEPS)
 
 
-def test_measures_know_the_models_of_the_library():
+def test_measures_of_the_models_of_the_library():
     net, snn = network("dense", MODELS["all of them"])
     measures = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS)
     assert (measures.bits, measures.high) == (STEPS, 1)
     assert measures.synaptic_additions == measures.synaptic_operations
-    found = snnjax.measures.neurobench(net.fn, snn, net.x, steps=STEPS)
-    assert found["MembraneUpdates"] > 0
+    metrics = snnjax.measures.neurobench(net.fn, snn, net.x, steps=STEPS)
+    assert metrics["MembraneUpdates"] > 0
 
 
 # ------------------------------------------------------------------ a model per site
@@ -466,12 +519,12 @@ def test_a_conversion_takes_levels_by_site(wait):
     snn = snnjax.convert(*net[:3], steps=STEPS, wait=wait, neuron={second: signed})
     assert snn.model(first).levels == (0, 1) and snn.model(second) == signed
     executions = ["by_step", "by_layer"] + (["closed_form"] if wait == STEPS else [])
-    found, *others = (
+    means, *others = (
         snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=e)(snn, net.x).mean(0)
         for e in executions
     )
     for other in others:
-        np.testing.assert_allclose(other, found, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other, means, rtol=1e-5, atol=1e-6)
     every = {"*": signed}
     whole, plain = (
         snnjax.convert(*net[:3], steps=STEPS, wait=wait, neuron=neuron)
@@ -480,7 +533,7 @@ def test_a_conversion_takes_levels_by_site(wait):
     jax.tree.map(np.testing.assert_array_equal, whole, plain)
 
 
-def test_a_conversion_refuses_models_that_it_cannot_fit():
+def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
     net = NETWORKS["dense"]
     with pytest.raises(ValueError, match="allowed: an IF neuron"):
         snnjax.convert(*net[:3], steps=STEPS, neuron={"*": lif()})
@@ -527,6 +580,8 @@ def test_a_file_of_another_model_holds_its_program(tmp_path):
         snnjax.load(path, like=snn).snn,
     ):
         np.testing.assert_array_equal(simulate(again, net.x), expected)
+    again = snnjax.load(path, like=snn).snn
+    assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
 
 
 def test_a_function_in_training_mode_takes_any_model():
