@@ -17,10 +17,11 @@ from jax.core import Tracer
 
 from snnjax._checks import check_wait
 from snnjax._trees import is_floating, name_of
+from snnjax.conformance import Place, check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
-from snnjax.neurons.models import IntegrateAndFire, is_plain
-from snnjax.neurons.protocol import check_model
+from snnjax.neurons.models import IntegrateAndFire, NeuronParams, is_plain
+from snnjax.neurons.protocol import chain, check_model
 
 
 @functools.partial(
@@ -115,7 +116,11 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
         check_model(model, "the SNN's neuron")
     for site in sites:
         if site.fires:
-            _check_shapes(snn.model(site.name), snn.neurons[site.name], site)
+            model, params = snn.model(site.name), snn.neurons[site.name]
+            _check_fields(model, params, site)
+            _check_shapes(model, params, site)
+            if not is_plain(model):
+                check_protocol(model, params, Place(site.name, site.shape, site.dtype))
 
 
 def check_values(snn: SNN) -> None:
@@ -126,7 +131,7 @@ def check_values(snn: SNN) -> None:
     """
     for name, params in snn.neurons.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if _is_array(leaf) and _readable(leaf):
+            if _is_number(leaf) and _readable(leaf):
                 field = name_of(path)
                 _check_range(f"{field} of site {name!r}", field, np.asarray(leaf))
     broken = [
@@ -160,16 +165,45 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
         )
 
 
+def _check_fields(model: Any, params: Any, site: Site) -> None:
+    """Raise unless the params are NamedTuples with the fields of the model's own."""
+    own = _fresh(model, site)
+    names, own_names = (
+        [getattr(part, "_fields", ()) for part in chain(tree)] for tree in (params, own)
+    )
+    if () in own_names:
+        raise ValueError(
+            f"the params of {model!r} at site {site.name!r} are a "
+            f"{type(own).__name__}; allowed: a NamedTuple of arrays"
+        )
+    if names != own_names:
+        raise ValueError(
+            f"the neurons of site {site.name!r} have the parameters {names}, and its "
+            f"model {model!r} has {own_names}. Begin with those of the model, by "
+            "snnjax.init"
+        )
+    taken = {"weights", "frozen"} & {name for part in own_names for name in part}
+    if taken:
+        raise ValueError(
+            f"{model!r} has a parameter called {', '.join(taken)}; allowed: another "
+            "name, since snnjax.training.param_labels means the network's by it"
+        )
+
+
+def _fresh(model: Any, site: Site) -> Any:
+    """Fresh parameters of a site, as shapes."""
+    if is_plain(model):
+        return NeuronParams._make([None] * len(NeuronParams._fields))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key: model.init(site.shape, key), key)
+
+
 def _check_shapes(model: Any, params: Any, site: Site) -> None:
     """Raise unless every parameter broadcasts to the shape of the site.
 
     Or has the shape that fresh ones have there, as a recurrent kernel does.
     """
-    fresh = {}
-    if not is_plain(model):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        init = jax.eval_shape(lambda key: model.init(site.shape, key), key)
-        fresh = _shapes(init)
+    fresh = {} if is_plain(model) else _shapes(_fresh(model, site))
     for name, shape in _shapes(params).items():
         widths = zip(reversed(shape), reversed(site.shape), strict=False)
         too_long = len(shape) > len(site.shape)
@@ -212,6 +246,11 @@ def _check_range(what: str, field: str, numbers: np.ndarray) -> None:
 
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and is_floating(leaf)
+
+
+def _is_number(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.number)
 
 
 def _readable(leaf: Any) -> bool:

@@ -16,7 +16,7 @@ FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
     "_version _moved _files _trees _arrays _checks surrogate activations sharding "
-    "neurons network snn firing calibrators"
+    "neurons network conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {

@@ -426,6 +426,135 @@ def test_what_breaks_the_protocol_is_refused(model, message):
         snnjax.spiking(net.fn, steps=STEPS)(snn, net.x)
 
 
+class DictParams(MyNeuron):
+    def init(self, shape=(), key=None):
+        return {"threshold": jnp.ones(()), "bias": jnp.ones(())}
+
+
+class Steps(MyNeuron):
+    levels = (0, 0.5)
+
+
+class NamedWeights(MyNeuron):
+    def init(self, shape=(), key=None):
+        return WeightsParams(*super().init(shape, key), jnp.ones(()))
+
+
+class WeightsParams(NamedTuple):
+    threshold: jax.Array
+    bias: jax.Array
+    weights: jax.Array
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (DictParams(), "are a dict; allowed: a NamedTuple"),
+        (Steps(), "levels are \\(0, 0.5\\); allowed"),
+        (NamedWeights(), "a parameter called weights; allowed: another name"),
+        (recurrent(Wide()), "the same shape"),
+    ],
+)
+def test_parameters_and_levels_that_no_part_could_use_are_refused(model, message):
+    net = NETWORKS["dense"]
+    for run in (snnjax.spiking, snnjax.measures.spike_trains):
+        with pytest.raises(ValueError, match=message):
+            snn = snnjax.init(*net[:3], neuron=model, key=KEY)
+            if run is snnjax.spiking:
+                run(net.fn, steps=STEPS)(snn, net.x)
+            else:
+                run(net.fn, snn, net.x, steps=STEPS)
+
+
+def test_parameters_of_another_model_are_refused():
+    net, snn = network("dense", lif())
+    other = dataclasses.replace(snn, neuron=recurrent(lif()))
+    with pytest.raises(ValueError, match="have the parameters .*Begin with those of"):
+        snnjax.spiking(net.fn, steps=STEPS)(other, net.x)
+
+
+@pytest.mark.parametrize("key", [0, "a"])
+def test_what_is_no_key_is_refused(key):
+    net = NETWORKS["dense"]
+    with pytest.raises(ValueError, match="allowed: a random key"):
+        snnjax.init(*net[:3], neuron=recurrent(lif()), key=key)
+
+
+def test_sites_have_keys_of_their_own_and_the_same_key_gives_the_same_bits():
+    net = NETWORKS["dense"]
+    models = {name: recurrent(lif()) for name in names_of(net)}
+    first, again = (snnjax.init(*net[:3], neuron=models, key=KEY) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first.neurons, again.neurons)
+    one, two = (params.kernel for params in first.neurons.values())
+    size = min(len(one), len(two))
+    assert not jnp.any(one[:size, :size] == two[:size, :size])
+
+
+class HardWithoutBias(Hard):
+    def init(self, shape=(), key=None):
+        return Threshold(jnp.full((), 0.5))
+
+
+class Threshold(NamedTuple):
+    threshold: jax.Array
+
+
+def test_a_gradient_of_the_parameters_alone_is_an_error_too():
+    net, snn = network("dense", HardWithoutBias())
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
+
+    def loss(neurons):
+        return simulate(dataclasses.replace(snn, neurons=neurons), net.x).sum()
+
+    with pytest.raises(ValueError, match="has no surrogate gradient"):
+        jax.grad(loss)(snn.neurons)
+
+
+class WithoutDefault(MyNeuron):
+    def fire(self, params, state, spike):
+        return super().fire(params, state, spike)
+
+
+class ByKeyword(MyNeuron):
+    def fire(self, params, state, *, spike=dspike):
+        return super().fire(params, state, spike)
+
+
+@pytest.mark.parametrize("model", [WithoutDefault(), ByKeyword()])
+def test_spike_may_have_no_default_and_be_a_keyword(model):
+    net, snn = network("dense", recurrent(model))
+    options = {"surrogate": snnjax.surrogate.triangle, "detach_reset": True}
+    assert jnp.any(snnjax.spiking(net.fn, steps=STEPS, **options)(snn, net.x) != 0)
+    assert snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS).firing_rate > 0
+
+
+def test_operations_of_recurrent_connections_are_counted():
+    def fn(w, x):
+        return relu(x @ w) @ w.T
+
+    w, x = eighths(0, (4, 6)), eighths(1, (3, 4), 0, 9)
+    plain = snnjax.init(fn, w, x, neuron=lif())
+    model = recurrent(lif())
+    params = model.init((6,), KEY)
+    params = params._replace(kernel=jnp.zeros((6, 6)))  # the spikes are those of LIF
+    name = next(iter(plain.neurons))
+    snn = dataclasses.replace(plain, neuron=model, neurons={name: params})
+    spikes = snnjax.measures.spike_trains(fn, snn, x, steps=STEPS)[name]
+    inside = 6 * float(spikes[:-1].sum()) / len(x)
+    without, within = (
+        snnjax.measure(fn, w, each, x, steps=STEPS) for each in (plain, snn)
+    )
+    for field in ("synaptic_operations", "synaptic_additions"):
+        difference = float(getattr(within, field) - getattr(without, field))
+        assert difference == pytest.approx(inside) and inside > 0
+    assert within.weights - without.weights == 36
+    before, after = (
+        snnjax.measures.neurobench(fn, each, x, steps=STEPS)["SynapticOperations"]
+        for each in (plain, snn)
+    )
+    assert after["Effective_ACs"] - before["Effective_ACs"] == pytest.approx(inside)
+
+
 def test_remat_needs_levels():
     net, snn = network("dense", MyNeuron())
     with pytest.raises(ValueError, match="states no levels"):
@@ -479,9 +608,22 @@ def test_the_first_pattern_that_matches_counts():
     only = snnjax.init(*net[:3], neuron={"*": slow})
     assert only.neuron == slow
     with pytest.raises(ValueError, match="earlier pattern does; sites: "):
-        snnjax.init(*net[:3], neuron={"*": slow, second: lif()})
+        snnjax.init(*net[:3], neuron={"*": slow, "w2*": lif()})
     with pytest.raises(ValueError, match="no model for site 'third'"):
         snn.model("third")
+    mixed = NETWORKS["projection"]
+    with pytest.raises(ValueError, match="allowed: one for each, or patterns"):
+        snnjax.init(*mixed[:3], neuron=snn.neuron)
+
+
+def test_the_name_of_a_site_counts_before_patterns():
+    def fn(params, x):
+        return relu(relu(x @ params["a[0]"]) @ params["a0"]) @ params["a0"]
+
+    params = {"a[0]": jnp.eye(2), "a0": jnp.eye(2)}
+    models = {"a[0]/relu": lif(leak=0.25), "a0/relu": lif(leak=0.75)}
+    snn = snnjax.init(fn, params, jnp.ones((1, 2)), neuron=models)
+    assert {name: snn.model(name) for name in models} == models
 
 
 def test_sites_with_models_of_their_own_run_and_train():
@@ -580,6 +722,9 @@ def test_a_file_of_another_model_holds_its_program(tmp_path):
         snnjax.load(path, like=snn).snn,
     ):
         np.testing.assert_array_equal(simulate(again, net.x), expected)
+    other = snnjax.init(*net[:3], neuron=recurrent(MyNeuron(0.25)), key=KEY)
+    with pytest.raises(ValueError, match="written with the neuron model .* like has"):
+        snnjax.load(path, like=other)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
 

@@ -14,6 +14,7 @@ import snnjax
 from snnjax import training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
+from snnjax.neurons.protocol import Wrapper
 from snnjax.simulation import by_layer
 from snnjax.surrogate import dspike, rectangle, relaxed_dspike
 
@@ -101,6 +102,26 @@ def test_other_measures_and_files(tmp_path):
     np.testing.assert_allclose(
         snnjax.load(path).run(x), snnjax.spiking(network, steps=STEPS)(snn, x)
     )
+
+
+def test_many_levels_with_a_dead_zone():
+    params, x = example()
+    neuron = snnjax.integrate_and_fire(levels=(-4, 5), dead_zone=0.25)
+    snn = snnjax.init(network, params, x, neuron=neuron)
+    assert jnp.isfinite(snnjax.spiking(network, steps=STEPS)(snn, x)).all()
+
+
+def test_a_model_without_levels_is_measured_without_a_nan_of_jax():
+    params, x = example()
+    neuron = snnjax.neurons.recurrent(
+        snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
+    )
+    snn = snnjax.init(network, params, x, neuron=neuron, key=jax.random.key(0))
+    assert np.isnan(snnjax.measure(network, params, snn, x, steps=STEPS).bits)
+
+
+class WithoutLevels(Wrapper):
+    levels = None
 
 
 def test_leaking_neurons_are_measured_without_a_nan_of_jax():

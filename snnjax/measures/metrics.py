@@ -31,7 +31,7 @@ from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
-from snnjax.neurons.protocol import levels_of
+from snnjax.neurons.protocol import levels_of, synapses_of_a_spike
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
@@ -69,8 +69,9 @@ class Measures(NamedTuple):
         firing_rate: mean over all neurons of all sites.
         synaptic_operations: operations per image that spikes cause in T steps: one for
             each non-zero input of a convolution or matrix product and each of the
-            outputs that it reaches. It is an addition for spikes of level 1 or -1, a
-            multiplication and an addition for others.
+            outputs that it reaches, and for each neuron of its own site that a spike
+            reaches before the last step. It is an addition for spikes of level 1 or
+            -1, a multiplication and an addition for others.
         synaptic_additions: the same by additions alone: a spike of level k is |k| of
             them. Where no level is beyond 1 and -1, they are equal; NaN where a neuron
             model states no levels, as the last two.
@@ -78,7 +79,8 @@ class Measures(NamedTuple):
             a constant current is computed once.
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
-        weights: number of weights of all convolutions and matrix products.
+        weights: number of weights of all convolutions and matrix products, and of
+            recurrent connections.
         steps, wait: that it was measured with.
         bits: that a neuron sends in one inference, T log2(high - low + 1), on average.
         high: the highest level of a spike.
@@ -161,8 +163,18 @@ def measure(
         for site in network.sites
         if site.fires
     }
-    neurons = sum(math.prod(site.shape) for site in network.sites if site.fires)
-    weights = sum(math.prod(shape_of(network.avals, v)) for v in weights_of(network))
+    firing = [site for site in network.sites if site.fires]
+    neurons = sum(math.prod(site.shape) for site in firing)
+    if any(levels_of(snn.model(site.name)) is None for site in firing):
+        # Of NumPy, since jax_debug_nans refuses a NaN of JAX.
+        counts["synaptic_additions"] = np.float32(np.nan)
+    recurrent = sum(
+        math.prod(site.shape) * synapses_of_a_spike(snn.model(site.name), site.shape)
+        for site in firing
+    )
+    shapes = [shape_of(network.avals, v) for v in weights_of(network)]
+    shapes = [shape_of(network.avals, v) for v in weights_of(network)]
+    weights = recurrent + sum(map(math.prod, shapes))
     # In float32: all spikes of a large network may be more than int32 can count.
     fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
     possible = float(steps) * sum(site.activation.size for site in observed.values())
@@ -212,9 +224,10 @@ def _observe(
     network = capture(work.fn, params, x, inline_all=True)
     check_neurons(snn, network.sites)
     activations = _activations(network, params, x)
-    observed = {}
+    observed, inside = {}, {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
+        inside[site.name] = _inside(snn, site, spikes)
         fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
         means = currents.mean(0), spikes.mean(0)
         observed[site.name] = _Observed(activations[site.name], *means, fired)
@@ -227,7 +240,7 @@ def _observe(
     graded = any(pair is not None and (pair[0] < -1 or pair[1] > 1) for pair in levels)
     graded = graded and has_levels
     unit = all_fire(network, snn, x) if graded else {}
-    operations = additions = jnp.zeros(())
+    operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
     input_macs, macs = 0.0, 0.0
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
@@ -241,10 +254,25 @@ def _observe(
             input_macs += product.macs
     return observed, {
         "synaptic_operations": operations,
-        "synaptic_additions": additions if has_levels else jnp.nan * additions,
+        "synaptic_additions": additions,
         "input_macs": jnp.asarray(input_macs),
         "macs": jnp.asarray(macs),
     }
+
+
+def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Operations and additions per image of connections within a site."""
+    model = snn.model(site.name)
+    fan_out = synapses_of_a_spike(model, site.shape)
+    if not fan_out:
+        return jnp.zeros(()), jnp.zeros(())
+    active = (spikes[:-1] != 0).astype(jnp.float32)
+    level = active
+    if levels_of(model) is not None:
+        threshold = lead(unit(snn.neurons[site.name], site), spikes.ndim)
+        level = jnp.abs(wide(spikes[:-1]) / wide(threshold))
+    per_image = fan_out / spikes.shape[1]
+    return per_image * active.sum(), per_image * level.sum()
 
 
 def _levels(stream: jax.Array, unit: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ from snnjax.measures.operations import (
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
-from snnjax.neurons.protocol import Neuron, field
+from snnjax.neurons.protocol import Neuron, field, synapses_of_a_spike
 from snnjax.neurons.unroll import charge, discharge, phase
 from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 
@@ -147,12 +147,15 @@ def _check_labels(labels, network: Network, batch: int) -> None:
 def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[str, Any]:
     """Counts in int32, per step and image; `_total` adds them without overflow."""
     network = capture(work.fn, snn.params, x, inline_all=True)
-    spike_counts, updates = [], []
+    spike_counts, updates, inside = [], [], []
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         params = snn.neurons[site.name]
         spike_counts.append((spikes != 0).sum((0, *range(2, spikes.ndim))))
         model = snn.model(site.name)
+        fan_out = synapses_of_a_spike(model, site.shape)
+        active = (spikes[:-1] != 0).sum(tuple(range(2, spikes.ndim)))
+        inside.append(fan_out * active)
         updates.append(_membrane_updates(model, params, currents, wait))
 
     values, streams = observe_spikes(
@@ -177,7 +180,7 @@ def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[st
         "spikes": spike_counts,
         "updates": updates,
         "macs": macs,
-        "acs": acs,
+        "acs": acs + inside,
         "outputs": network.results(values),
     }
 

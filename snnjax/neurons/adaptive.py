@@ -111,14 +111,19 @@ class Adaptive(Wrapper):
         or not.
         """
         inside, a = state
+        if field(params.neuron, "threshold") is None:
+            raise ValueError(
+                f"an adaptive threshold needs a parameter threshold, and those of "
+                f"{self.neuron!r} have none"
+            )
         threshold, adaptation, leak = (
             lead(leaf, a.ndim).astype(a.dtype)
             for leaf in (field(params.neuron, "threshold"), *params[1:])
         )
         shift = adaptation * a / (2 * threshold)
 
-        def raised(x: jax.Array, *sharpness: Any) -> jax.Array:
-            return spike(x - shift.astype(x.dtype), *sharpness)
+        def raised(x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+            return spike(x - shift.astype(x.dtype), *args, **options)
 
         inside, spikes = fire(self.neuron, params.neuron, inside, raised)
         return AdaptiveState(inside, leak * a + spikes.astype(a.dtype)), spikes

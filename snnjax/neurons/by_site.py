@@ -2,11 +2,12 @@
 
     {"readout/*": lif(leak=0.9), "*": lif()}      the first pattern that matches counts
 
-Patterns are those of a shell (`fnmatch`): * is any text, / included, ? one letter.
+The name of a site itself counts before all patterns. Patterns are those of a shell
+(`fnmatch`): * is any text, / included, ? one letter.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -32,7 +33,8 @@ def model_of(neuron: Any, site_name: str) -> Any:
     if site_name not in models:
         raise ValueError(
             f"no model for site {site_name!r}; this SNN has models for "
-            f"{', '.join(models)}"
+            f"{', '.join(models)}. Where sites are renamed, rename those of its neuron "
+            "too"
         )
     return models[site_name]
 
@@ -62,6 +64,12 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     0.9
     """
     if isinstance(models, BySite):
+        if {name for name, _ in models.models} != set(site_names):
+            raise ValueError(
+                f"neuron has models for the sites "
+                f"{', '.join(name for name, _ in models.models)}, and this network has "
+                f"{', '.join(site_names)}; allowed: one for each, or patterns"
+            )
         models = dict(models.models)
     if not isinstance(models, Mapping):
         model = default if models is None else models
@@ -82,14 +90,21 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
             "for no site: they match none, or an earlier pattern does; sites: "
             f"{', '.join(site_names)}"
         )
-    pairs = tuple(
+    return by_name(
         (name, default if pattern is None else models[pattern])
         for name, pattern in pattern_of_site.items()
     )
-    distinct_models = models_in(BySite(pairs))
-    return distinct_models[0] if len(distinct_models) == 1 else BySite(pairs)
+
+
+def by_name(pairs: Iterable[tuple[str, Any]]) -> Any:
+    """The model of all these sites if they have the same, otherwise a `BySite`."""
+    models = BySite(tuple(pairs))
+    distinct_models = models_in(models)
+    return distinct_models[0] if len(distinct_models) == 1 else models
 
 
 def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:
-    """The first pattern that matches a name, or is the name itself."""
-    return next((p for p in patterns if name == p or fnmatchcase(name, p)), None)
+    """The name itself, or the first pattern that matches it."""
+    if name in patterns:
+        return name
+    return next((p for p in patterns if fnmatchcase(name, p)), None)

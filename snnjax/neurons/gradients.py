@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from snnjax._trees import is_floating
 from snnjax.neurons.protocol import Wrapper, fire, inner
 from snnjax.surrogate import Surrogate, dspike
 
@@ -46,14 +47,24 @@ class WithoutGradient(Wrapper):
 
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
         """As the model does."""
-        return self.neuron.integrate(params, state, _constant(self.neuron, current))
+        params = jax.tree.map(self._constant, params)
+        return self.neuron.integrate(params, state, self._constant(current))
+
+    def fire(
+        self, params: Any, state: Any, spike: Surrogate | None = None
+    ) -> tuple[Any, jax.Array]:
+        """As the model does."""
+        return fire(self.neuron, jax.tree.map(self._constant, params), state, spike)
+
+    def _constant(self, leaf: jax.Array) -> jax.Array:
+        return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
 
 
-# On the current, since JAX never evaluates the derivative of spikes that is 0.
+# On what comes in, since JAX never evaluates the derivative of spikes that is 0.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _constant(model: Any, current: jax.Array) -> jax.Array:
+def _constant(model: Any, number: jax.Array) -> jax.Array:
     del model
-    return current
+    return number
 
 
 @_constant.defjvp
@@ -68,7 +79,10 @@ def _no_derivative(model, primals, tangents):
 
 @dataclasses.dataclass(frozen=True)
 class _DetachedReset(Wrapper):
-    """A model through whose state, after it has fired, no gradient of spikes passes."""
+    """A model whose potential, after it has fired, has no gradient of the spikes.
+
+    Nor has any of its state, where that has no field ``potential``.
+    """
 
     def fire(
         self, params: Any, state: Any, spike: Surrogate | None = None
@@ -76,20 +90,21 @@ class _DetachedReset(Wrapper):
         """As the model does."""
         spike = dspike if spike is None else spike
 
-        def constant(*args: Any) -> jax.Array:
-            return jax.lax.stop_gradient(spike(*args))
+        def constant(*args: Any, **options: Any) -> jax.Array:
+            return jax.lax.stop_gradient(spike(*args, **options))
 
-        _, spikes = fire(self.neuron, params, state, spike)
-        after, _ = fire(self.neuron, params, state, constant)
-        return after, spikes
+        after, spikes = fire(self.neuron, params, state, spike)
+        detached, _ = fire(self.neuron, params, state, constant)
+        if "potential" in getattr(after, "_fields", ()):
+            detached = after._replace(potential=detached.potential)
+        return detached, spikes
 
 
 def with_detached_reset(neuron: Any) -> Any:
     """The model with a detached reset of the innermost model, which is what resets.
 
     What a model around it makes of the spikes, as a recurrent one does, keeps its
-    gradient. Of a model that wraps none, all state after firing is detached from its
-    spikes.
+    gradient.
     """
     inside = inner(neuron)
     if inside is None or not dataclasses.is_dataclass(neuron):

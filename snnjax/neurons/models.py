@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import lead, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive, is_number
+from snnjax.neurons.protocol import checked_levels
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -155,8 +156,10 @@ class IntegrateAndFire:
             # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
             # keeps the sign of the difference.
             place = level
-            if self.dead_zone:
-                place = level - self.dead_zone * (level <= 0)
+            if self.dead_zone and isinstance(level, int):
+                place = level - self.dead_zone if level <= 0 else level
+            elif self.dead_zone:
+                place = jnp.where(level <= 0, level - self.dead_zone, level)
             return spike((v - place * v_th) / (2 * v_th), *sharpness)
 
         low, high = self.levels
@@ -199,25 +202,6 @@ def counts_only(neuron: Any, params: Any) -> bool:
     return is_plain(neuron) and neuron.reset == "subtract" and params.leak is None
 
 
-def checked_levels(levels: Any) -> tuple[int, int]:
-    """The levels as Python's numbers; raise unless spikes can have them."""
-    try:
-        low, high = map(operator.index, levels)
-    except TypeError:  # one number, or fractions
-        low, high = 1, 0
-    except ValueError:  # not two of them
-        low, high = 1, 0
-    if not (low <= 0 < high and high - low <= MOST_LEVELS - 1):
-        raise ValueError(
-            f"levels are {levels!r}; allowed: two whole numbers (low, high), low <= 0, "
-            f"high >= 1 and high - low < {MOST_LEVELS}, e.g. (0, 1) for binary spikes, "
-            "(-1, 1) for signed and (0, 3) for graded ones"
-        )
-    return low, high
-
-
-# A spike has to fit in a byte.
-MOST_LEVELS = 256
 # Levels whose steps are computed.
 _NEAREST = 8
 

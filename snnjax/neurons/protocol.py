@@ -11,6 +11,7 @@ Nothing else is required; docs/neurons.md shows an example. A model may state mo
 
 import dataclasses
 import inspect
+import operator
 from typing import Any, Protocol
 
 import jax
@@ -86,7 +87,9 @@ class Wrapper:
 
 def inner(neuron: Any) -> Any:
     """What is inside a model, its params or its state: ``neuron``; None if nothing."""
-    return getattr(neuron, "neuron", None)
+    inside = getattr(neuron, "neuron", None)
+    is_part = callable(getattr(inside, "fire", None)) or hasattr(inside, "_fields")
+    return inside if is_part else None
 
 
 def chain(neuron: Any) -> tuple[Any, ...]:
@@ -102,17 +105,27 @@ def field(tree: Any, name: str) -> Any:
     >>> float(field(params, "leak")), field(params, "temperature")
     (0.25, None)
     """
-    for part in chain(tree):
-        if name in getattr(part, "_fields", ()):
-            return getattr(part, name)
-    return None
+    values = (getattr(part, name) for part in chain(tree) if name in _fields(part))
+    return next((value for value in values if value is not None), None)
 
 
 def with_field(params: Any, name: str, value: Any) -> Any:
     """The params with another value of a field that they or those inside have."""
-    if name in params._fields:
-        return params._replace(**{name: value})
-    return params._replace(neuron=with_field(params.neuron, name, value))
+    outer_first = chain(params)
+    depth = next(
+        (i for i, p in enumerate(outer_first) if getattr(p, name, None) is not None),
+        next((i for i, p in enumerate(outer_first) if name in _fields(p)), None),
+    )
+    if depth is None:
+        raise ValueError(f"{params!r} has no field {name!r}")
+    changed = outer_first[depth]._replace(**{name: value})
+    for outer in reversed(outer_first[:depth]):
+        changed = outer._replace(neuron=changed)
+    return changed
+
+
+def _fields(tree: Any) -> tuple[str, ...]:
+    return getattr(tree, "_fields", ())
 
 
 def drive(params: Any, current: jax.Array) -> jax.Array:
@@ -129,9 +142,11 @@ def fire(
     neuron: Any, params: Any, state: Any, spike: Surrogate | None = None
 ) -> tuple[Any, jax.Array]:
     """Fire a model, by this surrogate unless it has one of its own."""
-    if spike is None or not _takes_spike(neuron):
+    if not _takes_spike(neuron):
         return neuron.fire(params, state)
-    return neuron.fire(params, state, spike=spike)
+    if spike is None and _fires_without(neuron):
+        return neuron.fire(params, state)
+    return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
 
 def takes_surrogate(neuron: Any) -> bool:
@@ -139,9 +154,45 @@ def takes_surrogate(neuron: Any) -> bool:
     return all(map(_takes_spike, chain(neuron)))
 
 
+def synapses_of_a_spike(neuron: Any, shape: tuple[int, ...]) -> int:
+    """Connections within a site that a spike reaches, as the parts of a model state it.
+
+    Args:
+        shape: of the site's neurons.
+    """
+    fan_outs = [getattr(part, "fan_out", None) for part in chain(neuron)]
+    return sum(fan_out(shape) for fan_out in fan_outs if fan_out is not None)
+
+
 def levels_of(neuron: Any) -> tuple[int, int] | None:
-    """The levels that a model states; None: its spikes may be any numbers."""
-    return getattr(neuron, "levels", None)
+    """The levels that a model states; None: its spikes may be any numbers.
+
+    Raises:
+        ValueError: levels that no spikes can have.
+    """
+    levels = getattr(neuron, "levels", None)
+    return None if levels is None else checked_levels(levels)
+
+
+# A spike has to fit in a byte.
+MOST_LEVELS = 256
+
+
+def checked_levels(levels: Any) -> tuple[int, int]:
+    """The levels as Python's numbers; raise unless spikes can have them."""
+    try:
+        low, high = map(operator.index, levels)
+    except TypeError:  # one number, or fractions
+        low, high = 1, 0
+    except ValueError:  # not two of them
+        low, high = 1, 0
+    if not (low <= 0 < high and high - low <= MOST_LEVELS - 1):
+        raise ValueError(
+            f"levels are {levels!r}; allowed: two whole numbers (low, high), low <= 0, "
+            f"high >= 1 and high - low < {MOST_LEVELS}, e.g. (0, 1) for binary spikes, "
+            "(-1, 1) for signed and (0, 3) for graded ones"
+        )
+    return low, high
 
 
 def check_model(neuron: Any, what: str = "neuron") -> None:
@@ -157,6 +208,7 @@ def check_model(neuron: Any, what: str = "neuron") -> None:
         raise ValueError(
             f"{what} is {neuron!r}, without {', '.join(missing)}; {allowed}"
         )
+    levels_of(neuron)
     try:
         hash(neuron)
     except TypeError as error:
@@ -171,8 +223,17 @@ _FUNCTIONS = ("init", "start", "integrate", "fire")
 
 def _takes_spike(neuron: Any) -> bool:
     """Whether ``fire`` has an argument ``spike``."""
+    return _binds(neuron.fire, spike=None)
+
+
+def _fires_without(neuron: Any) -> bool:
+    """Whether ``spike`` has a default."""
+    return _binds(neuron.fire)
+
+
+def _binds(function: Any, **options: Any) -> bool:
     try:
-        inspect.signature(neuron.fire).bind(None, None, spike=None)
+        inspect.signature(function).bind(None, None, **options)
     except (TypeError, ValueError):
         return False
     return True

@@ -61,6 +61,10 @@ class Recurrent(Wrapper):
         kernel = jax.random.normal(kernel_key, (count, count)) / math.sqrt(count)
         return RecurrentParams(self.neuron.init(shape, model_key), kernel)
 
+    def fan_out(self, shape: tuple[int, ...]) -> int:
+        """Connections that each spike reaches: N."""
+        return math.prod(shape)
+
     def start(self, params: RecurrentParams, shape: tuple[int, ...]) -> RecurrentState:
         """No spike yet."""
         dtype = wide_dtype(*jax.tree.leaves(params))
@@ -72,7 +76,7 @@ class Recurrent(Wrapper):
     ) -> RecurrentState:
         """The model integrates I + s W."""
         dtype = promoted(current, state.spikes)
-        rows = state.spikes.reshape(len(state.spikes), -1).astype(dtype)
+        rows = state.spikes.reshape(state.spikes.shape[0], -1).astype(dtype)
         recurrent_current = rows @ params.kernel.astype(dtype)
         total = current.astype(dtype) + recurrent_current.reshape(state.spikes.shape)
         inside = self.neuron.integrate(params.neuron, state.neuron, total)

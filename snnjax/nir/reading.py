@@ -300,7 +300,7 @@ def _check_nodes(nir: Any, graph: Any) -> None:
         raise ValueError(
             f"these nodes cannot be read: {', '.join(others)}; allowed: "
             f"{', '.join(kind.__name__ for kind in allowed)}. Write a nested graph "
-            "flat; snnjax has no neuron with a synaptic time constant (CubaLIF)"
+            "flat; a neuron with a synaptic time constant (CubaLIF) is not read yet"
         )
     for name, node in graph.nodes.items():
         for field, value in vars(node).items():

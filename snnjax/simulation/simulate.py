@@ -8,7 +8,7 @@ it. The wait is ours; docs/accuracy.md says what it gains and costs.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -27,6 +27,7 @@ from snnjax._checks import (
     check_size,
     check_wait,
 )
+from snnjax.conformance import Place, passes_gradient
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
@@ -35,11 +36,6 @@ from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import counts_only, is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.by_step import run_by_step
-from snnjax.simulation.conformance import (
-    Place,
-    check_protocol,
-    passes_gradient,
-)
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
@@ -94,12 +90,24 @@ def init(
     neuron = resolve_models(neuron, [site.name for site in sites], lif())
     for model in models_in(neuron):
         _check_no_surrogate(model)
-    keys = [None] * len(sites) if key is None else jax.random.split(key, len(sites))
+    keys = _keys(key, len(sites))
     neurons = {
         site.name: model_of(neuron, site.name).init(site.shape, own_key)
         for site, own_key in zip(sites, keys, strict=True)
     }
     return SNN(params, neurons, neuron=neuron)
+
+
+def _keys(key: Any, count: int) -> Sequence[Any]:
+    """A key for each site, or None for all."""
+    if key is None:
+        return [None] * count
+    try:
+        return list(jax.random.split(key, count))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"key is {key!r}; allowed: a random key, jax.random.key(0)"
+        ) from None
 
 
 def spiking(
@@ -334,11 +342,9 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
     else:
         check_surrogate(sim.surrogate, field(params, "temperature") is not None)
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
-    place = Place(site.name, site.shape, site.dtype)
-    if not is_plain(model):
-        check_protocol(model, params, place)
-    elif is_step(sim.surrogate):
+    if is_plain(model) and is_step(sim.surrogate):
         return simulated
+    place = Place(site.name, site.shape, site.dtype)
     if passes_gradient(simulated, params, place):
         return simulated
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))

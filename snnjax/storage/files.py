@@ -27,7 +27,7 @@ import numpy as np
 from snnjax import _files
 from snnjax._checks import is_number
 from snnjax._version import __version__
-from snnjax.neurons.by_site import model_of, models_in
+from snnjax.neurons.by_site import by_name, model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
 from snnjax.storage import program
 from snnjax.storage.formats import upgraded
@@ -37,6 +37,7 @@ from snnjax.storage.models import (
     models_without_description,
     restore_model,
     restore_params,
+    without_addresses,
 )
 from snnjax.storage.structure import (
     DTYPES,
@@ -231,14 +232,14 @@ def _stored(
     has_program = card["program"] is not None
     params = _params(structure["params"], read, like, has_program, path)
     neuron = restore_model(card["neuron"])
-    like_params: dict[str, Any] = {}
-    unavailable = [m for m in models_in(neuron) if isinstance(m, Unavailable)]
-    if like_snn is not None and unavailable:
-        neuron, like_params = like_snn.neuron, like_snn.neurons
+    fields = rebuild(structure["neurons"], read)
+    like_params = {} if like_snn is None else like_snn.neurons
+    models = {name: _model(model_of(neuron, name), like_snn, name) for name in fields}
     neurons = {
-        name: restore_params(model_of(neuron, name), fields, like_params.get(name))
-        for name, fields in rebuild(structure["neurons"], read).items()
+        name: restore_params(models[name], own, like_params.get(name))
+        for name, own in fields.items()
     }
+    neuron = by_name(models.items()) if models else neuron
     snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
     if not has_program:
         return Stored(snn, card, functools.partial(_no_program, path))
@@ -262,6 +263,23 @@ def _params(described: Any, read: Any, like: Any, has_program: bool, path: Path)
             f"cannot restore the params of {path}: {error}. {remedy} new params of the "
             "same network, or an SNN of it"
         ) from None
+
+
+def _model(model: Any, like: SNN | None, site_name: str) -> Any:
+    """The model of a site; where the file does not hold it, that of ``like``.
+
+    Raises:
+        ValueError: the model of ``like`` is another one.
+    """
+    if like is None or not isinstance(model, Unavailable):
+        return model
+    at_hand = like.model(site_name)
+    if without_addresses(repr(at_hand)) != without_addresses(model.text):
+        raise ValueError(
+            f"the file was written with the neuron model {model.text} at site "
+            f"{site_name!r}, and like has {at_hand!r}. Pass an SNN with that model"
+        )
+    return at_hand
 
 
 def _no_program(path: Path, x: Any) -> Any:

@@ -8,6 +8,7 @@ program can run it.
 
 import collections
 import dataclasses
+import re
 from typing import Any
 
 from snnjax.neurons.adaptive import Adaptive, AdaptiveParams
@@ -125,6 +126,11 @@ def restore_params(model: Neuron, fields: dict[str, Any], like: Any = None) -> A
     if like is not None:
         return type(like)(**fields)
     return collections.namedtuple("Params", fields)(**fields)
+
+
+def without_addresses(text: str) -> str:
+    """A model as Python printed it, without places in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _is_described(model: Any) -> bool:

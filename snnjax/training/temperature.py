@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_positive
-from snnjax.neurons.protocol import field, with_field
+from snnjax.neurons.protocol import chain, field, with_field
 from snnjax.snn import SNN, check_snn
 from snnjax.training.differences import (
     Directions,
@@ -70,6 +70,11 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     if unknown:
         raise ValueError(f"no site {sorted(unknown)}; sites: {sorted(snn.neurons)}")
     for name, b in new.items():
+        if all("temperature" not in part._fields for part in chain(snn.neurons[name])):
+            raise ValueError(
+                f"the neurons of site {name!r} have no parameter temperature; allowed: "
+                "sites whose model has one, as snnjax.lif(temperature=3.0)"
+            )
         if not isinstance(b, Tracer) and not _positive(np.asarray(b)):
             raise ValueError(
                 f"the temperature of site {name!r} is {b!r}; allowed: > 0, and finite"
