@@ -177,7 +177,7 @@ def _accuracies(
     """Recipe, wait and accuracy at every T; the last row is the ANN's."""
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in results:
-        entry = f"{100 * result.final:.1f} ± {100 * result.deviation:.1f}"
+        entry = percent(result)
         key = (f"`{result.name}`", waits(result))
         row = cells.setdefault(key, {})
         if row.setdefault(result.steps, entry) != entry:
