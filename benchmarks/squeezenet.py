@@ -1,6 +1,6 @@
 """What do few steps cost on large images, and which layers lose it?
 
-    python -m benchmarks.squeezenet --data DIR --sites 8 --rows=-3:3:4:0,-1:1:8:0 \
+    python -m benchmarks.squeezenet --data DIR --sites 8 --rows=-3:3:4:0,0:1:8:8 \
         --out benchmarks/results/squeezenet.json
 
 Converts SqueezeNet v1.0 (Iandola et al., 2016) for ImageNet. DIR holds two files:
