@@ -1,6 +1,7 @@
 """Benchmarks at toy size: every side is there, timed, and its ratios are positive."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from benchmarks import (
     converter_cnn,
     lif_layer,
     memory,
+    squeezenet,
     throughput,
     timing,
 )
@@ -229,3 +231,77 @@ def test_interpreters():
     assert found == {"snnjax": sys.executable, "sparxml": "python3.13"}
     with pytest.raises(SystemExit, match="not one of"):
         timing.interpreters(["nobody=python"], known)
+
+
+def _small_squeezenet(folder, images=2, size=47):
+    """Files of a SqueezeNet with a few channels, and small images."""
+    image = pytest.importorskip("PIL.Image")
+    draw = np.random.default_rng(0)
+    sizes = {"conv1": (4, 3, 7), "conv10": (5, 6, 1)}
+    for number in range(2, 10):
+        sizes[f"fire{number}/s"] = (3, 4 if number == 2 else 6, 1)
+        sizes |= {f"fire{number}/e1": (3, 3, 1), f"fire{number}/e3": (3, 3, 3)}
+    arrays = {}
+    for name, (outputs, inputs, width) in sizes.items():
+        shape = (outputs, inputs, width, width)
+        scale = (2 / (inputs * width**2)) ** 0.5
+        arrays[f"{name}/w"] = draw.normal(size=shape, scale=scale).astype(np.float32)
+        arrays[f"{name}/b"] = np.full(outputs, 0.1, np.float32)
+    np.savez(folder / "squeezenet.npz", **arrays)
+    splits, pixels = {}, {}
+    for split in ("calibration", "test"):
+        pixels[split] = draw.integers(0, 256, (images, 1, 1, 3)).astype(np.uint8)
+        pixels[split] = pixels[split].repeat(size, 1).repeat(size, 2)
+        encoded = []
+        for array in pixels[split]:
+            with io.BytesIO() as file:
+                image.fromarray(array).save(file, "JPEG", quality=100)
+                encoded.append(file.getvalue())
+        ends = np.cumsum([0, *map(len, encoded)])
+        content = np.frombuffer(b"".join(encoded), np.uint8)
+        splits |= {f"{split}_jpeg": content, f"{split}_offsets": ends}
+        splits[f"{split}_labels"] = np.arange(images)
+    np.savez(folder / "images.npz", **splits)
+    return pixels
+
+
+def test_squeezenet_reads_its_images_and_weights(tmp_path):
+    pixels = _small_squeezenet(tmp_path)
+    images, labels = squeezenet.images(tmp_path, "test")
+    expected = pixels["test"][..., ::-1] - squeezenet.MEAN
+    np.testing.assert_allclose(images, expected, atol=4)  # JPEG rounds colours
+    assert list(labels) == [0, 1]
+    params = squeezenet.weights(tmp_path)
+    assert params["fire2/e3"]["w"].shape == (3, 3, 3, 3)
+    assert squeezenet.squeezenet(params, images).shape == (2, 5)
+
+
+def test_squeezenet_counts_the_points_that_a_row_loses():
+    name = squeezenet.label((-3, 3), 4, 0)
+    lost = squeezenet.targets({name: {"accuracy": 70.0}}, 74.0)
+    assert [goal["met"] for goal in lost] == [True] and lost[0]["measured"] == 4
+
+
+def test_squeezenet_compares_answers():
+    ann = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
+    same = squeezenet.compared(ann, ann, labels=[1, 0, 1])
+    assert same["agreement"] == 100 and same["divergence"] == 0
+    assert same["accuracy"] == pytest.approx(200 / 3)
+    shifted = squeezenet.compared(ann + 5, ann)  # the same probabilities
+    assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_squeezenet(capsys, tmp_path):
+    _small_squeezenet(tmp_path)
+    out = tmp_path / "squeezenet.json"
+    options = ["--data", str(tmp_path), "--rows=-1:1:2:0,0:1:16:1", "--sites", "2"]
+    options += ["--recipe", "best, weights as they are", "--out", str(out)]
+    with pytest.warns(UserWarning, match="2 samples"):
+        result = squeezenet.main(options)
+    assert len(result["rows"]) == 2 and len(result["sites"]) == 27
+    assert [goal["target"] for goal in result["targets"]] == [
+        "points lost by levels 0:1, T = 16, wait 1 <= 8"
+    ]
+    assert str(tmp_path) not in out.read_text()
+    assert "| all of them" in capsys.readouterr().out

@@ -1,0 +1,355 @@
+"""What do few steps cost on large images, and which layers lose it?
+
+    python -m benchmarks.squeezenet --data DIR --sites 8 --rows=-3:3:4:0,0:1:8:8 \
+        --out benchmarks/results/squeezenet.json
+
+Converts SqueezeNet v1.0 (Iandola et al., 2016) for ImageNet. DIR holds two files:
+
+    squeezenet.npz    NAME/w [out, in, height, width] and NAME/b of conv1, fire2/s,
+                      fire2/e1, fire2/e3, ... fire9/e3, conv10
+    images.npz        SPLIT_jpeg (uint8, JPEG files one behind the other),
+                      SPLIT_offsets (where each begins, and the end of the last) and
+                      SPLIT_labels, of the splits calibration and test; 227 x 227
+
+A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait. It compares the
+spiking network with the ANN on the test images: accuracy, how often both give the same
+answer, and the KL divergence of their answers. ``--sites T`` also rounds one site at a
+time to the values of T steps and leaves the others exact: what each loses by itself, on
+calibration images that thresholds were not fitted to. JPEG needs Pillow.
+"""
+
+import functools
+import io
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import timing
+
+MEAN = np.array([104, 117, 123], np.float32)  # of blue, green and red
+# Levels, T and wait -> points below the ANN that were hoped for.
+ROWS = {
+    ((-3, 3), 4, 0): 6,
+    ((-1, 1), 8, 0): 12,
+    ((-1, 1), 16, 0): 5,
+    ((0, 1), 16, 1): 8,
+}
+RECIPES = ("best", "best, 3 iterations", "best, weights as they are")
+AT_A_TIME = 4  # images
+HELD_OUT = 32  # calibration images, the last, for --sites
+
+
+def squeezenet(params: Any, x, activation: Callable | None = None):
+    """Logits [B, 1000] of images [B, 227, 227, 3], blue first, minus `MEAN`.
+
+    ``activation(name, current)`` stands in place of the ReLU.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def layer(name, x, stride=1, padding=0):
+        current = jax.lax.conv_general_dilated(
+            x,
+            params[name]["w"],
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        current += params[name]["b"]
+        return activation(name, current) if activation else jax.nn.relu(current)
+
+    def pool(x):
+        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, "VALID")
+
+    x = pool(layer("conv1", x, stride=2))
+    for number in range(2, 10):
+        squeezed = layer(f"fire{number}/s", x)
+        narrow = layer(f"fire{number}/e1", squeezed)
+        wide = layer(f"fire{number}/e3", squeezed, padding=1)
+        x = jnp.concatenate([narrow, wide], -1)
+        if number in (4, 8):
+            x = pool(x)
+    return layer("conv10", x, padding=1).mean((1, 2))
+
+
+# ----------------------------------------------------------------------- data
+
+
+def weights(folder: Path) -> dict[str, dict[str, Any]]:
+    """Layer -> {"w": [height, width, in, out], "b": [out]}."""
+    import jax.numpy as jnp
+
+    params: dict[str, dict[str, Any]] = {}
+    with np.load(folder / "squeezenet.npz") as file:
+        for path in file.files:
+            layer, _, part = path.rpartition("/")
+            array = file[path]
+            if part == "w":
+                array = array.transpose(2, 3, 1, 0)
+            params.setdefault(layer, {})[part] = jnp.asarray(array)
+    return params
+
+
+def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, height, width, 3], blue first, minus `MEAN`; and labels [N]."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise SystemExit(
+            "benchmarks.squeezenet reads JPEG files by Pillow: pip install pillow"
+        ) from None
+    with np.load(folder / "images.npz") as file:
+        content, labels = file[f"{split}_jpeg"], file[f"{split}_labels"]
+        offsets = file[f"{split}_offsets"]
+
+    def decoded(start: int, end: int) -> np.ndarray:
+        with Image.open(io.BytesIO(content[start:end].tobytes())) as image:
+            return np.asarray(image.convert("RGB"), np.float32)[..., ::-1] - MEAN
+
+    pairs = zip(offsets[:-1], offsets[1:], strict=True)
+    return np.stack([decoded(*pair) for pair in pairs]), labels
+
+
+# ------------------------------------------------------------------- measures
+
+
+def in_parts(run: Callable, x: np.ndarray) -> np.ndarray:
+    """``run`` on a few images at a time, the last ones filled up."""
+    parts = []
+    for start in range(0, len(x), AT_A_TIME):
+        part = x[start : start + AT_A_TIME]
+        fill = [(0, AT_A_TIME - len(part)), *[(0, 0)] * (x.ndim - 1)]
+        parts.append(np.asarray(run(np.pad(part, fill)))[: len(part)])
+    return np.concatenate(parts)
+
+
+def compared(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, float]:
+    """Agreement in percent and KL divergence of outputs [N, classes]; accuracy too.
+
+    >>> import numpy as np
+    >>> ann = np.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> compared(ann[::-1], ann, labels=[0, 0])["accuracy"]
+    50.0
+    """
+    answers, first = _log_softmax(ann), outputs.argmax(-1)
+    divergence = np.exp(answers) * (answers - _log_softmax(outputs))
+    found = {
+        "agreement": 100 * float((first == ann.argmax(-1)).mean()),
+        "divergence": float(divergence.sum(-1).mean()),
+    }
+    if labels is not None:
+        found["accuracy"] = 100 * float((first == np.asarray(labels)).mean())
+    return found
+
+
+def _log_softmax(outputs: np.ndarray) -> np.ndarray:
+    outputs = outputs.astype(np.float64) - outputs.max(-1, keepdims=True)
+    return outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+
+
+def recipe(name: str):
+    """One of `RECIPES`."""
+    import snnjax
+    from experiments.ablation import PARTS, one_sweep
+
+    fitted = snnjax.calibrators.least_squares_weights
+    if name == "best, 3 iterations":
+        return one_sweep(fitted(iterations=3), *PARTS[1:])
+    return snnjax.best() if name == "best" else one_sweep(*PARTS[1:])
+
+
+def row(params, calibration, test, ann, levels, steps, wait, name) -> dict[str, Any]:
+    """Convert for one row, and compare on the test images and labels."""
+    import jax
+
+    import snnjax
+
+    x, labels = test
+    start, busy = time.perf_counter(), time.process_time()
+    snn = snnjax.convert(
+        squeezenet,
+        params,
+        calibration,
+        steps=steps,
+        wait=wait,
+        recipe=recipe(name),
+        neuron=snnjax.integrate_and_fire(levels=levels),
+        micro_batch=AT_A_TIME,
+    )
+    jax.block_until_ready(snn)
+    seconds = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - busy,
+    }
+    spiking = snnjax.spiking(squeezenet, steps=steps, wait=wait, micro_batch=1)
+    run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
+    outputs = in_parts(functools.partial(run, snn), x)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return compared(outputs, ann, labels) | seconds | {"peak_gib": peak}
+
+
+def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
+    """Site -> `compared`, if it alone gives the values of ``steps`` steps.
+
+    Thresholds are those of `least_squares_threshold`, per channel; all activations are
+    those of the ANN, so nothing arrives unevenly and nothing is inherited.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import snnjax
+    from experiments.ablation import one_sweep
+    from snnjax import calibrators, neurons
+
+    fit = (
+        calibrators.least_squares_threshold("channel", "round"),
+        calibrators.half_charge(),
+    )
+    snn = snnjax.convert(
+        squeezenet,
+        params,
+        calibration,
+        steps=steps,
+        wait=steps,
+        recipe=one_sweep(*fit),
+        micro_batch=AT_A_TIME,
+    )
+
+    @jax.jit
+    def run(rounded, x):
+        def activation(name, current):
+            params = snn.neurons[f"{name}/relu"]
+            values = neurons.closed_form(snn.neuron, params, current, steps)
+            return jnp.where(rounded[name], values, jax.nn.relu(current))
+
+        return squeezenet(params, x, activation)
+
+    exact = dict.fromkeys(params, False)
+    ann = in_parts(functools.partial(run, exact), held_out)
+    choices = {name: exact | {name: True} for name in params}
+    choices["all of them"] = dict.fromkeys(params, True)
+    return {
+        name: compared(in_parts(functools.partial(run, choice), held_out), ann)
+        for name, choice in choices.items()
+    }
+
+
+# --------------------------------------------------------------------- report
+
+
+def parsed_row(text: str) -> tuple[tuple[int, int], int, int]:
+    """LOW:HIGH:T:WAIT.
+
+    >>> parsed_row("-3:3:4:0")
+    ((-3, 3), 4, 0)
+    """
+    low, high, steps, wait = map(int, text.split(":"))
+    return (low, high), steps, wait
+
+
+def parsed_rows(text: str) -> list:
+    """Rows with commas between them; none at all is "".
+
+    >>> parsed_rows("-1:1:8:0,0:1:16:1")
+    [((-1, 1), 8, 0), ((0, 1), 16, 1)]
+    """
+    return [parsed_row(part) for part in text.split(",") if part]
+
+
+def targets(rows: dict[str, dict], ann: float) -> list[dict]:
+    goals = []
+    for (levels, steps, wait), points in ROWS.items():
+        name = label(levels, steps, wait)
+        if name in rows:
+            lost = ann - rows[name]["accuracy"]
+            goals.append(timing.target(f"points lost by {name}", lost, at_most=points))
+    return goals
+
+
+def label(levels: tuple[int, int], steps: int, wait: int) -> str:
+    return f"levels {levels[0]}:{levels[1]}, T = {steps}, wait {wait}"
+
+
+def text(result: dict) -> str:
+    head = ["row", "accuracy %", "same answer %", "KL", "s", "CPU s", "peak GiB"]
+    cells = [["ANN", result["ann"], 100.0, 0.0, None, None, None]]
+    columns = ("accuracy", "agreement", "divergence")
+    columns += ("seconds", "cpu_seconds", "peak_gib")
+    for name, row in result["rows"].items():
+        cells.append([name, *[row[column] for column in columns]])
+    tables = [timing.table(head, cells)]
+    if result["sites"]:
+        head = ["site that is rounded", "same answer %", "KL"]
+        cells = [
+            [name, site["agreement"], site["divergence"]]
+            for name, site in result["sites"].items()
+        ]
+        tables.append(timing.table(head, cells))
+    sizes = ", ".join(f"{name}: {value}" for name, value in result["sizes"].items())
+    seconds = result["ann_pass_cpu_seconds"]
+    note = f"One pass of the ANN over the calibration images: {seconds:.3g} CPU s."
+    return "\n\n".join([*tables, sizes, note])
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    options = _parser().parse_args(arguments)
+    import jax
+
+    params, folder = weights(options.data), options.data
+    whole, _ = images(folder, "calibration")
+    calibration = whole[: options.calibration]
+    x, labels = (array[: options.test] for array in images(folder, "test"))
+    exact = functools.partial(jax.jit(squeezenet), params)
+    ann = in_parts(exact, x)
+    busy = time.process_time()
+    in_parts(exact, calibration)
+    result = {
+        "question": __doc__.splitlines()[0],
+        "sizes": {
+            "calibration images": len(calibration),
+            "test images": len(x),
+            "recipe": options.recipe,
+        },
+        "machine": timing.machine(),
+        "versions": {"snnjax": timing.versions(("jax", "jaxlib", "pillow"))},
+        "ann": compared(ann, ann, labels)["accuracy"],
+        "ann_pass_cpu_seconds": time.process_time() - busy,
+        "rows": {},
+        "sites": {},
+        "targets": [],
+    }
+    if options.sites:
+        result["sites"] = one_at_a_time(
+            params, calibration, whole[-HELD_OUT:], options.sites
+        )
+    for levels, steps, wait in options.rows:
+        found = row(
+            params, calibration, (x, labels), ann, levels, steps, wait, options.recipe
+        )
+        result["rows"][label(levels, steps, wait)] = found
+        result["targets"] = targets(result["rows"], result["ann"])
+        timing.report(result, text(result), options.out)  # rows take minutes each
+    if not options.rows:
+        timing.report(result, text(result), options.out)
+    return result
+
+
+def _parser():
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--rows", type=parsed_rows, default=list(ROWS))
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
+    parser.add_argument("--calibration", type=int, default=64, help="images")
+    parser.add_argument("--test", type=int, help="test images; default: all")
+    parser.add_argument("--sites", type=int, metavar="T", help="round one at a time")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
