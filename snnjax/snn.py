@@ -19,8 +19,13 @@ from snnjax._checks import check_wait
 from snnjax._trees import is_floating, name_of
 from snnjax.conformance import Place, check_protocol
 from snnjax.network.sites import Site, Sites
-from snnjax.neurons.by_site import model_of, models_in
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams, is_plain
+from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
+from snnjax.neurons.models import (
+    IntegrateAndFire,
+    NeuronParams,
+    as_encoder,
+    is_plain,
+)
 from snnjax.neurons.protocol import chain, check_model
 
 
@@ -52,6 +57,22 @@ class SNN:
     def model(self, site_name: str) -> Any:
         """The neuron model of a site."""
         return model_of(self.neuron, site_name)
+
+
+def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
+    """A model for all sites, or a `BySite`; that of an encoder sends both signs.
+
+    Args:
+        neuron: a model, or name or pattern -> model, see `resolve_models`.
+        sites: of a network.
+        default: where there is none.
+    """
+    firing = [site for site in sites if site.fires]
+    resolved = resolve_models(neuron, [site.name for site in firing], default)
+    pairs = [(site.name, model_of(resolved, site.name), site.signed) for site in firing]
+    return by_name(
+        (name, as_encoder(model) if signed else model) for name, model, signed in pairs
+    )
 
 
 def check_snn(snn: SNN) -> None:

@@ -47,6 +47,7 @@ def results_of(sites, seeds=2):
                     operations,
                     operations,
                     2e3,
+                    0,
                     macs,
                     99,
                     9,

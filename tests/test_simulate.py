@@ -11,7 +11,7 @@ import reference
 from networks import FLAT, NETWORKS, VECTORS, Net, eighths, halves, max_pool, relu
 
 import snnjax
-from snnjax.network.evaluate import increments
+from snnjax.network.increments import Operator
 from snnjax.neurons import integrate_and_fire, lif
 from snnjax.simulation import by_layer
 from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivative
@@ -145,18 +145,21 @@ def test_a_dense_network_is_the_oracles(reset, wait):
     np.testing.assert_array_equal(found, spikes @ p["w3"])
 
 
-def test_a_increments_is_the_oracles():
+POOL = Operator(lambda x: (max_pool(x),), (True,), homogeneous=True)
+
+
+def test_a_max_pool_in_time_is_the_oracles():
     stream = eighths(0, (6, 2, 4, 4, 3), 0, 2) * 8
-    found = increments(max_pool, stream)
+    (increments,) = POOL(stream)
     expected = reference.max_pool(np.asarray(stream), max_pool)
-    np.testing.assert_array_equal(found, expected)
-    assert set(np.unique(found)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(increments, expected)
+    assert set(np.unique(increments)) <= {0.0, 1.0}
 
 
-def test_a_increments_pools_no_constant():
+def test_a_max_pool_in_time_pools_no_constant():
     # XLA would fold it while compiling: six seconds and a warning for 32x32 images.
-    made = jax.make_jaxpr(lambda s: increments(max_pool, s))(jnp.ones((6, 2, 4, 4, 3)))
-    assert str(made).count("reduce_window_max") == 1
+    traced = jax.make_jaxpr(POOL)(jnp.ones((6, 2, 4, 4, 3)))
+    assert str(traced).count("reduce_window_max") == 1
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -42,7 +42,8 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     return _threshold(
-        lambda view: _percentile(view.activation, p, per, view.site.channel), per
+        lambda view: _percentile(view.join(view.magnitudes), p, per, view.site.channel),
+        per,
     )
 
 
@@ -71,7 +72,7 @@ def least_squares_threshold(
         expected, thresholds = _candidates(statistics, per, k)
         errors = [
             _candidate_errors(a, thresholds, most, objective, view.site.channel)
-            for a in view.activations
+            for a in view.magnitudes
         ]
         return _nearest(expected, thresholds, functools.reduce(jnp.add, errors), k)
 

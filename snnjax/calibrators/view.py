@@ -8,7 +8,7 @@ import abc
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -113,18 +113,24 @@ class View(abc.ABC):
         """All activations in one array [N, ...]; needs memory for all images."""
         return self.join(self.activations)
 
+    @property
+    def magnitudes(self) -> Iterator[jax.Array]:
+        """|a|, which thresholds are fitted to: levels of both signs are alike."""
+        signed = self.site.signed
+        return (jnp.abs(a) if signed else a for a in self.activations)
+
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""
         return self.join(list(self.outputs(fit)))
 
     def peaks(self) -> jax.Array:
         """`formulas.peaks` of all images, [C]."""
-        peaks = [_peaks(a, self.site.channel) for a in self.activations]
+        peaks = [_peaks(a, self.site.channel) for a in self.magnitudes]
         return functools.reduce(jnp.maximum, peaks)
 
     def samples(self) -> formulas.Samples:
         """`formulas.samples` of all images."""
-        parts = [_samples(a, self.site.channel) for a in self.activations]
+        parts = [_samples(a, self.site.channel) for a in self.magnitudes]
         return _joined(parts)
 
     def mean(

@@ -58,7 +58,7 @@ def least_squares_weights(
 
     def calibrate(view: View, fit: Fit) -> Fit:
         free = tuple(path not in view.shared for path in fit.weights)
-        if not any(free):
+        if not any(free) or view.site.signed:  # the formulas are those of a ReLU
             return fit
         every = view.spacing(samples, _FEWEST)
         activation = view.join(view.activations, every)

@@ -32,7 +32,7 @@ from snnjax.conversion.resume.digest import outline
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
-from snnjax.neurons.by_site import model_of, models_in, resolve_models
+from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import (
     IntegrateAndFire,
     NeuronParams,
@@ -40,7 +40,7 @@ from snnjax.neurons.models import (
     is_plain,
 )
 from snnjax.neurons.spike_trains import per_byte
-from snnjax.snn import SNN
+from snnjax.snn import SNN, models_of_sites
 
 
 def convert(
@@ -61,7 +61,7 @@ def convert(
     """Turn a trained network into a calibrated spiking one.
 
     Args:
-        fn: network, ``fn(params, x) -> outputs``, affine between its sites
+        fn: network, ``fn(params, x) -> outputs``
             (`snnjax.sites` shows them, or everything that stands in the way).
         params: its trained parameters, any pytree of arrays.
         x: calibration images, float [N, ...]; no labels are needed. A recipe warns of
@@ -185,8 +185,7 @@ def _plan(
     for model in neuron.values() if isinstance(neuron, Mapping) else [neuron]:
         _check_neuron(model)
     network = capture(fn, params, _unplaced(x))
-    names = [site.name for site in network.sites if site.fires]
-    neuron = resolve_models(neuron, names, IntegrateAndFire())
+    neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
     sharding.check_batch("the calibration images", x.shape[0], spread)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])

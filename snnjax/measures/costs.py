@@ -111,7 +111,8 @@ def access_energy(size: jax.Array | float) -> jax.Array:
 
 def _operations(measures: Measures) -> Joules:
     additions = measures.synaptic_additions * ENERGY_PER_AC
-    products = measures.input_macs * ENERGY_PER_MAC
+    dense = measures.input_macs + measures.steps * measures.operator_macs
+    products = dense * ENERGY_PER_MAC
     return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
 
@@ -119,7 +120,8 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
     """The operations, and accesses as the module's docstring counts them."""
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
-    synaptic, input_macs = measures.synaptic_operations, measures.input_macs
+    synaptic = measures.synaptic_operations
+    input_macs = measures.input_macs + measures.steps * measures.operator_macs
     spikes = measures.firing_rate * measures.steps * measures.neurons
     updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
     spiking = weight_access * (synaptic + input_macs)
@@ -135,5 +137,7 @@ def _quantized(measures: Measures) -> Joules:
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     image = measures.input_macs * per_image_mac
+    dense = measures.steps * measures.operator_macs * per_activation_mac
     ann = image + (measures.macs - measures.input_macs) * per_activation_mac
-    return Joules(measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image, ann)
+    spiking = measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image + dense
+    return Joules(spiking, ann)

@@ -25,7 +25,7 @@ import numpy as np
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax.firing import all_fire, observe_spikes, unit
-from snnjax.measures.operations import Work, products, weights_of
+from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
@@ -77,6 +77,9 @@ class Measures(NamedTuple):
             model states no levels, as the last two.
         input_macs: multiply-adds per image of what the analog input reaches directly;
             a constant current is computed once.
+        operator_macs: multiply-adds per image and step of products of two values, as
+            in attention, which an operator computes densely at every step. What else
+            an operator computes, exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
         neurons: number of all sites' neurons.
         weights: number of weights of all convolutions and matrix products, and of
@@ -91,6 +94,7 @@ class Measures(NamedTuple):
     synaptic_operations: jax.Array
     synaptic_additions: jax.Array
     input_macs: jax.Array
+    operator_macs: jax.Array
     macs: jax.Array
     neurons: jax.Array
     weights: jax.Array
@@ -241,7 +245,9 @@ def _observe(
     graded = graded and has_levels
     unit = all_fire(network, snn, x) if graded else {}
     operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
-    input_macs, macs = 0.0, 0.0
+    input_macs = operator_macs(network, live=False)
+    dense = operator_macs(network, live=True)
+    macs = input_macs + dense
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
         if v in streams:
@@ -256,6 +262,7 @@ def _observe(
         "synaptic_operations": operations,
         "synaptic_additions": additions,
         "input_macs": jnp.asarray(input_macs),
+        "operator_macs": jnp.asarray(dense),
         "macs": jnp.asarray(macs),
     }
 
@@ -310,12 +317,14 @@ def _compare(
     """The measures of a site; ``splits``: its neurons have a ClipFloor."""
     activation, current, output = map(wide, observed[:3])
     fired = observed.fired
-    positive = jax.nn.relu(current)
+    rectifies = getattr(neuron, "rectifies", True)
+    positive = jax.nn.relu(current) if rectifies else current
     level = clipped = positive
     if splits:
         level = closed_form(neuron, params, current, steps)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        clipped = jnp.minimum(positive, neuron.levels[1] * threshold)
+        low, high = (number * threshold for number in neuron.levels)
+        clipped = jnp.clip(positive, 0 if rectifies else low, high)
     parts = (
         activation,
         activation - output,

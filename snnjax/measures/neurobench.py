@@ -36,6 +36,7 @@ from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
     driven_input,
+    operator_macs,
     product,
     products,
     weights_of,
@@ -99,6 +100,7 @@ def neurobench(
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
     weights = [math.prod(shape_of(network.avals, v)) for v in weights_of(network)]
     macs = sum(product.macs for _, product in products(fn, snn.params, x, network))
+    dense = operator_macs(network, live=True) + operator_macs(network, live=False)
     counts = jax.device_get(_count(Work(fn, network), snn, x, steps, wait))
     arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
     batch = len(x)
@@ -109,9 +111,9 @@ def neurobench(
         "ConnectionSparsity": round(_total(counts["zeros"]) / max(1, sum(weights)), 4),
         "ActivationSparsity": 1 - spikes / (steps * batch * sum(sizes)),
         "SynapticOperations": {
-            "Effective_MACs": _total(counts["macs"]) / batch,
+            "Effective_MACs": _total(counts["macs"]) / batch + steps * dense,
             "Effective_ACs": _total(counts["acs"]) / batch,
-            "Dense": steps * macs,
+            "Dense": steps * (macs + dense),
         },
         "MembraneUpdates": _total(counts["updates"]) / batch,
     }

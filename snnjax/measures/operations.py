@@ -6,6 +6,7 @@ The product itself, with weights 1, counts a fan-out, so that strides, groups an
 borders need no formula.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Static, shape_of
 from snnjax.network.evaluate import evaluate, identity
+from snnjax.network.stages import streaming
 
 _PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
 _ELEMENT_TYPE = "preferred_element_type"
@@ -97,6 +99,29 @@ def products(
             if fan_out.shape[axis] != size:  # the axis of images
                 fan_out = fan_out.take([0], axis)
         yield v, Product(fan_out, float(macs))
+
+
+def operator_macs(network: Network, *, live: bool) -> float:
+    """Multiply-adds per image of products of two values, which operators compute.
+
+    Args:
+        network: with all calls inlined.
+        live: of operators that spikes reach, for each step; otherwise of the others,
+            which are computed once.
+    """
+    streams = streaming(network.equations)
+    macs = 0.0
+    for operator in network.equations:
+        if operator.body is None or bool(streams.intersection(operator.inputs)) != live:
+            continue
+        for equation in operator.body.equations:
+            if equation.name != "dot_general":
+                continue
+            (contracted, _), _ = equation.options["dimension_numbers"]
+            shape = shape_of(network.avals, equation.inputs[0])
+            terms = math.prod(shape[axis] for axis in contracted)
+            macs += terms * math.prod(network.avals[equation.outputs[0]].shape)
+    return macs / network.avals[network.x].shape[0]
 
 
 def _with_two_images(

@@ -1,17 +1,18 @@
-"""What may stand between two sites: operations that are affine in the activations.
+"""What may stand between two sites: what is affine, and what an operator computes.
 
     f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
 
-so a network converts exactly if everything between its activations is affine.
-`check` proves that, or reports everything in the way, with its path and the remedy.
+so what is affine is applied to every step, and other functions to running means
+(``increments.py``). What is neither, `check` reports, with its path and the remedy:
+examples that meet, loops, random and whole numbers.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from snnjax.network.axes import FIRST, Avals, Batch, axes_of_maximum
-from snnjax.network.equations import Equation, Network
-from snnjax.network.jaxprs import hides_site
+from snnjax.network.equations import Equation, Network, spread_out
+from snnjax.network.jaxprs import CUSTOM, hides_site
 
 
 class Problem(NamedTuple):
@@ -77,45 +78,33 @@ _AFFINE_IN = {
 }
 _RANDOM = frozenset("random_bits threefry2x32 rng_bit_generator rng_uniform".split())
 _CURVES = frozenset(
-    "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos".split()
+    "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos tan asin acos "
+    "atan atan2 sinh cosh asinh acosh atanh cumlogsumexp".split()
 )
 _LOOPS = frozenset("scan while cond shard_map pallas_call".split())
-_POWERS = frozenset("rsqrt sqrt square integer_pow pow div".split())
-_ACTIVATIONS = frozenset(
-    "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu "
-    "log_sigmoid log_softmax mish prelu selu sigmoid silu soft_sign softmax softplus "
-    "sparse_plus squareplus swish tanh relu relu6".split()
+_POWERS = frozenset(
+    "rsqrt sqrt cbrt square integer_pow pow div reduce_prod cumprod".split()
 )
-_CLIPS = frozenset("max min reduce_min clamp abs sign".split())
+_CLIPS = frozenset(
+    "max min reduce_max reduce_min reduce_window_min clamp abs sign cummax cummin "
+    "floor ceil round rem".split()
+)
 _DECISIONS = frozenset(
-    "eq ne lt le gt ge and or not select_n argmax argmin sort top_k".split()
+    "eq ne lt le gt ge and or not xor select_n is_finite reduce_and reduce_or".split()
 )
+# Not affine, and computed on running means.
+_OPERATORS = _CURVES | _POWERS | _CLIPS | _DECISIONS | _BILINEAR
+_ORDERS = frozenset("argmax argmin sort top_k".split())
 
 _KINDS = {
-    "activation": _CURVES,
-    "power": _POWERS,
     "loop": _LOOPS,
-    "clip": _CLIPS,
-    "decision": _DECISIONS,
+    "order": _ORDERS,
     "window": frozenset({"reduce_window"}),
 }
 
+OPERATOR = "operator"  # of an equation that is computed on running means
 _USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
 _EXPLANATIONS = {
-    "activation": ("spikes can only stand for a ReLU, clipped or not", _USE_RELU),
-    "softmax": (
-        "a softmax of activations has no rate-coded form",
-        "end the network at its logits; replace attention by an affine layer",
-    ),
-    "clip": (
-        "a maximum, minimum or absolute value of activations is no site",
-        "write jax.nn.relu(x), snnjax.clipped_relu(x, maximum) or a max-pool (a "
-        "min-pool is -max-pool(-x))",
-    ),
-    "power": (
-        "a power, root or quotient of activations is not affine",
-        "compute it outside fn, or replace it by affine operations and ReLU",
-    ),
     "window": (
         "a reduction over windows by a function of its own is not affine; a max-pool "
         "is known if it starts from the number -inf, not from 0 or an array",
@@ -140,16 +129,6 @@ _EXPLANATIONS = {
         "multiplied from the left, W @ x",
         "write x @ W.T in fn, or move the batch to the front before the activation",
     ),
-    "statistics": (
-        "a norm whose statistics depend on the activations is not affine",
-        "use BatchNorm with its running averages (use_running_average=True); to train "
-        "with batch statistics, return them as aux: snnjax.spiking(fn, has_aux=True)",
-    ),
-    "product": (
-        "a product of activations is not affine (gate, attention, LayerNorm)",
-        "use BatchNorm with running averages for a norm; replace a gate or attention "
-        "by an affine layer",
-    ),
     "loop": (
         "activations inside a loop or branch (scan, while, cond, shard_map), with or "
         "without a ReLU in it, are out of reach",
@@ -163,18 +142,22 @@ _EXPLANATIONS = {
         "random numbers enter the activations",
         "switch dropout off (deterministic=True) and take augmentation out of fn",
     ),
+    "order": (
+        "places in an order, by sorting activations, have no running mean",
+        "return the logits from fn and decide on the mean output",
+    ),
     "decision": (
-        "a comparison or a choice by activations is not affine",
-        "write jax.nn.relu(x) for jnp.where(x > 0, x, 0); return the logits from fn "
-        "and decide on the mean output",
+        "a truth value of activations leaves the function that computes it",
+        "choose between values that no ReLU and no product with weights separates from "
+        "the comparison; return the logits from fn and decide on the mean output",
     ),
     "integer": (
         "activations are converted to a type that is not floating point",
         "keep activations in float32 or bfloat16; quantise outside fn",
     ),
     "unknown": (
-        "not affine in the activations",
-        "compute it outside fn, or replace it by affine operations and ReLU",
+        "neither affine in the activations nor a function that is known by name",
+        "compute it outside fn, or write it by other operations",
     ),
 }
 
@@ -185,13 +168,13 @@ def check(network: Network, count: int, *, affine: bool) -> None:
     Args:
         network: with every call inlined.
         count: how many of its outputs are answers, with the batch on the first axis.
-        affine: all must be affine between the sites; otherwise anything may stand
-            there, unless it hides a site.
+        affine: between the sites stands what is affine, or in operators; otherwise
+            anything may stand there, unless it hides a site.
     """
     batch = Batch(network.x, network.avals)
     trouble = _Affine(network, batch) if affine else _hidden_site
     troubles: dict[str, dict[str, list[str]]] = {}
-    for equation in network.equations:
+    for equation in spread_out(network.equations):
         kind = trouble(equation)
         if kind is not None:
             names = troubles.setdefault(equation.path, {}).setdefault(kind, [])
@@ -200,12 +183,18 @@ def check(network: Network, count: int, *, affine: bool) -> None:
     problems = [
         Problem(path, tuple(names), *_EXPLANATIONS[kind])
         for path, kinds in troubles.items()
-        for kind, names in _merge(kinds).items()
+        for kind, names in kinds.items()
     ]
     problems += _shape_problems(network, network.outputs[:count], batch)
     if not problems and not any(site.fires for site in network.sites):
         problems = [
-            Problem("", (), "it has no ReLU, so nothing would spike", _USE_RELU)
+            Problem(
+                "",
+                (),
+                "no ReLU, and no product with weights behind another "
+                "activation, so nothing would spike",
+                _USE_RELU,
+            )
         ]
     if problems:
         raise ConversionError(problems)
@@ -221,9 +210,16 @@ class _Affine:
     def __init__(self, network: Network, batch: Batch):
         self.dependent, self.avals = network.dependent, network.avals
         self.batch = batch
+        operators = [eq for eq in network.equations if eq.body]
+        self.results = {v for eq in operators for v in eq.outputs}
 
     def __call__(self, equation: Equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
+        if kind == OPERATOR:
+            kind = None
+            for v in self.results.intersection(equation.outputs):
+                if self.avals[v].dtype.kind not in "fV":  # V: bfloat16
+                    kind = "decision"
         mixed, axis = self.batch.follow(equation)
         off = equation.site is not None and axis
         return kind or ("batch" if mixed else "behind" if off else None)
@@ -244,48 +240,33 @@ def _not_affine(
             return "maximum"
         others = axes_of_maximum(equation, avals) - {equation.site.channel}
         return "maxima" if others else None
-    called = _activation(equation)
     if name == "integer_pow" and equation.options["y"] == 1:
         return None
     if name == "convert_element_type":
-        floating = avals[equation.outputs[0]].dtype.kind in "fV"  # V: bfloat16
-        return None if floating else "integer"
+        if avals[equation.outputs[0]].dtype.kind not in "fV":  # V: bfloat16
+            return "integer"
+        of_truth = avals[equation.variables[0]].dtype.kind == "b"
+        return OPERATOR if of_truth else None
     if name == "select_n" and 0 not in reached:
         return None
     if name in _ADDITIVE or (name in _BILINEAR and len(reached) == 1):
         return None
     if reached <= _AFFINE_IN.get(name, set()):
         return None
-    if called is not None:
-        return "softmax" if "softmax" in called else "activation"
-    if name in _BILINEAR:
-        return "product"
+    if name in _OPERATORS or name in CUSTOM:  # a ReLU that is part of an operator
+        return OPERATOR
     return next((kind for kind, names in _KINDS.items() if name in names), "unknown")
 
 
-def _activation(equation: Equation) -> str | None:
-    """The activation function that an equation is part of: silu, softmax, ..."""
-    return next((call for call in equation.calls if call in _ACTIVATIONS), None)
+def is_operator(equation: Equation, dependent: frozenset[int], avals: Avals) -> bool:
+    """Whether an equation is not affine in what depends on x, but an operator."""
+    if equation.site is not None:
+        return False
+    return _not_affine(equation, dependent, avals) == OPERATOR
 
 
 def _name(equation: Equation) -> str:
-    return _activation(equation) or equation.name
-
-
-def _merge(kinds: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Primitives that a user wrote as one operation: a norm, a softmax, a GELU."""
-    operations = {name for names in kinds.values() for name in names}
-    if {"exp", "div"} <= operations:  # a softmax that JAX has inlined
-        return {"softmax": ["softmax", *sorted(operations)]}
-    norm = bool({"sqrt", "rsqrt"} & operations)
-    if "activation" in kinds and "integer_pow" in operations and not norm:  # a GELU
-        return {"activation": sorted(operations)}
-    if not norm or "power" not in kinds:
-        return kinds
-    parts = ("power", "clip", "product")
-    statistics = [name for kind in parts for name in kinds.get(kind, [])]
-    others = {kind: names for kind, names in kinds.items() if kind not in parts}
-    return {**others, "statistics": statistics}
+    return equation.name
 
 
 def _shape_problems(
@@ -296,6 +277,7 @@ def _shape_problems(
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )
     sites = [eq for eq in network.equations if eq.site is not None]
+    sites = [eq for eq in sites if not eq.body]  # an operator may lie across
     places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
     places += [("", v, "an output") for v in outputs]
     for path, variable, what in places:

@@ -17,7 +17,10 @@ from snnjax.network.equations import Equation, Static, shape_of
 Avals = dict[int, Any]
 Shape = tuple[int, ...]
 
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod".split())
+_REDUCTIONS = frozenset(
+    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split()
+)
+_CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
 
 def batch_axes(equations: Sequence[Equation], avals: Avals, x: int) -> dict[str, int]:
@@ -189,6 +192,9 @@ class Batch:
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether one example reaches another, and the batch axis if it is known."""
+        if equation.body:
+            steps = [self.follow(inner) for inner in equation.body.equations]
+            return any(meets for meets, _ in steps), steps[-1][1]
         if equation.fires and equation.variables:
             place = self.positions.get(equation.variables[0])  # they are elementwise
             if place is not None:
@@ -279,7 +285,8 @@ def _combines(name: str, params: dict[str, Any], axis: int) -> bool:
         return params["padding_config"][axis] != (0, 0, 0)
     if name.startswith("reduce_window"):
         return params["window_dimensions"][axis] != 1
-    return name in ("cumsum", "split", "unstack") and axis == params["axis"]
+    along = name in _CUMULATIVE or name in ("split", "unstack")
+    return along and axis == params["axis"]
 
 
 def _after_conv(i: int, axis: int, params: dict[str, Any]) -> int:

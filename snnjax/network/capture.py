@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from snnjax._checks import check_function, check_images, check_leaves
 from snnjax._trees import common_path, is_floating, is_kernel, name_of
-from snnjax.network.affine import check
+from snnjax.network.affine import check, is_operator
 from snnjax.network.axes import (
     Avals,
     axes_of_maximum,
@@ -23,9 +23,10 @@ from snnjax.network.axes import (
     batch_first,
     channel_axis,
 )
-from snnjax.network.equations import Equation, Network
+from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
+from snnjax.network.operators import with_encoders, with_operators, without_gates
 from snnjax.network.sites import Site, Sites
 
 
@@ -142,16 +143,45 @@ def capture(
     check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
-    bare, axes = _understood(flatten(closed), params, tree)
+    program = flatten(closed)
+    if affine:
+        program = _with_operators(program)
+    bare, axes = _understood(program, params, tree)
     answers = _without_aux(result) if has_aux else result
     check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
-    if inline_all:
+    # Operators and encoders are those of the equations with every call inlined.
+    if inline_all or any(eq.body for eq in bare.equations):
         return bare
     # A custom derivative must stay, a remat only where it saves memory. Such a call
     # hides how it moves axes, so those are taken from the other network.
     opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
     network, _ = _understood(flatten(closed, opaque), params, tree, axes)
     return network
+
+
+def _with_operators(program: Program) -> Program:
+    """The program with encoders, and what is not affine in operators."""
+    equations, avals = list(program.equations), program.avals
+    dependent = _dependent(equations, program.x)
+    equations = without_gates(equations, dependent)
+    equations = [
+        eq if dependent.intersection(eq.outputs) else without_site(eq)
+        for eq in equations
+    ]
+
+    def not_affine(eq: Equation) -> bool:
+        return is_operator(eq, dependent, avals)
+
+    if not any(map(not_affine, equations)):
+        return program
+    equations, outputs = with_encoders(
+        equations, avals, program.parameters, dependent, not_affine, program.outputs
+    )
+    dependent = _dependent(equations, program.x)
+    equations = with_operators(
+        equations, avals, program.parameters, dependent, not_affine, outputs
+    )
+    return program._replace(equations=tuple(equations), outputs=outputs)
 
 
 def paths_of(params: chex.ArrayTree) -> list[str]:
@@ -242,6 +272,8 @@ def _understood(
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
         scope = eq.path or _scope(direct[i], parameters, first_use, avals)
+        if not scope and site.signed:
+            scope = _scope_of_reader(equations[i:], direct[i:], parameters)
         site = site._replace(name=_unique(_name(site, scope), uses))
         equations[i] = eq._replace(site=site)
         if site.fires:
@@ -265,9 +297,9 @@ def _understood(
 
 
 def _dependent(equations: Sequence[Equation], x: int) -> frozenset[int]:
-    """Variables that depend on x."""
+    """Variables that depend on x, those within operators too."""
     dependent = {x}
-    for eq in equations:
+    for eq in spread_out(equations):
         if dependent.intersection(eq.variables):
             dependent.update(eq.outputs)
     return frozenset(dependent)
@@ -292,7 +324,7 @@ def _reach(
     for eq in equations:
         parts = (reach.get(v, frozenset()) for v in eq.variables)
         direct.append(frozenset().union(*parts))
-        passed = frozenset() if eq.fires else direct[-1]
+        passed = frozenset() if eq.fires or eq.body else direct[-1]
         reach.update(dict.fromkeys(eq.outputs, passed))
     return direct, reach
 
@@ -302,7 +334,7 @@ def _channels(
 ) -> dict[int, int]:
     """Variable -> axis that counts its channels, as far as that is known."""
     channels: dict[int, int] = {}
-    for eq in equations:
+    for eq in spread_out(equations):
         if dependent.intersection(eq.variables):
             axis = channel_axis(eq, dependent, avals, channels)
             if axis is not None:
@@ -315,6 +347,8 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
 
     Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
     """
+    if eq.place.signed:
+        return -1
     own = axes_of_maximum(eq, avals)
     batch = -len(avals[eq.outputs[0]].shape)
     if len(own) == 1 and batch not in own:
@@ -350,8 +384,24 @@ def _scope(
     return parameters[last].rpartition("/")[0]
 
 
+def _scope_of_reader(
+    equations: Sequence[Equation],
+    direct: Sequence[frozenset[int]],
+    parameters: dict[int, str],
+) -> str:
+    """The parameter by which the output of the first equation is multiplied first."""
+    reached = {equations[0].outputs[0]}
+    for eq, weights in zip(equations[1:], direct[1:], strict=True):
+        if reached.intersection(eq.variables):
+            if weights:
+                return common_path([parameters[w] for w in sorted(weights)])
+            reached.update(eq.outputs)
+    return ""
+
+
 def _name(site: Site, scope: str) -> str:
-    kind = "max_pool" if site.accumulates else "relu"
+    names = {"max-pool": "max_pool", "clipped relu": "relu"}
+    kind = names.get(site.kind, site.kind)
     return f"{scope}/{kind}" if scope else kind
 
 

@@ -5,6 +5,7 @@
 ``capture.py`` makes a network of a function; ``evaluate.py`` runs its equations.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -39,11 +40,25 @@ class Static:
         return bool(self.key == other.key)
 
 
+class Body(NamedTuple):
+    """What an operator computes.
+
+    Attributes:
+        equations: in order of execution, over variables of the network.
+        inputs: variables that they read from outside, for which the operator's own
+            inputs stand; a delay line may have taken the place of one of those.
+    """
+
+    equations: tuple["Equation", ...]
+    inputs: tuple[int, ...]
+
+
 class Equation(NamedTuple):
     """outputs = primitive(inputs), or outputs = rule(site, inputs).
 
     Inputs are variables (int) or constants (`Static`); ``path`` and ``calls`` serve
-    messages and names only, so that equal work has equal equations.
+    messages and names only, so that equal work has equal equations. An operator has a
+    ``body`` in the place of a primitive.
     """
 
     primitive: Any
@@ -53,6 +68,7 @@ class Equation(NamedTuple):
     site: Site | None = None
     path: str = ""
     calls: tuple[str, ...] = ()
+    body: Body | None = None
 
     @property
     def name(self) -> str:
@@ -79,6 +95,12 @@ class Equation(NamedTuple):
     def fires(self) -> bool:
         """Whether neurons take its place."""
         return self.site is not None and self.site.fires
+
+
+def spread_out(equations: Iterable[Equation]) -> Iterator[Equation]:
+    """The equations, with the bodies of operators in their place."""
+    for equation in equations:
+        yield from equation.body.equations if equation.body else (equation,)
 
 
 class Network(NamedTuple):

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from snnjax._arrays import wide
 from snnjax.activations import clipped_relu
 from snnjax.network.equations import Equation, Values, read
+from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 
-Rule = Callable[..., jax.Array]
+Rule = Callable[..., Any]
 
 
 def evaluate(
@@ -32,85 +31,63 @@ def evaluate(
         equations: in order of execution.
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
-            clipped ReLU; at a site that accumulates its function (`increments` of it
-            where x is a stream).
+            clipped ReLU; at a site that accumulates the rest of its inputs and, last,
+            its `Operator`. Such a site may have several outputs, a tuple.
         streams: variables that carry a leading time axis; the equations that read
             them are mapped over it, so that time folds into the batch.
     """
     for equation in equations:
         arguments: list[Any] = [read(values, v) for v in equation.inputs]
         axes = [0 if v in streams else None for v in equation.inputs]
-        if equation.site is None:
+        site = equation.site
+        if site is None:
             function = functools.partial(_bind, equation)
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
             results = function(*arguments)
+        elif site.accumulates:
+            live = tuple(axis == 0 for axis in axes)
+            results = rule(site, *arguments, operator(equation, live))
+            results = results if isinstance(results, tuple) else (results,)
         else:
-            if equation.site.accumulates:
-                function = functools.partial(_bind_one, equation)
-                if 0 in axes:
-                    function = functools.partial(increments, function)
-                arguments.append(function)
-            results = [rule(equation.site, *arguments)]
+            results = [rule(site, *arguments)]
         values.update(zip(equation.outputs, results, strict=True))
+
+
+def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
+    """The function of an equation that accumulates; ``live`` inputs change in time."""
+    function = functools.partial(_bound, equation)
+    return Operator(function, live, equation.place.homogeneous)
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     """The rule of the ANN itself, for every site."""
     if site.accumulates:
-        return operands[0](x)
+        *others, function = operands
+        return function(x, *others)
+    if site.signed:
+        return x
     return clipped_relu(x, *operands) if operands else jax.nn.relu(x)
-
-
-def apply(function: Callable, x: jax.Array) -> jax.Array:
-    """The function of a site that accumulates, of x by itself."""
-    return function(x)
 
 
 def firing(
     fire: Callable[..., jax.Array],
     neurons: Mapping[str, Any],
-    accumulate: Callable[..., jax.Array] = apply,
+    accumulate: Rule = identity,
 ) -> Rule:
     """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
 
     Args:
         neurons: site name -> params.
-        accumulate: ``accumulate(function, x)`` -> the output of a site that
-            accumulates, for spikes x.
+        accumulate: the rule of sites that accumulate.
     """
 
     def rule(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         if site.accumulates:
-            return accumulate(*operands, x)
+            return accumulate(site, x, *operands)
         return fire(site, neurons[site.name], x)
 
     return rule
-
-
-def increments(
-    function: Callable, stream: jax.Array, total: jax.Array | None = None
-) -> jax.Array:
-    """Increments of a function of the running sum, [T, B, ...].
-
-        out[t] = f(sum_{i <= t} s_i) - f(sum_{i < t} s_i)
-
-    For a max-pool f the mean of the increments is the max-pool of the means, so it
-    converges where a max-pool of the spikes of each step overshoots; spikes of 0 or
-    V_th remain spikes of 0 or V_th.
-
-    Args:
-        function: of one step, [B, ...] -> [B, ...]; positively homogeneous.
-        stream: spikes of T steps, [T, B, ...].
-        total: sum of the spikes of earlier steps, [B, ...]; none by default.
-    """
-    sums = jnp.cumsum(wide(stream), axis=0)
-    sums = sums if total is None else sums + total[None]
-    results = jax.vmap(function)(sums)
-    # Not function(0): XLA would compute the pool of a constant while compiling, slowly.
-    before = jnp.zeros_like(results[0]) if total is None else function(total)
-    earlier = jnp.concatenate([before[None], results[:-1]])
-    return (results - earlier).astype(stream.dtype)
 
 
 def _bind(equation: Equation, *arguments):
@@ -121,5 +98,9 @@ def _bind(equation: Equation, *arguments):
     return results if equation.primitive.multiple_results else [results]
 
 
-def _bind_one(equation: Equation, x):
-    return _bind(equation, x)[0]
+def _bound(equation: Equation, *arguments) -> tuple[Any, ...]:
+    if equation.body is None:
+        return tuple(_bind(equation, *arguments))
+    values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
+    evaluate(equation.body.equations, values, identity)
+    return tuple(values[v] for v in equation.outputs)

@@ -34,13 +34,14 @@ class _Activation(NamedTuple):
     kind: str
     fires: bool = True
     accumulates: bool = False
+    homogeneous: bool = False
     maximum: float | None = None
 
 
 _RELU = _Activation("relu")
 _RELU6 = _Activation("clipped relu", maximum=6.0)
 _CLIPPED_RELU = _Activation("clipped relu")
-_MAX_POOL = _Activation("max-pool", fires=False, accumulates=True)
+_MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
 
 
 class Program(NamedTuple):
@@ -169,6 +170,7 @@ class _Flattener:
             dtype=aval.dtype,
             fires=activation.fires,
             accumulates=activation.accumulates,
+            homogeneous=activation.homogeneous,
         )
 
     def inline(self, eqn: Any, body: Any, path: str, calls) -> list[Equation]:
@@ -283,6 +285,8 @@ def _jaxprs(values: Iterable[Any]) -> list[Any]:
 
 
 def _join(path: str, stack: str) -> str:
-    # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places.
+    # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places, nor is the
+    # formula that an einsum is called by.
     names = re.sub(r"[\w.]*\(([^()]*)\)", r"\1", re.sub(r"/~", "", stack))
-    return "/".join(part for part in f"{path}/{names}".split("/") if part)
+    parts = f"{path}/{names}".split("/")
+    return "/".join(part for part in parts if part and "->" not in part)

@@ -24,8 +24,10 @@ class Site(NamedTuple):
         channel: axis that counts channels, from the end: -1 is the last.
         fires: neurons fire here.
         signed: what stands here may be negative.
-        accumulates: its output is the increment of a function of all spikes so far, as
-            that of a max-pool.
+        accumulates: a function that is not affine is computed here, of the running
+            means of what arrives; its output is the increment (`Operator`).
+        homogeneous: f(c x) = c f(x) for c > 0, as for a max-pool, so that running sums
+            serve as well as means: spikes then stay spikes.
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
         lag: layers that a stream is held back here, by a delay line that `delay_lines`
             put in; 0 at the sites of a network.
@@ -41,12 +43,29 @@ class Site(NamedTuple):
     fires: bool = True
     signed: bool = False
     accumulates: bool = False
+    homogeneous: bool = False
     own_maxima: bool = False
     lag: int = 0
 
 
 class Sites(tuple[Site, ...]):
     """The sites of a network, in order of execution; ``print`` shows a table."""
+
+    @property
+    def operators(self) -> "Sites":
+        """The functions that are computed densely at every step, behind neurons."""
+        return Sites(
+            s for s in self if s.accumulates and not s.homogeneous and s.depth > 0
+        )
+
+    @property
+    def grade(self) -> str:
+        """What the network asks of a chip.
+
+        "hybrid" where `operators` are computed densely at every step, which runs on no
+        neuron core; otherwise "spiking".
+        """
+        return "hybrid" if self.operators else "spiking"
 
     def __str__(self) -> str:
         head = ("site", "kind", "shape", "depth", "parameters")
@@ -65,6 +84,11 @@ class Sites(tuple[Site, ...]):
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
             for row in rows
         ]
+        if self.operators:
+            lines.append(
+                f"hybrid: {len(self.operators)} operators are computed densely at "
+                "every step"
+            )
         return "\n".join(line.rstrip() for line in lines)
 
 

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from snnjax.network.equations import Equation, Network, Static, read
+from snnjax.network.equations import (
+    Body,
+    Equation,
+    Network,
+    Static,
+    read,
+    spread_out,
+)
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Site
 
@@ -173,17 +180,22 @@ def _stage(
     carried: tuple[int, ...],
 ) -> Stage:
     numbers: dict[int, int] = {}
-    results = {v for eq in work for v in eq.outputs}
+    results = {v for eq in spread_out(work) for v in eq.outputs}
 
     def number(v):
         return numbers.setdefault(v, len(numbers)) if isinstance(v, int) else v
 
-    canonical = []
-    for eq in work:
+    def numbered(eq: Equation) -> Equation:
         inputs = tuple(map(number, eq.inputs))
+        body = eq.body
+        if body is not None:
+            equations = tuple(map(numbered, body.equations))
+            body = Body(equations, tuple(map(number, body.inputs)))
         outputs = tuple(map(number, eq.outputs))
         site = _nameless(eq.site) if eq.site else None
-        canonical.append(Equation(eq.primitive, eq.params, inputs, outputs, site))
+        return Equation(eq.primitive, eq.params, inputs, outputs, site, body=body)
+
+    canonical = list(map(numbered, work))
     outputs, inner_carried = tuple(map(number, ends)), tuple(map(number, carried))
     sources = tuple(v for v in numbers if v not in results)
     inputs = tuple(numbers[v] for v in sources)

@@ -2,6 +2,7 @@
 
     v  <- leak v + I                                      integrate
     k   = clip(floor(v / V_th), max(low, -N), high)       fire: a spike of level k
+    k   = clip(floor(v / V_th), low, high)                the same of a signed value
     v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
 A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
@@ -65,6 +66,8 @@ class IntegrateAndFire:
             (-1, 1) signed, (0, n) and (-n, n) are graded.
         reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
         dead_zone: z in [0, 1): the first negative spike needs v < -z V_th.
+        rectifies: the total output stays >= 0, as a ReLU's; False for an encoder, whose
+            value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. The
             numbers that a network uses are those of its `NeuronParams`.
     """
@@ -75,6 +78,7 @@ class IntegrateAndFire:
     leak: float | None = None
     temperature: float | None = None
     dead_zone: float = 0.0
+    rectifies: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "levels", checked_levels(self.levels))
@@ -123,7 +127,8 @@ class IntegrateAndFire:
         """
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
-        total = jnp.zeros(shape, dtype) if self.levels[0] < 0 else None
+        bounded = self.levels[0] < 0 and self.rectifies
+        total = jnp.zeros(shape, dtype) if bounded else None
         return NeuronState(jnp.broadcast_to(potential, shape), total)
 
     def integrate(
@@ -176,6 +181,8 @@ class IntegrateAndFire:
             fired = reached(1)
             if total is not None:
                 fired = fired + (1 - reached(0)) * jnp.minimum(total, 1)
+            elif low < 0:
+                fired = fired + (1 - reached(0))
         if total is not None:
             level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
             total = total + level
@@ -186,6 +193,21 @@ class IntegrateAndFire:
 def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
     """A parameter in the type of the potential, with as many axes."""
     return lead(parameter, potential.ndim).astype(potential.dtype)
+
+
+def as_encoder(neuron: Any) -> Any:
+    """The model for a value that may be negative: levels of both signs, no rectifying.
+
+    Other models than IF and LIF stay as they are.
+
+    >>> as_encoder(integrate_and_fire(levels=(0, 3))).levels
+    (-3, 3)
+    """
+    if not is_plain(neuron):
+        return neuron
+    low, high = neuron.levels
+    levels = (min(low, -high), high)
+    return dataclasses.replace(neuron, levels=levels, rectifies=False)
 
 
 def is_plain(neuron: Any) -> bool:

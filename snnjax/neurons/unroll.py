@@ -191,9 +191,9 @@ def closed_form(
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high)
 
-    This is the sum of `unroll` with a wait of T, without a loop, and with the levels
-    (0, 1) the "ClipFloor" of the papers. Its floor has a straight-through gradient: 1
-    where it is not clipped.
+    (from T low on where the neuron does not rectify). This is the sum of `unroll` with
+    a wait of T, without a loop, and with the levels (0, 1) the "ClipFloor" of the
+    papers. Its floor has a straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
@@ -217,7 +217,8 @@ def closed_form(
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
-    within = jnp.clip(count, 0, steps * neuron.levels[1])
+    low, high = neuron.levels
+    within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     return (floored * threshold.astype(dtype) / steps).astype(current.dtype)
 

@@ -218,7 +218,17 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
 
 def _check_fires(site: Site) -> None:
     if not site.fires:
-        raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
+        if site.homogeneous:
+            raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
+        raise NotInNIR(
+            "NIR has no node for what is not affine, which an operator computes",
+            "keep the network affine between its neurons",
+        )
+    if site.signed:
+        raise NotInNIR(
+            "NIR has no neuron that sends spikes of both signs",
+            "keep the network affine between its neurons",
+        )
 
 
 def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:

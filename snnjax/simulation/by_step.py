@@ -4,13 +4,15 @@ With a wait of d it is a pipeline: depth k integrates in the steps from (k - 1) 
 fires in the T steps from k d; delay lines hold back what took a shorter way.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Equation
+from snnjax.network.equations import Equation, Values
 from snnjax.network.evaluate import evaluate
+from snnjax.network.increments import Operator, Running
 from snnjax.network.sites import Site
 from snnjax.network.stages import delay_lines
 from snnjax.neurons.unroll import Phase, charge, discharge, phase, when
@@ -18,8 +20,8 @@ from snnjax.simulation.executions import (
     Job,
     over_steps,
     prepare,
+    running_start,
     shape_of_input,
-    zero_sum,
 )
 
 
@@ -29,6 +31,13 @@ def run_by_step(job: Job) -> Any:
     values, streams, changing = prepare(job)
     if wait:
         changing = delay_lines(changing, network, streams)
+        held = {
+            eq.outputs[0]: network.avals[eq.variables[0]]
+            for eq in changing
+            if eq.site is not None and eq.site.lag
+        }
+        network = network._replace(avals=network.avals | held)
+        job, streams = job._replace(network=network), streams | held.keys()
     depth = max(network.depths[v] for v in network.outputs if v in network.depths)
     total = steps + depth * wait
     x = job.x
@@ -43,17 +52,33 @@ def run_by_step(job: Job) -> Any:
         if job.sequence:
             local[network.x] = x_t
 
-        def rule(site: Site, current: jax.Array, *operands: Any) -> jax.Array:
+        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
+            now = _phase(job, site, step)
+            if site.accumulates:
+                *others, function = operands
+                function = function._replace(live=live[site.name])
+                outputs, state = _accumulate(
+                    function, states[site.name], (current, *others), now
+                )
+                after[site.name] = state
+                return outputs
             state = states[site.name]
-            after[site.name], output = _advance(
-                job, site, state, current, operands, _phase(job, site, step)
-            )
+            after[site.name], output = _advance(job, site, state, current, now)
             return output
 
         evaluate(changing, local, rule)
         return after, [local[v] if v in streams else None for v in network.outputs]
 
-    states = {eq.place.name: _start(job, eq) for eq in changing if eq.site is not None}
+    live = {
+        eq.place.name: tuple(v in streams for v in eq.inputs)
+        for eq in changing
+        if eq.site is not None
+    }
+    states = {
+        eq.place.name: _start(job, eq, values, live[eq.place.name])
+        for eq in changing
+        if eq.site is not None
+    }
     now = (jnp.arange(total), x if job.sequence else None)
     _, outputs = jax.lax.scan(body, states, now, length=total)
     windows = {}
@@ -64,14 +89,13 @@ def run_by_step(job: Job) -> Any:
     return over_steps(job, values | windows, windows)
 
 
-def _start(job: Job, equation: Equation) -> Any:
+def _start(job: Job, equation: Equation, values: Values, live: tuple[bool, ...]) -> Any:
     """State of a site before the first of its steps."""
+    if equation.place.accumulates:
+        return running_start(job, equation, values, live)
     site, shape = equation.place, shape_of_input(job, equation)
     if site.lag:
         return jnp.zeros((site.lag * job.wait, *shape), site.dtype)
-    if site.accumulates:
-        output = (shape[0], *site.shape)
-        return zero_sum(shape, site.dtype), zero_sum(output, site.dtype)
     return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
@@ -81,22 +105,29 @@ def _phase(job: Job, site: Site, step: jax.Array) -> Phase:
     return phase(step - layers_before * job.wait, job.steps, job.wait)
 
 
+def _accumulate(
+    function: Operator, running: Running, arguments: tuple, now: Phase
+) -> tuple[tuple[jax.Array, ...], Running]:
+    """One step of an operator, if its input arrives: (outputs, state)."""
+    steps = [
+        argument[None] if live else argument
+        for argument, live in zip(arguments, function.live, strict=True)
+    ]
+    outputs, after = function.over_time(steps, running)
+    kept = jax.tree.map(functools.partial(when, now.receiving), after, running)
+    return tuple(when(now.receiving, output[0], 0) for output in outputs), kept
+
+
 def _advance(
     job: Job,
     site: Site,
     state: Any,
     current: jax.Array,
-    operands: tuple,
     now: Phase,
 ) -> tuple[Any, jax.Array]:
     """One step of a site: (state, current) -> (state, output)."""
     if site.lag:
         return jnp.concatenate([state[1:], current[None]]), state[0]
-    if site.accumulates:
-        total, before = state
-        total = total + when(now.receiving, current.astype(total.dtype), 0)
-        result = operands[0](total)
-        return (total, result), (result - before).astype(current.dtype)
     model, params = job.models[site.name], job.snn.neurons[site.name]
     charged = charge(model, params, state, current, now)
     state, spikes = discharge(model, params, charged, now)

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._arrays import lead, wide
 from snnjax._checks import check_flags, check_size
 from snnjax.firing import over_time
-from snnjax.network.equations import Equation, Network, Values
-from snnjax.network.evaluate import evaluate, firing, identity, increments
+from snnjax.network.equations import Equation, Network, Values, read
+from snnjax.network.evaluate import evaluate, firing, identity, operator
+from snnjax.network.increments import Operator, Running
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import NeuronParams
@@ -133,11 +134,14 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
         if job.sequence:
             local[network.x] = x_now
 
-        def rule(site: Site, current: jax.Array, *operands: Any) -> jax.Array:
+        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
             state = states[site.name]
             if site.accumulates:
-                after[site.name] = state + current.astype(state.dtype).sum(0)
-                return operands[0](current, state)
+                *others, function = operands
+                outputs, after[site.name] = function.over_time(
+                    (current, *others), state
+                )
+                return outputs
             currents = over_time(current, length, len(site.shape))
             params = neurons[site.name]
             model = job.models[site.name]
@@ -152,7 +156,9 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
         return jax.checkpoint(body) if remat else body
 
     states = {
-        eq.place.name: _fresh_state(job, eq) for eq in changing if eq.site is not None
+        eq.place.name: _fresh_state(job, eq, values, streams)
+        for eq in changing
+        if eq.site is not None
     }
     groups, rest = divmod(job.steps, size)
     x = job.x
@@ -187,8 +193,8 @@ def run_closed_form(job: Job) -> Any:
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
             name = equation.place.name
-            high = job.snn.model(name).levels[1]
-            values[v] = _first_spikes(values[v], neurons[name].threshold, steps, high)
+            levels, threshold = job.snn.model(name).levels, neurons[name].threshold
+            values[v] = _first_spikes(values[v], threshold, steps, levels)
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values[network.x] = job.x
@@ -221,8 +227,12 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         spikes = unroll(models[site.name], params, split(current), wait=wait)
         return fold(spikes, shares)
 
-    def accumulate(function: Callable, current: jax.Array) -> jax.Array:
-        return fold(increments(function, split(current)), shares)
+    def accumulate(site: Site, current: jax.Array, function: Operator) -> jax.Array:
+        del site
+        ((increments,), _) = function._replace(live=(True,)).over_time(
+            (split(current),)
+        )
+        return fold(increments, shares)
 
     network, neurons = job.network, job.snn.neurons
     values = network.arguments(job.snn.params, job.x)
@@ -290,32 +300,51 @@ def shape_of_input(job: Job, equation: Equation) -> tuple[int, ...]:
     return job.network.avals[equation.variables[0]].shape
 
 
-def zero_sum(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The sum of no spikes, in the type of running sums."""
-    return jnp.zeros(shape, wide_dtype(dtype))
+def running_start(
+    job: Job, equation: Equation, values: Values, live: tuple[bool, ...]
+) -> Running:
+    """State of a site that accumulates before its first step.
+
+    Args:
+        values: of the variables that no step changes.
+        live: which of its inputs change.
+    """
+    arguments = [
+        job.network.avals[v] if isinstance(v, int) and changes else read(values, v)
+        for v, changes in zip(equation.inputs, live, strict=True)
+    ]
+    return operator(equation, live).start(arguments)
 
 
-def _fresh_state(job: Job, equation: Equation) -> Any:
+def _fresh_state(
+    job: Job, equation: Equation, values: Values, streams: frozenset[int]
+) -> Any:
     """State of a site before its first step, for `run_by_segment`."""
     site, shape = equation.place, shape_of_input(job, equation)
     if site.accumulates:
-        return zero_sum(shape, site.dtype)
+        live = tuple(v in streams for v in equation.inputs)
+        return running_start(job, equation, values, live)
     return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
 def _first_spikes(
-    mean: jax.Array, threshold: jax.Array, steps: int, high: int
+    mean: jax.Array, threshold: jax.Array, steps: int, levels: tuple[int, int]
 ) -> jax.Array:
     """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
 
-    Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high).
+    Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high), and where N
+    is negative clip(N - t low, low, 0).
     """
     order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
     threshold = wide(lead(threshold, order.ndim))
     # A count is a whole number but for rounding; its gradient is that of the mean.
     count = jnp.round(wide(mean[None]) * steps / threshold)
-    levels_to_come = count - (high * order).astype(count.dtype)
-    spikes = jnp.clip(levels_to_come, 0, high) * threshold.astype(count.dtype)
+    low, high = levels
+    order = order.astype(count.dtype)
+    level = jnp.clip(count - high * order, 0, high)
+    if low:
+        level = jnp.where(count < 0, jnp.clip(count - low * order, low, 0), level)
+    spikes = level * threshold.astype(count.dtype)
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from snnjax.firing import unit
 from snnjax.network.equations import Network, Values
-from snnjax.network.evaluate import apply, firing
+from snnjax.network.evaluate import Rule, firing, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, run_segment, stages
 from snnjax.neurons.protocol import Neuron, levels_of
@@ -43,7 +43,7 @@ def outputs_from_bits(
     streams: frozenset[int],
     neurons: Mapping[str, Any],
     models: Mapping[str, Neuron],
-    accumulate: Callable[..., jax.Array] = apply,
+    accumulate: Rule = identity,
 ) -> Any:
     """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
 
@@ -94,7 +94,7 @@ def _run_stage(
     stage: Stage,
     timed: Sequence[bool],
     fire: Fire,
-    accumulate: Callable[..., jax.Array],
+    accumulate: Rule,
     sources: Sequence[Any],
     params: Any,
 ) -> tuple[Any, list[Any]]:

@@ -31,7 +31,7 @@ from snnjax.conformance import Place, passes_gradient
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
-from snnjax.neurons.by_site import model_of, models_in, resolve_models
+from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import counts_only, is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
@@ -45,7 +45,13 @@ from snnjax.simulation.executions import (
     run_closed_form,
     run_folded,
 )
-from snnjax.snn import SNN, check_fit, check_neurons, check_values
+from snnjax.snn import (
+    SNN,
+    check_fit,
+    check_neurons,
+    check_values,
+    models_of_sites,
+)
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, holds_tracer, is_step
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
@@ -87,7 +93,7 @@ def init(
     """
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
-    neuron = resolve_models(neuron, [site.name for site in sites], lif())
+    neuron = models_of_sites(neuron, network.sites, lif())
     for model in models_in(neuron):
         _check_no_surrogate(model)
     keys = _keys(key, len(sites))

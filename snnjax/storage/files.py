@@ -27,7 +27,7 @@ import numpy as np
 from snnjax import _files
 from snnjax._checks import is_number
 from snnjax._version import __version__
-from snnjax.neurons.by_site import by_name, model_of
+from snnjax.neurons.by_site import BySite, by_name, model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
 from snnjax.storage import program
 from snnjax.storage.formats import upgraded
@@ -234,7 +234,10 @@ def _stored(
     neuron = restore_model(card["neuron"])
     fields = rebuild(structure["neurons"], read)
     like_params = {} if like_snn is None else like_snn.neurons
-    models = {name: _model(model_of(neuron, name), like_snn, name) for name in fields}
+    names = (
+        [name for name, _ in neuron.models] if isinstance(neuron, BySite) else fields
+    )
+    models = {name: _model(model_of(neuron, name), like_snn, name) for name in names}
     neurons = {
         name: restore_params(models[name], own, like_params.get(name))
         for name, own in fields.items()

@@ -1,0 +1,124 @@
+"""What is not affine, in time: a function of the running means of its inputs.
+
+    m(t) = (u(1) + .. + u(t)) / t              running mean of each input that changes
+    y(t) = t f(m(t)) - (t - 1) f(m(t - 1))     increment, and y(1) = f(u(1))
+
+The mean of the first t increments is f(m(t)): what follows sees f of the mean input, so
+the rule holds for a chain of functions as for each of them. For an affine f it gives
+f(u(t)). Where f(c x) = c f(x), as for a max-pool, running sums take the place of t m,
+and spikes stay spikes. Source, for transformers: Huang et al., "Towards
+high-performance spiking transformers from ANN to SNN conversion", ACM Multimedia 2024.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import wide, wide_dtype
+
+
+class Running(NamedTuple):
+    """What an operator keeps between two steps.
+
+    Attributes:
+        count: steps so far, a float.
+        sums: of every input that changes, [B, ...], in float32 or wider.
+        totals: the sum of each output so far, t f(m(t)), likewise.
+    """
+
+    count: jax.Array
+    sums: tuple[jax.Array, ...]
+    totals: tuple[jax.Array, ...]
+
+
+class Operator(NamedTuple):
+    """A function of one step, and how to compute it over time.
+
+    Attributes:
+        function: arguments of a step -> tuple of outputs.
+        live: which arguments change from step to step.
+        homogeneous: f(c x) = c f(x) for every c > 0.
+    """
+
+    function: Callable[..., tuple[Any, ...]]
+    live: tuple[bool, ...]
+    homogeneous: bool = False
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        """Outputs of one step; increments [T, B, ...] where an argument changes."""
+        if not any(self.live):
+            return self.function(*arguments)
+        return self.over_time(arguments)[0]
+
+    def start(self, arguments: Sequence[Any]) -> Running:
+        """Before the first step.
+
+        Args:
+            arguments: of a step, or their shapes.
+        """
+        sums = tuple(
+            jnp.zeros(argument.shape, wide_dtype(argument))
+            for argument, live in zip(arguments, self.live, strict=True)
+            if live
+        )
+        outputs = jax.eval_shape(self._of_means, sums, tuple(arguments))
+        totals = tuple(jnp.zeros(out.shape, wide_dtype(out)) for out in outputs)
+        return Running(jnp.zeros((), jnp.float32), sums, totals)
+
+    def over_time(
+        self, arguments: Sequence[Any], running: Running | None = None
+    ) -> tuple[tuple[jax.Array, ...], Running]:
+        """Increments of steps that go on from ``running``, by default from the first.
+
+        Args:
+            arguments: those that change are [T, B, ...].
+
+        Returns:
+            The increments [T, B, ...] of every output, and the state after them.
+        """
+        streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
+        running = self._first(arguments) if running is None else running
+        counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
+        sums = tuple(
+            jnp.cumsum(wide(stream), axis=0) + before[None]
+            for stream, before in zip(streams, running.sums, strict=True)
+        )
+        means = tuple(self._scaled(total, counts, divide=True) for total in sums)
+        results = jax.vmap(lambda *means: self._of_means(means, arguments))(*means)
+        increments, totals = [], []
+        for result, before in zip(results, running.totals, strict=True):
+            total = self._scaled(wide(result), counts, divide=False)
+            earlier = jnp.concatenate([before[None], total[:-1]])
+            dtype = streams[0].dtype if self.homogeneous else result.dtype
+            increments.append((total - earlier).astype(dtype))
+            totals.append(total[-1])
+        after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
+        return tuple(increments), after
+
+    def _first(self, arguments: Sequence[Any]) -> Running:
+        step = [
+            a[0] if live else a for a, live in zip(arguments, self.live, strict=True)
+        ]
+        return self.start(step)
+
+    def _scaled(
+        self, array: jax.Array, counts: jax.Array, *, divide: bool
+    ) -> jax.Array:
+        """The array [T, ...] times or over the count of each step."""
+        if self.homogeneous:
+            return array
+        counts = counts.reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
+        return array / counts if divide else array * counts
+
+    def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
+        """The outputs of one step, for running means in place of what changes."""
+        remaining = iter(means)
+        filled = []
+        for argument, live in zip(arguments, self.live, strict=True):
+            mean = next(remaining) if live else argument
+            # Running sums stay wide: their function compares and chooses only.
+            keep = self.homogeneous or not live
+            filled.append(mean if keep else mean.astype(argument.dtype))
+        return self.function(*filled)

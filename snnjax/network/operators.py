@@ -1,0 +1,345 @@
+"""Which equations become operators, and where encoders stand before weights.
+
+An equation that is not affine in what depends on the input is computed on running means
+(`increments`). Equations that lead to each other without a cut, a neuron or a product
+with weights, are one operator: a softmax, a norm, a GELU, an attention with both of its
+products. A value that an operator has touched since the last neuron, and that enters a
+product with weights, is encoded first, by neurons that may send negative spikes; every
+reader of the value then sees the spikes.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from snnjax._trees import common_path
+from snnjax.network.equations import Body, Equation
+from snnjax.network.jaxprs import without_site
+from snnjax.network.sites import Site
+
+Avals = dict[int, Any]
+NotAffine = Callable[[Equation], bool]
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+# What moves numbers about and computes none.
+_MOVES = frozenset(
+    "reshape transpose squeeze expand_dims convert_element_type copy name "
+    "optimization_barrier".split()
+)
+
+
+def without_gates(
+    equations: Sequence[Equation], dependent: frozenset[int]
+) -> list[Equation]:
+    """The equations, but a ReLU that only scales another value is no site.
+
+    As in a hard swish, x relu6(x + 3) / 6, or a gate: all that follows from it, by
+    operations on one value, enters a product with another value that depends on x.
+    """
+    readers = _readers(equations)
+
+    def gates(v: int) -> bool:
+        return bool(readers.get(v)) and all(map(is_gate, readers[v]))
+
+    def is_gate(eq: Equation) -> bool:
+        if eq.site is not None or len(eq.outputs) != 1:
+            return False
+        others = dependent.intersection(eq.variables)
+        if eq.name == "mul" and len(others) == 2:
+            return True
+        moves = eq.name in _MOVES or eq.name in ("broadcast_in_dim", "mul", "div")
+        return moves and len(others) == 1 and gates(eq.outputs[0])
+
+    return [
+        without_site(eq) if eq.fires and gates(eq.outputs[0]) else eq
+        for eq in equations
+    ]
+
+
+def with_encoders(
+    equations: Sequence[Equation],
+    avals: Avals,
+    parameters: Iterable[int],
+    dependent: frozenset[int],
+    not_affine: NotAffine,
+    outputs: Sequence[Any],
+) -> tuple[list[Equation], tuple[Any, ...]]:
+    """The equations with an encoder on every value that needs one, and the outputs."""
+    encoded: set[int] = set()
+    parameters = frozenset(parameters)
+    find = functools.partial(_needs_encoder, equations, parameters, dependent)
+    while (v := find(not_affine, encoded)) is not None:
+        encoded.add(v)
+    numbers = itertools.count(max(avals) + 1)
+    names = itertools.count(1 + sum(eq.site is not None for eq in equations))
+    renamed: dict[Any, Any] = {}
+    placed = []
+    for eq in equations:
+        placed.append(eq._replace(inputs=tuple(renamed.get(v, v) for v in eq.inputs)))
+        for v in encoded.intersection(eq.outputs):
+            fresh = next(numbers)
+            avals[fresh] = avals[v]
+            site = Site(
+                name=str(next(names)),
+                kind="encoder",
+                shape=avals[v].shape[1:],
+                parameters=(),
+                depth=0,
+                dtype=avals[v].dtype,
+                signed=True,
+            )
+            path = _path_of_reader(equations, v)
+            placed.append(Equation(None, (), (v,), (fresh,), site, path))
+            renamed[v] = fresh
+    return placed, tuple(renamed.get(v, v) for v in outputs)
+
+
+def with_operators(
+    equations: Sequence[Equation],
+    avals: Avals,
+    parameters: Iterable[int],
+    dependent: frozenset[int],
+    not_affine: NotAffine,
+    outputs: Sequence[Any],
+) -> list[Equation]:
+    """The equations with those that are not affine gathered in operators."""
+    groups = _groups(equations, _Products(parameters, dependent), not_affine)
+    if not groups:
+        return list(equations)
+    names = itertools.count(1 + sum(eq.site is not None for eq in equations))
+    readers = _readers(equations)
+    member_of = {i: group for group in groups for i in group}
+    emitted: list[Equation] = []
+    for i, eq in enumerate(equations):
+        group = member_of.get(i)
+        if group is None:
+            emitted.append(eq)
+        elif i == group[0]:
+            body = tuple(equations[j] for j in group)
+            emitted.append(_operator(body, readers, avals, outputs, next(names)))
+    return _in_order(emitted)
+
+
+# ------------------------------------------------------------------------ products
+
+
+class _Products:
+    """equation -> the operand that depends on x, of a product with weights."""
+
+    def __init__(self, parameters: Iterable[int], dependent: frozenset[int]):
+        self.weights, self.dependent = set(parameters), dependent
+
+    def follow(self, eq: Equation) -> int | None:
+        """The operand, or None; called in order of execution."""
+        on_x = self.dependent.intersection(eq.variables)
+        if not on_x and self.weights.intersection(eq.variables):
+            self.weights.update(eq.outputs)
+        if eq.name not in _PRODUCTS or len(on_x) != 1:
+            return None
+        others = [v for v in eq.variables if v not in on_x]
+        return min(on_x) if self.weights.intersection(others) else None
+
+
+def _needs_encoder(
+    equations: Sequence[Equation],
+    parameters: Iterable[int],
+    dependent: frozenset[int],
+    not_affine: NotAffine,
+    encoded: set[int],
+) -> int | None:
+    """The first value that enters a product with weights and needs an encoder."""
+    products = _Products(parameters, dependent)
+    touched: set[int] = set()  # by an operator, since the last neuron
+    weighted: set[int] = set()  # by a product with weights, at some time
+    origin: dict[int, int] = {}  # of a value that was only moved about
+    for eq in equations:
+        operand = products.follow(eq)
+        inputs = dependent.intersection(eq.variables)
+        if operand is not None and operand in touched & weighted:
+            return origin.get(operand, operand)
+        if eq.fires:
+            weighted.update(eq.outputs)
+            continue
+        if inputs & weighted or operand is not None:
+            weighted.update(eq.outputs)
+        accumulates = eq.site is not None
+        if (not_affine(eq) and not accumulates) or inputs & touched:
+            touched.update(set(eq.outputs) - encoded)
+        if eq.name in _MOVES and len(inputs) == 1:
+            (v,) = inputs
+            origin.update(dict.fromkeys(eq.outputs, origin.get(v, v)))
+    return None
+
+
+def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
+    """Where the first product that follows from a value stands."""
+    reached = {v}
+    for eq in equations:
+        if reached.intersection(eq.variables):
+            if eq.name in _PRODUCTS:
+                return eq.path
+            reached.update(eq.outputs)
+    return ""
+
+
+# ------------------------------------------------------------------------- groups
+
+
+def _groups(
+    equations: Sequence[Equation], products: _Products, not_affine: NotAffine
+) -> list[tuple[int, ...]]:
+    """Numbers of the equations of each operator, in order.
+
+    Two equations that are not affine belong together if one leads to the other without
+    a cut. The number of cuts on the longest way to a value grows along every way with
+    a cut, so equations of one operator have the same, and no way leads out of an
+    operator and back into it.
+    """
+    cuts: dict[Any, int] = {}
+    leading: dict[Any, frozenset[int]] = {}  # value -> equations that lead to it
+    first: dict[int, int] = {}  # equation -> the first one of its operator
+    on_way: list[tuple[int, frozenset[int]]] = []  # affine, with what leads to it
+    for i, eq in enumerate(equations):
+        depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
+        same = [v for v in eq.variables if cuts.get(v, 0) == depth]
+        sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
+        is_product = products.follow(eq) is not None
+        if not_affine(eq) and eq.site is None:
+            first[i] = i
+            for source in sources:
+                _unite(first, source, i)
+            sources = frozenset({i})
+        elif eq.site is not None or is_product:
+            depth, sources = depth + 1, frozenset()
+        elif sources:
+            on_way.append((i, sources))
+        cuts.update(dict.fromkeys(eq.outputs, depth))
+        leading.update(dict.fromkeys(eq.outputs, sources))
+    between = _between(equations, on_way, first, cuts)
+    members: dict[int, list[int]] = {}
+    for i in first:
+        members.setdefault(_root(first, i), []).append(i)
+    for i, source in between.items():
+        members[_root(first, source)].append(i)
+    return [tuple(sorted(group)) for group in members.values()]
+
+
+def _between(
+    equations: Sequence[Equation],
+    on_way: Sequence[tuple[int, frozenset[int]]],
+    first: Mapping[int, int],
+    cuts: Mapping[Any, int],
+) -> dict[int, int]:
+    """Affine equations on a way between two of an operator -> one that leads there."""
+
+    def level(eq: Equation) -> int:
+        return cuts[eq.outputs[0]]
+
+    def read_at_own_level(eq: Equation) -> set[int]:
+        return {v for v in eq.variables if cuts.get(v, 0) == level(eq)}
+
+    needed = set().union(*(read_at_own_level(equations[i]) for i in first))
+    between = {}
+    for i, sources in reversed(on_way):
+        if needed.intersection(equations[i].outputs):
+            between[i] = min(sources)
+            needed |= read_at_own_level(equations[i])
+    return between
+
+
+def _root(first: Mapping[int, int], i: int) -> int:
+    while first[i] != i:
+        i = first[i]
+    return i
+
+
+def _unite(first: dict[int, int], a: int, b: int) -> None:
+    low, high = sorted((_root(first, a), _root(first, b)))
+    first[high] = low
+
+
+def _operator(
+    body: tuple[Equation, ...],
+    readers: Mapping[int, list[Equation]],
+    avals: Avals,
+    outputs: Sequence[Any],
+    number: int,
+) -> Equation:
+    """One equation for a body of several."""
+    inside = {v for eq in body for v in eq.outputs}
+    members = set(map(id, body))
+    inputs = dict.fromkeys(v for eq in body for v in eq.variables if v not in inside)
+    results = [
+        v
+        for eq in body
+        for v in eq.outputs
+        if v in outputs or any(id(r) not in members for r in readers.get(v, ()))
+    ]
+    aval = avals[results[0]]
+    site = Site(
+        name=str(number),
+        kind=_kind(body),
+        shape=aval.shape[1:],
+        parameters=(),
+        depth=0,
+        dtype=aval.dtype,
+        fires=False,
+        accumulates=True,
+    )
+    paths = [eq.path for eq in body]
+    path = common_path(paths) if all(paths) else ""
+    inner = Body(body, tuple(inputs))
+    return Equation(None, (), inner.inputs, tuple(results), site, path, body=inner)
+
+
+def _kind(body: Sequence[Equation]) -> str:
+    """The name of the call that all of a body stands in, else "operator"."""
+    calls = body[0].calls
+    for eq in body[1:]:
+        pairs = zip(calls, eq.calls, strict=False)
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        calls = tuple(call for call, _ in shared)
+    # An activation of the user's own may be called relu, which names a site.
+    return calls[-1] if calls and "relu" not in calls[-1] else "operator"
+
+
+def _readers(equations: Iterable[Equation]) -> dict[int, list[Equation]]:
+    """Value -> the equations that read it."""
+    readers: dict[int, list[Equation]] = {}
+    for eq in equations:
+        for v in dict.fromkeys(eq.variables):
+            readers.setdefault(v, []).append(eq)
+    return readers
+
+
+def _in_order(equations: Sequence[Equation]) -> list[Equation]:
+    """The equations, each after those whose outputs it reads."""
+    maker = {v: eq for eq in equations for v in eq.outputs}
+    ordered: list[Equation] = []
+    placed: set[int] = set()
+
+    def place(eq: Equation) -> None:
+        stack: list[tuple[Equation, Iterator[int]]] = [(eq, iter(eq.variables))]
+        placed.add(id(eq))
+        while stack:
+            current, remaining = stack[-1]
+            before = next(
+                (
+                    maker[v]
+                    for v in remaining
+                    if v in maker and id(maker[v]) not in placed
+                ),
+                None,
+            )
+            if before is None:
+                ordered.append(current)
+                stack.pop()
+            else:
+                placed.add(id(before))
+                stack.append((before, iter(before.variables)))
+
+    for eq in equations:
+        if id(eq) not in placed:
+            place(eq)
+    return ordered

@@ -1,0 +1,357 @@
+"""Networks that are not affine between their neurons: operators and encoders.
+
+The oracle of an operator is its formula, y(t) = t f(m(t)) - (t - 1) f(m(t - 1)), in
+NumPy; that of a network with a wait of T is the ANN with quantized values.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import conv, max_pool, relu
+
+import snnjax
+from snnjax.network import identity, with_activation
+from snnjax.network.increments import Operator
+from snnjax.simulation import by_layer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+BINARY = snnjax.integrate_and_fire()
+SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
+
+
+def norm(x, axes=-1):
+    mean = x.mean(axes, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(
+        ((x - mean) ** 2).mean(axes, keepdims=True) + 1e-5
+    )
+
+
+def attention(p, x):
+    q, k, v = (jnp.einsum("bnc,cd->bnd", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bid,bjd->bij", q, k) / 2, -1)
+    return jnp.einsum("bij,bjd->bid", weights, v) @ p["o"]
+
+
+def transformer(p, x):
+    x = x @ p["in"]
+    x = x + attention(p, norm(x))
+    x = x + jax.nn.gelu(norm(x) @ p["up"]) @ p["down"]
+    return norm(x).mean(1) @ p["out"]
+
+
+def gated(p, x):
+    x = x @ p["in"]
+    x = x + (jax.nn.silu(x @ p["q"]) * (x @ p["k"])) @ p["v"]
+    return relu(x @ p["o"]).mean(1) @ p["out"]
+
+
+def regated(p, x):
+    x = relu(x @ p["in"])
+    return ((relu(x @ p["q"]) * (x @ p["k"])) @ p["v"]).mean(1) @ p["out"]
+
+
+def squeezed(p, x):
+    x = relu(x @ p["in"])
+    scale = jax.nn.sigmoid(relu(x.mean(1) @ p["q"]) @ p["k"])
+    return (x * scale[:, None]).mean(1) @ p["out"]
+
+
+def hard(p, x):
+    x = jax.nn.hard_swish(x @ p["in"])
+    return jax.nn.hard_swish(x @ p["q"]).mean(1) @ p["out"]
+
+
+def mixed(p, x):
+    x = relu(x @ p["in"])
+    x = norm(x @ p["q"], (1, 2))
+    x = max_pool((x @ p["k"]).reshape(-1, 2, 3, 8)).reshape(-1, 1, 8)
+    return jnp.tanh(x @ p["v"]).mean(1) @ p["out"]
+
+
+NETWORKS = {
+    function.__name__: function
+    for function in (transformer, gated, regated, squeezed, hard, mixed)
+}
+FINE = snnjax.integrate_and_fire(levels=(-100, 100))
+
+
+def weights(seed=0):
+    generator = np.random.default_rng(seed)
+    shapes = dict.fromkeys("qkvo", (8, 8))
+    shapes |= {"in": (5, 8), "up": (8, 16), "down": (16, 8), "out": (8, 3)}
+    return {
+        name: jnp.asarray(generator.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+        for name, shape in shapes.items()
+    }
+
+
+PARAMS = weights()
+X = jnp.asarray(np.random.default_rng(1).normal(size=(16, 6, 5)), jnp.float32)
+
+
+def fitted(name, steps=STEPS, wait=0, recipe=None, neuron=None):
+    fn = NETWORKS[name]
+    return fn, snnjax.convert(
+        fn, PARAMS, X, steps=steps, wait=wait, recipe=recipe, neuron=neuron
+    )
+
+
+def encoders(fn):
+    return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.signed]
+
+
+def firing(fn):
+    return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.fires]
+
+
+# -------------------------------------------------------------------- the formula
+
+
+def oracle(function, *streams):
+    """Increments of a function of running means, step by step."""
+    outputs, before = [], 0.0
+    for t in range(1, 1 + len(streams[0])):
+        means = [stream[:t].mean(0) for stream in streams]
+        total = t * np.asarray(function(*means), float)
+        outputs.append(total - before)
+        before = total
+    return np.array(outputs)
+
+
+FUNCTIONS = {
+    "softmax": (jax.nn.softmax, 1),
+    "norm": (norm, 1),
+    "gelu": (jax.nn.gelu, 1),
+    "product": (lambda a, b: a * b, 2),
+    "attention": (lambda a, b: jax.nn.softmax(a @ b.mT) @ b, 2),
+    "affine": (lambda a: 2 * a + 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_increments_are_those_of_the_formula(name):
+    function, count = FUNCTIONS[name]
+    generator = np.random.default_rng(2)
+    streams = [
+        jnp.asarray(generator.normal(size=(7, 2, 3, 4)), jnp.float32)
+        for _ in range(count)
+    ]
+    operator = Operator(lambda *a: (function(*a),), (True,) * count)
+    (increments,), _ = operator.over_time(streams)
+    expected = oracle(function, *map(np.asarray, streams))
+    np.testing.assert_allclose(increments, expected, rtol=1e-3, atol=1e-4)
+    mean = function(*(stream.mean(0) for stream in streams))
+    np.testing.assert_allclose(increments.mean(0), mean, rtol=1e-4, atol=1e-5)
+    first, running = operator.over_time([stream[:3] for stream in streams])
+    second, _ = operator.over_time([stream[3:] for stream in streams], running)
+    joined = jnp.concatenate([first[0], second[0]])
+    np.testing.assert_allclose(joined, increments, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_change_is_no_stream():
+    stream, scale = jnp.ones((3, 2, 4)), jnp.full((2, 4), 2.0)
+    operator = Operator(lambda a, b: (a * b,), (True, False))
+    np.testing.assert_allclose(operator(stream, scale)[0], 2 * stream)
+    still = Operator(lambda a, b: (a * b,), (False, False))
+    np.testing.assert_array_equal(still(scale, scale)[0], scale * scale)
+
+
+# --------------------------------------------------------- where operators stand
+
+
+@pytest.mark.parametrize(
+    "name, names",
+    [
+        ("transformer", ["q/encoder", "o/encoder", "up/encoder", "down/encoder"]),
+        ("gated", ["v/encoder"]),
+        ("regated", ["v/encoder"]),
+        ("squeezed", ["out/encoder"]),
+        ("hard", ["q/encoder", "out/encoder"]),
+    ],
+)
+def test_encoders_stand_before_the_weights_that_read_an_operator(name, names):
+    fn = NETWORKS[name]
+    assert encoders(fn)[: len(names)] == names
+
+
+def test_all_readers_of_a_value_share_its_encoder():
+    (first, *_) = encoders(transformer)
+    seen = []
+
+    def rule(site, x, *operands):
+        seen.append(site.name)
+        return identity(site, x, *operands)
+
+    with_activation(transformer, rule)(PARAMS, X)
+    assert seen.count(first) == 1 and len(encoders(transformer)) == 5
+
+
+def test_a_relu_that_only_scales_is_part_of_its_operator():
+    assert [name for name in firing(regated) if "relu" in name] == ["in/relu"]
+    assert not any("relu" in name for name in firing(hard))
+
+
+def test_a_function_of_the_input_alone_needs_no_encoder():
+    def fn(p, x):
+        x = jnp.log1p(jnp.abs(x)) / (1 + x.std(-1, keepdims=True))
+        return relu(x @ p["in"]).mean(1) @ p["out"]
+
+    assert encoders(fn) == [] and firing(fn) == ["in/relu"]
+    snn = snnjax.convert(fn, PARAMS, X, steps=64)
+    mean = snnjax.spiking(fn, steps=64)(snn, X).mean(0)
+    np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_identity_rule_is_the_network(name):
+    fn = NETWORKS[name]
+    same = with_activation(fn, identity)(PARAMS, X)
+    np.testing.assert_allclose(same, fn(PARAMS, X), rtol=1e-5, atol=1e-6)
+
+
+def test_examples_that_meet_in_an_operator_are_refused():
+    def fn(p, x):
+        return jax.nn.softmax(relu(x @ p["in"]), axis=0).mean(1) @ p["out"]
+
+    with pytest.raises(snnjax.ConversionError, match="one example would reach another"):
+        snnjax.sites(fn, PARAMS, X)
+
+
+# -------------------------------------------------------------------- conversion
+
+
+@pytest.mark.parametrize(
+    "name, wait",
+    [(name, 0) for name in NETWORKS] + [("squeezed", 1), ("mixed", 1)],
+)
+def test_executions_agree(name, wait):
+    fn, snn = fitted(name, wait=wait, recipe=snnjax.light())
+    executions = ["by_step", by_layer(remat=True)]
+    executions += [] if wait else [by_layer(segment=3)]
+    expected = snnjax.spiking(fn, steps=STEPS, wait=wait, execution="by_layer")(snn, X)
+    for execution in executions:
+        outputs = snnjax.spiking(fn, steps=STEPS, wait=wait, execution=execution)(
+            snn, X
+        )
+        # A potential within rounding of its threshold may differ in a spike.
+        close = jnp.abs(outputs.mean(0) - expected.mean(0)) < 1e-4
+        assert close.mean() > 0.9, execution
+
+
+@pytest.mark.parametrize("name", ["transformer", "squeezed", "mixed"])
+def test_with_a_wait_of_t_an_snn_is_the_quantized_ann(name):
+    fn, snn = fitted(name, wait=STEPS, recipe=snnjax.light())
+
+    def quantized(site, x, *operands):
+        if not site.fires:
+            return identity(site, x, *operands)
+        params = snn.neurons[site.name]
+        low = -STEPS if site.signed else 0
+        drive = STEPS * (x + params.bias) + params.initial_potential
+        level = jnp.clip(jnp.floor(drive / params.threshold), low, STEPS)
+        return level * params.threshold / STEPS
+
+    expected = with_activation(fn, quantized)(snn.params, X)
+    for execution in ("by_layer", "closed_form"):
+        simulate = snnjax.spiking(fn, steps=STEPS, wait=STEPS, execution=execution)
+        close = jnp.abs(simulate(snn, X).mean(0) - expected) < 1e-4
+        assert close.mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fine_levels_give_the_numbers_of_the_ann(name):
+    fn, snn = fitted(name, steps=32, neuron=FINE, recipe=snnjax.max_activation())
+    mean = snnjax.spiking(fn, steps=32)(snn, X).mean(0)
+    np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
+
+
+@pytest.mark.parametrize("recipe", [snnjax.light, snnjax.best, snnjax.percentile])
+def test_more_steps_are_nearer_to_the_ann(recipe):
+    def error(steps):
+        fn, snn = fitted("transformer", steps=steps, recipe=recipe())
+        mean = snnjax.spiking(fn, steps=steps)(snn, X).mean(0)
+        return float(jnp.abs(mean - fn(PARAMS, X)).mean())
+
+    assert error(64) < error(4) / 3 and error(64) < 0.05
+
+
+def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
+    fn, snn = fitted("gated")
+    (name,) = encoders(fn)
+    assert snn.model(name).levels == (-1, 1) and not snn.model(name).rectifies
+    assert snn.model(firing(fn)[-1]) == BINARY
+    graded = fitted("gated", neuron=snnjax.integrate_and_fire(levels=(0, 3)))[1]
+    assert graded.model(name).levels == (-3, 3)
+    trains = snnjax.measures.spike_trains(fn, snn, X)
+    assert trains[name].min() < 0 and trains[name].sum(0).min() < 0
+    measures = snnjax.measure(fn, PARAMS, snn, X)
+    site = measures.sites[name]
+    parts = site.inherited, site.clipping, site.flooring, site.unevenness
+    assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
+
+
+def test_devices_share_the_examples():
+    fn, snn = fitted("transformer")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for execution in ("by_step", "by_layer"):
+        alone, shared = (
+            snnjax.spiking(fn, steps=STEPS, execution=execution, mesh=devices)(snn, X)
+            for devices in (None, mesh)
+        )
+        np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_flow_through_operators():
+    fn = transformer
+    snn = snnjax.init(fn, PARAMS, X, neuron=snnjax.lif(temperature=2.0))
+    assert not snn.model("q/encoder").rectifies
+
+    def gradient(execution):
+        simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
+        return jax.grad(lambda snn: (simulate(snn, X).mean(0) ** 2).mean())(snn).params
+
+    first, *others = map(gradient, ["by_layer", "by_step", by_layer(segment=2)])
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(first))
+    for other in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4),
+            first,
+            other,
+        )
+
+
+def test_a_file_keeps_encoders(tmp_path):
+    fn, snn = fitted("gated")
+    path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=X)
+    stored = snnjax.load(path)
+    assert stored.snn.neuron == snn.neuron
+    expected = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    np.testing.assert_allclose(stored.run(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_after_a_norm_is_encoded_per_channel():
+    kernel = jnp.asarray(
+        np.random.default_rng(0).normal(size=(3, 3, 8, 4)), jnp.float32
+    )
+    params = PARAMS | {"conv": kernel / 8}
+
+    def fn(p, x):
+        x = norm(relu(x @ p["in"]), (1, 2)).reshape(-1, 2, 3, 8)
+        return jax.nn.silu(conv(x, p["conv"])).mean((1, 2))
+
+    snn = snnjax.convert(fn, params, X, steps=STEPS)
+    assert snn.neurons["conv/encoder"].threshold.shape == (8,)
+
+
+def test_sequences_pass_operators():
+    fn, snn = fitted("squeezed", steps=STEPS)
+    snn = dataclasses.replace(snn, steps=None, wait=None)
+    x = jnp.stack([X] * STEPS)
+    sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
+    constant = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    np.testing.assert_allclose(sequence, constant, rtol=1e-4, atol=1e-4)
