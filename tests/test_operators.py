@@ -214,6 +214,19 @@ def test_the_identity_rule_is_the_network(name):
     np.testing.assert_allclose(same, fn(PARAMS, X), rtol=1e-5, atol=1e-6)
 
 
+def test_sites_that_fell_away_do_not_lend_their_numbers():
+    def fn(p, x):
+        unused = relu(relu(x @ p["in"]) @ p["q"])
+        del unused
+        hidden = relu(relu(relu(x @ p["in"]) @ p["k"]) @ p["v"])
+        return jnp.tanh(jnp.tanh(hidden) @ p["o"]).mean(1) @ p["out"]
+
+    sites = snnjax.sites(fn, PARAMS, X)
+    assert len({site.name for site in sites}) == len(sites) == 7
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
+    assert set(snn.neurons) == {site.name for site in sites if site.fires}
+
+
 def test_examples_that_meet_in_an_operator_are_refused():
     def fn(p, x):
         return jax.nn.softmax(relu(x @ p["in"]), axis=0).mean(1) @ p["out"]

@@ -72,7 +72,7 @@ def with_encoders(
     while (v := find(not_affine, encoded)) is not None:
         encoded.add(v)
     numbers = itertools.count(max(avals) + 1)
-    names = itertools.count(1 + sum(eq.site is not None for eq in equations))
+    names = _fresh_names(equations)
     renamed: dict[Any, Any] = {}
     placed = []
     for eq in equations:
@@ -107,7 +107,7 @@ def with_operators(
     groups = _groups(equations, _Products(parameters, dependent), not_affine)
     if not groups:
         return list(equations)
-    names = itertools.count(1 + sum(eq.site is not None for eq in equations))
+    names = _fresh_names(equations)
     readers = _readers(equations)
     member_of = {i: group for group in groups for i in group}
     emitted: list[Equation] = []
@@ -302,6 +302,12 @@ def _kind(body: Sequence[Equation]) -> str:
         calls = tuple(call for call, _ in shared)
     # An activation of the user's own may be called relu, which names a site.
     return calls[-1] if calls and "relu" not in calls[-1] else "operator"
+
+
+def _fresh_names(equations: Iterable[Equation]) -> Iterator[int]:
+    """Numbers that no site is called by; sites that fell away leave gaps."""
+    taken = [int(eq.place.name) for eq in equations if eq.site is not None]
+    return itertools.count(max(taken, default=-1) + 1)
 
 
 def _readers(equations: Iterable[Equation]) -> dict[int, list[Equation]]:
