@@ -136,13 +136,12 @@ def test_spikes_are_those_of_the_oracle(kind, reset, wait):
 
 @pytest.mark.parametrize(
     "model, name, wait",
-    [(model, "dense", 0) for model in MODELS]
-    + [("all of them", "dense", 2), ("synaptic", "projection", 0)]
-    + [("adaptive", "max-pool before", 1), ("recurrent", "max-pool before", 0)],
+    [("adaptive", "dense", 0), ("all of them", "dense", 0), ("all of them", "dense", 2)]
+    + [("synaptic", "max-pool before", 1), ("recurrent", "max-pool before", 0)],
 )
 def test_executions_give_the_same_spikes(model, name, wait):
     net, snn = network(name, MODELS[model])
-    executions = ["auto", "by_step", "by_layer", by_layer(remat=True)]
+    executions = ["by_step", "by_layer", by_layer(remat=True)]
     executions += [] if wait else [by_layer(segment=3)]
     first, *others = (
         snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
@@ -160,7 +159,7 @@ def test_gradients_of_the_executions_agree():
         simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
         return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).mean())(snn)
 
-    executions = ["by_layer", "by_step", by_layer(remat=True), by_layer(segment=2)]
+    executions = ["by_layer", by_layer(remat=True), by_layer(segment=2)]
     first, *others = map(gradient, executions)
     for other in others:
         jax.tree.map(
@@ -170,7 +169,7 @@ def test_gradients_of_the_executions_agree():
         )
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["synaptic", "all of them"])
 def test_gradients_of_soft_spikes_are_their_differences(model, x64):
     x64()
     net = NETWORKS["dense"]
@@ -337,7 +336,7 @@ def test_parameters_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("own", OWN)
 def test_a_model_of_ones_own_runs_and_trains_in_every_execution(own):
     net, snn = network("dense", OWN[own])
-    executions = ["auto", "by_step", by_layer(segment=3), by_layer()]
+    executions = ["auto", "by_step", by_layer(segment=3)]
 
     def loss(execution, snn):
         outputs = snnjax.spiking(net.fn, steps=STEPS, execution=execution)(snn, net.x)
@@ -634,7 +633,7 @@ def test_sites_with_models_of_their_own_run_and_train():
         second: snnjax.integrate_and_fire(levels=(-1, 1)),
     }
     _, snn = network("dense", models)
-    executions = ["auto", "by_step", by_layer(segment=3), by_layer(remat=True)]
+    executions = ["auto", "by_step", by_layer(remat=True)]
 
     def run(execution):
         simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution)
@@ -653,7 +652,7 @@ def test_sites_with_models_of_their_own_run_and_train():
     assert STEPS < bits < STEPS * math.log2(3)
 
 
-@pytest.mark.parametrize("wait", [0, 1, STEPS])
+@pytest.mark.parametrize("wait", [0, STEPS])
 def test_a_conversion_takes_levels_by_site(wait):
     net = NETWORKS["dense"]
     first, second = names_of(net)

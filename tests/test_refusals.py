@@ -308,16 +308,30 @@ JUMPS = ("where", "rounding", "remainder", "truth value as a number")
 def test_allowed(name):
     fn, params, x = ALLOWED[name]()
     assert any(site.accumulates for site in snnjax.sites(fn, params, x))
-    ann_outputs = fn(params, x)
     identity_outputs = with_activation(fn, identity)(params, x)
-    np.testing.assert_allclose(identity_outputs, ann_outputs, rtol=1e-5, atol=1e-6)
-    if name not in JUMPS:
-        fine_levels = snnjax.integrate_and_fire(levels=(-100, 100))
-        recipe = snnjax.max_activation()
-        snn = snnjax.convert(fn, params, x, steps=8, recipe=recipe, neuron=fine_levels)
-        snn_mean = snnjax.spiking(fn, steps=8)(snn, x).mean(0)
-        atol = 0.05 * abs(ann_outputs).max()
-        np.testing.assert_allclose(snn_mean, ann_outputs, rtol=0, atol=atol)
+    np.testing.assert_allclose(identity_outputs, fn(params, x), rtol=1e-5, atol=1e-6)
+
+
+# The others take minutes in all.
+FEW = ("squeeze-excite", "GELU", "attention", "softmax at the end", "own ReLU")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+        for name in ALLOWED
+        if name not in JUMPS
+    ],
+)
+def test_fine_levels_give_the_ann(name):
+    fn, params, x = ALLOWED[name]()
+    fine_levels = snnjax.integrate_and_fire(levels=(-100, 100))
+    recipe = snnjax.max_activation()
+    snn = snnjax.convert(fn, params, x, steps=8, recipe=recipe, neuron=fine_levels)
+    mean, ann_outputs = snnjax.spiking(fn, steps=8)(snn, x).mean(0), fn(params, x)
+    atol = 0.05 * abs(ann_outputs).max()
+    np.testing.assert_allclose(mean, ann_outputs, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("function", [jax.nn.gelu, jax.nn.softmax, attention])

@@ -85,13 +85,12 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
 @pytest.mark.parametrize(
     "neuron",
     [
-        snnjax.integrate_and_fire(levels=(-1, 1)),
         snnjax.integrate_and_fire(levels=(-3, 3)),
         recurrent(synaptic(adaptive(snnjax.lif()))),
     ],
-    ids=["signed", "graded", "recurrent"],
+    ids=["graded", "recurrent"],
 )
-@pytest.mark.parametrize("execution", ["by_step", "by_layer", by_layer(remat=True)])
+@pytest.mark.parametrize("execution", ["by_step", by_layer(remat=True)])
 def test_devices_share_neurons_of_any_model(neuron, execution):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
@@ -113,10 +112,9 @@ def test_devices_share_neurons_of_any_model(neuron, execution):
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("levels", [(-1, 1), (-3, 3)])
-def test_devices_convert_to_any_levels_as_one_does(levels):
+def test_devices_convert_to_signed_neurons_as_one_does():
     net = NETWORKS["dense"]
-    neuron = snnjax.integrate_and_fire(levels=levels)
+    neuron = snnjax.integrate_and_fire(levels=(-1, 1))
     x, _ = batch(net, "constant")
     shared, alone = (
         snnjax.convert(net.fn, net.params, x, steps=STEPS, neuron=neuron, mesh=devices)

@@ -70,6 +70,7 @@ def with_encoders(
     parameters = frozenset(parameters)
     find = functools.partial(_needs_encoder, equations, parameters, dependent)
     while (v := find(not_affine, encoded)) is not None:
+        assert v not in encoded, f"{equations} would be encoded without an end"
         encoded.add(v)
     numbers = itertools.count(max(avals) + 1)
     names = _fresh_names(equations)
@@ -166,7 +167,7 @@ def _needs_encoder(
         accumulates = eq.site is not None
         if (not_affine(eq) and not accumulates) or inputs & touched:
             touched.update(set(eq.outputs) - encoded)
-        if eq.name in _MOVES and len(inputs) == 1:
+        if eq.name in _MOVES and len(inputs) == 1 and not not_affine(eq):
             (v,) = inputs
             origin.update(dict.fromkeys(eq.outputs, origin.get(v, v)))
     return None
