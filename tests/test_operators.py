@@ -293,6 +293,19 @@ def test_more_steps_are_nearer_to_the_ann(recipe):
     assert error(64) < error(4) / 3 and error(64) < 0.05
 
 
+def test_weights_that_an_operator_reads_are_shared():
+    shared = {}
+
+    def look(view, fit):
+        shared[view.site.name] = view.shared
+        return fit
+
+    recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), look),))
+    fitted("gated", recipe=recipe)
+    # "in" reaches the last ReLU past the gate, and the gate itself.
+    assert shared["relu"] == {"in"}
+
+
 def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     fn, snn = fitted("gated")
     (name,) = encoders(fn)

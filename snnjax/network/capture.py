@@ -279,6 +279,7 @@ def _understood(
         if site.fires:
             feeds[site.name] = tuple(sorted(direct[i]))
     outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
+    operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     network = Network(
         equations=tuple(equations),
         avals=avals,
@@ -292,6 +293,7 @@ def _understood(
         dependent=dependent,
         feeds=feeds,
         readout=frozenset().union(*outputs),
+        operands=frozenset().union(*operands),
     )
     return network, axes
 

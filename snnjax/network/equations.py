@@ -119,6 +119,7 @@ class Network(NamedTuple):
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
+        operands: parameter variables that reach an operator directly.
     """
 
     equations: tuple[Equation, ...]
@@ -133,6 +134,7 @@ class Network(NamedTuple):
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]
+    operands: frozenset[int]
 
     def arguments(self, params: chex.ArrayTree, x: jax.Array | None = None) -> Values:
         """Variable -> array for ``params`` (and ``x``) of the captured structure."""

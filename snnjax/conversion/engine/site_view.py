@@ -202,7 +202,7 @@ def by_variable(network: Network, weights: Weights) -> Values:
 
 
 def shared_weights(network: Network, site: Site) -> frozenset[str]:
-    """Paths of the parameters that feed a site, and other sites or the readout too."""
+    """Paths of the parameters that feed a site, and something else too."""
     return frozenset(
         network.parameters[v]
         for v in network.feeds[site.name]
@@ -224,6 +224,7 @@ def check_unshared(network: Network, site: Site, before: Fit, after: Fit) -> Non
 
 
 def _readers(network: Network, parameter: int) -> list[str]:
-    """The sites that a parameter reaches directly, and the readout."""
-    sites = [name for name, feeding in network.feeds.items() if parameter in feeding]
-    return [*sites, "the readout"] if parameter in network.readout else sites
+    """The sites that a parameter reaches directly, an operator, and the readout."""
+    readers = [name for name, feeding in network.feeds.items() if parameter in feeding]
+    readers += ["an operator"] * (parameter in network.operands)
+    return readers + ["the readout"] * (parameter in network.readout)
