@@ -11,21 +11,14 @@ import jax
 
 from snnjax._trees import is_floating, name_of
 from snnjax.network.jaxprs import depends_on_last
+from snnjax.network.sites import Site
 from snnjax.neurons.protocol import drive, fire
 
 _BATCH = 3  # examples of the shapes that a model is shown
 
 
-class Place(NamedTuple):
-    """What a model has to fit: a site's name, and shape and type of its neurons."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-
-
 class _Step(NamedTuple):
-    """Shapes of one step of a model at a place."""
+    """Shapes of one step of a model at a site."""
 
     current: jax.ShapeDtypeStruct
     before: Any
@@ -33,16 +26,16 @@ class _Step(NamedTuple):
     spikes: Any
 
 
-def check_protocol(neuron: Any, params: Any, place: Place) -> None:
+def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     """Raise unless a step keeps the state's shapes and gives a spike per neuron.
 
     Args:
         neuron: the model.
         params: its parameters, or their shapes.
-        place: the site.
+        site: where it stands.
     """
-    shapes = _shapes_of_step(neuron, params, place)
-    where = f"at site {place.name!r} the model {neuron!r}"
+    shapes = _shapes_of_step(neuron, params, site)
+    where = f"at site {site.name!r} the model {neuron!r}"
     _check_same_state(shapes.before, shapes.after, where)
     spikes, shape = shapes.spikes, shapes.current.shape
     if getattr(spikes, "shape", None) != shape or not is_floating(spikes):
@@ -52,7 +45,7 @@ def check_protocol(neuron: Any, params: Any, place: Place) -> None:
         )
 
 
-def passes_gradient(neuron: Any, params: Any, place: Place) -> bool:
+def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
     """Whether the spikes of a step have a derivative in the state or the current.
 
     Read from the equations, not from numbers: a derivative that happens to be 0 is one.
@@ -66,14 +59,14 @@ def passes_gradient(neuron: Any, params: Any, place: Place) -> bool:
         leaves = jax.tree.leaves(of_arguments)
         return [slope for slope in leaves if slope.dtype != jax.dtypes.float0]
 
-    shapes = _shapes_of_step(neuron, params, place)
+    shapes = _shapes_of_step(neuron, params, site)
     arguments = params, shapes.before, shapes.current, shapes.spikes
     return depends_on_last(jax.make_jaxpr(slopes)(*arguments).jaxpr)
 
 
-def _shapes_of_step(neuron: Any, params: Any, place: Place) -> _Step:
-    shape = (_BATCH, *place.shape)
-    current = jax.ShapeDtypeStruct(shape, place.dtype)
+def _shapes_of_step(neuron: Any, params: Any, site: Site) -> _Step:
+    shape = (_BATCH, *site.shape)
+    current = jax.ShapeDtypeStruct(shape, site.dtype)
     before = jax.eval_shape(lambda params: neuron.start(params, shape), params)
 
     def step(params, state, current):

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from snnjax._checks import check_wait
 from snnjax._trees import is_floating, name_of
-from snnjax.conformance import Place, check_protocol
+from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
 from snnjax.neurons.models import (
@@ -138,10 +138,11 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
     for site in sites:
         if site.fires:
             model, params = snn.model(site.name), snn.neurons[site.name]
-            _check_fields(model, params, site)
-            _check_shapes(model, params, site)
+            fresh = _fresh(model, site)
+            _check_fields(model, fresh, params, site)
+            _check_shapes(fresh, params, site)
             if not is_plain(model):
-                check_protocol(model, params, Place(site.name, site.shape, site.dtype))
+                check_protocol(model, params, site)
 
 
 def check_values(snn: SNN) -> None:
@@ -186,29 +187,34 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
         )
 
 
-def _check_fields(model: Any, params: Any, site: Site) -> None:
-    """Raise unless the params are NamedTuples with the fields of the model's own."""
-    own = _fresh(model, site)
-    names, own_names = (
-        [getattr(part, "_fields", ()) for part in chain(tree)] for tree in (params, own)
+def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
+    """Raise unless the params are NamedTuples with the fields of fresh ones."""
+    names, fresh_names = (
+        [getattr(part, "_fields", ()) for part in chain(tree)]
+        for tree in (params, fresh)
     )
-    if () in own_names:
+    if () in fresh_names:
         raise ValueError(
             f"the params of {model!r} at site {site.name!r} are a "
-            f"{type(own).__name__}; allowed: a NamedTuple of arrays"
+            f"{type(fresh).__name__}; allowed: a NamedTuple of arrays"
         )
-    if names != own_names:
+    if names != fresh_names:
         raise ValueError(
-            f"the neurons of site {site.name!r} have the parameters {names}, and its "
-            f"model {model!r} has {own_names}. Begin with those of the model, by "
-            "snnjax.init"
+            f"the neurons of site {site.name!r} have the parameters "
+            f"{_listed(names)}, and its model {model!r} has {_listed(fresh_names)}. "
+            "Begin with those of the model, by snnjax.init"
         )
-    taken = {"weights", "frozen"} & {name for part in own_names for name in part}
-    if taken:
+    labels = {"weights", "frozen"} & {name for part in fresh_names for name in part}
+    if labels:
         raise ValueError(
-            f"{model!r} has a parameter called {', '.join(taken)}; allowed: another "
-            "name, since snnjax.training.param_labels means the network's by it"
+            f"{model!r} has a parameter called {', '.join(labels)}; allowed: another "
+            "name, since in snnjax.training.param_labels this one means other leaves"
         )
+
+
+def _listed(names: list[tuple[str, ...]]) -> str:
+    """Fields of parameters; those of a model inside follow after a semicolon."""
+    return "; ".join(", ".join(part) or "none" for part in names)
 
 
 def _fresh(model: Any, site: Site) -> Any:
@@ -219,17 +225,17 @@ def _fresh(model: Any, site: Site) -> Any:
     return jax.eval_shape(lambda key: model.init(site.shape, key), key)
 
 
-def _check_shapes(model: Any, params: Any, site: Site) -> None:
+def _check_shapes(fresh: Any, params: Any, site: Site) -> None:
     """Raise unless every parameter broadcasts to the shape of the site.
 
     Or has the shape that fresh ones have there, as a recurrent kernel does.
     """
-    fresh = {} if is_plain(model) else _shapes(_fresh(model, site))
+    fresh_shapes = _shapes(fresh)
     for name, shape in _shapes(params).items():
         widths = zip(reversed(shape), reversed(site.shape), strict=False)
         too_long = len(shape) > len(site.shape)
         broadcasts = not too_long and all(a in (1, b) for a, b in widths)
-        if not broadcasts and shape != fresh.get(name):
+        if not broadcasts and shape != fresh_shapes.get(name):
             raise ValueError(
                 f"the neurons of site {site.name!r} do not fit its shape "
                 f"{site.shape}: {name} has shape {shape}. An SNN runs on examples "

@@ -45,21 +45,24 @@ def params(neuron):
     )
 
 
+def oracle(given, into, **options):
+    """The spikes of `reference.simulate` with these parameters."""
+    return reference.simulate(
+        np.asarray(into),
+        np.asarray(given.threshold),
+        bias=given.bias,
+        start=np.asarray(given.initial_potential),
+        **options,
+    )
+
+
 @pytest.mark.parametrize("wait", [0, 2])
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_spikes_are_those_of_the_oracle(levels, reset, wait):
     neuron = integrate_and_fire(levels=levels, reset=reset)
     given, into = params(neuron), currents()
-    expected = reference.simulate(
-        np.asarray(into),
-        np.asarray(given.threshold),
-        bias=given.bias,
-        start=np.asarray(given.initial_potential),
-        reset=reset,
-        wait=wait,
-        levels=levels,
-    )
+    expected = oracle(given, into, reset=reset, wait=wait, levels=levels)
     spikes = unroll(neuron, given, into, wait=wait)
     np.testing.assert_array_equal(spikes, expected)
     assert (spikes.sum(0) >= 0).all()  # as a ReLU's output
@@ -74,15 +77,7 @@ def test_spikes_are_those_of_the_oracle(levels, reset, wait):
 def test_a_dead_zone_is_that_of_the_oracle(levels, reset):
     neuron = integrate_and_fire(levels=levels, reset=reset, dead_zone=0.75)
     given, into = params(neuron), currents()
-    expected = reference.simulate(
-        np.asarray(into),
-        np.asarray(given.threshold),
-        bias=given.bias,
-        start=np.asarray(given.initial_potential),
-        reset=reset,
-        levels=levels,
-        dead_zone=0.75,
-    )
+    expected = oracle(given, into, reset=reset, levels=levels, dead_zone=0.75)
     spikes = unroll(neuron, given, into)
     np.testing.assert_array_equal(spikes, expected)
     plain = integrate_and_fire(levels=levels, reset=reset)
@@ -104,14 +99,7 @@ def test_a_dead_zone_without_negative_spikes_is_refused():
 def test_a_leak_makes_no_difference_to_the_levels(levels):
     neuron = lif(levels=levels, leak=0.5)
     given, into = params(neuron), currents(1)
-    expected = reference.simulate(
-        np.asarray(into),
-        np.asarray(given.threshold),
-        bias=given.bias,
-        start=np.asarray(given.initial_potential),
-        leak=0.5,
-        levels=levels,
-    )
+    expected = oracle(given, into, leak=0.5, levels=levels)
     np.testing.assert_array_equal(unroll(neuron, given, into), expected)
 
 

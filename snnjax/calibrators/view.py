@@ -47,7 +47,8 @@ class View(abc.ABC):
         wait: steps that every layer waits.
         neuron: the model, whose levels say what a spike may be.
         activations: of the ANN, one array [B, ...] for each micro-batch.
-        shared: paths of the weights that feed other sites or the readout, too.
+        shared: paths of the weights that feed other sites, an operator or the
+            readout, too.
         stride: distance of the positions that the view shows; 1: all of them.
     """
 

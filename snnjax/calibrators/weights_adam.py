@@ -48,8 +48,8 @@ def calibrate_weights(
         seed: of the order of the images.
         surrogate: spike function for "spikes".
 
-    Kernels that also feed another site or the readout stay as they are; a warning names
-    them.
+    Kernels that also feed another site, an operator or the readout stay as they are; a
+    warning names them.
     """
     check_choice("objective", objective, ("floor", "neuron", "spikes"))
     check_count("iterations", iterations)
@@ -96,7 +96,7 @@ def _note_shared(view: View, fit: Fit) -> None:
     if shared:
         warnings.warn(
             f"at site {view.site.name!r} the weights {', '.join(shared)} stay as they "
-            "are, since they feed other sites or the readout, too",
+            "are, since they feed other sites, an operator or the readout, too",
             stacklevel=3,
         )
 

@@ -43,9 +43,10 @@ def least_squares_weights(
     among them, the best for every fourth image is taken, which the sum leaves out:
     images that are alike should not lie in groups of four.
 
-    Kernels that also reach another site or the readout stay as they are, and all do if
-    there are fewer than four images. Weights of 0 stay 0: a pruned network stays
-    sparse. A kernel whose derivative is 0, as that of a rounded one, stays, too.
+    Kernels that also reach another site, an operator or the readout stay as they are,
+    and all do if there are fewer than four images. Weights of 0 stay 0: a pruned
+    network stays sparse. A kernel whose derivative is 0, as that of a rounded one,
+    stays, too.
 
     Args:
         iterations: of conjugate gradients, each about two passes of a layer.

@@ -102,6 +102,7 @@ _KINDS = {
     "window": frozenset({"reduce_window"}),
 }
 
+_FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 OPERATOR = "operator"  # of an equation that is computed on running means
 _USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
 _EXPLANATIONS = {
@@ -178,8 +179,8 @@ def check(network: Network, count: int, *, affine: bool) -> None:
         kind = trouble(equation)
         if kind is not None:
             names = troubles.setdefault(equation.path, {}).setdefault(kind, [])
-            if (name := _name(equation)) not in names:
-                names.append(name)
+            if equation.name not in names:
+                names.append(equation.name)
     problems = [
         Problem(path, tuple(names), *_EXPLANATIONS[kind])
         for path, kinds in troubles.items()
@@ -210,16 +211,15 @@ class _Affine:
     def __init__(self, network: Network, batch: Batch):
         self.dependent, self.avals = network.dependent, network.avals
         self.batch = batch
-        operators = [eq for eq in network.equations if eq.body]
-        self.results = {v for eq in operators for v in eq.outputs}
+        # What leaves an operator.
+        self.results = {v for eq in network.equations if eq.body for v in eq.outputs}
 
     def __call__(self, equation: Equation) -> str | None:
         kind = _not_affine(equation, self.dependent, self.avals)
         if kind == OPERATOR:
-            kind = None
-            for v in self.results.intersection(equation.outputs):
-                if self.avals[v].dtype.kind not in "fV":  # V: bfloat16
-                    kind = "decision"
+            results = self.results.intersection(equation.outputs)
+            floating = all(self.avals[v].dtype.kind in _FLOATING for v in results)
+            kind = None if floating else "decision"
         mixed, axis = self.batch.follow(equation)
         off = equation.site is not None and axis
         return kind or ("batch" if mixed else "behind" if off else None)
@@ -243,7 +243,7 @@ def _not_affine(
     if name == "integer_pow" and equation.options["y"] == 1:
         return None
     if name == "convert_element_type":
-        if avals[equation.outputs[0]].dtype.kind not in "fV":  # V: bfloat16
+        if avals[equation.outputs[0]].dtype.kind not in _FLOATING:
             return "integer"
         of_truth = avals[equation.variables[0]].dtype.kind == "b"
         return OPERATOR if of_truth else None
@@ -263,10 +263,6 @@ def is_operator(equation: Equation, dependent: frozenset[int], avals: Avals) -> 
     if equation.site is not None:
         return False
     return _not_affine(equation, dependent, avals) == OPERATOR
-
-
-def _name(equation: Equation) -> str:
-    return equation.name
 
 
 def _shape_problems(

@@ -143,7 +143,7 @@ def capture(
     check_images(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
-    program = flatten(closed)
+    program = _flattened(closed)
     if affine:
         program = _with_operators(program)
     bare, axes = _understood(program, params, tree)
@@ -155,33 +155,31 @@ def capture(
     # A custom derivative must stay, a remat only where it saves memory. Such a call
     # hides how it moves axes, so those are taken from the other network.
     opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
-    network, _ = _understood(flatten(closed, opaque), params, tree, axes)
+    network, _ = _understood(_flattened(closed, opaque), params, tree, axes)
     return network
+
+
+def _flattened(closed: Any, opaque: Sequence[str] = ()) -> Program:
+    """The program of a closed jaxpr; an activation of parameters alone is a number."""
+    program = flatten(closed, opaque)
+    dependent = _dependent(program.equations, program.x)
+    equations = (
+        eq if dependent.intersection(eq.outputs) else without_site(eq)
+        for eq in program.equations
+    )
+    return program._replace(equations=tuple(equations))
 
 
 def _with_operators(program: Program) -> Program:
     """The program with encoders, and what is not affine in operators."""
-    equations, avals = list(program.equations), program.avals
-    dependent = _dependent(equations, program.x)
-    equations = without_gates(equations, dependent)
-    equations = [
-        eq if dependent.intersection(eq.outputs) else without_site(eq)
-        for eq in equations
-    ]
-
-    def not_affine(eq: Equation) -> bool:
-        return is_operator(eq, dependent, avals)
-
-    if not any(map(not_affine, equations)):
-        return program
-    equations, outputs = with_encoders(
-        equations, avals, program.parameters, dependent, not_affine, program.outputs
-    )
-    dependent = _dependent(equations, program.x)
-    equations = with_operators(
-        equations, avals, program.parameters, dependent, not_affine, outputs
-    )
-    return program._replace(equations=tuple(equations), outputs=outputs)
+    program = without_gates(program, _dependent(program.equations, program.x))
+    for step in (with_encoders, with_operators):
+        dependent = _dependent(program.equations, program.x)
+        not_affine = functools.partial(
+            is_operator, dependent=dependent, avals=program.avals
+        )
+        program = step(program, dependent, not_affine)
+    return program
 
 
 def paths_of(params: chex.ArrayTree) -> list[str]:
@@ -247,10 +245,6 @@ def _understood(
     batches = axes.batches if axes else batch_axes(program.equations, avals, x)
     equations = batch_first(program.equations, avals, batches)
     dependent = _dependent(equations, x)
-    equations = [  # an activation of parameters alone is a number
-        eq if dependent.intersection(eq.outputs) else without_site(eq)
-        for eq in equations
-    ]
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     direct, reach = _reach(equations, parameters)

@@ -8,17 +8,15 @@ product with weights, is encoded first, by neurons that may send negative spikes
 reader of the value then sees the spikes.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from snnjax._trees import common_path
 from snnjax.network.equations import Body, Equation
-from snnjax.network.jaxprs import without_site
+from snnjax.network.jaxprs import Program, without_site
 from snnjax.network.sites import Site
 
-Avals = dict[int, Any]
 NotAffine = Callable[[Equation], bool]
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -29,15 +27,13 @@ _MOVES = frozenset(
 )
 
 
-def without_gates(
-    equations: Sequence[Equation], dependent: frozenset[int]
-) -> list[Equation]:
-    """The equations, but a ReLU that only scales another value is no site.
+def without_gates(program: Program, dependent: frozenset[int]) -> Program:
+    """The program, but a ReLU that only scales another value is no site.
 
     As in a hard swish, x relu6(x + 3) / 6, or a gate: all that follows from it, by
     operations on one value, enters a product with another value that depends on x.
     """
-    readers = _readers(equations)
+    readers = _readers(program.equations)
 
     def gates(v: int) -> bool:
         return bool(readers.get(v)) and all(map(is_gate, readers[v]))
@@ -51,26 +47,27 @@ def without_gates(
         moves = eq.name in _MOVES or eq.name in ("broadcast_in_dim", "mul", "div")
         return moves and len(others) == 1 and gates(eq.outputs[0])
 
-    return [
+    equations = (
         without_site(eq) if eq.fires and gates(eq.outputs[0]) else eq
-        for eq in equations
-    ]
+        for eq in program.equations
+    )
+    return program._replace(equations=tuple(equations))
 
 
 def with_encoders(
-    equations: Sequence[Equation],
-    avals: Avals,
-    parameters: Iterable[int],
-    dependent: frozenset[int],
-    not_affine: NotAffine,
-    outputs: Sequence[Any],
-) -> tuple[list[Equation], tuple[Any, ...]]:
-    """The equations with an encoder on every value that needs one, and the outputs."""
+    program: Program, dependent: frozenset[int], not_affine: NotAffine
+) -> Program:
+    """The program with an encoder on every value that needs one.
+
+    Args:
+        program: with all calls inlined; its avals get those of the encoders' outputs.
+        dependent: variables that depend on x.
+        not_affine: whether an equation is not affine in these.
+    """
+    equations, avals = program.equations, program.avals
     encoded: set[int] = set()
-    parameters = frozenset(parameters)
-    find = functools.partial(_needs_encoder, equations, parameters, dependent)
-    while (v := find(not_affine, encoded)) is not None:
-        assert v not in encoded, f"{equations} would be encoded without an end"
+    while (v := _needs_encoder(program, dependent, not_affine, encoded)) is not None:
+        assert v not in encoded, f"variable {v} would be encoded without an end"
         encoded.add(v)
     numbers = itertools.count(max(avals) + 1)
     names = _fresh_names(equations)
@@ -93,33 +90,31 @@ def with_encoders(
             path = _path_of_reader(equations, v)
             placed.append(Equation(None, (), (v,), (fresh,), site, path))
             renamed[v] = fresh
-    return placed, tuple(renamed.get(v, v) for v in outputs)
+    outputs = tuple(renamed.get(v, v) for v in program.outputs)
+    return program._replace(equations=tuple(placed), outputs=outputs)
 
 
 def with_operators(
-    equations: Sequence[Equation],
-    avals: Avals,
-    parameters: Iterable[int],
-    dependent: frozenset[int],
-    not_affine: NotAffine,
-    outputs: Sequence[Any],
-) -> list[Equation]:
-    """The equations with those that are not affine gathered in operators."""
-    groups = _groups(equations, _Products(parameters, dependent), not_affine)
-    if not groups:
-        return list(equations)
+    program: Program, dependent: frozenset[int], not_affine: NotAffine
+) -> Program:
+    """The program with what is not affine gathered in operators.
+
+    Args: as for `with_encoders`.
+    """
+    equations = program.equations
     names = _fresh_names(equations)
     readers = _readers(equations)
-    member_of = {i: group for group in groups for i in group}
-    emitted: list[Equation] = []
+    groups = _groups(equations, _Products(program, dependent), not_affine)
+    group_of = {i: group for group in groups for i in group}
+    gathered: list[Equation] = []
     for i, eq in enumerate(equations):
-        group = member_of.get(i)
+        group = group_of.get(i)
         if group is None:
-            emitted.append(eq)
+            gathered.append(eq)
         elif i == group[0]:
             body = tuple(equations[j] for j in group)
-            emitted.append(_operator(body, readers, avals, outputs, next(names)))
-    return _in_order(emitted)
+            gathered.append(_operator(body, readers, program, next(names)))
+    return program._replace(equations=tuple(_in_order(gathered)))
 
 
 # ------------------------------------------------------------------------ products
@@ -128,8 +123,8 @@ def with_operators(
 class _Products:
     """equation -> the operand that depends on x, of a product with weights."""
 
-    def __init__(self, parameters: Iterable[int], dependent: frozenset[int]):
-        self.weights, self.dependent = set(parameters), dependent
+    def __init__(self, program: Program, dependent: frozenset[int]):
+        self.weights, self.dependent = set(program.parameters), dependent
 
     def follow(self, eq: Equation) -> int | None:
         """The operand, or None; called in order of execution."""
@@ -143,18 +138,17 @@ class _Products:
 
 
 def _needs_encoder(
-    equations: Sequence[Equation],
-    parameters: Iterable[int],
+    program: Program,
     dependent: frozenset[int],
     not_affine: NotAffine,
     encoded: set[int],
 ) -> int | None:
     """The first value that enters a product with weights and needs an encoder."""
-    products = _Products(parameters, dependent)
+    products = _Products(program, dependent)
     touched: set[int] = set()  # by an operator, since the last neuron
     weighted: set[int] = set()  # by a product with weights, at some time
     origin: dict[int, int] = {}  # of a value that was only moved about
-    for eq in equations:
+    for eq in program.equations:
         operand = products.follow(eq)
         inputs = dependent.intersection(eq.variables)
         if operand is not None and operand in touched & weighted:
@@ -164,10 +158,10 @@ def _needs_encoder(
             continue
         if inputs & weighted or operand is not None:
             weighted.update(eq.outputs)
-        accumulates = eq.site is not None
-        if (not_affine(eq) and not accumulates) or inputs & touched:
+        operates = not_affine(eq)
+        if operates or inputs & touched:
             touched.update(set(eq.outputs) - encoded)
-        if eq.name in _MOVES and len(inputs) == 1 and not not_affine(eq):
+        if eq.name in _MOVES and len(inputs) == 1 and not operates:
             (v,) = inputs
             origin.update(dict.fromkeys(eq.outputs, origin.get(v, v)))
     return None
@@ -206,7 +200,7 @@ def _groups(
         same = [v for v in eq.variables if cuts.get(v, 0) == depth]
         sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
         is_product = products.follow(eq) is not None
-        if not_affine(eq) and eq.site is None:
+        if not_affine(eq):
             first[i] = i
             for source in sources:
                 _unite(first, source, i)
@@ -263,8 +257,7 @@ def _unite(first: dict[int, int], a: int, b: int) -> None:
 def _operator(
     body: tuple[Equation, ...],
     readers: Mapping[int, list[Equation]],
-    avals: Avals,
-    outputs: Sequence[Any],
+    program: Program,
     number: int,
 ) -> Equation:
     """One equation for a body of several."""
@@ -275,9 +268,9 @@ def _operator(
         v
         for eq in body
         for v in eq.outputs
-        if v in outputs or any(id(r) not in members for r in readers.get(v, ()))
+        if v in program.outputs or any(id(r) not in members for r in readers.get(v, ()))
     ]
-    aval = avals[results[0]]
+    aval = program.avals[results[0]]
     site = Site(
         name=str(number),
         kind=_kind(body),
@@ -290,8 +283,8 @@ def _operator(
     )
     paths = [eq.path for eq in body]
     path = common_path(paths) if all(paths) else ""
-    inner = Body(body, tuple(inputs))
-    return Equation(None, (), inner.inputs, tuple(results), site, path, body=inner)
+    computes = Body(body, tuple(inputs))
+    return Equation(None, (), computes.inputs, tuple(results), site, path, (), computes)
 
 
 def _kind(body: Sequence[Equation]) -> str:
@@ -307,8 +300,8 @@ def _kind(body: Sequence[Equation]) -> str:
 
 def _fresh_names(equations: Iterable[Equation]) -> Iterator[int]:
     """Numbers that no site is called by; sites that fell away leave gaps."""
-    taken = [int(eq.place.name) for eq in equations if eq.site is not None]
-    return itertools.count(max(taken, default=-1) + 1)
+    numbers = [int(eq.place.name) for eq in equations if eq.site is not None]
+    return itertools.count(max(numbers, default=-1) + 1)
 
 
 def _readers(equations: Iterable[Equation]) -> dict[int, list[Equation]]:

@@ -63,9 +63,12 @@ class Sites(tuple[Site, ...]):
         """What the network asks of a chip.
 
         "hybrid" where `operators` are computed densely at every step, which runs on no
-        neuron core; otherwise "spiking".
+        neuron core; "signed" where there are encoders, whose spikes have both signs;
+        otherwise "binary". Other levels make it "graded".
         """
-        return "hybrid" if self.operators else "spiking"
+        if self.operators:
+            return "hybrid"
+        return "signed" if any(site.signed for site in self) else "binary"
 
     def __str__(self) -> str:
         head = ("site", "kind", "shape", "depth", "parameters")

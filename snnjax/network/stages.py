@@ -49,13 +49,17 @@ def streaming(
 
 def delay_lines(
     equations: Sequence[Equation], network: Network, streams: frozenset[int]
-) -> list[Equation]:
+) -> tuple[list[Equation], dict[int, Any]]:
     """The equations with delay lines, so that all inputs of each are in step.
 
     A delay line is a site at which a stream is held back for deeper ones, by as many
     layers (`Site.lag`) as they have passed more.
+
+    Returns:
+        The equations; shapes and types of what the lines put out, by variable.
     """
     fresh = max(network.avals) + 1
+    delayed: dict[int, Any] = {}
     aligned: dict[tuple[int, int], int] = {}
     lined = []
     for equation in equations:
@@ -70,7 +74,7 @@ def delay_lines(
             lag = depth - network.depths[v]
             if lag and (v, depth) not in aligned:
                 aligned[v, depth] = fresh
-                aval = network.avals[v]
+                delayed[fresh] = aval = network.avals[v]
                 line = Site(
                     name=f"delay line {fresh}",
                     kind="delay line",
@@ -85,7 +89,7 @@ def delay_lines(
                 fresh += 1
             inputs[i] = aligned.get((v, depth), v)
         lined.append(equation._replace(inputs=tuple(inputs)))
-    return lined
+    return lined, delayed
 
 
 class Segment(NamedTuple):

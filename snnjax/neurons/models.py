@@ -179,10 +179,9 @@ class IntegrateAndFire:
         fired = level
         if self.reset == "zero" and self.levels != (0, 1):
             fired = reached(1)
-            if total is not None:
-                fired = fired + (1 - reached(0)) * jnp.minimum(total, 1)
-            elif low < 0:
-                fired = fired + (1 - reached(0))
+            if low < 0:
+                may_be_negative = 1 if total is None else jnp.minimum(total, 1)
+                fired = fired + (1 - reached(0)) * may_be_negative
         if total is not None:
             level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
             total = total + level

@@ -30,14 +30,9 @@ def run_by_step(job: Job) -> Any:
     network, steps, wait = job.network, job.steps, job.wait
     values, streams, changing = prepare(job)
     if wait:
-        changing = delay_lines(changing, network, streams)
-        held = {
-            eq.outputs[0]: network.avals[eq.variables[0]]
-            for eq in changing
-            if eq.site is not None and eq.site.lag
-        }
-        network = network._replace(avals=network.avals | held)
-        job, streams = job._replace(network=network), streams | held.keys()
+        changing, delayed = delay_lines(changing, network, streams)
+        network = network._replace(avals=network.avals | delayed)
+        job, streams = job._replace(network=network), streams | delayed.keys()
     depth = max(network.depths[v] for v in network.outputs if v in network.depths)
     total = steps + depth * wait
     x = job.x
@@ -54,16 +49,15 @@ def run_by_step(job: Job) -> Any:
 
         def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
             now = _phase(job, site, step)
+            state = states[site.name]
             if site.accumulates:
                 *others, function = operands
                 function = function._replace(live=live[site.name])
-                outputs, state = _accumulate(
-                    function, states[site.name], (current, *others), now
-                )
-                after[site.name] = state
-                return outputs
-            state = states[site.name]
-            after[site.name], output = _advance(job, site, state, current, now)
+                arguments = (current, *others)
+                output, state = _accumulate(function, state, arguments, now)
+            else:
+                state, output = _advance(job, site, state, current, now)
+            after[site.name] = state
             return output
 
         evaluate(changing, local, rule)
@@ -114,8 +108,8 @@ def _accumulate(
         for argument, live in zip(arguments, function.live, strict=True)
     ]
     outputs, after = function.over_time(steps, running)
-    kept = jax.tree.map(functools.partial(when, now.receiving), after, running)
-    return tuple(when(now.receiving, output[0], 0) for output in outputs), kept
+    state = jax.tree.map(functools.partial(when, now.receiving), after, running)
+    return tuple(when(now.receiving, output[0], 0) for output in outputs), state
 
 
 def _advance(

@@ -27,7 +27,7 @@ from snnjax._checks import (
     check_size,
     check_wait,
 )
-from snnjax.conformance import Place, passes_gradient
+from snnjax.conformance import passes_gradient
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
@@ -350,8 +350,7 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
     if is_plain(model) and is_step(sim.surrogate):
         return simulated
-    place = Place(site.name, site.shape, site.dtype)
-    if passes_gradient(simulated, params, place):
+    if passes_gradient(simulated, params, site):
         return simulated
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 

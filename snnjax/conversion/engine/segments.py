@@ -127,53 +127,37 @@ def _decoded(value: Any, steps: int) -> Any:
     return decode(value, steps) if isinstance(value, SpikeTrain) else value
 
 
-@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
-def fire(
-    neuron: IntegrateAndFire,
-    params: NeuronParams,
-    current: jax.Array,
-    steps: int,
-    wait: int,
-    ndim: int,
-):
-    """Output of a site for later stages: its mean with a wait of T, or its spikes."""
-    if wait == steps:
-        return closed_form(neuron, params, current, steps)
-    current = over_time(current, steps, ndim)
-    return spike_train(neuron, params, current, wait=wait)
+def _at_site(over_steps: Callable, of_mean: Callable = lambda mean: mean) -> Callable:
+    """What a site does with its current, compiled.
+
+    Args:
+        over_steps: (neuron, params, currents, wait) -> result.
+        of_mean: mean output -> result, with a wait of T, when nothing needs a loop.
+    """
+
+    @functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+    def program(
+        neuron: IntegrateAndFire,
+        params: NeuronParams,
+        current: jax.Array,
+        steps: int,
+        wait: int,
+        ndim: int,
+    ):
+        if wait == steps:
+            return of_mean(closed_form(neuron, params, current, steps))
+        return over_steps(neuron, params, over_time(current, steps, ndim), wait=wait)
+
+    return program
 
 
-@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
-def output(
-    neuron: IntegrateAndFire,
-    params: NeuronParams,
-    current: jax.Array,
-    steps: int,
-    wait: int,
-    ndim: int,
-):
-    """Mean output of a site over its T steps, [B, ...]."""
-    if wait == steps:
-        return closed_form(neuron, params, current, steps)
-    current = over_time(current, steps, ndim)
-    return mean_output(neuron, params, current, wait=wait)
-
-
-@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
-def paced(
-    neuron: IntegrateAndFire,
-    params: NeuronParams,
-    current: jax.Array,
-    steps: int,
-    wait: int,
-    ndim: int,
-):
-    """`mean_and_pace` of a site, [B, ...] each."""
-    if wait == steps:  # the next layer waits for all of it, so its pace is its mean
-        mean = closed_form(neuron, params, current, steps)
-        return mean, mean
-    current = over_time(current, steps, ndim)
-    return mean_and_pace(neuron, params, current, wait=wait)
+# Output of a site for later stages: its mean with a wait of T, or its spikes.
+fire = _at_site(spike_train)
+# Mean output of a site over its T steps, [B, ...].
+output = _at_site(mean_output)
+# `mean_and_pace` of a site, [B, ...] each. With a wait of T the next layer waits for
+# all of its output, so its pace is its mean.
+paced = _at_site(mean_and_pace, lambda mean: (mean, mean))
 
 
 @functools.partial(jax.jit, static_argnames="steps")
