@@ -137,20 +137,16 @@ def compared(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, flo
     >>> compared(ann[::-1], ann, labels=[0, 0])["accuracy"]
     50.0
     """
-    answers, first = _log_softmax(ann), outputs.argmax(-1)
-    divergence = np.exp(answers) * (answers - _log_softmax(outputs))
-    found = {
-        "agreement": 100 * float((first == ann.argmax(-1)).mean()),
-        "divergence": float(divergence.sum(-1).mean()),
+    from experiments.ablation import divergence
+
+    answers = outputs.argmax(-1)
+    comparison = {
+        "agreement": 100 * float((answers == ann.argmax(-1)).mean()),
+        "divergence": float(divergence(ann, outputs)),
     }
     if labels is not None:
-        found["accuracy"] = 100 * float((first == np.asarray(labels)).mean())
-    return found
-
-
-def _log_softmax(outputs: np.ndarray) -> np.ndarray:
-    outputs = outputs.astype(np.float64) - outputs.max(-1, keepdims=True)
-    return outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+        comparison["accuracy"] = 100 * float((answers == np.asarray(labels)).mean())
+    return comparison
 
 
 def recipe(name: str):
@@ -158,9 +154,9 @@ def recipe(name: str):
     import snnjax
     from experiments.ablation import PARTS, one_sweep
 
-    fitted = snnjax.calibrators.least_squares_weights
     if name == "best, 3 iterations":
-        return one_sweep(fitted(iterations=3), *PARTS[1:])
+        weights_fit = snnjax.calibrators.least_squares_weights(iterations=3)
+        return one_sweep(weights_fit, *PARTS[1:])
     return snnjax.best() if name == "best" else one_sweep(*PARTS[1:])
 
 

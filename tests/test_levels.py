@@ -414,7 +414,7 @@ def test_operations_of_graded_spikes_are_counted_both_ways():
 )
 def test_conversion_takes_if_neurons_only(neuron):
     net = NETWORKS["dense"]
-    with pytest.raises(ValueError, match="neuron is .*allowed: an IF neuron"):
+    with pytest.raises(ValueError, match="neuron is .*allowed: a(n IF neuron| model)"):
         snnjax.convert(net.fn, net.params, net.x, steps=STEPS, neuron=neuron)
 
 

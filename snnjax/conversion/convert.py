@@ -61,8 +61,8 @@ def convert(
     """Turn a trained network into a calibrated spiking one.
 
     Args:
-        fn: network, ``fn(params, x) -> outputs``
-            (`snnjax.sites` shows them, or everything that stands in the way).
+        fn: network, ``fn(params, x) -> outputs``; `snnjax.sites` shows where its
+            neurons will be, or everything that stands in the way.
         params: its trained parameters, any pytree of arrays.
         x: calibration images, float [N, ...]; no labels are needed. A recipe warns of
             numbers that it fits to fewer than 16 samples.
@@ -182,10 +182,10 @@ def _plan(
     check_images(x)
     if isinstance(x, np.ndarray):  # doubles are float32 to JAX, by default
         x = x.astype(jnp.result_type(x), copy=False)
-    for model in neuron.values() if isinstance(neuron, Mapping) else [neuron]:
-        _check_neuron(model)
     network = capture(fn, params, _unplaced(x))
     neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
+    for model in models_in(neuron):
+        _check_neuron(model)
     sharding.check_batch("the calibration images", x.shape[0], spread)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", [placed])
@@ -236,8 +236,6 @@ def _check_recipe(recipe: Any) -> None:
 
 
 def _check_neuron(neuron: Any) -> None:
-    if neuron is None:
-        return
     is_if = is_plain(neuron) and counts_only(neuron, neuron.init())
     if not is_if or neuron.temperature is not None:
         raise ValueError(

@@ -121,11 +121,11 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations
-    input_macs = measures.input_macs + measures.steps * measures.operator_macs
+    dense = measures.input_macs + measures.steps * measures.operator_macs
     spikes = measures.firing_rate * measures.steps * measures.neurons
     updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
-    spiking = weight_access * (synaptic + input_macs)
-    spiking += neuron_access * (2 * synaptic + input_macs + updates + 2 * spikes)
+    spiking = weight_access * (synaptic + dense)
+    spiking += neuron_access * (2 * synaptic + dense + updates + 2 * spikes)
     ann = weight_access * measures.macs
     ann += neuron_access * (measures.macs + measures.neurons)
     return Joules(operations.spiking + spiking, operations.ann + ann)

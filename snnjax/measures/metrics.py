@@ -14,7 +14,7 @@ al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -169,14 +169,10 @@ def measure(
     }
     firing = [site for site in network.sites if site.fires]
     neurons = sum(math.prod(site.shape) for site in firing)
-    if any(levels_of(snn.model(site.name)) is None for site in firing):
-        # Of NumPy, since jax_debug_nans refuses a NaN of JAX.
-        counts["synaptic_additions"] = np.float32(np.nan)
     recurrent = sum(
         math.prod(site.shape) * synapses_of_a_spike(snn.model(site.name), site.shape)
         for site in firing
     )
-    shapes = [shape_of(network.avals, v) for v in weights_of(network)]
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
     weights = recurrent + sum(map(math.prod, shapes))
     # In float32: all spikes of a large network may be more than int32 can count.
@@ -185,27 +181,29 @@ def measure(
     return Measures(
         sites=compared,
         firing_rate=jnp.asarray(fired) / possible,
-        **counts,
+        **counts | _of_levels(snn, firing, steps),
         neurons=jnp.asarray(neurons),
         weights=jnp.asarray(weights),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
-        **_sizes_of_spikes(snn, network, steps),
     )
 
 
-def _sizes_of_spikes(snn: SNN, network: Network, steps: int) -> dict[str, Any]:
-    """Bits and high of `Measures`; of NumPy, since jax_debug_nans refuses JAX's NaN."""
-    sizes = {s.name: math.prod(s.shape) for s in network.sites if s.fires}
-    bits, high = 0.0, 0
-    for name, size in sizes.items():
-        levels = levels_of(snn.model(name))
+def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
+    """Fields of `Measures` that depend on levels; NaN where a model states none."""
+    neurons, bits, high = 0, 0.0, 0
+    for site in firing:
+        levels = levels_of(snn.model(site.name))
         if levels is None:
-            return {"bits": np.float32(np.nan), "high": np.float32(np.nan)}
-        bits += size * math.log2(levels[1] - levels[0] + 1)
+            # Of NumPy, since jax_debug_nans refuses a NaN of JAX.
+            return dict.fromkeys(("synaptic_additions", "bits", "high"), _MISSING)
+        neurons += math.prod(site.shape)
+        bits += math.prod(site.shape) * math.log2(levels[1] - levels[0] + 1)
         high = max(high, levels[1])
-    mean_bits = steps * bits / sum(sizes.values())
-    return {"bits": jnp.asarray(mean_bits), "high": jnp.asarray(high)}
+    return {"bits": jnp.asarray(steps * bits / neurons), "high": jnp.asarray(high)}
+
+
+_MISSING = np.float32(np.nan)
 
 
 class _Observed(NamedTuple):
@@ -239,11 +237,9 @@ def _observe(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    levels = [levels_of(snn.model(s.name)) for s in network.sites if s.fires]
-    has_levels = None not in levels
-    graded = any(pair is not None and (pair[0] < -1 or pair[1] > 1) for pair in levels)
-    graded = graded and has_levels
-    unit = all_fire(network, snn, x) if graded else {}
+    models = [snn.model(site.name) for site in network.sites if site.fires]
+    graded = _are_graded([levels_of(model) for model in models])
+    at_level_one = all_fire(network, snn, x) if graded else {}
     operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
     input_macs = operator_macs(network, live=False)
     dense = operator_macs(network, live=True)
@@ -254,7 +250,7 @@ def _observe(
             active = (values[v] != 0).astype(jnp.float32)
             operations += (active.sum(0) * product.fan_out).sum() / len(x)
             if graded:
-                active *= _levels(values[v], unit[v])
+                active *= _levels(values[v], at_level_one[v])
             additions += (active.sum(0) * product.fan_out).sum() / len(x)
         else:
             input_macs += product.macs
@@ -265,6 +261,13 @@ def _observe(
         "operator_macs": jnp.asarray(dense),
         "macs": jnp.asarray(macs),
     }
+
+
+def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
+    """Whether a spike may be of another level than 0, 1 and -1, and all are stated."""
+    stated = [pair for pair in levels if pair is not None]
+    beyond_one = any(low < -1 or high > 1 for low, high in stated)
+    return beyond_one and len(stated) == len(levels)
 
 
 def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -300,8 +303,7 @@ def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeas
     compared = _compare(observed, params, neuron, steps, channel, splits=splits)
     if splits:
         return compared
-    missing = np.float32(np.nan)  # of NumPy: jax_debug_nans would refuse a NaN of JAX
-    return compared._replace(clipping=missing, flooring=missing, unevenness=missing)
+    return compared._replace(clipping=_MISSING, flooring=_MISSING, unevenness=_MISSING)
 
 
 @functools.partial(jax.jit, static_argnames=("neuron", "channel", "splits"))

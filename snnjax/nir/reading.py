@@ -21,7 +21,7 @@ import numpy as np
 
 from snnjax._checks import check_positive, check_wait
 from snnjax.network.capture import capture
-from snnjax.neurons.by_site import resolve_models
+from snnjax.neurons.by_site import by_name
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.nir.nodes import compact
@@ -104,13 +104,13 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     neurons = [layer.neuron for layer in layers.values() if layer.neuron is not None]
     names = [site.name for site in network.sites]
-    models = zip(names, _models(nir, graph, order), strict=True)
+    models = _models(nir, graph, order)
     return fn, SNN(
         params,
         dict(zip(names, neurons, strict=True)),
         steps=steps,
         wait=wait,
-        neuron=resolve_models(dict(models), names, IntegrateAndFire()),
+        neuron=by_name(zip(names, models, strict=True)),
     )
 
 

@@ -332,7 +332,8 @@ def _first_spikes(
 ) -> jax.Array:
     """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
 
-    Of the N = T mean / V_th levels, clip(N, t low, t high) have come after t steps.
+    Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high) and, where
+    N is negative, clip(N - t low, low, 0).
     """
     order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
     threshold = wide(lead(threshold, order.ndim))
@@ -340,9 +341,10 @@ def _first_spikes(
     count = jnp.round(wide(mean[None]) * steps / threshold)
     low, high = levels
     order = order.astype(count.dtype)
-    before = jnp.clip(count, low * order, high * order)
-    after = jnp.clip(count, low * (order + 1), high * (order + 1))
-    spikes = (after - before) * threshold.astype(count.dtype)
+    level = jnp.clip(count - high * order, 0, high)
+    if low:
+        level += jnp.clip(count - low * order, low, 0)
+    spikes = level * threshold.astype(count.dtype)
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)

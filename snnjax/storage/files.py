@@ -136,7 +136,7 @@ def save(
     check_values(snn)
     _check_facts(recipe, accuracy, extras)
     if fn is None:
-        _check_known_models(snn)
+        _check_described(snn)
         not_default = None if inputs == "constant" else inputs
         _check_no_program(x=x, steps=steps, wait=wait, inputs=not_default)
     arrays: dict[str, np.ndarray] = {}
@@ -326,7 +326,7 @@ def _check_facts(recipe, accuracy, extras) -> None:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
 
 
-def _check_known_models(snn: SNN) -> None:
+def _check_described(snn: SNN) -> None:
     """Raise unless the file's card describes all models."""
     models = models_without_description(snn.neuron)
     if models:
