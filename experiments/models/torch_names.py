@@ -1,4 +1,4 @@
-"""PyTorch weights of a ResNet, VGG or MobileNet as variables of ``zoo.py``.
+"""PyTorch weights of a source network as variables of `experiments.models`.
 
 A kernel OIHW becomes HWIO, a matrix [out, in] becomes [in, out], and the first matrix
 behind a flatten has its inputs reordered from CHW to HWC. The bias b of a convolution
@@ -20,6 +20,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.models import zoo
+from experiments.models.convnext import ConvNeXt
+from experiments.models.vit import ViT
 
 # Of one torch layer: "weight", "bias", "running_mean", "running_var" -> array.
 Arrays = dict[str, np.ndarray]
@@ -64,9 +66,44 @@ def rules(model: nn.Module) -> Sequence[Rule]:
             Rule(r"features\.\d+\.\d+", "{kind}_{n}"),
             HEAD,
         )
+    if isinstance(model, zoo.MobileNetV3):
+        return (
+            Rule(r"stem\.\d+", "{kind}_0"),
+            Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "InvertedV3_{block}/{kind}_{n}"),
+            Rule(r"(blocks\.\d+)\.squeeze", "InvertedV3_{block}/Dense_0"),
+            Rule(r"(blocks\.\d+)\.excite", "InvertedV3_{block}/Dense_1"),
+            Rule(r"last\.\d+", "{kind}_1"),
+            HEAD,
+        )
+    if isinstance(model, ViT):
+        inside = "Transformer_{block}/"
+        return (
+            Rule(r"stem\.\d+", "{kind}_{n}"),
+            Rule(r"(blocks\.\d+)\.norm1", inside + "LayerNorm_0"),
+            Rule(r"(blocks\.\d+)\.norm2", inside + "LayerNorm_1"),
+            Rule(r"(blocks\.\d+)\.qkv", inside + "Dense_0"),
+            Rule(r"(blocks\.\d+)\.projection", inside + "Dense_1"),
+            Rule(r"(blocks\.\d+)\.fc1", inside + "Dense_2"),
+            Rule(r"(blocks\.\d+)\.fc2", inside + "Dense_3"),
+            Rule(r"norm", "LayerNorm_0"),
+            HEAD,
+        )
+    if isinstance(model, ConvNeXt):
+        inside = "ConvNeXtBlock_{block}/"
+        return (
+            Rule(r"halvings\.\d+", "Conv_{n}"),
+            Rule(r"norms\.\d+", "LayerNorm_{n}"),
+            Rule(r"(stages\.\d+\.\d+)", inside.rstrip("/")),
+            Rule(r"(stages\.\d+\.\d+)\.conv", inside + "Conv_0"),
+            Rule(r"(stages\.\d+\.\d+)\.norm", inside + "LayerNorm_0"),
+            Rule(r"(stages\.\d+\.\d+)\.fc1", inside + "Dense_0"),
+            Rule(r"(stages\.\d+\.\d+)\.fc2", inside + "Dense_1"),
+            HEAD,
+        )
     raise ValueError(
         f"no torch names are known for {type(model).__name__}; allowed: ResNet, VGG, "
-        "Plain, MobileNet and MobileNetV2 of experiments/models/zoo.py"
+        "Plain, MobileNet, MobileNetV2, MobileNetV3, ViT and ConvNeXt of "
+        "experiments/models"
     )
 
 
@@ -179,7 +216,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 def _variable(path: str, leaf: str) -> str:
     collection = "batch_stats" if leaf.startswith("running_") else "params"
     ours = {
-        "weight": "scale" if "BatchNorm_" in path else "kernel",
+        "weight": "scale" if "Norm_" in path else "kernel",
         "running_mean": "mean",
         "running_var": "var",
     }

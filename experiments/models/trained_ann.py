@@ -203,7 +203,8 @@ def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     model = build(
         card["model"], card["num_classes"], norm=card.get("norm"), clip=card.get("clip")
     )
-    return model, {"norm": model.norm, "clip": None, **card}
+    norm = getattr(model, "norm", True)
+    return model, {"norm": norm, "clip": None, **card}
 
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:

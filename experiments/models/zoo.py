@@ -1,9 +1,9 @@
 """Source networks in flax.linen, in the shapes of the papers.
 
 ResNets (He et al. 2016; the wide ResNet-20, ResNet-18 and ResNet-34 of Li et al. 2021,
-arXiv:2106.06984), VGG, MobileNet v1 and v2, and torchvision's shapes of them, whose
-weights ``torch_names.py`` reads. Each calls its activation inside the block that it
-belongs to, so that every site has a readable name.
+arXiv:2106.06984), VGG, MobileNet v1 to v3, and torchvision's shapes of them, whose
+weights ``torch_names.py`` reads; by name also those of `vit` and `convnext`. Each
+calls its activation inside the block that it belongs to, so sites have readable names.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models.convnext import ConvNeXt
+from experiments.models.vit import ViT
 from snnjax import clipped_relu
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -33,7 +35,7 @@ def build(
         name: one of `NAMES`.
         num_classes: number of logits.
         norm: BatchNorm after each convolution; without it convolutions have a bias.
-            None is what the network usually has.
+            None is what the network usually has, as `vit` and `convnext` always do.
         clip: maximum of a clipped ReLU; None is the activation that the network has.
 
     Returns:
@@ -42,7 +44,12 @@ def build(
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
-    options: dict[str, Any] = {} if norm is None else {"norm": norm}
+    default = MODELS[name](num_classes)
+    options: dict[str, Any] = {}
+    if norm is not None and hasattr(default, "norm"):
+        options["norm"] = norm
+    elif norm is False:
+        raise ValueError(f"{name} has LayerNorm, not BatchNorm; allowed: norm=True")
     if clip is None:
         if name.endswith("_clipped"):
             raise ValueError(
@@ -50,6 +57,8 @@ def build(
                 "the card beside its weights, --clip for train_ann"
             )
         return MODELS[name](num_classes, **options)
+    if isinstance(default, ViT | ConvNeXt | MobileNetV3):
+        raise ValueError(f"{name} has no ReLUs that clip={clip} could limit")
     if clip <= 0:
         raise ValueError(f"clip must be positive, not {clip}; None is the plain ReLU")
     options["activation"] = partial(clipped_relu, maximum=clip)
@@ -255,6 +264,58 @@ class Inverted(nn.Module):
         return x + y if y.shape == x.shape and self.stride == 1 else y
 
 
+class MobileNetV3(nn.Module):
+    """MobileNet v3 (Howard et al. 2019) with fewer blocks, for 32x32 images."""
+
+    num_classes: int
+    blocks: tuple[tuple[int, int, int, int], ...] = (
+        (3, 48, 24, 2),  # kernel, expanded channels, channels, stride
+        (3, 96, 24, 1),
+        (5, 96, 40, 2),
+        *[(5, 160, 40, 1)] * 2,
+        (5, 160, 48, 1),
+        (5, 192, 48, 1),
+        (5, 240, 80, 2),
+        *[(5, 320, 80, 1)] * 2,
+    )
+    last: int = 320
+    norm: bool = True
+    activation: Activation = nn.hard_swish
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = self.activation(conv_norm(x, 16, self.norm, train))
+        for kernel, wide, channels, stride in self.blocks:
+            block = InvertedV3(
+                kernel, wide, channels, stride, self.norm, self.activation
+            )
+            x = block(x, train)
+        x = self.activation(conv_norm(x, self.last, self.norm, train, kernel=1))
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class InvertedV3(nn.Module):
+    """`Inverted` with a gate per channel: squeeze to a quarter, then excite."""
+
+    kernel: int
+    wide: int
+    channels: int
+    stride: int
+    norm: bool
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        wide, norm = self.wide, self.norm
+        y = self.activation(conv_norm(x, wide, norm, train, kernel=1))
+        depthwise = dict(kernel=self.kernel, stride=self.stride, groups=wide)
+        y = self.activation(conv_norm(y, wide, norm, train, **depthwise))
+        squeezed = nn.relu(nn.Dense(wide // 4)(y.mean(axis=(1, 2))))
+        y = y * nn.hard_sigmoid(nn.Dense(wide)(squeezed))[:, None, None]
+        y = conv_norm(y, self.channels, norm, train, kernel=1)
+        return x + y if y.shape == x.shape and self.stride == 1 else y
+
+
 class Plain(nn.Module):
     """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
 
@@ -324,6 +385,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg8_max": partial(_vgg8, pool=nn.max_pool),
     "mobilenet": MobileNet,
     "mobilenet_quarter": partial(MobileNet, width=0.25, activation=nn.relu6),
+    "mobilenet_v3": MobileNetV3,
+    "vit": ViT,
+    "convnext": ConvNeXt,
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
     # For images of 224x224.

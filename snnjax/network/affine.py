@@ -81,7 +81,7 @@ _CURVES = frozenset(
     "tanh logistic erf erfc erf_inv exp exp2 expm1 log log1p sin cos tan asin acos "
     "atan atan2 sinh cosh asinh acosh atanh cumlogsumexp".split()
 )
-_LOOPS = frozenset("scan while cond shard_map pallas_call".split())
+_LOOPS = frozenset("while cond shard_map pallas_call".split())
 _POWERS = frozenset(
     "rsqrt sqrt cbrt square integer_pow pow div reduce_prod cumprod".split()
 )
@@ -97,6 +97,7 @@ _OPERATORS = _CURVES | _POWERS | _CLIPS | _DECISIONS | _BILINEAR
 _ORDERS = frozenset("argmax argmin sort top_k".split())
 
 _KINDS = {
+    "recurrence": frozenset({"scan"}),  # one over layers is unrolled before
     "loop": _LOOPS,
     "order": _ORDERS,
     "window": frozenset({"reduce_window"}),
@@ -130,10 +131,16 @@ _EXPLANATIONS = {
         "multiplied from the left, W @ x",
         "write x @ W.T in fn, or move the batch to the front before the activation",
     ),
+    "recurrence": (
+        "a scan along an axis of the input, a recurrence, has a time of its own; one "
+        "over stacked parameters is unrolled",
+        'give that axis as steps, by inputs="sequence", or write a for loop over it',
+    ),
     "loop": (
-        "activations inside a loop or branch (scan, while, cond, shard_map), with or "
-        "without a ReLU in it, are out of reach",
-        "unroll it in Python: a for loop over the layers, an if on a static value",
+        "activations inside a loop whose length may depend on values, a branch, "
+        "shard_map or a kernel, with or without a ReLU in it, are out of reach",
+        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "a static value",
     ),
     "hidden": (
         "a ReLU inside a loop or branch is out of reach: it would not spike",

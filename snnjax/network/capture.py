@@ -26,7 +26,12 @@ from snnjax.network.axes import (
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
-from snnjax.network.operators import with_encoders, with_operators, without_gates
+from snnjax.network.operators import (
+    with_encoders,
+    with_operators,
+    without_gates,
+    without_inner_pools,
+)
 from snnjax.network.sites import Site, Sites
 
 
@@ -144,8 +149,7 @@ def capture(
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
     program = _flattened(closed)
-    if affine:
-        program = _with_operators(program)
+    program = (_with_operators if affine else _with_sites_only)(program)
     bare, axes = _understood(program, params, tree)
     answers = _without_aux(result) if has_aux else result
     check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
@@ -155,7 +159,8 @@ def capture(
     # A custom derivative must stay, a remat only where it saves memory. Such a call
     # hides how it moves axes, so those are taken from the other network.
     opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
-    network, _ = _understood(_flattened(closed, opaque), params, tree, axes)
+    program = _with_sites_of(program, _flattened(closed, opaque))
+    network, _ = _understood(program, params, tree, axes)
     return network
 
 
@@ -173,13 +178,32 @@ def _flattened(closed: Any, opaque: Sequence[str] = ()) -> Program:
 def _with_operators(program: Program) -> Program:
     """The program with encoders, and what is not affine in operators."""
     program = without_gates(program, _dependent(program.equations, program.x))
-    for step in (with_encoders, with_operators):
-        dependent = _dependent(program.equations, program.x)
-        not_affine = functools.partial(
-            is_operator, dependent=dependent, avals=program.avals
-        )
-        program = step(program, dependent, not_affine)
+    for step in (with_encoders, without_inner_pools, with_operators):
+        program = _after(step, program)
     return program
+
+
+def _with_sites_only(program: Program) -> Program:
+    """For networks that may hold anything between their sites."""
+    return _after(without_inner_pools, program)
+
+
+def _with_sites_of(inlined: Program, program: Program) -> Program:
+    """The program, but no site that the inlined one has not."""
+    numbers = {eq.place.name for eq in inlined.equations if eq.site is not None}
+    equations = (
+        without_site(eq) if eq.site and eq.site.name not in numbers else eq
+        for eq in program.equations
+    )
+    return program._replace(equations=tuple(equations))
+
+
+def _after(step: Callable, program: Program) -> Program:
+    dependent = _dependent(program.equations, program.x)
+    not_affine = functools.partial(
+        is_operator, dependent=dependent, avals=program.avals
+    )
+    return step(program, dependent, not_affine)
 
 
 def paths_of(params: chex.ArrayTree) -> list[str]:

@@ -3,12 +3,15 @@
 This is the only file that reads jaxprs; the rest of the library uses `Equation`.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax import lax
 from jax.extend import core as jex
 
 from snnjax.network.equations import Equation, Static
@@ -68,6 +71,7 @@ def flatten(closed: Any, opaque: Sequence[str] = ()) -> Program:
     """Inline the calls of a closed jaxpr; an ``opaque`` one only if it holds a site."""
     flat = _Flattener(opaque)
     *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
+    flat.live.add(x)
     constants = {
         flat.variable(v): constant
         for v, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True)
@@ -104,6 +108,7 @@ class _Flattener:
         self.sites = itertools.count()
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
+        self.live: set[int] = set()  # variables that depend on x
         self.forwarded: dict[Any, int | Static] = {}
 
     def variable(self, v: Any) -> int:
@@ -126,9 +131,10 @@ class _Flattener:
                 empty = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
                 self.forwarded.update(zip(eqn.outvars, map(Static, empty), strict=True))
                 continue
+            if eqn.primitive.name == "scan" and self.is_over_layers(eqn):
+                equations += self.unroll(eqn, here, calls)
+                continue
             activation, body = _activation(eqn), _body(eqn)
-            if activation is _MAX_POOL and _stabilises(eqn, jaxpr.eqns):
-                activation = None
             inline = eqn.primitive.name not in self.opaque or (
                 body is not None and _holds_site(body.jaxpr)
             )
@@ -145,6 +151,8 @@ class _Flattener:
         inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
         params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
+        if self.live.intersection(v for v in inputs if isinstance(v, int)):
+            self.live.update(outputs)
         if eqn.primitive.name == "optimization_barrier":  # each has axes of its own
             pairs = zip(inputs, outputs, strict=True)
             return [
@@ -174,17 +182,95 @@ class _Flattener:
         )
 
     def inline(self, eqn: Any, body: Any, path: str, calls) -> list[Equation]:
+        inputs = map(self.read, eqn.invars)
+        calls = (*calls, _call_name(eqn, body))
+        equations, results = self.call(body, inputs, path, calls)
+        self.forwarded.update(zip(eqn.outvars, results, strict=True))
+        return equations
+
+    def call(
+        self, body: Any, inputs: Iterable[int | Static], path: str, calls
+    ) -> tuple[list[Equation], list[int | Static]]:
+        """Equations of a closed jaxpr for these inputs, and its results."""
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
         inner = _Flattener(self.opaque)
-        inner.avals, inner.sites = self.avals, self.sites
-        inputs = map(self.read, eqn.invars)
+        inner.avals, inner.sites, inner.live = self.avals, self.sites, self.live
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(c)
-        equations = inner.run(body.jaxpr, path, (*calls, _call_name(eqn, body)))
-        for outer, v in zip(eqn.outvars, body.jaxpr.outvars, strict=True):
-            self.forwarded[outer] = inner.read(v)
+        equations = inner.run(body.jaxpr, path, calls)
+        return equations, [inner.read(v) for v in body.jaxpr.outvars]
+
+    def is_over_layers(self, eqn: Any) -> bool:
+        """Whether a scan computes on x, and no axis of x is what it goes along."""
+        inputs = [self.read(v) for v in eqn.invars]
+        live = [isinstance(v, int) and v in self.live for v in inputs]
+        return any(live) and not any(live[_parts_of_scan(eqn)[1] :])
+
+    def unroll(self, eqn: Any, path: str, calls) -> list[Equation]:
+        """Every turn of a scan in its place; its number becomes part of the path."""
+        body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
+        inputs = [self.read(v) for v in eqn.invars]
+        first, behind = _parts_of_scan(eqn)
+        constants, carry, stacked = (
+            inputs[:first],
+            inputs[first:behind],
+            inputs[behind:],
+        )
+        equations, outputs = [], []
+        turns = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
+        for turn in turns:
+            slices = []
+            for array in stacked:
+                slicing = functools.partial(
+                    lax.index_in_dim, index=turn, keepdims=False
+                )
+                added, sliced = self.apply(slicing, [array], path, calls)
+                equations, slices = equations + added, slices + sliced
+            here = _join(path, str(turn))
+            added, results = self.call(body, [*constants, *carry, *slices], here, calls)
+            equations += added
+            carry = results[: len(carry)]
+            outputs.append(results[len(carry) :])
+        if eqn.params["reverse"]:
+            outputs.reverse()
+        for parts in zip(*outputs, strict=True):
+            added, (array,) = self.apply(_stack, parts, path, calls)
+            equations += added
+            carry = [*carry, array]
+        self.forwarded.update(zip(eqn.outvars, carry, strict=True))
         return equations
+
+    def apply(
+        self, function: Any, inputs: Sequence[int | Static], path: str, calls
+    ) -> tuple[list[Equation], list[int | Static]]:
+        """Equations of a function of arrays, and its result."""
+        shapes = [
+            jax.ShapeDtypeStruct(np.shape(v.value), np.result_type(v.value))
+            if isinstance(v, Static)
+            else jax.ShapeDtypeStruct(self.avals[v].shape, self.avals[v].dtype)
+            for v in inputs
+        ]
+        return self.call(jax.make_jaxpr(function)(*shapes), inputs, path, calls)
+
+
+def _parts_of_scan(eqn: Any) -> tuple[int, int]:
+    """Where the carry begins among a scan's inputs, and where the stacked arrays do.
+
+    By their ranks, since the names of its parameters differ between versions of JAX.
+    """
+    body = _closed(eqn.params["jaxpr"]).jaxpr
+
+    def unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+
+    behind = unstacked(eqn.invars, body.invars)
+    return behind - unstacked(eqn.outvars, body.outvars), behind
+
+
+def _stack(*arrays: Any) -> Any:
+    return lax.concatenate([lax.expand_dims(a, (0,)) for a in arrays], 0)
 
 
 def _body(eqn: Any) -> Any:
@@ -193,11 +279,13 @@ def _body(eqn: Any) -> Any:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         body = eqn.params.get(name)
-        if isinstance(body, _ClosedJaxpr):
-            return body
-        if isinstance(body, jex.Jaxpr):
-            return _ClosedJaxpr(body, ())
+        if isinstance(body, _ClosedJaxpr | jex.Jaxpr):
+            return _closed(body)
     return None
+
+
+def _closed(jaxpr: Any) -> Any:
+    return jaxpr if isinstance(jaxpr, _ClosedJaxpr) else _ClosedJaxpr(jaxpr, ())
 
 
 def _call_name(eqn: Any, body: Any) -> str:
@@ -234,18 +322,6 @@ def _limits(jaxpr: Any) -> list[tuple[str, float | None]]:
         numbers = [v.val for v in eqn.invars if _literal(v)]
         limits.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
     return limits
-
-
-def _stabilises(eqn: Any, eqns: Sequence[Any]) -> bool:
-    """Whether a maximum only keeps a softmax from overflowing, and is no pool."""
-    reached = set(eqn.outvars)
-    for later in eqns:
-        if reached.intersection(v for v in later.invars if not _literal(v)):
-            if later.primitive.name == "stop_gradient":
-                return True
-            if later.primitive.name in ("max", "broadcast_in_dim", "reshape"):
-                reached.update(later.outvars)
-    return False
 
 
 def depends_on_last(jaxpr: Any) -> bool:

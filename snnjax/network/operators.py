@@ -8,6 +8,7 @@ product with weights, is encoded first, by neurons that may send negative spikes
 reader of the value then sees the spikes.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -94,6 +95,45 @@ def with_encoders(
     return program._replace(equations=tuple(placed), outputs=outputs)
 
 
+def without_inner_pools(
+    program: Program, dependent: frozenset[int], not_affine: NotAffine
+) -> Program:
+    """The program, but a maximum is no max-pool where it is part of an operator.
+
+    It is if an operator leads to it without a cut, or if whatever reads it leads to
+    operators, as in a softmax, whose maximum only keeps it from overflowing.
+
+    Args: as for `with_encoders`.
+    """
+    readers = _readers(program.equations)
+    products = _Products(program, dependent)
+    product = {id(eq): products.follow(eq) is not None for eq in program.equations}
+    cuts = {id(eq) for eq in program.equations if eq.fires or product[id(eq)]}
+
+    @functools.cache
+    def leads_to_operators(v: int) -> bool:
+        behind = readers.get(v, ())
+        return bool(behind) and v not in program.outputs and all(map(inside, behind))
+
+    def inside(eq: Equation) -> bool:
+        if id(eq) in cuts:
+            return False
+        return not_affine(eq) or all(map(leads_to_operators, eq.outputs))
+
+    touched: set[int] = set()
+    equations = []
+    for eq in program.equations:
+        if id(eq) not in cuts and (
+            not_affine(eq) or touched.intersection(eq.variables)
+        ):
+            touched.update(eq.outputs)
+        if eq.site is not None and eq.site.accumulates:
+            inner = touched.intersection(eq.outputs) or inside(eq)
+            eq = without_site(eq) if inner else eq
+        equations.append(eq)
+    return program._replace(equations=tuple(equations))
+
+
 def with_operators(
     program: Program, dependent: frozenset[int], not_affine: NotAffine
 ) -> Program:
@@ -147,12 +187,12 @@ def _needs_encoder(
     products = _Products(program, dependent)
     touched: set[int] = set()  # by an operator, since the last neuron
     weighted: set[int] = set()  # by a product with weights, at some time
-    origin: dict[int, int] = {}  # of a value that was only moved about
+    moved_from: dict[int, int] = {}
     for eq in program.equations:
         operand = products.follow(eq)
         inputs = dependent.intersection(eq.variables)
         if operand is not None and operand in touched & weighted:
-            return origin.get(operand, operand)
+            return _shared(operand, moved_from, program, dependent)
         if eq.fires:
             weighted.update(eq.outputs)
             continue
@@ -162,9 +202,36 @@ def _needs_encoder(
         if operates or inputs & touched:
             touched.update(set(eq.outputs) - encoded)
         if eq.name in _MOVES and len(inputs) == 1 and not operates:
-            (v,) = inputs
-            origin.update(dict.fromkeys(eq.outputs, origin.get(v, v)))
+            moved_from[eq.outputs[0]] = min(inputs)
     return None
+
+
+def _shared(
+    operand: int,
+    moved_from: Mapping[int, int],
+    program: Program,
+    dependent: frozenset[int],
+) -> int:
+    """The operand, or the value that several products read after moving it about."""
+    readers = _readers(program.equations)
+
+    def products(v: int) -> int:
+        """How many products the value leads to by moves alone."""
+        count = 0
+        for eq in readers.get(v, ()):
+            if eq.name in _MOVES and eq.site is None:
+                count += sum(map(products, eq.outputs))
+            count += (
+                eq.name in _PRODUCTS and len(dependent.intersection(eq.variables)) == 1
+            )
+        return count
+
+    place = operand
+    while operand in moved_from:
+        operand = moved_from[operand]
+        if products(operand) > 1:
+            place = operand
+    return place
 
 
 def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
@@ -287,15 +354,35 @@ def _operator(
     return Equation(None, (), computes.inputs, tuple(results), site, path, (), computes)
 
 
+# What a body computes, by operations that it holds; the first that fits counts.
+_SIGNATURES = (
+    ("attention", {"exp", "dot_general"}),
+    ("softmax", {"exp", "reduce_sum"}),
+    ("norm", {"rsqrt"}),
+    ("norm", {"sqrt", "div"}),
+    ("gelu", {"erf"}),
+    ("gelu", {"erfc"}),
+    ("silu", {"logistic", "mul"}),
+    ("sigmoid", {"logistic"}),
+    ("tanh", {"tanh"}),
+    ("product", {"mul"}),
+    ("product", {"dot_general"}),
+)
+
+
 def _kind(body: Sequence[Equation]) -> str:
-    """The name of the call that all of a body stands in, else "operator"."""
+    """A name for people: the call that all of a body stands in, or by `_SIGNATURES`."""
     calls = body[0].calls
     for eq in body[1:]:
         pairs = zip(calls, eq.calls, strict=False)
         shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
         calls = tuple(call for call, _ in shared)
     # An activation of the user's own may be called relu, which names a site.
-    return calls[-1] if calls and "relu" not in calls[-1] else "operator"
+    if calls and calls[-1].isidentifier() and "relu" not in calls[-1]:
+        return calls[-1].strip("_")
+    operations = {eq.name for eq in body}
+    fitting = (kind for kind, signature in _SIGNATURES if signature <= operations)
+    return next(fitting, "operator")
 
 
 def _fresh_names(equations: Iterable[Equation]) -> Iterator[int]:
