@@ -73,9 +73,20 @@ def mixed(p, x):
     return jnp.tanh(x @ p["v"]).mean(1) @ p["out"]
 
 
+def looped(p, x):
+    """Three blocks whose parameters are stacked; the last axis of x is as wide."""
+
+    def block(x, weights):
+        w, b = weights
+        return x + relu(norm(x) @ w + b), None
+
+    x, _ = jax.lax.scan(block, x @ p["in"], (p["stack"], p["offset"]))
+    return x.mean(1) @ p["out"]
+
+
 NETWORKS = {
     function.__name__: function
-    for function in (transformer, gated, regated, squeezed, hard, mixed)
+    for function in (transformer, gated, regated, squeezed, hard, mixed, looped)
 }
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 
@@ -84,8 +95,11 @@ def weights(seed=0):
     generator = np.random.default_rng(seed)
     shapes = dict.fromkeys("qkvo", (8, 8))
     shapes |= {"in": (5, 8), "up": (8, 16), "down": (16, 8), "out": (8, 3)}
+    shapes |= {"stack": (3, 8, 8), "offset": (3, 8)}
     return {
-        name: jnp.asarray(generator.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+        name: jnp.asarray(
+            generator.normal(size=shape) / np.sqrt(shape[-2]), jnp.float32
+        )
         for name, shape in shapes.items()
     }
 
@@ -194,6 +208,38 @@ def test_all_readers_of_a_value_share_its_encoder():
 def test_a_relu_that_only_scales_is_part_of_its_operator():
     assert [name for name in firing(regated) if "relu" in name] == ["in/relu"]
     assert not any("relu" in name for name in firing(hard))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_over_layers_is_the_loop_that_it_stands_for(reverse):
+    def block(x, w):
+        return x + relu(norm(x) @ w), x
+
+    def scanned(p, x):
+        x, inputs = jax.lax.scan(block, x @ p["in"], p["stack"], reverse=reverse)
+        return (x + inputs[0]).mean(1) @ p["out"]
+
+    def unrolled(p, x):
+        x, inputs = x @ p["in"], [None] * 3
+        for i in reversed(range(3)) if reverse else range(3):
+            x, inputs[i] = block(x, p["stack"][i])
+        return (x + inputs[0]).mean(1) @ p["out"]
+
+    turns = "210" if reverse else "012"
+    assert firing(scanned)[1::2] == [f"{turn}/relu" for turn in turns]
+    outputs = []
+    for fn in (scanned, unrolled):
+        snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
+        outputs.append(snnjax.spiking(fn, steps=STEPS)(snn, X))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_a_loop_of_fixed_length_is_unrolled_too():
+    def fn(p, x):
+        layer = lambda i, x: relu(x @ p["stack"][i])  # noqa: E731
+        return jax.lax.fori_loop(0, 3, layer, x @ p["in"]).mean(1) @ p["out"]
+
+    assert [name.split("/")[0] for name in firing(fn)] == ["0", "1", "2"]
 
 
 def test_a_function_of_the_input_alone_needs_no_encoder():

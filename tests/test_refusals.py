@@ -61,8 +61,10 @@ def spread_out(x, maximum):
     return snnjax.clipped_relu(x.reshape(4, 3, 2), maximum).reshape(4, 6)
 
 
-def scanned(x):
-    return jax.lax.scan(lambda x, _: (relu(x) / 2, None), x, length=3)[0]
+def recurrent(x):
+    """A state that goes along the axis of features."""
+    zero = jnp.zeros_like(x[:, 0])
+    return jax.lax.scan(lambda h, now: (relu(h + now),) * 2, zero, x.T)[1].T
 
 
 def pooled_from_an_array(x):
@@ -74,10 +76,6 @@ def counted(x):
     return jax.lax.while_loop(
         lambda s: s[0] < 3, lambda s: (s[0] + 1, relu(s[1])), (0, x)
     )[1]
-
-
-def looped(x):
-    return jax.lax.fori_loop(0, 3, lambda _, x: relu(x - 1), x)
 
 
 def branched(x):
@@ -181,9 +179,8 @@ REFUSED = {
         {"reduce_window"},
         "jax.lax.max",
     ),
-    "scan": (lambda: between(scanned), {"scan"}, "unroll it in Python"),
-    "while": (lambda: between(counted), {"while"}, "unroll it in Python"),
-    "fori_loop": (lambda: between(looped), {"scan", "while"}, "unroll it in Python"),
+    "recurrence": (lambda: between(recurrent), {"scan"}, 'inputs="sequence"'),
+    "while": (lambda: between(counted), {"while"}, "fixed length"),
     "cond": (lambda: between(branched), {"cond"}, "static value"),
     "mean of the batch": (
         lambda: between(lambda x: x - x.mean(0)),
@@ -375,7 +372,7 @@ def test_operations_of_one_kind_and_place_are_one_problem():
 def test_every_entrance_refuses(run):
     steps = {"steps": 4} if run is snnjax.convert else {}
     with pytest.raises(snnjax.ConversionError, match="scan"):
-        run(*between(scanned), **steps)
+        run(*between(recurrent), **steps)
 
 
 def test_all_problems_come_in_one_error_with_their_paths():
@@ -384,7 +381,7 @@ def test_all_problems_come_in_one_error_with_their_paths():
         def __call__(self, x):
             norm = nn.BatchNorm(use_running_average=False, name="norm")
             x = nn.relu(norm(nn.Dense(4, name="first")(x)))
-            x = scanned(nn.Dense(4, name="second")(x))
+            x = recurrent(nn.Dense(4, name="second")(x))
             return jnp.sort(nn.Dense(4, name="third")(x), -1)
 
     net = Net()
@@ -517,7 +514,7 @@ def test_a_function_of_other_arguments_is_refused(fn):
 @pytest.mark.parametrize(
     "function",
     [
-        scanned,
+        recurrent,
         counted,
         branched,
         lambda x: jnp.sort(x, -1),

@@ -289,9 +289,12 @@ def _understood(
             channel=axes.channels[eq.site.name],
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
-        scope = eq.path or _scope(direct[i], parameters, first_use, avals)
-        if not scope and site.signed:
-            scope = _scope_of_reader(equations[i:], direct[i:], parameters)
+        scope = eq.path
+        if not scope.strip("/0123456789"):  # no module, but perhaps turns of a scan
+            inner = _scope(direct[i], parameters, first_use, avals)
+            if not inner and site.signed:
+                inner = _scope_of_reader(equations[i:], direct[i:], parameters)
+            scope = "/".join(part for part in (scope, inner) if part)
         site = site._replace(name=_unique(_name(site, scope), uses))
         equations[i] = eq._replace(site=site)
         if site.fires:
