@@ -45,22 +45,42 @@ def check_leaves(params: Any) -> None:
             )
 
 
-def check_images(x: Any) -> None:
-    """Raise unless this is an array [batch, ...] of floating point, or its shape."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+def check_examples(x: Any) -> None:
+    """Raise unless x is arrays [batch, ...] as a network takes them, or their shapes.
+
+    Floating point, or whole numbers and truth values that choose, as tokens and masks.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    if not leaves:
+        raise ValueError(f"x is {x!r}, without an array; allowed: arrays [batch, ...]")
+    for path, leaf in leaves:
+        _check_example(f"x{jax.tree_util.keystr(path)}", leaf)
+    sizes = {leaf.shape[0] for _, leaf in leaves}
+    if len(sizes) > 1:
         raise ValueError(
-            f"x is a {type(x).__name__}; allowed: an array [batch, ...], e.g. "
+            f"x has arrays of {', '.join(map(str, sorted(sizes)))} examples; allowed: "
+            "the same number in each, on the first axis"
+        )
+
+
+def _check_example(name: str, leaf: Any) -> None:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise ValueError(
+            f"{name} is a {type(leaf).__name__}; allowed: an array [batch, ...], e.g. "
             "jnp.asarray(x)"
         )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    allowed = any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
+    if not allowed or leaf.dtype in (jnp.uint8, jnp.int8):
         raise ValueError(
-            f"x has dtype {x.dtype}; allowed: floating point. Scale images first, "
-            "e.g. x.astype('float32') / 255"
+            f"{name} has dtype {leaf.dtype}; allowed: floating point, and whole "
+            "numbers of more than 8 bits or bool, as tokens and masks are. Scale "
+            "images first, e.g. x.astype('float32') / 255"
         )
-    if len(x.shape) < 1 or 0 in x.shape:
+    if len(leaf.shape) < 1 or 0 in leaf.shape:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}; allowed: [batch, ...] with at least one "
-            "example"
+            f"{name} has shape {tuple(leaf.shape)}; allowed: [batch, ...] with at "
+            "least one example"
         )
 
 

@@ -7,6 +7,7 @@ through time. Measures, simulation and conversion share these functions.
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +24,13 @@ Observe = Callable[[Site, jax.Array, jax.Array], None]
 
 
 def observe_spikes(
-    network: Network, snn: SNN, x: jax.Array, *, steps: int, wait: int, observe: Observe
+    network: Network,
+    snn: SNN,
+    x: chex.ArrayTree,
+    *,
+    steps: int,
+    wait: int,
+    observe: Observe,
 ) -> tuple[Values, frozenset[int]]:
     """Run T steps on a constant x, and show every site that fires.
 
@@ -50,7 +57,7 @@ def observe_spikes(
     return values, streams
 
 
-def all_fire(network: Network, snn: SNN, x: jax.Array) -> Values:
+def all_fire(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
     """Every variable's value at a step in which all neurons emit level 1."""
     values = network.arguments(snn.params, x)
 

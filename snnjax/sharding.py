@@ -19,6 +19,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from snnjax._examples import batch_of
+
 Tree = TypeVar("Tree")
 
 
@@ -30,7 +32,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
 
     Args:
         mesh: None: x decides.
-        x: a batch; without a NamedSharding it has a single device.
+        x: a batch, of which the first array counts; without a NamedSharding it has a
+            single device.
 
     Returns:
         The sharding of the batch axis, or None for a single device.
@@ -49,7 +52,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
                 "jax.make_mesh((jax.device_count(),), ('data',))"
             )
         return NamedSharding(_automatic(mesh), PartitionSpec(mesh.axis_names[0]))
-    present = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    first = next(iter(jax.tree.leaves(x)), None)
+    present = None if isinstance(first, Tracer) else getattr(first, "sharding", None)
     if not isinstance(present, NamedSharding) or not isinstance(present.mesh, Mesh):
         return None
     batch_axes = present.spec[0] if present.spec else None
@@ -85,6 +89,10 @@ def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
 
 def place(x: Any, spread: NamedSharding | None) -> Any:
     """A batch on its devices; each process copies only the examples of its devices."""
+    return jax.tree.map(lambda leaf: _place_array(leaf, spread), x)
+
+
+def _place_array(x: Any, spread: NamedSharding | None) -> Any:
     if spread is None or isinstance(x, Tracer):
         return x
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -143,10 +151,14 @@ def placed_like(new: Any, old: Any, spread: NamedSharding | None) -> Any:
 
 
 def rows(x: Any, start: int, count: int, spread: NamedSharding | None) -> Any:
-    """``x[start : start + count]``, spread over all devices like a batch of its own."""
-    if spread is None or isinstance(x, Tracer):
-        return x[start : start + count]
-    return _slicing(spread, count)(x, start)
+    """Examples of x from ``start`` on, spread over all devices like a batch."""
+
+    def part(leaf: Any) -> Any:
+        if spread is None or isinstance(leaf, Tracer):
+            return leaf[start : start + count]
+        return _slicing(spread, count)(leaf, start)
+
+    return jax.tree.map(part, x)
 
 
 def join(parts: Sequence[jax.Array], axis: int, spread: NamedSharding | None):
@@ -198,34 +210,39 @@ def on_each_device(
 
 
 def in_groups(
-    function: Callable, x: jax.Array, size: int | None, axis: int, *, out_axis: int
+    function: Callable, x: Any, size: int | None, axis: int, *, out_axis: int
 ) -> Any:
     """``function(x)`` of ``size`` examples at a time, one group after the other.
 
     Args:
-        function: of an array; no example may affect another.
-        x: the examples, along ``axis``.
+        function: of such an x; no example may affect another.
+        x: the examples, arrays that have them along ``axis``.
         size: examples in a group; None: all of them.
         axis, out_axis: the batch axis of x, and of all results.
 
     Returns:
         The results of all examples; the last group may be smaller.
     """
-    batch = x.shape[axis]
+    batch = batch_of(x, axis)
     if size is None or batch <= size:
         return function(x)
     groups, rest = divmod(batch, size)
 
-    def examples(start: int, stop: int) -> jax.Array:
-        return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+    def examples(start: int, stop: int) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.lax.slice_in_dim(leaf, start, stop, axis=axis), x
+        )
+
+    def split(leaf: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
+        shape = (*leaf.shape[:axis], groups, size, *leaf.shape[axis + 1 :])
+        return jnp.moveaxis(leaf.reshape(shape), axis, 0)
 
     def merge(results: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
         adjacent = jnp.moveaxis(results, 0, out_axis)
         shape = results.shape[1:]
         return adjacent.reshape(*shape[:out_axis], -1, *shape[out_axis + 1 :])
 
-    shape = (*x.shape[:axis], groups, size, *x.shape[axis + 1 :])
-    grouped = jnp.moveaxis(examples(0, groups * size).reshape(shape), axis, 0)
+    grouped = jax.tree.map(split, examples(0, groups * size))
     results = jax.tree.map(merge, jax.lax.map(function, grouped))
     if not rest:
         return results

@@ -798,7 +798,7 @@ def test_parameters_alone_may_be_traced():
         ),
         ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
         ({"x": images(0)}, "at least one example"),
-        ({"x": jnp.ones((2, 4), int)}, "allowed: floating point"),
+        ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),
     ],
 )
 def test_a_wrong_argument_is_refused(change, message):

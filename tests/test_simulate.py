@@ -533,7 +533,7 @@ def test_a_wrong_option_is_refused(options, message):
         ({}, FLAT, VECTORS, None, "found a dict where an SNN is needed"),
         ({}, WIDE, VECTORS, None, "site 'relu' do not fit .*initial_potential .*(7,)"),
         ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
-        ({"inputs": "sequence"}, FITTED, [1.0, 2.0], None, "x is a list; allowed: an"),
+        ({"inputs": "sequence"}, FITTED, [1.0, 2.0], None, "is a float; allowed: an"),
         ({}, FITTED, VECTORS, jax.random.key(0), "draws nothing: leave key out"),
         (
             {"inputs": "poisson"},

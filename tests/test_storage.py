@@ -517,7 +517,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"accuracy": float("nan")}, "accuracy is nan; allowed: 0 to 1"),
         ({"accuracy": 99.5}, "accuracy is 99.5; allowed: 0 to 1"),
         ({"x": DENSE.x, "steps": 8}, "x, steps describe a program"),
-        ({"fn": DENSE.fn}, "needs an example of its input; found x=None"),
+        ({"fn": DENSE.fn}, "needs an example of its input, one array; found x=None"),
         ({"fn": DENSE.fn, "x": DENSE.x, "snn": snnjax.SNN({}, {})}, "give steps=T"),
         ({"fn": DENSE.fn, "x": DENSE.x, "inputs": "poisson"}, "draws nothing"),
         ({"fn": DENSE.fn, "x": jnp.zeros(())}, r"x has shape \(\); allowed: \[batch"),

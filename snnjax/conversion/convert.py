@@ -22,7 +22,8 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from snnjax import sharding
-from snnjax._checks import check_finite, check_images, check_size, check_wait
+from snnjax._checks import check_examples, check_finite, check_size, check_wait
+from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import check_calibrator
 from snnjax.conversion.engine.micro_batches import Plan
 from snnjax.conversion.engine.sweep import chained, sweep
@@ -46,7 +47,7 @@ from snnjax.snn import SNN, models_of_sites
 def convert(
     fn: Callable,
     params: chex.ArrayTree,
-    x: jax.Array,
+    x: chex.ArrayTree,
     *,
     steps: int,
     recipe: Recipe | None = None,
@@ -64,7 +65,8 @@ def convert(
         fn: network, ``fn(params, x) -> outputs``; `snnjax.sites` shows where its
             neurons will be, or everything that stands in the way.
         params: its trained parameters, any pytree of arrays.
-        x: calibration images, float [N, ...]; no labels are needed. A recipe warns of
+        x: calibration images [N, ...], or a pytree of arrays, tokens and masks
+            among them; no labels are needed. A recipe warns of
             numbers that it fits to fewer than 16 samples.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
@@ -166,7 +168,7 @@ def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
 def _plan(
     fn: Callable,
     params: chex.ArrayTree,
-    x: jax.Array,
+    x: chex.ArrayTree,
     steps: int,
     wait: int,
     neuron: Any,
@@ -179,17 +181,17 @@ def _plan(
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
     params = sharding.on_mesh(params, spread)
-    check_images(x)
-    if isinstance(x, np.ndarray):  # doubles are float32 to JAX, by default
-        x = x.astype(jnp.result_type(x), copy=False)
-    network = capture(fn, params, _unplaced(x))
+    check_examples(x)
+    x = jax.tree.map(_as_jax_has_it, x)
+    network = capture(fn, params, shapes_of(x))
     neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
     for model in models_in(neuron):
         _check_neuron(model)
-    sharding.check_batch("the calibration images", x.shape[0], spread)
+    images = batch_of(x)
+    sharding.check_batch("the calibration images", images, spread)
     placed = sharding.place(x, spread)
-    check_finite("the calibration images", [placed])
-    share = x.shape[0] // sharding.size(spread)
+    check_finite("the calibration images", jax.tree.leaves(placed))
+    share = images // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, wait), share)
     least = min(per_byte(model.levels) for model in models_in(neuron))
     stream_bytes = share * _stream_bytes(network, steps, wait, least)
@@ -246,7 +248,7 @@ def _check_neuron(neuron: Any) -> None:
 
 
 def _captured(
-    fn: Callable, params: chex.ArrayTree, x: jax.Array
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree
 ) -> Callable[[int], tuple[Network, list[Stage]]]:
     """size -> the network for that many images at a time, and its stages.
 
@@ -256,8 +258,7 @@ def _captured(
 
     @functools.cache
     def captured(size: int) -> tuple[Network, list[Stage]]:
-        shape = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-        network = capture(fn, params, shape, inline_all=True)
+        network = capture(fn, params, shapes_of(x, size), inline_all=True)
         return network, stages(network)
 
     return captured
@@ -281,5 +282,8 @@ def _canonical(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf
 
 
-def _unplaced(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+def _as_jax_has_it(leaf: Any) -> Any:
+    """Doubles of NumPy are float32 to JAX, by default."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(jnp.result_type(leaf), copy=False)
+    return leaf

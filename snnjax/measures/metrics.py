@@ -24,6 +24,7 @@ import numpy as np
 
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
+from snnjax._examples import batch_of
 from snnjax.firing import all_fire, observe_spikes, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
@@ -135,7 +136,7 @@ def measure(
     fn: Callable,
     params: chex.ArrayTree,
     snn: SNN,
-    x: jax.Array,
+    x: chex.ArrayTree,
     *,
     steps: int | None = None,
     wait: int | None = None,
@@ -220,7 +221,12 @@ class _Observed(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
 def _observe(
-    work: Work, params: chex.ArrayTree, snn: SNN, x: jax.Array, steps: int, wait: int
+    work: Work,
+    params: chex.ArrayTree,
+    snn: SNN,
+    x: chex.ArrayTree,
+    steps: int,
+    wait: int,
 ):
     """Site name -> `_Observed`; counts of operations, named as in `Measures`."""
     network = capture(work.fn, params, x, inline_all=True)
@@ -248,10 +254,10 @@ def _observe(
         macs += product.macs
         if v in streams:
             active = (values[v] != 0).astype(jnp.float32)
-            operations += (active.sum(0) * product.fan_out).sum() / len(x)
+            operations += (active.sum(0) * product.fan_out).sum() / batch_of(x)
             if graded:
                 active *= _levels(values[v], at_level_one[v])
-            additions += (active.sum(0) * product.fan_out).sum() / len(x)
+            additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
         else:
             input_macs += product.macs
     return observed, {
@@ -347,7 +353,7 @@ def _compare(
 def spike_trains(
     fn: Callable,
     snn: SNN,
-    x: jax.Array,
+    x: chex.ArrayTree,
     *,
     steps: int | None = None,
     wait: int | None = None,
@@ -382,7 +388,7 @@ def spike_trains(
 
 
 def _activations(
-    network: Network, params: chex.ArrayTree, x: jax.Array
+    network: Network, params: chex.ArrayTree, x: chex.ArrayTree
 ) -> dict[str, jax.Array]:
     """Site name -> the ANN's activation."""
     values, activations = network.arguments(params, x), {}

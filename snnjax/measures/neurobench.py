@@ -31,6 +31,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead
+from snnjax._examples import batch_of
 from snnjax.firing import all_fire, observe_spikes
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
@@ -52,7 +53,7 @@ from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 def neurobench(
     fn: Callable,
     snn: SNN,
-    x: jax.Array,
+    x: chex.ArrayTree,
     *,
     steps: int | None = None,
     wait: int | None = None,
@@ -96,14 +97,14 @@ def neurobench(
     network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     if labels is not None:
-        _check_labels(labels, network, len(x))
+        _check_labels(labels, network, batch_of(x))
     sizes = [math.prod(site.shape) for site in network.sites if site.fires]
     weights = [math.prod(shape_of(network.avals, v)) for v in weights_of(network)]
     macs = sum(product.macs for _, product in products(fn, snn.params, x, network))
     dense = operator_macs(network, live=True) + operator_macs(network, live=False)
     counts = jax.device_get(_count(Work(fn, network), snn, x, steps, wait))
     arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
-    batch = len(x)
+    batch = batch_of(x)
     spikes = _total(counts["spikes"])
     metrics = {
         "Footprint": sum(array.nbytes for array in arrays),
@@ -146,7 +147,9 @@ def _check_labels(labels, network: Network, batch: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
-def _count(work: Work, snn: SNN, x: jax.Array, steps: int, wait: int) -> dict[str, Any]:
+def _count(
+    work: Work, snn: SNN, x: chex.ArrayTree, steps: int, wait: int
+) -> dict[str, Any]:
     """Counts in int32, per step and image; `_total` adds them without overflow."""
     network = capture(work.fn, snn.params, x, inline_all=True)
     spike_counts, updates, inside = [], [], []

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._examples import batch_of, shapes_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Static, shape_of
 from snnjax.network.evaluate import evaluate, identity
@@ -77,7 +78,7 @@ class Product(NamedTuple):
 
 
 def products(
-    fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, network: Network
 ) -> Iterator[tuple[int, Product]]:
     """(operand that depends on the input, its `Product`), for each product.
 
@@ -94,7 +95,7 @@ def products(
         if v is None:
             continue
         fan_out = _fan_out(small_equation, small, equation.inputs.index(v))
-        macs = fan_out.sum(dtype=np.float64) / small.avals[small.x].shape[0]
+        macs = fan_out.sum(dtype=np.float64) / small.batch
         for axis, size in enumerate(shape_of(network.avals, v)):
             if fan_out.shape[axis] != size:  # the axis of images
                 fan_out = fan_out.take([0], axis)
@@ -121,17 +122,15 @@ def operator_macs(network: Network, *, live: bool) -> float:
             shape = shape_of(network.avals, equation.inputs[0])
             terms = math.prod(shape[axis] for axis in contracted)
             macs += terms * math.prod(network.avals[equation.outputs[0]].shape)
-    return macs / network.avals[network.x].shape[0]
+    return macs / network.batch
 
 
 def _with_two_images(
-    fn: Callable, params: chex.ArrayTree, x: jax.Array, network: Network
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, network: Network
 ) -> Network:
     """The network captured with two images; ``network`` if its equations differ."""
-    shape = (min(2, len(x)), *x.shape[1:])
     try:
-        two = jax.ShapeDtypeStruct(shape, x.dtype)
-        small = capture(fn, params, two, inline_all=True)
+        small = capture(fn, params, shapes_of(x, min(2, batch_of(x))), inline_all=True)
     except Exception:  # any error of fn, which may be for one number of images only
         return network
     primitives, small_primitives = (

@@ -103,6 +103,8 @@ _KINDS = {
     "window": frozenset({"reduce_window"}),
 }
 
+# Explanations of functions that may be computed once, from the input alone.
+_ONCE = frozenset("recurrence loop order window integer unknown".split())
 _FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 OPERATOR = "operator"  # of an equation that is computed on running means
 _USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
@@ -208,6 +210,16 @@ def check(network: Network, count: int, *, affine: bool) -> None:
         raise ConversionError(problems)
 
 
+def live(equations: Sequence[Equation]) -> frozenset[int]:
+    """Variables that depend on spikes."""
+    reached: set[int] = set()
+    for eq in equations:
+        if eq.fires or reached.intersection(eq.variables):
+            reached.update(eq.outputs)
+            reached.update(v for inner in spread_out([eq]) for v in inner.outputs)
+    return frozenset(reached)
+
+
 def _hidden_site(equation: Equation) -> str | None:
     return "hidden" if hides_site(equation) else None
 
@@ -217,14 +229,15 @@ class _Affine:
 
     def __init__(self, network: Network, batch: Batch):
         self.dependent, self.avals = network.dependent, network.avals
+        self.live = live(network.equations)
         self.batch = batch
         # What leaves an operator.
         self.results = {v for eq in network.equations if eq.body for v in eq.outputs}
 
     def __call__(self, equation: Equation) -> str | None:
-        kind = _not_affine(equation, self.dependent, self.avals)
+        kind = _not_affine(equation, self.dependent, self.live, self.avals)
         if kind == OPERATOR:
-            results = self.results.intersection(equation.outputs)
+            results = self.results.intersection(equation.outputs) & self.live
             floating = all(self.avals[v].dtype.kind in _FLOATING for v in results)
             kind = None if floating else "decision"
         mixed, axis = self.batch.follow(equation)
@@ -233,9 +246,24 @@ class _Affine:
 
 
 def _not_affine(
+    equation: Equation,
+    dependent: frozenset[int],
+    live: frozenset[int],
+    avals: Avals,
+) -> str | None:
+    """Which of the explanations applies to an equation, if any does.
+
+    What depends on the input alone may be any function of it: it is computed once.
+    """
+    kind = _explanation(equation, dependent, avals)
+    once = not live.intersection((*equation.variables, *equation.outputs))
+    return OPERATOR if kind in _ONCE and once else kind
+
+
+def _explanation(
     equation: Equation, dependent: frozenset[int], avals: Avals
 ) -> str | None:
-    """Which of the explanations applies to an equation, if any does."""
+    """The same, of an equation that spikes reach."""
     name = equation.name
     if name in _RANDOM:
         return "random"
@@ -265,17 +293,22 @@ def _not_affine(
     return next((kind for kind, names in _KINDS.items() if name in names), "unknown")
 
 
-def is_operator(equation: Equation, dependent: frozenset[int], avals: Avals) -> bool:
+def is_operator(
+    equation: Equation,
+    dependent: frozenset[int],
+    live: frozenset[int],
+    avals: Avals,
+) -> bool:
     """Whether an equation is not affine in what depends on x, but an operator."""
     if equation.site is not None:
         return False
-    return _not_affine(equation, dependent, avals) == OPERATOR
+    return _not_affine(equation, dependent, live, avals) == OPERATOR
 
 
 def _shape_problems(
     network: Network, outputs: Sequence[Any], followed: Batch
 ) -> Iterator[Problem]:
-    avals, batch = network.avals, network.avals[network.x].shape[0]
+    avals, batch = network.avals, network.batch
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )

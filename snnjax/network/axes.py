@@ -18,54 +18,97 @@ Avals = dict[int, Any]
 Shape = tuple[int, ...]
 
 _REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split()
+    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
+    "argmin".split()
 )
 _CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
 
-def batch_axes(equations: Sequence[Equation], avals: Avals, x: int) -> dict[str, int]:
-    """Site name -> axis of its batch, where it is known; with every call inlined.
+def batch_positions(
+    equations: Sequence[Equation], avals: Avals, x: Sequence[int]
+) -> dict[str, "Position"]:
+    """Site name -> where its batch lies, if that is known; with every call inlined.
 
-    vmap puts it last where weights are multiplied from the left, W @ x.
+    vmap puts it last where weights are multiplied from the left, W @ x; and windows of
+    an image may be folded into it.
     """
-    batch, axes = Batch(x, avals), {}
+    batch, positions = Batch(x, avals), {}
     for eq in equations:
-        _, axis = batch.follow(eq)
-        if eq.site is not None and axis is not None:
-            axes[eq.site.name] = axis
-    return axes
+        batch.follow(eq)
+        place = batch.positions.get(eq.outputs[0])
+        if eq.site is not None and place is not None:
+            positions[eq.site.name] = place
+    return positions
 
 
 def batch_first(
-    equations: Sequence[Equation], avals: Avals, axes: dict[str, int]
+    equations: Sequence[Equation],
+    avals: Avals,
+    batch: int,
+    positions: dict[str, "Position"],
 ) -> list[Equation]:
-    """The equations, with transposes around each site whose batch is not first."""
+    """The equations, with moves around each site whose first axis is not the batch."""
     moved = []
     for eq in equations:
-        axis = axes.get(eq.place.name, 0) if eq.fires else 0
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        moved += _around(eq, axis, avals) if axis and alone else [eq]
+        if eq.fires and alone:
+            around = _Around(eq, avals, batch)
+            moved += around.moved(positions.get(eq.place.name))
+        else:
+            moved.append(eq)
     return moved
 
 
-def _around(eq: Equation, axis: int, avals: Avals) -> list[Equation]:
-    """A site between two transpositions."""
-    (v, *operands), (output,) = eq.inputs, eq.outputs
-    assert isinstance(v, int)
-    to = (axis, *(a for a in range(len(avals[v].shape)) if a != axis))
-    back = tuple(to.index(a) for a in range(len(to)))
-    shape = tuple(avals[v].shape[a] for a in to)
-    before, after = len(avals), len(avals) + 1
-    for fresh in (before, after):
-        avals[fresh] = avals[v].update(shape=shape)
+class _Around:
+    """A site, and equations that bring its batch to the front and back again."""
 
-    def transposed(source, order, target):
+    def __init__(self, eq: Equation, avals: Avals, batch: int):
+        self.eq, self.avals, self.batch = eq, avals, batch
+
+    def moved(self, position: "Position | None") -> list[Equation]:
+        (v, *operands), (output,) = self.eq.inputs, self.eq.outputs
+        assert isinstance(v, int)
+        shape = tuple(self.avals[v].shape)
+        if position is None:  # of a single example, whose axis may have vanished
+            position = Position(0, shape[0] if self.batch == 1 and shape else 1)
+        axis, stride = position
+        outer = shape[axis] // (self.batch * stride) if shape else 1
+        parts = [n for n in (outer, self.batch, stride)]
+        parts = [n for i, n in enumerate(parts) if i == 1 or n != 1]
+        split = (*shape[:axis], *parts, *shape[axis + 1 :])
+        at = axis + (outer != 1)
+        order = (at, *(a for a in range(len(split)) if a != at))
+        if len(parts) == 1 and at == 0:
+            return [self.eq]
+        front = tuple(split[a] for a in order)
+        before, inside, after, back = (
+            self.fresh(shape) for shape in (split, front, front, split)
+        )
+        site = self.eq.place._replace(shape=front[1:])
+        inverse = tuple(order.index(a) for a in range(len(order)))
+        return [
+            self.reshaped(v, before, split),
+            self.transposed(before, inside, order),
+            self.eq._replace(inputs=(inside, *operands), outputs=(after,), site=site),
+            self.transposed(after, back, inverse),
+            self.reshaped(back, output, shape),
+        ]
+
+    def fresh(self, shape: Shape) -> int:
+        number = len(self.avals)
+        self.avals[number] = self.avals[self.eq.variables[0]].update(shape=shape)
+        return number
+
+    def transposed(self, source: int, target: int, order: Shape) -> Equation:
         params = (("permutation", Static(order)),)
-        return Equation(jax.lax.transpose_p, params, (source,), (target,), path=eq.path)
+        primitive, path = jax.lax.transpose_p, self.eq.path
+        return Equation(primitive, params, (source,), (target,), path=path)
 
-    site = eq.place._replace(shape=shape[1:])
-    inside = eq._replace(inputs=(before, *operands), outputs=(after,), site=site)
-    return [transposed(v, to, before), inside, transposed(after, back, output)]
+    def reshaped(self, source: int, target: int, shape: Shape) -> Equation:
+        options = {"dimensions": None, "new_sizes": shape, "sharding": None}
+        params = tuple((name, Static(options[name])) for name in sorted(options))
+        primitive, path = jax.lax.reshape_p, self.eq.path
+        return Equation(primitive, params, (source,), (target,), path=path)
 
 
 def channel_axis(
@@ -186,9 +229,9 @@ class Batch:
         positions: variable -> `Position`, as far as it is known.
     """
 
-    def __init__(self, x: int, avals: Avals):
-        self.avals, self.size = avals, avals[x].shape[0]
-        self.positions = {x: FIRST}
+    def __init__(self, x: Sequence[int], avals: Avals):
+        self.avals, self.size = avals, avals[x[0]].shape[0]
+        self.positions = dict.fromkeys(x, FIRST)
 
     def follow(self, equation: Equation) -> tuple[bool, int | None]:
         """Whether one example reaches another, and the batch axis if it is known."""
@@ -246,6 +289,8 @@ class Batch:
             return _after_dot(i, axis, numbers, first_ndim)
         if name == "conv_general_dilated":
             return _after_conv(i, axis, params)
+        if name == "gather" and i == 1:
+            return _after_lookup(axis, before, after, numbers)
         if name == "gather":
             whole = params["slice_sizes"][axis] == before[axis]
             return _after_gather(axis, before, after, numbers, whole)
@@ -279,6 +324,8 @@ def _combines(name: str, params: dict[str, Any], axis: int) -> bool:
     """Whether an operation combines or reorders what lies along this axis."""
     if name in _REDUCTIONS:
         return axis in params["axes"]
+    if name == "sort":
+        return axis == params["dimension"]
     if name == "rev":
         return axis in params["dimensions"]
     if name == "pad":
@@ -323,6 +370,13 @@ def _after_gather(
         raise _Meeting
     offset = [a for a in range(len(before)) if a not in {*paired, *single}]
     return numbers.offset_dims[offset.index(axis)]
+
+
+def _after_lookup(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
+    """Where the batch axis of the indices lies in what they choose."""
+    if axis == len(before) - 1:  # the parts of an index
+        raise _Meeting
+    return [a for a in range(len(after)) if a not in numbers.offset_dims][axis]
 
 
 def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:

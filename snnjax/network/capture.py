@@ -6,21 +6,22 @@ every site its depth, its parameters, its channels (``axes.py``) and its name.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_function, check_images, check_leaves
+from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._trees import common_path, is_floating, is_kernel, name_of
-from snnjax.network.affine import check, is_operator
+from snnjax.network.affine import check, is_operator, live
 from snnjax.network.axes import (
     Avals,
+    Position,
     axes_of_maximum,
-    batch_axes,
     batch_first,
+    batch_positions,
     channel_axis,
 )
 from snnjax.network.equations import Equation, Network, spread_out
@@ -35,13 +36,14 @@ from snnjax.network.operators import (
 from snnjax.network.sites import Site, Sites
 
 
-def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
+def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
     """Where neurons would fire: name, kind, shape, depth and parameters of each site.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``; each output has the batch first.
         params: its parameters, any pytree of arrays.
-        x: float [B, ...], or a ``jax.ShapeDtypeStruct``: only the shape is used.
+        x: [B, ...], or a ``jax.ShapeDtypeStruct``: only the shape is used. A pytree
+            of arrays if the network takes several, tokens and masks among them.
 
     Returns:
         The sites in order of execution; ``print`` shows them as a table.
@@ -49,7 +51,7 @@ def sites(fn: Callable, params: chex.ArrayTree, x: chex.Array) -> Sites:
     Raises:
         snnjax.ConversionError: with every operation that cannot be converted, its
             path and the remedy.
-        ValueError: x is empty, not of floating point, or has no batch axis.
+        ValueError: x is empty, of bytes, or has no batch axis.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -145,10 +147,11 @@ def capture(
     """
     check_function(fn)
     check_leaves(params)
-    check_images(x)
+    check_examples(x)
     closed, result = _trace(fn, params, x)
     tree = jax.tree_util.tree_structure(result)
-    program = _flattened(closed)
+    inputs = len(jax.tree_util.tree_leaves(x))
+    program = _flattened(closed, inputs)
     program = (_with_operators if affine else _with_sites_only)(program)
     bare, axes = _understood(program, params, tree)
     answers = _without_aux(result) if has_aux else result
@@ -159,14 +162,14 @@ def capture(
     # A custom derivative must stay, a remat only where it saves memory. Such a call
     # hides how it moves axes, so those are taken from the other network.
     opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
-    program = _with_sites_of(program, _flattened(closed, opaque))
+    program = _with_sites_of(program, _flattened(closed, inputs, opaque))
     network, _ = _understood(program, params, tree, axes)
     return network
 
 
-def _flattened(closed: Any, opaque: Sequence[str] = ()) -> Program:
+def _flattened(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
     """The program of a closed jaxpr; an activation of parameters alone is a number."""
-    program = flatten(closed, opaque)
+    program = flatten(closed, inputs, opaque)
     dependent = _dependent(program.equations, program.x)
     equations = (
         eq if dependent.intersection(eq.outputs) else without_site(eq)
@@ -201,7 +204,10 @@ def _with_sites_of(inlined: Program, program: Program) -> Program:
 def _after(step: Callable, program: Program) -> Program:
     dependent = _dependent(program.equations, program.x)
     not_affine = functools.partial(
-        is_operator, dependent=dependent, avals=program.avals
+        is_operator,
+        dependent=dependent,
+        live=live(program.equations),
+        avals=program.avals,
     )
     return step(program, dependent, not_affine)
 
@@ -222,11 +228,16 @@ def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
         return jax.make_jaxpr(anew, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed: say with what
         error.add_note(
-            f"snnjax called fn(params, x) with x of shape {tuple(x.shape)} and dtype "
-            f"{x.dtype}. Pass the network as fn(params, x) -> outputs, params as a "
-            "pytree of arrays, and x with the batch axis first."
+            f"snnjax called fn(params, x) with x of {_described(x)}. Pass the network "
+            "as fn(params, x) -> outputs, params as a pytree of arrays, and x with the "
+            "batch axis first."
         )
         raise
+
+
+def _described(x: Any) -> str:
+    leaves = jax.tree_util.tree_leaves(x)
+    return ", ".join(f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves)
 
 
 def _without_aux(result: Any) -> Any:
@@ -245,11 +256,11 @@ class _Axes(NamedTuple):
     """Axes as the network with all calls inlined shows them.
 
     Attributes:
-        batches: site number -> axis of its batch.
+        batches: site number -> where its batch lies.
         channels: site number -> axis of its channels, from the end.
     """
 
-    batches: dict[str, int]
+    batches: dict[str, Position]
     channels: dict[str, int]
 
 
@@ -266,8 +277,9 @@ def _understood(
             that, and its own are taken.
     """
     avals, x = program.avals, program.x
-    batches = axes.batches if axes else batch_axes(program.equations, avals, x)
-    equations = batch_first(program.equations, avals, batches)
+    positions = axes.batches if axes else batch_positions(program.equations, avals, x)
+    batch = avals[x[0]].shape[0]
+    equations = batch_first(program.equations, avals, batch, positions)
     dependent = _dependent(equations, x)
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
@@ -276,7 +288,7 @@ def _understood(
         channels = _channels(equations, dependent, avals)
         sites = [eq for eq in equations if eq.site is not None]
         own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
-        axes = _Axes(batches, own)
+        axes = _Axes(positions, own)
     first_use = _first_use(equations)
     uses: dict[str, int] = {}
     feeds = {}
@@ -319,9 +331,9 @@ def _understood(
     return network, axes
 
 
-def _dependent(equations: Sequence[Equation], x: int) -> frozenset[int]:
-    """Variables that depend on x, those within operators too."""
-    dependent = {x}
+def _dependent(equations: Sequence[Equation], x: Iterable[int]) -> frozenset[int]:
+    """Variables that depend on these, those within operators too."""
+    dependent = set(x)
     for eq in spread_out(equations):
         if dependent.intersection(eq.variables):
             dependent.update(eq.outputs)

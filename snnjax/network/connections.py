@@ -37,7 +37,8 @@ def connections(
     relu_2 -> output
     """
     network = capture(fn, params, x)
-    origins = {network.x: {INPUT}}  # variable -> the sites that it is affine in
+    # variable -> the sites that it is affine in
+    origins = {v: {INPUT} for v in network.x}
     order = [INPUT, *(site.name for site in network.sites)]
     feeding: dict[str, tuple[str, ...]] = {}
 

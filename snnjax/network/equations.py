@@ -110,7 +110,7 @@ class Network(NamedTuple):
         equations: in order of execution, only those that the outputs need.
         avals: variable -> shape and dtype.
         parameters: variable -> path of the parameter leaf.
-        x: variable of the input.
+        x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
         outputs: variables or constants, in the order of ``tree``.
         tree: structure of the function's result.
@@ -125,7 +125,7 @@ class Network(NamedTuple):
     equations: tuple[Equation, ...]
     avals: dict[int, Any]
     parameters: dict[int, str]
-    x: int
+    x: tuple[int, ...]
     constants: Values
     outputs: tuple[int | Static, ...]
     tree: Any
@@ -136,13 +136,22 @@ class Network(NamedTuple):
     readout: frozenset[int]
     operands: frozenset[int]
 
-    def arguments(self, params: chex.ArrayTree, x: jax.Array | None = None) -> Values:
+    @property
+    def batch(self) -> int:
+        """How many examples it was captured with."""
+        return self.avals[self.x[0]].shape[0]
+
+    def inputs(self, x: chex.ArrayTree) -> Values:
+        """Variable -> array for an ``x`` of the captured structure."""
+        return dict(zip(self.x, jax.tree_util.tree_leaves(x), strict=True))
+
+    def arguments(self, params: chex.ArrayTree, x: Any = None) -> Values:
         """Variable -> array for ``params`` (and ``x``) of the captured structure."""
         leaves = jax.tree_util.tree_leaves(params)
         values = dict(self.constants)
         values.update(zip(self.parameters, leaves, strict=True))
         if x is not None:
-            values[self.x] = x
+            values.update(self.inputs(x))
         return values
 
     def output_names(self) -> list[str]:

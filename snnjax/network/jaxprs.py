@@ -54,7 +54,7 @@ class Program(NamedTuple):
         equations: in order of execution, only those that the outputs need.
         avals: variable -> shape and dtype.
         parameters: variables of the parameter leaves.
-        x: variable of the input.
+        x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
         outputs: variables or constants.
     """
@@ -62,16 +62,21 @@ class Program(NamedTuple):
     equations: tuple[Equation, ...]
     avals: dict[int, Any]
     parameters: list[int]
-    x: int
+    x: tuple[int, ...]
     constants: dict[int, Any]
     outputs: tuple[int | Static, ...]
 
 
-def flatten(closed: Any, opaque: Sequence[str] = ()) -> Program:
-    """Inline the calls of a closed jaxpr; an ``opaque`` one only if it holds a site."""
+def flatten(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
+    """Inline the calls of a closed jaxpr; an ``opaque`` one only if it holds a site.
+
+    Args:
+        inputs: how many of its last arguments are arrays of x.
+    """
     flat = _Flattener(opaque)
-    *parameters, x = [flat.variable(v) for v in closed.jaxpr.invars]
-    flat.live.add(x)
+    arguments = [flat.variable(v) for v in closed.jaxpr.invars]
+    parameters, x = arguments[:-inputs], tuple(arguments[-inputs:])
+    flat.live.update(x)
     constants = {
         flat.variable(v): constant
         for v, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True)

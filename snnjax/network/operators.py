@@ -362,6 +362,7 @@ _SIGNATURES = (
     ("norm", {"sqrt", "div"}),
     ("gelu", {"erf"}),
     ("gelu", {"erfc"}),
+    ("gelu", {"tanh", "integer_pow"}),
     ("silu", {"logistic", "mul"}),
     ("sigmoid", {"logistic"}),
     ("tanh", {"tanh"}),

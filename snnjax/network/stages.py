@@ -160,7 +160,7 @@ def run_segment(
 
 def stages(network: Network) -> list[Stage]:
     """Cut the network at its firing sites; what depends on x is computed once."""
-    available = {*network.parameters, network.x, *network.constants}
+    available = {*network.parameters, *network.x, *network.constants}
     fires = [equation for equation in network.equations if equation.fires]
     remaining = [equation for equation in network.equations if not equation.fires]
     cut = []

@@ -47,7 +47,7 @@ def entrance(lowering: Lowering) -> np.ndarray:
     convolution decides which axis of x holds the channels; without one it is the last.
     """
     network = lowering.network
-    shape = network.avals[network.x].shape
+    shape = network.avals[network.x[0]].shape
     order = np.arange(math.prod(shape)).reshape(shape[1:])
     return np.moveaxis(order, _channel_axis(lowering), 0) if len(shape) == 4 else order
 
@@ -60,8 +60,9 @@ def _channel_axis(lowering: Lowering) -> int:
     the input channels, and not with rows or columns.
     """
     network = lowering.network
-    shape = network.avals[network.x].shape
-    elements = {network.x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
+    (x,) = network.x
+    shape = network.avals[x].shape
+    elements = {x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
     for equation in network.equations:
         operands = [v for v in equation.variables if v in elements]
         if len(operands) != 1:

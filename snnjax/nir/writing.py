@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_positive
+from snnjax._checks import check_examples, check_positive
+from snnjax._examples import is_all_floating
 from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values
@@ -122,6 +123,12 @@ def to_nir(
     check_snn(snn)
     check_positive("dt", dt)
     check_values(snn)
+    check_examples(x)
+    if not hasattr(x, "shape") or not is_all_floating(x):
+        raise ValueError(
+            f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
+            "of floating point, which is all that an Input node of NIR takes"
+        )
     if len(x.shape) < 2:
         raise ValueError(
             f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
@@ -191,7 +198,7 @@ def _lower(lowering: Lowering, snn: SNN) -> None:
     network = lowering.network
     order = entrance(lowering)
     lowering.add("input", Input(order.shape), ())
-    lowering.symbols[network.x] = _from_node("input", np.ones(()), order)
+    lowering.symbols[network.x[0]] = _from_node("input", np.ones(()), order)
     problems = []
     for equation in network.equations:
         if not network.dependent.intersection(equation.outputs):

@@ -35,17 +35,20 @@ def run_by_step(job: Job) -> Any:
         job, streams = job._replace(network=network), streams | delayed.keys()
     depth = max(network.depths[v] for v in network.outputs if v in network.depths)
     total = steps + depth * wait
-    x = job.x
-    if job.sequence:
-        tail = jnp.zeros((depth * wait, *x.shape[1:]), x.dtype)
-        x = jnp.concatenate([x, tail])
+    x = job.x if job.sequence else None  # None is a tree without leaves
+
+    def padded(leaf: jax.Array) -> jax.Array:
+        tail = jnp.zeros((depth * wait, *leaf.shape[1:]), leaf.dtype)
+        return jnp.concatenate([leaf, tail])
+
+    x = jax.tree.map(padded, x)
 
     def body(states, now):
         step, x_t = now
         local: dict[Any, Any] = dict(values)
         after: dict[str, Any] = {}
         if job.sequence:
-            local[network.x] = x_t
+            local |= network.inputs(x_t)
 
         def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
             now = _phase(job, site, step)

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -45,7 +46,7 @@ class Job(NamedTuple):
     network: Network
     snn: SNN
     models: Mapping[str, Neuron]
-    x: jax.Array
+    x: chex.ArrayTree
     steps: int
     wait: int
     sequence: bool
@@ -97,7 +98,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     prepared = prepare(job)
     values = prepared.values
     if job.sequence:
-        values[job.network.x] = job.x
+        values |= job.network.inputs(job.x)
 
     # It lives on in a gradient, so it must not hold the job, which has arrays.
     models, steps, wait = job.models, job.steps, job.wait
@@ -132,7 +133,7 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
         local: dict[Any, Any] = dict(values)
         after: dict[str, Any] = {}
         if job.sequence:
-            local[network.x] = x_now
+            local |= network.inputs(x_now)
 
         def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
             state = states[site.name]
@@ -161,13 +162,16 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
         if eq.site is not None
     }
     groups, rest = divmod(job.steps, size)
-    x = job.x
-    whole = x[: groups * size] if job.sequence else None
-    whole = whole.reshape(groups, size, *x.shape[1:]) if whole is not None else None
+    x = job.x if job.sequence else None  # None is a tree without leaves
+
+    def grouped(leaf: jax.Array) -> jax.Array:
+        return leaf[: groups * size].reshape(groups, size, *leaf.shape[1:])
+
+    whole = jax.tree.map(grouped, x)
     states, outputs = jax.lax.scan(run(size), states, whole, length=groups)
     outputs = jax.tree.map(lambda a: a.reshape(groups * size, *a.shape[2:]), outputs)
     if rest:
-        last = x[groups * size :] if job.sequence else None
+        last = jax.tree.map(lambda leaf: leaf[groups * size :], x)
         _, more = run(rest)(states, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
     return over_steps(job, values | outputs, streams)
@@ -179,7 +183,8 @@ def run_closed_form(job: Job) -> Any:
     A layer that has waited T steps fires as early as its levels allow.
     """
     network, neurons, steps = job.network, job.snn.neurons, job.steps
-    values = network.arguments(job.snn.params, job.x.mean(0) if job.sequence else job.x)
+    x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
+    values = network.arguments(job.snn.params, x)
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         return closed_form(job.snn.model(site.name), params, current, steps)
@@ -197,8 +202,8 @@ def run_closed_form(job: Job) -> Any:
             values[v] = _first_spikes(values[v], threshold, steps, levels)
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
-        values[network.x] = job.x
-        sources = [*spikes, network.x]
+        values |= network.inputs(job.x)
+        sources = [*spikes, *network.x]
     streams = streaming(tail, sources)
     evaluate(tail, values, identity, streams=streams)
     return over_steps(job, values, streams)
@@ -279,7 +284,7 @@ def prepare(job: Job) -> Prepared:
     """Compute once what no step changes."""
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
-    streams = streaming(network.equations, [network.x] if job.sequence else [])
+    streams = streaming(network.equations, network.x if job.sequence else ())
     changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
     fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
     evaluate(fixed, values, identity)

@@ -21,12 +21,13 @@ from snnjax import sharding
 from snnjax._arrays import wide
 from snnjax._checks import (
     check_choice,
+    check_examples,
     check_flags,
     check_function,
-    check_images,
     check_size,
     check_wait,
 )
+from snnjax._examples import batch_of, is_all_floating
 from snnjax.conformance import passes_gradient
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
@@ -61,7 +62,7 @@ INPUTS = ("constant", "poisson", "sequence")
 def init(
     fn: Callable,
     params: chex.ArrayTree,
-    x: chex.Array,
+    x: chex.ArrayTree,
     *,
     neuron: Neuron | Mapping[str, Neuron] | None = None,
     key: jax.Array | None = None,
@@ -203,7 +204,7 @@ def spiking(
     )
     _check_combination(simulation)
 
-    def spiking_fn(snn: SNN, x: jax.Array, key: jax.Array | None = None):
+    def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
         return simulate(simulation, snn, x, key)
 
     return spiking_fn
@@ -259,30 +260,33 @@ class Simulation(NamedTuple):
         return self.inputs != "constant"
 
 
-def simulate(sim: Simulation, snn: SNN, x: jax.Array, key: jax.Array | None) -> Any:
+def simulate(
+    sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
+) -> Any:
     """Check SNN and input, encode the input, share it among the devices, and run."""
     check_fit(snn, sim.steps, sim.wait)
     check_values(snn)
-    check_images(x)
+    check_examples(x)
     x = encode(sim, x, key)
     axis = 1 if sim.sequence else 0
     if sim.spread is not None:
-        sharding.check_batch("x", x.shape[axis], sim.spread)
+        sharding.check_batch("x", batch_of(x, axis), sim.spread)
         x = sharding.place(x, sharding.along(axis, sim.spread))
         snn = sharding.on_mesh(snn, sim.spread)
     if sim.has_aux:
         return simulate_training(sim, snn, x)
 
-    def on_one_device(snn: SNN, x: jax.Array) -> Any:
+    def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         run = functools.partial(simulate_group, sim, snn)
         return sharding.in_groups(run, x, sim.micro_batch, axis, out_axis=1)
 
     return sharding.on_each_device(on_one_device, sim.spread, (None, axis), 1)(snn, x)
 
 
-def simulate_group(sim: Simulation, snn: SNN, x: jax.Array) -> Any:
+def simulate_group(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
-    network = capture(sim.fn, snn.params, x[0] if sim.sequence else x)
+    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sim.sequence else x
+    network = capture(sim.fn, snn.params, one_step)
     job = _job(sim, network, snn, x)
     execution = _chosen(sim, snn)
     if sim.execution != "auto" or execution == "by_layer":
@@ -290,12 +294,14 @@ def simulate_group(sim: Simulation, snn: SNN, x: jax.Array) -> Any:
     return _with_gradient_of_layers(job, execution)
 
 
-def simulate_training(sim: Simulation, snn: SNN, x: jax.Array) -> tuple[Any, Any]:
+def simulate_training(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> tuple[Any, Any]:
     """(outputs [T, B, ...], aux) of a function in training mode."""
     if not sim.sequence:
-        x = jnp.broadcast_to(x, (sim.steps, *x.shape))
+        x = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
+        )
     shares = sharding.size(sim.spread)
-    x = fold(x, shares)
+    x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
     network = capture(sim.fn, snn.params, x, affine=False, has_aux=True)
     remat = isinstance(sim.execution, ByLayer) and sim.execution.remat
     return run_folded(_job(sim, network, snn, x), shares, remat=remat)
@@ -315,7 +321,7 @@ def execute(job: Job, execution: str | ByLayer) -> Any:
     return runs[execution](job)
 
 
-def _job(sim: Simulation, network: Network, snn: SNN, x: jax.Array) -> Job:
+def _job(sim: Simulation, network: Network, snn: SNN, x: chex.ArrayTree) -> Job:
     check_neurons(snn, network.sites)
     models = {
         site.name: _model_with_surrogate(sim, snn, site)
@@ -362,7 +368,7 @@ def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
     none of the surrogate.
     """
 
-    def run(execution: str | ByLayer, snn: SNN, x: jax.Array, constants) -> Any:
+    def run(execution: str | ByLayer, snn: SNN, x: chex.ArrayTree, constants) -> Any:
         network = job.network._replace(constants=constants)
         return execute(job._replace(network=network, snn=snn, x=x), execution)
 
@@ -400,13 +406,19 @@ def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
 # --------------------------------------------------------------------- inputs
 
 
-def encode(sim: Simulation, x: jax.Array, key: jax.Array | None) -> jax.Array:
+def encode(sim: Simulation, x: chex.ArrayTree, key: jax.Array | None) -> Any:
     """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...]."""
-    if sim.inputs == "sequence" and x.shape[0] != sim.steps:
+    if sim.sequence and not is_all_floating(x):
         raise ValueError(
-            f"inputs='sequence' needs x [steps={sim.steps}, batch, ...]; found shape "
-            f"{tuple(x.shape)}"
+            f"inputs={sim.inputs!r} needs x of floating point, which has a mean over "
+            "the steps; found whole numbers or truth values. Use inputs='constant'"
         )
+    for leaf in jax.tree.leaves(x):
+        if sim.inputs == "sequence" and leaf.shape[0] != sim.steps:
+            raise ValueError(
+                f"inputs='sequence' needs x [steps={sim.steps}, batch, ...]; found "
+                f"shape {tuple(leaf.shape)}"
+            )
     if sim.inputs != "poisson":
         if key is not None:
             raise ValueError(f"inputs={sim.inputs!r} draws nothing: leave key out")
@@ -415,9 +427,18 @@ def encode(sim: Simulation, x: jax.Array, key: jax.Array | None) -> jax.Array:
         raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
     if not hasattr(key, "dtype"):
         raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
+    leaves, tree = jax.tree.flatten(x)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    trains = [
+        _drawn(key, leaf, sim.steps) for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, trains)
+
+
+def _drawn(key: jax.Array, x: jax.Array, steps: int) -> jax.Array:
     _check_probability(x)
     # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
-    shape = (sim.steps, *x.shape)
+    shape = (steps, *x.shape)
     return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
 
 

@@ -144,8 +144,9 @@ def _check(x, inputs: str) -> None:
     """Raise unless x can be the example of a program's input."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(
-            f"a program needs an example of its input; found x={x!r}. Pass x, an "
-            "array [batch, ...] or jax.ShapeDtypeStruct"
+            f"a program needs an example of its input, one array; found x={x!r}. Pass "
+            "x, an array [batch, ...] or jax.ShapeDtypeStruct; leave fn out where the "
+            "network takes several: the file then holds the SNN without a program"
         )
     if len(x.shape) < 1 + (inputs == "sequence"):
         allowed = "[T, batch, ...]" if inputs == "sequence" else "[batch, ...]"

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
+from snnjax._examples import batch_of
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.spill import SpillFile, loaded
 from snnjax.network.equations import Network
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
         spills: whether streams go to the disk.
     """
 
-    x: jax.Array
+    x: chex.ArrayTree
     spread: NamedSharding | None
     size: int
     captured: Callable[[int], tuple[Network, list[Stage]]]
@@ -86,12 +87,13 @@ class MicroBatch(NamedTuple):
 def begin(plan: Plan) -> list[MicroBatch]:
     """All images, as they stand before the first stage."""
     batches = []
-    images, devices = plan.x.shape[0], sharding.size(plan.spread)
+    images, devices = batch_of(plan.x), sharding.size(plan.spread)
     for start in range(0, images, plan.size * devices):
         count = min(plan.size * devices, images - start)
         x = sharding.rows(plan.x, start, count, plan.spread)
         network, stages = plan.captured(count // devices)
-        batches.append(MicroBatch(network, stages, {network.x: x}, {network.x: x}))
+        values = network.inputs(x)
+        batches.append(MicroBatch(network, stages, values, dict(values)))
     return batches
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax import sharding
+from snnjax._examples import batch_of
 from snnjax._trees import is_kernel
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
@@ -94,7 +95,7 @@ class SiteView(View):
 
     @property
     def count(self) -> int:
-        return self._here.plan.x.shape[0]
+        return batch_of(self._here.plan.x)
 
     def outputs(
         self, fit: Fit, *, stride: int = 1, paced: bool = False
@@ -191,7 +192,7 @@ def _cached(plan: Plan, compute: Currents, *shapes: Sequence[int]) -> Currents:
 
 def _fits_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
     times = 1 if plan.means else plan.steps
-    share = plan.x.shape[0] // sharding.size(plan.spread)
+    share = batch_of(plan.x) // sharding.size(plan.spread)
     return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
 
 

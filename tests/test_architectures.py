@@ -1,0 +1,28 @@
+"""Every well-known architecture is converted as it is, and gives the ANN's numbers."""
+
+import jax
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES
+
+import snnjax
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 16
+FINE = snnjax.integrate_and_fire(levels=(-100, 100))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
+    if name == "equinox transformer":
+        pytest.importorskip("equinox")
+    fn, params, x = ARCHITECTURES[name]()
+    recipe = snnjax.max_activation()
+    snn = snnjax.convert(fn, params, x, steps=STEPS, neuron=FINE, recipe=recipe)
+    mean = snnjax.spiking(fn, steps=STEPS, execution="by_step")(snn, x).mean(0)
+    answer = np.asarray(fn(params, x))
+    error = np.abs(mean - answer).max() / np.abs(answer - answer.mean(0)).max()
+    assert error < 0.05, name
+    assert any(site.fires for site in snnjax.sites(fn, params, x))
+    assert jax.tree.all(jax.tree.map(lambda a: np.isfinite(a).all(), snn.neurons))
