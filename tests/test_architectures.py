@@ -1,5 +1,7 @@
 """Every well-known architecture is converted as it is, and gives the ANN's numbers."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 16
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
+
+
+def test_the_readme_lists_them():
+    readme = (Path(__file__).parents[1] / "README.md").read_text().replace("-", " ")
+    for name in ARCHITECTURES:
+        library = name.split()[0]
+        assert name in readme or library in ("scanned", "nnx", "equinox"), name
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
