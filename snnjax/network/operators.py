@@ -72,10 +72,13 @@ def with_encoders(
         encoded.add(v)
     numbers = itertools.count(max(avals) + 1)
     names = _fresh_names(equations)
-    renamed: dict[Any, Any] = {}
+    spikes: dict[Any, Any] = {}  # value -> the output of its encoder
+    leads = _Leads(program, dependent)
     placed = []
     for eq in equations:
-        placed.append(eq._replace(inputs=tuple(renamed.get(v, v) for v in eq.inputs)))
+        if leads.to_products(eq):
+            eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
+        placed.append(eq)
         for v in encoded.intersection(eq.outputs):
             fresh = next(numbers)
             avals[fresh] = avals[v]
@@ -90,9 +93,8 @@ def with_encoders(
             )
             path = _path_of_reader(equations, v)
             placed.append(Equation(None, (), (v,), (fresh,), site, path))
-            renamed[v] = fresh
-    outputs = tuple(renamed.get(v, v) for v in program.outputs)
-    return program._replace(equations=tuple(placed), outputs=outputs)
+            spikes[v] = fresh
+    return program._replace(equations=tuple(placed))
 
 
 def without_inner_pools(
@@ -177,6 +179,29 @@ class _Products:
         return min(on_x) if self.weights.intersection(others) else None
 
 
+class _Leads:
+    """Which equations only move a value on its way to products with weights."""
+
+    def __init__(self, program: Program, dependent: frozenset[int]):
+        self.readers, self.dependent = _readers(program.equations), dependent
+
+    def to_products(self, eq: Equation) -> bool:
+        """Whether it is a product of one value, or a move that leads to one."""
+        return self.products(eq) > 0
+
+    def products(self, eq: Equation) -> int:
+        """How many products it leads to by moves alone, itself among them."""
+        if eq.name in _PRODUCTS:
+            return len(self.dependent.intersection(eq.variables)) == 1
+        if eq.name not in _MOVES or eq.site is not None:
+            return 0
+        return sum(map(self.products_behind, eq.outputs))
+
+    def products_behind(self, v: int) -> int:
+        """How many products a value leads to by moves alone."""
+        return sum(map(self.products, self.readers.get(v, ())))
+
+
 def _needs_encoder(
     program: Program,
     dependent: frozenset[int],
@@ -188,50 +213,39 @@ def _needs_encoder(
     touched: set[int] = set()  # by an operator, since the last neuron
     weighted: set[int] = set()  # by a product with weights, at some time
     moved_from: dict[int, int] = {}
+
+    def sources(v: int | None) -> list[int]:
+        """The value, and those that it is but moved from."""
+        chain = []
+        while v is not None:
+            chain.append(v)
+            v = moved_from.get(v)
+        return chain
+
     for eq in program.equations:
         operand = products.follow(eq)
         inputs = dependent.intersection(eq.variables)
-        if operand is not None and operand in touched & weighted:
-            return _shared(operand, moved_from, program, dependent)
+        is_spikes = bool(encoded.intersection(sources(operand)))
+        if operand is not None and operand in touched & weighted and not is_spikes:
+            return _shared(sources(operand), program, dependent)
         if eq.fires:
             weighted.update(eq.outputs)
             continue
         if inputs & weighted or operand is not None:
             weighted.update(eq.outputs)
         operates = not_affine(eq)
-        if operates or inputs & touched:
-            touched.update(set(eq.outputs) - encoded)
+        if operates or (inputs & touched and not is_spikes):
+            touched.update(eq.outputs)
         if eq.name in _MOVES and len(inputs) == 1 and not operates:
             moved_from[eq.outputs[0]] = min(inputs)
     return None
 
 
-def _shared(
-    operand: int,
-    moved_from: Mapping[int, int],
-    program: Program,
-    dependent: frozenset[int],
-) -> int:
-    """The operand, or the value that several products read after moving it about."""
-    readers = _readers(program.equations)
-
-    def products(v: int) -> int:
-        """How many products the value leads to by moves alone."""
-        count = 0
-        for eq in readers.get(v, ()):
-            if eq.name in _MOVES and eq.site is None:
-                count += sum(map(products, eq.outputs))
-            count += (
-                eq.name in _PRODUCTS and len(dependent.intersection(eq.variables)) == 1
-            )
-        return count
-
-    place = operand
-    while operand in moved_from:
-        operand = moved_from[operand]
-        if products(operand) > 1:
-            place = operand
-    return place
+def _shared(sources: list[int], program: Program, dependent: frozenset[int]) -> int:
+    """The operand, or what it is moved from where other products read that as well."""
+    leads = _Leads(program, dependent)
+    shared = [v for v in sources[1:] if leads.products_behind(v) > 1]
+    return shared[-1] if shared else sources[0]
 
 
 def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
