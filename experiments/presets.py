@@ -111,8 +111,15 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
 # 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
-# the width with ReLU6.
-SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
+# the width with ReLU6; a vision transformer with LayerNorm, attention and GELU.
+SOURCES = (
+    "resnet20",
+    "resnet20_clipped",
+    "vgg8",
+    "vgg8_max",
+    "mobilenet_quarter",
+    "vit",
+)
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {

@@ -27,7 +27,7 @@ def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
     if name == "equinox transformer":
         pytest.importorskip("equinox")
     fn, params, x = ARCHITECTURES[name]()
-    recipe = snnjax.max_activation()
+    recipe = snnjax.bias_shift()  # which rounds
     snn = snnjax.convert(fn, params, x, steps=STEPS, neuron=FINE, recipe=recipe)
     mean = snnjax.spiking(fn, steps=STEPS, execution="by_step")(snn, x).mean(0)
     answer = np.asarray(fn(params, x))

@@ -536,7 +536,7 @@ def search_view(target, spikes, **changes):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     layer = solve._Layer(_current, (kernel.dtype,), (True,))
-    problem = solve._pose(layer, (kernel,), spikes, target, -1)
+    problem = solve._pose(layer, (kernel,), spikes, target, -1, rectified=True)
     search, current = solve._solve(problem, 30, damping)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))

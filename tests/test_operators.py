@@ -14,12 +14,19 @@ from networks import conv, max_pool, relu
 
 import snnjax
 from snnjax.network import identity, with_activation
+from snnjax.network.capture import capture
 from snnjax.network.increments import Operator
+from snnjax.network.products import products
+from snnjax.network.stages import stages as cut_at_sites
 from snnjax.simulation import by_layer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
+PARTS = (
+    snnjax.calibrators.least_squares_threshold("channel", "round"),
+    snnjax.calibrators.half_charge(),
+)
 BINARY = snnjax.integrate_and_fire()
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
 
@@ -337,6 +344,50 @@ def test_more_steps_are_nearer_to_the_ann(recipe):
         return float(jnp.abs(mean - fn(PARAMS, X)).mean())
 
     assert error(64) < error(4) / 3 and error(64) < 0.05
+
+
+def lone_kernels(fn, p=PARAMS, x=X):
+    """Site -> paths of the kernels that are refitted on the way to it."""
+    network = capture(fn, p, x, inline_all=True)
+    stages = cut_at_sites(network)
+    return {
+        stage.place.name: [
+            network.parameters[product.kernel]
+            for product in products(network, stages, i)
+        ]
+        for i, stage in enumerate(stages[:-1])
+    }
+
+
+def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
+    def fn(p, x):
+        x = jnp.tanh(x @ p["in"])
+        y = jnp.tanh(x @ (2 * p["q"]).T + x @ p["k"]) + (x @ p["v"]) * p["v"].sum()
+        return norm(y @ p["o"]).mean(1) @ p["out"] + p["k"].sum()
+
+    # "in" reads no spikes but the input, "v" is read twice, "k" by the readout too.
+    assert lone_kernels(fn) == {
+        "q/encoder": ["in"],
+        "v/encoder": ["q"],
+        "out/encoder": ["o"],
+    }
+    by_product = lone_kernels(transformer)
+    assert by_product["o/encoder"] == ["q", "k", "v"] and by_product["up/encoder"] == [
+        "o"
+    ]
+
+
+def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
+    fn, weights = transformer, snnjax.calibrators.least_squares_weights()
+    images = jnp.asarray(np.random.default_rng(4).normal(size=(256, 6, 5)), "f4")
+    errors = []
+    for parts in ((weights, *PARTS), PARTS):
+        recipe = snnjax.Recipe((parts,))
+        snn = snnjax.convert(fn, PARAMS, images, steps=STEPS, recipe=recipe)
+        new = jnp.asarray(np.random.default_rng(5).normal(size=(256, 6, 5)), "f4")
+        error = snnjax.spiking(fn, steps=STEPS)(snn, new).mean(0) - fn(PARAMS, new)
+        errors.append(float(jnp.square(error).mean()))
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_weights_that_an_operator_reads_are_shared():

@@ -35,6 +35,25 @@ class Fit(NamedTuple):
     weights: dict[str, jax.Array]
 
 
+class Product(NamedTuple):
+    """A product with weights on the way to an encoder.
+
+    Attributes:
+        path: of its kernel in ``Fit.weights``.
+        current: (weights, sources, rows) -> its result, as that of `View.feed`, of
+            this one kernel.
+        sources: what it takes, of the spiking network.
+        result: what it is in the ANN, [N, ...].
+        channel: axis of the channels, from the end.
+    """
+
+    path: str
+    current: Callable
+    sources: Any
+    result: jax.Array
+    channel: int
+
+
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
@@ -94,6 +113,15 @@ class View(abc.ABC):
             time: whether sources and currents keep their time axis.
             every: sources of one image in so many.
         """
+
+    def products(self, every: int = 1) -> Sequence[Product]:
+        """Products with weights on the way to an encoder, each with its own kernel.
+
+        Args:
+            every: of one image in so many.
+        """
+        del every
+        return ()
 
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
         """One array of all micro-batches, of one image in so many."""

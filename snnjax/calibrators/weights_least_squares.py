@@ -43,13 +43,18 @@ def least_squares_weights(
     among them, the best for every fourth image is taken, which the sum leaves out:
     images that are alike should not lie in groups of four.
 
+    On the way to an encoder, every product with weights is refitted by itself: a is its
+    result in the ANN, I the same of the spikes, and m is 1.
+
     Kernels that also reach another site, an operator or the readout stay as they are,
-    and all do if there are fewer than four images. Weights of 0 stay 0: a pruned
+    on the way to an encoder those of several products; and all do if there are fewer
+    than four images. Weights of 0 stay 0: a pruned
     network stays sparse. A kernel whose derivative is 0, as that of a rounded one,
     stays, too.
 
     Args:
-        iterations: of conjugate gradients, each about two passes of a layer.
+        iterations: of conjugate gradients, each about two passes of a layer; half as
+            many for a product on the way to an encoder.
         damping: > 0; how much a change of W costs.
         samples: positions to fit a channel to, from evenly spaced images, 32 or more.
     """
@@ -57,26 +62,45 @@ def least_squares_weights(
     check_positive("damping", damping)
     check_count("samples", samples)
 
-    def calibrate(view: View, fit: Fit) -> Fit:
-        free = tuple(path not in view.shared for path in fit.weights)
-        if not any(free) or view.site.signed:  # the formulas are those of a ReLU
-            return fit
-        every = view.spacing(samples, _FEWEST)
-        activation = view.join(view.activations, every)
-        current, sources = view.feed(len(activation), False, every)
-        own = tuple(weight.dtype for weight in fit.weights.values())
-        original = tuple(map(wide, fit.weights.values()))
-        fixed = jax.lax.stop_gradient((original, sources, activation))
-        problem = _pose(_Layer(current, own, free), *fixed, view.site.channel)
+    def refit(weights, free, current, sources, target, channel, *, rectified, rounds):
+        """These weights, refitted; the same if spikes do not reach them."""
+        own = tuple(weight.dtype for weight in weights.values())
+        original = tuple(map(wide, weights.values()))
+        fixed = jax.lax.stop_gradient((original, sources, target))
+        layer = _Layer(current, own, free)
+        problem = _pose(layer, *fixed, channel, rectified=rectified)
         if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
-            return fit
-        search, _ = _solve(problem, iterations, damping)
+            return weights
+        search, _ = _solve(problem, rounds, damping)
         # The change is a constant to the gradient, which is that of W_0.
         share = jnp.where(_proven(problem, search.best), 1.0, 0.0)
         chosen = add_scaled(original, search.best, share)
-        fitted = zip(fit.weights, chosen, own, free, strict=True)
+        fitted = zip(weights, chosen, own, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
-        return fit._replace(weights=fit.weights | changed)
+        return weights | changed
+
+    def of_products(view: View, fit: Fit) -> Fit:
+        weights = dict(fit.weights)
+        for product in view.products(view.spacing(samples, _FEWEST)):
+            own = {product.path: weights[product.path]}
+            parts = product.current, product.sources, product.result, product.channel
+            # Each has few weights, and half of the iterations are enough for them.
+            rounds = (iterations + 1) // 2
+            weights |= refit(own, (True,), *parts, rectified=False, rounds=rounds)
+        return fit._replace(weights=weights)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if view.site.signed:
+            return of_products(view, fit)
+        free = tuple(path not in view.shared for path in fit.weights)
+        if not any(free):
+            return fit
+        every = view.spacing(samples, _FEWEST)
+        activation = view.join(view.activations, every)
+        feed = view.feed(len(activation), False, every)
+        parts = free, *feed, activation, view.site.channel
+        weights = refit(fit.weights, *parts, rectified=True, rounds=iterations)
+        return fit._replace(weights=weights)
 
     return calibrate
 
@@ -144,11 +168,12 @@ class _Images(NamedTuple):
 
     Attributes:
         activation: a, [N, ...].
-        top: the largest a of each channel.
+        bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
         counts: m, 0 for images that are left out.
     """
 
     activation: jax.Array
+    bottom: jax.Array
     top: jax.Array
     counts: jax.Array
 
@@ -161,16 +186,19 @@ def _scaled(activation: jax.Array) -> tuple[jax.Array, jax.Array]:
     return activation / scale, scale
 
 
-@functools.partial(jax.jit, static_argnames="channel")
-def _target(activation: jax.Array, current: jax.Array, channel: int):
+@functools.partial(jax.jit, static_argnames=("channel", "rectified"))
+def _target(activation: jax.Array, current: jax.Array, channel: int, rectified: bool):
     """(the target, P (a - I))."""
     axes = other_axes(activation.ndim, channel)
     top = activation.max(axes, keepdims=True)
-    silent = (activation <= 0) & (current <= 0)
+    bottom = jnp.zeros_like(top)
+    if not rectified:
+        bottom, top = jnp.full_like(top, -jnp.inf), jnp.full_like(top, jnp.inf)
+    silent = (activation <= bottom) & (current <= bottom)
     saturated = (activation >= top) & (current >= top)
     counts = ~(silent | saturated | _left_out(activation))
     error = _centred(activation - current, counts, channel)
-    return _Images(activation, top, counts), error
+    return _Images(activation, bottom, top, counts), error
 
 
 @functools.partial(jax.jit, static_argnames="channel")
@@ -184,7 +212,7 @@ def _centred(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
 def _error(images: _Images, current: jax.Array, channel: int) -> jax.Array:
     """Sum of (a - clip(I + b))^2 over the images that are left out."""
     constant = _mean(images.activation - current, images.counts, channel)
-    output = jnp.clip(current + constant, 0, images.top)
+    output = jnp.clip(current + constant, images.bottom, images.top)
     errors = (images.activation - output) ** 2
     return jnp.where(_left_out(errors), errors, 0).sum()
 
@@ -269,10 +297,18 @@ class _Problem(NamedTuple):
         return jax.block_until_ready(_error(self.images, current, self.channel))
 
 
-def _pose(layer: _Layer, weights: Weights, sources, activation, channel) -> _Problem:
+def _pose(
+    layer: _Layer,
+    weights: Weights,
+    sources,
+    activation,
+    channel: int,
+    *,
+    rectified: bool,
+) -> _Problem:
     activation, scale = _scaled(activation)
     current = _current(layer, weights, sources, scale)
-    images, deficit = _target(activation, current, channel)
+    images, deficit = _target(activation, current, channel, rectified)
     first = jax.block_until_ready(_error(images, current, channel))
     return _Problem(
         layer, weights, sources, images, current, deficit, first, scale, channel

@@ -19,6 +19,10 @@ from snnjax.network.sites import Site, Sites
 Values = dict[int, Any]
 
 
+# Affine in each of two operands; one of them may be weights.
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
 class Static:
     """A value that a static argument may hold: compared by content if it can be."""
 

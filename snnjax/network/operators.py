@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from snnjax._trees import common_path
-from snnjax.network.equations import Body, Equation
+from snnjax.network.equations import PRODUCTS, Body, Equation
 from snnjax.network.jaxprs import Program, without_site
 from snnjax.network.sites import Site
 
 NotAffine = Callable[[Equation], bool]
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
 # What moves numbers about and computes none.
 _MOVES = frozenset(
     "reshape transpose squeeze expand_dims convert_element_type copy name "
@@ -173,7 +172,7 @@ class _Products:
         on_x = self.dependent.intersection(eq.variables)
         if not on_x and self.weights.intersection(eq.variables):
             self.weights.update(eq.outputs)
-        if eq.name not in _PRODUCTS or len(on_x) != 1:
+        if eq.name not in PRODUCTS or len(on_x) != 1:
             return None
         others = [v for v in eq.variables if v not in on_x]
         return min(on_x) if self.weights.intersection(others) else None
@@ -191,7 +190,7 @@ class _Leads:
 
     def products(self, eq: Equation) -> int:
         """How many products it leads to by moves alone, itself among them."""
-        if eq.name in _PRODUCTS:
+        if eq.name in PRODUCTS:
             return len(self.dependent.intersection(eq.variables)) == 1
         if eq.name not in _MOVES or eq.site is not None:
             return 0
@@ -253,7 +252,7 @@ def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
     reached = {v}
     for eq in equations:
         if reached.intersection(eq.variables):
-            if eq.name in _PRODUCTS:
+            if eq.name in PRODUCTS:
                 return eq.path
             reached.update(eq.outputs)
     return ""

@@ -4,9 +4,10 @@ The currents of the spiking network are computed anew for the weights that a cal
 tries, or kept while the memory budget allows it.
 """
 
+import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from snnjax._examples import batch_of
 from snnjax._trees import is_kernel
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
-from snnjax.calibrators.view import Fit, View
+from snnjax.calibrators.view import Fit, Product, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
     MicroBatch,
@@ -28,6 +29,7 @@ from snnjax.conversion.engine.micro_batches import (
 )
 from snnjax.conversion.engine.segments import Current
 from snnjax.conversion.engine.spill import loaded
+from snnjax.network import products
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
@@ -45,12 +47,14 @@ class Arrival(NamedTuple):
         plan, batches: of the sweep.
         i: number of the site, and of the stage that leads to it.
         params: variable -> parameter of the SNN, as calibrated up to here.
+        ann: of every micro-batch, what the ANN's stage reads.
     """
 
     plan: Plan
     batches: list[MicroBatch]
     i: int
     params: Values
+    ann: list[Values]
 
     @property
     def network(self) -> Network:
@@ -69,13 +73,26 @@ class Arrival(NamedTuple):
         """The weights of the site's stage, without its biases and norms.
 
         A kernel of an earlier stage may reach the site too, by a residual sum without
-        an activation: it belongs to the first site that it reaches.
+        an activation: it belongs to the first site that it reaches. An encoder's
+        stage has those of its products.
         """
+        if self.site.signed:
+            own = [p.kernel for p in self.products()]
+        else:
+            feeding = self.network.feeds[self.site.name]
+            own = [v for v in feeding if v in self.stage.sources]
         return {
             self.network.parameters[v]: self.params[v]
-            for v in self.network.feeds[self.site.name]
-            if v in self.stage.sources and is_kernel(self.params[v])
+            for v in own
+            if is_kernel(self.params[v])
         }
+
+    def products(self, batch: int | None = None) -> list[products.Product]:
+        """Of the site's stage, as it is for so many images."""
+        network, stages = self.network, self.batches[0].stages
+        if batch is not None:
+            network, stages = self.plan.captured(batch)
+        return products.products(network, stages, self.i)
 
 
 class SiteView(View):
@@ -88,7 +105,9 @@ class SiteView(View):
             wait=here.plan.wait,
             neuron=model_of(here.plan.neuron, here.site.name),
             activations=activations,
-            shared=shared_weights(here.network, here.site),
+            shared=frozenset()
+            if here.site.signed
+            else shared_weights(here.network, here.site),
         )
         self._here = here
         self._thinned_currents = _thinned(here.plan, currents, here.site)
@@ -113,18 +132,14 @@ class SiteView(View):
         network, stages = plan.captured(batch)
         stage = stages[here.i]
         streams = are_streams(plan, network, stage)
-        sources, axes = [], []
-        for v, stream in zip(stage.sources, streams, strict=True):
-            has_images = v in here.batches[0].snn
-            axes.append((1 if stream and time else 0) if has_images else None)
-            if not has_images:
-                fixed = network.constants if v in network.constants else here.params
-                sources.append(fixed[v])
-                continue
-            values = (loaded(batch.snn[v]) for batch in here.batches)
-            if stream and not time:
-                values = (segments.mean(value, plan.steps) for value in values)
-            sources.append(segments.joined(plan.spread, values, axes[-1], every))
+        stores = [batch.snn for batch in here.batches]
+        axes = [
+            (1 if stream and time else 0) if v in stores[0] else None
+            for v, stream in zip(stage.sources, streams, strict=True)
+        ]
+        fixed = collections.ChainMap(network.constants, here.params)
+        averaged = [stream and not time for stream in streams]
+        sources = self._sources(stage, stores, fixed, averaged, axes, every)
         paths = [network.parameters.get(v) for v in stage.sources]
         slots = tuple(paths.index(path) for path in here.kernels)
         if time:
@@ -133,8 +148,61 @@ class SiteView(View):
             streams, steps, ndim = (False,) * len(streams), 1, None
         return Current(stage.segment, streams, steps, slots, tuple(axes), ndim), sources
 
+    def products(self, every: int = 1) -> list[Product]:
+        here, plan = self._here, self._here.plan
+        if not here.kernels:
+            return []
+        batch = len(range(0, self.count, every))
+        network, stages = plan.captured(batch)
+        stage, originals = stages[here.i], network.arguments(plan.params)
+        current, of_spikes = self.feed(batch, False, every)
+        fixed, averaged = originals | network.constants, [False] * len(stage.sources)
+        of_ann = self._sources(stage, here.ann, fixed, averaged, current.axes, every)
+        views = []
+        for product in here.products(batch):
+            path = network.parameters[product.kernel]
+            own = current._replace(
+                segment=product.segment, slots=(stage.sources.index(product.kernel),)
+            )
+            result = _result(own, [originals[product.kernel]], of_ann)
+            views.append(Product(path, own, of_spikes, result, product.channel))
+        return views
+
+    def _sources(
+        self,
+        stage: Stage,
+        stores: Sequence[Values],
+        fixed: Mapping[Any, Any],
+        averaged: Sequence[bool],
+        axes: Sequence[int | None],
+        every: int,
+    ) -> list[Any]:
+        """What a stage reads, of all micro-batches.
+
+        Args:
+            stores: of every micro-batch, what has images.
+            fixed: what has none.
+            averaged: for each source whether its mean over time is wanted.
+            axes: for each source the axis of its images, None if it has none.
+        """
+        plan, sources = self._here.plan, []
+        for v, axis, over_time in zip(stage.sources, axes, averaged, strict=True):
+            if axis is None:
+                sources.append(fixed[v])
+                continue
+            values = (loaded(store[v]) for store in stores)
+            if over_time:
+                values = (segments.mean(value, plan.steps) for value in values)
+            sources.append(segments.joined(plan.spread, values, axis, every))
+        return sources
+
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
         return self._here.plan.join(parts, every)
+
+
+@functools.partial(jax.jit, static_argnames="current")
+def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Array:
+    return current(weights, sources, None)
 
 
 def currents(here: Arrival) -> Currents:
@@ -214,7 +282,7 @@ def shared_weights(network: Network, site: Site) -> frozenset[str]:
 def check_unshared(network: Network, site: Site, before: Fit, after: Fit) -> None:
     """Weights of several sites must not change: that would undo an earlier fit."""
     variables = {path: v for v, path in network.parameters.items()}
-    for path in before.weights:
+    for path in () if site.signed else before.weights:
         readers = _readers(network, variables[path])
         if after.weights[path] is not before.weights[path] and len(readers) > 1:
             raise ValueError(

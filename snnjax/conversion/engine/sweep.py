@@ -51,7 +51,8 @@ def sweep(
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
     for i, site in enumerate(_in_order(progress, sites)):
-        here = Arrival(plan, batches, i, params)
+        ann = [dict(batch.ann) for batch in batches] if site.signed else []
+        here = Arrival(plan, batches, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrator(i))
         neurons[site.name] = fit.neuron
         params = params | by_variable(network, fit.weights)
