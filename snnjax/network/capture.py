@@ -24,11 +24,11 @@ from snnjax.network.axes import (
     batch_positions,
     channel_axis,
 )
+from snnjax.network.encoders import with_encoders
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
 from snnjax.network.operators import (
-    with_encoders,
     with_operators,
     without_gates,
     without_inner_pools,

@@ -1,29 +1,26 @@
-"""Which equations become operators, and where encoders stand before weights.
+"""Which equations become operators.
 
 An equation that is not affine in what depends on the input is computed on running means
 (`increments`). Equations that lead to each other without a cut, a neuron or a product
 with weights, are one operator: a softmax, a norm, a GELU, an attention with both of its
-products. A value that an operator has touched since the last neuron, and that enters a
-product with weights, is encoded first, by neurons that may send negative spikes; every
-reader of the value then sees the spikes.
+products.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from snnjax._trees import common_path
-from snnjax.network.equations import PRODUCTS, Body, Equation
+from snnjax.network.equations import Body, Equation
 from snnjax.network.jaxprs import Program, without_site
 from snnjax.network.sites import Site
-
-NotAffine = Callable[[Equation], bool]
-
-# What moves numbers about and computes none.
-_MOVES = frozenset(
-    "reshape transpose squeeze expand_dims convert_element_type copy name "
-    "optimization_barrier".split()
+from snnjax.network.ways import (
+    MOVES,
+    NotAffine,
+    ProductsWithWeights,
+    fresh_names,
+    readers_of,
 )
 
 
@@ -33,7 +30,7 @@ def without_gates(program: Program, dependent: frozenset[int]) -> Program:
     As in a hard swish, x relu6(x + 3) / 6, or a gate: all that follows from it, by
     operations on one value, enters a product with another value that depends on x.
     """
-    readers = _readers(program.equations)
+    readers = readers_of(program.equations)
 
     def gates(v: int) -> bool:
         return bool(readers.get(v)) and all(map(is_gate, readers[v]))
@@ -44,7 +41,7 @@ def without_gates(program: Program, dependent: frozenset[int]) -> Program:
         others = dependent.intersection(eq.variables)
         if eq.name == "mul" and len(others) == 2:
             return True
-        moves = eq.name in _MOVES or eq.name in ("broadcast_in_dim", "mul", "div")
+        moves = eq.name in MOVES or eq.name in ("broadcast_in_dim", "mul", "div")
         return moves and len(others) == 1 and gates(eq.outputs[0])
 
     equations = (
@@ -52,48 +49,6 @@ def without_gates(program: Program, dependent: frozenset[int]) -> Program:
         for eq in program.equations
     )
     return program._replace(equations=tuple(equations))
-
-
-def with_encoders(
-    program: Program, dependent: frozenset[int], not_affine: NotAffine
-) -> Program:
-    """The program with an encoder on every value that needs one.
-
-    Args:
-        program: with all calls inlined; its avals get those of the encoders' outputs.
-        dependent: variables that depend on x.
-        not_affine: whether an equation is not affine in these.
-    """
-    equations, avals = program.equations, program.avals
-    encoded: set[int] = set()
-    while (v := _needs_encoder(program, dependent, not_affine, encoded)) is not None:
-        assert v not in encoded, f"variable {v} would be encoded without an end"
-        encoded.add(v)
-    numbers = itertools.count(max(avals) + 1)
-    names = _fresh_names(equations)
-    spikes: dict[Any, Any] = {}  # value -> the output of its encoder
-    leads = _Leads(program, dependent)
-    placed = []
-    for eq in equations:
-        if leads.to_products(eq):
-            eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
-        placed.append(eq)
-        for v in encoded.intersection(eq.outputs):
-            fresh = next(numbers)
-            avals[fresh] = avals[v]
-            site = Site(
-                name=str(next(names)),
-                kind="encoder",
-                shape=avals[v].shape[1:],
-                parameters=(),
-                depth=0,
-                dtype=avals[v].dtype,
-                signed=True,
-            )
-            path = _path_of_reader(equations, v)
-            placed.append(Equation(None, (), (v,), (fresh,), site, path))
-            spikes[v] = fresh
-    return program._replace(equations=tuple(placed))
 
 
 def without_inner_pools(
@@ -104,10 +59,10 @@ def without_inner_pools(
     It is if an operator leads to it without a cut, or if whatever reads it leads to
     operators, as in a softmax, whose maximum only keeps it from overflowing.
 
-    Args: as for `with_encoders`.
+    Args: as for `encoders.with_encoders`.
     """
-    readers = _readers(program.equations)
-    products = _Products(program, dependent)
+    readers = readers_of(program.equations)
+    products = ProductsWithWeights(program, dependent)
     product = {id(eq): products.follow(eq) is not None for eq in program.equations}
     cuts = {id(eq) for eq in program.equations if eq.fires or product[id(eq)]}
 
@@ -143,9 +98,9 @@ def with_operators(
     Args: as for `with_encoders`.
     """
     equations = program.equations
-    names = _fresh_names(equations)
-    readers = _readers(equations)
-    groups = _groups(equations, _Products(program, dependent), not_affine)
+    names = fresh_names(equations)
+    readers = readers_of(equations)
+    groups = _groups(equations, ProductsWithWeights(program, dependent), not_affine)
     group_of = {i: group for group in groups for i in group}
     gathered: list[Equation] = []
     for i, eq in enumerate(equations):
@@ -158,111 +113,11 @@ def with_operators(
     return program._replace(equations=tuple(_in_order(gathered)))
 
 
-# ------------------------------------------------------------------------ products
-
-
-class _Products:
-    """equation -> the operand that depends on x, of a product with weights."""
-
-    def __init__(self, program: Program, dependent: frozenset[int]):
-        self.weights, self.dependent = set(program.parameters), dependent
-
-    def follow(self, eq: Equation) -> int | None:
-        """The operand, or None; called in order of execution."""
-        on_x = self.dependent.intersection(eq.variables)
-        if not on_x and self.weights.intersection(eq.variables):
-            self.weights.update(eq.outputs)
-        if eq.name not in PRODUCTS or len(on_x) != 1:
-            return None
-        others = [v for v in eq.variables if v not in on_x]
-        return min(on_x) if self.weights.intersection(others) else None
-
-
-class _Leads:
-    """Which equations only move a value on its way to products with weights."""
-
-    def __init__(self, program: Program, dependent: frozenset[int]):
-        self.readers, self.dependent = _readers(program.equations), dependent
-
-    def to_products(self, eq: Equation) -> bool:
-        """Whether it is a product of one value, or a move that leads to one."""
-        return self.products(eq) > 0
-
-    def products(self, eq: Equation) -> int:
-        """How many products it leads to by moves alone, itself among them."""
-        if eq.name in PRODUCTS:
-            return len(self.dependent.intersection(eq.variables)) == 1
-        if eq.name not in _MOVES or eq.site is not None:
-            return 0
-        return sum(map(self.products_behind, eq.outputs))
-
-    def products_behind(self, v: int) -> int:
-        """How many products a value leads to by moves alone."""
-        return sum(map(self.products, self.readers.get(v, ())))
-
-
-def _needs_encoder(
-    program: Program,
-    dependent: frozenset[int],
-    not_affine: NotAffine,
-    encoded: set[int],
-) -> int | None:
-    """The first value that enters a product with weights and needs an encoder."""
-    products = _Products(program, dependent)
-    touched: set[int] = set()  # by an operator, since the last neuron
-    weighted: set[int] = set()  # by a product with weights, at some time
-    moved_from: dict[int, int] = {}
-
-    def sources(v: int | None) -> list[int]:
-        """The value, and those that it is but moved from."""
-        chain = []
-        while v is not None:
-            chain.append(v)
-            v = moved_from.get(v)
-        return chain
-
-    for eq in program.equations:
-        operand = products.follow(eq)
-        inputs = dependent.intersection(eq.variables)
-        is_spikes = bool(encoded.intersection(sources(operand)))
-        if operand is not None and operand in touched & weighted and not is_spikes:
-            return _shared(sources(operand), program, dependent)
-        if eq.fires:
-            weighted.update(eq.outputs)
-            continue
-        if inputs & weighted or operand is not None:
-            weighted.update(eq.outputs)
-        operates = not_affine(eq)
-        if operates or (inputs & touched and not is_spikes):
-            touched.update(eq.outputs)
-        if eq.name in _MOVES and len(inputs) == 1 and not operates:
-            moved_from[eq.outputs[0]] = min(inputs)
-    return None
-
-
-def _shared(sources: list[int], program: Program, dependent: frozenset[int]) -> int:
-    """The operand, or what it is moved from where other products read that as well."""
-    leads = _Leads(program, dependent)
-    shared = [v for v in sources[1:] if leads.products_behind(v) > 1]
-    return shared[-1] if shared else sources[0]
-
-
-def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
-    """Where the first product that follows from a value stands."""
-    reached = {v}
-    for eq in equations:
-        if reached.intersection(eq.variables):
-            if eq.name in PRODUCTS:
-                return eq.path
-            reached.update(eq.outputs)
-    return ""
-
-
 # ------------------------------------------------------------------------- groups
 
 
 def _groups(
-    equations: Sequence[Equation], products: _Products, not_affine: NotAffine
+    equations: Sequence[Equation], products: ProductsWithWeights, not_affine: NotAffine
 ) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
@@ -397,21 +252,6 @@ def _kind(body: Sequence[Equation]) -> str:
     operations = {eq.name for eq in body}
     fitting = (kind for kind, signature in _SIGNATURES if signature <= operations)
     return next(fitting, "operator")
-
-
-def _fresh_names(equations: Iterable[Equation]) -> Iterator[int]:
-    """Numbers that no site is called by; sites that fell away leave gaps."""
-    numbers = [int(eq.place.name) for eq in equations if eq.site is not None]
-    return itertools.count(max(numbers, default=-1) + 1)
-
-
-def _readers(equations: Iterable[Equation]) -> dict[int, list[Equation]]:
-    """Value -> the equations that read it."""
-    readers: dict[int, list[Equation]] = {}
-    for eq in equations:
-        for v in dict.fromkeys(eq.variables):
-            readers.setdefault(v, []).append(eq)
-    return readers
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
