@@ -53,7 +53,7 @@ from snnjax import (
 )
 from snnjax._moved import missing
 from snnjax._version import __version__
-from snnjax.activations import clipped_relu
+from snnjax.activations import clipped_relu, encode
 from snnjax.conversion import (
     Recipe,
     advanced,
@@ -83,6 +83,7 @@ __all__ = [
     "bias_shift",
     "calibrators",
     "clipped_relu",
+    "encode",
     "convert",
     "energy",
     "from_nir",

@@ -1,8 +1,9 @@
-"""Activations of source networks that conversion understands, besides ``jax.nn.relu``.
+"""Functions of source networks that conversion understands, besides ``jax.nn.relu``.
 
     clipped_relu(x, maximum) = min(max(x, 0), maximum)
+    encode(x) = x
 
-Source: Deng and Gu, ICLR 2021 ("threshold ReLU").
+Source of the first: Deng and Gu, ICLR 2021 ("threshold ReLU").
 """
 
 import jax
@@ -56,3 +57,43 @@ def _clipped_relu_jvp(primals, tangents):
     inside = (x >= 0) & (x <= maximum)
     slope = inside.astype(x.dtype) * dx + jnp.where(x > maximum, dmaximum, 0)
     return clipped_relu(x, maximum), slope.astype(x.dtype)
+
+
+def encode(x: jax.Array) -> jax.Array:
+    """x itself; in a spiking network what neurons send of it: an encoder of your own.
+
+    Conversion places encoders before products with weights by itself. Put one where
+    you want spikes besides, as before a product of two activations: with both
+    operands encoded, the product of an attention is one of spike counts.
+
+    Args:
+        x: float array [B, ..., C]; thresholds are per channel, the last axis.
+
+    Raises:
+        ValueError: x is not of floating point.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def scores(w, x):
+    ...     x = jax.nn.relu(x @ w)
+    ...     return x @ encode(jnp.tanh(x)).mT
+    >>> print(snnjax.sites(scores, jnp.eye(3), jnp.ones((2, 4, 3))))
+    site     kind     shape  depth  parameters
+    relu     relu     4x3    1
+    tanh     tanh     4x3    1
+    encoder  encoder  4x3    2
+    product  product  4x4    2
+    hybrid: 2 operators are computed densely at every step
+    """
+    check_floating("x", x)
+    return snnjax_encode(x)
+
+
+@jax.custom_jvp
+def snnjax_encode(x):
+    """The capture recognises the encoder by this name, which nobody else uses."""
+    return x
+
+
+@snnjax_encode.defjvp
+def _encode_jvp(primals, tangents):
+    return encode(*primals), *tangents

@@ -96,6 +96,7 @@ NETWORKS = {
     for function in (transformer, gated, regated, squeezed, hard, mixed, looped)
 }
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
+RECIPE = snnjax.max_activation()
 
 
 def weights(seed=0):
@@ -198,6 +199,29 @@ def test_what_does_not_change_is_no_stream():
 def test_encoders_stand_before_the_weights_that_read_an_operator(name, names):
     fn = NETWORKS[name]
     assert encoders(fn)[: len(names)] == names
+
+
+def test_an_encoder_of_ones_own_is_a_site_and_the_identity():
+    def fn(p, x):
+        y = relu(x @ p["in"])
+        q, k, v = (snnjax.encode(y @ p[name]) for name in "qkv")
+        gate = snnjax.encode(jax.nn.sigmoid(v))
+        return ((jax.nn.softmax(q @ k.mT) @ v) * gate).mean(1) @ p["out"]
+
+    def plain(p, x):
+        y = relu(x @ p["in"])
+        q, k, v = (y @ p[name] for name in "qkv")
+        return ((jax.nn.softmax(q @ k.mT) @ v) * jax.nn.sigmoid(v)).mean(1) @ p["out"]
+
+    assert len(encoders(fn)) == 5 and len(encoders(plain)) == 1
+    np.testing.assert_array_equal(fn(PARAMS, X), plain(PARAMS, X))
+    slopes = (jax.grad(lambda p, f=f: f(p, X).sum())(PARAMS) for f in (fn, plain))
+    jax.tree.map(np.testing.assert_array_equal, *slopes)
+    snn = snnjax.convert(fn, PARAMS, X, steps=32, neuron=FINE, recipe=RECIPE)
+    mean = snnjax.spiking(fn, steps=32)(snn, X).mean(0)
+    np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
+    with pytest.raises(ValueError, match="x has dtype int32; allowed: floating point"):
+        snnjax.encode(jnp.arange(3))
 
 
 def test_all_readers_of_a_value_share_its_encoder():

@@ -36,6 +36,7 @@ class _Activation(NamedTuple):
 
     kind: str
     fires: bool = True
+    signed: bool = False
     accumulates: bool = False
     homogeneous: bool = False
     maximum: float | None = None
@@ -44,6 +45,7 @@ class _Activation(NamedTuple):
 _RELU = _Activation("relu")
 _RELU6 = _Activation("clipped relu", maximum=6.0)
 _CLIPPED_RELU = _Activation("clipped relu")
+_ENCODER = _Activation("encoder", signed=True)
 _MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
 
 
@@ -182,6 +184,7 @@ class _Flattener:
             depth=0,
             dtype=aval.dtype,
             fires=activation.fires,
+            signed=activation.signed,
             accumulates=activation.accumulates,
             homogeneous=activation.homogeneous,
         )
@@ -307,6 +310,8 @@ def _activation(eqn: Any) -> _Activation | None:
     name = body.jaxpr.debug_info.func_name
     if name == "snnjax_clipped_relu":
         return _CLIPPED_RELU
+    if name == "snnjax_encode":
+        return _ENCODER
     # The name alone would trust a user's own function that happens to be called relu.
     limits = _limits(body.jaxpr) if len(eqn.invars) == 1 else []
     if name == "relu" and limits == [("max", 0)]:

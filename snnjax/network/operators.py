@@ -45,7 +45,9 @@ def without_gates(program: Program, dependent: frozenset[int]) -> Program:
         return moves and len(others) == 1 and gates(eq.outputs[0])
 
     equations = (
-        without_site(eq) if eq.fires and gates(eq.outputs[0]) else eq
+        without_site(eq)
+        if eq.fires and not eq.place.signed and gates(eq.outputs[0])
+        else eq
         for eq in program.equations
     )
     return program._replace(equations=tuple(equations))
