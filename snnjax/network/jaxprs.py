@@ -373,6 +373,8 @@ def _jaxprs(values: Iterable[Any]) -> list[Any]:
 def _join(path: str, stack: str) -> str:
     # vmap(Net)/jvp(relu) -> Net/relu: transformations are not places, nor is the
     # formula that an einsum is called by.
-    names = re.sub(r"[\w.]*\(([^()]*)\)", r"\1", re.sub(r"/~", "", stack))
+    names, call = re.sub(r"/~", "", stack), re.compile(r"[\w.]*\(([^()]*)\)")
+    while call.search(names):  # they may be nested
+        names = call.sub(r"\1", names)
     parts = f"{path}/{names}".split("/")
     return "/".join(part for part in parts if part and "->" not in part)
