@@ -319,7 +319,7 @@ def test_a_norm_between_the_sites_may_be_trained_with_aux():
 
 def test_a_relu_in_a_loop_is_refused_with_aux_too():
     def fn(p, x):
-        x = jax.lax.fori_loop(0, 3, lambda _, x: relu(x - 1), relu(x))
+        x = jax.lax.while_loop(lambda x: x.sum() > 9, lambda x: relu(x - 1), relu(x))
         return x, {}
 
     with pytest.raises(snnjax.ConversionError, match="it would not spike"):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from snnjax.network.axes import FIRST, Avals, Batch, axes_of_maximum
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.jaxprs import CUSTOM, hides_site
+from snnjax.network.ways import live
 
 
 class Problem(NamedTuple):
@@ -86,8 +87,8 @@ _POWERS = frozenset(
     "rsqrt sqrt cbrt square integer_pow pow div reduce_prod cumprod".split()
 )
 _CLIPS = frozenset(
-    "max min reduce_max reduce_min reduce_window_min clamp abs sign cummax cummin "
-    "floor ceil round rem".split()
+    "max min reduce_max reduce_min reduce_window_max reduce_window_min clamp abs sign "
+    "cummax cummin floor ceil round rem".split()
 )
 _DECISIONS = frozenset(
     "eq ne lt le gt ge and or not xor select_n is_finite reduce_and reduce_or".split()
@@ -103,8 +104,9 @@ _KINDS = {
     "window": frozenset({"reduce_window"}),
 }
 
-# Explanations of functions that may be computed once, from the input alone.
-_ONCE = frozenset("recurrence loop order window integer unknown".split())
+# Explanations of functions that may be computed once, from the input alone. Not loops
+# and unknown functions: in those an example might reach another.
+_ONCE = frozenset("order integer".split())
 _FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 OPERATOR = "operator"  # of an equation that is computed on running means
 _USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
@@ -210,14 +212,23 @@ def check(network: Network, count: int, *, affine: bool) -> None:
         raise ConversionError(problems)
 
 
-def live(equations: Sequence[Equation]) -> frozenset[int]:
-    """Variables that depend on spikes."""
-    reached: set[int] = set()
-    for eq in equations:
-        if eq.fires or reached.intersection(eq.variables):
-            reached.update(eq.outputs)
-            reached.update(v for inner in spread_out([eq]) for v in inner.outputs)
-    return frozenset(reached)
+def check_streams(network: Network) -> None:
+    """Raise if x, as it changes from step to step, gives numbers that have no mean."""
+    problems = [
+        Problem(
+            equation.path,
+            tuple(dict.fromkeys(inner.name for inner in equation.body.equations)),
+            "truth values or whole numbers of an input that changes in time have no "
+            "running mean",
+            "compute them outside fn and pass them as numbers, or use "
+            "inputs='constant'",
+        )
+        for equation in network.equations
+        if equation.body
+        and any(network.avals[v].dtype.kind not in _FLOATING for v in equation.outputs)
+    ]
+    if problems:
+        raise ConversionError(problems, "this network takes a constant input only")
 
 
 def _hidden_site(equation: Equation) -> str | None:
@@ -257,6 +268,9 @@ def _not_affine(
     """
     kind = _explanation(equation, dependent, avals)
     once = not live.intersection((*equation.variables, *equation.outputs))
+    if equation.name in ("gather", "dynamic_slice"):  # by numbers from the input
+        chosen = {i for i, v in enumerate(equation.inputs) if v in live}
+        return OPERATOR if kind and chosen <= {0} else kind
     return OPERATOR if kind in _ONCE and once else kind
 
 

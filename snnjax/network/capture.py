@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._trees import common_path, is_floating, is_kernel, name_of
-from snnjax.network.affine import check, is_operator, live
+from snnjax.network.affine import check, is_operator
 from snnjax.network.axes import (
     Avals,
     Position,
@@ -34,6 +34,7 @@ from snnjax.network.operators import (
     without_inner_pools,
 )
 from snnjax.network.sites import Site, Sites
+from snnjax.network.ways import live
 
 
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:

@@ -67,23 +67,26 @@ class _Leads:
     """Which equations only move a value on its way to products with weights."""
 
     def __init__(self, program: Program, dependent: frozenset[int]):
-        self.readers, self.dependent = readers_of(program.equations), dependent
+        self.readers, self.outputs = readers_of(program.equations), program.outputs
+        products = ProductsWithWeights(program, dependent)
+        follow = ((id(eq), products.follow(eq)) for eq in program.equations)
+        self.with_weights = {number for number, v in follow if v is not None}
 
     def to_products(self, eq: Equation) -> bool:
-        """Whether it is a product of one value, or a move that leads to one."""
-        return self.products(eq) > 0
-
-    def products(self, eq: Equation) -> int:
-        """How many products it leads to by moves alone, itself among them."""
-        if eq.name in PRODUCTS:
-            return len(self.dependent.intersection(eq.variables)) == 1
+        """Whether it is a product, or a move that leads to products only."""
+        if id(eq) in self.with_weights:
+            return True
         if eq.name not in MOVES or eq.site is not None:
-            return 0
-        return sum(map(self.products_behind, eq.outputs))
+            return False
+        readers = [r for v in eq.outputs for r in self.readers.get(v, ())]
+        read_outside = bool(set(self.outputs).intersection(eq.outputs))
+        return (
+            bool(readers) and not read_outside and all(map(self.to_products, readers))
+        )
 
     def products_behind(self, v: int) -> int:
-        """How many products a value leads to by moves alone."""
-        return sum(map(self.products, self.readers.get(v, ())))
+        """How many readers of a value are, or only move it to, products."""
+        return sum(map(self.to_products, self.readers.get(v, ())))
 
 
 def _needs_encoder(
@@ -128,7 +131,11 @@ def _needs_encoder(
 def _shared(sources: list[int], program: Program, dependent: frozenset[int]) -> int:
     """The operand, or what it is moved from where other products read that as well."""
     leads = _Leads(program, dependent)
-    shared = [v for v in sources[1:] if leads.products_behind(v) > 1]
+    maker = {v: eq for eq in program.equations for v in eq.outputs}
+    moves = itertools.takewhile(
+        lambda pair: leads.to_products(maker[pair[0]]), itertools.pairwise(sources)
+    )
+    shared = [before for _, before in moves if leads.products_behind(before) > 1]
     return shared[-1] if shared else sources[0]
 
 

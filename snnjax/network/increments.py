@@ -18,13 +18,18 @@ import jax.numpy as jnp
 
 from snnjax._arrays import wide, wide_dtype
 
+# Sums are kept in this unit, a power of two and so exact: a mask that adds the lowest
+# number that there is would overflow at the second step.
+_UNIT = 2.0**-16
+
 
 class Running(NamedTuple):
     """What an operator keeps between two steps.
 
     Attributes:
         count: steps so far, a float.
-        sums: of every input that changes, [B, ...], in float32 or wider.
+        sums: of every input that changes, [B, ...], in float32 or wider; in a unit
+            that keeps them finite, unless the operator is homogeneous.
         totals: the sum of each output so far, t f(m(t)), likewise.
     """
 
@@ -81,18 +86,19 @@ class Operator(NamedTuple):
         streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
         running = self._first(arguments) if running is None else running
         counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
+        unit = 1.0 if self.homogeneous else _UNIT
         sums = tuple(
-            jnp.cumsum(wide(stream), axis=0) + before[None]
+            jnp.cumsum(unit * wide(stream), axis=0) + before[None]
             for stream, before in zip(streams, running.sums, strict=True)
         )
-        means = tuple(self._scaled(total, counts, divide=True) for total in sums)
+        means = tuple(self._means(total, counts) for total in sums)
         results = jax.vmap(lambda *means: self._of_means(means, arguments))(*means)
         increments, totals = [], []
         for result, before in zip(results, running.totals, strict=True):
-            total = self._scaled(wide(result), counts, divide=False)
+            total = self._totals(wide(result), counts)
             earlier = jnp.concatenate([before[None], total[:-1]])
             dtype = streams[0].dtype if self.homogeneous else result.dtype
-            increments.append((total - earlier).astype(dtype))
+            increments.append(((total - earlier) / unit).astype(dtype))
             totals.append(total[-1])
         after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
         return tuple(increments), after
@@ -103,14 +109,19 @@ class Operator(NamedTuple):
         ]
         return self.start(step)
 
-    def _scaled(
-        self, array: jax.Array, counts: jax.Array, *, divide: bool
-    ) -> jax.Array:
-        """The array [T, ...] times or over the count of each step."""
+    def _means(self, sums: jax.Array, counts: jax.Array) -> jax.Array:
+        """m(t), [T, ...], of the sums up to each step."""
         if self.homogeneous:
-            return array
-        counts = counts.reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
-        return array / counts if divide else array * counts
+            return sums
+        most = float(jnp.finfo(sums.dtype).max)
+        return jnp.clip(sums / (_UNIT * _lead(counts, sums)), -most, most)
+
+    def _totals(self, results: jax.Array, counts: jax.Array) -> jax.Array:
+        """t f(m(t)), [T, ...]; 0 where f is not finite, as 0 / 0 before any spike."""
+        if self.homogeneous:
+            return results
+        totals = results * (_UNIT * _lead(counts, results))
+        return jnp.where(jnp.isfinite(totals), totals, 0)
 
     def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
         """The outputs of one step, for running means in place of what changes."""
@@ -122,3 +133,7 @@ class Operator(NamedTuple):
             keep = self.homogeneous or not live
             filled.append(mean if keep else mean.astype(argument.dtype))
         return self.function(*filled)
+
+
+def _lead(counts: jax.Array, like: jax.Array) -> jax.Array:
+    return counts.reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)

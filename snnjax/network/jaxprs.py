@@ -242,6 +242,9 @@ class _Flattener:
             outputs.append(results[len(carry) :])
         if eqn.params["reverse"]:
             outputs.reverse()
+        if not length:
+            none = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            carry = [*carry, *map(Static, none[len(carry) :])]
         for parts in zip(*outputs, strict=True):
             added, (array,) = self.apply(_stack, parts, path, calls)
             equations += added
@@ -348,9 +351,14 @@ def _literal(v: Any) -> bool:
 
 
 def _holds_site(jaxpr: Any) -> bool:
+    def inner(eqn: Any) -> list[Any]:
+        if eqn.primitive.name == "scan":  # it may be unrolled
+            return [_closed(eqn.params["jaxpr"]).jaxpr]
+        body = _body(eqn)
+        return [] if body is None else [body.jaxpr]
+
     return any(
-        _activation(eqn) is not None
-        or ((body := _body(eqn)) is not None and _holds_site(body.jaxpr))
+        _activation(eqn) is not None or any(map(_holds_site, inner(eqn)))
         for eqn in jaxpr.eqns
     )
 

@@ -6,7 +6,6 @@ with weights, are one operator: a softmax, a norm, a GELU, an attention with bot
 products.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from snnjax.network.ways import (
     NotAffine,
     ProductsWithWeights,
     fresh_names,
+    live,
     readers_of,
 )
 
@@ -68,16 +68,12 @@ def without_inner_pools(
     product = {id(eq): products.follow(eq) is not None for eq in program.equations}
     cuts = {id(eq) for eq in program.equations if eq.fires or product[id(eq)]}
 
-    @functools.cache
-    def leads_to_operators(v: int) -> bool:
-        behind = readers.get(v, ())
-        return bool(behind) and v not in program.outputs and all(map(inside, behind))
-
-    def inside(eq: Equation) -> bool:
-        if id(eq) in cuts:
-            return False
-        return not_affine(eq) or all(map(leads_to_operators, eq.outputs))
-
+    inside: dict[int, bool] = {}  # equation -> whether all that follows is operators
+    for eq in reversed(program.equations):
+        behind = [r for v in eq.outputs for r in readers.get(v, ())]
+        ends = bool(set(program.outputs).intersection(eq.outputs))
+        follows = bool(behind) and not ends and all(inside[id(r)] for r in behind)
+        inside[id(eq)] = id(eq) not in cuts and (not_affine(eq) or follows)
     touched: set[int] = set()
     equations = []
     for eq in program.equations:
@@ -86,7 +82,7 @@ def without_inner_pools(
         ):
             touched.update(eq.outputs)
         if eq.site is not None and eq.site.accumulates:
-            inner = touched.intersection(eq.outputs) or inside(eq)
+            inner = touched.intersection(eq.outputs) or inside[id(eq)]
             eq = without_site(eq) if inner else eq
         equations.append(eq)
     return program._replace(equations=tuple(equations))
@@ -102,7 +98,8 @@ def with_operators(
     equations = program.equations
     names = fresh_names(equations)
     readers = readers_of(equations)
-    groups = _groups(equations, ProductsWithWeights(program, dependent), not_affine)
+    products = ProductsWithWeights(program, dependent)
+    groups = _groups(equations, products, not_affine, live(equations))
     group_of = {i: group for group in groups for i in group}
     gathered: list[Equation] = []
     for i, eq in enumerate(equations):
@@ -119,14 +116,17 @@ def with_operators(
 
 
 def _groups(
-    equations: Sequence[Equation], products: ProductsWithWeights, not_affine: NotAffine
+    equations: Sequence[Equation],
+    products: ProductsWithWeights,
+    not_affine: NotAffine,
+    live: frozenset[int],
 ) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
     Two equations that are not affine belong together if one leads to the other without
-    a cut. The number of cuts on the longest way to a value grows along every way with
-    a cut, so equations of one operator have the same, and no way leads out of an
-    operator and back into it.
+    a cut, and spikes reach both or neither. The number of cuts on the longest way to a
+    value grows along every way with a cut, so equations of one operator have the same,
+    and no way leads out of an operator and back into it.
     """
     cuts: dict[Any, int] = {}
     leading: dict[Any, frozenset[int]] = {}  # value -> equations that lead to it
@@ -134,7 +134,12 @@ def _groups(
     on_way: list[tuple[int, frozenset[int]]] = []  # affine, with what leads to it
     for i, eq in enumerate(equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
-        same = [v for v in eq.variables if cuts.get(v, 0) == depth]
+        is_live = bool(live.intersection(eq.outputs))
+        same = [
+            v
+            for v in eq.variables
+            if cuts.get(v, 0) == depth and (v in live) == is_live
+        ]
         sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
         is_product = products.follow(eq) is not None
         if not_affine(eq):

@@ -6,7 +6,9 @@ What `operators` and `encoders` have in common.
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
-from snnjax.network.equations import PRODUCTS, Equation
+import numpy as np
+
+from snnjax.network.equations import PRODUCTS, Equation, spread_out
 from snnjax.network.jaxprs import Program
 
 # Whether an equation is not affine in what depends on x.
@@ -20,10 +22,15 @@ MOVES = frozenset(
 
 
 class ProductsWithWeights:
-    """equation -> the operand that depends on x, of a product with weights."""
+    """equation -> the operand that depends on x, of a product with weights.
+
+    Weights are parameters and arrays that the function closed over, not what it
+    computes of shapes alone, as a resizing does.
+    """
 
     def __init__(self, program: Program, dependent: frozenset[int]):
-        self.weights, self.dependent = set(program.parameters), dependent
+        self.weights = {*program.parameters, *program.constants}
+        self.dependent = dependent
 
     def follow(self, eq: Equation) -> int | None:
         """The operand, or None; called in order of execution."""
@@ -32,8 +39,21 @@ class ProductsWithWeights:
             self.weights.update(eq.outputs)
         if eq.name not in PRODUCTS or len(on_x) != 1:
             return None
-        others = [v for v in eq.variables if v not in on_x]
-        return min(on_x) if self.weights.intersection(others) else None
+        weights = any(
+            v in self.weights if isinstance(v, int) else np.ndim(v.value) > 1
+            for v in eq.inputs
+        )
+        return min(on_x) if weights else None
+
+
+def live(equations: Iterable[Equation]) -> frozenset[int]:
+    """Variables that depend on spikes."""
+    reached: set[int] = set()
+    for eq in equations:
+        if eq.fires or reached.intersection(eq.variables):
+            reached.update(v for inner in spread_out([eq]) for v in inner.outputs)
+            reached.update(eq.outputs)
+    return frozenset(reached)
 
 
 def readers_of(equations: Iterable[Equation]) -> dict[int, list[Equation]]:

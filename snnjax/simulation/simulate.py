@@ -29,6 +29,7 @@ from snnjax._checks import (
 )
 from snnjax._examples import batch_of, is_all_floating
 from snnjax.conformance import passes_gradient
+from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
@@ -287,6 +288,8 @@ def simulate_group(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
     one_step = jax.tree.map(lambda leaf: leaf[0], x) if sim.sequence else x
     network = capture(sim.fn, snn.params, one_step)
+    if sim.sequence:
+        check_streams(network)
     job = _job(sim, network, snn, x)
     execution = _chosen(sim, snn)
     if sim.execution != "auto" or execution == "by_layer":
