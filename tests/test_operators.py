@@ -127,8 +127,8 @@ def encoders(fn):
     return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.signed]
 
 
-def firing(fn):
-    return [site.name for site in snnjax.sites(fn, PARAMS, X) if site.fires]
+def firing(fn, x=X):
+    return [site.name for site in snnjax.sites(fn, PARAMS, x) if site.fires]
 
 
 # -------------------------------------------------------------------- the formula
@@ -501,3 +501,141 @@ def test_sequences_pass_operators():
     sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
     constant = snnjax.spiking(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(sequence, constant, rtol=1e-4, atol=1e-4)
+
+
+# --------------------------------------------------- numbers that are hard to average
+
+
+def near_the_ann(fn, p, x, steps=64, recipe=None, atol=0.05):
+    snn = snnjax.convert(fn, p, x, steps=steps, recipe=recipe or snnjax.light())
+    mean = snnjax.spiking(fn, steps=steps)(snn, x).mean(0)
+    np.testing.assert_allclose(mean, fn(p, x), atol=atol)
+
+
+def test_a_quotient_that_is_0_by_0_before_the_first_spikes_recovers():
+    def linear_attention(p, x):
+        x = x @ p["in"]
+        q, k, v = relu(x @ p["q"]), relu(x @ p["k"]), x @ p["v"]
+        shares = (q @ (k.mT @ v)) / (q @ k.sum(1)[..., None])
+        return shares.mean(1) @ p["out"]
+
+    near_the_ann(linear_attention, PARAMS, X, atol=0.1)
+
+
+def test_a_mask_may_add_the_lowest_number():
+    """The ANN takes equal shares of a row that is masked whole; so does the SNN."""
+
+    def fn(p, x):
+        y = relu(x["numbers"] @ p["in"])
+        mask = jnp.where(x["mask"], 0.0, jnp.finfo(jnp.float32).min)[..., None]
+        return (jax.nn.softmax(y @ p["q"][:, :1] + mask, axis=1) * y).sum(1) @ p["out"]
+
+    mask = jnp.ones((len(X), 6), bool).at[3].set(False).at[5, 2:].set(False)
+    near_the_ann(fn, PARAMS, {"numbers": X, "mask": mask}, atol=0.1)
+
+
+# ---------------------------------------------------------- what x itself may decide
+
+TOKENS = jnp.asarray(np.random.default_rng(6).integers(0, 3, (16, 6)))
+
+
+def embedded(p, tokens):
+    return p["stack"][0][tokens]  # [B, 6, 8]
+
+
+def test_the_last_token_may_be_chosen_by_numbers_from_the_input():
+    def last(p, tokens):
+        x = embedded(p, tokens)
+        x = x + relu(x @ p["q"])
+        end = (tokens > 0).sum(1) - 1
+        return jnp.take_along_axis(x, end[:, None, None], 1)[:, 0] @ p["out"]
+
+    assert firing(last, TOKENS) == ["q/relu", "out/encoder"]
+    near_the_ann(last, PARAMS, TOKENS)
+
+
+def test_two_layers_may_read_a_truth_value_of_the_input():
+    def fn(p, x):
+        mask = (x @ p["in"]) > 0
+        y = jnp.where(mask, relu(x @ p["in"] @ p["q"]), 0)
+        return jnp.where(mask, relu(y @ p["k"]), 0).mean(1) @ p["out"]
+
+    near_the_ann(fn, PARAMS, X)
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
+    with pytest.raises(snnjax.ConversionError, match="a constant input only"):
+        snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, jnp.stack([X] * STEPS))
+
+
+def test_tokens_and_masks_may_come_as_several_arrays():
+    def fn(p, x):
+        y = embedded(p, x["tokens"])
+        y = y + attention(p, norm(y)) * x["mask"][..., None]
+        return y.mean(1) @ p["out"]
+
+    x = {"tokens": TOKENS, "mask": TOKENS > 0}
+    near_the_ann(fn, PARAMS, x)
+    snn = snnjax.convert(fn, PARAMS, x, steps=STEPS, recipe=snnjax.light())
+    simulate = snnjax.spiking(fn, steps=STEPS)
+    whole = simulate(snn, x).mean(0)
+    parts = snnjax.spiking(fn, steps=STEPS, micro_batch=5)(snn, x).mean(0)
+    assert (jnp.abs(whole - parts) < 1e-4).mean() > 0.9
+    assert 0 < snnjax.measure(fn, PARAMS, snn, x).firing_rate < 1
+    with pytest.raises(ValueError, match="needs x of floating point"):
+        snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        ({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, "arrays of 2, 3 examples"),
+        ({"a": jnp.ones((2, 3), jnp.int8)}, r"x\['a'\] has dtype int8"),
+        ({"a": 1.0}, r"x\['a'\] is a float"),
+        ({}, "without an array"),
+    ],
+)
+def test_examples_that_are_none_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        snnjax.sites(lambda p, x: relu(x["a"] @ p), jnp.ones((3, 2)), x)
+
+
+# -------------------------------------------------------- what stays as it was written
+
+
+def test_what_is_no_product_reads_the_value_and_not_its_spikes():
+    def fn(p, x):
+        value = jnp.tanh(relu(x @ p["in"]) @ p["q"])
+        moved = value.reshape(-1, 6, 2, 4)
+        read = moved @ p["k"][:4] + moved @ p["v"][:4]
+        return {"value": value, "moved": moved, "read": read}
+
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
+    outputs = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    moved = outputs["moved"].reshape(outputs["value"].shape)
+    np.testing.assert_array_equal(moved, outputs["value"])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: max_pool(jax.nn.gelu(x)),
+        lambda x: norm(max_pool(relu(x))),
+        lambda x: max_pool(norm(x)),
+    ],
+)
+def test_a_max_pool_beside_an_operator_is_part_of_it(between):
+    def fn(p, x):
+        x = relu(x.reshape(-1, 2, 3, 5) @ p["in"])
+        x = between(jnp.pad(x @ p["q"], ((0, 0), (0, 0), (0, 1), (0, 0))))
+        return relu(x @ p["k"]).mean((1, 2)) @ p["out"]
+
+    near_the_ann(fn, PARAMS, X, atol=0.1)
+
+
+def test_neurons_of_a_scan_under_remat_are_found_in_training_too():
+    @jax.checkpoint
+    def net(p, x):
+        x, _ = jax.lax.scan(lambda x, w: (relu(x @ w), None), x @ p["in"], p["stack"])
+        return x.mean(1) @ p["out"]
+
+    snn = snnjax.init(lambda p, x: (net(p, x), None), PARAMS, X, has_aux=True)
+    assert len(snn.neurons) == len(firing(net)) == 3

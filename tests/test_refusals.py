@@ -544,3 +544,42 @@ def test_what_stands_between_two_operators_is_refused_too(function):
 def test_a_truth_value_as_an_output_is_refused(reduced):
     with pytest.raises(snnjax.ConversionError, match="truth value"):
         snnjax.sites(*ends_in(lambda x: reduced(x > 0, -1)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.fft.fft(x, axis=0).real,
+        lambda x: jnp.linalg.qr(x)[0],
+        lambda x: jnp.zeros(9).at[x[:, 0].astype(int)].add(1)[:, None] * jnp.ones(6),
+        lambda x: jnp.sort(x, 0),
+        lambda x: x[jnp.argsort(x[:, 0])],
+        recurrent,
+        counted,
+    ],
+)
+def test_of_the_input_alone_what_might_mix_examples_is_refused(function):
+    def fn(p, x):
+        return relu(function(x)[:, :4] @ p["w1"]) @ p["w2"]
+
+    with pytest.raises(snnjax.ConversionError):
+        snnjax.sites(fn, FLAT, jnp.tile(VECTORS, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.sort(x, -1),
+        lambda x: x.astype(jnp.int32).astype(x.dtype),
+        lambda x: jnp.take_along_axis(x, jnp.argsort(x), -1),
+        lambda x: (x > x.mean(-1, keepdims=True)).astype(x.dtype),
+        lambda x: jnp.eye(4)[x.argmax(-1)],
+    ],
+)
+def test_of_the_input_alone_anything_else_is_computed_once(function):
+    def fn(p, x):
+        return relu(function(x) @ p["w1"]) @ p["w3"]
+
+    snn = snnjax.convert(fn, FLAT, VECTORS, steps=64, recipe=snnjax.light())
+    mean = snnjax.spiking(fn, steps=64)(snn, VECTORS).mean(0)
+    np.testing.assert_allclose(mean, fn(FLAT, VECTORS), atol=0.1)
