@@ -374,7 +374,12 @@ def test_light_lowers_the_error_of_the_outputs():
 
 
 @pytest.mark.parametrize(
-    "count, steps, wait", [(128, 256, 0), (32, 16, 0), (32, 16, 16)]
+    "count, steps, wait",
+    [
+        pytest.param(128, 256, 0, marks=pytest.mark.slow),
+        (32, 16, 0),
+        (32, 16, 16),
+    ],
 )
 def test_best_does_not_lose_to_light_on_new_inputs_of_a_dense_network(
     count, steps, wait

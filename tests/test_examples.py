@@ -36,10 +36,8 @@ def test_a_network_of_every_library_is_converted(library, capsys):
     assert "the same answer" in printed
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("scanned_vit",))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "scanned_vit"])
 def test_a_transformer_is_converted(name, capsys):
     assert importlib.import_module(f"examples.{name}").main() > 0.85
     assert "attention" in capsys.readouterr().out

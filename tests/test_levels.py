@@ -263,7 +263,7 @@ def test_a_signed_neuron_takes_back_what_later_input_does_not_support(steps):
     assert abs(outputs[-1]) <= 1 / steps
 
 
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(
     st.integers(0, 99),
     st.sampled_from(LEVELS),

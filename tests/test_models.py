@@ -117,7 +117,7 @@ def test_errors():
         models.build("resnet20", 10, clip=0)
 
 
-QUICK = ("small",)
+QUICK = ("events",)
 
 
 @pytest.mark.usefixtures("quick_compilation")

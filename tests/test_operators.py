@@ -360,7 +360,7 @@ def test_fine_levels_give_the_numbers_of_the_ann(name):
     np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
 
 
-@pytest.mark.parametrize("recipe", [snnjax.best, snnjax.percentile])
+@pytest.mark.parametrize("recipe", [snnjax.light, snnjax.percentile])
 def test_more_steps_are_nearer_to_the_ann(recipe):
     def error(steps):
         fn, snn = fitted("transformer", steps=steps, recipe=recipe())

@@ -90,7 +90,9 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
     ],
     ids=["graded", "recurrent"],
 )
-@pytest.mark.parametrize("execution", ["by_step", by_layer(remat=True)])
+@pytest.mark.parametrize(
+    "execution", ["by_step", pytest.param(by_layer(remat=True), marks=pytest.mark.slow)]
+)
 def test_devices_share_neurons_of_any_model(neuron, execution):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
