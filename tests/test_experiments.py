@@ -137,6 +137,7 @@ PUBLISHED = [  # a page, and the files of a table that it shows
     ("README.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", ("resnet20", "resnet20_advanced")),
+    ("docs/accuracy.md", ("vit",)),
     ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
 ]
 
