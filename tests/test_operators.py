@@ -23,6 +23,7 @@ from snnjax.simulation import by_layer
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
+WEIGHTS = snnjax.calibrators.least_squares_weights()
 PARTS = (
     snnjax.calibrators.least_squares_threshold("channel", "round"),
     snnjax.calibrators.half_charge(),
@@ -639,3 +640,25 @@ def test_neurons_of_a_scan_under_remat_are_found_in_training_too():
 
     snn = snnjax.init(lambda p, x: (net(p, x), None), PARAMS, X, has_aux=True)
     assert len(snn.neurons) == len(firing(net)) == 3
+
+
+def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
+    def fn(p, x):
+        x = x @ p["in"]
+        shift = jnp.tanh(x).transpose(1, 0, 2)  # [6, B, 8], read in both layers
+        y = jnp.tanh(relu(x) @ p["q"] + shift.transpose(1, 0, 2))
+        y = jnp.tanh(y @ p["k"] + shift.transpose(1, 0, 2))
+        return y.mean(1) @ p["out"]
+
+    options = {"steps": STEPS, "recipe": snnjax.Recipe(((WEIGHTS, *PARTS),))}
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(64, 6, 5)), "f4")
+    whole, parts = (
+        snnjax.convert(fn, PARAMS, x, micro_batch=size, **options) for size in (64, 24)
+    )
+    # Sums of other groups are rounded otherwise.
+    for name in whole.params:
+        np.testing.assert_allclose(whole.params[name], parts.params[name], rtol=1e-2)
+    assert any(jnp.any(whole.params[name] != PARAMS[name]) for name in "qk")
+    mesh = jax.make_mesh((2,), ("data",))
+    with pytest.raises(ValueError, match="with the batch on axis 1"):
+        snnjax.convert(fn, PARAMS, x, mesh=mesh, **options)

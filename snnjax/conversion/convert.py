@@ -30,6 +30,7 @@ from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.resume import folder as fit_folder
 from snnjax.conversion.resume.digest import outline
+from snnjax.network.axes import image_axes
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
@@ -189,6 +190,8 @@ def _plan(
         _check_neuron(model)
     images = batch_of(x)
     sharding.check_batch("the calibration images", images, spread)
+    if spread is not None:
+        _check_carried(network)
     placed = sharding.place(x, spread)
     check_finite("the calibration images", jax.tree.leaves(placed))
     share = images // sharding.size(spread)
@@ -209,6 +212,19 @@ def _plan(
         budget=int(max(0, min(memory_budget - stream_bytes, 2**62))),
         spills=stream_bytes > memory_budget and not traced,
     )
+
+
+def _check_carried(network: Network) -> None:
+    """Raise if devices would have to share a value along an axis behind the first."""
+    elsewhere = image_axes(network.equations, network.avals, network.x)
+    for stage in stages(network):
+        for v in elsewhere.keys() & set(stage.carried):
+            raise ValueError(
+                f"a value of shape {network.avals[v].shape}, with the batch on axis "
+                f"{elsewhere[v]}, goes from one layer to later ones; allowed with a "
+                "mesh: the batch on the first axis. Transpose it in fn where it is "
+                "made, or convert without a mesh"
+            )
 
 
 def _check_recipe(recipe: Any) -> None:

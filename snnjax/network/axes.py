@@ -41,6 +41,14 @@ def batch_positions(
     return positions
 
 
+def image_axes(equations: Sequence[Equation], avals: Avals, x: Sequence[int]):
+    """Variable -> axis of its batch, as far as that is known and not the first."""
+    batch = Batch(x, avals)
+    for eq in equations:
+        batch.follow(eq)
+    return {v: place.axis for v, place in batch.positions.items() if place.axis}
+
+
 def batch_first(
     equations: Sequence[Equation],
     avals: Avals,

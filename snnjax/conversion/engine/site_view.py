@@ -30,6 +30,7 @@ from snnjax.conversion.engine.micro_batches import (
 from snnjax.conversion.engine.segments import Current
 from snnjax.conversion.engine.spill import loaded
 from snnjax.network import products
+from snnjax.network.axes import image_axes
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
@@ -133,8 +134,11 @@ class SiteView(View):
         stage = stages[here.i]
         streams = are_streams(plan, network, stage)
         stores = [batch.snn for batch in here.batches]
+        elsewhere = image_axes(network.equations, network.avals, network.x)
         axes = [
-            (1 if stream and time else 0) if v in stores[0] else None
+            (1 if stream and time else 0) + elsewhere.get(v, 0)
+            if v in stores[0]
+            else None
             for v, stream in zip(stage.sources, streams, strict=True)
         ]
         fixed = collections.ChainMap(network.constants, here.params)
