@@ -6,7 +6,7 @@ read the same value share its encoder; what is no product reads the value itself
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snnjax.network.equations import PRODUCTS, Equation
@@ -15,8 +15,8 @@ from snnjax.network.sites import Site
 from snnjax.network.ways import (
     MOVES,
     NotAffine,
-    ProductsWithWeights,
     fresh_names,
+    operands,
     readers_of,
 )
 
@@ -32,14 +32,11 @@ def with_encoders(
         not_affine: whether an equation is not affine in these.
     """
     equations, avals = program.equations, program.avals
-    encoded: set[int] = set()
-    while (v := _needs_encoder(program, dependent, not_affine, encoded)) is not None:
-        assert v not in encoded, f"variable {v} would be encoded without an end"
-        encoded.add(v)
+    leads = _Leads(program, dependent)
+    encoded = _to_be_encoded(program, dependent, not_affine, leads)
     numbers = itertools.count(max(avals) + 1)
     names = fresh_names(equations)
     spikes: dict[Any, Any] = {}  # value -> the output of its encoder
-    leads = _Leads(program, dependent)
     placed = []
     for eq in equations:
         if leads.to_products(eq):
@@ -68,13 +65,11 @@ class _Leads:
 
     def __init__(self, program: Program, dependent: frozenset[int]):
         self.readers, self.outputs = readers_of(program.equations), program.outputs
-        products = ProductsWithWeights(program, dependent)
-        follow = ((id(eq), products.follow(eq)) for eq in program.equations)
-        self.with_weights = {number for number, v in follow if v is not None}
+        self.operands = operands(program, dependent)
 
     def to_products(self, eq: Equation) -> bool:
         """Whether it is a product, or a move that leads to products only."""
-        if id(eq) in self.with_weights:
+        if self.operands.keys() & set(eq.outputs):
             return True
         if eq.name not in MOVES or eq.site is not None:
             return False
@@ -89,51 +84,57 @@ class _Leads:
         return sum(map(self.to_products, self.readers.get(v, ())))
 
 
-def _needs_encoder(
+def _to_be_encoded(
     program: Program,
     dependent: frozenset[int],
     not_affine: NotAffine,
-    encoded: set[int],
-) -> int | None:
-    """The first value that enters a product with weights and needs an encoder."""
-    products = ProductsWithWeights(program, dependent)
+    leads: _Leads,
+) -> set[int]:
+    """Values that enter a product with weights and need an encoder before it."""
+    encoded: set[int] = set()
     touched: set[int] = set()  # by an operator, since the last neuron
     weighted: set[int] = set()  # by a product with weights, at some time
-    moved_from: dict[int, int] = {}
-
-    def sources(v: int | None) -> list[int]:
-        """The value, and those that it is but moved from."""
-        chain = []
-        while v is not None:
-            chain.append(v)
-            v = moved_from.get(v)
-        return chain
-
+    move_to: dict[int, Equation] = {}
     for eq in program.equations:
-        operand = products.follow(eq)
-        inputs = dependent.intersection(eq.variables)
-        is_spikes = bool(encoded.intersection(sources(operand)))
-        if operand is not None and operand in touched & weighted and not is_spikes:
-            return _shared(sources(operand), program, dependent)
         if eq.fires:
             weighted.update(eq.outputs)
             continue
+        operand = leads.operands.get(eq.outputs[0]) if eq.outputs else None
+        inputs = dependent.intersection(eq.variables)
+        takes_spikes = False
+        if operand is not None:
+            sources = _moved_from(operand, move_to, dependent)
+            takes_spikes = bool(encoded.intersection(sources))
+            if operand in touched & weighted and not takes_spikes:
+                encoded.add(_shared(sources, move_to, leads))
+                takes_spikes = True
         if inputs & weighted or operand is not None:
             weighted.update(eq.outputs)
         operates = not_affine(eq)
-        if operates or (inputs & touched and not is_spikes):
+        if operates or (inputs & touched and not takes_spikes):
             touched.update(eq.outputs)
         if eq.name in MOVES and len(inputs) == 1 and not operates:
-            moved_from[eq.outputs[0]] = min(inputs)
-    return None
+            move_to[eq.outputs[0]] = eq
+    return encoded
 
 
-def _shared(sources: list[int], program: Program, dependent: frozenset[int]) -> int:
+def _moved_from(
+    v: int, move_to: Mapping[int, Equation], dependent: frozenset[int]
+) -> list[int]:
+    """The value, and those that it is but moved from."""
+    chain = [v]
+    while v in move_to:
+        (v,) = dependent.intersection(move_to[v].variables)
+        chain.append(v)
+    return chain
+
+
+def _shared(
+    sources: Sequence[int], move_to: Mapping[int, Equation], leads: _Leads
+) -> int:
     """The operand, or what it is moved from where other products read that as well."""
-    leads = _Leads(program, dependent)
-    maker = {v: eq for eq in program.equations for v in eq.outputs}
     moves = itertools.takewhile(
-        lambda pair: leads.to_products(maker[pair[0]]), itertools.pairwise(sources)
+        lambda pair: leads.to_products(move_to[pair[0]]), itertools.pairwise(sources)
     )
     shared = [before for _, before in moves if leads.products_behind(before) > 1]
     return shared[-1] if shared else sources[0]

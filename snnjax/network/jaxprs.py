@@ -78,7 +78,7 @@ def flatten(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
     flat = _Flattener(opaque)
     arguments = [flat.variable(v) for v in closed.jaxpr.invars]
     parameters, x = arguments[:-inputs], tuple(arguments[-inputs:])
-    flat.live.update(x)
+    flat.dependent.update(x)
     constants = {
         flat.variable(v): constant
         for v, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True)
@@ -115,7 +115,7 @@ class _Flattener:
         self.sites = itertools.count()
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
-        self.live: set[int] = set()  # variables that depend on x
+        self.dependent: set[int] = set()  # variables that depend on x
         self.forwarded: dict[Any, int | Static] = {}
 
     def variable(self, v: Any) -> int:
@@ -158,8 +158,8 @@ class _Flattener:
         inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
         params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
-        if self.live.intersection(v for v in inputs if isinstance(v, int)):
-            self.live.update(outputs)
+        if self.dependent.intersection(v for v in inputs if isinstance(v, int)):
+            self.dependent.update(outputs)
         if eqn.primitive.name == "optimization_barrier":  # each has axes of its own
             pairs = zip(inputs, outputs, strict=True)
             return [
@@ -202,7 +202,8 @@ class _Flattener:
         """Equations of a closed jaxpr for these inputs, and its results."""
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
         inner = _Flattener(self.opaque)
-        inner.avals, inner.sites, inner.live = self.avals, self.sites, self.live
+        inner.avals, inner.sites = self.avals, self.sites
+        inner.dependent = self.dependent
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
             inner.forwarded[v] = Static(c)
@@ -212,8 +213,8 @@ class _Flattener:
     def is_over_layers(self, eqn: Any) -> bool:
         """Whether a scan computes on x, and no axis of x is what it goes along."""
         inputs = [self.read(v) for v in eqn.invars]
-        live = [isinstance(v, int) and v in self.live for v in inputs]
-        return any(live) and not any(live[_parts_of_scan(eqn)[1] :])
+        on_x = [isinstance(v, int) and v in self.dependent for v in inputs]
+        return any(on_x) and not any(on_x[_parts_of_scan(eqn)[1] :])
 
     def unroll(self, eqn: Any, path: str, calls) -> list[Equation]:
         """Every turn of a scan in its place; its number becomes part of the path."""

@@ -17,9 +17,9 @@ from snnjax.network.sites import Site
 from snnjax.network.ways import (
     MOVES,
     NotAffine,
-    ProductsWithWeights,
     fresh_names,
     live,
+    operands,
     readers_of,
 )
 
@@ -64,25 +64,28 @@ def without_inner_pools(
     Args: as for `encoders.with_encoders`.
     """
     readers = readers_of(program.equations)
-    products = ProductsWithWeights(program, dependent)
-    product = {id(eq): products.follow(eq) is not None for eq in program.equations}
-    cuts = {id(eq) for eq in program.equations if eq.fires or product[id(eq)]}
+    products, outputs = operands(program, dependent), set(program.outputs)
 
-    inside: dict[int, bool] = {}  # equation -> whether all that follows is operators
+    def cuts(eq: Equation) -> bool:
+        return eq.fires or bool(products.keys() & set(eq.outputs))
+
+    inside: dict[
+        int, bool
+    ] = {}  # value -> whether its maker is, or leads to, operators
     for eq in reversed(program.equations):
         behind = [r for v in eq.outputs for r in readers.get(v, ())]
-        ends = bool(set(program.outputs).intersection(eq.outputs))
-        follows = bool(behind) and not ends and all(inside[id(r)] for r in behind)
-        inside[id(eq)] = id(eq) not in cuts and (not_affine(eq) or follows)
+        follows = bool(behind) and not outputs.intersection(eq.outputs)
+        follows = follows and all(inside[r.outputs[0]] for r in behind)
+        is_inside = not cuts(eq) and (not_affine(eq) or follows)
+        inside.update(dict.fromkeys(eq.outputs, is_inside))
     touched: set[int] = set()
     equations = []
     for eq in program.equations:
-        if id(eq) not in cuts and (
-            not_affine(eq) or touched.intersection(eq.variables)
-        ):
+        operates = not_affine(eq) or touched.intersection(eq.variables)
+        if operates and not cuts(eq):
             touched.update(eq.outputs)
         if eq.site is not None and eq.site.accumulates:
-            inner = touched.intersection(eq.outputs) or inside[id(eq)]
+            inner = eq.outputs[0] in touched or inside[eq.outputs[0]]
             eq = without_site(eq) if inner else eq
         equations.append(eq)
     return program._replace(equations=tuple(equations))
@@ -98,7 +101,7 @@ def with_operators(
     equations = program.equations
     names = fresh_names(equations)
     readers = readers_of(equations)
-    products = ProductsWithWeights(program, dependent)
+    products = operands(program, dependent)
     groups = _groups(equations, products, not_affine, live(equations))
     group_of = {i: group for group in groups for i in group}
     gathered: list[Equation] = []
@@ -117,7 +120,7 @@ def with_operators(
 
 def _groups(
     equations: Sequence[Equation],
-    products: ProductsWithWeights,
+    products: Mapping[int, int],
     not_affine: NotAffine,
     live: frozenset[int],
 ) -> list[tuple[int, ...]]:
@@ -141,7 +144,7 @@ def _groups(
             if cuts.get(v, 0) == depth and (v in live) == is_live
         ]
         sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
-        is_product = products.follow(eq) is not None
+        is_product = bool(products.keys() & set(eq.outputs))
         if not_affine(eq):
             first[i] = i
             for source in sources:

@@ -5,6 +5,7 @@ What `operators` and `encoders` have in common.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,29 +22,25 @@ MOVES = frozenset(
 )
 
 
-class ProductsWithWeights:
-    """equation -> the operand that depends on x, of a product with weights.
+def operands(program: Program, dependent: frozenset[int]) -> dict[int, int]:
+    """Result of each product with weights -> its operand that depends on x.
 
     Weights are parameters and arrays that the function closed over, not what it
     computes of shapes alone, as a resizing does.
     """
-
-    def __init__(self, program: Program, dependent: frozenset[int]):
-        self.weights = {*program.parameters, *program.constants}
-        self.dependent = dependent
-
-    def follow(self, eq: Equation) -> int | None:
-        """The operand, or None; called in order of execution."""
-        on_x = self.dependent.intersection(eq.variables)
-        if not on_x and self.weights.intersection(eq.variables):
-            self.weights.update(eq.outputs)
-        if eq.name not in PRODUCTS or len(on_x) != 1:
-            return None
-        weights = any(
-            v in self.weights if isinstance(v, int) else np.ndim(v.value) > 1
+    weights: set[Any] = {*program.parameters, *program.constants}
+    operand_of: dict[int, int] = {}
+    for eq in program.equations:
+        on_x = dependent.intersection(eq.variables)
+        if not on_x and weights.intersection(eq.variables):
+            weights.update(eq.outputs)
+        has_weights = any(
+            v in weights if isinstance(v, int) else np.ndim(v.value) > 1
             for v in eq.inputs
         )
-        return min(on_x) if weights else None
+        if eq.name in PRODUCTS and len(on_x) == 1 and has_weights:
+            operand_of[eq.outputs[0]] = min(on_x)
+    return operand_of
 
 
 def live(equations: Iterable[Equation]) -> frozenset[int]:
