@@ -69,9 +69,9 @@ def rules(model: nn.Module) -> Sequence[Rule]:
     if isinstance(model, zoo.MobileNetV3):
         return (
             Rule(r"stem\.\d+", "{kind}_0"),
-            Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "InvertedV3_{block}/{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.squeeze", "InvertedV3_{block}/Dense_0"),
-            Rule(r"(blocks\.\d+)\.excite", "InvertedV3_{block}/Dense_1"),
+            Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "Inverted_{block}/{kind}_{n}"),
+            Rule(r"(blocks\.\d+)\.squeeze", "Inverted_{block}/Dense_0"),
+            Rule(r"(blocks\.\d+)\.excite", "Inverted_{block}/Dense_1"),
             Rule(r"last\.\d+", "{kind}_1"),
             HEAD,
         )
@@ -79,8 +79,7 @@ def rules(model: nn.Module) -> Sequence[Rule]:
         inside = "Transformer_{block}/"
         return (
             Rule(r"stem\.\d+", "{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.norm1", inside + "LayerNorm_0"),
-            Rule(r"(blocks\.\d+)\.norm2", inside + "LayerNorm_1"),
+            Rule(r"(blocks\.\d+)\.norm\d", inside + "LayerNorm_{n}"),
             Rule(r"(blocks\.\d+)\.qkv", inside + "Dense_0"),
             Rule(r"(blocks\.\d+)\.projection", inside + "Dense_1"),
             Rule(r"(blocks\.\d+)\.fc1", inside + "Dense_2"),
@@ -96,8 +95,7 @@ def rules(model: nn.Module) -> Sequence[Rule]:
             Rule(r"(stages\.\d+\.\d+)", inside.rstrip("/")),
             Rule(r"(stages\.\d+\.\d+)\.conv", inside + "Conv_0"),
             Rule(r"(stages\.\d+\.\d+)\.norm", inside + "LayerNorm_0"),
-            Rule(r"(stages\.\d+\.\d+)\.fc1", inside + "Dense_0"),
-            Rule(r"(stages\.\d+\.\d+)\.fc2", inside + "Dense_1"),
+            Rule(r"(stages\.\d+\.\d+)\.fc\d", inside + "Dense_{n}"),
             HEAD,
         )
     raise ValueError(

@@ -234,7 +234,7 @@ class MobileNetV2(nn.Module):
         ]:
             for index in range(count):
                 x = Inverted(
-                    expansion=expansion,
+                    wide=expansion * x.shape[-1],
                     channels=_by_eight(channels * self.width),
                     stride=stride if index == 0 else 1,
                     norm=self.norm,
@@ -246,21 +246,31 @@ class MobileNetV2(nn.Module):
 
 
 class Inverted(nn.Module):
-    """Inverted residual: 1x1 expansion, depthwise 3x3, 1x1 without activation."""
+    """Inverted residual: 1x1 to ``wide`` channels, depthwise, 1x1 without activation.
 
-    expansion: int  # 1: no expanding convolution
+    ``gated`` scales the wide channels by a function of their means: squeeze to a
+    quarter of them, then excite.
+    """
+
+    wide: int
     channels: int
     stride: int
     norm: bool
     activation: Activation
+    kernel: int = 3
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y, norm, wide = x, self.norm, x.shape[-1] * self.expansion
-        if self.expansion > 1:
+        y, norm, wide = x, self.norm, self.wide
+        if wide > x.shape[-1]:
             y = self.activation(conv_norm(y, wide, norm, train, kernel=1))
-        y = conv_norm(y, wide, norm, train, stride=self.stride, groups=wide)
-        y = conv_norm(self.activation(y), self.channels, norm, train, kernel=1)
+        depthwise = dict(kernel=self.kernel, stride=self.stride, groups=wide)
+        y = self.activation(conv_norm(y, wide, norm, train, **depthwise))
+        if self.gated:
+            squeezed = nn.relu(nn.Dense(wide // 4)(y.mean(axis=(1, 2))))
+            y = y * nn.hard_sigmoid(nn.Dense(wide)(squeezed))[:, None, None]
+        y = conv_norm(y, self.channels, norm, train, kernel=1)
         return x + y if y.shape == x.shape and self.stride == 1 else y
 
 
@@ -286,34 +296,17 @@ class MobileNetV3(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = self.activation(conv_norm(x, 16, self.norm, train))
         for kernel, wide, channels, stride in self.blocks:
-            block = InvertedV3(
-                kernel, wide, channels, stride, self.norm, self.activation
-            )
-            x = block(x, train)
+            x = Inverted(
+                wide=wide,
+                channels=channels,
+                stride=stride,
+                norm=self.norm,
+                activation=self.activation,
+                kernel=kernel,
+                gated=True,
+            )(x, train)
         x = self.activation(conv_norm(x, self.last, self.norm, train, kernel=1))
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
-
-
-class InvertedV3(nn.Module):
-    """`Inverted` with a gate per channel: squeeze to a quarter, then excite."""
-
-    kernel: int
-    wide: int
-    channels: int
-    stride: int
-    norm: bool
-    activation: Activation
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        wide, norm = self.wide, self.norm
-        y = self.activation(conv_norm(x, wide, norm, train, kernel=1))
-        depthwise = dict(kernel=self.kernel, stride=self.stride, groups=wide)
-        y = self.activation(conv_norm(y, wide, norm, train, **depthwise))
-        squeezed = nn.relu(nn.Dense(wide // 4)(y.mean(axis=(1, 2))))
-        y = y * nn.hard_sigmoid(nn.Dense(wide)(squeezed))[:, None, None]
-        y = conv_norm(y, self.channels, norm, train, kernel=1)
-        return x + y if y.shape == x.shape and self.stride == 1 else y
 
 
 class Plain(nn.Module):
