@@ -17,7 +17,8 @@ from networks import NETWORKS
 import snnjax
 from experiments.presets import PRESETS_CONVERT
 from experiments.report import Result, choice, page, site_graph
-from experiments.report.figures import PARTS
+from experiments.report.figures import PARTS, short_names
+from experiments.report.rasters import raster
 from experiments.report.results import waits
 from experiments.report.site_graph import draw
 from experiments.running import Convert, parse
@@ -467,3 +468,19 @@ def test_a_click_on_a_title_sorts_and_a_second_one_turns_it_round(made, browsed)
         assert one["said"] == "ascending"
         assert [float(text.split()[0]) for text in one["up"]] == shown
         assert one["down"] == one["up"][::-1]
+
+
+def test_a_raster_counts_spikes_and_not_their_signs():
+    spikes = np.array([[1, -1, 0, 0], [-1, 0, 0, -3]])
+    assert raster("encoder", spikes, 1, 2).title == "encoder: 50.0 %, steps 1 to 2"
+
+
+def test_names_of_sites_lose_what_all_share():
+    assert short_names(["Net/a/encoder", "Net/b/c/encoder"]) == {
+        "Net/a/encoder": "a",
+        "Net/b/c/encoder": "b/c",
+    }
+    assert short_names(["relu", "Net/relu"]) == {
+        "relu": "relu",
+        "Net/relu": "Net/relu",
+    }

@@ -206,7 +206,7 @@ def below(panels: Sequence[Panel], path: Path) -> None:
             axis.set_title(panel.title, fontsize=11, pad=4)
             axis.tick_params(labelbottom=axis is axes[-1])
         title = (
-            "step (rows: neurons; %: firing rate; shaded: steps in which it may fire)"
+            "step (rows: neurons; %: firing rate; orange: negative; shaded: may fire)"
         )
         axes[-1].set_xlabel(title, fontsize=11)
         png(figure, path)

@@ -177,10 +177,14 @@ def _pitch(rows: dict) -> int:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Site -> its name without the first part of the path, if all sites share it."""
-    first = {name.partition("/")[:2] for name in names}
-    shared = len(first) == 1 and first.pop()[1] == "/"
-    return {name: name.partition("/")[2] if shared else name for name in names}
+    """Site -> its name without the first and last part of the path that all share."""
+    paths = {name: name.split("/") for name in names}
+    short = min(map(len, paths.values()), default=0)
+    first = short > 1 and len({path[0] for path in paths.values()}) == 1
+    last = short > 1 + first and len({path[-1] for path in paths.values()}) == 1
+    return {
+        name: "/".join(path[first : len(path) - last]) for name, path in paths.items()
+    }
 
 
 def shortened(name: str, limit: int = 20) -> str:

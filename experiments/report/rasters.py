@@ -14,7 +14,7 @@ def raster(name: str, spikes: np.ndarray, first: int, latency: int) -> Panel:
 
     Args:
         name: of the site.
-        spikes: bool [T, ...].
+        spikes: [T, ...], bool or levels, of which those below 0 have another color.
         first: step, from 1, in which the site may fire for the first time.
         latency: step of the network's answer, where the axis ends.
     """
@@ -23,22 +23,23 @@ def raster(name: str, spikes: np.ndarray, first: int, latency: int) -> Panel:
     neurons = spikes.shape[1]
     some = np.linspace(0, neurons - 1, min(NEURONS, neurons)).round().astype(int)
     last = first + steps - 1
-    title = f"{name}: {100 * spikes.mean():.1f} %, steps {first} to {last}"
+    rate = 100 * (spikes != 0).mean()
+    title = f"{name}: {rate:.1f} %, steps {first} to {last}"
     label = (
-        f"Spikes of {name}: rate {100 * spikes.mean():.1f} %; it may fire in steps "
-        f"{first} to {last}."
+        f"Spikes of {name}: rate {rate:.1f} %; it may fire in steps {first} to {last}."
     )
 
     def draw(axis) -> None:
         axis.axvspan(first - 0.5, last + 0.5, color=COLORS["window"], linewidth=0)
-        step, neuron = np.nonzero(spikes[:, some])
-        # Dashes as one line, which NaN interrupts.
-        x = np.stack(
-            [step + first - 0.4, step + first + 0.4, np.full(len(step), np.nan)]
-        )
-        y = np.repeat(neuron, 3)
-        style = {"color": COLORS["ink"], "linewidth": 1.6, "solid_capstyle": "butt"}
-        axis.plot(x.T.ravel(), y, **style)
+        for fired, color in ((spikes > 0, "ink"), (spikes < 0, "c1")):
+            step, neuron = np.nonzero(fired[:, some])
+            # Dashes as one line, which NaN interrupts.
+            x = np.stack(
+                [step + first - 0.4, step + first + 0.4, np.full(len(step), np.nan)]
+            )
+            y = np.repeat(neuron, 3)
+            style = {"linewidth": 1.6, "solid_capstyle": "butt"}
+            axis.plot(x.T.ravel(), y, color=COLORS[color], **style)
         axis.set(xlim=(0.5, latency + 0.5), ylim=(len(some), -1), yticks=[])
         distance = every(latency, 16)
         steps_shown = [t for t in range(1, latency + 1) if t == 1 or t % distance == 0]
@@ -50,7 +51,7 @@ def raster(name: str, spikes: np.ndarray, first: int, latency: int) -> Panel:
 
 
 def spikes_of(fn, snn: snnjax.SNN, image: jax.Array) -> dict[str, np.ndarray]:
-    """Site -> spikes bool [T, ...] of an image [1, ...]."""
+    """Site -> spikes [T, ...] of an image [1, ...], bool or levels."""
 
     @jax.jit
     def trains(snn, x):
