@@ -16,7 +16,7 @@ import snnjax
 from snnjax.network import identity, with_activation
 from snnjax.network.capture import capture
 from snnjax.network.increments import Operator
-from snnjax.network.products import products
+from snnjax.network.products import lone_products
 from snnjax.network.stages import stages as cut_at_sites
 from snnjax.simulation import by_layer
 
@@ -378,7 +378,7 @@ def lone_kernels(fn, p=PARAMS, x=X):
     return {
         stage.place.name: [
             network.parameters[product.kernel]
-            for product in products(network, stages, i)
+            for product in lone_products(network, stages, i)
         ]
         for i, stage in enumerate(stages[:-1])
     }

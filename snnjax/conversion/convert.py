@@ -30,7 +30,7 @@ from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.resume import folder as fit_folder
 from snnjax.conversion.resume.digest import outline
-from snnjax.network.axes import image_axes
+from snnjax.network.batch import image_axes
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages

@@ -10,7 +10,8 @@ examples that meet, loops, random and whole numbers.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from snnjax.network.axes import FIRST, Avals, Batch, axes_of_maximum
+from snnjax.network.axes import Avals, axes_of_maximum
+from snnjax.network.batch import FIRST, Batch
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.jaxprs import CUSTOM, hides_site
 from snnjax.network.ways import live

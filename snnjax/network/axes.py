@@ -1,122 +1,23 @@
-"""Axes: where batch and channels lie, equation by equation, as a network moves them.
+"""Axes: how operations move them, and where channels lie, equation by equation.
 
-No example may reach another, neurons need the batch first, and thresholds are per
-channel.
-Products make channels; what follows moves both about, or folds them into another axis.
+Products make channels; what follows moves them about, or folds them into another axis.
+Thresholds are per channel. `batch` follows the examples.
 """
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
-import jax
-
-from snnjax.network.equations import Equation, Static, shape_of
+from snnjax.network.equations import Equation, shape_of
 
 # variable -> shape and dtype
 Avals = dict[int, Any]
 Shape = tuple[int, ...]
 
-_REDUCTIONS = frozenset(
+REDUCTIONS = frozenset(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
     "argmin".split()
 )
-_CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
-
-
-def batch_positions(
-    equations: Sequence[Equation], avals: Avals, x: Sequence[int]
-) -> dict[str, "Position"]:
-    """Site name -> where its batch lies, if that is known; with every call inlined.
-
-    vmap puts it last where weights are multiplied from the left, W @ x; and windows of
-    an image may be folded into it.
-    """
-    batch, positions = Batch(x, avals), {}
-    for eq in equations:
-        batch.follow(eq)
-        place = batch.positions.get(eq.outputs[0])
-        if eq.site is not None and place is not None:
-            positions[eq.site.name] = place
-    return positions
-
-
-def image_axes(equations: Sequence[Equation], avals: Avals, x: Sequence[int]):
-    """Variable -> axis of its batch, as far as that is known and not the first."""
-    batch = Batch(x, avals)
-    for eq in equations:
-        batch.follow(eq)
-    return {v: place.axis for v, place in batch.positions.items() if place.axis}
-
-
-def batch_first(
-    equations: Sequence[Equation],
-    avals: Avals,
-    batch: int,
-    positions: dict[str, "Position"],
-) -> list[Equation]:
-    """The equations, with moves around each site whose first axis is not the batch."""
-    moved = []
-    for eq in equations:
-        alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        if eq.fires and alone:
-            around = _Around(eq, avals, batch)
-            moved += around.moved(positions.get(eq.place.name))
-        else:
-            moved.append(eq)
-    return moved
-
-
-class _Around:
-    """A site, and equations that bring its batch to the front and back again."""
-
-    def __init__(self, eq: Equation, avals: Avals, batch: int):
-        self.eq, self.avals, self.batch = eq, avals, batch
-
-    def moved(self, position: "Position | None") -> list[Equation]:
-        (v, *operands), (output,) = self.eq.inputs, self.eq.outputs
-        assert isinstance(v, int)
-        shape = tuple(self.avals[v].shape)
-        if position is None:  # of a single example, whose axis may have vanished
-            position = Position(0, shape[0] if self.batch == 1 and shape else 1)
-        axis, stride = position
-        outer = shape[axis] // (self.batch * stride) if shape else 1
-        parts = [n for n in (outer, self.batch, stride)]
-        parts = [n for i, n in enumerate(parts) if i == 1 or n != 1]
-        split = (*shape[:axis], *parts, *shape[axis + 1 :])
-        at = axis + (outer != 1)
-        order = (at, *(a for a in range(len(split)) if a != at))
-        if len(parts) == 1 and at == 0:
-            return [self.eq]
-        front = tuple(split[a] for a in order)
-        before, inside, after, back = (
-            self.fresh(shape) for shape in (split, front, front, split)
-        )
-        site = self.eq.place._replace(shape=front[1:])
-        inverse = tuple(order.index(a) for a in range(len(order)))
-        return [
-            self.reshaped(v, before, split),
-            self.transposed(before, inside, order),
-            self.eq._replace(inputs=(inside, *operands), outputs=(after,), site=site),
-            self.transposed(after, back, inverse),
-            self.reshaped(back, output, shape),
-        ]
-
-    def fresh(self, shape: Shape) -> int:
-        number = len(self.avals)
-        self.avals[number] = self.avals[self.eq.variables[0]].update(shape=shape)
-        return number
-
-    def transposed(self, source: int, target: int, order: Shape) -> Equation:
-        params = (("permutation", Static(order)),)
-        primitive, path = jax.lax.transpose_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
-
-    def reshaped(self, source: int, target: int, shape: Shape) -> Equation:
-        options = {"dimensions": None, "new_sizes": shape, "sharding": None}
-        params = tuple((name, Static(options[name])) for name in sorted(options))
-        primitive, path = jax.lax.reshape_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
 
 
 def channel_axis(
@@ -144,7 +45,7 @@ def channel_axis(
     if not sources:
         return None
     before, after = avals[sources[0]].shape, avals[equation.outputs[0]].shape
-    return _moved(name, options, channels[sources[0]], before, after, last=True)
+    return moved(name, options, channels[sources[0]], before, after, last=True)
 
 
 def axes_of_maximum(equation: Equation, avals: Avals) -> set[int]:
@@ -155,7 +56,7 @@ def axes_of_maximum(equation: Equation, avals: Avals) -> set[int]:
     return {i - len(shape) for i, size in enumerate(shape) if size > 1}
 
 
-def _moved(
+def moved(
     name: str,
     params: dict[str, Any],
     axis: int,
@@ -173,7 +74,7 @@ def _moved(
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
-    if name in _REDUCTIONS:
+    if name in REDUCTIONS:
         reduced = params["axes"]
         return None if axis in reduced else axis - sum(a < axis for a in reduced)
     if name == "stack":
@@ -207,198 +108,3 @@ def _dot_channel(
     if True not in free:
         return None
     return len(batch[0]) + max(i for i, weights in enumerate(free) if weights)
-
-
-class _Meeting(Exception):
-    """One example would reach another."""
-
-
-class Position(NamedTuple):
-    """Where the batch lies in an array.
-
-    Attributes:
-        axis: that holds it, alone or with others: example b has the indices i along it
-            with i // stride mod B = b.
-        stride: 1 where the batch stands alone or last in the axis.
-    """
-
-    axis: int
-    stride: int = 1
-
-
-FIRST = Position(0)
-
-
-class Batch:
-    """Follows the batch of a network from equation to equation.
-
-    Attributes:
-        size: B.
-        positions: variable -> `Position`, as far as it is known.
-    """
-
-    def __init__(self, x: Sequence[int], avals: Avals):
-        self.avals, self.size = avals, avals[x[0]].shape[0]
-        self.positions = dict.fromkeys(x, FIRST)
-
-    def follow(self, equation: Equation) -> tuple[bool, int | None]:
-        """Whether one example reaches another, and the batch axis if it is known."""
-        if equation.body:
-            steps = [self.follow(inner) for inner in equation.body.equations]
-            return any(meets for meets, _ in steps), steps[-1][1]
-        if equation.fires and equation.variables:
-            place = self.positions.get(equation.variables[0])  # they are elementwise
-            if place is not None:
-                self.positions.update(dict.fromkeys(equation.outputs, place))
-            return False, place.axis if place else None
-        try:
-            places = {
-                self._after(equation, i, v)
-                for i, v in enumerate(equation.inputs)
-                if isinstance(v, int) and v in self.positions
-            }
-        except _Meeting:  # with one example there is no other
-            return self.size != 1, None
-        certain = [place for place in places if place is not None]
-        if len(certain) > 1:
-            return self.size != 1, None
-        if not certain:
-            return False, None
-        (place,) = certain
-        if None not in places:
-            self.positions.update(dict.fromkeys(equation.outputs, place))
-        return False, place.axis
-
-    def _after(self, equation: Equation, i: int, v: int) -> Position | None:
-        """Where input i's batch lies in the output; None if that is unknown."""
-        (axis, stride), before = self.positions[v], self.avals[v].shape
-        after = self.avals[equation.outputs[0]].shape
-        name = equation.name
-        # With B = 1 it could be any axis: then as for other reshapes, `_moved`.
-        if name == "reshape" and self.size != 1:  # it may have no number
-            return self._reshaped(before, after, axis, stride)
-        moved = self._axis_after(equation, i, name, axis, before, after)
-        return None if moved is None else Position(moved, stride)
-
-    def _axis_after(
-        self,
-        equation: Equation,
-        i: int,
-        name: str,
-        axis: int,
-        before: Shape,
-        after: Shape,
-    ) -> int | None:
-        """The batch axis of the output; None if that is unknown."""
-        params = equation.options
-        numbers: Any = params.get("dimension_numbers")
-        if name == "dot_general":
-            first_ndim = len(shape_of(self.avals, equation.inputs[0]))
-            return _after_dot(i, axis, numbers, first_ndim)
-        if name == "conv_general_dilated":
-            return _after_conv(i, axis, params)
-        if name == "gather" and i == 1:
-            return _after_lookup(axis, before, after, numbers)
-        if name == "gather":
-            whole = params["slice_sizes"][axis] == before[axis]
-            return _after_gather(axis, before, after, numbers, whole)
-        if name.startswith("scatter") and i == 2:
-            return _after_scatter(axis, before, after, numbers)
-        if name == "tile":  # whole batches, one after the other
-            return axis
-        if _combines(name, params, axis):
-            raise _Meeting
-        moved = _moved(name, params, axis, before, after)
-        if moved is not None and after[moved] != before[axis]:
-            raise _Meeting
-        return moved
-
-    def _reshaped(
-        self, before: Shape, after: Shape, axis: int, stride: int
-    ) -> Position | None:
-        """In row-major order the examples of a batch are ``apart`` numbers apart."""
-        if 0 in after:
-            return None
-        apart = stride * math.prod(before[axis + 1 :])
-        for place, length in enumerate(after):
-            behind = math.prod(after[place + 1 :])
-            fits = apart % behind == 0 and behind * length % (apart * self.size) == 0
-            if fits:
-                return Position(place, apart // behind)
-        raise _Meeting
-
-
-def _combines(name: str, params: dict[str, Any], axis: int) -> bool:
-    """Whether an operation combines or reorders what lies along this axis."""
-    if name in _REDUCTIONS:
-        return axis in params["axes"]
-    if name == "sort":
-        return axis == params["dimension"]
-    if name == "rev":
-        return axis in params["dimensions"]
-    if name == "pad":
-        return params["padding_config"][axis] != (0, 0, 0)
-    if name.startswith("reduce_window"):
-        return params["window_dimensions"][axis] != 1
-    along = name in _CUMULATIVE or name in ("split", "unstack")
-    return along and axis == params["axis"]
-
-
-def _after_conv(i: int, axis: int, params: dict[str, Any]) -> int:
-    """Where the batch lies after a convolution of the examples (operand 0)."""
-    numbers = params["dimension_numbers"]
-    # A kernel made of examples, or groups of the batch, would add examples up.
-    if i != 0 or numbers.lhs_spec[0] != axis or params["batch_group_count"] != 1:
-        raise _Meeting
-    return numbers.out_spec[0]
-
-
-def _after_dot(i: int, axis: int, numbers: Any, first_ndim: int) -> int:
-    """Where operand i's batch axis lies in a product."""
-    contract, batch = numbers
-    if axis in contract[i]:
-        raise _Meeting
-    if axis in batch[i]:
-        return list(batch[i]).index(axis)
-    paired = {*contract[i], *batch[i]}
-    place = sum(a not in paired for a in range(axis)) + len(batch[0])
-    free_of_first = first_ndim - len(contract[0]) - len(batch[0])
-    return place + (free_of_first if i == 1 else 0)
-
-
-def _after_gather(
-    axis: int, before: Shape, after: Shape, numbers: Any, whole: bool
-) -> int:
-    """Where the batch axis of what is gathered lies; ``whole``: in every slice."""
-    paired, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
-    if axis in paired:  # each example by indices of its own
-        index = numbers.start_indices_batching_dims[list(paired).index(axis)]
-        return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
-    if axis in single or not whole:
-        raise _Meeting
-    offset = [a for a in range(len(before)) if a not in {*paired, *single}]
-    return numbers.offset_dims[offset.index(axis)]
-
-
-def _after_lookup(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
-    """Where the batch axis of the indices lies in what they choose."""
-    if axis == len(before) - 1:  # the parts of an index
-        raise _Meeting
-    return [a for a in range(len(after)) if a not in numbers.offset_dims][axis]
-
-
-def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
-    """Where the batch axis of the updates lies in what they are written to."""
-    paired, windows = numbers.operand_batching_dims, numbers.update_window_dims
-    if axis in windows:
-        inserted = {*paired, *numbers.inserted_window_dims}
-        remaining = [a for a in range(len(after)) if a not in inserted]
-        place = remaining[list(windows).index(axis)]
-        if after[place] != before[axis]:
-            raise _Meeting
-        return place
-    index = [a for a in range(len(before)) if a not in windows].index(axis)
-    own = list(numbers.scatter_indices_batching_dims)
-    if index not in own:
-        raise _Meeting
-    return paired[own.index(index)]

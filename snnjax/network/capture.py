@@ -16,14 +16,8 @@ import jax.numpy as jnp
 from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._trees import common_path, is_floating, is_kernel, name_of
 from snnjax.network.affine import check, is_operator
-from snnjax.network.axes import (
-    Avals,
-    Position,
-    axes_of_maximum,
-    batch_first,
-    batch_positions,
-    channel_axis,
-)
+from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
+from snnjax.network.batch import Position, batch_first, batch_positions
 from snnjax.network.encoders import with_encoders
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.evaluate import Rule, evaluate

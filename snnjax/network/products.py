@@ -13,8 +13,8 @@ from snnjax.network.equations import PRODUCTS, Equation, Network
 from snnjax.network.stages import Segment, Stage, needed
 
 
-class Product(NamedTuple):
-    """A product with weights on the way to a site.
+class LoneProduct(NamedTuple):
+    """A product with weights on the way to a site, the only reader of its kernel.
 
     Attributes:
         kernel: network variable of its weights.
@@ -27,7 +27,9 @@ class Product(NamedTuple):
     channel: int
 
 
-def products(network: Network, stages: Sequence[Stage], i: int) -> list[Product]:
+def lone_products(
+    network: Network, stages: Sequence[Stage], i: int
+) -> list[LoneProduct]:
     """Products of stage ``i`` whose kernel nothing else reads, here or elsewhere."""
     stage, segment = stages[i], stages[i].segment
     elsewhere = {v for j, other in enumerate(stages) if j != i for v in other.sources}
@@ -54,7 +56,7 @@ def products(network: Network, stages: Sequence[Stage], i: int) -> list[Product]
         (result,) = equation.outputs
         work = needed(segment.equations, [result], segment.inputs)
         leading = Segment(work, segment.inputs, (result,), ())
-        alone.append(Product(outer[n], leading, channel))
+        alone.append(LoneProduct(outer[n], leading, channel))
     return alone
 
 

@@ -29,9 +29,9 @@ from snnjax.conversion.engine.micro_batches import (
 )
 from snnjax.conversion.engine.segments import Current
 from snnjax.conversion.engine.spill import loaded
-from snnjax.network import products
-from snnjax.network.axes import image_axes
+from snnjax.network.batch import image_axes
 from snnjax.network.equations import Network
+from snnjax.network.products import LoneProduct, lone_products
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
 from snnjax.neurons.by_site import model_of
@@ -78,7 +78,7 @@ class Arrival(NamedTuple):
         stage has those of its products.
         """
         if self.site.signed:
-            own = [p.kernel for p in self.products()]
+            own = [product.kernel for product in self.lone_products()]
         else:
             feeding = self.network.feeds[self.site.name]
             own = [v for v in feeding if v in self.stage.sources]
@@ -88,12 +88,12 @@ class Arrival(NamedTuple):
             if is_kernel(self.params[v])
         }
 
-    def products(self, batch: int | None = None) -> list[products.Product]:
+    def lone_products(self, batch: int | None = None) -> list[LoneProduct]:
         """Of the site's stage, as it is for so many images."""
         network, stages = self.network, self.batches[0].stages
         if batch is not None:
             network, stages = self.plan.captured(batch)
-        return products.products(network, stages, self.i)
+        return lone_products(network, stages, self.i)
 
 
 class SiteView(View):
@@ -163,7 +163,7 @@ class SiteView(View):
         fixed, averaged = originals | network.constants, [False] * len(stage.sources)
         of_ann = self._sources(stage, here.ann, fixed, averaged, current.axes, every)
         views = []
-        for product in here.products(batch):
+        for product in here.lone_products(batch):
             path = network.parameters[product.kernel]
             own = current._replace(
                 segment=product.segment, slots=(stage.sources.index(product.kernel),)
