@@ -148,8 +148,10 @@ _EXPLANATIONS = {
         "a static value",
     ),
     "hidden": (
-        "a ReLU inside a loop or branch is out of reach: it would not spike",
-        "unroll it in Python: a for loop over the layers, an if on a static value",
+        "a ReLU inside a branch, or a loop that is no scan over layers, is out of "
+        "reach: it would not spike",
+        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "a static value",
     ),
     "random": (
         "random numbers enter the activations",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
-from snnjax._trees import common_path, is_floating, is_kernel, name_of
+from snnjax._trees import is_floating
 from snnjax.network.affine import check, is_operator
 from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
 from snnjax.network.batch import Position, batch_first, batch_positions
@@ -22,12 +22,13 @@ from snnjax.network.encoders import with_encoders
 from snnjax.network.equations import Equation, Network, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
+from snnjax.network.names import SiteNames, paths_of
 from snnjax.network.operators import (
     with_operators,
     without_gates,
     without_inner_pools,
 )
-from snnjax.network.sites import Site, Sites
+from snnjax.network.sites import Sites
 from snnjax.network.ways import live
 
 
@@ -207,14 +208,6 @@ def _after(step: Callable, program: Program) -> Program:
     return step(program, dependent, not_affine)
 
 
-def paths_of(params: chex.ArrayTree) -> list[str]:
-    """Of all leaves in their order, as `Site.parameters` has them."""
-    return [
-        _clean(name_of(path))
-        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-    ]
-
-
 def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
     def anew(params, x):  # JAX would remember what fn itself closed over at first
         return fn(params, x)
@@ -284,25 +277,18 @@ def _understood(
         sites = [eq for eq in equations if eq.site is not None]
         own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
         axes = _Axes(positions, own)
-    first_use = _first_use(equations)
-    uses: dict[str, int] = {}
+    names = SiteNames(tuple(equations), direct, parameters, avals)
     feeds = {}
     for i, eq in enumerate(equations):
         if eq.site is None:
             continue
         site = eq.site._replace(
+            name=names.of(i),
             parameters=tuple(parameters[v] for v in sorted(direct[i])),
             depth=depths[eq.outputs[0]],
             channel=axes.channels[eq.site.name],
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
-        scope = eq.path
-        if not scope.strip("/0123456789"):  # no module, but perhaps turns of a scan
-            inner = _scope(direct[i], parameters, first_use, avals)
-            if not inner and site.signed:
-                inner = _scope_of_reader(equations[i:], direct[i:], parameters)
-            scope = "/".join(part for part in (scope, inner) if part)
-        site = site._replace(name=_unique(_name(site, scope), uses))
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[site.name] = tuple(sorted(direct[i]))
@@ -385,62 +371,3 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
         return own.pop()
     axis = channels.get(eq.outputs[0])
     return -1 if axis is None else axis + batch
-
-
-def _first_use(equations: Sequence[Equation]) -> dict[int, int]:
-    """Variable -> number of the first equation that reads it."""
-    first: dict[int, int] = {}
-    for i, eq in enumerate(equations):
-        for v in eq.variables:
-            first.setdefault(v, i)
-    return first
-
-
-def _scope(
-    direct: frozenset[int],
-    parameters: dict[int, str],
-    first_use: dict[int, int],
-    avals: Avals,
-) -> str:
-    """Where a site without a path is, by the parameters that reach it.
-
-    That is the path above all of them, or the module of the kernel that is used last.
-    """
-    shared = common_path([parameters[v] for v in sorted(direct)])
-    kernels = [v for v in direct if is_kernel(avals[v])]
-    if shared or not kernels:
-        return shared
-    last = max(kernels, key=lambda v: first_use[v])
-    return parameters[last].rpartition("/")[0]
-
-
-def _scope_of_reader(
-    equations: Sequence[Equation],
-    direct: Sequence[frozenset[int]],
-    parameters: dict[int, str],
-) -> str:
-    """The parameter by which the output of the first equation is multiplied first."""
-    reached = {equations[0].outputs[0]}
-    for eq, weights in zip(equations[1:], direct[1:], strict=True):
-        if reached.intersection(eq.variables):
-            if weights:
-                return common_path([parameters[w] for w in sorted(weights)])
-            reached.update(eq.outputs)
-    return ""
-
-
-def _name(site: Site, scope: str) -> str:
-    names = {"max-pool": "max_pool", "clipped relu": "relu"}
-    kind = names.get(site.kind, site.kind)
-    return f"{scope}/{kind}" if scope else kind
-
-
-def _unique(name: str, uses: dict[str, int]) -> str:
-    """The name, numbered from its second use on."""
-    uses[name] = uses.get(name, -1) + 1
-    return f"{name}_{uses[name]}" if uses[name] else name
-
-
-def _clean(path: str) -> str:
-    # nnx states end every path in the attribute that holds the array.
-    return path.removesuffix("/value").replace("/~/", "/")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from snnjax._arrays import wide
 from snnjax._checks import check_count, check_positive
 from snnjax._trees import is_floating, is_kernel
-from snnjax.network.capture import paths_of
+from snnjax.network.names import paths_of
 from snnjax.snn import SNN
 
 Loss = Callable[[SNN], jax.Array]
