@@ -38,6 +38,7 @@ POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
 POTENTIAL = calibrators.correct_potential(3)
 LEAST_SQUARES = calibrators.least_squares_weights()
+OFFSET = calibrators.least_squares_offset()
 DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
@@ -72,6 +73,7 @@ ROWS: dict[str, Recipe] = {
     ),
     "best": BEST,
     "best, weights as they are": one_sweep(*PARTS[1:]),
+    "best, no offsets": one_sweep(LEAST_SQUARES, *PARTS[2:]),
     "best, a tenth of the damping": one_sweep(
         calibrators.least_squares_weights(damping=0.1), *PARTS[1:]
     ),
@@ -79,7 +81,10 @@ ROWS: dict[str, Recipe] = {
         calibrators.least_squares_weights(damping=10.0), *PARTS[1:]
     ),
     "best, one threshold per layer": one_sweep(
-        LEAST_SQUARES, calibrators.least_squares_threshold("layer", "round"), *PARTS[2:]
+        LEAST_SQUARES,
+        OFFSET,
+        calibrators.least_squares_threshold("layer", "round"),
+        *PARTS[3:],
     ),
     "best, one round of potentials": one_sweep(
         *PARTS[:-1], calibrators.correct_potential(1)
@@ -87,6 +92,7 @@ ROWS: dict[str, Recipe] = {
     "best, bias for potential": one_sweep(*PARTS[:-1], calibrators.correct_bias(3)),
     "best, whatever the pace": one_sweep(
         LEAST_SQUARES,
+        OFFSET,
         THRESHOLD,
         CHARGE,
         calibrators.postpone_charge(pace=0),

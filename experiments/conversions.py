@@ -163,7 +163,7 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
             for seed in task.config.seeds:
                 draws.append(_draw(task, line, seed, wait_for_programs))
                 progress.update()
-            result = _result(task, line.recipe, draws)
+            result = result_of(task, line.recipe, draws)
             tqdm.write(row(result, ann))
             results.append(result)
             snns.append(draws[0].snn)
@@ -291,7 +291,7 @@ def _folder(config: Convert, line: Row, seed: int) -> Path:
     return Path(config.out).expanduser() / UNFINISHED / name
 
 
-def _result(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
+def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
     """A row: accuracies of all draws, and measures of the SNN of the first one."""
     snn, images = draws[0].snn, len(task.test.labels)
     measures = _measure(task, snn)
@@ -352,8 +352,13 @@ def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -
 
 def _widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     """The SNN with parameters of full shape, so that all recipes share programs."""
-    firing = [site for site in sites if site.fires]
-    neurons = {site.name: widen(snn.neurons[site.name], site) for site in firing}
+    neurons = {}
+    for site in sites:
+        if site.fires:
+            params = snn.neurons[site.name]
+            if site.signed and params.offset is None:  # of recipes that fit none
+                params = params._replace(offset=jnp.zeros(()))
+            neurons[site.name] = widen(params, site)
     return replace(snn, neurons={**snn.neurons, **neurons})
 
 

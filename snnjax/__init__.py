@@ -9,6 +9,8 @@ threshold           V_th, scalar or per channel; a spike of level k carries k V_
 levels              (low, high), the whole numbers that a spike may be: (0, 1) binary,
                     (-1, 1) signed, (0, n) and (-n, n) graded
 potential           v, the membrane potential; v(0) is the initial potential
+offset              of an encoder: levels lie around it; it is taken from each current
+                    and added to each output
 charge              potential that does not come from the input, as v(0)
 leak                factor on v before integration: 1 is IF, below 1 is LIF
 reset               after a spike: "subtract" V_th (soft) or "zero" v (hard)

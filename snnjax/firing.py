@@ -17,6 +17,7 @@ from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
+from snnjax.neurons.spike_trains import above
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -39,7 +40,8 @@ def observe_spikes(
         snn: its spiking network.
         x: [B, ...].
         steps, wait: T, and the steps that every layer waits.
-        observe: ``observe(site, currents, spikes)``, both [T, B, ...].
+        observe: ``observe(site, currents, spikes)``, both [T, B, ...]; the spikes
+            without the offset of their neurons, which is no event.
 
     Returns:
         The values of all variables, and which of them have a time axis.
@@ -48,7 +50,7 @@ def observe_spikes(
     def fire(site: Site, params, current):
         currents = over_time(current, steps, len(site.shape))
         spikes = unroll(snn.model(site.name), params, currents, wait=wait)
-        observe(site, currents, spikes)
+        observe(site, currents, above(spikes, field(params, "offset")))
         return spikes
 
     values = network.arguments(snn.params, x)
@@ -57,16 +59,31 @@ def observe_spikes(
     return values, streams
 
 
-def all_fire(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
-    """Every variable's value at a step in which all neurons emit level 1."""
+def all_fire(network: Network, snn: SNN, x: chex.ArrayTree, level: int = 1) -> Values:
+    """Every variable's value at a step in which all neurons emit this level."""
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        threshold = lead(unit(params, site), current.ndim).astype(current.dtype)
-        return jnp.broadcast_to(threshold, current.shape)
+        output = level * lead(unit(params, site), current.ndim).astype(current.dtype)
+        offset = field(params, "offset")
+        if offset is not None:
+            output += lead(offset, current.ndim).astype(current.dtype)
+        return jnp.broadcast_to(output, current.shape)
 
     evaluate(network.equations, values, firing(fire, snn.neurons))
     return values
+
+
+def at_rest(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
+    """Every variable's value without a spike; of no variable if there is no offset."""
+    if all(field(params, "offset") is None for params in snn.neurons.values()):
+        return {}
+    return all_fire(network, snn, x, level=0)
+
+
+def events(values: Values, rest: Values, v: int) -> jax.Array:
+    """What spikes add to a variable: its value beside that `at_rest`."""
+    return values[v] - rest[v] if v in rest else values[v]
 
 
 def unit(params: Any, site: Site) -> jax.Array:

@@ -6,10 +6,12 @@ NumPy; that of a network with a wait of T is the ANN with quantized values.
 
 import dataclasses
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from networks import conv, max_pool, relu
 
 import snnjax
@@ -104,7 +106,7 @@ def weights(seed=0):
     generator = np.random.default_rng(seed)
     shapes = dict.fromkeys("qkvo", (8, 8))
     shapes |= {"in": (5, 8), "up": (8, 16), "down": (16, 8), "out": (8, 3)}
-    shapes |= {"stack": (3, 8, 8), "offset": (3, 8)}
+    shapes |= {"stack": (3, 8, 8), "offset": (3, 8), "window": (3, 3, 8, 8)}
     return {
         name: jnp.asarray(
             generator.normal(size=shape) / np.sqrt(shape[-2]), jnp.float32
@@ -662,3 +664,71 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
     mesh = jax.make_mesh((2,), ("data",))
     with pytest.raises(ValueError, match="with the batch on axis 1"):
         snnjax.convert(fn, PARAMS, x, mesh=mesh, **options)
+
+
+def test_measures_show_the_error_of_every_operator():
+    def fn(p, x):
+        return jax.nn.gelu(relu(x @ p["in"]) @ p["up"])
+
+    recipe = snnjax.light()
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=recipe)
+    ((name, operator),) = snnjax.measure(fn, PARAMS, snn, X).operators.items()
+    assert [site.name for site in snnjax.sites(fn, PARAMS, X).operators] == [name]
+    ann = fn(PARAMS, X)
+    error = ann - snnjax.spiking(fn, steps=STEPS)(snn, X).mean(0)
+    for number, values in ((operator.activation, ann), (operator.error, error)):
+        np.testing.assert_allclose(number, jnp.sqrt((values**2).mean()), rtol=1e-4)
+    assert set(
+        snnjax.measure(transformer, PARAMS, fitted("transformer")[1], X).operators
+    )
+
+
+# --------------------------------------------------------------- networks at random
+
+
+def windows(p, x):
+    image = conv(x.reshape(-1, 2, 3, 8), p["window"])
+    return relu(image).reshape(x.shape)
+
+
+BLOCKS = {
+    "dense": lambda p, x: relu(x @ p["q"]),
+    "gelu": lambda p, x: x + jax.nn.gelu(x @ p["up"]) @ p["down"],
+    "norm": lambda p, x: norm(x),
+    "gate": lambda p, x: (jax.nn.silu(x @ p["q"]) * (x @ p["k"])) @ p["v"],
+    "attention": lambda p, x: x + attention(p, norm(x)),
+    "concatenation": lambda p, x: (
+        jnp.concatenate([relu(x), x @ p["k"]], -1) @ p["down"]
+    ),
+    "max-pool": lambda p, x: x + max_pool(x.reshape(-1, 2, 3, 8)).reshape(-1, 1, 8),
+    "mean": lambda p, x: x + (x.mean(1, keepdims=True) @ p["v"]),
+    "convolution": windows,
+}
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=4))
+def test_any_chain_of_blocks_converges_to_its_ann(names):
+    params = [weights(seed) for seed in range(len(names) + 1)]
+
+    def fn(params, x):
+        x = relu(x @ params[-1]["in"])
+        for name, p in zip(names, params, strict=False):
+            x = BLOCKS[name](p, x)
+        return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
+
+    fine = snnjax.convert(fn, params, X, steps=32, neuron=FINE, recipe=RECIPE)
+    mean = snnjax.spiking(fn, steps=32)(fine, X).mean(0)
+    error = jnp.abs(mean - fn(params, X))
+    assert error.mean() < 0.02 and error.max() < 0.2
+    snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=snnjax.light())
+    by_layer_, by_step, sharded = (
+        snnjax.spiking(fn, steps=STEPS, **options)(snn, X).mean(0)
+        for options in (
+            {"execution": "by_layer"},
+            {"execution": "by_step"},
+            {"mesh": jax.make_mesh((8,), ("images",))},
+        )
+    )
+    for outputs in (by_step, sharded):
+        assert (jnp.abs(outputs - by_layer_) < 1e-4).mean() > 0.9

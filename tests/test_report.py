@@ -57,7 +57,7 @@ def results_of(sites, seeds=2):
                     steps,
                     1,
                 )
-                measures = Measures(seen, 0.1, *counts)
+                measures = Measures(seen, {}, 0.1, *counts)
                 counted = draw_one(0, 123, (seeds, steps)).round()
                 latency = snnjax.latency(sites, steps=steps, wait=wait)
                 costs = (latency, draw_one(0, 1), operations, draw_one(0, 9), measures)
@@ -74,6 +74,7 @@ def page_of(net, *, seeds=2, dataset="<b>", model="a & b", change=lambda results
     best = choice(results)
     facts = {
         "config": dataclasses.asdict(Convert(dataset=dataset, seeds=(3,))),
+        "command": "python -m experiments.convert --seeds 3",
         "versions": {"snnjax": "1.2", "jax": "3.4"},
         "device": "cpu <0>",
         "source": {"model": model, "dataset": dataset, "mean": [0.5], "clip": None},
@@ -392,7 +393,7 @@ def test_contrast_of_text_and_of_lines(made, scheme):
 
 def test_the_command_gives_the_configuration_again():
     config = Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), rate=2e-5)
-    words = shlex.split(page.command(dataclasses.asdict(config)))
+    words = shlex.split(page.command("experiments.convert", config))
     assert words[:3] == ["python", "-m", "experiments.convert"]
     assert parse(Convert, PRESETS_CONVERT, words[3:]) == config
 

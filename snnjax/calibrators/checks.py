@@ -20,13 +20,18 @@ from snnjax.neurons.models import NeuronParams
 def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
     """Shapes of the fitted parameters of a site, in full."""
     channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
-    return {"threshold": channel, "bias": channel, "initial_potential": site.shape}
+    return {
+        "threshold": channel,
+        "bias": channel,
+        "initial_potential": site.shape,
+        "offset": channel,
+    }
 
 
 def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
     """The same neuron with parameters of full shape, whatever its recipe gave.
 
-    Threshold and bias get one number per channel, the initial potential one per
+    Threshold, bias and offset get one number per channel, the initial potential one per
     neuron, so that one compiled program serves the SNNs of all recipes.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -37,8 +42,9 @@ def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
     """
     return neuron._replace(
         **{
-            name: jnp.broadcast_to(getattr(neuron, name), shape)
+            name: jnp.broadcast_to(value, shape)
             for name, shape in parameter_shapes(site).items()
+            if (value := getattr(neuron, name)) is not None
         }
     )
 
@@ -85,6 +91,8 @@ def _checked_neuron(site: Site, neuron: NeuronParams, wrong: str) -> NeuronParam
     fields = {}
     for name, shape in parameter_shapes(site).items():
         value = getattr(neuron, name)
+        if name == "offset" and value is None:
+            continue
         if not _is_real(value):
             raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")
         fields[name] = jnp.asarray(value, jnp.float32)
@@ -121,6 +129,8 @@ def check_values(site: Site, before: Fit, after: Fit) -> None:
         if weight is not before.weights[path]:
             check_finite(f"the weights {path!r}, fitted at {site.name!r},", [weight])
     for name in parameter_shapes(site):
+        if getattr(neuron, name) is None:
+            continue
         value = np.asarray(getattr(neuron, name))
         positive = name != "threshold" or value.min() > 0
         if not (np.isfinite(value).all() and positive):

@@ -357,6 +357,45 @@ def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
     return rows.reshape(-1, per_block * rows.shape[1])
 
 
+# Ends of the grid of `middle`, as shares of the range of a channel.
+_ENDS = np.linspace(0, 0.7, 15).astype(np.float32)
+
+
+def middle(activation: jax.Array, points: int, channel: int = -1) -> jax.Array:
+    """The middle of the interval whose even grid is nearest to the activations, [C].
+
+        middle = (l + u) / 2  of  argmin_(l, u) sum (q - a)^2
+        q = l + (u - l) / n round(n clip((a - l) / (u - l), 0, 1))
+
+    Compared are l = m + g (M - m) and u = M - g' (M - m), for g and g' = 0, 0.05 .. 0.7
+    and g + g' < 1; m and M are the least and the largest a of the channel.
+
+    Args:
+        activation: of the ANN, [N, ...].
+        points: n, one less than the points of the grid; 2T high of signed levels.
+        channel: axis that counts channels, from the end.
+
+    >>> import jax.numpy as jnp
+    >>> print(middle(jnp.array([[0.0], [0.1], [0.9], [1.0]]), 2))
+    [0.5]
+    """
+    rows = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    low, high = rows.min(0), rows.max(0)
+    scaled = (rows - low) / jnp.where(high > low, high - low, 1)
+    ends = [(g, 1 - h) for g in _ENDS for h in _ENDS if g + h < 0.99]
+    lower, upper = np.asarray(ends, np.float32).T
+
+    def error(ends):
+        lower, upper = ends
+        share = jnp.clip((scaled - lower) / (upper - lower), 0, 1)
+        nearest = lower + (upper - lower) / points * jnp.round(points * share)
+        return ((nearest - scaled) ** 2).sum(0)
+
+    best = jax.lax.map(error, (lower, upper)).argmin(0)
+    return low + (high - low) * jnp.asarray((lower + upper) / 2)[best]
+
+
 def shift(threshold: jax.Array, steps: int) -> jax.Array:
     """V_th / (2T), the bias that makes the expected flooring error zero.
 

@@ -33,7 +33,7 @@ PRIOR = 16
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `formulas.maximum` of the activations, over the highest level."""
     check_choice("per", per, _PER)
-    return _threshold(lambda view: _positive(view.peaks(), per), per)
+    return _threshold(lambda view, fit: _positive(view.peaks(fit), per), per)
 
 
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
@@ -41,10 +41,12 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     check_choice("per", per, _PER)
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
-    return _threshold(
-        lambda view: _percentile(view.join(view.magnitudes), p, per, view.site.channel),
-        per,
-    )
+
+    def compute(view: View, fit: Fit) -> jax.Array:
+        magnitudes = view.join(view.magnitudes(fit))
+        return _percentile(magnitudes, p, per, view.site.channel)
+
+    return _threshold(compute, per)
 
 
 def least_squares_threshold(
@@ -64,19 +66,46 @@ def least_squares_threshold(
     check_choice("objective", objective, ("floor", "round"))
     _check_prior(prior)
 
-    def search(view: View) -> jax.Array:
+    def search(view: View, fit: Fit) -> jax.Array:
         # A neuron of T steps and the levels (0, n) has the means of one of T n steps.
         most = view.steps * view.high
         k = _effective(prior, _per_channel(view))
-        statistics = view.samples() if k else view.peaks()
+        statistics = view.samples(fit) if k else view.peaks(fit)
         expected, thresholds = _candidates(statistics, per, k)
         errors = [
             _candidate_errors(a, thresholds, most, objective, view.site.channel)
-            for a in view.magnitudes
+            for a in view.magnitudes(fit)
         ]
         return _nearest(expected, thresholds, functools.reduce(jnp.add, errors), k)
 
     return _threshold(search, per)
+
+
+def least_squares_offset() -> Calibrator:
+    """offset = `formulas.middle` of each channel, where levels have both signs.
+
+    Half of the levels around 0 are unused where values are skewed, as those of GELU and
+    SiLU, or far from 0, as a mean; around the middle of the values all of them serve.
+    The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
+    sends a negative spike at every step. Sites whose levels have one sign keep their
+    fit. Source of offsets for such functions: Bhalgat et al., LSQ+, CVPR workshops
+    2020.
+    """
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if not view.site.signed:
+            return fit
+        thinned = view.thinned(_OFFSET_SAMPLES)
+        activation = thinned.join(thinned.activations)
+        points = 2 * view.steps * view.high
+        offset = _middle(activation, points, view.site.channel)
+        return fit._replace(neuron=fit.neuron._replace(offset=offset))
+
+    return calibrate
+
+
+# Of each channel.
+_OFFSET_SAMPLES = 2**12
 
 
 def shift_bias() -> Calibrator:
@@ -253,7 +282,7 @@ def _search(
     trials = np.asarray(candidates, np.float32)
     count = _per_channel(thinned)
     k = _effective(prior, count)
-    samples = thinned.samples() if k else None
+    samples = thinned.samples(fit) if k else None
     chosen = _least(trials, tops, errors, samples, unit, count, k, pace)
     return fit._replace(neuron=change(fit.neuron, chosen))
 
@@ -295,8 +324,8 @@ def _mean_error(view: View, fit: Fit) -> jax.Array:
     return view.mean(correction, fit)
 
 
-def _threshold(compute: Callable[[View], Any], per: str) -> Calibrator:
-    """V_th = ``compute(view)``, the largest mean output, over the highest level."""
+def _threshold(compute: Callable[[View, Fit], Any], per: str) -> Calibrator:
+    """V_th = ``compute(view, fit)``, the largest output, over the highest level."""
 
     def calibrate(view: View, fit: Fit) -> Fit:
         if per == "layer" and view.site.own_maxima:
@@ -307,7 +336,7 @@ def _threshold(compute: Callable[[View], Any], per: str) -> Calibrator:
             )
         if per == "channel":
             _warn_of_few("thresholds", _per_channel(view))
-        threshold = compute(view) / view.high
+        threshold = compute(view, fit) / view.high
         return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
 
     return calibrate
@@ -379,6 +408,7 @@ _candidate_errors = jax.jit(
     formulas.candidate_errors, static_argnames=("objective", "channel")
 )
 _nearest = jax.jit(formulas.nearest, static_argnames="prior")
+_middle = jax.jit(formulas.middle, static_argnames=("points", "channel"))
 _binary_unit = jax.jit(formulas.binary_unit)
 _bias_correction = jax.jit(formulas.bias_correction, static_argnames="channel")
 _potential_correction = jax.jit(formulas.potential_correction)

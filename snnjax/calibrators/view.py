@@ -21,6 +21,7 @@ from snnjax._trees import add_scaled
 from snnjax.calibrators import formulas
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.spike_trains import above
 
 
 class Fit(NamedTuple):
@@ -142,24 +143,25 @@ class View(abc.ABC):
         """All activations in one array [N, ...]; needs memory for all images."""
         return self.join(self.activations)
 
-    @property
-    def magnitudes(self) -> Iterator[jax.Array]:
-        """|a|, which thresholds are fitted to: levels of both signs are alike."""
-        signed = self.site.signed
-        return (jnp.abs(a) if signed else a for a in self.activations)
+    def magnitudes(self, fit: Fit) -> Iterator[jax.Array]:
+        """What thresholds are fitted to: a, or |a - offset| where a has both signs."""
+        if not self.site.signed:
+            return iter(self.activations)
+        offset = fit.neuron.offset
+        return (jnp.abs(above(a, offset)) for a in self.activations)
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""
         return self.join(list(self.outputs(fit)))
 
-    def peaks(self) -> jax.Array:
-        """`formulas.peaks` of all images, [C]."""
-        peaks = [_peaks(a, self.site.channel) for a in self.magnitudes]
+    def peaks(self, fit: Fit) -> jax.Array:
+        """`formulas.peaks` of the magnitudes, [C]."""
+        peaks = [_peaks(a, self.site.channel) for a in self.magnitudes(fit)]
         return functools.reduce(jnp.maximum, peaks)
 
-    def samples(self) -> formulas.Samples:
-        """`formulas.samples` of all images."""
-        parts = [_samples(a, self.site.channel) for a in self.magnitudes]
+    def samples(self, fit: Fit) -> formulas.Samples:
+        """`formulas.samples` of the magnitudes."""
+        parts = [_samples(a, self.site.channel) for a in self.magnitudes(fit)]
         return _joined(parts)
 
     def mean(

@@ -12,6 +12,7 @@ from snnjax.calibrators.thresholds_and_potentials import (
     correct_bias,
     correct_potential,
     half_charge,
+    least_squares_offset,
     least_squares_threshold,
     max_threshold,
     percentile_threshold,
@@ -83,18 +84,20 @@ def advanced(
 def best() -> Recipe:
     """The strongest training-free composition that we know of, in one sweep.
 
-    In this order: weights refitted to compensate for errors of earlier layers;
-    thresholds per channel for a neuron that rounds, with a margin for new images where
-    a channel has few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as
-    the bias shift does, but from the first step; per channel, unless spikes can be
-    taken back, as much of its charge later as serves its spikes; without a wait, a
-    threshold for the spikes that arrive and then perhaps more charge later; and the
-    mean error of each neuron, removed by its initial potential in three rounds.
+    In this order: weights refitted to compensate for errors of earlier layers; where
+    values have both signs, levels around the middle of each channel's; thresholds per
+    channel for a neuron that rounds, with a margin for new images where a channel has
+    few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as the bias shift
+    does, but from the first step; per channel, unless spikes can be taken back, as much
+    of its charge later as serves its spikes; without a wait, a threshold for the spikes
+    that arrive and then perhaps more charge later; and the mean error of each neuron,
+    removed by its initial potential in three rounds.
     """
     return Recipe(
         (
             (
                 least_squares_weights(),
+                least_squares_offset(),
                 least_squares_threshold("channel", "round", prior=PRIOR),
                 half_charge(),
                 postpone_charge(),

@@ -25,14 +25,14 @@ import numpy as np
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
-from snnjax.firing import all_fire, observe_spikes, unit
+from snnjax.firing import all_fire, at_rest, events, observe_spikes, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
-from snnjax.neurons.protocol import levels_of, synapses_of_a_spike
+from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
@@ -62,11 +62,25 @@ class SiteMeasures(NamedTuple):
     unevenness: jax.Array
 
 
+class OperatorMeasures(NamedTuple):
+    """Error of a function that is computed densely, averaged over images.
+
+    Attributes:
+        activation: root mean square of its value in the ANN, to compare errors with.
+        error: root mean square of that value minus the mean of its increments.
+    """
+
+    activation: jax.Array
+    error: jax.Array
+
+
 class Measures(NamedTuple):
     """Activity and operations of a spiking network, averaged over images.
 
     Attributes:
         sites: site name -> `SiteMeasures`.
+        operators: name -> `OperatorMeasures`, of every `Sites.operators`; what it adds
+            to the error of its inputs shows beside theirs.
         firing_rate: mean over all neurons of all sites.
         synaptic_operations: operations per image that spikes cause in T steps: one for
             each non-zero input of a convolution or matrix product and each of the
@@ -91,6 +105,7 @@ class Measures(NamedTuple):
     """
 
     sites: dict[str, SiteMeasures]
+    operators: dict[str, OperatorMeasures]
     firing_rate: jax.Array
     synaptic_operations: jax.Array
     synaptic_additions: jax.Array
@@ -162,7 +177,7 @@ def measure(
     check_values(snn)
     network = capture(fn, params, x, inline_all=True)
     work = Work(fn, network)
-    observed, counts = _observe(work, params, snn, x, steps, wait)
+    observed, operators, counts = _observe(work, params, snn, x, steps, wait)
     compared = {
         site.name: _compared(observed[site.name], snn, site, steps)
         for site in network.sites
@@ -181,6 +196,7 @@ def measure(
     possible = float(steps) * sum(site.activation.size for site in observed.values())
     return Measures(
         sites=compared,
+        operators=operators,
         firing_rate=jnp.asarray(fired) / possible,
         **counts | _of_levels(snn, firing, steps),
         neurons=jnp.asarray(neurons),
@@ -228,7 +244,7 @@ def _observe(
     steps: int,
     wait: int,
 ):
-    """Site name -> `_Observed`; counts of operations, named as in `Measures`."""
+    """(name -> `_Observed`, name -> `OperatorMeasures`, counts as in `Measures`)."""
     network = capture(work.fn, params, x, inline_all=True)
     check_neurons(snn, network.sites)
     activations = _activations(network, params, x)
@@ -237,7 +253,11 @@ def _observe(
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         inside[site.name] = _inside(snn, site, spikes)
         fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
-        means = currents.mean(0), spikes.mean(0)
+        offset = field(snn.neurons[site.name], "offset")
+        output = spikes.mean(0)
+        if offset is not None:
+            output += lead(offset, output.ndim)
+        means = currents.mean(0), output
         observed[site.name] = _Observed(activations[site.name], *means, fired)
 
     values, streams = observe_spikes(
@@ -246,6 +266,7 @@ def _observe(
     models = [snn.model(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = all_fire(network, snn, x) if graded else {}
+    rest = at_rest(network, snn, x)
     operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
     input_macs = operator_macs(network, live=False)
     dense = operator_macs(network, live=True)
@@ -253,20 +274,43 @@ def _observe(
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
         if v in streams:
-            active = (values[v] != 0).astype(jnp.float32)
+            stream = events(values, rest, v)
+            active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * product.fan_out).sum() / batch_of(x)
             if graded:
-                active *= _levels(values[v], at_level_one[v])
+                active *= _levels(stream, events(at_level_one, rest, v))
             additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
         else:
             input_macs += product.macs
-    return observed, {
-        "synaptic_operations": operations,
-        "synaptic_additions": additions,
-        "input_macs": jnp.asarray(input_macs),
-        "operator_macs": jnp.asarray(dense),
-        "macs": jnp.asarray(macs),
+    operators = {
+        eq.place.name: _of_operator(activations[eq.place.name], values[eq.outputs[0]])
+        for eq in network.equations
+        if eq.site in network.sites.operators
     }
+    return (
+        observed,
+        operators,
+        {
+            "synaptic_operations": operations,
+            "synaptic_additions": additions,
+            "input_macs": jnp.asarray(input_macs),
+            "operator_macs": jnp.asarray(dense),
+            "macs": jnp.asarray(macs),
+        },
+    )
+
+
+def _of_operator(activations: Any, increments: jax.Array) -> OperatorMeasures:
+    """Of its first output, which is the only one of most operators.
+
+    Args:
+        activations: its outputs in the ANN, [B, ...].
+        increments: [T, B, ...].
+    """
+    activation = wide(activations[0])
+    error = activation - wide(increments).mean(0)
+    root = lambda a: jnp.sqrt(jnp.square(a).mean())  # noqa: E731
+    return OperatorMeasures(root(activation), root(error))
 
 
 def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
@@ -332,7 +376,11 @@ def _compare(
         level = closed_form(neuron, params, current, steps)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
         low, high = (number * threshold for number in neuron.levels)
-        clipped = jnp.clip(positive, 0 if rectifies else low, high)
+        low = jnp.zeros_like(low) if rectifies else low
+        if params.offset is not None:
+            offset = lead(params.offset, current.ndim).astype(current.dtype)
+            low, high = low + offset, high + offset
+        clipped = jnp.clip(positive, low, high)
     parts = (
         activation,
         activation - output,

@@ -32,7 +32,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._examples import batch_of
-from snnjax.firing import all_fire, observe_spikes
+from snnjax.firing import all_fire, at_rest, events, observe_spikes
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
@@ -166,20 +166,22 @@ def _count(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    at_full_rate = all_fire(network, snn, x)
+    at_full_rate, rest = all_fire(network, snn, x), at_rest(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)
         if v is None:
             continue
         # A value that does not vary over time counts at every step all the same.
-        stream = values[v] if v in streams else values[v][None]
+        stream = events(values, rest, v) if v in streams else values[v][None]
         repeats = 1 if v in streams else steps
-        one = at_full_rate[v] if v in streams else jnp.ones((), stream.dtype)
+        one = jnp.ones((), stream.dtype)
+        if v in streams:
+            one = events(at_full_rate, rest, v)
         operations = repeats * _effective(equation, values, v, stream)
-        events = _are_events(stream, one)[:, None]
-        acs.append(jnp.where(events, operations, 0))
-        macs.append(jnp.where(events, 0, operations))
+        sparse = _are_events(stream, one)[:, None]
+        acs.append(jnp.where(sparse, operations, 0))
+        macs.append(jnp.where(sparse, 0, operations))
     return {
         "zeros": [(read(values, v) == 0).sum() for v in weights_of(network)],
         "spikes": spike_counts,

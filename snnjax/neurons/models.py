@@ -35,6 +35,9 @@ class NeuronParams(NamedTuple):
         leak: factor on v before integration, in (0, 1]; None for IF, which has none.
         temperature: second argument of the surrogate (b of Dspike), scalar or [C];
             None: the surrogate's own default, which is not trained.
+        offset: around which the levels lie, scalar or [C]: taken from every current
+            and added to every output; None: 0. It is a constant, which biases of
+            products can hold. See `snnjax.calibrators.least_squares_offset`.
     """
 
     threshold: jax.Array
@@ -42,6 +45,7 @@ class NeuronParams(NamedTuple):
     initial_potential: jax.Array
     leak: jax.Array | None = None
     temperature: jax.Array | None = None
+    offset: jax.Array | None = None
 
 
 class NeuronState(NamedTuple):
@@ -186,7 +190,10 @@ class IntegrateAndFire:
             level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
             total = total + level
         v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
-        return NeuronState(v, total), v_th * level
+        output = v_th * level
+        if params.offset is not None:
+            output = output + _like(params.offset, v)
+        return NeuronState(v, total), output
 
 
 def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:

@@ -129,8 +129,10 @@ def _fields(tree: Any) -> tuple[str, ...]:
 
 
 def drive(params: Any, current: jax.Array) -> jax.Array:
-    """The current with the bias, in the wider type of both."""
-    bias = field(params, "bias")
+    """The current with the bias, and above the offset, in the widest of their types."""
+    bias, offset = field(params, "bias"), field(params, "offset")
+    if offset is not None:
+        bias = -offset if bias is None else bias - offset
     if bias is None:
         return current
     dtype = promoted(current, bias)

@@ -1,6 +1,6 @@
 """Spikes in memory: their levels in a few bits each, beside the threshold.
 
-    spikes = V_th (low + code)      codes are packed along the first axis
+    spikes = V_th (low + code) + offset      codes are packed along the first axis
 
 A code takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). The only
 module that defines how spikes are encoded. Conversion stores them so between two sites,
@@ -20,7 +20,7 @@ BINARY = (0, 1)
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("bits", "threshold"),
+    data_fields=("bits", "threshold", "offset"),
     meta_fields=("levels",),
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,13 @@ class SpikeTrain:
         bits: uint8 [ceil(T / `per_byte`), ...]; the first step has the highest bits.
         threshold: value of a spike of level 1, scalar or [C], in the type of spikes.
         levels: (low, high).
+        offset: value of a spike of level 0, like the threshold; None: 0.
     """
 
     bits: jax.Array
     threshold: jax.Array
     levels: tuple[int, int] = BINARY
+    offset: jax.Array | None = None
 
 
 def per_byte(levels: tuple[int, int]) -> int:
@@ -70,19 +72,33 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     return spikes_of(unpack(train.bits, steps, train.levels), train)
 
 
-def code(spikes: jax.Array, threshold: jax.Array | float, levels=BINARY) -> jax.Array:
+def code(
+    spikes: jax.Array,
+    threshold: jax.Array | float,
+    levels=BINARY,
+    offset: jax.Array | None = None,
+) -> jax.Array:
     """The number of each spike's level, counted from the lowest: uint8."""
+    spikes = above(spikes, offset)
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
     threshold = lead(jnp.asarray(threshold, spikes.dtype), spikes.ndim)
     return (jnp.round(spikes / threshold) - levels[0]).astype(jnp.uint8)
 
 
+def above(spikes: jax.Array, offset: jax.Array | None) -> jax.Array:
+    """What spikes carry beside the offset: whole multiples of the threshold."""
+    if offset is None:
+        return spikes
+    return spikes - lead(jnp.asarray(offset, spikes.dtype), spikes.ndim)
+
+
 def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
     """The spikes of these codes, in the type of the train's threshold."""
     threshold = lead(train.threshold, codes.ndim)
     level, low = codes.astype(threshold.dtype), train.levels[0]
-    return (level + low if low else level) * threshold
+    spikes = (level + low if low else level) * threshold
+    return spikes if train.offset is None else spikes + lead(train.offset, codes.ndim)
 
 
 def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:

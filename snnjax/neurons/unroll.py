@@ -174,14 +174,18 @@ def spike_train(
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
         for place in range(group):
             state, spikes = step(state, currents[place])
-            codes = code(spikes, params.threshold, levels)
+            codes = code(spikes, params.threshold, levels, params.offset)
             codes = jnp.where(running[place], codes, jnp.zeros_like(codes))
             byte = append(byte, codes, place, levels)
         return state, byte
 
     loops = min(len(groups), max(1, _steps_per_loop(neuron) // group))
     _, bits = jax.lax.scan(encode_group, state, (groups, running), unroll=loops)
-    return SpikeTrain(bits, jnp.asarray(params.threshold, currents.dtype), levels)
+    threshold, offset = jax.tree.map(
+        lambda value: jnp.asarray(value, currents.dtype),
+        (params.threshold, params.offset),
+    )
+    return SpikeTrain(bits, threshold, levels, offset)
 
 
 def closed_form(
@@ -189,7 +193,7 @@ def closed_form(
 ) -> jax.Array:
     """Mean output of an IF neuron that has all of its input before it fires.
 
-        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high)
+        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
     (from T low on where the neuron does not rectify). This is the sum of `unroll` with
     a wait of T, without a loop, and with the levels (0, 1) the "ClipFloor" of the
@@ -220,7 +224,10 @@ def closed_form(
     low, high = neuron.levels
     within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
-    return (floored * threshold.astype(dtype) / steps).astype(current.dtype)
+    output = floored * threshold.astype(dtype) / steps
+    if params.offset is not None:
+        output = output + lead(params.offset, current.ndim).astype(dtype)
+    return output.astype(current.dtype)
 
 
 def arriving_while_firing(params: Any, currents: jax.Array, wait: int) -> jax.Array:

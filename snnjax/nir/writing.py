@@ -242,6 +242,11 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site, and the weights that feed them."""
     site, (current, *_) = equation.place, equation.variables
     neuron = snn.neurons[site.name]
+    if neuron.offset is not None:
+        raise NotInNIR(
+            "NIR has no neuron that adds an offset to its spikes",
+            "replace the neuron's offset by None, and calibrate or train without it",
+        )
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
     node = _spiking(neuron, _plain(snn.model(site.name)), site, order)

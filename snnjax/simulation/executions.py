@@ -25,6 +25,7 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.protocol import Neuron
+from snnjax.neurons.spike_trains import above
 from snnjax.neurons.unroll import closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
@@ -198,8 +199,8 @@ def run_closed_form(job: Job) -> Any:
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
             name = equation.place.name
-            levels, threshold = job.snn.model(name).levels, neurons[name].threshold
-            values[v] = _first_spikes(values[v], threshold, steps, levels)
+            levels = job.snn.model(name).levels
+            values[v] = _first_spikes(values[v], neurons[name], steps, levels)
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values |= network.inputs(job.x)
@@ -333,23 +334,25 @@ def _fresh_state(
 
 
 def _first_spikes(
-    mean: jax.Array, threshold: jax.Array, steps: int, levels: tuple[int, int]
+    mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
 ) -> jax.Array:
     """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
 
-    Of the N = T mean / V_th levels, step t has clip(N - t high, 0, high) and, where
-    N is negative, clip(N - t low, low, 0).
+    Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
+    and, where N is negative, clip(N - t low, low, 0).
     """
     order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
-    threshold = wide(lead(threshold, order.ndim))
+    threshold = wide(lead(params.threshold, order.ndim))
     # A count is a whole number but for rounding; its gradient is that of the mean.
-    count = jnp.round(wide(mean[None]) * steps / threshold)
+    count = jnp.round(above(wide(mean[None]), params.offset) * steps / threshold)
     low, high = levels
     order = order.astype(count.dtype)
     level = jnp.clip(count - high * order, 0, high)
     if low:
         level += jnp.clip(count - low * order, low, 0)
     spikes = level * threshold.astype(count.dtype)
+    if params.offset is not None:
+        spikes += wide(lead(params.offset, spikes.ndim))
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)

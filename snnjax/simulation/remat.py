@@ -17,7 +17,7 @@ from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import Rule, firing, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, run_segment, stages
-from snnjax.neurons.protocol import Neuron, levels_of
+from snnjax.neurons.protocol import Neuron, field, levels_of
 from snnjax.neurons.spike_trains import SpikeTrain, code, pack, spikes_of, unpack
 
 # (site, params, current) -> spikes
@@ -69,10 +69,10 @@ def outputs_from_bits(
     for stage in others:
         params = neurons[stage.place.name]
         levels = _levels(models[stage.place.name], stage.place)
-        threshold = unit(params, stage.place)
+        threshold, offset = unit(params, stage.place), field(params, "offset")
         spikes, carried = computed(stage, params)
-        codes = code(spikes, threshold, levels).reshape(-1)
-        train = SpikeTrain(pack(codes, levels), threshold, levels)
+        codes = code(spikes, threshold, levels, offset).reshape(-1)
+        train = SpikeTrain(pack(codes, levels), threshold, levels, offset)
         store[stage.output] = _Encoded(spikes, train)
         store.update(zip(stage.carried, carried, strict=True))
     return computed(last, None)[0]
@@ -170,7 +170,7 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
 
 def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
     codes = unpack(train.bits, like.size, train.levels).reshape(like.shape)
-    typed = dataclasses.replace(train, threshold=train.threshold.astype(like.dtype))
+    typed = jax.tree.map(lambda value: value.astype(like.dtype), train)
     return spikes_of(codes, typed)
 
 

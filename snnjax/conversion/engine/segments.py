@@ -112,7 +112,7 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
 
 def _image_axes(source: Any, axis: int) -> Any:
     if isinstance(source, SpikeTrain):
-        return dataclasses.replace(source, bits=axis, threshold=None)
+        return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
     return axis
 
 

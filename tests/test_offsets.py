@@ -1,0 +1,235 @@
+"""Encoders whose levels lie around an offset: v += I - offset, output k V_th + offset.
+
+The oracle of the fit is a search over the same grids in NumPy; that of the neuron is
+the same neuron without an offset, whose input and output are moved.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snnjax
+from snnjax.calibrators import formulas
+from snnjax.network import identity, with_activation
+from snnjax.neurons import unroll
+from snnjax.neurons.models import as_encoder
+from snnjax.simulation import by_layer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
+WITHOUT = snnjax.Recipe(
+    (
+        tuple(
+            calibrator
+            for calibrator in snnjax.best().sweeps[0]
+            if "offset" not in calibrator.__qualname__
+        ),
+    )
+)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(64, 12)), jnp.float32)
+PARAMS = {
+    name: jnp.asarray(RNG.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+    for name, shape in {"in": (12, 16), "up": (16, 24), "out": (24, 3)}.items()
+}
+
+
+def gelu_network(p, x):
+    x = jax.nn.gelu(jax.nn.relu(x @ p["in"]) @ p["up"] + 0.3)
+    return x @ p["out"]
+
+
+def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED, steps=STEPS):
+    return snnjax.convert(
+        fn, PARAMS, X, steps=steps, wait=wait, recipe=recipe, neuron=neuron
+    )
+
+
+RELU, ENCODER = "in/relu", "out/encoder"
+
+
+@pytest.mark.parametrize("points", [2, 4, 8, 32])
+def test_the_middle_is_that_of_the_nearest_grid(points):
+    a = np.asarray(jax.nn.gelu(RNG.normal(size=(200, 3)) * [1, 3, 1] + [0, 0, 8]), "f4")
+    low, high = a.min(0), a.max(0)
+    ends = np.linspace(0, 0.7, 15)
+    expected = []
+    for c in range(3):
+        errors = {}
+        for g in ends:
+            for h in ends:
+                lower, upper = (low[c], high[c]) + (high[c] - low[c]) * np.array(
+                    [g, -h]
+                )
+                if g + h < 0.99:
+                    grid = np.linspace(lower, upper, points + 1)
+                    distance = np.abs(a[:, c, None] - grid).min(1)
+                    errors[lower, upper] = (distance**2).sum()
+        expected.append((np.mean(min(errors, key=errors.get)), min(errors.values())))
+    # Of two grids that are equally good either may be taken.
+    for c, middle in enumerate(formulas.middle(jnp.asarray(a), points)):
+        reached = []
+        for g in ends:
+            for h in ends:
+                lower, upper = (low[c], high[c]) + (high[c] - low[c]) * np.array(
+                    [g, -h]
+                )
+                if g + h < 0.99 and abs((lower + upper) / 2 - middle) < 1e-4:
+                    grid = np.linspace(lower, upper, points + 1)
+                    distance = np.abs(a[:, c, None] - grid).min(1)
+                    reached.append((distance**2).sum())
+        assert min(reached) <= expected[c][1] * (1 + 1e-4)
+
+
+def test_channels_may_lie_on_any_axis_and_may_be_constant():
+    a = jnp.asarray(RNG.normal(size=(40, 3, 5)), jnp.float32).at[:, 1].set(2.0)
+    expected = formulas.middle(jnp.moveaxis(a, 1, -1), 8)
+    np.testing.assert_array_equal(formulas.middle(a, 8, channel=-2), expected)
+    assert expected[1] == 2
+
+
+@pytest.mark.parametrize("wait", [0, 2, STEPS])
+def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output(wait):
+    encoder = as_encoder(SIGNED)
+    currents = jnp.asarray(RNG.normal(size=(STEPS, 5, 3)), jnp.float32)
+    offset = jnp.array([0.5, -1.25, 0.0])
+    params = encoder.init()._replace(bias=jnp.float32(0.125))
+    moved = unroll(encoder, params, currents - offset, wait=wait) + offset
+    own = unroll(encoder, params._replace(offset=offset), currents, wait=wait)
+    np.testing.assert_allclose(own, moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("wait", [0, 1, STEPS])
+def test_executions_agree(wait):
+    snn = fitted(wait=wait)
+    assert snn.neurons[ENCODER].offset.shape == (24,)
+    assert snn.neurons[RELU].offset is None
+    expected = snnjax.spiking(
+        gelu_network, steps=STEPS, wait=wait, execution="by_layer"
+    )(snn, X).mean(0)
+    executions = ["by_step", by_layer(remat=True)]
+    executions += [by_layer(segment=3)] if wait == 0 else []
+    executions += ["closed_form"] if wait == STEPS else []
+    for execution in executions:
+        simulate = snnjax.spiking(
+            gelu_network, steps=STEPS, wait=wait, execution=execution
+        )
+        np.testing.assert_allclose(simulate(snn, X).mean(0), expected, atol=1e-5)
+
+
+def test_gradients_with_spikes_as_bits_are_those_with_spikes():
+    snn = fitted()
+
+    def loss(snn, execution):
+        run = snnjax.spiking(gelu_network, steps=STEPS, execution=execution)
+        return (run(snn, X) ** 2).mean()
+
+    plain, bits = (
+        jax.grad(loss)(snn, execution)
+        for execution in ("by_layer", by_layer(remat=True))
+    )
+    assert jnp.abs(plain.neurons[ENCODER].offset).max() > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, bits
+    )
+
+
+def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
+    snn = fitted(wait=STEPS)
+
+    def quantized(site, x, *operands):
+        if not site.fires:
+            return identity(site, x, *operands)
+        p = snn.neurons[site.name]
+        offset = 0 if p.offset is None else p.offset
+        drive = STEPS * (x + p.bias - offset) + p.initial_potential
+        low = -STEPS if site.signed else 0
+        level = jnp.clip(jnp.floor(drive / p.threshold), low, STEPS)
+        return offset + level * p.threshold / STEPS
+
+    expected = with_activation(gelu_network, quantized)(snn.params, X)
+    output = snnjax.spiking(gelu_network, steps=STEPS, wait=STEPS)(snn, X).mean(0)
+    assert (jnp.abs(output - expected) < 1e-4).mean() > 0.9
+
+
+def test_offsets_halve_the_error_of_a_gelu_and_leave_relus_alone():
+    images = jnp.asarray(RNG.normal(size=(256, 12)), jnp.float32)
+    fine = {RELU: snnjax.integrate_and_fire(levels=(0, 100)), ENCODER: SIGNED}
+    errors = []
+    for recipe in (None, WITHOUT):
+        snn = fitted(recipe=recipe, wait=STEPS, neuron=fine)
+        output = snnjax.spiking(gelu_network, steps=STEPS, wait=STEPS)(snn, images)
+        error = output.mean(0) - gelu_network(PARAMS, images)
+        errors.append(float(jnp.square(error).mean()))
+    assert errors[0] < errors[1] / 2
+
+    def relu_network(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["in"]) @ p["up"]) @ p["out"]
+
+    with_and_without = (
+        fitted(relu_network, recipe=recipe) for recipe in (None, WITHOUT)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *with_and_without)
+
+
+def test_an_offset_is_no_spike():
+    snn = fitted()
+    trains = snnjax.measures.spike_trains(gelu_network, snn, X)
+    assert set(np.unique(trains[ENCODER])) <= {-1, 0, 1}
+    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
+    counted = {
+        name: int((np.asarray(train) != 0).sum()) for name, train in trains.items()
+    }
+    neurons = sum(train[0, 0].size for train in trains.values())
+    np.testing.assert_allclose(
+        measures.firing_rate,
+        sum(counted.values()) / (STEPS * len(X) * neurons),
+        rtol=1e-5,
+    )
+    fan_out = {ENCODER: 3, RELU: PARAMS["up"].shape[1]}
+    operations = sum(counted[name] * fan_out[name] for name in counted) / len(X)
+    np.testing.assert_allclose(measures.synaptic_operations, operations, rtol=1e-5)
+    counts = snnjax.measures.neurobench(gelu_network, snn, X)["SynapticOperations"]
+    np.testing.assert_allclose(counts["Effective_ACs"], operations, rtol=1e-5)
+    site = measures.sites[ENCODER]
+    assert site.error < 0.3 * site.activation  # of outputs with their offset
+
+
+def test_graded_levels_count_additions_above_the_offset():
+    neuron = snnjax.integrate_and_fire(levels=(-3, 3))
+    snn = fitted(neuron=neuron)
+    trains = snnjax.measures.spike_trains(gelu_network, snn, X)
+    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
+    levels = {
+        name: np.abs(np.asarray(train, int)).sum() for name, train in trains.items()
+    }
+    expected = (levels[ENCODER] * 3 + levels[RELU] * PARAMS["up"].shape[1]) / len(X)
+    np.testing.assert_allclose(measures.synaptic_additions, expected, rtol=1e-5)
+
+
+def test_micro_batches_and_files_keep_every_bit(tmp_path):
+    snn = fitted()
+    parts = snnjax.convert(
+        gelu_network, PARAMS, X, steps=STEPS, neuron=SIGNED, micro_batch=16
+    )
+    np.testing.assert_allclose(
+        parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6
+    )
+    path = tmp_path / "snn.safetensors"
+    snnjax.save(path, snn)
+    jax.tree.map(np.testing.assert_array_equal, snnjax.load(path, like=snn).snn, snn)
+
+
+def test_a_value_far_from_zero_uses_all_levels():
+    def fn(p, x):
+        return (jnp.tanh(jax.nn.relu(x @ p["in"]) @ p["up"]) + 50) @ p["out"]
+
+    error = {}
+    for name, recipe in (("with", None), ("without", WITHOUT)):
+        snn = fitted(fn, recipe=recipe)
+        output = snnjax.spiking(fn, steps=STEPS)(snn, X).mean(0)
+        error[name] = float(jnp.square(output - fn(PARAMS, X)).mean())
+    assert error["with"] < error["without"] / 10
