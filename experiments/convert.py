@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
@@ -41,6 +42,7 @@ from experiments.report import (
     HEADER,
     Result,
     choice,
+    command,
     figures,
     site_graph,
     spikes_of,
@@ -60,10 +62,39 @@ from experiments.train_ann import train
 from snnjax import sharding
 
 
+class Prepared(NamedTuple):
+    """Conversions that may begin.
+
+    Attributes:
+        task: what they have in common.
+        ann: accuracy of the source network.
+        card: of the source network.
+        page: file of the report, if there is to be one.
+    """
+
+    task: Experiment
+    ann: float
+    card: dict[str, Any]
+    page: Path | None
+
+
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
-    _check_recipes(config.recipes)
     start = time.perf_counter()
+    task, ann, card, page = prepare(config, data)
+    print(HEADER, flush=True)
+    results, snns = carry_out(task, ann)
+    if devices.first():
+        _write(task, facts_of(task, ann, card), results, snns, page)
+        forget(config)
+        seconds = time.perf_counter() - start
+        print(f"{seconds:.0f} s in all, with compilation and figures")
+    return results
+
+
+def prepare(config: Convert, data: Dataset | None = None) -> Prepared:
+    """Check options and files, read data and network, and measure the network."""
+    _check_recipes(config.recipes)
     writable(config.out, "--out")
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
@@ -82,18 +113,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} test images{beside}\n")
-    print(HEADER, flush=True)
-    results, snns = carry_out(task, ann)
-    if devices.first():
-        facts = _facts(task, ann, source.card)
-        best = choice(results)
-        pairs = zip(results, snns, strict=True)
-        snn = next(snn for result, snn in pairs if result is best)
-        _write(task, facts, results, snn, page)
-        forget(config)
-        seconds = time.perf_counter() - start
-        print(f"{seconds:.0f} s in all, with compilation and figures")
-    return results
+    return Prepared(task, ann, source.card, page)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -135,10 +155,31 @@ def _write(
     task: Experiment,
     facts: dict,
     results: list[Result],
-    snn: snnjax.SNN,
+    snns: list[snnjax.SNN],
     page: Path | None,
 ) -> None:
     """All files of a run; says where they are."""
+    best = choice(results)
+    pairs = zip(results, snns, strict=True)
+    snn = next(snn for result, snn in pairs if result is best)
+    file = write_files(task, facts, results, snn, page)
+    out = task.config.out
+    print(
+        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
+        f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
+        f"first seed, chosen on\n{facts['chosen_on']};\n"
+        f"--restore {out} evaluates it." + (f"\nThe report is {page}." if page else "")
+    )
+
+
+def write_files(
+    task: Experiment,
+    facts: dict,
+    results: list[Result],
+    snn: snnjax.SNN,
+    page: Path | None,
+) -> Path:
+    """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
     config, best = task.config, choice(results)
     out = Path(config.out).expanduser()
     file = save_snn(
@@ -157,16 +198,10 @@ def _write(
     if page is not None:
         graph = site_graph(task.fn, task.params, image)
         write_page(page, results, facts, graph, trains)
-    print(
-        f"\n{config.out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
-        f"first seed, chosen on\n{facts['chosen_on']};\n"
-        f"--restore {config.out} evaluates it."
-        + (f"\nThe report is {page}." if page else "")
-    )
+    return file
 
 
-def _facts(task: Experiment, ann: float, card: dict) -> dict:
+def facts_of(task: Experiment, ann: float, card: dict) -> dict:
     """What all results have in common."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     images = len(task.test.labels)
@@ -177,6 +212,7 @@ def _facts(task: Experiment, ann: float, card: dict) -> dict:
     return {
         # Folders of this machine are nobody else's.
         "config": dataclasses.asdict(task.config) | {"data_dir": None, "out": None},
+        "command": command("experiments.convert", task.config),
         "versions": {
             "snnjax": snnjax.__version__,
             **{package: version(package) for package in packages},

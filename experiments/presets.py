@@ -1,6 +1,6 @@
 """Configurations by name, for ``--preset NAME`` of the commands."""
 
-from experiments.running import Convert, TrainANN, TrainSNN
+from experiments.running import Convert, FineTune, TrainANN, TrainSNN
 
 # Every preset is run by `python -m experiments.train_ann --preset NAME`; for those that
 # read a TFDS set add `--data_dir DIR` where it is not in ~/tensorflow_datasets. Costs
@@ -111,7 +111,8 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
 # 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
-# the width with ReLU6; a vision transformer with LayerNorm, attention and GELU.
+# the width with ReLU6; a vision transformer with LayerNorm, attention and GELU; MobileNet
+# v3 with hard swish and squeeze-and-excite gates.
 SOURCES = (
     "resnet20",
     "resnet20_clipped",
@@ -119,6 +120,7 @@ SOURCES = (
     "vgg8_max",
     "mobilenet_quarter",
     "vit",
+    "mobilenet_v3",
 )
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
@@ -135,6 +137,26 @@ PRESETS_CONVERT: dict[str, Convert] = {
             checkpoint=f"experiments/sources/{name}.safetensors",
             iterations=1000,
             out=f"runs/convert_cifar10_{name}",
+        )
+        for name in SOURCES
+    },
+}
+
+
+# Every preset is run by `python -m experiments.finetune --preset NAME`.
+PRESETS_FINETUNE: dict[str, FineTune] = {
+    # ResNet-8 on 8x8 digits, T = 2; trains the source network first, 12 seconds.
+    "digits": FineTune(),
+    # The published networks on CIFAR-10.
+    **{
+        f"cifar10_{name}": FineTune(
+            dataset="cifar10",
+            checkpoint=f"experiments/sources/{name}.safetensors",
+            epochs=5,
+            batch_size=128,
+            flip=True,
+            padding=4,
+            out=f"runs/finetune_cifar10_{name}",
         )
         for name in SOURCES
     },

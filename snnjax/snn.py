@@ -6,8 +6,9 @@ The checks here are those of every part that takes an SNN.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -249,25 +250,45 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
-_POSITIVE = ("finite and > 0", lambda a: np.isfinite(a) & (a > 0))
+class Range(NamedTuple):
+    """What a parameter of a neuron may be: from 0, which ``positive`` leaves out."""
+
+    positive: bool
+    highest: float = math.inf
+
+    def __str__(self) -> str:
+        least = "> 0" if self.positive else ">= 0"
+        above = "finite and " if self.highest == math.inf else ""
+        below = "" if self.highest == math.inf else f" and <= {self.highest:g}"
+        return f"{above}{least}{below}"
+
+    def holds(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the numbers are within."""
+        least = numbers > 0 if self.positive else numbers >= 0
+        return least & (numbers <= self.highest) & np.isfinite(numbers)
+
+
 _RANGES = {
-    "threshold": _POSITIVE,
-    "temperature": _POSITIVE,
-    "adaptation": ("finite and >= 0", lambda a: np.isfinite(a) & (a >= 0)),
-    "leak": ("> 0 and <= 1", lambda a: (a > 0) & (a <= 1)),
+    "threshold": Range(positive=True),
+    "temperature": Range(positive=True),
+    "adaptation": Range(positive=False),
+    "leak": Range(positive=True, highest=1),
 }
 
 
-def _check_range(what: str, field: str, numbers: np.ndarray) -> None:
-    name = field.rpartition("/")[2]
-    name = "leak" if name.endswith("_leak") else name
-    allowed, within = _RANGES.get(name, ("finite", np.isfinite))
-    numbers = numbers.astype(np.float64)
-    if not within(numbers).all():
-        worst = numbers[~within(numbers)].flat[0]
+def range_of(path: str) -> Range | None:
+    """That of a neuron's parameter, by its path; None: any finite number."""
+    name = path.rpartition("/")[2]
+    return _RANGES.get("leak" if name.endswith("_leak") else name)
+
+
+def _check_range(what: str, path: str, numbers: np.ndarray) -> None:
+    limits, numbers = range_of(path), numbers.astype(np.float64)
+    within = np.isfinite(numbers) if limits is None else limits.holds(numbers)
+    if not within.all():
         raise ValueError(
-            f"the {what} is {worst}; allowed: {allowed}. In training, keep it there "
-            "after every update, e.g. by jnp.clip"
+            f"the {what} is {numbers[~within].flat[0]}; allowed: {limits or 'finite'}. "
+            "In training, snnjax.training.within_ranges() keeps it there"
         )
 
 

@@ -88,6 +88,24 @@ class Dataset(NamedTuple):
             train_labels=self.train_labels[:count],
         )
 
+    def held_back(self, count: int) -> "Dataset":
+        """The last `count` training images in the place of the test images; 0: none.
+
+        Raises:
+            ValueError: there are not more training images than that.
+        """
+        if count == 0:
+            return self
+        left = len(self.train_images) - count
+        if left < 1:
+            raise ValueError(
+                f"held_back is {count}; allowed: fewer than the "
+                f"{len(self.train_images)} training images of {self.name}"
+            )
+        return self.first(left)._replace(
+            test_images=self.train_images[left:], test_labels=self.train_labels[left:]
+        )
+
 
 def _first(images: np.ndarray | Unread, count: int | None):
     return images.first(count) if isinstance(images, Unread) else images[:count]

@@ -7,7 +7,7 @@ hands on the names that the others use.
 """
 
 from experiments.report import figures, training_figures
-from experiments.report.page import write_page
+from experiments.report.page import command, write_page
 from experiments.report.rasters import spikes_of
 from experiments.report.results import (
     HEADER,
@@ -26,6 +26,7 @@ __all__ = [
     "Result",
     "SiteGraph",
     "choice",
+    "command",
     "deviation",
     "figures",
     "read_results",

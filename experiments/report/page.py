@@ -11,6 +11,7 @@ from datetime import date
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from experiments.report.drawing import COLORS, alone
 from experiments.report.rasters import NEURONS, raster
 from experiments.report.results import Result, choice, line_name, percent
 from experiments.report.site_graph import SiteGraph
-from experiments.running import Convert, write
+from experiments.running import write
 from snnjax.measures import ENERGY_PER_AC, ENERGY_PER_MAC
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -49,9 +50,9 @@ def page(
 
     Args:
         results: of every recipe, wait and T.
-        facts: as in ``metrics.json``: "config", "versions", "device", "source" (its
-            card), "ann_accuracy", "test_images", "measured_images", "chosen_on"; and
-            "date", if there is one.
+        facts: as in ``metrics.json``: "config", "command", "versions", "device",
+            "source" (its card), "ann_accuracy", "test_images", "measured_images",
+            "chosen_on"; and "date", if there is one.
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `choice`.
     """
@@ -87,7 +88,7 @@ def page(
         ),
         "count": str(len(results)),
         "rasters": _rasters(best, graph, trains, names),
-        "command": _words(command(facts["config"])),
+        "command": _words(facts["command"]),
         "config": _facts(facts["config"]),
         "versions": _facts({**facts["versions"], "device": facts["device"]}),
         "source": _facts(source),
@@ -108,7 +109,7 @@ def _rasters(best: Result, graph: SiteGraph, trains, names: dict[str, str]) -> s
     for node in (firing[i] for i in places):
         first = 1 + node.depth * best.wait
         shown = min(NEURONS, node.neurons)
-        rate = 100 * trains[node.name].mean()
+        rate = 100 * (trains[node.name] != 0).mean()
         panel = raster(node.name, trains[node.name], first, best.latency)
         items.append(
             f"<figure><figcaption><code>{escape(names[node.name])}</code> "
@@ -175,12 +176,12 @@ def _measured(facts: dict) -> str:
     )
 
 
-def command(config: dict) -> str:
-    """The command line that gives this configuration."""
-    default = vars(Convert())
-    words = ["python", "-m", "experiments.convert"]
-    for name, value in config.items():
-        if value is None or value == default[name]:
+def command(module: str, config: Any) -> str:
+    """The command line that gives this configuration, without folders of a machine."""
+    default = vars(type(config)())
+    words = ["python", "-m", module]
+    for name, value in vars(config).items():
+        if value is None or value == default[name] or name in ("data_dir", "out"):
             continue
         many = isinstance(value, tuple | list)
         words += [f"--{name}", *map(str, value if many else [value])]

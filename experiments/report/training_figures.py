@@ -1,11 +1,11 @@
-"""Figures of direct training: curves of a run, and the surrogates side by side."""
+"""Figures of training: curves of a run, of a fine-tuning, the surrogates compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.report.drawing import SERIES, canvas, png
+from experiments.report.drawing import COLORS, SERIES, canvas, png
 
 
 def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
@@ -31,6 +31,35 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
             right.legend(fontsize=8)
         for axis in (left, middle, right):
             axis.xaxis.get_major_locator().set_params(integer=True)
+        png(figure, path)
+
+
+def epochs(accuracies: Sequence[float], ann: float, path: Path) -> None:
+    """A PNG of accuracy against epochs of fine-tuning, from the conversion at 0.
+
+    Args:
+        accuracies: at the start and after each epoch, 0..1.
+        ann: that of the source network, a rule.
+    """
+    percent = [100 * accuracy for accuracy in accuracies]
+    with canvas(420, 280) as (figure, (axis,)):
+        axis.plot(range(len(percent)), percent, marker="o", color=SERIES[0])
+        axis.axhline(100 * ann, color=COLORS["ink"], linewidth=1, linestyle="--")
+        axis.annotate(
+            f"ANN {100 * ann:.1f}",
+            (1, 100 * ann),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+        )
+        axis.set(
+            title=f"{percent[0]:.1f} % converted, {percent[-1]:.1f} % after training",
+            xlabel="epochs",
+            ylabel="accuracy in %",
+        )
+        axis.margins(y=0.15)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         png(figure, path)
 
 

@@ -7,6 +7,7 @@ from experiments.running import devices
 from experiments.running.command_line import parse, run
 from experiments.running.options import (
     Convert,
+    FineTune,
     TrainANN,
     Training,
     TrainSNN,
@@ -29,6 +30,7 @@ from experiments.running.training_loop import (
 
 __all__ = [
     "Convert",
+    "FineTune",
     "TrainANN",
     "TrainSNN",
     "Training",

@@ -46,19 +46,24 @@ class Training:
     seed: int = 0
 
     def __post_init__(self):
-        check_positive(self, "epochs batch_size learning_rate")
-        for name in ("weight_decay", "padding", "seed", "mesh"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, not {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be in [0, 1), not {self.warmup}")
-        if self.train_images is not None:
-            check_positive(self, "train_images")
-        if self.flip and self.dataset in ("digits", "mnist", "svhn_cropped"):
-            raise ValueError(
-                f"flip is True, but mirrored images of {self.dataset} are no digits; "
-                "add --flip false"
-            )
+        check_training(self)
+
+
+def check_training(config: "Training | FineTune") -> None:
+    """Raise unless the options that all trainings have are within their ranges."""
+    check_positive(config, "epochs batch_size learning_rate")
+    for name in ("weight_decay", "padding", "seed", "mesh"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must be >= 0, not {getattr(config, name)}")
+    if not 0 <= config.warmup < 1:
+        raise ValueError(f"warmup must be in [0, 1), not {config.warmup}")
+    if config.train_images is not None:
+        check_positive(config, "train_images")
+    if config.flip and config.dataset in ("digits", "mnist", "svhn_cropped"):
+        raise ValueError(
+            f"flip is True, but mirrored images of {config.dataset} are no digits; "
+            "add --flip false"
+        )
 
 
 def check_positive(config: object, names: str) -> None:
@@ -310,3 +315,97 @@ class Convert:
                 f"{', '.join('--' + name for name in ignored)}; allowed beside it: "
                 "--data_dir, --test_images, --mesh"
             )
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Conversion, then training by surrogate gradients; results go to `out`."""
+
+    # Data set, as for experiments.convert.
+    dataset: str = "digits"
+    # Folder of the data sets; by default ~/tensorflow_datasets.
+    data_dir: str | None = None
+    # Source network, converted and then the teacher, as for experiments.convert.
+    checkpoint: str = "runs/digits_resnet"
+    # Network, as for experiments.convert.
+    model: str | None = None
+    # Start from this SNN (the --out folder of a conversion) and do not convert.
+    restore: str | None = None
+    # Time steps T.
+    steps: int = 2
+    # Steps that each layer integrates before it fires.
+    wait: int = 0
+    # Lowest and highest level of a spike.
+    levels: tuple[int, int] = (0, 1)
+    # Recipe of the conversion, one of experiments.conversions.RECIPES.
+    recipe: str = "best"
+    # Training images to calibrate with, without their labels.
+    calibration_images: int = 256
+    # Passes over the training images.
+    epochs: int = 10
+    # Images per step; an incomplete last batch is dropped.
+    batch_size: int = 64
+    # Peak of Adam's learning rate: linear warm-up, then cosine to zero.
+    learning_rate: float = 1e-3
+    # Fraction of all steps spent on the warm-up.
+    warmup: float = 0.05
+    # Weight decay of kernels.
+    weight_decay: float = 0.0
+    # Share of the distance from the ANN's answers in the loss; 0: labels alone.
+    distillation: float = 0.5
+    # Surrogate, one of experiments.train_snn.SURROGATES.
+    surrogate: str = "dspike"
+    # Temperature b of Dspike (of the other surrogates: width or slope).
+    temperature: float = 3.0
+    # Mirror training images at random; not for digits.
+    flip: bool = False
+    # Random crops after padding by this many pixels; 0 for none.
+    padding: int = 1
+    # Training images used, the first of the data set; by default all.
+    train_images: int | None = None
+    # The last of these are not trained on, but take the place of the test images: for
+    # the choice of options.
+    held_back: int = 0
+    # Test images to evaluate on; by default all.
+    test_images: int | None = None
+    # Draws the calibration images, their order in training and the augmentation.
+    seed: int = 0
+    # Devices that share every batch, 0 for all (see experiments/running/devices.py).
+    mesh: int = 1
+    # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
+    dtype: str = "float32"
+    # Folder for metrics.jsonl, checkpoints, figures and the SNN.
+    out: str = "runs/finetune"
+    # File for a report: one HTML page that loads nothing else.
+    report: str | None = None
+    # Go on with the run in `out`; false refuses a folder that holds a run.
+    resume: bool = True
+
+    def __post_init__(self):
+        check_training(self)
+        check_positive(self, "temperature")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation must be in [0, 1], not {self.distillation}")
+        if not self.held_back >= 0:
+            raise ValueError(f"held_back must be >= 0, not {self.held_back}")
+        self.conversion()
+
+    def conversion(self) -> Convert:
+        """The conversion that training begins with."""
+        return Convert(
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            checkpoint=self.checkpoint,
+            model=self.model,
+            steps=(self.steps,),
+            recipes=(self.recipe,),
+            waits=(str(self.wait),),
+            levels=self.levels,
+            seeds=(self.seed,),
+            calibration_images=self.calibration_images,
+            test_images=self.test_images,
+            mesh=self.mesh,
+            dtype=self.dtype,
+            out=self.out,
+            report=self.report,
+        )

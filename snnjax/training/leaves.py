@@ -109,6 +109,13 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     return labels
 
 
+def kinds_of(snn: SNN) -> list[str]:
+    """All kinds of which an SNN has a leaf that can be trained."""
+    kinds = ["weights"] if any(map(is_floating, jax.tree.leaves(snn.params))) else []
+    leaves = jax.tree_util.tree_leaves_with_path(snn.neurons)
+    return kinds + list(dict.fromkeys(name_of(path[-1:]) for path, _ in leaves))
+
+
 def _names_of_parameters(snn: SNN) -> list[str]:
     """Fields of all neurons' parameters, those included that are None."""
 

@@ -2,6 +2,7 @@
 
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
+    distillation         (1 - w) CE(mean_t O(t), y) + w KL(teacher | mean_t O(t))
 
 `snnjax.spiking` gives the outputs O, [T, B, classes]; optax treats the
 `SNN` as any other pytree. Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._arrays import lead, wide
-from snnjax._checks import check_labels, check_leak, is_number
+from snnjax._checks import check_labels, check_leak, check_positive, is_number
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -70,6 +71,54 @@ def tet(
     distance = ((outputs - target) ** 2).mean()
     entropy = _cross_entropy(outputs, every).mean()
     return (1 - regularization) * entropy + regularization * distance
+
+
+def distillation(
+    outputs: jax.Array,
+    teacher: jax.Array,
+    labels: jax.Array | None = None,
+    *,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Cross-entropy of the mean output, and its distance from another network's.
+
+        (1 - w) CE(mean_t O(t), y) + w tau^2 KL(p(teacher / tau) | p(mean_t O(t) / tau))
+
+    p is the softmax. Source: Hinton, Vinyals and Dean, 2015.
+
+    Args:
+        outputs: readout at each step [T, B, classes].
+        teacher: logits of the ANN [B, classes]; no gradient flows to them.
+        labels: int [B]; None: the distance alone, which needs no labels.
+        weight: w in [0, 1] of the distance; without labels it is 1.
+        temperature: tau > 0.
+
+    Raises:
+        ValueError: as `mean_cross_entropy`; a teacher of another shape; a number
+            outside its range.
+
+    >>> import jax.numpy as jnp
+    >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 0.0]]])
+    >>> print(distillation(outputs, jnp.array([[1.0, 0.0]])))
+    0.0
+    """
+    if not is_number(weight) or not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight!r}; allowed: 0 to 1")
+    check_positive("temperature", temperature)
+    mean = wide(outputs).mean(0)
+    if jnp.shape(teacher) != mean.shape:
+        raise ValueError(
+            f"the teacher's logits have shape {jnp.shape(teacher)}; allowed: "
+            f"{mean.shape}, those of the outputs without their time axis"
+        )
+    target = jax.lax.stop_gradient(wide(teacher)) / temperature
+    target = jax.nn.log_softmax(target.astype(mean.dtype))
+    answer = jax.nn.log_softmax(mean / temperature)
+    distance = temperature**2 * (jnp.exp(target) * (target - answer)).sum(-1).mean()
+    if labels is None:
+        return distance
+    return (1 - weight) * mean_cross_entropy(outputs, labels) + weight * distance
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:

@@ -1,0 +1,180 @@
+"""Descent on an SNN: ranges, frozen leaves, and the distance from a teacher."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import snnjax
+from snnjax import training
+from snnjax.neurons.protocol import field
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(32, 6)), jnp.float32)
+PARAMS = {
+    "w": jnp.asarray(RNG.normal(size=(6, 8)) / 2, jnp.float32),
+    "out": jnp.asarray(RNG.normal(size=(8, 3)) / 2, jnp.float32),
+    "calls": jnp.array(3),
+    "key": jax.random.key(1),
+}
+
+
+def network(p, x):
+    return jax.nn.relu(x @ p["w"]) @ p["out"] + 0 * p["calls"]
+
+
+def fresh(neuron=None):
+    neuron = snnjax.lif(temperature=2.0) if neuron is None else neuron
+    return snnjax.init(network, PARAMS, X, neuron=neuron)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        snnjax.lif(temperature=2.0),
+        snnjax.neurons.synaptic(snnjax.lif()),
+        snnjax.neurons.adaptive(snnjax.lif(), adaptation=0.3),
+    ],
+)
+def test_no_update_takes_a_neuron_out_of_its_range(neuron, sign):
+    floats, merge = training.differentiable(fresh(neuron))
+    optimizer = training.optimizer(optax.sgd(1.0))
+    state = optimizer.init(floats)
+    slopes = jax.tree.map(lambda leaf: jnp.full_like(leaf, sign * 1e3), floats)
+    for _ in range(5):
+        updates, state = optimizer.update(slopes, state, floats)
+        floats = optax.apply_updates(floats, updates)
+    run = snnjax.spiking(network, steps=2)
+    assert jnp.isfinite(run(merge(floats), X)).all()  # it refuses what is out of range
+    site = floats.neurons["w/relu"]
+    leak = float(field(site, "leak"))
+    assert leak == 1 if sign < 0 else 0 < leak < 0.1
+
+
+def test_updates_within_the_ranges_stay_as_they_are():
+    floats, _ = training.differentiable(fresh())
+    slopes = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.01), floats)
+    plain, bounded = optax.sgd(1.0), training.optimizer(optax.sgd(1.0))
+    expected, _ = plain.update(slopes, plain.init(floats), floats)
+    updates, _ = bounded.update(slopes, bounded.init(floats), floats)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    with pytest.raises(ValueError, match=r"got no params; allowed: update\(gradient"):
+        training.within_ranges().update(slopes, optax.EmptyState())
+
+
+def test_descent_moves_what_its_rules_name_and_no_other_bit():
+    snn = fresh()
+    run = snnjax.spiking(network, steps=3)
+
+    def loss(snn, x):
+        return jnp.square(run(snn, x) - 1).mean()
+
+    rules = {"weights": optax.adam(0.01), "threshold": optax.sgd(0.01)}
+    init, step = training.descent(loss, rules)
+    state, before = init(snn), loss(snn, X)
+    step = jax.jit(step)
+    trained = snn
+    for _ in range(20):
+        trained, state, value = step(trained, state, X)
+    assert value < 0.9 * before
+    moved = {
+        name
+        for name in ("threshold", "leak", "bias", "initial_potential", "temperature")
+        if getattr(trained.neurons["w/relu"], name)
+        != getattr(snn.neurons["w/relu"], name)
+    }
+    assert moved == {"threshold"}
+    assert trained.params["calls"] == 3 and trained.params["calls"].dtype == jnp.int32
+    assert (trained.params["key"] == PARAMS["key"]).all()
+    assert (trained.params["w"] != PARAMS["w"]).any()
+
+
+def test_the_same_start_gives_the_same_bits():
+    run = snnjax.spiking(network, steps=2)
+    init, step = training.descent(
+        lambda snn, x: training.distillation(run(snn, x), network(PARAMS, x)),
+        optax.adam(1e-2),
+    )
+    step, ends = jax.jit(step), []
+    for _ in range(2):
+        snn = snnjax.convert(network, PARAMS, X, steps=2)
+        state = init(snn)
+        for _ in range(5):
+            snn, state, _ = step(snn, state, X)
+        ends.append(training.differentiable(snn)[0])
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_aux_comes_back_beside_the_loss():
+    run = snnjax.spiking(network, steps=2)
+
+    def loss(snn, x):
+        outputs = run(snn, x)
+        return jnp.square(outputs).mean(), outputs.shape
+
+    init, step = training.descent(loss, optax.sgd(0.1), has_aux=True)
+    snn = fresh()
+    _, _, (value, shape) = step(snn, init(snn), X)
+    assert value >= 0 and shape == (2, 32, 3)
+
+
+def test_rules_that_no_leaf_fits_are_refused():
+    init, _ = training.descent(lambda snn: 0.0, {"leek": optax.sgd(0.1)})
+    with pytest.raises(ValueError, match=r"trained holds \['leek'\]; allowed"):
+        init(fresh())
+    init, _ = training.descent(lambda snn: 0.0, {"offset": optax.sgd(0.1)})
+    with pytest.raises(ValueError, match=r"no leaf \['offset'\] to train"):
+        init(fresh())
+
+
+@pytest.mark.parametrize("weight, temperature", [(0.5, 1.0), (0.0, 3.0), (1.0, 2.5)])
+def test_distillation_is_its_formula(weight, temperature):
+    outputs = RNG.normal(size=(4, 5, 3)) * 3
+    teacher, labels = RNG.normal(size=(5, 3)) * 2, np.array([0, 2, 1, 1, 0])
+
+    def log_softmax(a):
+        return a - np.log(np.exp(a).sum(-1, keepdims=True))
+
+    mean = outputs.mean(0)
+    entropy = -log_softmax(mean)[np.arange(5), labels].mean()
+    p, q = log_softmax(teacher / temperature), log_softmax(mean / temperature)
+    distance = temperature**2 * (np.exp(p) * (p - q)).sum(-1).mean()
+    value = training.distillation(
+        jnp.asarray(outputs),
+        jnp.asarray(teacher),
+        jnp.asarray(labels),
+        weight=weight,
+        temperature=temperature,
+    )
+    np.testing.assert_allclose(
+        value, (1 - weight) * entropy + weight * distance, rtol=1e-5
+    )
+    unlabelled = training.distillation(
+        jnp.asarray(outputs), jnp.asarray(teacher), temperature=temperature
+    )
+    np.testing.assert_allclose(unlabelled, distance, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weight": 1.5}, "weight is 1.5; allowed: 0 to 1"),
+        ({"temperature": 0}, "temperature is 0; allowed: "),
+        ({"teacher": jnp.ones((4, 3))}, r"shape \(4, 3\); allowed: \(5, 3\)"),
+    ],
+)
+def test_distillation_refuses_what_it_cannot_mean(options, message):
+    arguments = {"outputs": jnp.ones((2, 5, 3)), "teacher": jnp.ones((5, 3))}
+    with pytest.raises(ValueError, match=message):
+        training.distillation(**arguments | options)
+
+
+def test_no_gradient_flows_to_the_teacher():
+    def loss(teacher):
+        return training.distillation(jnp.ones((2, 5, 3)), teacher)
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.eye(5, 3)), 0)
