@@ -241,9 +241,11 @@ def _claim(file: Path, config: Any, resumed: bool) -> None:
     options = dataclasses.asdict(config)
     for name in ("out", "data_dir", "resume", "mesh"):
         options.pop(name, None)
+    text = json.dumps(options, indent=2)
     if not resumed:
-        write(file, json.dumps(options, indent=2) + "\n")
+        write(file, text + "\n")
         return
+    options = json.loads(text)  # in which tuples are lists
     # Resuming with other options would silently mix two experiments.
     stored = _parsed(file.read_text(), file) if file.exists() else {}
     differing = [name for name in options if stored.get(name) != options[name]]

@@ -1,0 +1,169 @@
+"""`experiments.finetune`: convert, train on, write both, go on after a kill."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import convert, finetune
+from experiments.data import load
+from experiments.models import load_snn, load_source
+from experiments.report import training_figures
+from experiments.running import Convert, FineTune, TrainANN
+from experiments.train_ann import train
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def data():
+    full = load("digits")
+    return full._replace(test_images=full.test_images[:100])._replace(
+        test_labels=full.test_labels[:100]
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, data):
+    out = str(tmp_path_factory.mktemp("source"))
+    options = {"epochs": 4, "batch_size": 64, "warmup": 0.1, "flip": False}
+    config = TrainANN(
+        model="digits_resnet", dataset="digits", out=out, padding=1, **options
+    )
+    train(config, data=data)
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, source, data):
+    """A short fine-tuning: its configuration and its results."""
+    folder = tmp_path_factory.mktemp("finetune")
+    config = FineTune(
+        checkpoint=source,
+        recipe="light",
+        steps=1,
+        epochs=2,
+        calibration_images=64,
+        train_images=640,
+        out=str(folder / "out"),
+        report=str(folder / "report.html"),
+    )
+    return config, finetune.run(config, data=data)
+
+
+def leaves(folder):
+    return jax.tree.leaves(load_snn(folder).snn)
+
+
+def test_training_gains_on_the_conversion(finished):
+    _, (converted, trained) = finished
+    assert converted.recipe == "light" and trained.recipe == "light, 2 epochs"
+    assert trained.final > converted.final + 0.02
+
+
+def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
+    config, (converted, trained) = finished
+    out = Path(config.out)
+    text = (out / "metrics.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2]
+    assert log[-1]["test_accuracy"] == trained.final
+    facts = json.loads((out / "metrics.json").read_text())
+    assert facts["command"].startswith("python -m experiments.finetune --checkpoint")
+    assert facts["config"]["epochs"] == 2 and len(facts["results"]) == 2
+    for name in ("epochs.png", "accuracy.png", "layers.png", "raster.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert "light, 2 epochs" in Path(config.report).read_text()
+    again = Convert(restore=config.out, test_images=100)
+    assert convert.restore(again, data=data) == trained.final
+
+
+def test_running_averages_stay_bit_for_bit(finished, source):
+    config, _ = finished
+    before, after = load_source(source).variables, load_snn(config.out).snn.params
+    jax.tree.map(
+        np.testing.assert_array_equal, before["batch_stats"], after["batch_stats"]
+    )
+    kernel = ("params", "Conv_0", "kernel")
+    for name in kernel:
+        before, after = before[name], after[name]
+    assert (before != after).any()
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bits(
+    finished, data, tmp_path, monkeypatch
+):
+    config, _ = finished
+    again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
+    draw = training_figures.epochs
+
+    def killed(accuracies, *rest):
+        if len(accuracies) == 3:  # in the second epoch, before its checkpoint
+            raise KeyboardInterrupt
+        draw(accuracies, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_figures, "epochs", killed)
+        finetune.run(again, data=data)
+    finetune.run(again, data=data)
+    for one, other in zip(leaves(config.out), leaves(again.out), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_finished_run_is_written_again_without_training(finished, data, capsys):
+    config, (_, trained) = finished
+    _, again = finetune.run(config, data=data)
+    assert again.final == trained.final
+    assert "epoch 2" not in capsys.readouterr().out.replace("2 epochs", "")
+
+
+def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
+    config, (_, trained) = finished
+    more = dataclasses.replace(
+        config, restore=config.out, epochs=1, out=str(tmp_path), report=None
+    )
+    restored, longer = finetune.run(more, data=data)
+    assert restored.recipe == "restored" and restored.final == trained.final
+    assert longer.final > trained.final - 0.05
+    other = dataclasses.replace(more, steps=2, out=str(tmp_path / "other"))
+    with pytest.raises(
+        ValueError, match="has steps 1, wait 0 and levels .0, 1.; asked"
+    ):
+        finetune.run(other, data=data)
+
+
+def test_a_divergence_names_its_step(finished, data, tmp_path):
+    config, _ = finished
+    wild = dataclasses.replace(
+        config, learning_rate=1e30, warmup=0.0, out=str(tmp_path), report=None
+    )
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step "):
+        finetune.run(wild, data=data)
+
+
+def test_images_held_back_are_the_last_and_not_trained_on(data):
+    less = data.first(100).held_back(30)
+    assert len(less.train_images) == 70
+    np.testing.assert_array_equal(less.test_images, data.train_images[70:100])
+    np.testing.assert_array_equal(less.test_labels, data.train_labels[70:100])
+    with pytest.raises(ValueError, match="held_back is 100; allowed: fewer than"):
+        data.first(100).held_back(100)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"distillation": 1.5}, r"distillation must be in \[0, 1\], not 1.5"),
+        ({"held_back": -1}, "held_back must be >= 0, not -1"),
+        ({"wait": 3, "steps": 2}, "wait 3 exceeds steps 2"),
+        ({"levels": (1, 0)}, "levels are"),
+        ({"flip": True}, "mirrored images of digits are no digits"),
+        ({"temperature": 0}, "temperature must be > 0, not 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FineTune(**options)
