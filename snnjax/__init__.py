@@ -55,7 +55,7 @@ from snnjax import (
 )
 from snnjax._moved import missing
 from snnjax._version import __version__
-from snnjax.activations import clipped_relu, encode
+from snnjax.activations import clipped_relu, encode, quantized_relu
 from snnjax.conversion import (
     Recipe,
     advanced,
@@ -65,6 +65,7 @@ from snnjax.conversion import (
     light,
     max_activation,
     percentile,
+    quantized,
 )
 from snnjax.measures import accuracy, energy, measure
 from snnjax.network import ConversionError, in_dtype, sites
@@ -85,8 +86,8 @@ __all__ = [
     "bias_shift",
     "calibrators",
     "clipped_relu",
-    "encode",
     "convert",
+    "encode",
     "energy",
     "from_nir",
     "in_dtype",
@@ -103,6 +104,8 @@ __all__ = [
     "neurons",
     "nir",
     "percentile",
+    "quantized",
+    "quantized_relu",
     "save",
     "sharding",
     "simulation",

@@ -1,9 +1,11 @@
 """Functions of source networks that conversion understands, besides ``jax.nn.relu``.
 
     clipped_relu(x, maximum) = min(max(x, 0), maximum)
+    quantized_relu(x, maximum, L) = maximum / L clip(floor(L x / maximum + 1/2), 0, L)
     encode(x) = x
 
-Source of the first: Deng and Gu, ICLR 2021 ("threshold ReLU").
+Sources: Deng and Gu, ICLR 2021 ("threshold ReLU"); Bu, Fang, Ding, Dai, Yu and Huang,
+ICLR 2022 ("quantization clip-floor-shift", QCFS).
 """
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax._checks import check_floating
+from snnjax._checks import check_count, check_floating
 
 
 def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
@@ -35,14 +37,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     [0.  0.5 1. ]
     """
     check_floating("x", x)
-    numbers = int | float | np.number | np.ndarray | jax.Array
-    concrete = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
-    # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
-    if concrete and not np.all(np.asarray(maximum) > 0):
-        raise ValueError(f"maximum is {maximum}; allowed: > 0")
-    if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
-        maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
-    return snnjax_clipped_relu(x, maximum)
+    return snnjax_clipped_relu(x, _checked_maximum(maximum, x.dtype))
 
 
 @jax.custom_jvp
@@ -57,6 +52,69 @@ def _clipped_relu_jvp(primals, tangents):
     inside = (x >= 0) & (x <= maximum)
     slope = inside.astype(x.dtype) * dx + jnp.where(x > maximum, dmaximum, 0)
     return clipped_relu(x, maximum), slope.astype(x.dtype)
+
+
+def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
+    """The nearest of levels + 1 values from 0 to maximum: a ReLU that spikes can equal.
+
+        maximum / L clip(floor(L x / maximum + 1/2), 0, L)
+
+    An IF neuron with V_th = maximum and v(0) = V_th / 2 that has waited for all of its
+    input sends exactly this in T = L steps; `snnjax.quantized` converts so.
+
+    The gradient is straight through the floor: 1 in x where the value is not clipped;
+    in ``maximum`` y / maximum - x / maximum there, and 1 where it is clipped above, so
+    that a maximum can be trained.
+
+    Args:
+        x: float array of any shape.
+        maximum: > 0, one number, or one per channel.
+        levels: L >= 1.
+
+    Raises:
+        ValueError: a number outside its range; x is not of floating point.
+
+    Source: Bu et al., ICLR 2022.
+
+    >>> import jax.numpy as jnp
+    >>> print(quantized_relu(jnp.array([-1.0, 0.3, 0.7, 3.0]), 1.0, 2))
+    [0.  0.5 0.5 1. ]
+    """
+    check_floating("x", x)
+    if not isinstance(levels, jax.Array):  # which it is inside of a captured network
+        check_count("levels", levels)
+    count = jnp.asarray(levels, jnp.float32)
+    return snnjax_quantized_relu(x, _checked_maximum(maximum, x.dtype), count)
+
+
+@jax.custom_jvp
+def snnjax_quantized_relu(x, maximum, levels):
+    """The capture recognises the activation by this name, which nobody else uses."""
+    maximum, levels = jnp.asarray(maximum, x.dtype), levels.astype(x.dtype)
+    level = jnp.floor(levels * x / maximum + 0.5)
+    return maximum / levels * jnp.clip(level, 0, levels)
+
+
+@snnjax_quantized_relu.defjvp
+def _quantized_relu_jvp(primals, tangents):
+    (x, maximum, levels), (dx, dmaximum, _) = primals, tangents
+    y = quantized_relu(x, maximum, levels)
+    level = jnp.floor(levels * x / maximum + 0.5)
+    inside = (level >= 0) & (level <= levels)
+    per_maximum = jnp.where(inside, (y - x) / maximum, (level > 0).astype(x.dtype))
+    slope = inside.astype(x.dtype) * dx + per_maximum * dmaximum
+    return y, slope.astype(x.dtype)
+
+
+def _checked_maximum(maximum: jax.Array | float, dtype) -> jax.Array | float:
+    numbers = int | float | np.number | np.ndarray | jax.Array
+    concrete = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
+    # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
+    if concrete and not np.all(np.asarray(maximum) > 0):
+        raise ValueError(f"maximum is {maximum}; allowed: > 0")
+    if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
+        return jnp.asarray(maximum, dtype)  # a whole number has no tangent
+    return maximum
 
 
 def encode(x: jax.Array) -> jax.Array:

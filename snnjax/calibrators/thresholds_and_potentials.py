@@ -49,6 +49,25 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     return _threshold(compute, per)
 
 
+def own_maximum_threshold() -> Calibrator:
+    """V_th = the maximum of a clipped or quantized ReLU, over the highest level.
+
+    The calibrator raises ValueError at a site that has none.
+    """
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if view.maximum is None:
+            raise ValueError(
+                f"site {view.site.name!r} is a {view.site.kind}, which has no maximum "
+                "of its own; allowed: networks of snnjax.quantized_relu or "
+                "snnjax.clipped_relu, or another recipe, e.g. snnjax.best()"
+            )
+        threshold = view.maximum / view.high
+        return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
+
+    return calibrate
+
+
 def least_squares_threshold(
     per: str = "layer", objective: str = "floor", *, prior: int = 0
 ) -> Calibrator:

@@ -69,6 +69,8 @@ class View(abc.ABC):
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
+        maximum: of a clipped or quantized ReLU, one number per channel, shaped like
+            V_th; None of others.
         stride: distance of the positions that the view shows; 1: all of them.
     """
 
@@ -83,7 +85,9 @@ class View(abc.ABC):
         activations: Sequence[jax.Array],
         neuron: IntegrateAndFire | None = None,
         shared: frozenset[str] = frozenset(),
+        maximum: jax.Array | None = None,
     ):
+        self.maximum = maximum
         self.site, self.steps, self.wait = site, steps, wait
         self.neuron = IntegrateAndFire() if neuron is None else neuron
         self.activations, self.shared = activations, shared
@@ -233,6 +237,7 @@ class _Thinned(View):
                 formulas.thin(a, stride, ndim, channel) for a in whole.activations
             ],
             shared=whole.shared,
+            maximum=whole.maximum,
         )
         self.whole, self.stride = whole, stride
 

@@ -13,6 +13,7 @@ from snnjax.conversion.recipes import (
     light,
     max_activation,
     percentile,
+    quantized,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "light",
     "max_activation",
     "percentile",
+    "quantized",
 ]

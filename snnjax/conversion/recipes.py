@@ -2,7 +2,7 @@
 
 `snnjax.convert` carries a recipe out site by site, in one sweep through the network or
 more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and Gu, ICML
-2021 (`light`, `advanced`); `best` is ours.
+2021 (`light`, `advanced`); Bu et al., ICLR 2022 (`quantized`); `best` is ours.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from snnjax.calibrators.thresholds_and_potentials import (
     least_squares_offset,
     least_squares_threshold,
     max_threshold,
+    own_maximum_threshold,
     percentile_threshold,
     postpone_charge,
     scale_threshold,
@@ -79,6 +80,15 @@ def advanced(
         iterations=iterations, learning_rate=learning_rate, seed=seed
     )
     return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
+
+
+def quantized() -> Recipe:
+    """V_th = the ReLU's own maximum, v(0) = V_th / 2 (ICLR 2022, QCFS).
+
+    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). With L levels
+    and a wait of T = L the SNN has the numbers of the network itself.
+    """
+    return Recipe(((own_maximum_threshold(), half_charge()),))
 
 
 def best() -> Recipe:

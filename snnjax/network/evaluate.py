@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from snnjax.activations import clipped_relu
+from snnjax.activations import clipped_relu, quantized_relu
 from snnjax.network.equations import Equation, Values, read
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
@@ -31,8 +31,9 @@ def evaluate(
         equations: in order of execution.
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
-            clipped ReLU; at a site that accumulates the rest of its inputs and, last,
-            its `Operator`. Such a site may have several outputs, a tuple.
+            clipped ReLU, and the levels of a quantized one; at a site that accumulates
+            the rest of its inputs and, last, its `Operator`. Such a site may have
+            several outputs, a tuple.
         streams: variables that carry a leading time axis; the equations that read
             them are mapped over it, so that time folds into the batch.
     """
@@ -67,7 +68,8 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         return function(x, *others)
     if site.signed:
         return x
-    return clipped_relu(x, *operands) if operands else jax.nn.relu(x)
+    activation = (jax.nn.relu, clipped_relu, quantized_relu)[len(operands)]
+    return activation(x, *operands)
 
 
 def firing(

@@ -45,6 +45,7 @@ class _Activation(NamedTuple):
 _RELU = _Activation("relu")
 _RELU6 = _Activation("clipped relu", maximum=6.0)
 _CLIPPED_RELU = _Activation("clipped relu")
+_QUANTIZED_RELU = _Activation("quantized relu")
 _ENCODER = _Activation("encoder", signed=True)
 _MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
 
@@ -314,6 +315,8 @@ def _activation(eqn: Any) -> _Activation | None:
     name = body.jaxpr.debug_info.func_name
     if name == "snnjax_clipped_relu":
         return _CLIPPED_RELU
+    if name == "snnjax_quantized_relu":
+        return _QUANTIZED_RELU
     if name == "snnjax_encode":
         return _ENCODER
     # The name alone would trust a user's own function that happens to be called relu.

@@ -41,7 +41,7 @@ def within_ranges() -> optax.GradientTransformation:
     0.5 0.25 -9.0
     """
 
-    def update(updates: SNN, state: Any, params: SNN | None = None):
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise ValueError(
                 "within_ranges got no params; allowed: update(gradient, state, snn)"
@@ -96,8 +96,8 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
         kinds = param_labels(snn, kinds_of(snn))
         return jax.tree.map(lambda kind: kind if kind == "frozen" else "trained", kinds)
 
-    transforms = of_kind if separate else {"trained": rules}
-    transforms = {**transforms, "frozen": optax.set_to_zero()}
+    transforms: dict[Any, Any] = of_kind if separate else {"trained": rules}
+    transforms["frozen"] = optax.set_to_zero()
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
 
 
@@ -145,17 +145,19 @@ def descent(
     optimizes = optimizer(rules)
 
     def init(snn: SNN) -> optax.OptState:
-        return optimizes.init(_floats(snn))
+        return optimizes.init(_as_params(differentiable(snn)[0]))
 
     def step(snn: SNN, state: optax.OptState, *args: chex.ArrayTree):
         floats, merge = differentiable(snn)
         of_floats = lambda floats: loss(merge(floats), *args)  # noqa: E731
         value, gradient = jax.value_and_grad(of_floats, has_aux=has_aux)(floats)
-        updates, state = optimizes.update(gradient, state, floats)
-        return merge(optax.apply_updates(floats, updates)), state, value
+        updates, state = optimizes.update(gradient, state, _as_params(floats))
+        moved: Any = optax.apply_updates(_as_params(floats), updates)
+        return merge(moved), state, value
 
     return Descent(init, step)
 
 
-def _floats(snn: SNN) -> Any:
-    return differentiable(snn)[0]
+def _as_params(floats: SNN) -> Any:
+    """An SNN is a pytree to optax, whose types know no class of others."""
+    return floats

@@ -99,7 +99,7 @@ class Arrival(NamedTuple):
 class SiteView(View):
     """A `View` of an arrival: its outputs follow from the calibrated layers below."""
 
-    def __init__(self, here: Arrival, activations, currents: Currents):
+    def __init__(self, here: Arrival, activations, currents: Currents, maximum=None):
         super().__init__(
             here.site,
             steps=here.plan.steps,
@@ -109,6 +109,7 @@ class SiteView(View):
             shared=frozenset()
             if here.site.signed
             else shared_weights(here.network, here.site),
+            maximum=maximum,
         )
         self._here = here
         self._thinned_currents = _thinned(here.plan, currents, here.site)

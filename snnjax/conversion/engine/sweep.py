@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import check_finite
-from snnjax.calibrators.checks import check_values, checked, widen
+from snnjax.calibrators.checks import check_values, checked, parameter_shapes, widen
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
@@ -86,22 +87,31 @@ def _fit_site(
 
     A function of its own, so that activations and currents are freed before the next.
     """
-    activations = _activations(here, original)
+    activations, maximum = _activations(here, original)
     into = currents(here)
     start = Fit(neuron, here.kernels)
-    fit = calibrate(SiteView(here, activations, into), start)
+    fit = calibrate(SiteView(here, activations, into, maximum), start)
     check_unshared(here.network, here.site, start, fit)
     check_values(here.site, start, fit)
     _carry_spikes(here, fit, into)
     return fit
 
 
-def _activations(here: Arrival, original: Values) -> LoadedOnAccess:
-    """The ANN's activations at the site; its stream is carried over it."""
+def _activations(
+    here: Arrival, original: Values
+) -> tuple[LoadedOnAccess, jax.Array | None]:
+    """The ANN's activations at the site, and the maximum of a clipped ReLU.
+
+    The ANN's stream is carried over the site.
+    """
     plan, file = here.plan, here.plan.spill_file()
+    maximum: jax.Array | None = None
 
     def carried_over(batch: MicroBatch):
+        nonlocal maximum
         inputs, carried = run_ann(plan, batch, here.i, original)
+        if here.site.fires and len(inputs) > 1:
+            maximum = _per_channel(inputs[1], here.site)
         activation = identity(batch.stages[here.i].place, *inputs)
         activation, *carried = spilled([activation, *carried], file)
         advance(batch.ann, batch.stages, here.i, activation, carried)
@@ -109,7 +119,14 @@ def _activations(here: Arrival, original: Values) -> LoadedOnAccess:
 
     activations = LoadedOnAccess([carried_over(batch) for batch in here.batches])
     check_finite(f"the activations of site {here.site.name!r}", activations)
-    return activations
+    return activations, maximum
+
+
+def _per_channel(maximum: jax.Array, site: Site) -> jax.Array:
+    """The maximum of a clipped ReLU, shaped like V_th."""
+    shape = parameter_shapes(site)["threshold"]
+    own = jnp.shape(maximum)[-len(shape) :]
+    return jnp.broadcast_to(jnp.reshape(maximum, own).astype(jnp.float32), shape)
 
 
 def _carry_spikes(here: Arrival, fit: Fit, into: Currents) -> None:

@@ -1,0 +1,128 @@
+"""Quantized ReLUs: a network that spikes can equal, and its exact conversion.
+
+maximum / L clip(floor(L x / maximum + 1/2), 0, L)      Bu et al., ICLR 2022
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import conv
+
+import snnjax
+from snnjax import quantized_relu
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RNG = np.random.default_rng(0)
+LEVELS = 4
+X = jnp.asarray(RNG.integers(-8, 9, (20, 6, 6, 3)) / 8, jnp.float32)
+PARAMS = {
+    "first": jnp.asarray(RNG.integers(-8, 9, (3, 3, 3, 8)) / 16, jnp.float32),
+    "one": jnp.asarray(RNG.uniform(0.5, 3, 8), jnp.float32),
+    "second": jnp.asarray(RNG.integers(-8, 9, (8, 12)) / 16, jnp.float32),
+    "log": jnp.float32(0.3),
+    "out": jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32),
+}
+
+
+def network(p, x, levels=LEVELS):
+    x = quantized_relu(conv(x, p["first"], stride=2), p["one"], levels).mean((1, 2))
+    return quantized_relu(x @ p["second"], jnp.exp(p["log"]), levels) @ p["out"]
+
+
+@pytest.mark.parametrize("maximum", [1.0, 0.7, np.array([0.5, 1.0, 2.5], np.float32)])
+@pytest.mark.parametrize("levels", [1, 4, 7])
+def test_it_is_the_nearest_of_its_values(maximum, levels):
+    x = RNG.normal(size=(200, 3)).astype(np.float32) * 2
+    grid = np.asarray(maximum)[..., None] * np.arange(levels + 1) / levels
+    grid = np.broadcast_to(grid, (3, levels + 1))
+    distance = np.abs(x[..., None] - grid)
+    nearest = np.take_along_axis(grid[None], distance.argmin(-1)[..., None], -1)
+    y = quantized_relu(jnp.asarray(x), maximum, levels)
+    np.testing.assert_allclose(y, nearest[..., 0], atol=1e-6)
+
+
+def test_gradients_are_straight_through():
+    x, maximum = jnp.array([-0.4, -0.1, 0.3, 0.9, 1.1, 1.5]), jnp.float32(1.0)
+    y = quantized_relu(x, maximum, 4)
+    of_x = jax.vmap(jax.grad(lambda x: quantized_relu(x, maximum, 4)))(x)
+    np.testing.assert_array_equal(of_x, [0, 1, 1, 1, 1, 0])
+    of_maximum = jax.vmap(
+        jax.grad(lambda m, x: quantized_relu(x, m, 4)), in_axes=(None, 0)
+    )(maximum, x)
+    inside = np.asarray(of_x, bool)
+    expected = np.where(inside, y - x, np.asarray(x) > 1)
+    np.testing.assert_allclose(of_maximum, expected, atol=1e-6)
+
+
+def test_it_is_a_site():
+    sites = snnjax.sites(network, PARAMS, X)
+    assert [site.kind for site in sites] == ["quantized relu"] * 2
+    assert sites.grade == "binary"
+
+
+@pytest.mark.parametrize("execution", ["by_step", "by_layer", "closed_form"])
+def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network(execution):
+    options = {"steps": LEVELS, "wait": LEVELS}
+    snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
+    (first, second) = snn.neurons.values()
+    np.testing.assert_array_equal(first.threshold, PARAMS["one"])
+    np.testing.assert_allclose(second.threshold, np.full(12, np.exp(0.3)), rtol=1e-6)
+    np.testing.assert_array_equal(2 * first.initial_potential, first.threshold)
+    mean = snnjax.spiking(network, execution=execution, **options)(snn, X).mean(0)
+    np.testing.assert_allclose(mean, network(PARAMS, X), rtol=1e-4, atol=1e-5)
+
+
+def test_graded_spikes_need_fewer_steps():
+    neuron = snnjax.integrate_and_fire(levels=(0, LEVELS))
+    options = {"steps": 1, "wait": 1}
+    recipe = snnjax.quantized()
+    snn = snnjax.convert(network, PARAMS, X, recipe=recipe, neuron=neuron, **options)
+    output = snnjax.spiking(network, **options)(snn, X)[0]
+    np.testing.assert_allclose(output, network(PARAMS, X), rtol=1e-4, atol=1e-5)
+
+
+def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
+    ann = network(PARAMS, X)
+    for recipe in (snnjax.light("channel"), snnjax.best()):
+        snn = snnjax.convert(network, PARAMS, X, steps=32, recipe=recipe)
+        mean = snnjax.spiking(network, steps=32)(snn, X).mean(0)
+        assert jnp.square(mean - ann).mean() < 0.2 * ann.var()
+
+    def clipped(w, x):
+        return snnjax.clipped_relu(x @ w, 0.5)
+
+    x = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
+    snn = snnjax.convert(clipped, jnp.eye(3), x, steps=4, recipe=snnjax.quantized())
+    (neuron,) = snn.neurons.values()
+    np.testing.assert_array_equal(neuron.threshold, [0.5] * 3)
+
+
+def test_a_plain_relu_has_no_maximum():
+    def fn(w, x):
+        return jax.nn.relu(x @ w)
+
+    with pytest.raises(ValueError, match="is a relu, which has no maximum of its own"):
+        snnjax.convert(fn, jnp.eye(3), X[:, 0, 0], steps=4, recipe=snnjax.quantized())
+
+
+@pytest.mark.parametrize(
+    "maximum, levels, message",
+    [
+        (0.0, 4, "maximum is 0.0; allowed: > 0"),
+        (1.0, 0, "levels is 0; allowed"),
+        (1.0, 2.5, "levels is 2.5; allowed"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(maximum, levels, message):
+    with pytest.raises(ValueError, match=message):
+        quantized_relu(jnp.ones(3), maximum, levels)
+
+
+def test_inside_jit_and_in_bfloat16_it_is_the_same_function():
+    fast = jax.jit(network)(PARAMS, X)
+    np.testing.assert_allclose(fast, network(PARAMS, X), rtol=1e-5, atol=1e-5)
+    y = quantized_relu(jnp.array([0.26, 0.9], jnp.bfloat16), 1.0, 4)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), [0.25, 1.0])
