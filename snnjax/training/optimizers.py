@@ -87,17 +87,16 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     >>> print(updates.neurons["relu"].threshold, updates.neurons["relu"].bias)
     -0.1 0.0
     """
-    separate = isinstance(rules, Mapping)
-    of_kind = dict(rules) if separate else {}
+    of_kind = dict(rules) if isinstance(rules, Mapping) else None
 
     def labels(snn: SNN) -> SNN:
-        if separate:
+        if of_kind is not None:
             return param_labels(snn, list(of_kind))
         kinds = param_labels(snn, kinds_of(snn))
         return jax.tree.map(lambda kind: kind if kind == "frozen" else "trained", kinds)
 
-    transforms: dict[Any, Any] = of_kind if separate else {"trained": rules}
-    transforms["frozen"] = optax.set_to_zero()
+    named: dict[Any, Any] = {"trained": rules} if of_kind is None else of_kind
+    transforms = named | {"frozen": optax.set_to_zero()}
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
 
 
