@@ -100,14 +100,15 @@ def _start(config: FineTune, task: Experiment, ann: float) -> tuple[Result, SNN]
         (result,), (snn,) = carry_out(task, ann)
         return result, snn
     snn = load_snn(config.restore).snn
-    own = snn.steps, snn.wait, snn.neuron.levels
-    if own != (config.steps, config.wait, config.levels):
+    result = _evaluated(task, "restored", snn, 0.0)
+    own = snn.steps, snn.wait, result.levels
+    if own != (config.steps, config.wait, tuple(config.levels)):
         raise ValueError(
             f"{config.restore} has steps {own[0]}, wait {own[1]} and levels {own[2]}; "
             f"asked for are {config.steps}, {config.wait} and {config.levels}. Give "
             "those of the SNN, or convert anew without --restore"
         )
-    return _evaluated(task, "restored", snn, 0.0), snn
+    return result, snn
 
 
 def _evaluated(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:

@@ -112,7 +112,7 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
 # 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
 # the width with ReLU6; a vision transformer with LayerNorm, attention and GELU;
-# MobileNet v3 with hard swish and squeeze-and-excite gates.
+# MobileNet v3 with hard swish and squeeze-and-excite gates; ConvNeXt.
 SOURCES = (
     "resnet20",
     "resnet20_clipped",
@@ -121,6 +121,7 @@ SOURCES = (
     "mobilenet_quarter",
     "vit",
     "mobilenet_v3",
+    "convnext",
 )
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.

@@ -115,7 +115,7 @@ def test_every_published_source_has_a_preset_and_a_card():
         preset = PRESETS_CONVERT[f"cifar10_{name}"]
         card = load_source(ROOT / preset.checkpoint).card  # and checks its sha256
         assert card["model"] == name
-        assert card["test_accuracy"] > 0.84
+        assert card["test_accuracy"] > 0.82
         assert card["command"].startswith(f"python -m experiments.sources.train {name}")
 
 

@@ -96,7 +96,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
         return jax.tree.map(lambda kind: kind if kind == "frozen" else "trained", kinds)
 
     named: dict[Any, Any] = {"trained": rules} if of_kind is None else of_kind
-    transforms = named | {"frozen": optax.set_to_zero()}
+    transforms: dict[Any, Any] = named | {"frozen": optax.set_to_zero()}
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
 
 
