@@ -307,13 +307,13 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         statistics.median(seconds) if seconds else math.nan,
         measures,
         [draw.choice_hits for draw in draws],
-        _levels(task, snn),
+        levels_of(task.sites, snn),
     )
 
 
-def _levels(task: Experiment, snn: snnjax.SNN) -> tuple[int, int]:
+def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """Those that were asked for: of a site that is no encoder, if there is one."""
-    firing = [site for site in task.sites if site.fires]
+    firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
     return snn.model(site.name).levels
 

@@ -62,8 +62,8 @@ from experiments.train_ann import train
 from snnjax import sharding
 
 
-class Prepared(NamedTuple):
-    """Conversions that may begin.
+class Setup(NamedTuple):
+    """What all conversions of a run need.
 
     Attributes:
         task: what they have in common.
@@ -92,8 +92,12 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     return results
 
 
-def prepare(config: Convert, data: Dataset | None = None) -> Prepared:
-    """Check options and files, read data and network, and measure the network."""
+def prepare(config: Convert, data: Dataset | None = None) -> Setup:
+    """Check options and files, read data and network; print sites and accuracy.
+
+    Raises:
+        ValueError: what does not fit together, before anything takes time.
+    """
     _check_recipes(config.recipes)
     writable(config.out, "--out")
     page = _report_file(config.report)
@@ -113,7 +117,7 @@ def prepare(config: Convert, data: Dataset | None = None) -> Prepared:
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} test images{beside}\n")
-    return Prepared(task, ann, source.card, page)
+    return Setup(task, ann, source.card, page)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -201,8 +205,20 @@ def write_files(
     return file
 
 
-def facts_of(task: Experiment, ann: float, card: dict) -> dict:
-    """What all results have in common."""
+def facts_of(
+    task: Experiment,
+    ann: float,
+    card: dict,
+    *,
+    module: str = "experiments.convert",
+    config: Any = None,
+) -> dict:
+    """What all results have in common.
+
+    Args:
+        module, config: of the command, if it is another one.
+    """
+    config = task.config if config is None else config
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     images = len(task.test.labels)
     chosen_on = f"the {images} test images, since too few training images were left"
@@ -211,8 +227,8 @@ def facts_of(task: Experiment, ann: float, card: dict) -> dict:
         chosen_on = f"{held_out} training images that no calibration has used"
     return {
         # Folders of this machine are nobody else's.
-        "config": dataclasses.asdict(task.config) | {"data_dir": None, "out": None},
-        "command": command("experiments.convert", task.config),
+        "config": dataclasses.asdict(config) | {"data_dir": None, "out": None},
+        "command": command(module, config),
         "versions": {
             "snnjax": snnjax.__version__,
             **{package: version(package) for package in packages},

@@ -1,13 +1,12 @@
 """Converts a network and trains it further: ``python -m experiments.finetune``.
 
-Conversion ends where few steps begin; a few epochs of surrogate gradients go on from
-there. All of the SNN trains, weights, thresholds, biases and potentials: cross-entropy
-and distillation from the ANN, Adam, BatchNorm at its running averages. Writes what
-`experiments.convert` writes, and the accuracy after every epoch. A run that was
-interrupted goes on when started again, and ends in the same weights, bit for bit.
+With one to four steps a conversion loses accuracy; a few epochs of training with
+surrogate gradients recover most of it. All parameters of the SNN are trained, by Adam,
+on cross-entropy and distillation from the ANN; BatchNorm keeps its running averages.
+Writes what `experiments.convert` writes, and the accuracy after every epoch. A run that
+was interrupted goes on when started again, and ends in the same weights, bit for bit.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -25,13 +24,14 @@ from experiments.conversions import (
     carry_out,
     count_hits,
     forget,
+    levels_of,
     result_of,
 )
-from experiments.convert import Prepared, facts_of, prepare, write_files
+from experiments.convert import Setup, facts_of, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import load_snn
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import HEADER, Result, command, row, training_figures
+from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
     FineTune,
     devices,
@@ -58,6 +58,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
           the last good epoch is kept.
+        ValueError: options that do not fit together, or `out` holds another run.
     """
     start = time.perf_counter()
     if config.surrogate not in SURROGATES:
@@ -67,73 +68,75 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
-    prepared = prepare(config.conversion(), data)
-    task, ann = prepared.task, prepared.ann
-    converted, snn = _start(config, task, ann)
-    trained, losses = _trained(config, prepared, snn, converted.final)
-    seconds = sum(line["seconds"] for line in losses)
-    name = f"{converted.recipe}, {_epochs(config.epochs)}"
-    result = _evaluated(task, name, trained, seconds)
-    print(f"\n{HEADER}\n{row(converted, ann)}\n{row(result, ann)}")
+    setup = prepare(config.conversion(), data)
+    print(HEADER, flush=True)
+    conversion, snn = _begin(config, setup)
+    snn = _train(config, setup, snn, conversion.final)
+    log = (Path(config.out).expanduser() / "metrics.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds"] for line in log)
+    epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+    result = _evaluate(setup.task, f"{conversion.recipe}, {epochs}", snn, seconds)
+    print(f"\n{HEADER}\n{row(conversion, setup.ann)}\n{row(result, setup.ann)}")
     if devices.first():
-        facts = facts_of(task, ann, prepared.card) | {
-            "config": dataclasses.asdict(config) | {"data_dir": None, "out": None},
-            "command": command("experiments.finetune", config),
-            "chosen_on": "nothing: it is the last one",
-        }
-        results = [converted._replace(choice_hits=None), result]
-        file = write_files(task, facts, results, trained, prepared.page)
-        forget(task.config)
-        print(
-            f"\n{config.out}: metrics.jsonl, epochs.png, metrics.json, results.md, "
-            f"accuracy.png,\nlayers.png, raster.png; {file.name} after the last epoch; "
-            f"python -m\nexperiments.convert --restore {config.out} evaluates it."
-            + (f"\nThe report is {prepared.page}." if prepared.page else "")
-        )
+        _write(config, setup, [conversion, result], snn)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
-    return [converted, result]
+    return [conversion, result]
 
 
-def _start(config: FineTune, task: Experiment, ann: float) -> tuple[Result, SNN]:
-    """The SNN that training begins with, and what it achieves."""
+def _write(config: FineTune, setup: Setup, results: list[Result], snn: SNN) -> None:
+    """All files of a run; says where they are."""
+    task, module = setup.task, "experiments.finetune"
+    facts = facts_of(task, setup.ann, setup.card, module=module, config=config)
+    facts["chosen_on"] = "nothing: it is the SNN after the last epoch"
+    # `choice` takes the row with hits: the files show the trained SNN.
+    conversion = results[0]._replace(choice_hits=None)
+    file = write_files(task, facts, [conversion, *results[1:]], snn, setup.page)
+    forget(task.config)
+    print(
+        f"\n{config.out}: metrics.jsonl, epochs.png, metrics.json, results.md, "
+        f"accuracy.png,\nlayers.png, raster.png; {file.name} holds the SNN after the "
+        f"last epoch:\npython -m experiments.convert --restore {config.out}\n"
+        "evaluates it." + (f" The report is {setup.page}." if setup.page else "")
+    )
+
+
+def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
+    """The SNN that training begins with, and its result."""
+    task = setup.task
     if config.restore is None:
-        (result,), (snn,) = carry_out(task, ann)
+        (result,), (snn,) = carry_out(task, setup.ann)
         return result, snn
     snn = load_snn(config.restore).snn
-    result = _evaluated(task, "restored", snn, 0.0)
-    own = snn.steps, snn.wait, result.levels
-    if own != (config.steps, config.wait, tuple(config.levels)):
-        raise ValueError(
-            f"{config.restore} has steps {own[0]}, wait {own[1]} and levels {own[2]}; "
-            f"asked for are {config.steps}, {config.wait} and {config.levels}. Give "
-            "those of the SNN, or convert anew without --restore"
-        )
+    for name, own, asked in (
+        ("steps", snn.steps, config.steps),
+        ("wait", snn.wait, config.wait),
+        ("levels", levels_of(task.sites, snn), tuple(config.levels)),
+    ):
+        if own != asked:
+            raise ValueError(
+                f"{config.restore} has {name} {own}, and asked for are {asked}; give "
+                f"--{name} of the SNN, or convert anew without --restore"
+            )
+    result = _evaluate(task, "restored", snn, 0.0)
+    print(row(result, setup.ann), flush=True)
     return result, snn
 
 
-def _evaluated(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
+def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     hits = count_hits(task.simulate, snn, task.test, task.mesh)
     return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
 
 
-def _trained(
-    config: FineTune, prepared: Prepared, snn: SNN, converted: float
-) -> tuple[SNN, list[dict]]:
-    """The SNN after the last epoch, and the lines of the log.
-
-    Args:
-        converted: accuracy of the SNN at the start.
-    """
-    task = prepared.task
+def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -> SNN:
+    """The SNN after the last epoch."""
+    task, out = setup.task, Path(config.out).expanduser().resolve()
     init, step = training.descent(
-        _loss(config, task), _rules(config, task.data), has_aux=True
+        _loss(config, task), _optimizer(config, task.data), has_aux=True
     )
-    out, lines = Path(config.out).expanduser().resolve(), []
 
     def finished_epoch(state: State, log: list[dict]) -> None:
-        lines[:] = log
-        accuracies = [converted, *(line["test_accuracy"] for line in log)]
-        training_figures.epochs(accuracies, prepared.ann, out / "epochs.png")
+        accuracies = [accuracy_at_start, *(line["test_accuracy"] for line in log)]
+        training_figures.epochs(accuracies, setup.ann, out / "epochs.png")
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.simulate, state.snn, task.test, task.mesh)
@@ -141,19 +144,19 @@ def _trained(
 
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    state = fit(config, task.data, state, step, measure, finished_epoch)
-    if not lines:  # every epoch was there already
-        text = (out / "metrics.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
-    return state.snn, lines
+    return fit(config, task.data, state, step, measure, finished_epoch).snn
 
 
-def _rules(config: FineTune, data: Dataset) -> optax.GradientTransformation:
-    rate = schedule(config, steps_per_epoch(config, data))
+def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
+    """Adam for weights and neurons; kernels decay."""
+
+    def is_kernel(path, leaf) -> bool:
+        return path[0].name == "params" and jnp.ndim(leaf) > 1
+
     return optax.adamw(
-        rate,
+        schedule(config, steps_per_epoch(config, data)),
         weight_decay=config.weight_decay,
-        mask=lambda tree: jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, tree),
+        mask=lambda snn: jax.tree_util.tree_map_with_path(is_kernel, snn),
     )
 
 
@@ -167,10 +170,9 @@ def _loss(config: FineTune, task: Experiment) -> Callable:
         surrogate=lambda x: surrogate(x, config.temperature),
         mesh=task.mesh,
     )
-    params = task.params
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
-        outputs, teacher = simulate(snn, x), task.fn(params, x)
+        outputs, teacher = simulate(snn, x), task.fn(task.params, x)
         value = training.distillation(
             outputs, teacher, labels, weight=config.distillation
         )
@@ -179,24 +181,20 @@ def _loss(config: FineTune, task: Experiment) -> Callable:
     return loss
 
 
-def _make_step(config: FineTune, data: Dataset, descend: Callable) -> Callable:
+def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Callable:
     """The step for `experiments.running.fit`."""
 
     @jax.jit
     def step(state: State, key, images, labels):
         images = augment(key, images, flip=config.flip, padding=config.padding)
         x = normalize(data, images)
-        snn, opt_state, (loss, accuracy) = descend(*state, x, labels)
+        snn, opt_state, (loss, accuracy) = descent_step(*state, x, labels)
         floats, _ = training.differentiable(snn)
         finite = jnp.isfinite(loss + optax.tree.norm(floats))
         report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
         return State(snn, opt_state), report
 
     return lambda state, key, images, labels, index: step(state, key, images, labels)
-
-
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

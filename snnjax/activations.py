@@ -55,7 +55,7 @@ def _clipped_relu_jvp(primals, tangents):
 
 
 def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
-    """The nearest of levels + 1 values from 0 to maximum: a ReLU that spikes can equal.
+    """The nearest of L + 1 values from 0 to maximum, which spikes can give exactly.
 
         maximum / L clip(floor(L x / maximum + 1/2), 0, L)
 
@@ -81,29 +81,33 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     [0.  0.5 0.5 1. ]
     """
     check_floating("x", x)
-    if not isinstance(levels, jax.Array):  # which it is inside of a captured network
-        check_count("levels", levels)
-    count = jnp.asarray(levels, jnp.float32)
-    return snnjax_quantized_relu(x, _checked_maximum(maximum, x.dtype), count)
+    check_count("levels", levels)
+    levels_as_array = jnp.asarray(levels, jnp.float32)
+    return snnjax_quantized_relu(x, _checked_maximum(maximum, x.dtype), levels_as_array)
 
 
 @jax.custom_jvp
 def snnjax_quantized_relu(x, maximum, levels):
     """The capture recognises the activation by this name, which nobody else uses."""
     maximum, levels = jnp.asarray(maximum, x.dtype), levels.astype(x.dtype)
-    level = jnp.floor(levels * x / maximum + 0.5)
-    return maximum / levels * jnp.clip(level, 0, levels)
+    return maximum / levels * jnp.clip(_level(x, maximum, levels), 0, levels)
 
 
 @snnjax_quantized_relu.defjvp
 def _quantized_relu_jvp(primals, tangents):
     (x, maximum, levels), (dx, dmaximum, _) = primals, tangents
-    y = quantized_relu(x, maximum, levels)
-    level = jnp.floor(levels * x / maximum + 0.5)
+    y = snnjax_quantized_relu(x, maximum, levels)
+    maximum, levels = jnp.asarray(maximum, x.dtype), levels.astype(x.dtype)
+    level = _level(x, maximum, levels)
     inside = (level >= 0) & (level <= levels)
     per_maximum = jnp.where(inside, (y - x) / maximum, (level > 0).astype(x.dtype))
     slope = inside.astype(x.dtype) * dx + per_maximum * dmaximum
     return y, slope.astype(x.dtype)
+
+
+def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
+    """The number of the nearest value, before the clip, in the type of x."""
+    return jnp.floor(levels * x / maximum + 0.5)
 
 
 def _checked_maximum(maximum: jax.Array | float, dtype) -> jax.Array | float:

@@ -59,8 +59,11 @@ def observe_spikes(
     return values, streams
 
 
-def all_fire(network: Network, snn: SNN, x: chex.ArrayTree, level: int = 1) -> Values:
-    """Every variable's value at a step in which all neurons emit this level."""
+def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Values:
+    """Every variable's value, [B, ...], at a step in which all neurons emit this level.
+
+    Args: network, snn, x: as for `observe_spikes`.
+    """
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
@@ -75,14 +78,14 @@ def all_fire(network: Network, snn: SNN, x: chex.ArrayTree, level: int = 1) -> V
 
 
 def at_rest(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
-    """Every variable's value without a spike; of no variable if there is no offset."""
+    """`at_level` 0. An empty dict stands for zeros, where no neuron has an offset."""
     if all(field(params, "offset") is None for params in snn.neurons.values()):
         return {}
-    return all_fire(network, snn, x, level=0)
+    return at_level(network, snn, x, 0)
 
 
 def events(values: Values, rest: Values, v: int) -> jax.Array:
-    """What spikes add to a variable: its value beside that `at_rest`."""
+    """What spikes add to a variable: its value minus the one `at_rest`."""
     return values[v] - rest[v] if v in rest else values[v]
 
 

@@ -251,16 +251,20 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 class Range(NamedTuple):
-    """What a parameter of a neuron may be: from 0, which ``positive`` leaves out."""
+    """The numbers that a parameter of a neuron may be: finite ones from 0 on.
+
+    Attributes:
+        positive: 0 itself is not allowed.
+        highest: the largest one.
+    """
 
     positive: bool
     highest: float = math.inf
 
     def __str__(self) -> str:
         least = "> 0" if self.positive else ">= 0"
-        above = "finite and " if self.highest == math.inf else ""
-        below = "" if self.highest == math.inf else f" and <= {self.highest:g}"
-        return f"{above}{least}{below}"
+        bounded = self.highest < math.inf
+        return f"{least} and <= {self.highest:g}" if bounded else f"finite and {least}"
 
     def holds(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the numbers are within."""
@@ -277,7 +281,7 @@ _RANGES = {
 
 
 def range_of(path: str) -> Range | None:
-    """That of a neuron's parameter, by its path; None: any finite number."""
+    """The range of the parameter at this path; None: any finite number."""
     name = path.rpartition("/")[2]
     return _RANGES.get("leak" if name.endswith("_leak") else name)
 
@@ -286,9 +290,12 @@ def _check_range(what: str, path: str, numbers: np.ndarray) -> None:
     limits, numbers = range_of(path), numbers.astype(np.float64)
     within = np.isfinite(numbers) if limits is None else limits.holds(numbers)
     if not within.all():
+        remedy = "Perhaps a training diverged: go back to an earlier state"
+        if limits is not None:
+            remedy = "In training, snnjax.training.within_ranges() keeps it there"
         raise ValueError(
             f"the {what} is {numbers[~within].flat[0]}; allowed: {limits or 'finite'}. "
-            "In training, snnjax.training.within_ranges() keeps it there"
+            f"{remedy}"
         )
 
 

@@ -1,5 +1,7 @@
 """Descent on an SNN: ranges, frozen leaves, and the distance from a teacher."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,14 +47,17 @@ def test_no_update_takes_a_neuron_out_of_its_range(neuron, sign):
     optimizer = training.optimizer(optax.sgd(1.0))
     state = optimizer.init(floats)
     slopes = jax.tree.map(lambda leaf: jnp.full_like(leaf, sign * 1e3), floats)
-    for _ in range(5):
-        updates, state = optimizer.update(slopes, state, floats)
+    update = jax.jit(optimizer.update)
+    for _ in range(200):
+        updates, state = update(slopes, state, floats)
         floats = optax.apply_updates(floats, updates)
-    run = snnjax.spiking(network, steps=2)
-    assert jnp.isfinite(run(merge(floats), X)).all()  # it refuses what is out of range
-    site = floats.neurons["w/relu"]
-    leak = float(field(site, "leak"))
-    assert leak == 1 if sign < 0 else 0 < leak < 0.1
+    snn = merge(floats)
+    snnjax.spiking(network, steps=2)(snn, X)  # raises where one is out of its range
+    leak = float(field(snn.neurons["w/relu"], "leak"))
+    if sign < 0:
+        assert leak == 1
+    else:
+        assert 0 < leak < 0.1
 
 
 def test_updates_within_the_ranges_stay_as_they_are():
@@ -64,6 +69,32 @@ def test_updates_within_the_ranges_stay_as_they_are():
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
     with pytest.raises(ValueError, match=r"got no params; allowed: update\(gradient"):
         training.within_ranges().update(slopes, optax.EmptyState())
+    with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
+        training.within_ranges().update({}, optax.EmptyState(), {})
+
+
+def test_a_weight_called_threshold_has_no_range():
+    snn = snnjax.init(
+        lambda p, x: jax.nn.relu(x @ p["threshold"]), {"threshold": jnp.eye(6)}, X
+    )
+    optimizer = training.optimizer(optax.sgd(1.0))
+    slopes = jax.tree.map(jnp.ones_like, snn)
+    updates, _ = optimizer.update(slopes, optimizer.init(snn), snn)
+    np.testing.assert_array_equal(updates.params["threshold"], -np.ones((6, 6)))
+    assert updates.neurons["threshold/relu"].threshold == -0.5
+
+
+def test_a_range_is_part_of_the_message_of_what_leaves_it():
+    snn = fresh()
+    for field_name, number, message in (
+        ("threshold", 0.0, "is 0.0; allowed: finite and > 0. In training, snnjax.tr"),
+        ("leak", 1.5, "is 1.5; allowed: > 0 and <= 1. In training"),
+        ("bias", np.nan, "is nan; allowed: finite. Perhaps a training diverged"),
+    ):
+        params = snn.neurons["w/relu"]._replace(**{field_name: jnp.float32(number)})
+        broken = dataclasses.replace(snn, neurons={"w/relu": params})
+        with pytest.raises(ValueError, match=message):
+            snnjax.spiking(network, steps=2)(broken, X)
 
 
 def test_descent_moves_what_its_rules_name_and_no_other_bit():
@@ -133,8 +164,11 @@ def test_rules_that_no_leaf_fits_are_refused():
 
 @pytest.mark.parametrize("weight, temperature", [(0.5, 1.0), (0.0, 3.0), (1.0, 2.5)])
 def test_distillation_is_its_formula(weight, temperature):
-    outputs = RNG.normal(size=(4, 5, 3)) * 3
-    teacher, labels = RNG.normal(size=(5, 3)) * 2, np.array([0, 2, 1, 1, 0])
+    outputs = np.random.default_rng(7).normal(size=(4, 5, 3)) * 3
+    teacher, labels = (
+        np.random.default_rng(7).normal(size=(5, 3)) * 2,
+        np.array([0, 2, 1, 1, 0]),
+    )
 
     def log_softmax(a):
         return a - np.log(np.exp(a).sum(-1, keepdims=True))
@@ -164,7 +198,9 @@ def test_distillation_is_its_formula(weight, temperature):
     [
         ({"weight": 1.5}, "weight is 1.5; allowed: 0 to 1"),
         ({"temperature": 0}, "temperature is 0; allowed: "),
-        ({"teacher": jnp.ones((4, 3))}, r"shape \(4, 3\); allowed: \(5, 3\)"),
+        ({"teacher": jnp.ones((4, 3))}, r"logits \(4, 3\); allowed: \[T, B, classes"),
+        ({"outputs": jnp.ones((5, 3))}, r"outputs have shape \(5, 3\) and the teach"),
+        ({"labels": jnp.ones(4, int)}, r"shape \(2, 5, 3\), labels \(4,\)"),
     ],
 )
 def test_distillation_refuses_what_it_cannot_mean(options, message):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,8 @@ from experiments.models import load_snn, load_source
 from experiments.report import training_figures
 from experiments.running import Convert, FineTune, TrainANN
 from experiments.train_ann import train
+from snnjax import SNN
+from snnjax.neurons import NeuronParams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -113,24 +116,26 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_finished_run_is_written_again_without_training(finished, data, capsys):
+def test_a_finished_run_is_written_again_without_training(finished, data):
     config, (_, trained) = finished
+    log = Path(config.out) / "metrics.jsonl"
+    before = log.read_text()
     _, again = finetune.run(config, data=data)
-    assert again.final == trained.final
-    assert "epoch 2" not in capsys.readouterr().out.replace("2 epochs", "")
+    assert again.final == trained.final and log.read_text() == before
 
 
 def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     config, (_, trained) = finished
     more = dataclasses.replace(
-        config, restore=config.out, epochs=1, out=str(tmp_path), report=None
+        config, restore=config.out, recipe="best", epochs=1, out=str(tmp_path)
     )
+    more = dataclasses.replace(more, calibration_images=256, report=None)
     restored, longer = finetune.run(more, data=data)
     assert restored.recipe == "restored" and restored.final == trained.final
     assert longer.final > trained.final - 0.05
     other = dataclasses.replace(more, steps=2, out=str(tmp_path / "other"))
     with pytest.raises(
-        ValueError, match="has steps 1, wait 0 and levels .0, 1.; asked"
+        ValueError, match="has steps 1, and asked for are 2; give --steps"
     ):
         finetune.run(other, data=data)
 
@@ -142,6 +147,21 @@ def test_a_divergence_names_its_step(finished, data, tmp_path):
     )
     with pytest.raises(FloatingPointError, match="not finite in epoch 1, step "):
         finetune.run(wild, data=data)
+
+
+def test_only_kernels_decay(data):
+    config = FineTune(weight_decay=0.5, warmup=0.0)
+    snn = SNN(
+        {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)},
+        {"site": NeuronParams(jnp.ones(2), jnp.ones(2), jnp.ones((3, 3, 2)))},
+    )
+    optimizer = finetune._optimizer(config, data)
+    none = jax.tree.map(jnp.zeros_like, snn)
+    updates, state = optimizer.update(none, optimizer.init(snn), snn)
+    updates, _ = optimizer.update(none, state, snn)  # the rate begins at 0
+    assert (updates.params["kernel"] < 0).all()
+    others = jax.tree.leaves((updates.params["scale"], updates.neurons))
+    assert all((leaf == 0).all() for leaf in others)
 
 
 def test_images_held_back_are_the_last_and_not_trained_on(data):
@@ -158,7 +178,10 @@ def test_images_held_back_are_the_last_and_not_trained_on(data):
     [
         ({"distillation": 1.5}, r"distillation must be in \[0, 1\], not 1.5"),
         ({"held_back": -1}, "held_back must be >= 0, not -1"),
-        ({"wait": 3, "steps": 2}, "wait 3 exceeds steps 2"),
+        ({"wait": 3, "steps": 2}, r"wait must be 0 to steps \(2\), not 3"),
+        ({"wait": -1}, r"wait must be 0 to steps \(2\), not -1"),
+        ({"levels": (0, 1, -1, 1)}, "levels must be lowest and highest, not"),
+        ({"restore": "x", "recipe": "light"}, "takes no --recipe; leave out"),
         ({"levels": (1, 0)}, "levels are"),
         ({"flip": True}, "mirrored images of digits are no digits"),
         ({"temperature": 0}, "temperature must be > 0, not 0"),

@@ -19,22 +19,22 @@ LEVELS = 4
 X = jnp.asarray(RNG.integers(-8, 9, (20, 6, 6, 3)) / 8, jnp.float32)
 PARAMS = {
     "first": jnp.asarray(RNG.integers(-8, 9, (3, 3, 3, 8)) / 16, jnp.float32),
-    "one": jnp.asarray(RNG.uniform(0.5, 3, 8), jnp.float32),
+    "maximum": jnp.asarray(RNG.uniform(0.5, 3, 8), jnp.float32),
     "second": jnp.asarray(RNG.integers(-8, 9, (8, 12)) / 16, jnp.float32),
-    "log": jnp.float32(0.3),
+    "log_maximum": jnp.float32(0.3),
     "out": jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32),
 }
 
 
 def network(p, x, levels=LEVELS):
-    x = quantized_relu(conv(x, p["first"], stride=2), p["one"], levels).mean((1, 2))
-    return quantized_relu(x @ p["second"], jnp.exp(p["log"]), levels) @ p["out"]
+    x = quantized_relu(conv(x, p["first"], stride=2), p["maximum"], levels).mean((1, 2))
+    return quantized_relu(x @ p["second"], jnp.exp(p["log_maximum"]), levels) @ p["out"]
 
 
 @pytest.mark.parametrize("maximum", [1.0, 0.7, np.array([0.5, 1.0, 2.5], np.float32)])
 @pytest.mark.parametrize("levels", [1, 4, 7])
 def test_it_is_the_nearest_of_its_values(maximum, levels):
-    x = RNG.normal(size=(200, 3)).astype(np.float32) * 2
+    x = np.random.default_rng(7).normal(size=(200, 3)).astype(np.float32) * 2
     grid = np.asarray(maximum)[..., None] * np.arange(levels + 1) / levels
     grid = np.broadcast_to(grid, (3, levels + 1))
     distance = np.abs(x[..., None] - grid)
@@ -67,7 +67,7 @@ def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network(execution):
     options = {"steps": LEVELS, "wait": LEVELS}
     snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
     (first, second) = snn.neurons.values()
-    np.testing.assert_array_equal(first.threshold, PARAMS["one"])
+    np.testing.assert_array_equal(first.threshold, PARAMS["maximum"])
     np.testing.assert_allclose(second.threshold, np.full(12, np.exp(0.3)), rtol=1e-6)
     np.testing.assert_array_equal(2 * first.initial_potential, first.threshold)
     mean = snnjax.spiking(network, execution=execution, **options)(snn, X).mean(0)
@@ -93,7 +93,7 @@ def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
     def clipped(w, x):
         return snnjax.clipped_relu(x @ w, 0.5)
 
-    x = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(20, 3)), jnp.float32)
     snn = snnjax.convert(clipped, jnp.eye(3), x, steps=4, recipe=snnjax.quantized())
     (neuron,) = snn.neurons.values()
     np.testing.assert_array_equal(neuron.threshold, [0.5] * 3)
@@ -103,8 +103,40 @@ def test_a_plain_relu_has_no_maximum():
     def fn(w, x):
         return jax.nn.relu(x @ w)
 
-    with pytest.raises(ValueError, match="is a relu, which has no maximum of its own"):
+    with pytest.raises(ValueError, match="has the kind .relu., which has no maximum"):
         snnjax.convert(fn, jnp.eye(3), X[:, 0, 0], steps=4, recipe=snnjax.quantized())
+
+
+def test_gradients_know_channels_and_bfloat16():
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(50, 3)), jnp.float32)
+    maxima = jnp.array([0.5, 1.0, 2.0])
+
+    def total(x, maxima):
+        return quantized_relu(x, maxima, 4).sum()
+
+    of_x, of_maxima = jax.grad(total, argnums=(0, 1))(x, maxima)
+    for c in range(3):
+        own_x, own = jax.grad(total, argnums=(0, 1))(x[:, c], maxima[c])
+        np.testing.assert_array_equal(of_x[:, c], own_x)
+        np.testing.assert_allclose(of_maxima[c], own, rtol=1e-5)
+    half = jnp.asarray(np.random.default_rng(7).normal(size=2000), jnp.bfloat16)
+    y = quantized_relu(half, 1.0, 4)
+    slope = jax.grad(lambda x: quantized_relu(x, 1.0, 4).sum())(half)
+    assert (slope[(y > 0) & (y < 1)] == 1).all()  # as the value is rounded
+
+
+def test_encoders_have_no_maximum_and_other_steps_round_otherwise():
+    def fn(p, x):
+        x = quantized_relu(x.mean((1, 2)) @ p["first"][0, 0], 1.0, 4)
+        return jnp.tanh(x) @ p["second"]
+
+    with pytest.raises(ValueError, match="kind 'encoder', which has no maximum"):
+        snnjax.convert(fn, PARAMS, X, steps=4, recipe=snnjax.quantized())
+    recipe = snnjax.quantized()
+    snn = snnjax.convert(network, PARAMS, X, steps=3, wait=3, recipe=recipe)
+    output = snnjax.spiking(network, steps=3, wait=3)(snn, X).mean(0)
+    assert jnp.abs(output - network(PARAMS, X, 3)).max() < 1e-4
+    assert jnp.abs(output - network(PARAMS, X)).max() > 0.01
 
 
 @pytest.mark.parametrize(

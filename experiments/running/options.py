@@ -351,7 +351,8 @@ class FineTune:
     warmup: float = 0.05
     # Weight decay of kernels.
     weight_decay: float = 0.0
-    # Share of the distance from the ANN's answers in the loss; 0: labels alone.
+    # Weight in the loss of the distance from the ANN's answers, at a temperature of 1;
+    # 0: labels alone.
     distillation: float = 0.5
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
@@ -388,7 +389,18 @@ class FineTune:
             raise ValueError(f"distillation must be in [0, 1], not {self.distillation}")
         if not self.held_back >= 0:
             raise ValueError(f"held_back must be >= 0, not {self.held_back}")
-        self.conversion()
+        if not 0 <= self.wait <= self.steps:
+            raise ValueError(f"wait must be 0 to steps ({self.steps}), not {self.wait}")
+        if len(self.levels) != 2:
+            raise ValueError(f"levels must be lowest and highest, not {self.levels}")
+        self.conversion()  # which checks the other options
+        if self.restore is not None:
+            for name in ("recipe", "calibration_images"):
+                if getattr(self, name) != getattr(FineTune, name):
+                    raise ValueError(
+                        f"--restore begins with an SNN as it was saved, so it takes no "
+                        f"--{name}; leave out one of them"
+                    )
 
     def conversion(self) -> Convert:
         """The conversion that training begins with."""

@@ -3,8 +3,8 @@
 ``activation`` a [N, ..., C] is the ANN's, ``output`` s the mean output over T steps of
 the spiking neurons for the same N images; the formulas bring s near a.
 Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
-(least-squares threshold, bias and potential correction); `postpone` and `Expected` are
-ours.
+(least-squares threshold, bias and potential correction); Bhalgat et al., CVPR workshops
+2020 (offsets); `postpone` and `Expected` are ours.
 """
 
 import functools
@@ -357,22 +357,23 @@ def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
     return rows.reshape(-1, per_block * rows.shape[1])
 
 
-# Ends of the grid of `middle`, as shares of the range of a channel.
-_ENDS = np.linspace(0, 0.7, 15).astype(np.float32)
+# g and g' of `middle`, in twentieths of the range of a channel.
+_TWENTIETHS = range(15)
 
 
-def middle(activation: jax.Array, points: int, channel: int = -1) -> jax.Array:
-    """The middle of the interval whose even grid is nearest to the activations, [C].
+def middle(activation: jax.Array, intervals: int, channel: int = -1) -> jax.Array:
+    """The middle of the evenly spaced grid that is nearest to the activations, [C].
 
         middle = (l + u) / 2  of  argmin_(l, u) sum (q - a)^2
         q = l + (u - l) / n round(n clip((a - l) / (u - l), 0, 1))
 
     Compared are l = m + g (M - m) and u = M - g' (M - m), for g and g' = 0, 0.05 .. 0.7
-    and g + g' < 1; m and M are the least and the largest a of the channel.
+    and g + g' < 1; of equals the first is taken. m and M are the least and the largest
+    a of the channel.
 
     Args:
         activation: of the ANN, [N, ...].
-        points: n, one less than the points of the grid; 2T high of signed levels.
+        intervals: n, between the points of the grid; 2T high of signed levels.
         channel: axis that counts channels, from the end.
 
     >>> import jax.numpy as jnp
@@ -383,13 +384,13 @@ def middle(activation: jax.Array, points: int, channel: int = -1) -> jax.Array:
     rows = rows.reshape(-1, rows.shape[-1])
     low, high = rows.min(0), rows.max(0)
     scaled = (rows - low) / jnp.where(high > low, high - low, 1)
-    ends = [(g, 1 - h) for g in _ENDS for h in _ENDS if g + h < 0.99]
-    lower, upper = np.asarray(ends, np.float32).T
+    pairs = [(i, 20 - j) for i in _TWENTIETHS for j in _TWENTIETHS if i + j < 20]
+    lower, upper = np.asarray(pairs, np.float32).T / 20
 
-    def error(ends):
-        lower, upper = ends
+    def error(pair):
+        lower, upper = pair
         share = jnp.clip((scaled - lower) / (upper - lower), 0, 1)
-        nearest = lower + (upper - lower) / points * jnp.round(points * share)
+        nearest = lower + (upper - lower) / intervals * jnp.round(intervals * share)
         return ((nearest - scaled) ** 2).sum(0)
 
     best = jax.lax.map(error, (lower, upper)).argmin(0)

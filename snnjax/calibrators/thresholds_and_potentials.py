@@ -50,17 +50,17 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
 
 
 def own_maximum_threshold() -> Calibrator:
-    """V_th = the maximum of a clipped or quantized ReLU, over the highest level.
+    """V_th = maximum / high, of a clipped or quantized ReLU.
 
-    The calibrator raises ValueError at a site that has none.
+    The calibrator raises ValueError at a site without a maximum of its own.
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
         if view.maximum is None:
             raise ValueError(
-                f"site {view.site.name!r} is a {view.site.kind}, which has no maximum "
-                "of its own; allowed: networks of snnjax.quantized_relu or "
-                "snnjax.clipped_relu, or another recipe, e.g. snnjax.best()"
+                f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
+                "no maximum of its own; allowed: the kinds 'quantized relu' and "
+                "'clipped relu'. Take another recipe, e.g. snnjax.best()"
             )
         threshold = view.maximum / view.high
         return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
@@ -101,14 +101,14 @@ def least_squares_threshold(
 
 
 def least_squares_offset() -> Calibrator:
-    """offset = `formulas.middle` of each channel, where levels have both signs.
+    """offset = `formulas.middle` of each channel of an encoder.
 
     Half of the levels around 0 are unused where values are skewed, as those of GELU and
     SiLU, or far from 0, as a mean; around the middle of the values all of them serve.
     The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
-    sends a negative spike at every step. Sites whose levels have one sign keep their
-    fit. Source of offsets for such functions: Bhalgat et al., LSQ+, CVPR workshops
-    2020.
+    sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
+    begins at 0, also where its spikes have both signs. Source of offsets for such
+    functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -116,14 +116,14 @@ def least_squares_offset() -> Calibrator:
             return fit
         thinned = view.thinned(_OFFSET_SAMPLES)
         activation = thinned.join(thinned.activations)
-        points = 2 * view.steps * view.high
-        offset = _middle(activation, points, view.site.channel)
+        intervals = 2 * view.steps * view.high
+        offset = _middle(activation, intervals, view.site.channel)
         return fit._replace(neuron=fit.neuron._replace(offset=offset))
 
     return calibrate
 
 
-# Of each channel.
+# Of each channel: enough to choose among twentieths of its range.
 _OFFSET_SAMPLES = 2**12
 
 
@@ -427,7 +427,7 @@ _candidate_errors = jax.jit(
     formulas.candidate_errors, static_argnames=("objective", "channel")
 )
 _nearest = jax.jit(formulas.nearest, static_argnames="prior")
-_middle = jax.jit(formulas.middle, static_argnames=("points", "channel"))
+_middle = jax.jit(formulas.middle, static_argnames=("intervals", "channel"))
 _binary_unit = jax.jit(formulas.binary_unit)
 _bias_correction = jax.jit(formulas.bias_correction, static_argnames="channel")
 _potential_correction = jax.jit(formulas.potential_correction)

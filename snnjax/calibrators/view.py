@@ -148,7 +148,7 @@ class View(abc.ABC):
         return self.join(self.activations)
 
     def magnitudes(self, fit: Fit) -> Iterator[jax.Array]:
-        """What thresholds are fitted to: a, or |a - offset| where a has both signs."""
+        """What thresholds are fitted to: a, or |a - offset| of an encoder."""
         if not self.site.signed:
             return iter(self.activations)
         offset = fit.neuron.offset

@@ -85,8 +85,9 @@ def advanced(
 def quantized() -> Recipe:
     """V_th = the ReLU's own maximum, v(0) = V_th / 2 (ICLR 2022, QCFS).
 
-    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). With L levels
-    and a wait of T = L the SNN has the numbers of the network itself.
+    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). Where T times
+    the highest level of a spike is L and the wait is T, the SNN has the numbers of the
+    network itself; with other T it rounds to other values.
     """
     return Recipe(((own_maximum_threshold(), half_charge()),))
 
@@ -94,8 +95,8 @@ def quantized() -> Recipe:
 def best() -> Recipe:
     """The strongest training-free composition that we know of, in one sweep.
 
-    In this order: weights refitted to compensate for errors of earlier layers; where
-    values have both signs, levels around the middle of each channel's; thresholds per
+    In this order: weights refitted to compensate for errors of earlier layers; levels
+    of an encoder around the middle of each channel; thresholds per
     channel for a neuron that rounds, with a margin for new images where a channel has
     few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as the bias shift
     does, but from the first step; per channel, unless spikes can be taken back, as much

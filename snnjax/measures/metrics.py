@@ -25,7 +25,7 @@ import numpy as np
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
-from snnjax.firing import all_fire, at_rest, events, observe_spikes, unit
+from snnjax.firing import at_level, at_rest, events, observe_spikes, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
@@ -265,7 +265,7 @@ def _observe(
     )
     models = [snn.model(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
-    at_level_one = all_fire(network, snn, x) if graded else {}
+    at_level_one = at_level(network, snn, x, 1) if graded else {}
     rest = at_rest(network, snn, x)
     operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
     input_macs = operator_macs(network, live=False)

@@ -32,7 +32,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._examples import batch_of
-from snnjax.firing import all_fire, at_rest, events, observe_spikes
+from snnjax.firing import at_level, at_rest, events, observe_spikes
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
@@ -166,7 +166,7 @@ def _count(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    at_full_rate, rest = all_fire(network, snn, x), at_rest(network, snn, x)
+    at_full_rate, rest = at_level(network, snn, x, 1), at_rest(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from snnjax.activations import clipped_relu, quantized_relu
+from snnjax.activations import clipped_relu, snnjax_quantized_relu
 from snnjax.network.equations import Equation, Values, read
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
@@ -68,7 +68,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         return function(x, *others)
     if site.signed:
         return x
-    activation = (jax.nn.relu, clipped_relu, quantized_relu)[len(operands)]
+    activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
     return activation(x, *operands)
 
 

@@ -15,7 +15,7 @@ from snnjax.neurons.protocol import chain
 from snnjax.snn import SNN, check_snn
 
 
-def differentiable(snn: SNN) -> tuple[SNN, Callable[[SNN], SNN]]:
+def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
     """The floating leaves of an SNN, and a function that puts the others back.
 
     Params may hold whole numbers and random keys, as the state of an nnx model with
@@ -42,7 +42,7 @@ def differentiable(snn: SNN) -> tuple[SNN, Callable[[SNN], SNN]]:
     others = [None if is_floating(leaf) else leaf for leaf in leaves]
     floats = [leaf if is_floating(leaf) else None for leaf in leaves]
 
-    def merge(floats: SNN) -> SNN:
+    def merge(floats: Any) -> SNN:
         remaining = iter(jax.tree.leaves(floats))
         merged = [next(remaining) if leaf is None else leaf for leaf in others]
         return jax.tree_util.tree_unflatten(structure, merged)
@@ -50,14 +50,14 @@ def differentiable(snn: SNN) -> tuple[SNN, Callable[[SNN], SNN]]:
     return jax.tree_util.tree_unflatten(structure, floats), merge
 
 
-def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
+def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     """A label for every leaf of an SNN, for ``optax.multi_transform``.
 
     Args:
         snn: the network.
         trained: which kinds are trained: "weights", and names of the neurons'
             parameters, such as "threshold", "bias", "initial_potential", "leak",
-            "temperature", or "kernel" of recurrent ones.
+            "temperature", or "kernel" of recurrent ones; None: all that can be.
 
     Returns:
         A pytree like ``snn``: each leaf's kind where it is trained, else "frozen".
@@ -82,6 +82,8 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
     >>> state = optimizer.init(snn)
     """
     check_snn(snn)
+    every = trained is None
+    trained = {"weights", *_names_of_parameters(snn)} if trained is None else trained
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
     unknown = set(trained) - {"weights", *_names_of_parameters(snn)}
@@ -100,20 +102,13 @@ def param_labels(snn: SNN, trained: Collection[str]) -> SNN:
 
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
     missing = set(trained) - set(jax.tree.leaves(labels))
-    if missing:
+    if missing and not every:
         raise ValueError(
             f"this SNN has no leaf {sorted(missing)} to train. Temperature and leak "
             "come with the neuron, e.g. snnjax.init(..., neuron=snnjax.lif("
             "temperature=3.0))"
         )
     return labels
-
-
-def kinds_of(snn: SNN) -> list[str]:
-    """All kinds of which an SNN has a leaf that can be trained."""
-    kinds = ["weights"] if any(map(is_floating, jax.tree.leaves(snn.params))) else []
-    leaves = jax.tree_util.tree_leaves_with_path(snn.neurons)
-    return kinds + list(dict.fromkeys(name_of(path[-1:]) for path, _ in leaves))
 
 
 def _names_of_parameters(snn: SNN) -> list[str]:

@@ -2,7 +2,7 @@
 
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
-    distillation         (1 - w) CE(mean_t O(t), y) + w KL(teacher | mean_t O(t))
+    distillation         (1 - w) CE(mean_t O(t), y) + w KL(p(teacher), p(mean_t O(t)))
 
 `snnjax.spiking` gives the outputs O, [T, B, classes]; optax treats the
 `SNN` as any other pytree. Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient
@@ -83,9 +83,10 @@ def distillation(
 ) -> jax.Array:
     """Cross-entropy of the mean output, and its distance from another network's.
 
-        (1 - w) CE(mean_t O(t), y) + w tau^2 KL(p(teacher / tau) | p(mean_t O(t) / tau))
+        (1 - w) CE(mean_t O(t), y) + w tau^2 KL(p(teacher / tau), p(mean_t O(t) / tau))
 
-    p is the softmax. Source: Hinton, Vinyals and Dean, 2015.
+    p is the softmax. Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a
+    Neural Network", 2015.
 
     Args:
         outputs: readout at each step [T, B, classes].
@@ -95,30 +96,34 @@ def distillation(
         temperature: tau > 0.
 
     Raises:
-        ValueError: as `mean_cross_entropy`; a teacher of another shape; a number
-            outside its range.
+        ValueError: outputs, teacher or labels of another shape; outside of ``jit``, a
+            label that is no class; a number outside its range.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 0.0]]])
     >>> print(distillation(outputs, jnp.array([[1.0, 0.0]])))
     0.0
+    >>> print(distillation(outputs, jnp.array([[0.0, 1.0]]), jnp.array([0])))
+    0.3876...
     """
     if not is_number(weight) or not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight!r}; allowed: 0 to 1")
     check_positive("temperature", temperature)
-    mean = wide(outputs).mean(0)
-    if jnp.shape(teacher) != mean.shape:
+    shape = jnp.shape(outputs)
+    if len(shape) != 3 or jnp.shape(teacher) != shape[1:]:
         raise ValueError(
-            f"the teacher's logits have shape {jnp.shape(teacher)}; allowed: "
-            f"{mean.shape}, those of the outputs without their time axis"
+            f"outputs have shape {shape} and the teacher's logits "
+            f"{jnp.shape(teacher)}; allowed: [T, B, classes] and [B, classes]"
         )
-    target = jax.lax.stop_gradient(wide(teacher)) / temperature
-    target = jax.nn.log_softmax(target.astype(mean.dtype))
-    answer = jax.nn.log_softmax(mean / temperature)
-    distance = temperature**2 * (jnp.exp(target) * (target - answer)).sum(-1).mean()
+    mean = wide(outputs).mean(0)
+    logits = jax.lax.stop_gradient(wide(teacher)).astype(mean.dtype)
+    teacher_log_p = jax.nn.log_softmax(logits / temperature)
+    log_p = jax.nn.log_softmax(mean / temperature)
+    divergence = (jnp.exp(teacher_log_p) * (teacher_log_p - log_p)).sum(-1).mean()
+    divergence = temperature**2 * divergence
     if labels is None:
-        return distance
-    return (1 - weight) * mean_cross_entropy(outputs, labels) + weight * distance
+        return divergence
+    return (1 - weight) * mean_cross_entropy(outputs, labels) + weight * divergence
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:

@@ -1,9 +1,10 @@
 """Descent on an SNN: optax's optimizers, kept within the ranges of neurons.
 
-    p <- clip(p + u, p / 2, 1)      an update u of a leak; of others without the 1
+    p <- clip(p + u, low, high)
 
-so that a threshold or temperature stays positive whatever the learning rate. Leaves
-that are no real numbers, and running averages, stay as they are.
+For an update u of a threshold, temperature or leak, low is p / 2 (or the least normal
+number), so that p stays positive at any learning rate; for an adaptation it is 0. For a
+leak high is 1. Leaves that are no real numbers, and running averages, do not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._trees import name_of
-from snnjax.snn import SNN, range_of
-from snnjax.training.leaves import differentiable, kinds_of, param_labels
+from snnjax.snn import SNN, check_snn, range_of
+from snnjax.training.leaves import differentiable, param_labels
 
 Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 
@@ -25,10 +26,13 @@ def within_ranges() -> optax.GradientTransformation:
     """Shorten updates that would take a neuron's parameter out of its range.
 
     Thresholds and temperatures are > 0, leaks in (0, 1], adaptations >= 0; one that
-    must be positive at most halves in a step. The last part of an `optax.chain`.
+    must be positive at most halves in a step. Put it last in an `optax.chain`.
+
+    Returns:
+        A transformation for SNNs, or for their floating leaves (`differentiable`).
 
     Raises:
-        ValueError: ``update`` was called without the params.
+        ValueError: in ``update``, if params are missing or are no SNN.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)),
@@ -47,16 +51,20 @@ def within_ranges() -> optax.GradientTransformation:
                 "within_ranges got no params; allowed: update(gradient, state, snn)"
             )
 
-        def shortened(path, change, value):
+        check_snn(params)
+
+        def bounded_update(path, change, value):
             limits = None if path[0].name == "params" else range_of(name_of(path))
             if limits is None:
                 return change
-            lowest = value / 2 if limits.positive else jnp.zeros_like(value)
-            moved = value + change
-            within = jnp.clip(moved, lowest, limits.highest)
-            return jnp.where(within == moved, change, within - value)
+            lowest = jnp.zeros_like(value)
+            if limits.positive:
+                lowest = jnp.maximum(value / 2, jnp.finfo(value.dtype).tiny)
+            bounded = jnp.clip(value + change, lowest, limits.highest)
+            # A change that stays within is passed on without a rounding error.
+            return jnp.where(bounded == value + change, change, bounded - value)
 
-        tree = jax.tree_util.tree_map_with_path(shortened, updates, params)
+        tree = jax.tree_util.tree_map_with_path(bounded_update, updates, params)
         return tree, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -68,12 +76,13 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     Running averages of a BatchNorm are frozen (`param_labels`).
 
     Args:
-        rules: one of optax's optimizers for all that can be trained; or kind -> its
-            own, kinds as in `param_labels`, and what is not among them is frozen.
+        rules: one of optax's optimizers for all that can be trained, weights and
+            neurons; or kind -> optimizer, kinds as in `param_labels`, where all other
+            kinds are frozen.
 
     Returns:
-        For the floating leaves of an SNN, as `differentiable` gives them, or for an
-        SNN that has no others.
+        A transformation for the floating leaves of an SNN (`differentiable`). An SNN
+        that has only floating leaves can be passed itself.
 
     Raises:
         ValueError: in ``init``, for an unknown kind, or one of which the SNN has none.
@@ -87,16 +96,16 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     >>> print(updates.neurons["relu"].threshold, updates.neurons["relu"].bias)
     -0.1 0.0
     """
-    of_kind = dict(rules) if isinstance(rules, Mapping) else None
+    rules_of_kinds = dict(rules) if isinstance(rules, Mapping) else None
 
     def labels(snn: SNN) -> SNN:
-        if of_kind is not None:
-            return param_labels(snn, list(of_kind))
-        kinds = param_labels(snn, kinds_of(snn))
-        return jax.tree.map(lambda kind: kind if kind == "frozen" else "trained", kinds)
+        if rules_of_kinds is not None:
+            return param_labels(snn, list(rules_of_kinds))
+        kinds = param_labels(snn)
+        return jax.tree.map(lambda kind: kind if kind == "frozen" else "all", kinds)
 
-    named: dict[Any, Any] = {"trained": rules} if of_kind is None else of_kind
-    transforms: dict[Any, Any] = named | {"frozen": optax.set_to_zero()}
+    transforms: dict[Any, Any] = {"frozen": optax.set_to_zero()}
+    transforms |= {"all": rules} if rules_of_kinds is None else rules_of_kinds
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
 
 
@@ -141,22 +150,19 @@ def descent(
     >>> bool(value < 0.1)
     True
     """
-    optimizes = optimizer(rules)
+    transformation = optimizer(rules)
 
     def init(snn: SNN) -> optax.OptState:
-        return optimizes.init(_as_params(differentiable(snn)[0]))
+        return transformation.init(differentiable(snn)[0])
 
     def step(snn: SNN, state: optax.OptState, *args: chex.ArrayTree):
         floats, merge = differentiable(snn)
-        of_floats = lambda floats: loss(merge(floats), *args)  # noqa: E731
-        value, gradient = jax.value_and_grad(of_floats, has_aux=has_aux)(floats)
-        updates, state = optimizes.update(gradient, state, _as_params(floats))
-        moved: Any = optax.apply_updates(_as_params(floats), updates)
-        return merge(moved), state, value
+
+        def loss_of(leaves: Any) -> Any:
+            return loss(merge(leaves), *args)
+
+        value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
+        updates, state = transformation.update(gradient, state, floats)
+        return merge(optax.apply_updates(floats, updates)), state, value
 
     return Descent(init, step)
-
-
-def _as_params(floats: SNN) -> Any:
-    """An SNN is a pytree to optax, whose types know no class of others."""
-    return floats

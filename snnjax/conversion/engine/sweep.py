@@ -100,7 +100,7 @@ def _fit_site(
 def _activations(
     here: Arrival, original: Values
 ) -> tuple[LoadedOnAccess, jax.Array | None]:
-    """The ANN's activations at the site, and the maximum of a clipped ReLU.
+    """The ANN's activations at the site, and the maximum if a ReLU there has one.
 
     The ANN's stream is carried over the site.
     """
@@ -111,7 +111,7 @@ def _activations(
         nonlocal maximum
         inputs, carried = run_ann(plan, batch, here.i, original)
         if here.site.fires and len(inputs) > 1:
-            maximum = _per_channel(inputs[1], here.site)
+            maximum = _shaped_like_threshold(inputs[1], here.site)
         activation = identity(batch.stages[here.i].place, *inputs)
         activation, *carried = spilled([activation, *carried], file)
         advance(batch.ann, batch.stages, here.i, activation, carried)
@@ -122,8 +122,8 @@ def _activations(
     return activations, maximum
 
 
-def _per_channel(maximum: jax.Array, site: Site) -> jax.Array:
-    """The maximum of a clipped ReLU, shaped like V_th."""
+def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
+    """One number per channel of a maximum that may be one for all of them."""
     shape = parameter_shapes(site)["threshold"]
     own = jnp.shape(maximum)[-len(shape) :]
     return jnp.broadcast_to(jnp.reshape(maximum, own).astype(jnp.float32), shape)
