@@ -40,6 +40,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "advanced": lambda config, seed: snnjax.advanced(
         iterations=config.iterations, learning_rate=config.rate, seed=seed
     ),
+    "quantized": lambda config, seed: snnjax.quantized(),
     "best": lambda config, seed: snnjax.best(),
 }
 BATCH = 500  # images at a time

@@ -166,7 +166,8 @@ def _write(
     best = choice(results)
     pairs = zip(results, snns, strict=True)
     snn = next(snn for result, snn in pairs if result is best)
-    file = write_files(task, facts, results, snn, page)
+    images = calibration_images(task.config, task.data, task.config.seeds[0])
+    file = write_files(task, facts, results, snn, page, images)
     out = task.config.out
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
@@ -182,6 +183,7 @@ def write_files(
     results: list[Result],
     snn: snnjax.SNN,
     page: Path | None,
+    calibration: jax.Array | None = None,
 ) -> Path:
     """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
     config, best = task.config, choice(results)
@@ -192,7 +194,7 @@ def write_files(
         facts["source"] | {"dtype": config.dtype, "chosen_on": facts["chosen_on"]},
         recipe=best.recipe,
         accuracy=best.accuracies[0][-1],  # of the first seed, as the SNN is
-        calibration=calibration_images(config, task.data, config.seeds[0]),
+        calibration=calibration,
     )
     write_results(out, facts, results)
     image = task.test.images[:1]

@@ -21,6 +21,7 @@ import snnjax
 from experiments.conversions import (
     Draw,
     Experiment,
+    calibration_images,
     carry_out,
     count_hits,
     forget,
@@ -34,6 +35,7 @@ from experiments.presets import PRESETS_FINETUNE
 from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
     FineTune,
+    check_resumable,
     devices,
     fit,
     parse,
@@ -68,6 +70,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
+    check_resumable(config)
     setup = prepare(config.conversion(), data)
     print(HEADER, flush=True)
     conversion, snn = _begin(config, setup)
@@ -90,7 +93,11 @@ def _write(config: FineTune, setup: Setup, results: list[Result], snn: SNN) -> N
     facts["chosen_on"] = "nothing: it is the SNN after the last epoch"
     # `choice` takes the row with hits: the files show the trained SNN.
     conversion = results[0]._replace(choice_hits=None)
-    file = write_files(task, facts, [conversion, *results[1:]], snn, setup.page)
+    images = None
+    if config.restore is None:
+        images = calibration_images(task.config, task.data, config.seed)
+    results = [conversion, *results[1:]]
+    file = write_files(task, facts, results, snn, setup.page, images)
     forget(task.config)
     print(
         f"\n{config.out}: metrics.jsonl, epochs.png, metrics.json, results.md, "

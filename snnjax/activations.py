@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import wide_dtype
 from snnjax._checks import check_count, check_floating
 
 
@@ -50,8 +51,8 @@ def snnjax_clipped_relu(x, maximum):
 def _clipped_relu_jvp(primals, tangents):
     (x, maximum), (dx, dmaximum) = primals, tangents
     inside = (x >= 0) & (x <= maximum)
-    slope = inside.astype(x.dtype) * dx + jnp.where(x > maximum, dmaximum, 0)
-    return clipped_relu(x, maximum), slope.astype(x.dtype)
+    beyond = (x > maximum).astype(x.dtype) * dmaximum.astype(x.dtype)
+    return clipped_relu(x, maximum), inside.astype(x.dtype) * dx + beyond
 
 
 def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
@@ -89,24 +90,27 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
 @jax.custom_jvp
 def snnjax_quantized_relu(x, maximum, levels):
     """The capture recognises the activation by this name, which nobody else uses."""
-    maximum, levels = jnp.asarray(maximum, x.dtype), levels.astype(x.dtype)
-    return maximum / levels * jnp.clip(_level(x, maximum, levels), 0, levels)
+    level = jnp.clip(_level(x, maximum, levels), 0, levels.astype(wide_dtype(x)))
+    share = level / levels.astype(level.dtype)
+    return (share * jnp.asarray(maximum, level.dtype)).astype(x.dtype)
 
 
 @snnjax_quantized_relu.defjvp
 def _quantized_relu_jvp(primals, tangents):
     (x, maximum, levels), (dx, dmaximum, _) = primals, tangents
     y = snnjax_quantized_relu(x, maximum, levels)
-    maximum, levels = jnp.asarray(maximum, x.dtype), levels.astype(x.dtype)
     level = _level(x, maximum, levels)
-    inside = (level >= 0) & (level <= levels)
-    per_maximum = jnp.where(inside, (y - x) / maximum, (level > 0).astype(x.dtype))
-    slope = inside.astype(x.dtype) * dx + per_maximum * dmaximum
-    return y, slope.astype(x.dtype)
+    inside = (level >= 0) & (level <= levels.astype(level.dtype))
+    rounding = (y - x) / jnp.asarray(maximum, x.dtype)
+    per_maximum = jnp.where(inside, rounding, (level > 0).astype(x.dtype))
+    slope = inside.astype(x.dtype) * dx + per_maximum * dmaximum.astype(x.dtype)
+    return y, slope
 
 
 def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
-    """The number of the nearest value, before the clip, in the type of x."""
+    """The number of the nearest value, before the clip: in float32, as of a neuron."""
+    dtype = wide_dtype(x)
+    x, maximum, levels = (jnp.asarray(a, dtype) for a in (x, maximum, levels))
     return jnp.floor(levels * x / maximum + 0.5)
 
 
@@ -114,8 +118,10 @@ def _checked_maximum(maximum: jax.Array | float, dtype) -> jax.Array | float:
     numbers = int | float | np.number | np.ndarray | jax.Array
     concrete = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
     # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
-    if concrete and not np.all(np.asarray(maximum) > 0):
-        raise ValueError(f"maximum is {maximum}; allowed: > 0")
+    if concrete:
+        numbers = np.asarray(maximum, np.float64)
+        if not np.all(np.isfinite(numbers) & (numbers > 0)):
+            raise ValueError(f"maximum is {maximum}; allowed: finite and > 0")
     if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
         return jnp.asarray(maximum, dtype)  # a whole number has no tangent
     return maximum

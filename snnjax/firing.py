@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import lead
+from snnjax._trees import is_floating
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
@@ -59,17 +60,22 @@ def observe_spikes(
     return values, streams
 
 
-def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Values:
+def at_level(
+    network: Network, snn: SNN, x: chex.ArrayTree, level: int, *, offsets: bool = True
+) -> Values:
     """Every variable's value, [B, ...], at a step in which all neurons emit this level.
 
-    Args: network, snn, x: as for `observe_spikes`.
+    Args:
+        network, snn, x: as for `observe_spikes`.
+        level: of all spikes.
+        offsets: whether neurons add theirs.
     """
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         output = level * lead(unit(params, site), current.ndim).astype(current.dtype)
         offset = field(params, "offset")
-        if offset is not None:
+        if offset is not None and offsets:
             output += lead(offset, current.ndim).astype(current.dtype)
         return jnp.broadcast_to(output, current.shape)
 
@@ -77,16 +83,19 @@ def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Value
     return values
 
 
-def at_rest(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
-    """`at_level` 0. An empty dict stands for zeros, where no neuron has an offset."""
+def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
+    """What offsets add to every variable; an empty dict stands for zeros."""
     if all(field(params, "offset") is None for params in snn.neurons.values()):
         return {}
-    return at_level(network, snn, x, 0)
+    with_offsets = at_level(network, snn, x, 0)
+    without = at_level(network, snn, x, 0, offsets=False)
+    floating = (v for v, a in with_offsets.items() if is_floating(a))
+    return {v: with_offsets[v] - without[v] for v in floating}
 
 
-def events(values: Values, rest: Values, v: int) -> jax.Array:
-    """What spikes add to a variable: its value minus the one `at_rest`."""
-    return values[v] - rest[v] if v in rest else values[v]
+def events(values: Values, offsets: Values, v: int) -> jax.Array:
+    """A variable without what offsets add to it, which is no event."""
+    return values[v] - offsets[v] if v in offsets else values[v]
 
 
 def unit(params: Any, site: Site) -> jax.Array:

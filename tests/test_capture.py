@@ -233,7 +233,7 @@ def test_a_maximum_may_be_a_whole_number(maximum):
 
 @pytest.mark.parametrize("maximum", [-1.0, 0, jnp.array(-1.0), np.array([1.0, 0.0])])
 def test_a_maximum_that_is_not_positive_is_refused(maximum):
-    with pytest.raises(ValueError, match="maximum is .*allowed: > 0"):
+    with pytest.raises(ValueError, match="maximum is .*allowed: finite and > 0"):
         snnjax.clipped_relu(jnp.ones(2), maximum)
 
 

@@ -70,7 +70,7 @@ def test_updates_within_the_ranges_stay_as_they_are():
     with pytest.raises(ValueError, match=r"got no params; allowed: update\(gradient"):
         training.within_ranges().update(slopes, optax.EmptyState())
     with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
-        training.within_ranges().update({}, optax.EmptyState(), {})
+        training.within_ranges().init({})
 
 
 def test_a_weight_called_threshold_has_no_range():
@@ -151,6 +151,30 @@ def test_aux_comes_back_beside_the_loss():
     snn = fresh()
     _, _, (value, shape) = step(snn, init(snn), X)
     assert value >= 0 and shape == (2, 32, 3)
+
+
+def test_a_threshold_that_no_target_wants_keeps_a_finite_gradient():
+    params = {"w": jnp.eye(2), "out": jnp.eye(2), "calls": jnp.array(0)}
+    x = jnp.abs(X[:, :2])
+    snn = snnjax.convert(network, params, x, steps=4, recipe=snnjax.light("channel"))
+    run = snnjax.spiking(network, steps=4)
+
+    def loss(snn, x):
+        return jnp.square(run(snn, x).mean(0) - x * jnp.array([0.0, 1.0])).mean()
+
+    init, step = training.descent(loss, {"threshold": optax.adam(0.05)})
+    state, step = init(snn), jax.jit(step)
+    for _ in range(150):
+        snn, state, _ = step(snn, state, x)
+    assert jnp.isfinite(jax.grad(loss, allow_int=True)(snn, x).params["w"]).all()
+    threshold = snn.neurons["w/relu"].threshold
+    assert jnp.isfinite(threshold).all() and (threshold > 1e-6).all()
+
+
+@pytest.mark.parametrize("rules", ["adam", optax.adam, {"weights": optax.adam}, {}])
+def test_what_is_no_optimizer_is_refused(rules):
+    with pytest.raises(ValueError, match="allowed: an optimizer of optax, e.g. optax"):
+        training.descent(lambda snn: 0.0, rules)
 
 
 def test_rules_that_no_leaf_fits_are_refused():

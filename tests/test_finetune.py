@@ -133,6 +133,13 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     restored, longer = finetune.run(more, data=data)
     assert restored.recipe == "restored" and restored.final == trained.final
     assert longer.final > trained.final - 0.05
+    longer_run = dataclasses.replace(more, epochs=3, restore=None)
+    with pytest.raises(ValueError, match="holds a run with .*epochs 1.*asked for is"):
+        finetune.run(longer_run, data=data)
+    with pytest.raises(
+        ValueError, match="holds a run of 1 epochs; choose another --out"
+    ):
+        finetune.run(dataclasses.replace(more, resume=False), data=data)
     other = dataclasses.replace(more, steps=2, out=str(tmp_path / "other"))
     with pytest.raises(
         ValueError, match="has steps 1, and asked for are 2; give --steps"

@@ -318,3 +318,17 @@ def test_a_label_that_is_no_class_is_refused(label):
         ValueError, match=f"labels range from .*{label}.*allowed: 0 to 2"
     ):
         snnjax.accuracy(jnp.zeros((2, 2, 3)), jnp.array([1, label]))
+
+
+def test_a_value_is_worth_the_highest_level_at_most():
+    def fn(p, x):  # spikes of both neurons nearly cancel in the second product
+        return jax.nn.relu(x @ p["w"]) @ jnp.array([[1.0], [-0.999]]) @ p["out"]
+
+    params = {"w": jnp.eye(2), "out": jnp.ones((1, 3))}
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (16, 2)))
+    neuron = snnjax.integrate_and_fire(levels=(0, 3))
+    snn = snnjax.convert(fn, params, x, steps=2, neuron=neuron)
+    measures = snnjax.measure(fn, params, snn, x)
+    # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
+    assert measures.synaptic_additions <= 2 * 3 * (2 + 3)
+    assert measures.synaptic_additions >= measures.synaptic_operations

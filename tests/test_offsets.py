@@ -4,6 +4,8 @@ The oracle of the fit is a search over the same grids in NumPy; that of the neur
 the same neuron without an offset, whose input and output are moved.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,3 +228,39 @@ def test_a_value_far_from_zero_uses_all_levels():
         output = snnjax.spiking(fn, steps=STEPS)(snn, X).mean(0)
         error[name] = float(jnp.square(output - fn(PARAMS, X)).mean())
     assert error["with"] < error["without"] / 10
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: jax.nn.gelu((jax.nn.relu(x @ p["in"]) + 0.5) @ p["up"]) @ p["out"],
+        lambda p, x: (snnjax.encode(jax.nn.relu(x @ p["in"]))[:, :12] + x) @ p["in"],
+    ],
+)
+def test_an_offset_of_zero_changes_no_count(fn):
+    snn = fitted(fn, recipe=snnjax.light())
+    zero = {
+        name: p._replace(offset=jnp.zeros(())) if name.endswith("encoder") else p
+        for name, p in snn.neurons.items()
+    }
+    assert zero != snn.neurons
+    counts = []
+    for neurons in (snn.neurons, zero):
+        changed = dataclasses.replace(snn, neurons=neurons)
+        measures = snnjax.measure(fn, PARAMS, changed, X)
+        bench = snnjax.measures.neurobench(fn, changed, X)["SynapticOperations"]
+        counts.append((float(measures.synaptic_operations), bench))
+    assert counts[0] == counts[1]
+
+
+def test_in_bfloat16_bits_are_the_same_spikes():
+    fn = snnjax.in_dtype(gelu_network, "bfloat16")
+    neuron = snnjax.integrate_and_fire(levels=(-7, 7))
+    snn = fitted(fn, neuron=neuron)
+    outputs = (
+        snnjax.spiking(fn, steps=STEPS, execution=execution)(snn, X)
+        for execution in ("by_layer", by_layer(remat=True))
+    )
+    np.testing.assert_array_equal(*outputs)
+    trains = snnjax.measures.spike_trains(fn, snn, X)
+    assert all(np.abs(np.asarray(train, int)).max() <= 7 for train in trains.values())

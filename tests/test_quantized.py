@@ -142,7 +142,8 @@ def test_encoders_have_no_maximum_and_other_steps_round_otherwise():
 @pytest.mark.parametrize(
     "maximum, levels, message",
     [
-        (0.0, 4, "maximum is 0.0; allowed: > 0"),
+        (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
+        (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
         (1.0, 0, "levels is 0; allowed"),
         (1.0, 2.5, "levels is 2.5; allowed"),
     ],
@@ -158,3 +159,20 @@ def test_inside_jit_and_in_bfloat16_it_is_the_same_function():
     y = quantized_relu(jnp.array([0.26, 0.9], jnp.bfloat16), 1.0, 4)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y.astype(jnp.float32), [0.25, 1.0])
+
+
+def test_it_inherits_no_error_from_layers_that_make_none():
+    options = {"steps": LEVELS, "wait": LEVELS}
+    snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
+    measures = snnjax.measure(network, PARAMS, snn, X)
+    for site in measures.sites.values():
+        assert site.inherited < 1e-5 and site.error < 1e-5
+
+
+def test_in_bfloat16_it_is_exact_too():
+    levels, options = 7, {"steps": 7, "wait": 7}
+    fn = snnjax.in_dtype(lambda p, x: network(p, x, levels), "bfloat16")
+    snn = snnjax.convert(fn, PARAMS, X, recipe=snnjax.quantized(), **options)
+    output = snnjax.spiking(fn, **options)(snn, X).astype(jnp.float32).mean(0)
+    close = jnp.abs(output - fn(PARAMS, X).astype(jnp.float32)) < 0.05
+    assert close.mean() > 0.98

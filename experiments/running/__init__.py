@@ -23,6 +23,7 @@ from experiments.running.output_folder import (
 )
 from experiments.running.training_loop import (
     cache_sized,
+    check_resumable,
     fit,
     schedule,
     steps_per_epoch,
@@ -36,6 +37,7 @@ __all__ = [
     "Training",
     "cache_sized",
     "check_positive",
+    "check_resumable",
     "check_several",
     "devices",
     "fit",

@@ -414,7 +414,8 @@ class FineTune:
             waits=(str(self.wait),),
             levels=self.levels,
             seeds=(self.seed,),
-            calibration_images=self.calibration_images,
+            # An SNN that is restored is not calibrated.
+            calibration_images=1 if self.restore else self.calibration_images,
             test_images=self.test_images,
             mesh=self.mesh,
             dtype=self.dtype,

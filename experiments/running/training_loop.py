@@ -103,11 +103,8 @@ def fit(
         remove_unfinished(out / "checkpoints")
     with _manager(out / "checkpoints") as manager:
         last_epoch = manager.latest_step() or 0
-        if last_epoch and not getattr(config, "resume", True):
-            raise ValueError(
-                f"{config.out} holds a run of {last_epoch} epochs; choose another "
-                "--out, delete that folder, or go on with it by --resume true"
-            )
+        if last_epoch:
+            _check_may_resume(config, last_epoch)
         log, lines = out / "metrics.jsonl", []
         if devices.first():
             _claim(out / "config.json", config, resumed=last_epoch > 0)
@@ -131,6 +128,26 @@ def fit(
                 finished_epoch(state, lines)
                 manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
     return state
+
+
+def check_resumable(config: Any) -> None:
+    """Raise if ``config.out`` holds a run that `fit` would refuse to go on with."""
+    out = Path(config.out).expanduser()
+    if not (out / "checkpoints").is_dir():
+        return
+    with _manager(out / "checkpoints") as manager:
+        last_epoch = manager.latest_step() or 0
+    if last_epoch:
+        _check_may_resume(config, last_epoch)
+        _compare(out / "config.json", config)
+
+
+def _check_may_resume(config: Any, last_epoch: int) -> None:
+    if not getattr(config, "resume", True):
+        raise ValueError(
+            f"{config.out} holds a run of {last_epoch} epochs; choose another "
+            "--out, delete that folder, or go on with it by --resume true"
+        )
 
 
 def _feeder(
@@ -238,15 +255,26 @@ def _claim(file: Path, config: Any, resumed: bool) -> None:
     Raises:
         ValueError: the run that is there has other options.
     """
+    if resumed:
+        _compare(file, config)
+    else:
+        write(file, _options(config) + "\n")
+
+
+def _options(config: Any) -> str:
+    """The options on which the result depends, as JSON."""
     options = dataclasses.asdict(config)
-    for name in ("out", "data_dir", "resume", "mesh"):
+    for name in ("out", "data_dir", "resume", "mesh", "report"):
         options.pop(name, None)
-    text = json.dumps(options, indent=2)
-    if not resumed:
-        write(file, text + "\n")
-        return
-    options = json.loads(text)  # in which tuples are lists
-    # Resuming with other options would silently mix two experiments.
+    return json.dumps(options, indent=2)
+
+
+def _compare(file: Path, config: Any) -> None:
+    """Raise unless the run that is there has the same options.
+
+    Going on with others would silently mix two experiments.
+    """
+    options = json.loads(_options(config))  # in which tuples are lists
     stored = _parsed(file.read_text(), file) if file.exists() else {}
     differing = [name for name in options if stored.get(name) != options[name]]
     if differing:

@@ -25,7 +25,7 @@ import numpy as np
 from snnjax._arrays import lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
-from snnjax.firing import at_level, at_rest, events, observe_spikes, unit
+from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, shape_of
@@ -224,14 +224,19 @@ _MISSING = np.float32(np.nan)
 
 
 class _Observed(NamedTuple):
-    """Activity of a site: activation, mean current, mean output; spikes.
+    """Activity of a site, [B, ...].
 
-    They are counted per image and channel, [B, C], as many as int32 can hold.
+    Attributes:
+        activation: of the ANN.
+        current, output: means over T steps.
+        of_current: what stands there in the ANN, of that current.
+        fired: spikes per image and channel, [B, C], as many as int32 can hold.
     """
 
     activation: jax.Array
     current: jax.Array
     output: jax.Array
+    of_current: jax.Array
     fired: jax.Array
 
 
@@ -247,7 +252,7 @@ def _observe(
     """(name -> `_Observed`, name -> `OperatorMeasures`, counts as in `Measures`)."""
     network = capture(work.fn, params, x, inline_all=True)
     check_neurons(snn, network.sites)
-    activations = _activations(network, params, x)
+    activations, operands = _activations(network, params, x)
     observed, inside = {}, {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
@@ -257,8 +262,10 @@ def _observe(
         output = spikes.mean(0)
         if offset is not None:
             output += lead(offset, output.ndim)
-        means = currents.mean(0), output
-        observed[site.name] = _Observed(activations[site.name], *means, fired)
+        current = currents.mean(0)
+        of_current = identity(site, current, *operands[site.name])
+        activation = activations[site.name]
+        observed[site.name] = _Observed(activation, current, output, of_current, fired)
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
@@ -266,7 +273,8 @@ def _observe(
     models = [snn.model(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = at_level(network, snn, x, 1) if graded else {}
-    rest = at_rest(network, snn, x)
+    highest = max(max(map(abs, levels_of(model) or (1,))) for model in models)
+    offsets = of_offsets(network, snn, x)
     operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
     input_macs = operator_macs(network, live=False)
     dense = operator_macs(network, live=True)
@@ -274,11 +282,11 @@ def _observe(
     for v, product in products(work.fn, params, x, network):
         macs += product.macs
         if v in streams:
-            stream = events(values, rest, v)
+            stream = events(values, offsets, v)
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * product.fan_out).sum() / batch_of(x)
             if graded:
-                active *= _levels(stream, events(at_level_one, rest, v))
+                active *= _levels(stream, events(at_level_one, offsets, v), highest)
             additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
         else:
             input_macs += product.macs
@@ -335,15 +343,17 @@ def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Arr
     return per_image * active.sum(), per_image * level.sum()
 
 
-def _levels(stream: jax.Array, unit: jax.Array) -> jax.Array:
-    """How many spikes of level 1 each value is worth, 1 at least, [T, B, ...].
+def _levels(stream: jax.Array, unit: jax.Array, highest: int) -> jax.Array:
+    """How many spikes of level 1 each value is worth, [T, B, ...].
 
     Args:
-        unit: the value where all neurons emit level 1, [B, ...].
+        unit: the value where all neurons emit level 1, [B, ...]; where spikes of both
+            signs cancel in it, a value is still worth ``highest`` at most.
+        highest: level of any spike, without its sign.
     """
     unit = jnp.abs(wide(unit))[None]
     worth = jnp.round(jnp.abs(wide(stream)) / jnp.where(unit > 0, unit, jnp.inf))
-    return jnp.maximum(worth, 1)
+    return jnp.clip(worth, 1, highest)
 
 
 def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
@@ -367,10 +377,9 @@ def _compare(
     splits: bool,
 ) -> SiteMeasures:
     """The measures of a site; ``splits``: its neurons have a ClipFloor."""
-    activation, current, output = map(wide, observed[:3])
+    activation, current, output, positive = map(wide, observed[:4])
     fired = observed.fired
     rectifies = getattr(neuron, "rectifies", True)
-    positive = jax.nn.relu(current) if rectifies else current
     level = clipped = positive
     if splits:
         level = closed_form(neuron, params, current, steps)
@@ -437,13 +446,14 @@ def spike_trains(
 
 def _activations(
     network: Network, params: chex.ArrayTree, x: chex.ArrayTree
-) -> dict[str, jax.Array]:
-    """Site name -> the ANN's activation."""
-    values, activations = network.arguments(params, x), {}
+) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """Site name -> the ANN's activation, and the operands beside its input."""
+    values, activations, operands_of_sites = network.arguments(params, x), {}, {}
 
-    def rule(site: Site, current: jax.Array, *operands: jax.Array) -> jax.Array:
+    def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
         activations[site.name] = identity(site, current, *operands)
+        operands_of_sites[site.name] = operands
         return activations[site.name]
 
     evaluate(network.equations, values, rule)
-    return activations
+    return activations, operands_of_sites

@@ -32,7 +32,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._examples import batch_of
-from snnjax.firing import at_level, at_rest, events, observe_spikes
+from snnjax.firing import at_level, events, observe_spikes, of_offsets
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
     Work,
@@ -166,18 +166,19 @@ def _count(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    at_full_rate, rest = at_level(network, snn, x, 1), at_rest(network, snn, x)
+    at_full_rate = at_level(network, snn, x, 1)
+    offsets = of_offsets(network, snn, x)
     macs, acs = [], []
     for equation in network.equations:
         v = driven_input(equation, network)
         if v is None:
             continue
         # A value that does not vary over time counts at every step all the same.
-        stream = events(values, rest, v) if v in streams else values[v][None]
+        stream = events(values, offsets, v) if v in streams else values[v][None]
         repeats = 1 if v in streams else steps
         one = jnp.ones((), stream.dtype)
         if v in streams:
-            one = events(at_full_rate, rest, v)
+            one = events(at_full_rate, offsets, v)
         operations = repeats * _effective(equation, values, v, stream)
         sparse = _are_events(stream, one)[:, None]
         acs.append(jnp.where(sparse, operations, 0))

@@ -9,11 +9,12 @@ and a gradient with less memory stores nothing else.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead
+from snnjax._arrays import lead, wide, wide_dtype
 
 BINARY = (0, 1)
 
@@ -21,7 +22,7 @@ BINARY = (0, 1)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("bits", "threshold", "offset"),
-    meta_fields=("levels",),
+    meta_fields=("levels", "dtype"),
 )
 @dataclasses.dataclass(frozen=True)
 class SpikeTrain:
@@ -29,15 +30,17 @@ class SpikeTrain:
 
     Attributes:
         bits: uint8 [ceil(T / `per_byte`), ...]; the first step has the highest bits.
-        threshold: value of a spike of level 1, scalar or [C], in the type of spikes.
+        threshold: value of a spike of level 1, scalar or [C].
         levels: (low, high).
         offset: value of a spike of level 0, like the threshold; None: 0.
+        dtype: of the spikes, which neurons round once; None: that of the threshold.
     """
 
     bits: jax.Array
     threshold: jax.Array
     levels: tuple[int, int] = BINARY
     offset: jax.Array | None = None
+    dtype: Any = None
 
 
 def per_byte(levels: tuple[int, int]) -> int:
@@ -64,7 +67,7 @@ def encode(
 
 
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
-    """The spikes [steps, ...] of a train, in the type of its threshold.
+    """The spikes [steps, ...] of a train.
 
     >>> print(decode(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     [0. 2. 2.]
@@ -82,8 +85,9 @@ def code(
     spikes = above(spikes, offset)
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
-    threshold = lead(jnp.asarray(threshold, spikes.dtype), spikes.ndim)
-    return (jnp.round(spikes / threshold) - levels[0]).astype(jnp.uint8)
+    threshold = lead(wide(jnp.asarray(threshold)), spikes.ndim)
+    level = jnp.round(wide(spikes) / threshold.astype(wide_dtype(spikes)))
+    return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
 
 
 def above(spikes: jax.Array, offset: jax.Array | None) -> jax.Array:
@@ -94,11 +98,13 @@ def above(spikes: jax.Array, offset: jax.Array | None) -> jax.Array:
 
 
 def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
-    """The spikes of these codes, in the type of the train's threshold."""
+    """The spikes of these codes, as their neurons have rounded them."""
     threshold = lead(train.threshold, codes.ndim)
     level, low = codes.astype(threshold.dtype), train.levels[0]
     spikes = (level + low if low else level) * threshold
-    return spikes if train.offset is None else spikes + lead(train.offset, codes.ndim)
+    if train.offset is not None:
+        spikes = spikes + lead(train.offset, codes.ndim)
+    return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
 def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:

@@ -181,11 +181,12 @@ def spike_train(
 
     loops = min(len(groups), max(1, _steps_per_loop(neuron) // group))
     _, bits = jax.lax.scan(encode_group, state, (groups, running), unroll=loops)
+    # As wide as the membranes, or a level beyond 1 would be rounded twice.
     threshold, offset = jax.tree.map(
-        lambda value: jnp.asarray(value, currents.dtype),
+        lambda value: jnp.asarray(value, state.potential.dtype),
         (params.threshold, params.offset),
     )
-    return SpikeTrain(bits, threshold, levels, offset)
+    return SpikeTrain(bits, threshold, levels, offset, currents.dtype)
 
 
 def closed_form(

@@ -170,8 +170,7 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
 
 def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
     codes = unpack(train.bits, like.size, train.levels).reshape(like.shape)
-    typed = jax.tree.map(lambda value: value.astype(like.dtype), train)
-    return spikes_of(codes, typed)
+    return spikes_of(codes, dataclasses.replace(train, dtype=like.dtype))
 
 
 def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:

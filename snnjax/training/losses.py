@@ -119,8 +119,10 @@ def distillation(
     logits = jax.lax.stop_gradient(wide(teacher)).astype(mean.dtype)
     teacher_log_p = jax.nn.log_softmax(logits / temperature)
     log_p = jax.nn.log_softmax(mean / temperature)
-    divergence = (jnp.exp(teacher_log_p) * (teacher_log_p - log_p)).sum(-1).mean()
-    divergence = temperature**2 * divergence
+    teacher_p = jnp.exp(teacher_log_p)
+    # A class that the teacher masks by -inf adds nothing.
+    log_ratio = jnp.where(teacher_p > 0, teacher_log_p - log_p, 0)
+    divergence = temperature**2 * (teacher_p * log_ratio).sum(-1).mean()
     if labels is None:
         return divergence
     return (1 - weight) * mean_cross_entropy(outputs, labels) + weight * divergence

@@ -2,9 +2,10 @@
 
     p <- clip(p + u, low, high)
 
-For an update u of a threshold, temperature or leak, low is p / 2 (or the least normal
-number), so that p stays positive at any learning rate; for an adaptation it is 0. For a
-leak high is 1. Leaves that are no real numbers, and running averages, do not change.
+For an update u of a threshold, temperature or leak, low is p / 2 or a thousandth of its
+first value, so that p stays positive, and its gradient finite, at any learning rate;
+for an adaptation it is 0. For a leak high is 1. Leaves that are no real numbers, and
+running averages, do not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._trees import name_of
-from snnjax.snn import SNN, check_snn, range_of
+from snnjax.snn import SNN, Range, check_snn, range_of
 from snnjax.training.leaves import differentiable, param_labels
 
 Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
@@ -25,8 +26,9 @@ Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation
 def within_ranges() -> optax.GradientTransformation:
     """Shorten updates that would take a neuron's parameter out of its range.
 
-    Thresholds and temperatures are > 0, leaks in (0, 1], adaptations >= 0; one that
-    must be positive at most halves in a step. Put it last in an `optax.chain`.
+    Thresholds and temperatures are > 0, leaks in (0, 1], adaptations >= 0. One that
+    must be positive at most halves in a step, and stays above 1 / 1024 of its value in
+    ``init``. Put it last in an `optax.chain`.
 
     Returns:
         A transformation for SNNs, or for their floating leaves (`differentiable`).
@@ -45,6 +47,15 @@ def within_ranges() -> optax.GradientTransformation:
     0.5 0.25 -9.0
     """
 
+    def least(path, value) -> jax.Array:
+        limits = _limits(path)
+        positive = limits is not None and limits.positive
+        return value / 1024 if positive else jnp.zeros((), value.dtype)
+
+    def init(params: Any) -> Any:
+        check_snn(params)
+        return jax.tree_util.tree_map_with_path(least, params)
+
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise ValueError(
@@ -53,21 +64,24 @@ def within_ranges() -> optax.GradientTransformation:
 
         check_snn(params)
 
-        def bounded_update(path, change, value):
-            limits = None if path[0].name == "params" else range_of(name_of(path))
+        def bounded_update(path, change, value, floor):
+            limits = _limits(path)
             if limits is None:
                 return change
-            lowest = jnp.zeros_like(value)
-            if limits.positive:
-                lowest = jnp.maximum(value / 2, jnp.finfo(value.dtype).tiny)
+            lowest = jnp.maximum(value / 2, floor) if limits.positive else floor
             bounded = jnp.clip(value + change, lowest, limits.highest)
             # A change that stays within is passed on without a rounding error.
             return jnp.where(bounded == value + change, change, bounded - value)
 
-        tree = jax.tree_util.tree_map_with_path(bounded_update, updates, params)
+        tree = jax.tree_util.tree_map_with_path(bounded_update, updates, params, state)
         return tree, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
+
+
+def _limits(path: Any) -> Range | None:
+    """The range of a leaf; None if it is a weight, or may be any number."""
+    return None if path[0].name == "params" else range_of(name_of(path))
 
 
 def optimizer(rules: Rules) -> optax.GradientTransformation:
@@ -85,7 +99,8 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
         that has only floating leaves can be passed itself.
 
     Raises:
-        ValueError: in ``init``, for an unknown kind, or one of which the SNN has none.
+        ValueError: rules of another kind, or none; in ``init``, for an unknown kind of
+            leaf, or one of which the SNN has none.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)),
@@ -97,6 +112,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     -0.1 0.0
     """
     rules_of_kinds = dict(rules) if isinstance(rules, Mapping) else None
+    _check_rules([rules] if rules_of_kinds is None else list(rules_of_kinds.values()))
 
     def labels(snn: SNN) -> SNN:
         if rules_of_kinds is not None:
@@ -107,6 +123,17 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     transforms: dict[Any, Any] = {"frozen": optax.set_to_zero()}
     transforms |= {"all": rules} if rules_of_kinds is None else rules_of_kinds
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
+
+
+def _check_rules(rules: list[Any]) -> None:
+    """Raise unless these are optimizers, one or more."""
+    for rule in rules or ["none"]:
+        if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
+            raise ValueError(
+                f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
+                "optax.adam(1e-3) (called), or one or more kinds with an optimizer "
+                'each, e.g. {"weights": optax.adam(1e-3)}'
+            )
 
 
 class Descent(NamedTuple):
