@@ -127,13 +127,18 @@ def test_a_finished_run_is_written_again_without_training(finished, data):
 def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     config, (_, trained) = finished
     more = dataclasses.replace(
-        config, restore=config.out, recipe="best", epochs=1, out=str(tmp_path)
+        config,
+        restore=config.out,
+        recipe="best",
+        calibration_images=256,
+        epochs=1,
+        out=str(tmp_path),
+        report=None,
     )
-    more = dataclasses.replace(more, calibration_images=256, report=None)
     restored, longer = finetune.run(more, data=data)
     assert restored.recipe == "restored" and restored.final == trained.final
     assert longer.final > trained.final - 0.05
-    longer_run = dataclasses.replace(more, epochs=3, restore=None)
+    longer_run = dataclasses.replace(more, epochs=3)
     with pytest.raises(ValueError, match="holds a run with .*epochs 1.*asked for is"):
         finetune.run(longer_run, data=data)
     with pytest.raises(
