@@ -5,6 +5,7 @@ the same neuron without an offset, whose input and output are moved.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,11 @@ def gelu_network(p, x):
     return x @ p["out"]
 
 
-def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED, steps=STEPS):
+@functools.cache  # most tests look at the same SNN
+def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED):
+    neuron = dict(neuron) if isinstance(neuron, tuple) else neuron
     return snnjax.convert(
-        fn, PARAMS, X, steps=steps, wait=wait, recipe=recipe, neuron=neuron
+        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, neuron=neuron
     )
 
 
@@ -149,7 +152,7 @@ def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
 
 def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     images = jnp.asarray(np.random.default_rng(7).normal(size=(256, 12)), jnp.float32)
-    fine = {RELU: snnjax.integrate_and_fire(levels=(0, 100)), ENCODER: SIGNED}
+    fine = ((RELU, snnjax.integrate_and_fire(levels=(0, 100))), (ENCODER, SIGNED))
     errors = []
     for recipe in (None, WITHOUT):
         snn = fitted(recipe=recipe, wait=STEPS, neuron=fine)

@@ -706,7 +706,7 @@ BLOCKS = {
 }
 
 
-@hypothesis.settings(max_examples=4)
+@hypothesis.settings(max_examples=3)
 @hypothesis.given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=4))
 def test_any_chain_of_blocks_converges_to_its_ann(names):
     params = [weights(seed) for seed in range(len(names) + 1)]
