@@ -101,7 +101,9 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
 
 
-@pytest.mark.parametrize("name", ["ablation", "ablation_slow", "ablation_pace"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "ablation_slow", "ablation_pace", "ablation_vit"]
+)
 def test_the_page_shows_the_published_ablations(name):
     table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
     assert table in (ROOT / "docs" / "accuracy.md").read_text()
