@@ -436,3 +436,22 @@ def test_what_a_kill_during_a_write_leaves_is_removed(tmp_path):
     convert(folder=tmp_path)
     assert not list(tmp_path.glob("*.unfinished"))
     assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_offsets_come_back_with_the_other_parameters(tmp_path):
+    def fn(p, x):
+        x = jax.nn.gelu(relu(x @ p["in"]) @ p["up"])
+        return jax.nn.gelu(x @ p["down"]) @ p["out"]
+
+    draw = np.random.default_rng(0).normal
+    shapes = {"in": (6, 8), "up": (8, 12), "down": (12, 8), "out": (8, 3)}
+    params = {name: jnp.asarray(draw(size=s) / 3, "f4") for name, s in shapes.items()}
+    x = jnp.asarray(draw(size=(32, 6)), jnp.float32)
+    options = {"fn": fn, "params": params, "x": x, "folder": tmp_path / "fits"}
+    whole = convert(**options | {"folder": None})
+    with pytest.raises(KeyboardInterrupt):
+        convert(**options, progress=interrupted(2))
+    for _ in range(2):  # the second time all fits are read
+        again = convert(**options)
+        assert again.neurons["down/encoder"].offset is not None
+        assert_equal(again, whole)

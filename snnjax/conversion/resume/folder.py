@@ -161,7 +161,10 @@ def _read(file: Path, site: Site, before: Fit) -> Fit | None:
     try:
         with file.open("rb") as opened, np.load(opened) as entries:
             arrays = {name: entries[name] for name in entries.files}
-        neuron = {name: jnp.asarray(arrays[name]) for name in _fields(before)}
+        # A calibrator may have added what a fresh neuron has not: an offset.
+        added = [name for name in before.neuron._fields if name in arrays]
+        names = dict.fromkeys([*_fields(before), *added])
+        neuron = {name: jnp.asarray(arrays[name]) for name in names}
         weights = dict(before.weights)
         for path in arrays[_CHANGED]:
             # numpy's files know no bfloat16: it was stored as whole numbers
