@@ -1,10 +1,11 @@
 """Converts a network and trains it further: ``python -m experiments.finetune``.
 
 With one to four steps a conversion loses accuracy; a few epochs of training with
-surrogate gradients recover most of it. All parameters of the SNN are trained, by Adam,
-on cross-entropy and distillation from the ANN; BatchNorm keeps its running averages.
-Writes what `experiments.convert` writes, and the accuracy after every epoch. A run that
-was interrupted goes on when started again, and ends in the same weights, bit for bit.
+surrogate gradients win a part of it back. All parameters of the SNN are trained, by
+Adam, on cross-entropy and distillation from the ANN; BatchNorm keeps its running
+averages. Writes what `experiments.convert` writes, and the accuracy after every epoch.
+A run that was interrupted goes on when started again, and ends in the same weights, bit
+for bit.
 """
 
 import json
@@ -90,7 +91,7 @@ def _write(config: FineTune, setup: Setup, results: list[Result], snn: SNN) -> N
     """All files of a run; says where they are."""
     task, module = setup.task, "experiments.finetune"
     facts = facts_of(task, setup.ann, setup.card, module=module, config=config)
-    facts["chosen_on"] = "nothing: it is the SNN after the last epoch"
+    facts["chosen_on"] = None
     # `choice` takes the row with hits: the files show the trained SNN.
     conversion = results[0]._replace(choice_hits=None)
     images = None

@@ -50,6 +50,20 @@ def aligned(*arrays: Any) -> list[jax.Array]:
     return [lead(array, ndim) for array in arrays]
 
 
+def add_offset(values: jax.Array, offset: Any) -> jax.Array:
+    """Values plus an offset of each channel, in their own type; None: as they are."""
+    if offset is None:
+        return values
+    return values + lead(jnp.asarray(offset, values.dtype), values.ndim)
+
+
+def subtract_offset(values: jax.Array, offset: Any) -> jax.Array:
+    """What `add_offset` has been applied to."""
+    if offset is None:
+        return values
+    return values - lead(jnp.asarray(offset, values.dtype), values.ndim)
+
+
 def other_axes(ndim: int, channel: int) -> tuple[int, ...]:
     """All axes but that of the channels, which is counted from the end."""
     return tuple(a for a in range(ndim) if a != ndim + channel)

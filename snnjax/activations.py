@@ -115,10 +115,10 @@ def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
 
 
 def _checked_maximum(maximum: jax.Array | float, dtype) -> jax.Array | float:
-    numbers = int | float | np.number | np.ndarray | jax.Array
-    concrete = isinstance(maximum, numbers) and not isinstance(maximum, Tracer)
-    # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
-    if concrete:
+    """The maximum as floating point; raise if it is concrete and out of its range."""
+    is_number = isinstance(maximum, int | float | np.number | np.ndarray | jax.Array)
+    if is_number and not isinstance(maximum, Tracer):
+        # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
         numbers = np.asarray(maximum, np.float64)
         if not np.all(np.isfinite(numbers) & (numbers > 0)):
             raise ValueError(f"maximum is {maximum}; allowed: finite and > 0")

@@ -11,14 +11,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead
+from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
-from snnjax.neurons.spike_trains import above
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -51,7 +50,7 @@ def observe_spikes(
     def fire(site: Site, params, current):
         currents = over_time(current, steps, len(site.shape))
         spikes = unroll(snn.model(site.name), params, currents, wait=wait)
-        observe(site, currents, above(spikes, field(params, "offset")))
+        observe(site, currents, subtract_offset(spikes, field(params, "offset")))
         return spikes
 
     values = network.arguments(snn.params, x)
@@ -61,23 +60,21 @@ def observe_spikes(
 
 
 def at_level(
-    network: Network, snn: SNN, x: chex.ArrayTree, level: int, *, offsets: bool = True
+    network: Network, snn: SNN, x: chex.ArrayTree, level: int, *, offsets: bool = False
 ) -> Values:
     """Every variable's value, [B, ...], at a step in which all neurons emit this level.
 
     Args:
         network, snn, x: as for `observe_spikes`.
         level: of all spikes.
-        offsets: whether neurons add theirs.
+        offsets: whether neurons add theirs, which are no events.
     """
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         output = level * lead(unit(params, site), current.ndim).astype(current.dtype)
-        offset = field(params, "offset")
-        if offset is not None and offsets:
-            output += lead(offset, current.ndim).astype(current.dtype)
-        return jnp.broadcast_to(output, current.shape)
+        output = jnp.broadcast_to(output, current.shape)
+        return add_offset(output, field(params, "offset")) if offsets else output
 
     evaluate(network.equations, values, firing(fire, snn.neurons))
     return values
@@ -87,8 +84,8 @@ def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
     """What offsets add to every variable; an empty dict stands for zeros."""
     if all(field(params, "offset") is None for params in snn.neurons.values()):
         return {}
-    with_offsets = at_level(network, snn, x, 0)
-    without = at_level(network, snn, x, 0, offsets=False)
+    with_offsets = at_level(network, snn, x, 0, offsets=True)
+    without = at_level(network, snn, x, 0)
     floating = (v for v, a in with_offsets.items() if is_floating(a))
     return {v: with_offsets[v] - without[v] for v in floating}
 

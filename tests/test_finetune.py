@@ -79,7 +79,10 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     assert facts["config"]["epochs"] == 2 and len(facts["results"]) == 2
     for name in ("epochs.png", "accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert "light, 2 epochs" in Path(config.report).read_text()
+    assert facts["chosen_on"] is None
+    page = Path(config.report).read_text()
+    assert "light, 2 epochs" in page
+    assert "The chosen SNN is that after the last epoch of training." in page
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == trained.final
 

@@ -96,14 +96,15 @@ class Dataset(NamedTuple):
         """
         if count == 0:
             return self
-        left = len(self.train_images) - count
-        if left < 1:
+        first_test = len(self.train_images) - count
+        if first_test < 1:
             raise ValueError(
                 f"held_back is {count}; allowed: fewer than the "
                 f"{len(self.train_images)} training images of {self.name}"
             )
-        return self.first(left)._replace(
-            test_images=self.train_images[left:], test_labels=self.train_labels[left:]
+        return self.first(first_test)._replace(
+            test_images=self.train_images[first_test:],
+            test_labels=self.train_labels[first_test:],
         )
 
 

@@ -52,7 +52,8 @@ def page(
         results: of every recipe, wait and T.
         facts: as in ``metrics.json``: "config", "command", "versions", "device",
             "source" (its card), "ann_accuracy", "test_images", "measured_images",
-            "chosen_on"; and "date", if there is one.
+            "chosen_on" (None: the SNN is the last one of a training); and "date", if
+            there is one.
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `choice`.
     """
@@ -164,10 +165,14 @@ def _numbers(best, ann: float) -> str:
 
 def _measured(facts: dict) -> str:
     product, addition = 1e12 * ENERGY_PER_MAC, 1e12 * ENERGY_PER_AC
+    choice = "The chosen SNN is that after the last epoch of training."
+    if facts["chosen_on"] is not None:
+        choice = (
+            f"The chosen SNN answers best on {escape(facts['chosen_on'])}; of equal "
+            "ones the lowest latency counts, then the least energy."
+        )
     return (
-        "The chosen SNN answers best on "
-        f"{escape(facts['chosen_on'])}; of equal ones the lowest latency counts, then "
-        "the least energy. Rates, operations and errors are means over the first "
+        f"{choice} Rates, operations and errors are means over the first "
         f"{facts['measured_images']} test images and belong to the first seed. Energy "
         f"counts operations alone, {product:.1f} pJ for a multiply-add and "
         f"{addition:.1f} pJ for an addition (45 nm), and no memory traffic. "

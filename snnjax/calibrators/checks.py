@@ -91,7 +91,7 @@ def _checked_neuron(site: Site, neuron: NeuronParams, wrong: str) -> NeuronParam
     fields = {}
     for name, shape in parameter_shapes(site).items():
         value = getattr(neuron, name)
-        if name == "offset" and value is None:
+        if value is None and name in NeuronParams._field_defaults:
             continue
         if not _is_real(value):
             raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")

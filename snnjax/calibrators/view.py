@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import sampled
+from snnjax._arrays import sampled, subtract_offset
 from snnjax._checks import check_positive
 from snnjax._trees import add_scaled
 from snnjax.calibrators import formulas
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.spike_trains import above
 
 
 class Fit(NamedTuple):
@@ -152,7 +151,7 @@ class View(abc.ABC):
         if not self.site.signed:
             return iter(self.activations)
         offset = fit.neuron.offset
-        return (jnp.abs(above(a, offset)) for a in self.activations)
+        return (jnp.abs(subtract_offset(a, offset)) for a in self.activations)
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""

@@ -96,12 +96,12 @@ def best() -> Recipe:
     """The strongest training-free composition that we know of, in one sweep.
 
     In this order: weights refitted to compensate for errors of earlier layers; levels
-    of an encoder around the middle of each channel; thresholds per
-    channel for a neuron that rounds, with a margin for new images where a channel has
-    few samples (`formulas.Expected`); v(0) = V_th / 2, which rounds as the bias shift
-    does, but from the first step; per channel, unless spikes can be taken back, as much
-    of its charge later as serves its spikes; without a wait, a threshold for the spikes
-    that arrive and then perhaps more charge later; and the mean error of each neuron,
+    of an encoder around the middle of each channel; thresholds per channel for a neuron
+    that rounds, with a margin for new images where a channel has few samples
+    (`formulas.Expected`); v(0) = V_th / 2, which rounds as the bias shift does, but
+    from the first step; per channel, unless spikes can be taken back, as much of its
+    charge later as serves its spikes; without a wait, a threshold for the spikes that
+    arrive and then perhaps more charge later; and the mean error of each neuron,
     removed by its initial potential in three rounds.
     """
     return Recipe(

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import lead, other_axes, wide, wide_dtype
+from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
@@ -259,10 +259,7 @@ def _observe(
         inside[site.name] = _inside(snn, site, spikes)
         fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
         offset = field(snn.neurons[site.name], "offset")
-        output = spikes.mean(0)
-        if offset is not None:
-            output += lead(offset, output.ndim)
-        current = currents.mean(0)
+        current, output = currents.mean(0), add_offset(spikes.mean(0), offset)
         of_current = identity(site, current, *operands[site.name])
         activation = activations[site.name]
         observed[site.name] = _Observed(activation, current, output, of_current, fired)
@@ -286,14 +283,15 @@ def _observe(
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * product.fan_out).sum() / batch_of(x)
             if graded:
-                active *= _levels(stream, events(at_level_one, offsets, v), highest)
+                active *= _levels(stream, at_level_one[v], highest)
             additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
         else:
             input_macs += product.macs
+    dense_sites = network.sites.operators
     operators = {
         eq.place.name: _of_operator(activations[eq.place.name], values[eq.outputs[0]])
         for eq in network.equations
-        if eq.site in network.sites.operators
+        if eq.site in dense_sites
     }
     return (
         observed,
@@ -386,9 +384,7 @@ def _compare(
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
         low, high = (number * threshold for number in neuron.levels)
         low = jnp.zeros_like(low) if rectifies else low
-        if params.offset is not None:
-            offset = lead(params.offset, current.ndim).astype(current.dtype)
-            low, high = low + offset, high + offset
+        low, high = (add_offset(end, params.offset) for end in (low, high))
         clipped = jnp.clip(positive, low, high)
     parts = (
         activation,

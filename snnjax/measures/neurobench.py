@@ -176,9 +176,7 @@ def _count(
         # A value that does not vary over time counts at every step all the same.
         stream = events(values, offsets, v) if v in streams else values[v][None]
         repeats = 1 if v in streams else steps
-        one = jnp.ones((), stream.dtype)
-        if v in streams:
-            one = events(at_full_rate, offsets, v)
+        one = at_full_rate[v] if v in streams else jnp.ones((), stream.dtype)
         operations = repeats * _effective(equation, values, v, stream)
         sparse = _are_events(stream, one)[:, None]
         acs.append(jnp.where(sparse, operations, 0))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide_dtype
+from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive, is_number
 from snnjax.neurons.protocol import checked_levels
 from snnjax.surrogate import Surrogate, dspike
@@ -190,10 +190,7 @@ class IntegrateAndFire:
             level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
             total = total + level
         v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
-        output = v_th * level
-        if params.offset is not None:
-            output = output + _like(params.offset, v)
-        return NeuronState(v, total), output
+        return NeuronState(v, total), add_offset(v_th * level, params.offset)
 
 
 def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:

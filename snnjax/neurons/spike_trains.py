@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._arrays import add_offset, lead, subtract_offset, wide, wide_dtype
 
 BINARY = (0, 1)
 
@@ -82,7 +82,7 @@ def code(
     offset: jax.Array | None = None,
 ) -> jax.Array:
     """The number of each spike's level, counted from the lowest: uint8."""
-    spikes = above(spikes, offset)
+    spikes = subtract_offset(spikes, offset)
     if levels == BINARY:
         return (spikes > 0).astype(jnp.uint8)
     threshold = lead(wide(jnp.asarray(threshold)), spikes.ndim)
@@ -90,20 +90,11 @@ def code(
     return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
 
 
-def above(spikes: jax.Array, offset: jax.Array | None) -> jax.Array:
-    """What spikes carry beside the offset: whole multiples of the threshold."""
-    if offset is None:
-        return spikes
-    return spikes - lead(jnp.asarray(offset, spikes.dtype), spikes.ndim)
-
-
 def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
     """The spikes of these codes, as their neurons have rounded them."""
     threshold = lead(train.threshold, codes.ndim)
     level, low = codes.astype(threshold.dtype), train.levels[0]
-    spikes = (level + low if low else level) * threshold
-    if train.offset is not None:
-        spikes = spikes + lead(train.offset, codes.ndim)
+    spikes = add_offset((level + low if low else level) * threshold, train.offset)
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 

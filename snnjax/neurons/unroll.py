@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, fire, levels_of
@@ -225,9 +225,7 @@ def closed_form(
     low, high = neuron.levels
     within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
-    output = floored * threshold.astype(dtype) / steps
-    if params.offset is not None:
-        output = output + lead(params.offset, current.ndim).astype(dtype)
+    output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
     return output.astype(current.dtype)
 
 

@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import lead, wide
+from snnjax._arrays import add_offset, lead, subtract_offset, wide
 from snnjax._checks import check_flags, check_size
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
@@ -25,7 +25,6 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.spike_trains import above
 from snnjax.neurons.unroll import closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
@@ -344,15 +343,15 @@ def _first_spikes(
     order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
     threshold = wide(lead(params.threshold, order.ndim))
     # A count is a whole number but for rounding; its gradient is that of the mean.
-    count = jnp.round(above(wide(mean[None]), params.offset) * steps / threshold)
+    count = jnp.round(
+        subtract_offset(wide(mean[None]), params.offset) * steps / threshold
+    )
     low, high = levels
     order = order.astype(count.dtype)
     level = jnp.clip(count - high * order, 0, high)
     if low:
         level += jnp.clip(count - low * order, low, 0)
-    spikes = level * threshold.astype(count.dtype)
-    if params.offset is not None:
-        spikes += wide(lead(params.offset, spikes.ndim))
+    spikes = add_offset(level * threshold.astype(count.dtype), params.offset)
     mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
     constant = jax.lax.stop_gradient(spikes - mean_over_steps)
     return (mean_over_steps + constant).astype(mean.dtype)
