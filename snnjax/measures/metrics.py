@@ -28,7 +28,7 @@ from snnjax._examples import batch_of
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
-from snnjax.network.equations import Network, shape_of
+from snnjax.network.equations import Network, Values, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
@@ -267,6 +267,32 @@ def _observe(
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
+    dense_sites = network.sites.operators
+    operators = {
+        eq.place.name: _of_operator(activations[eq.place.name], values[eq.outputs[0]])
+        for eq in network.equations
+        if eq.site in dense_sites
+    }
+    counts = _counts(work, network, snn, params, x, values, streams, inside)
+    return observed, operators, counts
+
+
+def _counts(
+    work: Work,
+    network: Network,
+    snn: SNN,
+    params: chex.ArrayTree,
+    x: chex.ArrayTree,
+    values: Values,
+    streams: frozenset[int],
+    inside: dict[str, tuple[jax.Array, jax.Array]],
+) -> dict[str, jax.Array]:
+    """Operations per image, named as in `Measures`.
+
+    Args:
+        values, streams: of T steps, as from `observe_spikes`.
+        inside: site name -> operations and additions within the site.
+    """
     models = [snn.model(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = at_level(network, snn, x, 1) if graded else {}
@@ -287,23 +313,13 @@ def _observe(
             additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
         else:
             input_macs += product.macs
-    dense_sites = network.sites.operators
-    operators = {
-        eq.place.name: _of_operator(activations[eq.place.name], values[eq.outputs[0]])
-        for eq in network.equations
-        if eq.site in dense_sites
+    return {
+        "synaptic_operations": operations,
+        "synaptic_additions": additions,
+        "input_macs": jnp.asarray(input_macs),
+        "operator_macs": jnp.asarray(dense),
+        "macs": jnp.asarray(macs),
     }
-    return (
-        observed,
-        operators,
-        {
-            "synaptic_operations": operations,
-            "synaptic_additions": additions,
-            "input_macs": jnp.asarray(input_macs),
-            "operator_macs": jnp.asarray(dense),
-            "macs": jnp.asarray(macs),
-        },
-    )
 
 
 def _of_operator(activations: Any, increments: jax.Array) -> OperatorMeasures:
