@@ -102,7 +102,8 @@ def test_the_checkpoint_restores_without_the_ann(converted):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "ablation_slow", "ablation_pace", "ablation_vit"]
+    "name",
+    ["ablation", "ablation_slow", "ablation_pace", "ablation_vit", "ablation_convnext"],
 )
 def test_the_page_shows_the_published_ablations(name):
     table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()

@@ -286,7 +286,7 @@ def _counts(
     values: Values,
     streams: frozenset[int],
     inside: dict[str, tuple[jax.Array, jax.Array]],
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Operations per image, named as in `Measures`.
 
     Args:
