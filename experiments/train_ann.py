@@ -1,10 +1,13 @@
 """Trains a source network: ``python -m experiments.train_ann --preset digits_resnet``.
 
-SGD with Nesterov momentum, warm-up and cosine decay. A run that was interrupted goes on
-from its last checkpoint when started again, and ends in the same weights, bit for bit.
+SGD with Nesterov momentum, warm-up and cosine decay, from random weights or from those
+of another network, whose ReLUs may become quantized ones (QCFS, ICLR 2022). A run that
+was interrupted goes on from its last checkpoint when started again, and ends in the
+same weights, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +19,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from experiments.data import Dataset, augment, load, normalize
-from experiments.models import Source, build, save_source
+from experiments.data import Dataset, augment, load, normalize, normalized_as
+from experiments.models import Source, build, load_source, save_source
 from experiments.presets import PRESETS_ANN
 from experiments.running import (
     TrainANN,
@@ -28,6 +31,8 @@ from experiments.running import (
     schedule,
     steps_per_epoch,
 )
+
+CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
 
 
 class TrainState(NamedTuple):
@@ -54,14 +59,24 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     """
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images)
-    model = build(config.model, data.num_classes, norm=config.norm, clip=config.clip)
+    model = build(
+        config.model,
+        data.num_classes,
+        norm=config.norm,
+        clip=config.clip,
+        levels=config.levels,
+    )
+    origin = None
+    if config.checkpoint is not None:
+        origin = _origin(config, data)
+        data = normalized_as(data, origin.card)
     optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)
     evaluate = make_evaluate(model, data, devices.make_mesh(config.mesh))
     state = fit(
         config,
         data,
-        _initial_state(model, optimizer, config, data),
+        _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
         lambda state: {"test_accuracy": evaluate(_variables(state))},
     )
@@ -141,9 +156,45 @@ def make_evaluate(
     return evaluate
 
 
-def _initial_state(model, optimizer, config, data) -> TrainState:
+def _origin(config: TrainANN, data: Dataset) -> Source:
+    """The network to begin with; raises if it is not that of the options."""
+    assert config.checkpoint is not None
+    card = {
+        "model": config.model,
+        "num_classes": data.num_classes,
+        "input_shape": list(data.train_images.shape[1:]),
+    }
+    described = config.checkpoint.endswith((".safetensors", ".npz"))
+    source = load_source(config.checkpoint, card if described else None)
+    for name, own, asked in (
+        *((name, source.card[name], value) for name, value in card.items()),
+        ("norm", source.card["norm"], config.norm),
+    ):
+        if own != asked:
+            raise ValueError(
+                f"{name} of {config.checkpoint} is {own}, and of this training "
+                f"{asked}; begin with a network of the same shape"
+            )
+    return source
+
+
+def _initial_state(model, optimizer, config, data, origin) -> TrainState:
+    """Random weights, or those of `origin`; maxima of quantized ReLUs fitted to images.
+
+    The images are the first ones that are trained on.
+    """
     images = jnp.zeros((1, *data.train_images.shape[1:]))
-    variables = jax.jit(model.init)(jax.random.key(config.seed), images)
+    if config.levels is not None:
+        images = normalize(data, data.train_images[:CALIBRATION_IMAGES])
+    key = jax.random.key(config.seed)
+    if origin is None:
+        variables = jax.jit(model.init)(key, images)
+    else:
+        # Initializes what the origin lacks: the maxima.
+        _, missing = jax.jit(partial(model.apply, mutable=["params"], train=False))(
+            origin.variables, images, rngs={"params": key}
+        )
+        variables = origin.variables | missing
     params = variables["params"]
     return TrainState(params, variables.get("batch_stats", {}), optimizer.init(params))
 
@@ -157,6 +208,7 @@ def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, An
         "model": config.model,
         "norm": config.norm,
         "clip": config.clip,
+        "levels": config.levels,
         "dataset": data.name,
         "num_classes": data.num_classes,
         "input_shape": list(data.train_images.shape[1:]),

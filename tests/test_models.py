@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import snnjax
 from experiments.models import zoo as models
@@ -98,6 +99,32 @@ def test_clip_bounds_the_activation():
     model = models.build("digits_resnet", 10, clip=0.5)
     values = model.activation(jnp.array([-1.0, 0.2, 3.0]))
     np.testing.assert_allclose(values, [0, 0.2, 0.5])
+
+
+def test_every_quantized_activation_has_a_maximum_of_its_own():
+    model = models.build("digits_resnet", 10, levels=4)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    params = flatten_dict(model.init(jax.random.key(1), images)["params"])
+    maxima = [float(jnp.exp(w)) for path, w in params.items() if "maxi" in path[-1]]
+    assert len(set(maxima)) == 7 and min(maxima) > 0
+    # Where no value is positive, as in shapes alone, the first maximum is 1.
+    params = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
+    assert params["QuantizedReLU_0"]["log_maximum"] == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"clip": 1.0, "levels": 4}, "a quantized ReLU trains its maximum; give one"),
+        ({"levels": 0}, "levels must be >= 1, not 0"),
+        ({"clip": 0.0}, "clip must be positive, not 0.0"),
+    ],
+)
+def test_activations_that_no_network_has(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("resnet20", 10, **options)
+    with pytest.raises(ValueError, match="vit has no ReLUs that clip or levels could"):
+        models.build("vit", 10, levels=4)
 
 
 def test_depthwise_kernels_are_scaled_by_their_own_inputs():

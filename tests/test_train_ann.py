@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+import snnjax
 from experiments import data, train_ann
 from experiments.models import load_source, source_function
 from experiments.presets import PRESETS_ANN
@@ -81,6 +83,51 @@ def test_interrupted_training_ends_in_the_same_weights(
     _assert_equal(resumed.variables, source.variables)
     for ours, theirs in zip(_metrics(tmp_path), _metrics(out), strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
+    trained, digits, config, tmp_path
+):
+    out, source = trained
+    config = dataclasses.replace(
+        config,
+        out=str(tmp_path),
+        levels=4,
+        checkpoint=str(out),
+        learning_rate=1e-3,
+        epochs=1,
+    )
+    begun = train_ann._initial_state(
+        train_ann.build("events", 10, levels=4),
+        train_ann.make_optimizer(config, 4),
+        config,
+        digits,
+        source,
+    )
+    weights = flatten_dict(begun.params)
+    maxima = {path: weights.pop(path) for path in set(weights) if "log" in path[-1]}
+    assert len(maxima) == 3 and len({float(m) for m in maxima.values()}) == 3
+    _assert_equal(unflatten_dict(weights), source.variables["params"])
+
+    quantized = train_ann.train(config, data=digits)
+    assert quantized.card["levels"] == 4
+    assert quantized.card["test_accuracy"] > source.card["test_accuracy"] - 0.05
+    loaded = load_source(tmp_path)
+    fn = source_function(loaded)
+    x = data.normalize(digits, digits.test_images[:16])
+    snn = snnjax.convert(
+        fn, loaded.variables, x, steps=4, wait=4, recipe=snnjax.quantized()
+    )
+    logits = snnjax.spiking(fn, steps=4, wait=4)(snn, x).mean(0)
+    np.testing.assert_allclose(logits, fn(loaded.variables, x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_another_shape_is_no_beginning(trained, digits, config, tmp_path):
+    options = {"out": str(tmp_path), "checkpoint": str(trained[0])}
+    for name, value in (("model", "small"), ("norm", False)):
+        other = dataclasses.replace(config, **options, **{name: value})
+        with pytest.raises(ValueError, match=f"{name} of .*; begin with a network of"):
+            train_ann.train(other, data=digits)
 
 
 def test_folder_of_another_run_is_refused(trained, digits, config):
@@ -193,6 +240,8 @@ def test_parse(capsys):
         (["--preset", "resnet9"], "choose from .*digits_resnet"),
         (["--epochs", "0"], "epochs must be > 0, not 0"),
         (["--preset", "digits_resnet", "--flip", "true"], "add --flip false"),
+        (["--levels", "0"], "levels must be > 0, not 0"),
+        (["--levels", "4", "--clip", "2"], "trains its maximum; leave out one"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
     ]:
         with pytest.raises(SystemExit) as caught:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 import snnjax
-from experiments.models.zoo import build
+from experiments.models.zoo import build_from
 from snnjax import SNN
 
 FILE = "snn.safetensors"
@@ -65,9 +65,7 @@ def load_snn(path: str | Path) -> RestoredSNN:
     snn, facts, _ = snnjax.load(file)
     card = {**facts["extras"], **facts}
     try:
-        model = build(
-            card["model"], card["num_classes"], norm=card["norm"], clip=card["clip"]
-        )
+        model = build_from(card)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"the card of {file} names no network of experiments ({error!r}); what "

@@ -58,6 +58,12 @@ def rules(model: nn.Module) -> Sequence[Rule]:
         )
     if isinstance(model, zoo.VGG | zoo.Plain):
         return (Rule(r"(?:features|layer\d+)\.\d+", "{kind}_{n}"), HEAD)
+    if isinstance(model, zoo.Whitened):
+        return (
+            Rule(r"whiten", "Conv_{n}"),
+            Rule(r"(stages\.\d+)\.[\w.]+", "Stage_{block}/{kind}_{n}"),
+            HEAD,
+        )
     if isinstance(model, zoo.MobileNet):
         return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
     if isinstance(model, zoo.MobileNetV2):
@@ -100,7 +106,7 @@ def rules(model: nn.Module) -> Sequence[Rule]:
         )
     raise ValueError(
         f"no torch names are known for {type(model).__name__}; allowed: ResNet, VGG, "
-        "Plain, MobileNet, MobileNetV2, MobileNetV3, ViT and ConvNeXt of "
+        "Plain, Whitened, MobileNet, MobileNetV2, MobileNetV3, ViT and ConvNeXt of "
         "experiments/models"
     )
 

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
 from experiments.models.torch_names import to_flax
-from experiments.models.zoo import NAMES, build
+from experiments.models.zoo import NAMES, build_from
 from experiments.running import devices, reading, remove_unfinished, write
 
 REPEAT = (
@@ -48,7 +48,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         path: the folder `out` of a run, or the folder `source` in it; or a file of
             PyTorch weights.
         card: describes a file that has no card beside it: model, num_classes and
-            input_shape; norm and clip where the network has not its usual ones.
+            input_shape; norm, clip and levels where the network has not its usual ones.
 
     Raises:
         FileNotFoundError: there is nothing there.
@@ -152,8 +152,8 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
 
 # What a card may hold; the first three it must.
 _FIELDS = (
-    "model num_classes input_shape norm clip mean std dataset test_accuracy sha256 "
-    "epochs seed command versions notes"
+    "model num_classes input_shape norm clip levels mean std dataset test_accuracy "
+    "sha256 epochs seed command versions notes"
 ).split()
 
 
@@ -186,6 +186,7 @@ def _check_fields(card: Any) -> None:
         ),
         "norm": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
         "clip": (lambda v: v is None or number(v) and v > 0, "a number > 0 or null"),
+        "levels": (lambda v: v is None or positive(v), "a whole number > 0 or null"),
         "mean": (numbers, "a number per channel of pixels in 0..255"),
         "std": (
             lambda v: numbers(v) and all(x > 0 for x in v),
@@ -200,11 +201,9 @@ def _check_fields(card: Any) -> None:
 
 def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     _check_fields(card)
-    model = build(
-        card["model"], card["num_classes"], norm=card.get("norm"), clip=card.get("clip")
-    )
+    model = build_from(card)
     norm = getattr(model, "norm", True)
-    return model, {"norm": norm, "clip": None, **card}
+    return model, {"norm": norm, "clip": None, "levels": None, **card}
 
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ weights ``torch_names.py`` reads; by name also those of `vit` and `convnext`. Ea
 calls its activation inside the block that it belongs to, so sites have readable names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.models.convnext import ConvNeXt
+from experiments.models.quantized import QuantizedReLU
 from experiments.models.vit import ViT
 from snnjax import clipped_relu
 
@@ -28,6 +29,7 @@ def build(
     *,
     norm: bool | None = None,
     clip: float | None = None,
+    levels: int | None = None,
 ) -> nn.Module:
     """Network `name` for `num_classes` classes.
 
@@ -37,6 +39,7 @@ def build(
         norm: BatchNorm after each convolution; without it convolutions have a bias.
             None is what the network usually has, as `vit` and `convnext` always do.
         clip: maximum of a clipped ReLU; None is the activation that the network has.
+        levels: L of a quantized ReLU with trained maxima, in its place.
 
     Returns:
         A module with `apply(variables, images, train=False) -> logits`, where `images`
@@ -50,19 +53,36 @@ def build(
         options["norm"] = norm
     elif norm is False:
         raise ValueError(f"{name} has LayerNorm, not BatchNorm; allowed: norm=True")
-    if clip is None:
+    if clip is None and levels is None:
         if name.endswith("_clipped"):
             raise ValueError(
                 f"{name} needs the maximum that its ReLUs are clipped at: `clip` in "
                 "the card beside its weights, --clip for train_ann"
             )
         return MODELS[name](num_classes, **options)
+    if clip is not None and levels is not None:
+        raise ValueError(
+            f"clip={clip} and levels={levels}: a quantized ReLU trains its maximum; "
+            "give one of them"
+        )
     if isinstance(default, ViT | ConvNeXt | MobileNetV3):
-        raise ValueError(f"{name} has no ReLUs that clip={clip} could limit")
-    if clip <= 0:
-        raise ValueError(f"clip must be positive, not {clip}; None is the plain ReLU")
-    options["activation"] = partial(clipped_relu, maximum=clip)
+        raise ValueError(f"{name} has no ReLUs that clip or levels could replace")
+    if clip is not None:
+        if clip <= 0:
+            raise ValueError(f"clip must be positive, not {clip}; None: plain ReLU")
+        options["activation"] = partial(clipped_relu, maximum=clip)
+    else:
+        if not levels >= 1:
+            raise ValueError(f"levels must be >= 1, not {levels}; None: plain ReLU")
+        # A module of its own wherever it is called.
+        options["activation"] = lambda x: QuantizedReLU(levels)(x)
     return MODELS[name](num_classes, **options)
+
+
+def build_from(card: Mapping[str, Any]) -> nn.Module:
+    """The network that a card describes."""
+    options = {name: card.get(name) for name in ("norm", "clip", "levels")}
+    return build(card["model"], card["num_classes"], **options)
 
 
 class ResNet(nn.Module):
@@ -309,6 +329,45 @@ class MobileNetV3(nn.Module):
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
+class Whitened(nn.Module):
+    """Jordan's network (2024, arXiv:2404.00498), with ReLU and average pooling.
+
+    A 2x2 convolution that whitens patches of the image, stages that halve it, and a
+    readout of the means. His 3x3 convolutions with pooling behind them are 4x4 ones.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...]  # per stage
+    residual: bool = False
+    norm: bool = True
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = self.activation(nn.Conv(24, (2, 2), padding="VALID")(x))
+        for channels in self.channels:
+            x = Stage(channels, self.residual, self.norm, self.activation)(x, train)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+class Stage(nn.Module):
+    """A convolution that halves the image; then another one, or a residual block."""
+
+    channels: int
+    residual: bool
+    norm: bool
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        convolve = partial(
+            conv_norm, channels=self.channels, norm=self.norm, train=train
+        )
+        x = self.activation(convolve(x, kernel=4, stride=2))
+        y = self.activation(convolve(x))
+        return self.activation(x + convolve(y)) if self.residual else y
+
+
 class Plain(nn.Module):
     """3x3 convolutions (channels, stride) one after the other, and a dense readout."""
 
@@ -381,6 +440,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3": MobileNetV3,
     "vit": ViT,
     "convnext": ConvNeXt,
+    "whitened_vgg8": partial(Whitened, channels=(64, 256, 256)),
+    "whitened_resnet11": partial(Whitened, channels=(64, 192, 256), residual=True),
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
     # For images of 224x224.
@@ -408,7 +469,7 @@ def conv_norm(
     The padding is written out because "SAME" pads an even image on one side only when
     the stride is 2, unlike the networks in the papers.
     """
-    pad = (kernel // 2, kernel // 2)
+    pad = ((kernel - 1) // 2, (kernel - 1) // 2)
     x = nn.Conv(
         channels,
         (kernel, kernel),

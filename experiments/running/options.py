@@ -107,6 +107,11 @@ class TrainANN(Training):
     label_smoothing: float = 0.0
     # Maximum of a clipped ReLU; plain ReLU by default.
     clip: float | None = None
+    # L of a quantized ReLU, whose maxima are trained: L + 1 values from 0.
+    levels: int | None = None
+    # Begin with this network, as for experiments.convert, in place of random weights;
+    # with --levels its ReLUs become quantized ones, with fitted maxima.
+    checkpoint: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,6 +121,13 @@ class TrainANN(Training):
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be > 0 or left out, not {self.clip}")
+        if self.levels is not None:
+            check_positive(self, "levels")
+            if self.clip is not None:
+                raise ValueError(
+                    f"clip {self.clip} and levels {self.levels}: a quantized ReLU "
+                    "trains its maximum; leave out one of them"
+                )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The published source networks as PyTorch modules, by name.
 
 ResNet (He et al. 2016), VGG, MobileNet v1 and v3 (Howard et al. 2017, 2019), ConvNeXt
-(Liu et al. 2022) and a vision transformer with fixed positions and a mean over tokens
-(Beyer et al. 2022) behind a convolutional stem (Xiao et al. 2021), for 32x32 images.
+(Liu et al. 2022), a vision transformer with fixed positions and a mean over tokens
+(Beyer et al. 2022) behind a convolutional stem (Xiao et al. 2021), and two networks in
+the shape of Jordan's (2024, arXiv:2404.00498), for 32x32 images.
 `experiments.models` has the same networks in flax.
 """
 
@@ -12,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 class Block(nn.Module):
@@ -265,6 +267,90 @@ class MobileNetV3(nn.Module):
         return self.head(self.last(self.blocks(self.stem(x))).mean((2, 3)))
 
 
+class Whitened(nn.Module):
+    """Jordan's network with ReLU and average pooling; `residual` adds blocks.
+
+    A fixed 2x2 convolution whitens the patches of the image (Page 2018); then three
+    stages halve the image and convolve it once more, or in a residual block. A 3x3
+    convolution and the mean of 2x2 pixels behind it are one 4x4 convolution, which is
+    what is computed and published.
+    """
+
+    def __init__(self, channels: tuple[int, ...], residual: bool = False):
+        super().__init__()
+        self.whiten = nn.Conv2d(3, 24, 2)
+        stages, inputs = [], 24
+        for outputs in channels:
+            block = Residual if residual else Plain
+            halve = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
+            halve.weight = conv3x3(inputs, outputs).weight
+            stages.append(nn.Sequential(halve, *norm_relu(outputs), block(outputs)))
+            inputs = outputs
+        self.stages, self.head = nn.Sequential(*stages), nn.Linear(inputs, 10)
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):  # first channels: the identity
+                nn.init.dirac_(module.weight.data[: module.in_channels])
+        for stage in self.stages:
+            # Its parameter is the 3x3 kernel.
+            parametrize.register_parametrization(
+                stage[0], "weight", MeanOfShifts(), unsafe=True
+            )
+
+    def forward(self, x):
+        return self.head(self.stages(F.relu(self.whiten(x))).mean((2, 3)))
+
+    def fit_whitening(self, images: torch.Tensor) -> None:
+        """Fix the first layer: principal directions of patches, and their negatives.
+
+        w_i = e_i / sqrt(lambda_i + 5e-4), of the covariance of 2x2 patches.
+        """
+        patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
+        values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (values + 5e-4).sqrt()).T.view(12, 3, 2, 2)
+        with torch.no_grad():
+            self.whiten.weight.copy_(torch.cat([filters, -filters]))
+            self.whiten.bias.zero_()
+        self.whiten.weight.requires_grad = False
+
+    def publish(self) -> None:
+        """Make the 4x4 kernels parameters themselves."""
+        for stage in self.stages:
+            parametrize.remove_parametrizations(stage[0], "weight")
+
+
+class MeanOfShifts(nn.Module):
+    """The kernel of a 3x3 convolution and the mean of 2x2 pixels behind it: 4x4."""
+
+    def forward(self, kernel: torch.Tensor) -> torch.Tensor:
+        shifts = [(left, 1 - left, top, 1 - top) for left in (0, 1) for top in (0, 1)]
+        return sum(F.pad(kernel, shift) for shift in shifts) / 4
+
+
+class Plain(nn.Sequential):
+    def __init__(self, channels: int):
+        super().__init__(conv3x3(channels, channels), *norm_relu(channels))
+
+
+class Residual(nn.Module):
+    """relu(x + convolutions(x))"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            conv3x3(channels, channels),
+            *norm_relu(channels),
+            conv3x3(channels, channels),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x):
+        return F.relu(x + self.convolutions(x))
+
+
+def norm_relu(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(channels), nn.ReLU()
+
+
 def conv3x3(inputs: int, channels: int, stride: int = 1, groups: int = 1):
     return nn.Conv2d(inputs, channels, 3, stride, 1, groups=groups, bias=False)
 
@@ -286,4 +372,6 @@ NETWORKS = {
     "vit": ViT,
     "convnext": ConvNeXt,
     "mobilenet_v3": MobileNetV3,
+    "whitened_vgg8": partial(Whitened, (64, 256, 256)),
+    "whitened_resnet11": partial(Whitened, (64, 192, 256), residual=True),
 }
