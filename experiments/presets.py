@@ -25,6 +25,15 @@ PRESETS_ANN: dict[str, TrainANN] = {
     # The same with clipped ReLU, as Deng and Gu train theirs, so that activations have
     # a known maximum. 2 PFLOP. Not measured yet.
     "cifar10_resnet20_clipped": TrainANN(out="runs/cifar10_resnet20_clipped", clip=6.0),
+    # The published ResNet-20 with quantized ReLUs in place of its ReLUs, trained on with
+    # L = 4, as Bu et al. do on CIFAR-10. 0.1 PFLOP.
+    "cifar10_resnet20_quantized": TrainANN(
+        levels=4,
+        checkpoint="experiments/sources/resnet20.safetensors",
+        out="runs/cifar10_resnet20_quantized",
+        epochs=10,
+        learning_rate=0.04,
+    ),
     # ResNet-20 four times as wide, of Li et al. 36 PFLOP. Not measured yet; their
     # repository reports 95.68 % for its ResNet-20.
     "cifar10_wide_resnet20": TrainANN(

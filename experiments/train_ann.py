@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TrainANN, PRESETS_ANN, argv)
     source = run(lambda: train(config), "the same command goes on from the last epoch")
     accuracy = 100 * source.card["test_accuracy"]
-    print(f"{config.out}/source: {accuracy:.2f} % of the test images")
+    print(f"{config.out}/source.safetensors: {accuracy:.2f} % of the test images")
 
 
 if __name__ == "__main__":

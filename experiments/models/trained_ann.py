@@ -1,8 +1,8 @@
 """A trained source network on disk: weights, and a card that describes them.
 
-The weights are an orbax folder `source` or, from PyTorch, a file NAME.safetensors or
-NAME.npz. The card is `source.json` or NAME.json. It names the network, and says how
-images are normalized and what accuracy to expect.
+The weights are a file NAME.safetensors or NAME.npz, under flax's names or PyTorch's,
+and the card is NAME.json. It names the network, and says how images are normalized and
+what accuracy to expect.
 """
 
 import hashlib
@@ -14,18 +14,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import devices, reading, remove_unfinished, write
+from experiments.running import write
 
-REPEAT = (
-    "delete it and repeat the command of train_ann that wrote it, which goes on from "
-    "its last checkpoint"
-)
+FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
 
 class Source(NamedTuple):
@@ -45,8 +42,8 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
     """Reads a trained network.
 
     Args:
-        path: the folder `out` of a run, or the folder `source` in it; or a file of
-            PyTorch weights.
+        path: the folder `out` of a run of train_ann; or a file of weights, of ours or
+            of PyTorch.
         card: describes a file that has no card beside it: model, num_classes and
             input_shape; norm, clip and levels where the network has not its usual ones.
 
@@ -54,61 +51,36 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         FileNotFoundError: there is nothing there.
         ValueError: it holds no trained network, or one that does not fit its card.
     """
-    folder = Path(path).expanduser().resolve()
-    named_as_file = folder.suffix in SUFFIXES + PICKLES and not folder.is_dir()
-    if folder.is_file() or named_as_file:
-        return _load_file(folder, card)
-    if not folder.is_dir():
+    file = Path(path).expanduser().resolve()
+    if file.is_file() or not file.is_dir() and file.suffix in SUFFIXES + PICKLES:
+        return _load_file(file, card)
+    if not file.exists():
         raise FileNotFoundError(
             f"no folder {path} of a source network; train one, for example by "
             "python -m experiments.train_ann --preset digits_resnet"
         )
-    if (folder / "source").is_dir():
-        folder = folder / "source"
-    card_file = folder.with_name(f"{folder.name}.json")
-    if not (folder / "_METADATA").is_file() or not card_file.is_file():
+    file = file / FILE
+    if not file.is_file() or not file.with_suffix(".json").is_file():
         raise ValueError(
-            f"{path} is not a trained source network: that is a folder `source` beside "
-            "a card `source.json`, which train_ann writes at the end of the training; "
+            f"{path} is not a trained source network: that is a file {FILE} beside a "
+            "card source.json, which train_ann writes at the end of the training; "
             "finish it by running the same command again, or give another path"
         )
-    model, description = _read_card(card_file, card)
-    images = jax.ShapeDtypeStruct((1, *description["input_shape"]), jnp.float32)
-    expected = dict(jax.eval_shape(model.init, jax.random.key(0), images))
-    expected.setdefault("batch_stats", {})
-    with _checkpointer() as checkpointer:
-        with reading(folder, REPEAT):
-            stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
-        _check_shapes(stored, _shapes(expected), folder, description["model"])
-        with reading(folder, REPEAT):
-            variables = _read_arrays(checkpointer, folder, expected)
-    return Source(model, variables, description)
+    return _load_file(file, card)
 
 
 def save_source(out: Path, source: Source) -> None:
-    """Writes the folder `source` and its card `source.json` into the folder `out`."""
-    remove_unfinished(out)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(out / "source", source.variables, force=True)
-    write(out / "source.json", json.dumps(source.card, indent=2) + "\n")
+    """Writes `source.safetensors` and its card `source.json` into the folder `out`.
 
-
-def _read_arrays(checkpointer: ocp.StandardCheckpointer, folder: Path, shapes: Any):
-    """Arrays of these shapes and types from an orbax folder, bound to no device.
-
-    orbax needs a device, so that a folder from a TPU can be read elsewhere. Arrays that
-    stay bound to it would compile every program a second time, for themselves.
+    An array is named by its path among the variables, "params/Conv_0/kernel".
     """
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
-    )
-    arrays = checkpointer.restore(folder, target)
-    return jax.tree.map(jnp.asarray, jax.device_get(arrays))
+    from safetensors.numpy import save
 
-
-def _checkpointer() -> ocp.StandardCheckpointer:
-    return ocp.StandardCheckpointer(multiprocessing_options=devices.alone())
+    arrays = flatten_dict(jax.device_get(source.variables), sep="/")
+    data = save({path: np.asarray(x, order="C") for path, x in arrays.items()})
+    card = source.card | {"sha256": hashlib.sha256(data).hexdigest()}
+    write(out / FILE, data)
+    write(out / "source.json", json.dumps(card, indent=2) + "\n")
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
@@ -127,11 +99,23 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
         )
     else:
         model, description = _built(card)
+    if any(name.startswith("params/") for name in weights):
+        return Source(model, _variables(weights, model, description, file), description)
     try:
         variables = to_flax(model, weights, description["input_shape"])
     except ValueError as error:
         raise ValueError(f"{file} as {description['model']}: {error}") from None
     return Source(model, variables, description)
+
+
+def _variables(weights: Mapping[str, np.ndarray], model, card, file: Path) -> dict:
+    """The variables of a file that `save_source` has written, in float32."""
+    images = jax.ShapeDtypeStruct((1, *card["input_shape"]), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
+    _check_shapes({n: w.shape for n, w in weights.items()}, shapes, file, card["model"])
+    arrays = {path: jnp.asarray(w, jnp.float32) for path, w in weights.items()}
+    return {"batch_stats": {}, **unflatten_dict(arrays, sep="/")}
 
 
 def _read_card(card_file: Path, option: Mapping[str, Any] | None):
@@ -217,16 +201,11 @@ def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
         )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    flat = flatten_dict(tree, sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
-
-
-def _check_shapes(stored, expected, folder: Path, model: str) -> None:
+def _check_shapes(stored, expected, file: Path, model: str) -> None:
     for path in sorted(stored.keys() | expected.keys()):
         if stored.get(path) != expected.get(path):
             raise ValueError(
-                f"weights in {folder} do not fit its card: {path} has shape "
+                f"weights in {file} do not fit its card: {path} has shape "
                 f"{stored.get(path)}, but {model} needs {expected.get(path)} (None is "
                 "absent); put the card that belongs to the weights beside them or "
                 "train again"
