@@ -25,8 +25,8 @@ PRESETS_ANN: dict[str, TrainANN] = {
     # The same with clipped ReLU, as Deng and Gu train theirs, so that activations have
     # a known maximum. 2 PFLOP. Not measured yet.
     "cifar10_resnet20_clipped": TrainANN(out="runs/cifar10_resnet20_clipped", clip=6.0),
-    # The published ResNet-20 with quantized ReLUs in place of its ReLUs, trained on with
-    # L = 4, as Bu et al. do on CIFAR-10. 0.1 PFLOP.
+    # The published ResNet-20, trained on with quantized ReLUs of L = 4 in place of its
+    # ReLUs, as Bu et al. do on CIFAR-10. 0.1 PFLOP.
     "cifar10_resnet20_quantized": TrainANN(
         levels=4,
         checkpoint="experiments/sources/resnet20.safetensors",

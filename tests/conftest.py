@@ -8,6 +8,9 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Nearly all the time of a small test is XLA's: let it optimize less.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # A program that tests compile again is read instead: a sixth of the time. Each worker
 # has its own folder, since an entry that another one still writes cannot be read.
 _PROGRAMS = tempfile.TemporaryDirectory()
@@ -22,11 +25,11 @@ hypothesis.settings.load_profile("short")
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Nearly all the time of a small test is XLA's: let it optimise less."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """Programs as users have them, for what depends on their bits or their speed."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

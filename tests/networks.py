@@ -26,6 +26,11 @@ class Net(NamedTuple):
     sites: int
 
 
+def compiled(fn, **options):
+    """`snnjax.spiking` as one program: compiling it at once is faster than in parts."""
+    return jax.jit(snnjax.spiking(fn, **options))
+
+
 def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)

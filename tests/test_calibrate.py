@@ -22,8 +22,6 @@ from snnjax.neurons import (
     unroll,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 SITE = Site("hidden/relu", "relu", (3, 2), ("hidden",), 1, jnp.float32)
 NEURON = integrate_and_fire()

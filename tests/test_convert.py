@@ -31,8 +31,6 @@ from snnjax.calibrators import (
 )
 from snnjax.calibrators import weights_least_squares as solve
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 RECIPES = {
     "max_activation": snnjax.max_activation(),

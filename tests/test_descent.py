@@ -12,8 +12,6 @@ import snnjax
 from snnjax import training
 from snnjax.neurons.protocol import field
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(32, 6)), jnp.float32)
 PARAMS = {

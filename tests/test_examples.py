@@ -10,8 +10,6 @@ pytest.importorskip("sklearn")
 
 from examples import digits, inside_a_program, vmap_thresholds  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):

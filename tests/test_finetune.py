@@ -18,8 +18,6 @@ from experiments.train_ann import train
 from snnjax import SNN
 from snnjax.neurons import NeuronParams
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -19,6 +19,8 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators import thresholds_and_potentials as calibrate
 from snnjax.conversion.recipes import Recipe
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 PATH = pathlib.Path(__file__).parent / "golden" / "snn_calibration.npz"
 SEARCH = calibrate.least_squares_threshold()
 SHIFT = calibrate.shift_bias()

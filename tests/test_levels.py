@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import strategies as st
-from networks import NETWORKS, eighths, halves, relu
+from networks import NETWORKS, compiled, eighths, halves, relu
 
 import snnjax
 from snnjax.neurons import (
@@ -24,8 +24,6 @@ from snnjax.neurons.spike_trains import decode, encode, per_byte
 from snnjax.neurons.unroll import spike_train
 from snnjax.simulation import by_layer
 from snnjax.surrogate import relaxed_dspike
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
 LEVELS = [(0, 1), (-1, 1), (0, 3), (-2, 3), (-100, 100)]
@@ -194,7 +192,7 @@ def test_executions_give_the_same_spikes(name, levels, wait):
     executions += ["closed_form"] if wait == STEPS else []
     executions += [] if wait else [by_layer(segment=2)]
     first, *others = (
-        snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
+        compiled(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
         for execution in executions
     )
     for other in others:
@@ -234,7 +232,7 @@ def test_with_a_wait_of_t_no_spike_is_taken_back():
     _, binary = fitted("dense", (0, 1), STEPS)
     jax.tree.map(np.testing.assert_array_equal, signed.neurons, binary.neurons)
     outputs = [
-        snnjax.spiking(net.fn, steps=STEPS, wait=STEPS)(snn, net.x)
+        compiled(net.fn, steps=STEPS, wait=STEPS)(snn, net.x)
         for snn in (signed, binary)
     ]
     jax.tree.map(np.testing.assert_array_equal, *outputs)
@@ -293,7 +291,7 @@ def test_random_networks(seed, levels, reset, wait, residual):
     executions = ["by_layer", "by_step", by_layer(remat=True)]
     executions += [] if wait else [by_layer(segment=3)]
     first, *others = (
-        snnjax.spiking(fn, steps=STEPS, wait=wait, execution=execution)(snn, x)
+        compiled(fn, steps=STEPS, wait=wait, execution=execution)(snn, x)
         for execution in executions
     )
     for other in others:
@@ -327,7 +325,7 @@ def test_signed_networks_converge_to_the_ann_at_rate_one_over_t(seed):
             for name, params in snn.neurons.items()
         }
         snn = snnjax.SNN(weights, neurons, neuron=neuron)
-        mean = snnjax.spiking(fn, steps=steps)(snn, x).mean(0)
+        mean = compiled(fn, steps=steps)(snn, x).mean(0)
         return float(jnp.abs(mean - fn(weights, x)).max())
 
     for steps in (64, 1024):
@@ -381,8 +379,8 @@ def test_levels_are_fields_beyond_nir(dead_zone, tmp_path):
     fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
     assert (again.neuron.levels, again.neuron.dead_zone) == ((-2, 3), dead_zone)
     np.testing.assert_allclose(
-        snnjax.spiking(fn, steps=STEPS)(again, net.x),
-        snnjax.spiking(net.fn, steps=STEPS)(snn, net.x),
+        compiled(fn, steps=STEPS)(again, net.x),
+        compiled(net.fn, steps=STEPS)(snn, net.x),
         rtol=1e-4,
         atol=1e-4,
     )

@@ -14,8 +14,6 @@ import snnjax
 from snnjax import neurons
 from snnjax.surrogate import arctan
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 8
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6, 6, 2)), jnp.float32)
 

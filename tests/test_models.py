@@ -147,7 +147,6 @@ def test_errors():
 QUICK = ("events",)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("recipe", ["best", "advanced"])
 @pytest.mark.parametrize(
     "name",

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import NETWORKS, eighths, relu
+from networks import NETWORKS, compiled, eighths, relu
 
 import snnjax
 from snnjax import lif, training
 from snnjax.neurons import RecurrentParams, adaptive, recurrent, synaptic, unroll
 from snnjax.simulation import by_layer
 from snnjax.surrogate import dspike, relaxed_dspike
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
 KEY = jax.random.key(0)
@@ -144,7 +142,7 @@ def test_executions_give_the_same_spikes(model, name, wait):
     executions = ["by_step", "by_layer", by_layer(remat=True)]
     executions += [] if wait else [by_layer(segment=3)]
     first, *others = (
-        snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
+        compiled(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
         for execution in executions
     )
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(first))
@@ -321,7 +319,7 @@ def test_parameters_that_do_not_fit_are_refused():
     def run(params):
         neurons = snn.neurons | {name: params}
         changed = dataclasses.replace(snn, neurons=neurons)
-        return snnjax.spiking(net.fn, steps=STEPS)(changed, net.x)
+        return compiled(net.fn, steps=STEPS)(changed, net.x)
 
     with pytest.raises(ValueError, match="kernel has shape \\(2, 2\\)"):
         run(params._replace(kernel=jnp.ones((2, 2))))
@@ -339,7 +337,7 @@ def test_a_model_of_ones_own_runs_and_trains_in_every_execution(own):
     executions = ["auto", "by_step", by_layer(segment=3)]
 
     def loss(execution, snn):
-        outputs = snnjax.spiking(net.fn, steps=STEPS, execution=execution)(snn, net.x)
+        outputs = compiled(net.fn, steps=STEPS, execution=execution)(snn, net.x)
         return (outputs**2).mean()
 
     first, *others = (
@@ -422,7 +420,7 @@ def test_what_breaks_the_protocol_is_refused(model, message):
     net = NETWORKS["dense"]
     with pytest.raises(ValueError, match=message):
         snn = snnjax.init(*net[:3], neuron=model, key=KEY)
-        snnjax.spiking(net.fn, steps=STEPS)(snn, net.x)
+        compiled(net.fn, steps=STEPS)(snn, net.x)
 
 
 class DictParams(MyNeuron):
@@ -564,7 +562,7 @@ def test_remat_needs_levels():
 
     snn = dataclasses.replace(snn, neuron=WithLevels())
     from_bits, expected = (
-        snnjax.spiking(net.fn, steps=STEPS, execution=by_layer(remat=remat))(snn, net.x)
+        compiled(net.fn, steps=STEPS, execution=by_layer(remat=remat))(snn, net.x)
         for remat in (True, False)
     )
     np.testing.assert_array_equal(from_bits, expected)
@@ -661,7 +659,7 @@ def test_a_conversion_takes_levels_by_site(wait):
     assert snn.model(first).levels == (0, 1) and snn.model(second) == signed
     executions = ["by_step", "by_layer"] + (["closed_form"] if wait == STEPS else [])
     means, *others = (
-        snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=e)(snn, net.x).mean(0)
+        compiled(net.fn, steps=STEPS, wait=wait, execution=e)(snn, net.x).mean(0)
         for e in executions
     )
     for other in others:
@@ -737,5 +735,5 @@ def test_a_function_in_training_mode_takes_any_model():
     snn = snnjax.init(fn, w, x, neuron=recurrent(lif()), key=KEY, has_aux=True)
     run = snnjax.spiking(fn, steps=STEPS, has_aux=True)
     outputs, _ = run(snn, x)
-    plain = snnjax.spiking(lambda w, x: fn(w, x)[0], steps=STEPS)(snn, x)
+    plain = compiled(lambda w, x: fn(w, x)[0], steps=STEPS)(snn, x)
     np.testing.assert_allclose(outputs, plain, rtol=1e-6)

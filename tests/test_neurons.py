@@ -16,8 +16,6 @@ from snnjax.neurons import spike_trains
 from snnjax.neurons.unroll import resume
 from snnjax.neurons.unroll import spike_train as unrolled_train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PER_CHANNEL = (2, 3, 2)  # [B, ..., C]
 
 # Neurons are built once, and compiled once for every number of steps and wait.

@@ -13,14 +13,23 @@ import numpy as np
 import pytest
 import reference
 import test_libraries
-from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu, weights
+from networks import (
+    FLAT,
+    NETWORKS,
+    PIXELS,
+    VECTORS,
+    Net,
+    compiled,
+    conv,
+    eighths,
+    relu,
+    weights,
+)
 
 import snnjax
 from experiments.models import zoo as models
 
 nir = pytest.importorskip("nir")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 6
 HARD = snnjax.integrate_and_fire(reset="zero", threshold=0.7)
 LEAKY = snnjax.lif(leak=0.8, reset="zero", threshold=0.7)
@@ -55,8 +64,8 @@ def fitted_snn(net, reset="subtract", leak=None):
 def check_same(fn, snn, x, graph, steps=STEPS, wait=0, turn=lambda outputs: outputs):
     """The graph's network has the outputs of fn at every step, and its activations."""
     other, other_snn = snnjax.from_nir(graph)
-    expected = snnjax.spiking(fn, steps=steps, wait=wait)(snn, x)
-    outputs = snnjax.spiking(other, steps=steps, wait=wait)(other_snn, x)
+    expected = compiled(fn, steps=steps, wait=wait)(snn, x)
+    outputs = compiled(other, steps=steps, wait=wait)(other_snn, x)
     outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
     expected = [turn(leaf) for leaf in jax.tree.leaves(expected)]
     assert float(sum(abs(leaf).sum() for leaf in expected)) > 0
@@ -222,8 +231,8 @@ def test_channels_first_networks_come_back_channels_last():
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
     other, other_snn = snnjax.from_nir(graph)
-    images, logits = snnjax.spiking(fn, steps=STEPS)(snn, x)
-    outputs = snnjax.spiking(other, steps=STEPS)(other_snn, PIXELS)
+    images, logits = compiled(fn, steps=STEPS)(snn, x)
+    outputs = compiled(other, steps=STEPS)(other_snn, PIXELS)
     expected = jnp.moveaxis(images, 2, -1)
     np.testing.assert_allclose(outputs["output_0"], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(outputs["output_1"], logits, rtol=1e-5, atol=1e-5)
@@ -513,7 +522,7 @@ def spikes_and_graph(network, neuron, tmp_path, steps=12):
         channels = snn.params[f"w{1 + hidden.index(name)}"].shape[-1]
         threshold = jnp.linspace(1.0, 1.4, channels)
         snn.neurons[name] = snn.neurons[name]._replace(threshold=threshold)
-    spikes = snnjax.spiking(fn, steps=steps)(snn, x)
+    spikes = compiled(fn, steps=steps)(snn, x)
     graph = snnjax.to_nir(fn, snn, x, extended=neuron.reset == "subtract")
     if x.ndim == 4:
         x, spikes = jnp.moveaxis(x, -1, 1), jnp.moveaxis(spikes, -1, 2)
@@ -566,7 +575,7 @@ def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
         return relu(relu(x @ p["w1"]) @ p["w2"])
 
     snn = snnjax.init(fn, FLAT, VECTORS, neuron=ZERO)
-    expected = snnjax.spiking(fn, steps=12)(snn, VECTORS)
+    expected = compiled(fn, steps=12)(snn, VECTORS)
     graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
     module = from_nir(graph)
     outputs = torch_steps(module, np.asarray(VECTORS), 12)
@@ -658,7 +667,7 @@ def test_resistance_threshold_tau_and_leak_voltage_are_those_of_euler():
     graph = chain(affine(np.eye(2)), node, affine([[1.0, 0.0], [0.0, 2.0]]))
     fn, snn = snnjax.from_nir(graph, dt=1e-3)
     x = jnp.array([[0.7, 0.4]])
-    outputs = snnjax.spiking(fn, steps=9)(snn, x)
+    outputs = compiled(fn, steps=9)(snn, x)
     currents = 0.25 * (3 * np.array([0.7, 0.4]) + 0.5)
     for neuron, (current, weight) in enumerate(zip(currents, (1, 2), strict=True)):
         expected = reference.neuron(np.full(9, current), 0.9, leak=0.75, reset="zero")
@@ -682,7 +691,7 @@ def test_pooling_and_scale_of_others():
     )
     fn, snn = snnjax.from_nir(graph)
     x = eighths(0, (2, 6, 6, 3))
-    outputs = snnjax.spiking(fn, steps=5)(snn, x)
+    outputs = compiled(fn, steps=5)(snn, x)
     means = np.asarray(x).reshape(2, 3, 2, 3, 2, 3).mean((2, 4))
     current = means * np.moveaxis(scale, 0, -1)
     above = np.nextafter(1, 2)
@@ -705,7 +714,7 @@ def test_order_of_nodes_and_dead_ends_do_not_matter():
     edges += [("in", "a"), ("in", "b")]
     graph = nir.NIRGraph(nodes, edges, {}, type_check=False)
     fn, snn = snnjax.from_nir(graph)
-    outputs = snnjax.spiking(fn, steps=6)(snn, jnp.ones((1, 2)))
+    outputs = compiled(fn, steps=6)(snn, jnp.ones((1, 2)))
     np.testing.assert_array_equal(outputs[:, 0, 0], [0, 1, 0, 1, 0, 1])
 
 
@@ -716,7 +725,7 @@ def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it(threshold):
     full = np.full(3, threshold)
     graph = chain(nir.IF(r=np.ones(3), v_threshold=full), affine(np.eye(3)))
     fn, snn = snnjax.from_nir(graph)
-    outputs = snnjax.spiking(fn, steps=1)(snn, jnp.asarray(x)[None])[0, 0]
+    outputs = compiled(fn, steps=1)(snn, jnp.asarray(x)[None])[0, 0]
     np.testing.assert_array_equal(outputs, x > full)
 
 
@@ -899,8 +908,8 @@ def test_inputs_of_other_types_are_promoted():
     snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
     fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x))
     x = net.x.astype(jnp.bfloat16)  # eighths are exact
-    outputs = snnjax.spiking(fn, steps=STEPS)(other_snn, x)
-    expected = snnjax.spiking(net.fn, steps=STEPS)(snn, net.x)
+    outputs = compiled(fn, steps=STEPS)(other_snn, x)
+    expected = compiled(net.fn, steps=STEPS)(snn, net.x)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import Net, conv, relu
+from networks import Net, compiled, conv, relu
 
 import snnjax
 
 nir = pytest.importorskip("nir")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 FIRST = ("NCHW", "OIHW", "NCHW")
 
@@ -121,7 +119,7 @@ def check_round_trip(fn, params, x, tmp_path, *, channel=-1, tolerance=1e-4):
     if x.ndim == 4:
         last, first = jnp.moveaxis(x, channel, -1), jnp.moveaxis(x, channel, 1)
     other, read = snnjax.from_nir(graph)
-    outputs = snnjax.spiking(other, steps=STEPS)(read, last)
+    outputs = compiled(other, steps=STEPS)(read, last)
     outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
     raw = run_graph(graph, first).values()
     for a, b, c in zip(expected, outputs, raw, strict=True):
@@ -393,8 +391,8 @@ def test_an_output_that_is_no_image_is_a_vector_in_the_order_of_the_function():
     params = random_weights((6, 6))
     snn = fitted_snn(fn, params, VECTOR)
     other, read = snnjax.from_nir(snnjax.to_nir(fn, snn, VECTOR, extended=True))
-    expected = snnjax.spiking(fn, steps=STEPS)(snn, VECTOR)
-    outputs = snnjax.spiking(other, steps=STEPS)(read, VECTOR)
+    expected = compiled(fn, steps=STEPS)(snn, VECTOR)
+    outputs = compiled(other, steps=STEPS)(read, VECTOR)
     for a, b in zip(expected, outputs.values(), strict=True):
         np.testing.assert_allclose(b, a.reshape(b.shape), rtol=1e-5, atol=1e-5)
 

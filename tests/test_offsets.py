@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import compiled
 
 import snnjax
 from snnjax.calibrators import formulas
@@ -18,8 +19,6 @@ from snnjax.network import identity, with_activation
 from snnjax.neurons import unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.simulation import by_layer
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
@@ -102,9 +101,9 @@ def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    expected = snnjax.spiking(
-        gelu_network, steps=STEPS, wait=wait, execution="by_layer"
-    )(snn, X).mean(0)
+    expected = compiled(gelu_network, steps=STEPS, wait=wait, execution="by_layer")(
+        snn, X
+    ).mean(0)
     executions = ["by_step", by_layer(remat=True)]
     executions += [by_layer(segment=3)] if wait == 0 else []
     executions += ["closed_form"] if wait == STEPS else []
@@ -146,7 +145,7 @@ def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
         return offset + level * p.threshold / STEPS
 
     expected = with_activation(gelu_network, quantized)(snn.params, X)
-    output = snnjax.spiking(gelu_network, steps=STEPS, wait=STEPS)(snn, X).mean(0)
+    output = compiled(gelu_network, steps=STEPS, wait=STEPS)(snn, X).mean(0)
     assert (jnp.abs(output - expected) < 1e-4).mean() > 0.9
 
 
@@ -156,7 +155,7 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     errors = []
     for recipe in (None, WITHOUT):
         snn = fitted(recipe=recipe, wait=STEPS, neuron=fine)
-        output = snnjax.spiking(gelu_network, steps=STEPS, wait=STEPS)(snn, images)
+        output = compiled(gelu_network, steps=STEPS, wait=STEPS)(snn, images)
         error = output.mean(0) - gelu_network(PARAMS, images)
         errors.append(float(jnp.square(error).mean()))
     assert errors[0] < errors[1] / 1.5
@@ -228,7 +227,7 @@ def test_a_value_far_from_zero_uses_all_levels():
     error = {}
     for name, recipe in (("with", None), ("without", WITHOUT)):
         snn = fitted(fn, recipe=recipe)
-        output = snnjax.spiking(fn, steps=STEPS)(snn, X).mean(0)
+        output = compiled(fn, steps=STEPS)(snn, X).mean(0)
         error[name] = float(jnp.square(output - fn(PARAMS, X)).mean())
     assert error["with"] < error["without"] / 10
 
@@ -261,7 +260,7 @@ def test_in_bfloat16_bits_are_the_same_spikes():
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))
     snn = fitted(fn, neuron=neuron)
     outputs = (
-        snnjax.spiking(fn, steps=STEPS, execution=execution)(snn, X)
+        compiled(fn, steps=STEPS, execution=execution)(snn, X)
         for execution in ("by_layer", by_layer(remat=True))
     )
     np.testing.assert_array_equal(*outputs)

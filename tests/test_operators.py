@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import conv, max_pool, relu
+from networks import compiled, conv, max_pool, relu
 
 import snnjax
 from snnjax.network import identity, with_activation
@@ -21,8 +21,6 @@ from snnjax.network.increments import Operator
 from snnjax.network.products import lone_products
 from snnjax.network.stages import stages as cut_at_sites
 from snnjax.simulation import by_layer
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
@@ -221,7 +219,7 @@ def test_an_encoder_of_ones_own_is_a_site_and_the_identity():
     slopes = (jax.grad(lambda p, f=f: f(p, X).sum())(PARAMS) for f in (fn, plain))
     jax.tree.map(np.testing.assert_array_equal, *slopes)
     snn = snnjax.convert(fn, PARAMS, X, steps=32, neuron=FINE, recipe=RECIPE)
-    mean = snnjax.spiking(fn, steps=32)(snn, X).mean(0)
+    mean = compiled(fn, steps=32)(snn, X).mean(0)
     np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
     with pytest.raises(ValueError, match="x has dtype int32; allowed: floating point"):
         snnjax.encode(jnp.arange(3))
@@ -283,7 +281,7 @@ def test_a_function_of_the_input_alone_needs_no_encoder():
 
     assert encoders(fn) == [] and firing(fn) == ["in/relu"]
     snn = snnjax.convert(fn, PARAMS, X, steps=64)
-    mean = snnjax.spiking(fn, steps=64)(snn, X).mean(0)
+    mean = compiled(fn, steps=64)(snn, X).mean(0)
     np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.1)
 
 
@@ -326,7 +324,7 @@ def test_executions_agree(name, wait):
     fn, snn = fitted(name, wait=wait, recipe=snnjax.light())
     executions = ["by_step", *([] if wait else [by_layer(segment=3)])]
     executions += [by_layer(remat=True)] if name in ("gated", "mixed") else []
-    expected = snnjax.spiking(fn, steps=STEPS, wait=wait, execution="by_layer")(snn, X)
+    expected = compiled(fn, steps=STEPS, wait=wait, execution="by_layer")(snn, X)
     for execution in executions:
         outputs = snnjax.spiking(fn, steps=STEPS, wait=wait, execution=execution)(
             snn, X
@@ -359,7 +357,7 @@ def test_with_a_wait_of_t_an_snn_is_the_quantized_ann(name):
 @pytest.mark.parametrize("name", ["transformer", "gated", "hard", "mixed"])
 def test_fine_levels_give_the_numbers_of_the_ann(name):
     fn, snn = fitted(name, steps=32, neuron=FINE, recipe=snnjax.max_activation())
-    mean = snnjax.spiking(fn, steps=32)(snn, X).mean(0)
+    mean = compiled(fn, steps=32)(snn, X).mean(0)
     np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
 
 
@@ -367,7 +365,7 @@ def test_fine_levels_give_the_numbers_of_the_ann(name):
 def test_more_steps_are_nearer_to_the_ann(recipe):
     def error(steps):
         fn, snn = fitted("transformer", steps=steps, recipe=recipe())
-        mean = snnjax.spiking(fn, steps=steps)(snn, X).mean(0)
+        mean = compiled(fn, steps=steps)(snn, X).mean(0)
         return float(jnp.abs(mean - fn(PARAMS, X)).mean())
 
     assert error(64) < error(4) / 3 and error(64) < 0.05
@@ -412,7 +410,7 @@ def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
         recipe = snnjax.Recipe((parts,))
         snn = snnjax.convert(fn, PARAMS, images, steps=STEPS, recipe=recipe)
         new = jnp.asarray(np.random.default_rng(5).normal(size=(256, 6, 5)), "f4")
-        error = snnjax.spiking(fn, steps=STEPS)(snn, new).mean(0) - fn(PARAMS, new)
+        error = compiled(fn, steps=STEPS)(snn, new).mean(0) - fn(PARAMS, new)
         errors.append(float(jnp.square(error).mean()))
     assert errors[0] < 0.95 * errors[1]
 
@@ -449,7 +447,7 @@ def test_devices_share_the_examples():
     fn, snn = fitted("transformer")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     alone, shared = (
-        snnjax.spiking(fn, steps=STEPS, execution="by_layer", mesh=devices)(snn, X)
+        compiled(fn, steps=STEPS, execution="by_layer", mesh=devices)(snn, X)
         for devices in (None, mesh)
     )
     np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
@@ -479,7 +477,7 @@ def test_a_file_keeps_encoders(tmp_path):
     path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=X)
     stored = snnjax.load(path)
     assert stored.snn.neuron == snn.neuron
-    expected = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    expected = compiled(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(stored.run(X), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -501,8 +499,8 @@ def test_sequences_pass_operators():
     fn, snn = fitted("squeezed", steps=STEPS)
     snn = dataclasses.replace(snn, steps=None, wait=None)
     x = jnp.stack([X] * STEPS)
-    sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
-    constant = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    sequence = compiled(fn, steps=STEPS, inputs="sequence")(snn, x)
+    constant = compiled(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(sequence, constant, rtol=1e-4, atol=1e-4)
 
 
@@ -511,7 +509,7 @@ def test_sequences_pass_operators():
 
 def near_the_ann(fn, p, x, steps=64, recipe=None, atol=0.05):
     snn = snnjax.convert(fn, p, x, steps=steps, recipe=recipe or snnjax.light())
-    mean = snnjax.spiking(fn, steps=steps)(snn, x).mean(0)
+    mean = compiled(fn, steps=steps)(snn, x).mean(0)
     np.testing.assert_allclose(mean, fn(p, x), atol=atol)
 
 
@@ -580,7 +578,7 @@ def test_tokens_and_masks_may_come_as_several_arrays():
     snn = snnjax.convert(fn, PARAMS, x, steps=STEPS, recipe=snnjax.light())
     simulate = snnjax.spiking(fn, steps=STEPS)
     whole = simulate(snn, x).mean(0)
-    parts = snnjax.spiking(fn, steps=STEPS, micro_batch=5)(snn, x).mean(0)
+    parts = compiled(fn, steps=STEPS, micro_batch=5)(snn, x).mean(0)
     assert (jnp.abs(whole - parts) < 1e-4).mean() > 0.9
     assert 0 < snnjax.measure(fn, PARAMS, snn, x).firing_rate < 1
     with pytest.raises(ValueError, match="needs x of floating point"):
@@ -612,7 +610,7 @@ def test_what_is_no_product_reads_the_value_and_not_its_spikes():
         return {"value": value, "moved": moved, "read": read}
 
     snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
-    outputs = snnjax.spiking(fn, steps=STEPS)(snn, X)
+    outputs = compiled(fn, steps=STEPS)(snn, X)
     moved = outputs["moved"].reshape(outputs["value"].shape)
     np.testing.assert_array_equal(moved, outputs["value"])
 
@@ -675,7 +673,7 @@ def test_measures_show_the_error_of_every_operator():
     ((name, operator),) = snnjax.measure(fn, PARAMS, snn, X).operators.items()
     assert [site.name for site in snnjax.sites(fn, PARAMS, X).operators] == [name]
     ann = fn(PARAMS, X)
-    error = ann - snnjax.spiking(fn, steps=STEPS)(snn, X).mean(0)
+    error = ann - compiled(fn, steps=STEPS)(snn, X).mean(0)
     for number, values in ((operator.activation, ann), (operator.error, error)):
         np.testing.assert_allclose(number, jnp.sqrt((values**2).mean()), rtol=1e-4)
     assert set(
@@ -718,12 +716,12 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
         return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
 
     fine = snnjax.convert(fn, params, X, steps=32, neuron=FINE, recipe=RECIPE)
-    mean = snnjax.spiking(fn, steps=32)(fine, X).mean(0)
+    mean = compiled(fn, steps=32)(fine, X).mean(0)
     error = jnp.abs(mean - fn(params, X))
     assert error.mean() < 0.02 and error.max() < 0.2
     snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=snnjax.light())
     by_layer_, by_step, sharded = (
-        snnjax.spiking(fn, steps=STEPS, **options)(snn, X).mean(0)
+        compiled(fn, steps=STEPS, **options)(snn, X).mean(0)
         for options in (
             {"execution": "by_layer"},
             {"execution": "by_step"},

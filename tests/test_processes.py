@@ -19,8 +19,6 @@ from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_ANN, PRESETS_SNN
 from experiments.running import Convert, devices
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 OPTIONS = {"epochs": 2, "train_images": 128, "batch_size": 64, "padding": 0}
 ANN = dataclasses.replace(PRESETS_ANN["digits_resnet"], model="events", **OPTIONS)
 SNN = dataclasses.replace(PRESETS_SNN["digits"], model="events", steps=2, **OPTIONS)

@@ -12,8 +12,6 @@ from networks import conv
 import snnjax
 from snnjax import quantized_relu
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 LEVELS = 4
 X = jnp.asarray(RNG.integers(-8, 9, (20, 6, 6, 3)) / 8, jnp.float32)

@@ -13,8 +13,6 @@ from networks import FLAT, PIXELS, VECTORS, max_pool, relu
 import snnjax
 from snnjax.network import identity, with_activation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def between(function):
     """A network with ``function`` of the activations between two sites."""

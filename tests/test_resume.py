@@ -21,8 +21,6 @@ from snnjax.calibrators import correct_potential, max_threshold
 from snnjax.conversion.resume import digest
 from snnjax.surrogate import dspike
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NET = NETWORKS["projection"]
 RECIPES = {
     "best": snnjax.best(),

@@ -14,8 +14,6 @@ import snnjax
 from snnjax.neurons import adaptive, recurrent, synaptic
 from snnjax.simulation import by_layer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS, BATCH = 4, 16
 
 

@@ -16,8 +16,6 @@ from snnjax.neurons import integrate_and_fire, lif
 from snnjax.simulation import by_layer
 from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivative
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 
 

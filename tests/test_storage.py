@@ -23,8 +23,6 @@ from snnjax.storage import files, structure
 safetensors = pytest.importorskip("safetensors.numpy")
 pytest.importorskip("flatbuffers")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 GOLDEN = Path(__file__).parent / "golden"
 DENSE = NETWORKS["dense"]

@@ -18,7 +18,7 @@ from snnjax.neurons.protocol import Wrapper
 from snnjax.simulation import by_layer
 from snnjax.surrogate import dspike, rectangle, relaxed_dspike
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "strict")
+pytestmark = pytest.mark.usefixtures("strict")
 
 STEPS = 4
 LABELS = jnp.arange(6) % 3

@@ -7,9 +7,6 @@ import pytest
 
 from snnjax import surrogate
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 SHAPES = {
     surrogate.dspike: (0.1, 1.0, 3.0, 20.0),
     surrogate.rectangle: (0.5, 1.0, 2.0),

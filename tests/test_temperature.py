@@ -22,8 +22,6 @@ from snnjax.training import (
     with_temperatures,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 
 

@@ -20,8 +20,6 @@ from experiments.models import load_source, read_weights, source_function, to_fl
 from experiments.models import zoo as models
 from experiments.running import Convert
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Small networks of every family, and the size of their images.
 FAMILIES = {
     "option A": (

@@ -26,8 +26,6 @@ from snnjax.training import (
     tet,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 6
 LABELS = jnp.array([0, 2, 1, 2])
 SHAPES = [(5, 8), (8, 6), (6, 3)]

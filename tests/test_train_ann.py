@@ -19,8 +19,6 @@ from experiments.models import load_source, source_function
 from experiments.presets import PRESETS_ANN
 from experiments.running import TrainANN, parse
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def config():

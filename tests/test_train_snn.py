@@ -18,8 +18,6 @@ from experiments.running import TrainSNN
 
 STEPS = 2
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def config():
