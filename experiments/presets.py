@@ -164,6 +164,9 @@ PRESETS_FINETUNE: dict[str, FineTune] = {
             checkpoint=f"experiments/sources/{name}.safetensors",
             epochs=5,
             batch_size=128,
+            # Of 1e-3 and 3e-3, the better one on 2000 training images held back, after
+            # 3 epochs of 13000 images: resnet20, T = 2, 76.6 and 77.8 %.
+            learning_rate=3e-3,
             flip=True,
             padding=4,
             out=f"runs/finetune_cifar10_{name}",
