@@ -14,11 +14,12 @@ STEPS = 16
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 
 
-def test_the_readme_lists_them():
-    readme = (Path(__file__).parents[1] / "README.md").read_text().replace("-", " ")
+def test_the_page_of_networks_lists_them():
+    page = Path(__file__).parents[1] / "docs" / "networks.md"
+    listed = page.read_text().replace("-", " ")
     for name in ARCHITECTURES:
         library = name.split()[0]
-        assert name in readme or library in ("scanned", "nnx", "equinox"), name
+        assert name in listed or library in ("scanned", "nnx", "equinox"), name
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -124,7 +124,7 @@ def test_every_published_source_has_a_preset_and_a_card():
 
 PARTS = ("_max_activation", "", "_best")
 OTHERS = ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max")
-IN_README = (
+FEW_STEPS = (
     "all_max_activation",
     "light",
     "best",
@@ -137,11 +137,15 @@ IN_README = (
 OPERATORS = ("vit", "convnext", "mobilenet_v3")
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
 PUBLISHED = [  # a page, and the files of a table that it shows
-    ("README.md", [f"resnet20_{n}" for n in IN_README]),
-    ("README.md", [f"resnet20_{n}" for n in LEVELS]),
+    (
+        "README.md",
+        ["resnet20_best", "resnet20_signed", "resnet20_graded", "vit", "convnext"],
+    ),
+    ("docs/results.md", [f"resnet20_{n}" for n in FEW_STEPS]),
+    ("docs/results.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", ("resnet20", "resnet20_advanced")),
-    ("README.md", OPERATORS),
+    ("docs/results.md", OPERATORS),
     ("docs/accuracy.md", OPERATORS),
     ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
 ]

@@ -72,8 +72,9 @@ def neurobench(
     Returns:
         The metrics above; whole numbers, or averages over the B images.
 
-    Raises: as `snnjax.spiking`; ValueError for labels of another shape, and inside of
-        a transformation.
+    Raises:
+        ValueError: labels of another shape, or inside of a transformation; otherwise as
+            `snnjax.spiking`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
