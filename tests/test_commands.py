@@ -2,18 +2,23 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import jax
 import pytest
 
+import snnjax
 from experiments import convert, train_ann
 from experiments.data import MissingDataError
 from experiments.presets import PRESETS_ANN
 from experiments.running import command_line, run, write
+from snnjax import __main__
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,3 +145,19 @@ def test_ctrl_c_during_imports_prints_no_traceback():
     command = [sys.executable, "-c", IMPORTING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+def test_the_library_as_a_module_says_what_a_report_needs():
+    text = __main__.report()
+    assert text.startswith(f"snnjax {snnjax.__version__}, Python 3.")
+    assert f"jax                  {jax.__version__}" in text
+    assert "backend cpu: 8 x cpu" in text
+    assert not re.search("flax +missing", text)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(__main__, "version", version)
+    assert 'missing: save and load; pip install "snnjax[share]"' in __main__.report()

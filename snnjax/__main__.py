@@ -1,0 +1,49 @@
+"""``python -m snnjax``: what a report of a bug needs, and where to read on.
+
+Versions, devices, and which optional packages are installed, with the extra that brings
+the missing ones.
+"""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import jax
+
+import snnjax
+
+OPTIONAL = {  # package: (extra, what it is for)
+    "safetensors": ("share", "save and load"),
+    "nir": ("nir", "to_nir and from_nir"),
+    "flax": ("experiments", "the commands' networks"),
+    "tensorflow-datasets": ("experiments", "data sets"),
+    "torch": ("torch", "training of the published source networks"),
+}
+
+
+def report() -> str:
+    """Lines of text; finding the devices starts JAX's backend."""
+    lines = [
+        f"snnjax {snnjax.__version__}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}"
+    ]
+    for package in ("jax", "jaxlib", "numpy", "optax", "chex"):
+        lines.append(f"  {package:20} {_version(package) or 'missing'}")
+    for package, (extra, purpose) in OPTIONAL.items():
+        missing = f'missing: {purpose}; pip install "snnjax[{extra}]"'
+        lines.append(f"  {package:20} {_version(package) or missing}")
+    kinds = [device.device_kind for device in jax.devices()]
+    counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    lines.append(f"backend {jax.default_backend()}: {counts}")
+    lines.append("documentation: help(snnjax), README.md, docs/ (a site: mkdocs serve)")
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    print(report())
