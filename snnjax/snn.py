@@ -17,6 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_wait
+from snnjax._text import columns, numbers
 from snnjax._trees import is_floating, name_of
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
@@ -39,6 +40,8 @@ from snnjax.neurons.protocol import chain, check_model
 class SNN:
     """A spiking network: a plain pytree, to jit, differentiate, shard and save.
 
+    ``print`` shows a table of its neurons.
+
     Attributes:
         params: as the user gave them; weights perhaps calibrated.
         neurons: site name -> params of its model, `snnjax.neurons.NeuronParams` or
@@ -58,6 +61,35 @@ class SNN:
     def model(self, site_name: str) -> Any:
         """The neuron model of a site."""
         return model_of(self.neuron, site_name)
+
+    def __str__(self) -> str:
+        fits = [f"T = {self.steps}"] if self.steps is not None else []
+        fits += [f"wait {self.wait}"] if self.wait is not None else []
+        sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params)]
+        title = ", ".join(["SNN", *fits, f"{sum(sizes)} numbers in params"])
+        cells = {name: _cells(params) for name, params in self.neurons.items()}
+        fields = dict.fromkeys(field for row in cells.values() for field in row)
+        rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
+        for name, row in cells.items():
+            levels = getattr(self.model(name), "levels", None)
+            shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
+            rows.append((name, shown, *(row.get(field, "-") for field in fields)))
+        return f"{title}\n{columns(rows)}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython and notebooks show."""
+        printer.text(str(self))
+
+
+def _cells(params: Any) -> dict[str, str]:
+    """Field -> numbers, of the parameters of a site; those of a model within it too."""
+    cells = {}
+    for field, value in params._asdict().items():
+        if hasattr(value, "_asdict"):
+            cells |= _cells(value)
+        elif value is not None:
+            cells[field] = numbers(value)
+    return cells
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from snnjax._arrays import aligned, lead, wide
 from snnjax._checks import check_choice, check_count, check_positive, is_number
+from snnjax._text import named
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
@@ -30,12 +31,14 @@ _PACE = 0.1
 PRIOR = 16
 
 
+@named
 def max_threshold(per: str = "layer") -> Calibrator:
     """V_th = `formulas.maximum` of the activations, over the highest level."""
     check_choice("per", per, _PER)
     return _threshold(lambda view, fit: _positive(view.peaks(fit), per), per)
 
 
+@named
 def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     """V_th = `formulas.percentile` of the activations, over the highest level."""
     check_choice("per", per, _PER)
@@ -49,6 +52,7 @@ def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
     return _threshold(compute, per)
 
 
+@named
 def own_maximum_threshold() -> Calibrator:
     """V_th = maximum / high, of a clipped or quantized ReLU.
 
@@ -68,6 +72,7 @@ def own_maximum_threshold() -> Calibrator:
     return calibrate
 
 
+@named
 def least_squares_threshold(
     per: str = "layer", objective: str = "floor", *, prior: int = 0
 ) -> Calibrator:
@@ -100,6 +105,7 @@ def least_squares_threshold(
     return _threshold(search, per)
 
 
+@named
 def least_squares_offset() -> Calibrator:
     """offset = `formulas.middle` of each channel of an encoder.
 
@@ -127,6 +133,7 @@ def least_squares_offset() -> Calibrator:
 _OFFSET_SAMPLES = 2**12
 
 
+@named
 def shift_bias() -> Calibrator:
     """bias += V_th / (2T)."""
 
@@ -138,6 +145,7 @@ def shift_bias() -> Calibrator:
     return calibrate
 
 
+@named
 def half_charge() -> Calibrator:
     """v(0) = V_th / 2: the bias shift's charge, all of it before the first step."""
 
@@ -149,6 +157,7 @@ def half_charge() -> Calibrator:
     return calibrate
 
 
+@named
 def correct_bias(repeats: int = 1) -> Calibrator:
     """bias += `formulas.bias_correction`, measured anew in each of some rounds."""
     check_count("repeats", repeats)
@@ -163,6 +172,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     return calibrate
 
 
+@named
 def correct_potential(repeats: int = 1) -> Calibrator:
     """v(0) += `formulas.potential_correction`, measured anew in each of some rounds.
 
@@ -189,6 +199,7 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     return calibrate
 
 
+@named
 def postpone_charge(
     charges: Sequence[float] = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4),
     *,
@@ -227,6 +238,7 @@ def postpone_charge(
     return calibrate
 
 
+@named
 def scale_threshold(
     factors: Sequence[float] = (0.75, 0.9, 1, 1.15, 1.3, 1.5, 1.8),
     *,
@@ -252,6 +264,7 @@ def scale_threshold(
     return lambda view, fit: _search(view, fit, nearest_first, _scale, pace, prior)
 
 
+@named
 def streaming_only(calibrator: Calibrator) -> Calibrator:
     """The calibrator where layers do not wait; elsewhere the fit as it is."""
     check_calibrator(calibrator)

@@ -17,6 +17,7 @@ import optax
 
 from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
+from snnjax._text import named
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -24,6 +25,7 @@ from snnjax.neurons.unroll import closed_form, unroll
 from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
 
+@named
 def calibrate_weights(
     objective: str = "floor",
     *,

@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import other_axes, wide
 from snnjax._checks import check_count, check_positive
+from snnjax._text import named
 from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
 from snnjax.calibrators.view import Calibrator, Fit, View
@@ -30,6 +31,7 @@ _FEWEST = 32  # images, however many positions each has
 Weights = tuple[jax.Array, ...]
 
 
+@named
 def least_squares_weights(
     *, iterations: int = 10, damping: float = 1.0, samples: int = 2**15
 ) -> Calibrator:

@@ -5,7 +5,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 2021 (`light`, `advanced`); Bu et al., ICLR 2022 (`quantized`); `best` is ours.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snnjax.calibrators.thresholds_and_potentials import (
     PRIOR,
@@ -35,6 +35,17 @@ class Recipe(NamedTuple):
     """
 
     sweeps: tuple[tuple[Calibrator, ...], ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for number, chain in enumerate(self.sweeps, 1):
+            lines.append(f"sweep {number} of {len(self.sweeps)}, at every site:")
+            lines += [f"  {getattr(c, '__name__', repr(c))}" for c in chain]
+        return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython and notebooks show."""
+        printer.text(str(self))
 
 
 def max_activation(per: str = "layer") -> Recipe:

@@ -25,6 +25,7 @@ import numpy as np
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
+from snnjax._text import columns, numbers
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
@@ -118,6 +119,32 @@ class Measures(NamedTuple):
     wait: jax.Array
     bits: jax.Array
     high: jax.Array
+
+    def __str__(self) -> str:
+        percent = ("firing_rate", "silent", "saturated")
+        head = ("site", *(f"{name} %".replace("_", " ") for name in percent))
+        rows: list[tuple[str, ...]] = [(*head, *SiteMeasures._fields[len(percent) :])]
+        for name, site in {**self.sites, **self.operators}.items():
+            cells = {
+                field: numbers(100 * value if field in percent else value)
+                for field, value in site._asdict().items()
+            }
+            shown = [cells.get(field, "") for field in SiteMeasures._fields]
+            rows.append((name, *shown))
+        totals = {
+            "firing rate %": numbers(100 * self.firing_rate),
+            "synaptic operations": numbers(self.synaptic_operations, 4),
+            "MACs of the ANN": numbers(self.macs, 4),
+            "neurons": numbers(self.neurons, 6),
+            "T": numbers(self.steps),
+            "wait": numbers(self.wait),
+        }
+        summary = ", ".join(f"{name} {value}" for name, value in totals.items())
+        return f"{columns(rows)}\n{summary}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython and notebooks show."""
+        printer.text(str(self))
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ name of the activation that stood there.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from snnjax._text import columns
 from snnjax._trees import common_path
 
 
@@ -82,17 +83,13 @@ class Sites(tuple[Site, ...]):
             )
             for site in self
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            for row in rows
-        ]
+        text = columns(rows)
         if self.operators:
-            lines.append(
-                f"hybrid: {len(self.operators)} operators are computed densely at "
+            text += (
+                f"\nhybrid: {len(self.operators)} operators are computed densely at "
                 "every step"
             )
-        return "\n".join(line.rstrip() for line in lines)
+        return text
 
 
 def _shorten(paths: Sequence[str], limit: int = 40) -> str:

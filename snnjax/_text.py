@@ -1,0 +1,84 @@
+"""Text for people: tables in columns, arrays as ranges, calls as they were made."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of text, each column as wide as its widest cell.
+
+    >>> print(columns([("site", "kind"), ("hidden/relu", "relu")]))
+    site         kind
+    hidden/relu  relu
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def numbers(array: Any, digits: int = 3) -> str:
+    """An array as the range of its numbers and its shape; unknown ones as their type.
+
+    >>> numbers(np.float32(0.5)), numbers(np.array([1.0, 2.0, 4.0])), numbers(None)
+    ('0.5', '1..4 [3]', '-')
+    """
+    if array is None:
+        return "-"
+    shape = "x".join(map(str, np.shape(array)))
+    if not _has_numbers(array):
+        return f"{getattr(array, 'dtype', type(array).__name__)} [{shape}]"
+    values = np.asarray(array, np.float64)
+    if not values.size:
+        return f"none [{shape}]"
+    low, high = (f"{value:.{digits}g}" for value in (values.min(), values.max()))
+    return (low if low == high else f"{low}..{high}") + (f" [{shape}]" if shape else "")
+
+
+def _has_numbers(array: Any) -> bool:
+    """Whether numbers can be read here: not while tracing, nor of other processes."""
+    if isinstance(array, Tracer | jax.ShapeDtypeStruct):
+        return False
+    if isinstance(array, jax.Array):
+        return array.is_fully_addressable and not jnp.issubdtype(
+            array.dtype, jax.dtypes.extended
+        )
+    return isinstance(array, int | float | np.ndarray | np.generic)
+
+
+P = ParamSpec("P")
+
+
+def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
+    """Functions that `make` returns are named after its call.
+
+    >>> @named
+    ... def adder(n, *, sign=1):
+    ...     return lambda x: x + sign * n
+    >>> adder(3, sign=-1).__name__
+    'adder(3, sign=-1)'
+    """
+
+    @functools.wraps(make)
+    def make_named(*args: P.args, **options: P.kwargs) -> Callable:
+        function = make(*args, **options)
+        texts = [_argument(value) for value in args]
+        texts += [f"{name}={_argument(value)}" for name, value in options.items()]
+        function.__name__ = f"{make.__name__}({', '.join(texts)})"
+        function.__qualname__ = function.__name__
+        return function
+
+    return make_named
+
+
+def _argument(value: Any) -> str:
+    return getattr(value, "__name__", repr(value))

@@ -1,0 +1,94 @@
+"""What print shows of an SNN, of measures and of a recipe."""
+
+import jax
+import jax.numpy as jnp
+from networks import NETWORKS, halves
+
+import snnjax
+from snnjax import calibrators, neurons
+
+
+def line_of(text, start):
+    (line,) = (line for line in text.splitlines() if line.startswith(start))
+    return line.split()
+
+
+def test_an_snn_is_a_table_of_its_neurons():
+    net = NETWORKS["dense"]
+    snn = halves(net)
+    text = str(snn)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(snn.params))
+    assert text.splitlines()[0].startswith("SNN")
+    assert f"{sizes} numbers in params" in text
+    assert max(map(len, text.splitlines())) <= 120
+    for name, params in snn.neurons.items():
+        low, high = params.threshold.min(), params.threshold.max()
+        shown = f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
+        assert line_of(text, f"{name} ")[1:3] == ["0:1", shown]
+
+
+def test_while_tracing_an_snn_shows_its_types():
+    net, texts = NETWORKS["dense"], []
+
+    @jax.jit
+    def traced(snn):
+        texts.append(str(snn))
+        return snn
+
+    traced(halves(net))
+    assert "float32 [" in texts[0] and ".." not in texts[0]
+
+
+def test_parameters_of_a_model_within_a_model_have_columns_of_their_own():
+    net = NETWORKS["dense"]
+    neuron = neurons.synaptic(snnjax.lif(leak=0.75))
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=neuron)
+    head, first = str(snn).splitlines()[1:3]
+    assert "synaptic leak" in head and "threshold" in head
+    assert "0.75" in first
+
+
+def test_measures_are_a_table_of_the_sites():
+    net = NETWORKS["dense"]
+    snn = snnjax.convert(net.fn, net.params, net.x, steps=4)
+    measures = snnjax.measure(net.fn, net.params, snn, net.x)
+    text = str(measures)
+    for name, site in measures.sites.items():
+        assert line_of(text, f"{name} ")[1] == f"{100 * site.firing_rate:.3g}"
+        assert line_of(text, f"{name} ")[5] == f"{site.error:.3g}"
+    assert f"MACs of the ANN {float(measures.macs):.4g}" in text
+
+
+def test_a_recipe_is_a_list_of_its_calibrators():
+    def mine(view, fit):
+        return fit
+
+    chain = calibrators.percentile_threshold(99.5), calibrators.half_charge(), mine
+    assert str(snnjax.Recipe((chain,))).splitlines() == [
+        "sweep 1 of 1, at every site:",
+        "  percentile_threshold(99.5)",
+        "  half_charge()",
+        "  mine",
+    ]
+    assert "streaming_only(postpone_charge())" in str(snnjax.best())
+
+
+def test_notebooks_show_the_same_text():
+    class Printer:
+        def text(self, text):
+            self.shown = text
+
+    net = NETWORKS["dense"]
+    snn = snnjax.init(net.fn, net.params, net.x)
+    measures = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    for value in (snn, measures, snnjax.light()):
+        printer = Printer()
+        value._repr_pretty_(printer, cycle=False)
+        assert printer.shown == str(value)
+
+
+def test_an_empty_array_and_keys_have_no_range():
+    from snnjax._text import numbers
+
+    assert numbers(jnp.zeros((0, 3))) == "none [0x3]"
+    assert numbers(jax.random.key(0)) == "key<fry> []"
