@@ -31,6 +31,7 @@ from experiments.conversions import (
 )
 from experiments.data import Dataset, load, normalized_as
 from experiments.models import (
+    NAMES,
     Source,
     load_snn,
     load_source,
@@ -337,7 +338,8 @@ def _check_recipes(names: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    config = parse(Convert, PRESETS_CONVERT, argv)
+    names = {"recipes": RECIPES, "models": NAMES}
+    config = parse(Convert, PRESETS_CONVERT, argv, names)
     if config.restore is not None:
         run_command(lambda: restore(config))
     else:

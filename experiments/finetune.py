@@ -20,6 +20,7 @@ import optax
 
 import snnjax
 from experiments.conversions import (
+    RECIPES,
     Draw,
     Experiment,
     calibration_images,
@@ -31,7 +32,7 @@ from experiments.conversions import (
 )
 from experiments.convert import Setup, facts_of, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import load_snn
+from experiments.models import NAMES, load_snn
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
@@ -207,7 +208,8 @@ def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Calla
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    config = parse(FineTune, PRESETS_FINETUNE, argv)
+    names = {"recipes": RECIPES, "models": NAMES, "surrogates": SURROGATES}
+    config = parse(FineTune, PRESETS_FINETUNE, argv, names)
     run_command(lambda: run(config), "the same command goes on from the last epoch")
 
 

@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.data import Dataset, augment, load, normalize, normalized_as
-from experiments.models import Source, build, load_source, save_source
+from experiments.models import NAMES, Source, build, load_source, save_source
 from experiments.presets import PRESETS_ANN
 from experiments.running import (
     TrainANN,
@@ -226,7 +226,7 @@ def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    config = parse(TrainANN, PRESETS_ANN, argv)
+    config = parse(TrainANN, PRESETS_ANN, argv, {"models": NAMES})
     source = run(lambda: train(config), "the same command goes on from the last epoch")
     accuracy = 100 * source.card["test_accuracy"]
     print(f"{config.out}/source.safetensors: {accuracy:.2f} % of the test images")

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 import snnjax
 from experiments.data import Dataset, augment, load, load_events, normalize
-from experiments.models import build, save_snn
+from experiments.models import NAMES, build, save_snn
 from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
@@ -405,7 +405,8 @@ def _save(setting: Setting, snn: SNN, accuracy: float, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    config = parse(TrainSNN, PRESETS_SNN, argv)
+    names = {"models": NAMES, "neurons": NEURONS, "surrogates": SURROGATES}
+    config = parse(TrainSNN, PRESETS_SNN, argv, names)
     run(lambda: train(config), "the same command goes on from the last epoch")
     print(
         f"{config.out}: metrics.jsonl, curves.png, the SNN in snn.safetensors, "

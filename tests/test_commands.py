@@ -14,7 +14,7 @@ import jax
 import pytest
 
 import snnjax
-from experiments import convert, train_ann
+from experiments import conversions, convert, models, train_ann
 from experiments.data import MissingDataError
 from experiments.presets import PRESETS_ANN
 from experiments.running import command_line, run, write
@@ -161,3 +161,21 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
     monkeypatch.setattr(__main__, "version", version)
     assert 'missing: save and load; pip install "snnjax[share]"' in __main__.report()
+
+
+def test_help_says_what_the_command_does_and_what_names_there_are():
+    command = [sys.executable, "-m", "experiments.convert", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text.startswith("usage: python -m experiments.convert ")
+    assert "Converts a trained network by several recipes" in text
+    assert "['config']" not in text and "(default: (2, 4, 8, 16))" in text
+    words = set(text.replace(",", " ").split())
+    assert {"recipes:", *conversions.RECIPES, "models:", *models.NAMES} <= words
+    assert max(map(len, text.splitlines())) <= 79
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        convert.main(["--step", "3"])
+    message = "error: unrecognized arguments: --step 3 (--help lists the options)\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == message

@@ -4,15 +4,16 @@
 a dataclass is an option that overrides them. `run` carries the command out.
 """
 
-import argparse
 import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import simple_parsing
 
@@ -55,10 +56,21 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
         sys.exit(f"error: {error}")
 
 
+class Parser(simple_parsing.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+    def format_help(self) -> str:
+        return super().format_help().replace(" ['config']:", ":")  # a detail of ours
+
+
 def parse(
     dataclass_type: type[Config],
     presets: Mapping[str, Config],
     argv: Sequence[str] | None = None,
+    names: Mapping[str, Iterable[str]] | None = None,
 ) -> Config:
     """Configuration from the command line; a wrong one exits with code 2 and a line.
 
@@ -66,6 +78,7 @@ def parse(
         dataclass_type: frozen dataclass with defaults; comments become the help.
         presets: named configurations for the option `--preset`.
         argv: arguments; None for those of the process.
+        names: what options may be, by what it is, for the end of the help.
     """
     option = {
         "choices": tuple(presets),
@@ -74,11 +87,17 @@ def parse(
     }
     argv = sys.argv[1:] if argv is None else argv
     # Two passes, because the preset gives the defaults of the other options.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", **option)
     preset = first.parse_known_args(argv)[0].preset
     default = presets[preset] if preset else dataclass_type()
-    parser = simple_parsing.ArgumentParser(allow_abbrev=False)
+    program, about = _command()
+    parser = Parser(
+        allow_abbrev=False,
+        prog=program,
+        description=about,
+        epilog="\n".join(_listed(kind, names[kind]) for kind in names or {}),
+    )
     parser.add_argument("--preset", **option)
     parser.add_arguments(dataclass_type, dest="config", default=default)
     options = {word.partition("=")[0] for word in argv}
@@ -89,3 +108,16 @@ def parse(
         return parser.parse_args(argv).config
     except ValueError as error:  # from the checks of the dataclass
         parser.error(str(error))
+
+
+def _command() -> tuple[str, str]:
+    """How the running command is called, and what its module says of itself."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    program = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    paragraphs = (main.__doc__ or "").strip().split("\n\n")
+    return program, "\n\n".join(textwrap.fill(part, 79) for part in paragraphs)
+
+
+def _listed(kind: str, names: Iterable[str]) -> str:
+    return textwrap.fill(f"{kind}: {', '.join(names)}", 79, subsequent_indent="  ")
