@@ -535,7 +535,7 @@ def assert_same_logits(network, model, size):
 
 
 SOURCES = ("resnet20", "resnet20_clipped", "vgg8", "vgg8_max", "mobilenet_quarter")
-SOURCES += ("mobilenet_v3", "vit", "convnext", "whitened_vgg8", "whitened_resnet11")
+SOURCES += ("mobilenet_v3", "vit", "convnext", "whitened_vgg8", "whitened_resnet9")
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -330,31 +330,30 @@ class MobileNetV3(nn.Module):
 
 
 class Whitened(nn.Module):
-    """Jordan's network (2024, arXiv:2404.00498), with ReLU and average pooling.
+    """After Page (2018) and Jordan (2024, arXiv:2404.00498), with ReLU.
 
     A 2x2 convolution that whitens patches of the image, stages that halve it, and a
-    readout of the means. His 3x3 convolutions with pooling behind them are 4x4 ones.
+    readout of the means. Their 3x3 convolutions with pooling behind them are 4x4 ones.
     """
 
     num_classes: int
-    channels: tuple[int, ...]  # per stage
-    residual: bool = False
+    stages: tuple[tuple[int, int], ...]  # channels, layers behind the halving
     norm: bool = True
     activation: Activation = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = self.activation(nn.Conv(24, (2, 2), padding="VALID")(x))
-        for channels in self.channels:
-            x = Stage(channels, self.residual, self.norm, self.activation)(x, train)
+        for channels, layers in self.stages:
+            x = Stage(channels, layers, self.norm, self.activation)(x, train)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 class Stage(nn.Module):
-    """A convolution that halves the image; then another one, or a residual block."""
+    """A convolution that halves the image; then none, one, or a residual block."""
 
     channels: int
-    residual: bool
+    layers: int
     norm: bool
     activation: Activation
 
@@ -364,8 +363,10 @@ class Stage(nn.Module):
             conv_norm, channels=self.channels, norm=self.norm, train=train
         )
         x = self.activation(convolve(x, kernel=4, stride=2))
+        if not self.layers:
+            return x
         y = self.activation(convolve(x))
-        return self.activation(x + convolve(y)) if self.residual else y
+        return y if self.layers == 1 else self.activation(x + convolve(y))
 
 
 class Plain(nn.Module):
@@ -440,8 +441,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3": MobileNetV3,
     "vit": ViT,
     "convnext": ConvNeXt,
-    "whitened_vgg8": partial(Whitened, channels=(64, 256, 256)),
-    "whitened_resnet11": partial(Whitened, channels=(64, 192, 256), residual=True),
+    "whitened_vgg8": partial(Whitened, stages=((64, 1), (256, 1), (256, 1))),
+    "whitened_resnet9": partial(Whitened, stages=((128, 2), (256, 0), (304, 2))),
     "small": Plain,
     "events": partial(Plain, convolutions=((16, 2), (32, 2), (64, 2))),
     # For images of 224x224.

@@ -268,20 +268,20 @@ class MobileNetV3(nn.Module):
 
 
 class Whitened(nn.Module):
-    """Jordan's network with ReLU and average pooling; `residual` adds blocks.
+    """Networks after Page (2018) and Jordan, with ReLU and average pooling.
 
-    A fixed 2x2 convolution whitens the patches of the image (Page 2018); then three
-    stages halve the image and convolve it once more, or in a residual block. A 3x3
-    convolution and the mean of 2x2 pixels behind it are one 4x4 convolution, which is
-    what is computed and published.
+    A fixed 2x2 convolution whitens the patches of the image; then each stage (channels,
+    layers) halves it, and has no, one or two layers more, two with a shortcut around
+    them. A 3x3 convolution and the mean of 2x2 pixels behind it are one 4x4
+    convolution, which is what is computed and published.
     """
 
-    def __init__(self, channels: tuple[int, ...], residual: bool = False):
+    def __init__(self, stages_of: tuple[tuple[int, int], ...]):
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
         stages, inputs = [], 24
-        for outputs in channels:
-            block = Residual if residual else Plain
+        for outputs, layers in stages_of:
+            block = (nn.Identity, Plain, Residual)[layers]
             halve = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
             halve.weight = conv3x3(inputs, outputs).weight
             stages.append(nn.Sequential(halve, *norm_relu(outputs), block(outputs)))
@@ -372,6 +372,6 @@ NETWORKS = {
     "vit": ViT,
     "convnext": ConvNeXt,
     "mobilenet_v3": MobileNetV3,
-    "whitened_vgg8": partial(Whitened, (64, 256, 256)),
-    "whitened_resnet11": partial(Whitened, (64, 192, 256), residual=True),
+    "whitened_vgg8": partial(Whitened, ((64, 1), (256, 1), (256, 1))),
+    "whitened_resnet9": partial(Whitened, ((128, 2), (256, 0), (304, 2))),
 }
