@@ -12,6 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "api"
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+SITE = pytest.mark.skipif(
+    shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None,
+    reason="needs mkdocs: pip install -e '.[docs]'",
+)
 BY_HAND = [  # the pages that list their names, in groups
     "snnjax",
     *"calibrators measures network neurons nir simulation storage training".split(),
@@ -35,14 +40,12 @@ def test_the_reference_has_every_public_name(page):
 
 def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
+    pages = [*(ROOT / "docs").rglob("*.md"), *TUTORIALS]
+    for page in pages:
         assert str(page.relative_to(ROOT / "docs")) in menu
 
 
-@pytest.mark.skipif(
-    shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None,
-    reason="needs mkdocs: pip install -e '.[docs]'",
-)
+@SITE
 def test_the_site_is_built_without_warnings(tmp_path):
     options = ["build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     command = [sys.executable, "-m", "mkdocs", *options]
@@ -53,6 +56,29 @@ def test_the_site_is_built_without_warnings(tmp_path):
     # An example is a block of code, and an equation one of its own.
     assert "&gt;&gt;&gt;" in page and "<blockquote>" not in page
     assert "http://" not in re.sub(r"<a [^>]*>|http://www.w3.org", "", page)
+
+
+@SITE
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
+def test_a_tutorial_runs_and_shows_what_it_was_saved_with(file, tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    saved = nbformat.read(file, as_version=4)
+    notebook = nbformat.read(file, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    for cell, before in zip(notebook.cells, saved.cells, strict=True):
+        if cell.cell_type == "code":
+            kinds = [
+                [o.output_type for o in c.outputs if o.get("name") != "stderr"]
+                for c in (cell, before)
+            ]
+            assert kinds[0] == kinds[1], cell.source
+    # Accuracies depend on the machine in their last digits.
+    ann = re.search(r"ANN: ([\d.]+) %", str(notebook.cells))
+    assert ann is not None and float(ann[1]) > 97
 
 
 def test_docstrings_are_turned_into_markdown(monkeypatch):
