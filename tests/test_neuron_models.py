@@ -319,7 +319,7 @@ def test_parameters_that_do_not_fit_are_refused():
     def run(params):
         neurons = snn.neurons | {name: params}
         changed = dataclasses.replace(snn, neurons=neurons)
-        return compiled(net.fn, steps=STEPS)(changed, net.x)
+        return snnjax.spiking(net.fn, steps=STEPS)(changed, net.x)
 
     with pytest.raises(ValueError, match="kernel has shape \\(2, 2\\)"):
         run(params._replace(kernel=jnp.ones((2, 2))))
