@@ -52,7 +52,7 @@ class SNN:
             `snnjax.neurons.BySite`; `model` gives that of a site.
     """
 
-    params: chex.ArrayTree
+    params: Any
     neurons: dict[str, Any]
     steps: int | None = None
     wait: int | None = None

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import aligned, lead, per_channel
+from snnjax._types import Objective, Per
 from snnjax.neurons.models import NeuronParams
 
 
-def maximum(activation: jax.Array, per: str = "layer", channel: int = -1) -> jax.Array:
+def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax.Array:
     """max a over the images: the classical threshold ("threshold balancing").
 
     Args:
@@ -41,7 +42,7 @@ def peaks(activation: jax.Array, channel: int = -1) -> jax.Array:
     return per_channel(jnp.max, activation.astype(jnp.float32), channel)
 
 
-def positive(peaks: jax.Array, per: str = "layer") -> jax.Array:
+def positive(peaks: jax.Array, per: Per = "layer") -> jax.Array:
     """Thresholds of these `peaks`, as `maximum` gives them."""
     layer = peaks.max()
     layer = jnp.where(layer > 0, layer, 1)
@@ -123,7 +124,7 @@ class Expected(NamedTuple):
     count: jax.Array
 
 
-def expected(samples: Samples, per: str = "layer", prior: int = 0) -> Expected:
+def expected(samples: Samples, per: Per = "layer", prior: int = 0) -> Expected:
     """`Expected` for a layer or for its channels.
 
     Args:
@@ -177,7 +178,7 @@ def of_layer(errors: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def percentile(
-    activation: jax.Array, p: float, per: str = "layer", channel: int = -1
+    activation: jax.Array, p: float, per: Per = "layer", channel: int = -1
 ) -> jax.Array:
     """The p-th percentile of the activations; where it is 0, their `maximum`.
 
@@ -198,8 +199,8 @@ def percentile(
 def least_squares(
     activation: jax.Array,
     steps: int,
-    per: str = "layer",
-    objective: str = "floor",
+    per: Per = "layer",
+    objective: Objective = "floor",
     channel: int = -1,
     prior: int = 0,
 ) -> jax.Array:
@@ -260,7 +261,7 @@ def candidate_errors(
     activation: jax.Array,
     thresholds: jax.Array,
     steps: int,
-    objective: str = "floor",
+    objective: Objective = "floor",
     channel: int = -1,
 ) -> jax.Array:
     """e(V), the sum of (ClipFloor(a) - a)^2, for each candidate of `least_squares`.

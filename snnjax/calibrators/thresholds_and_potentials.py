@@ -17,6 +17,7 @@ import numpy as np
 from snnjax._arrays import aligned, lead, wide
 from snnjax._checks import check_choice, check_count, check_positive, is_number
 from snnjax._text import named
+from snnjax._types import Objective, Per
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
@@ -32,14 +33,14 @@ PRIOR = 16
 
 
 @named
-def max_threshold(per: str = "layer") -> Calibrator:
+def max_threshold(per: Per = "layer") -> Calibrator:
     """V_th = `formulas.maximum` of the activations, over the highest level."""
     check_choice("per", per, _PER)
     return _threshold(lambda view, fit: _positive(view.peaks(fit), per), per)
 
 
 @named
-def percentile_threshold(p: float, per: str = "layer") -> Calibrator:
+def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
     """V_th = `formulas.percentile` of the activations, over the highest level."""
     check_choice("per", per, _PER)
     if not is_number(p) or not 1 < p <= 100:
@@ -74,7 +75,7 @@ def own_maximum_threshold() -> Calibrator:
 
 @named
 def least_squares_threshold(
-    per: str = "layer", objective: str = "floor", *, prior: int = 0
+    per: Per = "layer", objective: Objective = "floor", *, prior: int = 0
 ) -> Calibrator:
     """V_th = `formulas.least_squares` fit to the activations, for the model's levels.
 
@@ -356,7 +357,7 @@ def _mean_error(view: View, fit: Fit) -> jax.Array:
     return view.mean(correction, fit)
 
 
-def _threshold(compute: Callable[[View, Fit], Any], per: str) -> Calibrator:
+def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
     """V_th = ``compute(view, fit)``, the largest output, over the highest level."""
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -375,7 +376,7 @@ def _threshold(compute: Callable[[View, Fit], Any], per: str) -> Calibrator:
 
 
 @functools.partial(jax.jit, static_argnames=("per", "prior"))
-def _candidates(statistics: Any, per: str, prior: int):
+def _candidates(statistics: Any, per: Per, prior: int):
     """What is expected, and the thresholds to compare.
 
     Args:

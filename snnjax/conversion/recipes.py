@@ -7,6 +7,7 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 
 from typing import Any, NamedTuple
 
+from snnjax._types import Objective, Per
 from snnjax.calibrators.thresholds_and_potentials import (
     PRIOR,
     correct_bias,
@@ -48,22 +49,22 @@ class Recipe(NamedTuple):
         printer.text(str(self))
 
 
-def max_activation(per: str = "layer") -> Recipe:
+def max_activation(per: Per = "layer") -> Recipe:
     """Threshold = maximum activation, nothing else (threshold balancing)."""
     return Recipe(((max_threshold(per),),))
 
 
-def percentile(p: float = 99.9, per: str = "layer") -> Recipe:
+def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
     """Threshold = p-th percentile of the activations."""
     return Recipe(((percentile_threshold(p, per),),))
 
 
-def bias_shift(per: str = "layer") -> Recipe:
+def bias_shift(per: Per = "layer") -> Recipe:
     """Maximum activation, and the bias shift V_th / (2T) (ICLR 2021)."""
     return Recipe(((max_threshold(per), shift_bias()),))
 
 
-def light(per: str = "layer", objective: str = "floor") -> Recipe:
+def light(per: Per = "layer", objective: Objective = "floor") -> Recipe:
     """Least-squares threshold, bias shift, bias correction (ICML 2021).
 
     Per channel, the threshold also allows for activations beyond the samples
@@ -75,8 +76,8 @@ def light(per: str = "layer", objective: str = "floor") -> Recipe:
 
 
 def advanced(
-    per: str = "layer",
-    objective: str = "floor",
+    per: Per = "layer",
+    objective: Objective = "floor",
     *,
     iterations: int = 5000,
     learning_rate: float = 1e-5,

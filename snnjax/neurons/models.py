@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive, is_number
+from snnjax._types import Reset
 from snnjax.neurons.protocol import checked_levels
 from snnjax.surrogate import Surrogate, dspike
 
@@ -77,7 +78,7 @@ class IntegrateAndFire:
     """
 
     levels: tuple[int, int] = (0, 1)
-    reset: str = "subtract"
+    reset: Reset = "subtract"
     threshold: float = 1.0
     leak: float | None = None
     temperature: float | None = None
@@ -235,7 +236,7 @@ def integrate_and_fire(
     *,
     levels: tuple[int, int] = (0, 1),
     threshold: float = 1.0,
-    reset: str = "subtract",
+    reset: Reset = "subtract",
     temperature: float | None = None,
     dead_zone: float = 0.0,
 ) -> IntegrateAndFire:
@@ -275,7 +276,7 @@ def lif(
     levels: tuple[int, int] = (0, 1),
     leak: float = 0.5,
     threshold: float = 1.0,
-    reset: str = "subtract",
+    reset: Reset = "subtract",
     temperature: float | None = None,
 ) -> IntegrateAndFire:
     """The LIF neuron: v <- leak v + I.

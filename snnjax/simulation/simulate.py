@@ -9,7 +9,7 @@ it. The wait is ours; docs/accuracy.md says what it gains and costs.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import chex
 import jax
@@ -28,6 +28,7 @@ from snnjax._checks import (
     check_wait,
 )
 from snnjax._examples import batch_of, is_all_floating
+from snnjax._types import Execution, Inputs
 from snnjax.conformance import passes_gradient
 from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
@@ -118,6 +119,14 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
         ) from None
 
 
+class SpikingFunction(Protocol):
+    """What `spiking` returns."""
+
+    def __call__(
+        self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
+    ) -> Any: ...
+
+
 def spiking(
     fn: Callable,
     *,
@@ -125,12 +134,12 @@ def spiking(
     wait: int = 0,
     surrogate: Surrogate = dspike,
     detach_reset: bool = False,
-    execution: str | ByLayer = "auto",
-    inputs: str = "constant",
+    execution: Execution | ByLayer = "auto",
+    inputs: Inputs = "constant",
     micro_batch: int | None = None,
     mesh: Mesh | None = None,
     has_aux: bool = False,
-) -> Callable:
+) -> SpikingFunction:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
     Args:
@@ -249,8 +258,8 @@ class Simulation(NamedTuple):
     wait: int
     surrogate: Surrogate
     detach_reset: bool
-    execution: str | ByLayer
-    inputs: str
+    execution: Execution | ByLayer
+    inputs: Inputs
     micro_batch: int | None
     spread: NamedSharding | None
     has_aux: bool
@@ -310,7 +319,7 @@ def simulate_training(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> tuple[Any
     return run_folded(_job(sim, network, snn, x), shares, remat=remat)
 
 
-def execute(job: Job, execution: str | ByLayer) -> Any:
+def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
     if isinstance(execution, ByLayer) and execution.segment is not None:
         return run_by_segment(job, execution.segment, remat=execution.remat)
@@ -364,14 +373,16 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 
 
-def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
+def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
     """An execution whose derivative is that of the layers: they give equal numbers.
 
     A loop over the whole network has a slow gradient on CPU, and the closed form has
     none of the surrogate.
     """
 
-    def run(execution: str | ByLayer, snn: SNN, x: chex.ArrayTree, constants) -> Any:
+    def run(
+        execution: Execution | ByLayer, snn: SNN, x: chex.ArrayTree, constants
+    ) -> Any:
         network = job.network._replace(constants=constants)
         return execute(job._replace(network=network, snn=snn, x=x), execution)
 
@@ -381,7 +392,7 @@ def _with_gradient_of_layers(job: Job, execution: str | ByLayer) -> Any:
     return executed(job.snn, job.x, job.network.constants)
 
 
-def _chosen(sim: Simulation, snn: SNN) -> str | ByLayer:
+def _chosen(sim: Simulation, snn: SNN) -> Execution | ByLayer:
     """The execution of an SNN; raise if it is closed_form and there is none."""
     all_count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
     has_closed_form = all_count_only and sim.wait == sim.steps
@@ -460,13 +471,13 @@ def _check_probability(x: jax.Array) -> None:
 # --------------------------------------------------------------------- checks
 
 
-def _execution(execution: Any) -> str | ByLayer:
+def _execution(execution: Any) -> Execution | ByLayer:
     """The execution; by_layer without options is "by_layer"."""
     if isinstance(execution, ByLayer):
         return "by_layer" if execution == ByLayer() else execution
     if isinstance(execution, str):
         check_choice("execution", execution, EXECUTIONS)
-        return execution
+        return cast(Execution, execution)
     raise ValueError(
         f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, or "
         "snnjax.simulation.by_layer(segment=..., remat=...) (called)"

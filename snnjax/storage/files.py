@@ -26,6 +26,7 @@ import numpy as np
 
 from snnjax import _files
 from snnjax._checks import is_number
+from snnjax._types import Inputs
 from snnjax._version import __version__
 from snnjax.neurons.by_site import BySite, by_name, model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
@@ -69,7 +70,7 @@ class Stored(NamedTuple):
 
     snn: SNN
     card: dict[str, Any]
-    run: Callable[[jax.Array], Any]
+    run: Callable[[chex.ArrayTree], Any]
 
 
 def save(
@@ -80,7 +81,7 @@ def save(
     x: Any = None,
     steps: int | None = None,
     wait: int | None = None,
-    inputs: str = "constant",
+    inputs: Inputs = "constant",
     recipe: str | None = None,
     accuracy: float | None = None,
     calibration: chex.Array | None = None,

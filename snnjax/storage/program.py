@@ -16,6 +16,7 @@ import jax.export
 import jax.numpy as jnp
 
 from snnjax import sharding
+from snnjax._types import Inputs
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN
 from snnjax.storage.structure import describe, rebuild
@@ -24,7 +25,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
-    fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: str
+    fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: Inputs
 ) -> tuple[dict[str, Any], bytes]:
     """The spiking function of ``fn`` as bytes, and facts about it.
 
@@ -140,7 +141,7 @@ def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Ar
     return [output[:, :batch] for output in outputs]
 
 
-def _check(x, inputs: str) -> None:
+def _check(x, inputs: Inputs) -> None:
     """Raise unless x can be the example of a program's input."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise ValueError(

@@ -1,0 +1,73 @@
+"""A user's script for a type checker: correct calls, then one mistake in each line.
+
+It is never run. `test_types.py` says which lines a checker must find, and no others.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import snnjax
+from snnjax import calibrators, training
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
+
+
+params = {"hidden": jnp.ones((8, 32)), "readout": jnp.ones((32, 3))}
+images = np.zeros((256, 8), np.float32)
+print(snnjax.sites(network, params, images))
+snn = snnjax.convert(
+    network, params, images, steps=4, recipe=snnjax.light(per="channel")
+)
+signed = snnjax.convert(
+    network,
+    params,
+    jnp.asarray(images),
+    steps=4,
+    neuron=snnjax.integrate_and_fire(levels=(-1, 1)),
+)
+spiking = jax.jit(snnjax.spiking(network, steps=4, execution="by_layer"))
+outputs = spiking(snn, images)
+mean = outputs.mean(0)
+print(snn.params["hidden"].shape, snn.neurons["hidden/relu"].threshold)
+simulate = snnjax.spiking(network, steps=4, inputs="poisson")
+poisson = simulate(snn, images, key=jax.random.key(0))
+
+
+def loss(snn: snnjax.SNN, x, y):
+    return training.distillation(
+        snnjax.spiking(network, steps=4)(snn, x), network(params, x), y
+    )
+
+
+init, step = training.descent(loss, optax.adam(1e-3))
+snn2, state, value = step(snn, init(snn), images, jnp.zeros(256, int))
+measures = snnjax.measure(network, params, snn, images)
+for name, site in measures.sites.items():
+    print(name, float(site.firing_rate))
+joules = snnjax.energy(measures).operations[0]
+own = snnjax.Recipe(
+    ((calibrators.percentile_threshold(99.5), calibrators.half_charge()),)
+)
+
+
+def my(view: calibrators.View, fit: calibrators.Fit) -> calibrators.Fit:
+    return fit._replace(neuron=fit.neuron._replace(threshold=2 * fit.neuron.threshold))
+
+
+snnjax.save("a.safetensors", snn, fn=network, x=images[:1])
+stored = snnjax.load("a.safetensors")
+stored.run(images)
+# ---------------------------------------------------------------------- mistakes
+snnjax.convert(network, params, images, step=4)
+snnjax.spiking(network, steps="4")
+snnjax.spiking(network, steps=4, execution="by_layers")
+snnjax.spiking(network, steps=4, inputs="constnt")
+snnjax.light(per="chanel")
+snnjax.integrate_and_fire(levels=1)
+snnjax.integrate_and_fire(reset="substract")
+simulate(snn)
+print(snn.parameters)
