@@ -50,6 +50,12 @@ class SNN:
         wait: that it was fitted to; None (from `snnjax.init`): any.
         neuron: model of all sites, see `snnjax.integrate_and_fire`, or a
             `snnjax.neurons.BySite`; `model` gives that of a site.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> print(snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2)))
+    SNN, 4 numbers in params
+    site  levels  threshold  bias  initial potential  leak
+    relu  0:1     1          0     0                  0.5
     """
 
     params: Any

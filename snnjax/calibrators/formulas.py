@@ -186,6 +186,10 @@ def percentile(
         activation: ANN activations [N, ...], >= 0.
         p: 1 < p <= 100, in percent.
         per, channel: as for `maximum`.
+
+    >>> import jax.numpy as jnp
+    >>> print(percentile(jnp.array([[0.0, 2.0], [1.0, 6.0]]), 50.0, "channel"))
+    [0.5 4. ]
     """
     activation = activation.astype(jnp.float32)
     if per == "layer":
@@ -402,6 +406,10 @@ def shift(threshold: jax.Array, steps: int) -> jax.Array:
     """V_th / (2T), the bias that makes the expected flooring error zero.
 
     Assumes activations uniform within each of the T levels. Source: Deng and Gu.
+
+    >>> import jax.numpy as jnp
+    >>> print(shift(jnp.float32(1), steps=4))
+    0.125
     """
     return threshold / (2 * steps)
 
@@ -409,7 +417,12 @@ def shift(threshold: jax.Array, steps: int) -> jax.Array:
 def bias_correction(
     activation: jax.Array, output: jax.Array, channel: int = -1
 ) -> jax.Array:
-    """Mean of a - s over images and positions, [C]: what each channel lacks."""
+    """Mean of a - s over images and positions, [C]: what each channel lacks.
+
+    >>> import jax.numpy as jnp
+    >>> print(bias_correction(jnp.array([[1.0, 2.0], [3.0, 2.0]]), jnp.ones((2, 2))))
+    [1. 1.]
+    """
     error = activation.astype(jnp.float32) - output.astype(jnp.float32)
     return per_channel(jnp.mean, error, channel)
 
@@ -417,7 +430,12 @@ def bias_correction(
 def potential_correction(
     activation: jax.Array, output: jax.Array, steps: int
 ) -> jax.Array:
-    """T times the mean of a - s over images, [...]: the charge each neuron lacks."""
+    """T times the mean of a - s over images, [...]: the charge each neuron lacks.
+
+    >>> import jax.numpy as jnp
+    >>> print(potential_correction(jnp.array([[1.0], [3.0]]), jnp.ones((2, 1)), 4))
+    [4.]
+    """
     error = activation.astype(jnp.float32) - output.astype(jnp.float32)
     return steps * error.mean(0)
 
@@ -425,7 +443,12 @@ def potential_correction(
 def squared_error(
     activation: jax.Array, output: jax.Array, channel: int = -1
 ) -> jax.Array:
-    """Mean of (a - s)^2 over images and positions, [C]."""
+    """Mean of (a - s)^2 over images and positions, [C].
+
+    >>> import jax.numpy as jnp
+    >>> print(squared_error(jnp.array([[1.0, 2.0], [3.0, 2.0]]), jnp.ones((2, 2))))
+    [2. 1.]
+    """
     error = activation.astype(jnp.float32) - output.astype(jnp.float32)
     return per_channel(jnp.mean, error**2, channel)
 

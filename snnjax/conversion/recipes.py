@@ -33,6 +33,13 @@ class Recipe(NamedTuple):
 
     Attributes:
         sweeps: each a chain of calibrators, carried out site by site.
+
+    >>> print(Recipe(((max_threshold(), half_charge()), (correct_potential(3),))))
+    sweep 1 of 2, at every site:
+      max_threshold()
+      half_charge()
+    sweep 2 of 2, at every site:
+      correct_potential(3)
     """
 
     sweeps: tuple[tuple[Calibrator, ...], ...]
@@ -50,17 +57,33 @@ class Recipe(NamedTuple):
 
 
 def max_activation(per: Per = "layer") -> Recipe:
-    """Threshold = maximum activation, nothing else (threshold balancing)."""
+    """Threshold = maximum activation, nothing else (threshold balancing).
+
+    >>> print(max_activation())
+    sweep 1 of 1, at every site:
+      max_threshold('layer')
+    """
     return Recipe(((max_threshold(per),),))
 
 
 def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
-    """Threshold = p-th percentile of the activations."""
+    """Threshold = p-th percentile of the activations.
+
+    >>> print(percentile())
+    sweep 1 of 1, at every site:
+      percentile_threshold(99.9, 'layer')
+    """
     return Recipe(((percentile_threshold(p, per),),))
 
 
 def bias_shift(per: Per = "layer") -> Recipe:
-    """Maximum activation, and the bias shift V_th / (2T) (ICLR 2021)."""
+    """Maximum activation, and the bias shift V_th / (2T) (ICLR 2021).
+
+    >>> print(bias_shift())
+    sweep 1 of 1, at every site:
+      max_threshold('layer')
+      shift_bias()
+    """
     return Recipe(((max_threshold(per), shift_bias()),))
 
 
@@ -69,6 +92,12 @@ def light(per: Per = "layer", objective: Objective = "floor") -> Recipe:
 
     Per channel, the threshold also allows for activations beyond the samples
     (`formulas.Expected`), unlike the paper's.
+
+    >>> print(light())
+    sweep 1 of 1, at every site:
+      least_squares_threshold('layer', 'floor', prior=0)
+      shift_bias()
+      correct_bias()
     """
     prior = PRIOR if per == "channel" else 0
     threshold = least_squares_threshold(per, objective, prior=prior)
@@ -86,6 +115,14 @@ def advanced(
     """Least-squares threshold, bias shift, weight calibration; then potentials.
 
     Two sweeps: all weights first, then potential correction (ICML 2021).
+
+    >>> print(advanced())
+    sweep 1 of 2, at every site:
+      least_squares_threshold('layer', 'floor')
+      shift_bias()
+      calibrate_weights(iterations=5000, learning_rate=1e-05, seed=0)
+    sweep 2 of 2, at every site:
+      correct_potential()
     """
     threshold = least_squares_threshold(per, objective)
     weights = calibrate_weights(
@@ -100,6 +137,11 @@ def quantized() -> Recipe:
     For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). Where T times
     the highest level of a spike is L and the wait is T, the SNN has the numbers of the
     network itself; with other T it rounds to other values.
+
+    >>> print(quantized())
+    sweep 1 of 1, at every site:
+      own_maximum_threshold()
+      half_charge()
     """
     return Recipe(((own_maximum_threshold(), half_charge()),))
 
@@ -115,6 +157,17 @@ def best() -> Recipe:
     charge later as serves its spikes; without a wait, a threshold for the spikes that
     arrive and then perhaps more charge later; and the mean error of each neuron,
     removed by its initial potential in three rounds.
+
+    >>> print(best())
+    sweep 1 of 1, at every site:
+      least_squares_weights()
+      least_squares_offset()
+      least_squares_threshold('channel', 'round', prior=16)
+      half_charge()
+      postpone_charge()
+      streaming_only(scale_threshold())
+      streaming_only(postpone_charge())
+      correct_potential(3)
     """
     return Recipe(
         (

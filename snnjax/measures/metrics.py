@@ -197,7 +197,16 @@ def measure(
         `Measures`. Jitted inside, one program for each network, steps, wait and shape
         of x; memory is that of by_layer: T times the ANN's.
 
-    Raises: as `snnjax.spiking`.
+    Raises:
+        ValueError: as `snnjax.spiking`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> neuron = snnjax.integrate_and_fire()
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> measures = measure(fn, jnp.eye(2), snn, 0.5 * jnp.eye(2), steps=4)
+    >>> print(measures.firing_rate, measures.sites["relu"].error)
+    0.25 0.0
     """
     steps, wait = checked_fit(snn, steps, wait)
     check_params(snn, params)
