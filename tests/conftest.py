@@ -19,7 +19,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile(
-    "short", deadline=None, derandomize=True, database=None, max_examples=15
+    "short", deadline=None, derandomize=True, database=None, max_examples=10
 )
 hypothesis.settings.load_profile("short")
 
