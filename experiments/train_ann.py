@@ -56,6 +56,8 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
           the last good epoch is kept.
+        ValueError: the checkpoint does not fit the options.
+        FileNotFoundError: there is no checkpoint.
     """
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images)
@@ -89,7 +91,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
 
 
 def make_optimizer(config: TrainANN, steps: int) -> optax.GradientTransformation:
-    """SGD for `steps` steps per epoch."""
+    """SGD whose schedule counts `steps` steps per epoch."""
     return optax.chain(
         optax.add_decayed_weights(
             config.weight_decay,
@@ -163,17 +165,18 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
         "model": config.model,
         "num_classes": data.num_classes,
         "input_shape": list(data.train_images.shape[1:]),
+        "norm": config.norm,
     }
     described = config.checkpoint.endswith((".safetensors", ".npz"))
     source = load_source(config.checkpoint, card if described else None)
-    for name, own, asked in (
-        *((name, source.card[name], value) for name, value in card.items()),
-        ("norm", source.card["norm"], config.norm),
-    ):
-        if own != asked:
+    if source.card["levels"] is not None:
+        card["levels"] = config.levels  # or its maxima would have no place, or no sense
+    for name, asked in card.items():
+        if source.card[name] != asked:
             raise ValueError(
-                f"{name} of {config.checkpoint} is {own}, and of this training "
-                f"{asked}; begin with a network of the same shape"
+                f"{name} of {config.checkpoint} is {source.card[name]}, and this "
+                f"training has {asked}; change the option, or give the --checkpoint of "
+                "another network"
             )
     return source
 
@@ -181,7 +184,7 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
 def _initial_state(model, optimizer, config, data, origin) -> TrainState:
     """Random weights, or those of `origin`; maxima of quantized ReLUs fitted to images.
 
-    The images are the first ones that are trained on.
+    The images are the first of the training set.
     """
     images = jnp.zeros((1, *data.train_images.shape[1:]))
     if config.levels is not None:

@@ -27,7 +27,9 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
 
 
 def numbers(array: Any, digits: int = 3) -> str:
-    """An array as the range of its numbers and its shape; unknown ones as their type.
+    """An array as the range of its numbers and its shape.
+
+    As its type and shape where its numbers cannot be read; None is "-".
 
     >>> numbers(np.float32(0.5)), numbers(np.array([1.0, 2.0, 4.0])), numbers(None)
     ('0.5', '1..4 [3]', '-')
@@ -59,7 +61,7 @@ P = ParamSpec("P")
 
 
 def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
-    """Functions that `make` returns are named after its call.
+    """Functions that `make` returns, a new one each time, are named after its call.
 
     >>> @named
     ... def adder(n, *, sign=1):

@@ -125,7 +125,17 @@ def test_a_network_of_another_shape_is_no_beginning(trained, digits, config, tmp
     options = {"out": str(tmp_path), "checkpoint": str(trained[0])}
     for name, value in (("model", "small"), ("norm", False)):
         other = dataclasses.replace(config, **options, **{name: value})
-        with pytest.raises(ValueError, match=f"{name} of .*; begin with a network of"):
+        with pytest.raises(ValueError, match=f"{name} of .*; change the option, or"):
+            train_ann.train(other, data=digits)
+
+
+@pytest.mark.parametrize("levels", [None, 8])
+def test_a_quantized_beginning_keeps_its_levels(trained, digits, config, levels):
+    origin = trained[1]._replace(card=trained[1].card | {"levels": 4})
+    other = dataclasses.replace(config, levels=levels, checkpoint="quantized")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_ann, "load_source", lambda path, card: origin)
+        with pytest.raises(ValueError, match="levels of quantized is 4, and this tra"):
             train_ann.train(other, data=digits)
 
 

@@ -1,9 +1,10 @@
 """Quantized ReLU with a trained maximum: an activation of the networks in ``zoo.py``.
 
-    y = maximum / L clip(floor(L x / maximum + 1/2), 0, L),  maximum = exp(log_maximum)
+    y = (maximum / L) clip(floor(L x / maximum + 1/2), 0, L)
+    maximum = exp(log_maximum)
 
-The logarithm is the parameter, so the maximum stays positive whatever the step. Source:
-Bu et al., ICLR 2022 (QCFS).
+L is `levels`. The logarithm is the parameter, so the maximum stays positive after any
+update. Source: Bu et al., ICLR 2022 (QCFS).
 """
 
 import flax.linen as nn

@@ -46,6 +46,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
             of PyTorch.
         card: describes a file that has no card beside it: model, num_classes and
             input_shape; norm, clip and levels where the network has not its usual ones.
+            Of a file with a card, only the model must agree.
 
     Raises:
         FileNotFoundError: there is nothing there.
@@ -56,7 +57,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         return _load_file(file, card)
     if not file.exists():
         raise FileNotFoundError(
-            f"no folder {path} of a source network; train one, for example by "
+            f"no folder or file {path} of a source network; train one, for example by "
             "python -m experiments.train_ann --preset digits_resnet"
         )
     file = file / FILE
@@ -119,7 +120,7 @@ def _variables(weights: Mapping[str, np.ndarray], model, card, file: Path) -> di
 
 
 def _read_card(card_file: Path, option: Mapping[str, Any] | None):
-    """The module and its card, which the options must not contradict."""
+    """The module and its card, whose model the options must not contradict."""
     try:
         model, card = _built(json.loads(card_file.read_text()))
     except ValueError as error:
@@ -144,7 +145,9 @@ _FIELDS = (
 def _check_fields(card: Any) -> None:
     """Raise if a card lacks a field, has an unknown one, or one of another kind."""
     if not isinstance(card, Mapping):
-        raise ValueError(f"it is {card!r}; allowed: an object with {_FIELDS}")
+        raise ValueError(
+            f"it is {card!r}; allowed: a JSON object with {', '.join(_FIELDS[:3])}"
+        )
     missing = [name for name in _FIELDS[:3] if name not in card]
     unknown = [name for name in card if name not in _FIELDS]
     if missing or unknown:

@@ -270,10 +270,11 @@ class MobileNetV3(nn.Module):
 class Whitened(nn.Module):
     """Networks after Page (2018) and Jordan, with ReLU and average pooling.
 
-    A fixed 2x2 convolution whitens the patches of the image; then each stage (channels,
-    layers) halves it, and has no, one or two layers more, two with a shortcut around
-    them. A 3x3 convolution and the mean of 2x2 pixels behind it are one 4x4
-    convolution, which is what is computed and published.
+    The first layer is a 2x2 convolution whose weights whiten patches of the image and
+    are not trained; its bias is. Each stage (channels, layers) halves height and width,
+    then has 0, 1 or 2 more layers; two have a shortcut around them. A 3x3 convolution
+    and the mean of 2x2 pixels behind it are one 4x4 convolution, which is what is
+    computed and published.
     """
 
     def __init__(self, stages_of: tuple[tuple[int, int], ...]):
@@ -282,6 +283,7 @@ class Whitened(nn.Module):
         stages, inputs = [], 24
         for outputs, layers in stages_of:
             block = (nn.Identity, Plain, Residual)[layers]
+            # The trained weight is 3x3; MeanOfShifts below makes the 4x4 kernel of it.
             halve = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
             halve.weight = conv3x3(inputs, outputs).weight
             stages.append(nn.Sequential(halve, *norm_relu(outputs), block(outputs)))
@@ -291,7 +293,6 @@ class Whitened(nn.Module):
             if isinstance(module, nn.Conv2d):  # first channels: the identity
                 nn.init.dirac_(module.weight.data[: module.in_channels])
         for stage in self.stages:
-            # Its parameter is the 3x3 kernel.
             parametrize.register_parametrization(
                 stage[0], "weight", MeanOfShifts(), unsafe=True
             )
@@ -300,9 +301,9 @@ class Whitened(nn.Module):
         return self.head(self.stages(F.relu(self.whiten(x))).mean((2, 3)))
 
     def fit_whitening(self, images: torch.Tensor) -> None:
-        """Fix the first layer: principal directions of patches, and their negatives.
+        """Set and freeze the first weights: directions of patches, and their negatives.
 
-        w_i = e_i / sqrt(lambda_i + 5e-4), of the covariance of 2x2 patches.
+        w_i = e_i / sqrt(lambda_i + 5e-4), of the second moment of 2x2 patches.
         """
         patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
         values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))

@@ -65,7 +65,7 @@ class Sites(tuple[Site, ...]):
 
         "hybrid" where `operators` are computed densely at every step, which runs on no
         neuron core; "signed" where there are encoders, whose spikes have both signs;
-        otherwise "binary". Other levels make it "graded".
+        otherwise "binary". The levels of neurons, which come later, are not part of it.
         """
         if self.operators:
             return "hybrid"
