@@ -62,6 +62,8 @@ from experiments.running import run as run_command
 from experiments.train_ann import train
 from snnjax import sharding
 
+WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
+
 
 class Setup(NamedTuple):
     """What all conversions of a run need.
@@ -114,6 +116,7 @@ def prepare(config: Convert, data: Dataset | None = None) -> Setup:
     data = normalized_as(data, source.card)
     fn = _in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
+    _check_maxima(config, task)
     ann = ann_accuracy(fn, source.variables, task.test)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
@@ -317,6 +320,15 @@ def _report_file(name: str | None) -> Path | None:
         )
     writable(path.parent, "--report")
     return path
+
+
+def _check_maxima(config: Convert, task: Experiment) -> None:
+    plain = [s.name for s in task.sites if s.fires and s.kind not in WITH_MAXIMUM]
+    if "quantized" in config.recipes and plain:
+        raise ValueError(
+            f"recipe quantized takes the maximum of each activation, but {plain[0]} "
+            "has none; leave it out of --recipes, or train the network with --levels"
+        )
 
 
 def _check_images(config: Convert, data: Dataset) -> None:

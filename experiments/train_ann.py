@@ -168,9 +168,15 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
         "norm": config.norm,
     }
     described = config.checkpoint.endswith((".safetensors", ".npz"))
-    source = load_source(config.checkpoint, card if described else None)
-    if source.card["levels"] is not None:
-        card["levels"] = config.levels  # or its maxima would have no place, or no sense
+    # Clipping leaves no trace in the weights.
+    clipped = {**card, "clip": config.clip}
+    source = load_source(config.checkpoint, clipped if described else None)
+    if source.card["levels"] is not None and config.levels is None:
+        raise ValueError(
+            f"{config.checkpoint} has quantized ReLUs, whose maxima plain ones have no "
+            f"place for; give --levels {source.card['levels']}, or the --checkpoint of "
+            "another network"
+        )
     for name, asked in card.items():
         if source.card[name] != asked:
             raise ValueError(

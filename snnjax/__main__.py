@@ -31,11 +31,18 @@ def report() -> str:
     for package, (extra, purpose) in OPTIONAL.items():
         missing = f'missing: {purpose}; pip install "snnjax[{extra}]"'
         lines.append(f"  {package:20} {_version(package) or missing}")
-    kinds = [device.device_kind for device in jax.devices()]
-    counts = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    lines.append(f"backend {jax.default_backend()}: {counts}")
+    lines.append(_devices())
     lines.append("documentation: help(snnjax), README.md, docs/ (a site: mkdocs serve)")
     return "\n".join(lines)
+
+
+def _devices() -> str:
+    try:
+        kinds = [device.device_kind for device in jax.devices()]
+    except (RuntimeError, AssertionError) as error:  # what a report is needed for
+        return f"JAX finds no devices: {str(error) or type(error).__name__}"
+    counts = (f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    return f"backend {jax.default_backend()}: {', '.join(counts)}"
 
 
 def _version(package: str) -> str | None:

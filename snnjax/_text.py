@@ -26,8 +26,8 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def numbers(array: Any, digits: int = 3) -> str:
-    """An array as the range of its numbers and its shape.
+def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
+    """An array, times a factor, as the range of its numbers and its shape.
 
     As its type and shape where its numbers cannot be read; None is "-".
 
@@ -39,7 +39,7 @@ def numbers(array: Any, digits: int = 3) -> str:
     shape = "x".join(map(str, np.shape(array)))
     if not _has_numbers(array):
         return f"{getattr(array, 'dtype', type(array).__name__)} [{shape}]"
-    values = np.asarray(array, np.float64)
+    values = factor * np.asarray(array, np.float64)
     if not values.size:
         return f"none [{shape}]"
     low, high = (f"{value:.{digits}g}" for value in (values.min(), values.max()))
@@ -83,4 +83,4 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
 
 
 def _argument(value: Any) -> str:
-    return getattr(value, "__name__", repr(value))
+    return value.__name__ if hasattr(value, "__name__") else repr(value)

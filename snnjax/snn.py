@@ -92,7 +92,8 @@ def _cells(params: Any) -> dict[str, str]:
     cells = {}
     for field, value in params._asdict().items():
         if hasattr(value, "_asdict"):
-            cells |= _cells(value)
+            for name, text in _cells(value).items():
+                cells[f"{field} {name}" if name in params._fields else name] = text
         elif value is not None:
             cells[field] = numbers(value)
     return cells

@@ -179,3 +179,12 @@ def test_a_wrong_option_is_one_line(capsys):
         convert.main(["--step", "3"])
     message = "error: unrecognized arguments: --step 3 (--help lists the options)\n"
     assert caught.value.code == 2 and capsys.readouterr().err == message
+
+
+def test_without_devices_the_versions_are_shown_all_the_same(monkeypatch):
+    def devices():
+        raise RuntimeError("no backend foo")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    text = __main__.report()
+    assert "JAX finds no devices: no backend foo" in text and "jaxlib" in text

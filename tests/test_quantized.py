@@ -10,6 +10,10 @@ import pytest
 from networks import conv
 
 import snnjax
+from experiments import convert
+from experiments.models import Source, save_source
+from experiments.models import zoo as models
+from experiments.running import Convert
 from snnjax import quantized_relu
 
 RNG = np.random.default_rng(0)
@@ -174,3 +178,15 @@ def test_in_bfloat16_it_is_exact_too():
     output = snnjax.spiking(fn, **options)(snn, X).astype(jnp.float32).mean(0)
     close = jnp.abs(output - fn(PARAMS, X).astype(jnp.float32)) < 0.05
     assert close.mean() > 0.98
+
+
+def test_the_command_refuses_it_before_it_converts(tmp_path):
+    model = models.build("events", 10)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    card = {"model": "events", "num_classes": 10, "input_shape": [8, 8, 1]}
+    save_source(tmp_path, Source(model, {"batch_stats": {}, **variables}, card))
+    config = Convert(
+        checkpoint=str(tmp_path), recipes=("light", "quantized"), out=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match="has none; leave it out of --recipes, or"):
+        convert.run(config)

@@ -87,6 +87,35 @@ def test_notebooks_show_the_same_text():
         assert printer.shown == str(value)
 
 
+def test_models_within_models_hide_no_parameter():
+    net = NETWORKS["dense"]
+    outer = neurons.synaptic(neurons.synaptic(snnjax.lif(), synaptic_leak=0.25))
+    head, first = str(
+        snnjax.init(net.fn, net.params, net.x, neuron=outer)
+    ).splitlines()[1:3]
+    assert head.count("synaptic leak") == 2 and {"0.25", "0.5"} <= set(first.split())
+
+
+def test_shapes_of_measures_are_shown_without_numbers():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(net.fn, net.params, net.x)
+    shapes = jax.eval_shape(
+        lambda x: snnjax.measure(net.fn, net.params, snn, x, steps=2), net.x
+    )
+    assert "float32 []" in str(shapes)
+
+
+def test_a_calibrator_need_not_have_a_name():
+    class Mine:
+        def __call__(self, view, fit):
+            return fit
+
+        def __repr__(self):
+            return "Mine()"
+
+    assert "  Mine()" in str(snnjax.Recipe(((Mine(),),)))
+
+
 def test_an_empty_array_and_keys_have_no_range():
     from snnjax._text import numbers
 

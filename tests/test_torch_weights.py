@@ -413,7 +413,10 @@ def test_a_card_of_other_weights_is_refused(digits_file):
     with pytest.raises(ValueError, match="is not the file that its card describes"):
         load_source(file)
     write_card(file)
-    with pytest.raises(ValueError, match="events, not resnet20; leave out"):
+    with pytest.raises(
+        ValueError,
+        match="events, not resnet20; .* give --model events",
+    ):
         load_source(file, CARD | {"model": "resnet20"})
     write_card(file, input_shape=[8, 8])
     with pytest.raises(ValueError, match="does not describe a source network"):
@@ -424,6 +427,9 @@ def test_a_card_of_other_weights_is_refused(digits_file):
     "fields, message",
     [
         ({"clipp": 2.0}, r"unknown are \['clipp'\]; allowed: model, "),
+        ({"model": ["events"]}, "model is .*; allowed: a name"),
+        ({"levels": 10**12}, "levels is 1000000000000; allowed: 1 to 65535 or null"),
+        ({"std": [float("inf")]}, r"std is \[inf\]; allowed: a number > 0 per channel"),
         ({"num_classes": "10"}, "num_classes is '10'; allowed: a whole number > 0"),
         ({"norm": "false"}, "norm is 'false'; allowed: true, false or null"),
         ({"mean": 0.5}, "mean is 0.5; allowed: a number per channel"),

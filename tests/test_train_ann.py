@@ -129,13 +129,12 @@ def test_a_network_of_another_shape_is_no_beginning(trained, digits, config, tmp
             train_ann.train(other, data=digits)
 
 
-@pytest.mark.parametrize("levels", [None, 8])
-def test_a_quantized_beginning_keeps_its_levels(trained, digits, config, levels):
+def test_a_quantized_beginning_stays_quantized(trained, digits, config):
     origin = trained[1]._replace(card=trained[1].card | {"levels": 4})
-    other = dataclasses.replace(config, levels=levels, checkpoint="quantized")
+    other = dataclasses.replace(config, checkpoint="quantized")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_ann, "load_source", lambda path, card: origin)
-        with pytest.raises(ValueError, match="levels of quantized is 4, and this tra"):
+        with pytest.raises(ValueError, match="give --levels 4, or"):
             train_ann.train(other, data=digits)
 
 
@@ -250,7 +249,10 @@ def test_parse(capsys):
         (["--preset", "resnet9"], "choose from .*digits_resnet"),
         (["--epochs", "0"], "epochs must be > 0, not 0"),
         (["--preset", "digits_resnet", "--flip", "true"], "add --flip false"),
-        (["--levels", "0"], "levels must be > 0, not 0"),
+        (["--levels", "0"], "levels must be 1 to 65535, not 0"),
+        (["--levels", "70000"], "levels must be 1 to 65535, not 70000"),
+        (["--levels"], "argument --levels: expected a value"),
+        (["--checkpoint", "--epochs", "3"], "argument --checkpoint: expected a value"),
         (["--levels", "4", "--clip", "2"], "trains its maximum; leave out one"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),
     ]:

@@ -7,6 +7,7 @@ what accuracy to expect.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import write
+from experiments.running import MOST_LEVELS, write
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -130,7 +131,8 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
     if option is not None and option["model"] != card["model"]:
         raise ValueError(
             f"card {card_file} says that the network is {card['model']}, not "
-            f"{option['model']}; leave out --model, or correct the card"
+            f"{option['model']}; leave out --model or give --model {card['model']}, or "
+            "correct the card"
         )
     return model, card
 
@@ -157,7 +159,8 @@ def _check_fields(card: Any) -> None:
         )
 
     def number(value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        return plain and math.isfinite(value)
 
     def positive(value) -> bool:
         return type(value) is int and value > 0
@@ -166,6 +169,7 @@ def _check_fields(card: Any) -> None:
         return isinstance(value, Sequence) and all(map(number, value))
 
     expected = {
+        "model": (lambda v: isinstance(v, str), "a name"),
         "num_classes": (positive, "a whole number > 0"),
         "input_shape": (
             lambda v: numbers(v) and len(v) == 3 and all(map(positive, v)),
@@ -173,7 +177,10 @@ def _check_fields(card: Any) -> None:
         ),
         "norm": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
         "clip": (lambda v: v is None or number(v) and v > 0, "a number > 0 or null"),
-        "levels": (lambda v: v is None or positive(v), "a whole number > 0 or null"),
+        "levels": (
+            lambda v: v is None or positive(v) and v <= MOST_LEVELS,
+            f"1 to {MOST_LEVELS} or null",
+        ),
         "mean": (numbers, "a number per channel of pixels in 0..255"),
         "std": (
             lambda v: numbers(v) and all(x > 0 for x in v),
@@ -190,7 +197,7 @@ def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     _check_fields(card)
     model = build_from(card)
     norm = getattr(model, "norm", True)
-    return model, {"norm": norm, "clip": None, "levels": None, **card}
+    return model, {"clip": None, "levels": None, **card, "norm": norm}
 
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ Like every package here, this one hands on the names that the others use.
 from experiments.running import devices
 from experiments.running.command_line import parse, run
 from experiments.running.options import (
+    MOST_LEVELS,
     Convert,
     FineTune,
     TrainANN,
@@ -32,6 +33,7 @@ from experiments.running.training_loop import (
 __all__ = [
     "Convert",
     "FineTune",
+    "MOST_LEVELS",
     "TrainANN",
     "TrainSNN",
     "Training",

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -104,10 +104,23 @@ def parse(
     for old, new in RENAMED.items():
         if old in options and new[2:] in (field.name for field in fields(default)):
             parser.error(f"{old} of snnjax 0.1 is now {new}")
+    for name in _without_value(argv, fields(default)):
+        parser.error(f"argument --{name}: expected a value")
     try:
         return parser.parse_args(argv).config
     except ValueError as error:  # from the checks of the dataclass
         parser.error(str(error))
+
+
+def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
+    """Options that stand alone; one that may be None would silently become None."""
+    names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
+    following = [*argv, "--"][1:]
+    return [
+        word[2:]
+        for word, next_word in zip(argv, following, strict=True)
+        if word in names and next_word.startswith("--")
+    ]
 
 
 def _command() -> tuple[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 
 import snnjax
 
+MOST_LEVELS = 65535  # of a quantized ReLU; float32 counts them exactly
+
 
 @dataclass(frozen=True)
 class Training:
@@ -122,7 +124,10 @@ class TrainANN(Training):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be > 0 or left out, not {self.clip}")
         if self.levels is not None:
-            check_positive(self, "levels")
+            if not 1 <= self.levels <= MOST_LEVELS:
+                raise ValueError(
+                    f"levels must be 1 to {MOST_LEVELS}, not {self.levels}"
+                )
             if self.clip is not None:
                 raise ValueError(
                     f"clip {self.clip} and levels {self.levels}: a quantized ReLU "

@@ -48,7 +48,8 @@ class Recipe(NamedTuple):
         lines = []
         for number, chain in enumerate(self.sweeps, 1):
             lines.append(f"sweep {number} of {len(self.sweeps)}, at every site:")
-            lines += [f"  {getattr(c, '__name__', repr(c))}" for c in chain]
+            names = (c.__name__ if hasattr(c, "__name__") else repr(c) for c in chain)
+            lines += [f"  {name}" for name in names]
         return "\n".join(lines)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:

@@ -126,13 +126,13 @@ class Measures(NamedTuple):
         rows: list[tuple[str, ...]] = [(*head, *SiteMeasures._fields[len(percent) :])]
         for name, site in {**self.sites, **self.operators}.items():
             cells = {
-                field: numbers(100 * value if field in percent else value)
+                field: numbers(value, factor=100 if field in percent else 1)
                 for field, value in site._asdict().items()
             }
             shown = [cells.get(field, "") for field in SiteMeasures._fields]
             rows.append((name, *shown))
         totals = {
-            "firing rate %": numbers(100 * self.firing_rate),
+            "firing rate %": numbers(self.firing_rate, factor=100),
             "synaptic operations": numbers(self.synaptic_operations, 4),
             "MACs of the ANN": numbers(self.macs, 4),
             "neurons": numbers(self.neurons, 6),
