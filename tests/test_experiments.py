@@ -328,7 +328,11 @@ def test_test_images_are_read_and_normalized_when_they_are_asked_for(converted):
 def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
     config, results, data = converted
     config = dataclasses.replace(
-        config, recipes=("max_activation",), out=str(tmp_path), report=None
+        config,
+        recipes=("max_activation",),
+        waits=("0",),
+        out=str(tmp_path),
+        report=None,
     )
     count_hits, counts = conversions.count_hits, []
 
