@@ -167,10 +167,8 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
         "input_shape": list(data.train_images.shape[1:]),
         "norm": config.norm,
     }
-    described = config.checkpoint.endswith((".safetensors", ".npz"))
     # Clipping leaves no trace in the weights.
-    clipped = {**card, "clip": config.clip}
-    source = load_source(config.checkpoint, clipped if described else None)
+    source = load_source(config.checkpoint, {**card, "clip": config.clip})
     if source.card["levels"] is not None and config.levels is None:
         raise ValueError(
             f"{config.checkpoint} has quantized ReLUs, whose maxima plain ones have no "

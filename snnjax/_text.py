@@ -73,8 +73,8 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
     @functools.wraps(make)
     def make_named(*args: P.args, **options: P.kwargs) -> Callable:
         function = make(*args, **options)
-        texts = [_argument(value) for value in args]
-        texts += [f"{name}={_argument(value)}" for name, value in options.items()]
+        texts = [name_of_value(value) for value in args]
+        texts += [f"{name}={name_of_value(value)}" for name, value in options.items()]
         function.__name__ = f"{make.__name__}({', '.join(texts)})"
         function.__qualname__ = function.__name__
         return function
@@ -82,5 +82,11 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
     return make_named
 
 
-def _argument(value: Any) -> str:
+def name_of_value(value: Any) -> str:
+    """The name of a function, or of a call as `named` gives it; else the repr."""
     return value.__name__ if hasattr(value, "__name__") else repr(value)
+
+
+def repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
+    """``_repr_pretty_`` of a class whose ``str`` is what notebooks show."""
+    printer.text(str(self))

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_wait
-from snnjax._text import columns, numbers
+from snnjax._text import columns, numbers, repr_pretty
 from snnjax._trees import is_floating, name_of
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
@@ -82,9 +82,7 @@ class SNN:
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
         return f"{title}\n{columns(rows)}"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython and notebooks show."""
-        printer.text(str(self))
+    _repr_pretty_ = repr_pretty
 
 
 def _cells(params: Any) -> dict[str, str]:

@@ -123,9 +123,12 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
 
 def test_a_network_of_another_shape_is_no_beginning(trained, digits, config, tmp_path):
     options = {"out": str(tmp_path), "checkpoint": str(trained[0])}
-    for name, value in (("model", "small"), ("norm", False)):
-        other = dataclasses.replace(config, **options, **{name: value})
-        with pytest.raises(ValueError, match=f"{name} of .*; change the option, or"):
+    for changes, message in (
+        ({"model": "small"}, "network is events, not small; .* give --model events"),
+        ({"norm": False}, "norm of .* is True, and .* False; change the option, or"),
+    ):
+        other = dataclasses.replace(config, **options, **changes)
+        with pytest.raises(ValueError, match=message):
             train_ann.train(other, data=digits)
 
 

@@ -272,7 +272,7 @@ def _merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     merged: dict[str, NetworkResults] = {}
     for name, results, ann in networks:
         network = merged.setdefault(name, NetworkResults(name, [], ann))
-        if not math.isclose(network.ann, ann, abs_tol=1e-6):  # some: of float32
+        if not math.isclose(network.ann, ann, abs_tol=1e-6):  # float32 in some files
             both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
             raise ValueError(
                 f"{name} has {both} as an ANN; allowed: results of the same network on "

@@ -99,7 +99,6 @@ def fit(
     spread = sharding.over_batch(devices.make_mesh(config.mesh))
     feed = _feeder(data, config.batch_size, spread)
     if devices.first():
-        remove_unfinished(out)
         remove_unfinished(out / "checkpoints")
     with _manager(out / "checkpoints") as manager:
         last_epoch = manager.latest_step() or 0

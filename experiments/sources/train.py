@@ -78,10 +78,10 @@ def train(
 
     images = normalized(data.train_images).contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(data.train_labels).long()
-    smoothing, first_mirrored = 0.0, None
+    smoothing, first_flips = 0.0, None
     if name in WHITENED:
         network.fit_whitening(images[:5000])
-        smoothing, first_mirrored = 0.2, torch.rand(len(images)) < 0.5
+        smoothing, first_flips = 0.2, torch.rand(len(images)) < 0.5
     steps = len(images) // BATCH
     optimizer, rate = optimizer_of(name, network, epochs * steps)
     parts = {"network": network, "optimizer": optimizer, "rate": rate}
@@ -90,11 +90,11 @@ def train(
         start, losses = time.perf_counter(), []
         order = torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH)
         for batch in order:
-            if first_mirrored is None:
+            if first_flips is None:
                 x = augmented(images[batch])
             else:
-                mirrored = first_mirrored[batch] ^ bool(epoch % 2)
-                x = cut_out(augmented(images[batch], mirrored))
+                flips = first_flips[batch] ^ bool(epoch % 2)
+                x = cut_out(augmented(images[batch], flips))
             with torch.autocast("cpu", torch.bfloat16):
                 output = network(x)
             loss = F.cross_entropy(
@@ -115,14 +115,10 @@ def train(
             save(parts, epoch, checkpoint)
     if name in WHITENED:
         network.publish()
-        for weights in kernels(network):
-            weights.data = weights.data.half().float()
+        for weights in network.parameters():
+            if weights.ndim > 1:  # which the file has in float16
+                weights.data = weights.data.half().float()
     return network, accuracy(), data
-
-
-def kernels(network: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """What is rounded to float16 in the file of a large network."""
-    return [weights for weights in network.parameters() if weights.ndim > 1]
 
 
 def optimizer_of(name: str, network: torch.nn.Module, steps: int):
@@ -150,8 +146,10 @@ def whitened_optimizer(network: torch.nn.Module, peak: float = 0.2, ratio: float
         for module in network.modules()
         if isinstance(module, torch.nn.BatchNorm2d)
     ]
-    norms = {id(bias) for bias in biases}
-    others = [w for w in network.parameters() if id(w) not in norms and w.requires_grad]
+    bias_ids = {id(bias) for bias in biases}
+    others = [
+        w for w in network.parameters() if id(w) not in bias_ids and w.requires_grad
+    ]
     decay = 1e-3
     groups = [
         {"params": others, "lr": peak, "weight_decay": decay},
@@ -181,20 +179,20 @@ def restore(parts, checkpoint: Path) -> int:
 
 
 def augmented(
-    images: torch.Tensor, mirrored: torch.Tensor | None = None, padding: int = 4
+    images: torch.Tensor, flips: torch.Tensor | None = None, padding: int = 4
 ) -> torch.Tensor:
     """Crops at random places of the padded images, half of them mirrored.
 
-    `mirrored` [batch] says which; at random by default.
+    `flips` [batch] says which; at random by default.
     """
     batch, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     corner = torch.randint(0, 2 * padding + 1, (2, batch, 1))
     rows = corner[0] + torch.arange(height)
     columns = corner[1] + torch.arange(width)
-    if mirrored is None:
-        mirrored = torch.rand(batch) < 0.5
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    if flips is None:
+        flips = torch.rand(batch) < 0.5
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
     index = torch.arange(batch)[:, None, None]
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -5,8 +5,9 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 2021 (`light`, `advanced`); Bu et al., ICLR 2022 (`quantized`); `best` is ours.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from snnjax._text import name_of_value, repr_pretty
 from snnjax._types import Objective, Per
 from snnjax.calibrators.thresholds_and_potentials import (
     PRIOR,
@@ -48,13 +49,10 @@ class Recipe(NamedTuple):
         lines = []
         for number, chain in enumerate(self.sweeps, 1):
             lines.append(f"sweep {number} of {len(self.sweeps)}, at every site:")
-            names = (c.__name__ if hasattr(c, "__name__") else repr(c) for c in chain)
-            lines += [f"  {name}" for name in names]
+            lines += [f"  {name_of_value(calibrator)}" for calibrator in chain]
         return "\n".join(lines)
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython and notebooks show."""
-        printer.text(str(self))
+    _repr_pretty_ = repr_pretty
 
 
 def max_activation(per: Per = "layer") -> Recipe:

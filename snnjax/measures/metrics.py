@@ -25,7 +25,7 @@ import numpy as np
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_labels
 from snnjax._examples import batch_of
-from snnjax._text import columns, numbers
+from snnjax._text import columns, numbers, repr_pretty
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
 from snnjax.network.capture import capture
@@ -142,9 +142,7 @@ class Measures(NamedTuple):
         summary = ", ".join(f"{name} {value}" for name, value in totals.items())
         return f"{columns(rows)}\n{summary}"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython and notebooks show."""
-        printer.text(str(self))
+    _repr_pretty_ = repr_pretty
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -5,6 +5,6 @@
 """
 
 from snnjax.simulation.executions import ByLayer, by_layer
-from snnjax.simulation.simulate import init, latency, spiking
+from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
 
-__all__ = ["ByLayer", "by_layer", "init", "latency", "spiking"]
+__all__ = ["ByLayer", "SpikingFunction", "by_layer", "init", "latency", "spiking"]

@@ -120,7 +120,7 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
 
 
 class SpikingFunction(Protocol):
-    """What `spiking` returns."""
+    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``."""
 
     def __call__(
         self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
