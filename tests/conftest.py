@@ -6,6 +6,8 @@ import hypothesis
 import jax
 import pytest
 
+collect_ignore = ["typed_script.py"]  # its mistakes are for a type checker
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Nearly all the time of a small test is XLA's: let it optimize less.
