@@ -32,16 +32,18 @@ def observe_spikes(
     steps: int,
     wait: int,
     observe: Observe,
+    sequence: bool = False,
 ) -> tuple[Values, frozenset[int]]:
-    """Run T steps on a constant x, and show every site that fires.
+    """Run T steps, and show every site that fires.
 
     Args:
-        network: captured for x.
+        network: captured for x, or for a step of it.
         snn: its spiking network.
-        x: [B, ...].
+        x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and the steps that every layer waits.
         observe: ``observe(site, currents, spikes)``, both [T, B, ...]; the spikes
             without the offset of their neurons, which is no event.
+        sequence: whether x changes from step to step.
 
     Returns:
         The values of all variables, and which of them have a time axis.
@@ -54,7 +56,7 @@ def observe_spikes(
         return spikes
 
     values = network.arguments(snn.params, x)
-    streams = streaming(network.equations)
+    streams = streaming(network.equations, network.x if sequence else ())
     evaluate(network.equations, values, firing(fire, snn.neurons), streams=streams)
     return values, streams
 

@@ -15,8 +15,8 @@ from snnjax import _moved
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _moved _files _types _text _trees _arrays _examples _checks surrogate "
-    "activations sharding neurons network conformance snn firing calibrators"
+    "_version _moved _files _types _text _trees _arrays _examples _checks inputs "
+    "surrogate activations sharding neurons network conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {

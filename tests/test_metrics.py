@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from networks import NETWORKS
 
 import snnjax
@@ -74,6 +75,42 @@ def test_firing_rates_are_those_of_the_spikes():
     count = sum(train.size for train in trains.values())
     spikes = sum(int(train.sum()) for train in trains.values())
     np.testing.assert_allclose(found.firing_rate, spikes / count, rtol=1e-6)
+
+
+def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
+    """Two dense layers; a Poisson input is the sequence that its key draws."""
+
+    def fn(params, x):
+        return jax.nn.relu(jax.nn.relu(x @ params["w1"]) @ params["w2"])
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        name: jax.random.normal(key, shape)
+        for name, key, shape in zip(["w1", "w2"], keys, [(6, 9), (9, 4)], strict=False)
+    }
+    drawn = jax.random.bernoulli(keys[2], 0.5, (STEPS, 5, 6)).astype(jnp.float32)
+    snn = snnjax.init(fn, params, drawn[0], neuron=snnjax.lif(leak=0.7))
+    trains = spike_trains(fn, snn, drawn, steps=STEPS, inputs="sequence")
+    stream = np.asarray(drawn)
+    for name, train in trains.items():
+        currents = stream @ np.asarray(params[name.partition("/")[0]])
+        stream = reference.simulate(currents, 1.0, leak=0.7)
+        np.testing.assert_array_equal(np.asarray(train), stream > 0)
+        assert stream.any()
+    x, key = jnp.full((5, 6), 0.5), keys[2]
+    poisson = spike_trains(fn, snn, x, steps=STEPS, inputs="poisson", key=key)
+    jax.tree.map(np.testing.assert_array_equal, poisson, trains)
+
+
+def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3])
+    with pytest.raises(ValueError, match=r"needs x \[steps=8, batch"):
+        spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="sequence")
+    with pytest.raises(ValueError, match="needs a key"):
+        spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="poisson")
+    with pytest.raises(ValueError, match="draws nothing"):
+        spike_trains(net.fn, snn, net.x, steps=STEPS, key=jax.random.key(0))
 
 
 def test_operations_of_a_dense_network_are_spikes_times_fan_out():

@@ -23,11 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
-from snnjax._checks import check_labels
+from snnjax._checks import check_choice, check_examples, check_labels
 from snnjax._examples import batch_of
 from snnjax._text import columns, numbers, repr_pretty
+from snnjax._types import Inputs
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
+from snnjax.inputs import INPUTS, encode
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
+from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values, shape_of
 from snnjax.network.evaluate import evaluate, identity
@@ -460,19 +463,38 @@ def spike_trains(
     *,
     steps: int | None = None,
     wait: int | None = None,
+    inputs: Inputs = "constant",
+    key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
 
     They are bool where the levels are (0, 1), otherwise the levels, int16, and where
     a neuron model states no levels, its spikes as they are.
 
-    Args: as for `measure`.
+    Args:
+        fn, snn, x, steps, wait: as for `measure`.
+        inputs, key: as for `snnjax.spiking`; x of a sequence is [T, B, ...].
 
     Raises: as `snnjax.spiking`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(w * x)
+    >>> neuron = snnjax.integrate_and_fire()
+    >>> snn = snnjax.init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=neuron)
+    >>> events = jnp.array([0.0, 1.0, 0.6, 0.6]).reshape(4, 1, 1)
+    >>> spikes = spike_trains(fn, snn, events, steps=4, inputs="sequence")
+    >>> print(spikes["relu"][:, 0, 0])
+    [False  True False  True]
     """
     steps, wait = checked_fit(snn, steps, wait)
+    check_choice("inputs", inputs, INPUTS)
     check_values(snn)
-    network = capture(fn, snn.params, x)
+    check_examples(x)
+    x, sequence = encode(x, inputs, steps, key), inputs != "constant"
+    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
+    network = capture(fn, snn.params, one_step)
+    if sequence:
+        check_streams(network)
     check_neurons(snn, network.sites)
     trains = {}
 
@@ -486,7 +508,8 @@ def spike_trains(
             codes > 0 if levels == BINARY else codes.astype(jnp.int16) + levels[0]
         )
 
-    observe_spikes(network, snn, x, steps=steps, wait=wait, observe=observe)
+    run = {"steps": steps, "wait": wait, "sequence": sequence}
+    observe_spikes(network, snn, x, observe=observe, **run)
     return trains
 
 

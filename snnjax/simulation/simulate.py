@@ -14,11 +14,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import chex
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import wide
 from snnjax._checks import (
     check_choice,
     check_examples,
@@ -27,9 +25,10 @@ from snnjax._checks import (
     check_size,
     check_wait,
 )
-from snnjax._examples import batch_of, is_all_floating
+from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.conformance import passes_gradient
+from snnjax.inputs import INPUTS, encode
 from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
@@ -58,7 +57,6 @@ from snnjax.snn import (
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, holds_tracer, is_step
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
-INPUTS = ("constant", "poisson", "sequence")
 
 
 def init(
@@ -277,7 +275,7 @@ def simulate(
     check_fit(snn, sim.steps, sim.wait)
     check_values(snn)
     check_examples(x)
-    x = encode(sim, x, key)
+    x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
     if sim.spread is not None:
         sharding.check_batch("x", batch_of(x, axis), sim.spread)
@@ -415,57 +413,6 @@ def _chosen(sim: Simulation, snn: SNN) -> Execution | ByLayer:
     if has_closed_form:
         return "closed_form"
     return "by_step" if jax.default_backend() == "cpu" and not sim.wait else "by_layer"
-
-
-# --------------------------------------------------------------------- inputs
-
-
-def encode(sim: Simulation, x: chex.ArrayTree, key: jax.Array | None) -> Any:
-    """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...]."""
-    if sim.sequence and not is_all_floating(x):
-        raise ValueError(
-            f"inputs={sim.inputs!r} needs x of floating point, which has a mean over "
-            "the steps; found whole numbers or truth values. Use inputs='constant'"
-        )
-    for leaf in jax.tree.leaves(x):
-        if sim.inputs == "sequence" and leaf.shape[0] != sim.steps:
-            raise ValueError(
-                f"inputs='sequence' needs x [steps={sim.steps}, batch, ...]; found "
-                f"shape {tuple(leaf.shape)}"
-            )
-    if sim.inputs != "poisson":
-        if key is not None:
-            raise ValueError(f"inputs={sim.inputs!r} draws nothing: leave key out")
-        return x
-    if key is None:
-        raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
-    leaves, tree = jax.tree.flatten(x)
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    trains = [
-        _drawn(key, leaf, sim.steps) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, trains)
-
-
-def _drawn(key: jax.Array, x: jax.Array, steps: int) -> jax.Array:
-    _check_probability(x)
-    # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
-    shape = (steps, *x.shape)
-    return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
-
-
-def _check_probability(x: jax.Array) -> None:
-    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
-        return
-    with jax.ensure_compile_time_eval():  # x may be closed over in a jit
-        least, most = float(x.min()), float(x.max())
-    if not 0 <= least <= most <= 1:
-        raise ValueError(
-            f"inputs='poisson' takes x as a probability; found values from {least} to "
-            f"{most}, allowed: 0 to 1"
-        )
 
 
 # --------------------------------------------------------------------- checks

@@ -1,0 +1,75 @@
+"""Inputs: how images become what enters the network at each step.
+
+    constant: x(t) = x;    poisson: P(x(t) = 1) = x;    sequence: x(t) is given
+
+Constant inputs are direct coding; Poisson inputs are rate coding.
+"""
+
+import chex
+import jax
+from jax.core import Tracer
+
+from snnjax._arrays import wide
+from snnjax._examples import is_all_floating
+from snnjax._types import Inputs
+
+INPUTS = ("constant", "poisson", "sequence")
+
+
+def encode(
+    x: chex.ArrayTree, inputs: Inputs, steps: int, key: jax.Array | None
+) -> chex.ArrayTree:
+    """x as it enters the network: [B, ...] if constant, otherwise [T, B, ...].
+
+    Args:
+        x: [B, ...], for a sequence [T, B, ...].
+        inputs: one of `INPUTS`.
+        steps: T.
+        key: for Poisson inputs only.
+
+    Raises:
+        ValueError: a wrong time axis, whole numbers that would change in time, a key
+            that is missing or has no use, probabilities outside [0, 1].
+    """
+    if inputs != "constant" and not is_all_floating(x):
+        raise ValueError(
+            f"inputs={inputs!r} needs x of floating point, which has a mean over "
+            "the steps; found whole numbers or truth values. Use inputs='constant'"
+        )
+    for leaf in jax.tree.leaves(x):
+        if inputs == "sequence" and leaf.shape[0] != steps:
+            raise ValueError(
+                f"inputs='sequence' needs x [steps={steps}, batch, ...]; found "
+                f"shape {tuple(leaf.shape)}"
+            )
+    if inputs != "poisson":
+        if key is not None:
+            raise ValueError(f"inputs={inputs!r} draws nothing: leave key out")
+        return x
+    if key is None:
+        raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
+    leaves, tree = jax.tree.flatten(x)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    trains = [_drawn(key, leaf, steps) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, trains)
+
+
+def _drawn(key: jax.Array, x: jax.Array, steps: int) -> jax.Array:
+    _check_probability(x)
+    # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
+    shape = (steps, *x.shape)
+    return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
+
+
+def _check_probability(x: jax.Array) -> None:
+    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+        return
+    with jax.ensure_compile_time_eval():  # x may be closed over in a jit
+        least, most = float(x.min()), float(x.max())
+    if not 0 <= least <= most <= 1:
+        raise ValueError(
+            f"inputs='poisson' takes x as a probability; found values from {least} to "
+            f"{most}, allowed: 0 to 1"
+        )
