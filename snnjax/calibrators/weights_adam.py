@@ -18,7 +18,7 @@ import optax
 from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax._text import named
-from snnjax._types import Objective
+from snnjax._types import WeightObjective
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -28,7 +28,7 @@ from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
 @named
 def calibrate_weights(
-    objective: Objective = "floor",
+    objective: WeightObjective = "floor",
     *,
     iterations: int = 5000,
     learning_rate: float = 1e-5,
@@ -135,7 +135,7 @@ class _Layer(NamedTuple):
 
 @functools.cache
 def _output(
-    objective: Objective,
+    objective: WeightObjective,
     neuron: IntegrateAndFire,
     time: bool,
     wait: int,
