@@ -53,6 +53,22 @@ def calibrate_weights(
 
     Kernels that also feed another site, an operator or the readout stay as they are; a
     warning names them.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Spikes of the first layer below give at most its threshold, 7.5, where the ANN has
+    up to 15; the kernel of the second layer grows to make up for it.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
+    >>> images = jnp.arange(16.0)[:, None]
+    >>> weights = calibrate_weights(iterations=20, learning_rate=0.05)
+    >>> chain = (snnjax.calibrators.percentile_threshold(50.0), weights)
+    >>> recipe = snnjax.Recipe((chain,))
+    >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
+    >>> print(f"{snn.params[0, 0]:.2f}")
+    1.33
     """
     check_choice("objective", objective, ("floor", "neuron", "spikes"))
     check_count("iterations", iterations)
