@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from snnjax._examples import batch_of
 
-Tree = TypeVar("Tree")
+_Tree = TypeVar("_Tree")
 
 
 def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
@@ -41,6 +41,7 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
     Raises:
         ValueError: mesh is no Mesh, or ``jax.set_mesh`` has Explicit axes.
 
+    >>> import jax
     >>> over_batch(jax.make_mesh((1,), ("data",))).spec[0]
     'data'
     """
@@ -63,7 +64,13 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
 
 
 def size(spread: NamedSharding | None) -> int:
-    """Number of devices that share a batch."""
+    """Number of devices that share a batch; 1 for None.
+
+    >>> import jax
+    >>> spread = over_batch(jax.make_mesh((jax.device_count(),), ("data",)))
+    >>> size(spread) == jax.device_count()
+    True
+    """
     names = None if spread is None else spread.spec[0]
     if spread is None or names is None:
         return 1
@@ -88,7 +95,18 @@ def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
 
 
 def place(x: Any, spread: NamedSharding | None) -> Any:
-    """A batch on its devices; each process copies only the examples of its devices."""
+    """A batch on its devices; each process copies only the examples of its devices.
+
+    Args:
+        x: arrays [B, ...], where B is a multiple of `size`.
+        spread: from `over_batch`; None: x stays where it is, as all traced arrays do.
+
+    >>> import jax, numpy as np
+    >>> spread = over_batch(jax.make_mesh((1,), ("data",)))
+    >>> images = place(np.zeros((8, 3)), spread)
+    >>> images.sharding.spec[0], over_batch(None, images) == spread
+    ('data', True)
+    """
     return jax.tree.map(lambda leaf: _place_array(leaf, spread), x)
 
 
@@ -103,11 +121,18 @@ def _place_array(x: Any, spread: NamedSharding | None) -> Any:
     return jax.device_put(x, spread)
 
 
-def on_mesh(tree: Tree, spread: NamedSharding | None) -> Tree:
+def on_mesh(tree: _Tree, spread: NamedSharding | None) -> _Tree:
     """Arrays on the mesh.
 
     An array that is sharded over these devices stays so; each device gets a copy of
     every other one.
+
+    >>> import jax, jax.numpy as jnp
+    >>> spread = over_batch(jax.make_mesh((1,), ("data",)))
+    >>> params = {"w": jnp.ones((3, 2)), "sharded": place(jnp.ones((8, 2)), spread)}
+    >>> params = on_mesh(params, spread)
+    >>> [tuple(params[name].sharding.spec) for name in ("w", "sharded")]
+    [(), ('data',)]
     """
     if spread is None:
         return tree
@@ -126,8 +151,15 @@ def on_mesh(tree: Tree, spread: NamedSharding | None) -> Tree:
     return jax.tree.map(move, tree)
 
 
-def gathered(tree: Tree, spread: NamedSharding | None) -> Tree:
-    """Sharded arrays, each whole on every device of the mesh."""
+def gathered(tree: _Tree, spread: NamedSharding | None) -> _Tree:
+    """Sharded arrays, each whole on every device of the mesh.
+
+    >>> import jax, jax.numpy as jnp
+    >>> spread = over_batch(jax.make_mesh((1,), ("data",)))
+    >>> outputs = place(jnp.zeros((8, 3)), spread)
+    >>> tuple(outputs.sharding.spec), tuple(gathered(outputs, spread).sharding.spec)
+    (('data',), ())
+    """
     if spread is None:
         return tree
     everywhere = NamedSharding(spread.mesh, PartitionSpec())
@@ -190,6 +222,13 @@ def on_each_device(
         spread: the devices; None: returns the function itself.
         in_axes: batch axis per argument, or per leaf of it; None: it has no batch.
         out_axes: batch axis per result, likewise.
+
+    >>> import jax, jax.numpy as jnp
+    >>> spread = over_batch(jax.make_mesh((1,), ("data",)))
+    >>> layer = on_each_device(lambda w, x: x @ w, spread, (None, 0), 0)
+    >>> outputs = layer(jnp.ones((3, 2)), place(jnp.ones((8, 3)), spread))
+    >>> outputs.shape, outputs.sharding.spec[0]
+    ((8, 2), 'data')
     """
     if spread is None:
         return function
@@ -222,6 +261,11 @@ def in_groups(
 
     Returns:
         The results of all examples; the last group may be smaller.
+
+    >>> import jax.numpy as jnp
+    >>> sizes = lambda x: jnp.full(len(x), len(x))  # of the group of each example
+    >>> print(in_groups(sizes, jnp.zeros((5, 3)), 2, 0, out_axis=0))
+    [2 2 2 2 1]
     """
     batch = batch_of(x, axis)
     if size is None or batch <= size:

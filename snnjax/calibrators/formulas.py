@@ -38,12 +38,23 @@ def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax
 
 
 def peaks(activation: jax.Array, channel: int = -1) -> jax.Array:
-    """max a of each channel, [C]: of more images it is the maximum of theirs."""
+    """max a of each channel, [C]: of more images it is the maximum of theirs.
+
+    >>> import jax.numpy as jnp
+    >>> batches = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0]])
+    >>> print(jnp.maximum(*map(peaks, batches)))
+    [3. 0.]
+    """
     return per_channel(jnp.max, activation.astype(jnp.float32), channel)
 
 
 def positive(peaks: jax.Array, per: Per = "layer") -> jax.Array:
-    """Thresholds of these `peaks`, as `maximum` gives them."""
+    """Thresholds of these `peaks`, as `maximum` gives them.
+
+    >>> import jax.numpy as jnp
+    >>> print(positive(jnp.array([3.0, 0.0]), "channel"))  # the second is silent
+    [3. 3.]
+    """
     layer = peaks.max()
     layer = jnp.where(layer > 0, layer, 1)
     return layer if per == "layer" else jnp.where(peaks > 0, peaks, layer)
@@ -55,6 +66,11 @@ class Samples(NamedTuple):
     Attributes:
         largest, second: the two largest a; equal if the largest occurs twice.
         total, count: sum and number of the active samples, a > 0.
+
+    >>> import jax.numpy as jnp
+    >>> statistics = samples(jnp.array([[1.0], [4.0], [0.0]]))
+    >>> print(statistics.total / statistics.count)  # mean of the active ones
+    [2.5]
     """
 
     largest: jax.Array
@@ -85,7 +101,13 @@ def samples(activation: jax.Array, channel: int = -1) -> Samples:
 
 
 def joined(parts: Samples) -> Samples:
-    """n parts, [n, ...] each, as one: micro-batches, or the channels of a layer."""
+    """n parts, [n, ...] each, as one: micro-batches, or the channels of a layer.
+
+    >>> import jax.numpy as jnp
+    >>> channels = samples(jnp.array([[1.0, 5.0], [4.0, 6.0]]))
+    >>> print(*joined(channels))  # of all channels together
+    6.0 5.0 16.0 4.0
+    """
     first = parts.largest.max(0)
     # The part that holds it gives its second; if several do, one of them stays as such.
     index = jax.lax.broadcasted_iota(jnp.int32, parts.largest.shape, 0)
@@ -116,6 +138,12 @@ class Expected(NamedTuple):
         scale: s.
         excess: b; 0 if k is 0, or where M occurs twice, as a clipped ReLU's maximum.
         count: n, of a > 0.
+
+    >>> import jax.numpy as jnp
+    >>> activation = jnp.array([[1.0], [2.0], [4.0]])
+    >>> tail = expected(samples(activation), "channel", prior=1)
+    >>> print(tail.largest, tail.excess)  # the next one may be so much larger
+    [4.] [2.]
     """
 
     largest: jax.Array
@@ -130,7 +158,14 @@ def expected(samples: Samples, per: Per = "layer", prior: int = 0) -> Expected:
     Args:
         samples: of each channel.
         per: "layer" or "channel", as for `maximum`.
-        prior: k, a whole number.
+        prior: k, a whole number >= 0.
+
+    >>> import jax.numpy as jnp
+    >>> statistics = samples(jnp.array([[1.0, 8.0], [2.0, 8.0]]))
+    >>> for prior in (0, 2):  # a prior draws the channels together
+    ...     print(expected(statistics, "channel", prior).scale)
+    [1.5 8. ]
+    [3.125 6.375]
     """
     layer = joined(jax.tree.map(jnp.ravel, samples))
     mean = jnp.where(layer.count > 0, layer.total / jnp.maximum(layer.count, 1), 1)
@@ -251,7 +286,13 @@ def candidates(
 
     Args:
         largest, excess: M and b of `Expected`; b is needed with a prior only.
-        prior: k.
+        prior: k; K = 95 + min(k, 8).
+
+    >>> import jax.numpy as jnp
+    >>> print(candidates(jnp.array(2.0))[:3])
+    [2.   1.98 1.96]
+    >>> print(candidates(jnp.array(2.0), jnp.array(0.5), prior=2)[:3])
+    [3.  2.5 2. ]
     """
     within = jnp.multiply.outer(_FRACTIONS, largest)
     if excess is None or not prior:
@@ -278,6 +319,11 @@ def candidate_errors(
 
     Returns:
         [K, 1] or [K, C]; of more images it is the sum of theirs.
+
+    >>> import jax.numpy as jnp
+    >>> activation, thresholds = jnp.array([[0.5], [1.0]]), jnp.array([1.0, 0.75])
+    >>> print(candidate_errors(activation, thresholds, steps=1)[:, 0])
+    [0.0625  0.078125]
     """
     half = {"floor": 0.0, "round": 0.5}[objective]
     thresholds = thresholds.reshape(len(thresholds), -1)
@@ -314,6 +360,13 @@ def nearest(
     """The candidate that `least_squares` takes, by the `candidate_errors` of all a.
 
     ``expected`` is needed with a prior only.
+
+    >>> import jax.numpy as jnp
+    >>> batches = jnp.array([[0.1], [0.2]]), jnp.array([[0.3], [5.0]])
+    >>> thresholds = candidates(jnp.maximum(*map(maximum, batches)))
+    >>> errors = sum(candidate_errors(a, thresholds, steps=1) for a in batches)
+    >>> print(nearest(None, thresholds, errors))
+    5.0
     """
     thresholds, shape = thresholds.reshape(errors.shape), thresholds.shape[1:]
     if expected is not None and prior:
@@ -471,6 +524,11 @@ def paced_error(
         output: s and p, as `snnjax.neurons.mean_and_pace` gives them.
         pace: weight, >= 0.
         channel: as for `maximum`.
+
+    >>> import jax.numpy as jnp
+    >>> activation, mean, early = (jnp.array([[a]]) for a in (0.5, 0.5, 0.75))
+    >>> print(paced_error(activation, (mean, early), pace=0.5))
+    [0.03125]
     """
     mean, early = (squared_error(activation, s, channel) for s in output)
     return mean + pace * early
@@ -500,7 +558,15 @@ def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParam
 
 
 def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
-    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer."""
+    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron = integrate_and_fire().init()._replace(initial_potential=jnp.array(0.5))
+    >>> larger = scale(neuron, jnp.array(1.5))
+    >>> print(larger.threshold, larger.initial_potential)
+    1.5 0.75
+    """
     start, of_start = aligned(neuron.initial_potential, factor)
     return neuron._replace(
         threshold=factor * neuron.threshold,

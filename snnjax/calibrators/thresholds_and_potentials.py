@@ -34,14 +34,48 @@ PRIOR = 16
 
 @named
 def max_threshold(per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.maximum` of the activations, over the highest level."""
+    """V_th = `formulas.maximum` of the activations, over the highest level.
+
+    Args:
+        per: "layer", one threshold for the site, or "channel".
+
+    Raises:
+        ValueError: another word; from the calibrator, "layer" at a site whose channels
+            are clipped at maxima of their own.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((max_threshold("channel"),),))
+    >>> w = jnp.array([1.0, 0.1])  # two channels
+    >>> snn = snnjax.convert(fn, w, images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    [15.   1.5]
+    """
     check_choice("per", per, _PER)
     return _threshold(lambda view, fit: _positive(view.peaks(fit), per), per)
 
 
 @named
 def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.percentile` of the activations, over the highest level."""
+    """V_th = `formulas.percentile` of the activations, over the highest level.
+
+    Rare large activations are clipped, and all others are rounded less.
+
+    Args:
+        p: 1 < p <= 100, in percent.
+        per: as for `max_threshold`.
+
+    Raises:
+        ValueError: p outside its range; otherwise as `max_threshold`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> images = images.at[-1].set(1000.0)  # the others are 0 to 14
+    >>> recipe = snnjax.Recipe(((percentile_threshold(80.0),),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    12.0
+    """
     check_choice("per", per, _PER)
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
@@ -58,6 +92,14 @@ def own_maximum_threshold() -> Calibrator:
     """V_th = maximum / high, of a clipped or quantized ReLU.
 
     The calibrator raises ValueError at a site without a maximum of its own.
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: snnjax.clipped_relu(w * x, 6.0)
+    >>> images = jnp.arange(4.0)[:, None]  # none of them reaches the maximum
+    >>> recipe = snnjax.Recipe(((own_maximum_threshold(),),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    [6.]
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -86,6 +128,20 @@ def least_squares_threshold(
         prior: k, how many samples of the whole layer a channel is judged by beside its
             own; the paper's fit has none. It matters where a channel has few samples,
             as in a dense layer, which has one per image; from 4096 on it is left out.
+
+    Raises:
+        ValueError: another word, or a prior that is no whole number >= 0; from the
+            calibrator, as `max_threshold`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((least_squares_threshold(),),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    12.0
+
+    Four steps then give 0, 3, .. 12: the error of the clipped 13 to 15 is less than
+    that of coarser steps up to 15.
     """
     check_choice("per", per, _PER)
     check_choice("objective", objective, ("floor", "round"))
@@ -116,6 +172,14 @@ def least_squares_offset() -> Calibrator:
     sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
     begins at 0, also where its spikes have both signs. Source of offsets for such
     functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: snnjax.encode(x) @ w, 5 + jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((least_squares_offset(), max_threshold()),))
+    >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
+    >>> neuron = snn.neurons["encoder"]
+    >>> print(neuron.offset, neuron.threshold)  # V_th is 20 without it
+    [12.5] 7.5
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -136,7 +200,15 @@ _OFFSET_SAMPLES = 2**12
 
 @named
 def shift_bias() -> Calibrator:
-    """bias += V_th / (2T)."""
+    """bias += V_th / (2T), see `formulas.shift`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((max_threshold(), shift_bias()),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].bias)
+    1.875
+    """
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = fit.neuron
@@ -148,7 +220,15 @@ def shift_bias() -> Calibrator:
 
 @named
 def half_charge() -> Calibrator:
-    """v(0) = V_th / 2: the bias shift's charge, all of it before the first step."""
+    """v(0) = V_th / 2: the bias shift's charge, all of it before the first step.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((max_threshold(), half_charge()),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].initial_potential)
+    7.5
+    """
 
     def calibrate(view: View, fit: Fit) -> Fit:
         del view
@@ -160,7 +240,23 @@ def half_charge() -> Calibrator:
 
 @named
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += `formulas.bias_correction`, measured anew in each of some rounds."""
+    """bias += `formulas.bias_correction`, measured anew in each of some rounds.
+
+    Args:
+        repeats: rounds, 1 or more.
+
+    Raises:
+        ValueError: repeats that is no whole number >= 1.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((max_threshold(), correct_bias()),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].bias)
+    [1.640625]
+
+    `shift_bias` adds V_th / (2T) = 1.875; these images lack less.
+    """
     check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -178,6 +274,22 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     """v(0) += `formulas.potential_correction`, measured anew in each of some rounds.
 
     The paper does it once, from v(0) = 0.
+
+    Args:
+        repeats: rounds, 1 or more.
+
+    Raises:
+        ValueError: repeats that is no whole number >= 1; from the calibrator, a view
+            that is thinned.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> for repeats in (1, 3):
+    ...     recipe = snnjax.Recipe(((max_threshold(), correct_potential(repeats)),))
+    ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    ...     print(snn.neurons["relu"].initial_potential)
+    [6.5625]
+    [7.5]
     """
     check_count("repeats", repeats)
 
@@ -225,6 +337,22 @@ def postpone_charge(
         pace: weight of the spikes' pace in that error, >= 0.
         prior: how many samples of the whole layer a channel is judged by beside its
             own (`formulas.Expected`).
+
+    Raises:
+        ValueError: charges that are not finite, or none; a pace or a prior outside its
+            range.
+
+    The second layer below is excited by 1 at every step; what inhibits it comes later.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
+    >>> images = jnp.stack([jnp.ones(16), jnp.arange(16) / 16], axis=1)
+    >>> recipe = snnjax.Recipe(((max_threshold(), postpone_charge((0, 1))),))
+    >>> w = jnp.array([[1.0], [-2.0]])
+    >>> snn = snnjax.convert(fn, w, images, steps=5, recipe=recipe)
+    >>> neuron = snn.neurons["relu_1"]
+    >>> print(neuron.initial_potential, neuron.bias)
+    [-1.] [0.2]
     """
     _check_numbers("charges", charges)
     _check_pace(pace)
@@ -255,6 +383,21 @@ def scale_threshold(
     Args:
         factors: candidates, > 0; of equally good ones the nearest to 1.
         pace, prior: as for `postpone_charge`.
+
+    Raises:
+        ValueError: factors that are not finite and > 0, or none; otherwise as
+            `postpone_charge`.
+
+    The spikes of the first layer below come unevenly to the second one.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
+    >>> images = jnp.stack([jnp.ones(16), jnp.arange(16) / 16], axis=1)
+    >>> recipe = snnjax.Recipe(((max_threshold(), scale_threshold((1, 1.25))),))
+    >>> w = jnp.array([[1.0], [-2.0]])
+    >>> snn = snnjax.convert(fn, w, images, steps=5, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
+    [1. 1.] [1.25]
     """
     _check_numbers("factors", factors)
     _check_pace(pace)
@@ -267,7 +410,21 @@ def scale_threshold(
 
 @named
 def streaming_only(calibrator: Calibrator) -> Calibrator:
-    """The calibrator where layers do not wait; elsewhere the fit as it is."""
+    """The calibrator where layers do not wait; elsewhere the fit as it is.
+
+    Raises:
+        ValueError: what does not take (view, fit).
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((max_threshold(), streaming_only(half_charge())),))
+    >>> for wait in (0, 1):
+    ...     snn = snnjax.convert(
+    ...         fn, jnp.ones(1), images, steps=4, recipe=recipe, wait=wait)
+    ...     print(snn.neurons["relu"].initial_potential)
+    7.5
+    0.0
+    """
     check_calibrator(calibrator)
     return lambda view, fit: fit if view.wait else calibrator(view, fit)
 

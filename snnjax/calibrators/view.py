@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,18 @@ class Fit(NamedTuple):
     Attributes:
         neuron: its `snnjax.neurons.NeuronParams`.
         weights: path -> array, the kernels (two axes or more) that feed it.
+
+    A calibrator takes one and returns another:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def halve(view, fit):
+    ...     weights = {path: kernel / 2 for path, kernel in fit.weights.items()}
+    ...     return Fit(fit.neuron._replace(threshold=jnp.array(0.5)), weights)
+    >>> fn, params = lambda p, x: jax.nn.relu(x @ p["w"]), {"w": jnp.ones((1, 1))}
+    >>> recipe = snnjax.Recipe(((halve,),))
+    >>> snn = snnjax.convert(fn, params, jnp.ones((4, 1)), steps=4, recipe=recipe)
+    >>> print(snn.params["w"], snn.neurons["w/relu"].threshold)
+    [[0.5]] 0.5
     """
 
     neuron: NeuronParams
@@ -71,6 +83,18 @@ class View(abc.ABC):
         maximum: of a clipped or quantized ReLU, one number per channel, shaped like
             V_th; None of others.
         stride: distance of the positions that the view shows; 1: all of them.
+
+    This calibrator prints what it reads and returns the fit as it is:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def report(view, fit):
+    ...     missing = view.mean(lambda a, s: (a - s).mean(), fit)
+    ...     print(view.site.name, view.count, view.peaks(fit), missing)
+    ...     return fit
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), report),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    relu 16 [15.] 1.640625
     """
 
     stride = 1
@@ -257,7 +281,25 @@ class _Thinned(View):
         return self
 
 
-Calibrator = Callable[[View, Fit], Fit]
+class Calibrator(Protocol):
+    """What a recipe consists of: a pure function ``(View, Fit) -> Fit``.
+
+    One of your own:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def mean_threshold(factor: float) -> Calibrator:
+    ...     def calibrate(view: View, fit: Fit) -> Fit:
+    ...         threshold = factor * view.activation.mean()
+    ...         return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
+    ...     return calibrate
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe(((mean_threshold(2.0),),))
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    15.0
+    """
+
+    def __call__(self, view: View, fit: Fit, /) -> Fit: ...
 
 
 def check_calibrator(calibrator: Any) -> None:

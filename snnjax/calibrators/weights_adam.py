@@ -18,7 +18,7 @@ import optax
 from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax._text import named
-from snnjax._types import Objective
+from snnjax._types import WeightObjective
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
@@ -28,7 +28,7 @@ from snnjax.surrogate import Surrogate, check_surrogate, dspike
 
 @named
 def calibrate_weights(
-    objective: Objective = "floor",
+    objective: WeightObjective = "floor",
     *,
     iterations: int = 5000,
     learning_rate: float = 1e-5,
@@ -53,6 +53,22 @@ def calibrate_weights(
 
     Kernels that also feed another site, an operator or the readout stay as they are; a
     warning names them.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Spikes of the first layer below give at most its threshold, 7.5, where the ANN has
+    up to 15; the kernel of the second layer grows to make up for it.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
+    >>> images = jnp.arange(16.0)[:, None]
+    >>> weights = calibrate_weights(iterations=20, learning_rate=0.05)
+    >>> chain = (snnjax.calibrators.percentile_threshold(50.0), weights)
+    >>> recipe = snnjax.Recipe((chain,))
+    >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
+    >>> print(f"{snn.params[0, 0]:.2f}")
+    1.33
     """
     check_choice("objective", objective, ("floor", "neuron", "spikes"))
     check_count("iterations", iterations)
@@ -135,7 +151,7 @@ class _Layer(NamedTuple):
 
 @functools.cache
 def _output(
-    objective: Objective,
+    objective: WeightObjective,
     neuron: IntegrateAndFire,
     time: bool,
     wait: int,

@@ -59,6 +59,21 @@ def least_squares_weights(
             many for a product on the way to an encoder.
         damping: > 0; how much a change of W costs.
         samples: positions to fit a channel to, from evenly spaced images, 32 or more.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Spikes of the first layer below give at most its threshold, 7.5, where the ANN has
+    up to 15; the kernel of the second layer grows to make up for it.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
+    >>> images = jnp.arange(16.0)[:, None]
+    >>> chain = (snnjax.calibrators.percentile_threshold(50.0), least_squares_weights())
+    >>> recipe = snnjax.Recipe((chain,))
+    >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
+    >>> print(f"{snn.params[0, 0]:.2f}")
+    1.24
     """
     check_count("iterations", iterations)
     check_positive("damping", damping)

@@ -45,11 +45,20 @@ _WORD = 4  # bytes
 
 
 class Joules(NamedTuple):
-    """Energy per image.
+    """Energy per image, in J.
 
     Attributes:
         spiking: of the SNN.
         ann: of the ANN that it is compared with.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
+    >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
+    >>> spiking, ann = estimates.operations
+    >>> print(f"{1e12 * spiking:.1f} pJ, {1e12 * ann:.1f} pJ, {spiking / ann:.0%}")
+    187.2 pJ, 414.0 pJ, 45%
     """
 
     spiking: jax.Array
@@ -62,7 +71,18 @@ class Energy(NamedTuple):
     Attributes:
         operations: additions for spikes, products and additions for analog inputs.
         memory: the same, and what reading and writing memory costs.
-        quantized: operations in integers, against an ANN with T + 1 levels.
+        quantized: operations in integers, against an ANN with T high + 1 levels.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
+    >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
+    >>> for name, (spiking, ann) in estimates._asdict().items():
+    ...     print(f"{name}: {spiking / ann:.2f} of the ANN's")
+    operations: 0.45 of the ANN's
+    memory: 2.55 of the ANN's
+    quantized: 1.12 of the ANN's
     """
 
     operations: Joules

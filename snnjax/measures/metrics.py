@@ -53,6 +53,18 @@ class SiteMeasures(NamedTuple):
         error: root mean square of a - s.
         inherited, clipping, flooring, unevenness: root mean square of its parts; the
             last three are NaN for LIF and for reset to zero, which have no ClipFloor.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> w, x = jnp.eye(2), jnp.array([[0.5, 1.5]])
+    >>> snn = snnjax.init(fn, w, x, neuron=snnjax.integrate_and_fire())
+    >>> site = snnjax.measure(fn, w, snn, x, steps=4).sites["relu"]  # of 1.5 it gives 1
+    >>> for name in ("inherited", "clipping", "flooring", "unevenness"):
+    ...     print(f"{name} {getattr(site, name):.3f}")
+    inherited 0.000
+    clipping 0.354
+    flooring 0.000
+    unevenness 0.000
     """
 
     firing_rate: jax.Array
@@ -106,6 +118,16 @@ class Measures(NamedTuple):
         steps, wait: that it was measured with.
         bits: that a neuron sends in one inference, T log2(high - low + 1), on average.
         high: the highest level of a spike.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
+    >>> params, x = [jnp.eye(2), jnp.ones((2, 10))], jnp.array([[0.5, 0.25]])
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> measures = snnjax.measure(fn, params, snn, x, steps=4)
+    >>> float(measures.synaptic_operations)  # 3 spikes, each to 10 outputs
+    30.0
+    >>> float(measures.input_macs), float(measures.macs)  # 2 x 2, and 2 x 10 besides
+    (4.0, 24.0)
     """
 
     sites: dict[str, SiteMeasures]
@@ -199,7 +221,8 @@ def measure(
         of x; memory is that of by_layer: T times the ANN's.
 
     Raises:
-        ValueError: as `snnjax.spiking`.
+        ValueError: as `snnjax.spiking`; params of another structure than the SNN's;
+            no steps, for an SNN that was fitted to none.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)

@@ -25,6 +25,15 @@ class Problem(NamedTuple):
         operations: names of the operations there.
         reason: why it cannot be converted.
         remedy: the way out.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
+    >>> try:
+    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
+    ... except snnjax.ConversionError as error:
+    ...     (problem,) = error.problems
+    >>> problem.operations, problem.remedy
+    (('argmax',), 'return the logits from fn and decide on the mean output')
     """
 
     path: str
@@ -34,7 +43,22 @@ class Problem(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """The network cannot be converted; ``problems`` lists everything in the way."""
+    """The network cannot be converted; ``problems`` lists everything in the way.
+
+    Attributes:
+        problems: a `snnjax.network.Problem` for each place in the network.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
+    >>> try:
+    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
+    ... except snnjax.ConversionError as error:
+    ...     print(error)
+    this network cannot be converted (1 place):
+      (top level): argmax
+        places in an order, by sorting activations, have no running mean
+        remedy: return the logits from fn and decide on the mean output
+    """
 
     __module__ = "snnjax"  # where users find it
 

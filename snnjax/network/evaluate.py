@@ -62,7 +62,25 @@ def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-    """The rule of the ANN itself, for every site."""
+    """The rule of the ANN itself, for every site.
+
+    Args:
+        site: where.
+        x: its input, [B, ...].
+        operands: see `with_activation`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from snnjax.network import with_activation
+    >>> activations = {}
+    >>> def record(site, x, *operands):
+    ...     activations[site.name] = identity(site, x, *operands)
+    ...     return activations[site.name]
+    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]).sum(1)
+    >>> recording_fn = with_activation(fn, record)
+    >>> outputs = recording_fn({"hidden": jnp.eye(2)}, jnp.array([[-1.0, 2.0]]))
+    >>> print(activations["hidden/relu"], outputs)
+    [[0. 2.]] [2.]
+    """
     if site.accumulates:
         *others, function = operands
         return function(x, *others)

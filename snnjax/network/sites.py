@@ -32,6 +32,12 @@ class Site(NamedTuple):
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
         lag: layers that a stream is held back here, by a delay line that `delay_lines`
             put in; 0 at the sites of a network.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"])
+    >>> (site,) = snnjax.sites(fn, {"hidden": jnp.ones((3, 8))}, jnp.ones((1, 3)))
+    >>> site.name, site.shape, site.parameters
+    ('hidden/relu', (8,), ('hidden',))
     """
 
     name: str
@@ -50,7 +56,16 @@ class Site(NamedTuple):
 
 
 class Sites(tuple[Site, ...]):
-    """The sites of a network, in order of execution; ``print`` shows a table."""
+    """The sites of a network, in order of execution; ``print`` shows a table.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.softmax(jax.nn.relu(x @ w))
+    >>> sites = snnjax.sites(fn, jnp.eye(3), jnp.ones((1, 3)))
+    >>> [site.name for site in sites if site.fires]
+    ['relu']
+    >>> [site.name for site in sites.operators], sites.grade
+    (['softmax'], 'hybrid')
+    """
 
     @property
     def operators(self) -> "Sites":

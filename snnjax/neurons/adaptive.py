@@ -38,6 +38,16 @@ class AdaptiveParams(NamedTuple):
             fired, and the size of all spikes.
         adaptation: by how much a spike of size 1 raises the threshold, scalar or [C].
         adaptation_leak: factor on a at every step, in (0, 1], scalar or [C].
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> neuron = adaptive(lif(leak=1.0), adaptation_leak=0.5)
+    >>> params = neuron.init()._replace(adaptation=jnp.array([0.0, 2.0]))
+    >>> print(unroll(neuron, params, jnp.ones((4, 1, 2)))[:, 0])  # two channels
+    [[1. 1.]
+     [1. 0.]
+     [1. 1.]
+     [1. 0.]]
     """
 
     neuron: Any
@@ -59,6 +69,14 @@ class Adaptive(Wrapper):
     Attributes:
         neuron: the model.
         adaptation, adaptation_leak: of fresh parameters.
+
+    `adaptive` makes one:
+
+    >>> from snnjax.neurons import lif
+    >>> neuron = adaptive(lif(leak=0.75), adaptation=0.5)
+    >>> params = neuron.init()
+    >>> print(neuron.neuron.leak, params.adaptation, params.neuron.leak)
+    0.75 0.5 0.75
     """
 
     adaptation: float = 1.0

@@ -28,6 +28,18 @@ class WithSurrogate(Wrapper):
         neuron: the model.
         surrogate: spike function in place of the default.
         detach_reset: no gradient through the reset.
+
+    `snnjax.spiking` takes both as arguments; this is for a site by itself:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> from snnjax.surrogate import rectangle
+    >>> def spikes(current, neuron):
+    ...     return unroll(neuron, neuron.init(), current).sum()
+    >>> for neuron in (lif(), WithSurrogate(lif(), rectangle)):
+    ...     print(f"{jax.grad(spikes)(jnp.ones((1, 1)), neuron)[0, 0]:.2f}")
+    0.83
+    0.50
     """
 
     surrogate: Surrogate = dspike

@@ -39,6 +39,18 @@ class NeuronParams(NamedTuple):
         offset: around which the levels lie, scalar or [C]: taken from every current
             and added to every output; None: 0. It is a constant, which biases of
             products can hold. See `snnjax.calibrators.least_squares_offset`.
+
+    ``snn.neurons[site_name]`` has those of a site; ``_replace`` changes some of them:
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import unroll
+    >>> neuron = integrate_and_fire()
+    >>> params = neuron.init()._replace(threshold=jnp.array([1.0, 2.0]))
+    >>> print(unroll(neuron, params, jnp.ones((4, 1, 2)))[:, 0])  # two channels
+    [[1. 0.]
+     [1. 2.]
+     [1. 0.]
+     [1. 2.]]
     """
 
     threshold: jax.Array
@@ -56,6 +68,17 @@ class NeuronState(NamedTuple):
         potential: the membrane potential v, [B, ...].
         total: N, the sum of all levels so far, [B, ...]; None where no level is
             negative, since it limits nothing there.
+
+    >>> import jax.numpy as jnp
+    >>> neuron = integrate_and_fire(levels=(-1, 1))
+    >>> params = neuron.init()
+    >>> state = neuron.start(params, (1,))
+    >>> state = neuron.integrate(params, state, jnp.array([1.5]))
+    >>> print(state.potential, state.total)
+    [1.5] [0.]
+    >>> state, spikes = neuron.fire(params, state)
+    >>> print(state.potential, state.total)
+    [0.5] [1.]
     """
 
     potential: jax.Array
@@ -75,6 +98,18 @@ class IntegrateAndFire:
             value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. The
             numbers that a network uses are those of its `NeuronParams`.
+
+    `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
+
+    >>> import dataclasses, jax.numpy as jnp
+    >>> from snnjax.neurons import unroll
+    >>> neuron = integrate_and_fire(levels=(-1, 1))
+    >>> encoder = dataclasses.replace(neuron, rectifies=False)
+    >>> currents = jnp.array([[-1.0], [0.0], [-1.0]])
+    >>> for model in (neuron, encoder):
+    ...     print(unroll(model, model.init(), currents)[:, 0])
+    [0. 0. 0.]
+    [-1.  0. -1.]
     """
 
     levels: tuple[int, int] = (0, 1)

@@ -22,7 +22,22 @@ from snnjax.surrogate import Surrogate, dspike
 
 
 class Neuron(Protocol):
-    """A neuron model; its params are a NamedTuple, its state is any pytree."""
+    """A neuron model; its params are a NamedTuple, its state is any pytree.
+
+    What runs a model calls its functions in this order:
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> neuron = snnjax.lif(leak=0.5)  # or a model of your own, see docs/neurons.md
+    >>> params = neuron.init((1,))
+    >>> state = neuron.start(params, (1, 1))  # one example, one neuron
+    >>> for current in jnp.full((3, 1, 1), 0.75):
+    ...     state = neuron.integrate(params, state, current)
+    ...     state, spikes = neuron.fire(params, state)
+    ...     print(spikes[0], state.potential[0])
+    [0.] [0.75]
+    [1.] [0.125]
+    [0.] [0.8125]
+    """
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
         """Parameters of a fresh site whose neurons have this shape.

@@ -25,6 +25,14 @@ class RecurrentParams(NamedTuple):
     Attributes:
         neuron: those of the model.
         kernel: W [N, N], from row to column, N the number of neurons of the site.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> neuron = recurrent(lif(leak=1.0))
+    >>> params = neuron.init((1,), jax.random.key(0))
+    >>> params = params._replace(kernel=jnp.array([[-1.0]]))  # inhibits itself
+    >>> print(unroll(neuron, params, jnp.ones((4, 1, 1)))[:, 0, 0])
+    [1. 0. 1. 0.]
     """
 
     neuron: Any
@@ -44,6 +52,15 @@ class Recurrent(Wrapper):
 
     Attributes:
         neuron: the model.
+
+    `recurrent` makes one:
+
+    >>> import jax
+    >>> from snnjax.neurons import lif
+    >>> neuron = recurrent(lif())
+    >>> params = neuron.init((4, 2), jax.random.key(0))  # 8 neurons
+    >>> params.kernel.shape, neuron.fan_out((4, 2))
+    ((8, 8), 8)
     """
 
     def __post_init__(self):

@@ -26,6 +26,14 @@ class SynapticParams(NamedTuple):
     Attributes:
         neuron: those of the model that the current goes to.
         synaptic_leak: factor on i before a current comes in, in (0, 1], scalar or [C].
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import lif, unroll
+    >>> neuron = synaptic(lif(leak=1.0))
+    >>> params = neuron.init()._replace(synaptic_leak=jnp.array([0.5, 1.0]))
+    >>> once = jnp.array([[[0.5, 0.5]], [[0.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    >>> print(unroll(neuron, params, once).sum(0))  # the second one lasts
+    [[0. 2.]]
     """
 
     neuron: Any
@@ -46,6 +54,14 @@ class Synaptic(Wrapper):
     Attributes:
         neuron: the model.
         synaptic_leak: of fresh parameters.
+
+    `synaptic` makes one:
+
+    >>> from snnjax.neurons import lif
+    >>> neuron = synaptic(lif(leak=0.75), synaptic_leak=0.5)
+    >>> params = neuron.init()
+    >>> print(neuron.neuron.leak, params.synaptic_leak, params.neuron.leak)
+    0.75 0.5 0.75
     """
 
     synaptic_leak: float = 0.5

@@ -54,7 +54,19 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ByLayer:
-    """Options of the execution layer by layer, see `by_layer`."""
+    """Options of the execution layer by layer, see `by_layer`.
+
+    Attributes:
+        segment: steps at a time; None: all at once.
+        remat: keep less for the gradient and compute the rest anew.
+
+    A value: equal options, equal executions.
+
+    >>> import dataclasses
+    >>> options = by_layer(segment=8, remat=True)
+    >>> dataclasses.replace(options, remat=False)
+    ByLayer(segment=8, remat=False)
+    """
 
     segment: int | None = None
     remat: bool = False

@@ -118,7 +118,18 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
 
 
 class SpikingFunction(Protocol):
-    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``."""
+    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``.
+
+    The type of an argument of your own functions:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def predict(spiking_fn: SpikingFunction, snn: snnjax.SNN, x: jax.Array):
+    ...     return spiking_fn(snn, x).mean(0).argmax(-1)
+    >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.array([[0.1, 0.9], [0.8, 0.2]])
+    >>> snn = init(fn, jnp.eye(2), x, neuron=snnjax.integrate_and_fire())
+    >>> print(predict(spiking(fn, steps=4), snn, x))
+    [1 0]
+    """
 
     def __call__(
         self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None

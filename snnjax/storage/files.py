@@ -66,6 +66,14 @@ class Stored(NamedTuple):
             the network's code; a NamedTuple comes as a dict. It raises ValueError if
             the file has no program, if x has another shape or type, or if a newer JAX
             wrote the program and this one cannot read it.
+
+    >>> import jax, jax.numpy as jnp, snnjax, tempfile
+    >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = snnjax.save(f"{folder}/snn.safetensors", snn, accuracy=0.9)
+    ...     stored = snnjax.load(path)
+    >>> stored.card["accuracy"], stored.card["program"], stored.snn.model("relu").leak
+    (0.9, None, 0.5)
     """
 
     snn: SNN
@@ -192,6 +200,17 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 
     Files of snnjax 0.1 load, too. A readout correction, which they may hold, is left
     out with a warning; ``run`` still adds it.
+
+    >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
+    >>> Params = collections.namedtuple("Params", "w")
+    >>> fn = lambda params, x: jax.nn.relu(x @ params.w)
+    >>> snn = snnjax.init(fn, Params(jnp.eye(2)), jnp.eye(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = snnjax.save(f"{folder}/snn.safetensors", snn)
+    ...     stored = load(path, like=Params(jnp.zeros((2, 2))))
+    >>> print(snnjax.spiking(fn, steps=2)(stored.snn, jnp.eye(2)).mean(0))
+    [[1. 0.]
+     [0. 1.]]
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(

@@ -51,6 +51,16 @@ def finite_differences(
     Raises:
         ValueError: a path that does not exist, or of whole numbers; a step that is not
             positive.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
+    >>> params, neuron = {"w": jnp.array([[0.6]])}, snnjax.integrate_and_fire()
+    >>> snn = snnjax.init(fn, params, x, neuron=neuron)
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
+    >>> for step in (0.01, 0.25):  # the first changes no spike
+    ...     print(finite_differences(loss, snn, ["w"], step=step)["w"])
+    [[0.]]
+    [[1.]]
     """
     check_positive("step", step)
     check_count("at_once", at_once)
@@ -93,6 +103,16 @@ class Directions:
         keys: [K].
         slopes: [K], (L(w + step u_k) - L(w - step u_k)) / (2 step).
         paths: of the weights that the directions cover.
+
+    `random_differences` makes them, and `snnjax.training.alignment` reads them:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> snn = snnjax.init(fn, jnp.ones((300, 200)), jnp.ones((1, 300)))
+    >>> loss, key = lambda snn: snn.params.sum(), jax.random.key(0)
+    >>> differences = random_differences(loss, snn, key, step=0.1, directions=8)
+    >>> [leaf.shape for leaf in jax.tree.leaves(differences)]  # of 60000 weights
+    [(8,), (8,)]
     """
 
     keys: jax.Array
@@ -127,6 +147,15 @@ def random_differences(
 
     Raises:
         ValueError: as `finite_differences`; fewer than two directions.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"]
+    >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
+    >>> snn = snnjax.init(fn, params, jnp.ones((1, 3)))
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=2)(snn, jnp.ones((1, 3))).mean()
+    >>> differences = random_differences(loss, snn, jax.random.key(0), step=0.5)
+    >>> differences.paths, differences.slopes.shape  # 32 for all 40 weights
+    (('first', 'second'), (32,))
     """
     check_positive("step", step)
     if directions < 2:

@@ -41,6 +41,12 @@ def temperatures(snn: SNN) -> Temperatures:
 
     Raises:
         ValueError: no site has one.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> print(temperatures(snn)["relu"])
+    3.0
     """
     check_snn(snn)
     own = {name: field(n, "temperature") for name, n in snn.neurons.items()}
@@ -57,8 +63,15 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     """The SNN with other temperatures at these sites: scalars, or one per channel [C].
 
     Raises:
-        ValueError: no mapping; a site that does not exist; a temperature that is not
-            positive.
+        ValueError: no mapping; a site that does not exist, or whose model has no
+            temperature; a temperature that is not positive and finite.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = with_temperatures(snn, {"relu": jnp.array([3.0, 5.0])})  # by channel
+    >>> print(temperatures(snn)["relu"])
+    [3. 5.]
     """
     check_snn(snn)
     if not isinstance(new, Mapping):
@@ -96,6 +109,17 @@ class Alignment(NamedTuple):
     Attributes:
         cosine: cos(b), -1..1; 0 where either gradient vanishes.
         gradient: site name -> d cos / d b; climb it.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.training import finite_differences
+    >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
+    >>> params = {"w": jnp.array([[0.6, 0.9]])}
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
+    >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
+    >>> cosine, gradient = alignment(loss, snn, differences)
+    >>> print(f"{cosine:.3f} {gradient['w/relu']:.4f}")  # higher b: better
+    0.987 0.0034
     """
 
     cosine: jax.Array
@@ -117,6 +141,16 @@ def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignm
     Raises:
         ValueError: no site has a temperature; a path that does not exist; differences
             of another shape than the weights.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.training import finite_differences
+    >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
+    >>> params = {"w": jnp.array([[0.6, 0.9]])}
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
+    >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
+    >>> print(f"{alignment(loss, snn, differences).cosine:.3f}")
+    0.987
     """
     weights, b = _covered(snn, differences), temperatures(snn)
 
@@ -139,6 +173,17 @@ class Choice(NamedTuple):
         snn: with the chosen temperatures.
         change: 0, +change or -change, added to each but where `lowest` stopped it.
         cosines: of the three candidates, [3]: as it was, higher, lower.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.training import finite_differences
+    >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
+    >>> params = {"w": jnp.array([[0.6, 0.9]])}
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
+    >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
+    >>> choice = choose_temperature(loss, snn, differences, change=0.5)
+    >>> print(choice.change, temperatures(choice.snn)["w/relu"])
+    0.5 3.5
     """
 
     snn: SNN
@@ -166,6 +211,17 @@ def choose_temperature(
 
     Raises:
         ValueError: as `alignment`; change or lowest not positive.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.training import finite_differences
+    >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
+    >>> params = {"w": jnp.array([[0.6, 0.9]])}
+    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
+    >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
+    >>> choice = choose_temperature(loss, snn, differences, change=0.5)
+    >>> print([f"{cosine:.3f}" for cosine in choice.cosines])  # of b = 3, 3.5, 2.5
+    ['0.987', '0.989', '0.985']
     """
     check_positive("change", change)
     check_positive("lowest", lowest)
@@ -199,6 +255,15 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
     Raises:
         ValueError: no site has a temperature; outside of ``jit``, the loss depends on
             none of them, as with another surrogate.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.surrogate import relaxed_dspike
+    >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 1))
+    >>> snn = snnjax.init(fn, 0.6 * x, x, neuron=snnjax.lif(temperature=3.0))
+    >>> simulate = snnjax.spiking(fn, steps=2, surrogate=relaxed_dspike)
+    >>> gradient = relaxed_gradient(lambda snn: simulate(snn, x).mean(), snn)
+    >>> print(f"{gradient['relu']:.3f}")
+    -0.033
     """
     gradient = jax.grad(lambda b: loss(with_temperatures(snn, b)))(temperatures(snn))
     if not any(isinstance(g, Tracer) or jnp.any(g != 0) for g in gradient.values()):
