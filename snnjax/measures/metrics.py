@@ -256,7 +256,8 @@ def measure(
     possible = float(steps) * sum(site.activation.size for site in observed.values())
     return Measures(
         sites=compared,
-        operators=operators,
+        # In order of execution: jit sorts the keys of a dict.
+        operators={site.name: operators[site.name] for site in network.sites.operators},
         firing_rate=jnp.asarray(fired) / possible,
         **counts | _of_levels(snn, firing, steps),
         neurons=jnp.asarray(neurons),
