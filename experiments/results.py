@@ -1,23 +1,31 @@
 """One table of several networks, or runs: ``python -m experiments.results FILE ...``.
 
-The files are the ``metrics.json`` that `experiments.convert` writes.
+The files are the ``metrics.json`` that `experiments.convert` writes. With ``--figures
+FOLDER`` each network also has a figure there: accuracy against T, latency and spikes.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report import read_results, table_of_networks
+from experiments.report import draw_networks, read_results, table_of_networks
 from experiments.running import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: print the table of these files."""
+    """Command line: print the table of these files, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
-    files = parser.parse_args(argv).files
-    table = run(lambda: table_of_networks([read_results(file) for file in files]))
-    print(table, end="")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args(argv)
+
+    def show() -> None:
+        networks = [read_results(file) for file in arguments.files]
+        print(table_of_networks(networks), end="")
+        if arguments.figures:
+            draw_networks(networks, arguments.figures)
+
+    run(show)
 
 
 if __name__ == "__main__":

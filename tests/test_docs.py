@@ -1,6 +1,7 @@
 """The documentation has every public name, and the site is built without warnings."""
 
 import importlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "api"
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+HAS_MKDOCS = shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is not None
 SITE = pytest.mark.skipif(
-    shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None,
-    reason="needs mkdocs: pip install -e '.[docs]'",
+    not HAS_MKDOCS, reason="needs mkdocs: pip install -e '.[docs]'"
 )
 BY_HAND = [  # the pages that list their names, in groups
     "snnjax",
@@ -58,27 +59,39 @@ def test_the_site_is_built_without_warnings(tmp_path):
     assert "http://" not in re.sub(r"<a [^>]*>|http://www.w3.org", "", page)
 
 
-@SITE
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
 def test_a_tutorial_runs_and_shows_what_it_was_saved_with(file, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     import nbformat
 
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     saved = nbformat.read(file, as_version=4)
+    modules = set(re.findall(r"^(?:from|import) (\w+)", _code(saved), re.M))
+    for module in modules:
+        pytest.importorskip(module, reason=f"the tutorial needs {module}")
+    if "torch" not in modules and not HAS_MKDOCS:
+        pytest.skip("runs where the site is built")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # a tutorial has its own devices
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     for cell, before in zip(notebook.cells, saved.cells, strict=True):
-        if cell.cell_type == "code":
-            kinds = [
-                [o.output_type for o in c.outputs if o.get("name") != "stderr"]
-                for c in (cell, before)
-            ]
-            assert kinds[0] == kinds[1], cell.source
+        assert _outputs(cell) == _outputs(before), cell.source
     # Accuracies depend on the machine in their last digits.
-    ann = re.search(r"ANN: ([\d.]+) %", str(notebook.cells))
-    assert ann is not None and float(ann[1]) > 97
+    shown = re.findall(r"([\d.]+) % of \d+ test", str(notebook.cells))
+    assert shown and min(map(float, shown)) > 94
+
+
+def _code(notebook):
+    return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+
+
+def _outputs(cell):
+    """Kinds of what a cell shows; printed lines may come in several parts."""
+    kinds = [
+        o.output_type for o in cell.get("outputs", ()) if o.get("name") != "stderr"
+    ]
+    return [kind for kind, _ in itertools.groupby(kinds)]
 
 
 def test_docstrings_are_turned_into_markdown(monkeypatch):

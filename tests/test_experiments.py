@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from experiments import ablation, conversions, convert, results
+from experiments import ablation, conversions, convert, report, results
 from experiments.data import Unread, load, normalize
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
@@ -193,6 +193,38 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
     parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
     with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
         results.main(list(map(str, parts)))
+
+
+def test_every_published_source_has_a_figure_in_the_gallery():
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    for name in SOURCES:
+        assert f"(gallery/{name}.png)" in page
+        assert (ROOT / "docs" / "gallery" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_figures_of_networks_are_drawn(tmp_path, capsys):
+    files = map(str, (published("vgg8"), published("vgg8_best"), published("vit")))
+    results.main([*files, "--figures", str(tmp_path)])
+    assert "`vit`" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.iterdir()} == {"vgg8.png", "vit.png"}
+
+
+@pytest.mark.parametrize("cost", ["T", "latency", "spikes"])
+def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost(cost):
+    from matplotlib.figure import Figure
+
+    _, rows, ann = report.read_results(published("vgg8_best"))
+    axis = Figure().subplots()
+    report.figures.against(rows, ann, cost).draw(axis)
+    line = next(line for line in axis.lines if line.get_label() == "best, wait T")
+    expected = {
+        "T": [4, 8, 16],
+        "latency": [28, 56, 112],  # six layers of neurons wait
+        "spikes": [row.firing_rate * row.steps for row in rows if row.wait > 1],
+    }
+    np.testing.assert_allclose(line.get_xdata(), expected[cost])
+    accuracies = [100 * row.final for row in rows if row.wait > 1]
+    np.testing.assert_allclose(line.get_ydata(), accuracies)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": []}'])

@@ -676,9 +676,9 @@ def test_measures_show_the_error_of_every_operator():
     error = ann - compiled(fn, steps=STEPS)(snn, X).mean(0)
     for number, values in ((operator.activation, ann), (operator.error, error)):
         np.testing.assert_allclose(number, jnp.sqrt((values**2).mean()), rtol=1e-4)
-    assert set(
-        snnjax.measure(transformer, PARAMS, fitted("transformer")[1], X).operators
-    )
+    measures = snnjax.measure(transformer, PARAMS, fitted("transformer")[1], X)
+    in_order = [site.name for site in snnjax.sites(transformer, PARAMS, X).operators]
+    assert list(measures.operators) == in_order
 
 
 # --------------------------------------------------------------- networks at random

@@ -7,6 +7,7 @@ hands on the names that the others use.
 """
 
 from experiments.report import figures, training_figures
+from experiments.report.figures import draw_networks
 from experiments.report.page import command, write_page
 from experiments.report.rasters import spikes_of
 from experiments.report.results import (
@@ -28,6 +29,7 @@ __all__ = [
     "choice",
     "command",
     "deviation",
+    "draw_networks",
     "figures",
     "read_results",
     "row",

@@ -1,7 +1,7 @@
 """Figures of results: accuracy, errors and rates of the sites; the files of a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,14 @@ from experiments.report.drawing import (
     mark,
 )
 from experiments.report.rasters import rasters
-from experiments.report.results import Result, choice, line_name, lines
+from experiments.report.results import (
+    NetworkResults,
+    Result,
+    choice,
+    line_name,
+    lines,
+    merged,
+)
 from snnjax.measures import SiteMeasures
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
@@ -29,29 +36,50 @@ PARTS = ("inherited", "clipping", "flooring", "unevenness")
 def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
     """Accuracy of one long run that is read early; of every T against its latency."""
     longest = max(result.steps for result in results)
-    early, whole = {}, {}
+    early = {}
     for rows in lines(results):
-        name = line_name(rows[0])
         last = next((row for row in rows if row.steps == longest), rows[-1])
         curve = [float(a) for a in 100 * np.mean(last.accuracies, axis=0)]
-        early[name] = range(1, last.steps + 1), curve
-        rows = sorted(rows, key=lambda row: row.latency)
-        whole[name] = [r.latency for r in rows], [100 * r.final for r in rows]
-    height = 300 + 18 * math.ceil(len(early) / 3)
+        early[line_name(rows[0])] = range(1, last.steps + 1), curve
     return (
         Panel(
             f"one run at T = {longest}, read early",
             f"Accuracy after each step of one run at T = {longest}. {_ends(early)}",
-            height,
+            _height(early),
             lambda axis: _curves(axis, early, 100 * ann, "t, steps read"),
         ),
-        Panel(
-            "each T converted for itself",
-            f"Accuracy of each conversion against latency. {_ends(whole)}",
-            height,
-            lambda axis: _curves(axis, whole, 100 * ann, "latency in steps", log=True),
-        ),
+        against(results, ann, "latency")._replace(title="each T converted for itself"),
     )
+
+
+COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
+    "T": ("T", lambda result: result.steps),
+    "latency": ("latency in steps", lambda result: result.latency),
+    "spikes": (
+        "spikes per neuron and image",
+        lambda result: result.firing_rate * result.steps,
+    ),
+}
+
+
+def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
+    """Accuracy of each conversion against one of `COSTS`."""
+    label, cost_of = COSTS[cost]
+    series = {}
+    for rows in lines(results):
+        pairs = sorted((cost_of(row), 100 * row.final) for row in rows)
+        series[line_name(rows[0])] = tuple(zip(*pairs, strict=True))
+    return Panel(
+        f"against {cost}",
+        f"Accuracy of each conversion against {cost}. {_ends(series)}",
+        _height(series),
+        lambda axis: _curves(axis, series, 100 * ann, label, log=True),
+    )
+
+
+def _height(series: dict) -> float:
+    """Of a panel with a legend of so many lines, three in a row."""
+    return 300 + 18 * math.ceil(len(series) / 3)
 
 
 def _ends(series: dict[str, tuple[Sequence[float], Sequence[float]]]) -> str:
@@ -73,14 +101,21 @@ def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
         ha="right",
     )
     low, high = axis.get_ylim()
+    low = min(low, high - 2)  # a tenth of a percent shall not look like a slope
     axis.set_ylim(low, max(high, ann + 0.08 * (high - low)))
     axis.set(xlabel=x_label, ylabel="accuracy in %")
-    steps = sorted({step for x, _ in series.values() for step in x})
+    values = sorted({value for x, _ in series.values() for value in x})
     if log:
         axis.set_xscale("log", base=2)
         axis.minorticks_off()
-    ticks = _thinned(steps, log)
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    if all(isinstance(value, int) for value in values):
+        ticks = _thinned(values, log)
+    else:  # powers of two in between
+        low, high = (round(math.log2(value)) for value in (values[0], values[-1]))
+        ticks = [2.0**k for k in range(low, high + 1, every(high - low + 1, 6))]
+    axis.set_xticks(
+        ticks, [f"{tick:.3g}" if tick < 1 else f"{tick:g}" for tick in ticks]
+    )
 
 
 def _thinned(steps: Sequence[int], log: bool) -> list[int]:
@@ -208,3 +243,10 @@ def write_figures(
     beside(accuracy(results, ann), out / "accuracy.png")
     beside([errors(best, names), rates(best, names)], out / "layers.png")
     below(rasters(trains, sites, snn), out / "raster.png")
+
+
+def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
+    """A file NAME.png for each network: accuracy against T, latency and spikes."""
+    for name, results, ann in merged(networks):
+        panels = [against(results, ann, cost) for cost in COSTS]
+        beside(panels, folder / f"{name}.png")

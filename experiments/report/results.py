@@ -258,7 +258,7 @@ def read_results(file: Path) -> NetworkResults:
 
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     """`markdown` of several networks in one table; rows of the same one together."""
-    networks = _merged(networks)
+    networks = merged(networks)
     steps = sorted({result.steps for n in networks for result in n.results})
     head = ("network", "recipe", "wait", *(f"T = {t}" for t in steps))
     rows = []
@@ -268,10 +268,11 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     return _table(head, rows)
 
 
-def _merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
-    merged: dict[str, NetworkResults] = {}
+def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
+    """The results of each network together, from however many files."""
+    by_name: dict[str, NetworkResults] = {}
     for name, results, ann in networks:
-        network = merged.setdefault(name, NetworkResults(name, [], ann))
+        network = by_name.setdefault(name, NetworkResults(name, [], ann))
         if not math.isclose(network.ann, ann, abs_tol=1e-6):  # float32 in some files
             both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
             raise ValueError(
@@ -279,4 +280,4 @@ def _merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
                 "the same images"
             )
         network.results.extend(results)
-    return list(merged.values())
+    return list(by_name.values())
