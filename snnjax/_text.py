@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec
+from html import escape
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,44 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+class Table(NamedTuple):
+    """Rows of text with lines around them, for a terminal and for a notebook.
+
+    Attributes:
+        rows: the first has the names of the columns.
+        above, below: a line each; "" for none.
+
+    >>> table = Table([("site", "kind"), ("hidden/relu", "relu")], below="1 site")
+    >>> print(table)
+    site         kind
+    hidden/relu  relu
+    1 site
+    >>> table._repr_html_().count("<td")
+    2
+    """
+
+    rows: Sequence[Sequence[str]]
+    above: str = ""
+    below: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.above, columns(self.rows), self.below)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        lines = []
+        for number, row in enumerate(self.rows):
+            tag = "td" if number else "th"
+            cells = (f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        table = f"<table>{''.join(lines)}</table>"
+        above, below = (
+            f"<div>{escape(text)}</div>" if text else ""
+            for text in (self.above, self.below)
+        )
+        return above + table + below
 
 
 def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
@@ -90,3 +129,18 @@ def name_of_value(value: Any) -> str:
 def repr_pretty(self: Any, printer: Any, cycle: bool) -> None:
     """``_repr_pretty_`` of a class whose ``str`` is what notebooks show."""
     printer.text(str(self))
+
+
+Shown = TypeVar("Shown")
+
+
+def shown_as_table(cls: type[Shown]) -> type[Shown]:
+    """``print`` and notebooks show the `Table` that ``_table()`` of a value returns."""
+    methods = {
+        "__str__": lambda self: str(self._table()),
+        "_repr_html_": lambda self: self._table()._repr_html_(),
+        "_repr_pretty_": repr_pretty,
+    }
+    for name, method in methods.items():
+        setattr(cls, name, method)
+    return cls

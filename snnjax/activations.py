@@ -150,7 +150,7 @@ def encode(x: jax.Array) -> jax.Array:
     tanh     tanh     4x3    1
     encoder  encoder  4x3    2
     product  product  4x4    2
-    hybrid: 2 operators are computed densely at every step
+    hybrid, operators computed densely at every step: 2
     """
     check_floating("x", x)
     return snnjax_encode(x)

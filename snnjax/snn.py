@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_wait
-from snnjax._text import columns, numbers, repr_pretty
+from snnjax._text import Table, numbers, shown_as_table
 from snnjax._trees import is_floating, name_of
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
@@ -37,6 +37,7 @@ from snnjax.neurons.protocol import chain, check_model
     meta_fields=("steps", "wait", "neuron"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
+@shown_as_table
 class SNN:
     """A spiking network: a plain pytree, to jit, differentiate, shard and save.
 
@@ -68,7 +69,7 @@ class SNN:
         """The neuron model of a site."""
         return model_of(self.neuron, site_name)
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         fits = [f"T = {self.steps}"] if self.steps is not None else []
         fits += [f"wait {self.wait}"] if self.wait is not None else []
         sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params)]
@@ -80,9 +81,7 @@ class SNN:
             levels = getattr(self.model(name), "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
-        return f"{title}\n{columns(rows)}"
-
-    _repr_pretty_ = repr_pretty
+        return Table(rows, above=title)
 
 
 def _cells(params: Any) -> dict[str, str]:

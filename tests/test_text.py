@@ -1,11 +1,14 @@
 """What print shows of an SNN, of measures and of a recipe."""
 
+from xml.etree import ElementTree
+
 import jax
 import jax.numpy as jnp
 from networks import NETWORKS, halves
 
 import snnjax
 from snnjax import calibrators, neurons
+from snnjax._text import Table
 
 
 def line_of(text, start):
@@ -73,18 +76,39 @@ def test_a_recipe_is_a_list_of_its_calibrators():
     assert "streaming_only(postpone_charge())" in str(snnjax.best())
 
 
-def test_notebooks_show_the_same_text():
+def shown_values():
+    net = NETWORKS["dense"]
+    snn = snnjax.init(net.fn, net.params, net.x)
+    measures = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    return snn, measures, snnjax.sites(net.fn, net.params, net.x), snnjax.light()
+
+
+def test_consoles_show_the_same_text():
     class Printer:
         def text(self, text):
             self.shown = text
 
-    net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x)
-    measures = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
-    for value in (snn, measures, snnjax.light()):
+    for value in shown_values():
         printer = Printer()
         value._repr_pretty_(printer, cycle=False)
         assert printer.shown == str(value)
+
+
+def test_notebooks_show_the_same_cells_as_a_table():
+    for value in shown_values()[:3]:
+        page = ElementTree.fromstring(f"<div>{value._repr_html_()}</div>")
+        lines = str(value).splitlines()
+        for row in page.iter("tr"):
+            cells = "  ".join(cell.text or "" for cell in row)
+            assert cells.split() in [line.split() for line in lines]
+        assert len(list(page.iter("tr"))) + len(page.findall("div")) == len(lines)
+
+
+def test_what_notebooks_show_is_escaped():
+    table = Table([("a<b", "&")], above="<x>")
+    assert table._repr_html_() == (
+        "<div>&lt;x&gt;</div><table><tr><th>a&lt;b</th><th>&amp;</th></tr></table>"
+    )
 
 
 def test_models_within_models_hide_no_parameter():

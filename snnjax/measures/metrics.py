@@ -25,7 +25,7 @@ import numpy as np
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_choice, check_examples, check_labels
 from snnjax._examples import batch_of
-from snnjax._text import columns, numbers, repr_pretty
+from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
 from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
 from snnjax.inputs import INPUTS, encode
@@ -90,6 +90,7 @@ class OperatorMeasures(NamedTuple):
     error: jax.Array
 
 
+@shown_as_table
 class Measures(NamedTuple):
     """Activity and operations of a spiking network, averaged over images.
 
@@ -145,7 +146,7 @@ class Measures(NamedTuple):
     bits: jax.Array
     high: jax.Array
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         percent = ("firing_rate", "silent", "saturated")
         head = ("site", *(f"{name} %".replace("_", " ") for name in percent))
         rows: list[tuple[str, ...]] = [(*head, *SiteMeasures._fields[len(percent) :])]
@@ -165,9 +166,7 @@ class Measures(NamedTuple):
             "wait": numbers(self.wait),
         }
         summary = ", ".join(f"{name} {value}" for name, value in totals.items())
-        return f"{columns(rows)}\n{summary}"
-
-    _repr_pretty_ = repr_pretty
+        return Table(rows, below=summary)
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ name of the activation that stood there.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from snnjax._text import columns
+from snnjax._text import Table, shown_as_table
 from snnjax._trees import common_path
 
 
@@ -55,6 +55,7 @@ class Site(NamedTuple):
     lag: int = 0
 
 
+@shown_as_table
 class Sites(tuple[Site, ...]):
     """The sites of a network, in order of execution; ``print`` shows a table.
 
@@ -86,7 +87,7 @@ class Sites(tuple[Site, ...]):
             return "hybrid"
         return "signed" if any(site.signed for site in self) else "binary"
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         head = ("site", "kind", "shape", "depth", "parameters")
         rows = [head] + [
             (
@@ -98,13 +99,9 @@ class Sites(tuple[Site, ...]):
             )
             for site in self
         ]
-        text = columns(rows)
-        if self.operators:
-            text += (
-                f"\nhybrid: {len(self.operators)} operators are computed densely at "
-                "every step"
-            )
-        return text
+        count = len(self.operators)
+        note = f"hybrid, operators computed densely at every step: {count}"
+        return Table(rows, below=note if count else "")
 
 
 def _shorten(paths: Sequence[str], limit: int = 40) -> str:
