@@ -1,8 +1,10 @@
 """The documentation has every public name, and the site is built without warnings."""
 
+import configparser
 import importlib
 import itertools
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,29 @@ def _outputs(cell):
         o.output_type for o in cell.get("outputs", ()) if o.get("name") != "stderr"
     ]
     return [kind for kind, _ in itertools.groupby(kinds)]
+
+
+def test_a_release_has_absolute_addresses(tmp_path):
+    prepare = runpy.run_path(str(ROOT / ".github" / "prepare_release.py"))
+    for name in ("README.md", "setup.cfg"):
+        shutil.copy(ROOT / name, tmp_path)
+    prepare["main"]("https://example.org/snnjax", "v1.2.3", tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
+    own = [t for t in targets if t.startswith("https://example.org/snnjax/")]
+    assert len(own) > 10
+    for target in own:
+        folder, tag, path = target.removeprefix("https://example.org/snnjax/").split(
+            "/", 2
+        )
+        assert folder == ("raw" if path.endswith(".png") else "blob")
+        assert tag == "v1.2.3" and (ROOT / path.partition("#")[0]).exists()
+    assert all("://" in t or t.startswith("#") for t in targets)
+    setup = configparser.ConfigParser()
+    setup.read(tmp_path / "setup.cfg")
+    addresses = setup["metadata"]["project_urls"].split("\n")
+    assert "Source = https://example.org/snnjax" in addresses
+    assert setup["metadata"]["classifiers"].strip()
 
 
 def test_docstrings_are_turned_into_markdown(monkeypatch):
