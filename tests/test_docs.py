@@ -98,25 +98,27 @@ def _outputs(cell):
 
 def test_a_release_has_absolute_addresses(tmp_path):
     prepare = runpy.run_path(str(ROOT / ".github" / "prepare_release.py"))
-    for name in ("README.md", "setup.cfg"):
-        shutil.copy(ROOT / name, tmp_path)
-    prepare["main"]("https://example.org/snnjax", "v1.2.3", tmp_path)
-    readme = (tmp_path / "README.md").read_text()
-    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
-    own = [t for t in targets if t.startswith("https://example.org/snnjax/")]
-    assert len(own) > 10
-    for target in own:
-        folder, tag, path = target.removeprefix("https://example.org/snnjax/").split(
-            "/", 2
-        )
-        assert folder == ("raw" if path.endswith(".png") else "blob")
-        assert tag == "v1.2.3" and (ROOT / path.partition("#")[0]).exists()
-    assert all("://" in t or t.startswith("#") for t in targets)
+    (tmp_path / "README.md").write_text(
+        "[a](docs/a.md#b) ![c](docs/c.png) [d](#d) [e](https://e.org/e.md)"
+    )
+    (tmp_path / "setup.cfg").write_text("[metadata]\nname = a\nclassifiers =\n    b\n")
+    prepare["main"]("https://example.org/a", "v1", tmp_path)
+    assert (tmp_path / "README.md").read_text() == (
+        "[a](https://example.org/a/blob/v1/docs/a.md#b) "
+        "![c](https://example.org/a/raw/v1/docs/c.png) [d](#d) [e](https://e.org/e.md)"
+    )
     setup = configparser.ConfigParser()
     setup.read(tmp_path / "setup.cfg")
     addresses = setup["metadata"]["project_urls"].split("\n")
-    assert "Source = https://example.org/snnjax" in addresses
-    assert setup["metadata"]["classifiers"].strip()
+    assert "Source = https://example.org/a" in addresses
+    assert setup["metadata"]["classifiers"].strip() == "b"
+
+
+def test_links_of_the_readme_lead_to_files():
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 10
+    for target in targets:
+        assert "://" in target or (ROOT / target.partition("#")[0]).exists(), target
 
 
 def test_docstrings_are_turned_into_markdown(monkeypatch):
