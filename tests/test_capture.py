@@ -148,12 +148,12 @@ def test_depths_count_the_sites_on_the_longest_way():
     }
 
 
-def test_a_site_knows_the_parameters_that_reach_it_first():
+def test_a_site_has_the_parameters_that_reach_it_first_and_the_largest_of_them_first():
     found = snnjax.sites(*NETWORKS["projection"][:3])
     assert [site.parameters for site in found] == [
         ("w1",),
-        ("b2", "w2"),
-        ("shortcut", "w3"),
+        ("w2", "b2"),
+        ("w3", "shortcut"),
     ]
 
 

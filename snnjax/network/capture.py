@@ -6,6 +6,7 @@ every site its depth, its parameters, its channels (``axes.py``) and its name.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from snnjax.network.affine import check, is_operator
 from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
 from snnjax.network.batch import Position, batch_first, batch_positions
 from snnjax.network.encoders import with_encoders
-from snnjax.network.equations import Equation, Network, spread_out
+from snnjax.network.equations import Equation, Network, shape_of, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
 from snnjax.network.names import SiteNames, paths_of
@@ -278,13 +279,17 @@ def _understood(
         own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
         axes = _Axes(positions, own)
     names = SiteNames(tuple(equations), direct, parameters, avals)
+    sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
     feeds = {}
     for i, eq in enumerate(equations):
         if eq.site is None:
             continue
         site = eq.site._replace(
             name=names.of(i),
-            parameters=tuple(parameters[v] for v in sorted(direct[i])),
+            # A kernel before its bias, whatever their paths are.
+            parameters=tuple(
+                parameters[v] for v in sorted(direct[i], key=lambda v: (-sizes[v], v))
+            ),
             depth=depths[eq.outputs[0]],
             channel=axes.channels[eq.site.name],
             own_maxima=bool(axes_of_maximum(eq, avals)),

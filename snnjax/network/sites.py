@@ -19,7 +19,7 @@ class Site(NamedTuple):
         kind: what stands there, for people: "relu", "clipped relu", "max-pool".
         shape: of one example, without the batch axis.
         parameters: paths of the parameters that reach it without crossing
-            another site; weight calibration changes only these.
+            another site, the largest first; weight calibration changes only these.
         depth: number of firing sites on the longest way from the input to here.
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
