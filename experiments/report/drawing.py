@@ -165,10 +165,11 @@ class Panel(NamedTuple):
     draw: Callable[[Any], None]
 
 
-def beside(panels: Sequence[Panel], path: Path) -> None:
+def beside(panels: Sequence[Panel], path: Path, heading: str = "") -> None:
     """A PNG of these panels, with one legend below them."""
-    height = max(panel.height for panel in panels) + 30
+    height = max(panel.height for panel in panels) + (60 if heading else 30)
     with canvas(len(panels) * WIDTH, height, columns=len(panels)) as (figure, axes):
+        figure.suptitle(heading)
         for panel, axis in zip(panels, axes, strict=True):
             panel.draw(axis)
             axis.set_title(panel.title)
@@ -197,10 +198,11 @@ def _legend(figure: Any, axis: Any, columns: int) -> None:
         )
 
 
-def below(panels: Sequence[Panel], path: Path) -> None:
+def below(panels: Sequence[Panel], path: Path, heading: str = "") -> None:
     """A PNG of these panels, one below the other."""
-    height = 20 + sum(0.5 * panel.height + 24 for panel in panels)
+    height = (50 if heading else 20) + sum(0.5 * p.height + 24 for p in panels)
     with canvas(1.3 * WIDTH, height, rows=len(panels)) as (figure, axes):
+        figure.suptitle(heading)
         for panel, axis in zip(panels, axes, strict=True):
             panel.draw(axis)
             axis.set_title(panel.title, fontsize=11, pad=4)

@@ -40,7 +40,7 @@ def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
     for rows in lines(results):
         last = next((row for row in rows if row.steps == longest), rows[-1])
         curve = [float(a) for a in 100 * np.mean(last.accuracies, axis=0)]
-        early[line_name(rows[0])] = range(1, last.steps + 1), curve
+        early[_read_early(last)] = range(1, last.steps + 1), curve
     return (
         Panel(
             f"one run at T = {longest}, read early",
@@ -50,6 +50,13 @@ def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
         ),
         against(results, ann, "latency")._replace(title="each T converted for itself"),
     )
+
+
+def _read_early(result: Result) -> str:
+    """Its line, and when the first step is there if layers wait."""
+    first = result.latency - result.steps + 1
+    name = line_name(result)
+    return f"{name} (t = 1 at step {first})" if result.wait else name
 
 
 COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
@@ -241,8 +248,9 @@ def write_figures(
     best = choice(results)
     names = short_names(list(best.measures.sites))
     beside(accuracy(results, ann), out / "accuracy.png")
-    beside([errors(best, names), rates(best, names)], out / "layers.png")
-    below(rasters(trains, sites, snn), out / "raster.png")
+    heading = f"{line_name(best)}, T = {best.steps}"
+    beside([errors(best, names), rates(best, names)], out / "layers.png", heading)
+    below(rasters(trains, sites, snn), out / "raster.png", heading)
 
 
 def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
