@@ -34,9 +34,9 @@ def with_addresses(setup: str, url: str, tag: str) -> str:
         "Issues": f"{url}/issues",
     }
     lines = "".join(f"    {name} = {address}\n" for name, address in addresses.items())
-    return setup.replace(
-        "classifiers =\n", f"project_urls =\n{lines}classifiers =\n", 1
-    )
+    if "\nproject_urls" in setup or "\nclassifiers =\n" not in setup:
+        raise SystemExit("setup.cfg has addresses already, or no classifiers")
+    return setup.replace("classifiers =\n", f"project_urls =\n{lines}classifiers =\n")
 
 
 def main(url: str, tag: str, root: Path = Path()) -> None:
@@ -47,4 +47,6 @@ def main(url: str, tag: str, root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3 or not all(sys.argv):
+        raise SystemExit(__doc__)
+    main(sys.argv[1].rstrip("/"), sys.argv[2])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.report import draw_networks, read_results, table_of_networks
-from experiments.running import run
+from experiments.running import run, writable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,9 +21,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def show() -> None:
         networks = [read_results(file) for file in arguments.files]
-        print(table_of_networks(networks), end="")
+        table = table_of_networks(networks)
         if arguments.figures:
+            writable(str(arguments.figures), "--figures")
             draw_networks(networks, arguments.figures)
+        print(table, end="")
 
     run(show)
 

@@ -75,6 +75,8 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
     """
     if array is None:
         return "-"
+    if isinstance(array, str):
+        return array
     shape = "x".join(map(str, np.shape(array)))
     if not _has_numbers(array):
         return f"{getattr(array, 'dtype', type(array).__name__)} [{shape}]"

@@ -34,7 +34,8 @@ def encode(
     if inputs != "constant" and not is_all_floating(x):
         raise ValueError(
             f"inputs={inputs!r} needs x of floating point, which has a mean over "
-            "the steps; found whole numbers or truth values. Use inputs='constant'"
+            "the steps; found whole numbers or truth values. Give "
+            "x.astype('float32'), or tokens and masks by inputs='constant'"
         )
     for leaf in jax.tree.leaves(x):
         if inputs == "sequence" and leaf.shape[0] != steps:
@@ -47,7 +48,7 @@ def encode(
             raise ValueError(f"inputs={inputs!r} draws nothing: leave key out")
         return x
     if key is None:
-        raise ValueError("inputs='poisson' needs a key: spiking_fn(snn, x, key)")
+        raise ValueError("inputs='poisson' needs a key, e.g. jax.random.key(0)")
     if not hasattr(key, "dtype"):
         raise ValueError(f"key is {key!r}; allowed: a random key, jax.random.key(0)")
     leaves, tree = jax.tree.flatten(x)

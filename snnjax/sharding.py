@@ -151,6 +151,23 @@ def on_mesh(tree: _Tree, spread: NamedSharding | None) -> _Tree:
     return jax.tree.map(move, tree)
 
 
+def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
+    """x and the trees on one mesh with Auto axes: that of x, or the first of a tree.
+
+    Arrays of Explicit axes and others do not mix, and ``jax.make_mesh`` makes Explicit
+    ones. Without a mesh, and while tracing, all stays as it is.
+
+    >>> import jax, jax.numpy as jnp
+    >>> spread = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
+    >>> x, w = automatic(jax.device_put(jnp.ones((8, 3)), spread), jnp.ones((3, 2)))
+    >>> (x @ w).shape, w.sharding.mesh == x.sharding.mesh
+    ((8, 2), True)
+    """
+    spreads = (over_batch(None, tree) for tree in (x, *trees))
+    spread = next((spread for spread in spreads if spread is not None), None)
+    return tuple(on_mesh(tree, spread) for tree in (x, *trees))
+
+
 def gathered(tree: _Tree, spread: NamedSharding | None) -> _Tree:
     """Sharded arrays, each whole on every device of the mesh.
 

@@ -76,9 +76,11 @@ class SNN:
         title = ", ".join(["SNN", *fits, f"{sum(sizes)} numbers in params"])
         cells = {name: _cells(params) for name, params in self.neurons.items()}
         fields = dict.fromkeys(field for row in cells.values() for field in row)
+        models = dict(getattr(self.neuron, "models", ()))
         rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
         for name, row in cells.items():
-            levels = getattr(self.model(name), "levels", None)
+            model = models.get(name, self.neuron)  # of names that are yet to be changed
+            levels = getattr(model, "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
         return Table(rows, above=title)

@@ -112,6 +112,8 @@ def test_a_release_has_absolute_addresses(tmp_path):
     addresses = setup["metadata"]["project_urls"].split("\n")
     assert "Source = https://example.org/a" in addresses
     assert setup["metadata"]["classifiers"].strip() == "b"
+    with pytest.raises(SystemExit, match="has addresses already"):
+        prepare["main"]("https://example.org/a", "v1", tmp_path)
 
 
 def test_links_of_the_readme_lead_to_files():

@@ -186,10 +186,11 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
     whole = capsys.readouterr().out
     results.main(list(map(str, parts)))
     assert sorted(capsys.readouterr().out.split()) == sorted(whole.split())
-    other = [r | {"accuracies": [[0.5]]} for r in found["results"][::2]]
-    parts[1].write_text(json.dumps(found | {"results": other}))
-    with pytest.raises(SystemExit, match="is there twice"):
-        results.main(list(map(str, parts)))
+    for change in ({"accuracies": [[0.5]]}, {"latency": 99}):
+        other = [r | change for r in found["results"][::2]]
+        parts[1].write_text(json.dumps(found | {"results": other}))
+        with pytest.raises(SystemExit, match="is there twice"):
+            results.main(list(map(str, parts)))
     parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
     with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
         results.main(list(map(str, parts)))
@@ -204,9 +205,21 @@ def test_every_published_source_has_a_figure_in_the_gallery():
 
 def test_figures_of_networks_are_drawn(tmp_path, capsys):
     files = map(str, (published("vgg8"), published("vgg8_best"), published("vit")))
-    results.main([*files, "--figures", str(tmp_path)])
+    folder = tmp_path / "new" / "figures"
+    results.main([*files, "--figures", str(folder)])
     assert "`vit`" in capsys.readouterr().out
-    assert {file.name for file in tmp_path.iterdir()} == {"vgg8.png", "vit.png"}
+    assert {file.name for file in folder.iterdir()} == {"vgg8.png", "vit.png"}
+    with pytest.raises(SystemExit, match="--figures .* cannot be written to"):
+        results.main([str(published("vit")), "--figures", str(folder / "vit.png")])
+    assert not capsys.readouterr().out
+
+
+def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
+    name, rows, ann = report.read_results(published("vgg8_best"))
+    silent = [row._replace(firing_rate=0.0) for row in rows if row.wait > 1]
+    others = [row for row in rows if row.wait <= 1]
+    panel = report.figures.against([*silent, *others], ann, "spikes")
+    assert "best, wait 1" in panel.label and "best, wait T" not in panel.label
 
 
 @pytest.mark.parametrize("cost", ["T", "latency", "spikes"])
@@ -233,6 +246,12 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
     file.write_text(text)
     with pytest.raises(SystemExit, match=f"{file} was not written by experiments.conv"):
         results.main([str(published("vgg8")), str(file)])
+    broken = json.loads(published("vgg8").read_text())
+    broken["results"][0]["steps"] = "4"
+    for change in ({"ann_accuracy": None}, {"source": {"model": None}}, broken):
+        file.write_text(json.dumps(json.loads(published("vgg8").read_text()) | change))
+        with pytest.raises(SystemExit, match="was not written by experiments.conv"):
+            results.main([str(file)])
     with pytest.raises(SystemExit, match="No such file"):
         results.main([str(tmp_path / "nothing.json")])
 

@@ -107,6 +107,9 @@ def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
     snn = snnjax.init(*net[:3])
     with pytest.raises(ValueError, match=r"needs x \[steps=8, batch"):
         spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="sequence")
+    events = jnp.ones((STEPS, *net.x.shape), bool)
+    with pytest.raises(ValueError, match=r"truth values. Give x.astype\('float32'\)"):
+        spike_trains(net.fn, snn, events, steps=STEPS, inputs="sequence")
     with pytest.raises(ValueError, match="needs a key"):
         spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="poisson")
     with pytest.raises(ValueError, match="draws nothing"):

@@ -411,6 +411,7 @@ class Unhashable(MyNeuron):
         (Unhashable(), "not hashable"),
         (MyNeuron, "the class MyNeuron; allowed: a model"),
         ("lif", "without init, start, integrate, fire; allowed: a model"),
+        ({}, "neuron is empty"),
         ({"nothing*": lif()}, "patterns 'nothing\\*' of neuron decide for no site"),
         ({3: lif()}, "neuron has the key 3"),
         ({"*": "lif"}, "neuron\\['\\*'\\] is 'lif'"),

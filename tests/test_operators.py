@@ -664,6 +664,25 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
         snnjax.convert(fn, PARAMS, x, mesh=mesh, **options)
 
 
+@pytest.mark.parametrize(
+    "function, kind",
+    [
+        (lambda a, b: a * jax.lax.logistic(a), "silu"),
+        (lambda a, b: b * jax.lax.logistic(a), "gate"),
+        (lambda a, b: jax.lax.logistic(a), "sigmoid"),
+    ],
+)
+def test_an_operator_without_a_call_of_its_own_is_named_after_what_it_computes(
+    function, kind
+):
+    def fn(p, x):
+        hidden = relu(x @ p["in"])
+        return function(hidden @ p["q"], hidden @ p["k"])
+
+    (operator,) = snnjax.sites(fn, PARAMS, X).operators
+    assert operator.kind == kind
+
+
 def test_measures_show_the_error_of_every_operator():
     def fn(p, x):
         return jax.nn.gelu(relu(x @ p["in"]) @ p["up"])

@@ -221,3 +221,30 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         simulate(snn, jnp.zeros((10, *net.x.shape[1:])))
     with pytest.raises(ValueError, match="mesh is 'all'; allowed: a jax.sharding"):
         snnjax.spiking(net.fn, steps=STEPS, mesh="all")
+
+
+@pytest.mark.parametrize("axes", jax.sharding.AxisType.__members__.values())
+def test_images_on_a_mesh_are_measured_as_elsewhere(axes):
+    """`jax.make_mesh` makes Explicit axes, and an SNN from a mesh has Auto ones."""
+    if axes is jax.sharding.AxisType.Manual:
+        pytest.skip("of shard_map")
+    net = NETWORKS["dense"]
+    x, labels = eighths(7, (BATCH, *net.x.shape[1:])), jnp.arange(BATCH) % 3
+    given = jax.make_mesh((8,), ("data",), axis_types=(axes,))
+    spread = jax.sharding.NamedSharding(given, jax.sharding.PartitionSpec("data"))
+    shared_x, shared_labels = jax.device_put((x, labels), spread)
+    alone = snnjax.convert(net.fn, net.params, x, steps=STEPS, recipe=snnjax.light())
+    options = {"steps": STEPS, "recipe": snnjax.light()}
+    shared = snnjax.convert(net.fn, net.params, shared_x, mesh=given, **options)
+    for snn in (alone, shared):
+        simulate = snnjax.spiking(net.fn, steps=STEPS)
+        outputs = simulate(snn, shared_x)
+        assert_close(outputs, simulate(alone, x))
+        assert_close(
+            snnjax.accuracy(outputs, shared_labels),
+            snnjax.accuracy(simulate(alone, x), labels),
+        )
+        measures = snnjax.measure(net.fn, net.params, snn, shared_x)
+        assert_close(measures, snnjax.measure(net.fn, net.params, alone, x))
+        trains = snnjax.measures.spike_trains(net.fn, snn, shared_x)
+        assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))

@@ -1,5 +1,6 @@
 """What print shows of an SNN, of measures and of a recipe."""
 
+import dataclasses
 from xml.etree import ElementTree
 
 import jax
@@ -145,3 +146,19 @@ def test_an_empty_array_and_keys_have_no_range():
 
     assert numbers(jnp.zeros((0, 3))) == "none [0x3]"
     assert numbers(jax.random.key(0)) == "key<fry> []"
+
+
+def test_labels_of_parameters_are_shown():
+    net = NETWORKS["dense"]
+    labels = snnjax.training.param_labels(snnjax.init(net.fn, net.params, net.x))
+    assert "threshold" in line_of(str(labels), next(iter(labels.neurons)) + " ")
+
+
+def test_neurons_under_new_names_are_shown():
+    net = NETWORKS["dense"]
+    first, *_ = snnjax.sites(net.fn, net.params, net.x)
+    models = {first.name: snnjax.lif(leak=0.9), "*": snnjax.lif()}
+    snn = snnjax.init(net.fn, net.params, net.x, neuron=models)
+    renamed = {f"new/{name}": params for name, params in snn.neurons.items()}
+    text = str(dataclasses.replace(snn, neurons=renamed))
+    assert line_of(text, f"new/{first.name} ")[1] == "-"

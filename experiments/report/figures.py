@@ -74,7 +74,9 @@ def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
     label, cost_of = COSTS[cost]
     series = {}
     for rows in lines(results):
-        pairs = sorted((cost_of(row), 100 * row.final) for row in rows)
+        pairs = sorted((cost_of(row), 100 * row.final) for row in rows if cost_of(row))
+        if not pairs:  # silent, which has no place on a logarithmic axis
+            continue
         series[line_name(rows[0])] = tuple(zip(*pairs, strict=True))
     return Panel(
         f"against {cost}",

@@ -177,18 +177,20 @@ def _accuracies(
     results: Sequence[Result], ann: float, steps: Sequence[int]
 ) -> list[tuple[str, ...]]:
     """Recipe, wait and accuracy at every T; the last row is the ANN's."""
-    cells: dict[tuple[str, str], dict[int, str]] = {}
+    cells: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
-        entry = percent(result)
         key = (f"`{result.name}`", waits(result))
-        row = cells.setdefault(key, {})
-        if row.setdefault(result.steps, entry) != entry:
+        first = cells.setdefault(key, {}).setdefault(result.steps, result)
+        if first != result:
             raise ValueError(
                 f"recipe {result.name}, T = {result.steps}, wait {result.wait} is "
-                f"there twice, {row[result.steps]} % and {entry} %; allowed: one of "
-                "each. Draws of one row come from one run, by --seeds"
+                f"there twice, {percent(first)} % and {percent(result)} %; allowed: "
+                "one of each. Draws of one row come from one run, by --seeds"
             )
-    rows = [(*key, *(row.get(t, "") for t in steps)) for key, row in cells.items()]
+    rows = [
+        (*key, *(percent(row[t]) if t in row else "" for t in steps))
+        for key, row in cells.items()
+    ]
     return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
 
 
@@ -246,13 +248,18 @@ def read_results(file: Path) -> NetworkResults:
     try:
         metrics = json.loads(file.read_text())
         results = [Result(**row) for row in metrics["results"]]
-        if not results or not all(result.accuracies for result in results):
+        if not results:
             raise ValueError("no results")
+        for result in results:  # of the types that all tables and figures need
+            row(result, ann=0.0)
         name = metrics["source"]["model"]
-        return NetworkResults(name, results, metrics["ann_accuracy"])
+        if not isinstance(name, str):
+            raise TypeError(f"model {name!r}")
+        return NetworkResults(name, results, float(metrics["ann_accuracy"]))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise ValueError(
-            f"{file} was not written by experiments.convert: {error!r}"
+            f"{file} was not written by experiments.convert ({reason})"
         ) from None
 
 

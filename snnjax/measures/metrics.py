@@ -39,6 +39,7 @@ from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
 from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
+from snnjax.sharding import automatic
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
 
@@ -189,7 +190,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     [0. 1.]
     """
     check_labels(outputs, labels)
-    outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
+    outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     dtype = wide_dtype(outputs)  # bfloat16 would not add up
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
     right = answers.argmax(-1).astype(labels.dtype) == lead(labels, outputs.ndim - 1)
@@ -234,6 +235,7 @@ def measure(
     steps, wait = checked_fit(snn, steps, wait)
     check_params(snn, params)
     check_values(snn)
+    x, params, snn = automatic(x, params, snn)
     network = capture(fn, params, x, inline_all=True)
     work = Work(fn, network)
     observed, operators, counts = _observe(work, params, snn, x, steps, wait)
@@ -513,7 +515,8 @@ def spike_trains(
     check_choice("inputs", inputs, INPUTS)
     check_values(snn)
     check_examples(x)
-    x, sequence = encode(x, inputs, steps, key), inputs != "constant"
+    x, snn = automatic(encode(x, inputs, steps, key), snn)
+    sequence = inputs != "constant"
     one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
     network = capture(fn, snn.params, one_step)
     if sequence:

@@ -241,7 +241,8 @@ _SIGNATURES = (
     ("gelu", {"erf"}),
     ("gelu", {"erfc"}),
     ("gelu", {"tanh", "integer_pow"}),
-    ("silu", {"logistic", "mul"}),
+    ("silu", {"x logistic(x)"}),
+    ("gate", {"logistic", "mul"}),
     ("sigmoid", {"logistic"}),
     ("tanh", {"tanh"}),
     ("product", {"mul"}),
@@ -260,6 +261,10 @@ def _kind(body: Sequence[Equation]) -> str:
     if calls and calls[-1].isidentifier() and "relu" not in calls[-1]:
         return calls[-1].strip("_")
     operations = {eq.name for eq in body}
+    curves = {(eq.inputs[0], eq.outputs[0]) for eq in body if eq.name == "logistic"}
+    products = (eq.inputs for eq in body if eq.name == "mul")
+    if any((a, b) in curves or (b, a) in curves for a, b in products):
+        operations.add("x logistic(x)")
     fitting = (kind for kind, signature in _SIGNATURES if signature <= operations)
     return next(fitting, "operator")
 

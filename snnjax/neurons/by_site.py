@@ -60,8 +60,8 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     """A model for all sites, or a `BySite` where they differ.
 
     Args:
-        models: a model; or pattern -> model, of which the first that matches a site
-            counts; or None, the default.
+        models: a model; or pattern -> model, of which the site's own name counts, or
+            else the first pattern that matches it; or None, the default.
         site_names: of all sites that fire.
         default: of the sites that no pattern matches.
 
@@ -85,6 +85,11 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
         model = default if models is None else models
         check_model(model)
         return model
+    if not models:
+        raise ValueError(
+            "neuron is empty; allowed: a model, or name or pattern of sites -> model, "
+            "or None for the default"
+        )
     for pattern, model in models.items():
         if not isinstance(pattern, str):
             raise ValueError(
@@ -97,7 +102,8 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     if unused_patterns:
         raise ValueError(
             f"the patterns {', '.join(map(repr, unused_patterns))} of neuron decide "
-            "for no site: they match none, or an earlier pattern does; sites: "
+            "for no site: they match none, or its own name or an earlier pattern does; "
+            "sites: "
             f"{', '.join(site_names)}"
         )
     return by_name(

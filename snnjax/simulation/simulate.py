@@ -77,8 +77,9 @@ def init(
         neuron: model of all sites, of `snnjax.lif` (by default, with leak 1/2),
             `snnjax.integrate_and_fire`, `snnjax.neurons`, or one of your own
             (docs/neurons.md); or site name -> model, where a name may be a pattern as
-            in a shell, the first that matches a site counts, and the default model
-            stands at the others. The SNN carries it.
+            in a shell: a site's own name counts, or else the first pattern that
+            matches it, and the default model stands at the others. The SNN carries
+            it.
         key: random key for models that draw parameters, such as recurrent ones.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
@@ -292,6 +293,8 @@ def simulate(
         sharding.check_batch("x", batch_of(x, axis), sim.spread)
         x = sharding.place(x, sharding.along(axis, sim.spread))
         snn = sharding.on_mesh(snn, sim.spread)
+    else:
+        x, snn = sharding.automatic(x, snn)
     if sim.has_aux:
         return simulate_training(sim, snn, x)
 
