@@ -252,6 +252,7 @@ def read_results(file: Path) -> NetworkResults:
             raise ValueError("no results")
         for result in results:  # of the types that all tables and figures need
             row(result, ann=0.0)
+            range(result.steps + result.wait)
         name = metrics["source"]["model"]
         if not isinstance(name, str):
             raise TypeError(f"model {name!r}")
