@@ -10,6 +10,9 @@ collect_ignore = ["typed_script.py"]  # its mistakes are for a type checker
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# The note of a filtered traceback hides the error from doctest (Python 3.11.2).
+jax.config.update("jax_traceback_filtering", "off")
+
 # Nearly all the time of a small test is XLA's: let it optimize less.
 jax.config.update("jax_disable_most_optimizations", True)
 
