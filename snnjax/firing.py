@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
+from snnjax.network.affine import check_streams
+from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site
@@ -22,6 +24,26 @@ from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
 Observe = Callable[[Site, jax.Array, jax.Array], None]
+
+
+def capture_step(
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, *, sequence: bool
+) -> Network:
+    """The network that each step of the input goes through.
+
+    Args:
+        fn, params: as for `snnjax.spiking`.
+        x: [B, ...], or [T, B, ...] if it is a sequence.
+        sequence: whether x changes from step to step.
+
+    Raises:
+        ConversionError: as `snnjax.sites`, and where a changing x has no mean.
+    """
+    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
+    network = capture(fn, params, one_step)
+    if sequence:
+        check_streams(network)
+    return network
 
 
 def observe_spikes(

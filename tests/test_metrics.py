@@ -86,7 +86,9 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
         name: jax.random.normal(key, shape)
-        for name, key, shape in zip(["w1", "w2"], keys, [(6, 9), (9, 4)], strict=False)
+        for name, key, shape in zip(
+            ["w1", "w2"], keys[:2], [(6, 9), (9, 4)], strict=True
+        )
     }
     drawn = jax.random.bernoulli(keys[2], 0.5, (STEPS, 5, 6)).astype(jnp.float32)
     snn = snnjax.init(fn, params, drawn[0], neuron=snnjax.lif(leak=0.7))

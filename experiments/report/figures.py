@@ -120,8 +120,9 @@ def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
     if all(isinstance(value, int) for value in values):
         ticks = _thinned(values, log)
     else:  # powers of two in between
-        low, high = (round(math.log2(value)) for value in (values[0], values[-1]))
-        ticks = [2.0**k for k in range(low, high + 1, every(high - low + 1, 6))]
+        first, last = (round(math.log2(value)) for value in (values[0], values[-1]))
+        spacing = every(last - first + 1, 6)
+        ticks = [2.0**power for power in range(first, last + 1, spacing)]
     axis.set_xticks(
         ticks, [f"{tick:.3g}" if tick < 1 else f"{tick:g}" for tick in ticks]
     )

@@ -27,10 +27,16 @@ from snnjax._checks import check_choice, check_examples, check_labels
 from snnjax._examples import batch_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
-from snnjax.firing import at_level, events, observe_spikes, of_offsets, unit
+from snnjax.firing import (
+    at_level,
+    capture_step,
+    events,
+    observe_spikes,
+    of_offsets,
+    unit,
+)
 from snnjax.inputs import INPUTS, encode
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
-from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values, shape_of
 from snnjax.network.evaluate import evaluate, identity
@@ -517,10 +523,7 @@ def spike_trains(
     check_examples(x)
     x, snn = automatic(encode(x, inputs, steps, key), snn)
     sequence = inputs != "constant"
-    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
-    network = capture(fn, snn.params, one_step)
-    if sequence:
-        check_streams(network)
+    network = capture_step(fn, snn.params, x, sequence=sequence)
     check_neurons(snn, network.sites)
     trains = {}
 

@@ -28,8 +28,8 @@ from snnjax._checks import (
 from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.conformance import passes_gradient
+from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
-from snnjax.network.affine import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
@@ -307,10 +307,7 @@ def simulate(
 
 def simulate_group(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
-    one_step = jax.tree.map(lambda leaf: leaf[0], x) if sim.sequence else x
-    network = capture(sim.fn, snn.params, one_step)
-    if sim.sequence:
-        check_streams(network)
+    network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     job = _job(sim, network, snn, x)
     execution = _chosen(sim, snn)
     if sim.execution != "auto" or execution == "by_layer":
