@@ -1,8 +1,10 @@
 """The documentation has every public name, and the site is built without warnings."""
 
+import ast
 import configparser
 import importlib
 import itertools
+import operator
 import re
 import runpy
 import shutil
@@ -11,10 +13,15 @@ import sys
 import types
 from pathlib import Path
 
+import jax
+import nbformat
 import pytest
+
+import snnjax
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "api"
+OURS = ("snnjax", "experiments")
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 HAS_MKDOCS = shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is not None
 SITE = pytest.mark.skipif(
@@ -62,10 +69,32 @@ def test_the_site_is_built_without_warnings(tmp_path):
 
 
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
+def test_what_a_tutorial_imports_and_calls_exists(file):
+    tree = ast.parse(_code(nbformat.read(file, as_version=4)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if re.fullmatch(r"snnjax(\.\w+)+", name):
+            assert operator.attrgetter(name.partition(".")[2])(snnjax) is not None
+
+
+# A minute each; the others use what these do and more.
+LONG = ("choices", "devices", "fine_tuning", "transformer")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=[pytest.mark.slow] if file.stem in LONG else [])
+        for file in TUTORIALS
+    ],
+    ids=lambda file: file.stem,
+)
 def test_a_tutorial_runs_and_shows_what_it_was_saved_with(file, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
-    import nbformat
-
     saved = nbformat.read(file, as_version=4)
     modules = set(re.findall(r"^(?:from|import) (\w+)", _code(saved), re.M))
     for module in modules:
@@ -73,6 +102,12 @@ def test_a_tutorial_runs_and_shows_what_it_was_saved_with(file, tmp_path, monkey
     if "torch" not in modules and not HAS_MKDOCS:
         pytest.skip("runs where the site is built")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    # What one tutorial compiles, the next one reads.
+    monkeypatch.setenv(
+        "JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir
+    )
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # a tutorial has its own devices
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

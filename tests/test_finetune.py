@@ -31,9 +31,7 @@ def data():
 def source(tmp_path_factory, data):
     out = str(tmp_path_factory.mktemp("source"))
     options = {"epochs": 4, "batch_size": 64, "warmup": 0.1, "flip": False}
-    config = TrainANN(
-        model="digits_resnet", dataset="digits", out=out, padding=1, **options
-    )
+    config = TrainANN(model="events", dataset="digits", out=out, padding=1, **options)
     train(config, data=data)
     return out
 
