@@ -78,6 +78,45 @@ def size(spread: NamedSharding | None) -> int:
     return math.prod(spread.mesh.shape[name] for name in names)
 
 
+def platform(x: Any, spread: NamedSharding | None = None) -> str:
+    """Of the devices that compute, as JAX names it: "cpu", "gpu" or "tpu".
+
+    They are those of the mesh, or those on which the first array of x lies; traced and
+    NumPy arrays lie nowhere, and JAX's default device decides.
+
+    >>> import jax.numpy as jnp
+    >>> platform(jnp.ones((8, 3)))
+    'cpu'
+    """
+    if spread is not None and isinstance(spread.mesh, Mesh):
+        return spread.mesh.devices.flat[0].platform
+    first = next(iter(jax.tree.leaves(x)), None)
+    if isinstance(first, jax.Array) and not isinstance(first, Tracer):
+        return next(iter(first.devices())).platform
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform
+
+
+def has_own_examples(x: Any, spread: NamedSharding | None) -> bool:
+    """Whether each device sees its own examples only, so that groups of them do.
+
+    That is so on a mesh, and where there is one device. Traced or sharded arrays
+    without a mesh may be shared among devices by XLA: groups would gather them.
+
+    >>> import jax.numpy as jnp
+    >>> has_own_examples(jnp.ones((8, 3)), None)
+    True
+    """
+    if spread is not None or jax.device_count() == 1:
+        return True
+    leaves = jax.tree.leaves(x)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return False
+    return all(len(getattr(leaf, "devices", set)()) <= 1 for leaf in leaves)
+
+
 def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
     """Raise unless the devices can have equally many examples.
 

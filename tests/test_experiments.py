@@ -575,4 +575,5 @@ def test_the_notebook_runs(tmp_path):
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     printed = str(notebook)
     assert "best, wait 1" in printed and "% after 8 steps" in printed
+    assert "x T times the ANN's time" in printed
     assert "image/png" in printed

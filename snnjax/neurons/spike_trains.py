@@ -98,6 +98,48 @@ def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def through_bytes(
+    spikes: jax.Array,
+    levels: tuple[int, int],
+    threshold: jax.Array,
+    offset: jax.Array | None = None,
+) -> jax.Array:
+    """The same spikes [...], but in a program for a TPU their codes lie in memory.
+
+    What reads the spikes decodes them on its way, so a spike takes a byte. The
+    derivative is that of the spikes, which has that of the threshold already.
+
+    Args:
+        spikes: V_th k + offset, with whole numbers k of the levels; others are rounded
+            to these on a TPU.
+        levels, threshold, offset: as for `SpikeTrain`.
+
+    >>> print(through_bytes(jnp.array([0.0, 2.0, -2.0]), (-1, 1), jnp.array(2.0)))
+    [ 0.  2. -2.]
+    """
+
+    def by_codes(spikes: jax.Array, threshold: jax.Array, offset: Any) -> jax.Array:
+        codes = code(spikes, threshold, levels, offset)
+        # Without the barrier the compiler would cancel both.
+        codes = jax.lax.optimization_barrier(codes)
+        # As wide as the membranes, or a level beyond 1 would be rounded twice.
+        wide_enough = jax.tree.map(
+            lambda value: jnp.asarray(value, spikes.dtype), (threshold, offset)
+        )
+        train = SpikeTrain(codes, wide_enough[0], levels, wide_enough[1])
+        return spikes_of(codes, train)
+
+    return jax.lax.platform_dependent(
+        spikes, threshold, offset, tpu=by_codes, default=lambda spikes, *_: spikes
+    )
+
+
+@through_bytes.defjvp
+def _derivative_of_spikes(levels, primals, tangents):
+    return through_bytes(primals[0], levels, *primals[1:]), tangents[0]
+
+
 def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
     """Codes [T, ...] in the bytes of `SpikeTrain.bits`."""
     group = per_byte(levels)

@@ -2,19 +2,26 @@
 
 With a wait of d it is a pipeline: depth k integrates in the steps from (k - 1) d and
 fires in the T steps from k d; delay lines hold back what took a shorter way.
+
+A gradient keeps one state per neuron and step, and computes the rest of the step anew.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from snnjax.network.equations import Equation, Values
 from snnjax.network.evaluate import evaluate
 from snnjax.network.increments import Operator, Running
 from snnjax.network.sites import Site
 from snnjax.network.stages import delay_lines
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.protocol import Neuron, Wrapper, field, fire, levels_of
+from snnjax.neurons.spike_trains import through_bytes
 from snnjax.neurons.unroll import Phase, charge, discharge, phase, when
 from snnjax.simulation.executions import (
     Job,
@@ -23,11 +30,14 @@ from snnjax.simulation.executions import (
     running_start,
     shape_of_input,
 )
+from snnjax.surrogate import Surrogate, is_step
 
 
 def run_by_step(job: Job) -> Any:
     """Scan over the whole network, one step after the other."""
     network, steps, wait = job.network, job.steps, job.wait
+    models = {name: _with_spikes_as_bytes(model) for name, model in job.models.items()}
+    job = job._replace(models=models)
     values, streams, changing = prepare(job)
     if wait:
         changing, delayed = delay_lines(changing, network, streams)
@@ -77,7 +87,9 @@ def run_by_step(job: Job) -> Any:
         if eq.site is not None
     }
     now = (jnp.arange(total), x if job.sequence else None)
-    _, outputs = jax.lax.scan(body, states, now, length=total)
+    keep = jax.checkpoint_policies.save_only_these_names("charged")
+    step_of_all = jax.checkpoint(body, policy=keep, prevent_cse=False)
+    _, outputs = jax.lax.scan(step_of_all, states, now, length=total)
     windows = {}
     for v, output in zip(network.outputs, outputs, strict=True):
         if output is not None:
@@ -127,5 +139,31 @@ def _advance(
         return jnp.concatenate([state[1:], current[None]]), state[0]
     model, params = job.models[site.name], job.snn.neurons[site.name]
     charged = charge(model, params, state, current, now)
+    if field(params, "leak") is None:
+        # With a leak the gradient needs the state before the charge, which it has, and
+        # computes the charged one from it.
+        charged = jax.tree.map(lambda leaf: checkpoint_name(leaf, "charged"), charged)
     state, spikes = discharge(model, params, charged, now)
     return state, spikes.astype(site.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SpikesAsBytes(Wrapper):
+    """A model whose spikes take a byte each between two operations, on a TPU."""
+
+    def fire(
+        self, params: Any, state: Any, spike: Surrogate | None = None
+    ) -> tuple[Any, jax.Array]:
+        """As the model does."""
+        state, spikes = fire(self.neuron, params, state, spike)
+        threshold, offset = field(params, "threshold"), field(params, "offset")
+        levels = levels_of(self.neuron)
+        if levels is None or threshold is None:
+            return state, spikes
+        return state, through_bytes(spikes, levels, threshold, offset)
+
+
+def _with_spikes_as_bytes(model: Neuron) -> Neuron:
+    """The model with its spikes as bytes, where its surrogate leaves them levels."""
+    fires_steps = isinstance(model, WithSurrogate) and is_step(model.surrogate)
+    return _SpikesAsBytes(model) if fires_steps else model

@@ -35,9 +35,10 @@ from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
-from snnjax.neurons.models import counts_only, is_plain, lif
+from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
 from snnjax.simulation.by_step import run_by_step
+from snnjax.simulation.choice import Choice, choose
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
@@ -54,7 +55,7 @@ from snnjax.snn import (
     check_values,
     models_of_sites,
 )
-from snnjax.surrogate import Surrogate, check_surrogate, dspike, holds_tracer, is_step
+from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
 
 EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
 
@@ -165,17 +166,17 @@ def spiking(
         execution: "by_step"; "by_layer", or `snnjax.simulation.by_layer` with options
             for less memory; "closed_form" (wait T, IF with reset by subtraction only;
             its floor has a straight-through gradient, so neither surrogate nor
-            detach_reset can be given); or "auto", which takes closed_form where its
-            spikes are the same, otherwise by_step on CPU without a wait and by_layer
-            elsewhere, always with the gradient of by_layer, and by_layer for other
-            models than IF and LIF and for a surrogate that is not declared to be a step
-            (`snnjax.surrogate.step`).
+            detach_reset can be given); or "auto": closed_form where its spikes are the
+            same, otherwise by_step without a wait on CPU and TPU and by_layer
+            elsewhere, and by_layer for other models than IF and LIF and for a surrogate
+            that is not declared to be a step (`snnjax.surrogate.step`). The device of
+            x, or of the mesh, decides; docs/accelerators.md says why.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once. On CPU 16 to 32 keep the state in the cache, which is
-            faster.
+            None: all at once, or by "auto" on a TPU 128, whose states stay on the chip.
+            On CPU 16 to 32 keep them in the cache, which is faster.
         mesh: devices that share the examples along its first axis, each in groups
             of its own, without communication; the gradient is summed over all. With
             has_aux a BatchNorm takes its statistics over all devices.
@@ -298,21 +299,35 @@ def simulate(
     if sim.has_aux:
         return simulate_training(sim, snn, x)
 
+    has_own_examples = sharding.has_own_examples(x, sim.spread)
+    choice = choose(
+        sim.execution,
+        snn,
+        steps=sim.steps,
+        wait=sim.wait,
+        surrogate=sim.surrogate,
+        platform=sharding.platform(x, sim.spread),
+    )
+
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
-        run = functools.partial(simulate_group, sim, snn)
-        return sharding.in_groups(run, x, sim.micro_batch, axis, out_axis=1)
+        run = functools.partial(simulate_group, sim, choice, snn)
+        group = choice.group if has_own_examples else None
+        size = sim.micro_batch or group
+        if group is not None and size is not None and batch_of(x, axis) > size:
+            # Computed anew, or the gradient would copy what all groups keep.
+            run = jax.checkpoint(run)
+        return sharding.in_groups(run, x, size, axis, out_axis=1)
 
     return sharding.on_each_device(on_one_device, sim.spread, (None, axis), 1)(snn, x)
 
 
-def simulate_group(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Any:
+def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
     network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     job = _job(sim, network, snn, x)
-    execution = _chosen(sim, snn)
-    if sim.execution != "auto" or execution == "by_layer":
-        return execute(job, execution)
-    return _with_gradient_of_layers(job, execution)
+    if choice.has_gradient_of_layers:
+        return _with_gradient_of_layers(job, choice.execution)
+    return execute(job, choice.execution)
 
 
 def simulate_training(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> tuple[Any, Any]:
@@ -383,11 +398,7 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
 
 
 def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
-    """An execution whose derivative is that of the layers: they give equal numbers.
-
-    A loop over the whole network has a slow gradient on CPU, and the closed form has
-    none of the surrogate.
-    """
+    """An execution whose derivative is that of the layers: they give equal numbers."""
 
     def run(
         execution: Execution | ByLayer, snn: SNN, x: chex.ArrayTree, constants
@@ -399,31 +410,6 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
     executed = jax.custom_jvp(functools.partial(run, execution))
     executed.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
     return executed(job.snn, job.x, job.network.constants)
-
-
-def _chosen(sim: Simulation, snn: SNN) -> Execution | ByLayer:
-    """The execution of an SNN; raise if it is closed_form and there is none."""
-    all_count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
-    has_closed_form = all_count_only and sim.wait == sim.steps
-    if sim.execution == "closed_form" and not has_closed_form:
-        leaks = any(field(p, "leak") is not None for p in snn.neurons.values())
-        models = ", ".join(map(repr, models_in(snn.neuron)))
-        raise ValueError(
-            f"execution='closed_form' needs wait == steps and IF neurons with reset by "
-            f"subtraction; found wait {sim.wait}, steps {sim.steps}, {models}, "
-            f"{'a' if leaks else 'no'} leak. Use 'by_layer'"
-        )
-    if sim.execution != "auto":
-        return sim.execution
-    if not all(map(is_plain, models_in(snn.neuron))):
-        # A model of the user's own may have a derivative for reverse mode only.
-        return "by_layer"
-    # A custom derivative, as the others have here, must not close over a traced value.
-    if not is_step(sim.surrogate) or holds_tracer(sim.surrogate):
-        return "by_layer"
-    if has_closed_form:
-        return "closed_form"
-    return "by_step" if jax.default_backend() == "cpu" and not sim.wait else "by_layer"
 
 
 # --------------------------------------------------------------------- checks

@@ -1,0 +1,112 @@
+"""What ``execution="auto"`` takes, from the devices, the SNN and the wait.
+
+| devices | wait | neurons | execution | gradient | groups |
+|---|---|---|---|---|---|
+| any | any | others than IF and LIF, or a soft surrogate | by_layer | its own | |
+| any | T | IF, reset by subtraction | closed_form | of by_layer | |
+| CPU | 0 | IF and LIF | by_step | of by_layer | |
+| TPU | 0 | IF and LIF | by_step | its own | of 128 |
+| otherwise | | IF and LIF | by_layer | its own | |
+
+By the measurements of benchmarks/throughput.py on a CPU, and by the counts of
+benchmarks/tpu.py for a TPU: XLA puts the batch of a convolution in the 128 lanes of a
+vector there. A GPU was neither measured nor counted.
+"""
+
+from typing import NamedTuple
+
+from snnjax._types import Execution
+from snnjax.neurons.by_site import models_in
+from snnjax.neurons.models import counts_only, is_plain
+from snnjax.neurons.protocol import field
+from snnjax.simulation.executions import ByLayer
+from snnjax.snn import SNN
+from snnjax.surrogate import Surrogate, holds_tracer, is_step
+
+LANES = 128  # of a vector of a TPU
+
+
+class Choice(NamedTuple):
+    """How a simulation is computed.
+
+    Attributes:
+        execution: which one.
+        has_gradient_of_layers: its derivative is that of by_layer, whose numbers are
+            equal: a loop over the whole network has a slow gradient on CPU, and the
+            closed form has none of the surrogate.
+        group: examples at a time on a device, where no other size is asked for; a
+            gradient computes each group anew. None: all at once.
+    """
+
+    execution: Execution | ByLayer
+    has_gradient_of_layers: bool = False
+    group: int | None = None
+
+
+def choose(
+    execution: Execution | ByLayer,
+    snn: SNN,
+    *,
+    steps: int,
+    wait: int,
+    surrogate: Surrogate,
+    platform: str,
+) -> Choice:
+    """The execution of an SNN, as the table above says.
+
+    Args:
+        execution: as for `snnjax.spiking`; what is not "auto" is taken as it is.
+        snn: the spiking network.
+        steps, wait, surrogate: of the simulation.
+        platform: of the devices that compute: "cpu", "gpu" or "tpu".
+
+    Raises:
+        ValueError: the execution is "closed_form", and there is none.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 2))
+    >>> snn = snnjax.init(fn, jnp.eye(2), x, neuron=snnjax.integrate_and_fire())
+    >>> spike = {"steps": 4, "surrogate": snnjax.surrogate.dspike}
+    >>> for platform in ("cpu", "gpu", "tpu"):
+    ...     for wait in (0, 1, 4):
+    ...         choice = choose("auto", snn, wait=wait, **spike, platform=platform)
+    ...         print(platform, wait, choice.execution, choice.group or "")
+    cpu 0 by_step
+    cpu 1 by_layer
+    cpu 4 closed_form
+    gpu 0 by_layer
+    gpu 1 by_layer
+    gpu 4 closed_form
+    tpu 0 by_step 128
+    tpu 1 by_layer
+    tpu 4 closed_form
+    """
+    all_count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
+    has_closed_form = all_count_only and wait == steps
+    if execution == "closed_form" and not has_closed_form:
+        raise ValueError(
+            f"execution='closed_form' needs wait == steps and IF neurons with reset by "
+            f"subtraction; found wait {wait}, steps {steps}, {_described(snn)}. Use "
+            "'by_layer'"
+        )
+    if execution != "auto":
+        return Choice(execution)
+    if not all(map(is_plain, models_in(snn.neuron))):
+        # A model of the user's own may have a derivative for reverse mode only.
+        return Choice("by_layer")
+    # A custom derivative, as the others have here, must not close over a traced value.
+    if not is_step(surrogate) or holds_tracer(surrogate):
+        return Choice("by_layer")
+    if has_closed_form:
+        return Choice("closed_form", has_gradient_of_layers=True)
+    if wait == 0 and platform == "cpu":
+        return Choice("by_step", has_gradient_of_layers=True)
+    if wait == 0 and platform == "tpu":
+        return Choice("by_step", group=LANES)
+    return Choice("by_layer")
+
+
+def _described(snn: SNN) -> str:
+    leaks = any(field(params, "leak") is not None for params in snn.neurons.values())
+    models = ", ".join(map(repr, models_in(snn.neuron)))
+    return f"{models}, {'a' if leaks else 'no'} leak"
