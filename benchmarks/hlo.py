@@ -295,6 +295,8 @@ def of_fusion(
     """What a fusion reads and writes; its computation says how much of each."""
     (root,) = (i for i in fused.values() if i.is_root)
     results = root.operands if root.op == "tuple" else (root.name,)
+    if len(results) != len(fusion.arrays):  # a sort or a reduction of several arrays
+        results = (root.name,) * len(fusion.arrays)
     updates = {}  # parameter -> the update of it that is a result
     writes = []
     for array_, name in zip(fusion.arrays, results, strict=True):

@@ -209,6 +209,56 @@ def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
     assert_array_equal(steps, layers)
 
 
+def test_a_program_for_any_batch_has_no_groups(as_on_a_tpu):
+    net = NETWORKS["dense"]
+    snn = jax.tree.map(jnp.asarray, halves(net))
+    (batch,) = jax.export.symbolic_shape("b")
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), snn)
+    x = jax.ShapeDtypeStruct((batch, *net.x.shape[1:]), "float32")
+    program = jax.jit(snnjax.spiking(net.fn, steps=2))
+    assert jax.export.export(program)(like, x).out_avals[0].shape[1] == batch
+
+
+def test_a_narrow_network_has_its_gradient_summed_in_float32():
+    def fn(params, x):
+        return jax.nn.relu(x @ params["w"] + params["b"]) @ params["out"]
+
+    params = {"w": eighths(0, (4, 6)), "b": eighths(1, (6,)), "out": eighths(2, (6, 3))}
+    x = eighths(3, (16, 4))
+    snn = snnjax.init(fn, params, x, neuron=integrate_and_fire())
+
+    def gradient(fn):
+        simulate = snnjax.spiking(fn, steps=512, execution="by_step")
+        return jax.jit(jax.grad(lambda snn: (simulate(snn, x) ** 2).mean()))(snn)
+
+    # Every number of this network is one of bfloat16 too.
+    narrow = gradient(snnjax.in_dtype(fn, jnp.bfloat16)).params
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, atol=0.02 * abs(b).max()),
+        narrow,
+        gradient(fn).params,
+    )
+
+
+@pytest.mark.parametrize("neuron", [integrate_and_fire(), lif()])
+@pytest.mark.parametrize("wait", [0, 8])
+def test_the_gradient_by_step_keeps_a_number_per_neuron_and_step(neuron, wait):
+    def fn(params, x):
+        hidden = jax.nn.relu(x @ params["a"])
+        late = jax.nn.relu(jax.nn.relu(hidden @ params["b"]) @ params["c"] + hidden)
+        return late @ params["d"]
+
+    params, x, steps = {name: jnp.eye(16) for name in "abcd"}, jnp.ones((8, 16)), 32
+    snn = snnjax.init(fn, params, x, neuron=neuron)
+    options = {"steps": steps, "wait": wait, "execution": "by_step"}
+    simulate = snnjax.spiking(fn, **options)
+    pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
+    residuals = {id(v): v.aval.size for v in pull.outvars if v not in pull.invars}
+    states = (steps + 3 * wait) * 3 * x.size
+    delayed = (steps + 3 * wait) * x.size if wait else 0
+    assert sum(residuals.values()) < 1.2 * (states + delayed)
+
+
 def test_what_is_asked_for_is_taken_as_it_is():
     snn = halves(NETWORKS["dense"])
     given = {"steps": 4, "wait": 0, "surrogate": dspike, "platform": "tpu"}
@@ -372,6 +422,18 @@ def test_updates_in_place_of_several_arrays_move_their_parts():
     )
     # The part is also a result now.
     assert hlo.count(two).memory == hlo.count(IN_PLACE).memory + 512
+
+
+def test_a_fusion_may_end_in_one_instruction_with_several_results():
+    text = (
+        "%sorted (a: f32[8], b: f32[8]) -> (f32[8], f32[8]) {\n"
+        "  %a = f32[8]{0} parameter(0)\n  %b = f32[8]{0} parameter(1)\n"
+        "  ROOT %s = (f32[8]{0}, f32[8]{0}) sort(%a, %b), dimensions={0}\n}\n\n"
+        "ENTRY %main (x: f32[8], y: f32[8]) -> (f32[8], f32[8]) {\n"
+        "  %x = f32[8]{0} parameter(0)\n  %y = f32[8]{0} parameter(1)\n"
+        "  ROOT %f = (f32[8]{0}, f32[8]{0}) fusion(%x, %y), calls=%sorted\n}"
+    )
+    assert hlo.count(text) == (4 * 4 * 8, 0, 0)
 
 
 @pytest.mark.parametrize(

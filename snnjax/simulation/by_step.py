@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from snnjax._arrays import wide
+from snnjax._trees import is_floating
 from snnjax.network.equations import Equation, Values
 from snnjax.network.evaluate import evaluate
 from snnjax.network.increments import Operator, Running
@@ -53,9 +55,15 @@ def run_by_step(job: Job) -> Any:
 
     x = jax.tree.map(padded, x)
 
+    # What a loop does not change has its gradient summed over all steps, in its type.
+    constants = {v: wide(a) if is_floating(a) else a for v, a in values.items()}
+
     def body(states, now):
         step, x_t = now
-        local: dict[Any, Any] = dict(values)
+        local: dict[Any, Any] = {
+            v: a.astype(values[v].dtype) if is_floating(a) else a
+            for v, a in constants.items()
+        }
         after: dict[str, Any] = {}
         if job.sequence:
             local |= network.inputs(x_t)
@@ -87,7 +95,7 @@ def run_by_step(job: Job) -> Any:
         if eq.site is not None
     }
     now = (jnp.arange(total), x if job.sequence else None)
-    keep = jax.checkpoint_policies.save_only_these_names("charged")
+    keep = jax.checkpoint_policies.save_only_these_names("state")
     step_of_all = jax.checkpoint(body, policy=keep, prevent_cse=False)
     _, outputs = jax.lax.scan(step_of_all, states, now, length=total)
     windows = {}
@@ -136,13 +144,15 @@ def _advance(
 ) -> tuple[Any, jax.Array]:
     """One step of a site: (state, current) -> (state, output)."""
     if site.lag:
-        return jnp.concatenate([state[1:], current[None]]), state[0]
+        # Named, or the gradient would keep the whole line at every step.
+        delayed = checkpoint_name(state[0], "state")
+        return jnp.concatenate([state[1:], current[None]]), delayed
     model, params = job.models[site.name], job.snn.neurons[site.name]
     charged = charge(model, params, state, current, now)
     if field(params, "leak") is None:
         # With a leak the gradient needs the state before the charge, which it has, and
         # computes the charged one from it.
-        charged = jax.tree.map(lambda leaf: checkpoint_name(leaf, "charged"), charged)
+        charged = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), charged)
     state, spikes = discharge(model, params, charged, now)
     return state, spikes.astype(site.dtype)
 

@@ -311,9 +311,10 @@ def simulate(
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         run = functools.partial(simulate_group, sim, choice, snn)
-        group = choice.group if has_own_examples else None
+        batch = batch_of(x, axis)  # a symbol in a program for any
+        group = choice.group if has_own_examples and isinstance(batch, int) else None
         size = sim.micro_batch or group
-        if group is not None and size is not None and batch_of(x, axis) > size:
+        if group is not None and size is not None and batch > size:
             # Computed anew, or the gradient would copy what all groups keep.
             run = jax.checkpoint(run)
         return sharding.in_groups(run, x, size, axis, out_axis=1)
