@@ -274,9 +274,13 @@ def with_ratios(side: Side, counts: dict, ann: dict) -> dict[str, float]:
 
 
 def compare(options) -> dict:
-    chosen = [
-        s for s in sides(options.quick) if timing.is_selected(s.name, options.only)
-    ]
+    every = sides(options.quick)
+    chosen = [side for side in every if timing.is_selected(side.name, options.only)]
+    if not chosen:
+        names = "\n".join(side.name for side in every)
+        raise SystemExit(
+            f"--only {options.only}: in no name; allowed: words of\n{names}"
+        )
     results: dict[str, dict] = {}
     for side in chosen:
         print(f"compiling {side.name}", file=sys.stderr, flush=True)

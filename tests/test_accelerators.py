@@ -517,6 +517,11 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     assert (tmp_path / "tpu.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_words_of_no_program_are_refused():
+    with pytest.raises(SystemExit, match="--only nonsense: in no name; allowed"):
+        tpu.main(["--quick", "--only", "nonsense"])
+
+
 def test_every_program_of_the_table_has_its_ann_before_it():
     for quick in (False, True):
         chosen = tpu.sides(quick)
