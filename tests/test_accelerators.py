@@ -4,6 +4,7 @@ No test needs one. `tpu` tests compile for a v5e by libtpu and skip where it is 
 the others lower programs, or let a CPU take the way of a TPU.
 """
 
+import doctest
 import json
 import re
 from pathlib import Path
@@ -454,6 +455,10 @@ def test_a_fusion_may_end_in_one_instruction_with_several_results():
 def test_what_is_not_known_is_not_counted_as_nothing(before, after, message):
     with pytest.raises(ValueError, match=message):
         hlo.count(LOOP.replace(before, after))
+
+
+def test_the_examples_of_the_counter_hold():
+    assert doctest.testmod(hlo) == doctest.TestResults(failed=0, attempted=9)
 
 
 def test_operands_may_be_written_with_their_types():
