@@ -22,9 +22,8 @@ BITS |= {f"f{bits}": bits for bits in (16, 32, 64)}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"^(ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-NO_MOVES = (
-    "parameter constant tuple get-tuple-element bitcast after-all opt-barrier".split()
-)
+NO_MOVES = "parameter constant tuple get-tuple-element bitcast after-all".split()
+NO_MOVES += "opt-barrier partition-id async-update".split()
 NO_MOVES_OF_CALLS = ("AllocateBuffer", "ConcatBitcast")
 SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -82,10 +81,6 @@ class Instruction(NamedTuple):
         """Bytes of all arrays."""
         return total(array.bytes for array in self.arrays)
 
-    def called(self, role: str) -> str:
-        """The name of the computation that it calls as ``role=``."""
-        return self.field(rf"\b{role}=%?([\w.\-]+)")
-
     def field(self, pattern: str) -> str:
         """The group of a pattern in its text."""
         match = re.search(pattern, self.text)
@@ -105,7 +100,17 @@ class Program(NamedTuple):
 
     def called(self, instruction: Instruction, role: str) -> Computation:
         """The computation that an instruction calls as ``role=``."""
-        return self.computations[instruction.called(role)]
+        return self.computations[instruction.field(rf"\b{role}=%?([\w.\-]+)")]
+
+    def unfused(
+        self, computation: Computation
+    ) -> Iterator[tuple[Computation, Instruction]]:
+        """Its instructions, those of fusions included, each with its computation."""
+        for instruction in computation.values():
+            if instruction.op == "fusion":
+                yield from self.unfused(self.called(instruction, "calls"))
+            else:
+                yield computation, instruction
 
 
 def count(text: str) -> Counts:
@@ -193,19 +198,13 @@ def turns(program: Program, loop: Instruction) -> int:
     trip_count = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if trip_count:
         return int(trip_count[1])
-    condition = program.called(loop, "condition").values()
-    bounds = {
-        int(number)
-        for instruction in condition
-        for number in re.findall(r"s32\[\]\S* constant\((\d+)\)", instruction.text)
-    }
-    counts_up = all(
-        "direction=LT" in i.text for i in condition if i.op in ("compare", "fusion")
-    )
-    comparisons = [i for i in condition if i.op == "compare"]
-    if len(bounds) != 1 or (comparisons and not counts_up):
+    condition = program.called(loop, "condition")
+    texts = [one.text for _, one in program.unfused(condition)]
+    numbers = {n for t in texts for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", t)}
+    directions = {d for t in texts for d in re.findall(r"direction=(\w+)", t)}
+    if len(numbers) != 1 or directions != {"LT"}:
         raise ValueError(f"how often does this loop turn? {loop.text[:300]}")
-    return bounds.pop()
+    return int(numbers.pop())
 
 
 # --------------------------------------------------------------------- counts
@@ -232,7 +231,7 @@ def of_instruction(
 ) -> Counts:
     """What an instruction of a computation costs."""
     op = instruction.op
-    if op in NO_MOVES or op.endswith(("-done", "-update")) or op == "partition-id":
+    if op in NO_MOVES or op.endswith("-done"):
         return Counts()
     if op == "custom-call":
         target = instruction.field(r'custom_call_target="([^"]*)"')
@@ -252,7 +251,8 @@ def of_instruction(
     if op == "fusion":
         fused = program.called(instruction, "calls")
         moves = of_fusion(fused, computation, instruction)
-        return moves._replace(operations=operations_within(program, fused))
+        operations = sum(operations_of(*place) for place in program.unfused(fused))
+        return moves._replace(operations=operations)
     operands = [computation[name].result for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
         return of_copy(operands[0], instruction)
@@ -297,16 +297,16 @@ def of_fusion(
     results = root.operands if root.op == "tuple" else (root.name,)
     if len(results) != len(fusion.arrays):  # a sort or a reduction of several arrays
         results = (root.name,) * len(fusion.arrays)
-    updates = {}  # parameter -> the update of it that is a result
+    updates = {}  # parameter -> the update in place that is a result
     writes = []
-    for array_, name in zip(fusion.arrays, results, strict=True):
+    for written, name in zip(fusion.arrays, results, strict=True):
         result = behind_bitcasts(fused, name)
-        target = result.operands[0] if result.op == "dynamic-update-slice" else name
-        if behind_bitcasts(fused, target).op != "parameter" or target == name:
-            writes.append(array_.bytes)
-            continue
-        updates[behind_bitcasts(fused, target).name] = result
-        writes.append(like(array_.bytes, fused[result.operands[1]].result.bytes))
+        writes.append(written.bytes)
+        if result.op == "dynamic-update-slice":
+            target, part = (behind_bitcasts(fused, n) for n in result.operands[:2])
+            if target.op == "parameter":
+                updates[target.name] = result
+                writes[-1] = like(written.bytes, part.result.bytes)
     parameters = {
         int(i.field(r"parameter\((\d+)\)")): i.name
         for i in fused.values()
@@ -349,16 +349,6 @@ def readers_of(fused: Computation, name: str) -> Iterator[Instruction]:
 
 
 # ----------------------------------------------------------------- operations
-
-
-def operations_within(program: Program, computation: Computation) -> float:
-    """Operations of a fusion, those of fusions inside it included."""
-    inner = sum(
-        operations_within(program, program.called(instruction, "calls"))
-        for instruction in computation.values()
-        if instruction.op == "fusion"
-    )
-    return inner + sum(operations_of(computation, i) for i in computation.values())
 
 
 def operations_of(computation: Computation, instruction: Instruction) -> float:
