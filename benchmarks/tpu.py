@@ -93,10 +93,8 @@ class Side:
     @property
     def ann(self) -> "Side":
         """The ANN, or its gradient, that it is compared with."""
-        as_it_is = Side("ANN", steps=1)
-        shared = ("training", "network", "batch", "dtype", "devices")
-        same = {name: getattr(self, name) for name in shared}
-        return dataclasses.replace(as_it_is, **same)
+        names = ("training", "network", "batch", "dtype", "devices")
+        return Side("ANN", steps=1, **{name: getattr(self, name) for name in names})
 
 
 SITE = ("spikes of a site", "pace of a site", "thresholds of a site")
@@ -113,14 +111,14 @@ def sides(quick: bool) -> list[Side]:
     """Every program, each after the ANN that it is compared with."""
     if quick:
         small = functools.partial(Side, network="digits_resnet", steps=2, batch=128)
-        chosen = [small("auto"), small("by_layer"), small("auto", training=True)]
-        chosen += [small(SITE[0])]
+        programs = [small("auto"), small("by_layer"), small("auto", training=True)]
+        programs += [small(SITE[0])]
     else:
         train = functools.partial(Side, training=True, steps=4)
         large = functools.partial(
             Side, network="torchvision_resnet34", steps=32, batch=64
         )
-        chosen = [
+        programs = [
             *(Side(mode) for mode in ("auto", "by_step", "by_layer")),
             Side("closed_form", wait=8),
             Side("by_layer", wait=1),
@@ -138,7 +136,7 @@ def sides(quick: bool) -> list[Side]:
             large("by_layer", steps=8),
             *(Side(mode) for mode in SITE),
         ]
-    pairs = ([side] if side.mode in SITE else [side.ann, side] for side in chosen)
+    pairs = ([side] if side.mode in SITE else [side.ann, side] for side in programs)
     return list(dict.fromkeys(side for pair in pairs for side in pair))
 
 
@@ -168,10 +166,10 @@ def work(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
     everywhere = NamedSharding(mesh, PartitionSpec())
     shared = NamedSharding(mesh, PartitionSpec("data"))
     *others, x = arguments
-    return function, (*placed(others, everywhere), placed(x, shared))
+    return function, (*on_devices(others, everywhere), on_devices(x, shared))
 
 
-def placed(tree: Any, sharding: NamedSharding) -> Any:
+def on_devices(tree: Any, sharding: NamedSharding) -> Any:
     """The shapes of arrays, on these devices."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -184,7 +182,7 @@ def of_network(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
     fn, params = network(side)
     shape, _ = NETWORKS[side.network]
     x = jax.ShapeDtypeStruct((side.batch, *shape), side.dtype)
-    model, first = params, fn
+    model, predict = params, fn
     if side.mode != "ANN":
         make = snnjax.lif if side.leaky else snnjax.integrate_and_fire
         neuron = make(levels=side.levels)
@@ -193,15 +191,15 @@ def of_network(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
         options = {"steps": side.steps, "wait": side.wait, "mesh": mesh}
         simulate = snnjax.spiking(fn, **options, execution=EXECUTIONS[side.mode])
 
-        def first(snn, x):
+        def predict(snn, x):
             return simulate(snn, x).mean(0)
 
     if not side.training:
-        return first, (model, x)
+        return predict, (model, x)
 
     def loss(model, x):
         labels = jnp.zeros(side.batch, jnp.int32)
-        logits = first(model, x).astype(jnp.float32)
+        logits = predict(model, x).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     return jax.grad(loss), (model, x)
@@ -238,7 +236,7 @@ def of_site(side: Side) -> tuple[Callable, tuple]:
 # --------------------------------------------------------------------- counts
 
 
-def compiled(side: Side) -> dict[str, float]:
+def counts_of(side: Side) -> dict[str, float]:
     """What a program computes, moves and needs on one of its devices."""
     function, arguments = work(side, devices(side.devices))
     lowered = jax.jit(function).lower(*arguments)
@@ -275,22 +273,22 @@ def with_ratios(side: Side, counts: dict, ann: dict) -> dict[str, float]:
 
 def compare(options) -> dict:
     every = sides(options.quick)
-    chosen = [side for side in every if timing.is_selected(side.name, options.only)]
-    if not chosen:
+    programs = [side for side in every if timing.is_selected(side.name, options.only)]
+    if not programs:
         names = "\n".join(side.name for side in every)
         raise SystemExit(
             f"--only {options.only}: in no name; allowed: words of\n{names}"
         )
     results: dict[str, dict] = {}
-    for side in chosen:
+    for side in programs:
         print(f"compiling {side.name}", file=sys.stderr, flush=True)
-        results[side.name] = compiled(side)
+        results[side.name] = counts_of(side)
         if side.mode in EXECUTIONS and side.ann.name in results:
             ann = results[side.ann.name]
             results[side.name] = with_ratios(side, results[side.name], ann)
     return {
         "question": __doc__.splitlines()[0],
-        "sizes": {side.name: dataclasses.asdict(side) for side in chosen},
+        "sizes": {side.name: dataclasses.asdict(side) for side in programs},
         "machine": timing.machine() | {"device": "v5e, compiled, not run"},
         "versions": {"snnjax": timing.versions(("jax", "jaxlib", "libtpu", "flax"))},
         "sides": results,
@@ -352,7 +350,9 @@ def draw(result: dict, path: Path) -> None:
     bars = axes.barh(list(ratios), list(ratios.values()))
     axes.bar_label(bars, fmt="%.2g", padding=3)
     axes.axvline(1, color="gray", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="least time / (T x that of the ANN); v5e, not run")
+    axes.set(
+        xscale="log", xlabel="bound / (T x that of the ANN); v5e, compiled, not run"
+    )
     axes.invert_yaxis()
     axes.margins(x=0.1)
     figure.tight_layout()

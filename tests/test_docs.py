@@ -81,7 +81,7 @@ def test_what_a_tutorial_imports_and_calls_exists(file):
             assert operator.attrgetter(name.partition(".")[2])(snnjax) is not None
 
 
-# A minute each; the others use what these do and more.
+# Up to a minute each, so the others stand for them.
 LONG = ("choices", "devices", "fine_tuning", "transformer")
 
 

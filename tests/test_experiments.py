@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -577,3 +578,9 @@ def test_the_notebook_runs(tmp_path):
     assert "best, wait 1" in printed and "% after 8 steps" in printed
     assert "x T times the ANN's time" in printed
     assert "image/png" in printed
+
+
+def test_the_notebook_knows_the_oldest_jax():
+    notebook = (ROOT / "experiments" / "colab.ipynb").read_text()
+    oldest = re.search(r"OLDEST = \(([\d, ]+)\)", notebook)[1].replace(", ", ".")
+    assert f"jax>={oldest}\n" in (ROOT / "setup.cfg").read_text()

@@ -123,12 +123,8 @@ def through_bytes(
         codes = code(spikes, threshold, levels, offset)
         # Without the barrier the compiler would cancel both.
         codes = jax.lax.optimization_barrier(codes)
-        # As wide as the membranes, or a level beyond 1 would be rounded twice.
-        wide_enough = jax.tree.map(
-            lambda value: jnp.asarray(value, spikes.dtype), (threshold, offset)
-        )
-        train = SpikeTrain(codes, wide_enough[0], levels, wide_enough[1])
-        return spikes_of(codes, train)
+        units = as_wide_as(spikes, threshold, offset)
+        return spikes_of(codes, SpikeTrain(codes, units[0], levels, units[1]))
 
     return jax.lax.platform_dependent(
         spikes, threshold, offset, tpu=by_codes, default=lambda spikes, *_: spikes
@@ -138,6 +134,18 @@ def through_bytes(
 @through_bytes.defjvp
 def _derivative_of_spikes(levels, primals, tangents):
     return through_bytes(primals[0], levels, *primals[1:]), tangents[0]
+
+
+def as_wide_as(
+    membranes: jax.Array, threshold: Any, offset: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """Threshold and offset in the type of what fires.
+
+    In a narrower one a level beyond 1 would be rounded twice.
+    """
+    dtype = membranes.dtype
+    wide_offset = None if offset is None else jnp.asarray(offset, dtype)
+    return jnp.asarray(threshold, dtype), wide_offset
 
 
 def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:

@@ -16,7 +16,7 @@ from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, fire, levels_of
-from snnjax.neurons.spike_trains import SpikeTrain, append, code, per_byte
+from snnjax.neurons.spike_trains import SpikeTrain, append, as_wide_as, code, per_byte
 
 
 def unroll(
@@ -181,11 +181,7 @@ def spike_train(
 
     loops = min(len(groups), max(1, _steps_per_loop(neuron) // group))
     _, bits = jax.lax.scan(encode_group, state, (groups, running), unroll=loops)
-    # As wide as the membranes, or a level beyond 1 would be rounded twice.
-    threshold, offset = jax.tree.map(
-        lambda value: jnp.asarray(value, state.potential.dtype),
-        (params.threshold, params.offset),
-    )
+    threshold, offset = as_wide_as(state.potential, params.threshold, params.offset)
     return SpikeTrain(bits, threshold, levels, offset, currents.dtype)
 
 

@@ -1,16 +1,8 @@
-"""What ``execution="auto"`` takes, from the devices, the SNN and the wait.
+"""What ``execution="auto"`` takes, from the device, the SNN and the wait.
 
-| devices | wait | neurons | execution | gradient | groups |
-|---|---|---|---|---|---|
-| any | any | others than IF and LIF, or a soft surrogate | by_layer | its own | |
-| any | T | IF, reset by subtraction | closed_form | of by_layer | |
-| CPU | 0 | IF and LIF | by_step | of by_layer | |
-| TPU | 0 | IF and LIF | by_step | its own | of 128 |
-| otherwise | | IF and LIF | by_layer | its own | |
-
-By the measurements of benchmarks/throughput.py on a CPU, and by the counts of
-benchmarks/tpu.py for a TPU: XLA puts the batch of a convolution in the 128 lanes of a
-vector there. A GPU was neither measured nor counted.
+docs/accelerators.md has the table and the reasons: the measurements of
+benchmarks/throughput.py on a CPU, and for a TPU the counts of benchmarks/tpu.py. A GPU
+was neither measured nor counted.
 """
 
 from typing import NamedTuple
@@ -23,7 +15,7 @@ from snnjax.simulation.executions import ByLayer
 from snnjax.snn import SNN
 from snnjax.surrogate import Surrogate, holds_tracer, is_step
 
-LANES = 128  # of a vector of a TPU
+LANES = 128  # of a vector of a TPU; XLA puts the batch of a convolution there
 
 
 class Choice(NamedTuple):
@@ -52,7 +44,7 @@ def choose(
     surrogate: Surrogate,
     platform: str,
 ) -> Choice:
-    """The execution of an SNN, as the table above says.
+    """How an SNN is simulated.
 
     Args:
         execution: as for `snnjax.spiking`; what is not "auto" is taken as it is.
