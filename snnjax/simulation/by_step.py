@@ -55,14 +55,16 @@ def run_by_step(job: Job) -> Any:
 
     x = jax.tree.map(padded, x)
 
-    # What a loop does not change has its gradient summed over all steps, in its type.
-    constants = {v: wide(a) if is_floating(a) else a for v, a in values.items()}
+    # What a loop does not change has its gradient summed over all steps, in its type. A
+    # number of Python has no gradient, and no type of its own.
+    arrays = {v: a for v, a in values.items() if hasattr(a, "dtype")}
+    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
+    constants = {v: wide(a) if v in types else a for v, a in values.items()}
 
     def body(states, now):
         step, x_t = now
         local: dict[Any, Any] = {
-            v: a.astype(values[v].dtype) if is_floating(a) else a
-            for v, a in constants.items()
+            v: a.astype(types[v]) if v in types else a for v, a in constants.items()
         }
         after: dict[str, Any] = {}
         if job.sequence:
