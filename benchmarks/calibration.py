@@ -220,8 +220,10 @@ def main(arguments: list[str] | None = None) -> dict | None:
     timing.peer_options(parser)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128, help="calibration images")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=1, help="timings per round")
+    timing.rounds_option(parser, 4)
+    parser.add_argument(
+        "--repeats", type=timing.count, default=1, help="timings per round"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.steps, options.batch, options.rounds = 2, 2, 1

@@ -344,8 +344,10 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=32, help="pixels, multiple of 8")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=2, help="timings per round")
+    timing.rounds_option(parser, 5)
+    parser.add_argument(
+        "--repeats", type=timing.count, default=2, help="timings per round"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.batch, options.size = 2, 8

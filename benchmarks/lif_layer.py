@@ -343,8 +343,10 @@ def main(arguments: list[str] | None = None) -> dict | None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeats", type=int, default=3, help="timings per round")
+    timing.rounds_option(parser, 7)
+    parser.add_argument(
+        "--repeats", type=timing.count, default=3, help="timings per round"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.steps, options.batch, options.features = 50, 2, 16

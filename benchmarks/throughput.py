@@ -223,7 +223,7 @@ def draw(result: dict, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    timing.rounds_option(parser, 5)
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds = 1

@@ -180,7 +180,6 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
     print("\n\n".join(lines))
     if out:
         path = Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
         path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
 
@@ -190,10 +189,36 @@ def parser(doc: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--out", metavar="FILE", help="write JSON, and .md beside it")
+    options.add_argument(
+        "--out", metavar="FILE.json", type=_result_file, help="and .md beside it"
+    )
     options.add_argument("--quick", action="store_true", help="toy size, for tests")
     options.add_argument("--side", help=argparse.SUPPRESS)
     return options
+
+
+def rounds_option(options: argparse.ArgumentParser, default: int) -> None:
+    """``--rounds``: how many times each side is timed."""
+    options.add_argument("--rounds", metavar="N", type=count, default=default)
+
+
+def count(text: str) -> int:
+    """The type of options that are whole numbers from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number >= 1")
+    return int(text)
+
+
+def _result_file(text: str) -> str:
+    """The name, once its folder is there: a benchmark takes minutes."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}; allowed: a file named NAME.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return text
 
 
 def peer_options(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +230,16 @@ def peer_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="interpreter that has a peer installed; default: this one",
     )
-    parser.add_argument("--only", metavar="WORDS", help="sides with one of these")
+    only_option(parser)
+
+
+def only_option(parser: argparse.ArgumentParser) -> None:
+    """``--only``: some of the sides, see `is_selected`."""
+    parser.add_argument(
+        "--only",
+        metavar="WORDS",
+        help="sides with one of these, separated by commas",
+    )
 
 
 def is_selected(side: str, only: str | None) -> bool:

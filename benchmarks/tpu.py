@@ -279,6 +279,7 @@ def compare(options) -> dict:
         raise SystemExit(
             f"--only {options.only}: in no name; allowed: words of\n{names}"
         )
+    devices(1)  # before anything takes time
     results: dict[str, dict] = {}
     for side in programs:
         print(f"compiling {side.name}", file=sys.stderr, flush=True)
@@ -362,7 +363,7 @@ def draw(result: dict, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    parser.add_argument("--only", metavar="WORDS", help="sides with one of these")
+    timing.only_option(parser)
     options = parser.parse_args(arguments)
     try:
         result = compare(options)

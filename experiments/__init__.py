@@ -5,7 +5,13 @@ import os
 import signal
 import sys
 
-_NEEDED = ("flax", "optax", "simple_parsing", "tqdm")
+
+def require(what: str, *names: str) -> None:
+    """Exit with one line where modules are missing that ``.[experiments]`` has."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        sys.exit(
+            f"error: {what} need {', '.join(missing)}: pip install -e '.[experiments]'"
+        )
 
 
 def _end(*_) -> None:
@@ -17,8 +23,4 @@ def _end(*_) -> None:
 if sys.argv[:1] == ["-m"]:  # Python is about to run one of the commands
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        sys.exit(
-            f"error: the experiments need {', '.join(missing)}: "
-            "pip install -e '.[experiments]'"
-        )
+    require("the experiments", "flax", "optax", "simple_parsing", "tqdm")

@@ -37,11 +37,17 @@ def check_leaves(params: Any) -> None:
     """Raise unless all leaves of a pytree are arrays or numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        where = name_of(path) or "the top"
         if not array and not isinstance(leaf, int | float | complex):
             raise ValueError(
-                f"params hold {type(leaf).__name__} {leaf!r} at "
-                f"{name_of(path) or 'the top'}; allowed: arrays and numbers. What is "
-                "no number belongs to fn, e.g. by eqx.partition(model, eqx.is_array)"
+                f"params hold {type(leaf).__name__} {leaf!r} at {where}; allowed: "
+                "arrays and numbers. What is no number belongs to fn, e.g. by "
+                "eqx.partition(model, eqx.is_array)"
+            )
+        if isinstance(leaf, complex) or array and leaf.dtype.kind == "c":
+            raise ValueError(
+                f"params hold complex numbers at {where}; allowed: real ones, since "
+                "a potential is compared with a threshold"
             )
 
 
@@ -82,6 +88,29 @@ def _check_example(name: str, leaf: Any) -> None:
             f"{name} has shape {tuple(leaf.shape)}; allowed: [batch, ...] with at "
             "least one example"
         )
+
+
+def check_numbers(x: Any) -> None:
+    """Raise where numbers of x are NaN, where they are concrete.
+
+    A NaN never reaches a threshold, so a network would answer as if nothing came in.
+    Infinite ones are allowed: a mask may hold them.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        with jax.ensure_compile_time_eval():  # x may be closed over in a jit
+            missing = int(_count_nan(leaf))
+        if missing:
+            raise ValueError(
+                f"x{jax.tree_util.keystr(path)} holds {missing} NaN of {leaf.size} "
+                "numbers; allowed: numbers. Check the normalisation of the images"
+            )
+
+
+@jax.jit
+def _count_nan(array: jax.Array) -> jax.Array:
+    return jnp.isnan(array).sum()
 
 
 def check_floating(name: str, array: Any) -> None:

@@ -39,7 +39,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
         The sharding of the batch axis, or None for a single device.
 
     Raises:
-        ValueError: mesh is no Mesh, or ``jax.set_mesh`` has Explicit axes.
+        ValueError: mesh is no Mesh, or ``jax.set_mesh`` has Explicit axes that share
+            the examples.
 
     >>> import jax
     >>> over_batch(jax.make_mesh((1,), ("data",))).spec[0]
@@ -54,6 +55,8 @@ def over_batch(mesh: Mesh | None, x: Any = None) -> NamedSharding | None:
             )
         return NamedSharding(_automatic(mesh), PartitionSpec(mesh.axis_names[0]))
     first = next(iter(jax.tree.leaves(x)), None)
+    if isinstance(first, Tracer) and any(_explicit_spec(first)):
+        _check_context()
     present = None if isinstance(first, Tracer) else getattr(first, "sharding", None)
     if not isinstance(present, NamedSharding) or not isinstance(present.mesh, Mesh):
         return None
@@ -318,6 +321,9 @@ def in_groups(
     Returns:
         The results of all examples; the last group may be smaller.
 
+    Raises:
+        ValueError: x is traced, and devices share its examples along Explicit axes.
+
     >>> import jax.numpy as jnp
     >>> sizes = lambda x: jnp.full(len(x), len(x))  # of the group of each example
     >>> print(in_groups(sizes, jnp.zeros((5, 3)), 2, 0, out_axis=0))
@@ -327,6 +333,13 @@ def in_groups(
     if size is None or batch <= size:
         return function(x)
     groups, rest = divmod(batch, size)
+    spec = _explicit_spec(jax.tree.leaves(x)[0])
+    if any(spec[axis : axis + 1]):
+        raise ValueError(
+            f"micro_batch={size} groups the examples of each device, and x in a "
+            f"transformation is shared along Explicit axes, {spec}; allowed: mesh=, "
+            "the mesh of x, or Auto axes, or the call outside the transformation"
+        )
 
     def examples(start: int, stop: int) -> Any:
         return jax.tree.map(
@@ -376,6 +389,11 @@ def _slicing(spread: NamedSharding, count: int) -> Callable:
 @functools.cache
 def _concatenation(spread: NamedSharding, axis: int) -> Callable:
     return jax.jit(lambda parts: jnp.concatenate(parts, axis), out_shardings=spread)
+
+
+def _explicit_spec(array: Any) -> tuple[Any, ...]:
+    """The Explicit axes of a mesh that share each axis of an array, as its type has."""
+    return tuple(getattr(getattr(jax.typeof(array), "sharding", None), "spec", ()))
 
 
 def _check_context() -> None:

@@ -117,9 +117,11 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
 def check_snn(snn: SNN) -> None:
     """Raise unless this is an SNN."""
     if not isinstance(snn, SNN):
+        inside = isinstance(getattr(snn, "snn", None), SNN)
+        remedy = "its field snn, loaded.snn" if inside else "an SNN of snnjax.convert"
         raise ValueError(
-            f"found a {type(snn).__name__} where an SNN is needed: that of "
-            "snnjax.convert or snnjax.init, which holds the parameters too"
+            f"snn is {type(snn).__name__}; allowed: {remedy}"
+            + ("" if inside else " or snnjax.init, which holds the parameters too")
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,23 @@ def test_checks_that_every_step_is_run():
 def test_targets():
     assert timing.target("seconds", 4.0, at_most=5)["met"]
     assert not timing.target("speed", 3.4, at_least=3.5)["met"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--out", "result.md"], "result.md; allowed: a file named NAME.json"),
+        (["--out", "{folder}/file/result.json"], "Not a directory|File exists"),
+        (["--rounds", "0"], "0; allowed: a whole number >= 1"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(
+    arguments, message, capsys, tmp_path
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        throughput.main([word.format(folder=tmp_path) for word in arguments])
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_interpreters():

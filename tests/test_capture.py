@@ -486,6 +486,7 @@ def test_a_maximum_per_last_axis_makes_it_the_channels():
     "params, message",
     [
         ({"w": jnp.ones((3, 2)), "act": "relu"}, "params hold str 'relu' at act"),
+        ({"w": 1j * jnp.ones((3, 2))}, "params hold complex numbers at w"),
         ({"w": jnp.ones((3, 2)), "f": jnp.tanh}, "eqx.partition"),
     ],
 )

@@ -770,6 +770,27 @@ def test_progress_that_changes_the_sites_is_refused(progress):
         convert(progress=progress)
 
 
+def test_progress_that_is_no_function_is_refused():
+    with pytest.raises(ValueError, match="progress is True; allowed: a function"):
+        convert(progress=True)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_images_may_be_wider_than_the_weights(dtype, x64):
+    net = NETWORKS["dense"]
+    params = jax.tree.map(lambda p: p.astype(dtype), net.params)
+    x = np.asarray(images(32), np.float32)
+    same = convert(net._replace(params=params), x, recipe=snnjax.best())
+    x64()
+    found = convert(net._replace(params=params), np.float64(x), recipe=snnjax.best())
+    tolerance = float(4 * jnp.finfo(dtype).eps)
+    for path, weight in same.params.items():
+        assert found.params[path].dtype == dtype
+        np.testing.assert_allclose(
+            np.float32(found.params[path]), np.float32(weight), atol=100 * tolerance
+        )
+
+
 def test_parameters_alone_may_be_traced():
     x = images()
     for budget in (0, 2**20):  # what is traced cannot wait in files

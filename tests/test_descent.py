@@ -67,7 +67,7 @@ def test_updates_within_the_ranges_stay_as_they_are():
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
     with pytest.raises(ValueError, match=r"got no params; allowed: update\(gradient"):
         training.within_ranges().update(slopes, optax.EmptyState())
-    with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
+    with pytest.raises(ValueError, match="snn is dict; allowed: an SNN of"):
         training.within_ranges().init({})
 
 

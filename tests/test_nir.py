@@ -756,7 +756,7 @@ def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
         ValueError, match="threshold of site .*; allowed: finite and > 0"
     ):
         snnjax.to_nir(net.fn, dataclasses.replace(snn, neurons=neurons), net.x)
-    with pytest.raises(ValueError, match="found a dict where an SNN is needed"):
+    with pytest.raises(ValueError, match="snn is dict; allowed: an SNN of"):
         snnjax.to_nir(net.fn, {}, net.x)
 
 

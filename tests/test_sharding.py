@@ -223,6 +223,24 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         snnjax.spiking(net.fn, steps=STEPS, mesh="all")
 
 
+def test_explicit_axes_in_a_transformation_are_refused_where_no_loop_takes_them():
+    net = NETWORKS["dense"]
+    explicit = (jax.sharding.AxisType.Explicit,)
+    given = jax.make_mesh((8,), ("data",), axis_types=explicit)
+    spread = jax.sharding.NamedSharding(given, jax.sharding.PartitionSpec("data"))
+    x = jax.device_put(eighths(7, (BATCH, *net.x.shape[1:])), spread)
+    snn = snnjax.init(*net[:3])
+    grouped = jax.jit(snnjax.spiking(net.fn, steps=STEPS, micro_batch=4))
+    with pytest.raises(ValueError, match="along Explicit axes.* allowed: mesh="):
+        grouped(snn, x)
+    whole = jax.jit(snnjax.spiking(net.fn, steps=STEPS))
+    with (
+        jax.set_mesh(given),
+        pytest.raises(ValueError, match="inside jax.set_mesh of a mesh with Explicit"),
+    ):
+        whole(snn, x)
+
+
 @pytest.mark.parametrize("axes", jax.sharding.AxisType.__members__.values())
 def test_images_on_a_mesh_are_measured_as_elsewhere(axes):
     """`jax.make_mesh` makes Explicit axes, and an SNN from a mesh has Auto ones."""

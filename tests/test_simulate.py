@@ -528,7 +528,7 @@ def test_a_wrong_option_is_refused(options, message):
     [
         ({"steps": 8}, FITTED, VECTORS, None, "fitted to steps=4, wait=0 and cannot"),
         ({"wait": 1}, FITTED, VECTORS, None, "run with steps=4, wait=1"),
-        ({}, FLAT, VECTORS, None, "found a dict where an SNN is needed"),
+        ({}, FLAT, VECTORS, None, "snn is dict; allowed: an SNN of"),
         ({}, WIDE, VECTORS, None, "site 'relu' do not fit .*initial_potential .*(7,)"),
         ({"inputs": "poisson"}, FITTED, abs(VECTORS), None, "needs a key"),
         ({"inputs": "sequence"}, FITTED, [1.0, 2.0], None, "is a float; allowed: an"),
@@ -581,6 +581,14 @@ def test_a_wrong_option_is_refused(options, message):
         ({}, changed(leak=np.nan), VECTORS, None, "leak of site 'relu' is nan"),
         ({}, changed(bias=np.inf), VECTORS, None, "bias of site 'relu' is inf"),
         ({}, BROKEN, VECTORS, None, "NaN in the weights 'w2'; allowed: numbers"),
+        ({}, FITTED, VECTORS.at[0, 1].set(np.nan), None, "x holds 1 NaN of .* numbers"),
+        (
+            {},
+            snnjax.storage.Stored(FITTED, {}, lambda x: x),
+            VECTORS,
+            None,
+            "allowed: its field snn",
+        ),
         (
             {"surrogate": lambda x, b: x},
             FITTED,
@@ -594,6 +602,28 @@ def test_a_wrong_call_is_refused(options, snn, x, key, message):
     simulate = snnjax.spiking(DENSE.fn, **{"steps": STEPS} | options)
     with pytest.raises(ValueError, match=message):
         simulate(snn, x, key)
+
+
+@pytest.mark.parametrize(
+    "of_snn",
+    [
+        snnjax.measures.spike_trains,
+        snnjax.measures.neurobench,
+        lambda fn, snn, x: snnjax.measure(fn, DENSE.params, snn, x),
+    ],
+)
+def test_images_with_nan_have_nothing_to_measure(of_snn):
+    with pytest.raises(ValueError, match="x holds 1 NaN of .* numbers"):
+        of_snn(DENSE.fn, FITTED, VECTORS.at[0, 1].set(np.nan))
+
+
+@pytest.mark.parametrize("inputs", ["constant", "sequence"])
+def test_a_missing_batch_axis_is_named(inputs):
+    simulate = snnjax.spiking(DENSE.fn, steps=STEPS, inputs=inputs)
+    x = VECTORS[0] if inputs == "constant" else VECTORS[:, :4]
+    with pytest.raises(snnjax.ConversionError) as raised:
+        simulate(FITTED, x)
+    assert "Perhaps the batch axis is missing" in "".join(raised.value.__notes__)
 
 
 def test_poisson_rates_do_not_depend_on_the_type_of_the_images():

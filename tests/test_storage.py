@@ -501,7 +501,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     "changes, message",
     [
         ({"path": "snn.npz"}, r"must end in \.safetensors"),
-        ({"snn": {"w": 1}}, "found a dict where an SNN is needed"),
+        ({"snn": {"w": 1}}, "snn is dict; allowed: an SNN of"),
         ({"snn": snnjax.SNN({"act": "relu"}, {})}, "params/act is a str"),
         ({"snn": snnjax.SNN({(1, 2): jnp.ones(1)}, {})}, r"has the key \(1, 2\)"),
         ({"snn": snnjax.SNN(np.array([None]), {})}, "params has dtype object"),

@@ -290,8 +290,8 @@ class Convert:
         check_several(self, "waits", may_lack=True)
         if not self.levels or len(self.levels) % 2:
             raise ValueError(
-                f"levels must be pairs, lowest and highest, e.g. 0 1 -1 1; not "
-                f"{' '.join(map(str, self.levels))}"
+                f"levels must be pairs, lowest and highest, e.g. --levels 0 1 -1 1; "
+                f"not {' '.join(map(str, self.levels)) or 'empty'}"
             )
         for pair in self.pairs():
             snnjax.integrate_and_fire(levels=pair)
@@ -306,7 +306,9 @@ class Convert:
             raise ValueError(f"steps must be >= 1, not {min(self.steps)}")
         for wait in self.waits or ():
             if wait != "T" and not wait.isdecimal():
-                raise ValueError(f"a wait must be a whole number or T, not {wait!r}")
+                raise ValueError(
+                    f"a wait must be a whole number >= 0 or T, not {wait!r}"
+                )
             if wait != "T" and int(wait) > min(self.steps):
                 raise ValueError(
                     f"wait {wait} exceeds steps {min(self.steps)}; no layer waits "

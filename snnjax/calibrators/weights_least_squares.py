@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from snnjax._arrays import other_axes, wide
+from snnjax._arrays import other_axes, wide, wide_dtype
 from snnjax._checks import check_count, check_positive
 from snnjax._text import named
 from snnjax._trees import add_scaled
@@ -82,7 +82,10 @@ def least_squares_weights(
     def refit(weights, free, current, sources, target, channel, *, rectified, rounds):
         """These weights, refitted; the same if spikes do not reach them."""
         own = tuple(weight.dtype for weight in weights.values())
-        original = tuple(map(wide, weights.values()))
+        original = tuple(
+            jnp.asarray(weight, wide_dtype(weight, target))
+            for weight in weights.values()
+        )
         fixed = jax.lax.stop_gradient((original, sources, target))
         layer = _Layer(current, own, free)
         problem = _pose(layer, *fixed, channel, rectified=rectified)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
-from snnjax._checks import check_choice, check_examples, check_labels
+from snnjax._checks import check_choice, check_examples, check_labels, check_numbers
 from snnjax._examples import batch_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
@@ -243,6 +243,7 @@ def measure(
     check_values(snn)
     x, params, snn = automatic(x, params, snn)
     network = capture(fn, params, x, inline_all=True)
+    check_numbers(x)
     work = Work(fn, network)
     observed, operators, counts = _observe(work, params, snn, x, steps, wait)
     compared = {
@@ -521,6 +522,7 @@ def spike_trains(
     check_choice("inputs", inputs, INPUTS)
     check_values(snn)
     check_examples(x)
+    check_numbers(x)
     x, snn = automatic(encode(x, inputs, steps, key), snn)
     sequence = inputs != "constant"
     network = capture_step(fn, snn.params, x, sequence=sequence)

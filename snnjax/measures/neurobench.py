@@ -31,6 +31,7 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._arrays import lead
+from snnjax._checks import check_numbers
 from snnjax._examples import batch_of
 from snnjax.firing import at_level, events, observe_spikes, of_offsets
 from snnjax.measures.metrics import accuracy
@@ -96,6 +97,7 @@ def neurobench(
         )
     check_values(snn)
     network = capture(fn, snn.params, x, inline_all=True)
+    check_numbers(x)
     check_neurons(snn, network.sites)
     if labels is not None:
         _check_labels(labels, network, batch_of(x))

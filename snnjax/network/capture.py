@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._trees import is_floating
-from snnjax.network.affine import check, is_operator
+from snnjax.network.affine import ConversionError, check, is_operator
 from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
 from snnjax.network.batch import Position, batch_first, batch_positions
 from snnjax.network.encoders import with_encoders
@@ -152,7 +152,16 @@ def capture(
     program = (_with_operators if affine else _with_sites_only)(program)
     bare, axes = _understood(program, params, tree)
     answers = _without_aux(result) if has_aux else result
-    check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
+    try:
+        check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
+    except ConversionError as error:
+        if any(len(leaf.shape) == 1 for leaf in jax.tree_util.tree_leaves(x)):
+            error.add_note(
+                f"Its x has {_described(x)}, which is read as a batch of single "
+                "numbers. Perhaps the batch axis is missing: x is [B, ...], and a "
+                "sequence is [T, B, ...]."
+            )
+        raise
     # Operators and encoders are those of the equations with every call inlined.
     if inline_all or any(eq.body for eq in bare.equations):
         return bare

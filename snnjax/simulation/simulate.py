@@ -22,6 +22,7 @@ from snnjax._checks import (
     check_examples,
     check_flags,
     check_function,
+    check_numbers,
     check_size,
     check_wait,
 )
@@ -288,6 +289,7 @@ def simulate(
     check_fit(snn, sim.steps, sim.wait)
     check_values(snn)
     check_examples(x)
+    check_numbers(x)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
     if sim.spread is not None:
@@ -420,8 +422,7 @@ def _execution(execution: Any) -> Execution | ByLayer:
     """The execution; by_layer without options is "by_layer"."""
     if isinstance(execution, ByLayer):
         return "by_layer" if execution == ByLayer() else execution
-    if isinstance(execution, str):
-        check_choice("execution", execution, EXECUTIONS)
+    if isinstance(execution, str) and execution in EXECUTIONS:
         return cast(Execution, execution)
     raise ValueError(
         f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, or "

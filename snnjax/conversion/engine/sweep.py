@@ -65,8 +65,13 @@ def sweep(
 
 
 def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
+    if not callable(progress):
+        raise ValueError(
+            f"progress is {progress!r}; allowed: a function that returns the sites "
+            "while it shows how far they are, as tqdm does"
+        )
     count = 0
-    for site in (progress(sites) if callable(progress) else None) or ():
+    for site in progress(sites) or ():
         if count == len(sites) or site is not sites[count]:
             break
         yield site
