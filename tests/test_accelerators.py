@@ -4,6 +4,7 @@ No test needs one. `tpu` tests compile for a v5e by libtpu and skip where it is 
 the others lower programs, or let a CPU take the way of a TPU.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -240,9 +241,14 @@ def test_a_narrow_network_has_its_gradient_summed_in_float32():
     )
 
 
-@pytest.mark.parametrize("neuron", [integrate_and_fire(), lif()])
+@pytest.mark.parametrize(
+    "neuron, platform, count",
+    [(integrate_and_fire(), "cpu", 1), (lif(), "tpu", 1), (lif(), "cpu", 2)],
+)
 @pytest.mark.parametrize("wait", [0, 8])
-def test_the_gradient_by_step_keeps_a_number_per_neuron_and_step(neuron, wait):
+def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(
+    neuron, platform, count, wait, monkeypatch
+):
     def fn(params, x):
         hidden = jax.nn.relu(x @ params["a"])
         late = jax.nn.relu(jax.nn.relu(hidden @ params["b"]) @ params["c"] + hidden)
@@ -250,13 +256,37 @@ def test_the_gradient_by_step_keeps_a_number_per_neuron_and_step(neuron, wait):
 
     params, x, steps = {name: jnp.eye(16) for name in "abcd"}, jnp.ones((8, 16)), 32
     snn = snnjax.init(fn, params, x, neuron=neuron)
+    monkeypatch.setattr(sharding, "platform", lambda x, spread=None: platform)
     options = {"steps": steps, "wait": wait, "execution": "by_step"}
     simulate = snnjax.spiking(fn, **options)
     pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
     residuals = {id(v): v.aval.size for v in pull.outvars if v not in pull.invars}
     states = (steps + 3 * wait) * 3 * x.size
     delayed = (steps + 3 * wait) * x.size if wait else 0
-    assert sum(residuals.values()) < 1.2 * (states + delayed)
+    size = sum(residuals.values())
+    assert 0.8 * count * states < size < 1.2 * (count * states + delayed)
+
+
+@pytest.mark.parametrize("platform, products", [("cpu", 2), ("tpu", 3)])
+def test_the_gradient_by_step_computes_weights_anew_on_a_tpu_only(
+    platform, products, monkeypatch
+):
+    """One product forward, one for the gradient of w; the third is the first again."""
+    monkeypatch.setattr(sharding, "platform", lambda x, spread=None: platform)
+
+    def fn(w, x):
+        return jax.nn.relu(x @ w)
+
+    x = jnp.ones((4, 8, 16))
+    snn = snnjax.init(fn, jnp.eye(16), x[0], neuron=lif())
+    options = {"steps": 4, "execution": "by_step", "inputs": "sequence"}
+    simulate = snnjax.spiking(fn, **options)
+
+    def loss(w):
+        return simulate(dataclasses.replace(snn, params=w), x).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(snn.params))
+    assert text.count("dot_general") == products
 
 
 def test_what_is_asked_for_is_taken_as_it_is():

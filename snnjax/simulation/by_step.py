@@ -3,7 +3,8 @@
 With a wait of d it is a pipeline: depth k integrates in the steps from (k - 1) d and
 fires in the T steps from k d; delay lines hold back what took a shorter way.
 
-A gradient keeps one state per neuron and step, and computes the rest of the step anew.
+A gradient keeps the charged state of each neuron and step, and computes the rest of the
+step anew.
 """
 
 import dataclasses
@@ -151,9 +152,9 @@ def _advance(
         return jnp.concatenate([state[1:], current[None]]), delayed
     model, params = job.models[site.name], job.snn.neurons[site.name]
     charged = charge(model, params, state, current, now)
-    if field(params, "leak") is None:
-        # With a leak the gradient needs the state before the charge, which it has, and
-        # computes the charged one from it.
+    if field(params, "leak") is None or not job.recomputes_charge:
+        # The gradient of a leak needs the state before the charge, which would be a
+        # second one to keep; the charged one can be computed from it.
         charged = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), charged)
     state, spikes = discharge(model, params, charged, now)
     return state, spikes.astype(site.dtype)

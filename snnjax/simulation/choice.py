@@ -28,11 +28,15 @@ class Choice(NamedTuple):
             closed form has none of the surrogate.
         group: examples at a time on a device, where no other size is asked for; a
             gradient computes each group anew. None: all at once.
+        recomputes_charge: the gradient of by_step computes the charge of leaky neurons
+            anew, with the weights before it; otherwise it keeps the charged potential
+            and, where a leak is trained, the one before it too.
     """
 
     execution: Execution | ByLayer
     has_gradient_of_layers: bool = False
     group: int | None = None
+    recomputes_charge: bool = False
 
 
 def choose(
@@ -82,7 +86,7 @@ def choose(
             "'by_layer'"
         )
     if execution != "auto":
-        return Choice(execution)
+        return Choice(execution, recomputes_charge=platform == "tpu")
     if not all(map(is_plain, models_in(snn.neuron))):
         # A model of the user's own may have a derivative for reverse mode only.
         return Choice("by_layer")
@@ -94,7 +98,7 @@ def choose(
     if wait == 0 and platform == "cpu":
         return Choice("by_step", has_gradient_of_layers=True)
     if wait == 0 and platform == "tpu":
-        return Choice("by_step", group=LANES)
+        return Choice("by_step", group=LANES, recomputes_charge=True)
     return Choice("by_layer")
 
 

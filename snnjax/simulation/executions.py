@@ -41,6 +41,7 @@ class Job(NamedTuple):
         steps: T.
         wait: steps that every layer integrates before it fires.
         sequence: x has a time axis.
+        recomputes_charge: see `Choice`.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class Job(NamedTuple):
     steps: int
     wait: int
     sequence: bool
+    recomputes_charge: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

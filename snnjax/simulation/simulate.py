@@ -328,6 +328,7 @@ def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree)
     """Outputs [T, B, ...] of a group of examples on one device."""
     network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     job = _job(sim, network, snn, x)
+    job = job._replace(recomputes_charge=choice.recomputes_charge)
     if choice.has_gradient_of_layers:
         return _with_gradient_of_layers(job, choice.execution)
     return execute(job, choice.execution)
