@@ -44,7 +44,7 @@ def check_leaves(params: Any) -> None:
                 "arrays and numbers. What is no number belongs to fn, e.g. by "
                 "eqx.partition(model, eqx.is_array)"
             )
-        if isinstance(leaf, complex) or array and leaf.dtype.kind == "c":
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
             raise ValueError(
                 f"params hold complex numbers at {where}; allowed: real ones, since "
                 "a potential is compared with a threshold"
