@@ -77,22 +77,35 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     print(HEADER, flush=True)
     conversion, snn = _begin(config, setup)
     snn = _train(config, setup, snn, conversion.final)
-    log = (Path(config.out).expanduser() / "metrics.jsonl").read_text().splitlines()
-    seconds = sum(json.loads(line)["seconds"] for line in log)
+    lines = (Path(config.out).expanduser() / "metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    seconds = sum(line["seconds"] for line in log)
+    accuracies = [conversion.final, *(line["test_accuracy"] for line in log)]
     epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
     result = _evaluate(setup.task, f"{conversion.recipe}, {epochs}", snn, seconds)
     print(f"\n{HEADER}\n{row(conversion, setup.ann)}\n{row(result, setup.ann)}")
     if devices.first():
-        _write(config, setup, [conversion, result], snn)
+        _write(config, setup, [conversion, result], snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return [conversion, result]
 
 
-def _write(config: FineTune, setup: Setup, results: list[Result], snn: SNN) -> None:
-    """All files of a run; says where they are."""
+def _write(
+    config: FineTune,
+    setup: Setup,
+    results: list[Result],
+    snn: SNN,
+    accuracies: list[float],
+) -> None:
+    """All files of a run; says where they are.
+
+    Args:
+        accuracies: of the conversion, and after each epoch.
+    """
     task, module = setup.task, "experiments.finetune"
     facts = facts_of(task, setup.ann, setup.card, module=module, config=config)
     facts["chosen_on"] = None
+    facts["accuracy_after_epochs"] = accuracies
     # `choice` takes the row with hits: the files show the trained SNN.
     conversion = results[0]._replace(choice_hits=None)
     images = None

@@ -73,6 +73,8 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     facts = json.loads((out / "metrics.json").read_text())
     assert facts["command"].startswith("python -m experiments.finetune --checkpoint")
     assert facts["config"]["epochs"] == 2 and len(facts["results"]) == 2
+    of_epochs = [line["test_accuracy"] for line in log]
+    assert facts["accuracy_after_epochs"] == [converted.final, *of_epochs]
     for name in ("epochs.png", "accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None
