@@ -75,6 +75,9 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     assert facts["config"]["epochs"] == 2 and len(facts["results"]) == 2
     of_epochs = [line["test_accuracy"] for line in log]
     assert facts["accuracy_after_epochs"] == [converted.final, *of_epochs]
+    percent = [f"{100 * accuracy:.1f}" for accuracy in (converted.final, *of_epochs)]
+    table = (out / "results.md").read_text()
+    assert f"| accuracy % | {' | '.join(percent)} |" in table
     for name in ("epochs.png", "accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None

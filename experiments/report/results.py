@@ -213,11 +213,20 @@ Horowitz, ISSCC 2014), without memory; seconds of the conversion (median)."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
-    """The files metrics.json and results.md (two tables), in the folder `out`."""
+    """The files metrics.json and results.md (two or three tables), in `out`."""
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     accuracy = markdown(results, facts["ann_accuracy"])
+    if accuracies := facts.get("accuracy_after_epochs"):
+        accuracy += "\n" + _of_epochs(accuracies)
     write(out / "results.md", f"{accuracy}\n{COSTS}\n\n{costs(results)}")
+
+
+def _of_epochs(accuracies: Sequence[float]) -> str:
+    """The accuracy of a conversion (epoch 0), and after each epoch of training."""
+    percent = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+    head = ("epoch", *map(str, range(len(percent))))
+    return _table(head, [("accuracy %", *percent)])
 
 
 def _plain(value):
