@@ -7,6 +7,7 @@ not installed says so; it is never left out.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -61,9 +62,9 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence
 
 
 def rounds(
-    commands: Mapping[str, Sequence[str]], count: int, repeats: int
+    commands: Mapping[str, Sequence[str]], number: int, repeats: int
 ) -> dict[str, dict]:
-    """Start a worker per side; ``count`` rounds of ``repeats`` timings of each.
+    """Start a worker per side; ``number`` rounds of ``repeats`` timings of each.
 
     Returns:
         side -> {"seconds": [...], "facts", "versions"}, or {"missing": reason}.
@@ -83,21 +84,25 @@ def rounds(
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
             sides[side] = _answer(side, workers[side])
-        there = [side for side, entry in sides.items() if "missing" not in entry]
-        for side in there:
+        installed = [side for side, entry in sides.items() if "missing" not in entry]
+        for side in installed:
             sides[side]["seconds"] = []
-        for _ in range(count):
-            for side in there:
+        for _ in range(number):
+            for side in installed:
                 for _ in range(repeats):
-                    print(file=workers[side].stdin, flush=True)
+                    # One that has ended gives no answer, which says which side it is.
+                    with contextlib.suppress(BrokenPipeError):
+                        print(file=workers[side].stdin, flush=True)
                     sides[side]["seconds"].append(_answer(side, workers[side]))
         return sides
     finally:
         for worker in workers.values():
-            worker.stdin.close()
-            worker.stdout.close()
             worker.terminate()
+        for worker in workers.values():
             worker.wait()
+            worker.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
 
 
 def _answer(side: str, worker: subprocess.Popen):
@@ -148,7 +153,7 @@ def _cell(value: Any) -> str:
         return "-"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def target(
@@ -221,21 +226,21 @@ def _result_file(text: str) -> str:
     return text
 
 
-def peer_options(parser: argparse.ArgumentParser) -> None:
+def peer_options(options: argparse.ArgumentParser) -> None:
     """Options of benchmarks that have peers."""
-    parser.add_argument(
+    options.add_argument(
         "--python",
         metavar="PEER=PATH",
         action="append",
         default=[],
         help="interpreter that has a peer installed; default: this one",
     )
-    only_option(parser)
+    only_option(options)
 
 
-def only_option(parser: argparse.ArgumentParser) -> None:
+def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
-    parser.add_argument(
+    options.add_argument(
         "--only",
         metavar="WORDS",
         help="sides with one of these, separated by commas",

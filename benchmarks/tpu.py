@@ -61,7 +61,8 @@ class Side:
         mode: "ANN", an execution of the SNN, or a piece of a calibration.
         training: the gradient of a loss with respect to all parameters.
         network: of `NETWORKS`.
-        steps, wait, levels: T, of every layer, and of the spikes.
+        steps, wait: T, and the wait of every layer.
+        levels: of the spikes.
         leaky: LIF neurons in place of IF.
         batch: images.
         dtype: of weights and images.

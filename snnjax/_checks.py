@@ -29,7 +29,8 @@ def check_function(fn: Any) -> None:
         name = getattr(fn, "__name__", type(fn).__name__)
         raise ValueError(
             f"fn is {name}{signature}; allowed: a function fn(params, x) -> outputs. "
-            "README shows how to write it for modules of flax, equinox and haiku"
+            "docs/networks.md shows how to write it for modules of flax, equinox and "
+            "haiku"
         ) from None
 
 
@@ -51,28 +52,32 @@ def check_leaves(params: Any) -> None:
             )
 
 
-def check_examples(x: Any) -> None:
+def check_examples(x: Any, axis: int = 0) -> None:
     """Raise unless x is arrays [batch, ...] as a network takes them, or their shapes.
 
     Floating point, or whole numbers and truth values that choose, as tokens and masks.
+
+    Args:
+        axis: of the batch; 1 for a sequence [T, batch, ...].
     """
     leaves = jax.tree_util.tree_leaves_with_path(x)
     if not leaves:
         raise ValueError(f"x is {x!r}, without an array; allowed: arrays [batch, ...]")
     for path, leaf in leaves:
-        _check_example(f"x{jax.tree_util.keystr(path)}", leaf)
-    sizes = {leaf.shape[0] for _, leaf in leaves}
+        _check_example(f"x{jax.tree_util.keystr(path)}", leaf, axis)
+    sizes = {leaf.shape[axis] for _, leaf in leaves}
     if len(sizes) > 1:
         raise ValueError(
             f"x has arrays of {', '.join(map(str, sorted(sizes)))} examples; allowed: "
-            "the same number in each, on the first axis"
+            f"the same number in each, on axis {axis}"
         )
 
 
-def _check_example(name: str, leaf: Any) -> None:
+def _check_example(name: str, leaf: Any, axis: int) -> None:
+    form = "[T, batch, ...]" if axis else "[batch, ...]"
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise ValueError(
-            f"{name} is a {type(leaf).__name__}; allowed: an array [batch, ...], e.g. "
+            f"{name} is a {type(leaf).__name__}; allowed: an array {form}, e.g. "
             "jnp.asarray(x)"
         )
     kinds = jnp.floating, jnp.integer, jnp.bool_
@@ -83,10 +88,10 @@ def _check_example(name: str, leaf: Any) -> None:
             "numbers of more than 8 bits or bool, as tokens and masks are. Scale "
             "images first, e.g. x.astype('float32') / 255"
         )
-    if len(leaf.shape) < 1 or 0 in leaf.shape:
+    if len(leaf.shape) <= axis or 0 in leaf.shape:
         raise ValueError(
-            f"{name} has shape {tuple(leaf.shape)}; allowed: [batch, ...] with at "
-            "least one example"
+            f"{name} has shape {tuple(leaf.shape)}; allowed: {form} with at least one "
+            "example"
         )
 
 
@@ -100,11 +105,11 @@ def check_numbers(x: Any) -> None:
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         with jax.ensure_compile_time_eval():  # x may be closed over in a jit
-            missing = int(_count_nan(leaf))
-        if missing:
+            nan_count = int(_count_nan(leaf))
+        if nan_count:
             raise ValueError(
-                f"x{jax.tree_util.keystr(path)} holds {missing} NaN of {leaf.size} "
-                "numbers; allowed: numbers. Check the normalisation of the images"
+                f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
+                "numbers; allowed: none. Check the normalisation of the images"
             )
 
 
@@ -186,7 +191,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     counts, size = [], 0
     for array in arrays:  # once: what waits in files is read anew each time
         if isinstance(array, Tracer):
-            return
+            continue
         size += array.size
         with jax.ensure_compile_time_eval():
             counts.append(_count_not_finite(array))

@@ -103,7 +103,7 @@ def platform(x: Any, spread: NamedSharding | None = None) -> str:
 
 
 def has_own_examples(x: Any, spread: NamedSharding | None) -> bool:
-    """Whether each device sees its own examples only, so that groups of them do.
+    """Whether each device sees its own examples only, and can make groups of them.
 
     That is so on a mesh, and where there is one device. Traced or sharded arrays
     without a mesh may be shared among devices by XLA: groups would gather them.
@@ -128,6 +128,11 @@ def check_batch(what: str, batch: int, spread: NamedSharding | None) -> None:
         batch: number of examples.
     """
     devices = size(spread)
+    if devices > 1 and not isinstance(batch, int):
+        raise ValueError(
+            f"{what}: {devices} devices cannot share {batch} examples, a symbol of "
+            "jax.export; export for one batch size, or without mesh="
+        )
     if batch % devices:
         raise ValueError(
             f"{what}: {batch} examples cannot be shared evenly by {devices} devices; "
@@ -330,7 +335,14 @@ def in_groups(
     [2 2 2 2 1]
     """
     batch = batch_of(x, axis)
-    if size is None or batch <= size:
+    if size is None:
+        return function(x)
+    if not isinstance(batch, int):
+        raise ValueError(
+            f"micro_batch={size} needs a number of examples; found {batch}, a symbol "
+            "of jax.export. Leave micro_batch out, or export for one batch size"
+        )
+    if batch <= size:
         return function(x)
     groups, rest = divmod(batch, size)
     spec = _explicit_spec(jax.tree.leaves(x)[0])
@@ -392,7 +404,7 @@ def _concatenation(spread: NamedSharding, axis: int) -> Callable:
 
 
 def _explicit_spec(array: Any) -> tuple[Any, ...]:
-    """The Explicit axes of a mesh that share each axis of an array, as its type has."""
+    """For each axis of an array, the Explicit axes of a mesh that share it."""
     return tuple(getattr(getattr(jax.typeof(array), "sharding", None), "spec", ()))
 
 

@@ -27,7 +27,7 @@ from snnjax import sharding
 from snnjax.neurons import adaptive, integrate_and_fire, lif
 from snnjax.neurons.spike_trains import through_bytes
 from snnjax.simulation import by_layer
-from snnjax.simulation.choice import choose
+from snnjax.simulation.choice import Choice, choose
 from snnjax.surrogate import dspike, relaxed_dspike
 
 STEPS = 4
@@ -294,7 +294,7 @@ def test_what_is_asked_for_is_taken_as_it_is():
     given = {"steps": 4, "wait": 0, "surrogate": dspike, "platform": "tpu"}
     for execution in ("by_step", "by_layer", by_layer(segment=2)):
         choice = choose(execution, snn, **given)
-        assert choice == (execution, False, None)
+        assert choice == Choice(execution, recomputes_charge=True)
 
 
 def test_the_devices_of_the_mesh_decide_before_those_of_the_images():

@@ -191,7 +191,7 @@ def test_worker_process():
         "there": [sys.executable, "-c", code.format("lambda: print('noise')")],
         "missing": [sys.executable, "-c", missing],
     }
-    sides = timing.rounds(commands, count=2, repeats=3)
+    sides = timing.rounds(commands, number=2, repeats=3)
     assert sides["missing"] == {"missing": "peer"}
     assert len(sides["there"]["seconds"]) == 6
     assert all(seconds > 0 for seconds in sides["there"]["seconds"])
@@ -202,8 +202,14 @@ def test_failing_worker_is_an_error():
         timing.rounds({"broken": [sys.executable, "-c", "1 / 0"]}, 1, 1)
 
 
+def test_a_worker_that_ends_between_two_timings_is_an_error():
+    ends = "print('{}')"  # it is ready, and waits for no line
+    with pytest.raises(RuntimeError, match="ended"):
+        timing.rounds({"ended": [sys.executable, "-c", ends]}, 2, 1)
+
+
 def test_commands_start():
-    """Every file starts as a module, under an interpreter that need not have JAX."""
+    """Every file starts as a module."""
     for name in ("converter_cnn", "calibration", "lif_layer"):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -615,6 +616,30 @@ def test_a_wrong_call_is_refused(options, snn, x, key, message):
 def test_images_with_nan_have_nothing_to_measure(of_snn):
     with pytest.raises(ValueError, match="x holds 1 NaN of .* numbers"):
         of_snn(DENSE.fn, FITTED, VECTORS.at[0, 1].set(np.nan))
+
+
+def test_arrays_of_a_sequence_have_equally_many_examples():
+    def fn(w, x):
+        return jax.nn.relu(x["a"] @ w) + x["b"]
+
+    x = {"a": jnp.ones((STEPS, 3, 2)), "b": jnp.ones((STEPS, 3, 2))}
+    one_step = jax.tree.map(lambda leaf: leaf[0], x)
+    snn = snnjax.init(fn, jnp.eye(2), one_step, neuron=integrate_and_fire())
+    simulate = snnjax.spiking(fn, steps=STEPS, inputs="sequence", micro_batch=2)
+    assert simulate(snn, x).shape == (STEPS, 3, 2)
+    x["b"] = jnp.ones((STEPS, 5, 2))
+    with pytest.raises(ValueError, match="of 3, 5 examples; allowed: .* on axis 1"):
+        simulate(snn, x)
+    with pytest.raises(ValueError, match="a.* has shape .4,.; allowed: .T, batch"):
+        simulate(snn, {"a": jnp.ones(STEPS), "b": jnp.ones(STEPS)})
+
+
+def test_groups_need_a_number_of_examples():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, *VECTORS.shape[1:]), VECTORS.dtype)
+    grouped = jax.jit(snnjax.spiking(DENSE.fn, steps=STEPS, micro_batch=2))
+    with pytest.raises(ValueError, match="needs a number of examples; found b"):
+        jax.export.export(grouped)(FITTED, x)
 
 
 @pytest.mark.parametrize("inputs", ["constant", "sequence"])

@@ -493,7 +493,7 @@ def test_labels_may_be_traced(loss):
     [
         (
             lambda: param_labels({}, ["weights"]),
-            "found a dict where an SNN is",
+            "snn is dict; allowed: an SNN",
         ),
         (
             lambda: param_labels(with_temperature()[1], ["b"]),

@@ -521,7 +521,7 @@ def spike_trains(
     steps, wait = checked_fit(snn, steps, wait)
     check_choice("inputs", inputs, INPUTS)
     check_values(snn)
-    check_examples(x)
+    check_examples(x, axis=1 if inputs == "sequence" else 0)
     check_numbers(x)
     x, snn = automatic(encode(x, inputs, steps, key), snn)
     sequence = inputs != "constant"

@@ -3,8 +3,8 @@
 With a wait of d it is a pipeline: depth k integrates in the steps from (k - 1) d and
 fires in the T steps from k d; delay lines hold back what took a shorter way.
 
-A gradient keeps the charged state of each neuron and step, and computes the rest of the
-step anew.
+A gradient keeps one state of each neuron and step: the charged one, or for leaky
+neurons on a TPU the one before the charge. It computes the rest of the step anew.
 """
 
 import dataclasses
@@ -56,14 +56,20 @@ def run_by_step(job: Job) -> Any:
 
     x = jax.tree.map(padded, x)
 
-    # What a loop does not change has its gradient summed over all steps, in its type. A
-    # number of Python has no gradient, and no type of its own.
+    # The gradient of a constant of the loop is summed over all steps in its type, so it
+    # enters as float32. A number of Python has neither gradient nor type.
     arrays = {v: a for v, a in values.items() if hasattr(a, "dtype")}
     types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
     constants = {v: wide(a) if v in types else a for v, a in values.items()}
 
-    def body(states, now):
-        step, x_t = now
+    sites = [eq for eq in changing if eq.site is not None]
+    live = {eq.place.name: tuple(v in streams for v in eq.inputs) for eq in sites}
+    states = {
+        eq.place.name: _start(job, eq, values, live[eq.place.name]) for eq in sites
+    }
+
+    def body(states, step_and_x):
+        step, x_t = step_and_x
         local: dict[Any, Any] = {
             v: a.astype(types[v]) if v in types else a for v, a in constants.items()
         }
@@ -72,35 +78,25 @@ def run_by_step(job: Job) -> Any:
             local |= network.inputs(x_t)
 
         def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
-            now = _phase(job, site, step)
+            at = _phase(job, site, step)
             state = states[site.name]
             if site.accumulates:
                 *others, function = operands
                 function = function._replace(live=live[site.name])
                 arguments = (current, *others)
-                output, state = _accumulate(function, state, arguments, now)
+                output, state = _accumulate(function, state, arguments, at)
             else:
-                state, output = _advance(job, site, state, current, now)
+                state, output = _advance(job, site, state, current, at)
             after[site.name] = state
             return output
 
         evaluate(changing, local, rule)
         return after, [local[v] if v in streams else None for v in network.outputs]
 
-    live = {
-        eq.place.name: tuple(v in streams for v in eq.inputs)
-        for eq in changing
-        if eq.site is not None
-    }
-    states = {
-        eq.place.name: _start(job, eq, values, live[eq.place.name])
-        for eq in changing
-        if eq.site is not None
-    }
-    now = (jnp.arange(total), x if job.sequence else None)
+    xs = (jnp.arange(total), x)
     keep = jax.checkpoint_policies.save_only_these_names("state")
     step_of_all = jax.checkpoint(body, policy=keep, prevent_cse=False)
-    _, outputs = jax.lax.scan(step_of_all, states, now, length=total)
+    _, outputs = jax.lax.scan(step_of_all, states, xs, length=total)
     windows = {}
     for v, output in zip(network.outputs, outputs, strict=True):
         if output is not None:
@@ -126,16 +122,16 @@ def _phase(job: Job, site: Site, step: jax.Array) -> Phase:
 
 
 def _accumulate(
-    function: Operator, running: Running, arguments: tuple, now: Phase
+    function: Operator, running: Running, arguments: tuple, at: Phase
 ) -> tuple[tuple[jax.Array, ...], Running]:
     """One step of an operator, if its input arrives: (outputs, state)."""
-    steps = [
+    timed = [
         argument[None] if live else argument
         for argument, live in zip(arguments, function.live, strict=True)
     ]
-    outputs, after = function.over_time(steps, running)
-    state = jax.tree.map(functools.partial(when, now.receiving), after, running)
-    return tuple(when(now.receiving, output[0], 0) for output in outputs), state
+    outputs, after = function.over_time(timed, running)
+    state = jax.tree.map(functools.partial(when, at.receiving), after, running)
+    return tuple(when(at.receiving, output[0], 0) for output in outputs), state
 
 
 def _advance(
@@ -143,7 +139,7 @@ def _advance(
     site: Site,
     state: Any,
     current: jax.Array,
-    now: Phase,
+    at: Phase,
 ) -> tuple[Any, jax.Array]:
     """One step of a site: (state, current) -> (state, output)."""
     if site.lag:
@@ -151,12 +147,13 @@ def _advance(
         delayed = checkpoint_name(state[0], "state")
         return jnp.concatenate([state[1:], current[None]]), delayed
     model, params = job.models[site.name], job.snn.neurons[site.name]
-    charged = charge(model, params, state, current, now)
-    if field(params, "leak") is None or not job.recomputes_charge:
-        # The gradient of a leak needs the state before the charge, which would be a
-        # second one to keep; the charged one can be computed from it.
+    charged = charge(model, params, state, current, at)
+    # The gradient of a leak needs the state before the charge. Where memory counts
+    # most, that one alone is kept, as the loop's carry, and the charge computed anew.
+    recomputes = job.recomputes_charge and field(params, "leak") is not None
+    if not recomputes:
         charged = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), charged)
-    state, spikes = discharge(model, params, charged, now)
+    state, spikes = discharge(model, params, charged, at)
     return state, spikes.astype(site.dtype)
 
 

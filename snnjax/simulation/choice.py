@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     """How a simulation is computed.
 
     Attributes:
-        execution: which one.
+        execution: as for `snnjax.spiking`, but never "auto".
         has_gradient_of_layers: its derivative is that of by_layer, whose numbers are
             equal: a loop over the whole network has a slow gradient on CPU, and the
             closed form has none of the surrogate.
@@ -90,7 +90,7 @@ def choose(
     if not all(map(is_plain, models_in(snn.neuron))):
         # A model of the user's own may have a derivative for reverse mode only.
         return Choice("by_layer")
-    # A custom derivative, as the others have here, must not close over a traced value.
+    # A custom derivative, as that of layers is, must not close over a traced value.
     if not is_step(surrogate) or holds_tracer(surrogate):
         return Choice("by_layer")
     if has_closed_form:

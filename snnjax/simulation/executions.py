@@ -1,9 +1,10 @@
 """Executions: how the machine computes one and the same spikes.
 
-`by_layer` folds time into the batch between the sites and scans inside each of them,
-all T steps at once or a segment of them at a time; `by_closed_form` needs no time loop
-where each layer waits for all its input; `folded` shows the function itself T B
-examples, as training mode requires. The loop over the whole network is ``by_step.py``.
+Layer by layer, time is folded into the batch between the sites, and each site scans
+over it: `run_by_layer` all T steps at once, `run_by_segment` some of them at a time.
+`run_closed_form` needs no time loop where each layer waits for all its input;
+`run_folded` shows the function itself T B examples, as training mode requires. The loop
+over the whole network is ``by_step.py``.
 """
 
 import dataclasses
@@ -114,7 +115,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     if job.sequence:
         values |= job.network.inputs(job.x)
 
-    # It lives on in a gradient, so it must not hold the job, which has arrays.
+    # A gradient keeps `fire`, which must not close over the job and its arrays.
     models, steps, wait = job.models, job.steps, job.wait
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
@@ -175,17 +176,17 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
         for eq in changing
         if eq.site is not None
     }
-    groups, rest = divmod(job.steps, size)
+    segments, rest = divmod(job.steps, size)
     x = job.x if job.sequence else None  # None is a tree without leaves
 
-    def grouped(leaf: jax.Array) -> jax.Array:
-        return leaf[: groups * size].reshape(groups, size, *leaf.shape[1:])
+    def in_segments(leaf: jax.Array) -> jax.Array:
+        return leaf[: segments * size].reshape(segments, size, *leaf.shape[1:])
 
-    whole = jax.tree.map(grouped, x)
-    states, outputs = jax.lax.scan(run(size), states, whole, length=groups)
-    outputs = jax.tree.map(lambda a: a.reshape(groups * size, *a.shape[2:]), outputs)
+    whole = jax.tree.map(in_segments, x)
+    states, outputs = jax.lax.scan(run(size), states, whole, length=segments)
+    outputs = jax.tree.map(lambda a: a.reshape(segments * size, *a.shape[2:]), outputs)
     if rest:
-        last = jax.tree.map(lambda leaf: leaf[groups * size :], x)
+        last = jax.tree.map(lambda leaf: leaf[segments * size :], x)
         _, more = run(rest)(states, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
     return over_steps(job, values | outputs, streams)
@@ -235,7 +236,6 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     Returns:
         (outputs [T, B, ...], aux as the function gave it).
     """
-
     models, steps, wait = job.models, job.steps, job.wait  # as in `run_by_layer`
 
     def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
@@ -354,14 +354,13 @@ def _first_spikes(
     Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
     and, where N is negative, clip(N - t low, low, 0).
     """
-    order = jnp.arange(steps, dtype=jnp.float32).reshape(-1, *[1] * mean.ndim)
-    threshold = wide(lead(params.threshold, order.ndim))
+    threshold = wide(lead(params.threshold, mean.ndim + 1))
     # A count is a whole number but for rounding; its gradient is that of the mean.
     count = jnp.round(
         subtract_offset(wide(mean[None]), params.offset) * steps / threshold
     )
     low, high = levels
-    order = order.astype(count.dtype)
+    order = jnp.arange(steps, dtype=count.dtype).reshape(-1, *[1] * mean.ndim)
     level = jnp.clip(count - high * order, 0, high)
     if low:
         level += jnp.clip(count - low * order, low, 0)

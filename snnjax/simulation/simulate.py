@@ -157,9 +157,9 @@ def spiking(
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
         steps: T >= 1, for which every neuron fires.
-        wait: steps that each layer integrates before it fires, 0..T; while it fires
-            its last ones, neither input nor bias comes any more. The answer comes after
-            T + depth x wait steps (`latency`).
+        wait: steps that each layer integrates before it fires, 0..T; in the last of
+            its T steps, as many as the wait, it gets neither input nor bias. The
+            answer comes after T + depth x wait steps (`latency`).
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
             `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
             with a temperature give it as a second argument.
@@ -170,14 +170,16 @@ def spiking(
             detach_reset can be given); or "auto": closed_form where its spikes are the
             same, otherwise by_step without a wait on CPU and TPU and by_layer
             elsewhere, and by_layer for other models than IF and LIF and for a surrogate
-            that is not declared to be a step (`snnjax.surrogate.step`). The device of
-            x, or of the mesh, decides; docs/accelerators.md says why.
+            that is not declared to be a step (`snnjax.surrogate.step`) or that holds a
+            traced value. The device of x, or of the mesh, decides;
+            docs/accelerators.md says why.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, or by "auto" on a TPU 128, whose states stay on the chip.
-            On CPU 16 to 32 keep them in the cache, which is faster.
+            None: all at once, but "auto" without a wait takes 128 on a TPU (the only
+            one, or on a mesh), since the states of so many stay on the chip. On CPU
+            16 to 32 keep them in the cache, which is faster.
         mesh: devices that share the examples along its first axis, each in groups
             of its own, without communication; the gradient is summed over all. With
             has_aux a BatchNorm takes its statistics over all devices.
@@ -288,7 +290,7 @@ def simulate(
     """Check SNN and input, encode the input, share it among the devices, and run."""
     check_fit(snn, sim.steps, sim.wait)
     check_values(snn)
-    check_examples(x)
+    check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
@@ -313,7 +315,7 @@ def simulate(
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         run = functools.partial(simulate_group, sim, choice, snn)
-        batch = batch_of(x, axis)  # a symbol in a program for any
+        batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if has_own_examples and isinstance(batch, int) else None
         size = sim.micro_batch or group
         if group is not None and size is not None and batch > size:
@@ -327,8 +329,7 @@ def simulate(
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
     network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
-    job = _job(sim, network, snn, x)
-    job = job._replace(recomputes_charge=choice.recomputes_charge)
+    job = _job(sim, network, snn, x, choice.recomputes_charge)
     if choice.has_gradient_of_layers:
         return _with_gradient_of_layers(job, choice.execution)
     return execute(job, choice.execution)
@@ -361,14 +362,21 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
     return runs[execution](job)
 
 
-def _job(sim: Simulation, network: Network, snn: SNN, x: chex.ArrayTree) -> Job:
+def _job(
+    sim: Simulation,
+    network: Network,
+    snn: SNN,
+    x: chex.ArrayTree,
+    recomputes_charge: bool = False,
+) -> Job:
     check_neurons(snn, network.sites)
     models = {
         site.name: _model_with_surrogate(sim, snn, site)
         for site in network.sites
         if site.fires
     }
-    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
+    runs = sim.steps, sim.wait, sim.sequence
+    return Job(network, snn, models, x, *runs, recomputes_charge)
 
 
 def _check_no_surrogate(model: Neuron) -> None:
@@ -470,7 +478,7 @@ def _check_training(sim: Simulation, options: ByLayer) -> None:
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}, allowed: 'auto' or "
-            "'by_layer' without segments, None. To save memory use "
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto' or "
+            "'by_layer' without segments, and micro_batch=None. To save memory use "
             "execution=snnjax.simulation.by_layer(remat=True)"
         )
