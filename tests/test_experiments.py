@@ -112,6 +112,17 @@ def test_the_page_shows_the_published_ablations(name):
     assert table in (ROOT / "docs" / "accuracy.md").read_text()
 
 
+def test_the_page_shows_the_published_fine_tuning():
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    for file in (ROOT / "benchmarks" / "results").glob("finetune_*.json"):
+        facts = json.loads(file.read_text())
+        trained = facts["results"][-1]["accuracies"][0][-1]
+        assert facts["accuracy_after_epochs"][-1] == trained
+        tables = file.with_suffix(".md").read_text()
+        (of_epochs,) = re.findall(r"\| epoch .*\n.*\n.*\n", tables)
+        assert of_epochs in page
+
+
 def test_every_published_source_has_a_preset_and_a_card():
     folder = ROOT / "experiments" / "sources"
     published = sorted(file.stem for file in folder.glob("*.safetensors"))
@@ -136,12 +147,21 @@ FEW_STEPS = (
     "all_32",
     "best_32",
 )
-OPERATORS = ("vit", "convnext", "mobilenet_v3")
+SIGNED, GRADED = ("signed_2", "signed_16"), ("graded_2",)
+OPERATORS = (
+    *("vit", "vit_signed_T"),
+    *("convnext", *(f"convnext_{n}" for n in (*SIGNED, *GRADED))),
+    *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in (*SIGNED, *GRADED))),
+)
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
 PUBLISHED = [  # a page, and the files of a table that it shows
     (
         "README.md",
-        ["resnet20_best", "resnet20_signed", "resnet20_graded", "vit", "convnext"],
+        [
+            *("resnet20_best", "resnet20_signed", "resnet20_graded"),
+            *("vit", "convnext", "convnext_signed_2", "convnext_signed_16"),
+            "convnext_graded_2",
+        ],
     ),
     ("docs/results.md", [f"resnet20_{n}" for n in FEW_STEPS]),
     ("docs/results.md", [f"resnet20_{n}" for n in LEVELS]),

@@ -130,11 +130,14 @@ def row(result: Result, ann: float) -> str:
     """One line of the table, under `HEADER`."""
     mean, spread = 100 * result.final, 100 * result.deviation
     wait = f" {result.wait}".rjust(20 - len(result.name))  # a long name takes its room
+    seconds = (
+        f"{result.seconds:.2f}" if result.seconds < 1000 else f"{result.seconds:.0f}"
+    )
     return (
         f"{result.name}{wait}{result.steps:>4}{result.latency:>8}"
         f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
         f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
-        f"{result.seconds:>7.2f}"
+        f"{seconds:>7}"
     )
 
 
