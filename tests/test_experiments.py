@@ -147,11 +147,11 @@ FEW_STEPS = (
     "all_32",
     "best_32",
 )
-SIGNED, GRADED = ("signed_2", "signed_16"), ("graded_2",)
+MORE = ("signed_2", "signed_16", "graded_2", "signed_T")
 OPERATORS = (
     *("vit", "vit_signed_T"),
-    *("convnext", *(f"convnext_{n}" for n in (*SIGNED, *GRADED))),
-    *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in (*SIGNED, *GRADED))),
+    *("convnext", *(f"convnext_{n}" for n in MORE)),
+    *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in MORE)),
 )
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
 PUBLISHED = [  # a page, and the files of a table that it shows
@@ -453,7 +453,7 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
     "arguments, message",
     [
         (["--steps", "0"], "steps must be >= 1"),
-        (["--waits", "x"], "whole number or T"),
+        (["--waits", "x"], "whole number >= 0 or T"),
         (["--delays", "1"], "--delays of snnjax 0.1 is now --waits"),
         (["--waits", "9", "--steps", "4"], "exceeds steps 4"),
         (["--preset", "nothing"], "invalid choice"),
