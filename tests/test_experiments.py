@@ -149,7 +149,7 @@ FEW_STEPS = (
 )
 MORE = ("signed_2", "signed_16", "graded_2", "signed_T")
 OPERATORS = (
-    *("vit", "vit_signed_T"),
+    *("vit", "vit_signed_32", "vit_signed_T"),
     *("convnext", *(f"convnext_{n}" for n in MORE)),
     *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in MORE)),
 )
