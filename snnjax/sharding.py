@@ -106,15 +106,20 @@ def has_own_examples(x: Any, spread: NamedSharding | None) -> bool:
     """Whether each device sees its own examples only, and can make groups of them.
 
     That is so on a mesh, and where there is one device. Traced or sharded arrays
-    without a mesh may be shared among devices by XLA: groups would gather them.
+    without a mesh may be shared among devices by XLA: groups would gather them. Those
+    on Explicit axes, even of one device, cannot be grouped at all.
 
     >>> import jax.numpy as jnp
     >>> has_own_examples(jnp.ones((8, 3)), None)
     True
     """
-    if spread is not None or jax.device_count() == 1:
-        return True
     leaves = jax.tree.leaves(x)
+    if spread is not None:
+        return True
+    if any(any(_explicit_spec(leaf)) for leaf in leaves):
+        return False
+    if jax.device_count() == 1:
+        return True
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         return False
     return all(len(getattr(leaf, "devices", set)()) <= 1 for leaf in leaves)
@@ -327,7 +332,8 @@ def in_groups(
         The results of all examples; the last group may be smaller.
 
     Raises:
-        ValueError: x is traced, and devices share its examples along Explicit axes.
+        ValueError: x is traced, and devices share its examples along Explicit axes, or
+            their number is a symbol of jax.export.
 
     >>> import jax.numpy as jnp
     >>> sizes = lambda x: jnp.full(len(x), len(x))  # of the group of each example

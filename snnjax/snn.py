@@ -116,13 +116,12 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
 
 def check_snn(snn: SNN) -> None:
     """Raise unless this is an SNN."""
-    if not isinstance(snn, SNN):
-        inside = isinstance(getattr(snn, "snn", None), SNN)
-        remedy = "its field snn, loaded.snn" if inside else "an SNN of snnjax.convert"
-        raise ValueError(
-            f"snn is {type(snn).__name__}; allowed: {remedy}"
-            + ("" if inside else " or snnjax.init, which holds the parameters too")
-        )
+    if isinstance(snn, SNN):
+        return
+    allowed = "an SNN of snnjax.convert or snnjax.init, which holds the parameters too"
+    if isinstance(getattr(snn, "snn", None), SNN):  # what `load` returns
+        allowed = "its field snn"
+    raise ValueError(f"snn is {type(snn).__name__}; allowed: {allowed}")
 
 
 def check_fit(snn: SNN, steps: int, wait: int) -> None:

@@ -210,6 +210,17 @@ def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
     assert_array_equal(steps, layers)
 
 
+def test_images_on_explicit_axes_of_one_device_have_no_groups(as_on_a_tpu):
+    net = NETWORKS["dense"]
+    axes = (jax.sharding.AxisType.Explicit,)
+    alone = jax.make_mesh((1,), ("data",), axis_types=axes)
+    spread = jax.sharding.NamedSharding(alone, jax.sharding.PartitionSpec("data"))
+    x = jnp.tile(net.x, (130, *[1] * (net.x.ndim - 1)))
+    simulate = jax.jit(snnjax.spiking(net.fn, steps=STEPS))
+    outputs = simulate(halves(net), jax.device_put(x, spread))
+    assert_allclose(outputs, simulate(halves(net), x), atol=1e-6)
+
+
 def test_a_program_for_any_batch_has_no_groups(as_on_a_tpu):
     net = NETWORKS["dense"]
     snn = jax.tree.map(jnp.asarray, halves(net))

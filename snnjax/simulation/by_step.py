@@ -3,8 +3,9 @@
 With a wait of d it is a pipeline: depth k integrates in the steps from (k - 1) d and
 fires in the T steps from k d; delay lines hold back what took a shorter way.
 
-A gradient keeps one state of each neuron and step: the charged one, or for leaky
-neurons on a TPU the one before the charge. It computes the rest of the step anew.
+A gradient keeps the charged state of each neuron and step, where a leak is trained the
+one before the charge too, and for leaky neurons on a TPU only that one. It computes the
+rest of the step anew.
 """
 
 import dataclasses

@@ -375,8 +375,16 @@ def _job(
         for site in network.sites
         if site.fires
     }
-    runs = sim.steps, sim.wait, sim.sequence
-    return Job(network, snn, models, x, *runs, recomputes_charge)
+    return Job(
+        network,
+        snn,
+        models,
+        x,
+        sim.steps,
+        sim.wait,
+        sim.sequence,
+        recomputes_charge,
+    )
 
 
 def _check_no_surrogate(model: Neuron) -> None:
