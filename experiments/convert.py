@@ -9,7 +9,7 @@ interrupted goes on when started again.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,24 +71,24 @@ class Setup(NamedTuple):
     Attributes:
         task: what they have in common.
         ann: accuracy of the source network.
-        card: of the source network.
+        source: network, with its card.
         page: file of the report, if there is to be one.
     """
 
     task: Experiment
     ann: float
-    card: dict[str, Any]
+    source: Source
     page: Path | None
 
 
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
-    task, ann, card, page = prepare(config, data)
+    task, ann, source, page = prepare(config, data)
     print(HEADER, flush=True)
     results, snns = carry_out(task, ann)
     if devices.first():
-        _write(task, facts_of(task, ann, card), results, snns, page)
+        _write(task, facts_of(task, ann, source.card), results, snns, page)
         forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
@@ -114,14 +114,14 @@ def prepare(config: Convert, data: Dataset | None = None) -> Setup:
     needed = space(source.variables, 2 + len(config.seeds) * len(config.steps))
     writable(config.out, "--out", needed)
     data = normalized_as(data, source.card)
-    fn = _in_dtype(source_function(source), config.dtype)
+    fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
     ann = ann_accuracy(fn, source.variables, task.test)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} test images{beside}\n")
-    return Setup(task, ann, source.card, page)
+    return Setup(task, ann, source, page)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -138,7 +138,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     mesh = devices.make_mesh(config.mesh)
     fn = source_function(Source(model, {}, card))
     spiking = snnjax.spiking(
-        _in_dtype(fn, card.get("dtype", "float32")),
+        in_dtype(fn, card.get("dtype", "float32")),
         steps=card["steps"],
         wait=card["wait"],
         micro_batch=cache_sized(),
@@ -304,7 +304,8 @@ def _source(config: Convert, data: Dataset) -> Source:
     return source._replace(card={**card, "dataset": data.name})
 
 
-def _in_dtype(fn, dtype: str):
+def in_dtype(fn: Callable, dtype: str) -> Callable:
+    """`snnjax.in_dtype`, but the function as it is for float32."""
     return fn if dtype == "float32" else snnjax.in_dtype(fn, dtype)
 
 

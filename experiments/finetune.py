@@ -2,12 +2,14 @@
 
 With one to four steps a conversion loses accuracy; a few epochs of training with
 surrogate gradients win a part of it back. All parameters of the SNN are trained, by
-Adam, on cross-entropy and distillation from the ANN; BatchNorm keeps its running
-averages. Writes what `experiments.convert` writes, and the accuracy after every epoch.
+Adam, on cross-entropy and distillation from the ANN; BatchNorm takes its statistics
+over time and batch. Writes what `experiments.convert` writes, and the accuracy after
+every epoch.
 A run that was interrupted goes on when started again, and ends in the same weights, bit
 for bit.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +32,9 @@ from experiments.conversions import (
     levels_of,
     result_of,
 )
-from experiments.convert import Setup, facts_of, prepare, write_files
+from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, load_snn
+from experiments.models import NAMES, Source, load_snn, source_function
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
@@ -103,7 +105,7 @@ def _write(
         accuracies: of the conversion, and after each epoch.
     """
     task, module = setup.task, "experiments.finetune"
-    facts = facts_of(task, setup.ann, setup.card, module=module, config=config)
+    facts = facts_of(task, setup.ann, setup.source.card, module=module, config=config)
     facts["chosen_on"] = None
     facts["accuracy_after_epochs"] = accuracies
     # `choice` takes the row with hits: the files show the trained SNN.
@@ -153,7 +155,7 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
     """The SNN after the last epoch."""
     task, out = setup.task, Path(config.out).expanduser().resolve()
     init, step = training.descent(
-        _loss(config, task), _optimizer(config, task.data), has_aux=True
+        _loss(config, setup), _optimizer(config, task.data), has_aux=True
     )
 
     def finished_epoch(state: State, log: list[dict]) -> None:
@@ -182,25 +184,53 @@ def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
     )
 
 
-def _loss(config: FineTune, task: Experiment) -> Callable:
-    """(snn, x, labels) -> (loss, accuracy)."""
-    surrogate = SURROGATES[config.surrogate]
+def _loss(config: FineTune, setup: Setup) -> Callable:
+    """(snn, x, labels) -> (loss, (accuracy, new running averages))."""
+    task, surrogate = setup.task, SURROGATES[config.surrogate]
+    trained = _with_averages_kept if config.keep_averages else _with_new_averages
     simulate = snnjax.spiking(
-        task.fn,
+        trained(setup.source, config.dtype),
         steps=config.steps,
         wait=config.wait,
         surrogate=lambda x: surrogate(x, config.temperature),
         mesh=task.mesh,
+        has_aux=True,
     )
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
-        outputs, teacher = simulate(snn, x), task.fn(task.params, x)
+        (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
         value = training.distillation(
             outputs, teacher, labels, weight=config.distillation
         )
-        return value, (outputs.mean(0).argmax(-1) == labels).mean()
+        return value, ((outputs.mean(0).argmax(-1) == labels).mean(), averages)
 
     return loss
+
+
+def _with_new_averages(source: Source, dtype: str) -> Callable:
+    """The network in training mode: BatchNorm takes statistics over time and batch.
+
+    Returns:
+        (variables, x) -> (logits, variables that replace the running averages).
+    """
+
+    def network(params, x, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return source.model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    computed = in_dtype(network, dtype)  # running averages stay float32
+
+    def fn(variables, x):
+        averages = variables.get("batch_stats", {})
+        return computed(variables["params"], x, batch_stats=averages)
+
+    return fn
+
+
+def _with_averages_kept(source: Source, dtype: str) -> Callable:
+    """The network in inference mode: (variables, x) -> (logits, nothing new)."""
+    fn = in_dtype(source_function(source), dtype)
+    return lambda variables, x: (fn(variables, x), {})
 
 
 def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Callable:
@@ -210,7 +240,9 @@ def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Calla
     def step(state: State, key, images, labels):
         images = augment(key, images, flip=config.flip, padding=config.padding)
         x = normalize(data, images)
-        snn, opt_state, (loss, accuracy) = descent_step(*state, x, labels)
+        snn, opt_state, (loss, aux) = descent_step(*state, x, labels)
+        accuracy, averages = aux
+        snn = dataclasses.replace(snn, params={**snn.params, **averages})
         floats, _ = training.differentiable(snn)
         finite = jnp.isfinite(loss + optax.tree.norm(floats))
         report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])

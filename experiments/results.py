@@ -1,6 +1,8 @@
 """One table of several networks, or runs: ``python -m experiments.results FILE ...``.
 
-The files are the ``metrics.json`` that `experiments.convert` writes. With ``--figures
+The files are the ``metrics.json`` that `experiments.convert` and `experiments.finetune`
+write; of a fine-tuning the trained network has a row. ``--costs`` prints what each row
+costs, one under the other, in place of the accuracies at every T. With ``--figures
 FOLDER`` each network also has a figure there: accuracy against T, latency and spikes.
 """
 
@@ -8,7 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report import draw_networks, read_results, table_of_networks
+from experiments.report import (
+    costs_of_networks,
+    draw_networks,
+    read_results,
+    table_of_networks,
+)
 from experiments.running import run, writable
 
 
@@ -17,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER")
+    parser.add_argument("--costs", action="store_true")
     arguments = parser.parse_args(argv)
 
     def show() -> None:
         networks = [read_results(file) for file in arguments.files]
-        table = table_of_networks(networks)
+        table = (costs_of_networks if arguments.costs else table_of_networks)(networks)
         if arguments.figures:
             writable(str(arguments.figures), "--figures")
             draw_networks(networks, arguments.figures)

@@ -174,7 +174,8 @@ PUBLISHED = [  # a page, and the files of a table that it shows
 
 
 def published(name: str) -> Path:
-    return ROOT / "benchmarks" / "results" / f"convert_cifar10_{name}.json"
+    command = "" if name.startswith("finetune") else "convert_cifar10_"
+    return ROOT / "benchmarks" / "results" / f"{command}{name}.json"
 
 
 @pytest.mark.parametrize("page, names", PUBLISHED)
@@ -189,6 +190,33 @@ def test_the_pages_show_the_published_results(page, names, capsys):
         assert found["config"]["data_dir"] is None
         card = load_source(ROOT / found["config"]["checkpoint"]).card
         assert found["source"]["sha256"] == card["sha256"]
+
+
+def test_a_fine_tuning_has_a_row_for_what_was_trained(capsys):
+    file = published("finetune_cifar10_resnet20_2")
+    facts = json.loads(file.read_text())
+    accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
+    results.main([str(file)])
+    table = capsys.readouterr().out
+    assert f"| `resnet20` | `best, 5 epochs` | 0 | {accuracy} |" in table
+    assert len(table.splitlines()) == 4  # head, line, the row, the ANN
+    results.main([str(published("resnet20_best")), str(file)])
+    assert "`best` | 0 | 63.1 ± 0.7 |" in capsys.readouterr().out  # not there twice
+
+
+def test_costs_have_a_line_for_every_result(capsys):
+    files = [published(n) for n in ("vgg8_best", "finetune_cifar10_resnet20_2")]
+    results.main([*map(str, files), "--costs"])
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    rows = [row for f in files for row in report.read_results(f).results]
+    assert len(lines) == len(rows)
+    assert head.endswith("| SynOps M | energy, % of ANN |")
+    for line, row in zip(lines, rows, strict=True):
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert cells[0] == f"`{row.name}`"
+        assert cells[2:4] == [str(row.steps), str(row.latency)]
+        assert cells[4] == report.results.percent(row)
+        assert cells[6] == f"{100 * row.firing_rate:.1f}"
 
 
 def test_every_published_source_has_published_results():

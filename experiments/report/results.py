@@ -150,21 +150,29 @@ def markdown(results: Sequence[Result], ann: float) -> str:
 
 def costs(results: Sequence[Result]) -> str:
     """Costs of every row, as a table; energy as a share of the ANN's."""
-    head = "recipe|wait|T|latency|bits|rate %|SynOps M|energy, % of ANN|s".split("|")
-    rows = []
-    for result in results:
-        spiking, ann = snnjax.energy(result.measures).operations
-        numbers = (
-            str(result.steps),
-            str(result.latency),
-            f"{float(result.measures.bits):.3g}",
-            f"{100 * result.firing_rate:.1f}",
-            operations(result, 1e6, 2),
-            f"{100 * float(spiking / ann):.0f}",
-            f"{result.seconds:.1f}",
+    head = ("recipe", "wait", "T", "latency", *_COSTS, "s")
+    rows = [
+        (
+            *(f"`{result.name}`", waits(result), str(result.steps)),
+            *(str(result.latency), *_costs(result), f"{result.seconds:.1f}"),
         )
-        rows.append((f"`{result.name}`", waits(result), *numbers))
+        for result in results
+    ]
     return _table(head, rows)
+
+
+_COSTS = ("bits", "rate %", "SynOps M", "energy, % of ANN")
+
+
+def _costs(result: Result) -> tuple[str, ...]:
+    """The cells under `_COSTS`."""
+    spiking, ann = snnjax.energy(result.measures).operations
+    return (
+        f"{float(result.measures.bits):.3g}",
+        f"{100 * result.firing_rate:.1f}",
+        operations(result, 1e6, 2),
+        f"{100 * float(spiking / ann):.0f}",
+    )
 
 
 def operations(result: Result, unit: float, digits: int) -> str:
@@ -256,10 +264,15 @@ class NetworkResults(NamedTuple):
 
 
 def read_results(file: Path) -> NetworkResults:
-    """What `write_results` wrote as metrics.json."""
+    """What `write_results` wrote as metrics.json.
+
+    Of a fine-tuning, the trained network: its conversion is a row of another file,
+    where it has more draws.
+    """
     try:
         metrics = json.loads(file.read_text())
-        results = [Result(**row) for row in metrics["results"]]
+        trained = 1 if "accuracy_after_epochs" in metrics else 0
+        results = [_result(row) for row in metrics["results"][trained:]]
         if not results:
             raise ValueError("no results")
         for result in results:  # of the types that all tables and figures need
@@ -272,8 +285,23 @@ def read_results(file: Path) -> NetworkResults:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise ValueError(
-            f"{file} was not written by experiments.convert ({reason})"
+            f"{file} was not written by experiments.convert or .finetune ({reason})"
         ) from None
+
+
+def _result(row: dict) -> Result:
+    """A row of metrics.json; version 0.1 left out what binary spikes do not need."""
+    measures = row["measures"]
+    binary = {
+        "operators": {},
+        "operator_macs": 0.0,
+        "synaptic_additions": measures["synaptic_operations"],
+        "bits": row["steps"],
+        "high": 1,
+    }
+    return Result(**row)._replace(
+        measures=snnjax.measures.Measures(**(binary | measures))
+    )
 
 
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -285,6 +313,19 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     for name, results, ann in networks:
         for i, row in enumerate(_accuracies(results, ann, steps)):
             rows.append((f"`{name}`" if i == 0 else "", *row))
+    return _table(head, rows)
+
+
+def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """Accuracy and costs of every row of several networks, as one table."""
+    head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *_COSTS)
+    rows = []
+    for name, results, _ in merged(networks):
+        for i, result in enumerate(results):
+            network = f"`{name}`" if i == 0 else ""
+            when = (waits(result), str(result.steps), str(result.latency))
+            cells = (f"`{result.name}`", *when, percent(result), *_costs(result))
+            rows.append((network, *cells))
     return _table(head, rows)
 
 

@@ -377,6 +377,9 @@ class FineTune:
     surrogate: str = "dspike"
     # Temperature b of Dspike (of the other surrogates: width or slope).
     temperature: float = 3.0
+    # BatchNorm keeps the running averages of the source network; by default it takes
+    # mean and variance over time and batch, and averages these anew.
+    keep_averages: bool = False
     # Mirror training images at random; not for digits.
     flip: bool = False
     # Random crops after padding by this many pixels; 0 for none.
