@@ -111,7 +111,7 @@ def _write(
     # `choice` takes the row with hits: the files show the trained SNN.
     conversion = results[0]._replace(choice_hits=None)
     images = None
-    if config.restore is None:
+    if config.converts():
         images = calibration_images(task.config, task.data, config.seed)
     results = [conversion, *results[1:]]
     file = write_files(task, facts, results, snn, setup.page, images)
@@ -127,23 +127,40 @@ def _write(
 def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
     task = setup.task
-    if config.restore is None:
+    if config.converts():
         (result,), (snn,) = carry_out(task, setup.ann)
         return result, snn
+    name = "from scratch" if config.from_scratch else "restored"
+    snn = (_fresh if config.from_scratch else _restored)(config, setup)
+    result = _evaluate(task, name, snn, 0.0)
+    print(row(result, setup.ann), flush=True)
+    return result, snn
+
+
+def _fresh(config: FineTune, setup: Setup) -> SNN:
+    """Random weights, and neurons as `snnjax.integrate_and_fire` makes them."""
+    key, task = jax.random.key(config.seed), setup.task
+    image = task.test.images[:1]
+    variables = jax.jit(setup.source.model.init)(key, image)
+    neuron = snnjax.integrate_and_fire(levels=config.levels)
+    snn = snnjax.init(task.fn, variables, image, neuron=neuron)
+    return dataclasses.replace(snn, steps=config.steps, wait=config.wait)
+
+
+def _restored(config: FineTune, setup: Setup) -> SNN:
+    """The SNN at `config.restore`, which must be for the T, wait and levels asked."""
     snn = load_snn(config.restore).snn
     for name, own, asked in (
         ("steps", snn.steps, config.steps),
         ("wait", snn.wait, config.wait),
-        ("levels", levels_of(task.sites, snn), tuple(config.levels)),
+        ("levels", levels_of(setup.task.sites, snn), tuple(config.levels)),
     ):
         if own != asked:
             raise ValueError(
                 f"{config.restore} has {name} {own}, and asked for are {asked}; give "
                 f"--{name} of the SNN, or convert anew without --restore"
             )
-    result = _evaluate(task, "restored", snn, 0.0)
-    print(row(result, setup.ann), flush=True)
-    return result, snn
+    return snn
 
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:

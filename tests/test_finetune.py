@@ -192,6 +192,23 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
         finetune.run(other, data=data)
 
 
+def test_random_weights_start_without_a_conversion(finished, source, data, tmp_path):
+    config, _ = finished
+    scratch = {"from_scratch": True, "recipe": "best", "calibration_images": 256}
+    longer = {"learning_rate": 0.02, "epochs": 4, "out": str(tmp_path), "report": None}
+    options = {**scratch, **longer, "levels": (-1, 1)}
+    start, trained = finetune.run(dataclasses.replace(config, **options), data=data)
+    assert start.recipe == "from scratch" and start.final < 0.3  # of ten classes
+    assert trained.name == "from scratch, 4 epochs -1:1"
+    assert trained.final > start.final + 0.2
+    card = load_snn(tmp_path).card
+    assert card["calibration"] is None and card["steps"] == 1
+    assert (
+        "from_scratch True"
+        in json.loads((tmp_path / "metrics.json").read_text())["command"]
+    )
+
+
 def test_a_divergence_names_its_step(finished, data, tmp_path):
     config, _ = finished
     wild = dataclasses.replace(
@@ -234,6 +251,15 @@ def test_images_held_back_are_the_last_and_not_trained_on(data):
         ({"wait": -1}, r"wait must be 0 to steps \(2\), not -1"),
         ({"levels": (0, 1, -1, 1)}, "levels must be lowest and highest, not"),
         ({"restore": "x", "recipe": "light"}, "takes no --recipe; leave out"),
+        (
+            {"from_scratch": True, "recipe": "light"},
+            "--from_scratch nothing .* --recipe",
+        ),
+        (
+            {"from_scratch": True, "restore": "x"},
+            "--from_scratch or from what --restore",
+        ),
+        ({"from_scratch": True, "keep_averages": True}, "takes no --keep_averages"),
         ({"levels": (1, 0)}, "levels are"),
         ({"flip": True}, "mirrored images of digits are no digits"),
         ({"temperature": 0}, "temperature must be > 0, not 0"),

@@ -350,6 +350,9 @@ class FineTune:
     model: str | None = None
     # Start from this SNN (the --out folder of a conversion) and do not convert.
     restore: str | None = None
+    # Start from random weights and do not convert; the source network is the teacher
+    # alone. To compare.
+    from_scratch: bool = False
     # Time steps T.
     steps: int = 2
     # Steps that each layer integrates before it fires.
@@ -416,13 +419,29 @@ class FineTune:
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
         self.conversion()  # which checks the other options
-        if self.restore is not None:
-            for name in ("recipe", "calibration_images"):
-                if getattr(self, name) != getattr(FineTune, name):
-                    raise ValueError(
-                        f"--restore begins with an SNN as it was saved, so it takes no "
-                        f"--{name}; leave out one of them"
-                    )
+        if self.converts():
+            return
+        start = "--restore" if self.restore is not None else "--from_scratch"
+        for name in ("recipe", "calibration_images"):
+            if getattr(self, name) != getattr(FineTune, name):
+                raise ValueError(
+                    f"with {start} nothing is converted, so it takes no --{name}; "
+                    "leave out one of them"
+                )
+        if self.from_scratch and self.restore is not None:
+            raise ValueError(
+                "training starts --from_scratch or from what --restore "
+                "names; leave out one of them"
+            )
+        if self.from_scratch and self.keep_averages:
+            raise ValueError(
+                "random weights have no running averages, so --from_scratch takes no "
+                "--keep_averages; leave out one of them"
+            )
+
+    def converts(self) -> bool:
+        """Whether training begins with a conversion."""
+        return self.restore is None and not self.from_scratch
 
     def conversion(self) -> Convert:
         """The conversion that training begins with."""
@@ -436,8 +455,7 @@ class FineTune:
             waits=(str(self.wait),),
             levels=self.levels,
             seeds=(self.seed,),
-            # An SNN that is restored is not calibrated.
-            calibration_images=1 if self.restore else self.calibration_images,
+            calibration_images=self.calibration_images if self.converts() else 1,
             test_images=self.test_images,
             mesh=self.mesh,
             dtype=self.dtype,
