@@ -4,12 +4,12 @@ With one to four steps a conversion loses accuracy; a few epochs of training wit
 surrogate gradients win a part of it back. All parameters of the SNN are trained, by
 Adam, on cross-entropy and distillation from the ANN; BatchNorm takes its statistics
 over time and batch. Writes what `experiments.convert` writes, and the accuracy after
-every epoch.
-A run that was interrupted goes on when started again, and ends in the same weights, bit
-for bit.
+every epoch. A run that was interrupted goes on when started again, and ends in the same
+weights, bit for bit.
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ from experiments.conversions import (
 )
 from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, Source, load_snn, source_function
+from experiments.models import NAMES, Source, load_snn
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
@@ -76,6 +76,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     steps_per_epoch(config, data)  # before anything takes time
     check_resumable(config)
     setup = prepare(config.conversion(), data)
+    _check_operators(config, setup)
     print(HEADER, flush=True)
     conversion, snn = _begin(config, setup)
     snn = _train(config, setup, snn, conversion.final)
@@ -90,6 +91,17 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         _write(config, setup, [conversion, result], snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return [conversion, result]
+
+
+def _check_operators(config: FineTune, setup: Setup) -> None:
+    operators = [site.name for site in setup.task.sites.operators]
+    if operators and not config.keep_averages:
+        raise ValueError(
+            f"the network has operators ({operators[0]}), which are computed on "
+            "running means; in training mode they would see one step at a time. Add "
+            "--keep_averages true"
+            + (" and leave out --from_scratch" if config.from_scratch else "")
+        )
 
 
 def _write(
@@ -203,16 +215,7 @@ def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
 
 def _loss(config: FineTune, setup: Setup) -> Callable:
     """(snn, x, labels) -> (loss, (accuracy, new running averages))."""
-    task, surrogate = setup.task, SURROGATES[config.surrogate]
-    trained = _with_averages_kept if config.keep_averages else _with_new_averages
-    simulate = snnjax.spiking(
-        trained(setup.source, config.dtype),
-        steps=config.steps,
-        wait=config.wait,
-        surrogate=lambda x: surrogate(x, config.temperature),
-        mesh=task.mesh,
-        has_aux=True,
-    )
+    task, simulate = setup.task, _simulation(config, setup)
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
         (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
@@ -224,12 +227,24 @@ def _loss(config: FineTune, setup: Setup) -> Callable:
     return loss
 
 
-def _with_new_averages(source: Source, dtype: str) -> Callable:
-    """The network in training mode: BatchNorm takes statistics over time and batch.
+def _simulation(config: FineTune, setup: Setup) -> Callable:
+    """(snn, x) -> (outputs, what replaces the running averages)."""
+    surrogate = SURROGATES[config.surrogate]
+    spiking = functools.partial(
+        snnjax.spiking,
+        steps=config.steps,
+        wait=config.wait,
+        surrogate=lambda x: surrogate(x, config.temperature),
+        mesh=setup.task.mesh,
+    )
+    if config.keep_averages:
+        simulate = spiking(setup.task.fn)
+        return lambda snn, x: (simulate(snn, x), {})
+    return spiking(_in_training(setup.source, config.dtype), has_aux=True)
 
-    Returns:
-        (variables, x) -> (logits, variables that replace the running averages).
-    """
+
+def _in_training(source: Source, dtype: str) -> Callable:
+    """The network in training mode: (variables, x) -> (logits, new averages)."""
 
     def network(params, x, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -242,12 +257,6 @@ def _with_new_averages(source: Source, dtype: str) -> Callable:
         return computed(variables["params"], x, batch_stats=averages)
 
     return fn
-
-
-def _with_averages_kept(source: Source, dtype: str) -> Callable:
-    """The network in inference mode: (variables, x) -> (logits, nothing new)."""
-    fn = in_dtype(source_function(source), dtype)
-    return lambda variables, x: (fn(variables, x), {})
 
 
 def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Callable:

@@ -132,6 +132,7 @@ SOURCES = (
     "mobilenet_v3",
     "convnext",
 )
+WITH_OPERATORS = ("vit", "mobilenet_v3", "convnext")
 
 # Every preset is run by `python -m experiments.convert --preset NAME`.
 PRESETS_CONVERT: dict[str, Convert] = {
@@ -168,6 +169,7 @@ PRESETS_FINETUNE: dict[str, FineTune] = {
             # images held back, after 2 epochs of 11000: resnet20, T = 1, 59.4, 59.9 and
             # 49.6 % (the last with 0.5), and 58.3 and 59.9 %.
             distillation=0.9,
+            keep_averages=name in WITH_OPERATORS,
             learning_rate=3e-3,
             flip=True,
             padding=4,

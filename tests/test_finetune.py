@@ -15,11 +15,14 @@ import snnjax
 from experiments import convert, finetune
 from experiments.data import load
 from experiments.models import load_snn, load_source
+from experiments.presets import PRESETS_FINETUNE
 from experiments.report import training_figures
 from experiments.running import Convert, FineTune, TrainANN
 from experiments.train_ann import train
 from snnjax import SNN
 from snnjax.neurons import NeuronParams
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_averages_that_are_kept_stay_bit_for_bit(finished, source, data, tmp_pat
 def test_batch_norm_takes_its_statistics_over_time(source, data, dtype):
     """With T = 2, x and 3 x at the two steps are a batch of both."""
     network = load_source(source)
-    fn = finetune._with_new_averages(network, dtype)
+    fn = finetune._in_training(network, dtype)
     images = jnp.asarray(data.test_images[:4], jnp.float32) / 16
     both = jnp.concatenate([images, 3 * images])
     _, averages = fn(network.variables, both)
@@ -190,6 +193,21 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
         ValueError, match="has steps 1, and asked for are 2; give --steps"
     ):
         finetune.run(other, data=data)
+
+
+@pytest.mark.parametrize("scratch, advice", [(False, "$"), (True, " and leave out")])
+def test_operators_need_averages_that_are_kept(data, tmp_path, scratch, advice):
+    checkpoint = str(ROOT / "experiments" / "sources" / "vit.safetensors")
+    small = data._replace(
+        train_images=jnp.zeros((8, 32, 32, 3)), test_images=jnp.zeros((4, 32, 32, 3))
+    )
+    small = small._replace(train_labels=np.zeros(8, int), test_labels=np.zeros(4, int))
+    start = {"from_scratch": True} if scratch else {"calibration_images": 8}
+    config = FineTune(checkpoint=checkpoint, batch_size=4, out=str(tmp_path), **start)
+    with pytest.raises(ValueError, match=r"operators .*--keep_averages true" + advice):
+        finetune.run(config, data=small)
+    presets = [PRESETS_FINETUNE[f"cifar10_{name}"] for name in ("vit", "resnet20")]
+    assert [preset.keep_averages for preset in presets] == [True, False]
 
 
 def test_random_weights_start_without_a_conversion(finished, source, data, tmp_path):
