@@ -7,7 +7,7 @@ The checks here are those of every part that takes an SNN.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -214,17 +214,31 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     names = {site.name for site in sites if site.fires}
     missing, unknown = names - set(neurons), set(neurons) - names
     if missing or unknown:
-        renamed = (
-            ". A site is named after the parameters that reach it, which may be others "
-            "in training mode: keep a layer's statistics beside its weights, or rename "
-            "the neurons by dataclasses.replace(snn, neurons=...)"
-        )
+        advice = ""
+        if any(name.rpartition("/")[2].startswith("encoder") for name in unknown):
+            advice = (
+                ". In training mode, with has_aux, a network has no encoders: train "
+                "one that has operators in inference mode"
+            )
+        elif len(missing) == len(unknown):
+            advice = (
+                ". A site is named after the parameters that reach it, which may be "
+                "others in training mode: keep a layer's statistics beside its "
+                "weights, or rename the neurons by dataclasses.replace(snn, neurons=...)"
+            )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
-            f"{sorted(unknown) or 'none'}; sites without neurons: "
-            f"{sorted(missing) or 'none'}; sites: {sorted(names)}"
-            f"{renamed if len(missing) == len(unknown) else ''}"
+            f"{_some(unknown)}; sites without neurons: {_some(missing)}; sites: "
+            f"{_some(names)}{advice}"
         )
+
+
+def _some(names: Collection[str], most: int = 8) -> str:
+    """The first of these names, and how many more there are."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{sorted(names)[:most]}{more}"
 
 
 def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:

@@ -642,6 +642,16 @@ def test_neurons_of_a_scan_under_remat_are_found_in_training_too():
     assert len(snn.neurons) == len(firing(net)) == 3
 
 
+def test_training_mode_has_no_operators_and_says_so():
+    def net(p, x):
+        return jnp.tanh(relu(x @ p["in"]) @ p["q"]).mean(1) @ p["out"]
+
+    snn = snnjax.convert(net, PARAMS, X, steps=2, recipe=snnjax.light())
+    training = snnjax.spiking(lambda p, x: (net(p, x), {}), steps=2, has_aux=True)
+    with pytest.raises(ValueError, match="no encoders: train .* in inference mode"):
+        training(snn, X)
+
+
 def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
     def fn(p, x):
         x = x @ p["in"]
