@@ -224,7 +224,8 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
             advice = (
                 ". A site is named after the parameters that reach it, which may be "
                 "others in training mode: keep a layer's statistics beside its "
-                "weights, or rename the neurons by dataclasses.replace(snn, neurons=...)"
+                "weights, or rename the neurons by "
+                "dataclasses.replace(snn, neurons=...)"
             )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
