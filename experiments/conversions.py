@@ -268,7 +268,7 @@ def _draw(
     seconds = math.nan if resumed else time.perf_counter() - start
     # What runs without the mesh, such as `_measure`, needs arrays of this process.
     snn = snn if task.mesh is None else jax.device_get(snn)
-    snn = _widened(snn, task.sites)
+    snn = widened(snn, task.sites)
     file = folder / f"hits_{len(task.test.labels)}.json"
     if file.exists():
         return Draw(snn, **json.loads(file.read_text()))
@@ -349,7 +349,7 @@ def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -
     neuron = snnjax.integrate_and_fire(levels=levels)
     neurons = {site.name: neuron.init() for site in task.sites if site.fires}
     snn = snnjax.SNN(task.params, neurons, steps, wait, neuron)
-    snn = _widened(snn, task.sites)
+    snn = widened(snn, task.sites)
     for part in (task.test, task.held_out):
         if part is not None:
             tail = len(part.labels) % BATCH
@@ -358,7 +358,7 @@ def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -
     _measure(task, snn)
 
 
-def _widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
+def widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     """The SNN with parameters of full shape, so that all recipes share programs."""
     neurons = {}
     for site in sites:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 import snnjax
 from experiments.conversions import (
@@ -95,8 +96,13 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     return results
 
 
-def prepare(config: Convert, data: Dataset | None = None) -> Setup:
+def prepare(
+    config: Convert, data: Dataset | None = None, *, calibrates: bool = True
+) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
+
+    Args:
+        calibrates: whether there will be a conversion, with calibration images.
 
     Raises:
         ValueError: what does not fit together, before anything takes time.
@@ -105,11 +111,9 @@ def prepare(config: Convert, data: Dataset | None = None) -> Setup:
     writable(config.out, "--out")
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
-    _check_images(config, data)
     mesh = devices.make_mesh(config.mesh)
-    sharding.check_batch(
-        "calibration_images", config.calibration_images, sharding.over_batch(mesh)
-    )
+    if calibrates:
+        _check_images(config, data, mesh)
     source = _source(config, data)
     needed = space(source.variables, 2 + len(config.seeds) * len(config.steps))
     writable(config.out, "--out", needed)
@@ -328,11 +332,14 @@ def _check_maxima(config: Convert, task: Experiment) -> None:
     if "quantized" in config.recipes and plain:
         raise ValueError(
             f"recipe quantized takes the maximum of each activation, but {plain[0]} "
-            "has none; leave it out of --recipes, or train the network with --levels"
+            "has none; leave it out, or train the network with --levels"
         )
 
 
-def _check_images(config: Convert, data: Dataset) -> None:
+def _check_images(config: Convert, data: Dataset, mesh: Mesh | None) -> None:
+    sharding.check_batch(
+        "calibration_images", config.calibration_images, sharding.over_batch(mesh)
+    )
     count = len(data.train_images)
     if config.calibration_images > count:
         raise ValueError(

@@ -31,10 +31,11 @@ from experiments.conversions import (
     forget,
     levels_of,
     result_of,
+    widened,
 )
 from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, Source, load_snn
+from experiments.models import NAMES, RestoredSNN, Source, load_snn
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import HEADER, Result, row, training_figures
 from experiments.running import (
@@ -48,7 +49,7 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_snn import SURROGATES
-from snnjax import SNN, training
+from snnjax import SNN, sharding, training
 
 
 class State(NamedTuple):
@@ -74,33 +75,47 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     data = load(config.dataset, config.data_dir) if data is None else data
     data = data.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
+    spread = sharding.over_batch(devices.make_mesh(config.mesh))
+    sharding.check_batch("batch_size", config.batch_size, spread)
     check_resumable(config)
-    setup = prepare(config.conversion(), data)
+    restored = None if config.restore is None else _restored(config)
+    setup = prepare(config.conversion(), data, calibrates=config.converts())
     _check_operators(config, setup)
     print(HEADER, flush=True)
-    conversion, snn = _begin(config, setup)
-    snn = _train(config, setup, snn, conversion.final)
-    lines = (Path(config.out).expanduser() / "metrics.jsonl").read_text().splitlines()
-    log = [json.loads(line) for line in lines]
+    first, snn = _begin(config, setup, restored)
+    snn = _train(config, setup, snn, first.final)
+    log = _log(config) if devices.first() else []  # which only the first one writes
     seconds = sum(line["seconds"] for line in log)
-    accuracies = [conversion.final, *(line["test_accuracy"] for line in log)]
-    epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-    result = _evaluate(setup.task, f"{conversion.recipe}, {epochs}", snn, seconds)
-    print(f"\n{HEADER}\n{row(conversion, setup.ann)}\n{row(result, setup.ann)}")
+    trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
+    print(f"\n{HEADER}\n{row(first, setup.ann)}\n{row(trained, setup.ann)}")
     if devices.first():
-        _write(config, setup, [conversion, result], snn, accuracies)
+        accuracies = [first.final, *(line["test_accuracy"] for line in log)]
+        _write(config, setup, [first, trained], snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
-    return [conversion, result]
+    return [first, trained]
+
+
+def _log(config: FineTune) -> list[dict]:
+    """A line for each epoch."""
+    file = Path(config.out).expanduser() / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _name(config: FineTune, first: Result, setup: Setup) -> str:
+    """What it began with, the epochs, and whether the averages could have changed."""
+    name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+    had_choice = config.keep_averages and not setup.task.sites.operators
+    return f"{name}, averages kept" if had_choice else name
 
 
 def _check_operators(config: FineTune, setup: Setup) -> None:
     operators = [site.name for site in setup.task.sites.operators]
     if operators and not config.keep_averages:
+        way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
         raise ValueError(
             f"the network has operators ({operators[0]}), which are computed on "
-            "running means; in training mode they would see one step at a time. Add "
-            "--keep_averages true"
-            + (" and leave out --from_scratch" if config.from_scratch else "")
+            "running means; in training mode they would see one step at a time. "
+            f"{way_out} --keep_averages true"
         )
 
 
@@ -114,18 +129,19 @@ def _write(
     """All files of a run; says where they are.
 
     Args:
-        accuracies: of the conversion, and after each epoch.
+        results: of the SNN at the start and of the trained one.
+        accuracies: at the start, and after each epoch.
     """
     task, module = setup.task, "experiments.finetune"
     facts = facts_of(task, setup.ann, setup.source.card, module=module, config=config)
     facts["chosen_on"] = None
     facts["accuracy_after_epochs"] = accuracies
     # `choice` takes the row with hits: the files show the trained SNN.
-    conversion = results[0]._replace(choice_hits=None)
+    first = results[0]._replace(choice_hits=None)
     images = None
     if config.converts():
         images = calibration_images(task.config, task.data, config.seed)
-    results = [conversion, *results[1:]]
+    results = [first, *results[1:]]
     file = write_files(task, facts, results, snn, setup.page, images)
     forget(task.config)
     print(
@@ -136,43 +152,72 @@ def _write(
     )
 
 
-def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
+def _begin(
+    config: FineTune, setup: Setup, restored: RestoredSNN | None
+) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
     task = setup.task
     if config.converts():
         (result,), (snn,) = carry_out(task, setup.ann)
         return result, snn
-    name = "from scratch" if config.from_scratch else "restored"
-    snn = (_fresh if config.from_scratch else _restored)(config, setup)
+    if restored is None:
+        name, snn = "from scratch", _fresh(config, setup)
+    else:
+        name, snn = "restored", restored.snn
+        _check_source(config, setup, restored)
     result = _evaluate(task, name, snn, 0.0)
     print(row(result, setup.ann), flush=True)
     return result, snn
 
 
 def _fresh(config: FineTune, setup: Setup) -> SNN:
-    """Random weights, and neurons as `snnjax.integrate_and_fire` makes them."""
+    """Random weights, and neurons as `snnjax.integrate_and_fire` makes them.
+
+    As many parameters are trained as after a conversion: thresholds per channel,
+    potentials per neuron.
+    """
     key, task = jax.random.key(config.seed), setup.task
     image = task.test.images[:1]
-    variables = jax.jit(setup.source.model.init)(key, image)
+    variables = {"batch_stats": {}, **jax.jit(setup.source.model.init)(key, image)}
     neuron = snnjax.integrate_and_fire(levels=config.levels)
     snn = snnjax.init(task.fn, variables, image, neuron=neuron)
-    return dataclasses.replace(snn, steps=config.steps, wait=config.wait)
+    snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
+    return widened(snn, task.sites)
 
 
-def _restored(config: FineTune, setup: Setup) -> SNN:
-    """The SNN at `config.restore`, which must be for the T, wait and levels asked."""
-    snn = load_snn(config.restore).snn
+def _restored(config: FineTune) -> RestoredSNN:
+    """The SNN at `config.restore`, which must be for the options that are asked for."""
+    restored = load_snn(config.restore)
+    folders = [Path(p).expanduser().resolve() for p in (config.restore, config.out)]
+    if folders[1] in (folders[0], folders[0].parent):
+        raise ValueError(
+            f"--restore {config.restore} is in --out, where the trained SNN will be; "
+            "give another --out"
+        )
     for name, own, asked in (
-        ("steps", snn.steps, config.steps),
-        ("wait", snn.wait, config.wait),
-        ("levels", levels_of(setup.task.sites, snn), tuple(config.levels)),
+        ("steps", restored.snn.steps, config.steps),
+        ("wait", restored.snn.wait, config.wait),
+        ("dtype", restored.card.get("dtype", "float32"), config.dtype),
     ):
-        if own != asked:
-            raise ValueError(
-                f"{config.restore} has {name} {own}, and asked for are {asked}; give "
-                f"--{name} of the SNN, or convert anew without --restore"
-            )
-    return snn
+        _check_same(config, name, own, asked, f"--{name}")
+    return restored
+
+
+def _check_source(config: FineTune, setup: Setup, restored: RestoredSNN) -> None:
+    """Raise unless the SNN has these levels, and was made of the source network."""
+    levels = levels_of(setup.task.sites, restored.snn)
+    _check_same(config, "levels", levels, tuple(config.levels), "--levels")
+    for name in ("model", "mean", "std"):
+        own, asked = restored.card[name], setup.source.card[name]
+        _check_same(config, name, own, asked, "the --checkpoint")
+
+
+def _check_same(config: FineTune, name: str, own: Any, asked: Any, way: str) -> None:
+    if own != asked:
+        raise ValueError(
+            f"{config.restore} has {name} {own}, and asked for are {asked}; give "
+            f"{way} of the SNN, or convert anew without --restore"
+        )
 
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
@@ -189,7 +234,9 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
 
     def finished_epoch(state: State, log: list[dict]) -> None:
         accuracies = [accuracy_at_start, *(line["test_accuracy"] for line in log)]
-        training_figures.epochs(accuracies, setup.ann, out / "epochs.png")
+        training_figures.epochs(
+            {f"T = {config.steps}": accuracies}, setup.ann, out / "epochs.png"
+        )
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.simulate, state.snn, task.test, task.mesh)
@@ -197,7 +244,9 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
 
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    return fit(config, task.data, state, step, measure, finished_epoch).snn
+    snn = fit(config, task.data, state, step, measure, finished_epoch).snn
+    # What runs without the mesh, such as the figures, needs arrays of this process.
+    return snn if task.mesh is None else jax.device_get(snn)
 
 
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
@@ -234,7 +283,8 @@ def _simulation(config: FineTune, setup: Setup) -> Callable:
         snnjax.spiking,
         steps=config.steps,
         wait=config.wait,
-        surrogate=lambda x: surrogate(x, config.temperature),
+        # Neurons that have a temperature of their own give it.
+        surrogate=lambda x, b=config.temperature: surrogate(x, b),
         mesh=setup.task.mesh,
     )
     if config.keep_averages:

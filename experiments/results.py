@@ -3,7 +3,8 @@
 The files are the ``metrics.json`` that `experiments.convert` and `experiments.finetune`
 write; of a fine-tuning the trained network has a row. ``--costs`` prints what each row
 costs, one under the other, in place of the accuracies at every T. With ``--figures
-FOLDER`` each network also has a figure there: accuracy against T, latency and spikes.
+FOLDER`` each network also has a figure there, accuracy against T, latency and spikes,
+and one of accuracy against epochs if there are fine-tunings.
 """
 
 import argparse

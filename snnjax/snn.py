@@ -215,10 +215,11 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     missing, unknown = names - set(neurons), set(neurons) - names
     if missing or unknown:
         advice = ""
-        if any(name.rpartition("/")[2].startswith("encoder") for name in unknown):
+        if any(map(_is_encoder, missing | unknown)):
             advice = (
-                ". In training mode, with has_aux, a network has no encoders: train "
-                "one that has operators in inference mode"
+                ". Perhaps one of the two is of training mode, with has_aux, where a "
+                "network has no encoders: train one that has operators in inference "
+                "mode"
             )
         elif len(missing) == len(unknown):
             advice = (
@@ -232,6 +233,10 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
             f"{_some(unknown)}; sites without neurons: {_some(missing)}; sites: "
             f"{_some(names)}{advice}"
         )
+
+
+def _is_encoder(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("encoder")
 
 
 def _some(names: Collection[str], most: int = 8) -> str:

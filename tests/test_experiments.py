@@ -193,19 +193,21 @@ def test_the_pages_show_the_published_results(page, names, capsys):
 
 
 def test_a_fine_tuning_has_a_row_for_what_was_trained(capsys):
-    file = published("finetune_cifar10_resnet20_2")
+    file = published("finetune_cifar10_resnet20_2_averages_kept")
     facts = json.loads(file.read_text())
     accuracy = f"{100 * facts['accuracy_after_epochs'][-1]:.1f}"
     results.main([str(file)])
     table = capsys.readouterr().out
-    assert f"| `resnet20` | `best, 5 epochs` | 0 | {accuracy} |" in table
+    assert f"| `resnet20` | `best, 5 epochs, averages kept` | 0 | {accuracy} |" in table
     assert len(table.splitlines()) == 4  # head, line, the row, the ANN
     results.main([str(published("resnet20_best")), str(file)])
     assert "`best` | 0 | 63.1 ± 0.7 |" in capsys.readouterr().out  # not there twice
 
 
 def test_costs_have_a_line_for_every_result(capsys):
-    files = [published(n) for n in ("vgg8_best", "finetune_cifar10_resnet20_2")]
+    files = [
+        published(n) for n in ("vgg8_best", "finetune_cifar10_resnet20_2_averages_kept")
+    ]
     results.main([*map(str, files), "--costs"])
     head, _, *lines = capsys.readouterr().out.splitlines()
     rows = [row for f in files for row in report.read_results(f).results]
@@ -240,6 +242,10 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
         parts[1].write_text(json.dumps(found | {"results": other}))
         with pytest.raises(SystemExit, match="is there twice"):
             results.main(list(map(str, parts)))
+    unknown = [r | {"seconds": None} for r in found["results"]]  # as if interrupted
+    parts[1].write_text(json.dumps(found | {"results": unknown}))
+    results.main([str(parts[1])])
+    assert capsys.readouterr().out == whole
     parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
     with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
         results.main(list(map(str, parts)))
@@ -258,13 +264,22 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys):
     results.main([*files, "--figures", str(folder)])
     assert "`vit`" in capsys.readouterr().out
     assert {file.name for file in folder.iterdir()} == {"vgg8.png", "vit.png"}
+    results.main(
+        [
+            str(published("finetune_cifar10_resnet20_2_averages_kept")),
+            "--figures",
+            str(folder),
+        ]
+    )
+    assert (folder / "resnet20_epochs.png").stat().st_size > 5_000
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="--figures .* cannot be written to"):
         results.main([str(published("vit")), "--figures", str(folder / "vit.png")])
     assert not capsys.readouterr().out
 
 
 def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
-    name, rows, ann = report.read_results(published("vgg8_best"))
+    name, rows, ann, _ = report.read_results(published("vgg8_best"))
     silent = [row._replace(firing_rate=0.0) for row in rows if row.wait > 1]
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
@@ -275,7 +290,7 @@ def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
 def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost(cost):
     from matplotlib.figure import Figure
 
-    _, rows, ann = report.read_results(published("vgg8_best"))
+    _, rows, ann, _ = report.read_results(published("vgg8_best"))
     axis = Figure().subplots()
     report.figures.against(rows, ann, cost).draw(axis)
     line = next(line for line in axis.lines if line.get_label() == "best, wait T")

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -146,10 +148,11 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
     draw = training_figures.epochs
 
-    def killed(accuracies, *rest):
+    def killed(curves, *rest):
+        ((_, accuracies),) = curves.items()
         if len(accuracies) == 3:  # in the second epoch, before its checkpoint
             raise KeyboardInterrupt
-        draw(accuracies, *rest)
+        draw(curves, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training_figures, "epochs", killed)
@@ -188,14 +191,69 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
         ValueError, match="holds a run of 1 epochs; choose another --out"
     ):
         finetune.run(dataclasses.replace(more, resume=False), data=data)
-    other = dataclasses.replace(more, steps=2, out=str(tmp_path / "other"))
-    with pytest.raises(
-        ValueError, match="has steps 1, and asked for are 2; give --steps"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(Path(config.out) / "snn.safetensors", copy)
+    in_place = {"restore": str(copy), "out": str(copy)}
+    for changes, message in (
+        ({"steps": 2}, "has steps 1, and asked for are 2; give --steps"),
+        ({"dtype": "bfloat16"}, "has dtype float32, .* bfloat16; give --dtype"),
+        ({"levels": (-1, 1)}, r"has levels \(0, 1\), .* give --levels"),
+        (in_place, "is in --out, where the trained SNN will be"),
+        ({"batch_size": 1000}, "batch_size 1000"),
     ):
-        finetune.run(other, data=data)
+        other = {"out": str(tmp_path / "other"), **changes}
+        with pytest.raises(ValueError, match=message):
+            finetune.run(dataclasses.replace(more, **other), data=data)
 
 
-@pytest.mark.parametrize("scratch, advice", [(False, "$"), (True, " and leave out")])
+def test_devices_share_a_fine_tuning_and_statistics(finished, data, tmp_path):
+    config, _ = finished
+    accuracies = []
+    for mesh in (1, 4):
+        more = dataclasses.replace(
+            config,
+            restore=config.out,
+            recipe="best",
+            calibration_images=256,
+            epochs=1,
+            mesh=mesh,
+            out=str(tmp_path / str(mesh)),
+            report=None,
+        )
+        accuracies.append([row.final for row in finetune.run(more, data=data)])
+    one, shared = (leaves(tmp_path / str(mesh)) for mesh in (1, 4))
+    chex.assert_trees_all_close(one, shared, rtol=0.1, atol=2e-3)
+    assert accuracies[0][0] == accuracies[1][0]
+    assert accuracies[0][1] == pytest.approx(accuracies[1][1], abs=0.03)
+
+
+def test_an_snn_of_another_network_is_refused(finished, data, tmp_path):
+    config, _ = finished
+    config = dataclasses.replace(
+        config, restore=config.out, recipe="best", calibration_images=256
+    )
+    setup = convert.prepare(config.conversion(), data, calibrates=False)
+    for name, value in (("model", "vgg8"), ("mean", [1.0])):
+        restored = load_snn(config.restore)
+        restored.card[name] = value
+        with pytest.raises(ValueError, match=f"has {name} .*; give the --checkpoint"):
+            finetune._check_source(config, setup, restored)
+
+
+def test_neurons_with_a_temperature_of_their_own_train_it(source):
+    network = load_source(source)
+    x = jnp.zeros((2, 8, 8, 1))
+    neuron = snnjax.lif(temperature=2.0)
+    snn = snnjax.init(network.model.apply, network.variables, x, neuron=neuron)
+    config = FineTune(checkpoint=source, steps=2)
+    setup = convert.Setup(SimpleNamespace(mesh=None), 1.0, network, None)
+    simulate = finetune._simulation(config, setup)
+    gradient = jax.grad(lambda snn: (simulate(snn, x)[0] ** 2).sum())(snn)
+    assert all(p.temperature is not None for p in gradient.neurons.values())
+
+
+@pytest.mark.parametrize("scratch, advice", [(False, "Add"), (True, "Leave out .*add")])
 def test_operators_need_averages_that_are_kept(data, tmp_path, scratch, advice):
     checkpoint = str(ROOT / "experiments" / "sources" / "vit.safetensors")
     small = data._replace(
@@ -204,10 +262,35 @@ def test_operators_need_averages_that_are_kept(data, tmp_path, scratch, advice):
     small = small._replace(train_labels=np.zeros(8, int), test_labels=np.zeros(4, int))
     start = {"from_scratch": True} if scratch else {"calibration_images": 8}
     config = FineTune(checkpoint=checkpoint, batch_size=4, out=str(tmp_path), **start)
-    with pytest.raises(ValueError, match=r"operators .*--keep_averages true" + advice):
+    with pytest.raises(ValueError, match=f"operators .*{advice} --keep_averages true"):
         finetune.run(config, data=small)
     presets = [PRESETS_FINETUNE[f"cifar10_{name}"] for name in ("vit", "resnet20")]
     assert [preset.keep_averages for preset in presets] == [True, False]
+
+
+def test_random_weights_need_no_batch_norm(tmp_path, data):
+    plain = str(tmp_path / "plain")
+    options = {"epochs": 1, "batch_size": 64, "warmup": 0.1, "flip": False}
+    train(
+        TrainANN(
+            model="events",
+            dataset="digits",
+            out=plain,
+            padding=1,
+            norm=False,
+            **options,
+        ),
+        data=data,
+    )
+    config = FineTune(
+        checkpoint=plain,
+        from_scratch=True,
+        epochs=1,
+        train_images=192,
+        out=str(tmp_path / "out"),
+    )
+    start, trained = finetune.run(config, data=data)
+    assert len(start.accuracies[0]) == len(trained.accuracies[0]) == 2
 
 
 def test_random_weights_start_without_a_conversion(finished, source, data, tmp_path):

@@ -650,6 +650,9 @@ def test_training_mode_has_no_operators_and_says_so():
     training = snnjax.spiking(lambda p, x: (net(p, x), {}), steps=2, has_aux=True)
     with pytest.raises(ValueError, match="no encoders: train .* in inference mode"):
         training(snn, X)
+    fresh = snnjax.init(lambda p, x: (net(p, x), {}), PARAMS, X, has_aux=True)
+    with pytest.raises(ValueError, match="no encoders: train .* in inference mode"):
+        snnjax.spiking(net, steps=2)(fresh, X)
 
 
 def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():

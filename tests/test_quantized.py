@@ -188,5 +188,5 @@ def test_the_command_refuses_it_before_it_converts(tmp_path):
     config = Convert(
         checkpoint=str(tmp_path), recipes=("light", "quantized"), out=str(tmp_path)
     )
-    with pytest.raises(ValueError, match="has none; leave it out of --recipes, or"):
+    with pytest.raises(ValueError, match="has none; leave it out, or"):
         convert.run(config)

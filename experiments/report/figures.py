@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import snnjax
+from experiments.report import training_figures
 from experiments.report.drawing import (
     COLORS,
     SERIES,
@@ -257,7 +258,12 @@ def write_figures(
 
 
 def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
-    """A file NAME.png for each network: accuracy against T, latency and spikes."""
-    for name, results, ann in merged(networks):
+    """A file NAME.png for each network: accuracy against T, latency and spikes.
+
+    And NAME_epochs.png, accuracy against epochs, where there are fine-tunings.
+    """
+    for name, results, ann, epochs in merged(networks):
         panels = [against(results, ann, cost) for cost in COSTS]
         beside(panels, folder / f"{name}.png")
+        if epochs:
+            training_figures.epochs(epochs, ann, folder / f"{name}_epochs.png")

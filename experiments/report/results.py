@@ -220,7 +220,8 @@ COSTS = """\
 What they cost per image: steps until the answer; bits that a neuron sends; firing rate;
 synaptic operations in millions, and in brackets as additions where spikes are graded;
 energy of 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
-Horowitz, ISSCC 2014), without memory; seconds of the conversion (median)."""
+Horowitz, ISSCC 2014), without memory; seconds of the conversion (median), or of the
+epochs."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
@@ -234,7 +235,7 @@ def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
 
 
 def _of_epochs(accuracies: Sequence[float]) -> str:
-    """The accuracy of a conversion (epoch 0), and after each epoch of training."""
+    """The accuracy at the start, epoch 0, and after each epoch of training."""
     percent = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
     head = ("epoch", *map(str, range(len(percent))))
     return _table(head, [("accuracy %", *percent)])
@@ -256,11 +257,19 @@ def _plain(value):
 
 
 class NetworkResults(NamedTuple):
-    """Rows of one network, with the accuracy of its ANN."""
+    """What was measured of one network.
+
+    Attributes:
+        name: of the network.
+        results: its rows.
+        ann: accuracy of the ANN.
+        epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
+    """
 
     name: str
     results: list[Result]
     ann: float
+    epochs: dict[str, list[float]]
 
 
 def read_results(file: Path) -> NetworkResults:
@@ -271,8 +280,9 @@ def read_results(file: Path) -> NetworkResults:
     """
     try:
         metrics = json.loads(file.read_text())
-        trained = 1 if "accuracy_after_epochs" in metrics else 0
-        results = [_result(row) for row in metrics["results"][trained:]]
+        accuracies = metrics.get("accuracy_after_epochs")
+        rows = metrics["results"][1 if accuracies else 0 :]
+        results = [_result(row) for row in rows]
         if not results:
             raise ValueError("no results")
         for result in results:  # of the types that all tables and figures need
@@ -281,7 +291,10 @@ def read_results(file: Path) -> NetworkResults:
         name = metrics["source"]["model"]
         if not isinstance(name, str):
             raise TypeError(f"model {name!r}")
-        return NetworkResults(name, results, float(metrics["ann_accuracy"]))
+        epochs = {}
+        if accuracies:
+            epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
+        return NetworkResults(name, results, float(metrics["ann_accuracy"]), epochs)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise ValueError(
@@ -299,9 +312,9 @@ def _result(row: dict) -> Result:
         "bits": row["steps"],
         "high": 1,
     }
-    return Result(**row)._replace(
-        measures=snnjax.measures.Measures(**(binary | measures))
-    )
+    seconds = math.nan if row["seconds"] is None else row["seconds"]  # JSON has no NaN
+    measures = snnjax.measures.Measures(**(binary | measures))
+    return Result(**row)._replace(seconds=seconds, measures=measures)
 
 
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -310,7 +323,7 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     steps = sorted({result.steps for n in networks for result in n.results})
     head = ("network", "recipe", "wait", *(f"T = {t}" for t in steps))
     rows = []
-    for name, results, ann in networks:
+    for name, results, ann, _ in networks:
         for i, row in enumerate(_accuracies(results, ann, steps)):
             rows.append((f"`{name}`" if i == 0 else "", *row))
     return _table(head, rows)
@@ -320,7 +333,7 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks, as one table."""
     head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *_COSTS)
     rows = []
-    for name, results, _ in merged(networks):
+    for name, results, _, _ in merged(networks):
         for i, result in enumerate(results):
             network = f"`{name}`" if i == 0 else ""
             when = (waits(result), str(result.steps), str(result.latency))
@@ -332,8 +345,8 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
 def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     """The results of each network together, from however many files."""
     by_name: dict[str, NetworkResults] = {}
-    for name, results, ann in networks:
-        network = by_name.setdefault(name, NetworkResults(name, [], ann))
+    for name, results, ann, epochs in networks:
+        network = by_name.setdefault(name, NetworkResults(name, [], ann, {}))
         if not math.isclose(network.ann, ann, abs_tol=1e-6):  # float32 in some files
             both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
             raise ValueError(
@@ -341,4 +354,9 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
                 "the same images"
             )
         network.results.extend(results)
+        for fine_tuning, accuracies in epochs.items():
+            if network.epochs.setdefault(fine_tuning, accuracies) != accuracies:
+                raise ValueError(
+                    f"{fine_tuning} of {name} is there twice; allowed: one of each"
+                )
     return list(by_name.values())

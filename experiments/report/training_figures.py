@@ -1,11 +1,11 @@
 """Figures of training: curves of a run, of a fine-tuning, the surrogates compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.report.drawing import COLORS, SERIES, canvas, png
+from experiments.report.drawing import COLORS, SERIES, canvas, mark, png
 
 
 def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
@@ -34,16 +34,18 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
         png(figure, path)
 
 
-def epochs(accuracies: Sequence[float], ann: float, path: Path) -> None:
-    """A PNG of accuracy against epochs of fine-tuning, from the conversion at 0.
+def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
+    """A PNG of accuracy against epochs of fine-tuning, from the start at 0.
 
     Args:
-        accuracies: at the start and after each epoch, 0..1.
+        curves: name of a fine-tuning -> accuracy at the start and after each epoch,
+            0..1. Of a single one, the title has both ends.
         ann: that of the source network, a rule.
     """
-    percent = [100 * accuracy for accuracy in accuracies]
     with canvas(420, 280) as (figure, (axis,)):
-        axis.plot(range(len(percent)), percent, marker="o", color=SERIES[0])
+        for i, (name, curve) in enumerate(curves.items()):
+            percent = [100 * accuracy for accuracy in curve]
+            axis.plot(range(len(percent)), percent, label=name, **mark(i))
         axis.axhline(100 * ann, color=COLORS["ink"], linewidth=1, linestyle="--")
         axis.annotate(
             f"ANN {100 * ann:.1f}",
@@ -53,11 +55,12 @@ def epochs(accuracies: Sequence[float], ann: float, path: Path) -> None:
             textcoords="offset points",
             ha="right",
         )
-        axis.set(
-            title=f"{percent[0]:.1f} % converted, {percent[-1]:.1f} % after training",
-            xlabel="epochs",
-            ylabel="accuracy in %",
-        )
+        if len(curves) == 1:
+            title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
+        else:
+            title = "accuracy after each epoch of training"
+            axis.legend()
+        axis.set(title=title, xlabel="epochs", ylabel="accuracy in %")
         axis.margins(y=0.15)
         axis.xaxis.get_major_locator().set_params(integer=True)
         png(figure, path)

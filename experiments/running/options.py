@@ -390,7 +390,7 @@ class FineTune:
     # Training images used, the first of the data set; by default all.
     train_images: int | None = None
     # The last of these are not trained on, but take the place of the test images: for
-    # the choice of options.
+    # the choice of options. The source network knows them, though.
     held_back: int = 0
     # Test images to evaluate on; by default all.
     test_images: int | None = None
@@ -436,7 +436,8 @@ class FineTune:
         if self.from_scratch and self.keep_averages:
             raise ValueError(
                 "random weights have no running averages, so --from_scratch takes no "
-                "--keep_averages; leave out one of them"
+                "--keep_averages; a network with operators, which needs it, starts "
+                "from its conversion"
             )
 
     def converts(self) -> bool:
@@ -455,7 +456,7 @@ class FineTune:
             waits=(str(self.wait),),
             levels=self.levels,
             seeds=(self.seed,),
-            calibration_images=self.calibration_images if self.converts() else 1,
+            calibration_images=self.calibration_images,
             test_images=self.test_images,
             mesh=self.mesh,
             dtype=self.dtype,
