@@ -78,7 +78,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     spread = sharding.over_batch(devices.make_mesh(config.mesh))
     sharding.check_batch("batch_size", config.batch_size, spread)
     check_resumable(config)
-    restored = None if config.restore is None else _restored(config)
+    restored = _restored(config)
     setup = prepare(config.conversion(), data, calibrates=config.converts())
     _check_operators(config, setup)
     print(HEADER, flush=True)
@@ -185,8 +185,10 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     return widened(snn, task.sites)
 
 
-def _restored(config: FineTune) -> RestoredSNN:
+def _restored(config: FineTune) -> RestoredSNN | None:
     """The SNN at `config.restore`, which must be for the options that are asked for."""
+    if config.restore is None:
+        return None
     restored = load_snn(config.restore)
     folders = [Path(p).expanduser().resolve() for p in (config.restore, config.out)]
     if folders[1] in (folders[0], folders[0].parent):
