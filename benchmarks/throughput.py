@@ -27,11 +27,14 @@ import optax
 import snnjax
 from benchmarks import timing
 from experiments.models import build
+from snnjax import training
 
 GROUPS = ", groups of 16"
 SIGNED = "signed, by_step" + GROUPS
 INFERENCE = ("by_step" + GROUPS, "by_layer", "closed_form")
 TRAINING = "training, by_layer"
+FINE_TUNING = "fine-tuning, by_layer"  # with a teacher, BatchNorm over time
+ANN_OF = {TRAINING: "ANN, training", FINE_TUNING: "ANN, training with BatchNorm"}
 PEAK = 2048  # side of the matrices
 MODELS = {  # layers -> name, shape of its images
     8: ("digits_resnet", (8, 8, 1)),
@@ -58,14 +61,13 @@ class Side:
         """What it is compared with; of an ANN itself."""
         if self.mode.startswith("ANN"):
             return self
-        mode = "ANN, training" if self.mode == TRAINING else "ANN"
-        return dataclasses.replace(self, mode=mode, steps=1)
+        return dataclasses.replace(self, mode=ANN_OF.get(self.mode, "ANN"), steps=1)
 
 
 def sides(quick: bool) -> list[Side]:
     """Every side, each after the ANN that it is compared with."""
     if quick:
-        modes = (*INFERENCE, SIGNED, TRAINING)
+        modes = (*INFERENCE, SIGNED, *ANN_OF)
         spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
     else:
         change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
@@ -75,13 +77,14 @@ def sides(quick: bool) -> list[Side]:
         some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
         some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
         spiking += [Side(TRAINING, **options) for options in some]
+        spiking += [Side(FINE_TUNING, steps=steps) for steps in (1, 2, 4)]
     return list(dict.fromkeys(s for side in spiking for s in (side.ann, side)))
 
 
 def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
     """(run, facts): a compiled call, its temporary memory and operations."""
-    fn, params, x = network(side.layers, side.batch)
-    function, arguments = work(side, fn, params, x)
+    module, params, x = network(side.layers, side.batch)
+    function, arguments = work(side, module, params, x)
     compiled = jax.jit(function).lower(*arguments).compile()
     memory = compiled.memory_analysis()
     facts = {"temporary_mib": memory.temp_size_in_bytes / 2**20}
@@ -92,30 +95,25 @@ def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
 
 @functools.cache
 def network(layers: int, batch: int):
-    """``fn(params, x)`` with random weights, and images."""
+    """A module, random variables, and images."""
     name, shape = MODELS[layers]
     module = build(name, 10)
     x = jax.random.normal(jax.random.key(1), (batch, *shape))
     params = jax.jit(module.init)(jax.random.key(0), x[:1])
-    return lambda params, x: module.apply(params, x, train=False), params, x
+    return module, params, x
 
 
-def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
+def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
     """(function, arguments) of a side."""
-    labels = jnp.zeros(side.batch, jnp.int32)
 
-    def loss(logits):
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def fn(params, x):
+        return module.apply(params, x, train=False)
 
+    if side.mode in (*ANN_OF, *ANN_OF.values()):
+        return gradient(side, module, fn, params, x)
     if side.mode == "ANN":
         return fn, (params, x)
-    if side.mode == "ANN, training":
-        return jax.grad(lambda params, x: loss(fn(params, x))), (params, x)
     wait = side.steps if side.mode == "closed_form" else 0
-    if side.mode == TRAINING:
-        snn = snnjax.init(fn, params, x)
-        simulate = snnjax.spiking(fn, steps=side.steps, execution="by_layer")
-        return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
     levels = (-1, 1) if side.mode == SIGNED else (0, 1)
     neuron = snnjax.integrate_and_fire(levels=levels)
     fitted = {"steps": side.steps, "wait": wait, "neuron": neuron}
@@ -129,6 +127,34 @@ def work(side: Side, fn: Callable, params, x) -> tuple[Callable, tuple]:
         micro_batch=16 if in_groups else None,
     )
     return lambda snn, x: simulate(snn, x).mean(0), (snn, x)
+
+
+def gradient(side: Side, module: Any, fn: Callable, params, x):
+    """The same of a side that trains."""
+    labels = jnp.zeros(side.batch, jnp.int32)
+    over_time = {"steps": side.steps, "execution": "by_layer"}
+
+    def in_training(params, x):
+        return module.apply(params, x, train=True, mutable=["batch_stats"])
+
+    def loss(logits):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    if side.mode == ANN_OF[TRAINING]:
+        return jax.grad(lambda params, x: loss(fn(params, x))), (params, x)
+    if side.mode == ANN_OF[FINE_TUNING]:
+        return jax.grad(lambda params, x: loss(in_training(params, x)[0])), (params, x)
+    snn = snnjax.init(fn, params, x)
+    if side.mode == TRAINING:
+        simulate = snnjax.spiking(fn, **over_time)
+        return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
+    simulate = snnjax.spiking(in_training, **over_time, has_aux=True)
+
+    def taught(snn, params, x):
+        outputs, averages = simulate(snn, x)
+        return training.distillation(outputs, fn(params, x), labels), averages
+
+    return jax.grad(taught, has_aux=True), (snn, params, x)
 
 
 def peak() -> tuple[Callable[[], Any], dict]:
