@@ -41,11 +41,11 @@ from experiments.models import (
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import (
-    HEADER,
     Result,
     choice,
     command,
     figures,
+    header,
     site_graph,
     spikes_of,
     write_page,
@@ -86,7 +86,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
     task, ann, source, page = prepare(config, data)
-    print(HEADER, flush=True)
+    print(header(), flush=True)
     results, snns = carry_out(task, ann)
     if devices.first():
         _write(task, facts_of(task, ann, source.card), results, snns, page)
@@ -97,11 +97,17 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
 
 
 def prepare(
-    config: Convert, data: Dataset | None = None, *, calibrates: bool = True
+    config: Convert,
+    data: Dataset | None = None,
+    *,
+    whole: Dataset | None = None,
+    calibrates: bool = True,
 ) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
 
     Args:
+        data: to calibrate and to evaluate with; by default that of the options.
+        whole: for a source network that is missing, if it is not `data`.
         calibrates: whether there will be a conversion, with calibration images.
 
     Raises:
@@ -114,7 +120,7 @@ def prepare(
     mesh = devices.make_mesh(config.mesh)
     if calibrates:
         _check_images(config, data, mesh)
-    source = _source(config, data)
+    source = _source(config, data, data if whole is None else whole)
     needed = space(source.variables, 2 + len(config.seeds) * len(config.steps))
     writable(config.out, "--out", needed)
     data = normalized_as(data, source.card)
@@ -270,8 +276,8 @@ def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
 # ----------------------------------------------------------------------- inputs
 
 
-def _source(config: Convert, data: Dataset) -> Source:
-    """The source network; the default one is trained if it is not there."""
+def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
+    """The source network; the default one is trained, on `whole`, if it is missing."""
     shape = list(data.train_images.shape[1:])
     description = None
     if config.model is not None:
@@ -294,7 +300,7 @@ def _source(config: Convert, data: Dataset) -> Source:
         print(f"training a source network first: {config.checkpoint}", flush=True)
         preset = PRESETS_ANN["digits_resnet"]
         preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
-        source = train(preset, data=data)
+        source = train(preset, data=whole)
     card = source.card
     expected = list(card["input_shape"]), card["num_classes"]
     if expected != (shape, data.num_classes):

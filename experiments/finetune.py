@@ -37,7 +37,7 @@ from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, RestoredSNN, Source, load_snn
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import HEADER, Result, row, training_figures
+from experiments.report import Result, header, printed, row, training_figures
 from experiments.running import (
     FineTune,
     check_resumable,
@@ -72,22 +72,23 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         raise ValueError(
             f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
         )
-    data = load(config.dataset, config.data_dir) if data is None else data
-    data = data.first(config.train_images).held_back(config.held_back)
+    whole = load(config.dataset, config.data_dir) if data is None else data
+    data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
     spread = sharding.over_batch(devices.make_mesh(config.mesh))
     sharding.check_batch("batch_size", config.batch_size, spread)
-    check_resumable(config)
     restored = _restored(config)
-    setup = prepare(config.conversion(), data, calibrates=config.converts())
+    check_resumable(config)
+    calibrates = config.converts()
+    setup = prepare(config.conversion(), data, whole=whole, calibrates=calibrates)
     _check_operators(config, setup)
-    print(HEADER, flush=True)
+    print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
     snn = _train(config, setup, snn, first.final)
     log = _log(config) if devices.first() else []  # which only the first one writes
     seconds = sum(line["seconds"] for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    print(f"\n{HEADER}\n{row(first, setup.ann)}\n{row(trained, setup.ann)}")
+    print(f"\n{printed([first, trained], setup.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
         _write(config, setup, [first, trained], snn, accuracies)
@@ -102,10 +103,11 @@ def _log(config: FineTune) -> list[dict]:
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
-    """What it began with, the epochs, and whether the averages could have changed."""
+    """What it began with, the epochs, and what tells it from others of its kind."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-    had_choice = config.keep_averages and not setup.task.sites.operators
-    return f"{name}, averages kept" if had_choice else name
+    if config.keep_averages and not setup.task.sites.operators:  # which have no choice
+        name = f"{name}, averages kept"
+    return f"{name}, images held back" if config.held_back else name
 
 
 def _check_operators(config: FineTune, setup: Setup) -> None:

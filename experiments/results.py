@@ -1,10 +1,10 @@
 """One table of several networks, or runs: ``python -m experiments.results FILE ...``.
 
-The files are the ``metrics.json`` that `experiments.convert` and `experiments.finetune`
-write; of a fine-tuning the trained network has a row. ``--costs`` prints what each row
-costs, one under the other, in place of the accuracies at every T. With ``--figures
-FOLDER`` each network also has a figure there, accuracy against T, latency and spikes,
-and one of accuracy against epochs if there are fine-tunings.
+A FILE is the ``metrics.json`` that `experiments.convert` or `experiments.finetune`
+writes, or its folder; of a fine-tuning the trained network has a row. ``--costs``
+prints what each row costs, one under the other, in place of the accuracies at every T.
+With ``--figures FOLDER`` each network also has a figure there, accuracy against T,
+latency and spikes, and one of accuracy against epochs if there are fine-tunings.
 """
 
 import argparse
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = (costs_of_networks if arguments.costs else table_of_networks)(networks)
         if arguments.figures:
             writable(str(arguments.figures), "--figures")
-            draw_networks(networks, arguments.figures)
         print(table, end="")
+        if arguments.figures:
+            draw_networks(networks, arguments.figures)
 
     run(show)
 

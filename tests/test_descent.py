@@ -151,6 +151,21 @@ def test_aux_comes_back_beside_the_loss():
     assert value >= 0 and shape == (2, 32, 3)
 
 
+@pytest.mark.parametrize("has_aux, message", [(False, "a pair"), (True, "no pair")])
+def test_a_loss_must_fit_has_aux(has_aux, message):
+    snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+
+    def loss(snn):
+        value = snn.params.sum()
+        return value if has_aux else (value, {})
+
+    init, step = training.descent(loss, optax.sgd(0.1), has_aux=has_aux)
+    with pytest.raises(
+        ValueError, match=f"the loss returns ({message}).* with has_aux"
+    ):
+        step(snn, init(snn))
+
+
 def test_a_threshold_that_no_target_wants_keeps_a_finite_gradient():
     params = {"w": jnp.eye(2), "out": jnp.eye(2), "calls": jnp.array(0)}
     x = jnp.abs(X[:, :2])

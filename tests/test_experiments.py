@@ -154,13 +154,13 @@ OPERATORS = (
     *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in MORE)),
 )
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
+FINE_TUNED = [f"finetune_cifar10_resnet20_{steps}" for steps in (1, 2)]
 PUBLISHED = [  # a page, and the files of a table that it shows
     (
         "README.md",
         [
-            *("resnet20_best", "resnet20_signed", "resnet20_graded"),
-            *("vit", "convnext", "convnext_signed_2", "convnext_signed_16"),
-            "convnext_graded_2",
+            *("resnet20_best_T1", "resnet20_best", *FINE_TUNED, "resnet20_signed"),
+            *("resnet20_graded_7", "resnet20_graded", "vit"),
         ],
     ),
     ("docs/results.md", [f"resnet20_{n}" for n in FEW_STEPS]),
@@ -176,6 +176,18 @@ PUBLISHED = [  # a page, and the files of a table that it shows
 def published(name: str) -> Path:
     command = "" if name.startswith("finetune") else "convert_cifar10_"
     return ROOT / "benchmarks" / "results" / f"{command}{name}.json"
+
+
+COSTS = [  # and of a table of costs
+    ("README.md", [*FINE_TUNED, "resnet20_graded_7", "resnet20_graded"]),
+    ("docs/accuracy.md", FINE_TUNED),
+]
+
+
+@pytest.mark.parametrize("page, names", COSTS)
+def test_the_pages_show_the_published_costs(page, names, capsys):
+    results.main([*map(str, map(published, names)), "--costs"])
+    assert capsys.readouterr().out in (ROOT / page).read_text()
 
 
 @pytest.mark.parametrize("page, names", PUBLISHED)
@@ -202,6 +214,43 @@ def test_a_fine_tuning_has_a_row_for_what_was_trained(capsys):
     assert len(table.splitlines()) == 4  # head, line, the row, the ANN
     results.main([str(published("resnet20_best")), str(file)])
     assert "`best` | 0 | 63.1 ± 0.7 |" in capsys.readouterr().out  # not there twice
+
+
+def test_a_file_twice_has_one_row_and_a_contradiction_none(tmp_path, capsys):
+    file = published("vgg8_best")
+    results.main([str(file), str(file), "--costs"])
+    twice = capsys.readouterr().out
+    results.main([str(file), "--costs"])
+    assert capsys.readouterr().out == twice
+    facts = json.loads(file.read_text())
+    for row in facts["results"]:
+        row["accuracies"] = [[0.5] * row["steps"]]
+    other = tmp_path / "metrics.json"
+    other.write_text(json.dumps(facts))
+    for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
+        with pytest.raises(SystemExit, match="is there twice, .* tables of their own"):
+            results.main([str(file), str(tmp_path), *option])  # a folder is enough
+    assert not capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no file .*; give the metrics.json of a run"):
+        results.main([str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accuracy_after_epochs": [0.6, None]},
+        {"accuracy_after_epochs": [0.6, "x"]},
+        {"source": {"model": "../../escape"}},
+        {"ann_accuracy": "high"},
+        {"results": []},
+    ],
+)
+def test_a_damaged_file_of_results_is_refused_whole(changes, tmp_path):
+    file = published("finetune_cifar10_resnet20_2_averages_kept")
+    damaged = tmp_path / "metrics.json"
+    damaged.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(SystemExit, match="was not written by experiments.convert or"):
+        results.main([str(damaged), "--figures", str(tmp_path / "figures")])
 
 
 def test_costs_have_a_line_for_every_result(capsys):
@@ -237,8 +286,9 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
     whole = capsys.readouterr().out
     results.main(list(map(str, parts)))
     assert sorted(capsys.readouterr().out.split()) == sorted(whole.split())
-    for change in ({"accuracies": [[0.5]]}, {"latency": 99}):
-        other = [r | change for r in found["results"][::2]]
+    for change in (0.5, 99):
+        curves = {"accuracies": [[change] * 4]} if change < 1 else {"latency": change}
+        other = [r | curves for r in found["results"][::2] if r["steps"] == 4]
         parts[1].write_text(json.dumps(found | {"results": other}))
         with pytest.raises(SystemExit, match="is there twice"):
             results.main(list(map(str, parts)))

@@ -170,6 +170,44 @@ def test_a_finished_run_is_written_again_without_training(finished, data):
     assert again.final == trained.final and log.read_text() == before
 
 
+def test_a_log_without_an_epoch_is_refused(finished, data, tmp_path):
+    config, _ = finished
+    shutil.copytree(config.out, tmp_path / "out")
+    log = tmp_path / "out" / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines()[1] + "\n")
+    again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
+    with pytest.raises(ValueError, match="one line for each of the 2 epochs .*put it"):
+        finetune.run(again, data=data)
+
+
+def test_a_missing_source_network_is_trained_on_all_images(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = {}
+
+    def trained(preset, *, data):
+        images[preset.out] = len(data.train_images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "train", trained)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(FineTune(train_images=356, held_back=56), data=data)
+    assert images == {"runs/digits_resnet": len(data.train_images)}
+
+
+def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
+    config, (_, trained) = finished
+    less = {"restore": config.out, "recipe": "best", "calibration_images": 256}
+    less |= {"epochs": 1, "train_images": 192, "held_back": 64, "report": None}
+    runs = dataclasses.replace(config, **less, out=str(tmp_path))
+    assert (
+        finetune.run(runs, data=data)[1].name == "restored, 1 epoch, images held back"
+    )
+    with pytest.raises(ValueError, match="holds a run of another command"):
+        options = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(options | {"every": 1}))
+        finetune.run(runs, data=data)
+
+
 def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     config, (_, trained) = finished
     more = dataclasses.replace(

@@ -747,3 +747,17 @@ def test_max_pool_adds_in_float64_where_the_network_is(x64):
     for execution in ("by_step", "by_layer", by_layer(segment=3)):
         run = snnjax.spiking(pooled, steps=STEPS, execution=execution)
         np.testing.assert_allclose(run(snn, x), spike, rtol=1e-12)
+
+
+def test_training_mode_without_has_aux_names_it():
+    def in_training(params, x):
+        y = x @ params
+        y = jax.nn.relu((y - y.mean(0)) / jnp.std(y, 0))
+        return y, {"mean": y.mean(0)}
+
+    snn = snnjax.init(in_training, jnp.eye(3), jnp.ones((4, 3)), has_aux=True)
+    with pytest.raises(snnjax.ConversionError) as error:
+        snnjax.spiking(in_training, steps=2)(snn, jnp.ones((4, 3)))
+    assert "training mode, give has_aux=True" in "".join(error.value.__notes__)
+    with pytest.raises(ValueError, match="Return a pair.* or leave out has_aux"):
+        snnjax.spiking(lambda p, x: x @ p, steps=2, has_aux=True)(snn, jnp.ones((4, 3)))

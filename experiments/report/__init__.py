@@ -11,11 +11,12 @@ from experiments.report.figures import draw_networks
 from experiments.report.page import command, write_page
 from experiments.report.rasters import spikes_of
 from experiments.report.results import (
-    HEADER,
     Result,
     choice,
     costs_of_networks,
     deviation,
+    header,
+    printed,
     read_results,
     row,
     table_of_networks,
@@ -24,7 +25,6 @@ from experiments.report.results import (
 from experiments.report.site_graph import SiteGraph, site_graph
 
 __all__ = [
-    "HEADER",
     "Result",
     "SiteGraph",
     "choice",
@@ -33,6 +33,8 @@ __all__ = [
     "deviation",
     "draw_networks",
     "figures",
+    "header",
+    "printed",
     "read_results",
     "row",
     "site_graph",

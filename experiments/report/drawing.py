@@ -173,7 +173,7 @@ def beside(panels: Sequence[Panel], path: Path, heading: str = "") -> None:
         for panel, axis in zip(panels, axes, strict=True):
             panel.draw(axis)
             axis.set_title(panel.title)
-        _legend(figure, axes[0], 5)
+        legend(figure, axes[0], 5)
         png(figure, path)
 
 
@@ -181,11 +181,12 @@ def alone(panel: Panel) -> str:
     """SVG of one panel, with its legend below it."""
     with canvas(WIDTH, panel.height) as (figure, (axis,)):
         panel.draw(axis)
-        _legend(figure, axis, 3)
+        legend(figure, axis, 3)
         return svg(figure, panel.label)
 
 
-def _legend(figure: Any, axis: Any, columns: int) -> None:
+def legend(figure: Any, axis: Any, columns: int) -> None:
+    """The names of all that is drawn, below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(

@@ -115,6 +115,8 @@ def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
     axis.set_ylim(low, max(high, ann + 0.08 * (high - low)))
     axis.set(xlabel=x_label, ylabel="accuracy in %")
     values = sorted({value for x, _ in series.values() for value in x})
+    if not values:
+        return
     if log:
         axis.set_xscale("log", base=2)
         axis.minorticks_off()

@@ -120,16 +120,22 @@ def percent(result: Result, digits: int = 1) -> str:
 
 # ---------------------------------------------------------------------- as text
 
-HEADER = (
-    f"{'recipe':<15}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
-    f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
-)
+NAMES = 15  # columns for the names of rows, as long as those of recipes
 
 
-def row(result: Result, ann: float) -> str:
-    """One line of the table, under `HEADER`."""
+def header(width: int = NAMES) -> str:
+    """The titles above `row`."""
+    return (
+        f"{'recipe':<{width}}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
+        f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
+    )
+
+
+def row(result: Result, ann: float, width: int = NAMES) -> str:
+    """One line of the table, under `header`."""
     mean, spread = 100 * result.final, 100 * result.deviation
-    wait = f" {result.wait}".rjust(20 - len(result.name))  # a long name takes its room
+    # A name that is a little too long takes the room of the wait.
+    wait = f" {result.wait}".rjust(width + 5 - len(result.name))
     seconds = (
         f"{result.seconds:.2f}" if result.seconds < 1000 else f"{result.seconds:.0f}"
     )
@@ -139,6 +145,12 @@ def row(result: Result, ann: float) -> str:
         f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
         f"{seconds:>7}"
     )
+
+
+def printed(results: Sequence[Result], ann: float) -> str:
+    """The table of these rows, as wide as the longest name."""
+    width = max(NAMES, *(len(result.name) for result in results))
+    return "\n".join([header(width), *(row(result, ann, width) for result in results)])
 
 
 def markdown(results: Sequence[Result], ann: float) -> str:
@@ -191,13 +203,7 @@ def _accuracies(
     cells: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
         key = (f"`{result.name}`", waits(result))
-        first = cells.setdefault(key, {}).setdefault(result.steps, result)
-        if first != result:
-            raise ValueError(
-                f"recipe {result.name}, T = {result.steps}, wait {result.wait} is "
-                f"there twice, {percent(first)} % and {percent(result)} %; allowed: "
-                "one of each. Draws of one row come from one run, by --seeds"
-            )
+        cells.setdefault(key, {})[result.steps] = result
     rows = [
         (*key, *(percent(row[t]) if t in row else "" for t in steps))
         for key, row in cells.items()
@@ -278,28 +284,40 @@ def read_results(file: Path) -> NetworkResults:
     Of a fine-tuning, the trained network: its conversion is a row of another file,
     where it has more draws.
     """
+    if file.is_dir():
+        file = file / "metrics.json"
+    if not file.is_file():
+        raise ValueError(
+            f"no file {file}; give the metrics.json of a run, or the folder that it is "
+            "in"
+        )
     try:
-        metrics = json.loads(file.read_text())
-        accuracies = metrics.get("accuracy_after_epochs")
-        rows = metrics["results"][1 if accuracies else 0 :]
-        results = [_result(row) for row in rows]
-        if not results:
-            raise ValueError("no results")
-        for result in results:  # of the types that all tables and figures need
-            row(result, ann=0.0)
-            range(result.steps + result.wait)
-        name = metrics["source"]["model"]
-        if not isinstance(name, str):
-            raise TypeError(f"model {name!r}")
-        epochs = {}
-        if accuracies:
-            epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
-        return NetworkResults(name, results, float(metrics["ann_accuracy"]), epochs)
+        return _network_results(json.loads(file.read_text()))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise ValueError(
             f"{file} was not written by experiments.convert or .finetune ({reason})"
         ) from None
+
+
+def _network_results(metrics: dict) -> NetworkResults:
+    """Of the types that all tables and figures need, or any error."""
+    accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
+    results = [_result(row) for row in metrics["results"][1 if accuracies else 0 :]]
+    if not results:
+        raise ValueError("no results")
+    ann = float(metrics["ann_accuracy"])
+    for result in results:
+        row(result, ann), _costs(result)
+        if any(len(curve) != result.steps for curve in result.accuracies):
+            raise ValueError(f"not {result.steps} accuracies, one for each step")
+    name = metrics["source"]["model"]
+    if not name.isidentifier():  # it is the name of a file, too
+        raise ValueError(f"model {name!r}")
+    epochs = {}
+    if accuracies:
+        epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
+    return NetworkResults(name, results, ann, epochs)
 
 
 def _result(row: dict) -> Result:
@@ -353,10 +371,29 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
                 f"{name} has {both} as an ANN; allowed: results of the same network on "
                 "the same images"
             )
-        network.results.extend(results)
+        for result in results:
+            _add(result, network.results)
         for fine_tuning, accuracies in epochs.items():
             if network.epochs.setdefault(fine_tuning, accuracies) != accuracies:
                 raise ValueError(
-                    f"{fine_tuning} of {name} is there twice; allowed: one of each"
+                    f"{fine_tuning} of {name} is there twice; allowed: one of each. "
+                    "Runs of other options have tables of their own"
                 )
     return list(by_name.values())
+
+
+def _add(result: Result, results: list[Result]) -> None:
+    """Append a row, unless it is there already."""
+    for other in results:
+        names = [(row.name, row.wait, row.steps) for row in (other, result)]
+        if names[0] != names[1]:
+            continue
+        if other._replace(seconds=0.0) != result._replace(seconds=0.0):
+            raise ValueError(
+                f"recipe {result.name}, T = {result.steps}, wait {result.wait} is "
+                f"there twice, {percent(other)} % and {percent(result)} %; allowed: "
+                "one of each. Draws of one row come from one run, by --seeds; runs of "
+                "other options have tables of their own"
+            )
+        return
+    results.append(result)

@@ -1,11 +1,12 @@
 """Figures of training: curves of a run, of a fine-tuning, the surrogates compared."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.report.drawing import COLORS, SERIES, canvas, mark, png
+from experiments.report.drawing import COLORS, SERIES, canvas, legend, mark, png
 
 
 def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
@@ -42,7 +43,8 @@ def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> Non
             0..1. Of a single one, the title has both ends.
         ann: that of the source network, a rule.
     """
-    with canvas(420, 280) as (figure, (axis,)):
+    below = 18 * math.ceil(len(curves) / 2) if len(curves) > 1 else 0
+    with canvas(420, 280 + below) as (figure, (axis,)):
         for i, (name, curve) in enumerate(curves.items()):
             percent = [100 * accuracy for accuracy in curve]
             axis.plot(range(len(percent)), percent, label=name, **mark(i))
@@ -59,7 +61,7 @@ def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> Non
             title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
         else:
             title = "accuracy after each epoch of training"
-            axis.legend()
+            legend(figure, axis, 2)
         axis.set(title=title, xlabel="epochs", ylabel="accuracy in %")
         axis.margins(y=0.15)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -275,6 +275,10 @@ def _compare(file: Path, config: Any) -> None:
     """
     options = json.loads(_options(config))  # in which tuples are lists
     stored = _parsed(file.read_text(), file) if file.exists() else {}
+    if stored.keys() - options.keys():
+        raise ValueError(
+            f"{file.parent} holds a run of another command; choose another --out"
+        )
     differing = [name for name in options if stored.get(name) != options[name]]
     if differing:
         raise ValueError(
@@ -290,10 +294,19 @@ def _log_until(log: Path, epoch: int) -> list[dict]:
     """The lines of the log up to an epoch; the file is cut to them.
 
     A kill may leave the line of an epoch whose checkpoint is not complete.
+
+    Raises:
+        ValueError: the line of an epoch is missing.
     """
-    lines = log.read_text().splitlines()[:epoch] if log.exists() else []
-    write(log, "".join(f"{line}\n" for line in lines))
-    return [_parsed(line, log) for line in lines]
+    text = log.read_text().splitlines()[:epoch] if log.exists() else []
+    lines = [_parsed(line, log) for line in text]
+    if [line.get("epoch") for line in lines] != list(range(1, epoch + 1)):
+        raise ValueError(
+            f"{log} does not have one line for each of the {epoch} epochs that the "
+            "checkpoints are of; put it back, or delete its folder to begin anew"
+        )
+    write(log, "".join(f"{line}\n" for line in text))
+    return lines
 
 
 def _parsed(text: str, file: Path) -> dict:

@@ -161,6 +161,11 @@ def capture(
                 "numbers. Perhaps the batch axis is missing: x is [B, ...], and a "
                 "sequence is [T, B, ...]."
             )
+        if not has_aux and isinstance(result, tuple) and len(result) == 2:
+            error.add_note(
+                "The network returns a pair. If that is (outputs, aux), as of a "
+                "network in training mode, give has_aux=True."
+            )
         raise
     # Operators and encoders are those of the equations with every call inlined.
     if inline_all or any(eq.body for eq in bare.equations):
@@ -242,7 +247,8 @@ def _without_aux(result: Any) -> Any:
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(
             f"has_aux=True needs fn to return (outputs, aux); found "
-            f"{jax.tree_util.tree_structure(result)}"
+            f"{jax.tree_util.tree_structure(result)}. Return a pair, as a network in "
+            "training mode does, or leave out has_aux"
         )
     return result[0]
 

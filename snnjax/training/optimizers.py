@@ -173,7 +173,8 @@ def descent(
         has_aux: the value that ``step`` returns is then the pair.
 
     Raises:
-        ValueError: as `optimizer`.
+        ValueError: as `optimizer`; from ``step``, a loss whose value does not fit
+            has_aux.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
@@ -197,10 +198,21 @@ def descent(
         floats, merge = differentiable(snn)
 
         def loss_of(leaves: Any) -> Any:
-            return loss(merge(leaves), *args)
+            value = loss(merge(leaves), *args)
+            _check_value(value, has_aux)
+            return value
 
         value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
         updates, state = transformation.update(gradient, state, floats)
         return merge(optax.apply_updates(floats, updates)), state, value
 
     return Descent(init, step)
+
+
+def _check_value(value: Any, has_aux: bool) -> None:
+    pair = isinstance(value, tuple) and len(value) == 2
+    if pair != has_aux:
+        raise ValueError(
+            f"the loss returns {'a pair' if pair else 'no pair'}; allowed: "
+            "a number, or with has_aux=True a pair (number, aux)"
+        )
