@@ -92,6 +92,7 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     page = Path(config.report).read_text()
     assert "light, 2 epochs" in page
     assert "The chosen SNN is that after the last epoch of training." in page
+    assert f"after each epoch: {', '.join(percent)} %." in page
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == trained.final
 

@@ -52,8 +52,8 @@ def page(
         results: of every recipe, wait and T.
         facts: as in ``metrics.json``: "config", "command", "versions", "device",
             "source" (its card), "ann_accuracy", "test_images", "measured_images",
-            "chosen_on" (None: the SNN is the last one of a training); and "date", if
-            there is one.
+            "chosen_on" (None: the SNN is the last one of a training); where there are
+            such, "accuracy_after_epochs" of a fine-tuning and "date".
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `choice`.
     """
@@ -127,7 +127,8 @@ def _breakable(text: str) -> str:
 
 
 def _eyebrow(facts: dict) -> str:
-    parts = ["ANN to SNN conversion", f"snnjax {facts['versions']['snnjax']}"]
+    trained = ", fine-tuned" if "accuracy_after_epochs" in facts else ""
+    parts = [f"ANN to SNN conversion{trained}", f"snnjax {facts['versions']['snnjax']}"]
     parts += [facts["date"]] if "date" in facts else []
     return " · ".join(f"<span>{escape(part)}</span>" for part in parts)
 
@@ -166,6 +167,9 @@ def _numbers(best, ann: float) -> str:
 def _measured(facts: dict) -> str:
     product, addition = 1e12 * ENERGY_PER_MAC, 1e12 * ENERGY_PER_AC
     choice = "The chosen SNN is that after the last epoch of training."
+    if curve := facts.get("accuracy_after_epochs"):
+        accuracies = ", ".join(f"{100 * accuracy:.1f}" for accuracy in curve)
+        choice += f" Accuracy at the start and after each epoch: {accuracies} %."
     if facts["chosen_on"] is not None:
         choice = (
             f"The chosen SNN answers best on {escape(facts['chosen_on'])}; of equal "
