@@ -366,7 +366,7 @@ def test_files_that_are_no_results_are_told(tmp_path, text):
         file.write_text(json.dumps(json.loads(published("vgg8").read_text()) | change))
         with pytest.raises(SystemExit, match="was not written by experiments.conv"):
             results.main([str(file)])
-    with pytest.raises(SystemExit, match="No such file"):
+    with pytest.raises(SystemExit, match="no file .*; give"):
         results.main([str(tmp_path / "nothing.json")])
 
 
@@ -459,7 +459,7 @@ def test_widened_parameters_follow_the_channels_wherever_they_are():
     sites = snnjax.sites(fn, kernel, x)
     assert (sites[0].shape, sites[0].channel) == ((4, 4, 5), -3)
     snn = snnjax.convert(fn, kernel, x, steps=4, recipe=snnjax.light())
-    widened = conversions._widened(snn, sites)
+    widened = conversions.widened(snn, sites)
     (neuron,) = widened.neurons.values()
     assert neuron.threshold.shape == neuron.bias.shape == (4, 1, 1)
     assert neuron.initial_potential.shape == (4, 4, 5)

@@ -453,7 +453,8 @@ def test_a_network_worse_than_its_card_is_pointed_out():
 def test_the_snn_belongs_to_the_data_it_was_calibrated_on(digits_file):
     file, _ = digits_file
     write_card(file, dataset="CIFAR-10")
-    source = convert._source(Convert(checkpoint=str(file)), load("digits"))
+    digits = load("digits")
+    source = convert._source(Convert(checkpoint=str(file)), digits, digits)
     assert source.card["dataset"] == "digits"
 
 
