@@ -1,6 +1,5 @@
 """Figures of training: curves of a run, of a fine-tuning, the surrogates compared."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> Non
             0..1. Of a single one, the title has both ends.
         ann: that of the source network, a rule.
     """
-    below = 18 * math.ceil(len(curves) / 2) if len(curves) > 1 else 0
+    below = 18 * len(curves) if len(curves) > 1 else 0  # the legend
     with canvas(420, 280 + below) as (figure, (axis,)):
         for i, (name, curve) in enumerate(curves.items()):
             percent = [100 * accuracy for accuracy in curve]
@@ -61,7 +60,7 @@ def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> Non
             title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
         else:
             title = "accuracy after each epoch of training"
-            legend(figure, axis, 2)
+            legend(figure, axis, 1)
         axis.set(title=title, xlabel="epochs", ylabel="accuracy in %")
         axis.margins(y=0.15)
         axis.xaxis.get_major_locator().set_params(integer=True)
