@@ -61,6 +61,13 @@ def finished(tmp_path_factory, source, data):
     return config, finetune.run(config, data=data)
 
 
+def one_more_epoch(config, out, **changes):
+    """Begin with the SNN of a finished run; what a conversion needs is at defaults."""
+    changes |= {"recipe": FineTune.recipe, "report": None, "out": str(out)}
+    changes |= {"calibration_images": FineTune.calibration_images}
+    return dataclasses.replace(config, restore=config.out, epochs=1, **changes)
+
+
 def leaves(folder):
     return jax.tree.leaves(load_snn(folder).snn)
 
@@ -197,9 +204,7 @@ def test_a_missing_source_network_is_trained_on_all_images(data, tmp_path, monke
 
 def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
     config, (_, trained) = finished
-    less = {"restore": config.out, "recipe": "best", "calibration_images": 256}
-    less |= {"epochs": 1, "train_images": 192, "held_back": 64, "report": None}
-    runs = dataclasses.replace(config, **less, out=str(tmp_path))
+    runs = one_more_epoch(config, tmp_path, train_images=192, held_back=64)
     assert (
         finetune.run(runs, data=data)[1].name == "restored, 1 epoch, images held back"
     )
@@ -211,15 +216,7 @@ def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
 
 def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     config, (_, trained) = finished
-    more = dataclasses.replace(
-        config,
-        restore=config.out,
-        recipe="best",
-        calibration_images=256,
-        epochs=1,
-        out=str(tmp_path),
-        report=None,
-    )
+    more = one_more_epoch(config, tmp_path)
     restored, longer = finetune.run(more, data=data)
     assert restored.recipe == "restored" and restored.final == trained.final
     assert longer.final > trained.final - 0.05
@@ -250,16 +247,7 @@ def test_devices_share_a_fine_tuning_and_statistics(finished, data, tmp_path):
     config, _ = finished
     accuracies = []
     for mesh in (1, 4):
-        more = dataclasses.replace(
-            config,
-            restore=config.out,
-            recipe="best",
-            calibration_images=256,
-            epochs=1,
-            mesh=mesh,
-            out=str(tmp_path / str(mesh)),
-            report=None,
-        )
+        more = one_more_epoch(config, tmp_path / str(mesh), mesh=mesh)
         accuracies.append([row.final for row in finetune.run(more, data=data)])
     one, shared = (leaves(tmp_path / str(mesh)) for mesh in (1, 4))
     chex.assert_trees_all_close(one, shared, rtol=0.1, atol=2e-3)
@@ -269,9 +257,7 @@ def test_devices_share_a_fine_tuning_and_statistics(finished, data, tmp_path):
 
 def test_an_snn_of_another_network_is_refused(finished, data, tmp_path):
     config, _ = finished
-    config = dataclasses.replace(
-        config, restore=config.out, recipe="best", calibration_images=256
-    )
+    config = one_more_epoch(config, tmp_path)
     setup = convert.prepare(config.conversion(), data, calibrates=False)
     for name, value in (("model", "vgg8"), ("mean", [1.0])):
         restored = load_snn(config.restore)
