@@ -37,7 +37,7 @@ from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, RestoredSNN, Source, load_snn
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import Result, header, printed, row, training_figures
+from experiments.report import Result, console_table, header, row, training_figures
 from experiments.running import (
     FineTune,
     check_resumable,
@@ -88,7 +88,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     log = _log(config) if devices.first() else []  # which only the first one writes
     seconds = sum(line["seconds"] for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    print(f"\n{printed([first, trained], setup.ann)}")
+    print(f"\n{console_table([first, trained], setup.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
         _write(config, setup, [first, trained], snn, accuracies)
@@ -180,7 +180,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     """
     key, task = jax.random.key(config.seed), setup.task
     image = task.test.images[:1]
-    variables = {"batch_stats": {}, **jax.jit(setup.source.model.init)(key, image)}
+    variables = jax.jit(setup.source.model.init)(key, image)
     neuron = snnjax.integrate_and_fire(levels=config.levels)
     snn = snnjax.init(task.fn, variables, image, neuron=neuron)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
@@ -212,7 +212,7 @@ def _check_source(config: FineTune, setup: Setup, restored: RestoredSNN) -> None
     levels = levels_of(setup.task.sites, restored.snn)
     _check_same(config, "levels", levels, tuple(config.levels), "--levels")
     for name in ("model", "mean", "std"):
-        own, asked = restored.card[name], setup.source.card[name]
+        own, asked = restored.card.get(name), setup.source.card.get(name)
         _check_same(config, name, own, asked, "the --checkpoint")
 
 
@@ -246,6 +246,8 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
         hits = count_hits(task.simulate, state.snn, task.test, task.mesh)
         return {"test_accuracy": hits[-1] / len(task.test.labels)}
 
+    # A step returns averages in any case, and must not change what the state holds.
+    snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
     snn = fit(config, task.data, state, step, measure, finished_epoch).snn
@@ -307,8 +309,8 @@ def _in_training(source: Source, dtype: str) -> Callable:
     computed = in_dtype(network, dtype)  # running averages stay float32
 
     def fn(variables, x):
-        averages = variables.get("batch_stats", {})
-        return computed(variables["params"], x, batch_stats=averages)
+        weights, averages = variables["params"], variables["batch_stats"]
+        return computed(weights, x, batch_stats=averages)
 
     return fn
 

@@ -140,6 +140,7 @@ OTHERS = ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max")
 FEW_STEPS = (
     "all_max_activation",
     "light",
+    "best_T1",
     "best",
     "best_1",
     "best_1_16",
@@ -334,6 +335,9 @@ def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
     assert "best, wait 1" in panel.label and "best, wait T" not in panel.label
+    from matplotlib.figure import Figure
+
+    report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
 
 
 @pytest.mark.parametrize("cost", ["T", "latency", "spikes"])

@@ -147,7 +147,7 @@ def row(result: Result, ann: float, width: int = NAMES) -> str:
     )
 
 
-def printed(results: Sequence[Result], ann: float) -> str:
+def console_table(results: Sequence[Result], ann: float) -> str:
     """The table of these rows, as wide as the longest name."""
     width = max(NAMES, *(len(result.name) for result in results))
     return "\n".join([header(width), *(row(result, ann, width) for result in results)])
@@ -160,9 +160,12 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     return _table(head, _accuracies(results, ann, steps))
 
 
+COST_TITLES = ("bits", "rate %", "SynOps M", "energy, % of ANN")
+
+
 def costs(results: Sequence[Result]) -> str:
     """Costs of every row, as a table; energy as a share of the ANN's."""
-    head = ("recipe", "wait", "T", "latency", *_COSTS, "s")
+    head = ("recipe", "wait", "T", "latency", *COST_TITLES, "s")
     rows = [
         (
             *(f"`{result.name}`", waits(result), str(result.steps)),
@@ -173,11 +176,8 @@ def costs(results: Sequence[Result]) -> str:
     return _table(head, rows)
 
 
-_COSTS = ("bits", "rate %", "SynOps M", "energy, % of ANN")
-
-
 def _costs(result: Result) -> tuple[str, ...]:
-    """The cells under `_COSTS`."""
+    """The cells under `COST_TITLES`."""
     spiking, ann = snnjax.energy(result.measures).operations
     return (
         f"{float(result.measures.bits):.3g}",
@@ -308,7 +308,8 @@ def _network_results(metrics: dict) -> NetworkResults:
         raise ValueError("no results")
     ann = float(metrics["ann_accuracy"])
     for result in results:
-        row(result, ann), _costs(result)
+        row(result, ann)
+        _costs(result)
         if any(len(curve) != result.steps for curve in result.accuracies):
             raise ValueError(f"not {result.steps} accuracies, one for each step")
     name = metrics["source"]["model"]
@@ -349,7 +350,7 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
 
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks, as one table."""
-    head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *_COSTS)
+    head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *COST_TITLES)
     rows = []
     for name, results, _, _ in merged(networks):
         for i, result in enumerate(results):
@@ -384,16 +385,17 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
 
 def _add(result: Result, results: list[Result]) -> None:
     """Append a row, unless it is there already."""
-    for other in results:
-        names = [(row.name, row.wait, row.steps) for row in (other, result)]
-        if names[0] != names[1]:
-            continue
-        if other._replace(seconds=0.0) != result._replace(seconds=0.0):
-            raise ValueError(
-                f"recipe {result.name}, T = {result.steps}, wait {result.wait} is "
-                f"there twice, {percent(other)} % and {percent(result)} %; allowed: "
-                "one of each. Draws of one row come from one run, by --seeds; runs of "
-                "other options have tables of their own"
-            )
-        return
-    results.append(result)
+
+    def place(row: Result):
+        return row.name, row.wait, row.steps
+
+    twin = next((row for row in results if place(row) == place(result)), None)
+    if twin is None:
+        results.append(result)
+    elif twin._replace(seconds=0.0) != result._replace(seconds=0.0):
+        raise ValueError(
+            f"recipe {result.name}, T = {result.steps}, wait {result.wait} is there "
+            f"twice, {percent(twin)} % and {percent(result)} %; allowed: one of each. "
+            "Draws of one row come from one run, by --seeds; runs of other options "
+            "have tables of their own"
+        )

@@ -277,7 +277,8 @@ def _compare(file: Path, config: Any) -> None:
     stored = _parsed(file.read_text(), file) if file.exists() else {}
     if stored.keys() - options.keys():
         raise ValueError(
-            f"{file.parent} holds a run of another command; choose another --out"
+            f"{file.parent} holds a run of another command or version; choose another "
+            "--out"
         )
     differing = [name for name in options if stored.get(name) != options[name]]
     if differing:
