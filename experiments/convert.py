@@ -43,7 +43,6 @@ from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import (
     Result,
     choice,
-    command,
     figures,
     header,
     site_graph,
@@ -54,6 +53,7 @@ from experiments.report import (
 from experiments.running import (
     Convert,
     cache_sized,
+    command,
     devices,
     parse,
     space,

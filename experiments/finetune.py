@@ -37,7 +37,7 @@ from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, RestoredSNN, Source, load_snn
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import Result, console_table, header, row, training_figures
+from experiments.report import Result, console_table, figures, header, row
 from experiments.running import (
     FineTune,
     check_resumable,
@@ -238,9 +238,8 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
 
     def finished_epoch(state: State, log: list[dict]) -> None:
         accuracies = [accuracy_at_start, *(line["test_accuracy"] for line in log)]
-        training_figures.epochs(
-            {f"T = {config.steps}": accuracies}, setup.ann, out / "epochs.png"
-        )
+        curves = {f"T = {config.steps}": accuracies}
+        figures.write_epochs(curves, setup.ann, out / "epochs.png")
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.simulate, state.snn, task.test, task.mesh)

@@ -24,6 +24,7 @@ from experiments.models import NAMES, Source, build, load_source, save_source
 from experiments.presets import PRESETS_ANN
 from experiments.running import (
     TrainANN,
+    command,
     devices,
     fit,
     parse,
@@ -224,6 +225,7 @@ def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, An
         "test_accuracy": test_accuracy,
         "epochs": config.epochs,
         "seed": config.seed,
+        "command": command("experiments.train_ann", config),
         "versions": {
             package: version(package)
             for package in ("jax", "flax", "optax", "orbax-checkpoint")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,13 @@ import pytest
 import snnjax
 from experiments import conversions, convert, models, train_ann
 from experiments.data import MissingDataError
-from experiments.presets import PRESETS_ANN
-from experiments.running import command_line, run, write
+from experiments.presets import (
+    PRESETS_ANN,
+    PRESETS_CONVERT,
+    PRESETS_FINETUNE,
+    PRESETS_SNN,
+)
+from experiments.running import Convert, command, command_line, parse, run, write
 from snnjax import __main__
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +174,23 @@ def test_help_says_what_the_command_does_and_what_names_there_are():
     words = set(text.replace(",", " ").split())
     assert {"recipes:", *conversions.RECIPES, "models:", *models.NAMES} <= words
     assert max(map(len, text.splitlines())) <= 79
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), rate=2e-5),
+        *PRESETS_ANN.values(),
+        *PRESETS_CONVERT.values(),
+        *PRESETS_FINETUNE.values(),
+        *PRESETS_SNN.values(),
+    ],
+)
+def test_a_command_gives_its_configuration_again(config):
+    python, m, module, *options = shlex.split(command("experiments.module", config))
+    assert (python, m, module) == ("python", "-m", "experiments.module")
+    parsed = parse(type(config), {}, options)
+    assert parsed == dataclasses.replace(config, out=parsed.out)
 
 
 def test_a_wrong_option_is_one_line(capsys):

@@ -18,7 +18,7 @@ from experiments import convert, finetune
 from experiments.data import load
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import training_figures
+from experiments.report import figures
 from experiments.running import Convert, FineTune, TrainANN
 from experiments.train_ann import train
 from snnjax import SNN
@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
 ):
     config, _ = finished
     again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
-    draw = training_figures.epochs
+    draw = figures.write_epochs
 
     def killed(curves, *rest):
         ((_, accuracies),) = curves.items()
@@ -163,7 +163,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
         draw(curves, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training_figures, "epochs", killed)
+        patch.setattr(figures, "write_epochs", killed)
         finetune.run(again, data=data)
     finetune.run(again, data=data)
     for one, other in zip(leaves(config.out), leaves(again.out), strict=True):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -15,13 +14,12 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from experiments.presets import PRESETS_CONVERT
 from experiments.report import Result, choice, page, site_graph
 from experiments.report.figures import PARTS, short_names
 from experiments.report.rasters import raster
 from experiments.report.results import waits
 from experiments.report.site_graph import draw
-from experiments.running import Convert, parse
+from experiments.running import Convert
 from snnjax.measures import Measures, SiteMeasures
 
 NET = NETWORKS["zero padding"]
@@ -67,7 +65,15 @@ def results_of(sites, seeds=2):
     return found
 
 
-def page_of(net, *, seeds=2, dataset="<b>", model="a & b", change=lambda results: None):
+def page_of(
+    net,
+    *,
+    seeds=2,
+    dataset="<b>",
+    model="a & b",
+    change=lambda results: None,
+    more=None,
+):
     sites = snnjax.sites(net.fn, net.params, net.x)
     results = results_of(sites, seeds)
     change(results)
@@ -82,6 +88,7 @@ def page_of(net, *, seeds=2, dataset="<b>", model="a & b", change=lambda results
         "test_images": 123,
         "measured_images": 100,
         "chosen_on": "other images",
+        **(more or {}),
     }
     trains = {
         s.name: np.random.default_rng(1).random((best.steps, *s.shape)) < 0.3
@@ -126,6 +133,21 @@ class Reader(HTMLParser):
 def made():
     results, page = page_of(NET)
     return results, page, Reader(page)
+
+
+def test_of_a_fine_tuning_it_says_so_and_has_the_curve():
+    more = {"accuracy_after_epochs": [0.25, 0.5, 0.625], "chosen_on": None}
+    _, converted = page_of(NET)
+    _, trained = page_of(NET, more=more)
+    for fact in (
+        "fine-tuning report",
+        "Against epochs",
+        "25.0 to 62.5 %",
+        "experiments.finetune --report",
+    ):
+        assert fact in trained and fact not in converted
+    for fact in ("Each entry is a conversion", "experiments.convert --report"):
+        assert fact in converted and fact not in trained
 
 
 # --------------------------------------------------------------------------- graph
@@ -391,13 +413,6 @@ def test_contrast_of_text_and_of_lines(made, scheme):
         assert contrast(line, "paper") >= 3, line
 
 
-def test_the_command_gives_the_configuration_again():
-    config = Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), rate=2e-5)
-    words = shlex.split(page.command("experiments.convert", config))
-    assert words[:3] == ["python", "-m", "experiments.convert"]
-    assert parse(Convert, PRESETS_CONVERT, words[3:]) == config
-
-
 # ------------------------------------------------------------------------- browser
 
 EARLY = "<script>window.faults = []; onerror = (m) => { faults.push(m); };</script>"
@@ -443,8 +458,8 @@ def browsed(made, tmp_path_factory):
         "virtual-time-budget=5000 enable-logging=stderr dump-dom"
     )
     where = [f"--user-data-dir={folder / 'profile'}", (folder / "frames.html").as_uri()]
-    command = [chromium, *(f"--{option}" for option in options.split()), *where]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    browser = [chromium, *(f"--{option}" for option in options.split()), *where]
+    done = subprocess.run(browser, capture_output=True, text=True, timeout=120)
     dumped = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dumped, done.stderr
     told = json.loads(dumped[1].replace("&lt;", "<").replace("&amp;", "&"))

@@ -110,6 +110,7 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
 
     quantized = train_ann.train(config, data=digits)
     assert quantized.card["levels"] == 4
+    assert "--levels 4" in quantized.card["command"]
     assert quantized.card["test_accuracy"] > source.card["test_accuracy"] - 0.05
     loaded = load_source(tmp_path)
     fn = source_function(loaded)

@@ -8,7 +8,7 @@ hands on the names that the others use.
 
 from experiments.report import figures, training_figures
 from experiments.report.figures import draw_networks
-from experiments.report.page import command, write_page
+from experiments.report.page import write_page
 from experiments.report.rasters import spikes_of
 from experiments.report.results import (
     Result,
@@ -28,7 +28,6 @@ __all__ = [
     "Result",
     "SiteGraph",
     "choice",
-    "command",
     "console_table",
     "costs_of_networks",
     "deviation",

@@ -165,15 +165,17 @@ class Panel(NamedTuple):
     draw: Callable[[Any], None]
 
 
-def beside(panels: Sequence[Panel], path: Path, heading: str = "") -> None:
-    """A PNG of these panels, with one legend below them."""
+def beside(
+    panels: Sequence[Panel], path: Path, heading: str = "", columns: int = 5
+) -> None:
+    """A PNG of these panels, with one legend of at most `columns` below them."""
     height = max(panel.height for panel in panels) + (60 if heading else 30)
     with canvas(len(panels) * WIDTH, height, columns=len(panels)) as (figure, axes):
         figure.suptitle(heading)
         for panel, axis in zip(panels, axes, strict=True):
             panel.draw(axis)
             axis.set_title(panel.title)
-        legend(figure, axes[0], 5)
+        legend(figure, axes[0], columns)
         png(figure, path)
 
 

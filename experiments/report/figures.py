@@ -1,13 +1,12 @@
 """Figures of results: accuracy, errors and rates of the sites; the files of a run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import snnjax
-from experiments.report import training_figures
 from experiments.report.drawing import (
     COLORS,
     SERIES,
@@ -85,6 +84,35 @@ def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
         _height(series),
         lambda axis: _curves(axis, series, 100 * ann, label, log=True),
     )
+
+
+def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
+    """Accuracy against epochs of fine-tuning, from the start at 0.
+
+    Args:
+        curves: name of a fine-tuning -> accuracy at the start and after each epoch,
+            0..1. Of a single one, the title has both ends.
+        ann: that of the source network, a rule.
+    """
+    series = {
+        name: (range(len(curve)), [100 * accuracy for accuracy in curve])
+        for name, curve in curves.items()
+    }
+    title = "accuracy after each epoch of training"
+    if len(series) == 1:
+        ((_, percent),) = series.values()
+        title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
+    return Panel(
+        title,
+        f"Accuracy after each epoch of training. {_ends(series)}",
+        260 + 18 * len(series),
+        lambda axis: _curves(axis, series, 100 * ann, "epochs"),
+    )
+
+
+def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
+    """A PNG of `after_epochs`."""
+    beside([after_epochs(curves, ann)], path, columns=1)
 
 
 def _height(series: dict) -> float:
@@ -268,4 +296,4 @@ def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
         panels = [against(results, ann, cost) for cost in COSTS]
         beside(panels, folder / f"{name}.png")
         if epochs:
-            training_figures.epochs(epochs, ann, folder / f"{name}_epochs.png")
+            write_epochs(epochs, ann, folder / f"{name}_epochs.png")

@@ -1,17 +1,17 @@
-"""A conversion as one HTML page that needs nothing else: ``--report report.html``.
+"""A conversion, or its fine-tuning, as one HTML page that needs nothing else.
 
-`page` is a pure function of results, facts, graph and spikes; `write_page` writes the
-file. The frame, style and script are in ``report.html``.
+The option ``--report report.html`` asks for it. `page` is a pure function of results,
+facts, graph and spikes; `write_page` writes the file. The frame, style and script are
+in ``report.html``.
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,35 @@ from snnjax.measures import ENERGY_PER_AC, ENERGY_PER_MAC
 
 TEMPLATE = Path(__file__).with_name("report.html")
 RASTERS = 4  # sites with a raster
+
+
+class Wording(NamedTuple):
+    """What the page says of what it shows."""
+
+    kind: str
+    module: str
+    eyebrow: str
+    entries: str
+    second: str  # the figure beside that of accuracy against steps
+    about_second: str
+
+
+CONVERSION = Wording(
+    "conversion",
+    "experiments.convert",
+    "ANN to SNN conversion",
+    "Each entry is a conversion of its own, fitted to its T and wait.",
+    "Against latency",
+    "Each T converted for itself; logarithmic axis.",
+)
+FINE_TUNING = Wording(
+    "fine-tuning",
+    "experiments.finetune",
+    "ANN to SNN conversion, fine-tuned",
+    "The SNN that training began with, and the trained one.",
+    "Against epochs",
+    "Test images after each epoch of training; 0 is the start.",
+)
 
 
 def write_page(
@@ -62,12 +91,19 @@ def page(
     sites = [node.name for node in graph.nodes if node.site is not None]
     names = ends | figures.short_names(sites)
     title = f"{source['model']} on {facts['config']['dataset']}"
-    early, whole = figures.accuracy(results, ann)
+    early, second = figures.accuracy(results, ann)
+    wording = CONVERSION
+    if curve := facts.get("accuracy_after_epochs"):
+        wording = FINE_TUNING
+        second = figures.after_epochs({f"T = {best.steps}": curve}, ann)
     values = {
         "colors": " ".join(f"--{name}: {color};" for name, color in COLORS.items()),
         "title": escape(title),
         "heading": _breakable(title),
-        "eyebrow": _eyebrow(facts),
+        "kind": wording.kind,
+        "entries": wording.entries,
+        "module": wording.module,
+        "eyebrow": _eyebrow(wording, facts),
         "lead": _lead(best, facts),
         "numbers": _numbers(best, ann),
         "accuracies": page_tables.accuracies(results, ann, facts["test_images"]),
@@ -76,7 +112,9 @@ def page(
         "measured": _measured(facts),
         "longest": str(max(result.steps for result in results)),
         "against_steps": alone(early),
-        "against_latency": alone(whole),
+        "second": wording.second,
+        "about_second": wording.about_second,
+        "second_figure": alone(second),
         "best": escape(f"{line_name(best)}, T = {best.steps}"),
         "graph": site_graph.draw(graph, names),
         "graph_legend": site_graph.legend(graph),
@@ -85,7 +123,7 @@ def page(
         "rates": alone(figures.rates(best, names)),
         "sites": page_tables.sites([best], "Measures per site of the chosen SNN."),
         "all_sites": page_tables.sites(
-            results, "Measures per site of all conversions.", True
+            results, "Measures per site of all entries.", True
         ),
         "count": str(len(results)),
         "rasters": _rasters(best, graph, trains, names),
@@ -126,9 +164,8 @@ def _breakable(text: str) -> str:
     return re.sub(r"([/_])", r"\1<wbr>", escape(text))
 
 
-def _eyebrow(facts: dict) -> str:
-    trained = ", fine-tuned" if "accuracy_after_epochs" in facts else ""
-    parts = [f"ANN to SNN conversion{trained}", f"snnjax {facts['versions']['snnjax']}"]
+def _eyebrow(wording: Wording, facts: dict) -> str:
+    parts = [wording.eyebrow, f"snnjax {facts['versions']['snnjax']}"]
     parts += [facts["date"]] if "date" in facts else []
     return " · ".join(f"<span>{escape(part)}</span>" for part in parts)
 
@@ -183,18 +220,6 @@ def _measured(facts: dict) -> str:
         "With memory: all reads and writes too, without a cache. Quantized: integers, "
         "against an ANN whose activations have log2(T + 1) bits (snnjax.energy)."
     )
-
-
-def command(module: str, config: Any) -> str:
-    """The command line that gives this configuration, without folders of a machine."""
-    default = vars(type(config)())
-    words = ["python", "-m", module]
-    for name, value in vars(config).items():
-        if value is None or value == default[name] or name in ("data_dir", "out"):
-            continue
-        many = isinstance(value, tuple | list)
-        words += [f"--{name}", *map(str, value if many else [value])]
-    return shlex.join(words)
 
 
 def _words(line: str) -> str:

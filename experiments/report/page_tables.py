@@ -51,7 +51,7 @@ def details(results: Sequence[Result], ann: float) -> str:
     count, thousands = _unit(most / 10, COUNT_UNITS)
     head = ["recipe", "wait", "T", "latency", "bits"]
     head += ["accuracy %", "loss", "firing rate %"]
-    head += [f"SynOps{thousands}", f"energy {unit}", "of ANN %", "calibration s"]
+    head += [f"SynOps{thousands}", f"energy {unit}", "of ANN %", "seconds"]
     rows = []
     for result, (spiking, multiplying) in zip(results, joules, strict=True):
         numbers = [
@@ -70,8 +70,8 @@ def details(results: Sequence[Result], ann: float) -> str:
     foot = [_th("ANN"), *map(_td, ["", "", "", "", f"{100 * ann:.2f}", "0.00", "", ""])]
     foot += map(_td, [energy, "100.0", ""])
     caption = (
-        "Cost of every conversion. Latency in steps, bits that a neuron sends in one "
-        "inference, loss in points."
+        "Cost of every entry. Latency in steps, bits that a neuron sends in one "
+        "inference, loss in points, seconds of fitting or training."
     )
     return _table(caption, head, rows, foot)
 

@@ -1,11 +1,11 @@
-"""Figures of training: curves of a run, of a fine-tuning, the surrogates compared."""
+"""Figures of direct training: curves of a run, the surrogates compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.report.drawing import COLORS, SERIES, canvas, legend, mark, png
+from experiments.report.drawing import SERIES, canvas, png
 
 
 def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
@@ -31,39 +31,6 @@ def training(log: Sequence[dict], sites: Sequence[str], path: Path) -> None:
             right.legend(fontsize=8)
         for axis in (left, middle, right):
             axis.xaxis.get_major_locator().set_params(integer=True)
-        png(figure, path)
-
-
-def epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
-    """A PNG of accuracy against epochs of fine-tuning, from the start at 0.
-
-    Args:
-        curves: name of a fine-tuning -> accuracy at the start and after each epoch,
-            0..1. Of a single one, the title has both ends.
-        ann: that of the source network, a rule.
-    """
-    below = 18 * len(curves) if len(curves) > 1 else 0  # the legend
-    with canvas(420, 280 + below) as (figure, (axis,)):
-        for i, (name, curve) in enumerate(curves.items()):
-            percent = [100 * accuracy for accuracy in curve]
-            axis.plot(range(len(percent)), percent, label=name, **mark(i))
-        axis.axhline(100 * ann, color=COLORS["ink"], linewidth=1, linestyle="--")
-        axis.annotate(
-            f"ANN {100 * ann:.1f}",
-            (1, 100 * ann),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-        )
-        if len(curves) == 1:
-            title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
-        else:
-            title = "accuracy after each epoch of training"
-            legend(figure, axis, 1)
-        axis.set(title=title, xlabel="epochs", ylabel="accuracy in %")
-        axis.margins(y=0.15)
-        axis.xaxis.get_major_locator().set_params(integer=True)
         png(figure, path)
 
 

@@ -4,7 +4,7 @@ Like every package here, this one hands on the names that the others use.
 """
 
 from experiments.running import devices
-from experiments.running.command_line import parse, run
+from experiments.running.command_line import command, parse, run
 from experiments.running.options import (
     MOST_LEVELS,
     Convert,
@@ -41,6 +41,7 @@ __all__ = [
     "check_positive",
     "check_resumable",
     "check_several",
+    "command",
     "devices",
     "fit",
     "parse",

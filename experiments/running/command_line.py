@@ -1,11 +1,13 @@
 """Command lines: options from a dataclass, and errors as one message.
 
 `parse` reads a command line: ``--preset NAME`` chooses the defaults, and every field of
-a dataclass is an option that overrides them. `run` carries the command out.
+a dataclass is an option that overrides them. `command` writes the line of a
+configuration. `run` carries the command out.
 """
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -13,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import simple_parsing
 
@@ -24,6 +26,7 @@ Config = TypeVar("Config")
 Outcome = TypeVar("Outcome")
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
+OF_A_MACHINE = ("data_dir", "out", "report")  # options that no result depends on
 RENAMED = {"--delays": "--waits"}  # options of snnjax 0.1
 
 
@@ -110,6 +113,18 @@ def parse(
         return parser.parse_args(argv).config
     except ValueError as error:  # from the checks of the dataclass
         parser.error(str(error))
+
+
+def command(module: str, config: Any) -> str:
+    """The command line that gives this configuration, without files of a machine."""
+    default = vars(type(config)())
+    words = ["python", "-m", module]
+    for name, value in vars(config).items():
+        if value is None or value == default[name] or name in OF_A_MACHINE:
+            continue
+        many = isinstance(value, tuple | list)
+        words += [f"--{name}", *map(str, value if many else [value])]
+    return shlex.join(words)
 
 
 def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
