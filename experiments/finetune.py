@@ -283,19 +283,25 @@ def _loss(config: FineTune, setup: Setup) -> Callable:
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
     """(snn, x) -> (outputs, what replaces the running averages)."""
-    surrogate = SURROGATES[config.surrogate]
     spiking = functools.partial(
         snnjax.spiking,
         steps=config.steps,
         wait=config.wait,
-        # Neurons that have a temperature of their own give it.
-        surrogate=lambda x, b=config.temperature: surrogate(x, b),
+        surrogate=_surrogate(config),
         mesh=setup.task.mesh,
     )
     if config.keep_averages:
         simulate = spiking(setup.task.fn)
         return lambda snn, x: (simulate(snn, x), {})
     return spiking(_in_training(setup.source, config.dtype), has_aux=True)
+
+
+def _surrogate(config: FineTune) -> Callable:
+    spike = SURROGATES[config.surrogate]
+    if config.temperature is None:
+        return spike
+    # Neurons that have a temperature of their own give it.
+    return snnjax.surrogate.step(lambda x, b=config.temperature: spike(x, b))
 
 
 def _in_training(source: Source, dtype: str) -> Callable:

@@ -21,6 +21,7 @@ from experiments.presets import PRESETS_FINETUNE
 from experiments.report import figures
 from experiments.running import Convert, FineTune, TrainANN
 from experiments.train_ann import train
+from experiments.train_snn import SURROGATES
 from snnjax import SNN
 from snnjax.neurons import NeuronParams
 
@@ -200,6 +201,20 @@ def test_a_missing_source_network_is_trained_on_all_images(data, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         finetune.run(FineTune(train_images=356, held_back=56), data=data)
     assert images == {"runs/digits_resnet": len(data.train_images)}
+
+
+def test_a_surrogate_has_its_own_width_unless_one_is_given():
+    for name, b, expected in (
+        ("dspike", None, snnjax.surrogate.dspike),
+        ("rectangle", None, snnjax.surrogate.rectangle),
+        ("rectangle", 0.5, lambda x: snnjax.surrogate.rectangle(x, 0.5)),
+    ):
+        spike = finetune._surrogate(FineTune(surrogate=name, temperature=b))
+        assert snnjax.surrogate.is_step(spike)
+        for x in (0.2, 0.4, 0.6):
+            assert jax.grad(spike)(x) == jax.grad(expected)(x)
+        own = jax.grad(SURROGATES[name])(0.3, 0.8)
+        assert jax.grad(spike)(0.3, 0.8) == own  # of a neuron with a temperature
 
 
 def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
@@ -388,6 +403,8 @@ def test_images_held_back_are_the_last_and_not_trained_on(data):
         ({"from_scratch": True, "keep_averages": True}, "takes no --keep_averages"),
         ({"levels": (1, 0)}, "levels are"),
         ({"flip": True}, "mirrored images of digits are no digits"),
+        ({"iterations": 0}, "iterations must be > 0, not 0"),
+        ({"restore": "x", "iterations": 9}, "--restore nothing .* --iterations"),
         ({"temperature": 0}, "temperature must be > 0, not 0"),
     ],
 )

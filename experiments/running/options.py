@@ -363,6 +363,8 @@ class FineTune:
     recipe: str = "best"
     # Training images to calibrate with, without their labels.
     calibration_images: int = 256
+    # Adam steps per site of weight calibration in "advanced".
+    iterations: int = 50
     # Passes over the training images.
     epochs: int = 10
     # Images per step; an incomplete last batch is dropped.
@@ -378,8 +380,9 @@ class FineTune:
     distillation: float = 0.5
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
-    # Temperature b of Dspike (of the other surrogates: width or slope).
-    temperature: float = 3.0
+    # Temperature b of Dspike, by default 3; of the other surrogates width or slope, by
+    # default their own.
+    temperature: float | None = None
     # BatchNorm keeps the running averages of the source network; by default it takes
     # mean and variance over time and batch, and averages these anew.
     keep_averages: bool = False
@@ -409,7 +412,8 @@ class FineTune:
 
     def __post_init__(self):
         check_training(self)
-        check_positive(self, "temperature")
+        if self.temperature is not None:
+            check_positive(self, "temperature")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation must be in [0, 1], not {self.distillation}")
         if not self.held_back >= 0:
@@ -422,7 +426,7 @@ class FineTune:
         if self.converts():
             return
         start = "--restore" if self.restore is not None else "--from_scratch"
-        for name in ("recipe", "calibration_images"):
+        for name in ("recipe", "calibration_images", "iterations"):
             if getattr(self, name) != getattr(FineTune, name):
                 raise ValueError(
                     f"with {start} nothing is converted, so it takes no --{name}; "
@@ -457,6 +461,7 @@ class FineTune:
             levels=self.levels,
             seeds=(self.seed,),
             calibration_images=self.calibration_images,
+            iterations=self.iterations,
             test_images=self.test_images,
             mesh=self.mesh,
             dtype=self.dtype,
