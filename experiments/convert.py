@@ -102,6 +102,7 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
+    check: Callable[[Experiment], None] = lambda task: None,
 ) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
 
@@ -109,6 +110,7 @@ def prepare(
         data: to calibrate and to evaluate with; by default that of the options.
         whole: for a source network that is missing, if it is not `data`.
         calibrates: whether there will be a conversion, with calibration images.
+        check: raises if the network does not suit the options.
 
     Raises:
         ValueError: what does not fit together, before anything takes time.
@@ -127,6 +129,7 @@ def prepare(
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
+    check(task)
     ann = ann_accuracy(fn, source.variables, task.test)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)

@@ -79,9 +79,13 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     sharding.check_batch("batch_size", config.batch_size, spread)
     restored = _restored(config)
     check_resumable(config)
-    calibrates = config.converts()
-    setup = prepare(config.conversion(), data, whole=whole, calibrates=calibrates)
-    _check_operators(config, setup)
+    setup = prepare(
+        config.conversion(),
+        data,
+        whole=whole,
+        calibrates=config.converts(),
+        check=functools.partial(_check_operators, config),
+    )
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
     snn = _train(config, setup, snn, first.final)
@@ -110,8 +114,8 @@ def _name(config: FineTune, first: Result, setup: Setup) -> str:
     return f"{name}, images held back" if config.held_back else name
 
 
-def _check_operators(config: FineTune, setup: Setup) -> None:
-    operators = [site.name for site in setup.task.sites.operators]
+def _check_operators(config: FineTune, task: Experiment) -> None:
+    operators = [site.name for site in task.sites.operators]
     if operators and not config.keep_averages:
         way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
         raise ValueError(
