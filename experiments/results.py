@@ -1,10 +1,11 @@
 """One table of several networks, or runs: ``python -m experiments.results FILE ...``.
 
 A FILE is the ``metrics.json`` that `experiments.convert` or `experiments.finetune`
-writes, or its folder; of a fine-tuning the trained network has a row. ``--costs``
-prints what each row costs, one under the other, in place of the accuracies at every T.
-With ``--figures FOLDER`` each network also has a figure there, accuracy against T,
-latency and spikes, and one of accuracy against epochs if there are fine-tunings.
+writes, or its folder; of a fine-tuning the trained network has a row. In place of the
+accuracies at every T, ``--costs`` prints what each row costs, and ``--epochs`` the
+accuracy after each epoch of the fine-tunings. With ``--figures FOLDER`` each network
+also has a figure there, accuracy against T, latency and spikes, and one of accuracy
+against epochs if there are fine-tunings.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from experiments.report import (
     costs_of_networks,
     draw_networks,
+    epochs_of_networks,
     read_results,
     table_of_networks,
 )
@@ -25,12 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER")
-    parser.add_argument("--costs", action="store_true")
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--costs", action="store_true")
+    tables.add_argument("--epochs", action="store_true")
     arguments = parser.parse_args(argv)
 
     def show() -> None:
         networks = [read_results(file) for file in arguments.files]
-        table = (costs_of_networks if arguments.costs else table_of_networks)(networks)
+        if arguments.costs:
+            table = costs_of_networks(networks)
+        elif arguments.epochs:
+            table = epochs_of_networks(networks)
+        else:
+            table = table_of_networks(networks)
         if arguments.figures:
             writable(str(arguments.figures), "--figures")
         print(table, end="")

@@ -112,15 +112,20 @@ def test_the_page_shows_the_published_ablations(name):
     assert table in (ROOT / "docs" / "accuracy.md").read_text()
 
 
-def test_the_page_shows_the_published_fine_tuning():
-    page = (ROOT / "docs" / "accuracy.md").read_text()
-    for file in (ROOT / "benchmarks" / "results").glob("finetune_*.json"):
-        facts = json.loads(file.read_text())
+def test_the_page_shows_the_published_fine_tunings(capsys):
+    files = sorted((ROOT / "benchmarks" / "results").glob("finetune_*.json"))
+    for facts in (json.loads(file.read_text()) for file in files):
         trained = facts["results"][-1]["accuracies"][0][-1]
         assert facts["accuracy_after_epochs"][-1] == trained
-        tables = file.with_suffix(".md").read_text()
-        (of_epochs,) = re.findall(r"\| epoch .*\n.*\n.*\n", tables)
-        assert of_epochs in page
+    results.main([*map(str, files), "--epochs"])
+    assert capsys.readouterr().out in (ROOT / "docs" / "accuracy.md").read_text()
+
+
+def test_a_table_of_epochs_needs_a_fine_tuning():
+    with pytest.raises(SystemExit, match="none of these files is of a fine-tuning"):
+        results.main([str(published("vit")), "--epochs"])
+    with pytest.raises(SystemExit):  # one table at a time
+        results.main([str(published("vit")), "--epochs", "--costs"])
 
 
 def test_every_published_source_has_a_preset_and_a_card():
@@ -130,9 +135,10 @@ def test_every_published_source_has_a_preset_and_a_card():
     for name in SOURCES:
         preset = PRESETS_CONVERT[f"cifar10_{name}"]
         card = load_source(ROOT / preset.checkpoint).card  # and checks its sha256
-        assert card["model"] == name
+        assert report.network_name(card) == name
         assert card["test_accuracy"] > 0.82
-        assert card["command"].startswith(f"python -m experiments.sources.train {name}")
+        module = "train_ann" if card["levels"] else f"sources.train {name}"
+        assert card["command"].startswith(f"python -m experiments.{module} ")
 
 
 PARTS = ("_max_activation", "", "_best")
@@ -181,7 +187,7 @@ def published(name: str) -> Path:
 
 COSTS = [  # and of a table of costs
     ("README.md", [*FINE_TUNED, "resnet20_graded_7", "resnet20_graded"]),
-    ("docs/accuracy.md", FINE_TUNED),
+    ("docs/accuracy.md", [*FINE_TUNED, "finetune_cifar10_vgg8_1"]),
 ]
 
 
@@ -197,7 +203,7 @@ def test_the_pages_show_the_published_results(page, names, capsys):
     results.main(list(map(str, files)))
     assert capsys.readouterr().out in (ROOT / page).read_text()
     for found in [json.loads(file.read_text()) for file in files]:
-        preset = PRESETS_CONVERT[f"cifar10_{found['source']['model']}"]
+        preset = PRESETS_CONVERT[f"cifar10_{report.network_name(found['source'])}"]
         out = found["config"]["out"] or preset.out
         assert out.startswith(preset.out)  # no path of one machine
         assert found["config"]["data_dir"] is None

@@ -300,6 +300,11 @@ def read_results(file: Path) -> NetworkResults:
         ) from None
 
 
+def network_name(card: dict) -> str:
+    """The model; with quantized ReLUs it is another network."""
+    return card["model"] + ("_quantized" if card.get("levels") else "")
+
+
 def _network_results(metrics: dict) -> NetworkResults:
     """Of the types that all tables and figures need, or any error."""
     accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
@@ -312,7 +317,7 @@ def _network_results(metrics: dict) -> NetworkResults:
         _costs(result)
         if any(len(curve) != result.steps for curve in result.accuracies):
             raise ValueError(f"not {result.steps} accuracies, one for each step")
-    name = metrics["source"]["model"]
+    name = network_name(metrics["source"])
     if not name.isidentifier():  # it is the name of a file, too
         raise ValueError(f"model {name!r}")
     epochs = {}
@@ -358,6 +363,30 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
             when = (waits(result), str(result.steps), str(result.latency))
             cells = (f"`{result.name}`", *when, percent(result), *_costs(result))
             rows.append((network, *cells))
+    return _table(head, rows)
+
+
+def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """Accuracy at the start, and after each epoch, of all fine-tunings; the ANN's.
+
+    Raises:
+        ValueError: there is no fine-tuning.
+    """
+    networks = [network for network in merged(networks) if network.epochs]
+    if not networks:
+        raise ValueError(
+            "none of these files is of a fine-tuning; give metrics.json of "
+            "experiments.finetune, or leave out --epochs"
+        )
+    curves = [curve for network in networks for curve in network.epochs.values()]
+    columns = range(max(map(len, curves)))
+    head = ("network", "fine-tuning", *(f"epoch {i}" for i in columns), "ANN")
+    rows = []
+    for name, _, ann, epochs in networks:
+        for i, (fine_tuning, curve) in enumerate(epochs.items()):
+            cells = [f"{100 * accuracy:.1f}" for accuracy in (*curve, ann)]
+            cells[-1:-1] = [""] * (len(columns) - len(curve))  # of shorter ones
+            rows.append((f"`{name}`" if i == 0 else "", f"`{fine_tuning}`", *cells))
     return _table(head, rows)
 
 
