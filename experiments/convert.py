@@ -102,7 +102,7 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
-    check: Callable[[Experiment], None] = lambda task: None,
+    check: Callable[[Experiment, Source], None] = lambda task, source: None,
 ) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
 
@@ -129,11 +129,14 @@ def prepare(
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
-    check(task)
+    check(task, source)
     ann = ann_accuracy(fn, source.variables, task.test)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
-    print(f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} test images{beside}\n")
+    print(
+        f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} "
+        f"{data.evaluated_on}{beside}\n"
+    )
     return Setup(task, ann, source, page)
 
 
@@ -217,7 +220,8 @@ def write_files(
     image = task.test.images[:1]
     trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
-    figures.write_figures(out, results, ann, task.sites, snn, trains)
+    epochs = facts.get("accuracy_after_epochs")
+    figures.write_figures(out, results, ann, task.sites, snn, trains, epochs)
     if page is not None:
         graph = site_graph(task.fn, task.params, image)
         write_page(page, results, facts, graph, trains)
@@ -240,7 +244,8 @@ def facts_of(
     config = task.config if config is None else config
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     images = len(task.test.labels)
-    chosen_on = f"the {images} test images, since too few training images were left"
+    evaluated_on = task.data.evaluated_on
+    chosen_on = f"the {images} {evaluated_on}, since too few training images were left"
     if task.held_out is not None:
         held_out = len(task.held_out.labels)
         chosen_on = f"{held_out} training images that no calibration has used"
@@ -256,6 +261,7 @@ def facts_of(
         "source": card,
         "ann_accuracy": ann,
         "test_images": images,
+        "evaluated_on": evaluated_on,
         "measured_images": min(MEASURED, images),
         "chosen_on": chosen_on,
     }

@@ -3,9 +3,9 @@
 With one to four steps a conversion loses accuracy; a few epochs of training with
 surrogate gradients win a part of it back. All parameters of the SNN are trained, by
 Adam, on cross-entropy and distillation from the ANN; BatchNorm takes its statistics
-over time and batch. Writes what `experiments.convert` writes, and the accuracy after
-every epoch. A run that was interrupted goes on when started again, and ends in the same
-weights, bit for bit.
+over time and batch, or keeps those of the source network. Writes what
+`experiments.convert` writes, and the accuracy after every epoch. A run that was
+interrupted goes on when started again, and ends in the same weights, bit for bit.
 """
 
 import dataclasses
@@ -50,6 +50,7 @@ from experiments.running import (
 from experiments.running import run as run_command
 from experiments.train_snn import SURROGATES
 from snnjax import SNN, sharding, training
+from snnjax.neurons.protocol import field
 
 
 class State(NamedTuple):
@@ -84,7 +85,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         data,
         whole=whole,
         calibrates=config.converts(),
-        check=functools.partial(_check_operators, config),
+        check=functools.partial(_check_network, config, restored),
     )
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
@@ -109,12 +110,17 @@ def _log(config: FineTune) -> list[dict]:
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
     """What it began with, the epochs, and what tells it from others of its kind."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-    if config.keep_averages and not setup.task.sites.operators:  # which have no choice
+    if config.keep_averages and not setup.task.sites.operators:
         name = f"{name}, averages kept"
     return f"{name}, images held back" if config.held_back else name
 
 
-def _check_operators(config: FineTune, task: Experiment) -> None:
+def _check_network(
+    config: FineTune, restored: RestoredSNN | None, task: Experiment, source: Source
+) -> None:
+    """Raise if the network, or the SNN to begin with, does not suit the options."""
+    if restored is not None:
+        _check_restored(config, restored, task, source)
     operators = [site.name for site in task.sites.operators]
     if operators and not config.keep_averages:
         way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
@@ -169,8 +175,8 @@ def _begin(
     if restored is None:
         name, snn = "from scratch", _fresh(config, setup)
     else:
-        name, snn = "restored", restored.snn
-        _check_source(config, setup, restored)
+        recipe = restored.card.get("recipe")
+        name, snn = f"{recipe}, restored" if recipe else "restored", restored.snn
     result = _evaluate(task, name, snn, 0.0)
     print(row(result, setup.ann), flush=True)
     return result, snn
@@ -211,13 +217,29 @@ def _restored(config: FineTune) -> RestoredSNN | None:
     return restored
 
 
-def _check_source(config: FineTune, setup: Setup, restored: RestoredSNN) -> None:
-    """Raise unless the SNN has these levels, and was made of the source network."""
-    levels = levels_of(setup.task.sites, restored.snn)
+def _check_restored(
+    config: FineTune, restored: RestoredSNN, task: Experiment, source: Source
+) -> None:
+    """Raise unless the SNN has these levels, and was made of the source network.
+
+    What was trained directly was made of none: it must have the same description.
+    """
+    levels = levels_of(task.sites, restored.snn)
     _check_same(config, "levels", levels, tuple(config.levels), "--levels")
-    for name in ("model", "mean", "std"):
-        own, asked = restored.card.get(name), setup.source.card.get(name)
-        _check_same(config, name, own, asked, "the --checkpoint")
+    description = restored.card["extras"]  # of its source network
+    names = ["model", "norm", "clip", "levels", "mean", "std"]
+    names += ["sha256"] if "sha256" in description else []
+    for name in names:
+        own, asked = description.get(name), source.card.get(name)
+        what = f"{name} of its source network"
+        _check_same(config, what, own, asked, "the --checkpoint")
+    neurons = restored.snn.neurons.values()
+    has_temperature = any(field(p, "temperature") is not None for p in neurons)
+    if config.temperature is not None and has_temperature:
+        raise ValueError(
+            f"--temperature {config.temperature}, but the neurons of {config.restore} "
+            "have temperatures of their own; leave it out"
+        )
 
 
 def _check_same(config: FineTune, name: str, own: Any, asked: Any, way: str) -> None:

@@ -25,11 +25,15 @@ from experiments.running import run, writable
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: print the table of these files, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="METRICS.json")
-    parser.add_argument("--figures", type=Path, metavar="FOLDER")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="draw each network there"
+    )
     tables = parser.add_mutually_exclusive_group()
-    tables.add_argument("--costs", action="store_true")
-    tables.add_argument("--epochs", action="store_true")
+    tables.add_argument("--costs", action="store_true", help="costs of every row")
+    tables.add_argument(
+        "--epochs", action="store_true", help="accuracy after epochs of fine-tunings"
+    )
     arguments = parser.parse_args(argv)
 
     def show() -> None:

@@ -234,6 +234,7 @@ def test_distillation_is_its_formula(weight, temperature):
     "options, message",
     [
         ({"weight": 1.5}, "weight is 1.5; allowed: 0 to 1"),
+        ({"weight": 0.5}, "weight is 0.5, and there are no labels"),
         ({"temperature": 0}, "temperature is 0; allowed: "),
         ({"teacher": jnp.ones((4, 3))}, r"logits \(4, 3\); allowed: \[T, B, classes"),
         ({"outputs": jnp.ones((5, 3))}, r"outputs have shape \(5, 3\) and the teach"),

@@ -220,9 +220,11 @@ def test_a_surrogate_has_its_own_width_unless_one_is_given():
 def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
     config, (_, trained) = finished
     runs = one_more_epoch(config, tmp_path, train_images=192, held_back=64)
-    assert (
-        finetune.run(runs, data=data)[1].name == "restored, 1 epoch, images held back"
-    )
+    start, more = finetune.run(runs, data=data)
+    assert start.name == f"{trained.name}, restored"
+    assert more.name == f"{start.name}, 1 epoch, images held back"
+    facts = json.loads((tmp_path / "metrics.json").read_text())
+    assert facts["evaluated_on"] == "training images held back"
     with pytest.raises(ValueError, match="holds a run of another command"):
         options = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(options | {"every": 1}))
@@ -233,7 +235,8 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     config, (_, trained) = finished
     more = one_more_epoch(config, tmp_path)
     restored, longer = finetune.run(more, data=data)
-    assert restored.recipe == "restored" and restored.final == trained.final
+    assert restored.recipe == f"{trained.recipe}, restored"
+    assert restored.final == trained.final
     assert longer.final > trained.final - 0.05
     longer_run = dataclasses.replace(more, epochs=3)
     with pytest.raises(ValueError, match="holds a run with .*epochs 1.*asked for is"):
@@ -274,11 +277,28 @@ def test_an_snn_of_another_network_is_refused(finished, data, tmp_path):
     config, _ = finished
     config = one_more_epoch(config, tmp_path)
     setup = convert.prepare(config.conversion(), data, calibrates=False)
-    for name, value in (("model", "vgg8"), ("mean", [1.0])):
+    for name, value in (
+        ("model", "vgg8"),
+        ("mean", [1.0]),
+        ("clip", 6.0),
+        ("levels", 4),
+        ("sha256", "0"),
+    ):
         restored = load_snn(config.restore)
-        restored.card[name] = value
+        restored.card["extras"][name] = value
         with pytest.raises(ValueError, match=f"has {name} .*; give the --checkpoint"):
-            finetune._check_source(config, setup, restored)
+            finetune._check_network(config, restored, setup.task, setup.source)
+    heated = dataclasses.replace(config, temperature=2.0)
+    restored = load_snn(config.restore)
+    finetune._check_network(heated, restored, setup.task, setup.source)
+    neurons = {
+        name: neuron._replace(temperature=jnp.float32(3))
+        for name, neuron in restored.snn.neurons.items()
+    }
+    snn = dataclasses.replace(restored.snn, neurons=neurons)
+    with pytest.raises(ValueError, match="have temperatures of their own; leave it"):
+        restored = restored._replace(snn=snn)
+        finetune._check_network(heated, restored, setup.task, setup.source)
 
 
 def test_neurons_with_a_temperature_of_their_own_train_it(source):
@@ -404,7 +424,7 @@ def test_images_held_back_are_the_last_and_not_trained_on(data):
         ({"levels": (1, 0)}, "levels are"),
         ({"flip": True}, "mirrored images of digits are no digits"),
         ({"iterations": 0}, "iterations must be > 0, not 0"),
-        ({"restore": "x", "iterations": 9}, "--restore nothing .* --iterations"),
+        ({"iterations": 9}, "--iterations is for the recipe advanced, not best"),
         ({"temperature": 0}, "temperature must be > 0, not 0"),
     ],
 )

@@ -87,6 +87,7 @@ def page_of(
         "ann_accuracy": 0.987,
         "test_images": 123,
         "measured_images": 100,
+        "evaluated_on": "test images",
         "chosen_on": "other images",
         **(more or {}),
     }
@@ -143,6 +144,7 @@ def test_of_a_fine_tuning_it_says_so_and_has_the_curve():
         "fine-tuning report",
         "Against epochs",
         "25.0 to 62.5 %",
+        "Distilling",
         "experiments.finetune --report",
     ):
         assert fact in trained and fact not in converted

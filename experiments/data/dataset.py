@@ -80,6 +80,7 @@ class Dataset(NamedTuple):
     mean: tuple[float, ...]  # per channel of the training images, in 0..255
     std: tuple[float, ...]
     num_classes: int
+    evaluated_on: str = "test images"  # what the test images are
 
     def first(self, count: int | None) -> "Dataset":
         """The same data set with `count` training images, or all if there are fewer."""
@@ -105,6 +106,7 @@ class Dataset(NamedTuple):
         return self.first(first_test)._replace(
             test_images=self.train_images[first_test:],
             test_labels=self.train_labels[first_test:],
+            evaluated_on="training images held back",
         )
 
 

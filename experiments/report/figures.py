@@ -33,14 +33,24 @@ PARTS = ("inherited", "clipping", "flooring", "unevenness")
 # --------------------------------------------------------------------- accuracy
 
 
-def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
-    """Accuracy of one long run that is read early; of every T against its latency."""
+def accuracy(
+    results: Sequence[Result], ann: float, epochs: Sequence[float] | None = None
+) -> tuple[Panel, Panel]:
+    """Accuracy of one long run that is read early; of every T against its latency.
+
+    The latter against epochs, if these are results of a fine-tuning.
+    """
     longest = max(result.steps for result in results)
     early = {}
     for rows in lines(results):
         last = next((row for row in rows if row.steps == longest), rows[-1])
         curve = [float(a) for a in 100 * np.mean(last.accuracies, axis=0)]
         early[_read_early(last)] = range(1, last.steps + 1), curve
+    if epochs:
+        second = after_epochs({f"T = {longest}": epochs}, ann)
+    else:
+        second = against(results, ann, "latency")
+        second = second._replace(title="each T converted for itself")
     return (
         Panel(
             f"one run at T = {longest}, read early",
@@ -48,7 +58,7 @@ def accuracy(results: Sequence[Result], ann: float) -> tuple[Panel, Panel]:
             _height(early),
             lambda axis: _curves(axis, early, 100 * ann, "t, steps read"),
         ),
-        against(results, ann, "latency")._replace(title="each T converted for itself"),
+        second,
     )
 
 
@@ -277,11 +287,16 @@ def write_figures(
     sites: snnjax.network.Sites,
     snn: snnjax.SNN,
     trains: dict[str, np.ndarray],
+    epochs: Sequence[float] | None = None,
 ) -> None:
-    """The files accuracy.png, layers.png and raster.png of a conversion."""
+    """The files accuracy.png, layers.png and raster.png of a conversion.
+
+    Args:
+        epochs: accuracy at the start and after each epoch, of a fine-tuning.
+    """
     best = choice(results)
     names = short_names(list(best.measures.sites))
-    beside(accuracy(results, ann), out / "accuracy.png")
+    beside(accuracy(results, ann, epochs), out / "accuracy.png")
     heading = f"{line_name(best)}, T = {best.steps}"
     beside([errors(best, names), rates(best, names)], out / "layers.png", heading)
     below(rasters(trains, sites, snn), out / "raster.png", heading)

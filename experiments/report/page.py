@@ -37,6 +37,7 @@ class Wording(NamedTuple):
     entries: str
     second: str  # the figure beside that of accuracy against steps
     about_second: str
+    sources: str = ""  # more papers
 
 
 CONVERSION = Wording(
@@ -50,10 +51,16 @@ CONVERSION = Wording(
 FINE_TUNING = Wording(
     "fine-tuning",
     "experiments.finetune",
-    "ANN to SNN conversion, fine-tuned",
+    "Fine-tuning of an SNN",
     "The SNN that training began with, and the trained one.",
     "Against epochs",
-    "Test images after each epoch of training; 0 is the start.",
+    "After each epoch of training; 0 is the start.",
+    "<li>Li, Guo, Zhang, Deng, Hai and Gu. <cite>Differentiable Spike: Rethinking "
+    "Gradient-Descent for Training Spiking Neural Networks.</cite> NeurIPS 2021. "
+    '<span class="note">The surrogate <code>dspike</code>.</span></li>'
+    "<li>Hinton, Vinyals and Dean. <cite>Distilling the Knowledge in a Neural "
+    'Network.</cite> 2015. <a href="https://arxiv.org/abs/1503.02531">'
+    'arXiv:1503.02531</a>. <span class="note">Distillation from the ANN.</span></li>',
 )
 
 
@@ -80,9 +87,10 @@ def page(
     Args:
         results: of every recipe, wait and T.
         facts: as in ``metrics.json``: "config", "command", "versions", "device",
-            "source" (its card), "ann_accuracy", "test_images", "measured_images",
-            "chosen_on" (None: the SNN is the last one of a training); where there are
-            such, "accuracy_after_epochs" of a fine-tuning and "date".
+            "source" (its card), "ann_accuracy", "test_images" and what these are,
+            "evaluated_on", "measured_images", "chosen_on" (None: the SNN is the last
+            one of a training); optional: "date"; "accuracy_after_epochs", of a
+            fine-tuning.
         graph: of the network's sites.
         trains: site name -> spikes bool [T, ...] of one image, for the `choice`.
     """
@@ -91,11 +99,9 @@ def page(
     sites = [node.name for node in graph.nodes if node.site is not None]
     names = ends | figures.short_names(sites)
     title = f"{source['model']} on {facts['config']['dataset']}"
-    early, second = figures.accuracy(results, ann)
-    wording = CONVERSION
-    if curve := facts.get("accuracy_after_epochs"):
-        wording = FINE_TUNING
-        second = figures.after_epochs({f"T = {best.steps}": curve}, ann)
+    epochs = facts.get("accuracy_after_epochs")
+    wording = FINE_TUNING if epochs else CONVERSION
+    early, second = figures.accuracy(results, ann, epochs)
     values = {
         "colors": " ".join(f"--{name}: {color};" for name, color in COLORS.items()),
         "title": escape(title),
@@ -114,6 +120,7 @@ def page(
         "against_steps": alone(early),
         "second": wording.second,
         "about_second": wording.about_second,
+        "sources": wording.sources,
         "second_figure": alone(second),
         "best": escape(f"{line_name(best)}, T = {best.steps}"),
         "graph": site_graph.draw(graph, names),
@@ -172,11 +179,11 @@ def _eyebrow(wording: Wording, facts: dict) -> str:
 
 def _lead(best, facts: dict) -> str:
     source, config = facts["source"], facts["config"]
-    whole = f"{best.latency} steps" if best.wait else f"{best.steps} steps"
+    whole = f"{best.latency} step{'' if best.latency == 1 else 's'}"
     return (
         f"The network <strong>{escape(str(source['model']))}</strong> classifies "
         f"<strong>{100 * facts['ann_accuracy']:.1f} %</strong> of "
-        f"{facts['test_images']} test images of "
+        f"{facts['test_images']} {facts['evaluated_on']} of "
         f"<strong>{escape(str(config['dataset']))}</strong>. The chosen SNN "
         f"(<code>{escape(best.name)}</code>, T = {best.steps}, wait {best.wait}) "
         f"reaches <strong>{percent(best)} %</strong>, with the answer after {whole}."
@@ -214,8 +221,8 @@ def _measured(facts: dict) -> str:
         )
     return (
         f"{choice} Rates, operations and errors are means over the first "
-        f"{facts['measured_images']} test images and belong to the first seed. Energy "
-        f"counts operations alone, {product:.1f} pJ for a multiply-add and "
+        f"{facts['measured_images']} of these images and belong to the first seed. "
+        f"Energy counts operations alone, {product:.1f} pJ for a multiply-add and "
         f"{addition:.1f} pJ for an addition (45 nm), and no memory traffic. "
         "With memory: all reads and writes too, without a cache. Quantized: integers, "
         "against an ANN whose activations have log2(T + 1) bits (snnjax.energy)."

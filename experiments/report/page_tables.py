@@ -35,7 +35,7 @@ def accuracies(results: Sequence[Result], ann: float, images: int) -> str:
     foot = [_th("ANN"), _td(""), *[_td(f"{100 * ann:.1f}")] * len(steps)]
     seeds = len(results[0].accuracies)
     caption = (
-        "Test accuracy in % after T steps"
+        "Accuracy in % after T steps"
         + (f", mean ± deviation over {seeds} draws of calibration images" * (seeds > 1))
         + ". Bold: the best for this T."
     )

@@ -25,7 +25,7 @@ class Result(NamedTuple):
         accuracies: per seed, after 1..T steps, on the test images.
         latency: steps until the answer is complete.
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
-        seconds: of the conversion, the median of the seeds.
+        seconds: of the conversion, the median of the seeds; or of all epochs.
         choice_hits: per seed, right answers on the images that rows are chosen by.
         levels: of the spikes.
     """

@@ -350,8 +350,8 @@ class FineTune:
     model: str | None = None
     # Start from this SNN (the --out folder of a conversion) and do not convert.
     restore: str | None = None
-    # Start from random weights and do not convert; the source network is the teacher
-    # alone. To compare.
+    # Start from random weights and do not convert, for comparison; the source network
+    # is only the teacher.
     from_scratch: bool = False
     # Time steps T.
     steps: int = 2
@@ -381,7 +381,7 @@ class FineTune:
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
     # Temperature b of Dspike, by default 3; of the other surrogates width or slope, by
-    # default their own.
+    # default their own. Neurons of an SNN to restore may have temperatures already.
     temperature: float | None = None
     # BatchNorm keeps the running averages of the source network; by default it takes
     # mean and variance over time and batch, and averages these anew.
@@ -392,12 +392,13 @@ class FineTune:
     padding: int = 1
     # Training images used, the first of the data set; by default all.
     train_images: int | None = None
-    # The last of these are not trained on, but take the place of the test images: for
-    # the choice of options. The source network knows them, though.
+    # So many training images, the last ones, are not trained on and take the place of
+    # the test images, to choose options by. The source network was trained on them.
     held_back: int = 0
     # Test images to evaluate on; by default all.
     test_images: int | None = None
-    # Draws the calibration images, their order in training and the augmentation.
+    # Draws the calibration images or random weights, the order of the training images
+    # and their augmentation.
     seed: int = 0
     # Devices that share every batch, 0 for all (see experiments/running/devices.py).
     mesh: int = 1
@@ -423,10 +424,15 @@ class FineTune:
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
         self.conversion()  # which checks the other options
+        if self.iterations != FineTune.iterations and self.recipe != "advanced":
+            raise ValueError(
+                f"--iterations is for the recipe advanced, not {self.recipe}; leave it "
+                "out"
+            )
         if self.converts():
             return
         start = "--restore" if self.restore is not None else "--from_scratch"
-        for name in ("recipe", "calibration_images", "iterations"):
+        for name in ("recipe", "calibration_images"):
             if getattr(self, name) != getattr(FineTune, name):
                 raise ValueError(
                     f"with {start} nothing is converted, so it takes no --{name}; "

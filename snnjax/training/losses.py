@@ -78,7 +78,7 @@ def distillation(
     teacher: jax.Array,
     labels: jax.Array | None = None,
     *,
-    weight: float = 0.5,
+    weight: float | None = None,
     temperature: float = 1.0,
 ) -> jax.Array:
     """Cross-entropy of the mean output, and its distance from another network's.
@@ -92,7 +92,8 @@ def distillation(
         outputs: readout at each step [T, B, classes].
         teacher: logits of the ANN [B, classes]; no gradient flows to them.
         labels: int [B]; None: the distance alone, which needs no labels.
-        weight: w in [0, 1] of the distance; without labels it is 1.
+        weight: w in [0, 1] of the distance; by default 1/2, and without labels 1, the
+            only one there.
         temperature: tau > 0.
 
     Raises:
@@ -106,8 +107,15 @@ def distillation(
     >>> print(distillation(outputs, jnp.array([[0.0, 1.0]]), jnp.array([0])))
     0.3876...
     """
+    if weight is None:
+        weight = 1.0 if labels is None else 0.5
     if not is_number(weight) or not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight!r}; allowed: 0 to 1")
+    if labels is None and weight != 1:
+        raise ValueError(
+            f"weight is {weight!r}, and there are no labels, without which the "
+            "distance is all of the loss; give labels, or leave weight out"
+        )
     check_positive("temperature", temperature)
     shape = jnp.shape(outputs)
     if len(shape) != 3 or jnp.shape(teacher) != shape[1:]:
