@@ -119,12 +119,15 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 
 
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
-# 2, six convolutions with average pooling and with max-pool, MobileNet of a quarter of
+# 2 and with ReLU quantized to four levels above 0; six convolutions with average pooling
+# and with max-pool, a wider one behind a layer that whitens; MobileNet of a quarter of
 # the width with ReLU6; a vision transformer with LayerNorm, attention and GELU;
 # MobileNet v3 with hard swish and squeeze-and-excite gates; ConvNeXt.
 SOURCES = (
     "resnet20",
     "resnet20_clipped",
+    "resnet20_quantized",
+    "whitened_vgg8",
     "vgg8",
     "vgg8_max",
     "mobilenet_quarter",
@@ -151,6 +154,14 @@ PRESETS_CONVERT: dict[str, Convert] = {
         )
         for name in SOURCES
     },
+    # By the recipe that is exact with T = 4 and a wait of T, beside the best one.
+    "cifar10_resnet20_quantized": Convert(
+        dataset="cifar10",
+        checkpoint="experiments/sources/resnet20_quantized.safetensors",
+        recipes=("quantized", "best"),
+        waits=("0", "T"),
+        out="runs/convert_cifar10_resnet20_quantized",
+    ),
 }
 
 
