@@ -26,7 +26,8 @@ PRESETS_ANN: dict[str, TrainANN] = {
     # a known maximum. 2 PFLOP. Not measured yet.
     "cifar10_resnet20_clipped": TrainANN(out="runs/cifar10_resnet20_clipped", clip=6.0),
     # The published ResNet-20, trained on with quantized ReLUs of L = 4 in place of its
-    # ReLUs, as Bu et al. do on CIFAR-10. 0.1 PFLOP.
+    # ReLUs, as Bu et al. do on CIFAR-10. 0.1 PFLOP. Measured: 88.6 % after 68 minutes
+    # on one CPU core, beside other work.
     "cifar10_resnet20_quantized": TrainANN(
         levels=4,
         checkpoint="experiments/sources/resnet20.safetensors",
@@ -119,10 +120,10 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 
 
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
-# 2 and with ReLU quantized to four levels above 0; six convolutions with average pooling
-# and with max-pool, a wider one behind a layer that whitens; MobileNet of a quarter of
-# the width with ReLU6; a vision transformer with LayerNorm, attention and GELU;
-# MobileNet v3 with hard swish and squeeze-and-excite gates; ConvNeXt.
+# 2, and with ReLU quantized to four levels above 0; six convolutions behind a layer
+# that whitens; narrower ones with average pooling and with max-pool; MobileNet of a
+# quarter of the width with ReLU6; a vision transformer with LayerNorm, attention and
+# GELU; MobileNet v3 with hard swish and squeeze-and-excite gates; ConvNeXt.
 SOURCES = (
     "resnet20",
     "resnet20_clipped",

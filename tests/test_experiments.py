@@ -174,6 +174,10 @@ PUBLISHED = [  # a page, and the files of a table that it shows
     ("docs/results.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", [f"resnet20_{n}" for n in LEVELS]),
     ("docs/accuracy.md", ("resnet20", "resnet20_advanced")),
+    (
+        "docs/accuracy.md",
+        ["resnet20_quantized", "resnet20_best", "finetune_cifar10_resnet20_2"],
+    ),
     ("docs/results.md", OPERATORS),
     ("docs/accuracy.md", OPERATORS),
     ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
