@@ -162,10 +162,12 @@ OPERATORS = (
 )
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
 FINE_TUNED = [f"finetune_cifar10_resnet20_{steps}" for steps in (1, 2)]
+WHITENED = ["whitened_vgg8", "whitened_vgg8_signed"]
 PUBLISHED = [  # a page, and the files of a table that it shows
     (
         "README.md",
         [
+            *WHITENED,
             *("resnet20_best_T1", "resnet20_best", *FINE_TUNED, "resnet20_signed"),
             *("resnet20_graded_7", "resnet20_graded", "vit"),
         ],
@@ -178,6 +180,8 @@ PUBLISHED = [  # a page, and the files of a table that it shows
         "docs/accuracy.md",
         ["resnet20_quantized", "resnet20_best", "finetune_cifar10_resnet20_2"],
     ),
+    ("docs/accuracy.md", WHITENED),
+    ("docs/results.md", WHITENED),
     ("docs/results.md", OPERATORS),
     ("docs/accuracy.md", OPERATORS),
     ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
@@ -190,7 +194,8 @@ def published(name: str) -> Path:
 
 
 COSTS = [  # and of a table of costs
-    ("README.md", [*FINE_TUNED, "resnet20_graded_7", "resnet20_graded"]),
+    ("README.md", [*FINE_TUNED, "resnet20_graded_7"]),
+    ("docs/accuracy.md", WHITENED),
     ("docs/accuracy.md", [*FINE_TUNED, "finetune_cifar10_vgg8_1"]),
 ]
 
