@@ -50,7 +50,6 @@ from experiments.running import (
 from experiments.running import run as run_command
 from experiments.train_snn import SURROGATES
 from snnjax import SNN, sharding, training
-from snnjax.neurons.protocol import field
 
 
 class State(NamedTuple):
@@ -233,13 +232,19 @@ def _check_restored(
         own, asked = description.get(name), source.card.get(name)
         what = f"{name} of its source network"
         _check_same(config, what, own, asked, "the --checkpoint")
-    neurons = restored.snn.neurons.values()
-    has_temperature = any(field(p, "temperature") is not None for p in neurons)
-    if config.temperature is not None and has_temperature:
+    if config.temperature is not None and _has_temperature(restored.snn):
         raise ValueError(
             f"--temperature {config.temperature}, but the neurons of {config.restore} "
             "have temperatures of their own; leave it out"
         )
+
+
+def _has_temperature(snn: SNN) -> bool:
+    try:
+        training.temperatures(snn)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_same(config: FineTune, name: str, own: Any, asked: Any, way: str) -> None:

@@ -162,6 +162,12 @@ def make_evaluate(
 def _origin(config: TrainANN, data: Dataset) -> Source:
     """The network to begin with; raises if it is not that of the options."""
     assert config.checkpoint is not None
+    folders = [Path(p).expanduser().resolve() for p in (config.checkpoint, config.out)]
+    if folders[1] in (folders[0], folders[0].parent):
+        raise ValueError(
+            f"--checkpoint {config.checkpoint} is in --out, where the trained network "
+            "will be; give another --out"
+        )
     card = {
         "model": config.model,
         "num_classes": data.num_classes,

@@ -16,6 +16,8 @@ from jax.core import Tracer
 from snnjax._arrays import wide_dtype
 from snnjax._checks import check_count, check_floating
 
+_MOST_LEVELS = 2**24
+
 
 def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     """min(max(x, 0), maximum): the activation of the ICLR 2021 source networks.
@@ -26,7 +28,8 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     Args:
         x: float array of any shape.
         maximum: > 0, the threshold to convert to: one number, or one per channel.
-            `snnjax.convert` refuses every other shape.
+            `snnjax.convert` refuses every other shape, and one whose axis vmap has
+            taken from beside that of x.
 
     Raises:
         ValueError: a number that is not positive; x is not of floating point.
@@ -38,7 +41,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     [0.  0.5 1. ]
     """
     check_floating("x", x)
-    return snnjax_clipped_relu(x, _checked_maximum(maximum, x.dtype))
+    return snnjax_clipped_relu(x, _checked_maximum(maximum, x))
 
 
 @jax.custom_jvp
@@ -51,8 +54,8 @@ def snnjax_clipped_relu(x, maximum):
 def _clipped_relu_jvp(primals, tangents):
     (x, maximum), (dx, dmaximum) = primals, tangents
     inside = (x >= 0) & (x <= maximum)
-    beyond = (x > maximum).astype(x.dtype) * dmaximum.astype(x.dtype)
-    return clipped_relu(x, maximum), inside.astype(x.dtype) * dx + beyond
+    slope = _times((x > maximum).astype(x.dtype), dmaximum)
+    return clipped_relu(x, maximum), inside.astype(x.dtype) * dx + slope
 
 
 def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
@@ -70,7 +73,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     Args:
         x: float array of any shape.
         maximum: > 0, one number, or one per channel.
-        levels: L >= 1.
+        levels: L, 1 to 2**24, which float32 can count.
 
     Raises:
         ValueError: a number outside its range; x is not of floating point.
@@ -83,8 +86,10 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     """
     check_floating("x", x)
     check_count("levels", levels)
+    if levels > _MOST_LEVELS:
+        raise ValueError(f"levels is {levels}; allowed: 1 to {_MOST_LEVELS}")
     levels_as_array = jnp.asarray(levels, jnp.float32)
-    return snnjax_quantized_relu(x, _checked_maximum(maximum, x.dtype), levels_as_array)
+    return snnjax_quantized_relu(x, _checked_maximum(maximum, x), levels_as_array)
 
 
 @jax.custom_jvp
@@ -103,8 +108,13 @@ def _quantized_relu_jvp(primals, tangents):
     inside = (level >= 0) & (level <= levels.astype(level.dtype))
     rounding = (y - x) / jnp.asarray(maximum, x.dtype)
     per_maximum = jnp.where(inside, rounding, (level > 0).astype(x.dtype))
-    slope = inside.astype(x.dtype) * dx + per_maximum * dmaximum.astype(x.dtype)
-    return y, slope
+    return y, inside.astype(x.dtype) * dx + _times(per_maximum, dmaximum)
+
+
+def _times(slope: jax.Array, dmaximum: jax.Array) -> jax.Array:
+    """slope dmaximum, in the type of the slope; its transpose is summed in float32."""
+    dtype = wide_dtype(slope)
+    return (slope.astype(dtype) * dmaximum.astype(dtype)).astype(slope.dtype)
 
 
 def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
@@ -114,17 +124,32 @@ def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
     return jnp.floor(levels * x / maximum + 0.5)
 
 
-def _checked_maximum(maximum: jax.Array | float, dtype) -> jax.Array | float:
-    """The maximum as floating point; raise if it is concrete and out of its range."""
+def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | float:
+    """The maximum as floating point; raise if it is concrete and out of its range.
+
+    An array has as many axes as x: so it stays beside x where vmap adds an axis to
+    both.
+    """
     is_number = isinstance(maximum, int | float | np.number | np.ndarray | jax.Array)
     if is_number and not isinstance(maximum, Tracer):
         # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
-        numbers = np.asarray(maximum, np.float64)
-        if not np.all(np.isfinite(numbers) & (numbers > 0)):
-            raise ValueError(f"maximum is {maximum}; allowed: finite and > 0")
+        with np.errstate(over="ignore", under="ignore"):
+            numbers = np.asarray(maximum, np.float32)  # in which they are computed with
+        if not np.all(np.isfinite(numbers) & (numbers >= np.finfo(np.float32).tiny)):
+            raise ValueError(
+                f"maximum is {maximum}; allowed: finite and > 0, as float32"
+            )
+    if np.broadcast_shapes(x.shape, jnp.shape(maximum)) != x.shape:
+        raise ValueError(
+            f"maximum has shape {jnp.shape(maximum)} and x {x.shape}; allowed: one "
+            "number, or one per channel of x"
+        )
     if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
-        return jnp.asarray(maximum, dtype)  # a whole number has no tangent
-    return maximum
+        maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
+    missing_axes = x.ndim - jnp.ndim(maximum)
+    if isinstance(maximum, int | float) or missing_axes <= 0:
+        return maximum
+    return jnp.reshape(maximum, (1,) * missing_axes + jnp.shape(maximum))
 
 
 def encode(x: jax.Array) -> jax.Array:

@@ -146,6 +146,10 @@ def test_encoders_have_no_maximum_and_other_steps_round_otherwise():
     [
         (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
         (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
+        (1e39, 4, "maximum is 1e.39; allowed: finite and > 0, as float32"),
+        (1e-40, 4, "maximum is 1e-40; allowed: finite and > 0, as float32"),
+        (np.ones((4, 3)), 4, r"maximum has shape \(4, 3\) and x \(3,\); allowed: one"),
+        (1.0, 2**24 + 1, "levels is 16777217; allowed: 1 to 16777216"),
         (1.0, 0, "levels is 0; allowed"),
         (1.0, 2.5, "levels is 2.5; allowed"),
     ],
@@ -190,3 +194,64 @@ def test_the_command_refuses_it_before_it_converts(tmp_path):
     )
     with pytest.raises(ValueError, match="has none; leave it out, or"):
         convert.run(config)
+
+
+@pytest.mark.parametrize(
+    "activation", [lambda v, m: quantized_relu(v, m, LEVELS), snnjax.clipped_relu]
+)
+def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
+    weights = jnp.asarray(RNG.normal(size=(4, 6, 4)), jnp.float32)  # as many channels
+    maxima, x = jnp.array([0.3, 1.0, 2.0, 4.0]), jnp.asarray(RNG.normal(size=(20, 6)))
+
+    def towers(p, x):
+        def tower(weights, maximum):
+            return activation(x @ weights, maximum)
+
+        return jax.vmap(tower)(*p).sum(0)
+
+    def fn(p, x):
+        return jax.vmap(lambda x: towers(p, x))(x)
+
+    rule = snnjax.network.evaluate.identity
+    same = snnjax.network.with_activation(fn, rule)((weights, maxima), x)
+    np.testing.assert_allclose(same, fn((weights, maxima), x), rtol=1e-5)
+    if activation is snnjax.clipped_relu:  # which spikes do not give exactly
+        return
+    options = {"steps": LEVELS, "wait": LEVELS}
+    recipe = snnjax.quantized()
+    snn = snnjax.convert(fn, (weights, maxima), x, recipe=recipe, **options)
+    mean = snnjax.spiking(fn, **options)(snn, x).mean(0)
+    np.testing.assert_allclose(mean, fn((weights, maxima), x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_maximum_that_vmap_moves_away_is_refused():
+    def fn(p, x):  # the maxima are along the last axis of x, the first of their own
+        along = jax.vmap(lambda v, m: quantized_relu(v, m, LEVELS), (1, 0), 1)
+        return jax.vmap(lambda x: along(x, p[1]).sum(0))(x @ p[0])
+
+    p = jnp.eye(4), jnp.array([0.3, 1.0, 2.0, 4.0])
+    with pytest.raises(snnjax.ConversionError):
+        snnjax.convert(fn, p, jnp.ones((8, 4, 4)), steps=4)
+
+
+@pytest.mark.parametrize("least", [-0.5, 0.0, np.nan, np.inf])
+@pytest.mark.parametrize("recipe", [snnjax.best(), snnjax.light("channel")])
+def test_a_maximum_among_params_must_be_a_threshold(least, recipe):
+    def fn(p, x):
+        return quantized_relu(x, p, LEVELS) @ jnp.ones((2, 2))
+
+    p = jnp.array([1.0, least])
+    with pytest.raises(ValueError, match="the maximum of the quantized relu at site"):
+        snnjax.convert(fn, p, jnp.ones((8, 2)), steps=4, recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    "activation", [lambda x, m: quantized_relu(x, m, LEVELS), snnjax.clipped_relu]
+)
+def test_the_gradient_of_a_maximum_is_summed_in_float32(activation):
+    x = jnp.full(70_000, 2.0, jnp.float16)  # whose largest number is 65504
+
+    def loss(maximum):
+        return activation(x, maximum).astype(jnp.float32).sum()
+
+    assert jax.grad(loss)(jnp.float32(1.0)) == 70_000

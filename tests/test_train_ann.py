@@ -108,6 +108,9 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
     assert len(maxima) == 3 and len({float(m) for m in maxima.values()}) == 3
     _assert_equal(unflatten_dict(weights), source.variables["params"])
 
+    in_place = dataclasses.replace(config, out=config.checkpoint)
+    with pytest.raises(ValueError, match="is in --out, .* give another --out"):
+        train_ann.train(in_place, data=digits)
     quantized = train_ann.train(config, data=digits)
     assert quantized.card["levels"] == 4
     assert "--levels 4" in quantized.card["command"]

@@ -133,9 +133,12 @@ def advanced(
 def quantized() -> Recipe:
     """V_th = the ReLU's own maximum, v(0) = V_th / 2 (ICLR 2022, QCFS).
 
-    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). Where T times
-    the highest level of a spike is L and the wait is T, the SNN has the numbers of the
-    network itself; with other T it rounds to other values.
+    For networks of `snnjax.quantized_relu` (or `snnjax.clipped_relu`). Where the wait
+    is T, and T times the highest level of a spike is the L of each quantized ReLU, the
+    SNN has the numbers of the network itself, except for rounding of floats where an
+    input lies between two values. A clipped ReLU, and another T, are rounded to the
+    nearest of so many values. Layers of different L are exact with spikes of different
+    levels, ``convert(..., neuron={site: integrate_and_fire(levels=(0, n))})``.
 
     >>> print(quantized())
     sweep 1 of 1, at every site:

@@ -134,7 +134,10 @@ _KINDS = {
 _ONCE = frozenset("order integer".split())
 _FLOATING = "fV"  # kinds of NumPy's types; V is bfloat16
 OPERATOR = "operator"  # of an equation that is computed on running means
-_USE_RELU = "train or fine-tune the ANN with jax.nn.relu or snnjax.clipped_relu"
+_USE_RELU = (
+    "train or fine-tune the ANN with jax.nn.relu, snnjax.clipped_relu or "
+    "snnjax.quantized_relu"
+)
 _EXPLANATIONS = {
     "window": (
         "a reduction over windows by a function of its own is not affine; a max-pool "
@@ -143,11 +146,13 @@ _EXPLANATIONS = {
         "it is",
     ),
     "maximum": (
-        "the maximum of a clipped ReLU depends on the input: a threshold cannot",
+        "the maximum of a clipped or quantized ReLU depends on the input: a threshold "
+        "cannot",
         "make it a constant or a parameter",
     ),
     "maxima": (
-        "the maximum of a clipped ReLU differs within a channel: a threshold cannot",
+        "the maximum of a clipped or quantized ReLU differs within a channel: a "
+        "threshold cannot",
         "give it one number, or one for each channel",
     ),
     "batch": (

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from snnjax.network.axes import moved
 from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed
@@ -47,6 +48,10 @@ _RELU6 = _Activation("clipped relu", maximum=6.0)
 _CLIPPED_RELU = _Activation("clipped relu")
 _QUANTIZED_RELU = _Activation("quantized relu")
 _ENCODER = _Activation("encoder", signed=True)
+_WITH_MAXIMUM = {  # by the name of the function; the maximum is its second operand
+    "snnjax_clipped_relu": _CLIPPED_RELU,
+    "snnjax_quantized_relu": _QUANTIZED_RELU,
+}
 _MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
 
 
@@ -313,10 +318,8 @@ def _activation(eqn: Any) -> _Activation | None:
     if eqn.primitive.name != "custom_jvp_call" or body is None:
         return None
     name = body.jaxpr.debug_info.func_name
-    if name == "snnjax_clipped_relu":
-        return _CLIPPED_RELU
-    if name == "snnjax_quantized_relu":
-        return _QUANTIZED_RELU
+    if name in _WITH_MAXIMUM:
+        return _WITH_MAXIMUM[name] if _is_broadcast(body.jaxpr) else None
     if name == "snnjax_encode":
         return _ENCODER
     # The name alone would trust a user's own function that happens to be called relu.
@@ -326,6 +329,44 @@ def _activation(eqn: Any) -> _Activation | None:
     if name == "relu6" and limits == [("max", 0), ("min", 6)]:
         return _RELU6
     return None
+
+
+def _is_broadcast(jaxpr: Any) -> bool:
+    """Whether x and a maximum meet as NumPy would broadcast them.
+
+    Under vmap the axes of one may lie elsewhere, and the function moves them.
+    """
+    rank = len(jaxpr.outvars[0].aval.shape)
+
+    def stays(operand: int) -> bool:
+        shape = jaxpr.invars[operand].aval.shape
+        return all(
+            _place(jaxpr, operand, axis) == axis + rank - len(shape)
+            for axis, size in enumerate(shape)
+            if size > 1
+        )
+
+    return stays(0) and stays(1)
+
+
+def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
+    """Which axis of its result an axis of an operand becomes; None if unknown."""
+    places: dict[Any, int] = {jaxpr.invars[operand]: axis}
+    for eqn in jaxpr.eqns:
+        inputs = [None if _literal(v) else places.get(v) for v in eqn.invars]
+        i = next((i for i, place in enumerate(inputs) if place is not None), None)
+        if i is None:
+            continue
+        body, result = _body(eqn), eqn.outvars[0]
+        if body is not None:
+            place = _place(body.jaxpr, i, inputs[i])
+        else:
+            before, after = eqn.invars[i].aval.shape, result.aval.shape
+            place = moved(eqn.primitive.name, eqn.params, inputs[i], before, after)
+        if place is None:
+            return None
+        places[result] = place
+    return places.get(jaxpr.outvars[0])
 
 
 def _limits(jaxpr: Any) -> list[tuple[str, float | None]]:

@@ -7,10 +7,12 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
@@ -123,8 +125,22 @@ def _activations(
         return activation
 
     activations = LoadedOnAccess([carried_over(batch) for batch in here.batches])
+    _check_maximum(here.site, maximum)
     check_finite(f"the activations of site {here.site.name!r}", activations)
     return activations, maximum
+
+
+def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
+    """Raise if the network has a maximum that no threshold can be."""
+    if maximum is None or isinstance(maximum, Tracer):
+        return
+    least, largest = float(jnp.min(maximum)), float(jnp.max(maximum))
+    if not (least > 0 and math.isfinite(largest)):  # NaN is not
+        raise ValueError(
+            f"the maximum of the {site.kind} at site {site.name!r} is {least:g} to "
+            f"{largest:g} among the params; allowed: finite and > 0. Train its "
+            "logarithm, and give jnp.exp of that"
+        )
 
 
 def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
