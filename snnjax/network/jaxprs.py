@@ -353,16 +353,17 @@ def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
     """Which axis of its result an axis of an operand becomes; None if unknown."""
     places: dict[Any, int] = {jaxpr.invars[operand]: axis}
     for eqn in jaxpr.eqns:
-        inputs = [None if _literal(v) else places.get(v) for v in eqn.invars]
-        i = next((i for i, place in enumerate(inputs) if place is not None), None)
-        if i is None:
+        inputs = [(i, v) for i, v in enumerate(eqn.invars) if not _literal(v)]
+        reached = [(i, places[v]) for i, v in inputs if v in places]
+        if not reached:
             continue
+        i, place = reached[0]
         body, result = _body(eqn), eqn.outvars[0]
         if body is not None:
-            place = _place(body.jaxpr, i, inputs[i])
+            place = _place(body.jaxpr, i, place)
         else:
             before, after = eqn.invars[i].aval.shape, result.aval.shape
-            place = moved(eqn.primitive.name, eqn.params, inputs[i], before, after)
+            place = moved(eqn.primitive.name, eqn.params, place, before, after)
         if place is None:
             return None
         places[result] = place
