@@ -255,3 +255,11 @@ def test_the_gradient_of_a_maximum_is_summed_in_float32(activation):
         return activation(x, maximum).astype(jnp.float32).sum()
 
     assert jax.grad(loss)(jnp.float32(1.0)) == 70_000
+
+
+def test_a_maximum_per_channel_keeps_to_strict_ranks():
+    x, maxima = jnp.ones((2, 3)), jnp.array([0.5, 1.0, 2.0])
+    with jax.numpy_rank_promotion("raise"):
+        y = quantized_relu(x, maxima, LEVELS)
+        np.testing.assert_array_equal(snnjax.clipped_relu(x, maxima)[0], [0.5, 1, 1])
+    np.testing.assert_array_equal(y[0], [0.5, 1, 1])
