@@ -415,7 +415,7 @@ def test_a_card_of_other_weights_is_refused(digits_file):
     write_card(file)
     with pytest.raises(
         ValueError,
-        match="events, not resnet20; .* give --model events",
+        match="events, not resnet20 .*; give --model events",
     ):
         load_source(file, CARD | {"model": "resnet20"})
     write_card(file, input_shape=[8, 8])

@@ -128,7 +128,7 @@ def test_a_trained_network_becomes_a_quantized_one_that_spikes_equal(
 def test_a_network_of_another_shape_is_no_beginning(trained, digits, config, tmp_path):
     options = {"out": str(tmp_path), "checkpoint": str(trained[0])}
     for changes, message in (
-        ({"model": "small"}, "network is events, not small; .* give --model events"),
+        ({"model": "small"}, "network is events, not small .*; give --model events"),
         ({"norm": False}, "norm of .* is True, and .* False; change the option, or"),
     ):
         other = dataclasses.replace(config, **options, **changes)

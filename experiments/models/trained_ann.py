@@ -131,8 +131,8 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
     if option is not None and option["model"] != card["model"]:
         raise ValueError(
             f"card {card_file} says that the network is {card['model']}, not "
-            f"{option['model']}; leave out --model or give --model {card['model']}, or "
-            "correct the card"
+            f"{option['model']} (of --model, or of the preset); give --model "
+            f"{card['model']}, or correct the card"
         )
     return model, card
 
