@@ -380,7 +380,7 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
         )
     curves = [curve for network in networks for curve in network.epochs.values()]
     columns = range(max(map(len, curves)))
-    head = ("network", "fine-tuning", *(f"epoch {i}" for i in columns), "ANN")
+    head = ("network", "fine-tuning", "epoch 0", *map(str, columns[1:]), "ANN")
     rows = []
     for name, _, ann, epochs in networks:
         for i, (fine_tuning, curve) in enumerate(epochs.items()):
