@@ -51,6 +51,7 @@ from experiments.report import (
     write_results,
 )
 from experiments.running import (
+    OF_A_MACHINE,
     Convert,
     cache_sized,
     command,
@@ -250,8 +251,8 @@ def facts_of(
         held_out = len(task.held_out.labels)
         chosen_on = f"{held_out} training images that no calibration has used"
     return {
-        # Folders of this machine are nobody else's.
-        "config": dataclasses.asdict(config) | {"data_dir": None, "out": None},
+        # Folders and files of this machine are nobody else's.
+        "config": dataclasses.asdict(config) | dict.fromkeys(OF_A_MACHINE),
         "command": command(module, config),
         "versions": {
             "snnjax": snnjax.__version__,

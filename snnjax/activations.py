@@ -144,11 +144,11 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
             f"maximum has shape {jnp.shape(maximum)} and x {x.shape}; allowed: one "
             "number, or one per channel of x"
         )
+    if isinstance(maximum, int | float | np.number):
+        return float(maximum)
     if not jnp.issubdtype(jnp.result_type(maximum), jnp.floating):
-        maximum = jnp.asarray(maximum, x.dtype)  # a whole number has no tangent
+        maximum = jnp.asarray(maximum, x.dtype)  # whole numbers have no tangent
     missing_axes = x.ndim - jnp.ndim(maximum)
-    if isinstance(maximum, int | float) or missing_axes <= 0:
-        return maximum
     return jnp.reshape(maximum, (1,) * missing_axes + jnp.shape(maximum))
 
 

@@ -263,3 +263,15 @@ def test_a_maximum_per_channel_keeps_to_strict_ranks():
         y = quantized_relu(x, maxima, LEVELS)
         np.testing.assert_array_equal(snnjax.clipped_relu(x, maxima)[0], [0.5, 1, 1])
     np.testing.assert_array_equal(y[0], [0.5, 1, 1])
+
+
+@pytest.mark.parametrize("maximum", [6, 6.0, np.int64(6), np.float32(6)])
+@pytest.mark.parametrize(
+    "activation", [lambda x, m: quantized_relu(x, m, LEVELS), snnjax.clipped_relu]
+)
+def test_a_number_is_a_maximum_where_the_batch_is_last_too(activation, maximum):
+    def fn(w, x):
+        return activation(w @ x.T, maximum).T @ jnp.ones((4, 2))
+
+    (site,) = snnjax.sites(fn, jnp.ones((4, 5)), jnp.ones((8, 5)))
+    assert site.shape == (4,)

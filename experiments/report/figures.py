@@ -140,7 +140,7 @@ def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
     for i, (name, (x, y)) in enumerate(series.items()):
         axis.plot(x, y, label=name, markevery=max(1, len(x) // 16), **mark(i))
     axis.axhline(ann, color=COLORS["ink"], linewidth=1, linestyle="--")
-    axis.annotate(  # on the left, where the curves are far below
+    axis.annotate(  # on the left, where most curves are far below
         f"ANN {ann:.1f}",
         (0.02, ann),
         xycoords=("axes fraction", "data"),

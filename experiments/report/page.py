@@ -19,7 +19,13 @@ import snnjax
 from experiments.report import figures, page_tables, site_graph
 from experiments.report.drawing import COLORS, alone
 from experiments.report.rasters import NEURONS, raster
-from experiments.report.results import Result, choice, line_name, percent
+from experiments.report.results import (
+    Result,
+    choice,
+    line_name,
+    network_name,
+    percent,
+)
 from experiments.report.site_graph import SiteGraph
 from experiments.running import write
 from snnjax.measures import ENERGY_PER_AC, ENERGY_PER_MAC
@@ -98,7 +104,7 @@ def page(
     ends = {node.name: node.name for node in graph.nodes if node.site is None}
     sites = [node.name for node in graph.nodes if node.site is not None]
     names = ends | figures.short_names(sites)
-    title = f"{source['model']} on {facts['config']['dataset']}"
+    title = f"{network_name(source)} on {facts['config']['dataset']}"
     epochs = facts.get("accuracy_after_epochs")
     wording = FINE_TUNING if epochs else CONVERSION
     early, second = figures.accuracy(results, ann, epochs)
@@ -181,7 +187,7 @@ def _lead(best, facts: dict) -> str:
     source, config = facts["source"], facts["config"]
     whole = f"{best.latency} step{'' if best.latency == 1 else 's'}"
     return (
-        f"The network <strong>{escape(str(source['model']))}</strong> classifies "
+        f"The network <strong>{escape(network_name(source))}</strong> classifies "
         f"<strong>{100 * facts['ann_accuracy']:.1f} %</strong> of "
         f"{facts['test_images']} {facts['evaluated_on']} of "
         f"<strong>{escape(str(config['dataset']))}</strong>. The chosen SNN "

@@ -4,7 +4,7 @@ Like every package here, this one hands on the names that the others use.
 """
 
 from experiments.running import devices
-from experiments.running.command_line import command, parse, run
+from experiments.running.command_line import OF_A_MACHINE, command, parse, run
 from experiments.running.options import (
     MOST_LEVELS,
     Convert,
@@ -34,6 +34,7 @@ __all__ = [
     "Convert",
     "FineTune",
     "MOST_LEVELS",
+    "OF_A_MACHINE",
     "TrainANN",
     "TrainSNN",
     "Training",

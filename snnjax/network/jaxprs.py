@@ -45,12 +45,10 @@ class _Activation(NamedTuple):
 
 _RELU = _Activation("relu")
 _RELU6 = _Activation("clipped relu", maximum=6.0)
-_CLIPPED_RELU = _Activation("clipped relu")
-_QUANTIZED_RELU = _Activation("quantized relu")
 _ENCODER = _Activation("encoder", signed=True)
 _WITH_MAXIMUM = {  # by the name of the function; the maximum is its second operand
-    "snnjax_clipped_relu": _CLIPPED_RELU,
-    "snnjax_quantized_relu": _QUANTIZED_RELU,
+    "snnjax_clipped_relu": _Activation("clipped relu"),
+    "snnjax_quantized_relu": _Activation("quantized relu"),
 }
 _MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
 
