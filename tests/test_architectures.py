@@ -11,6 +11,9 @@ from networks import compiled
 import snnjax
 
 STEPS = 16
+# Their parts are those of others here, or of the published networks (test_models.py).
+LONG = ("BERT", "CaiT", "DeiT", "MobileNet", "ResNet", "SqueezeNet", "VGG")
+LONG += ("keyword transformer",)
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 
 
@@ -22,7 +25,13 @@ def test_the_page_of_networks_lists_them():
         assert name in listed or library in ("scanned", "nnx", "equinox"), name
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in ARCHITECTURES
+    ],
+)
 def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
     if name == "equinox transformer":
         pytest.importorskip("equinox")

@@ -81,8 +81,8 @@ def test_what_a_tutorial_imports_and_calls_exists(file):
             assert operator.attrgetter(name.partition(".")[2])(snnjax) is not None
 
 
-# Up to a minute each, so the others stand for them.
-LONG = ("choices", "devices", "fine_tuning", "transformer")
+# Up to a minute each, so the first and the one with PyTorch stand for them.
+LONG = ("choices", "devices", "events", "fine_tuning", "transformer")
 
 
 @pytest.mark.parametrize(

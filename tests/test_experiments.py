@@ -37,7 +37,7 @@ def converted(tmp_path_factory):
             flip=False,
             padding=1,
         ),
-        data=data,
+        data=data.first(720),
     )
     config = Convert(
         checkpoint=str(folder / "source"),
@@ -45,8 +45,8 @@ def converted(tmp_path_factory):
         recipes=("max_activation", "best"),
         waits=("0", "T"),
         seeds=(0, 1),
-        calibration_images=128,
-        test_images=200,
+        calibration_images=64,
+        test_images=100,
         out=str(folder / "out"),
         report=str(folder / "pages" / "report.html"),
     )
@@ -97,10 +97,10 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert (restored.snn.steps, restored.snn.wait) == (4, winner.wait)
     assert restored.card["recipe"] == winner.recipe
     assert restored.card["accuracy"] == winner.accuracies[0][-1]  # of this very SNN
-    again = Convert(restore=config.out, test_images=200)
+    again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == winner.accuracies[0][-1]
     file = Path(config.out) / "snn.safetensors"
-    assert load_snn(file).card["calibration"]["shape"] == [128, 8, 8, 1]
+    assert load_snn(file).card["calibration"]["shape"] == [64, 8, 8, 1]
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_held_out_images_calibrate_no_seed(converted):
     pixels = {image.tobytes() for image in np.asarray(data.train_images)}
     assert len(pixels) > 1200  # so that equal bytes mean the same image
     held_out = conversions._held_out(config, data)
-    assert len(held_out.labels) == 200  # as many as test images
+    assert len(held_out.labels) == 100  # as many as test images
     drawn = [conversions._image_numbers(config, data, seed) for seed in config.seeds]
     fitted = {image.tobytes() for d in drawn for image in data.train_images[d]}
     raw = np.asarray(held_out.images) * np.array(data.std) + np.array(data.mean)
@@ -451,7 +451,7 @@ def test_held_out_images_calibrate_no_seed(converted):
 def test_the_files_say_what_the_row_was_chosen_on(converted):
     config, results, _ = converted
     metrics = json.loads((Path(config.out) / "metrics.json").read_text())
-    assert metrics["chosen_on"].startswith("200 training images that no calibration")
+    assert metrics["chosen_on"].startswith("100 training images that no calibration")
     assert load_snn(config.out).card["chosen_on"] == metrics["chosen_on"]
     assert metrics["results"][0]["choice_hits"] == results[0].choice_hits
 

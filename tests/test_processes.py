@@ -27,8 +27,13 @@ CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images
 
 def start(module, options, count=2):
     """``python -m experiments.<module>`` as so many processes that work together."""
-    words = [f"{word}" for name, value in options for word in (f"--{name}", value)]
-    return pythons(["-m", f"experiments.{module}", "--mesh", "0", *words], count)
+    return pythons(["-m", f"experiments.{module}", *words(options)], count)
+
+
+def words(options):
+    """Options of a command, on all devices there are."""
+    named = [f"{word}" for name, value in options for word in (f"--{name}", value)]
+    return ["--mesh", "0", *named]
 
 
 def pythons(words, count):
@@ -78,44 +83,51 @@ def losses(out):
     return [json.loads(line)["loss"] for line in lines]
 
 
+BOTH = """
+from experiments import convert, train_ann
+train_ann.main({training})
+convert.main({conversion})
+"""
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A source network that one device trained."""
-    out = tmp_path_factory.mktemp("alone")
-    return out, train_ann.train(dataclasses.replace(ANN, out=str(out)))
-
-
-def test_two_processes_train_as_one_does(alone, tmp_path):
-    out, source = alone
-    first, other = finish(
-        start("train_ann", training_options("digits_resnet", tmp_path))
-    )
-    assert "epoch 2" in first
-    assert other == ""
-    np.testing.assert_allclose(losses(tmp_path), losses(out), rtol=1e-4)
-    assert_near(load_source(tmp_path).variables, source.variables)
-
-
-def test_two_processes_convert_as_one_does(alone, tmp_path):
-    source, _ = alone
-    together, single = tmp_path / "together", tmp_path / "single"
-    options = {
+def together(tmp_path_factory):
+    """Of two processes that train and then convert: their folders, what they print."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("together")
+    training = words(training_options("digits_resnet", source))
+    conversion = {
         "checkpoint": source,
         "recipes": "light",
         "steps": 4,
         "seeds": 0,
         "calibration_images": 64,
-        "out": together,
+        "out": out,
     }
-    first, other = finish(start("convert", options.items()))
-    assert "light" in first
+    code = BOTH.format(training=training, conversion=words(conversion.items()))
+    return source, out, finish(pythons(["-c", code], count=2))
+
+
+def test_of_two_processes_the_first_one_prints(together):
+    *_, (first, other) = together
+    assert "epoch 2" in first and "light" in first
     assert other == ""
-    convert.run(
-        dataclasses.replace(CONVERT, checkpoint=str(source), out=str(single), mesh=8)
-    )
-    found, expected = load_snn(together), load_snn(single)
-    assert_near(found.snn, expected.snn, atol=1e-3)
-    assert found.card["accuracy"] == pytest.approx(expected.card["accuracy"], abs=0.02)
+
+
+def test_two_processes_train_as_one_does(together, tmp_path):
+    source, *_ = together
+    alone = train_ann.train(dataclasses.replace(ANN, out=str(tmp_path)))
+    np.testing.assert_allclose(losses(source), losses(tmp_path), rtol=1e-4)
+    assert_near(load_source(source).variables, alone.variables)
+
+
+def test_two_processes_convert_as_one_does(together, tmp_path):
+    source, out, _ = together
+    options = {"checkpoint": str(source), "out": str(tmp_path), "mesh": 8}
+    convert.run(dataclasses.replace(CONVERT, **options))
+    restored, expected = load_snn(out), load_snn(tmp_path)
+    assert_near(restored.snn, expected.snn, atol=1e-3)
+    accuracies = [snn.card["accuracy"] for snn in (restored, expected)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
 WAIT_IN_FILES = """

@@ -68,6 +68,8 @@ RECIPES = {
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
+QUICK = [("best", 0, jnp.float32), ("advanced", 1, jnp.bfloat16)]
+QUICK += [("spikes", 0, jnp.bfloat16)]
 slow = pytest.mark.slow
 
 
@@ -78,7 +80,7 @@ slow = pytest.mark.slow
         for recipe, wait, dtype in itertools.product(
             RECIPES, (0, 1, STEPS), (jnp.float32, jnp.bfloat16)
         )
-        for quick in [(recipe, wait) in (("best", 0), ("advanced", 1), ("spikes", 0))]
+        for quick in [(recipe, wait, dtype) in QUICK]
     ],
 )
 def test_conversions_and_measures(recipe, wait, dtype):
@@ -131,15 +133,16 @@ def test_leaking_neurons_are_measured_without_a_nan_of_jax():
     assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
 
 
-@pytest.mark.parametrize("inputs", ["constant", "poisson", "sequence"])
+EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (by_layer(segment=3), 0)]
+EXECUTIONS += [(by_layer(remat=True), 1), (by_layer(segment=3, remat=True), 0)]
+INPUTS = ("constant", "poisson", "sequence")
+
+
 @pytest.mark.parametrize(
-    "execution, wait",
+    "execution, wait, inputs",
     [
-        ("by_step", 1),
-        ("by_layer", STEPS),
-        (by_layer(segment=3), 0),
-        pytest.param(by_layer(remat=True), 1, marks=slow),
-        pytest.param(by_layer(segment=3, remat=True), 0, marks=slow),
+        pytest.param(*EXECUTIONS[i], INPUTS[j], marks=() if i == j else slow)
+        for i, j in itertools.product(range(len(EXECUTIONS)), range(len(INPUTS)))
     ],
 )
 def test_gradients(execution, wait, inputs):
