@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from experiments.report import deviation
-from experiments.running import TrainSNN, check_several, write
+from experiments.running import TrainSNN, check_several, read_log, write
 
 Rows = Mapping[str, Mapping[str, Any]]  # name -> options of TrainSNN
 
@@ -95,8 +95,8 @@ def compare(
     for row, training in config.trainings(rows, preset, file.parent):
         print(f"\n{row}, seed {training.seed}", flush=True)
         train(training)
-        log = (Path(training.out) / "metrics.jsonl").read_text().splitlines()
-        accuracies.setdefault(row, []).append(json.loads(log[-1])["test_accuracy"])
+        last = read_log(training.out)[-1]
+        accuracies.setdefault(row, []).append(last["test_accuracy"])
         jax.clear_caches()  # each run compiles its own programs
         write(file.with_suffix(".md"), table(accuracies, title))
         write(file.with_suffix(".json"), json.dumps(accuracies, indent=1) + "\n")

@@ -10,7 +10,6 @@ interrupted goes on when started again, and ends in the same weights, bit for bi
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +43,7 @@ from experiments.running import (
     devices,
     fit,
     parse,
+    read_log,
     schedule,
     steps_per_epoch,
 )
@@ -89,7 +89,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
     snn = _train(config, setup, snn, first.final)
-    log = _log(config) if devices.first() else []  # which only the first one writes
+    log = read_log(config.out) if devices.first() else []  # which that one writes
     seconds = sum(line["seconds"] for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
     print(f"\n{console_table([first, trained], setup.ann)}")
@@ -98,12 +98,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         _write(config, setup, [first, trained], snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return [first, trained]
-
-
-def _log(config: FineTune) -> list[dict]:
-    """A line for each epoch."""
-    file = Path(config.out).expanduser() / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:

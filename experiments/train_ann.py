@@ -28,6 +28,7 @@ from experiments.running import (
     devices,
     fit,
     parse,
+    read_log,
     run,
     schedule,
     steps_per_epoch,
@@ -84,7 +85,9 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         lambda state: {"test_accuracy": evaluate(_variables(state))},
     )
     variables = jax.device_get(_variables(state))
-    card = _card(config, data, evaluate(variables))
+    log = read_log(config.out) if devices.first() else []  # which that one writes
+    seconds = sum(line["seconds"] for line in log)
+    card = _card(config, data, evaluate(variables), seconds)
     source = Source(model, variables, card)
     if devices.first():
         save_source(Path(config.out).expanduser().resolve(), source)
@@ -217,7 +220,9 @@ def _variables(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, Any]:
+def _card(
+    config: TrainANN, data: Dataset, test_accuracy: float, seconds: float
+) -> dict[str, Any]:
     return {
         "model": config.model,
         "norm": config.norm,
@@ -230,6 +235,7 @@ def _card(config: TrainANN, data: Dataset, test_accuracy: float) -> dict[str, An
         "std": list(data.std),
         "test_accuracy": test_accuracy,
         "epochs": config.epochs,
+        "seconds": round(seconds, 2),
         "seed": config.seed,
         "command": command("experiments.train_ann", config),
         "versions": {

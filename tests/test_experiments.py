@@ -16,6 +16,7 @@ from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_CONVERT, SOURCES
 from experiments.report import Result, choice
 from experiments.running import Convert, TrainANN, parse
+from experiments.sources import __main__ as sources
 from experiments.train_ann import train
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +140,18 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["test_accuracy"] > 0.82
         module = "train_ann" if card["levels"] else f"sources.train {name}"
         assert card["command"].startswith(f"python -m experiments.{module} ")
+
+
+def test_the_page_shows_the_published_sources(tmp_path, capsys):
+    sources.main([])
+    shown = capsys.readouterr().out
+    assert shown in (ROOT / "docs" / "results.md").read_text()
+    assert shown.count("\n") == len(SOURCES) + 2
+    card = load_source(ROOT / "experiments" / "sources" / "resnet20.safetensors")
+    numbers = sum(a.size for a in jax.tree.leaves(card.variables))
+    assert f"| `resnet20` | {numbers / 1e6:.2f} M | " in shown
+    with pytest.raises(SystemExit, match="has no cards of source networks"):
+        sources.main([str(tmp_path)])
 
 
 PARTS = ("_max_activation", "", "_best")

@@ -617,9 +617,9 @@ def test_a_source_network_goes_on_from_its_own_checkpoint_only(tmp_path):
 
     parts, options = {"network": torch.nn.Linear(2, 3)}, {"epochs": 4, "seed": 0}
     file = tmp_path / "net.checkpoint"
-    save(parts, options, 2, file)
+    save(parts, options, (2, 7.5), file)
     fresh = {"network": torch.nn.Linear(2, 3)}
-    assert restore(fresh, options, file) == 2
+    assert restore(fresh, options, file) == (2, 7.5)
     for name, weights in parts["network"].state_dict().items():
         assert torch.equal(fresh["network"].state_dict()[name], weights)
     with pytest.raises(ValueError, match="'seed': 0}, and asked for are .*'seed': 1}"):

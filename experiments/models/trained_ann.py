@@ -140,7 +140,7 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
 # What a card may hold; the first three it must.
 _FIELDS = (
     "model num_classes input_shape norm clip levels mean std dataset test_accuracy "
-    "sha256 epochs seed command versions notes"
+    "sha256 epochs seconds seed command versions notes"
 ).split()
 
 
@@ -187,6 +187,7 @@ def _check_fields(card: Any) -> None:
             "a number > 0 per channel of pixels in 0..255",
         ),
         "test_accuracy": (lambda v: number(v) and 0 <= v <= 1, "a number in 0..1"),
+        "seconds": (lambda v: number(v) and v >= 0, "a number >= 0"),
     }
     for name, (fits, allowed) in expected.items():
         if name in card and not fits(card[name]):

@@ -1,27 +1,31 @@
 """What a conversion gave: results and tables, figures, and a page with all of it.
 
-``results.py`` and ``figures.py`` serve the commands too; ``page.py`` fills
-``report.html`` with the tables of ``page_tables.py``, the graph of ``site_graph.py``
-and the figures; their style is in ``drawing.py``. Like every package here, this one
-hands on the names that the others use.
+``results.py`` has the rows of one network and ``networks.py`` those of several; they
+and ``figures.py`` serve the commands too. ``page.py`` fills ``report.html`` with the
+tables of ``page_tables.py``, the graph of ``site_graph.py`` and the figures; their
+style is in ``drawing.py``. Like every package here, this one hands on the names that
+the others use.
 """
 
 from experiments.report import figures, training_figures
 from experiments.report.figures import draw_networks
+from experiments.report.networks import (
+    costs_of_networks,
+    epochs_of_networks,
+    network_name,
+    read_results,
+    table_of_networks,
+)
 from experiments.report.page import write_page
 from experiments.report.rasters import spikes_of
 from experiments.report.results import (
     Result,
     choice,
     console_table,
-    costs_of_networks,
     deviation,
-    epochs_of_networks,
     header,
-    network_name,
-    read_results,
     row,
-    table_of_networks,
+    table,
     write_results,
 )
 from experiments.report.site_graph import SiteGraph, site_graph
@@ -42,6 +46,7 @@ __all__ = [
     "row",
     "site_graph",
     "spikes_of",
+    "table",
     "table_of_networks",
     "training_figures",
     "write_page",

@@ -16,14 +16,13 @@ from experiments.report.drawing import (
     every,
     mark,
 )
+from experiments.report.networks import NetworkResults, merged
 from experiments.report.rasters import rasters
 from experiments.report.results import (
-    NetworkResults,
     Result,
     choice,
     line_name,
     lines,
-    merged,
 )
 from snnjax.measures import SiteMeasures
 

@@ -18,12 +18,12 @@ import numpy as np
 import snnjax
 from experiments.report import figures, page_tables, site_graph
 from experiments.report.drawing import COLORS, alone
+from experiments.report.networks import network_name
 from experiments.report.rasters import NEURONS, raster
 from experiments.report.results import (
     Result,
     choice,
     line_name,
-    network_name,
     percent,
 )
 from experiments.report.site_graph import SiteGraph

@@ -26,6 +26,7 @@ from experiments.running.training_loop import (
     cache_sized,
     check_resumable,
     fit,
+    read_log,
     schedule,
     steps_per_epoch,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "devices",
     "fit",
     "parse",
+    "read_log",
     "reading",
     "remove_unfinished",
     "run",

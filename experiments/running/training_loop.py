@@ -35,6 +35,7 @@ State = TypeVar("State")
 
 # Larger arrays of images stay in host memory; the device gets batch by batch.
 DEVICE_BYTES = 4e9
+LOG = "metrics.jsonl"  # in the folder of a run
 
 
 def cache_sized() -> int | None:
@@ -104,7 +105,7 @@ def fit(
         last_epoch = manager.latest_step() or 0
         if last_epoch:
             _check_may_resume(config, last_epoch)
-        log, lines = out / "metrics.jsonl", []
+        log, lines = out / LOG, []
         if devices.first():
             _claim(out / "config.json", config, resumed=last_epoch > 0)
             lines = _log_until(log, last_epoch)
@@ -127,6 +128,12 @@ def fit(
                 finished_epoch(state, lines)
                 manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
     return state
+
+
+def read_log(out: str | Path) -> list[dict]:
+    """The lines that `fit` wrote to the folder of a run, one for each epoch."""
+    log = Path(out).expanduser() / LOG
+    return [_parsed(line, log) for line in log.read_text().splitlines()]
 
 
 def check_resumable(config: Any) -> None:

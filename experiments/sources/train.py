@@ -46,7 +46,10 @@ def train(
     checkpoint: Path | None = None,
     log=print,
 ):
-    """Trains `name` on CIFAR-10; returns the network, its test accuracy and the data.
+    """Trains `name` on CIFAR-10.
+
+    Returns:
+        The network, its test accuracy, the data, and the seconds of all epochs.
 
     Batches of 128, a one-cycle learning rate, crops of images padded by 4 pixels,
     mirrored at random. SGD with Nesterov momentum 0.9, weight decay 5e-4 and peak 0.2;
@@ -87,10 +90,10 @@ def train(
     optimizer, rate = optimizer_of(name, network, epochs * steps)
     parts = {"network": network, "optimizer": optimizer, "rate": rate}
     options = {"epochs": epochs, "seed": seed}
-    first = 1
+    behind, total = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
-        first += restore(parts, options, checkpoint)
-    for epoch in range(first, epochs + 1):
+        behind, total = restore(parts, options, checkpoint)
+    for epoch in range(behind + 1, epochs + 1):
         start, losses = time.perf_counter(), []
         order = torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH)
         for batch in order:
@@ -110,19 +113,20 @@ def train(
             rate.step()
             losses.append(loss.item())
         seconds = time.perf_counter() - start
+        total += seconds
         log(
             f"{name} epoch {epoch} of {epochs}  loss {np.mean(losses):.3f}  "
             f"test {accuracy():.2%}  {seconds:.0f} s",
             flush=True,
         )
         if checkpoint is not None:
-            save(parts, options, epoch, checkpoint)
+            save(parts, options, (epoch, total), checkpoint)
     if name in WHITENED:
         network.publish()
         for weights in network.parameters():
             if weights.ndim > 1:  # which the file has in float16
                 weights.data = weights.data.half().float()
-    return network, accuracy(), data
+    return network, accuracy(), data, total
 
 
 def optimizer_of(name: str, network: torch.nn.Module, steps: int):
@@ -163,17 +167,19 @@ def whitened_optimizer(network: torch.nn.Module, peak: float = 0.2, ratio: float
     return optimizer, [peak, peak * ratio]
 
 
-def save(parts, options: dict[str, int], epoch: int, checkpoint: Path) -> None:
-    """Write a checkpoint whole or not at all."""
+def save(
+    parts, options: dict[str, int], behind: tuple[int, float], checkpoint: Path
+) -> None:
+    """Write a checkpoint whole or not at all; epochs and seconds lie behind it."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"epoch": epoch, "options": options, "random": torch.get_rng_state()}
+    state |= {"behind": behind, "options": options, "random": torch.get_rng_state()}
     partial = checkpoint.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(checkpoint)
 
 
-def restore(parts, options: dict[str, int], checkpoint: Path) -> int:
-    """Read a checkpoint; returns how many epochs lie behind it.
+def restore(parts, options: dict[str, int], checkpoint: Path) -> tuple[int, float]:
+    """Read a checkpoint; returns the epochs and the seconds that lie behind it.
 
     Raises:
         ValueError: it is of a training with other options.
@@ -187,7 +193,7 @@ def restore(parts, options: dict[str, int], checkpoint: Path) -> int:
     for name, part in parts.items():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"])
-    return state["epoch"]
+    return state["behind"]
 
 
 def augmented(
@@ -230,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writable(str(options.out), "--out")
     weights = options.out / f"{options.network}.safetensors"
     checkpoint = weights.with_suffix(".checkpoint")
-    network, accuracy, data = train(
+    network, accuracy, data, seconds = train(
         options.network, options.data_dir, options.epochs, options.seed, checkpoint
     )
     arrays = {n: w.contiguous() for n, w in network.state_dict().items() if w.ndim}
@@ -247,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "std": list(data.std),
         "test_accuracy": accuracy,
         "epochs": options.epochs,
+        "seconds": round(seconds),
         "seed": options.seed,
         "command": f"python -m experiments.sources.train {options.network}"
         f" --epochs {options.epochs} --seed {options.seed}",
