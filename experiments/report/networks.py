@@ -70,7 +70,7 @@ def network_name(card: dict) -> str:
 def _network_results(metrics: dict) -> NetworkResults:
     """Of the types that all tables and figures need, or any error."""
     accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
-    results = [_result(row) for row in metrics["results"][1 if accuracies else 0 :]]
+    results = [read_row(row) for row in metrics["results"][1 if accuracies else 0 :]]
     if not results:
         raise ValueError("no results")
     ann = float(metrics["ann_accuracy"])
@@ -88,7 +88,7 @@ def _network_results(metrics: dict) -> NetworkResults:
     return NetworkResults(name, results, ann, epochs)
 
 
-def _result(row: dict) -> Result:
+def read_row(row: dict) -> Result:
     """A row of metrics.json; version 0.1 left out what binary spikes do not need."""
     measures = row["measures"]
     binary = {

@@ -159,11 +159,12 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     return table(head, accuracy_rows(results, ann, steps))
 
 
-COST_TITLES = ("bits", "rate %", "SynOps M", "energy, % of ANN")
+ENERGY_TITLES = ("energy, % of ANN", "with memory", "of quantized ANN")
+COST_TITLES = ("bits", "rate %", "SynOps M", *ENERGY_TITLES)
 
 
 def costs(results: Sequence[Result]) -> str:
-    """Costs of every row, as a table; energy as a share of the ANN's."""
+    """Costs of every row, as a table."""
     head = ("recipe", "wait", "T", "latency", *COST_TITLES, "s")
     rows = [
         (
@@ -177,12 +178,12 @@ def costs(results: Sequence[Result]) -> str:
 
 def cost_cells(result: Result) -> tuple[str, ...]:
     """The cells under `COST_TITLES`."""
-    spiking, ann = snnjax.energy(result.measures).operations
+    estimates = snnjax.energy(result.measures)
     return (
         f"{float(result.measures.bits):.3g}",
         f"{100 * result.firing_rate:.1f}",
         operations(result, 1e6, 2),
-        f"{100 * float(spiking / ann):.0f}",
+        *(f"{100 * float(spiking / ann):.0f}" for spiking, ann in estimates),
     )
 
 
@@ -223,11 +224,13 @@ def _line(cells: Sequence[str]) -> str:
 # ------------------------------------------------------------------------ files
 
 COSTS = """\
-What they cost per image: steps until the answer; bits that a neuron sends; firing rate;
-synaptic operations in millions, and in brackets as additions where spikes are graded;
-energy of 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
-Horowitz, ISSCC 2014), without memory; seconds of the conversion (median), or of the
-epochs."""
+What they cost per image, by the first draw and {images} test images: steps until the
+answer; bits that a neuron sends; firing rate; synaptic operations in millions, and in
+brackets as additions where spikes are graded. Energy in percent of the ANN's: of
+operations alone, 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
+Horowitz, ISSCC 2014); the same with what memory takes; and in integers, of an ANN that
+is quantized to as many levels (`snnjax.energy`). Seconds of the conversion (median), or
+of the epochs."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
@@ -237,7 +240,8 @@ def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
     accuracy = markdown(results, facts["ann_accuracy"])
     if accuracies := facts.get("accuracy_after_epochs"):
         accuracy += "\n" + _of_epochs(accuracies)
-    write(out / "results.md", f"{accuracy}\n{COSTS}\n\n{costs(results)}")
+    about = COSTS.format(images=facts["measured_images"])
+    write(out / "results.md", f"{accuracy}\n{about}\n\n{costs(results)}")
 
 
 def _of_epochs(accuracies: Sequence[float]) -> str:
