@@ -258,6 +258,7 @@ def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
             f"the params of {model!r} at site {site.name!r} are a "
             f"{type(fresh).__name__}; allowed: a NamedTuple of arrays"
         )
+    _check_arrays(model, fresh, site)
     if names != fresh_names:
         raise ValueError(
             f"the neurons of site {site.name!r} have the parameters "
@@ -270,6 +271,19 @@ def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
             f"{model!r} has a parameter called {', '.join(labels)}; allowed: another "
             "name, since in snnjax.training.param_labels this one means other leaves"
         )
+
+
+def _check_arrays(model: Any, fresh: Any, site: Site) -> None:
+    """Raise if a parameter is a tree: its leaves would have neither kind nor range."""
+    fields = [pair for part in chain(fresh) for pair in part._asdict().items()]
+    for name, value in fields:
+        structure = jax.tree.structure(value)
+        if name != "neuron" and not jax.tree_util.treedef_is_leaf(structure):
+            raise ValueError(
+                f"parameter {name} of {model!r} at site {site.name!r} is a "
+                f"{type(value).__name__}; allowed: an array. Make each array a field "
+                "of its own"
+            )
 
 
 def _listed(names: list[tuple[str, ...]]) -> str:

@@ -1,6 +1,7 @@
 """Descent on an SNN: ranges, frozen leaves, and the distance from a teacher."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -252,3 +253,58 @@ def test_no_gradient_flows_to_the_teacher():
         return training.distillation(jnp.ones((2, 5, 3)), teacher)
 
     np.testing.assert_array_equal(jax.grad(loss)(jnp.eye(5, 3)), 0)
+
+
+def test_a_network_with_a_plain_number_is_trained():
+    snn = snnjax.init(
+        lambda p, x: p["s"] * jax.nn.relu(x @ p["w"]), {"w": PARAMS["w"], "s": 2.0}, X
+    )
+    init, step = training.descent(lambda snn: snn.params["s"] ** 2, optax.sgd(0.125))
+    trained, *_ = step(snn, init(snn))
+    assert float(trained.params["s"]) == 1.5
+
+
+def test_merge_refuses_what_is_not_the_floating_leaves():
+    snn = fresh()
+    floats, merge = training.differentiable(snn)
+    jax.tree.map(np.testing.assert_array_equal, merge(floats).neurons, snn.neurons)
+    with pytest.raises(ValueError, match="A whole SNN needs no merge"):
+        merge(snn)
+
+
+class Variables(NamedTuple):
+    params: dict
+    batch_stats: dict
+
+
+def test_running_averages_in_a_named_tuple_are_frozen():
+    def normed(variables, x):
+        mean = variables.batch_stats["mean"]
+        return jax.nn.relu((x - mean) @ variables.params["w"])
+
+    variables = Variables({"w": PARAMS["w"]}, {"mean": jnp.zeros(6)})
+    labels = training.param_labels(snnjax.init(normed, variables, X)).params
+    assert labels == Variables({"w": "weights"}, {"mean": "frozen"})
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_an_optimizer_may_read_the_loss(has_aux):
+    def loss(snn):
+        value = jnp.square(snn.params["w"]).sum() + 4.0
+        return (value, "aux") if has_aux else value
+
+    snn = fresh()
+    rule = optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=1))
+    init, step = training.descent(loss, rule, has_aux=has_aux)
+    trained, *_ = step(snn, init(snn))
+    np.testing.assert_allclose(trained.params["w"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_term_of_a_loss_that_does_not_count_may_be_infinite(weight):
+    infinite = jnp.array([[[1.0, -jnp.inf]]])
+    outputs, teacher = (infinite, jnp.zeros((1, 2))) if weight == 0 else (infinite,) * 2
+    teacher = teacher.reshape(1, 2)
+    label = jnp.array([0 if weight == 0 else 1])  # impossible, where it does not count
+    loss = training.distillation(outputs, teacher, label, weight=weight)
+    assert float(loss) == 0.0

@@ -288,8 +288,12 @@ def test_the_tables_beside_published_results_are_of_their_numbers(tmp_path):
     for file in files:
         facts = json.loads(file.read_text())
         rows = facts.pop("results")
-        report.results.write_results(tmp_path, facts, [*map(report.networks.read_row, rows)])
-        assert (tmp_path / "results.md").read_text() == file.with_suffix(".md").read_text()
+        report.results.write_results(
+            tmp_path, facts, [*map(report.networks.read_row, rows)]
+        )
+        assert (tmp_path / "results.md").read_text() == file.with_suffix(
+            ".md"
+        ).read_text()
 
 
 def test_costs_have_a_line_for_every_result(capsys):
@@ -300,7 +304,9 @@ def test_costs_have_a_line_for_every_result(capsys):
     head, _, *lines = capsys.readouterr().out.splitlines()
     rows = [row for f in files for row in report.read_results(f).results]
     assert len(lines) == len(rows)
-    assert head.endswith("| SynOps M | energy, % of ANN | with memory | of quantized ANN |")
+    assert head.endswith(
+        "| SynOps M | energy, % of ANN | with memory | of quantized ANN |"
+    )
     for line, row in zip(lines, rows, strict=True):
         cells = [cell.strip() for cell in line.split("|")[2:-1]]
         assert cells[0] == f"`{row.name}`"

@@ -429,6 +429,11 @@ class DictParams(MyNeuron):
         return {"threshold": jnp.ones(()), "bias": jnp.ones(())}
 
 
+class TreeParams(MyNeuron):
+    def init(self, shape=(), key=None):
+        return MyParams(jnp.ones(shape), {"soma": jnp.ones(())})
+
+
 class Steps(MyNeuron):
     levels = (0, 0.5)
 
@@ -448,6 +453,7 @@ class WeightsParams(NamedTuple):
     "model, message",
     [
         (DictParams(), "are a dict; allowed: a NamedTuple"),
+        (TreeParams(), "parameter bias of .* is a dict; allowed: an array"),
         (Steps(), "levels are \\(0, 0.5\\); allowed"),
         (NamedWeights(), "a parameter called weights; allowed: another name"),
         (recurrent(Wide()), "the same shape"),

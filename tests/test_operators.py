@@ -266,6 +266,17 @@ def test_a_scan_over_layers_is_the_loop_that_it_stands_for(reverse):
     np.testing.assert_array_equal(*outputs)
 
 
+def test_constants_of_a_scan_and_empty_keys_need_no_rule():
+    def fn(p, x):
+        empty = jax.random.split(jax.random.key(0), 0)
+        layers = jax.lax.scan(lambda x, w: (relu(x @ w), 1.0), x @ p["in"], p["stack"])
+        return (layers[0] * layers[1].sum() + len(empty)).mean(1) @ p["out"]
+
+    assert len(firing(fn)) == 3
+    snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=snnjax.light())
+    assert jnp.isfinite(snnjax.spiking(fn, steps=STEPS)(snn, X)).all()
+
+
 def test_a_loop_of_fixed_length_is_unrolled_too():
     def fn(p, x):
         layer = lambda i, x: relu(x @ p["stack"][i])  # noqa: E731

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core as jex
@@ -22,9 +23,9 @@ from snnjax.network.stages import needed
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
 _ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
-REMAT = ("remat", "remat2", "checkpoint")
-CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_CALLS = ("jit", "closed_call")
+REMAT = ("remat2",)
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 _MAX_POOLS = ("reduce_window_max", "reduce_max")
 
 
@@ -94,9 +95,9 @@ def flatten(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
 
 
 def hides_site(equation: Equation) -> bool:
-    """Whether a loop or branch holds a ReLU, where no rule can reach it."""
+    """Whether a loop or branch holds an activation, where no rule can reach it."""
     inner = _jaxprs(static.value for _, static in equation.params)
-    return any(map(_mentions_relu, inner))
+    return any(map(_mentions_activation, inner))
 
 
 def without_site(equation: Equation) -> Equation:
@@ -137,10 +138,9 @@ class _Flattener:
         equations = []
         for eqn in jaxpr.eqns:
             here = _join(path, str(eqn.source_info.name_stack))
-            if eqn.outvars and all(0 in v.aval.shape for v in eqn.outvars):
+            if eqn.outvars and all(map(_is_empty, eqn.outvars)):
                 # jnp.pad makes empty parts along the batch: they hold no example.
-                empty = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
-                self.forwarded.update(zip(eqn.outvars, map(Static, empty), strict=True))
+                self.forwarded.update((v, _zeros(v)) for v in eqn.outvars)
                 continue
             if eqn.primitive.name == "scan" and self.is_over_layers(eqn):
                 equations += self.unroll(eqn, here, calls)
@@ -224,12 +224,9 @@ class _Flattener:
         """Every turn of a scan in its place; its number becomes part of the path."""
         body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
-        first, behind = _parts_of_scan(eqn)
-        constants, carry, stacked = (
-            inputs[:first],
-            inputs[first:behind],
-            inputs[behind:],
-        )
+        carry_start, stacked_start = _parts_of_scan(eqn)
+        constants, stacked = inputs[:carry_start], inputs[stacked_start:]
+        carry = inputs[carry_start:stacked_start]
         equations, outputs = [], []
         turns = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
         for turn in turns:
@@ -238,23 +235,24 @@ class _Flattener:
                 slicing = functools.partial(
                     lax.index_in_dim, index=turn, keepdims=False
                 )
-                added, sliced = self.apply(slicing, [array], path, calls)
-                equations, slices = equations + added, slices + sliced
+                cutting, layer_slice = self.apply(slicing, [array], path, calls)
+                equations, slices = equations + cutting, slices + layer_slice
             here = _join(path, str(turn))
-            added, results = self.call(body, [*constants, *carry, *slices], here, calls)
-            equations += added
-            carry = results[: len(carry)]
-            outputs.append(results[len(carry) :])
+            arguments = [*constants, *carry, *slices]
+            layer, of_layer = self.call(body, arguments, here, calls)
+            equations += layer
+            carry = of_layer[: len(carry)]
+            outputs.append(of_layer[len(carry) :])
         if eqn.params["reverse"]:
             outputs.reverse()
+        results = list(carry)
         if not length:
-            none = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
-            carry = [*carry, *map(Static, none[len(carry) :])]
+            results = [*carry, *map(_zeros, eqn.outvars[len(carry) :])]
         for parts in zip(*outputs, strict=True):
-            added, (array,) = self.apply(_stack, parts, path, calls)
-            equations += added
-            carry = [*carry, array]
-        self.forwarded.update(zip(eqn.outvars, carry, strict=True))
+            stacking, (array,) = self.apply(_stack, parts, path, calls)
+            equations += stacking
+            results.append(array)
+        self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 
     def apply(
@@ -262,7 +260,7 @@ class _Flattener:
     ) -> tuple[list[Equation], list[int | Static]]:
         """Equations of a function of arrays, and its result."""
         shapes = [
-            jax.ShapeDtypeStruct(np.shape(v.value), np.result_type(v.value))
+            jax.ShapeDtypeStruct(np.shape(v.value), jnp.result_type(v.value))
             if isinstance(v, Static)
             else jax.ShapeDtypeStruct(self.avals[v].shape, self.avals[v].dtype)
             for v in inputs
@@ -285,6 +283,16 @@ def _parts_of_scan(eqn: Any) -> tuple[int, int]:
     return behind - unstacked(eqn.outvars, body.outvars), behind
 
 
+def _is_empty(v: Any) -> bool:
+    return 0 in v.aval.shape and not jax.dtypes.issubdtype(
+        v.aval.dtype, jax.dtypes.extended
+    )
+
+
+def _zeros(v: Any) -> Static:
+    return Static(np.zeros(v.aval.shape, v.aval.dtype))
+
+
 def _stack(*arrays: Any) -> Any:
     return lax.concatenate([lax.expand_dims(a, (0,)) for a in arrays], 0)
 
@@ -293,7 +301,7 @@ def _body(eqn: Any) -> Any:
     """The ClosedJaxpr that an equation calls once; None if it is no call."""
     if eqn.primitive.name not in (*_CALLS, *REMAT, *CUSTOM):
         return None
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for name in ("jaxpr", "call_jaxpr"):
         body = eqn.params.get(name)
         if isinstance(body, _ClosedJaxpr | jex.Jaxpr):
             return _closed(body)
@@ -407,10 +415,10 @@ def _holds_site(jaxpr: Any) -> bool:
     )
 
 
-def _mentions_relu(jaxpr: Any) -> bool:
+def _mentions_activation(jaxpr: Any) -> bool:
     return any(
         _activation(eqn) not in (None, _MAX_POOL)
-        or any(map(_mentions_relu, _jaxprs(eqn.params.values())))
+        or any(map(_mentions_activation, _jaxprs(eqn.params.values())))
         for eqn in jaxpr.eqns
     )
 

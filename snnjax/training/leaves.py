@@ -27,6 +27,9 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
         ``(floats, merge)``: the SNN with None in the place of all other leaves, and
         ``merge(floats) -> SNN``.
 
+    Raises:
+        ValueError: from ``merge``, a tree of another structure than ``floats``.
+
     >>> import jax, jax.numpy as jnp
     >>> from snnjax import init, spiking
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
@@ -42,12 +45,21 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
     others = [None if is_floating(leaf) else leaf for leaf in leaves]
     floats = [leaf if is_floating(leaf) else None for leaf in leaves]
 
-    def merge(floats: Any) -> SNN:
-        remaining = iter(jax.tree.leaves(floats))
-        merged = [next(remaining) if leaf is None else leaf for leaf in others]
-        return jax.tree_util.tree_unflatten(structure, merged)
+    differentiable_part = jax.tree_util.tree_unflatten(structure, floats)
+    allowed = jax.tree.structure(differentiable_part)
 
-    return jax.tree_util.tree_unflatten(structure, floats), merge
+    def merge(floats: Any) -> SNN:
+        if jax.tree.structure(floats) != allowed:
+            raise ValueError(
+                "merge got another tree than the floating leaves of its SNN; allowed: "
+                "the first result of differentiable, or one like it. A whole SNN needs "
+                "no merge"
+            )
+        remaining = iter(jax.tree.leaves(floats))
+        leaves = [next(remaining) if leaf is None else leaf for leaf in others]
+        return jax.tree_util.tree_unflatten(structure, leaves)
+
+    return differentiable_part, merge
 
 
 def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
@@ -82,7 +94,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     >>> state = optimizer.init(snn)
     """
     check_snn(snn)
-    every = trained is None
+    all_kinds = trained is None
     trained = {"weights", *_names_of_parameters(snn)} if trained is None else trained
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
@@ -102,7 +114,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
 
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
     missing = set(trained) - set(jax.tree.leaves(labels))
-    if missing and not every:
+    if missing and not all_kinds:
         raise ValueError(
             f"this SNN has no leaf {sorted(missing)} to train. Temperature and leak "
             "come with the neuron, e.g. snnjax.init(..., neuron=snnjax.lif("
@@ -163,7 +175,8 @@ def check_gradients(gradients: Any, kinds: Any) -> None:
 
 
 def _is_running_average(path, node) -> bool:
-    keys = [getattr(entry, "key", None) for entry in path]
+    # A key of a dictionary, or a field of a NamedTuple or dataclass.
+    keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
     return "batch_stats" in keys or _is_batch_stat(node)
 
 

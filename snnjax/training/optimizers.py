@@ -50,7 +50,7 @@ def within_ranges() -> optax.GradientTransformation:
     def least(path, value) -> jax.Array:
         limits = _limits(path)
         positive = limits is not None and limits.positive
-        return value / 1024 if positive else jnp.zeros((), value.dtype)
+        return value / 1024 if positive else jnp.zeros((), jnp.result_type(value))
 
     def init(params: Any) -> Any:
         check_snn(params)
@@ -69,9 +69,9 @@ def within_ranges() -> optax.GradientTransformation:
             if limits is None:
                 return change
             lowest = jnp.maximum(value / 2, floor) if limits.positive else floor
-            bounded = jnp.clip(value + change, lowest, limits.highest)
+            target = jnp.clip(value + change, lowest, limits.highest)
             # A change that stays within is passed on without a rounding error.
-            return jnp.where(bounded == value + change, change, bounded - value)
+            return jnp.where(target == value + change, change, target - value)
 
         tree = jax.tree_util.tree_map_with_path(bounded_update, updates, params, state)
         return tree, state
@@ -84,7 +84,7 @@ def _limits(path: Any) -> Range | None:
     return None if path[0].name == "params" else range_of(name_of(path))
 
 
-def optimizer(rules: Rules) -> optax.GradientTransformation:
+def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     """An optimizer of SNNs that keeps neurons `within_ranges`.
 
     Running averages of a BatchNorm are frozen (`param_labels`).
@@ -92,7 +92,8 @@ def optimizer(rules: Rules) -> optax.GradientTransformation:
     Args:
         rules: one of optax's optimizers for all that can be trained, weights and
             neurons; or kind -> optimizer, kinds as in `param_labels`, where all other
-            kinds are frozen.
+            kinds are frozen. They may read the loss (``value``), as
+            `optax.contrib.reduce_on_plateau` does, but not evaluate it (``value_fn``).
 
     Returns:
         A transformation for the floating leaves of an SNN (`differentiable`). An SNN
@@ -203,7 +204,8 @@ def descent(
             return value
 
         value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
-        updates, state = transformation.update(gradient, state, floats)
+        number = value[0] if has_aux else value
+        updates, state = transformation.update(gradient, state, floats, value=number)
         return merge(optax.apply_updates(floats, updates)), state, value
 
     return Descent(init, step)
