@@ -41,6 +41,7 @@ from experiments.running import (
     FineTune,
     check_resumable,
     devices,
+    digest,
     fit,
     parse,
     read_log,
@@ -48,7 +49,7 @@ from experiments.running import (
     steps_per_epoch,
 )
 from experiments.running import run as run_command
-from experiments.train_snn import SURROGATES
+from experiments.train_snn import SURROGATES, check_surrogate
 from snnjax import SNN, sharding, training
 
 
@@ -68,10 +69,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         ValueError: options that do not fit together, or `out` holds another run.
     """
     start = time.perf_counter()
-    if config.surrogate not in SURROGATES:
-        raise ValueError(
-            f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
-        )
+    check_surrogate(config.surrogate)
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
@@ -92,12 +90,13 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     log = read_log(config.out) if devices.first() else []  # which that one writes
     seconds = sum(line["seconds"] for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    print(f"\n{console_table([first, trained], setup.ann)}")
+    results = [first._replace(choice_hits=None), trained]  # files show the second one
+    print(f"\n{console_table(results, setup.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
-        _write(config, setup, [first, trained], snn, accuracies)
+        _write(config, setup, results, snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
-    return [first, trained]
+    return results
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
@@ -141,12 +140,9 @@ def _write(
     facts = facts_of(task, setup.ann, setup.source.card, module=module, config=config)
     facts["chosen_on"] = None
     facts["accuracy_after_epochs"] = accuracies
-    # `choice` takes the row with hits: the files show the trained SNN.
-    first = results[0]._replace(choice_hits=None)
     images = None
     if config.converts():
         images = calibration_images(task.config, task.data, config.seed)
-    results = [first, *results[1:]]
     file = write_files(task, facts, results, snn, setup.page, images)
     forget(task.config)
     print(
@@ -274,7 +270,10 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    snn = fit(config, task.data, state, step, measure, finished_epoch).snn
+    inputs = {"source network": setup.source.card.get("sha256")}
+    if config.restore is not None:
+        inputs["restored SNN"] = digest(snn)
+    snn = fit(config, task.data, state, step, measure, finished_epoch, inputs).snn
     # What runs without the mesh, such as the figures, needs arrays of this process.
     return snn if task.mesh is None else jax.device_get(snn)
 

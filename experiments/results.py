@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: print the table of these files, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--figures", type=Path, metavar="FOLDER", help="draw each network there"
-    )
+    parser.add_argument("--figures", metavar="FOLDER", help="draw each network there")
     tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--costs", action="store_true", help="costs of every row")
     tables.add_argument(
@@ -44,11 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = epochs_of_networks(networks)
         else:
             table = table_of_networks(networks)
-        if arguments.figures:
-            writable(str(arguments.figures), "--figures")
+        figures = arguments.figures and writable(arguments.figures, "--figures")
         print(table, end="")
-        if arguments.figures:
-            draw_networks(networks, arguments.figures)
+        if figures:
+            draw_networks(networks, figures)
 
     run(show)
 

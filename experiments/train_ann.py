@@ -83,6 +83,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
         lambda state: {"test_accuracy": evaluate(_variables(state))},
+        inputs={} if origin is None else {"checkpoint": origin.card.get("sha256")},
     )
     variables = jax.device_get(_variables(state))
     log = read_log(config.out) if devices.first() else []  # which that one writes

@@ -63,6 +63,12 @@ MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 LOSSES: dict[str, Callable] = {"mean": training.mean_cross_entropy, "tet": training.tet}
 
 
+def check_surrogate(name: str) -> None:
+    """Raise unless there is a surrogate of this name."""
+    if name not in SURROGATES:
+        raise ValueError(f"no surrogate {name!r}; allowed: {', '.join(SURROGATES)}")
+
+
 class State(NamedTuple):
     """All that a step of training changes."""
 
@@ -129,10 +135,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
           the last good epoch is kept.
         ValueError: a leaf that is to be trained receives no gradient.
     """
-    if config.surrogate not in SURROGATES:
-        raise ValueError(
-            f"no surrogate {config.surrogate!r}; allowed: {', '.join(SURROGATES)}"
-        )
+    check_surrogate(config.surrogate)
     if config.neuron not in NEURONS:
         raise ValueError(
             f"no neuron model {config.neuron!r}; allowed: {', '.join(NEURONS)}"

@@ -261,6 +261,16 @@ def test_a_file_twice_has_one_row_and_a_contradiction_none(tmp_path, capsys):
     assert not capsys.readouterr().out
     with pytest.raises(SystemExit, match="no file .*; give the metrics.json of a run"):
         results.main([str(tmp_path / "none")])
+    facts = json.loads(file.read_text())
+    for row in facts["results"]:
+        row["levels"] = [0, 1]  # which version 0.1 left out
+    other.write_text(json.dumps(facts))
+    results.main([str(file), str(tmp_path), "--costs"])
+    assert capsys.readouterr().out == twice
+    other.write_text(json.dumps(facts | {"test_images": 100}))
+    both = "on 1000 test images of cifar10 and on 100 test images of cifar10"
+    with pytest.raises(SystemExit, match=f"vgg8 was evaluated {both}"):
+        results.main([str(file), str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -282,7 +292,7 @@ def test_a_damaged_file_of_results_is_refused_whole(changes, tmp_path):
 
 
 def test_the_tables_beside_published_results_are_of_their_numbers(tmp_path):
-    files = [*(ROOT / "benchmarks" / "results").glob("convert_*.json")]
+    files = [*(ROOT / "benchmarks" / "results").glob("convert_cifar10_*.json")]
     files += (ROOT / "benchmarks" / "results").glob("finetune_*.json")
     assert len(files) > 40
     for file in files:
@@ -353,6 +363,21 @@ def test_every_published_source_has_a_figure_in_the_gallery():
         assert (ROOT / "docs" / "gallery" / f"{name}.png").stat().st_size > 10_000
 
 
+def test_figures_may_go_to_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    results.main([str(published("vgg8_best")), "--figures", "~/figures"])
+    assert (tmp_path / "figures" / "vgg8.png").is_file()
+
+
+def test_a_row_without_hits_is_not_chosen_beside_one_that_has_none_right():
+    rows = report.read_results(published("vgg8_best")).results
+    first, second = (
+        rows[0]._replace(choice_hits=None),
+        rows[-1]._replace(choice_hits=[0]),
+    )
+    assert choice([first, second]) == second
+
+
 def test_figures_of_networks_are_drawn(tmp_path, capsys):
     files = map(str, (published("vgg8"), published("vgg8_best"), published("vit")))
     folder = tmp_path / "new" / "figures"
@@ -374,7 +399,7 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys):
 
 
 def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
-    name, rows, ann, _ = report.read_results(published("vgg8_best"))
+    name, rows, ann, *_ = report.read_results(published("vgg8_best"))
     silent = [row._replace(firing_rate=0.0) for row in rows if row.wait > 1]
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
@@ -388,7 +413,7 @@ def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
 def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost(cost):
     from matplotlib.figure import Figure
 
-    _, rows, ann, _ = report.read_results(published("vgg8_best"))
+    _, rows, ann, *_ = report.read_results(published("vgg8_best"))
     axis = Figure().subplots()
     report.figures.against(rows, ann, cost).draw(axis)
     line = next(line for line in axis.lines if line.get_label() == "best, wait T")

@@ -305,7 +305,7 @@ def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
 
     And NAME_epochs.png, accuracy against epochs, where there are fine-tunings.
     """
-    for name, results, ann, epochs in merged(networks):
+    for name, results, ann, _, epochs in merged(networks):
         panels = [against(results, ann, cost) for cost in COSTS]
         beside(panels, folder / f"{name}.png")
         if epochs:

@@ -31,12 +31,14 @@ class NetworkResults(NamedTuple):
         name: of the network.
         results: its rows.
         ann: accuracy of the ANN.
+        images: what it was evaluated on: data set, kind and number of its images.
         epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
     """
 
     name: str
     results: list[Result]
     ann: float
+    images: tuple[str, str, int]
     epochs: dict[str, list[float]]
 
 
@@ -85,7 +87,9 @@ def _network_results(metrics: dict) -> NetworkResults:
     epochs = {}
     if accuracies:
         epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
-    return NetworkResults(name, results, ann, epochs)
+    images = metrics["source"]["dataset"], metrics.get("evaluated_on", "test images")
+    images = (*images, int(metrics["test_images"]))
+    return NetworkResults(name, results, ann, images, epochs)
 
 
 def read_row(row: dict) -> Result:
@@ -100,7 +104,8 @@ def read_row(row: dict) -> Result:
     }
     seconds = math.nan if row["seconds"] is None else row["seconds"]  # JSON has no NaN
     measures = snnjax.measures.Measures(**(binary | measures))
-    return Result(**row)._replace(seconds=seconds, measures=measures)
+    levels = tuple(row.get("levels", (0, 1)))
+    return Result(**row)._replace(seconds=seconds, measures=measures, levels=levels)
 
 
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -109,7 +114,7 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     steps = sorted({result.steps for n in networks for result in n.results})
     head = ("network", "recipe", "wait", *(f"T = {t}" for t in steps))
     rows = []
-    for name, results, ann, _ in networks:
+    for name, results, ann, *_ in networks:
         for i, cells in enumerate(accuracy_rows(results, ann, steps)):
             rows.append((f"`{name}`" if i == 0 else "", *cells))
     return table(head, rows)
@@ -119,7 +124,7 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks, as one table."""
     head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *COST_TITLES)
     rows = []
-    for name, results, _, _ in merged(networks):
+    for name, results, *_ in merged(networks):
         for i, result in enumerate(results):
             network = f"`{name}`" if i == 0 else ""
             when = (waits(result), str(result.steps), str(result.latency))
@@ -144,7 +149,7 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
     columns = range(max(map(len, curves)))
     head = ("network", "fine-tuning", "epoch 0", *map(str, columns[1:]), "ANN")
     rows = []
-    for name, _, ann, epochs in networks:
+    for name, _, ann, _, epochs in networks:
         for i, (fine_tuning, curve) in enumerate(epochs.items()):
             cells = [f"{100 * accuracy:.1f}" for accuracy in (*curve, ann)]
             cells[-1:-1] = [""] * (len(columns) - len(curve))  # of shorter ones
@@ -155,8 +160,14 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
 def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     """The results of each network together, from however many files."""
     by_name: dict[str, NetworkResults] = {}
-    for name, results, ann, epochs in networks:
-        network = by_name.setdefault(name, NetworkResults(name, [], ann, {}))
+    for name, results, ann, images, epochs in networks:
+        network = by_name.setdefault(name, NetworkResults(name, [], ann, images, {}))
+        if network.images != images:
+            raise ValueError(
+                f"{name} was evaluated on {_described(network.images)} and on "
+                f"{_described(images)}; allowed: results on the same images. Others "
+                "have tables of their own"
+            )
         if not math.isclose(network.ann, ann, abs_tol=1e-6):  # float32 in some files
             both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
             raise ValueError(
@@ -172,6 +183,11 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
                     "Runs of other options have tables of their own"
                 )
     return list(by_name.values())
+
+
+def _described(images: tuple[str, str, int]) -> str:
+    dataset, kind, number = images
+    return f"{number} {kind} of {dataset}"
 
 
 def _add(result: Result, results: list[Result]) -> None:

@@ -71,12 +71,14 @@ def choice(results: Sequence[Result]) -> Result:
     """The row whose first SNN is saved and shown.
 
     It has the most right answers on the images that rows are chosen by; of equal ones
-    the lowest latency, and then the least energy.
+    the lowest latency, and then the least energy. A row without such answers is not
+    chosen, unless all are.
     """
 
     def order(result: Result):
         spiking = snnjax.energy(result.measures).operations.spiking
-        return sum(result.choice_hits or ()), -result.latency, -float(spiking)
+        hits = -1 if result.choice_hits is None else sum(result.choice_hits)
+        return hits, -result.latency, -float(spiking)
 
     return max(results, key=order)
 
@@ -119,10 +121,10 @@ def percent(result: Result, digits: int = 1) -> str:
 
 # ---------------------------------------------------------------------- as text
 
-NAMES = 15  # columns for the names of rows, as long as those of recipes
+NAME_WIDTH = 15  # columns for the names of rows, as long as those of recipes
 
 
-def header(width: int = NAMES) -> str:
+def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
     return (
         f"{'recipe':<{width}}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
@@ -130,7 +132,7 @@ def header(width: int = NAMES) -> str:
     )
 
 
-def row(result: Result, ann: float, width: int = NAMES) -> str:
+def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
     """One line of the table, under `header`."""
     mean, spread = 100 * result.final, 100 * result.deviation
     # A name that is a little too long takes the room of the wait.
@@ -148,7 +150,7 @@ def row(result: Result, ann: float, width: int = NAMES) -> str:
 
 def console_table(results: Sequence[Result], ann: float) -> str:
     """The table of these rows, as wide as the longest name."""
-    width = max(NAMES, *(len(result.name) for result in results))
+    width = max(NAME_WIDTH, *(len(result.name) for result in results))
     return "\n".join([header(width), *(row(result, ann, width) for result in results)])
 
 
@@ -223,14 +225,14 @@ def _line(cells: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------------ files
 
-COSTS = """\
+ABOUT_COSTS = """\
 What they cost per image, by the first draw and {images} test images: steps until the
 answer; bits that a neuron sends; firing rate; synaptic operations in millions, and in
 brackets as additions where spikes are graded. Energy in percent of the ANN's: of
 operations alone, 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
 Horowitz, ISSCC 2014); the same with what memory takes; and in integers, of an ANN that
 is quantized to as many levels (`snnjax.energy`). Seconds of the conversion (median), or
-of the epochs."""
+of the epochs with an evaluation after each."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
@@ -240,7 +242,7 @@ def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
     accuracy = markdown(results, facts["ann_accuracy"])
     if accuracies := facts.get("accuracy_after_epochs"):
         accuracy += "\n" + _of_epochs(accuracies)
-    about = COSTS.format(images=facts["measured_images"])
+    about = ABOUT_COSTS.format(images=facts["measured_images"])
     write(out / "results.md", f"{accuracy}\n{about}\n\n{costs(results)}")
 
 

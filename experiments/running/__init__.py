@@ -22,11 +22,10 @@ from experiments.running.output_folder import (
     writable,
     write,
 )
+from experiments.running.resuming import check_resumable, digest, read_log
 from experiments.running.training_loop import (
     cache_sized,
-    check_resumable,
     fit,
-    read_log,
     schedule,
     steps_per_epoch,
 )
@@ -45,6 +44,7 @@ __all__ = [
     "check_several",
     "command",
     "devices",
+    "digest",
     "fit",
     "parse",
     "read_log",

@@ -1,15 +1,13 @@
-"""The loop of a training: epochs, log, checkpoints, and resuming a killed run.
+"""The loop of a training: epochs, log and checkpoints.
 
 An epoch depends only on the seed, its number and the state at its start. The state is
 saved after every epoch, so a kill costs at most the epoch under way, and the resumed
 run ends in the same weights, bit for bit.
 """
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -22,12 +20,15 @@ from tqdm import tqdm
 
 from experiments.data import Dataset, Unread
 from experiments.running import devices
-from experiments.running.output_folder import (
-    reading,
-    remove_unfinished,
-    space,
-    writable,
-    write,
+from experiments.running.output_folder import remove_unfinished, space, writable
+from experiments.running.resuming import (
+    LOG,
+    check_may_resume,
+    claim,
+    log_until,
+    manager_of,
+    numbered,
+    restored_state,
 )
 from snnjax import sharding
 
@@ -35,7 +36,6 @@ State = TypeVar("State")
 
 # Larger arrays of images stay in host memory; the device gets batch by batch.
 DEVICE_BYTES = 4e9
-LOG = "metrics.jsonl"  # in the folder of a run
 
 
 def cache_sized() -> int | None:
@@ -58,12 +58,12 @@ def steps_per_epoch(config: Any, data: Dataset) -> int:
 
 
 def schedule(config: Any, steps: int) -> optax.Schedule:
-    """Linear warm-up to the learning rate, then cosine to zero."""
+    """Linear warm-up to the learning rate, if there is any, then cosine to zero."""
     total = config.epochs * steps
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=max(1, int(config.warmup * total)),
+        warmup_steps=int(config.warmup * total),
         decay_steps=total + 1,
     )
 
@@ -75,6 +75,7 @@ def fit(
     step: Callable[..., tuple[State, jax.Array]],
     measure: Callable[[State], dict[str, Any]],
     finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
+    inputs: Mapping[str, str | None] | None = None,
 ) -> State:
     """Train, or go on with the training found in ``config.out``.
 
@@ -88,6 +89,8 @@ def fit(
           the steps of the epoch. It may donate the buffers of the state.
         measure: state -> further entries of the log's line of an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
+        inputs: what the run begins with, name -> sha256; a run of others is not
+          resumed.
 
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
@@ -101,16 +104,16 @@ def fit(
     feed = _feeder(data, config.batch_size, spread)
     if devices.first():
         remove_unfinished(out / "checkpoints")
-    with _manager(out / "checkpoints") as manager:
+    with manager_of(out / "checkpoints") as manager:
         last_epoch = manager.latest_step() or 0
         if last_epoch:
-            _check_may_resume(config, last_epoch)
+            check_may_resume(config, last_epoch)
         log, lines = out / LOG, []
         if devices.first():
-            _claim(out / "config.json", config, resumed=last_epoch > 0)
-            lines = _log_until(log, last_epoch)
+            claim(out / "config.json", config, inputs or {}, resumed=last_epoch > 0)
+            lines = log_until(log, last_epoch)
         if last_epoch:
-            state = _restored(manager, last_epoch, state)
+            state = restored_state(manager, last_epoch, state)
         state = sharding.on_mesh(state, spread)
         for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
@@ -126,34 +129,8 @@ def fit(
                 with log.open("a") as file:
                     print(json.dumps(line), file=file)
                 finished_epoch(state, lines)
-                manager.save(epoch, args=ocp.args.StandardSave(_numbered(state)))
+                manager.save(epoch, args=ocp.args.StandardSave(numbered(state)))
     return state
-
-
-def read_log(out: str | Path) -> list[dict]:
-    """The lines that `fit` wrote to the folder of a run, one for each epoch."""
-    log = Path(out).expanduser() / LOG
-    return [_parsed(line, log) for line in log.read_text().splitlines()]
-
-
-def check_resumable(config: Any) -> None:
-    """Raise if ``config.out`` holds a run that `fit` would refuse to go on with."""
-    out = Path(config.out).expanduser()
-    if not (out / "checkpoints").is_dir():
-        return
-    with _manager(out / "checkpoints") as manager:
-        last_epoch = manager.latest_step() or 0
-    if last_epoch:
-        _check_may_resume(config, last_epoch)
-        _compare(out / "config.json", config)
-
-
-def _check_may_resume(config: Any, last_epoch: int) -> None:
-    if not getattr(config, "resume", True):
-        raise ValueError(
-            f"{config.out} holds a run of {last_epoch} epochs; choose another "
-            "--out, delete that folder, or go on with it by --resume true"
-        )
 
 
 def _feeder(
@@ -223,105 +200,7 @@ def _entry(name: str, value: Any) -> str:
     return f"{name} {value:.4g}"
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    """A manager of this process alone: all have the same state, the first writes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, create=False, multiprocessing_options=devices.alone()
-    )
-    return ocp.CheckpointManager(folder, options=options)
-
-
-def _numbered(state) -> dict[str, np.ndarray]:
-    # Leaves by number: names of sites hold "/", which orbax takes for a folder.
-    leaves = jax.device_get(jax.tree.leaves(state))
-    return {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-
-
-def _restored(manager: ocp.CheckpointManager, epoch: int, state: State) -> State:
-    """The state after an epoch, from its checkpoint, in the structure of ``state``."""
-    target = _numbered(state)
-    folder = Path(manager.directory) / str(epoch)
-    remedy = "delete it, and the same command goes on from the checkpoint before it"
-    with reading(folder, remedy):
-        arrays = manager.restore(epoch, args=ocp.args.StandardRestore(target))
-    leaves = [jnp.asarray(arrays[name]) for name in target]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
-
-
 def _on_device(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
     """Images or labels in the memory of the device, or as they are if too large."""
     fits = isinstance(array, np.ndarray) and array.nbytes <= DEVICE_BYTES
     return jnp.asarray(array) if fits else array
-
-
-def _claim(file: Path, config: Any, resumed: bool) -> None:
-    """Write the options into the folder of a new run; compare those of a resumed one.
-
-    Raises:
-        ValueError: the run that is there has other options.
-    """
-    if resumed:
-        _compare(file, config)
-    else:
-        write(file, _options(config) + "\n")
-
-
-def _options(config: Any) -> str:
-    """The options on which the result depends, as JSON."""
-    options = dataclasses.asdict(config)
-    for name in ("out", "data_dir", "resume", "mesh", "report"):
-        options.pop(name, None)
-    return json.dumps(options, indent=2)
-
-
-def _compare(file: Path, config: Any) -> None:
-    """Raise unless the run that is there has the same options.
-
-    Going on with others would silently mix two experiments.
-    """
-    options = json.loads(_options(config))  # in which tuples are lists
-    stored = _parsed(file.read_text(), file) if file.exists() else {}
-    if stored.keys() - options.keys():
-        raise ValueError(
-            f"{file.parent} holds a run of another command or version; choose another "
-            "--out"
-        )
-    differing = [name for name in options if stored.get(name) != options[name]]
-    if differing:
-        raise ValueError(
-            f"{file.parent} holds a run with "
-            + ", ".join(f"{name} {stored.get(name)!r}" for name in differing)
-            + ", but asked for is "
-            + ", ".join(f"{name} {options[name]!r}" for name in differing)
-            + "; choose another --out, delete that folder or give its options"
-        )
-
-
-def _log_until(log: Path, epoch: int) -> list[dict]:
-    """The lines of the log up to an epoch; the file is cut to them.
-
-    A kill may leave the line of an epoch whose checkpoint is not complete.
-
-    Raises:
-        ValueError: the line of an epoch is missing.
-    """
-    text = log.read_text().splitlines()[:epoch] if log.exists() else []
-    lines = [_parsed(line, log) for line in text]
-    if [line.get("epoch") for line in lines] != list(range(1, epoch + 1)):
-        raise ValueError(
-            f"{log} does not have one line for each of the {epoch} epochs that the "
-            "checkpoints are of; put it back, or delete its folder to begin anew"
-        )
-    write(log, "".join(f"{line}\n" for line in text))
-    return lines
-
-
-def _parsed(text: str, file: Path) -> dict:
-    """The JSON of a file of a run."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); repair it, or start anew with another --out"
-        ) from None
