@@ -284,9 +284,8 @@ def _parts_of_scan(eqn: Any) -> tuple[int, int]:
 
 
 def _is_empty(v: Any) -> bool:
-    return 0 in v.aval.shape and not jax.dtypes.issubdtype(
-        v.aval.dtype, jax.dtypes.extended
-    )
+    """Whether it is an array of no numbers; empty keys are left to their equation."""
+    return 0 in v.aval.shape and not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended)
 
 
 def _zeros(v: Any) -> Static:
