@@ -329,3 +329,16 @@ def test_squeezenet(capsys, tmp_path):
     ]
     assert str(tmp_path) not in out.read_text()
     assert "| all of them" in capsys.readouterr().out
+
+
+def test_the_pages_have_the_medians_that_were_measured():
+    root = Path(__file__).parents[1]
+    result = json.loads((root / "benchmarks/results/converter_cnn.json").read_text())
+    median = {n: s["samples_per_s"]["median"] for n, s in result["sides"].items()}
+    jelly = max(value for name, value in median.items() if "SpikingJelly" in name)
+    ours, ann = median["snnjax auto, micro-batch 16"], median[converter_cnn.ANN]
+    sentence = f"snnjax {ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml"
+    sentence += f" {median['sparxml run_converted']:.3g}, T passes of the ANN {ann:.3g}"
+    assert sentence in " ".join((root / "benchmarks/README.md").read_text().split())
+    ratio = f"gives {ours / jelly:.1f} times as many images per second"
+    assert ratio in " ".join((root / "README.md").read_text().split())
