@@ -174,7 +174,7 @@ OPERATORS = (
     *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in MORE)),
 )
 LEVELS = ("signed", "signed_1", "graded", "graded_7")
-FINE_TUNED = [f"finetune_cifar10_resnet20_{steps}" for steps in (1, 2)]
+FINE_TUNED = [f"finetune_cifar10_resnet20_{run}" for run in (1, 2, 4, "2_signed")]
 VGG8 = "finetune_cifar10_vgg8_1"
 WHITENED = ["whitened_vgg8", "finetune_cifar10_whitened_vgg8_1", "whitened_vgg8_signed"]
 PUBLISHED = [  # a page, and the files of a table that it shows
