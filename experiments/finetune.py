@@ -34,7 +34,13 @@ from experiments.conversions import (
 )
 from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, RestoredSNN, Source, load_snn
+from experiments.models import (
+    NAMES,
+    RestoredSNN,
+    Source,
+    load_snn,
+    source_digest,
+)
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, figures, header, row
 from experiments.running import (
@@ -84,11 +90,12 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         calibrates=config.converts(),
         check=functools.partial(_check_network, config, restored),
     )
+    check_resumable(config, _inputs(setup, restored))
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
-    snn = _train(config, setup, snn, first.final)
+    snn = _train(config, setup, snn, first.final, restored)
     log = read_log(config.out) if devices.first() else []  # which that one writes
-    seconds = sum(line["seconds"] for line in log)
+    seconds = sum(line.get("seconds", 0.0) for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
     results = [first._replace(choice_hits=None), trained]  # files show the second one
     print(f"\n{console_table(results, setup.ann)}")
@@ -250,7 +257,19 @@ def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
 
 
-def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -> SNN:
+def _inputs(setup: Setup, restored: RestoredSNN | None) -> dict[str, str]:
+    """What a run begins with, for `fit`."""
+    inputs = {"source network": source_digest(setup.source)}
+    return inputs if restored is None else {**inputs, "SNN": digest(restored.snn)}
+
+
+def _train(
+    config: FineTune,
+    setup: Setup,
+    snn: SNN,
+    accuracy_at_start: float,
+    restored: RestoredSNN | None,
+) -> SNN:
     """The SNN after the last epoch."""
     task, out = setup.task, Path(config.out).expanduser().resolve()
     init, step = training.descent(
@@ -270,9 +289,7 @@ def _train(config: FineTune, setup: Setup, snn: SNN, accuracy_at_start: float) -
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    inputs = {"source network": setup.source.card.get("sha256")}
-    if config.restore is not None:
-        inputs["restored SNN"] = digest(snn)
+    inputs = _inputs(setup, restored)
     snn = fit(config, task.data, state, step, measure, finished_epoch, inputs).snn
     # What runs without the mesh, such as the figures, needs arrays of this process.
     return snn if task.mesh is None else jax.device_get(snn)

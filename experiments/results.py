@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = epochs_of_networks(networks)
         else:
             table = table_of_networks(networks)
-        figures = arguments.figures and writable(arguments.figures, "--figures")
+        figures = arguments.figures
+        if figures is not None:
+            figures = writable(figures, "--figures")
         print(table, end="")
-        if figures:
+        if figures is not None:
             draw_networks(networks, figures)
 
     run(show)

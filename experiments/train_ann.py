@@ -20,7 +20,14 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.data import Dataset, augment, load, normalize, normalized_as
-from experiments.models import NAMES, Source, build, load_source, save_source
+from experiments.models import (
+    NAMES,
+    Source,
+    build,
+    load_source,
+    save_source,
+    source_digest,
+)
 from experiments.presets import PRESETS_ANN
 from experiments.running import (
     TrainANN,
@@ -83,11 +90,11 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
         lambda state: {"test_accuracy": evaluate(_variables(state))},
-        inputs={} if origin is None else {"checkpoint": origin.card.get("sha256")},
+        inputs={} if origin is None else {"checkpoint": source_digest(origin)},
     )
     variables = jax.device_get(_variables(state))
     log = read_log(config.out) if devices.first() else []  # which that one writes
-    seconds = sum(line["seconds"] for line in log)
+    seconds = sum(line.get("seconds", 0.0) for line in log)
     card = _card(config, data, evaluate(variables), seconds)
     source = Source(model, variables, card)
     if devices.first():

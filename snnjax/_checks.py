@@ -240,7 +240,9 @@ def check_labels(outputs: Any, labels: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is one real number, of Python, NumPy or JAX."""
+    """Whether this is one real number, of Python, NumPy or JAX, and not traced."""
+    if isinstance(value, Tracer):
+        return False
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 

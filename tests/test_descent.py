@@ -308,3 +308,23 @@ def test_a_term_of_a_loss_that_does_not_count_may_be_infinite(weight):
     label = jnp.array([0 if weight == 0 else 1])  # impossible, where it does not count
     loss = training.distillation(outputs, teacher, label, weight=weight)
     assert float(loss) == 0.0
+
+
+@pytest.mark.parametrize("value", [jnp.ones(2), jnp.array(1), None, 3])
+def test_a_loss_that_is_no_real_number_is_refused(value):
+    snn = fresh()
+    init, step = training.descent(lambda snn: value, optax.sgd(0.1))
+    with pytest.raises(
+        ValueError, match="the loss is no real number: .*; allowed: one"
+    ):
+        step(snn, init(snn))
+
+
+def test_a_traced_weight_of_a_loss_is_refused():
+    def loss(weight):
+        return training.distillation(
+            jnp.ones((1, 2, 3)), jnp.ones((2, 3)), weight=weight
+        )
+
+    with pytest.raises(ValueError, match="weight is .*; allowed: 0 to 1"):
+        jax.jit(loss)(1.0)

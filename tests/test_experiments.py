@@ -150,7 +150,14 @@ def test_the_page_shows_the_published_sources(tmp_path, capsys):
     card = load_source(ROOT / "experiments" / "sources" / "resnet20.safetensors")
     numbers = sum(a.size for a in jax.tree.leaves(card.variables))
     assert f"| `resnet20` | {numbers / 1e6:.2f} M | " in shown
-    with pytest.raises(SystemExit, match="has no cards of source networks"):
+    with pytest.raises(SystemExit, match="has no source networks"):
+        sources.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="no folder"):
+        sources.main([str(tmp_path / "none")])
+    (tmp_path / "a.safetensors").write_bytes(b"cut")
+    (tmp_path / "config.json").write_text("{}")  # of a training, and no card
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(SystemExit, match="a.safetensors cannot be read"):
         sources.main([str(tmp_path)])
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.models import Source, source_digest
 from experiments.running import digest, fit, schedule
 from experiments.running.options import TrainANN
 
@@ -63,3 +64,38 @@ def test_a_digest_is_of_all_numbers_and_types():
     trees += [{"w": np.zeros((2, 1))}, {"w": np.zeros(2), "b": np.zeros(0)}]
     assert len(set(map(digest, trees))) == len(trees)
     assert digest({"w": jnp.zeros(2)}) == digest({"w": np.zeros(2, "f4")})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "is damaged .no JSON object"),
+        ("{", "is damaged .Expecting"),
+        (None, "has checkpoints, but no config.json"),
+    ],
+)
+def test_a_folder_without_its_options_is_refused(content, message, tmp_path, digits):
+    run(tmp_path, digits, {"w": jnp.zeros(3)})
+    file = tmp_path / "config.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, digits, {"w": jnp.zeros(3)})
+
+
+def test_a_run_of_a_version_without_inputs_goes_on_and_has_them_then(tmp_path, digits):
+    state = {"w": jnp.zeros(3)}
+    run(tmp_path, digits, state)
+    run(tmp_path, digits, state, inputs={"source network": "a"})
+    with pytest.raises(ValueError, match="began with another source network"):
+        run(tmp_path, digits, state, inputs={"source network": "b"})
+
+
+def test_a_source_network_is_its_weights_and_how_its_images_are_normalized():
+    source = Source(
+        None, {"params": {"w": np.zeros(2)}}, {"model": "vgg8", "mean": [0.0]}
+    )
+    others = [source._replace(variables={"params": {"w": np.ones(2)}})]
+    others += [source._replace(card={**source.card, "mean": [1.0]})]
+    assert len({source_digest(each) for each in (source, *others)}) == 3
+    renamed = source._replace(card={**source.card, "notes": "of mine"})
+    assert source_digest(renamed) == source_digest(source)

@@ -12,6 +12,7 @@ from experiments.models.trained_ann import (
     Source,
     load_source,
     save_source,
+    source_digest,
     source_function,
 )
 from experiments.models.zoo import NAMES, build
@@ -26,6 +27,7 @@ __all__ = [
     "read_weights",
     "save_snn",
     "save_source",
+    "source_digest",
     "source_function",
     "to_flax",
 ]

@@ -86,6 +86,8 @@ def _network_results(metrics: dict) -> NetworkResults:
         raise ValueError(f"model {name!r}")
     epochs = {}
     if accuracies:
+        if accuracies[-1] != results[0].accuracies[0][-1]:
+            raise ValueError("the last epoch has another accuracy than the row")
         epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
     images = metrics["source"]["dataset"], metrics.get("evaluated_on", "test images")
     images = (*images, int(metrics["test_images"]))

@@ -33,8 +33,13 @@ def read_log(out: str | Path) -> list[dict]:
     return [_parsed(line, log) for line in log.read_text().splitlines()]
 
 
-def check_resumable(config: Any) -> None:
-    """Raise if ``config.out`` holds a run that `fit` would refuse to go on with."""
+def check_resumable(config: Any, inputs: Mapping[str, str] | None = None) -> None:
+    """Raise if ``config.out`` holds a run that `fit` would refuse to go on with.
+
+    Args:
+        config: as for `fit`.
+        inputs: as for `fit`; None: they are not known yet.
+    """
     out = Path(config.out).expanduser()
     if not (out / "checkpoints").is_dir():
         return
@@ -42,7 +47,7 @@ def check_resumable(config: Any) -> None:
         last_epoch = manager.latest_step() or 0
     if last_epoch:
         check_may_resume(config, last_epoch)
-        _compare(out / "config.json", config)
+        _compare(out / "config.json", config, inputs or {})
 
 
 def check_may_resume(config: Any, last_epoch: int) -> None:
@@ -102,26 +107,16 @@ def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
-def claim(
-    file: Path, config: Any, inputs: Mapping[str, str | None], resumed: bool
-) -> None:
-    """Write config.json of a new run; compare that of a resumed one.
+def claim(file: Path, config: Any, inputs: Mapping[str, str], resumed: bool) -> None:
+    """Compare config.json of a resumed run, and write it.
 
     Raises:
         ValueError: the run that is there has other options, or began with others.
     """
-    if not resumed:
-        whole = _options(config) | ({INPUTS: dict(inputs)} if inputs else {})
-        write(file, json.dumps(whole, indent=2) + "\n")
-        return
-    _compare(file, config)
-    before = _stored(file).get(INPUTS, {})
-    changed = [name for name in inputs if before.get(name) != inputs[name]]
-    if changed:
-        raise ValueError(
-            f"{file.parent} holds a run that began with another {', '.join(changed)}; "
-            "choose another --out, or put back what was there"
-        )
+    if resumed:
+        _compare(file, config, inputs)
+    whole = _options(config) | ({INPUTS: dict(inputs)} if inputs else {})
+    write(file, json.dumps(whole, indent=2) + "\n")
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -132,14 +127,19 @@ def _options(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(options))
 
 
-def _stored(file: Path) -> dict[str, Any]:
-    return _parsed(file.read_text(), file) if file.exists() else {}
+def _compare(file: Path, config: Any, inputs: Mapping[str, str]) -> None:
+    """Raise unless the run that is there has the same options and inputs.
 
-
-def _compare(file: Path, config: Any) -> None:
-    """Raise unless the run that is there has the same options."""
-    options, stored = _options(config), _stored(file)
-    if stored.keys() - options.keys() - {INPUTS}:
+    Inputs that it does not name, as one of an older version, are not compared.
+    """
+    if not file.exists():
+        raise ValueError(
+            f"{file.parent} has checkpoints, but no {file.name} that says which run "
+            "they are of; put it back, choose another --out, or delete that folder"
+        )
+    options, stored = _options(config), _parsed(file.read_text(), file)
+    before = stored.pop(INPUTS, {})
+    if stored.keys() - options.keys() or not isinstance(before, dict):
         raise ValueError(
             f"{file.parent} holds a run of another command or version; choose another "
             "--out"
@@ -152,6 +152,14 @@ def _compare(file: Path, config: Any) -> None:
             + ", but asked for is "
             + ", ".join(f"{name} {options[name]!r}" for name in differing)
             + "; choose another --out, delete that folder or give its options"
+        )
+    changed = [
+        name for name in before if inputs.get(name, before[name]) != before[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{file.parent} holds a run that began with another {', '.join(changed)}; "
+            "choose another --out, or put back what was there"
         )
 
 
@@ -183,10 +191,14 @@ def log_until(log: Path, epoch: int) -> list[dict]:
 
 
 def _parsed(text: str, file: Path) -> dict:
-    """The JSON of a file of a run."""
+    """The JSON object of a file of a run."""
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        reason = "" if isinstance(content, dict) else "no JSON object"
     except json.JSONDecodeError as error:
+        reason = str(error)
+    if reason:
         raise ValueError(
-            f"{file} is damaged ({error}); repair it, or start anew with another --out"
-        ) from None
+            f"{file} is damaged ({reason}); repair it, or start anew with another --out"
+        )
+    return content

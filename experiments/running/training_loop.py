@@ -75,7 +75,7 @@ def fit(
     step: Callable[..., tuple[State, jax.Array]],
     measure: Callable[[State], dict[str, Any]],
     finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
-    inputs: Mapping[str, str | None] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> State:
     """Train, or go on with the training found in ``config.out``.
 
@@ -89,7 +89,7 @@ def fit(
           the steps of the epoch. It may donate the buffers of the state.
         measure: state -> further entries of the log's line of an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
-        inputs: what the run begins with, name -> sha256; a run of others is not
+        inputs: what the run begins with, name -> `digest`; a run of others is not
           resumed.
 
     Raises:

@@ -1,18 +1,17 @@
 """The source networks of a folder as one table: ``python -m experiments.sources``.
 
-Reads the card and the header of the weights of each; of the published ones by default,
-or those of the FOLDER that it is given. Minutes are those of all epochs on the machine
-that trained the network; cards of version 0.1 do not have them.
+Of the published ones by default, or of those in a FOLDER, such as the ``--out`` of a
+training. Parameters include running averages. Minutes are those of all epochs on the
+machine that trained the network; cards of version 0.1 do not have them.
 """
 
 import argparse
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+import jax
 
+from experiments.models import load_source
 from experiments.report import network_name, table
 from experiments.running import run
 
@@ -20,40 +19,39 @@ TITLES = ("network", "parameters", "MB", "test %", "epochs", "minutes", "trained
 
 
 def sources(folder: Path) -> str:
-    """A row for each card of the folder.
+    """A row for each file of weights with a card beside it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such folder, or none in it; a card or weights are
+            damaged, or do not belong together.
     """
-    cards = sorted(folder.glob("*.json"))
-    if not cards:
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; give one that holds source networks")
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if file.with_suffix(".json").is_file()]
+    if not files:
         raise ValueError(
-            f"{folder} has no cards of source networks (NAME.json beside "
-            "NAME.safetensors); give the folder of one that was trained"
+            f"{folder} has no source networks (NAME.safetensors and its card NAME.json "
+            "beside it); give the --out of a training"
         )
-    return table(TITLES, [_row(card) for card in cards])
+    return table(TITLES, [_row(file) for file in files])
 
 
 def _row(file: Path) -> tuple[str, ...]:
-    card = json.loads(file.read_text())
-    weights = file.with_suffix(".safetensors")
-    seconds = card.get("seconds")
+    source = load_source(file)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(source.variables))
+    card = source.card
+    accuracy, seconds = card.get("test_accuracy"), card.get("seconds")
+    versions = card.get("versions") or {}
     return (
         f"`{network_name(card)}`",
-        f"{parameters(weights) / 1e6:.2f} M",
-        f"{weights.stat().st_size / 1e6:.1f}",
-        f"{100 * card['test_accuracy']:.2f}",
-        str(card["epochs"]),
+        f"{parameters / 1e6:.2f} M",
+        f"{file.stat().st_size / 1e6:.1f}",
+        "" if accuracy is None else f"{100 * accuracy:.2f}",
+        str(card.get("epochs", "")),
         "" if seconds is None else f"{seconds / 60:.0f}",
-        "PyTorch" if "torch" in card["versions"] else "JAX",
+        "PyTorch" if "torch" in versions else "JAX" if "jax" in versions else "",
     )
-
-
-def parameters(weights: Path) -> int:
-    """How many numbers a file of weights holds, running averages included."""
-    with safe_open(weights, "numpy") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    return sum(map(math.prod, shapes))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(__file__).parent
     parser.add_argument("folder", nargs="?", type=Path, default=folder)
     arguments = parser.parse_args(argv)
-    run(lambda: print(sources(arguments.folder), end=""))
+    run(lambda: print(sources(arguments.folder.expanduser()), end=""))
 
 
 if __name__ == "__main__":

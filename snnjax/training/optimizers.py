@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from snnjax._trees import name_of
+from snnjax._trees import is_floating, name_of
 from snnjax.snn import SNN, Range, check_snn, range_of
 from snnjax.training.leaves import differentiable, param_labels
 
@@ -201,6 +201,7 @@ def descent(
         def loss_of(leaves: Any) -> Any:
             value = loss(merge(leaves), *args)
             _check_value(value, has_aux)
+            _check_number(value[0] if has_aux else value)
             return value
 
         value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
@@ -217,4 +218,14 @@ def _check_value(value: Any, has_aux: bool) -> None:
         raise ValueError(
             f"the loss returns {'a pair' if pair else 'no pair'}; allowed: "
             "a number, or with has_aux=True a pair (number, aux)"
+        )
+
+
+def _check_number(value: Any) -> None:
+    number = value is not None and jnp.shape(value) == () and is_floating(value)
+    if not number:
+        kind = repr(value) if value is None else jax.typeof(value)
+        raise ValueError(
+            f"the loss is no real number: {kind}; allowed: one, such as the mean over "
+            "the examples"
         )
