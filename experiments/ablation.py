@@ -20,6 +20,7 @@ import optax
 import snnjax
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
+from experiments.report import markdown_table
 from experiments.running import (
     check_positive,
     parse,
@@ -323,14 +324,14 @@ def table(cells: dict[str, dict[str, Cell]]) -> str:
     """
     columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
-    lines = [f"| composition | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    rows = []
     for name, row in cells.items():
-        entries = [
+        entries = (
             "{:.1f} ({:.3f}; {:.3f})".format(*row[c][:3]) if c in row else ""
             for c in columns
-        ]
-        lines.append(f"| {name} | {' | '.join(entries)} |")
-    return "\n".join(lines) + "\n"
+        )
+        rows.append((name, *entries))
+    return markdown_table(("composition", *heads), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

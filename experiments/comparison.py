@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments.report import deviation
+from experiments.report import deviation, markdown_table
 from experiments.running import TrainSNN, check_several, read_log, write
 
 Rows = Mapping[str, Mapping[str, Any]]  # name -> options of TrainSNN
@@ -106,12 +106,12 @@ def compare(
 
 def table(accuracies: Mapping[str, list[float]], title: str) -> str:
     """Mean and deviation over the seeds, in percent; ``title`` is that of the rows."""
-    lines = [f"| {title} | test accuracy % |", "|---|---|"]
+    rows = []
     for name, of_seeds in accuracies.items():
         percent = [100 * a for a in of_seeds]
         mean, spread = statistics.mean(percent), deviation(percent)
-        lines.append(f"| {name} | {mean:.2f} ± {spread:.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append((name, f"{mean:.2f} ± {spread:.2f}"))
+    return markdown_table((title, "test accuracy %"), rows)
 
 
 def _as_file_name(row: str) -> str:

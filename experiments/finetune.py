@@ -34,13 +34,7 @@ from experiments.conversions import (
 )
 from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import (
-    NAMES,
-    RestoredSNN,
-    Source,
-    load_snn,
-    source_digest,
-)
+from experiments.models import NAMES, RestoredSNN, Source, load_snn, source_digest
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, figures, header, row
 from experiments.running import (
@@ -90,10 +84,11 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         calibrates=config.converts(),
         check=functools.partial(_check_network, config, restored),
     )
-    check_resumable(config, _inputs(setup, restored))
+    inputs = _inputs(setup, restored)
+    check_resumable(config, inputs)
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
-    snn = _train(config, setup, snn, first.final, restored)
+    snn = _train(config, setup, snn, first.final, inputs)
     log = read_log(config.out) if devices.first() else []  # which that one writes
     seconds = sum(line.get("seconds", 0.0) for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
@@ -268,7 +263,7 @@ def _train(
     setup: Setup,
     snn: SNN,
     accuracy_at_start: float,
-    restored: RestoredSNN | None,
+    inputs: dict[str, str],
 ) -> SNN:
     """The SNN after the last epoch."""
     task, out = setup.task, Path(config.out).expanduser().resolve()
@@ -289,7 +284,6 @@ def _train(
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    inputs = _inputs(setup, restored)
     snn = fit(config, task.data, state, step, measure, finished_epoch, inputs).snn
     # What runs without the mesh, such as the figures, needs arrays of this process.
     return snn if task.mesh is None else jax.device_get(snn)

@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = epochs_of_networks(networks)
         else:
             table = table_of_networks(networks)
-        figures = arguments.figures
-        if figures is not None:
-            figures = writable(figures, "--figures")
+        if arguments.figures is None:
+            print(table, end="")
+            return
+        folder = writable(arguments.figures, "--figures")
         print(table, end="")
-        if figures is not None:
-            draw_networks(networks, figures)
+        draw_networks(networks, folder)
 
     run(show)
 

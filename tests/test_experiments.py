@@ -61,6 +61,12 @@ def test_best_beats_the_maximum_activation_whatever_the_wait(converted):
         assert reached["best", wait] > reached["max_activation", 0] + 0.1
 
 
+def test_the_folder_of_a_training_has_its_source_network(converted, capsys):
+    sources.main([converted[0].checkpoint])
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| `digits_resnet` |") and row.endswith("| 6 | 0 | JAX |")
+
+
 def test_every_row_states_its_latency(converted):
     _, results, _ = converted
     assert {(r.wait, r.latency) for r in results} == {(0, 4), (4, 32)}
@@ -285,6 +291,7 @@ def test_a_file_twice_has_one_row_and_a_contradiction_none(tmp_path, capsys):
     [
         {"accuracy_after_epochs": [0.6, None]},
         {"accuracy_after_epochs": [0.6, "x"]},
+        {"accuracy_after_epochs": [0.6, 0.7]},
         {"source": {"model": "../../escape"}},
         {"ann_accuracy": "high"},
         {"results": []},
@@ -308,9 +315,8 @@ def test_the_tables_beside_published_results_are_of_their_numbers(tmp_path):
         report.results.write_results(
             tmp_path, facts, [*map(report.networks.read_row, rows)]
         )
-        assert (tmp_path / "results.md").read_text() == file.with_suffix(
-            ".md"
-        ).read_text()
+        table = (tmp_path / "results.md").read_text()
+        assert table == file.with_suffix(".md").read_text()
 
 
 def test_costs_have_a_line_for_every_result(capsys):
@@ -378,11 +384,8 @@ def test_figures_may_go_to_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_row_without_hits_is_not_chosen_beside_one_that_has_none_right():
     rows = report.read_results(published("vgg8_best")).results
-    first, second = (
-        rows[0]._replace(choice_hits=None),
-        rows[-1]._replace(choice_hits=[0]),
-    )
-    assert choice([first, second]) == second
+    without, none_right = (rows[0]._replace(choice_hits=hits) for hits in (None, [0]))
+    assert choice([without, none_right]) == none_right
 
 
 def test_figures_of_networks_are_drawn(tmp_path, capsys):

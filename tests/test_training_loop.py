@@ -14,11 +14,13 @@ from experiments.running.options import TrainANN
 CONFIG = TrainANN(dataset="digits", epochs=2, batch_size=64, warmup=0.0, flip=False)
 
 
-@pytest.mark.parametrize("warmup, rates", [(0.0, [1.0, 0.5]), (0.5, [0.0, 0.5])])
-def test_without_a_warm_up_the_first_step_has_the_whole_rate(warmup, rates):
+@pytest.mark.parametrize("warmup, peak", [(0.0, 0), (0.5, 2)])
+def test_the_rate_is_highest_at_the_end_of_the_warm_up(warmup, peak):
     config = dataclasses.replace(CONFIG, warmup=warmup, learning_rate=1.0, epochs=1)
     rate = schedule(config, steps=4)
-    np.testing.assert_allclose([rate(0), rate(1) if warmup else rate(2.5)], rates)
+    rates = [float(rate(step)) for step in range(4)]
+    assert rates[peak] == 1 and max(rates) == 1
+    assert rates[0] == (0 if warmup else 1)
 
 
 def run(out, digits, state, epochs=1, **options):

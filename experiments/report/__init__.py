@@ -24,8 +24,8 @@ from experiments.report.results import (
     console_table,
     deviation,
     header,
+    markdown_table,
     row,
-    table,
     write_results,
 )
 from experiments.report.site_graph import SiteGraph, site_graph
@@ -41,12 +41,12 @@ __all__ = [
     "epochs_of_networks",
     "figures",
     "header",
+    "markdown_table",
     "network_name",
     "read_results",
     "row",
     "site_graph",
     "spikes_of",
-    "table",
     "table_of_networks",
     "training_figures",
     "write_page",

@@ -18,12 +18,7 @@ from experiments.report.drawing import (
 )
 from experiments.report.networks import NetworkResults, merged
 from experiments.report.rasters import rasters
-from experiments.report.results import (
-    Result,
-    choice,
-    line_name,
-    lines,
-)
+from experiments.report.results import Result, choice, line_name, lines
 from snnjax.measures import SiteMeasures
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")

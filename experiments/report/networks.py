@@ -17,9 +17,9 @@ from experiments.report.results import (
     accuracy_rows,
     cost_cells,
     line_name,
+    markdown_table,
     percent,
     row,
-    table,
     waits,
 )
 
@@ -72,7 +72,9 @@ def network_name(card: dict) -> str:
 def _network_results(metrics: dict) -> NetworkResults:
     """Of the types that all tables and figures need, or any error."""
     accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
-    results = [read_row(row) for row in metrics["results"][1 if accuracies else 0 :]]
+    results = [
+        read_row(plain) for plain in metrics["results"][1 if accuracies else 0 :]
+    ]
     if not results:
         raise ValueError("no results")
     ann = float(metrics["ann_accuracy"])
@@ -89,25 +91,27 @@ def _network_results(metrics: dict) -> NetworkResults:
         if accuracies[-1] != results[0].accuracies[0][-1]:
             raise ValueError("the last epoch has another accuracy than the row")
         epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
-    images = metrics["source"]["dataset"], metrics.get("evaluated_on", "test images")
-    images = (*images, int(metrics["test_images"]))
+    kind = metrics.get("evaluated_on", "test images")
+    images = (metrics["source"]["dataset"], kind, int(metrics["test_images"]))
     return NetworkResults(name, results, ann, images, epochs)
 
 
-def read_row(row: dict) -> Result:
+def read_row(plain: dict) -> Result:
     """A row of metrics.json; version 0.1 left out what binary spikes do not need."""
-    measures = row["measures"]
+    measures = plain["measures"]
     binary = {
         "operators": {},
         "operator_macs": 0.0,
         "synaptic_additions": measures["synaptic_operations"],
-        "bits": row["steps"],
+        "bits": plain["steps"],
         "high": 1,
     }
-    seconds = math.nan if row["seconds"] is None else row["seconds"]  # JSON has no NaN
+    seconds = (
+        math.nan if plain["seconds"] is None else plain["seconds"]
+    )  # JSON has no NaN
     measures = snnjax.measures.Measures(**(binary | measures))
-    levels = tuple(row.get("levels", (0, 1)))
-    return Result(**row)._replace(seconds=seconds, measures=measures, levels=levels)
+    levels = tuple(plain.get("levels", (0, 1)))
+    return Result(**plain)._replace(seconds=seconds, measures=measures, levels=levels)
 
 
 def table_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -119,7 +123,7 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     for name, results, ann, *_ in networks:
         for i, cells in enumerate(accuracy_rows(results, ann, steps)):
             rows.append((f"`{name}`" if i == 0 else "", *cells))
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -132,7 +136,7 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
             when = (waits(result), str(result.steps), str(result.latency))
             cells = (f"`{result.name}`", *when, percent(result), *cost_cells(result))
             rows.append((network, *cells))
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
@@ -156,7 +160,7 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
             cells = [f"{100 * accuracy:.1f}" for accuracy in (*curve, ann)]
             cells[-1:-1] = [""] * (len(columns) - len(curve))  # of shorter ones
             rows.append((f"`{name}`" if i == 0 else "", f"`{fine_tuning}`", *cells))
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
@@ -195,10 +199,10 @@ def _described(images: tuple[str, str, int]) -> str:
 def _add(result: Result, results: list[Result]) -> None:
     """Append a row, unless it is there already."""
 
-    def place(row: Result):
-        return row.name, row.wait, row.steps
+    def place(result: Result):
+        return result.name, result.wait, result.steps
 
-    twin = next((row for row in results if place(row) == place(result)), None)
+    twin = next((other for other in results if place(other) == place(result)), None)
     if twin is None:
         results.append(result)
     elif twin._replace(seconds=0.0) != result._replace(seconds=0.0):

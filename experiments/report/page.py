@@ -20,12 +20,7 @@ from experiments.report import figures, page_tables, site_graph
 from experiments.report.drawing import COLORS, alone
 from experiments.report.networks import network_name
 from experiments.report.rasters import NEURONS, raster
-from experiments.report.results import (
-    Result,
-    choice,
-    line_name,
-    percent,
-)
+from experiments.report.results import Result, choice, line_name, percent
 from experiments.report.site_graph import SiteGraph
 from experiments.running import write
 from snnjax.measures import ENERGY_PER_AC, ENERGY_PER_MAC

@@ -71,8 +71,8 @@ def choice(results: Sequence[Result]) -> Result:
     """The row whose first SNN is saved and shown.
 
     It has the most right answers on the images that rows are chosen by; of equal ones
-    the lowest latency, and then the least energy. A row without such answers is not
-    chosen, unless all are.
+    the lowest latency, and then the least energy. A row without such images is
+    chosen only if no row has any.
     """
 
     def order(result: Result):
@@ -158,7 +158,7 @@ def markdown(results: Sequence[Result], ann: float) -> str:
     """Accuracy of every recipe and wait at every T, as a table."""
     steps = sorted({result.steps for result in results})
     head = ("recipe", "wait", *(f"T = {t}" for t in steps))
-    return table(head, accuracy_rows(results, ann, steps))
+    return markdown_table(head, accuracy_rows(results, ann, steps))
 
 
 ENERGY_TITLES = ("energy, % of ANN", "with memory", "of quantized ANN")
@@ -175,7 +175,7 @@ def costs(results: Sequence[Result]) -> str:
         )
         for result in results
     ]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def cost_cells(result: Result) -> tuple[str, ...]:
@@ -213,10 +213,10 @@ def accuracy_rows(
     return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
-    return "\n".join(lines) + "\n"
+    texts = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
+    return "\n".join(texts) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -226,13 +226,13 @@ def _line(cells: Sequence[str]) -> str:
 # ------------------------------------------------------------------------ files
 
 ABOUT_COSTS = """\
-What they cost per image, by the first draw and {images} test images: steps until the
-answer; bits that a neuron sends; firing rate; synaptic operations in millions, and in
-brackets as additions where spikes are graded. Energy in percent of the ANN's: of
-operations alone, 0.9 pJ per addition and 4.6 pJ per multiply-add (32-bit floats, 45 nm:
-Horowitz, ISSCC 2014); the same with what memory takes; and in integers, of an ANN that
-is quantized to as many levels (`snnjax.energy`). Seconds of the conversion (median), or
-of the epochs with an evaluation after each."""
+What they cost per image, measured with the first draw on {images} {kind}:
+steps until the answer; bits that a neuron sends; firing rate; synaptic operations in
+millions, and in brackets as additions where spikes are graded. Energy in percent of
+the ANN's: operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit
+floats, 45 nm: Horowitz, ISSCC 2014); the same with memory accesses; integer
+operations, beside an ANN quantized to as many levels (`snnjax.energy`). Seconds of the
+conversion (median), or of the epochs with an evaluation after each."""
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
@@ -242,15 +242,16 @@ def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
     accuracy = markdown(results, facts["ann_accuracy"])
     if accuracies := facts.get("accuracy_after_epochs"):
         accuracy += "\n" + _of_epochs(accuracies)
-    about = ABOUT_COSTS.format(images=facts["measured_images"])
+    kind = facts.get("evaluated_on", "test images")  # version 0.1 has no other
+    about = ABOUT_COSTS.format(images=facts["measured_images"], kind=kind)
     write(out / "results.md", f"{accuracy}\n{about}\n\n{costs(results)}")
 
 
 def _of_epochs(accuracies: Sequence[float]) -> str:
     """The accuracy at the start, epoch 0, and after each epoch of training."""
-    percent = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
-    head = ("epoch", *map(str, range(len(percent))))
-    return table(head, [("accuracy %", *percent)])
+    cells = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+    head = ("epoch", *map(str, range(len(cells))))
+    return markdown_table(head, [("accuracy %", *cells)])
 
 
 def _plain(value):

@@ -51,7 +51,7 @@ def check_resumable(config: Any, inputs: Mapping[str, str] | None = None) -> Non
 
 
 def check_may_resume(config: Any, last_epoch: int) -> None:
-    """Raise if the options do not allow to go on with a run that is there."""
+    """Raise if the options forbid going on with a run that is there."""
     if not getattr(config, "resume", True):
         raise ValueError(
             f"{config.out} holds a run of {last_epoch} epochs; choose another "
@@ -70,7 +70,7 @@ def manager_of(folder: Path) -> ocp.CheckpointManager:
 
 
 def numbered(state) -> dict[str, np.ndarray]:
-    # Leaves by number: names of sites hold "/", which orbax takes for a folder.
+    """The leaves by number: names of sites hold "/", which orbax takes for a folder."""
     leaves = jax.device_get(jax.tree.leaves(state))
     return {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from experiments.models import load_source
-from experiments.report import network_name, table
+from experiments.report import markdown_table, network_name
 from experiments.running import run
 
 TITLES = ("network", "parameters", "MB", "test %", "epochs", "minutes", "trained in")
@@ -34,7 +34,7 @@ def sources(folder: Path) -> str:
             f"{folder} has no source networks (NAME.safetensors and its card NAME.json "
             "beside it); give the --out of a training"
         )
-    return table(TITLES, [_row(file) for file in files])
+    return markdown_table(TITLES, [_row(file) for file in files])
 
 
 def _row(file: Path) -> tuple[str, ...]:

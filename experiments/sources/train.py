@@ -27,10 +27,10 @@ try:
     from safetensors.torch import save_file
 
     from experiments.sources.networks import CLIP, NETWORKS
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    sys.exit(f"error: {missing}; needed: pip install -e '.[experiments,torch]'")
+    sys.exit(f"error: {error}; needed: pip install -e '.[experiments,torch]'")
 
 
 ADAMW = ("vit", "convnext")  # SGD does not train them well
@@ -48,9 +48,6 @@ def train(
 ):
     """Trains `name` on CIFAR-10.
 
-    Returns:
-        The network, its test accuracy, the data, and the seconds of all epochs.
-
     Batches of 128, a one-cycle learning rate, crops of images padded by 4 pixels,
     mirrored at random. SGD with Nesterov momentum 0.9, weight decay 5e-4 and peak 0.2;
     for `ADAMW` networks AdamW with weight decay 0.05 and peak 2e-3. For `WHITENED`
@@ -59,6 +56,9 @@ def train(
     0.2; an image is mirrored in every other epoch; and 8x8 pixels are cut out of it
     (DeVries and Taylor 2017). After each epoch all
     that the next one needs goes to `checkpoint`, and training goes on from there.
+
+    Returns:
+        The network, its test accuracy, the data, and the seconds of all epochs.
     """
     data = load("cifar10", data_dir)
     torch.manual_seed(seed)

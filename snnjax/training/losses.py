@@ -123,11 +123,12 @@ def distillation(
             f"outputs have shape {shape} and the teacher's logits "
             f"{jnp.shape(teacher)}; allowed: [T, B, classes] and [B, classes]"
         )
+    mean, entropy = wide(outputs).mean(0), jnp.zeros(())
     if labels is not None:
         check_labels(outputs, labels)
-    if weight == 0:  # a term that does not count is not computed: 0 times inf is NaN
-        return mean_cross_entropy(outputs, jnp.asarray(labels))
-    mean = wide(outputs).mean(0)
+        entropy = _cross_entropy(mean, jnp.asarray(labels)).mean()
+    if weight == 0:  # a term that does not count is left out: 0 times inf is NaN
+        return entropy
     logits = jax.lax.stop_gradient(wide(teacher)).astype(mean.dtype)
     teacher_log_p = jax.nn.log_softmax(logits / temperature)
     log_p = jax.nn.log_softmax(mean / temperature)
@@ -135,9 +136,9 @@ def distillation(
     # A class that the teacher masks by -inf adds nothing.
     log_ratio = jnp.where(teacher_p > 0, teacher_log_p - log_p, 0)
     divergence = temperature**2 * (teacher_p * log_ratio).sum(-1).mean()
-    if labels is None or weight == 1:
+    if weight == 1:
         return divergence
-    return (1 - weight) * mean_cross_entropy(outputs, labels) + weight * divergence
+    return (1 - weight) * entropy + weight * divergence
 
 
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:

@@ -175,7 +175,7 @@ def descent(
 
     Raises:
         ValueError: as `optimizer`; from ``step``, a loss whose value does not fit
-            has_aux.
+            has_aux, or is no real number.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
@@ -201,7 +201,6 @@ def descent(
         def loss_of(leaves: Any) -> Any:
             value = loss(merge(leaves), *args)
             _check_value(value, has_aux)
-            _check_number(value[0] if has_aux else value)
             return value
 
         value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
@@ -213,18 +212,16 @@ def descent(
 
 
 def _check_value(value: Any, has_aux: bool) -> None:
+    """Raise unless a loss gave a real number, with has_aux the first of a pair."""
     pair = isinstance(value, tuple) and len(value) == 2
     if pair != has_aux:
         raise ValueError(
             f"the loss returns {'a pair' if pair else 'no pair'}; allowed: "
             "a number, or with has_aux=True a pair (number, aux)"
         )
-
-
-def _check_number(value: Any) -> None:
-    number = value is not None and jnp.shape(value) == () and is_floating(value)
-    if not number:
-        kind = repr(value) if value is None else jax.typeof(value)
+    number: Any = value[0] if has_aux else value
+    if number is None or jnp.shape(number) != () or not is_floating(number):
+        kind = "None" if number is None else jax.typeof(number)
         raise ValueError(
             f"the loss is no real number: {kind}; allowed: one, such as the mean over "
             "the examples"
