@@ -26,6 +26,7 @@ try:
     import torch.nn.functional as F
     from safetensors.torch import save_file
 
+    from experiments.sources.muon import Muon
     from experiments.sources.networks import CLIP, NETWORKS
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -35,7 +36,7 @@ except ModuleNotFoundError as error:
 
 ADAMW = ("vit", "convnext")  # SGD does not train them well
 WHITENED = ("whitened_vgg8", "whitened_resnet9")  # trained as Jordan does
-BATCH = 128
+MUON = ("whitened_resnet9",)
 
 
 def train(
@@ -54,8 +55,9 @@ def train(
     ones, after Jordan (2024, arXiv:2404.00498), momentum 0.85 and weight decay 1e-3;
     biases of norms have 16 times the rate and a 16th of the decay; labels smoothed by
     0.2; an image is mirrored in every other epoch; and 8x8 pixels are cut out of it
-    (DeVries and Taylor 2017). After each epoch all
-    that the next one needs goes to `checkpoint`, and training goes on from there.
+    (DeVries and Taylor 2017). `MUON` ones have batches of 512, and Muon for their
+    convolutions. After each epoch all that the next one needs goes to `checkpoint`,
+    and training goes on from there.
 
     Returns:
         The network, its test accuracy, the data, and the seconds of all epochs.
@@ -86,17 +88,21 @@ def train(
     if name in WHITENED:
         network.fit_whitening(images[:5000])
         smoothing, first_flips = 0.2, torch.rand(len(images)) < 0.5
-    steps = len(images) // BATCH
-    optimizer, rate = optimizer_of(name, network, epochs * steps)
-    parts = {"network": network, "optimizer": optimizer, "rate": rate}
+    batch_size = 512 if name in MUON else 128
+    steps = len(images) // batch_size
+    optimizers = optimizers_of(name, network)
+    rates = [one_cycle(optimizer, epochs * steps) for optimizer in optimizers]
+    parts = {"network": network}
+    for i, (optimizer, rate) in enumerate(zip(optimizers, rates, strict=True)):
+        parts |= {f"optimizer{i}": optimizer, f"rate{i}": rate}
     options = {"epochs": epochs, "seed": seed}
     behind, total = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         behind, total = restore(parts, options, checkpoint)
     for epoch in range(behind + 1, epochs + 1):
         start, losses = time.perf_counter(), []
-        order = torch.randperm(len(images))[: steps * BATCH].view(steps, BATCH)
-        for batch in order:
+        order = torch.randperm(len(images))[: steps * batch_size]
+        for batch in order.view(steps, batch_size):
             if first_flips is None:
                 x = augmented(images[batch])
             else:
@@ -107,16 +113,18 @@ def train(
             loss = F.cross_entropy(
                 output.float(), labels[batch], label_smoothing=smoothing
             )
-            optimizer.zero_grad()
+            network.zero_grad()
             loss.backward()
-            optimizer.step()
-            rate.step()
+            for part in optimizers + rates:
+                part.step()
             losses.append(loss.item())
         seconds = time.perf_counter() - start
         total += seconds
+        with torch.autocast("cpu", torch.bfloat16):  # a third of float32's time
+            hits = accuracy()
         log(
             f"{name} epoch {epoch} of {epochs}  loss {np.mean(losses):.3f}  "
-            f"test {accuracy():.2%}  {seconds:.0f} s",
+            f"test {hits:.2%}  {seconds:.0f} s",
             flush=True,
         )
         if checkpoint is not None:
@@ -129,42 +137,41 @@ def train(
     return network, accuracy(), data, total
 
 
-def optimizer_of(name: str, network: torch.nn.Module, steps: int):
-    """The optimizer of a network, and its learning rate over so many steps."""
+def optimizers_of(name: str, network: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """The optimizers of a network, each group with its peak rate."""
     if name in ADAMW:
-        peak = 2e-3
-        optimizer = torch.optim.AdamW(network.parameters(), peak, weight_decay=0.05)
-    elif name in WHITENED:
-        optimizer, peak = whitened_optimizer(network)
-    else:
-        peak = 0.2
-        optimizer = torch.optim.SGD(
-            network.parameters(), peak, momentum=0.9, nesterov=True, weight_decay=5e-4
+        return [torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)]
+    if name in WHITENED:
+        return whitened_optimizers(network, name in MUON)
+    return [
+        torch.optim.SGD(
+            network.parameters(), 0.2, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak, steps, pct_start=0.15, cycle_momentum=False
-    )
-    return optimizer, rate
+    ]
 
 
-def whitened_optimizer(network: torch.nn.Module, peak: float = 0.2, ratio: float = 16):
-    """SGD whose rate is `ratio` times larger for the biases of norms; peak rates."""
-    biases = [
-        module.bias
-        for module in network.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    ]
-    bias_ids = {id(bias) for bias in biases}
-    others = [
-        w for w in network.parameters() if id(w) not in bias_ids and w.requires_grad
-    ]
-    decay = 1e-3
+def whitened_optimizers(network: torch.nn.Module, muon: bool):
+    """SGD whose rate is 16 times larger for the biases of norms; or Muon beside it."""
+    weights = [w for w in network.parameters() if w.requires_grad]
+    kernels = [w for w in weights if muon and w.ndim == 4]
+    norms = (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    biases = [norm.bias for norm in norms]
+    rest = {id(w) for w in kernels + biases}
+    (peak, decay), ratio = (0.05, 2e-2) if muon else (0.2, 1e-3), 16
     groups = [
-        {"params": others, "lr": peak, "weight_decay": decay},
+        {"params": [w for w in weights if id(w) not in rest], "weight_decay": decay},
         {"params": biases, "lr": peak * ratio, "weight_decay": decay / ratio},
     ]
-    optimizer = torch.optim.SGD(groups, peak, momentum=0.85, nesterov=True)
-    return optimizer, [peak, peak * ratio]
+    sgd = torch.optim.SGD(groups, peak, momentum=0.85, nesterov=True)
+    return [sgd, Muon(kernels, 0.1)] if muon else [sgd]
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int):
+    """The rate of each group rises to its peak in 15 % of the steps, then falls to 0."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peaks, steps, pct_start=0.15, cycle_momentum=False
+    )
 
 
 def save(
