@@ -1,11 +1,12 @@
 """One table of several networks, or runs: ``python -m experiments.results FILE ...``.
 
 A FILE is the ``metrics.json`` that `experiments.convert` or `experiments.finetune`
-writes, or its folder; of a fine-tuning the trained network has a row. In place of the
-accuracies at every T, ``--costs`` prints what each row costs, and ``--epochs`` the
-accuracy after each epoch of the fine-tunings. With ``--figures FOLDER`` each network
-also has a figure there, accuracy against T, latency and spikes, and one of accuracy
-against epochs if there are fine-tunings.
+writes, its folder, or the name of published results, such as ``convert_cifar10_vit``.
+Of a fine-tuning the trained network has a row. In place of the accuracies at every T,
+``--costs`` prints what each row costs, and ``--epochs`` the accuracy after each epoch
+of the fine-tunings. With ``--figures FOLDER`` each network also has a figure there,
+accuracy against T, latency and spikes, and one of accuracy against epochs if there are
+fine-tunings.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from experiments.report import (
 )
 from experiments.running import run, writable
 
+PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "results"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: print the table of these files, and draw them."""
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     def show() -> None:
-        networks = [read_results(file) for file in arguments.files]
+        networks = [read_results(_file(name)) for name in arguments.files]
         if arguments.costs:
             table = costs_of_networks(networks)
         elif arguments.epochs:
@@ -50,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_networks(networks, folder)
 
     run(show)
+
+
+def _file(name: Path) -> Path:
+    """The file itself, or published results of this name."""
+    published = PUBLISHED / f"{name}.json"
+    return published if not name.exists() and published.is_file() else name
 
 
 if __name__ == "__main__":

@@ -422,9 +422,7 @@ def test_every_program_of_the_table_has_its_ann_before_it():
 def test_the_recorded_programs_are_those_of_the_command():
     recorded = json.loads(RESULTS.read_text())
     assert list(recorded["sides"]) == [side.name for side in tpu.sides(False)]
-    table = RESULTS.with_suffix(".md").read_text().partition("\n\n")[0]
+    table = RESULTS.with_suffix(".md").read_text()
     assert "compiled for a v5e, not run" in table.splitlines()[0]
-    docs = RESULTS.parents[2] / "docs"
-    assert table in (docs / "accelerators.md").read_text()
-    figures = RESULTS.with_suffix(".png"), docs / "tpu.png"
+    figures = RESULTS.with_suffix(".png"), RESULTS.parents[2] / "docs" / "tpu.png"
     assert len({figure.read_bytes() for figure in figures}) == 1

@@ -110,24 +110,6 @@ def test_the_checkpoint_restores_without_the_ann(converted):
     assert load_snn(file).card["calibration"]["shape"] == [64, 8, 8, 1]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ablation", "ablation_slow", "ablation_pace", "ablation_vit", "ablation_convnext"],
-)
-def test_the_page_shows_the_published_ablations(name):
-    table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
-    assert table in (ROOT / "docs" / "accuracy.md").read_text()
-
-
-def test_the_page_shows_the_published_fine_tunings(capsys):
-    files = sorted((ROOT / "benchmarks" / "results").glob("finetune_*.json"))
-    for facts in (json.loads(file.read_text()) for file in files):
-        trained = facts["results"][-1]["accuracies"][0][-1]
-        assert facts["accuracy_after_epochs"][-1] == trained
-    results.main([*map(str, files), "--epochs"])
-    assert capsys.readouterr().out in (ROOT / "docs" / "accuracy.md").read_text()
-
-
 def test_a_table_of_epochs_needs_a_fine_tuning():
     with pytest.raises(SystemExit, match="none of these files is of a fine-tuning"):
         results.main([str(published("vit")), "--epochs"])
@@ -148,10 +130,9 @@ def test_every_published_source_has_a_preset_and_a_card():
         assert card["command"].startswith(f"python -m experiments.{module} ")
 
 
-def test_the_page_shows_the_published_sources(tmp_path, capsys):
+def test_source_networks_are_one_table(tmp_path, capsys):
     sources.main([])
     shown = capsys.readouterr().out
-    assert shown in (ROOT / "docs" / "results.md").read_text()
     assert shown.count("\n") == len(SOURCES) + 2
     card = load_source(ROOT / "experiments" / "sources" / "resnet20.safetensors")
     numbers = sum(a.size for a in jax.tree.leaves(card.variables))
@@ -167,82 +148,9 @@ def test_the_page_shows_the_published_sources(tmp_path, capsys):
         sources.main([str(tmp_path)])
 
 
-PARTS = ("_max_activation", "", "_best")
-OTHERS = ("mobilenet_quarter", "resnet20_clipped", "vgg8", "vgg8_max")
-FEW_STEPS = (
-    "all_max_activation",
-    "light",
-    "best_T1",
-    "best",
-    "best_1",
-    "best_1_16",
-    "all_T",
-    "all_32",
-    "best_32",
-)
-MORE = ("signed_2", "signed_16", "graded_2", "signed_T")
-OPERATORS = (
-    *("vit", "vit_signed_32", "vit_signed_T"),
-    *("convnext", *(f"convnext_{n}" for n in MORE)),
-    *("mobilenet_v3", *(f"mobilenet_v3_{n}" for n in MORE)),
-)
-LEVELS = ("signed", "signed_1", "graded", "graded_7")
-FINE_TUNED = [f"finetune_cifar10_resnet20_{run}" for run in (1, 2, 4, "2_signed")]
-VGG8 = "finetune_cifar10_vgg8_1"
-WHITENED = ["whitened_vgg8", "finetune_cifar10_whitened_vgg8_1", "whitened_vgg8_signed"]
-PUBLISHED = [  # a page, and the files of a table that it shows
-    (
-        "README.md",
-        [
-            *WHITENED,
-            *("resnet20_best_T1", "resnet20_best", *FINE_TUNED, "resnet20_signed"),
-            *("resnet20_graded_7", "vit"),
-        ],
-    ),
-    ("docs/results.md", [f"resnet20_{n}" for n in FEW_STEPS]),
-    ("docs/results.md", [f"resnet20_{n}" for n in LEVELS]),
-    ("docs/accuracy.md", ("resnet20", "resnet20_advanced")),
-    (
-        "docs/accuracy.md",
-        ["resnet20_quantized", "resnet20_best", "finetune_cifar10_resnet20_2"],
-    ),
-    ("docs/results.md", WHITENED),
-    ("docs/results.md", OPERATORS),
-    ("docs/accuracy.md", [f"{n}{part}" for n in OTHERS for part in PARTS]),
-]
-
-
 def published(name: str) -> Path:
     command = "" if name.startswith("finetune") else "convert_cifar10_"
     return ROOT / "benchmarks" / "results" / f"{command}{name}.json"
-
-
-COSTS = [  # and of a table of costs
-    ("README.md", [WHITENED[1], VGG8, *FINE_TUNED, "resnet20_graded_7"]),
-    ("docs/accuracy.md", [f"resnet20_{n}" for n in LEVELS]),
-    ("docs/accuracy.md", WHITENED),
-    ("docs/accuracy.md", [*FINE_TUNED, VGG8, WHITENED[1]]),
-]
-
-
-@pytest.mark.parametrize("page, names", COSTS)
-def test_the_pages_show_the_published_costs(page, names, capsys):
-    results.main([*map(str, map(published, names)), "--costs"])
-    assert capsys.readouterr().out in (ROOT / page).read_text()
-
-
-@pytest.mark.parametrize("page, names", PUBLISHED)
-def test_the_pages_show_the_published_results(page, names, capsys):
-    files = list(map(published, names))
-    results.main(list(map(str, files)))
-    assert capsys.readouterr().out in (ROOT / page).read_text()
-    for found in [json.loads(file.read_text()) for file in files]:
-        preset = PRESETS_CONVERT[f"cifar10_{report.network_name(found['source'])}"]
-        out = found["config"]["out"] or preset.out
-        assert out.startswith(preset.out)  # no path of one machine
-        assert found["config"]["data_dir"] is None
-        card = load_source(ROOT / found["config"]["checkpoint"]).card
-        assert found["source"]["sha256"] == card["sha256"]
 
 
 def test_a_fine_tuning_has_a_row_for_what_was_trained(capsys):
@@ -336,11 +244,6 @@ def test_costs_have_a_line_for_every_result(capsys):
         assert cells[2:4] == [str(row.steps), str(row.latency)]
         assert cells[4] == report.results.percent(row)
         assert cells[6] == f"{100 * row.firing_rate:.1f}"
-
-
-def test_every_published_source_has_published_results():
-    shown = [name for _, names in PUBLISHED for name in names]
-    assert set(SOURCES) <= set(shown)
 
 
 def test_runs_of_one_network_share_a_table(tmp_path, capsys):

@@ -624,3 +624,36 @@ def test_a_source_network_goes_on_from_its_own_checkpoint_only(tmp_path):
         assert torch.equal(fresh["network"].state_dict()[name], weights)
     with pytest.raises(ValueError, match="'seed': 0}, and asked for are .*'seed': 1}"):
         restore(fresh, {"epochs": 4, "seed": 1}, file)
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (16, 16)])
+def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
+    torch = pytest.importorskip("torch")
+    from experiments.sources.muon import orthogonal
+
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    singular_values = torch.linalg.svdvals(orthogonal(matrix, iterations=5))
+    assert ((0.6 < singular_values) & (singular_values < 1.3)).all()
+    step, exact = orthogonal(matrix, iterations=5), left @ right
+    cosine = (step * exact).sum() / (step.norm() * exact.norm())
+    assert cosine > 0.97 > (matrix * exact).sum() / (matrix.norm() * exact.norm())
+
+
+def test_muon_lowers_a_loss_and_keeps_the_norm_of_kernels():
+    torch = pytest.importorskip("torch")
+    from experiments.sources.muon import Muon
+
+    torch.manual_seed(0)
+    target = torch.nn.functional.normalize(torch.randn(8, 2, 3, 3), dim=(1, 2, 3))
+    kernel = torch.nn.Parameter(torch.randn(8, 2, 3, 3))
+    optimizer, losses = Muon([kernel], lr=0.1, momentum=0.5), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (kernel - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    assert abs(kernel.norm().item() / 8**0.5 - 1) < 0.1

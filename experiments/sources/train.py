@@ -167,7 +167,7 @@ def whitened_optimizers(network: torch.nn.Module, muon: bool):
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, steps: int):
-    """The rate of each group rises to its peak in 15 % of the steps, then falls to 0."""
+    """Rates that rise to those of the groups in 15 % of the steps, then fall to 0."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, peaks, steps, pct_start=0.15, cycle_momentum=False
