@@ -4,9 +4,9 @@ A FILE is the ``metrics.json`` that `experiments.convert` or `experiments.finetu
 writes, its folder, or the name of published results, such as ``convert_cifar10_vit``.
 Of a fine-tuning the trained network has a row. In place of the accuracies at every T,
 ``--costs`` prints what each row costs, and ``--epochs`` the accuracy after each epoch
-of the fine-tunings. With ``--figures FOLDER`` each network also has a figure there,
-accuracy against T, latency and spikes, and one of accuracy against epochs if there are
-fine-tunings.
+of the fine-tunings. ``--steps 2 4`` takes the rows of these T alone. With ``--figures
+FOLDER`` each network also has a figure there, accuracy against T, latency and spikes,
+and one of accuracy against epochs if there are fine-tunings.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from experiments.report import (
     epochs_of_networks,
     read_results,
     table_of_networks,
+    with_steps,
 )
 from experiments.running import run, writable
 
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: print the table of these files, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, metavar="T", help="rows of these T alone"
+    )
     parser.add_argument("--figures", metavar="FOLDER", help="draw each network there")
     tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--costs", action="store_true", help="costs of every row")
@@ -39,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def show() -> None:
         networks = [read_results(_file(name)) for name in arguments.files]
+        if arguments.steps is not None:
+            networks = with_steps(networks, arguments.steps)
         if arguments.costs:
             table = costs_of_networks(networks)
         elif arguments.epochs:

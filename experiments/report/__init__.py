@@ -15,6 +15,7 @@ from experiments.report.networks import (
     network_name,
     read_results,
     table_of_networks,
+    with_steps,
 )
 from experiments.report.page import write_page
 from experiments.report.rasters import spikes_of
@@ -49,6 +50,7 @@ __all__ = [
     "spikes_of",
     "table_of_networks",
     "training_figures",
+    "with_steps",
     "write_page",
     "write_results",
 ]

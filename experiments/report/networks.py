@@ -126,6 +126,27 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
     return markdown_table(head, rows)
 
 
+def with_steps(
+    networks: Sequence[NetworkResults], steps: Sequence[int]
+) -> list[NetworkResults]:
+    """The rows of these T alone, and the networks that have one.
+
+    Raises:
+        ValueError: there is no row of one of them.
+    """
+    available = {result.steps for network in networks for result in network.results}
+    if missing := sorted(set(steps) - available):
+        raise ValueError(
+            f"no row has T = {', '.join(map(str, missing))}; there are rows of T = "
+            f"{', '.join(map(str, sorted(available)))}"
+        )
+    networks = [
+        network._replace(results=[r for r in network.results if r.steps in steps])
+        for network in networks
+    ]
+    return [network for network in networks if network.results]
+
+
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy and costs of every row of several networks, as one table."""
     head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *COST_TITLES)
