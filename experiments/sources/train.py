@@ -163,7 +163,7 @@ def whitened_optimizers(network: torch.nn.Module, muon: bool):
         {"params": biases, "lr": peak * ratio, "weight_decay": decay / ratio},
     ]
     sgd = torch.optim.SGD(groups, peak, momentum=0.85, nesterov=True)
-    return [sgd, Muon(kernels, 0.1)] if muon else [sgd]
+    return [sgd, Muon(kernels, 0.04)] if muon else [sgd]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, steps: int):
