@@ -1,16 +1,15 @@
 """Tables of Markdown pages, made anew: ``python -m experiments.pages PAGE ...``.
 
-A table stands below a comment that names the command that prints it, or its file:
+Each HTML comment of a page names the command that prints the table below it, or the
+file of benchmarks/results that begins with the table:
 
     <!-- python -m experiments.results --costs convert_cifar10_vit -->
     <!-- benchmarks/results/ablation.md -->
 
-Its rows become those that are printed now, or are in the file, all else stays.
+The rows of the table are replaced, and all else stays.
 """
 
 import argparse
-import contextlib
-import io
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,55 +18,62 @@ from pathlib import Path
 
 from experiments import results
 from experiments.running import run
-from experiments.sources import __main__ as sources
+from experiments.sources import __main__ as source_networks
 
 ROOT = Path(__file__).parents[1]
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "python -m experiments.results": results.main,
-    "python -m experiments.sources": sources.main,
+COMMANDS: Mapping[str, Callable[[Sequence[str]], str]] = {
+    "python -m experiments.results": results.table_of,
+    "python -m experiments.sources": source_networks.table_of,
 }
+FILES = "benchmarks/results/"
+# A comment, and below it a table, if there is one yet.
 TABLE = re.compile(
-    r"^<!-- (?P<source>python -m [^>]+?|[\w/]+\.md)\s-->\n+(?P<rows>(?:^\|.*\n)*)",
-    re.MULTILINE,
+    r"<!--(?P<source>.*?)-->(?:[ \t]*\n)*(?P<rows>(?:^[ \t]*\|[^\n]*\n?)*)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
 def sources_of(page: str) -> list[str]:
     """The commands and files of a page's tables, in their order."""
-    return [match["source"] for match in TABLE.finditer(page)]
+    return [_in_one_line(match["source"]) for match in TABLE.finditer(page)]
 
 
-def renewed(page: str) -> str:
+def with_new_tables(page: str) -> str:
     """The page with each table as its command prints it now, or its file holds it.
 
     Raises:
-        ValueError: a comment names another command, or a file that is missing.
+        ValueError: a comment names another command, or a file without a table.
+        OSError: a file that a comment names cannot be read.
     """
 
-    def new_rows(match: re.Match[str]) -> str:
-        comment = match[0].removesuffix(match["rows"]).rstrip()
-        return f"{comment}\n\n{rows_of(match['source'])}" + "\n" * (not match["rows"])
+    def with_new_rows(match: re.Match[str]) -> str:
+        gap = "" if match["rows"] or match.end() == len(page) else "\n"
+        return f"<!--{match['source']}-->\n\n{rows_of(match['source'])}{gap}"
 
-    return TABLE.sub(new_rows, page)
+    return TABLE.sub(with_new_rows, page)
 
 
 def rows_of(source: str) -> str:
     """The table that a command prints, or the first one of a file."""
-    command = " ".join(source.split())
-    if not command.startswith("python "):
-        lines = (ROOT / command).read_text().splitlines(keepends=True)
-        rows = dropwhile(lambda line: not line.startswith("|"), lines)
-        return "".join(takewhile(lambda line: line.startswith("|"), rows))
-    name = next((n for n in COMMANDS if f"{command} ".startswith(f"{n} ")), "")
-    if not name:
-        raise ValueError(
-            f"a comment names {command!r}; allowed: {', '.join(COMMANDS)}, with "
-            "arguments, or a file of benchmarks/results"
-        )
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        COMMANDS[name](shlex.split(command.removeprefix(name)))
-    return output.getvalue()
+    source = _in_one_line(source)
+    if source.startswith(FILES):
+        lines = (ROOT / source).read_text(encoding="utf-8").splitlines(keepends=True)
+        below = dropwhile(lambda line: not line.startswith("|"), lines)
+        rows = "".join(takewhile(lambda line: line.startswith("|"), below))
+        if not rows:
+            raise ValueError(f"{source} has no table; name a file that has one")
+        return rows
+    for command, table_of in COMMANDS.items():
+        if f"{source} ".startswith(f"{command} "):
+            return table_of(shlex.split(source.removeprefix(command)))
+    raise ValueError(
+        f"a comment holds {source!r}; allowed: {', '.join(COMMANDS)}, with arguments, "
+        f"or a file {FILES}NAME.md"
+    )
+
+
+def _in_one_line(source: str) -> str:
+    return " ".join(source.split())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,12 +83,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     def rewrite() -> None:
-        pages = {page: page.read_text() for page in arguments.pages}
-        changes = {page: renewed(text) for page, text in pages.items()}
-        for page, text in changes.items():
-            if text != pages[page]:
-                page.write_text(text)
-                print(f"{page}: new tables")
+        changes = {}
+        for page in arguments.pages:
+            text = page.read_text(encoding="utf-8")
+            try:
+                new = with_new_tables(text)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{page}: {error}") from None
+            if new != text:
+                changes[page] = new
+        for page, text in changes.items():  # all or none
+            page.write_text(text, encoding="utf-8")
+            print(f"{page}: new tables")
 
     run(rewrite)
 

@@ -120,15 +120,17 @@ PRESETS_SNN: dict[str, TrainSNN] = {
 
 
 # Networks in experiments/sources: He et al.'s ResNet-20, the same with ReLU clipped at
-# 2, and with ReLU quantized to four levels above 0; six convolutions behind a layer
-# that whitens; narrower ones with average pooling and with max-pool; MobileNet of a
-# quarter of the width with ReLU6; a vision transformer with LayerNorm, attention and
-# GELU; MobileNet v3 with hard swish and squeeze-and-excite gates; ConvNeXt.
+# 2, and with ReLU quantized to four levels above 0; behind a layer that whitens, six
+# convolutions, and seven with two shortcuts; narrower ones with average pooling and
+# with max-pool; MobileNet of a quarter of the width with ReLU6; a vision transformer
+# with LayerNorm, attention and GELU; MobileNet v3 with hard swish and squeeze-and-
+# excite gates; ConvNeXt.
 SOURCES = (
     "resnet20",
     "resnet20_clipped",
     "resnet20_quantized",
     "whitened_vgg8",
+    "whitened_resnet9",
     "vgg8",
     "vgg8_max",
     "mobilenet_quarter",

@@ -13,35 +13,51 @@ from experiments.presets import PRESETS_CONVERT, SOURCES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_TABLES = [page for page in PAGES if pages.sources_of(page.read_text())]
+HEAD = re.compile(r"^(.*)\n\n\| (?:network|composition) \|", re.MULTILINE)
 PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.json")]
 COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_best -->\n"
 
 
-@pytest.mark.parametrize("page", WITH_TABLES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_tables_of_a_page_are_those_of_their_commands(page):
     text = page.read_text()
-    assert pages.renewed(text) == text
-    assert text.count("<!-- python -m") == text.count("<!-- python -m experiments.")
+    assert pages.with_new_tables(text) == text
 
 
-def test_every_table_of_results_on_the_pages_has_its_command():
-    for page in PAGES:
-        text = page.read_text()
-        heads = re.findall(r"^\| (?:network|composition) \|", text, re.MULTILINE)
-        assert len(heads) <= len(pages.sources_of(text)), page.name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_table_of_networks_or_compositions_has_its_command_above(page):
+    above = HEAD.findall(page.read_text())
+    assert [line for line in above if not line.endswith("-->")] == []
 
 
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
     stale = f"# A\n\n{COMMENT}\n| network |\n|---|\n| old |\n\ntext\n| other |\n"
-    new = pages.renewed(stale)
+    new = pages.with_new_tables(stale)
     assert "old" not in new and "| `vgg8` | `best` | 0 | 4 |" in new
     assert new.startswith(f"# A\n\n{COMMENT}\n| network | recipe |")
     assert new.endswith(" |\n\ntext\n| other |\n")
-    assert pages.renewed(new) == new
+    assert pages.with_new_tables(new) == new
     for first in (f"# A\n\n{COMMENT}\ntext\n| other |\n", f"# A\n\n{COMMENT}"):
-        assert pages.renewed(pages.renewed(first)) == pages.renewed(first)
-        assert pages.renewed(first) == new[: len(pages.renewed(first))]
+        assert pages.with_new_tables(
+            pages.with_new_tables(first)
+        ) == pages.with_new_tables(first)
+        assert pages.with_new_tables(first) == new[: len(pages.with_new_tables(first))]
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "<!--python -m experiments.results --costs convert_cifar10_vgg8_best-->",
+        "  <!-- python  -m experiments.results\nconvert_cifar10_vgg8_best -->\n",
+        "<!-- python -m experiments.results convert_cifar10_vgg8_best --costs --> \n\n",
+    ],
+)
+@pytest.mark.parametrize("rows", ["| old |", "| old |\n", "  | old |\n|---|\n"])
+def test_spaces_do_not_matter(comment, rows):
+    new = pages.with_new_tables(f"# A\n\n{comment}\n{rows}")
+    assert "old" not in new and new.count("| network |") == 1
+    assert new.endswith(" |\n")
+    assert pages.with_new_tables(new) == new
 
 
 def test_a_file_gives_its_first_table():
@@ -53,21 +69,26 @@ def test_a_file_gives_its_first_table():
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("python -m experiments.convert", "names 'python -m experiments.convert'; all"),
+        ("a remark", "holds 'a remark'; allowed: python -m experiments.results, "),
+        ("python -m experiments.convert", "holds 'python -m experiments.convert'; al"),
         ("python -m experiments.resultsx", "allowed: python -m experiments.results, "),
+        ("python3 -m experiments.results", "allowed: python -m experiments.results, "),
         ("python -m experiments.results none", "no file none; give"),
+        ("python -m experiments.results 'none", "No closing quotation"),
         ("benchmarks/results/none.md", "No such file"),
+        ("benchmarks/results/tpu.json", "tpu.json has no table; name a file that has"),
+        ("CONTRIBUTING.md", "or a file benchmarks/results/NAME.md"),
     ],
 )
-def test_a_comment_that_names_nothing_is_refused_and_no_page_changes(
+def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(
     source, message, tmp_path
 ):
     good, bad = tmp_path / "good.md", tmp_path / "bad.md"
     good.write_text(f"{COMMENT}\n| old |\n")
     bad.write_text(f"<!-- {source} -->\n\n| old |\n")
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises(SystemExit, match=f"{bad}: .*{re.escape(message)}"):
         pages.main([str(good), str(bad)])
-    assert "old" in good.read_text()
+    assert "old" in good.read_text() and "old" in bad.read_text()
 
 
 def test_the_command_names_the_pages_that_change(tmp_path, capsys):

@@ -10,6 +10,7 @@ the others use.
 from experiments.report import figures, training_figures
 from experiments.report.figures import draw_networks
 from experiments.report.networks import (
+    NetworkResults,
     costs_of_networks,
     epochs_of_networks,
     network_name,
@@ -32,6 +33,7 @@ from experiments.report.results import (
 from experiments.report.site_graph import SiteGraph, site_graph
 
 __all__ = [
+    "NetworkResults",
     "Result",
     "SiteGraph",
     "choice",

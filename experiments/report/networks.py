@@ -129,22 +129,23 @@ def table_of_networks(networks: Sequence[NetworkResults]) -> str:
 def with_steps(
     networks: Sequence[NetworkResults], steps: Sequence[int]
 ) -> list[NetworkResults]:
-    """The rows of these T alone, and the networks that have one.
+    """The rows of these T alone, of each file.
 
     Raises:
-        ValueError: there is no row of one of them.
+        ValueError: a file has no such row.
     """
-    available = {result.steps for network in networks for result in network.results}
-    if missing := sorted(set(steps) - available):
-        raise ValueError(
-            f"no row has T = {', '.join(map(str, missing))}; there are rows of T = "
-            f"{', '.join(map(str, sorted(available)))}"
-        )
-    networks = [
-        network._replace(results=[r for r in network.results if r.steps in steps])
-        for network in networks
-    ]
-    return [network for network in networks if network.results]
+    chosen = []
+    for network in networks:
+        rows = [result for result in network.results if result.steps in steps]
+        if not rows:
+            available = sorted({result.steps for result in network.results})
+            raise ValueError(
+                f"results of {network.name} have rows of T = "
+                f"{', '.join(map(str, available))} alone; leave them out, or ask for "
+                "one of these"
+            )
+        chosen.append(network._replace(results=rows))
+    return chosen
 
 
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:

@@ -54,13 +54,17 @@ def _row(file: Path) -> tuple[str, ...]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: print the table."""
+def table_of(argv: Sequence[str] | None) -> str:
+    """The table that the command prints."""
     parser = argparse.ArgumentParser(prog="sources", description=__doc__)
     folder = Path(__file__).parent
     parser.add_argument("folder", nargs="?", type=Path, default=folder)
-    arguments = parser.parse_args(argv)
-    run(lambda: print(sources(arguments.folder.expanduser()), end=""))
+    return sources(parser.parse_args(argv).folder.expanduser())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: print the table."""
+    run(lambda: print(table_of(argv), end=""))
 
 
 if __name__ == "__main__":

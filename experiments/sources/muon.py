@@ -1,42 +1,48 @@
 """Muon: steps along the nearest orthogonal matrix of the momentum.
 
-    m := momentum m + g,   w := sqrt(outputs) w / |w| - rate U V^T,
-    U S V^T the singular value decomposition of g + momentum m as [outputs, the rest].
+    m := beta m + g,   w := sqrt(outputs) w / |w| - rate U V^T,
+    U S V^T the singular value decomposition of g + beta m.
 
-Jordan et al. (2024, https://kellerjordan.github.io/posts/muon); norms of the weights
-are kept as in Jordan's training of CIFAR-10. `torch.optim.Muon` takes matrices only.
+A kernel is a matrix [outputs, inputs * height * width]. Jordan et al. (2024,
+https://kellerjordan.github.io/posts/muon); norms of the weights are kept as in
+Jordan's training of CIFAR-10. `torch.optim.Muon` takes matrices only.
 """
 
 import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """For kernels of convolutions with a norm behind them, whose scale says nothing."""
+    """For kernels of convolutions with a norm behind them: their scale is lost."""
 
-    def __init__(self, weights, lr: float, momentum: float = 0.85):
-        super().__init__(weights, {"lr": lr, "momentum": momentum})
+    def __init__(self, kernels, lr: float, beta: float = 0.85):
+        super().__init__(kernels, {"lr": lr, "beta": beta})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("Muon takes no closure; call backward before the step")
         for group in self.param_groups:
-            for weights in group["params"]:
-                self.step_of(weights, group["lr"], group["momentum"])
+            for kernel in group["params"]:
+                if kernel.grad is not None:
+                    self._step_of(kernel, group["lr"], group["beta"])
 
-    def step_of(self, weights: torch.Tensor, rate: float, decay: float) -> None:
-        state = self.state[weights]
+    def _step_of(self, kernel: torch.Tensor, rate: float, beta: float) -> None:
+        """Change one kernel, and its momentum."""
+        state = self.state[kernel]
         if not state:
-            state["momentum"] = torch.zeros_like(weights)
-        momentum = state["momentum"].mul_(decay).add_(weights.grad)
-        direction = weights.grad.add(momentum, alpha=decay)
+            state["momentum"] = torch.zeros_like(kernel)
+        momentum = state["momentum"].mul_(beta).add_(kernel.grad)
+        direction = kernel.grad.add(momentum, alpha=beta)
         step = orthogonal(direction.flatten(1)).view(direction.shape)
-        weights.mul_(len(weights) ** 0.5 / weights.norm()).add_(step, alpha=-rate)
+        kernel.mul_(len(kernel) ** 0.5 / kernel.norm()).add_(step, alpha=-rate)
 
 
 def orthogonal(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
-    """U V^T of U S V^T, roughly: singular values end between 0.7 and 1.2.
+    """U V^T of U S V^T, roughly.
 
-    Iterations of Newton and Schulz, x := a x + (b y + c y y) x with y = x x^T; the
-    coefficients are Jordan's, steep at 0. In bfloat16.
+    Iterations of Newton and Schulz, x := a x + (b y + c y y) x with y = x x^T, in
+    bfloat16. The coefficients are Jordan's: each iteration enlarges small singular
+    values by a = 3.4, and those that are large enough end between 0.6 and 1.3.
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonal(matrix.T, iterations).T

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ except ModuleNotFoundError as error:
 
 ADAMW = ("vit", "convnext")  # SGD does not train them well
 WHITENED = ("whitened_vgg8", "whitened_resnet9")  # trained as Jordan does
+# By `Muon`: 88.6 instead of 86.9 % after four epochs, on 5000 images held back.
 MUON = ("whitened_resnet9",)
 
 
@@ -55,9 +57,10 @@ def train(
     ones, after Jordan (2024, arXiv:2404.00498), momentum 0.85 and weight decay 1e-3;
     biases of norms have 16 times the rate and a 16th of the decay; labels smoothed by
     0.2; an image is mirrored in every other epoch; and 8x8 pixels are cut out of it
-    (DeVries and Taylor 2017). `MUON` ones have batches of 512, and Muon for their
-    convolutions. After each epoch all that the next one needs goes to `checkpoint`,
-    and training goes on from there.
+    (DeVries and Taylor 2017). `MUON` ones have batches of 512, `Muon` with peak 0.04
+    for the kernels of convolutions, and for the rest peak 0.05 and weight decay 2e-2.
+    After each epoch all that the next one needs goes to `checkpoint`, and training
+    goes on from there.
 
     Returns:
         The network, its test accuracy, the data, and the seconds of all epochs.
@@ -91,11 +94,12 @@ def train(
     batch_size = 512 if name in MUON else 128
     steps = len(images) // batch_size
     optimizers = optimizers_of(name, network)
+    peaks = [group["lr"] for part in optimizers for group in part.param_groups]
     rates = [one_cycle(optimizer, epochs * steps) for optimizer in optimizers]
     parts = {"network": network}
     for i, (optimizer, rate) in enumerate(zip(optimizers, rates, strict=True)):
         parts |= {f"optimizer{i}": optimizer, f"rate{i}": rate}
-    options = {"epochs": epochs, "seed": seed}
+    options = {"epochs": epochs, "seed": seed, "peaks": peaks}
     behind, total = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         behind, total = restore(parts, options, checkpoint)
@@ -150,16 +154,20 @@ def optimizers_of(name: str, network: torch.nn.Module) -> list[torch.optim.Optim
     ]
 
 
-def whitened_optimizers(network: torch.nn.Module, muon: bool):
-    """SGD whose rate is 16 times larger for the biases of norms; or Muon beside it."""
-    weights = [w for w in network.parameters() if w.requires_grad]
-    kernels = [w for w in weights if muon and w.ndim == 4]
+def whitened_optimizers(
+    network: torch.nn.Module, muon: bool
+) -> list[torch.optim.Optimizer]:
+    """SGD, with a rate for biases of norms of its own; `muon`: Muon for the kernels."""
     norms = (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
     biases = [norm.bias for norm in norms]
-    rest = {id(w) for w in kernels + biases}
-    (peak, decay), ratio = (0.05, 2e-2) if muon else (0.2, 1e-3), 16
+    weights = [w for w in network.parameters() if w.requires_grad]
+    kernels = [w for w in weights if w.ndim == 4]
+    elsewhere = {id(w) for w in (biases + kernels if muon else biases)}
+    others = [w for w in weights if id(w) not in elsewhere]
+    peak, decay = (0.05, 2e-2) if muon else (0.2, 1e-3)
+    ratio = 16
     groups = [
-        {"params": [w for w in weights if id(w) not in rest], "weight_decay": decay},
+        {"params": others, "weight_decay": decay},
         {"params": biases, "lr": peak * ratio, "weight_decay": decay / ratio},
     ]
     sgd = torch.optim.SGD(groups, peak, momentum=0.85, nesterov=True)
@@ -175,7 +183,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int):
 
 
 def save(
-    parts, options: dict[str, int], behind: tuple[int, float], checkpoint: Path
+    parts, options: dict[str, Any], behind: tuple[int, float], checkpoint: Path
 ) -> None:
     """Write a checkpoint whole or not at all; epochs and seconds lie behind it."""
     state = {name: part.state_dict() for name, part in parts.items()}
@@ -185,7 +193,7 @@ def save(
     partial.replace(checkpoint)
 
 
-def restore(parts, options: dict[str, int], checkpoint: Path) -> tuple[int, float]:
+def restore(parts, options: dict[str, Any], checkpoint: Path) -> tuple[int, float]:
     """Read a checkpoint; returns the epochs and the seconds that lie behind it.
 
     Raises:
