@@ -42,7 +42,8 @@ def with_new_tables(page: str) -> str:
     """The page with each table as its command prints it now, or its file holds it.
 
     Raises:
-        ValueError: a comment names another command, or a file without a table.
+        ValueError: a comment names another command, one with other options, or a file
+            without a table; or it has no end.
         OSError: a file that a comment names cannot be read.
     """
 
@@ -50,6 +51,8 @@ def with_new_tables(page: str) -> str:
         gap = "" if match["rows"] or match.end() == len(page) else "\n"
         return f"<!--{match['source']}-->\n\n{rows_of(match['source'])}{gap}"
 
+    if page.count("<!--") != page.count("-->"):
+        raise ValueError("a comment has no end, or no beginning; allowed: <!-- ... -->")
     return TABLE.sub(with_new_rows, page)
 
 
@@ -65,7 +68,10 @@ def rows_of(source: str) -> str:
         return rows
     for command, table_of in COMMANDS.items():
         if f"{source} ".startswith(f"{command} "):
-            return table_of(shlex.split(source.removeprefix(command)))
+            try:
+                return table_of(shlex.split(source.removeprefix(command)))
+            except SystemExit:  # of argparse, which has said why
+                raise ValueError(f"the options of {source!r} give no table") from None
     raise ValueError(
         f"a comment holds {source!r}; allowed: {', '.join(COMMANDS)}, with arguments, "
         f"or a file {FILES}NAME.md"

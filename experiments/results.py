@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     def show() -> None:
         networks = _networks(options)
         table = _table(options, networks)
-        folder = options.figures and writable(options.figures, "--figures")
+        if options.figures is None:
+            print(table, end="")
+            return
+        folder = writable(options.figures, "--figures")
         print(table, end="")
-        if folder is not None:
-            draw_networks(networks, folder)
+        draw_networks(networks, folder)
 
     run(show)
 

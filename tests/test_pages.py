@@ -69,6 +69,9 @@ def test_a_file_gives_its_first_table():
 @pytest.mark.parametrize(
     "source, message",
     [
+        ("a <!-- comment", "a comment has no end, or no beginning"),
+        ("python -m experiments.results --help", "--help' give no table"),
+        ("python -m experiments.results", "results' give no table"),
         ("a remark", "holds 'a remark'; allowed: python -m experiments.results, "),
         ("python -m experiments.convert", "holds 'python -m experiments.convert'; al"),
         ("python -m experiments.resultsx", "allowed: python -m experiments.results, "),

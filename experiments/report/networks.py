@@ -72,9 +72,8 @@ def network_name(card: dict) -> str:
 def _network_results(metrics: dict) -> NetworkResults:
     """Of the types that all tables and figures need, or any error."""
     accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
-    results = [
-        read_row(plain) for plain in metrics["results"][1 if accuracies else 0 :]
-    ]
+    first = 1 if accuracies else 0
+    results = [read_row(plain) for plain in metrics["results"][first:]]
     if not results:
         raise ValueError("no results")
     ann = float(metrics["ann_accuracy"])
@@ -106,9 +105,8 @@ def read_row(plain: dict) -> Result:
         "bits": plain["steps"],
         "high": 1,
     }
-    seconds = (
-        math.nan if plain["seconds"] is None else plain["seconds"]
-    )  # JSON has no NaN
+    # JSON has no NaN.
+    seconds = math.nan if plain["seconds"] is None else plain["seconds"]
     measures = snnjax.measures.Measures(**(binary | measures))
     levels = tuple(plain.get("levels", (0, 1)))
     return Result(**plain)._replace(seconds=seconds, measures=measures, levels=levels)

@@ -37,7 +37,8 @@ except ModuleNotFoundError as error:
 
 ADAMW = ("vit", "convnext")  # SGD does not train them well
 WHITENED = ("whitened_vgg8", "whitened_resnet9")  # trained as Jordan does
-# By `Muon`: 88.6 instead of 86.9 % after four epochs, on 5000 images held back.
+# The largest: Muon needs fewer epochs. With four, and a peak of 0.1, it had 88.6 % of
+# 5000 images held back, and SGD 86.9.
 MUON = ("whitened_resnet9",)
 
 
@@ -125,10 +126,10 @@ def train(
         seconds = time.perf_counter() - start
         total += seconds
         with torch.autocast("cpu", torch.bfloat16):  # a third of float32's time
-            hits = accuracy()
+            test_accuracy = accuracy()
         log(
             f"{name} epoch {epoch} of {epochs}  loss {np.mean(losses):.3f}  "
-            f"test {hits:.2%}  {seconds:.0f} s",
+            f"test {test_accuracy:.2%}  {seconds:.0f} s",
             flush=True,
         )
         if checkpoint is not None:
@@ -219,7 +220,7 @@ def augmented(
     `flips` [batch] says which; at random by default.
     """
     batch, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    larger = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     corner = torch.randint(0, 2 * padding + 1, (2, batch, 1))
     rows = corner[0] + torch.arange(height)
     columns = corner[1] + torch.arange(width)
@@ -227,7 +228,7 @@ def augmented(
         flips = torch.rand(batch) < 0.5
     columns = torch.where(flips[:, None], columns.flip(1), columns)
     index = torch.arange(batch)[:, None, None]
-    return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return larger[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def cut_out(images: torch.Tensor, size: int = 8) -> torch.Tensor:
