@@ -42,14 +42,19 @@ def with_new_tables(page: str) -> str:
     """The page with each table as its command prints it now, or its file holds it.
 
     Raises:
-        ValueError: a comment names another command, one with other options, or a file
-            without a table; or it has no end.
-        OSError: a file that a comment names cannot be read.
+        ValueError: a comment, whose line is named, is of another command, of one with
+            other options, or of a file that has no table or cannot be read; or it has
+            no end.
     """
 
     def with_new_rows(match: re.Match[str]) -> str:
         gap = "" if match["rows"] or match.end() == len(page) else "\n"
-        return f"<!--{match['source']}-->\n\n{rows_of(match['source'])}{gap}"
+        try:
+            rows = rows_of(match["source"])
+        except (ValueError, OSError) as error:
+            line = 1 + page.count("\n", 0, match.start())
+            raise ValueError(f"line {line}: {error}") from None
+        return f"<!--{match['source']}-->\n\n{rows}{gap}"
 
     if page.count("<!--") != page.count("-->"):
         raise ValueError("a comment has no end, or no beginning; allowed: <!-- ... -->")
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             text = page.read_text(encoding="utf-8")
             try:
                 new = with_new_tables(text)
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 raise ValueError(f"{page}: {error}") from None
             if new != text:
                 changes[page] = new
