@@ -291,14 +291,10 @@ def _train(
 
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
     """Adam for weights and neurons; kernels decay."""
-
-    def is_kernel(path, leaf) -> bool:
-        return path[0].name == "params" and jnp.ndim(leaf) > 1
-
     return optax.adamw(
         schedule(config, steps_per_epoch(config, data)),
         weight_decay=config.weight_decay,
-        mask=lambda snn: jax.tree_util.tree_map_with_path(is_kernel, snn),
+        mask=training.kernels,
     )
 
 

@@ -373,7 +373,7 @@ def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
     weights = optax.adamw(
         schedule(config, steps),
         weight_decay=config.weight_decay,
-        mask=lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree),  # kernels
+        mask=training.kernels,
     )
     return optax.multi_transform(
         {

@@ -153,14 +153,31 @@ def check_size(name: str, size: int | None) -> None:
 
 def check_leak(name: str, leak: float) -> None:
     """Raise unless 0 < ``leak`` <= 1."""
+    _check_not_traced(name, leak)
     if not is_number(leak) or not 0 < leak <= 1:
         raise ValueError(f"{name} is {leak!r}; allowed: 0 < {name} <= 1 (1: no leak)")
 
 
 def check_positive(name: str, number: float) -> None:
     """Raise unless 0 < ``number`` < infinity."""
+    _check_not_traced(name, number)
     if not is_number(number) or not 0 < number < np.inf:
         raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise unless 0 <= ``share`` <= 1."""
+    _check_not_traced(name, share)
+    if not is_number(share) or not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share!r}; allowed: 0 to 1")
+
+
+def _check_not_traced(name: str, number: Any) -> None:
+    if isinstance(number, Tracer):
+        raise ValueError(
+            f"{name} is traced, so its value is not known yet; allowed: a number that "
+            "is given outside of jit, or to it as one of its static_argnames"
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from snnjax._arrays import wide_dtype
 from snnjax._checks import check_count, check_floating
 
-_MOST_LEVELS = 2**24
+_MOST_LEVELS = 2**23  # beyond it float32 has no halves to round by
 
 
 def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
@@ -41,6 +41,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     [0.  0.5 1. ]
     """
     check_floating("x", x)
+    x = jnp.asarray(x)
     return snnjax_clipped_relu(x, _checked_maximum(maximum, x))
 
 
@@ -53,8 +54,9 @@ def snnjax_clipped_relu(x, maximum):
 @snnjax_clipped_relu.defjvp
 def _clipped_relu_jvp(primals, tangents):
     (x, maximum), (dx, dmaximum) = primals, tangents
-    inside = (x >= 0) & (x <= maximum)
-    slope = _times((x > maximum).astype(x.dtype), dmaximum)
+    limit = jnp.asarray(maximum, x.dtype)
+    inside = (x >= 0) & (x <= limit)
+    slope = _times((x > limit).astype(x.dtype), dmaximum)
     return clipped_relu(x, maximum), inside.astype(x.dtype) * dx + slope
 
 
@@ -73,7 +75,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     Args:
         x: float array of any shape.
         maximum: > 0, one number, or one per channel.
-        levels: L, 1 to 2**24, which float32 can count.
+        levels: L, 1 to 2**23.
 
     Raises:
         ValueError: a number outside its range; x is not of floating point.
@@ -88,7 +90,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
     check_count("levels", levels)
     if levels > _MOST_LEVELS:
         raise ValueError(f"levels is {levels}; allowed: 1 to {_MOST_LEVELS}")
-    levels_as_array = jnp.asarray(levels, jnp.float32)
+    x, levels_as_array = jnp.asarray(x), jnp.asarray(levels, jnp.float32)
     return snnjax_quantized_relu(x, _checked_maximum(maximum, x), levels_as_array)
 
 
@@ -130,8 +132,13 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
     An array has as many axes as x: so it stays beside x where vmap adds an axis to
     both.
     """
-    is_number = isinstance(maximum, int | float | np.number | np.ndarray | jax.Array)
-    if is_number and not isinstance(maximum, Tracer):
+    as_array = getattr(maximum, "__jax_array__", None)  # of a variable of nnx
+    maximum = maximum if as_array is None else as_array()
+    if not isinstance(maximum, int | float | np.number | np.ndarray | jax.Array):
+        raise ValueError(
+            f"maximum is {maximum!r}; allowed: a number, or an array of one per channel"
+        )
+    if not isinstance(maximum, Tracer):
         # By NumPy: inside jit, JAX would trace the comparison of concrete numbers too.
         with np.errstate(over="ignore", under="ignore"):
             numbers = np.asarray(maximum, np.float32)  # in which they are computed with
@@ -139,7 +146,7 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
             raise ValueError(
                 f"maximum is {maximum}; allowed: finite and > 0, as float32"
             )
-    if np.broadcast_shapes(x.shape, jnp.shape(maximum)) != x.shape:
+    if not _broadcasts(jnp.shape(maximum), x.shape):
         raise ValueError(
             f"maximum has shape {jnp.shape(maximum)} and x {x.shape}; allowed: one "
             "number, or one per channel of x"
@@ -150,6 +157,11 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
         maximum = jnp.asarray(maximum, x.dtype)  # whole numbers have no tangent
     missing_axes = x.ndim - jnp.ndim(maximum)
     return jnp.reshape(maximum, (1,) * missing_axes + jnp.shape(maximum))
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, axis) for size, axis in pairs)
 
 
 def encode(x: jax.Array) -> jax.Array:

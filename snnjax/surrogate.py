@@ -35,8 +35,17 @@ def step(spike: Surrogate) -> Surrogate:
     ...     return rectangle(x, 0.5)
     >>> is_step(my_spike)
     True
+
+    Raises:
+        ValueError: a method, which takes no declaration.
     """
-    spike.is_step = True  # type: ignore[attr-defined]
+    try:
+        spike.is_step = True  # type: ignore[attr-defined]
+    except AttributeError:
+        raise ValueError(
+            f"{spike!r} cannot be declared; allowed: a function or a partial, e.g. "
+            "lambda x: spike(x)"
+        ) from None
     return spike
 
 
@@ -83,8 +92,8 @@ def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
     @spike.defjvp
     def spike_jvp(primals, tangents):
         (x, sharpness), (dx, _) = primals, tangents
-        slope = derivative(*_common(x, sharpness))
-        return _step(x), slope.astype(x.dtype) * dx
+        slope = jnp.asarray(derivative(*_common(x, sharpness)), x.dtype)
+        return _step(x), slope * dx
 
     return spike
 
@@ -257,13 +266,13 @@ def is_step(spike: Surrogate) -> bool:
     >>> is_step(relaxed_dspike)
     False
     """
-    while isinstance(spike, functools.partial):
+    while isinstance(spike, functools.partial) and not hasattr(spike, "is_step"):
         spike = spike.func
     return getattr(spike, "is_step", False)
 
 
 def holds_tracer(spike: Surrogate) -> bool:
-    """Whether it closes over a value that is being traced, or a partial of it does."""
+    """Whether its own cells, or a partial's arguments, hold a value being traced."""
     if isinstance(spike, functools.partial):
         values = jax.tree.leaves((spike.args, spike.keywords))
         return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)

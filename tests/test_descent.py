@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,7 +194,7 @@ def test_what_is_no_optimizer_is_refused(rules):
 
 def test_rules_that_no_leaf_fits_are_refused():
     init, _ = training.descent(lambda snn: 0.0, {"leek": optax.sgd(0.1)})
-    with pytest.raises(ValueError, match=r"trained holds \['leek'\]; allowed"):
+    with pytest.raises(ValueError, match=r"rules are for the kinds \['leek'\]: .*all"):
         init(fresh())
     init, _ = training.descent(lambda snn: 0.0, {"offset": optax.sgd(0.1)})
     with pytest.raises(ValueError, match=r"no leaf \['offset'\] to train"):
@@ -310,7 +311,7 @@ def test_a_term_of_a_loss_that_does_not_count_may_be_infinite(weight):
     assert float(loss) == 0.0
 
 
-@pytest.mark.parametrize("value", [jnp.ones(2), jnp.array(1), None, 3])
+@pytest.mark.parametrize("value", [jnp.ones(2), jnp.array(1), None, 3, {"l": 1.0}])
 def test_a_loss_that_is_no_real_number_is_refused(value):
     snn = fresh()
     init, step = training.descent(lambda snn: value, optax.sgd(0.1))
@@ -326,5 +327,37 @@ def test_a_traced_weight_of_a_loss_is_refused():
             jnp.ones((1, 2, 3)), jnp.ones((2, 3)), weight=weight
         )
 
-    with pytest.raises(ValueError, match="weight is .*; allowed: 0 to 1"):
+    with pytest.raises(ValueError, match="weight is traced, .*; allowed: a number"):
         jax.jit(loss)(1.0)
+
+
+def test_tet_without_its_distance_may_mask_a_class():
+    masked, label = jnp.array([[[1.0, -jnp.inf]]]), jnp.array([0])
+    value, gradient = jax.value_and_grad(training.tet)(masked, label, regularization=0)
+    assert float(value) == 0.0 and jnp.isfinite(gradient).all()
+
+
+def test_kernels_are_what_weight_decay_may_shrink():
+    """The mask keeps thresholds, leaks and biases; without it a decay moves them."""
+    snn = fresh()
+    mask = training.kernels(snn)
+    assert mask.params == {"w": True, "out": True, "calls": False, "key": False}
+    assert not any(jax.tree.leaves(mask.neurons))
+
+    def after_a_step(**options):
+        init, step = training.descent(
+            lambda snn: 0.0 * snn.params["w"].sum(),
+            optax.adamw(0.1, weight_decay=1.0, **options),
+        )
+        return step(snn, init(snn))[0]
+
+    masked, unmasked = after_a_step(mask=training.kernels), after_a_step()
+    assert (jnp.abs(masked.params["w"]) < jnp.abs(snn.params["w"])).all()
+    chex.assert_trees_all_equal(masked.neurons, snn.neurons)
+    site = next(iter(snn.neurons))
+    assert unmasked.neurons[site].threshold < snn.neurons[site].threshold
+
+
+def test_kinds_may_come_from_an_iterator():
+    labels = training.param_labels(fresh(), (kind for kind in ["weights"]))
+    assert labels.params["w"] == "weights"

@@ -14,16 +14,18 @@ from networks import NETWORKS, compiled, eighths, halves, relu
 
 import snnjax
 from snnjax.neurons import (
+    NeuronState,
     closed_form,
     integrate_and_fire,
     lif,
     mean_and_pace,
     unroll,
 )
+from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode, encode, per_byte
 from snnjax.neurons.unroll import spike_train
 from snnjax.simulation import by_layer
-from snnjax.surrogate import relaxed_dspike
+from snnjax.surrogate import relaxed_dspike, triangle
 
 STEPS = 4
 LEVELS = [(0, 1), (-1, 1), (0, 3), (-2, 3), (-100, 100)]
@@ -101,9 +103,19 @@ def test_a_leak_makes_no_difference_to_the_levels(levels):
     np.testing.assert_array_equal(unroll(neuron, given, into), expected)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-def test_the_closed_form_is_a_wait_of_t(levels):
-    neuron = integrate_and_fire(levels=levels)
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        *(integrate_and_fire(levels=levels) for levels in LEVELS),
+        *(
+            as_encoder(integrate_and_fire(levels=levels, dead_zone=dead_zone))
+            for levels in [(-1, 1), (-3, 3)]
+            for dead_zone in (0.0, 0.25, 0.75)
+        ),
+    ],
+    ids=lambda neuron: f"{neuron.levels}, {neuron.rectifies}, {neuron.dead_zone}",
+)
+def test_the_closed_form_is_a_wait_of_t(neuron):
     given, into = params(neuron), currents(2)
     output = unroll(neuron, given, into, wait=STEPS).mean(0)
     np.testing.assert_allclose(
@@ -152,6 +164,23 @@ def test_the_derivative_is_the_sum_of_those_of_all_levels(levels, reset, x64):
         ahead, behind = (output(into.at[index].add(d)) for d in (step, -step))
         difference = float(ahead - behind) / (2 * step)
         assert float(slope[index]) == pytest.approx(difference, 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("levels", [(-1, 1), (-3, 3)])
+@pytest.mark.parametrize("total", [0.0, 1.0])
+def test_the_derivative_is_whole_where_all_spikes_are_taken_back(levels, total):
+    """A silent neuron is at k = -N, where a maximum would halve its derivative."""
+    neuron = integrate_and_fire(levels=levels)
+
+    def level(potential):
+        state = NeuronState(potential, jnp.full_like(potential, total))
+        return neuron.fire(neuron.init(), state, triangle)[1].sum()
+
+    potential = jnp.array([0.2, 0.6]) - total  # k = -N
+    steps = jnp.arange(levels[0] + 1, levels[1] + 1)[:, None]
+    expected = jax.vmap(jax.grad(lambda x: triangle(x).sum()))
+    expected = (expected((potential - steps) / 2) / 2).sum(0)
+    np.testing.assert_allclose(jax.grad(level)(potential), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

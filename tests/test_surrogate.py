@@ -1,5 +1,7 @@
 """Surrogates: a step forward, a bump of integral one backward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,30 @@ def test_temperature_is_learnt_by_reverse_mode_too(x, b):
         return jax.grad(lambda x: surrogate.dspike(x, b))(x)
 
     assert jnp.isfinite(jax.grad(height)(jnp.float32(b)))
+
+
+def test_a_partial_may_be_declared_to_be_the_step():
+    def soft(x, width):
+        return surrogate.rectangle(x, width)
+
+    assert not surrogate.is_step(functools.partial(soft, width=0.5))
+    declared = surrogate.step(functools.partial(soft, width=0.5))
+    assert surrogate.is_step(declared)
+    assert surrogate.is_step(functools.partial(declared))
+
+
+def test_a_method_cannot_be_declared():
+    class Spikes:
+        def spike(self, x):
+            return surrogate.rectangle(x, 0.5)
+
+    with pytest.raises(ValueError, match="cannot be declared; allowed: a function"):
+        surrogate.step(Spikes().spike)
+
+
+def test_a_derivative_may_be_a_plain_number():
+    spike = surrogate.step_with_derivative(lambda x, sharpness: 0.5)
+    assert jax.grad(spike)(0.3) == 0.5
 
 
 def test_a_python_number_is_a_potential():

@@ -105,6 +105,26 @@ def test_an_angle_does_not_depend_on_the_sizes(size):
     assert temperature._angle(0 * a, size * b) == 0
 
 
+def test_a_cosine_of_bfloat16_weights_is_computed_in_float32():
+    """In bfloat16 it would be rounded to eight bits, which tell no candidates apart."""
+    weights, noise = jax.random.normal(jax.random.key(0), (2, 1000), jnp.bfloat16)
+    differences = weights + noise / 4
+    plain = snnjax.init(
+        lambda p, x: jax.nn.relu(x @ p["u"]),
+        {"u": jnp.ones((1, 1)), "w": weights},
+        jnp.ones((1, 1)),
+        neuron=snnjax.lif(temperature=3.0),
+    )
+
+    def loss(snn):
+        return (snn.params["w"].astype(jnp.float32) ** 2).sum() / 2
+
+    cosine, _ = alignment(loss, plain, {"w": differences})
+    exact = [np.asarray(array, np.float64) for array in (weights, differences)]
+    expected = np.dot(*exact) / np.prod([np.linalg.norm(array) for array in exact])
+    assert cosine == pytest.approx(expected, abs=1e-5)
+
+
 def test_ascent_moves_the_temperature_to_the_highest_cosine():
     differences = truth(step=0.15)  # a wider step: the best temperature is finite
     candidates = np.arange(1.0, 20.0, 0.5)
@@ -242,6 +262,7 @@ def test_where_a_gradient_vanishes_the_cosine_is_zero():
 
 PLAIN = snnjax.init(*NETWORKS["dense"][:3])
 DEEP, LOSS = deep()
+FLAT = dataclasses.replace(DEEP, params={"b1": jnp.ones(6)})
 COUNTED = dataclasses.replace(DEEP, params={**DEEP.params, "n": jnp.arange(3)})
 
 
@@ -301,6 +322,20 @@ def test_a_whole_temperature_has_a_gradient_too():
         (
             lambda: finite_differences(LOSS, DEEP, ["w1"], step=1.0, at_once=0),
             "at_once is 0; allowed",
+        ),
+        (
+            lambda: finite_differences(LOSS, {"w1": 1.0}, ["w1"], step=1.0),
+            "allowed: an SNN",
+        ),
+        (
+            lambda: random_differences(
+                LOSS, DEEP, jax.random.key(0), step=1.0, directions=2.5
+            ),
+            "directions is 2.5; allowed: a whole number",
+        ),
+        (
+            lambda: random_differences(LOSS, FLAT, jax.random.key(0), step=1.0),
+            "params have no kernel .*; allowed: the paths of others",
         ),
         (
             lambda: finite_differences(LOSS, COUNTED, ["n"], step=1.0),

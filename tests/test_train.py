@@ -454,6 +454,21 @@ def test_running_averages_are_never_trained():
     }
 
 
+def test_running_averages_of_a_class_of_ones_own_are_never_trained():
+    class Statistic(nnx.BatchStat):
+        pass
+
+    state = nnx.State({"mean": Statistic(jnp.zeros(3)), "w": nnx.Param(jnp.ones(3))})
+    snn = snnjax.init(
+        lambda s, x: jax.nn.relu((x - s["mean"][...]) * s["w"][...]),
+        state,
+        jnp.ones((2, 3)),
+    )
+    kinds = param_labels(snn).params
+    assert jax.tree.leaves(kinds["mean"]) == ["frozen"]
+    assert jax.tree.leaves(kinds["w"]) == ["weights"]
+
+
 def test_numbers_that_count_and_random_keys_are_never_trained():
     params = {"w": jnp.ones((3, 2)), "seen": jnp.array(3), "key": jax.random.key(0)}
     snn = snnjax.init(lambda p, x: jax.nn.relu(x @ p["w"]), params, jnp.ones((1, 3)))

@@ -77,11 +77,12 @@ def fit(
     finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
     inputs: Mapping[str, str] | None = None,
 ) -> State:
-    """Train, or go on with the training found in ``config.out``.
+    """Train, or go on with the training in the folder ``config.out``.
 
     Args:
-        config: frozen dataclass with out, epochs, batch_size and seed; ``out`` must be
-          new or hold a run of the same options.
+        config: frozen dataclass with out, epochs, batch_size, seed, mesh, and the
+          learning_rate and warmup that a message names; ``out`` must be new or hold a
+          run of the same options.
         data: training images and labels.
         state: at the start; any pytree of arrays.
         step: (state, key, images, labels, index) -> (state, report), the report being

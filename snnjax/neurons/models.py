@@ -93,7 +93,7 @@ class IntegrateAndFire:
         levels: (low, high), the whole numbers that a spike may be: (0, 1) is binary,
             (-1, 1) signed, (0, n) and (-n, n) are graded.
         reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
-        dead_zone: z in [0, 1): the first negative spike needs v < -z V_th.
+        dead_zone: z in [0, 1): a spike of the level -j needs v < -(j - 1 + z) V_th.
         rectifies: the total output stays >= 0, as a ReLU's; False for an encoder, whose
             value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. The
@@ -186,8 +186,9 @@ class IntegrateAndFire:
         """Spikes s = k V_th, and the reset.
 
         The surrogate stands for each of the steps that make up k, so the derivative is
-        the sum of its derivatives at all levels j, of more than eight at the eight
-        around v, where it is not 0 or nearly so:
+        the sum of its derivatives at all levels j. Of more than eight levels it is the
+        sum over the eight around v: all of it for Dspike, which is 0 elsewhere, and
+        less than all for a surrogate wider than that:
 
             k = max(low + sum_j spike((v - p_j V_th) / (2 V_th)), -N),  low < j <= high
             p_j = j for j > 0, j - dead_zone otherwise
@@ -223,7 +224,9 @@ class IntegrateAndFire:
                 may_be_negative = 1 if total is None else jnp.minimum(total, 1)
                 fired = fired + (1 - reached(0)) * may_be_negative
         if total is not None:
-            level = jnp.maximum(level, 0 - total)  # not -0, where nothing is sent
+            # At level = -N, where a silent neuron is, a maximum would halve the
+            # derivative. 0 - N, since -N is -0 there.
+            level = jnp.where(level < -total, 0 - total, level)
             total = total + level
         v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
         return NeuronState(v, total), add_offset(v_th * level, params.offset)
@@ -287,8 +290,9 @@ def integrate_and_fire(
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
-        dead_zone: z, 0 <= z < 1; of a signed neuron, the first negative spike needs v <
-            -z V_th, where others need v < 0: fewer spikes, and less accuracy.
+        dead_zone: z, 0 <= z < 1; of a signed neuron, a spike of the level -1 needs v <
+            -z V_th, not v < 0, and one of -j needs v < -(j - 1 + z) V_th: fewer spikes,
+            and less accuracy.
 
     Raises:
         ValueError: an argument outside its range.

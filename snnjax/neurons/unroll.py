@@ -192,9 +192,10 @@ def closed_form(
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
-    (from T low on where the neuron does not rectify). This is the sum of `unroll` with
-    a wait of T, without a loop, and with the levels (0, 1) the "ClipFloor" of the
-    papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+    (from T low on where the neuron does not rectify; a dead zone is then added to what
+    is floored below 0). This is the mean of `unroll` with a wait of T, without a loop,
+    and with the levels (0, 1) the "ClipFloor" of the papers. Its floor has a
+    straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
@@ -219,6 +220,8 @@ def closed_form(
     dtype = wide_dtype(total, start, threshold)
     count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
     low, high = neuron.levels
+    if neuron.dead_zone and not neuron.rectifies:
+        count = jnp.where(count < 0, count + neuron.dead_zone, count)
     within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)

@@ -10,7 +10,12 @@ from snnjax.training.differences import (
     finite_differences,
     random_differences,
 )
-from snnjax.training.leaves import check_gradients, differentiable, param_labels
+from snnjax.training.leaves import (
+    check_gradients,
+    differentiable,
+    kernels,
+    param_labels,
+)
 from snnjax.training.losses import (
     distillation,
     mean_cross_entropy,
@@ -40,6 +45,7 @@ __all__ = [
     "differentiable",
     "distillation",
     "finite_differences",
+    "kernels",
     "mean_cross_entropy",
     "membrane_readout",
     "optimizer",

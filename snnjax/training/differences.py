@@ -19,7 +19,7 @@ from snnjax._arrays import wide
 from snnjax._checks import check_count, check_positive
 from snnjax._trees import is_floating, is_kernel
 from snnjax.network.names import paths_of
-from snnjax.snn import SNN
+from snnjax.snn import SNN, check_snn
 
 Loss = Callable[[SNN], jax.Array]
 Weights = dict[str, jax.Array]
@@ -62,6 +62,7 @@ def finite_differences(
     [[0.]]
     [[1.]]
     """
+    check_snn(snn)
     check_positive("step", step)
     check_count("at_once", at_once)
     weights = select(snn.params, paths)
@@ -157,10 +158,13 @@ def random_differences(
     >>> differences.paths, differences.slopes.shape  # 32 for all 40 weights
     (('first', 'second'), (32,))
     """
+    check_snn(snn)
     check_positive("step", step)
+    check_count("directions", directions)
     if directions < 2:
         raise ValueError(f"directions is {directions}; allowed: >= 2")
-    weights = select(snn.params, _kernels(snn.params) if paths is None else paths)
+    paths = _kernels(snn.params) if paths is None else paths
+    weights = select(snn.params, paths)
 
     def slope(key):
         way = direction(key, weights)
@@ -192,14 +196,21 @@ def _named(params: chex.ArrayTree) -> Weights:
 
 
 def _kernels(params: chex.ArrayTree) -> Sequence[str]:
-    return [path for path, leaf in _named(params).items() if is_kernel(leaf)]
+    """Paths of all kernels; raise if there is none."""
+    paths = [path for path, leaf in _named(params).items() if is_kernel(leaf)]
+    if not paths:
+        raise ValueError(
+            "params have no kernel (floating, two axes or more); allowed: the paths of "
+            f"others, as paths=[...]: {sorted(_named(params))}"
+        )
+    return paths
 
 
 def select(params: chex.ArrayTree, paths: Collection[str]) -> Weights:
     """The parameters at these paths; raise if one does not exist."""
     if isinstance(paths, str):
         raise ValueError(f"paths is {paths!r}; allowed: several, as [{paths!r}]")
-    named = _named(params)
+    named, paths = _named(params), list(paths)
     unknown = set(paths) - set(named)
     if unknown or not paths:
         raise ValueError(

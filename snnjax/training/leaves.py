@@ -98,6 +98,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     trained = {"weights", *_names_of_parameters(snn)} if trained is None else trained
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
+    trained = list(trained)  # of an iterator, which can be read once
     unknown = set(trained) - {"weights", *_names_of_parameters(snn)}
     if unknown:
         raise ValueError(
@@ -115,12 +116,41 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
     missing = set(trained) - set(jax.tree.leaves(labels))
     if missing and not all_kinds:
+        trainable = sorted({*jax.tree.leaves(param_labels(snn))} - {"frozen"})
         raise ValueError(
-            f"this SNN has no leaf {sorted(missing)} to train. Temperature and leak "
-            "come with the neuron, e.g. snnjax.init(..., neuron=snnjax.lif("
-            "temperature=3.0))"
+            f"this SNN has no leaf {sorted(missing)} to train; allowed: "
+            f"{', '.join(trainable)}. Temperature and leak come with the neuron, e.g. "
+            "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
         )
     return labels
+
+
+def kernels(snn: SNN) -> SNN:
+    """A mask for weight decay: True for each kernel, False for all other leaves.
+
+    Kernels are the floating leaves of params that have two axes or more, and the
+    recurrent weights of neurons. Biases, thresholds, leaks and temperatures are none:
+    a decay would draw them to 0, whatever the loss says.
+
+    Args:
+        snn: the network, its floating leaves, or such a tree in which optax has put
+            placeholders for what a rule does not train.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from snnjax import init, training
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"])
+    >>> snn = init(fn, {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}, jnp.ones((1, 3)))
+    >>> print(kernels(snn).params, kernels(snn).neurons["relu"].threshold)
+    {'b': False, 'w': True} False
+    >>> optimizer = training.optimizer(optax.adamw(1e-3, mask=kernels))
+    """
+
+    def is_decayed(path, leaf) -> bool:
+        if path[0].name == "params":
+            return is_floating(leaf) and jnp.ndim(leaf) > 1
+        return name_of(path[-1:]) == "kernel"
+
+    return jax.tree_util.tree_map_with_path(is_decayed, snn)
 
 
 def _names_of_parameters(snn: SNN) -> list[str]:
@@ -181,5 +211,5 @@ def _is_running_average(path, node) -> bool:
 
 
 def _is_batch_stat(node) -> bool:
-    """Whether its class is nnx's, by name: snnjax does not need flax."""
-    return type(node).__name__ == "BatchStat"
+    """Whether its class, or one above it, is nnx's: by name, without flax."""
+    return any(kind.__name__ == "BatchStat" for kind in type(node).__mro__)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._arrays import lead, wide
-from snnjax._checks import check_labels, check_leak, check_positive, is_number
+from snnjax._checks import check_labels, check_leak, check_positive, check_share
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -64,12 +64,13 @@ def tet(
     """
     check_labels(outputs, labels)
     labels = jnp.asarray(labels)
-    if not is_number(regularization) or not 0 <= regularization <= 1:
-        raise ValueError(f"regularization is {regularization!r}; allowed: 0 to 1")
+    check_share("regularization", regularization)
     outputs = wide(outputs)
     every = jnp.broadcast_to(lead(labels, 2), outputs.shape[:2])
-    distance = ((outputs - target) ** 2).mean()
     entropy = _cross_entropy(outputs, every).mean()
+    if regularization == 0:  # left out, see `distillation`
+        return entropy
+    distance = ((outputs - target) ** 2).mean()
     return (1 - regularization) * entropy + regularization * distance
 
 
@@ -109,8 +110,7 @@ def distillation(
     """
     if weight is None:
         weight = 1.0 if labels is None else 0.5
-    if not is_number(weight) or not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight!r}; allowed: 0 to 1")
+    check_share("weight", weight)
     if labels is None and weight != 1:
         raise ValueError(
             f"weight is {weight!r}, and there are no labels, without which the "

@@ -87,7 +87,9 @@ def _limits(path: Any) -> Range | None:
 def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     """An optimizer of SNNs that keeps neurons `within_ranges`.
 
-    Running averages of a BatchNorm are frozen (`param_labels`).
+    Running averages of a BatchNorm are frozen (`param_labels`). The weight decay of a
+    rule draws all that it trains to 0, thresholds and leaks too; `kernels` is the mask
+    that leaves them out: ``optax.adamw(1e-3, mask=kernels)``.
 
     Args:
         rules: one of optax's optimizers for all that can be trained, weights and
@@ -117,7 +119,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
 
     def labels(snn: SNN) -> SNN:
         if rules_of_kinds is not None:
-            return param_labels(snn, list(rules_of_kinds))
+            return _labels_of(snn, list(rules_of_kinds))
         kinds = param_labels(snn)
         return jax.tree.map(lambda kind: kind if kind == "frozen" else "all", kinds)
 
@@ -126,9 +128,16 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     return optax.chain(optax.multi_transform(transforms, labels), within_ranges())
 
 
+def _labels_of(snn: SNN, kinds: list[str]) -> SNN:
+    try:
+        return param_labels(snn, kinds)
+    except ValueError as error:
+        raise ValueError(f"the rules are for the kinds {kinds}: {error}") from None
+
+
 def _check_rules(rules: list[Any]) -> None:
     """Raise unless these are optimizers, one or more."""
-    for rule in rules or ["none"]:
+    for rule in rules or [{}]:
         if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
             raise ValueError(
                 f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
@@ -220,9 +229,13 @@ def _check_value(value: Any, has_aux: bool) -> None:
             "a number, or with has_aux=True a pair (number, aux)"
         )
     number: Any = value[0] if has_aux else value
-    if number is None or jnp.shape(number) != () or not is_floating(number):
-        kind = "None" if number is None else jax.typeof(number)
-        raise ValueError(
-            f"the loss is no real number: {kind}; allowed: one, such as the mean over "
-            "the examples"
-        )
+    if number is None or not jax.tree_util.all_leaves([number]):
+        kind = type(number).__name__
+    elif jnp.shape(number) != () or not is_floating(number):
+        kind = jax.typeof(number)
+    else:
+        return
+    raise ValueError(
+        f"the loss is no real number: {kind}; allowed: one, such as the mean over the "
+        "examples, and others beside it by has_aux=True"
+    )

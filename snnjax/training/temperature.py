@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import wide
 from snnjax._checks import check_positive
 from snnjax.neurons.protocol import chain, field, with_field
 from snnjax.snn import SNN, check_snn
@@ -295,9 +296,11 @@ def _covered(snn: SNN, differences: Weights | Directions) -> Weights:
 
 def _cosine(gradient: Weights, differences: Weights | Directions) -> jax.Array:
     """Of a gradient and the differences: coordinates, or slopes along directions."""
+    # The rounding of bfloat16 would decide between candidates that are close.
+    gradient = {path: wide(weights) for path, weights in gradient.items()}
     if not isinstance(differences, Directions):
         both = [
-            jnp.concatenate([tree[path].ravel() for path in differences])
+            jnp.concatenate([wide(tree[path]).ravel() for path in differences])
             for tree in (gradient, differences)
         ]
         return _angle(*both)
