@@ -757,12 +757,15 @@ def test_neuron_parameters_are_float32_in_a_bfloat16_network():
             lambda: calibrate.streaming_only(calibrate.scale_threshold),
             "those of snnjax are called in a recipe, e.g. snnjax.cal.*max_threshold",
         ),
-        (lambda: calibrate.scale_threshold(prior=-1), "prior is -1; allowed: a whole"),
+        (
+            lambda: calibrate.scale_threshold(prior=-1),
+            "prior is -1; allowed: a whole number >= 0",
+        ),
         (
             lambda: calibrate.least_squares_threshold(prior=0.5),
             "prior is 0.5; allowed: a whole number",
         ),
-        (lambda: calibrate.postpone_charge(["a"]), r"\['a'\]; allowed: one finite"),
+        (lambda: calibrate.postpone_charge(["1"]), r"\['1'\]; allowed: one finite"),
         (lambda: calibrate.postpone_charge([1j]), "1j.*; allowed: one finite number"),
         (lambda: calibrate.scale_threshold([[1], [1, 2]]), "allowed: one finite"),
         (

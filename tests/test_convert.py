@@ -520,9 +520,7 @@ def test_a_calibrator_that_changes_shared_weights_is_refused():
     def double(view, fit):
         return fit._replace(weights={p: 2 * w for p, w in fit.weights.items()})
 
-    with pytest.raises(
-        ValueError, match="'w2' feed several sites .*w2/relu, w2/relu_1"
-    ):
+    with pytest.raises(ValueError, match="'w2' feed w2/relu, w2/relu_1, so .*; allo"):
         snnjax.convert(tied, FLAT, images(), steps=STEPS, recipe=Recipe(((double,),)))
 
 
@@ -763,11 +761,22 @@ def test_weights_may_be_changed_in_place():
 
 
 @pytest.mark.parametrize(
-    "progress", [reversed, lambda sites: sites[:1], lambda sites: [*sites, sites[0]]]
+    "progress, message",
+    [
+        (reversed, "returned a list_reverseiterator, whose item 0 is not site 0 of 3"),
+        (lambda sites: sites[:1], "returned a list, whose item 1 is not site 1 of 3"),
+        (lambda sites: [*sites, sites[0]], "a list, whose item 3 is not site 3 of 3"),
+        (len, "returned a int, whose item 0 is not site 0 of 3; allowed: a function"),
+    ],
 )
-def test_progress_that_changes_the_sites_is_refused(progress):
-    with pytest.raises(ValueError, match="returned other things than the 3 sites"):
+def test_progress_that_changes_the_sites_is_refused(progress, message):
+    with pytest.raises(ValueError, match=message):
         convert(progress=progress)
+
+
+def test_a_percentage_may_be_numpy_s():
+    ours, numpys = (convert(recipe=snnjax.percentile(p)) for p in (90.0, np.array(90)))
+    assert_equal(ours, numpys)
 
 
 def test_progress_that_is_no_function_is_refused():

@@ -354,6 +354,13 @@ def test_more_spikes_can_be_measured_than_int32_can_count():
     assert measures.firing_rate.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32])
+def test_labels_of_small_types_are_no_other_classes(dtype):
+    """Class 256 would be 0 in eight bits."""
+    outputs = jnp.zeros((1, 2, 300)).at[:, :, 256].set(1.0)
+    assert snnjax.accuracy(outputs, np.array([0, 1], dtype)) == 0.0
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_that_is_no_class_is_refused(label):
     with pytest.raises(

@@ -79,6 +79,7 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
     check_choice("per", per, _PER)
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
+    p = float(p)  # of an array, which has no hash
 
     def compute(view: View, fit: Fit) -> jax.Array:
         magnitudes = view.join(view.magnitudes(fit))
@@ -333,10 +334,11 @@ def postpone_charge(
     divergence was the same): the fit is returned as it is. Source: ours.
 
     Args:
-        charges: candidates c, in thresholds; of equally good ones the smallest.
+        charges: candidates c, in thresholds; of equally good ones the nearest to 0.
         pace: weight of the spikes' pace in that error, >= 0.
         prior: how many samples of the whole layer a channel is judged by beside its
-            own (`formulas.Expected`).
+            own (`formulas.Expected`), and whether one larger than them all counts
+            (`formulas.unseen_error`); with 0, or from 4096 samples on, neither does.
 
     Raises:
         ValueError: charges that are not finite, or none; a pace or a prior outside its
@@ -354,7 +356,7 @@ def postpone_charge(
     >>> print(neuron.initial_potential, neuron.bias)
     [-1.] [0.2]
     """
-    _check_numbers("charges", charges)
+    charges = sorted(_checked_numbers("charges", charges), key=abs)
     _check_pace(pace)
     _check_prior(prior)
 
@@ -362,7 +364,7 @@ def postpone_charge(
         if view.wait == view.steps or view.neuron.levels[0] < 0:
             return fit
         postpone = functools.partial(_postpone, steps=view.steps)
-        return _search(view, fit, sorted(charges, key=abs), postpone, pace, prior)
+        return _search(view, fit, charges, postpone, pace, prior)
 
     return calibrate
 
@@ -378,7 +380,7 @@ def scale_threshold(
 
     `formulas.least_squares` gives the threshold for input that arrives evenly. Here
     every candidate is tried on the spikes that do arrive, as in `postpone_charge`, and
-    what it would clip of new images counts (`formulas.unseen_error`).
+    where samples are few, what it would clip of new images counts (``prior``).
 
     Args:
         factors: candidates, > 0; of equally good ones the nearest to 1.
@@ -399,12 +401,12 @@ def scale_threshold(
     >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
     [1. 1.] [1.25]
     """
-    _check_numbers("factors", factors)
+    candidates = _checked_numbers("factors", factors)
     _check_pace(pace)
     _check_prior(prior)
     for factor in factors:
         check_positive("a factor", factor)
-    nearest_first = sorted(factors, key=lambda factor: abs(factor - 1))
+    nearest_first = sorted(candidates, key=lambda factor: abs(factor - 1))
     return lambda view, fit: _search(view, fit, nearest_first, _scale, pace, prior)
 
 
@@ -448,8 +450,9 @@ def _search(
     calibrators that follow correct what the chosen one leaves. Of equal candidates the
     first is taken. Dozens are compared, so on no more positions than necessary.
 
-    The errors of ``prior`` samples of the layer, and of one sample above the threshold,
-    are added to those of its samples (`formulas.Expected`).
+    Where a channel has few samples, the errors of ``prior`` samples of the layer, and
+    of one sample beyond its largest, are added to those of its own
+    (`formulas.Expected`).
     """
     thinned, channels = view.thinned(_SAMPLES), parameter_shapes(view.site)["threshold"]
     unit = _binary_unit(jnp.broadcast_to(fit.neuron.threshold, channels))
@@ -459,8 +462,8 @@ def _search(
 
     def trial(candidate: float) -> tuple[jax.Array, jax.Array]:
         # One number per channel, so that what is chosen takes the same program.
-        every = np.full(channels, candidate, np.float32)
-        changed = fit._replace(neuron=change(fit.neuron, every))
+        per_channel = np.full(channels, candidate, np.float32)
+        changed = fit._replace(neuron=change(fit.neuron, per_channel))
         bias = changed.neuron.bias + _mean_error(thinned, changed)
         corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
@@ -488,6 +491,7 @@ def _least(candidates, tops, errors, samples, unit, count, prior, pace):
         samples: `formulas.samples` of each channel.
         unit: of the errors.
         count: activations of each channel, silent ones among them.
+        prior, pace: as for `postpone_charge`.
     """
     total = count * jnp.stack(errors)
     if prior == 0:
@@ -561,30 +565,37 @@ def _per_channel(view: View) -> int:
     return view.count * first[0].size // first.shape[view.site.channel]
 
 
-def _warn_of_few(fitted: str, samples: int) -> None:
+def _warn_of_few(what: str, samples: int) -> None:
     if samples < PRIOR:  # then the layer decides more about a channel than its samples
         warnings.warn(
-            f"{fitted} are fitted to {samples} samples each, and may not suit new "
+            f"{what} are fitted to {samples} samples each, and may not suit new "
             f"images; recommended: {PRIOR} calibration images or more",
             stacklevel=2,
         )
 
 
-def _check_numbers(name: str, numbers: Sequence[float]) -> None:
+def _checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
+    """Python's own, of several numbers in whatever form."""
     try:
-        array = np.asarray(numbers, float)
-    except (TypeError, ValueError):  # a word, a complex or a traced number
+        is_real = np.asarray(numbers).dtype.kind in "iuf"
+        array = np.asarray(numbers if is_real else (), float)
+    except (TypeError, ValueError):  # a complex, a ragged or a traced number
         array = np.array([])
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise ValueError(
             f"{name} is {numbers}; allowed: one finite number or more, concrete "
             "when the recipe is made"
         )
+    return array.tolist()
 
 
 def _check_prior(prior: int) -> None:
-    if prior != 0:
-        check_count("prior", prior)
+    is_whole = isinstance(prior, int | np.integer) and not isinstance(prior, bool)
+    if not is_whole or prior < 0:
+        raise ValueError(
+            f"prior is {prior!r}; allowed: a whole number >= 0 (0: each channel is "
+            "judged by its own samples alone)"
+        )
 
 
 def _check_pace(pace: float) -> None:

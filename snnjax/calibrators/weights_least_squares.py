@@ -2,11 +2,12 @@
 
     min over W and b of   sum m (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-I is the mean current of the spikes that arrive, b a number per channel, m is 0
-where neither a nor I(W_0) is above 0, or both are at the largest a of the channel, and
-1 elsewhere, and k = sum m (I(W_0) - its mean)^2 / |W_0|^2 the scale of the curvature. I
-is affine in W, so this is solved by conjugate gradients (Hestenes and Stiefel, 1952),
-and only as far as it helps images that are left out of the sum. Source of refitting a
+I is the mean current of the spikes that arrive, W the kernels that may change, b a
+number per channel. m is 0 where neither a nor I(W_0) is above 0, where a is the largest
+of its channel and I(W_0) at least that, and at every fourth image; 1 elsewhere. k =
+sum m (J W_0 - its mean)^2 / |W_0|^2 is the scale of the curvature, J the derivative of
+I. I is affine in W, so this is solved by conjugate gradients (Hestenes and Stiefel,
+1952), and only as far as it helps the images that are left out. Source of refitting a
 layer to its actual input: He, Zhang and Sun, ICCV 2017 (pruning); for spikes: ours.
 """
 
@@ -50,9 +51,8 @@ def least_squares_weights(
 
     Kernels that also reach another site, an operator or the readout stay as they are,
     on the way to an encoder those of several products; and all do if there are fewer
-    than four images. Weights of 0 stay 0: a pruned
-    network stays sparse. A kernel whose derivative is 0, as that of a rounded one,
-    stays, too.
+    than four images. Weights of 0 stay 0: a pruned network stays sparse. A kernel whose
+    derivative is 0, as that of a rounded one, stays, too.
 
     Args:
         iterations: of conjugate gradients, each about two passes of a layer; half as
@@ -79,15 +79,19 @@ def least_squares_weights(
     check_positive("damping", damping)
     check_count("samples", samples)
 
-    def refit(weights, free, current, sources, target, channel, *, rectified, rounds):
-        """These weights, refitted; the same if spikes do not reach them."""
-        own = tuple(weight.dtype for weight in weights.values())
+    def refit(
+        weights, free, current, sources, activation, channel, *, rectified, rounds
+    ):
+        """These weights, refitted; as they are if no spikes reach them, or if there
+        are fewer than four images.
+        """
+        dtypes = tuple(weight.dtype for weight in weights.values())
         original = tuple(
-            jnp.asarray(weight, wide_dtype(weight, target))
+            jnp.asarray(weight, wide_dtype(weight, activation))
             for weight in weights.values()
         )
-        fixed = jax.lax.stop_gradient((original, sources, target))
-        layer = _Layer(current, own, free)
+        fixed = jax.lax.stop_gradient((original, sources, activation))
+        layer = _Layer(current, dtypes, free)
         problem = _pose(layer, *fixed, channel, rectified=rectified)
         if not isinstance(problem.first, Tracer) and float(problem.first) == 0:
             return weights
@@ -95,18 +99,18 @@ def least_squares_weights(
         # The change is a constant to the gradient, which is that of W_0.
         share = jnp.where(_proven(problem, search.best), 1.0, 0.0)
         chosen = add_scaled(original, search.best, share)
-        fitted = zip(weights, chosen, own, free, strict=True)
+        fitted = zip(weights, chosen, dtypes, free, strict=True)
         changed = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
         return weights | changed
 
     def of_products(view: View, fit: Fit) -> Fit:
         weights = dict(fit.weights)
         for product in view.products(view.spacing(samples, _FEWEST)):
-            own = {product.path: weights[product.path]}
+            kernel = {product.path: weights[product.path]}
             parts = product.current, product.sources, product.result, product.channel
             # Each has few weights, and half of the iterations are enough for them.
             rounds = (iterations + 1) // 2
-            weights |= refit(own, (True,), *parts, rectified=False, rounds=rounds)
+            weights |= refit(kernel, (True,), *parts, rectified=False, rounds=rounds)
         return fit._replace(weights=weights)
 
     def calibrate(view: View, fit: Fit) -> Fit:
@@ -133,19 +137,19 @@ class _Layer(NamedTuple):
 
     Attributes:
         current: (weights, sources, rows) -> I, see `View.feed`.
-        own: types of the weights, which are float32 or wider here.
+        dtypes: of the weights in the network; here they are float32 or wider.
         free: which of the weights may change.
     """
 
     current: Callable
-    own: tuple[Any, ...]
+    dtypes: tuple[Any, ...]
     free: tuple[bool, ...]
 
     def into(self, sources):
         """Weights -> mean current, in float32 or wider."""
 
         def current(weights: Weights) -> jax.Array:
-            typed = [w.astype(t) for w, t in zip(weights, self.own, strict=True)]
+            typed = [w.astype(t) for w, t in zip(weights, self.dtypes, strict=True)]
             return wide(self.current(typed, sources, None))
 
         return current
@@ -183,8 +187,8 @@ def _back(layer: _Layer, weights: Weights, sources: Any, scale, values) -> Weigh
 # The images: one program for each shape of activations, whatever the layer.
 
 
-class _Images(NamedTuple):
-    """The target of the fit.
+class _Target(NamedTuple):
+    """What the current is fitted to.
 
     Attributes:
         activation: a, [N, ...].
@@ -218,7 +222,7 @@ def _target(activation: jax.Array, current: jax.Array, channel: int, rectified: 
     saturated = (activation >= top) & (current >= top)
     counts = ~(silent | saturated | _left_out(activation))
     error = _centred(activation - current, counts, channel)
-    return _Images(activation, bottom, top, counts), error
+    return _Target(activation, bottom, top, counts), error
 
 
 @functools.partial(jax.jit, static_argnames="channel")
@@ -229,11 +233,11 @@ def _centred(values: jax.Array, counts: jax.Array, channel: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="channel")
-def _error(images: _Images, current: jax.Array, channel: int) -> jax.Array:
+def _error(target: _Target, current: jax.Array, channel: int) -> jax.Array:
     """Sum of (a - clip(I + b))^2 over the images that are left out."""
-    constant = _mean(images.activation - current, images.counts, channel)
-    output = jnp.clip(current + constant, images.bottom, images.top)
-    errors = (images.activation - output) ** 2
+    constant = _mean(target.activation - current, target.counts, channel)
+    output = jnp.clip(current + constant, target.bottom, target.top)
+    errors = (target.activation - output) ** 2
     return jnp.where(_left_out(errors), errors, 0).sum()
 
 
@@ -260,14 +264,14 @@ class _Search(NamedTuple):
         step: W - W_0.
         residual: minus half of the gradient.
         direction: of the next step.
-        damped: damping k.
+        ridge: damping k.
         error, best: the least on images left out so far, and the step that has it.
     """
 
     step: Weights
     residual: Weights
     direction: Weights
-    damped: jax.Array
+    ridge: jax.Array
     error: jax.Array
     best: Weights
 
@@ -280,10 +284,11 @@ class _Problem(NamedTuple):
 
     Attributes:
         layer, weights, sources: the weights are W_0.
-        images: the target.
+        target: a, and where it counts.
         current: I(W_0).
         deficit: P (a - I(W_0)).
-        first: error of W_0 on images left out; 0 at a site that spikes do not reach.
+        first: error of W_0 on images left out; 0 if there are none, and at a site that
+            spikes do not reach.
         scale: what a and I are divided by, so that squares stay in float32's range.
         channel: axis of the channels, from the end.
     """
@@ -291,7 +296,7 @@ class _Problem(NamedTuple):
     layer: _Layer
     weights: Weights
     sources: Any
-    images: _Images
+    target: _Target
     current: jax.Array
     deficit: jax.Array
     first: jax.Array
@@ -308,13 +313,13 @@ class _Problem(NamedTuple):
         args = self.layer, self.weights, self.sources, self.scale, values
         return jax.block_until_ready(_back(*args))
 
-    def bent(self, change: jax.Array) -> Weights:
-        """J^T P change: of J d it is how much the sum bends along d."""
-        return self.back(_centred(change, self.images.counts, self.channel))
+    def curvature(self, change: jax.Array) -> Weights:
+        """J^T P change; of J d, the product of d with the Gauss-Newton matrix."""
+        return self.back(_centred(change, self.target.counts, self.channel))
 
     def error(self, current: jax.Array) -> jax.Array:
         """Of the images that are left out."""
-        return jax.block_until_ready(_error(self.images, current, self.channel))
+        return jax.block_until_ready(_error(self.target, current, self.channel))
 
 
 def _pose(
@@ -328,10 +333,10 @@ def _pose(
 ) -> _Problem:
     activation, scale = _scaled(activation)
     current = _current(layer, weights, sources, scale)
-    images, deficit = _target(activation, current, channel, rectified)
-    first = jax.block_until_ready(_error(images, current, channel))
+    target, deficit = _target(activation, current, channel, rectified)
+    first = jax.block_until_ready(_error(target, current, channel))
     return _Problem(
-        layer, weights, sources, images, current, deficit, first, scale, channel
+        layer, weights, sources, target, current, deficit, first, scale, channel
     )
 
 
@@ -339,12 +344,12 @@ def _solve(problem: _Problem, iterations: int, damping: float):
     """(search, its current) after some iterations."""
     current = problem.current
     residual = problem.back(problem.deficit)
-    bent = problem.bent(problem.along(problem.weights))
-    free = problem.layer.free
-    search = _begin(free, problem.weights, bent, residual, problem.first, damping)
+    curvature = problem.curvature(problem.along(problem.weights))
+    free, first = problem.layer.free, problem.first
+    search = _begin(free, problem.weights, curvature, residual, first, damping)
     for _ in range(iterations):
         change = problem.along(search.direction)
-        search, length = _advance(search, problem.bent(change))
+        search, length = _advance(search, problem.curvature(change))
         (current,) = add_scaled((current,), (change,), length)
         search = _judge(search, problem.error(current))
     return search, current
@@ -359,23 +364,23 @@ def _proven(problem: _Problem, step: Weights) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="free")
 def _begin(
-    free: tuple[bool, ...], weights: Weights, bent, residual, error, damping
+    free: tuple[bool, ...], weights: Weights, curvature, residual, error, damping
 ) -> _Search:
-    """k = |P J W_0|^2 / |W_0|^2; ``bent`` is that of W_0."""
+    """k = |P J W_0|^2 / |W_0|^2; ``curvature`` is J^T P J W_0."""
     none = jax.tree.map(jnp.zeros_like, residual)
-    own = tuple(jnp.where(*each) for each in zip(free, weights, none, strict=True))
-    size = _dot(own, own)
-    damped = damping * _dot(own, bent) / jnp.maximum(size, _tiny(size))
-    return _Search(none, residual, residual, damped, error, none)
+    moving = tuple(jnp.where(*each) for each in zip(free, weights, none, strict=True))
+    size = _dot(moving, moving)
+    ridge = damping * _dot(moving, curvature) / jnp.maximum(size, _tiny(size))
+    return _Search(none, residual, residual, ridge, error, none)
 
 
 @jax.jit
-def _advance(search: _Search, bent: Weights) -> tuple[_Search, jax.Array]:
-    """The textbook's step and its length; ``bent`` is that of the direction."""
+def _advance(search: _Search, curvature: Weights) -> tuple[_Search, jax.Array]:
+    """The textbook's step and its length; ``curvature`` is that of the direction."""
     old = _dot(search.residual, search.residual)
-    bent = add_scaled(bent, search.direction, search.damped)
-    length = old / jnp.maximum(_dot(search.direction, bent), _tiny(old))
-    residual = add_scaled(search.residual, bent, -length)
+    curvature = add_scaled(curvature, search.direction, search.ridge)
+    length = old / jnp.maximum(_dot(search.direction, curvature), _tiny(old))
+    residual = add_scaled(search.residual, curvature, -length)
     turn = _dot(residual, residual) / jnp.maximum(old, _tiny(old))
     following = search._replace(
         step=add_scaled(search.step, search.direction, length),

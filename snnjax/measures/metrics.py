@@ -2,14 +2,16 @@
 
 The conversion error of a site, per neuron and averaged over T steps, is the sum of
 
-    a - relu(z)                      inherited  (from the layers below)
-    relu(z) - clip(z, 0, V)          clipping   (V = high V_th)
-    clip(z, 0, V) - ClipFloor(z)     flooring   (only T high + 1 values)
-    ClipFloor(z) - s                 unevenness (spikes did not come evenly)
+    a - f(z)                            inherited  (from the layers below)
+    f(z) - clip(f(z), 0, V)             clipping   (V = high V_th)
+    clip(f(z), 0, V) - ClipFloor(z)     flooring   (only T high + 1 values)
+    ClipFloor(z) - s                    unevenness (spikes did not come evenly)
 
-with a the ANN's activation, z the mean current as it arrives, s the mean output.
-ClipFloor includes the site's bias and v(0), which make up for the floor. Sources: Li et
-al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022 (unevenness).
+with f the activation that stands there, a its value in the ANN, z the mean current as
+it arrives, s the mean output; at an encoder f(z) = z, and the clip is from low V_th +
+offset to high V_th + offset. ClipFloor includes the site's bias and v(0), which make up
+for the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022
+(unevenness).
 """
 
 import functools
@@ -59,7 +61,8 @@ class SiteMeasures(NamedTuple):
         activation: root mean square of the ANN's activation, to compare errors with.
         error: root mean square of a - s.
         inherited, clipping, flooring, unevenness: root mean square of its parts; the
-            last three are NaN for LIF and for reset to zero, which have no ClipFloor.
+            last three are NaN for all neurons but IF with reset by subtraction, since
+            others have no ClipFloor.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -199,7 +202,9 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     dtype = wide_dtype(outputs)  # bfloat16 would not add up
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
-    right = answers.argmax(-1).astype(labels.dtype) == lead(labels, outputs.ndim - 1)
+    chosen = answers.argmax(-1)
+    # A class that the type of the labels cannot hold is no label.
+    right = chosen == lead(labels.astype(chosen.dtype), outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
 
@@ -298,14 +303,14 @@ class _Observed(NamedTuple):
     Attributes:
         activation: of the ANN.
         current, output: means over T steps.
-        of_current: what stands there in the ANN, of that current.
+        expected: f(z), the activation that stands there in the ANN, of that current.
         fired: spikes per image and channel, [B, C], as many as int32 can hold.
     """
 
     activation: jax.Array
     current: jax.Array
     output: jax.Array
-    of_current: jax.Array
+    expected: jax.Array
     fired: jax.Array
 
 
@@ -329,9 +334,9 @@ def _observe(
         fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
         offset = field(snn.neurons[site.name], "offset")
         current, output = currents.mean(0), add_offset(spikes.mean(0), offset)
-        of_current = identity(site, current, *operands[site.name])
+        expected = identity(site, current, *operands[site.name])
         activation = activations[site.name]
-        observed[site.name] = _Observed(activation, current, output, of_current, fired)
+        observed[site.name] = _Observed(activation, current, output, expected, fired)
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
@@ -460,24 +465,23 @@ def _compare(
     splits: bool,
 ) -> SiteMeasures:
     """The measures of a site; ``splits``: its neurons have a ClipFloor."""
-    activation, current, output, positive = map(wide, observed[:4])
+    activation, current, output, expected = map(wide, observed[:4])
     fired = observed.fired
-    rectifies = getattr(neuron, "rectifies", True)
-    level = clipped = positive
+    clip_floor = clipped = expected
     if splits:
-        level = closed_form(neuron, params, current, steps)
+        clip_floor = closed_form(neuron, params, current, steps)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
         low, high = (number * threshold for number in neuron.levels)
-        low = jnp.zeros_like(low) if rectifies else low
+        low = jnp.zeros_like(low) if neuron.rectifies else low
         low, high = (add_offset(end, params.offset) for end in (low, high))
-        clipped = jnp.clip(positive, low, high)
+        clipped = jnp.clip(expected, low, high)
     parts = (
         activation,
         activation - output,
-        activation - positive,
-        positive - clipped,
-        clipped - level,
-        level - output,
+        activation - expected,
+        expected - clipped,
+        clipped - clip_floor,
+        clip_floor - output,
     )
     possible = steps * activation[0].size // activation.shape[channel]
     return SiteMeasures(

@@ -1,8 +1,9 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
-The function is traced once and flattened (``jaxprs.py``); with every call inlined it
-must be affine in the activations (``affine.py``). Then passes over the equations give
-every site its depth, its parameters, its channels (``axes.py``) and its name.
+The function is traced once and flattened (``jaxprs.py``). With every call inlined, what
+stands between its sites must be affine in the activations (``affine.py``), or is
+gathered in operators (``operators.py``). Then passes over the equations give every site
+its depth, its parameters, its channels (``axes.py``) and its name.
 """
 
 import functools
@@ -39,8 +40,8 @@ def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
     Args:
         fn: network, ``fn(params, x) -> outputs``; each output has the batch first.
         params: its parameters, any pytree of arrays.
-        x: [B, ...], or a ``jax.ShapeDtypeStruct``: only the shape is used. A pytree
-            of arrays if the network takes several, tokens and masks among them.
+        x: [B, ...], or a ``jax.ShapeDtypeStruct``: only shape and type are used. A
+            pytree of arrays if the network takes several, tokens and masks among them.
 
     Returns:
         The sites in order of execution; ``print`` shows them as a table.
@@ -64,10 +65,11 @@ def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
 def with_activation(fn: Callable, rule: Rule) -> Callable:
     """``fn`` with ``rule(site, x, *operands)`` in the place of every activation.
 
-    The rule is called at every site: a ReLU has no operands, a clipped ReLU its
-    maximum, a max-pool the function that pools. `identity` is the rule of the ANN
-    itself (bit for bit, if both or neither are compiled); call it where yours does not
-    apply.
+    The rule is called at every site. A ReLU and an encoder have no operands, a clipped
+    ReLU its maximum, a quantized one its maximum and its levels; a max-pool or another
+    operator has its other inputs and, last, the function itself, and may return a
+    tuple. `identity` is the rule of the ANN itself (bit for bit, if both or neither are
+    compiled); call it where yours does not apply.
 
     >>> import jax, jax.numpy as jnp
     >>> from snnjax.network import identity
@@ -90,7 +92,7 @@ def with_activation(fn: Callable, rule: Rule) -> Callable:
     return evaluated
 
 
-_COMPUTED = ("bfloat16", "float16", "float32")
+_FLOATING = ("bfloat16", "float16", "float32")
 
 
 def in_dtype(fn: Callable, dtype: Any) -> Callable:
@@ -108,11 +110,11 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     [[1.]]
     """
     try:  # jnp.dtype(None) would be float64
-        allowed = dtype is not None and str(jnp.dtype(dtype)) in _COMPUTED
+        allowed = dtype is not None and str(jnp.dtype(dtype)) in _FLOATING
     except TypeError:
         allowed = False
     if not allowed:
-        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_COMPUTED)}")
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_FLOATING)}")
 
     def cast(tree, to):
         return jax.tree.map(lambda a: jnp.asarray(a, to) if is_floating(a) else a, tree)
@@ -133,7 +135,7 @@ def capture(
     has_aux: bool = False,
     inline_all: bool = False,
 ) -> Network:
-    """Trace ``fn`` and check that it is affine between its sites.
+    """Trace ``fn``; check that it is affine between its sites, or gather operators.
 
     Args:
         affine: False allows anything between the sites, as direct training may.
@@ -150,10 +152,10 @@ def capture(
     inputs = len(jax.tree_util.tree_leaves(x))
     program = _flattened(closed, inputs)
     program = (_with_operators if affine else _with_sites_only)(program)
-    bare, axes = _understood(program, params, tree)
+    inlined, axes = _network_of(program, params, tree)
     answers = _without_aux(result) if has_aux else result
     try:
-        check(bare, len(jax.tree_util.tree_leaves(answers)), affine=affine)
+        check(inlined, len(jax.tree_util.tree_leaves(answers)), affine=affine)
     except ConversionError as error:
         if any(len(leaf.shape) == 1 for leaf in jax.tree_util.tree_leaves(x)):
             error.add_note(
@@ -164,17 +166,18 @@ def capture(
         if not has_aux and isinstance(result, tuple) and len(result) == 2:
             error.add_note(
                 "The network returns a pair. If that is (outputs, aux), as of a "
-                "network in training mode, give has_aux=True."
+                "network in training mode, give has_aux=True to snnjax.spiking or "
+                "snnjax.init; all else takes the network in inference mode."
             )
         raise
     # Operators and encoders are those of the equations with every call inlined.
-    if inline_all or any(eq.body for eq in bare.equations):
-        return bare
+    if inline_all or any(eq.body for eq in inlined.equations):
+        return inlined
     # A custom derivative must stay, a remat only where it saves memory. Such a call
     # hides how it moves axes, so those are taken from the other network.
     opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
     program = _with_sites_of(program, _flattened(closed, inputs, opaque))
-    network, _ = _understood(program, params, tree, axes)
+    network, _ = _network_of(program, params, tree, axes)
     return network
 
 
@@ -192,27 +195,28 @@ def _flattened(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
 def _with_operators(program: Program) -> Program:
     """The program with encoders, and what is not affine in operators."""
     program = without_gates(program, _dependent(program.equations, program.x))
-    for step in (with_encoders, without_inner_pools, with_operators):
-        program = _after(step, program)
+    for rewrite in (with_encoders, without_inner_pools, with_operators):
+        program = _rewritten(program, rewrite)
     return program
 
 
 def _with_sites_only(program: Program) -> Program:
     """For networks that may hold anything between their sites."""
-    return _after(without_inner_pools, program)
+    return _rewritten(program, without_inner_pools)
 
 
 def _with_sites_of(inlined: Program, program: Program) -> Program:
     """The program, but no site that the inlined one has not."""
-    numbers = {eq.place.name for eq in inlined.equations if eq.site is not None}
+    names = {eq.place.name for eq in inlined.equations if eq.site is not None}
     equations = (
-        without_site(eq) if eq.site and eq.site.name not in numbers else eq
+        without_site(eq) if eq.site and eq.site.name not in names else eq
         for eq in program.equations
     )
     return program._replace(equations=tuple(equations))
 
 
-def _after(step: Callable, program: Program) -> Program:
+def _rewritten(program: Program, rewrite: Callable) -> Program:
+    """The program after a pass that asks which equations are affine."""
     dependent = _dependent(program.equations, program.x)
     not_affine = functools.partial(
         is_operator,
@@ -220,7 +224,7 @@ def _after(step: Callable, program: Program) -> Program:
         live=live(program.equations),
         avals=program.avals,
     )
-    return step(program, dependent, not_affine)
+    return rewrite(program, dependent, not_affine)
 
 
 def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
@@ -268,7 +272,7 @@ class _Axes(NamedTuple):
     channels: dict[str, int]
 
 
-def _understood(
+def _network_of(
     program: Program, params: chex.ArrayTree, tree: Any, axes: _Axes | None = None
 ) -> tuple[Network, _Axes]:
     """The network of a program, and its axes.
@@ -354,7 +358,7 @@ def _reach(
     equations: Sequence[Equation], parameters: dict[int, str]
 ) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
     """Parameters that reach each equation, and each variable, without passing a site
-    that fires."""
+    that fires or an operator."""
     reach = {v: frozenset([v]) for v in parameters}
     direct = []
     for eq in equations:

@@ -8,7 +8,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,11 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
 from snnjax.neurons.by_site import model_of
 
-Weights = dict[str, jax.Array]
-# weights -> (results, carried) of the site's stage, for every micro-batch
-Currents = Callable[[Weights], Iterable[Any]]
+T = TypeVar("T")
+WeightsByPath = dict[str, jax.Array]
+# Of every micro-batch: what enters the site, and what the stage carries past it.
+StageResults = Callable[[WeightsByPath], Iterable[tuple[list, list]]]
+Currents = Callable[[WeightsByPath], Iterable[jax.Array]]
 
 
 class Arrival(NamedTuple):
@@ -48,7 +50,8 @@ class Arrival(NamedTuple):
         plan, batches: of the sweep.
         i: number of the site, and of the stage that leads to it.
         params: variable -> parameter of the SNN, as calibrated up to here.
-        ann: of every micro-batch, what the ANN's stage reads.
+        ann: of every micro-batch, what the ANN's stage reads; empty unless the site is
+            an encoder, whose products need it.
     """
 
     plan: Plan
@@ -70,7 +73,7 @@ class Arrival(NamedTuple):
         return self.stage.place
 
     @property
-    def kernels(self) -> Weights:
+    def kernels(self) -> WeightsByPath:
         """The weights of the site's stage, without its biases and norms.
 
         A kernel of an earlier stage may reach the site too, by a residual sum without
@@ -99,7 +102,7 @@ class Arrival(NamedTuple):
 class SiteView(View):
     """A `View` of an arrival: its outputs follow from the calibrated layers below."""
 
-    def __init__(self, here: Arrival, activations, currents: Currents, maximum=None):
+    def __init__(self, here: Arrival, activations, results: StageResults, maximum=None):
         super().__init__(
             here.site,
             steps=here.plan.steps,
@@ -112,7 +115,7 @@ class SiteView(View):
             maximum=maximum,
         )
         self._here = here
-        self._thinned_currents = _thinned(here.plan, currents, here.site)
+        self._thinned_currents = _thinned(here.plan, results, here.site)
 
     @property
     def count(self) -> int:
@@ -161,8 +164,10 @@ class SiteView(View):
         network, stages = plan.captured(batch)
         stage, originals = stages[here.i], network.arguments(plan.params)
         current, of_spikes = self.feed(batch, False, every)
-        fixed, averaged = originals | network.constants, [False] * len(stage.sources)
-        of_ann = self._sources(stage, here.ann, fixed, averaged, current.axes, every)
+        averaged = [False] * len(stage.sources)
+        of_ann = self._sources(
+            stage, here.ann, originals, averaged, current.axes, every
+        )
         views = []
         for product in here.lone_products(batch):
             path = network.parameters[product.kernel]
@@ -210,10 +215,10 @@ def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Ar
     return current(weights, sources, None)
 
 
-def currents(here: Arrival) -> Currents:
-    """weights -> the current (and what is carried on) of every micro-batch."""
+def stage_results(here: Arrival) -> StageResults:
+    """The spiking network's results of the site's stage, for weights to be tried."""
 
-    def compute(weights: Weights) -> Iterator[Any]:
+    def compute(weights: WeightsByPath) -> Iterator[tuple[list, list]]:
         changed = here.params | by_variable(here.network, weights)
         return (run_snn(here.plan, batch, here.i, changed) for batch in here.batches)
 
@@ -221,12 +226,12 @@ def currents(here: Arrival) -> Currents:
 
 
 def _thinned(
-    plan: Plan, currents: Currents, site: Site
-) -> Callable[[Weights, int], Iterable[jax.Array]]:
+    plan: Plan, results: StageResults, site: Site
+) -> Callable[[WeightsByPath, int], Iterable[jax.Array]]:
     """(weights, stride) -> the current of every micro-batch, of fewer positions."""
 
-    def whole(weights: Weights) -> Iterator[jax.Array]:
-        return (current for (current, *_), _ in currents(weights))
+    def whole(weights: WeightsByPath) -> Iterator[jax.Array]:
+        return (current for (current, *_), _ in results(weights))
 
     @functools.cache
     def at(stride: int) -> Currents:
@@ -242,7 +247,11 @@ def _thinned(
     return lambda weights, stride: at(stride)(weights)
 
 
-def _cached(plan: Plan, compute: Currents, *shapes: Sequence[int]) -> Currents:
+def _cached(
+    plan: Plan,
+    compute: Callable[[WeightsByPath], Iterable[T]],
+    *shapes: Sequence[int],
+) -> Callable[[WeightsByPath], Iterable[T]]:
     """``compute(weights)``, kept while the weights are the same, if the budget allows.
 
     Args:
@@ -250,9 +259,9 @@ def _cached(plan: Plan, compute: Currents, *shapes: Sequence[int]) -> Currents:
     """
     if not _fits_budget(plan, *shapes):
         return compute
-    latest: list[Any] = []  # the weights, and their currents
+    latest: list[Any] = []  # the weights, and what was computed of them
 
-    def cached(weights: Weights) -> Iterable[Any]:
+    def cached(weights: WeightsByPath) -> Iterable[T]:
         arrays = tuple(weights.values())
         same = latest and all(a is b for a, b in zip(arrays, latest[0], strict=True))
         if not same:
@@ -269,8 +278,8 @@ def _fits_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
     return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
 
 
-def by_variable(network: Network, weights: Weights) -> Values:
-    """The same, by the network's variables in the place of the paths."""
+def by_variable(network: Network, weights: WeightsByPath) -> Values:
+    """Weights by their paths -> the same by the network's variables."""
     variables = {path: v for v, path in network.parameters.items()}
     return {variables[path]: weight for path, weight in weights.items()}
 
@@ -285,15 +294,15 @@ def shared_weights(network: Network, site: Site) -> frozenset[str]:
 
 
 def check_unshared(network: Network, site: Site, before: Fit, after: Fit) -> None:
-    """Weights of several sites must not change: that would undo an earlier fit."""
+    """Raise if weights have changed that feed something else, too."""
     variables = {path: v for v, path in network.parameters.items()}
     for path in () if site.signed else before.weights:
         readers = _readers(network, variables[path])
         if after.weights[path] is not before.weights[path] and len(readers) > 1:
             raise ValueError(
-                f"the weights {path!r} feed several sites ({', '.join(readers)}), so "
-                f"calibrating them at {site.name!r} would undo the others. A "
-                "calibrator leaves the paths in View.shared as they are"
+                f"the weights {path!r} feed {', '.join(readers)}, so calibrating them "
+                f"at {site.name!r} would change the others too; allowed: calibrators "
+                "that leave the paths in View.shared as they are"
             )
 
 

@@ -8,7 +8,7 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,11 @@ from snnjax.conversion.engine.micro_batches import (
 )
 from snnjax.conversion.engine.site_view import (
     Arrival,
-    Currents,
     SiteView,
+    StageResults,
     by_variable,
     check_unshared,
-    currents,
+    stage_results,
 )
 from snnjax.conversion.engine.spill import LoadedOnAccess, spilled
 from snnjax.network.evaluate import identity
@@ -72,8 +72,8 @@ def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
             f"progress is {progress!r}; allowed: a function that returns the sites "
             "while it shows how far they are, as tqdm does"
         )
-    count = 0
-    for site in progress(sites) or ():
+    shown, count = progress(sites), 0
+    for site in shown if isinstance(shown, Iterable) else ():
         if count == len(sites) or site is not sites[count]:
             break
         yield site
@@ -82,8 +82,9 @@ def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
         if count == len(sites):
             return
     raise ValueError(
-        f"progress returned other things than the {len(sites)} sites; allowed: a "
-        "function that returns all of them in their order, as tqdm does"
+        f"progress returned a {type(shown).__name__}, whose item {count} is not site "
+        f"{count} of {len(sites)}; allowed: a function that returns all sites in their "
+        "order, as tqdm does"
     )
 
 
@@ -95,12 +96,12 @@ def _fit_site(
     A function of its own, so that activations and currents are freed before the next.
     """
     activations, maximum = _activations(here, original)
-    into = currents(here)
+    results = stage_results(here)
     start = Fit(neuron, here.kernels)
-    fit = calibrate(SiteView(here, activations, into, maximum), start)
+    fit = calibrate(SiteView(here, activations, results, maximum), start)
     check_unshared(here.network, here.site, start, fit)
     check_values(here.site, start, fit)
-    _carry_spikes(here, fit, into)
+    _carry_spikes(here, fit, results)
     return fit
 
 
@@ -114,17 +115,17 @@ def _activations(
     plan, file = here.plan, here.plan.spill_file()
     maximum: jax.Array | None = None
 
-    def carried_over(batch: MicroBatch):
+    def carry_ann(batch: MicroBatch):
         nonlocal maximum
         inputs, carried = run_ann(plan, batch, here.i, original)
-        if here.site.fires and len(inputs) > 1:
+        if len(inputs) > 1:
             maximum = _shaped_like_threshold(inputs[1], here.site)
         activation = identity(batch.stages[here.i].place, *inputs)
         activation, *carried = spilled([activation, *carried], file)
         advance(batch.ann, batch.stages, here.i, activation, carried)
         return activation
 
-    activations = LoadedOnAccess([carried_over(batch) for batch in here.batches])
+    activations = LoadedOnAccess([carry_ann(batch) for batch in here.batches])
     _check_maximum(here.site, maximum)
     check_finite(f"the activations of site {here.site.name!r}", activations)
     return activations, maximum
@@ -150,11 +151,11 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
     return jnp.broadcast_to(jnp.reshape(maximum, own).astype(jnp.float32), shape)
 
 
-def _carry_spikes(here: Arrival, fit: Fit, into: Currents) -> None:
+def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site, file = here.plan, here.site, here.plan.spill_file()
     neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
-    arriving = zip(here.batches, into(fit.weights), strict=True)
+    arriving = zip(here.batches, results(fit.weights), strict=True)
     for batch, ((current, *_), carried) in arriving:
         shape = plan.steps, plan.wait, len(site.shape)
         spikes = segments.fire(neuron, params, current, *shape)
