@@ -137,11 +137,12 @@ def check_wait(steps: int, wait: int) -> None:
         )
 
 
-def check_count(name: str, count: int) -> None:
-    """Raise unless ``count`` is a whole number >= 1."""
-    if not _whole(count) or count < 1:
+def check_count(name: str, count: int, least: int = 1) -> None:
+    """Raise unless ``count`` is a whole number >= ``least``."""
+    if not _whole(count) or count < least:
         raise ValueError(
-            f"{name} is {count!r}; allowed: a whole number >= 1 of Python or NumPy"
+            f"{name} is {count!r}; allowed: a whole number >= {least} of Python or "
+            "NumPy"
         )
 
 

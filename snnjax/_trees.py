@@ -37,7 +37,7 @@ def is_floating(leaf: Any) -> bool:
 
 def is_kernel(leaf: Any) -> bool:
     """Whether a parameter weighs something: floating, with two axes or more."""
-    return leaf.ndim >= 2 and is_floating(leaf)
+    return getattr(leaf, "ndim", 0) >= 2 and is_floating(leaf)
 
 
 @jax.jit

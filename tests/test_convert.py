@@ -763,10 +763,13 @@ def test_weights_may_be_changed_in_place():
 @pytest.mark.parametrize(
     "progress, message",
     [
-        (reversed, "returned a list_reverseiterator, whose item 0 is not site 0 of 3"),
-        (lambda sites: sites[:1], "returned a list, whose item 1 is not site 1 of 3"),
-        (lambda sites: [*sites, sites[0]], "a list, whose item 3 is not site 3 of 3"),
-        (len, "returned a int, whose item 0 is not site 0 of 3; allowed: a function"),
+        (reversed, "of type list_reverseiterator, whose item 0 is not site 0 of 3"),
+        (lambda sites: sites[:1], "of type list, whose item 1 is not site 1 of 3"),
+        (
+            lambda sites: [*sites, sites[0]],
+            "list, whose item 3 is not site 3 of 3",
+        ),
+        (len, "of type int, whose item 0 is not site 0 of 3; allowed: a function"),
     ],
 )
 def test_progress_that_changes_the_sites_is_refused(progress, message):

@@ -146,7 +146,7 @@ def least_squares_threshold(
     """
     check_choice("per", per, _PER)
     check_choice("objective", objective, ("floor", "round"))
-    _check_prior(prior)
+    check_count("prior", prior, least=0)
 
     def search(view: View, fit: Fit) -> jax.Array:
         # A neuron of T steps and the levels (0, n) has the means of one of T n steps.
@@ -358,7 +358,7 @@ def postpone_charge(
     """
     charges = sorted(_checked_numbers("charges", charges), key=abs)
     _check_pace(pace)
-    _check_prior(prior)
+    check_count("prior", prior, least=0)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         if view.wait == view.steps or view.neuron.levels[0] < 0:
@@ -403,7 +403,7 @@ def scale_threshold(
     """
     candidates = _checked_numbers("factors", factors)
     _check_pace(pace)
-    _check_prior(prior)
+    check_count("prior", prior, least=0)
     for factor in factors:
         check_positive("a factor", factor)
     nearest_first = sorted(candidates, key=lambda factor: abs(factor - 1))
@@ -587,15 +587,6 @@ def _checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
             "when the recipe is made"
         )
     return array.tolist()
-
-
-def _check_prior(prior: int) -> None:
-    is_whole = isinstance(prior, int | np.integer) and not isinstance(prior, bool)
-    if not is_whole or prior < 0:
-        raise ValueError(
-            f"prior is {prior!r}; allowed: a whole number >= 0 (0: each channel is "
-            "judged by its own samples alone)"
-        )
 
 
 def _check_pace(pace: float) -> None:

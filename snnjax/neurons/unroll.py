@@ -192,10 +192,10 @@ def closed_form(
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
-    (from T low on where the neuron does not rectify; a dead zone is then added to what
-    is floored below 0). This is the mean of `unroll` with a wait of T, without a loop,
-    and with the levels (0, 1) the "ClipFloor" of the papers. Its floor has a
-    straight-through gradient: 1 where it is not clipped.
+    (where the neuron does not rectify, the clip is from T low on, and below 0 the dead
+    zone is added before the floor). This is the mean of `unroll` with a wait of T,
+    without a loop, and with the levels (0, 1) the "ClipFloor" of the papers. Its floor
+    has a straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.

@@ -160,11 +160,8 @@ def random_differences(
     """
     check_snn(snn)
     check_positive("step", step)
-    check_count("directions", directions)
-    if directions < 2:
-        raise ValueError(f"directions is {directions}; allowed: >= 2")
-    paths = _kernels(snn.params) if paths is None else paths
-    weights = select(snn.params, paths)
+    check_count("directions", directions, least=2)
+    weights = select(snn.params, _kernels(snn.params) if paths is None else paths)
 
     def slope(key):
         way = direction(key, weights)

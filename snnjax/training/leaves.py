@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from snnjax._trees import is_floating, name_of
+from snnjax._trees import is_floating, is_kernel, name_of
 from snnjax.neurons.protocol import chain
 from snnjax.snn import SNN, check_snn
 
@@ -98,8 +98,8 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     trained = {"weights", *_names_of_parameters(snn)} if trained is None else trained
     if isinstance(trained, str):
         raise ValueError(f"trained is {trained!r}; allowed: several, as [{trained!r}]")
-    trained = list(trained)  # of an iterator, which can be read once
-    unknown = set(trained) - {"weights", *_names_of_parameters(snn)}
+    trained = set(trained)  # of an iterator, too, which can be read once
+    unknown = trained - {"weights", *_names_of_parameters(snn)}
     if unknown:
         raise ValueError(
             f"trained holds {sorted(unknown)}; allowed: weights, "
@@ -114,7 +114,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
         return kind if kind in trained else "frozen"
 
     labels = jax.tree_util.tree_map_with_path(label, snn, is_leaf=_is_batch_stat)
-    missing = set(trained) - set(jax.tree.leaves(labels))
+    missing = trained - set(jax.tree.leaves(labels))
     if missing and not all_kinds:
         trainable = sorted({*jax.tree.leaves(param_labels(snn))} - {"frozen"})
         raise ValueError(
@@ -147,7 +147,7 @@ def kernels(snn: SNN) -> SNN:
 
     def is_decayed(path, leaf) -> bool:
         if path[0].name == "params":
-            return is_floating(leaf) and jnp.ndim(leaf) > 1
+            return is_kernel(leaf)
         return name_of(path[-1:]) == "kernel"
 
     return jax.tree_util.tree_map_with_path(is_decayed, snn)

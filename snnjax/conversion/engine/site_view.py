@@ -36,7 +36,7 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
 from snnjax.neurons.by_site import model_of
 
-T = TypeVar("T")
+Results = TypeVar("Results")
 WeightsByPath = dict[str, jax.Array]
 # Of every micro-batch: what enters the site, and what the stage carries past it.
 StageResults = Callable[[WeightsByPath], Iterable[tuple[list, list]]]
@@ -249,9 +249,9 @@ def _thinned(
 
 def _cached(
     plan: Plan,
-    compute: Callable[[WeightsByPath], Iterable[T]],
+    compute: Callable[[WeightsByPath], Iterable[Results]],
     *shapes: Sequence[int],
-) -> Callable[[WeightsByPath], Iterable[T]]:
+) -> Callable[[WeightsByPath], Iterable[Results]]:
     """``compute(weights)``, kept while the weights are the same, if the budget allows.
 
     Args:
@@ -261,7 +261,7 @@ def _cached(
         return compute
     latest: list[Any] = []  # the weights, and what was computed of them
 
-    def cached(weights: WeightsByPath) -> Iterable[T]:
+    def cached(weights: WeightsByPath) -> Iterable[Results]:
         arrays = tuple(weights.values())
         same = latest and all(a is b for a, b in zip(arrays, latest[0], strict=True))
         if not same:

@@ -82,9 +82,9 @@ def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
         if count == len(sites):
             return
     raise ValueError(
-        f"progress returned a {type(shown).__name__}, whose item {count} is not site "
-        f"{count} of {len(sites)}; allowed: a function that returns all sites in their "
-        "order, as tqdm does"
+        f"progress returned something of type {type(shown).__name__}, whose item "
+        f"{count} is not site {count} of {len(sites)}; allowed: a function that "
+        "returns all sites in their order, as tqdm does"
     )
 
 
