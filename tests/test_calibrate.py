@@ -534,14 +534,15 @@ def search_view(target, spikes, **changes):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     layer = solve._Layer(_current, (kernel.dtype,), (True,))
-    problem = solve._pose(layer, (kernel,), spikes, target, -1, rectified=True)
-    search, current = solve._solve(problem, 30, damping)
+    _, search, scale = solve._search(
+        layer, (kernel,), layer.into(spikes), target, damping, None, -1, True, 30
+    )
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     np.testing.assert_allclose(kernel + search.step[0], expected, atol=2e-4)
     moved = _current([kernel + search.step[0]], spikes, None)
-    np.testing.assert_allclose(current * problem.scale, moved, atol=1e-4)
+    np.testing.assert_allclose(search.current * scale, moved, atol=1e-4)
 
 
 def distance(target, spikes, kernel):

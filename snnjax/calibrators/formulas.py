@@ -308,14 +308,16 @@ def candidate_errors(
     steps: int,
     objective: Objective = "floor",
     channel: int = -1,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """e(V), the sum of (ClipFloor(a) - a)^2, for each candidate of `least_squares`.
+    """e(V), the sum of w (ClipFloor(a) - a)^2, for each candidate of `least_squares`.
 
     In the `binary_unit` of the largest, so that squares stay in float32's range.
 
     Args:
         activation, steps, objective, channel: as there.
         thresholds: the `candidates`.
+        weight: w, shaped like the activations with one channel; None: 1.
 
     Returns:
         [K, 1] or [K, C]; of more images it is the sum of theirs.
@@ -330,17 +332,24 @@ def candidate_errors(
     unit, channels = binary_unit(thresholds[0]), thresholds.shape[1]
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
     blocks = _blocks(activation.reshape(-1, channels))
+    weights = None
+    if weight is not None:
+        weight = jnp.broadcast_to(jnp.moveaxis(weight, channel, -1), activation.shape)
+        weights = _blocks(weight.reshape(-1, channels))
     # One threshold per number of a block, or one for all.
     repeats = 1 if channels == 1 else blocks.shape[1] // channels
     tiled, units = jnp.tile(thresholds, (1, repeats)), jnp.tile(unit[None], repeats)
 
-    def add_errors(total, block):
+    def add_errors(total, block_and_weights):
+        block, weights = block_and_weights
         block = block[None]
         count = jnp.minimum(jnp.floor(block * steps / tiled + half), steps)
         error = ((count * tiled / steps - block) / units) ** 2
+        error = error if weights is None else weights[None] * error
         return total + error.reshape(len(error), -1, channels).sum(1), None
 
-    errors, _ = jax.lax.scan(add_errors, jnp.zeros_like(thresholds), blocks)
+    start = jnp.zeros_like(thresholds)
+    errors, _ = jax.lax.scan(add_errors, start, (blocks, weights))
     return errors
 
 
@@ -419,20 +428,26 @@ def _blocks(rows: jax.Array, size: int = 2048) -> jax.Array:
 _TWENTIETHS = range(15)
 
 
-def middle(activation: jax.Array, intervals: int, channel: int = -1) -> jax.Array:
+def middle(
+    activation: jax.Array,
+    intervals: int,
+    channel: int = -1,
+    weight: jax.Array | None = None,
+) -> jax.Array:
     """The middle of the evenly spaced grid that is nearest to the activations, [C].
 
-        middle = (l + u) / 2  of  argmin_(l, u) sum (q - a)^2
+        middle = (l + u) / 2  of  argmin_(l, u) sum w (q - a)^2
         q = l + (u - l) / n round(n clip((a - l) / (u - l), 0, 1))
 
     Compared are l = m + g (M - m) and u = M - g' (M - m), for g and g' = 0, 0.05 .. 0.7
     and g + g' < 1; of equals the first is taken. m and M are the least and the largest
-    a of the channel.
+    a of the channel that have a weight.
 
     Args:
         activation: of the ANN, [N, ...].
         intervals: n, between the points of the grid; 2T high of signed levels.
         channel: axis that counts channels, from the end.
+        weight: w >= 0, shaped like the activations with one channel; None: 1.
 
     >>> import jax.numpy as jnp
     >>> print(middle(jnp.array([[0.0], [0.1], [0.9], [1.0]]), 2))
@@ -440,7 +455,13 @@ def middle(activation: jax.Array, intervals: int, channel: int = -1) -> jax.Arra
     """
     rows = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
     rows = rows.reshape(-1, rows.shape[-1])
-    low, high = rows.min(0), rows.max(0)
+    if weight is None:
+        weights = jnp.ones((len(rows), 1), jnp.float32)
+    else:
+        weights = jnp.moveaxis(weight, channel, -1).reshape(len(rows), 1)
+    counts = weights > 0
+    low = jnp.where(counts, rows, jnp.inf).min(0)
+    high = jnp.where(counts, rows, -jnp.inf).max(0)
     scaled = (rows - low) / jnp.where(high > low, high - low, 1)
     pairs = [(i, 20 - j) for i in _TWENTIETHS for j in _TWENTIETHS if i + j < 20]
     lower, upper = np.asarray(pairs, np.float32).T / 20
@@ -449,7 +470,7 @@ def middle(activation: jax.Array, intervals: int, channel: int = -1) -> jax.Arra
         lower, upper = pair
         share = jnp.clip((scaled - lower) / (upper - lower), 0, 1)
         nearest = lower + (upper - lower) / intervals * jnp.round(intervals * share)
-        return ((nearest - scaled) ** 2).sum(0)
+        return jnp.where(counts, weights * (nearest - scaled) ** 2, 0).sum(0)
 
     best = jax.lax.map(error, (lower, upper)).argmin(0)
     return low + (high - low) * jnp.asarray((lower + upper) / 2)[best]
@@ -468,42 +489,69 @@ def shift(threshold: jax.Array, steps: int) -> jax.Array:
 
 
 def bias_correction(
-    activation: jax.Array, output: jax.Array, channel: int = -1
+    activation: jax.Array,
+    output: jax.Array,
+    channel: int = -1,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean of a - s over images and positions, [C]: what each channel lacks.
+    """Mean of w (a - s) over images and positions, [C]: what each channel lacks.
+
+    Args:
+        activation, output: a and s, [N, ...].
+        channel: axis that counts channels, from the end.
+        weight: w, whose mean is 1, shaped like a with one channel; None: 1.
 
     >>> import jax.numpy as jnp
     >>> print(bias_correction(jnp.array([[1.0, 2.0], [3.0, 2.0]]), jnp.ones((2, 2))))
     [1. 1.]
     """
-    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
-    return per_channel(jnp.mean, error, channel)
+    return per_channel(
+        jnp.mean, _weighted(_difference(activation, output), weight), channel
+    )
 
 
 def potential_correction(
-    activation: jax.Array, output: jax.Array, steps: int
+    activation: jax.Array,
+    output: jax.Array,
+    steps: int,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """T times the mean of a - s over images, [...]: the charge each neuron lacks.
+    """T times the mean of w (a - s) over images, [...]: the charge each neuron lacks.
+
+    Args:
+        activation, output: a and s, [N, ...].
+        steps: T.
+        weight: w, whose mean over the images is 1; None: 1.
 
     >>> import jax.numpy as jnp
     >>> print(potential_correction(jnp.array([[1.0], [3.0]]), jnp.ones((2, 1)), 4))
     [4.]
     """
-    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
-    return steps * error.mean(0)
+    return steps * _weighted(_difference(activation, output), weight).mean(0)
 
 
 def squared_error(
-    activation: jax.Array, output: jax.Array, channel: int = -1
+    activation: jax.Array,
+    output: jax.Array,
+    channel: int = -1,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean of (a - s)^2 over images and positions, [C].
+    """Mean of w (a - s)^2 over images and positions, [C]; w as in `bias_correction`.
 
     >>> import jax.numpy as jnp
     >>> print(squared_error(jnp.array([[1.0, 2.0], [3.0, 2.0]]), jnp.ones((2, 2))))
     [2. 1.]
     """
-    error = activation.astype(jnp.float32) - output.astype(jnp.float32)
-    return per_channel(jnp.mean, error**2, channel)
+    squares = _difference(activation, output) ** 2
+    return per_channel(jnp.mean, _weighted(squares, weight), channel)
+
+
+def _difference(activation: jax.Array, output: jax.Array) -> jax.Array:
+    return activation.astype(jnp.float32) - output.astype(jnp.float32)
+
+
+def _weighted(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+    return values if weight is None else weight * values
 
 
 def paced_error(
@@ -511,10 +559,11 @@ def paced_error(
     output: tuple[jax.Array, jax.Array],
     pace: float,
     channel: int = -1,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """`squared_error` of the mean output s, and of its pace p with a weight, [C].
 
-        mean (a - s)^2 + pace mean (a - p)^2
+        mean w (a - s)^2 + pace mean w (a - p)^2
 
     The next layer acts on spikes as they arrive. If early spikes misstate the mean, it
     fires on wrong evidence and cannot undo that. Source: ours.
@@ -522,15 +571,15 @@ def paced_error(
     Args:
         activation: a.
         output: s and p, as `snnjax.neurons.mean_and_pace` gives them.
-        pace: weight, >= 0.
-        channel: as for `maximum`.
+        pace: weight of the second part, >= 0.
+        channel, weight: as for `bias_correction`.
 
     >>> import jax.numpy as jnp
     >>> activation, mean, early = (jnp.array([[a]]) for a in (0.5, 0.5, 0.75))
     >>> print(paced_error(activation, (mean, early), pace=0.5))
     [0.03125]
     """
-    mean, early = (squared_error(activation, s, channel) for s in output)
+    mean, early = (squared_error(activation, s, channel, weight) for s in output)
     return mean + pace * early
 
 

@@ -45,7 +45,7 @@ def max_threshold(per: Per = "layer") -> Calibrator:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((max_threshold("channel"),),))
+    >>> recipe = snnjax.Recipe([max_threshold("channel")])
     >>> w = jnp.array([1.0, 0.1])  # two channels
     >>> snn = snnjax.convert(fn, w, images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold)
@@ -71,7 +71,7 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
     >>> images = images.at[-1].set(1000.0)  # the others are 0 to 14
-    >>> recipe = snnjax.Recipe(((percentile_threshold(80.0),),))
+    >>> recipe = snnjax.Recipe([percentile_threshold(80.0)])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold)
     12.0
@@ -97,7 +97,7 @@ def own_maximum_threshold() -> Calibrator:
     >>> import jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: snnjax.clipped_relu(w * x, 6.0)
     >>> images = jnp.arange(4.0)[:, None]  # none of them reaches the maximum
-    >>> recipe = snnjax.Recipe(((own_maximum_threshold(),),))
+    >>> recipe = snnjax.Recipe([own_maximum_threshold()])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold)
     [6.]
@@ -136,7 +136,7 @@ def least_squares_threshold(
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((least_squares_threshold(),),))
+    >>> recipe = snnjax.Recipe([least_squares_threshold()])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold)
     12.0
@@ -155,8 +155,8 @@ def least_squares_threshold(
         statistics = view.samples(fit) if k else view.peaks(fit)
         expected, thresholds = _candidates(statistics, per, k)
         errors = [
-            _candidate_errors(a, thresholds, most, objective, view.site.channel)
-            for a in view.magnitudes(fit)
+            _candidate_errors(a, thresholds, most, objective, view.site.channel, weight)
+            for a, weight in zip(view.magnitudes(fit), view.weights(), strict=True)
         ]
         return _nearest(expected, thresholds, functools.reduce(jnp.add, errors), k)
 
@@ -176,7 +176,7 @@ def least_squares_offset() -> Calibrator:
 
     >>> import jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: snnjax.encode(x) @ w, 5 + jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((least_squares_offset(), max_threshold()),))
+    >>> recipe = snnjax.Recipe([least_squares_offset(), max_threshold()])
     >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
     >>> neuron = snn.neurons["encoder"]
     >>> print(neuron.offset, neuron.threshold)  # V_th is 20 without it
@@ -188,8 +188,9 @@ def least_squares_offset() -> Calibrator:
             return fit
         thinned = view.thinned(_OFFSET_SAMPLES)
         activation = thinned.join(thinned.activations)
+        weight = thinned.join(thinned.effects) if thinned.effects else None
         intervals = 2 * view.steps * view.high
-        offset = _middle(activation, intervals, view.site.channel)
+        offset = _middle(activation, intervals, view.site.channel, weight)
         return fit._replace(neuron=fit.neuron._replace(offset=offset))
 
     return calibrate
@@ -205,7 +206,7 @@ def shift_bias() -> Calibrator:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((max_threshold(), shift_bias()),))
+    >>> recipe = snnjax.Recipe([max_threshold(), shift_bias()])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].bias)
     1.875
@@ -225,7 +226,7 @@ def half_charge() -> Calibrator:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((max_threshold(), half_charge()),))
+    >>> recipe = snnjax.Recipe([max_threshold(), half_charge()])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].initial_potential)
     7.5
@@ -251,7 +252,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((max_threshold(), correct_bias()),))
+    >>> recipe = snnjax.Recipe([max_threshold(), correct_bias()])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].bias)
     [1.640625]
@@ -286,7 +287,7 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
     >>> for repeats in (1, 3):
-    ...     recipe = snnjax.Recipe(((max_threshold(), correct_potential(repeats)),))
+    ...     recipe = snnjax.Recipe([max_threshold(), correct_potential(repeats)])
     ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     ...     print(snn.neurons["relu"].initial_potential)
     [6.5625]
@@ -302,10 +303,12 @@ def correct_potential(repeats: int = 1) -> Calibrator:
             )
         _warn_of_few("potentials", view.count)
         correction = functools.partial(_potential_correction, steps=view.steps)
+        share = _mean_weight(view)
         for _ in range(repeats):
-            start, change = aligned(
-                fit.neuron.initial_potential, view.mean(correction, fit)
-            )
+            change = view.mean(correction, fit)
+            if share is not None:
+                change = change / share
+            start, change = aligned(fit.neuron.initial_potential, change)
             start = start + change
             fit = fit._replace(neuron=fit.neuron._replace(initial_potential=start))
         return fit
@@ -349,7 +352,7 @@ def postpone_charge(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
     >>> images = jnp.stack([jnp.ones(16), jnp.arange(16) / 16], axis=1)
-    >>> recipe = snnjax.Recipe(((max_threshold(), postpone_charge((0, 1))),))
+    >>> recipe = snnjax.Recipe([max_threshold(), postpone_charge((0, 1))])
     >>> w = jnp.array([[1.0], [-2.0]])
     >>> snn = snnjax.convert(fn, w, images, steps=5, recipe=recipe)
     >>> neuron = snn.neurons["relu_1"]
@@ -395,7 +398,7 @@ def scale_threshold(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(jax.nn.relu(x) @ w)
     >>> images = jnp.stack([jnp.ones(16), jnp.arange(16) / 16], axis=1)
-    >>> recipe = snnjax.Recipe(((max_threshold(), scale_threshold((1, 1.25))),))
+    >>> recipe = snnjax.Recipe([max_threshold(), scale_threshold((1, 1.25))])
     >>> w = jnp.array([[1.0], [-2.0]])
     >>> snn = snnjax.convert(fn, w, images, steps=5, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
@@ -411,6 +414,40 @@ def scale_threshold(
 
 
 @named
+def by_effect(*calibrators: Calibrator) -> Calibrator:
+    """These calibrators, with errors weighed by their effect on the outputs.
+
+    A position that the outputs do not depend on, as a padded token, then counts
+    nothing, and one that they depend on strongly counts most. `View.by_effect` has the
+    equation. Source of weighing by second-order terms: Li et al., arXiv 2205.10121;
+    of this weight: ours.
+
+    Raises:
+        ValueError: no calibrator, or what does not take (view, fit).
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> images = jnp.stack([jnp.arange(16.0), jnp.full(16, 100.0)], 1)[..., None]
+    >>> fn = lambda w, x: jax.nn.relu(w * x)[:, 0]  # of two positions
+    >>> for threshold in (max_threshold(), by_effect(max_threshold())):
+    ...     snn = snnjax.convert(
+    ...         fn, jnp.ones(1), images, steps=4, recipe=snnjax.Recipe([threshold]))
+    ...     print(snn.neurons["relu"].threshold)
+    100.0
+    15.0
+    """
+    if not calibrators:
+        raise ValueError("by_effect has no calibrator; allowed: one or more")
+    for calibrator in calibrators:
+        check_calibrator(calibrator)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        weighed = view.by_effect()
+        return functools.reduce(lambda fit, c: c(weighed, fit), calibrators, fit)
+
+    return calibrate
+
+
+@named
 def streaming_only(calibrator: Calibrator) -> Calibrator:
     """The calibrator where layers do not wait; elsewhere the fit as it is.
 
@@ -419,7 +456,7 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((max_threshold(), streaming_only(half_charge())),))
+    >>> recipe = snnjax.Recipe([max_threshold(), streaming_only(half_charge())])
     >>> for wait in (0, 1):
     ...     snn = snnjax.convert(
     ...         fn, jnp.ones(1), images, steps=4, recipe=recipe, wait=wait)
@@ -505,17 +542,36 @@ def _least(candidates, tops, errors, samples, unit, count, prior, pace):
 
 
 @functools.partial(jax.jit, static_argnames="channel")
-def _paced_error(activation, output, *, unit, pace, channel) -> jax.Array:
+def _paced_error(activation, output, *, unit, pace, channel, weight=None) -> jax.Array:
     """`formulas.paced_error` in units per channel, so that squares stay in range."""
     unit = lead(unit, activation.ndim)
-    mean, early = (wide(part) / unit for part in output)
-    return formulas.paced_error(wide(activation) / unit, (mean, early), pace, channel)
+    output = tuple(wide(part) / unit for part in output)
+    activation = wide(activation) / unit
+    return formulas.paced_error(activation, output, pace, channel, weight)
 
 
 def _mean_error(view: View, fit: Fit) -> jax.Array:
     """`formulas.bias_correction` of all images."""
     correction = functools.partial(_bias_correction, channel=view.site.channel)
     return view.mean(correction, fit)
+
+
+def _mean_weight(view: View) -> jax.Array | None:
+    """The mean of the effects over the images, [..., 1]; 1 at positions without any."""
+    if view.effects is None:
+        return None
+    total = functools.reduce(jnp.add, [_sum_over_images(w) for w in view.effects])
+    return _positive_or_1(total / view.count)
+
+
+@jax.jit
+def _sum_over_images(weight: jax.Array) -> jax.Array:
+    return weight.sum(0)
+
+
+@jax.jit
+def _positive_or_1(share: jax.Array) -> jax.Array:
+    return jnp.where(share > 0, share, jnp.ones_like(share))
 
 
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:

@@ -37,7 +37,7 @@ class Fit(NamedTuple):
     ...     weights = {path: kernel / 2 for path, kernel in fit.weights.items()}
     ...     return Fit(fit.neuron._replace(threshold=jnp.array(0.5)), weights)
     >>> fn, params = lambda p, x: jax.nn.relu(x @ p["w"]), {"w": jnp.ones((1, 1))}
-    >>> recipe = snnjax.Recipe(((halve,),))
+    >>> recipe = snnjax.Recipe([halve])
     >>> snn = snnjax.convert(fn, params, jnp.ones((4, 1)), steps=4, recipe=recipe)
     >>> print(snn.params["w"], snn.neurons["w/relu"].threshold)
     [[0.5]] 0.5
@@ -57,6 +57,7 @@ class Product(NamedTuple):
         sources: what it takes, of the spiking network.
         result: what it is in the ANN, [N, ...].
         channel: axis of the channels, from the end.
+        weight: how much an error of the result counts, [N, ...]; None: all alike.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Product(NamedTuple):
     sources: Any
     result: jax.Array
     channel: int
+    weight: jax.Array | None = None
 
 
 class View(abc.ABC):
@@ -82,6 +84,8 @@ class View(abc.ABC):
             readout, too.
         maximum: of a clipped or quantized ReLU, one number per channel, shaped like
             V_th; None of others.
+        effects: how much an error counts, one array [B, ...] with a single channel for
+            each micro-batch, see `by_effect`; None: all errors count alike.
         stride: distance of the positions that the view shows; 1: all of them.
 
     This calibrator prints what it reads and returns the fit as it is:
@@ -92,7 +96,7 @@ class View(abc.ABC):
     ...     print(view.site.name, view.count, view.peaks(fit), missing)
     ...     return fit
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), report),))
+    >>> recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), report])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     relu 16 [15.] 1.640625
     """
@@ -109,8 +113,9 @@ class View(abc.ABC):
         neuron: IntegrateAndFire | None = None,
         shared: frozenset[str] = frozenset(),
         maximum: jax.Array | None = None,
+        effects: Sequence[jax.Array] | None = None,
     ):
-        self.maximum = maximum
+        self.maximum, self.effects = maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.neuron = IntegrateAndFire() if neuron is None else neuron
         self.activations, self.shared = activations, shared
@@ -142,6 +147,18 @@ class View(abc.ABC):
             every: sources of one image in so many.
         """
 
+    def by_effect(self) -> "View":
+        """The same with errors weighed by their effect on the network's outputs.
+
+            w = mean over the channels of (d (r y) / d a)^2,   scaled to a mean of 1
+
+        y are the outputs of the ANN and r random signs, so w estimates how much an
+        error at a position changes the outputs. It is 0 where they do not depend on the
+        position, as at padded tokens. This view weighs all errors alike, unless a
+        conversion gives it `effects`.
+        """
+        return self
+
     def products(self, every: int = 1) -> Sequence[Product]:
         """Products with weights on the way to an encoder, each with its own kernel.
 
@@ -171,11 +188,18 @@ class View(abc.ABC):
         return self.join(self.activations)
 
     def magnitudes(self, fit: Fit) -> Iterator[jax.Array]:
-        """What thresholds are fitted to: a, or |a - offset| of an encoder."""
-        if not self.site.signed:
-            return iter(self.activations)
+        """What thresholds are fitted to: a, or |a - offset| of an encoder.
+
+        0 where an activation has no effect on the outputs (`effects`).
+        """
         offset = fit.neuron.offset
-        return (jnp.abs(subtract_offset(a, offset)) for a in self.activations)
+        for a, weight in zip(self.activations, self.weights(), strict=True):
+            size = jnp.abs(subtract_offset(a, offset)) if self.site.signed else a
+            yield size if weight is None else _where_counted(size, weight)
+
+    def weights(self) -> Sequence[jax.Array | None]:
+        """`effects`, or None for each micro-batch."""
+        return [None] * len(self.activations) if self.effects is None else self.effects
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""
@@ -197,7 +221,8 @@ class View(abc.ABC):
         """A statistic over all images, from its means over the micro-batches.
 
         Args:
-            statistic: (activation, output) -> one array or number, a mean over images.
+            statistic: (activation, output) -> one array or number, a mean over images;
+                in a view with `effects` it has a third argument, ``weight``.
             fit: of the site.
             paced: as for `outputs`.
 
@@ -206,14 +231,16 @@ class View(abc.ABC):
         """
         total: Any = None
         outputs = self.outputs(fit, paced=paced)
-        for a, s in zip(self.activations, outputs, strict=True):
+        parts = zip(self.activations, outputs, self.weights(), strict=True)
+        for a, s, weight in parts:
             shape = jax.tree.leaves(s)[0].shape
             if shape != a.shape:
                 raise ValueError(
                     f"outputs of shape {shape} meet activations of shape {a.shape}; "
                     "allowed: a view whose two show the same"
                 )
-            part = jnp.asarray(statistic(a, s))
+            options = {} if weight is None else {"weight": weight}
+            part = jnp.asarray(statistic(a, s, **options))
             total = np.zeros(part.shape, part.dtype) if total is None else total
             total = add_scaled(total, part, len(a) / self.count)
         return total
@@ -261,6 +288,8 @@ class _Thinned(View):
             ],
             shared=whole.shared,
             maximum=whole.maximum,
+            effects=whole.effects
+            and [formulas.thin(w, stride, ndim, channel) for w in whole.effects],
         )
         self.whole, self.stride = whole, stride
 
@@ -293,7 +322,7 @@ class Calibrator(Protocol):
     ...         return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
     ...     return calibrate
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe(((mean_threshold(2.0),),))
+    >>> recipe = snnjax.Recipe([mean_threshold(2.0)])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
     >>> print(snn.neurons["relu"].threshold)
     15.0
@@ -313,6 +342,11 @@ def check_calibrator(calibrator: Any) -> None:
         ) from None
     except ValueError:  # it has no signature that could be read
         return
+
+
+@jax.jit
+def _where_counted(values: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.where(weight > 0, values, jnp.zeros_like(values))
 
 
 _peaks = jax.jit(formulas.peaks, static_argnames="channel")

@@ -65,7 +65,7 @@ def calibrate_weights(
     >>> images = jnp.arange(16.0)[:, None]
     >>> weights = calibrate_weights(iterations=20, learning_rate=0.05)
     >>> chain = (snnjax.calibrators.percentile_threshold(50.0), weights)
-    >>> recipe = snnjax.Recipe((chain,))
+    >>> recipe = snnjax.Recipe(chain)
     >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
     >>> print(f"{snn.params[0, 0]:.2f}")
     1.33

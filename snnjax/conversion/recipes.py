@@ -5,12 +5,16 @@ more. Sources: Deng and Gu, ICLR 2021 (`bias_shift`); Li, Deng, Dong, Gong and G
 2021 (`light`, `advanced`); Bu et al., ICLR 2022 (`quantized`); `best` is ours.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from snnjax._patterns import matching
 from snnjax._text import name_of_value, repr_pretty
 from snnjax._types import Objective, Per
 from snnjax.calibrators.thresholds_and_potentials import (
     PRIOR,
+    by_effect,
     correct_bias,
     correct_potential,
     half_charge,
@@ -24,18 +28,26 @@ from snnjax.calibrators.thresholds_and_potentials import (
     shift_bias,
     streaming_only,
 )
-from snnjax.calibrators.view import Calibrator
+from snnjax.calibrators.view import Calibrator, check_calibrator
 from snnjax.calibrators.weights_adam import calibrate_weights
 from snnjax.calibrators.weights_least_squares import least_squares_weights
 
 
-class Recipe(NamedTuple):
+@dataclasses.dataclass(frozen=True, init=False)
+class Recipe:
     """Calibrators for every site, in one or more sweeps through the network.
 
-    Attributes:
-        sweeps: each a chain of calibrators, carried out site by site.
+    Args:
+        sweeps: each a list of calibrators, which are applied site by site.
 
-    >>> print(Recipe(((max_threshold(), half_charge()), (correct_potential(3),))))
+    Attributes:
+        sweeps: the same as tuples.
+
+    Raises:
+        ValueError: no sweep, a sweep without a calibrator, or something that is no
+            calibrator.
+
+    >>> print(Recipe([max_threshold(), half_charge()], [correct_potential(3)]))
     sweep 1 of 2, at every site:
       max_threshold()
       half_charge()
@@ -45,14 +57,84 @@ class Recipe(NamedTuple):
 
     sweeps: tuple[tuple[Calibrator, ...], ...]
 
+    def __init__(self, *sweeps: Sequence[Calibrator]):
+        for sweep in sweeps:
+            if not isinstance(sweep, tuple | list) or not all(map(callable, sweep)):
+                raise ValueError(
+                    f"a sweep of the recipe is {sweep!r}; allowed: a list of "
+                    "calibrators, e.g. Recipe([max_threshold(), shift_bias()])"
+                )
+            for calibrator in sweep:
+                check_calibrator(calibrator)
+        if not sweeps or not all(sweeps):
+            raise ValueError(
+                f"the recipe has the sweeps {list(sweeps)}; a recipe needs at least "
+                "one sweep with at least one calibrator"
+            )
+        object.__setattr__(self, "sweeps", tuple(map(tuple, sweeps)))
+
+    @property
+    def alternatives(self) -> "tuple[Recipe, ...]":
+        """This recipe alone, see `BestOf`."""
+        return (self,)
+
     def __str__(self) -> str:
         lines = []
-        for number, chain in enumerate(self.sweeps, 1):
+        for number, sweep in enumerate(self.sweeps, 1):
             lines.append(f"sweep {number} of {len(self.sweeps)}, at every site:")
-            lines += [f"  {name_of_value(calibrator)}" for calibrator in chain]
+            lines += [f"  {name_of_value(calibrator)}" for calibrator in sweep]
         return "\n".join(lines)
 
     _repr_pretty_ = repr_pretty
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOf:
+    """Several recipes, of which `snnjax.convert` keeps the one with the best outputs.
+
+    Attributes:
+        alternatives: the recipes. See `best_of`.
+    """
+
+    alternatives: tuple[Recipe, ...]
+
+    def __str__(self) -> str:
+        count = len(self.alternatives)
+        parts = []
+        for number, recipe in enumerate(self.alternatives, 1):
+            text = "\n".join(f"  {line}" for line in str(recipe).splitlines())
+            parts.append(f"alternative {number} of {count}:\n{text}")
+        return "\n".join(parts)
+
+    _repr_pretty_ = repr_pretty
+
+
+def best_of(*recipes: Recipe) -> BestOf:
+    """All of these recipes; the SNN whose outputs are nearest to the ANN's is kept.
+
+        error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
+
+    The error is measured on every eighth part of the calibration images, which no
+    calibrator sees. With a single image, it is measured on that one.
+
+    Raises:
+        ValueError: fewer than two recipes, or something else than a recipe.
+
+    >>> print(best_of(max_activation(), Recipe([max_threshold(), half_charge()])))
+    alternative 1 of 2:
+      sweep 1 of 1, at every site:
+        max_threshold('layer')
+    alternative 2 of 2:
+      sweep 1 of 1, at every site:
+        max_threshold()
+        half_charge()
+    """
+    if len(recipes) < 2 or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ValueError(
+            f"best_of got {list(recipes)}; allowed: two recipes or more, e.g. "
+            "best_of(light(), Recipe([max_threshold(), half_charge()]))"
+        )
+    return BestOf(recipes)
 
 
 def max_activation(per: Per = "layer") -> Recipe:
@@ -62,7 +144,7 @@ def max_activation(per: Per = "layer") -> Recipe:
     sweep 1 of 1, at every site:
       max_threshold('layer')
     """
-    return Recipe(((max_threshold(per),),))
+    return Recipe([max_threshold(per)])
 
 
 def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
@@ -72,7 +154,7 @@ def percentile(p: float = 99.9, per: Per = "layer") -> Recipe:
     sweep 1 of 1, at every site:
       percentile_threshold(99.9, 'layer')
     """
-    return Recipe(((percentile_threshold(p, per),),))
+    return Recipe([percentile_threshold(p, per)])
 
 
 def bias_shift(per: Per = "layer") -> Recipe:
@@ -83,7 +165,7 @@ def bias_shift(per: Per = "layer") -> Recipe:
       max_threshold('layer')
       shift_bias()
     """
-    return Recipe(((max_threshold(per), shift_bias()),))
+    return Recipe([max_threshold(per), shift_bias()])
 
 
 def light(per: Per = "layer", objective: Objective = "floor") -> Recipe:
@@ -100,7 +182,7 @@ def light(per: Per = "layer", objective: Objective = "floor") -> Recipe:
     """
     prior = PRIOR if per == "channel" else 0
     threshold = least_squares_threshold(per, objective, prior=prior)
-    return Recipe(((threshold, shift_bias(), correct_bias()),))
+    return Recipe([threshold, shift_bias(), correct_bias()])
 
 
 def advanced(
@@ -127,7 +209,7 @@ def advanced(
     weights = calibrate_weights(
         iterations=iterations, learning_rate=learning_rate, seed=seed
     )
-    return Recipe(((threshold, shift_bias(), weights), (correct_potential(),)))
+    return Recipe([threshold, shift_bias(), weights], [correct_potential()])
 
 
 def quantized() -> Recipe:
@@ -145,43 +227,79 @@ def quantized() -> Recipe:
       own_maximum_threshold()
       half_charge()
     """
-    return Recipe(((own_maximum_threshold(), half_charge()),))
+    return Recipe([own_maximum_threshold(), half_charge()])
 
 
-def best() -> Recipe:
-    """The strongest training-free composition that we know of, in one sweep.
+def best() -> BestOf:
+    """The most accurate training-free recipe that we know of.
 
-    In this order: weights refitted to compensate for errors of earlier layers; levels
-    of an encoder around the middle of each channel; thresholds per channel for a neuron
-    that rounds, with a margin for new images where a channel has few samples
-    (`formulas.Expected`); v(0) = V_th / 2, which rounds as the bias shift does, but
-    from the first step; per channel, unless spikes can be taken back, as much of its
-    charge later as serves its spikes; without a wait, a threshold for the spikes that
-    arrive and then perhaps more charge later; and the mean error of each neuron,
-    removed by its initial potential in three rounds.
+    Two recipes, of which the one with the better outputs is kept (`best_of`). The first
+    one fits thresholds per channel for a neuron that rounds, with a margin for new
+    images where a channel has few samples (`formulas.Expected`), and sets v(0) = V_th /
+    2, so that the neuron rounds from the first step on. The second one refines it:
 
-    >>> print(best())
+    1. Weights are refitted to compensate for errors of earlier layers.
+    2. The levels of an encoder lie around the middle of each channel.
+    3. Without a wait, thresholds are scaled for the spikes that arrive, and a part of
+       the charge comes later, where spikes cannot be taken back.
+    4. The initial potential removes the mean error of each neuron, in three rounds.
+
+    Both weigh errors by their effect on the outputs (`by_effect`).
+
+    >>> print(best().alternatives[0])
     sweep 1 of 1, at every site:
-      least_squares_weights()
-      least_squares_offset()
-      least_squares_threshold('channel', 'round', prior=16)
-      half_charge()
-      postpone_charge()
-      streaming_only(scale_threshold())
-      streaming_only(postpone_charge())
-      correct_potential(3)
+      by_effect(least_squares_threshold('channel', 'round', prior=16), half_charge())
     """
-    return Recipe(
-        (
-            (
-                least_squares_weights(),
-                least_squares_offset(),
-                least_squares_threshold("channel", "round", prior=PRIOR),
-                half_charge(),
-                postpone_charge(),
-                streaming_only(scale_threshold()),
-                streaming_only(postpone_charge()),
-                correct_potential(3),
-            ),
-        )
+    thresholds = least_squares_threshold("channel", "round", prior=PRIOR), half_charge()
+    plain = by_effect(*thresholds)
+    refined = by_effect(
+        least_squares_weights(),
+        least_squares_offset(),
+        *thresholds,
+        postpone_charge(),
+        streaming_only(scale_threshold()),
+        streaming_only(postpone_charge()),
+        correct_potential(3),
     )
+    return best_of(Recipe([plain]), Recipe([refined]))
+
+
+# What `snnjax.convert` takes: one recipe for all sites, or some by the sites' names.
+AnyRecipe = Recipe | BestOf | Mapping[str, Recipe | BestOf]
+
+
+def sweeps_by_site(
+    recipe: Any, site_names: Sequence[str]
+) -> list[list[dict[str, tuple[Calibrator, ...]]]]:
+    """For each alternative, for each sweep: site name -> its calibrators.
+
+    Args:
+        recipe: a recipe of all sites, or site name or pattern -> recipe; the first
+            pattern that matches counts. A site whose recipe has fewer alternatives
+            than others keeps its last one, and with fewer sweeps it is left as it is.
+        site_names: of all sites that fire.
+
+    Raises:
+        ValueError: something that is no recipe; a site without a recipe, or a pattern
+            that matches no site.
+    """
+    recipes = recipe if isinstance(recipe, Mapping) else {"*": recipe}
+    for value in recipes.values():
+        if not isinstance(value, Recipe | BestOf):
+            raise ValueError(
+                f"recipe is {value!r}; allowed: a Recipe, e.g. snnjax.light() or "
+                "snnjax.best() (called), or site names and patterns with a recipe each"
+            )
+    by_site = matching(recipes, site_names, "recipe")
+    count = max((len(r.alternatives) for r in by_site.values()), default=1)
+    alternatives = []
+    for number in range(count):
+        own = {n: r.alternatives[: number + 1][-1].sweeps for n, r in by_site.items()}
+        rounds = max(map(len, own.values()), default=1)
+        alternatives.append(
+            [
+                {n: sweeps[i] if i < len(sweeps) else () for n, sweeps in own.items()}
+                for i in range(rounds)
+            ]
+        )
+    return alternatives
