@@ -176,7 +176,6 @@ def row(params, calibration, test, ann, levels, steps, wait, name) -> dict[str, 
         wait=wait,
         recipe=recipe(name),
         neuron=snnjax.integrate_and_fire(levels=levels),
-        micro_batch=AT_A_TIME,
     )
     jax.block_until_ready(snn)
     seconds = {
@@ -214,7 +213,6 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
         steps=steps,
         wait=steps,
         recipe=one_sweep(*fit),
-        micro_batch=AT_A_TIME,
     )
 
     @jax.jit

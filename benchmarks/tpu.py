@@ -163,7 +163,7 @@ def work(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
     if side.mode in SITE:
         function, arguments = of_site(side)
     else:
-        function, arguments = of_network(side, mesh)
+        function, arguments = of_network(side)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shared = NamedSharding(mesh, PartitionSpec("data"))
     *others, x = arguments
@@ -178,7 +178,7 @@ def on_devices(tree: Any, sharding: NamedSharding) -> Any:
     )
 
 
-def of_network(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
+def of_network(side: Side) -> tuple[Callable, tuple]:
     """The ANN or the SNN, or the gradient of its loss."""
     fn, params = network(side)
     shape, _ = NETWORKS[side.network]
@@ -189,7 +189,7 @@ def of_network(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
         neuron = make(levels=side.levels)
         init = functools.partial(snnjax.init, fn, x=x, neuron=neuron)
         model = jax.eval_shape(init, params)
-        options = {"steps": side.steps, "wait": side.wait, "mesh": mesh}
+        options = {"steps": side.steps, "wait": side.wait}
         simulate = snnjax.spiking(fn, **options, execution=EXECUTIONS[side.mode])
 
         def predict(snn, x):

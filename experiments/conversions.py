@@ -6,7 +6,6 @@ counted, and an interrupted run goes on from them.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -31,6 +30,7 @@ from experiments.data import Dataset, Normalized, normalize
 from experiments.report import Result, row
 from experiments.running import Convert, cache_sized, devices, write
 from snnjax.calibrators import widen
+from snnjax.sharding import put
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -127,8 +127,8 @@ def experiment(
 
     @jax.jit
     def simulate(snn, x):
-        options = {"steps": snn.steps, "wait": snn.wait, "mesh": mesh}
-        return snnjax.spiking(fn, **options, micro_batch=cache_sized())(snn, x)
+        options = {"steps": snn.steps, "wait": snn.wait, "micro_batch": cache_sized()}
+        return snnjax.spiking(fn, **options)(snn, x)
 
     held_out = _held_out(config, data)
     return Experiment(config, data, fn, params, sites, test, held_out, simulate, mesh)
@@ -250,19 +250,12 @@ def _draw(
     snn = snnjax.convert(
         task.fn,
         task.params,
-        calibration_images(config, task.data, seed),
+        put(calibration_images(config, task.data, seed), devices.over_batch(task.mesh)),
         steps=line.steps,
         wait=line.wait,
         neuron=snnjax.integrate_and_fire(levels=line.levels),
         recipe=RECIPES[line.recipe](config, seed),
-        mesh=task.mesh,
         folder=folder,
-        progress=functools.partial(
-            tqdm,
-            desc=f"{line.recipe}, T = {line.steps}",
-            leave=False,
-            disable=devices.hidden(),
-        ),
     )
     jax.block_until_ready(snn)
     seconds = math.nan if resumed else time.perf_counter() - start

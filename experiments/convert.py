@@ -62,7 +62,6 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
-from snnjax import sharding
 
 WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
@@ -159,7 +158,6 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
         steps=card["steps"],
         wait=card["wait"],
         micro_batch=cache_sized(),
-        mesh=mesh,
     )
     hits = count_hits(jax.jit(spiking), snn, test, mesh)
     accuracy = hits[-1] / len(test.labels)
@@ -353,8 +351,8 @@ def _check_maxima(config: Convert, task: Experiment) -> None:
 
 
 def _check_images(config: Convert, data: Dataset, mesh: Mesh | None) -> None:
-    sharding.check_batch(
-        "calibration_images", config.calibration_images, sharding.over_batch(mesh)
+    devices.check_batch(
+        "calibration_images", config.calibration_images, devices.over_batch(mesh)
     )
     count = len(data.train_images)
     if config.calibration_images > count:

@@ -50,7 +50,7 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_snn import SURROGATES, check_surrogate
-from snnjax import SNN, sharding, training
+from snnjax import SNN, training
 
 
 class State(NamedTuple):
@@ -73,8 +73,8 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
-    spread = sharding.over_batch(devices.make_mesh(config.mesh))
-    sharding.check_batch("batch_size", config.batch_size, spread)
+    batch_sharding = devices.over_batch(devices.make_mesh(config.mesh))
+    devices.check_batch("batch_size", config.batch_size, batch_sharding)
     restored = _restored(config)
     check_resumable(config)
     setup = prepare(
@@ -319,7 +319,6 @@ def _simulation(config: FineTune, setup: Setup) -> Callable:
         steps=config.steps,
         wait=config.wait,
         surrogate=_surrogate(config),
-        mesh=setup.task.mesh,
     )
     if config.keep_averages:
         simulate = spiking(setup.task.fn)

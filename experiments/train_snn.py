@@ -110,7 +110,6 @@ class Setting(NamedTuple):
             inputs="sequence" if self.sequence else "constant",
             micro_batch=micro_batch,
             execution=snnjax.simulation.by_layer(remat=True) if remat else "auto",
-            mesh=self.mesh,
             has_aux=train,
         )
 

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from networks import NETWORKS, eighths, halves
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -43,7 +41,7 @@ def as_on_a_tpu(monkeypatch):
         return tpu(*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", tpu_branch)
-    monkeypatch.setattr(sharding, "platform", lambda x, spread=None: "tpu")
+    monkeypatch.setattr(sharding, "platform", lambda x: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
@@ -164,20 +162,13 @@ def test_a_tpu_takes_groups_of_128(batch, sizes, as_on_a_tpu):
     assert_array_equal(simulate(snn, x), layers(snn, x))
 
 
-def test_examples_that_devices_share_unseen_are_not_cut_into_groups(
-    as_on_a_tpu, monkeypatch
-):
+def test_each_device_makes_groups_of_its_own_examples(as_on_a_tpu):
     net = NETWORKS["dense"]
     snn, x = halves(net), eighths(7, (256, *net.x.shape[1:]))
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    mesh = jax.make_mesh((2,), ("data",))
-    for options, rows in (({}, 256), ({"mesh": mesh}, 128)):
-        simulate = snnjax.spiking(net.fn, steps=2, **options)
-        program = str(jax.make_jaxpr(simulate)(snn, x))
-        assert rows_of_products(program) == {rows}
-    split = jax.device_put(x, sharding.over_batch(mesh))
-    assert not sharding.has_own_examples(split, None)
-    assert sharding.has_own_examples(x, None)
+    data = jax.NamedSharding(jax.make_mesh((2,), ("data",)), jax.P("data"))
+    simulate = snnjax.spiking(net.fn, steps=2)
+    program = str(jax.make_jaxpr(simulate)(snn, jax.device_put(x, data)))
+    assert rows_of_products(program) == {128}
 
 
 def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
@@ -210,7 +201,7 @@ def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
     assert_array_equal(steps, layers)
 
 
-def test_images_on_explicit_axes_of_one_device_have_no_groups(as_on_a_tpu):
+def test_images_on_explicit_axes_of_one_device_are_cut_into_groups(as_on_a_tpu):
     net = NETWORKS["dense"]
     axes = (jax.sharding.AxisType.Explicit,)
     alone = jax.make_mesh((1,), ("data",), axis_types=axes)
@@ -267,7 +258,7 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(
 
     params, x, steps = {name: jnp.eye(16) for name in "abcd"}, jnp.ones((8, 16)), 32
     snn = snnjax.init(fn, params, x, neuron=neuron)
-    monkeypatch.setattr(sharding, "platform", lambda x, spread=None: platform)
+    monkeypatch.setattr(sharding, "platform", lambda x: platform)
     options = {"steps": steps, "wait": wait, "execution": "by_step"}
     simulate = snnjax.spiking(fn, **options)
     pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
@@ -283,7 +274,7 @@ def test_the_gradient_by_step_computes_weights_anew_on_a_tpu_only(
     platform, products, monkeypatch
 ):
     """One product forward, one for the gradient of w; the third is the first again."""
-    monkeypatch.setattr(sharding, "platform", lambda x, spread=None: platform)
+    monkeypatch.setattr(sharding, "platform", lambda x: platform)
 
     def fn(w, x):
         return jax.nn.relu(x @ w)
@@ -308,18 +299,18 @@ def test_what_is_asked_for_is_taken_as_it_is():
         assert choice == Choice(execution, recomputes_charge=True)
 
 
-def test_the_devices_of_the_mesh_decide_before_those_of_the_images():
-    class Elsewhere:
-        platform = "tpu"
-
-    x, mesh = jnp.ones((8, 3)), Mesh(np.array([Elsewhere()]), ("data",))
-    assert sharding.platform(x, SimpleNamespace(mesh=mesh)) == "tpu"
+def test_the_devices_of_the_images_decide_inside_jit_too():
+    x = jnp.ones((8, 3))
+    data = jax.NamedSharding(jax.make_mesh((2,), ("data",)), jax.P("data"))
     assert sharding.platform(np.ones(3)) == sharding.platform(x) == "cpu"
+    kinds = {"cpu": "cpu", "TPU v5 lite": "tpu", "NVIDIA H100": "gpu"}
+    assert {kind: sharding._platform_of(kind) for kind in kinds} == kinds
     platforms = []
+    jax.jit(lambda x: platforms.append(sharding.platform(x)))(jax.device_put(x, data))
     jax.jit(lambda x: platforms.append(sharding.platform(x)))(x)
     with jax.default_device(jax.devices("cpu")[1]):
         platforms.append(sharding.platform(np.ones(3)))
-    assert platforms == ["cpu", "cpu"]
+    assert platforms == ["cpu"] * 3
 
 
 # ---------------------------------------------------------- lowered elsewhere

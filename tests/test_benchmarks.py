@@ -15,7 +15,6 @@ from benchmarks import (
     calibration,
     converter_cnn,
     lif_layer,
-    memory,
     squeezenet,
     throughput,
     timing,
@@ -131,27 +130,6 @@ def test_throughput_draws_what_t_the_batch_and_the_depth_change(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert len(sizes) == len(chosen)
     assert all(s.ann in chosen for s in chosen)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_memory(monkeypatch, capsys):
-    def rounds(commands, count, repeats):
-        (name,) = commands
-        budget = int(name.split()[0])
-        sizes = {"images": 4, "width": 16, "wait": 0, "recipe": "best"}
-        _, facts = memory.prepare(budget, memory.CONVOLUTIONS, **sizes)
-        return {name: {"facts": facts, "versions": {}, "seconds": []}}
-
-    monkeypatch.setattr(timing, "rounds", rounds)
-    result = memory.main(["--quick"])
-    assert list(result["sides"]) == ["0 MB", "200 MB", "1600 MB"]
-    assert all(side["facts"]["seconds"] > 0 for side in result["sides"].values())
-    assert "| 1600 MB" in capsys.readouterr().out
-    alone = memory.main(["--quick", "--budgets", "50"])
-    assert "MB of the process <= 8590" in alone["targets"][0]["target"]
-    with pytest.raises(SystemExit):
-        memory.main(["--wait", "33"])
 
 
 def test_lif_layer_checks_its_sides():

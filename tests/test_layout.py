@@ -197,7 +197,7 @@ def is_public(name: str) -> bool:
     "name, public",
     [
         ("snnjax.measures.energy", True),
-        ("snnjax.sharding.over_batch", True),
+        ("snnjax.sharding.batch_sharding", True),
         ("snnjax.network.Sites.index", True),
         ("snnjax._files", False),
         ("snnjax.network.capture.capture", False),

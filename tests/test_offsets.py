@@ -6,6 +6,7 @@ the same neuron without an offset, whose input and output are moved.
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -204,11 +205,11 @@ def test_graded_levels_count_additions_above_the_offset():
     np.testing.assert_allclose(measures.synaptic_additions, expected, rtol=1e-5)
 
 
-def test_micro_batches_give_the_same_offsets():
+def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
-    parts = snnjax.convert(
-        gelu_network, PARAMS, X, steps=STEPS, neuron=SIGNED, micro_batch=16
-    )
+    module = sys.modules["snnjax.conversion.convert"]
+    monkeypatch.setattr(module, "_micro_batch", lambda *_: 16)
+    parts = snnjax.convert(gelu_network, PARAMS, X, steps=STEPS, neuron=SIGNED)
     np.testing.assert_allclose(
         parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6
     )

@@ -5,6 +5,7 @@ NumPy; that of a network with a wait of T is the ANN with quantized values.
 """
 
 import dataclasses
+import sys
 
 import hypothesis
 import jax
@@ -454,13 +455,16 @@ def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
 
 
+def on_devices(x, count):
+    """x on so many devices, which share its examples."""
+    mesh = jax.make_mesh((count,), ("data",))
+    return jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+
+
 def test_devices_share_the_examples():
     fn, snn = fitted("transformer")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    alone, shared = (
-        compiled(fn, steps=STEPS, execution="by_layer", mesh=devices)(snn, X)
-        for devices in (None, mesh)
-    )
+    simulate = compiled(fn, steps=STEPS, execution="by_layer")
+    alone, shared = simulate(snn, X), simulate(snn, on_devices(X, 8))
     np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -666,7 +670,7 @@ def test_training_mode_has_no_operators_and_says_so():
         snnjax.spiking(net, steps=2)(fresh, X)
 
 
-def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
+def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers(monkeypatch):
     def fn(p, x):
         x = x @ p["in"]
         shift = jnp.tanh(x).transpose(1, 0, 2)  # [6, B, 8], read in both layers
@@ -676,16 +680,17 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers():
 
     options = {"steps": STEPS, "recipe": snnjax.Recipe(((WEIGHTS, *PARTS),))}
     x = jnp.asarray(np.random.default_rng(7).normal(size=(64, 6, 5)), "f4")
-    whole, parts = (
-        snnjax.convert(fn, PARAMS, x, micro_batch=size, **options) for size in (64, 24)
-    )
+    whole = snnjax.convert(fn, PARAMS, x, **options)
+    with monkeypatch.context() as patch:
+        module = sys.modules["snnjax.conversion.convert"]
+        patch.setattr(module, "_micro_batch", lambda *_: 24)
+        parts = snnjax.convert(fn, PARAMS, x, **options)
     # Sums of other groups are rounded otherwise.
     for name in whole.params:
         np.testing.assert_allclose(whole.params[name], parts.params[name], rtol=1e-2)
     assert any(jnp.any(whole.params[name] != PARAMS[name]) for name in "qk")
-    mesh = jax.make_mesh((2,), ("data",))
     with pytest.raises(ValueError, match="with the batch on axis 1"):
-        snnjax.convert(fn, PARAMS, x, mesh=mesh, **options)
+        snnjax.convert(fn, PARAMS, on_devices(x, 2), **options)
 
 
 @pytest.mark.parametrize(
@@ -764,11 +769,11 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
     assert error.mean() < 0.02 and error.max() < 0.2
     snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=snnjax.light())
     by_layer_, by_step, sharded = (
-        compiled(fn, steps=STEPS, **options)(snn, X).mean(0)
-        for options in (
-            {"execution": "by_layer"},
-            {"execution": "by_step"},
-            {"mesh": jax.make_mesh((8,), ("images",))},
+        compiled(fn, steps=STEPS, execution=execution)(snn, x).mean(0)
+        for execution, x in (
+            ("by_layer", X),
+            ("by_step", X),
+            ("auto", on_devices(X, 8)),
         )
     )
     for outputs in (by_step, sharded):

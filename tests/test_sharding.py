@@ -1,28 +1,37 @@
-"""Devices that share a batch: the same numbers as one, and no example moves.
+"""Devices that share the examples of x give the same numbers as one device.
 
-Conversion on a mesh is in ``test_convert.py``, trainings in ``test_processes.py``.
+Trainings and conversions of several processes are in ``test_processes.py``.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import NETWORKS, eighths, relu
 
 import snnjax
+from snnjax import sharding
 from snnjax.neurons import adaptive, recurrent, synaptic
 from snnjax.simulation import by_layer
 
 STEPS, BATCH = 4, 16
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+LIGHT = snnjax.light("channel")
+slow = pytest.mark.slow
 
 
-def mesh(devices):
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((devices,), ("data",), axis_types=auto)
+def on_devices(x, count=8, kind=AUTO, axis=0):
+    """x on so many devices, which share its examples."""
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(kind,))
+    spec = PartitionSpec(*[None] * axis, "data")
+    return jax.device_put(x, NamedSharding(mesh, spec))
 
 
-def batch(net, inputs):
+def batch(net, inputs="constant"):
     """Examples in eighths, so that sums are exact, and a key."""
     shape = (BATCH, *net.x.shape[1:])
     if inputs == "poisson":
@@ -34,15 +43,12 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def assert_close(a, b):
+def assert_close(a, b, tolerance=2e-5):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), a, b
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        a,
+        b,
     )
-
-
-def compiled(function, *arguments):
-    """The program, which runs on these arguments."""
-    return jax.jit(function).lower(*arguments).compile()
 
 
 def communication(program):
@@ -53,110 +59,71 @@ def communication(program):
 
 
 @pytest.mark.parametrize(
-    "name, inputs, options",
+    "name, inputs, kind, options",
     [
-        ("projection", "constant", {}),
-        ("projection", "constant", {"micro_batch": 3}),
-        ("max-pool before", "constant", {"execution": "by_layer", "wait": 1}),
-        ("dense", "constant", {"wait": STEPS}),
-        ("several outputs", "poisson", {"micro_batch": 1}),
-        ("input skip", "sequence", {}),
-        ("dense", "sequence", {"execution": by_layer(segment=3)}),
+        ("projection", "constant", AUTO, {"micro_batch": 3}),
+        ("projection", "constant", EXPLICIT, {"micro_batch": 1}),
+        ("max-pool before", "constant", AUTO, {"execution": "by_layer", "wait": 1}),
+        ("dense", "constant", EXPLICIT, {"execution": "by_layer"}),
+        ("dense", "constant", AUTO, {"wait": STEPS}),
+        ("several outputs", "poisson", AUTO, {"micro_batch": 1}),
+        ("input skip", "sequence", AUTO, {}),
+        ("dense", "sequence", EXPLICIT, {"execution": by_layer(segment=3)}),
     ],
 )
-def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devices=8):
+def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options):
     net = NETWORKS[name]
     snn = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire())
     x, key = batch(net, inputs)
-    options = {"steps": STEPS, "inputs": inputs} | options
-    shared = snnjax.spiking(net.fn, mesh=mesh(devices), **options)
-    alone = jax.jit(snnjax.spiking(net.fn, **options))(snn, x, key)
-    program = compiled(shared, snn, x, key)
-    found = program(snn, x, key)
-    assert_equal(found, alone)
-    for output in jax.tree.leaves(found):
-        assert output.sharding.shard_shape(output.shape)[1] == BATCH // devices
+    shared = on_devices(x, kind=kind, axis=1 if inputs == "sequence" else 0)
+    simulate = snnjax.spiking(net.fn, steps=STEPS, inputs=inputs, **options)
+    program = jax.jit(simulate).lower(snn, shared, key).compile()
+    outputs = program(snn, shared, key)
+    assert_equal(outputs, jax.jit(simulate)(snn, x, key))
+    for output in jax.tree.leaves(outputs):
+        assert output.sharding.shard_shape(output.shape)[1] == BATCH // 8
     if key is None:
         assert communication(program) == set()
 
 
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
+def test_devices_share_the_examples_without_jit_and_inside_set_mesh(kind):
+    net = NETWORKS["dense"]
+    snn, (x, _) = snnjax.init(*net[:3]), batch(net)
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
+    expected, shared = simulate(snn, x), on_devices(x, kind=kind)
+    outputs = simulate(snn, shared)
+    assert outputs.sharding.shard_shape(outputs.shape)[1] == BATCH // 8
+    with jax.set_mesh(shared.sharding.mesh):
+        for result in (outputs, jax.jit(simulate)(snn, shared)):
+            assert_equal(np.asarray(result), expected)
+
+
 @pytest.mark.parametrize(
-    "neuron",
+    "neuron, execution",
     [
-        snnjax.integrate_and_fire(levels=(-3, 3)),
-        recurrent(synaptic(adaptive(snnjax.lif()))),
+        (snnjax.integrate_and_fire(levels=(-3, 3)), "by_step"),
+        (recurrent(synaptic(adaptive(snnjax.lif()))), "by_step"),
+        pytest.param(snnjax.lif(), by_layer(remat=True), marks=slow),
     ],
-    ids=["graded", "recurrent"],
+    ids=["graded", "recurrent", "remat"],
 )
-@pytest.mark.parametrize(
-    "execution", ["by_step", pytest.param(by_layer(remat=True), marks=pytest.mark.slow)]
-)
-def test_devices_share_neurons_of_any_model(neuron, execution):
+def test_the_gradient_of_any_neuron_is_summed_over_the_devices(neuron, execution):
     net = NETWORKS["dense"]
     snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
-    x, _ = batch(net, "constant")
+    x, _ = batch(net)
+    simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution, micro_batch=2)
 
-    def run(mesh):
-        simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution, mesh=mesh)
+    def loss(snn, x):
+        outputs = simulate(snn, x)
+        return (outputs**2).mean(), outputs
 
-        def loss(snn):
-            outputs = simulate(snn, x)
-            return (outputs**2).mean(), outputs
-
-        return jax.value_and_grad(loss, has_aux=True)(snn)
-
-    (_, outputs), gradient = run(mesh(8))
-    (_, expected), expected_gradient = run(None)
-    assert_close(outputs, expected)
-    assert_close(gradient, expected_gradient)
-    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
-
-
-def test_devices_convert_to_signed_neurons_as_one_does():
-    net = NETWORKS["dense"]
-    neuron = snnjax.integrate_and_fire(levels=(-1, 1))
-    x, _ = batch(net, "constant")
-    shared, alone = (
-        snnjax.convert(net.fn, net.params, x, steps=STEPS, neuron=neuron, mesh=devices)
-        for devices in (mesh(8), None)
-    )
-    assert_close(shared.neurons, alone.neurons)
-
-
-def test_devices_share_the_examples_without_jit_too():
-    net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3])
-    x, _ = batch(net, "constant")
-    found = snnjax.spiking(net.fn, steps=STEPS, mesh=mesh(8))(snn, x)
-    assert_equal(found, snnjax.spiking(net.fn, steps=STEPS)(snn, x))
-    assert found.sharding.shard_shape(found.shape)[1] == BATCH // 8
-
-
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"micro_batch": 2},
-        pytest.param({"execution": by_layer(remat=True)}, marks=slow),
-    ],
-)
-def test_the_gradient_is_summed_over_the_devices(options):
-    net = NETWORKS["projection"]
-    snn = snnjax.init(*net[:3])
-    x, _ = batch(net, "constant")
-    kinds = jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.floating), snn)
-    assert all(jax.tree.leaves(kinds))
-
-    def gradient(devices):
-        simulate = snnjax.spiking(net.fn, steps=STEPS, mesh=devices, **options)
-        return compiled(jax.grad(lambda snn: (simulate(snn, x) ** 2).mean()), snn)
-
-    shared, alone = gradient(mesh(8)), gradient(None)
-    assert_close(shared(snn), alone(snn))
-    assert communication(shared) == {"all-reduce"}
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    alone, shared = gradient(snn, x), on_devices(x)
+    program = gradient.lower(snn, shared).compile()
+    assert_close(program(snn, shared), alone)
+    assert communication(program) == {"all-reduce"}
+    assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(alone[0]))
 
 
 class Normed(nn.Module):
@@ -164,105 +131,132 @@ class Normed(nn.Module):
     def __call__(self, x, train=False):
         x = nn.Conv(4, (3, 3), use_bias=False)(x)
         x = relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = nn.max_pool(relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
         return nn.Dense(3)(relu(nn.Dense(8)(x.reshape(x.shape[0], -1))))
 
 
 @pytest.mark.parametrize(
-    "inputs, remat",
+    "inputs, kind, remat",
     [
-        pytest.param("constant", True, marks=slow),
-        ("constant", False),
-        ("sequence", False),
+        pytest.param("constant", AUTO, True, marks=slow),
+        ("constant", EXPLICIT, False),
+        ("sequence", AUTO, False),
     ],
 )
-def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, remat):
-    net = Normed()
-    image = jnp.zeros((1, 6, 6, 2))
+def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
+    net, image = Normed(), jnp.zeros((1, 4, 4, 2))
     variables = net.init(jax.random.key(0), image)
     snn = snnjax.init(net.apply, variables, image)
     shape = (BATCH, *image.shape[1:])
     x = eighths(6, (STEPS, *shape) if inputs == "sequence" else shape)
+    simulate = snnjax.spiking(
+        functools.partial(net.apply, train=True, mutable=["batch_stats"]),
+        steps=STEPS,
+        inputs=inputs,
+        execution=by_layer(remat=remat),
+        has_aux=True,
+    )
 
-    def training(variables, x):
-        return net.apply(variables, x, train=True, mutable=["batch_stats"])
+    def loss(snn, x):
+        outputs, aux = simulate(snn, x)
+        return (outputs.mean(0) ** 2).mean(), aux
 
-    def step(devices):
-        simulate = snnjax.spiking(
-            training,
-            steps=STEPS,
-            inputs=inputs,
-            execution=by_layer(remat=remat),
-            has_aux=True,
-            mesh=devices,
-        )
-
-        def loss(snn, x):
-            outputs, aux = simulate(snn, x)
-            return (outputs.mean(0) ** 2).mean(), aux
-
-        return jax.grad(loss, has_aux=True)
-
-    alone = jax.jit(step(None))(snn, x)
-    axis = 1 if inputs == "sequence" else 0
-    spread = jax.sharding.PartitionSpec(*[None] * axis, "data")
-    x = jax.device_put(x, jax.sharding.NamedSharding(mesh(8), spread))
-    shared = compiled(step(mesh(8)), snn, x)
-    assert_close(shared(snn, x), alone)
-    if not remat:  # bits of all examples lie in one row
-        assert communication(shared) == {"all-reduce"}
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    shared = on_devices(x, kind=kind, axis=1 if inputs == "sequence" else 0)
+    program = step.lower(snn, shared).compile()
+    assert_close(program(snn, shared), step(snn, x))
+    if not remat:  # Its bits of all examples lie in one row.
+        assert communication(program) == {"all-reduce"}
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
+def test_conversion_and_measures_follow_the_sharding_of_the_images(kind):
+    """The SNN lies on all devices of the mesh, whose axes may be of both kinds."""
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3])
-    simulate = snnjax.spiking(net.fn, steps=STEPS, mesh=mesh(8))
-    with pytest.raises(ValueError, match="x: 10 .* evenly by 8 devices; give 8, or"):
-        simulate(snn, jnp.zeros((10, *net.x.shape[1:])))
-    with pytest.raises(ValueError, match="mesh is 'all'; allowed: a jax.sharding"):
-        snnjax.spiking(net.fn, steps=STEPS, mesh="all")
-
-
-def test_explicit_axes_in_a_transformation_are_refused_where_no_loop_takes_them():
-    net = NETWORKS["dense"]
-    explicit = (jax.sharding.AxisType.Explicit,)
-    given = jax.make_mesh((8,), ("data",), axis_types=explicit)
-    spread = jax.sharding.NamedSharding(given, jax.sharding.PartitionSpec("data"))
-    x = jax.device_put(eighths(7, (BATCH, *net.x.shape[1:])), spread)
-    snn = snnjax.init(*net[:3])
-    grouped = jax.jit(snnjax.spiking(net.fn, steps=STEPS, micro_batch=4))
-    with pytest.raises(ValueError, match="along Explicit axes.* allowed: mesh="):
-        grouped(snn, x)
-    whole = jax.jit(snnjax.spiking(net.fn, steps=STEPS))
-    with (
-        jax.set_mesh(given),
-        pytest.raises(ValueError, match="inside jax.set_mesh of a mesh with Explicit"),
-    ):
-        whole(snn, x)
-
-
-@pytest.mark.parametrize("axes", jax.sharding.AxisType.__members__.values())
-def test_images_on_a_mesh_are_measured_as_elsewhere(axes):
-    """`jax.make_mesh` makes Explicit axes, and an SNN from a mesh has Auto ones."""
-    if axes is jax.sharding.AxisType.Manual:
-        pytest.skip("of shard_map")
-    net = NETWORKS["dense"]
-    x, labels = eighths(7, (BATCH, *net.x.shape[1:])), jnp.arange(BATCH) % 3
-    given = jax.make_mesh((8,), ("data",), axis_types=(axes,))
-    spread = jax.sharding.NamedSharding(given, jax.sharding.PartitionSpec("data"))
-    shared_x, shared_labels = jax.device_put((x, labels), spread)
-    alone = snnjax.convert(net.fn, net.params, x, steps=STEPS, recipe=snnjax.light())
-    options = {"steps": STEPS, "recipe": snnjax.light()}
-    shared = snnjax.convert(net.fn, net.params, shared_x, mesh=given, **options)
+    (x, _), labels = batch(net), jnp.arange(BATCH) % 3
+    shared_x, shared_labels = on_devices((x, labels), kind=kind)
+    run = functools.partial(snnjax.convert, net.fn, steps=STEPS, recipe=LIGHT)
+    alone, shared = run(net.params, x), run(net.params, shared_x)
+    assert_close(shared, alone)
+    for leaf in jax.tree.leaves(shared):
+        assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
+    simulate = snnjax.spiking(net.fn, steps=STEPS)
     for snn in (alone, shared):
-        simulate = snnjax.spiking(net.fn, steps=STEPS)
         outputs = simulate(snn, shared_x)
         assert_close(outputs, simulate(alone, x))
-        assert_close(
-            snnjax.accuracy(outputs, shared_labels),
-            snnjax.accuracy(simulate(alone, x), labels),
-        )
-        measures = snnjax.measure(net.fn, net.params, snn, shared_x)
-        assert_close(measures, snnjax.measure(net.fn, net.params, alone, x))
-        trains = snnjax.measures.spike_trains(net.fn, snn, shared_x)
-        assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))
+        accuracy = snnjax.accuracy(outputs, shared_labels)
+        assert_close(accuracy, snnjax.accuracy(simulate(alone, x), labels))
+    measures = snnjax.measure(net.fn, net.params, shared, shared_x)
+    assert_close(measures, snnjax.measure(net.fn, net.params, alone, x))
+    trains = snnjax.measures.spike_trains(net.fn, shared, shared_x)
+    assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))
+
+
+@pytest.mark.parametrize(
+    "devices, recipe, neuron, wait",
+    [
+        (2, snnjax.best(), snnjax.integrate_and_fire(levels=(-1, 1)), 0),
+        pytest.param(8, snnjax.advanced(iterations=3), None, 0, marks=slow),
+        pytest.param(8, LIGHT, None, 1, marks=slow),
+        pytest.param(2, snnjax.advanced(iterations=3), None, STEPS, marks=slow),
+        pytest.param(8, snnjax.best(), None, STEPS, marks=slow),
+    ],
+)
+def test_any_recipe_is_fitted_on_devices_as_on_one(
+    devices, recipe, neuron, wait, monkeypatch
+):
+    net = NETWORKS["concatenation"]
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    options = {"steps": STEPS, "recipe": recipe, "neuron": neuron, "wait": wait}
+    alone = snnjax.convert(net.fn, net.params, x, **options)
+    module = snnjax.conversion.convert.__globals__
+    monkeypatch.setitem(module, "_micro_batch", lambda *_: 5)
+    shared = snnjax.convert(net.fn, net.params, on_devices(x, devices), **options)
+    assert_close(shared, alone, 1e-4)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(AUTO, marks=slow), EXPLICIT])
+def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
+    net = NETWORKS["input skip"]
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    halves = NamedSharding(mesh, PartitionSpec("model"))
+    params = jax.tree.map(
+        lambda p: jax.device_put(p, halves) if p.shape[0] % 2 == 0 else p, net.params
+    )
+    parts = [not p.is_fully_replicated for p in jax.tree.leaves(params)]
+    x = eighths(0, (BATCH, *net.x.shape[1:]))
+    shared_x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    options = {"steps": STEPS, "recipe": snnjax.best()}
+    shared = snnjax.convert(net.fn, params, shared_x, **options)
+    assert_close(shared, snnjax.convert(net.fn, net.params, x, **options), 1e-4)
+    leaves = jax.tree.leaves(shared.params)
+    assert any(parts) and [not p.is_fully_replicated for p in leaves] == parts
+
+
+def test_conversion_inside_set_mesh_of_explicit_axes_is_refused():
+    net = NETWORKS["dense"]
+    x = on_devices(batch(net)[0], kind=EXPLICIT)
+    with (
+        jax.set_mesh(x.sharding.mesh),
+        pytest.raises(ValueError, match="jax.set_mesh of a mesh with Explicit axes"),
+    ):
+        snnjax.convert(net.fn, net.params, x, steps=STEPS)
+
+
+def test_the_sharding_of_a_batch_is_that_of_its_first_array():
+    spec = sharding.batch_sharding(on_devices(jnp.zeros((16, 3)))).spec
+    assert spec == PartitionSpec("data")
+    for x in (np.zeros((8, 3)), jnp.zeros((8, 3)), jax.ShapeDtypeStruct((8,), "f4")):
+        assert sharding.batch_sharding(x) is None
+    sizes = []
+
+    def note(x):
+        sizes.append(sharding.size(sharding.batch_sharding(x)))
+        return x
+
+    x = on_devices(jnp.zeros((16, 24)))
+    jax.jit(note)(x)
+    jax.jit(lambda x: note(x[:12]))(x)  # 12 examples are not shared by 8 devices
+    jax.jit(lambda x: jax.vmap(note)(x.reshape(2, 8, 24)))(x)
+    data = PartitionSpec("data")
+    jax.shard_map(note, mesh=x.sharding.mesh, in_specs=data, out_specs=data)(x)
+    assert sizes == [8, 1, 8, 1]

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from snnjax import sharding
 
@@ -116,6 +116,22 @@ def make_mesh(devices: int) -> Mesh | None:
     return Mesh(first_devices, ("data",), axis_types=(AxisType.Auto,))
 
 
+def over_batch(mesh: Mesh | None) -> NamedSharding | None:
+    """How the devices of the mesh share a batch; None for a single device."""
+    return mesh and NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(name: str, examples: int, batch_sharding: NamedSharding | None) -> None:
+    """Raise unless the devices can have equally many examples."""
+    count = sharding.size(batch_sharding)
+    if examples % count:
+        raise ValueError(
+            f"{name}: {count} devices cannot share {examples} examples evenly; give "
+            f"{examples - examples % count or count} or another multiple of {count}, "
+            "or a smaller --mesh"
+        )
+
+
 def batches(
     images: Any, labels: Any, size: int, mesh: Mesh | None
 ) -> Iterator[tuple[Any, Any]]:
@@ -124,8 +140,8 @@ def batches(
     Every device gets equally many: copies of the last image fill up the last batch,
     with the label -1, which no network predicts.
     """
-    spread = sharding.over_batch(mesh)
-    devices = sharding.size(spread)
+    batch_sharding = over_batch(mesh)
+    devices = sharding.size(batch_sharding)
     size = max(1, size // devices) * devices
     for start in range(0, len(labels), size):
         x, y = images[start : start + size], labels[start : start + size]
@@ -133,4 +149,4 @@ def batches(
         if missing:
             x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
             y = np.concatenate([y, np.full(missing, -1, np.int32)])
-        yield sharding.place(x, spread), sharding.place(y, spread)
+        yield sharding.put((x, y), batch_sharding)

@@ -101,8 +101,8 @@ def fit(
     """
     # Two checkpoints, one that is being written, the last network and the best.
     out = writable(config.out, "--out", needed=space(state, 5)).resolve()
-    spread = sharding.over_batch(devices.make_mesh(config.mesh))
-    feed = _feeder(data, config.batch_size, spread)
+    batch_sharding = devices.over_batch(devices.make_mesh(config.mesh))
+    feed = _feeder(data, config.batch_size, batch_sharding)
     if devices.first():
         remove_unfinished(out / "checkpoints")
     with manager_of(out / "checkpoints") as manager:
@@ -115,7 +115,7 @@ def fit(
             lines = log_until(log, last_epoch)
         if last_epoch:
             state = restored_state(manager, last_epoch, state)
-        state = sharding.on_mesh(state, spread)
+        state = sharding.on_mesh(state, batch_sharding)
         for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
             state, loss, accuracy = _train_epoch(
@@ -135,16 +135,16 @@ def fit(
 
 
 def _feeder(
-    data: Dataset, size: int, spread: NamedSharding | None
+    data: Dataset, size: int, batch_sharding: NamedSharding | None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
     """A function: numbers of training images -> images and labels, on the devices.
 
     Without a mesh the device holds all images, up to `DEVICE_BYTES` of them. With a
     mesh each process copies to its devices their part of every batch.
     """
-    sharding.check_batch("batch_size", size, spread)
+    devices.check_batch("batch_size", size, batch_sharding)
     arrays = data.train_images, data.train_labels
-    if spread is None:
+    if batch_sharding is None:
         images, labels = map(_on_device, arrays)
         return lambda numbers: (images[numbers], labels[numbers])
 
@@ -152,7 +152,7 @@ def _feeder(
         images, labels = (
             jax.make_array_from_callback(
                 (size, *array.shape[1:]),
-                spread,
+                batch_sharding,
                 lambda part, array=array: array[numbers[part[0]]],
             )
             for array in arrays

@@ -1,7 +1,7 @@
 """From a trained network to an SNN: `snnjax.convert` and its recipes.
 
 ``recipes.py`` chains calibrators; ``convert.py`` plans, ``engine`` carries the plan
-out, ``resume`` lets a conversion go on after a kill.
+out, ``fits_folder.py`` lets a conversion resume after an interruption.
 """
 
 from snnjax.conversion.convert import convert

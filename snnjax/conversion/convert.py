@@ -1,17 +1,16 @@
 """Conversion: a trained network and some images become a calibrated `SNN`.
 
-`convert` checks its arguments, plans the memory, and carries a recipe out in sweeps
-(``engine/``), by calibrators (``snnjax.calibrators``) whose fits a folder may keep
-(``resume/``).
+`convert` checks its arguments and carries a recipe out in sweeps (``engine/``), by
+calibrators (``snnjax.calibrators``). A folder may keep their fits
+(``fits_folder.py``).
 """
 
 import functools
-import itertools
 import math
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -22,14 +21,13 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from snnjax import sharding
-from snnjax._checks import check_examples, check_finite, check_size, check_wait
+from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import check_calibrator
 from snnjax.conversion.engine.micro_batches import Plan
 from snnjax.conversion.engine.sweep import chained, sweep
+from snnjax.conversion.fits_folder import open_folder, stored_or_fitted
 from snnjax.conversion.recipes import Recipe, best
-from snnjax.conversion.resume import folder as fit_folder
-from snnjax.conversion.resume.digest import outline
 from snnjax.network.batch import image_axes
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
@@ -41,8 +39,10 @@ from snnjax.neurons.models import (
     counts_only,
     is_plain,
 )
-from snnjax.neurons.spike_trains import per_byte
 from snnjax.snn import SNN, models_of_sites
+
+# The currents of the largest site in one micro-batch, over all T steps.
+_MICRO_BATCH_BYTES = 2**24
 
 
 def convert(
@@ -54,21 +54,21 @@ def convert(
     recipe: Recipe | None = None,
     neuron: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
-    micro_batch: int | None = None,
-    memory_budget: int = 2**30,
-    mesh: Mesh | None = None,
     folder: str | os.PathLike | None = None,
-    progress: Callable[[Sequence], Iterable] = iter,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
 
+    On a terminal, a bar on stderr shows which site is fitted.
+
     Args:
-        fn: network, ``fn(params, x) -> outputs``; `snnjax.sites` shows where its
-            neurons will be, or everything that stands in the way.
+        fn: network, ``fn(params, x) -> outputs``. `snnjax.sites` shows where its
+            neurons will be, or all obstacles.
         params: its trained parameters, any pytree of arrays.
         x: calibration images [N, ...], or a pytree of arrays, tokens and masks
             among them; no labels are needed. A recipe warns of
-            numbers that it fits to fewer than 16 samples.
+            numbers that it fits to fewer than 16 samples. If x is sharded over a mesh,
+            ``jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))``, its
+            devices share the work, in one process or in many.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
         neuron: the model of all sites, an integrate-and-fire neuron with reset by
@@ -76,68 +76,54 @@ def convert(
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
             Or site name -> model, as for `snnjax.init`.
         wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
-        micro_batch: images at a time on each device; by default so many that the
-            currents of the largest site, over all T steps, take about 16 MiB.
-        memory_budget: bytes on each device for activations and spikes between two
-            sites. What does not fit goes to files without a name in the folder for
-            temporary files; the currents of a site are kept between calibrators in the
-            rest of the budget, and computed anew if they do not fit. Weight calibration
-            and percentiles take memory for all images on top. The process may take two
-            to three times as much, since the allocator does not return all at once.
-        mesh: devices that share the images along its first axis, of one process or of
-            many; by default those that x is sharded over. Parameters that do not lie
-            on them are copied to all of them, and the SNN comes back on all of them;
-            ``jax.device_get(snn)`` runs anywhere.
-        folder: where the fit of every site is kept; a conversion that was interrupted
-            goes on from them when started again with the same arguments, and gives the
-            same bits. A new folder, on a disk that all processes share, or None.
-            Globals that a calibrator of your own reads are not compared.
-        progress: wraps the sequence of sites while they are fitted, e.g. ``tqdm``.
+        folder: where the fit of every site is stored. An interrupted conversion
+            resumes from them when it is called again with the same arguments, and
+            gives the same bits. Give a new folder, on a disk that all processes share.
+            A network is compared by its sites and parameters, a calibrator of your own
+            by its ``repr``.
 
     Returns:
-        An `SNN` for `snnjax.spiking` with the same steps and wait. The same
-        arguments give the same bits. Parameters that the recipe does not change are
-        the caller's own arrays, which ``donate_argnums`` would delete for both.
+        An `SNN` for `snnjax.spiking` with the same steps and wait, on the mesh of x.
+        The same arguments give the same bits. Parameters that the recipe does not
+        change are the caller's own arrays, which ``donate_argnums`` would delete for
+        both.
 
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
         ValueError: an argument outside its range; no recipe; x empty, of
-            the wrong shape, not floating point, not to be shared evenly by the devices;
-            a folder of another conversion; activations that are not finite (with the
-            site's name), or outputs.
-        OSError: the folder cannot be written to, or that for temporary files.
+            the wrong shape or type; a folder of another conversion; activations or
+            outputs that are not finite.
+        OSError: the folder cannot be written to.
+
+    Warns:
+        UserWarning: calibration images that are all zero or equal; a site whose
+            activations are all zero; a recipe that fits no thresholds.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["readout"]
     >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
-    >>> snn = convert(fn, params, jnp.ones((16, 3)), steps=8)
-    >>> print(snn.neurons["hidden/relu"].threshold)
-    [3. 3. 3. 3. 3. 3. 3. 3.]
+    >>> images = jnp.linspace(0, 1, 48).reshape(16, 3)
+    >>> snn = convert(fn, params, images, steps=8)
+    >>> print(snn.neurons["hidden/relu"].threshold.shape)
+    (8,)
     """
     check_wait(steps, wait)
-    check_size("micro_batch", micro_batch)
-    if not isinstance(memory_budget, numbers.Real) or not memory_budget >= 0:
-        raise ValueError(f"memory_budget is {memory_budget!r}; allowed: >= 0 bytes")
-    steps, wait = int(steps), int(wait)  # of NumPy's integers too
+    steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
-    plan = _plan(fn, params, x, steps, wait, neuron, micro_batch, memory_budget, mesh)
-    fits = fit_folder.open_folder(
-        folder,
-        lambda: {
-            "network": outline(plan.captured(1)[0]),
-            "parameters": jax.tree.leaves(plan.params),
-            "images": x,
-            "steps": steps,
-            "wait": wait,
-            "neuron": plan.neuron,
-            "recipe": recipe,
-            # On all devices together: the fits of eight of them serve one.
-            "micro_batch": plan.size * sharding.size(plan.spread),
-        },
-    )
-    network, _ = plan.captured(plan.size)
+    plan = _plan(fn, params, x, steps, wait, neuron)
+    network, _ = plan.captured(batch_of(x))
+    parts = {
+        "network": str(network.sites),
+        "parameters": plan.params,
+        "images": plan.x,
+        "steps": steps,
+        "wait": wait,
+        "model": repr(plan.neuron),
+        "recipe": repr(recipe),
+    }
+    fits = open_folder(folder, parts)
     neurons = {
         site.name: model_of(plan.neuron, site.name).init(site.shape)
         for site in network.sites
@@ -145,13 +131,11 @@ def convert(
     }
     snn = SNN(plan.params, neurons, steps, wait, plan.neuron)
     for number, calibrators in enumerate(recipe.sweeps):
-        calibrate = functools.partial(chained, calibrators, plan.spread)
-        calibrator_for = functools.partial(
-            fit_folder.remembering, fits, number, calibrate
-        )
-        snn = sweep(plan, snn, calibrator_for, progress)
+        calibrate = functools.partial(chained, calibrators, plan.batch_sharding)
+        calibrator_of = functools.partial(stored_or_fitted, fits, number, calibrate)
+        snn = sweep(plan, snn, calibrator_of, f"sweep {number + 1} ")
     _warn_of_fresh_thresholds(neurons, snn)
-    return snn
+    return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
 def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
@@ -173,57 +157,76 @@ def _plan(
     steps: int,
     wait: int,
     neuron: Any,
-    micro_batch: int | None,
-    memory_budget: float,
-    mesh: Mesh | None,
 ) -> Plan:
-    """Check network and images, place them on their devices, and divide the memory."""
-    spread = sharding.over_batch(mesh, x)
+    """Check network and images, and choose the size of a micro-batch."""
+    check_examples(x)
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
-    params = sharding.on_mesh(params, spread)
-    check_examples(x)
-    x = jax.tree.map(_as_jax_has_it, x)
-    network = capture(fn, params, shapes_of(x))
+    x = jax.tree.map(jnp.asarray, x)
+    batch_sharding = sharding.batch_sharding(x)
+    if batch_sharding is not None and isinstance(batch_sharding.mesh, Mesh):
+        x, params = sharding.automatic(x, params)
+        batch_sharding = sharding.batch_sharding(x)
+    else:  # XLA shares the work of traced arrays.
+        batch_sharding = None
+    captured, images = _captured(fn, params, x), batch_of(x)
+    network, _ = captured(images)
     neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
     for model in models_in(neuron):
         _check_neuron(model)
-    images = batch_of(x)
-    sharding.check_batch("the calibration images", images, spread)
-    if spread is not None:
-        _check_carried(network)
-    placed = sharding.place(x, spread)
-    check_finite("the calibration images", jax.tree.leaves(placed))
-    share = images // sharding.size(spread)
-    size = min(micro_batch or _micro_batch(network, steps, wait), share)
-    least = min(per_byte(model.levels) for model in models_in(neuron))
-    stream_bytes = share * _stream_bytes(network, steps, wait, least)
-    leaves = jax.tree.leaves((params, placed))
-    traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+    if batch_sharding is not None:
+        _check_batch_comes_first(network)
+    check_finite("the calibration images", jax.tree.leaves(x))
+    _warn_of_equal_images(x)
     return Plan(
-        x=placed,
-        spread=spread,
-        size=size,
-        captured=_captured(fn, params, placed),
+        x=x,
+        batch_sharding=batch_sharding,
+        size=min(
+            _micro_batch(network, steps, wait), images // sharding.size(batch_sharding)
+        ),
+        captured=captured,
         params=params,
         steps=steps,
         wait=wait,
         neuron=neuron,
-        budget=int(max(0, min(memory_budget - stream_bytes, 2**62))),
-        spills=stream_bytes > memory_budget and not traced,
     )
 
 
-def _check_carried(network: Network) -> None:
-    """Raise if devices would have to share a value along an axis behind the first."""
+def _warn_of_equal_images(x: chex.ArrayTree) -> None:
+    """Warn if images are all zero, or equal to one another, so that nothing varies."""
+    leaves = jax.tree.leaves(x)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
+    if not any(part.any() for parts in leaves for part in parts):
+        problem = "all zero"
+    elif batch_of(x) > 1 and all(map(_are_equal, leaves)):
+        problem = "all equal"
+    else:
+        return
+    warnings.warn(
+        f"the calibration images are {problem}, so the recipe is fitted to a single "
+        "input. Give images that the network was trained on, normalized in the same "
+        "way",
+        stacklevel=4,
+    )
+
+
+def _are_equal(parts: list[np.ndarray]) -> bool:
+    first = parts[0][0]
+    return all(np.array_equal(image, first) for part in parts for image in part)
+
+
+def _check_batch_comes_first(network: Network) -> None:
+    """Raise if devices would have to share a value along another axis."""
     elsewhere = image_axes(network.equations, network.avals, network.x)
     for stage in stages(network):
         for v in elsewhere.keys() & set(stage.carried):
             raise ValueError(
                 f"a value of shape {network.avals[v].shape}, with the batch on axis "
-                f"{elsewhere[v]}, goes from one layer to later ones; allowed with a "
-                "mesh: the batch on the first axis. Transpose it in fn where it is "
-                "made, or convert without a mesh"
+                f"{elsewhere[v]}, goes from one layer to later ones; allowed where "
+                "devices share the images: the batch on the first axis. Transpose it "
+                "in fn where it is made, or give images on a single device"
             )
 
 
@@ -248,8 +251,8 @@ def _check_recipe(recipe: Any) -> None:
             check_calibrator(calibrator)
     if not recipe.sweeps or not all(recipe.sweeps):
         raise ValueError(
-            f"the recipe has the sweeps {recipe.sweeps}; allowed: one or more, each "
-            "with one calibrator or more, or it would fit nothing"
+            f"the recipe has the sweeps {recipe.sweeps}; a recipe needs at "
+            "least one sweep, and each sweep at least one calibrator"
         )
 
 
@@ -281,25 +284,11 @@ def _captured(
 
 
 def _micro_batch(network: Network, steps: int, wait: int) -> int:
-    """Images at a time, so that the largest site's currents take about 16 MiB."""
+    """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
     largest = max(math.prod(s.shape) for s in network.sites if s.fires)
     times = 1 if wait == steps else steps
-    return max(1, 2**24 // (4 * times * largest))
-
-
-def _stream_bytes(network: Network, steps: int, wait: int, steps_per_byte: int) -> int:
-    """Bytes per image of both streams where they are largest: two sites at a time."""
-    spikes = 4 if wait == steps else math.ceil(steps / steps_per_byte)
-    sizes = [math.prod(site.shape) for site in network.sites]
-    return (4 + spikes) * max(map(sum, itertools.pairwise([0, *sizes])))
+    return max(1, _MICRO_BATCH_BYTES // (4 * times * largest))
 
 
 def _canonical(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | numbers.Number) else leaf
-
-
-def _as_jax_has_it(leaf: Any) -> Any:
-    """Doubles of NumPy are float32 to JAX, by default."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.astype(jnp.result_type(leaf), copy=False)
-    return leaf

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol, cast
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import (
@@ -149,7 +148,6 @@ def spiking(
     execution: Execution | ByLayer = "auto",
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
-    mesh: Mesh | None = None,
     has_aux: bool = False,
 ) -> SpikingFunction:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
@@ -171,18 +169,14 @@ def spiking(
             same, otherwise by_step without a wait on CPU and TPU and by_layer
             elsewhere, and by_layer for other models than IF and LIF and for a surrogate
             that is not declared to be a step (`snnjax.surrogate.step`) or that holds a
-            traced value. The device of x, or of the mesh, decides;
-            docs/accelerators.md says why.
+            traced value. The device of x decides; docs/accelerators.md says why.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, but "auto" without a wait takes 128 on a TPU (the only
-            one, or on a mesh), since the states of so many stay on the chip. On CPU
-            16 to 32 keep them in the cache, which is faster.
-        mesh: devices that share the examples along its first axis, each in groups
-            of its own, without communication; the gradient is summed over all. With
-            has_aux a BatchNorm takes its statistics over all devices.
+            None: all at once, but "auto" without a wait takes 128 on a TPU, since the
+            states of so many stay on the chip. On CPU 16 to 32 keep them in the cache,
+            which is faster.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first (on each device): a BatchNorm takes its
             statistics over time and batch, and its running averages come back as aux.
@@ -191,13 +185,16 @@ def spiking(
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], the readout at each
         step; the rate-coded answer after t steps is ``outputs[:t].mean(0)``. With
-        has_aux ``(outputs, aux)``.
+        has_aux ``(outputs, aux)``. If x is sharded over a mesh, each device computes
+        the outputs of its own examples, without communication
+        (`snnjax.sharding.batch_sharding`). A gradient is summed over all devices, and
+        with has_aux a BatchNorm takes its statistics over all of them.
 
     Raises:
         ValueError: an argument outside these ranges, or two that exclude each
             other; from spiking_fn, an SNN whose steps, wait or site names differ or
             whose numbers no neuron can have, a missing key, a wrong time axis, a closed
-            form that does not exist, a batch that the devices cannot share evenly.
+            form that does not exist.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp
@@ -223,7 +220,6 @@ def spiking(
         execution=_execution(execution),
         inputs=inputs,
         micro_batch=micro_batch,
-        spread=sharding.over_batch(mesh),
         has_aux=bool(has_aux),
     )
     _check_combination(simulation)
@@ -264,7 +260,6 @@ class Simulation(NamedTuple):
 
     Attributes:
         execution: one of `EXECUTIONS`, or "by_layer" as a `ByLayer` with its options.
-        spread: how the devices of the mesh share a batch; None for one device.
     """
 
     fn: Callable
@@ -275,7 +270,6 @@ class Simulation(NamedTuple):
     execution: Execution | ByLayer
     inputs: Inputs
     micro_batch: int | None
-    spread: NamedSharding | None
     has_aux: bool
 
     @property
@@ -287,43 +281,40 @@ class Simulation(NamedTuple):
 def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
 ) -> Any:
-    """Check SNN and input, encode the input, share it among the devices, and run."""
+    """Check SNN and input, encode the input, and run on the devices of x."""
     check_fit(snn, sim.steps, sim.wait)
     check_values(snn)
     check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
+    batch_sharding = sharding.batch_sharding(x, 1 if sim.inputs == "sequence" else 0)
+    snn = sharding.on_mesh(snn, batch_sharding)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
-    if sim.spread is not None:
-        sharding.check_batch("x", batch_of(x, axis), sim.spread)
-        x = sharding.place(x, sharding.along(axis, sim.spread))
-        snn = sharding.on_mesh(snn, sim.spread)
-    else:
-        x, snn = sharding.automatic(x, snn)
     if sim.has_aux:
-        return simulate_training(sim, snn, x)
+        train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
+        return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
 
-    has_own_examples = sharding.has_own_examples(x, sim.spread)
     choice = choose(
         sim.execution,
         snn,
         steps=sim.steps,
         wait=sim.wait,
         surrogate=sim.surrogate,
-        platform=sharding.platform(x, sim.spread),
+        platform=sharding.platform(x),
     )
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         run = functools.partial(simulate_group, sim, choice, snn)
         batch = batch_of(x, axis)  # a symbol where any batch is exported
-        group = choice.group if has_own_examples and isinstance(batch, int) else None
+        group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
         if group is not None and size is not None and batch > size:
             # Computed anew, or the gradient would copy what all groups keep.
             run = jax.checkpoint(run)
         return sharding.in_groups(run, x, size, axis, out_axis=1)
 
-    return sharding.on_each_device(on_one_device, sim.spread, (None, axis), 1)(snn, x)
+    run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), 1)
+    return run(snn, x)
 
 
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
@@ -335,13 +326,17 @@ def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree)
     return execute(job, choice.execution)
 
 
-def simulate_training(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> tuple[Any, Any]:
-    """(outputs [T, B, ...], aux) of a function in training mode."""
+def simulate_training(
+    sim: Simulation, shares: int, snn: SNN, x: chex.ArrayTree
+) -> tuple[Any, Any]:
+    """(outputs [T, B, ...], aux) of a function in training mode.
+
+    ``shares`` is the number of devices that share the batch.
+    """
     if not sim.sequence:
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
-    shares = sharding.size(sim.spread)
     x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
     network = capture(sim.fn, snn.params, x, affine=False, has_aux=True)
     remat = isinstance(sim.execution, ByLayer) and sim.execution.remat

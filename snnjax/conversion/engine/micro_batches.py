@@ -6,6 +6,7 @@ them over one site at a time.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax._examples import batch_of
 from snnjax.conversion.engine import segments
-from snnjax.conversion.engine.spill import SpillFile, loaded
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
 from snnjax.neurons.by_site import BySite
@@ -32,40 +32,32 @@ class Plan(NamedTuple):
 
     Attributes:
         x: all images.
-        spread: of the images over devices.
+        batch_sharding: how devices share the images; None: a single device.
         size: images at a time on each device.
         captured: number of images -> the network for so many, and its stages.
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
         neuron: the model of all sites, or a `snnjax.neurons.BySite`.
-        budget: bytes for the currents of a site.
-        spills: whether streams go to the disk.
     """
 
     x: chex.ArrayTree
-    spread: NamedSharding | None
+    batch_sharding: NamedSharding | None
     size: int
     captured: Callable[[int], tuple[Network, list[Stage]]]
     params: chex.ArrayTree
     steps: int
     wait: int
     neuron: IntegrateAndFire | BySite
-    budget: int
-    spills: bool
 
     @property
     def means(self) -> bool:
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.wait == self.steps
 
-    def spill_file(self) -> SpillFile | None:
-        """For a stream until its next stage; None if all of it fits in memory."""
-        return SpillFile() if self.spills else None
-
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
-        """Of all micro-batches, one array of all images, or of every so many."""
-        return sharding.join(sampled(parts, 0, every), 0, self.spread)
+        """One array of all images, or of every n-th of them, from its micro-batches."""
+        return sharding.join(sampled(parts, 0, every), 0, self.batch_sharding)
 
 
 class MicroBatch(NamedTuple):
@@ -87,10 +79,13 @@ class MicroBatch(NamedTuple):
 def begin(plan: Plan) -> list[MicroBatch]:
     """All images, as they stand before the first stage."""
     batches = []
-    images, devices = batch_of(plan.x), sharding.size(plan.spread)
+    images, devices = batch_of(plan.x), sharding.size(plan.batch_sharding)
     for start in range(0, images, plan.size * devices):
         count = min(plan.size * devices, images - start)
-        x = sharding.rows(plan.x, start, count, plan.spread)
+        images_here = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=count
+        )
+        x = sharding.put(jax.tree.map(images_here, plan.x), plan.batch_sharding)
         network, stages = plan.captured(count // devices)
         values = network.inputs(x)
         batches.append(MicroBatch(network, stages, values, dict(values)))
@@ -126,15 +121,15 @@ def _run(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     # Constants may depend on the size of the micro-batch.
     values = collections.ChainMap(store, batch.network.constants, params)
-    sources = [loaded(values[v]) for v in stage.sources]
+    sources = [values[v] for v in stage.sources]
     moving = tuple(v in store for v in stage.sources)
-    return segments.run(plan.spread, stage, moving, streams, steps, sources)
+    return segments.run(plan.batch_sharding, stage, moving, streams, steps, sources)
 
 
 def advance(
     store: Values, stages: list[Stage], i: int, output: Any, carried: list[Any]
 ) -> None:
-    """Add the results of stage i; drop what no later stage reads."""
+    """Store the results of stage i, and drop what no later stage reads."""
     stage = stages[i]
     assert stage.output is not None
     store[stage.output] = output

@@ -64,7 +64,7 @@ class Current(NamedTuple):
 
 
 def run(
-    spread: NamedSharding | None,
+    batch_sharding: NamedSharding | None,
     stage: Stage,
     moving: tuple[bool, ...],
     streams: tuple[bool, ...],
@@ -74,24 +74,26 @@ def run(
     """Results of a stage and what it carries on, each device for its own images.
 
     Args:
-        spread: of the images over devices.
+        batch_sharding: how devices share the images.
         stage: the work.
         moving: for each source whether it has images.
         streams: for each source whether it has a time axis.
         steps: T.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
     """
-    return _compiled(spread, moving)(stage.segment, streams, steps, sources)
+    return _compiled(batch_sharding, moving)(stage.segment, streams, steps, sources)
 
 
 @functools.cache
-def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callable:
+def _compiled(
+    batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
+) -> Callable:
     @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
     def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
         def here(sources):
             return _run(segment, streams, steps, sources)
 
-        if spread is None:
+        if batch_sharding is None:
             return here(sources)
         in_axes = [
             _image_axes(source, 1 if stream else 0) if moves else None
@@ -105,7 +107,8 @@ def _compiled(spread: NamedSharding | None, moving: tuple[bool, ...]) -> Callabl
             [(1 if v in timed else 0) if v in of_images else None for v in results]
             for results in (segment.outputs, segment.carried)
         ]
-        return sharding.on_each_device(here, spread, (in_axes,), tuple(axes))(sources)
+        share = sharding.on_each_device(here, batch_sharding, (in_axes,), tuple(axes))
+        return share(sources)
 
     return program
 
@@ -167,14 +170,15 @@ def mean(value: Any, steps: int) -> jax.Array:
 
 
 def joined(
-    spread: NamedSharding | None, values: Iterable[Any], axis: int, every: int
+    batch_sharding: NamedSharding | None, values: Iterable[Any], axis: int, every: int
 ) -> Any:
     """One stream of all micro-batches, of one image in so many; images are ``axis``."""
     values = list(values)
     if isinstance(values[0], SpikeTrain):
-        bits = sampled([train.bits for train in values], axis, every)
-        return dataclasses.replace(values[0], bits=sharding.join(bits, axis, spread))
-    return sharding.join(sampled(values, axis, every), axis, spread)
+        parts = sampled([train.bits for train in values], axis, every)
+        bits = sharding.join(parts, axis, batch_sharding)
+        return dataclasses.replace(values[0], bits=bits)
+    return sharding.join(sampled(values, axis, every), axis, batch_sharding)
 
 
 def _take(values: Any, rows: jax.Array, axis: int) -> Any:

@@ -1,7 +1,7 @@
 """The view of a site that all micro-batches have reached, for its calibrators.
 
 The currents of the spiking network are computed anew for the weights that a calibrator
-tries, or kept while the memory budget allows it.
+tries, or kept if they take less than `CACHE_BYTES`.
 """
 
 import collections
@@ -28,7 +28,6 @@ from snnjax.conversion.engine.micro_batches import (
     run_snn,
 )
 from snnjax.conversion.engine.segments import Current
-from snnjax.conversion.engine.spill import loaded
 from snnjax.network.batch import image_axes
 from snnjax.network.equations import Network
 from snnjax.network.products import LoneProduct, lone_products
@@ -38,6 +37,8 @@ from snnjax.neurons.by_site import model_of
 
 Results = TypeVar("Results")
 WeightsByPath = dict[str, jax.Array]
+# Currents of one site that stay in memory between calibrators, on each device.
+CACHE_BYTES = 2**30
 # Of every micro-batch: what enters the site, and what the stage carries past it.
 StageResults = Callable[[WeightsByPath], Iterable[tuple[list, list]]]
 Currents = Callable[[WeightsByPath], Iterable[jax.Array]]
@@ -200,10 +201,10 @@ class SiteView(View):
             if axis is None:
                 sources.append(fixed[v])
                 continue
-            values = (loaded(store[v]) for store in stores)
+            values = (store[v] for store in stores)
             if over_time:
                 values = (segments.mean(value, plan.steps) for value in values)
-            sources.append(segments.joined(plan.spread, values, axis, every))
+            sources.append(segments.joined(plan.batch_sharding, values, axis, every))
         return sources
 
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
@@ -241,7 +242,7 @@ def _thinned(
             formulas.thin, stride=stride, ndim=len(site.shape), channel=site.channel
         )
         fewer = jax.eval_shape(thin, jax.ShapeDtypeStruct(site.shape, jnp.float32))
-        beside = [site.shape] if _fits_budget(plan, site.shape) else []
+        beside = [site.shape] if _fits_cache(plan, site.shape) else []
         return _cached(plan, lambda w: map(thin, whole(w)), fewer.shape, *beside)
 
     return lambda weights, stride: at(stride)(weights)
@@ -252,12 +253,12 @@ def _cached(
     compute: Callable[[WeightsByPath], Iterable[Results]],
     *shapes: Sequence[int],
 ) -> Callable[[WeightsByPath], Iterable[Results]]:
-    """``compute(weights)``, kept while the weights are the same, if the budget allows.
+    """``compute(weights)``, kept while the weights are the same, if they are small.
 
     Args:
         shapes: of all that is in memory then, for one image and one step.
     """
-    if not _fits_budget(plan, *shapes):
+    if not _fits_cache(plan, *shapes):
         return compute
     latest: list[Any] = []  # the weights, and what was computed of them
 
@@ -272,10 +273,10 @@ def _cached(
     return cached
 
 
-def _fits_budget(plan: Plan, *shapes: Sequence[int]) -> bool:
+def _fits_cache(plan: Plan, *shapes: Sequence[int]) -> bool:
     times = 1 if plan.means else plan.steps
-    share = batch_of(plan.x) // sharding.size(plan.spread)
-    return 4 * share * times * sum(map(math.prod, shapes)) <= plan.budget
+    share = batch_of(plan.x) // sharding.size(plan.batch_sharding)
+    return 4 * share * times * sum(map(math.prod, shapes)) <= CACHE_BYTES
 
 
 def by_variable(network: Network, weights: WeightsByPath) -> Values:

@@ -8,10 +8,12 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
@@ -28,6 +30,7 @@ from snnjax.conversion.engine.micro_batches import (
     begin,
     run_ann,
 )
+from snnjax.conversion.engine.progress import shown
 from snnjax.conversion.engine.site_view import (
     Arrival,
     SiteView,
@@ -36,7 +39,6 @@ from snnjax.conversion.engine.site_view import (
     check_unshared,
     stage_results,
 )
-from snnjax.conversion.engine.spill import LoadedOnAccess, spilled
 from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import model_of
@@ -45,15 +47,18 @@ from snnjax.snn import SNN
 
 
 def sweep(
-    plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], progress: Callable
+    plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], title: str = ""
 ) -> SNN:
-    """Carry all images from site to site and fit site i by ``calibrator(i)``."""
+    """Carry all images from site to site, and fit site i by ``calibrator(i)``.
+
+    ``title`` is shown before the bar on a terminal.
+    """
     batches = begin(plan)
     network, stages = batches[0].network, batches[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
-    for i, site in enumerate(_in_order(progress, sites)):
+    for i, site in enumerate(shown(sites, title)):
         ann = [dict(batch.ann) for batch in batches] if site.signed else []
         here = Arrival(plan, batches, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrator(i))
@@ -64,28 +69,6 @@ def sweep(
     tree = jax.tree_util.tree_structure(snn.params)
     calibrated = jax.tree_util.tree_unflatten(tree, leaves)
     return dataclasses.replace(snn, params=calibrated, neurons=neurons)
-
-
-def _in_order(progress: Callable, sites: list[Site]) -> Iterator[Site]:
-    if not callable(progress):
-        raise ValueError(
-            f"progress is {progress!r}; allowed: a function that returns the sites "
-            "while it shows how far they are, as tqdm does"
-        )
-    shown, count = progress(sites), 0
-    for site in shown if isinstance(shown, Iterable) else ():
-        if count == len(sites) or site is not sites[count]:
-            break
-        yield site
-        count += 1
-    else:
-        if count == len(sites):
-            return
-    raise ValueError(
-        f"progress returned something of type {type(shown).__name__}, whose item "
-        f"{count} is not site {count} of {len(sites)}; allowed: a function that "
-        "returns all sites in their order, as tqdm does"
-    )
 
 
 def _fit_site(
@@ -107,28 +90,36 @@ def _fit_site(
 
 def _activations(
     here: Arrival, original: Values
-) -> tuple[LoadedOnAccess, jax.Array | None]:
+) -> tuple[list[jax.Array], jax.Array | None]:
     """The ANN's activations at the site, and the maximum if a ReLU there has one.
 
     The ANN's stream is carried over the site.
     """
-    plan, file = here.plan, here.plan.spill_file()
-    maximum: jax.Array | None = None
-
-    def carry_ann(batch: MicroBatch):
-        nonlocal maximum
-        inputs, carried = run_ann(plan, batch, here.i, original)
+    activations, maximum = [], None
+    for batch in here.batches:
+        inputs, carried = run_ann(here.plan, batch, here.i, original)
         if len(inputs) > 1:
             maximum = _shaped_like_threshold(inputs[1], here.site)
         activation = identity(batch.stages[here.i].place, *inputs)
-        activation, *carried = spilled([activation, *carried], file)
         advance(batch.ann, batch.stages, here.i, activation, carried)
-        return activation
-
-    activations = LoadedOnAccess([carry_ann(batch) for batch in here.batches])
+        activations.append(activation)
     _check_maximum(here.site, maximum)
     check_finite(f"the activations of site {here.site.name!r}", activations)
+    if all(map(_is_zero, activations)):
+        warnings.warn(
+            f"the activations of site {here.site.name!r} are 0 for all calibration "
+            "images, so its threshold is fitted to no data. Check the scale of the "
+            "images and the parameters",
+            stacklevel=5,
+        )
     return activations, maximum
+
+
+def _is_zero(array: jax.Array) -> bool:
+    """Whether all numbers are 0, as far as this process has and knows them."""
+    if isinstance(array, Tracer):
+        return False
+    return not any(np.asarray(part.data).any() for part in array.addressable_shards)
 
 
 def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
@@ -153,13 +144,12 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
 
 def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
-    plan, site, file = here.plan, here.site, here.plan.spill_file()
+    plan, site = here.plan, here.site
     neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
     arriving = zip(here.batches, results(fit.weights), strict=True)
     for batch, ((current, *_), carried) in arriving:
         shape = plan.steps, plan.wait, len(site.shape)
         spikes = segments.fire(neuron, params, current, *shape)
-        spikes, *carried = spilled([spikes, *carried], file)
         advance(batch.snn, batch.stages, here.i, spikes, carried)
 
 
@@ -174,21 +164,31 @@ def _check_outputs(plan: Plan, batches: list[MicroBatch], original: Values) -> N
 
 def chained(
     calibrators: Sequence[Calibrator],
-    spread: NamedSharding | None,
+    batch_sharding: NamedSharding | None,
     view: View,
     fit: Fit,
 ) -> Fit:
     """All calibrators, one after the other.
 
-    Each fit is copied to all devices; weights are sharded as they were.
+    Parameters of neurons are copied to all devices; weights keep their sharding.
     """
     for calibrate in calibrators:
         # A copy, so that what is changed in place is detected as well.
         after = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
         after = checked(view.site, fit, after)
         weights = {
-            path: sharding.placed_like(after.weights[path], old, spread)
+            path: _placed_like(after.weights[path], old, batch_sharding)
             for path, old in fit.weights.items()
         }
-        fit = Fit(sharding.gathered(after.neuron, spread), weights)
+        everywhere = sharding.replicated(batch_sharding)
+        fit = Fit(sharding.put(after.neuron, everywhere), weights)
     return fit
+
+
+def _placed_like(
+    new: jax.Array, old: jax.Array, batch_sharding: NamedSharding | None
+) -> jax.Array:
+    """``new`` with the sharding of ``old``, if there is a mesh."""
+    if batch_sharding is None or new is old or isinstance(old, Tracer):
+        return new
+    return sharding.put(new, old.sharding)

@@ -1,1 +1,0 @@
-"""Fits that outlive the process: ``folder.py`` stores them, ``digest.py`` compares."""
