@@ -10,6 +10,7 @@ write your own; these have no special access:
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
 from snnjax.calibrators.thresholds_and_potentials import (
+    by_effect,
     correct_bias,
     correct_potential,
     half_charge,
@@ -31,6 +32,7 @@ __all__ = [
     "Calibrator",
     "Fit",
     "View",
+    "by_effect",
     "calibrate_weights",
     "correct_bias",
     "correct_potential",

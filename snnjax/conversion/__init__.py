@@ -6,9 +6,11 @@ out, ``fits_folder.py`` lets a conversion resume after an interruption.
 
 from snnjax.conversion.convert import convert
 from snnjax.conversion.recipes import (
+    BestOf,
     Recipe,
     advanced,
     best,
+    best_of,
     bias_shift,
     light,
     max_activation,
@@ -17,9 +19,11 @@ from snnjax.conversion.recipes import (
 )
 
 __all__ = [
+    "BestOf",
     "Recipe",
     "advanced",
     "best",
+    "best_of",
     "bias_shift",
     "convert",
     "light",

@@ -5,12 +5,14 @@ calibrators (``snnjax.calibrators``). A folder may keep their fits
 (``fits_folder.py``).
 """
 
+import dataclasses
 import functools
+import itertools
 import math
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -23,11 +25,12 @@ from jax.sharding import Mesh
 from snnjax import sharding
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
-from snnjax.calibrators.view import check_calibrator
-from snnjax.conversion.engine.micro_batches import Plan
+from snnjax.calibrators.view import Calibrator
+from snnjax.conversion.engine.effects import Effects, effects_of
+from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep
-from snnjax.conversion.fits_folder import open_folder, stored_or_fitted
-from snnjax.conversion.recipes import Recipe, best
+from snnjax.conversion.fits_folder import FitsFolder, open_folder, stored_or_fitted
+from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.batch import image_axes
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network
@@ -51,7 +54,7 @@ def convert(
     x: chex.ArrayTree,
     *,
     steps: int,
-    recipe: Recipe | None = None,
+    recipe: AnyRecipe | None = None,
     neuron: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
     folder: str | os.PathLike | None = None,
@@ -70,7 +73,8 @@ def convert(
             ``jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))``, its
             devices share the work, in one process or in many.
         steps: T >= 1, for which the SNN is fitted.
-        recipe: what is fitted; `snnjax.best` by default.
+        recipe: what is fitted; `snnjax.best` by default. Or site name or pattern ->
+            recipe, as ``{"head/*": snnjax.light(), "*": snnjax.best()}``.
         neuron: the model of all sites, an integrate-and-fire neuron with reset by
             subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
@@ -111,9 +115,11 @@ def convert(
     check_wait(steps, wait)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
     recipe = best() if recipe is None else recipe
-    _check_recipe(recipe)
     plan = _plan(fn, params, x, steps, wait, neuron)
     network, _ = plan.captured(batch_of(x))
+    names = [site.name for site in network.sites if site.fires]
+    alternatives = sweeps_by_site(recipe, names)
+    plan = _with_judges(plan, len(alternatives) > 1)
     parts = {
         "network": str(network.sites),
         "parameters": plan.params,
@@ -129,13 +135,64 @@ def convert(
         for site in network.sites
         if site.fires
     }
-    snn = SNN(plan.params, neurons, steps, wait, plan.neuron)
-    for number, calibrators in enumerate(recipe.sweeps):
-        calibrate = functools.partial(chained, calibrators, plan.batch_sharding)
-        calibrator_of = functools.partial(stored_or_fitted, fits, number, calibrate)
-        snn = sweep(plan, snn, calibrator_of, f"sweep {number + 1} ")
+    fresh = SNN(plan.params, neurons, steps, wait, plan.neuron)
+    candidates, numbers = [], itertools.count()
+    for sweeps in alternatives:
+        snn, error = fresh, None
+        for calibrators in sweeps:
+            number = next(numbers)
+            calibrator_of = functools.partial(
+                _calibrator, plan, fits, number, list(calibrators.values())
+            )
+            snn, error = sweep(plan, snn, calibrator_of, f"sweep {number + 1} ")
+        candidates.append((snn, error))
+    snn = _nearest(candidates)
     _warn_of_fresh_thresholds(neurons, snn)
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
+
+
+def _calibrator(
+    plan: Plan,
+    fits: FitsFolder | None,
+    number: int,
+    chains: Sequence[Sequence[Calibrator]],
+    site: int,
+) -> Calibrator:
+    """The calibrator of a site, or one that reads its stored fit."""
+    calibrate = functools.partial(chained, chains[site], plan.batch_sharding)
+    return stored_or_fitted(fits, number, calibrate, site)
+
+
+def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
+    """The SNN of the smallest error; of equal ones the first."""
+    (nearest, least), *others = candidates
+    for snn, error in others:
+        if isinstance(error, Tracer):
+            nearest = _where(error < least, snn, nearest)
+            least = jnp.minimum(error, least)
+        elif error < least:
+            nearest, least = snn, error
+    return nearest
+
+
+def _where(condition: Any, first: SNN, second: SNN) -> SNN:
+    """The first SNN where a traced condition holds; an offset of one alone is 0."""
+
+    def with_offsets(snn: SNN, like: SNN) -> SNN:
+        neurons = {
+            name: params._replace(offset=jnp.zeros_like(like.neurons[name].offset))
+            if params.offset is None and like.neurons[name].offset is not None
+            else params
+            for name, params in snn.neurons.items()
+        }
+        return dataclasses.replace(snn, neurons=neurons)
+
+    def choose(a: Any, b: Any) -> jax.Array:
+        shape = jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))
+        return jnp.where(condition, jnp.broadcast_to(a, shape), b)
+
+    pair = with_offsets(first, second), with_offsets(second, first)
+    return jax.tree.map(choose, *pair)
 
 
 def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
@@ -192,6 +249,24 @@ def _plan(
     )
 
 
+def _with_judges(plan: Plan, judges: bool) -> Plan:
+    """The plan, where some micro-batches perhaps judge what is fitted to the others."""
+    size, share = plan.size, batch_of(plan.x) // sharding.size(plan.batch_sharding)
+    if judges:  # as many micro-batches as `split` likes to have
+        size = max(1, min(size, share // 8))
+
+    @functools.cache
+    def effects(number: int) -> Effects:
+        x, numbers = images_of(plan.x, size, plan.batch_sharding, number)
+        return compiled(len(numbers))(plan.params, x, jnp.asarray(numbers))
+
+    @functools.cache
+    def compiled(images: int) -> Callable[..., Effects]:
+        return effects_of(plan.captured(images)[0])
+
+    return plan._replace(size=size, judges=judges, effects=effects)
+
+
 def _warn_of_equal_images(x: chex.ArrayTree) -> None:
     """Warn if images are all zero, or equal to one another, so that nothing varies."""
     leaves = jax.tree.leaves(x)
@@ -228,32 +303,6 @@ def _check_batch_comes_first(network: Network) -> None:
                 "devices share the images: the batch on the first axis. Transpose it "
                 "in fn where it is made, or give images on a single device"
             )
-
-
-def _check_recipe(recipe: Any) -> None:
-    if not isinstance(recipe, Recipe):
-        raise ValueError(
-            f"recipe is {recipe!r}; allowed: a Recipe, e.g. snnjax.light() or "
-            "snnjax.best() (called), or None"
-        )
-    if not isinstance(recipe.sweeps, tuple | list):
-        raise ValueError(
-            f"the recipe has the sweeps {recipe.sweeps!r}; allowed: a tuple of chains, "
-            "e.g. Recipe(((max_threshold(), shift_bias()),))"
-        )
-    for chain in recipe.sweeps:
-        if not isinstance(chain, tuple | list) or not all(map(callable, chain)):
-            raise ValueError(
-                f"a sweep of the recipe is {chain!r}; allowed: a tuple of calibrators, "
-                "e.g. Recipe(((max_threshold(), shift_bias()),))"
-            )
-        for calibrator in chain:
-            check_calibrator(calibrator)
-    if not recipe.sweeps or not all(recipe.sweeps):
-        raise ValueError(
-            f"the recipe has the sweeps {recipe.sweeps}; a recipe needs at "
-            "least one sweep, and each sweep at least one calibrator"
-        )
 
 
 def _check_neuron(neuron: Any) -> None:

@@ -7,6 +7,7 @@ them over one site at a time.
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax._examples import batch_of
 from snnjax.conversion.engine import segments
+from snnjax.conversion.engine.effects import Effects
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
 from snnjax.neurons.by_site import BySite
@@ -39,6 +41,8 @@ class Plan(NamedTuple):
         steps: T.
         wait: steps that every layer waits.
         neuron: the model of all sites, or a `snnjax.neurons.BySite`.
+        judges: whether some images only judge what is fitted to the others.
+        effects: micro-batch number -> `effects.Effects` of its images.
     """
 
     x: chex.ArrayTree
@@ -49,6 +53,8 @@ class Plan(NamedTuple):
     steps: int
     wait: int
     neuron: IntegrateAndFire | BySite
+    judges: bool = False
+    effects: Callable[[int], Effects] = lambda number: {}
 
     @property
     def means(self) -> bool:
@@ -64,12 +70,14 @@ class MicroBatch(NamedTuple):
     """Some images on their way: variable -> value, of what later stages read.
 
     Attributes:
+        number: of the micro-batch.
         network, stages: for the images that one device has of it.
         ann: activations.
         snn: means where ``Plan.means``; otherwise each a `SpikeTrain`, or an array
             [T, B, ...] where a sum of several sites has to wait.
     """
 
+    number: int
     network: Network
     stages: list[Stage]
     ann: Values
@@ -79,17 +87,46 @@ class MicroBatch(NamedTuple):
 def begin(plan: Plan) -> list[MicroBatch]:
     """All images, as they stand before the first stage."""
     batches = []
-    images, devices = batch_of(plan.x), sharding.size(plan.batch_sharding)
-    for start in range(0, images, plan.size * devices):
-        count = min(plan.size * devices, images - start)
-        images_here = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=count
-        )
-        x = sharding.put(jax.tree.map(images_here, plan.x), plan.batch_sharding)
-        network, stages = plan.captured(count // devices)
+    devices = sharding.size(plan.batch_sharding)
+    for number in range(batch_count(plan.x, plan.size, plan.batch_sharding)):
+        x, numbers = images_of(plan.x, plan.size, plan.batch_sharding, number)
+        network, stages = plan.captured(len(numbers) // devices)
         values = network.inputs(x)
-        batches.append(MicroBatch(network, stages, values, dict(values)))
+        batches.append(MicroBatch(number, network, stages, values, dict(values)))
     return batches
+
+
+def batch_count(
+    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
+) -> int:
+    """How many micro-batches there are, of ``size`` images on each device."""
+    return -(-batch_of(x) // (size * sharding.size(batch_sharding)))
+
+
+def images_of(
+    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None, number: int
+) -> tuple[chex.ArrayTree, range]:
+    """The images of a micro-batch, and their numbers."""
+    at_once = size * sharding.size(batch_sharding)
+    numbers = range(number * at_once, min((number + 1) * at_once, batch_of(x)))
+    part = functools.partial(
+        jax.lax.dynamic_slice_in_dim,
+        start_index=numbers.start,
+        slice_size=len(numbers),
+    )
+    return sharding.put(jax.tree.map(part, x), batch_sharding), numbers
+
+
+def split(plan: Plan, batches: list[MicroBatch]) -> tuple[list, list]:
+    """(micro-batches to fit to, those that judge): every eighth judges, or the last."""
+    if not plan.judges or len(batches) == 1:
+        return batches, []
+    every = min(8, len(batches))
+    judging = [batch.number % every == every - 1 for batch in batches]
+    return (
+        [batch for batch, judges in zip(batches, judging, strict=True) if not judges],
+        [batch for batch, judges in zip(batches, judging, strict=True) if judges],
+    )
 
 
 def run_ann(
@@ -108,6 +145,16 @@ def run_snn(
     stage = batch.stages[i]
     streams = are_streams(plan, batch.network, stage)
     return _run(plan, batch, stage, batch.snn, params, streams, plan.steps)
+
+
+def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Array]:
+    """The mean outputs of the SNN over its steps, once all sites are passed."""
+    outputs, _ = run_snn(plan, batch, -1, params)
+    segment = batch.stages[-1].segment
+    timed = are_streams(plan, batch.network, batch.stages[-1])
+    streams = segment.depending_on(itertools.compress(segment.inputs, timed))
+    pairs = zip(segment.outputs, outputs, strict=True)
+    return [output.mean(0) if v in streams else output for v, output in pairs]
 
 
 def _run(

@@ -5,6 +5,7 @@ tries, or kept if they take less than `CACHE_BYTES`.
 """
 
 import collections
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
 from snnjax.calibrators.view import Fit, Product, View
 from snnjax.conversion.engine import segments
+from snnjax.conversion.engine.effects import scaled
 from snnjax.conversion.engine.micro_batches import (
     MicroBatch,
     Plan,
@@ -48,7 +50,9 @@ class Arrival(NamedTuple):
     """A site that all images have reached.
 
     Attributes:
-        plan, batches: of the sweep.
+        plan: of the sweep.
+        batches: the images to fit to.
+        judges: images that no calibrator sees.
         i: number of the site, and of the stage that leads to it.
         params: variable -> parameter of the SNN, as calibrated up to here.
         ann: of every micro-batch, what the ANN's stage reads; empty unless the site is
@@ -57,6 +61,7 @@ class Arrival(NamedTuple):
 
     plan: Plan
     batches: list[MicroBatch]
+    judges: list[MicroBatch]
     i: int
     params: Values
     ann: list[Values]
@@ -118,9 +123,13 @@ class SiteView(View):
         self._here = here
         self._thinned_currents = _thinned(here.plan, results, here.site)
 
-    @property
-    def count(self) -> int:
-        return batch_of(self._here.plan.x)
+    def by_effect(self) -> "SiteView":
+        plan, name = self._here.plan, self.site.name
+        weighed = copy.copy(self)
+        weighed.effects = scaled(
+            [plan.effects(batch.number)[name] for batch in self._here.batches]
+        )
+        return weighed
 
     def outputs(
         self, fit: Fit, *, stride: int = 1, paced: bool = False
@@ -176,7 +185,10 @@ class SiteView(View):
                 segment=product.segment, slots=(stage.sources.index(product.kernel),)
             )
             result = _result(own, [originals[product.kernel]], of_ann)
-            views.append(Product(path, own, of_spikes, result, product.channel))
+            weight = None
+            if self.effects is not None:
+                weight = _of_images(self.join(self.effects, every), result)
+            views.append(Product(path, own, of_spikes, result, product.channel, weight))
         return views
 
     def _sources(
@@ -209,6 +221,18 @@ class SiteView(View):
 
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
         return self._here.plan.join(parts, every)
+
+
+def _of_images(effects: jax.Array, result: jax.Array) -> jax.Array:
+    """The weight of a product's result, whose positions need not be the site's.
+
+    Positions that the two share, as tokens, keep their own; otherwise each image has
+    the mean of its positions.
+    """
+    if effects.shape[:-1] == result.shape[:-1]:
+        return effects
+    mean = effects.reshape(len(effects), -1).mean(1)
+    return mean.reshape(-1, *[1] * (result.ndim - 1))
 
 
 @functools.partial(jax.jit, static_argnames="current")

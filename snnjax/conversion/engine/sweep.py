@@ -7,6 +7,7 @@ depth. Source of the layer-wise scheme: Li et al., ICML 2021; of the single swee
 """
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
+from snnjax._arrays import wide
 from snnjax._checks import check_finite
 from snnjax.calibrators.checks import check_values, checked, parameter_shapes, widen
 from snnjax.calibrators.view import Calibrator, Fit, View
@@ -28,7 +30,10 @@ from snnjax.conversion.engine.micro_batches import (
     Values,
     advance,
     begin,
+    mean_readout,
     run_ann,
+    run_snn,
+    split,
 )
 from snnjax.conversion.engine.progress import shown
 from snnjax.conversion.engine.site_view import (
@@ -48,27 +53,40 @@ from snnjax.snn import SNN
 
 def sweep(
     plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], title: str = ""
-) -> SNN:
+) -> tuple[SNN, jax.Array]:
     """Carry all images from site to site, and fit site i by ``calibrator(i)``.
 
-    ``title`` is shown before the bar on a terminal.
+    Args:
+        plan, snn: what is swept.
+        calibrator: site number -> its calibrator.
+        title: shown before the bar on a terminal.
+
+    Returns:
+        The fitted SNN, and the error of its outputs (`_output_error`) on the images
+        that no calibrator saw; NaN if the plan has no judges.
     """
     batches = begin(plan)
+    fitting, judging = split(plan, batches)
     network, stages = batches[0].network, batches[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
     for i, site in enumerate(shown(sites, title)):
-        ann = [dict(batch.ann) for batch in batches] if site.signed else []
-        here = Arrival(plan, batches, i, params, ann)
+        ann = [dict(batch.ann) for batch in fitting] if site.signed else []
+        here = Arrival(plan, fitting, judging, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrator(i))
         neurons[site.name] = fit.neuron
         params = params | by_variable(network, fit.weights)
-    _check_outputs(plan, batches, original)
+    outputs = _ann_outputs(plan, batches, original)
+    error = jnp.array(jnp.nan)
+    if plan.judges:
+        of_judges = [outputs[batch.number] for batch in judging or batches]
+        readouts = [mean_readout(plan, batch, params) for batch in judging or batches]
+        error = _output_error(readouts, of_judges)
     leaves = [params[v] for v in network.parameters]
     tree = jax.tree_util.tree_structure(snn.params)
     calibrated = jax.tree_util.tree_unflatten(tree, leaves)
-    return dataclasses.replace(snn, params=calibrated, neurons=neurons)
+    return dataclasses.replace(snn, params=calibrated, neurons=neurons), error
 
 
 def _fit_site(
@@ -96,13 +114,14 @@ def _activations(
     The ANN's stream is carried over the site.
     """
     activations, maximum = [], None
-    for batch in here.batches:
+    for batch in (*here.batches, *here.judges):
         inputs, carried = run_ann(here.plan, batch, here.i, original)
         if len(inputs) > 1:
             maximum = _shaped_like_threshold(inputs[1], here.site)
         activation = identity(batch.stages[here.i].place, *inputs)
         advance(batch.ann, batch.stages, here.i, activation, carried)
         activations.append(activation)
+    activations = activations[: len(here.batches)]
     _check_maximum(here.site, maximum)
     check_finite(f"the activations of site {here.site.name!r}", activations)
     if all(map(_is_zero, activations)):
@@ -146,20 +165,47 @@ def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site = here.plan, here.site
     neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
-    arriving = zip(here.batches, results(fit.weights), strict=True)
-    for batch, ((current, *_), carried) in arriving:
+    weights = here.params | by_variable(here.network, fit.weights)
+    of_judges = (run_snn(plan, batch, here.i, weights) for batch in here.judges)
+    arriving = itertools.chain(results(fit.weights), of_judges)
+    batches = (*here.batches, *here.judges)
+    for batch, ((current, *_), carried) in zip(batches, arriving, strict=True):
         shape = plan.steps, plan.wait, len(site.shape)
         spikes = segments.fire(neuron, params, current, *shape)
         advance(batch.snn, batch.stages, here.i, spikes, carried)
 
 
-def _check_outputs(plan: Plan, batches: list[MicroBatch], original: Values) -> None:
-    """Raise unless the ANN's outputs are finite, once all sites are passed."""
+def _ann_outputs(
+    plan: Plan, batches: list[MicroBatch], original: Values
+) -> list[list[jax.Array]]:
+    """The ANN's outputs of each micro-batch; raise unless all of them are finite."""
     outputs = [run_ann(plan, batch, -1, original)[0] for batch in batches]
     names = batches[0].network.output_names()
     for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
         which = f" {name!r}" if name else ""
         check_finite(f"the outputs{which} of the network", parts)
+    return outputs
+
+
+@jax.jit
+def _output_error(
+    readouts: Sequence[list[jax.Array]], outputs: Sequence[list[jax.Array]]
+) -> jax.Array:
+    """sum |y_snn - y_ann|^2 / sum |y_ann|^2, the sum over the network's outputs.
+
+    Args:
+        readouts, outputs: of every micro-batch, all outputs of the SNN and of the ANN.
+    """
+    error = jnp.zeros(())
+    for spiking, exact in zip(
+        zip(*readouts, strict=True), zip(*outputs, strict=True), strict=True
+    ):
+        if jnp.issubdtype(exact[0].dtype, jnp.floating):
+            parts = list(zip(spiking, exact, strict=True))
+            distance = sum(jnp.sum((wide(s) - wide(y)) ** 2) for s, y in parts)
+            size = sum(jnp.sum(wide(y) ** 2) for _, y in parts)
+            error += distance / jnp.where(size > 0, size, 1)
+    return error
 
 
 def chained(
