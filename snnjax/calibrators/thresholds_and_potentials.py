@@ -545,9 +545,9 @@ def _least(candidates, tops, errors, samples, unit, count, prior, pace):
 def _paced_error(activation, output, *, unit, pace, channel, weight=None) -> jax.Array:
     """`formulas.paced_error` in units per channel, so that squares stay in range."""
     unit = lead(unit, activation.ndim)
-    output = tuple(wide(part) / unit for part in output)
+    mean, early = (wide(part) / unit for part in output)
     activation = wide(activation) / unit
-    return formulas.paced_error(activation, output, pace, channel, weight)
+    return formulas.paced_error(activation, (mean, early), pace, channel, weight)
 
 
 def _mean_error(view: View, fit: Fit) -> jax.Array:
