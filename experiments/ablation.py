@@ -45,7 +45,7 @@ DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=
 
 def one_sweep(*chain: Calibrator) -> Recipe:
     """A recipe of one sweep, with these calibrators at every site."""
-    return Recipe((chain,))
+    return Recipe(chain)
 
 
 BEST = snnjax.best()

@@ -161,7 +161,7 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(
         in_groups_of(3)
     else:
         monkeypatch.setattr(site_view, "CACHE_BYTES", 0)
-    recipe = Recipe(((max_threshold(), look),))
+    recipe = Recipe([max_threshold(), look])
     snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe)
     assert compared
 
@@ -169,7 +169,7 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(
 def test_with_wait_T_the_pace_of_spikes_does_not_count():
     def fitted(pace):
         chain = max_threshold("channel"), scale_threshold(pace=pace)
-        return convert(recipe=Recipe((chain,)), wait=STEPS)
+        return convert(recipe=Recipe(chain), wait=STEPS)
 
     assert_equal(fitted(0.0), fitted(0.5))
 
@@ -225,7 +225,7 @@ def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of)
         least_squares_weights(samples=1),
         least_squares_threshold("channel"),
     )
-    run = functools.partial(convert, x=images(96), steps=2, recipe=Recipe((chain,)))
+    run = functools.partial(convert, x=images(96), steps=2, recipe=Recipe(chain))
     plain = run()
     in_groups_of(5)
     assert_close(run(), plain)
@@ -337,7 +337,7 @@ def test_images_that_do_not_vary_cause_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(
-            x=jnp.zeros((16, 4)).at[-1, -1].set(1), recipe=Recipe(((max_threshold(),),))
+            x=jnp.zeros((16, 4)).at[-1, -1].set(1), recipe=Recipe([max_threshold()])
         )
 
 
@@ -346,7 +346,7 @@ def test_images_that_do_not_vary_cause_a_warning():
 )
 def test_weight_calibration_changes_only_the_kernels_before_sites(objective, wait):
     weights = calibrate_weights(objective, iterations=3, learning_rate=1e-2)
-    recipe = Recipe(((max_threshold(), weights),))
+    recipe = Recipe([max_threshold(), weights])
     net = NETWORKS["dense"]
     snn = convert(net, recipe=recipe, wait=wait)
     changed = {name for name in FLAT if np.any(snn.params[name] != FLAT[name])}
@@ -458,7 +458,7 @@ def test_a_calibrator_that_changes_shared_weights_is_refused():
         return fit._replace(weights={p: 2 * w for p, w in fit.weights.items()})
 
     with pytest.raises(ValueError, match="'w2' feed w2/relu, w2/relu_1, so .*; allo"):
-        snnjax.convert(tied, FLAT, images(), steps=STEPS, recipe=Recipe(((double,),)))
+        snnjax.convert(tied, FLAT, images(), steps=STEPS, recipe=Recipe([double]))
 
 
 def test_a_kernel_that_a_sum_carries_to_a_second_site():
@@ -646,7 +646,7 @@ REFUSED_FITS = [
 def test_what_no_neuron_can_be_is_refused_with_its_site():
     for calibrate, message in REFUSED_FITS:
         with pytest.raises(ValueError, match=message):
-            convert(NETWORKS["dense"], recipe=Recipe(((max_threshold(), calibrate),)))
+            convert(NETWORKS["dense"], recipe=Recipe([max_threshold(), calibrate]))
 
 
 def test_weights_of_numpy_come_back_in_the_networks_type():
@@ -654,7 +654,7 @@ def test_weights_of_numpy_come_back_in_the_networks_type():
         wide = {p: 2 * np.asarray(w, float) for p, w in fit.weights.items()}
         return fit._replace(weights=wide)
 
-    snn = convert(NETWORKS["dense"], recipe=Recipe(((max_threshold(), doubled),)))
+    snn = convert(NETWORKS["dense"], recipe=Recipe([max_threshold(), doubled]))
     assert isinstance(snn.params["w1"], jax.Array)
     assert snn.params["w1"].dtype == jnp.float32
     assert_equal(snn.params["w1"], 2 * NETWORKS["dense"].params["w1"])
@@ -675,7 +675,7 @@ def test_weights_may_be_changed_in_place():
             outputs.setdefault(in_place, []).append(view.output(fit))
             return fit
 
-        recipe = Recipe(((max_threshold(), halve, look),))
+        recipe = Recipe([max_threshold(), halve, look])
         snns[in_place] = convert(NETWORKS["dense"], recipe=recipe)
     assert_equal(snns[True], snns[False])
     assert_equal(outputs[True], outputs[False])
@@ -703,23 +703,47 @@ def test_a_wrong_argument_is_refused():
         ({"wait": 5}, "wait is 5; allowed: .* to steps=4"),
         ({"recipe": "best"}, "recipe is 'best'; allowed: a Recipe"),
         ({"recipe": snnjax.best}, "snnjax.best\\(\\) \\(called\\)"),
-        ({"recipe": snnjax.Recipe(())}, "needs at least one sweep"),
-        ({"recipe": snnjax.Recipe(None)}, "sweeps None; allowed: a tuple of chains"),
-        (
-            {"recipe": snnjax.Recipe(((snnjax.calibrators.max_threshold,),))},
-            "called in a recipe, e.g. .*max_threshold",
-        ),
-        ({"recipe": snnjax.Recipe(((),))}, "needs at least one sweep"),
-        (
-            {"recipe": snnjax.Recipe((half_charge(),))},
-            "allowed: a tuple of calibrators",
-        ),
+        ({"recipe": {"other/*": snnjax.light()}}, "recipe match no site"),
+        ({"recipe": {}}, "recipe is empty"),
         ({"x": images().at[0, 0].set(jnp.inf)}, "calibration images hold 1 values"),
         ({"x": images(0)}, "at least one example"),
         ({"x": jnp.ones((2, 4), jnp.uint8)}, "allowed: floating point"),
     ]:
         with pytest.raises(ValueError, match=message):
             convert(**change)
+
+
+def test_a_wrong_recipe_is_refused():
+    for sweeps, message in [
+        ((), "needs at least one sweep"),
+        (([],), "needs at least one sweep"),
+        ((None,), "a sweep of the recipe is None; allowed: a list"),
+        ((half_charge(),), "allowed: a list of calibrators"),
+        (([snnjax.calibrators.max_threshold],), "called in a recipe, e.g. .*max_thr"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            snnjax.Recipe(*sweeps)
+    for recipes in [(snnjax.light(),), (snnjax.light(), None)]:
+        with pytest.raises(ValueError, match="allowed: two recipes or more"):
+            snnjax.best_of(*recipes)
+
+
+def test_each_site_has_the_recipe_of_its_name():
+    maximum, exact = snnjax.max_activation(), snnjax.light("channel")
+    names = list(converted("light").neurons)
+    by_site = convert(recipe={names[0]: maximum, "*": exact})
+    first, second = (convert(recipe=recipe) for recipe in (maximum, exact))
+    assert_equal(by_site.neurons[names[0]], first.neurons[names[0]])
+    assert np.shape(by_site.neurons[names[1]].threshold) == np.shape(
+        second.neurons[names[1]].threshold
+    )
+
+
+def test_of_two_recipes_the_one_with_the_better_outputs_is_kept():
+    good, bad = snnjax.light(), snnjax.Recipe([snnjax.calibrators.half_charge()])
+    for pair in [(good, bad), (bad, good)]:
+        snn = convert(recipe=snnjax.best_of(*pair))
+        assert all(float(p.threshold) != 1 for p in snn.neurons.values())
 
 
 def test_a_network_is_a_plain_pytree():
@@ -739,7 +763,7 @@ def test_a_conversion_may_run_without_jit():
 
 
 def test_a_recipe_without_thresholds_warns():
-    recipe = Recipe(((half_charge(),),))
+    recipe = Recipe([half_charge()])
     with pytest.warns(UserWarning, match="no calibrator.*thresholds of w/relu"):
         snnjax.convert(
             lambda p, x: jax.nn.relu(x @ p["w"]),

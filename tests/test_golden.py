@@ -27,9 +27,9 @@ SHIFT = calibrate.shift_bias()
 RECIPES = {
     "max": snnjax.max_activation(),
     "max_shift": snnjax.bias_shift(),
-    "mmse_shift": Recipe(((SEARCH, SHIFT),)),
+    "mmse_shift": Recipe([SEARCH, SHIFT]),
     "light": snnjax.light(),
-    "pc": Recipe(((SEARCH, SHIFT, calibrate.correct_potential()),)),
+    "pc": Recipe([SEARCH, SHIFT, calibrate.correct_potential()]),
 }
 # Spikes that may differ by rounding, among all neurons of all sites. "max": the image
 # and neuron that hold the maximum have a potential of T V_th at the last step. "pc",

@@ -15,6 +15,7 @@ import pytest
 from networks import compiled
 
 import snnjax
+from snnjax import calibrators
 from snnjax.calibrators import formulas
 from snnjax.network import identity, with_activation
 from snnjax.neurons import unroll
@@ -23,9 +24,13 @@ from snnjax.simulation import by_layer
 
 STEPS = 4
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
-(PARTS,) = snnjax.best().sweeps
-WITHOUT = snnjax.Recipe(((PARTS[0], *PARTS[2:]),))
-assert PARTS[1].__qualname__.startswith("least_squares_offset")
+THRESHOLDS = (
+    calibrators.least_squares_threshold("channel", "round", prior=16),
+    calibrators.half_charge(),
+    calibrators.correct_potential(3),
+)
+WITHOUT = snnjax.Recipe(THRESHOLDS)
+WITH = snnjax.Recipe([calibrators.least_squares_offset(), *THRESHOLDS])
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(64, 12)), jnp.float32)
 PARAMS = {
@@ -154,7 +159,7 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     images = jnp.asarray(np.random.default_rng(7).normal(size=(256, 12)), jnp.float32)
     fine = ((RELU, snnjax.integrate_and_fire(levels=(0, 100))), (ENCODER, SIGNED))
     errors = []
-    for recipe in (None, WITHOUT):
+    for recipe in (WITH, WITHOUT):
         snn = fitted(recipe=recipe, wait=STEPS, neuron=fine)
         output = compiled(gelu_network, steps=STEPS, wait=STEPS)(snn, images)
         error = output.mean(0) - gelu_network(PARAMS, images)
@@ -165,7 +170,7 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
         return jax.nn.relu(jax.nn.relu(x @ p["in"]) @ p["up"]) @ p["out"]
 
     with_and_without = (
-        fitted(relu_network, recipe=recipe) for recipe in (None, WITHOUT)
+        fitted(relu_network, recipe=recipe) for recipe in (WITH, WITHOUT)
     )
     jax.tree.map(np.testing.assert_array_equal, *with_and_without)
 
@@ -226,7 +231,7 @@ def test_a_value_far_from_zero_uses_all_levels():
         return (jnp.tanh(jax.nn.relu(x @ p["in"]) @ p["up"]) + 50) @ p["out"]
 
     error = {}
-    for name, recipe in (("with", None), ("without", WITHOUT)):
+    for name, recipe in (("with", WITH), ("without", WITHOUT)):
         snn = fitted(fn, recipe=recipe)
         output = compiled(fn, steps=STEPS)(snn, X).mean(0)
         error[name] = float(jnp.square(output - fn(PARAMS, X)).mean())

@@ -419,7 +419,7 @@ def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
     images = jnp.asarray(np.random.default_rng(4).normal(size=(256, 6, 5)), "f4")
     errors = []
     for parts in ((weights, *PARTS), PARTS):
-        recipe = snnjax.Recipe((parts,))
+        recipe = snnjax.Recipe(parts)
         snn = snnjax.convert(fn, PARAMS, images, steps=STEPS, recipe=recipe)
         new = jnp.asarray(np.random.default_rng(5).normal(size=(256, 6, 5)), "f4")
         error = compiled(fn, steps=STEPS)(snn, new).mean(0) - fn(PARAMS, new)
@@ -434,7 +434,7 @@ def test_weights_that_an_operator_reads_are_shared():
         shared[view.site.name] = view.shared
         return fit
 
-    recipe = snnjax.Recipe(((snnjax.calibrators.max_threshold(), look),))
+    recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), look])
     fitted("gated", recipe=recipe)
     # "in" reaches the last ReLU past the gate, and the gate itself.
     assert shared["relu"] == {"in"}
@@ -678,7 +678,7 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers(monkeypatch):
         y = jnp.tanh(y @ p["k"] + shift.transpose(1, 0, 2))
         return y.mean(1) @ p["out"]
 
-    options = {"steps": STEPS, "recipe": snnjax.Recipe(((WEIGHTS, *PARTS),))}
+    options = {"steps": STEPS, "recipe": snnjax.Recipe([WEIGHTS, *PARTS])}
     x = jnp.asarray(np.random.default_rng(7).normal(size=(64, 6, 5)), "f4")
     whole = snnjax.convert(fn, PARAMS, x, **options)
     with monkeypatch.context() as patch:

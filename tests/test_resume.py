@@ -68,7 +68,7 @@ def test_no_site_is_fitted_twice(tmp_path, monkeypatch):
         names.append(view.site.name)
         return fit
 
-    recipe = snnjax.Recipe(((max_threshold(), note),))
+    recipe = snnjax.Recipe([max_threshold(), note])
     interrupt(monkeypatch, 1, recipe=recipe, folder=tmp_path)
     assert len(names) == 1
     convert(recipe=recipe, folder=tmp_path)

@@ -68,13 +68,14 @@ def test_a_recipe_is_a_list_of_its_calibrators():
         return fit
 
     chain = calibrators.percentile_threshold(99.5), calibrators.half_charge(), mine
-    assert str(snnjax.Recipe((chain,))).splitlines() == [
+    assert str(snnjax.Recipe(chain)).splitlines() == [
         "sweep 1 of 1, at every site:",
         "  percentile_threshold(99.5)",
         "  half_charge()",
         "  mine",
     ]
     assert "streaming_only(postpone_charge())" in str(snnjax.best())
+    assert str(snnjax.best()).startswith("alternative 1 of 2:\n  sweep 1 of 1")
 
 
 def shown_values():
@@ -138,7 +139,7 @@ def test_a_calibrator_need_not_have_a_name():
         def __repr__(self):
             return "Mine()"
 
-    assert "  Mine()" in str(snnjax.Recipe(((Mine(),),)))
+    assert "  Mine()" in str(snnjax.Recipe([Mine()]))
 
 
 def test_an_empty_array_and_keys_have_no_range():
