@@ -140,7 +140,11 @@ def check_graph(net, graph, channel=-1):
     outputs = jax.tree.leaves(compiled(fn, steps=STEPS)(snn, x))
     first = np.moveaxis(x, channel, 1) if x.ndim == 4 else x
     for a, b in zip(outputs, run_graph(graph, first), strict=True):
-        a = np.moveaxis(a, channel, 2) if b.ndim == 5 else np.reshape(a, b.shape)
+        a = (
+            np.moveaxis(a, channel % 4 + 1, 2)
+            if b.ndim == 5
+            else np.reshape(a, b.shape)
+        )
         assert np.abs(a).sum() > 0
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
 
@@ -179,17 +183,6 @@ def vector(function, out=6, **more):
     )
 
 
-def dilated_conv(p, x):
-    return jax.lax.conv_general_dilated(
-        x,
-        p["w2"],
-        (1, 1),
-        ((2, 1), (2, 1)),
-        rhs_dilation=(2, 2),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
 def overlapping_mean(p, x):
     """Average pooling that does not count its padding, as in flax."""
     window, stride, pads = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (0, 1), (0, 1), (0, 0))
@@ -214,17 +207,10 @@ def dense_block(p, x):
 
 CONVERTIBLE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 BETWEEN = {
-    "SAME with a stride pads one side": image(
-        lambda p, x: conv(x, p["w2"], stride=2), w2=(3, 3, 4, 4)
-    ),
-    "a kernel that is not square": image(
-        lambda p, x: conv(x, p["w2"], stride=2), w2=(1, 3, 4, 4)
-    ),
     "a kernel of even size, padding apart": image(
         lambda p, x: conv(x, p["w2"], padding=((2, 1), (1, 2)), stride=2),
         w2=(2, 2, 4, 4),
     ),
-    "dilated": image(dilated_conv, w2=(3, 3, 4, 4)),
     "dense over channels": image(lambda p, x: x @ p["w2"], w2=(4, 4)),
     "channels taken in another order": image(
         lambda p, x: x[..., jnp.array([2, 0, 3, 3])]
@@ -291,7 +277,8 @@ def test_other_ways_to_write_a_network_do_not_matter(build):
     fn, params = build()
     net = Net(fn, params, test_libraries.X, 2)
     snn = fitted_snn(net)
-    check_same(fn, snn, net.x, snnjax.to_nir(fn, snn, net.x, extended=True))
+    graph = snnjax.to_nir(fn, snn, net.x, extended=True)
+    check_graph((fn, snn, net.x), graph)
 
 
 def test_channels_first_networks_have_the_same_graph():
@@ -390,12 +377,12 @@ def check_random_networks(seeds):
 
 
 def test_random_networks_have_their_spikes():
-    check_random_networks(range(8))
+    check_random_networks(range(6))
 
 
 @pytest.mark.slow
 def test_more_random_networks_have_their_spikes():
-    check_random_networks(range(8, 208))
+    check_random_networks(range(6, 206))
 
 
 def flattened(p, x):
@@ -523,7 +510,7 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
     fn, params, x, _ = FLATTENED
     graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
     kinds = [type(node).__name__ for node in graph.nodes.values()]
-    layers = ["Conv2d", "IF", "AvgPool2d", "Flatten", "Affine", "IF", "Scale"]
+    layers = ["Conv2d", "IF", "SumPool2d", "Flatten", "Affine", "IF", "Scale"]
     assert kinds == ["Input", *layers, "Output"]
     types = [list(*node.input_type.values()) for node in graph.nodes.values()]
     assert types[:5] == [[2, 6, 6], [2, 6, 6], [4, 6, 6], [4, 6, 6], [4, 3, 3]]
@@ -892,14 +879,25 @@ def test_every_root_obstacle_is_in_one_error_and_nothing_that_follows_from_it():
     assert all(problem.remedy in str(e.value) for problem in e.value.problems)
 
 
-@pytest.mark.parametrize("name", ["max-pool after", "max-pool before"])
-def test_a_max_pool_is_the_only_obstacle_of_its_network(name):
-    """The convolution behind it was reported too."""
-    net = NETWORKS[name]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
-    with pytest.raises(snnjax.ConversionError) as e:
-        snnjax.to_nir(net.fn, snn, net.x)
-    assert [p.operations for p in e.value.problems] == [("max-pool",)] * 2
+def test_what_follows_from_an_obstacle_is_not_reported():
+    """A convolution behind a max-pool was reported, and the encoder behind a GELU."""
+
+    def gelu(p, x):
+        return relu(jax.nn.gelu(x @ p["w1"]) @ p["w2"])
+
+    def encoded(p, x):
+        return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
+
+    max_pools = [NETWORKS["max-pool after"], NETWORKS["max-pool before"]]
+    for net, operations in [
+        *((net, ["max-pool", "max-pool"]) for net in max_pools),
+        (Net(gelu, FLAT, VECTORS, 3), ["gelu"]),
+        (Net(encoded, FLAT, VECTORS, 2), ["encoder"]),
+    ]:
+        snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+        with pytest.raises(snnjax.ConversionError) as e:
+            snnjax.to_nir(net.fn, snn, net.x)
+        assert [*sum((p.operations for p in e.value.problems), ())] == operations
 
 
 REFUSED_IMAGES = [  # two convolutions, and what is done to the image between them

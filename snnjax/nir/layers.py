@@ -103,6 +103,27 @@ def conv(
     return tuple(terms)
 
 
+def mix_channels(
+    builder: Builder,
+    total: Sum,
+    weight: np.ndarray,
+    windows: Sequence[Window],
+    path: str,
+) -> tuple[Term, ...]:
+    """Terms of ``weight @`` the channels: in the convolution before, or a 1x1 one."""
+    (term, *others) = total.terms
+    node = builder.nodes[term.node]
+    keeps_pixels = all(w.size == w.out for w in windows)
+    plain = isinstance(node, Conv) and node.groups == 1 and term.scale.size == 1
+    if others or not (keeps_pixels and plain and term.owned):
+        return conv(builder, total, weight[:, :, None, None], windows, path)
+    assert isinstance(node, Conv)
+    kernel = np.tensordot(weight * term.scale, node.weight, axes=1)
+    node = node._replace(weight=kernel, bias=np.zeros(len(weight)))
+    builder.nodes[term.node] = node
+    return (unscaled(term.node, owned=True),)
+
+
 def pool(
     builder: Builder, total: Sum, windows: Sequence[Window], path: str
 ) -> tuple[Term, ...]:

@@ -98,6 +98,11 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     """Add the neurons of a site, and the weights that feed them."""
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
+    if site.signed:
+        raise NotInNIR(
+            "NIR has no neuron that sends spikes of both signs",
+            "put a ReLU here, or no encoder",
+        )
     if params.offset is not None:
         raise NotInNIR(
             "NIR has no neuron that adds an offset to its spikes",

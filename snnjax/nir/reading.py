@@ -291,17 +291,17 @@ def _check_nodes(nir: Any, graph: Any) -> None:
     """Raise unless every node has a layer here and every edge has two nodes."""
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
-    allowed = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
-    allowed += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
+    readable = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
+    readable += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
     others = [
         f"{name} ({type(node).__name__})"
         for name, node in graph.nodes.items()
-        if not isinstance(node, allowed)
+        if not isinstance(node, readable)
     ]
     if others:
         raise ValueError(
             f"these nodes cannot be read: {', '.join(others)}; allowed: "
-            f"{', '.join(kind.__name__ for kind in allowed)}. Write a nested graph "
+            f"{', '.join(kind.__name__ for kind in readable)}. Write a nested graph "
             "flat; a neuron with a synaptic time constant (CubaLIF) is not read yet"
         )
     for name, node in graph.nodes.items():
@@ -374,8 +374,8 @@ def _neuronwise(values: np.ndarray) -> jax.Array:
 def _above(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
     exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
-    following = np.nextafter(rounded, np.float32(np.inf))
-    return _numbers(np.where(rounded > exact, rounded, following))
+    next_number = np.nextafter(rounded, np.float32(np.inf))
+    return _numbers(np.where(rounded > exact, rounded, next_number))
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from snnjax.network.equations import Equation, read
 from snnjax.network.evaluate import evaluate, identity
-from snnjax.nir.layers import Window, conv, dense, pool, vectorize
+from snnjax.nir.layers import Window, conv, dense, mix_channels, pool, vectorize
 from snnjax.nir.sums import (
     Builder,
     NotInNIR,
@@ -47,12 +47,7 @@ def check_operation(equation: Equation) -> None:
     if site is not None and not site.fires:
         raise NotInNIR(
             "it is not affine, and NIR has no node for it",
-            "keep the network affine between its neurons",
-        )
-    if site is not None and site.signed:
-        raise NotInNIR(
-            "NIR has no neuron that sends spikes of both signs",
-            "keep the network affine between its neurons",
+            "put only affine operations between the neurons",
         )
 
 
@@ -128,7 +123,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
     axes = image_axes(total, shape, candidates)
     windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
-    terms = conv(builder, total, weight.T[:, :, None, None], windows, equation.path)
+    terms = mix_channels(builder, total, weight.T, windows, equation.path)
     # A result has the free axes of the left operand, then those of the right one.
     out_shape = builder.network.avals[equation.outputs[0]].shape
     channel = 0 if side == 1 else len(out_shape) - 1
@@ -325,8 +320,7 @@ def _select(
         strided = order[weight.argmax(1)][:, rows, columns]
         strided = np.where(weight.any(1)[:, None, None], strided, -1)
         if np.array_equal(image, strided):
-            kernel = weight[:, :, None, None]
-            terms = conv(builder, total, kernel, windows, path)
+            terms = mix_channels(builder, total, weight, windows, path)
             return Sum(terms, flat_indices(source.shape, axes))
     raise NotInNIR(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "

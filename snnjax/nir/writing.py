@@ -127,8 +127,10 @@ def to_nir(
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn, network.sites)
-    _check_expressible(snn, extended)
+    _check_models(snn)
     graph = lower(network, snn)
+    if not extended:
+        _check_needs_no_metadata(snn)
     names = _alphabetical(graph)
     nodes = {names[n]: _node(nir, node, dt) for n, node in graph.nodes.items()}
     edges = [
@@ -173,31 +175,35 @@ def _alphabetical(graph: Graph) -> dict[str, str]:
     }
 
 
-def _check_expressible(snn: SNN, extended: bool) -> None:
-    """Raise if NIR cannot express the neurons, or only by metadata."""
-    extensions = []
-    for neuron in map(without_surrogate, models_in(snn.neuron)):
-        if not is_plain(neuron):
+def _check_models(snn: SNN) -> None:
+    for model in map(without_surrogate, models_in(snn.neuron)):
+        if not is_plain(model):
             raise ValueError(
-                f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
+                f"NIR cannot express the neurons of {model!r}; allowed: models of "
                 "snnjax.integrate_and_fire and snnjax.lif"
             )
-        if neuron.reset == "subtract":
+
+
+def _check_needs_no_metadata(snn: SNN) -> None:
+    """Raise if plain NIR would describe another network."""
+    extensions = []
+    for model in map(without_surrogate, models_in(snn.neuron)):
+        if model.reset == "subtract":
             extensions.append("reset by subtraction (in NIR: v <- v_reset)")
-        if neuron.levels != BINARY:
-            extensions.append(f"the levels {neuron.levels} (in NIR: {BINARY})")
-        if neuron.dead_zone:
-            extensions.append(f"the dead zone {neuron.dead_zone} (in NIR: none)")
+        if model.levels != BINARY:
+            extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
+        if model.dead_zone:
+            extensions.append(f"the dead zone {model.dead_zone} (in NIR: none)")
     if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         extensions.append("initial potentials (in NIR: 0)")
     if snn.wait:
         extensions.append(f"wait {snn.wait} (in NIR: none)")
-    if extensions and not extended:
+    if extensions:
         raise ValueError(
-            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. With "
-            "extended=True this is written as metadata, which snnjax.from_nir reads; "
-            "other tools ignore it and compute something else. Exact everywhere: "
-            'neurons with reset "zero", levels (0, 1), no initial potential and wait 0'
+            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. "
+            "extended=True writes this as metadata, which snnjax.from_nir reads; other "
+            "tools ignore it and compute something else. Every tool runs neurons with "
+            'reset "zero", levels (0, 1), no initial potential and wait 0'
         )
 
 
