@@ -175,7 +175,7 @@ def _pool(builder: Builder, equation: Equation) -> Sum:
     out_shape = builder.network.avals[equation.outputs[0]].shape
     sizes, strides = options["window_dimensions"], options["window_strides"]
     pads = options["padding"]
-    if {*options["base_dilation"], *options["window_dilation"]} > {1}:
+    if {*options["base_dilation"], *options["window_dilation"]} != {1}:
         raise NotInNIR("NIR has no pooling with dilation", "pool without dilation")
     axes = _axes_to_pool(
         total,
@@ -211,6 +211,12 @@ def _axes_to_pool(
     total: Sum, shape: Sequence[int], pooled_axes: Sequence[int]
 ) -> tuple[int, ...]:
     """Channels, rows and columns of an image of which rows or columns are pooled."""
+    if total.order.ndim == 1:
+        raise NotInNIR(
+            f"it sums over a part of the vector {tuple(shape[1:])}, and NIR only over "
+            "the height and width of an image",
+            "write the sum as a matrix product",
+        )
     # The batch axis comes last, so that it replaces no other axis of size 1.
     choices = itertools.permutations([*range(1, len(shape)), 0], 3)
     return image_axes(
