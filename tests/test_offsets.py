@@ -32,9 +32,9 @@ THRESHOLDS = (
 WITHOUT = snnjax.Recipe(THRESHOLDS)
 WITH = snnjax.Recipe([calibrators.least_squares_offset(), *THRESHOLDS])
 RNG = np.random.default_rng(0)
-X = jnp.asarray(RNG.normal(size=(64, 12)), jnp.float32)
+X = np.float32(RNG.normal(size=(64, 12)))
 PARAMS = {
-    name: jnp.asarray(RNG.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+    name: np.float32(RNG.normal(size=shape) / np.sqrt(shape[0]))
     for name, shape in {"in": (12, 16), "up": (16, 24), "out": (24, 3)}.items()
 }
 
@@ -65,11 +65,11 @@ def errors_of_grids(a, intervals):
             yield ends.mean(), (np.abs(a[:, None] - grid).min(1) ** 2).sum()
 
 
-@pytest.mark.parametrize("intervals", [2, 4, 8, 32])
+@pytest.mark.parametrize("intervals", [2, 8, 32])
 def test_the_middle_is_that_of_the_nearest_grid(intervals):
     normal = np.random.default_rng(1).normal(size=(200, 3))
     a = np.asarray(jax.nn.gelu(normal * [1, 3, 1] + [0, 0, 8]), np.float32)
-    middles = formulas.middle(jnp.asarray(a), intervals)
+    middles = np.asarray(formulas.middle(jnp.asarray(a), intervals))
     for channel, middle in zip(a.T, middles, strict=True):
         grids = list(errors_of_grids(channel, intervals))
         least = min(error for _, error in grids)
@@ -79,12 +79,9 @@ def test_the_middle_is_that_of_the_nearest_grid(intervals):
 
 
 def test_channels_may_lie_on_any_axis_and_may_be_constant():
-    a = (
-        jnp.asarray(np.random.default_rng(7).normal(size=(40, 3, 5)), jnp.float32)
-        .at[:, 1]
-        .set(2.0)
-    )
-    expected = formulas.middle(jnp.moveaxis(a, 1, -1), 8)
+    a = np.float32(np.random.default_rng(7).normal(size=(40, 3, 5)))
+    a[:, 1] = 2
+    expected = formulas.middle(np.moveaxis(a, 1, -1), 8)
     np.testing.assert_array_equal(formulas.middle(a, 8, channel=-2), expected)
     assert expected[1] == 2
 
@@ -102,36 +99,28 @@ def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output(wait):
     np.testing.assert_allclose(own, moved, atol=1e-6)
 
 
-@pytest.mark.parametrize("wait", [0, 1, STEPS])
+@pytest.mark.parametrize("wait", [0, STEPS])
 def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    expected = compiled(gelu_network, steps=STEPS, wait=wait, execution="by_layer")(
-        snn, X
-    ).mean(0)
-    executions = ["by_step", by_layer(remat=True)]
-    executions += [by_layer(segment=3)] if wait == 0 else []
-    executions += ["closed_form"] if wait == STEPS else []
-    for execution in executions:
-        simulate = snnjax.spiking(
-            gelu_network, steps=STEPS, wait=wait, execution=execution
-        )
-        np.testing.assert_allclose(simulate(snn, X).mean(0), expected, atol=1e-5)
+    options = dict(steps=STEPS, wait=wait)
+    expected = compiled(gelu_network, **options)(snn, X).mean(0)
+    for execution in ("by_step", by_layer(segment=3) if wait == 0 else "closed_form"):
+        outputs = compiled(gelu_network, execution=execution, **options)(snn, X)
+        np.testing.assert_allclose(outputs.mean(0), expected, atol=1e-5)
 
 
-def test_gradients_with_spikes_as_bits_are_those_with_spikes():
+def test_outputs_and_gradients_with_spikes_as_bits_are_those_with_spikes():
     snn = fitted()
 
     def loss(snn, execution):
         run = snnjax.spiking(gelu_network, steps=STEPS, execution=execution)
         return (run(snn, X) ** 2).mean()
 
-    plain, bits = (
-        jax.grad(loss)(snn, execution)
-        for execution in ("by_layer", by_layer(remat=True))
-    )
-    assert jnp.abs(plain.neurons[ENCODER].offset).max() > 0
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    plain, bits = (gradient(snn, e) for e in ("by_layer", by_layer(remat=True)))
+    assert np.abs(plain[1].neurons[ENCODER].offset).max() > 0
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, bits
     )
@@ -175,39 +164,31 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     jax.tree.map(np.testing.assert_array_equal, *with_and_without)
 
 
-def test_an_offset_is_no_spike():
-    snn = fitted()
+@pytest.mark.parametrize("largest", [1, 3])
+def test_an_offset_is_no_spike_and_no_addition(largest):
+    snn = fitted(neuron=snnjax.integrate_and_fire(levels=(-largest, largest)))
     trains = snnjax.measures.spike_trains(gelu_network, snn, X)
-    assert set(np.unique(trains[ENCODER])) <= {-1, 0, 1}
+    trains = {name: np.asarray(train, int) for name, train in trains.items()}
+    assert {*np.unique(trains[ENCODER])} <= {*range(-largest, largest + 1)}
     measures = snnjax.measure(gelu_network, PARAMS, snn, X)
-    counted = {
-        name: int((np.asarray(train) != 0).sum()) for name, train in trains.items()
-    }
-    neurons = sum(train[0, 0].size for train in trains.values())
-    np.testing.assert_allclose(
-        measures.firing_rate,
-        sum(counted.values()) / (STEPS * len(X) * neurons),
-        rtol=1e-5,
-    )
+    assert measures.sites[ENCODER].error < 0.3 * measures.sites[ENCODER].activation
     fan_out = {ENCODER: 3, RELU: PARAMS["up"].shape[1]}
-    operations = sum(counted[name] * fan_out[name] for name in counted) / len(X)
-    np.testing.assert_allclose(measures.synaptic_operations, operations, rtol=1e-5)
-    counts = snnjax.measures.neurobench(gelu_network, snn, X)["SynapticOperations"]
-    np.testing.assert_allclose(counts["Effective_ACs"], operations, rtol=1e-5)
-    site = measures.sites[ENCODER]
-    assert site.error < 0.3 * site.activation  # of outputs with their offset
-
-
-def test_graded_levels_count_additions_above_the_offset():
-    neuron = snnjax.integrate_and_fire(levels=(-3, 3))
-    snn = fitted(neuron=neuron)
-    trains = snnjax.measures.spike_trains(gelu_network, snn, X)
-    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
-    levels = {
-        name: np.abs(np.asarray(train, int)).sum() for name, train in trains.items()
-    }
-    expected = (levels[ENCODER] * 3 + levels[RELU] * PARAMS["up"].shape[1]) / len(X)
-    np.testing.assert_allclose(measures.synaptic_additions, expected, rtol=1e-5)
+    spikes, operations, additions = (
+        sum(np.sum(count(trains[name])) * n for name, n in weight.items())
+        for count, weight in (
+            (np.count_nonzero, dict.fromkeys(trains, 1)),
+            (np.count_nonzero, fan_out),
+            (np.abs, fan_out),
+        )
+    )
+    neurons = sum(train[0].size for train in trains.values())
+    np.testing.assert_allclose(measures.firing_rate, spikes / STEPS / neurons, 1e-5)
+    operations, additions = operations / len(X), additions / len(X)
+    np.testing.assert_allclose(measures.synaptic_operations, operations, 1e-5)
+    np.testing.assert_allclose(measures.synaptic_additions, additions, 1e-5)
+    if largest == 1:
+        bench = snnjax.measures.neurobench(gelu_network, snn, X)["SynapticOperations"]
+        np.testing.assert_allclose(bench["Effective_ACs"], operations, rtol=1e-5)
 
 
 def test_micro_batches_give_the_same_offsets(monkeypatch):
@@ -254,9 +235,9 @@ def test_an_offset_of_zero_changes_no_count(fn):
     assert zero != snn.neurons
     counts = []
     for neurons in (snn.neurons, zero):
-        changed = dataclasses.replace(snn, neurons=neurons)
-        measures = snnjax.measure(fn, PARAMS, changed, X)
-        bench = snnjax.measures.neurobench(fn, changed, X)["SynapticOperations"]
+        snn = dataclasses.replace(snn, neurons=neurons)
+        measures = snnjax.measure(fn, PARAMS, snn, X)
+        bench = snnjax.measures.neurobench(fn, snn, X)["SynapticOperations"]
         counts.append((float(measures.synaptic_operations), bench))
     assert counts[0] == counts[1]
 

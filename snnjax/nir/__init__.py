@@ -1,10 +1,9 @@
 """Spiking networks as graphs of NIR, the interchange format of neuromorphic tools.
 
-`to_nir` (``writing.py``) applies a rule per primitive (``rules.py``; ``layer_rules.py``
-for products and pools) to a captured network. Each variable is a sum of scaled outputs
-of nodes (``nodes.py``) and a constant (``offsets.py``), with its elements in some order
-(``orders.py``); ``layers.py`` makes matrices and convolutions.
-`from_nir` (``reading.py``) turns a graph into a JAX function.
+`to_nir` (``writing.py``) captures a network, lowers it to layers and neurons as plain
+values (``lowering.py``, ``nodes.py``), and writes these as nodes of the package nir.
+``rules.py`` has a rule per primitive, ``layers.py`` the layers, ``sums.py`` scales and
+biases on their way into weights. `from_nir` (``reading.py``) makes a JAX function.
 """
 
 from snnjax.nir.reading import from_nir

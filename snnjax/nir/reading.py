@@ -11,6 +11,7 @@ snnjax fires at v >= V_th, so V_th is the smallest float32 above v_threshold.
 """
 
 import functools
+import graphlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from snnjax.network.capture import capture
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.nodes import compact
+from snnjax.nir.sums import compact
 from snnjax.nir.writing import import_nir
 from snnjax.snn import SNN
 
@@ -102,15 +103,16 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     params = {n: layer.params for n, layer in layers.items() if layer.params}
     shape = _channels_last(tuple(graph.nodes[entrance].input_type["input"]))
     network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    neurons = [layer.neuron for layer in layers.values() if layer.neuron is not None]
     names = [site.name for site in network.sites]
-    models = _models(nir, graph, order)
+    spiking = [layer for layer in layers.values() if layer.neurons is not None]
     return fn, SNN(
         params,
-        dict(zip(names, neurons, strict=True)),
+        {name: layer.neurons for name, layer in zip(names, spiking, strict=True)},
         steps=steps,
         wait=wait,
-        neuron=by_name(zip(names, models, strict=True)),
+        neuron=by_name(
+            (name, layer.model) for name, layer in zip(names, spiking, strict=True)
+        ),
     )
 
 
@@ -119,8 +121,7 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
     if metadata.get("steps") is None:
         return None, None
     try:
-        wait = metadata.get("wait", metadata.get("delay", 0))  # snnjax 0.1: "delay"
-        steps, wait = int(metadata["steps"]), int(wait)
+        steps, wait = int(metadata["steps"]), int(metadata.get("wait", 0))
         check_wait(steps, wait)
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -131,11 +132,12 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 class Layer(NamedTuple):
-    """A node as a function of its parameters and input, with its neurons if any."""
+    """A node as a function of its parameters and input; neurons have a model too."""
 
     apply: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     params: dict[str, jax.Array] = {}
-    neuron: NeuronParams | None = None
+    neurons: NeuronParams | None = None
+    model: IntegrateAndFire | None = None
 
 
 # ------------------------------------------------------------------------ layers
@@ -273,13 +275,13 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
         return spikes / p["threshold"] if "threshold" in p else spikes
 
     start = _numbers((node.metadata or {}).get("v_init", 0.0))
-    neuron = NeuronParams(
+    neurons = NeuronParams(
         threshold=_neuronwise(threshold),
         bias=_neuronwise(bias),
         initial_potential=_neuronwise(start),
         leak=None if leak is None else _neuronwise(leak),
     )
-    return Layer(apply, params, neuron)
+    return Layer(apply, params, neurons, _model(name, node))
 
 
 # -------------------------------------------------------------------- the graph
@@ -289,17 +291,17 @@ def _check_nodes(nir: Any, graph: Any) -> None:
     """Raise unless every node has a layer here and every edge has two nodes."""
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"graph is a {type(graph).__name__}; allowed: nir.NIRGraph")
-    allowed = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
-    allowed += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
+    readable = (nir.Input, nir.Output, nir.Conv2d, nir.Linear, nir.Affine, nir.Scale)
+    readable += (nir.SumPool2d, nir.AvgPool2d, nir.Flatten, nir.IF, nir.LIF)
     others = [
         f"{name} ({type(node).__name__})"
         for name, node in graph.nodes.items()
-        if not isinstance(node, allowed)
+        if not isinstance(node, readable)
     ]
     if others:
         raise ValueError(
             f"these nodes cannot be read: {', '.join(others)}; allowed: "
-            f"{', '.join(kind.__name__ for kind in allowed)}. Write a nested graph "
+            f"{', '.join(kind.__name__ for kind in readable)}. Write a nested graph "
             "flat; a neuron with a synaptic time constant (CubaLIF) is not read yet"
         )
     for name, node in graph.nodes.items():
@@ -331,28 +333,14 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
     orphans = [n for n in orphans if not isinstance(graph.nodes[n], nir.Input)]
     if orphans or not needs:
         raise ValueError(f"no edge leads to {', '.join(orphans) or 'an output'}")
-    pending = [name for name in graph.nodes if name in needs]
-    order: list[str] = []
-    while pending:
-        ready = [n for n in pending if set(sources[n]) <= set(order)]
-        if not ready:
-            raise ValueError(
-                f"the graph is recurrent: {', '.join(pending)} depend on each other; "
-                "allowed: edges without a cycle"
-            )
-        order += ready
-        pending = [n for n in pending if n not in ready]
-    return order
-
-
-def _models(nir: Any, graph: Any, order: list[str]) -> list[IntegrateAndFire]:
-    """The models of all neurons, in the order of execution."""
-    nodes = {name: graph.nodes[name] for name in order}
-    return [
-        _model(name, node)
-        for name, node in nodes.items()
-        if isinstance(node, nir.IF | nir.LIF)
-    ]
+    needed_sources = {n: sources[n] for n in graph.nodes if n in needs}
+    try:
+        return [*graphlib.TopologicalSorter(needed_sources).static_order()]
+    except graphlib.CycleError as error:
+        raise ValueError(
+            f"the graph is recurrent: {', '.join(error.args[1][1:])} depend on each "
+            "other; allowed: edges without a cycle"
+        ) from None
 
 
 def _model(name: str, node: Any) -> IntegrateAndFire:
@@ -386,8 +374,8 @@ def _neuronwise(values: np.ndarray) -> jax.Array:
 def _above(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
     exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
-    following = np.nextafter(rounded, np.float32(np.inf))
-    return _numbers(np.where(rounded > exact, rounded, following))
+    next_number = np.nextafter(rounded, np.float32(np.inf))
+    return _numbers(np.where(rounded > exact, rounded, next_number))
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,110 +1,339 @@
-"""Equations of a captured network as nodes of NIR: one rule per primitive.
+"""Rules: the sum of an equation's result from those of its operands, by primitive.
 
-Each rule returns the `Symbol` of an equation's result, computed from the symbols of its
-operands, or raises `NotInNIR`. Operands that do not depend on the input are constants.
-Here are sums, scales and moves of elements; ``layer_rules.py`` has the operations that
-become layers, ``offsets.py`` what constants add.
+    dot_general            a matrix, or a 1x1 convolution
+    conv_general_dilated   a convolution
+    reduce_window_sum      a pool
+    reduce_sum             a pool over all rows, all columns or both
+    add, mul, ...          new terms and scales
+    reshape, slice, ...    a new order, or a matrix of 0 and 1
+
+Constants are no concern of the rules: `Builder.values` has them.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from snnjax.network.equations import Equation, read
-from snnjax.nir import layer_rules
-from snnjax.nir.layers import select_elements, sum_of
-from snnjax.nir.nodes import Lowering, NotInNIR, Symbol, numbers, times
-from snnjax.nir.offsets import linear_part, operand, result_offset, result_offsets
+from snnjax.network.evaluate import evaluate, identity
+from snnjax.nir.layers import Window, conv, dense, mix_channels, pool, vectorize
+from snnjax.nir.sums import (
+    Builder,
+    NotInNIR,
+    Sum,
+    Term,
+    compact,
+    flat_indices,
+    image_axes,
+    numbers,
+    times,
+)
 
 
-def lower(lowering: Lowering, equation: Equation) -> None:
-    """Add the symbols of an equation's outputs, with the nodes that they need.
+def check_operation(equation: Equation) -> None:
+    """Raise `NotInNIR` if no operands would give this equation a node."""
+    site = equation.site
+    if site is None and equation.name not in {*_RULES, *_UNCHANGED, *_MOVES}:
+        raise NotInNIR(
+            "NIR has no node for it",
+            "use convolutions, matrix products, sums, scales, sum and average "
+            "pooling, flatten",
+        )
+    if site is not None and site.homogeneous:
+        raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
+    if site is not None and not site.fires:
+        raise NotInNIR(
+            "it is not affine, and NIR has no node for it",
+            "put only affine operations between the neurons",
+        )
+
+
+def add_equation(builder: Builder, equation: Equation) -> None:
+    """Add the sums of an equation's results, with the nodes that they need.
 
     Raises:
         NotInNIR: NIR has no node for the operation.
     """
     name = equation.name
     if name in _UNCHANGED:
-        symbols = [lowering.symbol(operand(lowering, equation))]
+        results = [builder.sum_of(_operand(builder, equation))]
     elif name in _MOVES:
-        symbols = _move(lowering, equation)
-    elif name in _LOWERINGS:
-        symbols = [_LOWERINGS[name](lowering, equation)]
+        results = _move(builder, equation)
     else:
+        if pads(equation):
+            builder.absorb_constant(_operand(builder, equation), equation.path)
+        results = [_RULES[name](builder, equation)]
+    builder.sums.update(zip(equation.outputs, results, strict=True))
+
+
+def pads(equation: Equation) -> bool:
+    """Whether an equation pads its operand with zeros.
+
+        padded(nodes + constant) = padded(nodes) + padded(constant)
+
+    The last term differs at the border, and NIR has one bias per channel. So a constant
+    before a padded layer is first moved into the biases of the nodes.
+    """
+    return equation.site is None and any(
+        np.ravel(equation.options.get("padding", ())).astype(bool)
+    )
+
+
+def _operand(builder: Builder, equation: Equation) -> int:
+    """The only operand of an equation that depends on x."""
+    (v,) = {u for u in equation.variables if u in builder.sums}
+    return v
+
+
+# -------------------------------------------------------------------------- layers
+
+
+def _dot(builder: Builder, equation: Equation) -> Sum:
+    """Dense if all of x is contracted, a 1x1 convolution if its channels are."""
+    v = _operand(builder, equation)
+    side = equation.inputs.index(v)
+    contract, batch = equation.options["dimension_numbers"]
+    if any(batch):
         raise NotInNIR(
-            "NIR has no node for it",
-            "use convolutions, matrix products, sums, scales, sum and average "
-            "pooling, flatten",
+            "a batched matrix product (one for each element of an axis) is no NIR node",
+            "write one matrix product, or a convolution with feature_group_count",
         )
-    lowering.symbols.update(zip(equation.outputs, symbols, strict=True))
-
-
-def entrance(lowering: Lowering) -> np.ndarray:
-    """The element of x that each element of the graph's input is (`Symbol.order`).
-
-    An image has its channels first, then rows and columns in x's order. The first
-    convolution decides which axis of x holds the channels; without one it is the last.
-    """
-    network = lowering.network
-    shape = network.avals[network.x[0]].shape
-    order = np.arange(math.prod(shape)).reshape(shape[1:])
-    return np.moveaxis(order, _channel_axis(lowering), 0) if len(shape) == 4 else order
-
-
-def _channel_axis(lowering: Lowering) -> int:
-    """The axis of an example x [., ., .] that the first convolution reads as channels.
-
-    The elements of x, numbered from 1 (0: a constant), are followed to that
-    convolution. The channel axis of x is the one along which these numbers vary with
-    the input channels, and not with rows or columns.
-    """
-    network = lowering.network
-    (x,) = network.x
-    shape = network.avals[x].shape
-    elements = {x: np.arange(1, math.prod(shape) + 1).reshape(shape)}
-    for equation in network.equations:
-        operands = [v for v in equation.variables if v in elements]
-        if len(operands) != 1:
-            continue
-        (v,), name = operands, equation.name
-        if name == "conv_general_dilated" and elements[v].ndim == 4:
-            spec = equation.options["dimension_numbers"].lhs_spec
-            varying = _varying_axes(elements[v].transpose(spec)[0], shape[1:])
-            channels = varying[0] - varying[1] - varying[2]
-            spatial = varying[1] | varying[2]
-            # A single channel has no second element: it is the remaining axis.
-            candidates = channels or {0, 1, 2} - spatial
-            return max(candidates, default=2)
-        if name in _MOVES:
-            moved = linear_part(lowering, equation, elements)
-            for output, numbering in zip(equation.outputs, moved, strict=True):
-                elements[output] = np.rint(numbering).astype(int)
-        elif network.avals[equation.outputs[0]].shape == elements[v].shape:
-            elements[equation.outputs[0]] = elements[v]
-    return 2
-
-
-def _varying_axes(elements: np.ndarray, shape: Sequence[int]) -> list[set[int]]:
-    """For each axis of an image, the axes of x whose index varies along it.
-
-    Args:
-        elements: the number of an element of x at each place, from 1; 0: a constant.
-        shape: of an example of x.
-    """
-    coordinates = np.unravel_index(np.maximum(elements - 1, 0), tuple(shape))
-    varying: list[set[int]] = []
-    for axis in range(elements.ndim):
-        first, second = (np.delete(elements, drop, axis) for drop in (-1, 0))
-        neighbours = (first > 0) & (second > 0)
-        varying.append(
-            {
-                a
-                for a, coordinate in enumerate(coordinates)
-                if (np.diff(coordinate, axis=axis) != 0)[neighbours].any()
-            }
+    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    weight = numbers(read(builder.values, equation.inputs[1 - side]))
+    free = [a for a in range(weight.ndim) if a not in contract[1 - side]]
+    inputs = math.prod(shape[a] for a in contract[side])
+    weight = weight.transpose(*contract[1 - side], *free).reshape(inputs, -1)
+    contracted = tuple(contract[side])
+    rest = [a for a in range(len(shape)) if a not in contracted]
+    if math.prod(shape[a] for a in rest) == 1:
+        index = np.arange(inputs).reshape(shape).transpose(*contracted, *rest)
+        matrix = np.empty_like(weight)
+        matrix[index.ravel()] = weight
+        terms = dense(builder, total, matrix.T, equation.path)
+        return Sum(terms, np.arange(weight.shape[1]))
+    if len(contracted) != 1 or len(free) != 1:
+        raise NotInNIR(
+            f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
+            "has one of a whole vector, or (1x1) of the channels of an image",
+            "flatten first, or contract the channels of [H, W, C]",
         )
-    return varying
+    candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
+    axes = image_axes(total, shape, candidates)
+    windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
+    terms = mix_channels(builder, total, weight.T, windows, equation.path)
+    # A result has the free axes of the left operand, then those of the right one.
+    out_shape = builder.network.avals[equation.outputs[0]].shape
+    channel = 0 if side == 1 else len(out_shape) - 1
+    spatial = [rest.index(a) + side for a in axes[1:]]
+    return Sum(terms, flat_indices(out_shape, (channel, *spatial)))
+
+
+def _convolve(builder: Builder, equation: Equation) -> Sum:
+    v, options = _operand(builder, equation), equation.options
+    spec = options["dimension_numbers"]
+    shape = builder.network.avals[v].shape
+    out_shape = builder.network.avals[equation.outputs[0]].shape
+    plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
+    if equation.inputs[0] != v or len(shape) != 4 or not plain:
+        raise NotInNIR(
+            "the only convolutions of NIR are 2-D, of activations, not transposed",
+            "use a 2-D convolution [B, H, W, C] without lhs_dilation",
+        )
+    total = builder.sum_of(v)
+    image_axes(total, shape, [tuple(spec.lhs_spec[1:])])
+    weight = numbers(read(builder.values, equation.inputs[1])).transpose(spec.rhs_spec)
+    windows = [
+        Window(shape[a], out_shape[b], low, (n - 1) * dilation + 1, stride)
+        for a, b, (low, _), n, dilation, stride in zip(
+            spec.lhs_spec[2:],
+            spec.out_spec[2:],
+            options["padding"],
+            weight.shape[2:],
+            options["rhs_dilation"],
+            options["window_strides"],
+            strict=True,
+        )
+    ]
+    terms = conv(
+        builder,
+        total,
+        weight,
+        windows,
+        equation.path,
+        dilation=options["rhs_dilation"],
+        groups=options["feature_group_count"],
+    )
+    return Sum(terms, flat_indices(out_shape, spec.out_spec[1:]))
+
+
+def _pool(builder: Builder, equation: Equation) -> Sum:
+    v, options = _operand(builder, equation), equation.options
+    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    out_shape = builder.network.avals[equation.outputs[0]].shape
+    sizes, strides = options["window_dimensions"], options["window_strides"]
+    pads = options["padding"]
+    if {*options["base_dilation"], *options["window_dilation"]} != {1}:
+        raise NotInNIR("NIR has no pooling with dilation", "pool without dilation")
+    axes = _axes_to_pool(
+        total,
+        shape,
+        [a for a in range(len(shape)) if (sizes[a], strides[a], *pads[a]) != _ALONE],
+    )
+    windows = [
+        Window(shape[a], out_shape[a], pads[a][0], sizes[a], strides[a])
+        for a in axes[1:]
+    ]
+    terms = pool(builder, total, windows, equation.path)
+    return Sum(terms, flat_indices(out_shape, axes))
+
+
+def _reduce(builder: Builder, equation: Equation) -> Sum:
+    v, summed_axes = _operand(builder, equation), equation.options["axes"]
+    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    axes = _axes_to_pool(total, shape, summed_axes)
+    windows = [
+        Window(n, 1, 0, n, n) if a in summed_axes else Window(n, n, 0, 1, 1)
+        for a, n in zip(axes[1:], total.order.shape[1:], strict=True)
+    ]
+    terms = pool(builder, total, windows, equation.path)
+    out_shape = [1 if a in summed_axes else n for a, n in enumerate(shape)]
+    return Sum(terms, flat_indices(out_shape, axes))
+
+
+# The size, stride and padding of a window that leaves an axis alone.
+_ALONE = (1, 1, 0, 0)
+
+
+def _axes_to_pool(
+    total: Sum, shape: Sequence[int], pooled_axes: Sequence[int]
+) -> tuple[int, ...]:
+    """Channels, rows and columns of an image of which rows or columns are pooled."""
+    if total.order.ndim == 1:
+        raise NotInNIR(
+            f"it sums over a part of the vector {tuple(shape[1:])}, and NIR only over "
+            "the height and width of an image",
+            "write the sum as a matrix product",
+        )
+    # The batch axis comes last, so that it replaces no other axis of size 1.
+    choices = itertools.permutations([*range(1, len(shape)), 0], 3)
+    return image_axes(
+        total, shape, [axes for axes in choices if {*pooled_axes} <= {*axes[1:]}]
+    )
+
+
+# ------------------------------------------------------------------ sums and scales
+
+
+def _add(builder: Builder, equation: Equation) -> Sum:
+    signs = (1.0, -1.0 if equation.name == "sub" else 1.0)
+    sums = [
+        times(builder.sum_of(v), sign)
+        for v, sign in zip(equation.inputs, signs, strict=True)
+        if isinstance(v, int) and v in builder.sums
+    ]
+    return _sum_of_sums(builder, sums, equation.path)
+
+
+def _negate(builder: Builder, equation: Equation) -> Sum:
+    return times(builder.sum_of(_operand(builder, equation)), -1.0)
+
+
+def _multiply(builder: Builder, equation: Equation) -> Sum:
+    v = _operand(builder, equation)
+    (constant,) = (numbers(read(builder.values, u)) for u in equation.inputs if u != v)
+    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    factor = np.broadcast_to(constant, shape).ravel()[total.order]
+    return times(total, 1 / factor if equation.name == "div" else factor)
+
+
+def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
+    """The sum of variables of one shape, each node once."""
+    order = sums[0].order
+    if any(not np.array_equal(s.order, order) for s in sums):
+        if all(s.order.ndim == 3 for s in sums):
+            raise NotInNIR(
+                "it adds images of which one was flipped or permuted, and NIR has no "
+                "node for that",
+                "reorder the weights instead of the activations",
+            )
+        sums = [vectorize(builder, s, path) for s in sums]
+    merged: dict[str, Term] = {}
+    for term in itertools.chain.from_iterable(s.terms for s in sums):
+        if term.node in merged:
+            scale = compact(merged[term.node].scale + term.scale)
+            term = Term(term.node, scale, False)
+        merged[term.node] = term
+    return Sum(tuple(merged.values()), sums[0].order)
+
+
+# -------------------------------------------------------------------------- moves
+
+
+def _move(builder: Builder, equation: Equation) -> list[Sum]:
+    """A result of which each element is an element of an operand, or a constant."""
+    summands: list[list[Sum]] = [[] for _ in equation.outputs]
+    for v in dict.fromkeys(u for u in equation.variables if u in builder.sums):
+        total, shape = builder.sum_of(v), builder.network.avals[v].shape
+        for sums, source in zip(summands, _elements(builder, equation, v), strict=True):
+            if (source >= 0).any():
+                sums.append(_select(builder, total, source, shape, equation.path))
+    return [_sum_of_sums(builder, sums, equation.path) for sums in summands]
+
+
+def _elements(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
+    """For each result, which element of ``v`` each of its elements is; -1: none.
+
+    The equation is run with the elements' numbers, from 1, in the place of ``v`` and
+    with zeros in that of other operands.
+    """
+    operands = []
+    for u in equation.inputs:
+        operand = jnp.asarray(read(builder.values, u))
+        if u == v:
+            operand = jnp.arange(1, operand.size + 1).reshape(operand.shape)
+        elif jnp.issubdtype(operand.dtype, jnp.floating):
+            operand = jnp.zeros(operand.shape, int)
+        operands.append(operand)
+    values = dict(enumerate(operands))
+    renumbered = equation._replace(inputs=tuple(range(len(operands))))
+    evaluate([renumbered], values, identity)
+    return [np.maximum(np.asarray(values[v]) - 1, -1) for v in equation.outputs]
+
+
+def _select(
+    builder: Builder, total: Sum, source: np.ndarray, shape: Sequence[int], path: str
+) -> Sum:
+    """The elements ``source`` (-1: a zero) of a variable of ``shape``."""
+    flat, order = source.ravel(), total.order
+    if np.array_equal(np.sort(flat), np.arange(order.size)):
+        return total._replace(order=np.argsort(flat)[order])
+    if order.ndim == 1:
+        weight = (flat[:, None] == np.arange(order.size)).astype(float)
+        return Sum(dense(builder, total, weight, path), np.arange(flat.size))
+    axes = image_axes(total, shape)
+    sizes = [source.shape[a] for a in axes] if source.ndim == len(shape) else []
+    if sizes and math.prod(sizes) == source.size:
+        image = flat[flat_indices(source.shape, axes)]
+        windows = [
+            Window(n, m, 0, 1, -(-n // m))
+            for n, m in zip(order.shape[1:], sizes[1:], strict=True)
+        ]
+        rows, columns = (slice(None, None, w.stride) for w in windows)
+        weight = (image[:, :1, 0] == order[:, 0, 0]).astype(float)
+        strided = order[weight.argmax(1)][:, rows, columns]
+        strided = np.where(weight.any(1)[:, None, None], strided, -1)
+        if np.array_equal(image, strided):
+            terms = mix_channels(builder, total, weight, windows, path)
+            return Sum(terms, flat_indices(source.shape, axes))
+    raise NotInNIR(
+        f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "
+        "a repetition or zeros around it, and NIR has no node for that",
+        "crop before fn, and give zeros to the convolution as its padding; whole "
+        "channels and every n-th row and column may be taken",
+    )
 
 
 # Only the type of the numbers changes: NIR computes in float32.
@@ -114,89 +343,21 @@ _UNCHANGED = frozenset(
 )
 
 
-# Each element of the result is an element of an operand, or a constant.
 _MOVES = frozenset(
     "broadcast_in_dim concatenate dynamic_slice expand_dims gather pad reshape rev "
     "slice split squeeze stack tile transpose unstack".split()
 )
 
 
-def _add(lowering: Lowering, equation: Equation) -> Symbol:
-    signs = (1.0, -1.0 if equation.name == "sub" else 1.0)
-    symbols = [
-        times(lowering.symbol(v), sign)
-        for v, sign in zip(equation.inputs, signs, strict=True)
-        if isinstance(v, int) and v in lowering.symbols
-    ]
-    total = sum_of(lowering, symbols, equation.path)
-    return total._replace(offset=result_offset(lowering, equation))
-
-
-def _negate(lowering: Lowering, equation: Equation) -> Symbol:
-    symbol = lowering.symbol(operand(lowering, equation))
-    offset = result_offset(lowering, equation)
-    return times(symbol, -1.0)._replace(offset=offset)
-
-
-def _multiply(lowering: Lowering, equation: Equation) -> Symbol:
-    v = operand(lowering, equation)
-    (constant,) = (numbers(read(lowering.values, u)) for u in equation.inputs if u != v)
-    symbol = lowering.symbol(v)
-    factor = np.broadcast_to(constant, lowering.network.avals[v].shape).ravel()
-    factor = factor[symbol.order]
-    if equation.name == "div":
-        factor = 1 / factor
-    return times(symbol, factor)._replace(offset=result_offset(lowering, equation))
-
-
-def _select(lowering: Lowering, equation: Equation) -> Symbol:
-    """A choice between operands by a constant: each times a mask of 0 and 1."""
-    predicate, *cases = equation.inputs
-    case_numbers = np.asarray(read(lowering.values, predicate)).astype(int)
-    symbols = []
-    for i, v in enumerate(cases):
-        if isinstance(v, int) and v in lowering.symbols:
-            symbol = lowering.symbol(v)
-            shape = lowering.network.avals[v].shape
-            mask = np.broadcast_to(case_numbers == i, shape).ravel()[symbol.order]
-            symbols.append(times(symbol, mask.astype(np.float64)))
-    total = sum_of(lowering, symbols, equation.path)
-    return total._replace(offset=result_offset(lowering, equation))
-
-
-def _move(lowering: Lowering, equation: Equation) -> list[Symbol]:
-    """Permutations need no node; a part of x, or zeros around it, needs one."""
-    summands: list[list[Symbol]] = [[] for _ in equation.outputs]
-    for v in dict.fromkeys(u for u in equation.inputs if u in lowering.symbols):
-        assert isinstance(v, int)
-        shape = lowering.network.avals[v].shape
-        index = np.arange(1, math.prod(shape) + 1).reshape(shape)
-        moved = linear_part(lowering, equation, {v: index})
-        for symbols, numbering in zip(summands, moved, strict=True):
-            source = np.rint(numbering).astype(int) - 1
-            if (source >= 0).any():
-                symbol = lowering.symbol(v)
-                if len(equation.outputs) > 1:
-                    terms = tuple(t._replace(owned=False) for t in symbol.terms)
-                    symbol = symbol._replace(terms=terms)
-                symbols.append(
-                    select_elements(lowering, symbol, source, shape, equation.path)
-                )
-    sums = [sum_of(lowering, symbols, equation.path) for symbols in summands]
-    offsets = result_offsets(lowering, equation)
-    return [s._replace(offset=o) for s, o in zip(sums, offsets, strict=True)]
-
-
-_LOWERINGS = {
+_RULES = {
     "add": _add,
     "add_any": _add,
     "sub": _add,
     "neg": _negate,
     "mul": _multiply,
     "div": _multiply,
-    "select_n": _select,
-    "dot_general": layer_rules.dot,
-    "conv_general_dilated": layer_rules.convolve,
-    "reduce_window_sum": layer_rules.pool,
-    "reduce_sum": layer_rules.reduce,
+    "dot_general": _dot,
+    "conv_general_dilated": _convolve,
+    "reduce_window_sum": _pool,
+    "reduce_sum": _reduce,
 }

@@ -1,4 +1,4 @@
-"""A spiking network as a graph of NIR, the interchange format of neuromorphic tools.
+"""`to_nir`: a spiking network as a graph of NIR, the format of neuromorphic tools.
 
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
@@ -8,46 +8,39 @@ multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
 
 All thresholds and resistances become 1, because several readers assume that. The number
 written is the largest float32 below 1: NIR fires at v > 1, snnjax at v >= V_th.
+``lowering.py`` makes the layers, this file writes them as nodes of the package nir.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_examples, check_positive
 from snnjax._examples import is_all_floating
-from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import capture
-from snnjax.network.equations import Equation, Network, Values
-from snnjax.network.evaluate import evaluate, identity
-from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
-from snnjax.neurons.gradients import WithSurrogate
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams, is_plain
+from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.layers import rearrange, vectorize
+from snnjax.nir.lowering import lower, without_surrogate
 from snnjax.nir.nodes import (
     Conv,
     Dense,
     Flatten,
-    Lowering,
-    NotInNIR,
+    Graph,
+    Input,
+    Neurons,
+    Node,
+    Output,
     Pool,
     Scale,
-    Symbol,
-    Term,
-    compact,
-    numbers,
 )
-from snnjax.nir.orders import flat_indices
-from snnjax.nir.rules import entrance, lower
+from snnjax.nir.sums import numbers
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 if TYPE_CHECKING:
@@ -65,34 +58,31 @@ def to_nir(
     """Write a spiking network as a NIR graph, channels first, for other tools.
 
     Convolutions, matrix products, BatchNorm, sums, scales, pooling by sum or average,
-    flatten, strided and padded shortcuts become `Conv2d`, `Affine`, `Scale`,
-    `SumPool2d`, `AvgPool2d` and `Flatten`; calibrated biases become their biases. A sum
-    is several edges into one node.
+    flatten, strided and zero-padded shortcuts become `Conv2d`, `Affine`, `Scale`,
+    `SumPool2d`, `AvgPool2d` and `Flatten`. BatchNorm and thresholds are folded into
+    the weights, calibrated biases into the biases of layers. Several edges into one
+    node are a sum.
+
+    Images may be reordered only from [H, W, C] to [C, H, W] and back, and flattened.
+    Images that fn flips, permutes or crops are refused.
 
     NIR cannot express five properties of a converted network: reset by subtraction,
-    levels beside 0 and 1, initial potentials, a wait, and the T that it was fitted to.
-    With ``extended`` they are written to ``metadata``: "reset", "levels", "dead_zone"
-    and "v_init" of a neuron, "wait" and "steps" of the graph. `from_nir` reads them;
-    other tools ignore them and compute something else. This is an argument because a
-    file outlives a warning. T is always written: it changes no simulation. (`I`,
-    `Threshold` and a recurrent edge could express reset by subtraction, but we know no
-    reader that runs such a graph.)
-
-    Rows, columns and channels of the graph's input are those of x, and only their axes
-    are reordered. Where fn flips or transposes an image, the next kernels are flipped
-    or transposed instead; where it permutes channels, weights or a 1x1 convolution
-    permute them. Any other permutation of rows or columns is refused unless a matrix
-    product of all elements follows.
+    levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
+    to. With ``extended`` they are written to ``metadata``: "reset", "levels",
+    "dead_zone" and "v_init" of a neuron, "wait" and "steps" of the graph. `from_nir`
+    reads them. Other tools ignore them and compute something else; that is why this is
+    an argument and not a warning, which would not be in the file. T is always written,
+    because it changes no simulation.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
         snn: from `snnjax.convert` or `snnjax.init`.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
-            image is [B, H, W, C], or as the first convolution reads it: of
-            [B, C, H, W] the graph is the same.
+            image is [B, H, W, C], or [B, C, H, W] if fn's convolutions read it so; the
+            graph is the same.
         extended: allow properties that only metadata can express.
-        dt: time step in seconds on which the LIF's tau is based, also written to the
-            graph's metadata. IF integrates its whole input at every step, as all
+        dt: time step in seconds on which the LIF's tau is based; it is also written to
+            the graph's metadata. IF integrates its whole input at every step, as all
             readers do.
 
     Returns:
@@ -137,14 +127,17 @@ def to_nir(
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = capture(fn, snn.params, shape, inline_all=True)
     check_neurons(snn, network.sites)
-    _check_expressible(snn, extended)
-    values = _at_rest(network, snn.params, jnp.zeros(shape.shape, shape.dtype))
-    lowering = Lowering(network, values)
-    _lower(lowering, snn)
-    order = _needed(lowering)
-    names = _alphabetical(lowering, order)
-    nodes = {names[n]: _node(nir, lowering.nodes[n], dt) for n in order}
-    edges = [(names[s], names[n]) for n in order for s in lowering.sources[n]]
+    _check_models(snn)
+    graph = lower(network, snn)
+    if not extended:
+        _check_needs_no_metadata(snn)
+    names = _alphabetical(graph)
+    nodes = {names[n]: _node(nir, node, dt) for n, node in graph.nodes.items()}
+    edges = [
+        (names[source], names[n])
+        for n, sources in graph.sources.items()
+        for source in sources
+    ]
     metadata = {"dt": dt}
     if snn.steps is not None:
         metadata["steps"] = snn.steps
@@ -169,273 +162,74 @@ def import_nir() -> ModuleType:
     return nir
 
 
-class Input(NamedTuple):
-    """The entrance of x."""
-
-    shape: tuple[int, ...]
-
-
-class Output(NamedTuple):
-    """The exit of a result."""
-
-    shape: tuple[int, ...]
-
-
-class Spiking(NamedTuple):
-    """Neurons of threshold 1; leak and v(0) have their shape, or are None."""
-
-    shape: tuple[int, ...]
-    model: IntegrateAndFire
-    leak: np.ndarray | None
-    initial_potential: np.ndarray
-
-
-# ------------------------------------------------------------------- the network
-
-
-def _lower(lowering: Lowering, snn: SNN) -> None:
-    """Add all nodes, or raise with everything that NIR cannot express."""
-    network = lowering.network
-    order = entrance(lowering)
-    lowering.add("input", Input(order.shape), ())
-    lowering.symbols[network.x[0]] = _from_node("input", np.ones(()), order)
-    problems = []
-    for equation in network.equations:
-        if not network.dependent.intersection(equation.outputs):
-            continue
-        reads = network.dependent.intersection(equation.variables)
-        has_operands = lowering.symbols.keys() >= reads
-        try:
-            if equation.site is not None:
-                _check_fires(equation.site)
-            if has_operands and equation.site is not None:
-                _lower_site(lowering, snn, equation)
-            elif has_operands:
-                lower(lowering, equation)
-        except NotInNIR as reason:
-            operation = equation.site.kind if equation.site else equation.name
-            problems.append(Problem(equation.path, (operation,), *reason.args))
-        if equation.site is not None and equation.outputs[0] not in lowering.symbols:
-            _add_placeholder(lowering, equation)
-    if not problems:
-        problems = _lower_outputs(lowering)
-    if problems:
-        raise ConversionError(problems, "this network cannot be written in NIR")
-
-
-def _check_fires(site: Site) -> None:
-    if not site.fires:
-        if site.homogeneous:
-            raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
-        raise NotInNIR(
-            "NIR has no node for what is not affine, which an operator computes",
-            "keep the network affine between its neurons",
-        )
-    if site.signed:
-        raise NotInNIR(
-            "NIR has no neuron that sends spikes of both signs",
-            "keep the network affine between its neurons",
-        )
-
-
-def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
-    """Add the neurons of a site, and the weights that feed them."""
-    site, (current, *_) = equation.place, equation.variables
-    neuron = snn.neurons[site.name]
-    if neuron.offset is not None:
-        raise NotInNIR(
-            "NIR has no neuron that adds an offset to its spikes",
-            "replace the neuron's offset by None, and calibrate or train without it",
-        )
-    gain, bias = _gain(neuron), numbers(neuron.bias)
-    sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, _plain(snn.model(site.name)), site, order)
-    name = lowering.add(site.name, node, sources)
-    threshold = compact(_spread(neuron.threshold, site, order))
-    lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
-
-
-def _add_placeholder(lowering: Lowering, equation: Equation) -> None:
-    """After a problem: a site without sources, so that later equations are checked."""
-    name = lowering.add(equation.place.name, None, ())
-    current = lowering.symbols.get(equation.variables[0])
-    order = _default_order(equation.place) if current is None else current.order
-    symbol = _from_node(name, np.ones(()), order)
-    lowering.symbols[equation.outputs[0]] = symbol
-
-
-def _gain(neuron: NeuronParams) -> np.ndarray:
-    """The factor on the current: 1 / V_th, and tau / dt where it leaks."""
-    leak = np.zeros(()) if neuron.leak is None else numbers(neuron.leak)
-    leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
-    return 1 / ((1 - leak) * numbers(neuron.threshold))
-
-
-def _spiking(
-    neuron: NeuronParams, model: IntegrateAndFire, site: Site, order: np.ndarray
-) -> Spiking:
-    threshold = _spread(neuron.threshold, site, order)
-    leak = None if neuron.leak is None else _spread(neuron.leak, site, order)
-    if leak is not None and (leak == 1).all():
-        leak = None
-    if leak is not None and not ((leak > 0) & (leak < 1)).all():
-        raise ValueError(
-            f"site {site.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
-            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
-        )
-    start = _spread(neuron.initial_potential, site, order) / threshold
-    return Spiking(order.shape, model, leak, start)
-
-
-def _lower_outputs(lowering: Lowering) -> list[Problem]:
-    network = lowering.network
-    problems = []
-    for v, where in zip(network.outputs, network.output_names(), strict=True):
-        name = f"output/{where}" if where else "output"
-        try:
-            _lower_output(lowering, v, name)
-        except NotInNIR as reason:
-            problems.append(Problem(name, (), *reason.args))
-    return problems
-
-
-def _lower_output(lowering: Lowering, v: Any, name: str) -> None:
-    if v not in lowering.symbols:
-        raise NotInNIR("it does not depend on x", "return only what the input reaches")
-    path = "readout" if name == "output" else f"readout/{name}"
-    symbol, shape = lowering.symbol(v), lowering.network.avals[v].shape
-    lowering.symbols[v] = _in_order_of_fn(lowering, symbol, shape, path)
-    sources, order = lowering.feed(v, np.ones(()), np.zeros(()), path)
-    lowering.add(name, Output(order.shape), sources)
-
-
-def _in_order_of_fn(
-    lowering: Lowering, symbol: Symbol, shape: Sequence[int], path: str
-) -> Symbol:
-    """An output as an image [C, H, W], or else as a vector, in the order of fn."""
-    if symbol.order.ndim != 3 or len(shape) != 4:
-        return vectorize(lowering, symbol, path)
-    for axes in ((3, 1, 2), (1, 2, 3)):  # channels last, or first
-        if tuple(shape[a] for a in axes) == symbol.order.shape:
-            order = flat_indices(shape, axes)
-            terms = rearrange(lowering, symbol, order, path)
-            if terms is not None:
-                return symbol._replace(terms=terms, order=order)
-    raise NotInNIR(
-        f"the rows or columns of this output {tuple(shape[1:])} were permuted, flipped "
-        "or transposed: NIR has no node for that",
-        "permute after fn, or return the image flattened",
-    )
-
-
-def _from_node(name: str, scale: np.ndarray, order: np.ndarray) -> Symbol:
-    return Symbol((Term(name, scale, False),), order)
-
-
-def _at_rest(network: Network, params: chex.ArrayTree, x: jax.Array) -> Values:
-    """Every variable while x is 0 and no neuron fires: the constants of affine maps."""
-
-    def silent(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-        return jnp.zeros_like(x) if site.fires else identity(site, x, *operands)
-
-    @jax.jit
-    def run(arguments: Values):
-        values = dict(arguments)
-        evaluate(network.equations, values, silent)
-        return values
-
-    return run(network.arguments(params, x))
-
-
-def _needed(lowering: Lowering) -> list[str]:
-    """Nodes that an output depends on, in order of execution."""
-    needs = {n for n, node in lowering.nodes.items() if isinstance(node, Output)}
-    for name in reversed(lowering.nodes):
-        if name in needs:
-            needs.update(lowering.sources[name])
-    return [name for name in lowering.nodes if name in needs or name == "input"]
-
-
-def _alphabetical(lowering: Lowering, order: list[str]) -> dict[str, str]:
+def _alphabetical(graph: Graph) -> dict[str, str]:
     """Names that sort in order of execution.
 
     A file lists its nodes in the order of their names, and some readers execute them
     in that order.
     """
-    width = len(str(len(order)))
-    names = {}
-    for i, name in enumerate(order):
-        is_end = isinstance(lowering.nodes[name], Input | Output)
-        names[name] = name if is_end else f"n{i:0{width}}_{name}"
-    return names
+    width = len(str(len(graph.nodes)))
+    return {
+        name: name if isinstance(node, Input | Output) else f"n{i:0{width}}_{name}"
+        for i, (name, node) in enumerate(graph.nodes.items())
+    }
 
 
-def _default_order(site: Site) -> np.ndarray:
-    order = np.arange(np.prod(site.shape, dtype=int)).reshape(site.shape)
-    return np.moveaxis(order, site.channel, 0) if order.ndim == 3 else order
-
-
-def _spread(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
-    """A neuron's parameter for every neuron, in the node's shape."""
-    return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
-
-
-def _plain(model: Any) -> Any:
-    """The model without its surrogate: the same spikes."""
-    return model.neuron if isinstance(model, WithSurrogate) else model
-
-
-def _check_expressible(snn: SNN, extended: bool) -> None:
-    """Raise if NIR cannot express the neurons, or only by metadata."""
-    extensions = []
-    for neuron in map(_plain, models_in(snn.neuron)):
-        if not is_plain(neuron):
+def _check_models(snn: SNN) -> None:
+    for model in map(without_surrogate, models_in(snn.neuron)):
+        if not is_plain(model):
             raise ValueError(
-                f"NIR cannot express the neurons of {neuron!r}; allowed: models of "
+                f"NIR cannot express the neurons of {model!r}; allowed: models of "
                 "snnjax.integrate_and_fire and snnjax.lif"
             )
-        if neuron.reset == "subtract":
+
+
+def _check_needs_no_metadata(snn: SNN) -> None:
+    """Raise if plain NIR would describe another network."""
+    extensions = []
+    for model in map(without_surrogate, models_in(snn.neuron)):
+        if model.reset == "subtract":
             extensions.append("reset by subtraction (in NIR: v <- v_reset)")
-        if neuron.levels != BINARY:
-            extensions.append(f"the levels {neuron.levels} (in NIR: {BINARY})")
-        if neuron.dead_zone:
-            extensions.append(f"the dead zone {neuron.dead_zone} (in NIR: none)")
+        if model.levels != BINARY:
+            extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
+        if model.dead_zone:
+            extensions.append(f"the dead zone {model.dead_zone} (in NIR: none)")
     if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
         extensions.append("initial potentials (in NIR: 0)")
     if snn.wait:
         extensions.append(f"wait {snn.wait} (in NIR: none)")
-    if extensions and not extended:
+    if extensions:
         raise ValueError(
-            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. With "
-            "extended=True this is written as metadata, which snnjax.from_nir reads; "
-            "other tools ignore it and compute something else. Exact everywhere: "
-            'neurons with reset "zero", levels (0, 1), no initial potential and wait 0'
+            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. "
+            "extended=True writes this as metadata, which snnjax.from_nir reads; other "
+            "tools ignore it and compute something else. Every tool runs neurons with "
+            'reset "zero", levels (0, 1), no initial potential and wait 0'
         )
 
 
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _node(nir: Any, node: Any, dt: float) -> Any:
-    if isinstance(node, Conv):
-        weight, bias = _float(_ungrouped(node)), _float(node.bias)
-        return nir.Conv2d(
-            node.size, weight, node.stride, node.padding, node.dilation, 1, bias
-        )
-    if isinstance(node, Dense):
-        return nir.Affine(_float(node.weight), _float(node.bias))
-    if isinstance(node, Pool):
-        kind = nir.AvgPool2d if node.average else nir.SumPool2d
-        return kind(*(np.array(n) for n in (node.window, node.stride, node.padding)))
-    if isinstance(node, Scale):
-        return nir.Scale(_float(node.factor))
-    if isinstance(node, Flatten):
-        return nir.Flatten({"input": np.array(node.shape)}, 0, -1)
-    if isinstance(node, Input):
-        return nir.Input({"input": np.array(node.shape)})
-    if isinstance(node, Output):
-        return nir.Output({"output": np.array(node.shape)})
-    return _neurons(nir, node, dt)
+def _node(nir: Any, node: Node, dt: float) -> Any:
+    match node:
+        case Input(shape):
+            return nir.Input({"input": np.array(shape)})
+        case Output(shape):
+            return nir.Output({"output": np.array(shape)})
+        case Flatten(shape):
+            return nir.Flatten({"input": np.array(shape)}, 0, -1)
+        case Dense(weight, bias):
+            return nir.Affine(_float(weight), _float(bias))
+        case Scale(factor):
+            return nir.Scale(_float(factor))
+        case Pool(window, stride, padding, average):
+            kind = nir.AvgPool2d if average else nir.SumPool2d
+            return kind(np.array(window), np.array(stride), np.array(padding))
+        case Conv(_, bias, size, stride, padding, dilation):
+            weight = _float(_ungrouped(node))
+            return nir.Conv2d(size, weight, stride, padding, dilation, 1, _float(bias))
+        case Neurons():
+            return _neurons(nir, node, dt)
 
 
 def _ungrouped(node: Conv) -> np.ndarray:
@@ -445,39 +239,31 @@ def _ungrouped(node: Conv) -> np.ndarray:
     reader refuses the graph; some other readers ignore the groups.
     """
     outputs, inputs, *window = node.weight.shape
-    if node.groups == 1:
-        return node.weight
-    wide = np.zeros((outputs, inputs * node.groups, *window), node.weight.dtype)
+    wide = np.zeros((outputs, inputs * node.groups, *window))
+    size = outputs // node.groups
     for group in range(node.groups):
-        rows = slice(
-            group * outputs // node.groups, (group + 1) * outputs // node.groups
-        )
+        rows = slice(group * size, (group + 1) * size)
         wide[rows, group * inputs : (group + 1) * inputs] = node.weight[rows]
     return wide
 
 
-def _neurons(nir: Any, node: Spiking, dt: float) -> Any:
-    one, zero = np.ones(node.shape, np.float32), np.zeros(node.shape, np.float32)
+def _neurons(nir: Any, node: Neurons, dt: float) -> Any:
+    shape, model = node.initial_potential.shape, node.model
+    one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
     below = np.nextafter(one, zero)  # v > below is v >= 1
     metadata: dict[str, Any] = {}
-    if node.model.reset == "subtract":
-        metadata["reset"] = node.model.reset
-    if node.model.levels != BINARY:
-        metadata["levels"] = np.array(node.model.levels)
-    if node.model.dead_zone:
-        metadata["dead_zone"] = node.model.dead_zone
+    if model.reset == "subtract":
+        metadata["reset"] = model.reset
+    if model.levels != BINARY:
+        metadata["levels"] = np.array(model.levels)
+    if model.dead_zone:
+        metadata["dead_zone"] = model.dead_zone
     if node.initial_potential.any():
         metadata["v_init"] = _float(node.initial_potential)
+    fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
     if node.leak is None:
-        return nir.IF(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
-    return nir.LIF(
-        tau=_float(dt / (1 - node.leak)),
-        r=one,
-        v_leak=zero,
-        v_threshold=below,
-        v_reset=zero,
-        metadata=metadata,
-    )
+        return nir.IF(**fields)
+    return nir.LIF(tau=_float(dt / (1 - node.leak)), v_leak=zero, **fields)
 
 
 def _float(array: Any) -> np.ndarray:
