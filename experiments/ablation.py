@@ -195,7 +195,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
                 snn = distill(fn, params, snn, x, config.iterations, config.rate)
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
-            measures = snnjax.measure(fn, params, snn, images[:100])
+            measures = snnjax.measure(fn, snn, images[:100], params=params)
             cell = Cell(*compare(snn), float(measures.firing_rate), seconds)
             cells.setdefault(name, {})[column] = cell
             print(

@@ -25,7 +25,7 @@ def measured(name, recipe=LIGHT, wait=0):
     return (
         net,
         snn,
-        snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, wait=wait),
+        snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS, wait=wait),
     )
 
 
@@ -139,7 +139,7 @@ def test_products_with_padding_zeros_do_not_count():
 
     kernel, x = jnp.ones((3, 3, 1, 2)), jnp.ones((1, 4, 4, 1))
     snn = snnjax.convert(fn, kernel, x, steps=2, recipe=LIGHT)
-    found = snnjax.measure(fn, kernel, snn, x, steps=2)
+    found = snnjax.measure(fn, snn, x, params=kernel, steps=2)
     # Taps inside a 4x4 image: 4 corners of 4, 8 edges of 6, 4 inner pixels of 9.
     assert found.macs == 2 * (4 * 4 + 8 * 6 + 4 * 9)
 
@@ -155,7 +155,9 @@ def test_energy_weighs_additions_and_products():
 
 def test_measuring_may_be_jitted():
     net, snn, found = measured("projection")
-    run = jax.jit(lambda p, snn, x: snnjax.measure(net.fn, p, snn, x, steps=STEPS))
+    run = jax.jit(
+        lambda p, snn, x: snnjax.measure(net.fn, snn, x, params=p, steps=STEPS)
+    )
     jitted = run(net.params, snn, net.x)
     for a, b in zip(jax.tree.leaves(jitted), jax.tree.leaves(found), strict=True):
         assert a.shape == b.shape
@@ -180,7 +182,7 @@ def test_neurons_without_a_clip_floor_have_no_split():
     net = NETWORKS["dense"]
     for neuron in (snnjax.lif(), snnjax.integrate_and_fire(reset="zero")):
         snn = snnjax.init(*net[:3], neuron=neuron)
-        seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS)
+        seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS)
         for site in seen.sites.values():
             parts = site.clipping, site.flooring, site.unevenness
             assert all(map(jnp.isnan, parts))
@@ -202,27 +204,27 @@ def test_outputs_and_labels_of_other_shapes_are_refused(judge, shape, labels):
 def test_an_snn_is_measured_with_what_it_was_fitted_to():
     net = NETWORKS["dense"]
     snn = snnjax.convert(*net[:3], steps=STEPS, wait=1, recipe=LIGHT)
-    found = snnjax.measure(net.fn, net.params, snn, net.x)
+    found = snnjax.measure(net.fn, snn, net.x, params=net.params)
     assert (found.steps, found.wait) == (STEPS, 1)
     trains = spike_trains(net.fn, snn, net.x)
     assert all(len(train) == STEPS for train in trains.values())
     fresh = snnjax.init(*net[:3])
     with pytest.raises(ValueError, match="fitted to no number of steps"):
-        snnjax.measure(net.fn, net.params, fresh, net.x)
-    assert snnjax.measure(net.fn, net.params, fresh, net.x, steps=2).steps == 2
+        snnjax.measure(net.fn, fresh, net.x, params=net.params)
+    assert snnjax.measure(net.fn, fresh, net.x, params=net.params, steps=2).steps == 2
 
 
 def test_an_snn_of_other_steps_is_not_measured():
     net, snn, _ = measured("dense")
     with pytest.raises(ValueError, match="fitted to steps=8"):
-        snnjax.measure(net.fn, net.params, snn, net.x, steps=4)
+        snnjax.measure(net.fn, snn, net.x, params=net.params, steps=4)
 
 
 def test_the_parameters_of_another_network_are_refused():
     net, snn, _ = measured("dense")
     other = {"kernel": net.params["w1"]}
     with pytest.raises(ValueError, match=r"to it: \['kernel'\]; missing: \['b1'"):
-        snnjax.measure(net.fn, other, snn, net.x)
+        snnjax.measure(net.fn, snn, net.x, params=other)
 
 
 def test_an_answer_that_is_no_number_is_wrong():
@@ -248,7 +250,7 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
     p = {"token": jnp.ones((1, 2)), "w": jnp.ones((6, 6)), "v": jnp.ones((6, 3))}
     x = jnp.ones((batch, 4))
     snn = snnjax.convert(fn, p, x, steps=4, recipe=snnjax.max_activation())
-    found = snnjax.measure(fn, p, snn, x, steps=4)
+    found = snnjax.measure(fn, snn, x, params=p, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
     bench = neurobench(fn, snn, x, steps=4)
     assert bench["SynapticOperations"]["Dense"] == 4 * (36 + 18)
@@ -261,7 +263,7 @@ def test_a_function_of_one_number_of_images_is_measured():
     params = jnp.ones((4, 6)), jnp.ones((6, 3))
     x = jax.random.normal(jax.random.key(0), (5, 2, 2))
     snn = snnjax.init(fn, params, x)
-    assert snnjax.measure(fn, params, snn, x, steps=2).macs == 24 + 18
+    assert snnjax.measure(fn, snn, x, params=params, steps=2).macs == 24 + 18
 
 
 def test_a_network_without_products_has_no_weights():
@@ -281,7 +283,7 @@ def test_operations_do_not_depend_on_the_order_of_axes():
         return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
 
     snn = snnjax.convert(usual, kernels, x, steps=4, recipe=LIGHT)
-    a, b = (snnjax.measure(f, kernels, snn, x, steps=4) for f in (usual, turned))
+    a, b = (snnjax.measure(f, snn, x, params=kernels, steps=4) for f in (usual, turned))
     assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
 
@@ -289,9 +291,9 @@ def test_operations_do_not_depend_on_the_order_of_axes():
 def test_convolutions_are_counted_under_x64(x64):
     net = NETWORKS["projection"]
     snn = snnjax.convert(net.fn, net.params, net.x, steps=2, recipe=snnjax.light())
-    macs = float(snnjax.measure(net.fn, net.params, snn, net.x, steps=2).macs)
+    macs = float(snnjax.measure(net.fn, snn, net.x, params=net.params, steps=2).macs)
     x64()
-    found = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    found = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=2)
     assert float(found.macs) == macs
 
 
@@ -304,7 +306,7 @@ def test_what_a_network_closes_over_is_read_anew():
 
     def seen():
         snn = snnjax.convert(fn, net.params, net.x, steps=STEPS, recipe=LIGHT)
-        found = snnjax.measure(fn, net.params, snn, net.x)
+        found = snnjax.measure(fn, snn, net.x, params=net.params)
         return snnjax.spiking(fn, steps=STEPS)(snn, net.x), found
 
     (outputs, found), factor[0] = seen(), 2.0
@@ -330,12 +332,12 @@ class Scaled:
 def test_measures_compile_once_for_functions_that_do_the_same():
     net = NETWORKS["dense"]
     snn = snnjax.convert(Scaled(1.5), net.params, net.x, steps=STEPS)
-    first = snnjax.measure(Scaled(1.5), net.params, snn, net.x)
+    first = snnjax.measure(Scaled(1.5), snn, net.x, params=net.params)
     programs = metrics._observe._cache_size()
-    again = snnjax.measure(Scaled(1.5), net.params, snn, net.x)
+    again = snnjax.measure(Scaled(1.5), snn, net.x, params=net.params)
     assert metrics._observe._cache_size() == programs
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    snnjax.measure(Scaled(2.5), net.params, snn, net.x)
+    snnjax.measure(Scaled(2.5), snn, net.x, params=net.params)
     assert metrics._observe._cache_size() == programs + 1
 
 
@@ -349,7 +351,7 @@ def test_more_spikes_can_be_measured_than_int32_can_count():
     snn = snnjax.init(fn, weights, x, neuron=snnjax.integrate_and_fire())
     # Traced only, where a number too large for int32 would be an error.
     measures = jax.eval_shape(
-        lambda snn: snnjax.measure(fn, weights, snn, x, steps=256), snn
+        lambda snn: snnjax.measure(fn, snn, x, params=weights, steps=256), snn
     )
     assert measures.firing_rate.dtype == jnp.float32
 
@@ -377,7 +379,7 @@ def test_a_value_is_worth_the_highest_level_at_most():
     x = jnp.abs(jax.random.normal(jax.random.key(0), (16, 2)))
     neuron = snnjax.integrate_and_fire(levels=(0, 3))
     snn = snnjax.convert(fn, params, x, steps=2, neuron=neuron)
-    measures = snnjax.measure(fn, params, snn, x)
+    measures = snnjax.measure(fn, snn, x, params=params)
     # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
     assert measures.synaptic_additions <= 2 * 3 * (2 + 3)
     assert measures.synaptic_additions >= measures.synaptic_operations

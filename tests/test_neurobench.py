@@ -66,7 +66,7 @@ def test_firing_and_operations_agree_with_measure(name):
     net = NETWORKS[name]
     recipe = snnjax.light()
     snn = snnjax.convert(*net[:3], steps=STEPS, wait=1, recipe=recipe)
-    seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS, wait=1)
+    seen = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=STEPS, wait=1)
     found = neurobench(net.fn, snn, net.x, steps=STEPS, wait=1)
     rate = 1 - found["ActivationSparsity"]
     np.testing.assert_allclose(rate, seen.firing_rate, rtol=1e-5)
