@@ -18,6 +18,7 @@ from snnjax import surrogate
 from snnjax.simulation import by_layer
 from snnjax.training import (
     check_gradients,
+    descent,
     differentiable,
     mean_cross_entropy,
     membrane_readout,
@@ -52,63 +53,48 @@ def assert_close(a, b, **tolerance):
 # --------------------------------------------------------- the gradient itself
 
 
+def of_layers(neuron, **options):
+    """Kernels and spikes of `problem`, their SNN, and a loss."""
+    kernels, x = problem()
+    params = [jnp.asarray(kernel, jnp.float32) for kernel in kernels]
+    snn = snnjax.init(layers, params, jnp.ones((4, 5)), neuron=neuron)
+    simulate = snnjax.spiking(layers, steps=STEPS, inputs="sequence", **options)
+    frames = jnp.asarray(x, jnp.float32)
+    return kernels, x, snn, lambda snn: (simulate(snn, frames) ** 2).sum() / 2
+
+
 @pytest.mark.parametrize(
     "reset, detach, leak",
     [("subtract", False, 0.5), ("zero", True, 0.5), ("zero", False, 1.0)],
 )
 def test_gradients_are_those_of_bptt_by_hand(reset, detach, leak):
-    kernels, x = problem()
-    snn = snnjax.init(
-        layers,
-        [jnp.asarray(k, jnp.float32) for k in kernels],
-        jnp.ones((4, 5)),
-        neuron=snnjax.lif(leak=leak, threshold=0.75, reset=reset),
-    )
-    simulate = snnjax.spiking(
-        layers, steps=STEPS, inputs="sequence", detach_reset=detach
-    )
-
-    def loss(snn):
-        return (simulate(snn, jnp.asarray(x, jnp.float32)) ** 2).sum() / 2
+    neuron = snnjax.lif(leak=leak, threshold=0.75, reset=reset)
+    kernels, x, snn, loss = of_layers(neuron, detach_reset=detach)
 
     def slope(x, b=3.0):
         return (abs(x) <= 0.5) * b / np.cosh(b * x) ** 2 / (2 * np.tanh(b / 2))
 
     expected = reference.dense_gradients(kernels, x, 0.75, leak, reset, slope, detach)
-    found = jax.grad(loss)(snn).params
+    found = jax.jit(jax.grad(loss))(snn).params
     assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert all(np.abs(gradient).max() > 0.1 for gradient in expected)
 
 
 def test_gradients_of_the_relaxed_network_are_its_finite_differences():
-    kernels, x = problem()
-    snn = snnjax.init(
-        layers,
-        [jnp.asarray(k, jnp.float32) for k in kernels],
-        jnp.ones((4, 5)),
-        neuron=snnjax.lif(temperature=2.0),
-    )
-    simulate = snnjax.spiking(
-        layers,
-        steps=STEPS,
-        inputs="sequence",
-        surrogate=relaxed_dspike,
-    )
-
-    def loss(snn):
-        return (simulate(snn, jnp.asarray(x, jnp.float32)) ** 2).mean()
-
-    slope = jax.grad(loss)(snn)
+    neuron = snnjax.lif(temperature=2.0)
+    _, _, snn, loss = of_layers(neuron, surrogate=relaxed_dspike)
+    slope = jax.jit(jax.grad(loss))(snn)
     key, h = jax.random.key(0), 1e-2
-    ways = [jax.random.normal(key, k.shape) for k in snn.params]
+    steps = [np.asarray(jax.random.normal(key, w.shape)) for w in snn.params]
 
-    def moved(by):
-        params = [w + by * u for w, u in zip(snn.params, ways, strict=True)]
+    @jax.jit
+    def at(h):
+        params = [w + h * u for w, u in zip(snn.params, steps, strict=True)]
         return loss(dataclasses.replace(snn, params=params))
 
-    along = sum(jnp.vdot(g, u) for g, u in zip(slope.params, ways, strict=True))
-    assert (moved(h) - moved(-h)) / (2 * h) == pytest.approx(float(along), rel=2e-2)
-    assert all(jnp.any(n.temperature != 0) for n in slope.neurons.values())
+    along = sum(np.vdot(g, u) for g, u in zip(slope.params, steps, strict=True))
+    assert (at(h) - at(-h)) / (2 * h) == pytest.approx(along, rel=2e-2)
+    assert all(np.any(n.temperature != 0) for n in slope.neurons.values())
 
 
 def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
@@ -325,28 +311,17 @@ def test_training_mode_refuses_loops_that_fire_and_functions_without_aux():
 def test_a_converted_network_is_fine_tuned_by_the_same_call():
     snn = snnjax.convert(NORMED.apply, VARIABLES, PIXELS, steps=STEPS)
     simulate = snnjax.spiking(training, steps=STEPS, has_aux=True)
-    labels = param_labels(snn, ["weights", "threshold", "bias", "initial_potential"])
-    optimizer = optax.multi_transform(
-        {"weights": optax.adam(0.01), "frozen": optax.set_to_zero()}
-        | dict.fromkeys(["threshold", "bias", "initial_potential"], optax.sgd(0.01)),
-        labels,
-    )
 
-    @jax.jit
-    def step(snn, state):
-        def loss(snn):
-            outputs, aux = simulate(snn, PIXELS)
-            return mean_cross_entropy(outputs, LABELS), aux
+    def loss(snn):
+        outputs, aux = simulate(snn, PIXELS)
+        return mean_cross_entropy(outputs, LABELS), aux
 
-        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(snn)
-        updates, state = optimizer.update(gradient, state, snn)
-        return optax.apply_updates(snn, updates), state, value, gradient
-
-    state, values = optimizer.init(snn), []
+    rules = {"weights": optax.adam(0.01), "threshold": optax.sgd(0.01)}
+    init, step = descent(loss, rules, has_aux=True)
+    state, step, values = init(snn), jax.jit(step), []
     for _ in range(8):
-        snn, state, value, gradient = step(snn, state)
+        snn, state, (value, _) = step(snn, state)
         values.append(value)
-    check_gradients(gradient, labels)
     assert values[-1] < 0.8 * values[0]
     assert snn.steps == STEPS
 
@@ -528,21 +503,15 @@ def test_whole_numbers_and_keys_among_the_params_do_not_stop_a_gradient():
     def fn(state, x):
         return nnx.merge(graphdef, state)(x)
 
-    snn = snnjax.init(fn, state, x)
-    with pytest.raises(TypeError):
-        jax.grad(lambda snn: snnjax.spiking(fn, steps=2)(snn, x).sum())(snn)
-    floats, merge = differentiable(snn)
-    assert jax.tree.structure(merge(floats)) == jax.tree.structure(snn)
-
-    def loss(floats):
-        outputs = snnjax.spiking(fn, steps=STEPS)(merge(floats), x)
+    def loss(snn):
+        outputs = snnjax.spiking(fn, steps=STEPS)(snn, x)
         return mean_cross_entropy(outputs, jnp.array([0, 1]))
 
-    labels = param_labels(floats, ["weights"])
-    optimizer = optax.multi_transform(
-        {"weights": optax.sgd(0.5), "frozen": optax.set_to_zero()}, labels
-    )
-    gradients = jax.grad(loss)(floats)
-    updates, _ = optimizer.update(gradients, optimizer.init(floats))
-    trained = merge(optax.apply_updates(floats, updates))
-    assert loss(differentiable(trained)[0]) < loss(floats)
+    snn = snnjax.init(fn, state, x)
+    with pytest.raises(TypeError):
+        jax.grad(loss)(snn)
+    floats, merge = differentiable(snn)
+    assert jax.tree.structure(merge(floats)) == jax.tree.structure(snn)
+    init, step = descent(loss, {"weights": optax.sgd(0.5)})
+    trained, state, before = step(snn, init(snn))
+    assert loss(trained) < before

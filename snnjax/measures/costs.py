@@ -76,7 +76,7 @@ class Energy(NamedTuple):
     >>> print(estimates)
     estimate    SNN, nJ  ANN, nJ  SNN / ANN %  leaves out
     operations  0.187    0.414    45.2         memory
-    memory      3.39     1.33     255          caches, reuse
+    memory      3.47     1.36     255          caches, reuse
     quantized   0.0189   0.0169   112          memory
     per image, by a model of 45 nm; all leave out idling, leakage and control
     """

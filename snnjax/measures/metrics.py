@@ -302,7 +302,10 @@ _MISSING = np.float32(np.nan)  # of NumPy: jax_debug_nans refuses a NaN of JAX
 
 
 def _without_none(site: SiteMeasures) -> SiteMeasures:
-    return SiteMeasures(*(_MISSING if value is None else value for value in site))
+    missing = {
+        name: _MISSING for name, value in site._asdict().items() if value is None
+    }
+    return site._replace(**missing)
 
 
 def _observe(

@@ -70,7 +70,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def _within_ranges(updates: chex.ArrayTree, snn: Any) -> chex.ArrayTree:
+def _within_ranges(updates: Any, snn: Any) -> Any:
     """Shorten the updates that would take a neuron's parameter out of its range."""
     if snn is None:
         raise ValueError("update got no params; allowed: update(gradient, state, snn)")

@@ -194,17 +194,14 @@ def _by_leaf(snn: SNN, differences: chex.ArrayTree) -> dict[int, jax.Array]:
 
 def _cosine(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
     """Cosine of the angle between two lists of arrays; 0 where one of them is 0."""
+    return jnp.vdot(_unit(a), _unit(b))
+
+
+def _unit(arrays: Sequence[jax.Array]) -> jax.Array:
+    """All numbers as one vector of length 1; 0 stays 0."""
     # In float32: the rounding of bfloat16 would decide between close candidates.
-    a, b = (
-        _unit(jnp.concatenate([wide(part).ravel() for part in parts]))
-        for parts in (a, b)
-    )
-    return jnp.vdot(a, b)
-
-
-def _unit(a: jax.Array) -> jax.Array:
-    """The vector, scaled to length 1; 0 stays 0."""
-    largest = jnp.abs(a).max()
-    a = a / jnp.where(largest > 0, largest, 1)  # or squares leave float32's range
-    square = jnp.vdot(a, a)
-    return a / jnp.sqrt(jnp.where(square > 0, square, 1))
+    vector = jnp.concatenate([wide(array).ravel() for array in arrays])
+    largest = jnp.abs(vector).max()
+    vector = vector / jnp.where(largest > 0, largest, 1)  # or squares may overflow
+    square = jnp.vdot(vector, vector)
+    return vector / jnp.sqrt(jnp.where(square > 0, square, 1))
