@@ -45,7 +45,9 @@ def fan_out(equation: Equation, network: Network, v: int) -> jax.Array:
     """
     shapes = [shape_of(network.avals, u) for u in equation.inputs]
     # Behind a barrier, or XLA would compute these constants while it compiles.
-    ones = jax.lax.optimization_barrier([jnp.ones(shape) for shape in shapes])
+    ones = jax.lax.optimization_barrier(
+        [jnp.ones(shape, jnp.float32) for shape in shapes]
+    )
     position = equation.inputs.index(v)
 
     def total(operand: jax.Array) -> jax.Array:

@@ -109,22 +109,11 @@ def _check_rules(rules: list[Any]) -> None:
 
 
 class Descent(NamedTuple):
-    """Two pure functions, to be jitted, as optax's are.
+    """Two pure functions, which may be jitted; `descent` makes them.
 
     Attributes:
         init: snn -> state of the optimizer.
         step: (snn, state, *args) -> (snn, state, value of the loss).
-
-    `descent` makes one:
-
-    >>> import jax, jax.numpy as jnp, optax, snnjax
-    >>> fn = lambda w, x: jax.nn.relu(x @ w)
-    >>> snn = snnjax.init(fn, jnp.ones((1, 1)), jnp.ones((1, 1)))
-    >>> distance = lambda snn, target: ((snn.params - target) ** 2).sum()
-    >>> init, step = descent(distance, optax.sgd(0.25))
-    >>> snn, state, value = jax.jit(step)(snn, init(snn), 3.0)
-    >>> print(value, snn.params)  # the value before the step
-    4.0 [[2.]]
     """
 
     init: Callable[[SNN], optax.OptState]
