@@ -368,12 +368,12 @@ def _counts(
         macs += macs_of(equation, network) / network.batch
         if v in streams:
             stream = events(values, offsets, v)
-            synapses = fan_out(equation, network, v) / network.batch
+            synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
-            operations += (active.sum(0) * synapses).sum()
+            operations += (active.sum(0) * synapses).sum() / network.batch
             if graded:
                 active *= _levels(stream, at_level_one[v], highest)
-            additions += (active.sum(0) * synapses).sum()
+            additions += (active.sum(0) * synapses).sum() / network.batch
         else:
             input_macs += macs_of(equation, network) / network.batch
     zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
