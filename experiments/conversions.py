@@ -345,11 +345,14 @@ def count_hits(
 
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     """Measures of the first test images, the sites in the order of the network."""
+    if task.mesh is not None:
+        snn = jax.device_get(snn)  # one device measures
     images = task.test.images[:MEASURED]
     measures = jax.device_get(task.measure(snn, images, task.params))
     # JAX sorts the sites by name.
-    in_order = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
-    return measures._replace(sites=in_order)
+    sites = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
+    operators = {s.name: measures.operators[s.name] for s in task.sites.operators}
+    return measures._replace(sites=sites, operators=operators)
 
 
 def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:
