@@ -170,7 +170,7 @@ def test_an_offset_is_no_spike_and_no_addition(largest):
     trains = snnjax.measures.spike_trains(gelu_network, snn, X)
     trains = {name: np.asarray(train, int) for name, train in trains.items()}
     assert {*np.unique(trains[ENCODER])} <= {*range(-largest, largest + 1)}
-    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
+    measures = snnjax.measure(gelu_network, snn, X, params=PARAMS)
     assert measures.sites[ENCODER].error < 0.3 * measures.sites[ENCODER].activation
     fan_out = {ENCODER: 3, RELU: PARAMS["up"].shape[1]}
     spikes, operations, additions = (
@@ -236,7 +236,7 @@ def test_an_offset_of_zero_changes_no_count(fn):
     counts = []
     for neurons in (snn.neurons, zero):
         snn = dataclasses.replace(snn, neurons=neurons)
-        measures = snnjax.measure(fn, PARAMS, snn, X)
+        measures = snnjax.measure(fn, snn, X, params=PARAMS)
         bench = snnjax.measures.neurobench(fn, snn, X)["SynapticOperations"]
         counts.append((float(measures.synaptic_operations), bench))
     assert counts[0] == counts[1]

@@ -185,8 +185,8 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images(kind):
         assert_close(outputs, simulate(alone, x))
         accuracy = snnjax.accuracy(outputs, shared_labels)
         assert_close(accuracy, snnjax.accuracy(simulate(alone, x), labels))
-    measures = snnjax.measure(net.fn, net.params, shared, shared_x)
-    assert_close(measures, snnjax.measure(net.fn, net.params, alone, x))
+    measures = snnjax.measure(net.fn, shared, shared_x, params=net.params)
+    assert_close(measures, snnjax.measure(net.fn, alone, x, params=net.params))
     trains = snnjax.measures.spike_trains(net.fn, shared, shared_x)
     assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))
 
