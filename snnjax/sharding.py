@@ -21,6 +21,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from snnjax._examples import batch_of
 
+__all__ = [
+    "check_batch",
+    "gathered",
+    "in_groups",
+    "on_each_device",
+    "on_mesh",
+    "over_batch",
+    "place",
+    "size",
+]
+
 _Tree = TypeVar("_Tree")
 
 

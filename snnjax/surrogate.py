@@ -19,6 +19,20 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead, promoted
 
+__all__ = [
+    "Surrogate",
+    "arctan",
+    "dspike",
+    "exponential",
+    "is_step",
+    "rectangle",
+    "relaxed_dspike",
+    "sigmoid",
+    "step",
+    "step_with_derivative",
+    "triangle",
+]
+
 # x, and the sharpness if the neuron has one -> spikes
 Surrogate = Callable[..., jax.Array]
 
