@@ -291,7 +291,7 @@ def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
 def test_a_program_refuses_other_inputs(whole_file):
     run = snnjax.load(whole_file).run
     for x in (DENSE.x[:, :3], DENSE.x.astype(jnp.bfloat16), DENSE.x[:0]):
-        with pytest.raises(ValueError, match=r"program takes \[batch, 4\] of float32"):
+        with pytest.raises(ValueError, match=r"the program .* takes \[batch, 4\] of f"):
             run(x)
 
 
@@ -423,7 +423,7 @@ def works_or_names_the_file(path):
         stored.run(DENSE.x)
     except ValueError as error:
         assert str(path) in str(error)
-        assert re.search("again|anew|like=|x64", str(error)), error
+        assert re.search("again|anew|like=|x64|takes", str(error)), error
         return None
     return stored.snn
 

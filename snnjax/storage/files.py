@@ -182,10 +182,11 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     path = _as_path(path)
     card, leaves, code = _read(path)
     with _restoring(path):
-        facts = card["program"]
-        snn = _snn(card, leaves, like, classes_as_dicts=facts is not None)
-        if facts is None:
+        has_program = card["program"] is not None
+        snn = _snn(card, leaves, like, classes_as_dicts=has_program)
+        if not has_program:
             return Stored(snn, card, functools.partial(_no_program, path))
+        facts = program.Facts(**card["program"])
         arrays = [value for _, value in sum(leaves, []) if hasattr(value, "dtype")]
         run = program.runner(code, facts, arrays, _origin(path, card))
         return Stored(snn, card, run)
@@ -226,20 +227,20 @@ def renew(
         _no_program(path)
     with _restoring(path):
         snn = _snn(card, leaves, like, classes_as_dicts=False)
-        x, options = program.example_of(card["program"], _origin(path, card))
-    return _write(path, snn, card, program.export(fn, snn, x, **options))
+        facts, origin = program.Facts(**card["program"]), _origin(path, card)
+    return _write(path, snn, card, program.export_again(fn, snn, facts, origin))
 
 
 # -------------------------------------------------------------------- the file
 
 
 def _write(
-    path: Path, snn: SNN, card: dict[str, Any], exported: tuple[dict, bytes] | None
+    path: Path, snn: SNN, card: dict, exported: tuple[program.Facts, bytes] | None
 ) -> Path:
     """Write the file; ``exported`` is from `program.export`, None: no program."""
     facts, code = exported or (None, b"")
     card = card | {
-        "program": facts,
+        "program": None if facts is None else facts._asdict(),
         "date": datetime.date.today().isoformat(),
         "versions": {"snnjax": __version__, "jax": jax.__version__},
     }

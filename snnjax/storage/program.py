@@ -10,7 +10,7 @@ months at least: https://docs.jax.dev/en/latest/export/export.html
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -27,19 +27,40 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES_OF_X64 = ("float64", "complex128", "int64", "uint64")
 
 
+class Facts(NamedTuple):
+    """What JSON says of a program.
+
+    Attributes:
+        steps, wait, inputs: of the simulation, as for `snnjax.spiking`.
+        shape, dtype: of x; the shape has None for the batch.
+        x64: whether an input or output has 64 bits.
+        batch: the only batch size that the program takes; None: it takes any.
+        why_this_batch: error of the trace for any batch size.
+        outputs: paths of the outputs, from `flatten`.
+        platforms: where it runs.
+    """
+
+    steps: int
+    wait: int
+    inputs: Inputs
+    shape: list[int | None]
+    dtype: str
+    x64: bool
+    batch: int | None
+    why_this_batch: str | None
+    outputs: list
+    platforms: list[str]
+
+
 def export(
     fn: Callable, snn: SNN, x: Any, *, steps: int, wait: int, inputs: Inputs
-) -> tuple[dict[str, Any], bytes]:
+) -> tuple[Facts, bytes]:
     """The spiking function of ``fn`` as bytes, and facts about it.
 
     The program takes any batch size. If the network cannot be traced for that, it
     takes the batch size of x.
 
     Args: as for `snnjax.save`.
-
-    Returns:
-        (facts, program). JSON can hold the facts. Their "batch" is None if the program
-        takes any batch size; otherwise "why_this_batch" is the error of the trace.
 
     Raises:
         ValueError: x is missing, or inputs are drawn at random.
@@ -72,34 +93,33 @@ def export(
         batch, why = x.shape[axis], str(error).partition("\n")[0]
         exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     dtypes = {str(aval.dtype) for aval in exported.in_avals + exported.out_avals}
-    facts = {
-        "steps": steps,
-        "wait": wait,
-        "inputs": inputs,
-        "shape": [None if i == axis else n for i, n in enumerate(x.shape)],
-        "dtype": jnp.dtype(dtype).name,
-        "x64": not dtypes.isdisjoint(_DTYPES_OF_X64),
-        "batch": batch,
-        "why_this_batch": why,
-        "outputs": output_paths,
-        "platforms": list(PLATFORMS),
-    }
+    facts = Facts(
+        steps,
+        wait,
+        inputs,
+        shape=[None if i == axis else n for i, n in enumerate(x.shape)],
+        dtype=jnp.dtype(dtype).name,
+        x64=not dtypes.isdisjoint(_DTYPES_OF_X64),
+        batch=batch,
+        why_this_batch=why,
+        outputs=output_paths,
+        platforms=list(PLATFORMS),
+    )
     return facts, bytes(exported.serialize())
 
 
-def example_of(
-    facts: dict[str, Any], origin: str
-) -> tuple[jax.ShapeDtypeStruct, dict[str, Any]]:
-    """The x and the options to `export` the same program again."""
+def export_again(
+    fn: Callable, snn: SNN, facts: Facts, origin: str
+) -> tuple[Facts, bytes]:
+    """`export` with the x and the options that the facts state."""
     _check_x64(facts, origin)
-    shape = [(facts["batch"] or 1) if n is None else n for n in facts["shape"]]
-    options = {name: facts[name] for name in ("steps", "wait", "inputs")}
-    return jax.ShapeDtypeStruct(shape, facts["dtype"]), options
+    shape = [(facts.batch or 1) if n is None else n for n in facts.shape]
+    x = jax.ShapeDtypeStruct(shape, jnp.dtype(facts.dtype))
+    steps, wait, inputs = facts[:3]
+    return export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
 
 
-def runner(
-    code: bytes, facts: dict[str, Any], arrays: list[jax.Array], origin: str
-) -> Callable:
+def runner(code: bytes, facts: Facts, arrays: list[jax.Array], origin: str) -> Callable:
     """``run(x) -> outputs`` of a program; it may be jitted, see `snnjax.Stored`.
 
     Args:
@@ -107,7 +127,7 @@ def runner(
         arrays: those of the SNN, in JAX's order.
         origin: of the program, for error messages.
     """
-    axis, batch = facts["shape"].index(None), facts["batch"]
+    axis, batch = facts.shape.index(None), facts.batch
 
     @functools.cache
     def program():
@@ -116,13 +136,13 @@ def runner(
     def outputs_of(x):
         call = functools.partial(program(), arrays)
         flat = iter(call(x) if batch is None else _in_parts(call, x, batch, axis))
-        leaves = [(p, None if is_empty(p) else next(flat)) for p in facts["outputs"]]
+        leaves = [(p, None if is_empty(p) else next(flat)) for p in facts.outputs]
         return rebuild(leaves)
 
     def run(x):
         _check_x64(facts, origin)
         x = jnp.asarray(x)
-        _check_input(x, facts, axis)
+        _check_input(x, facts, axis, origin)
         _check_flatbuffers()
         try:
             return outputs_of(x)
@@ -167,22 +187,22 @@ def _check_example(x: Any, inputs: Inputs, axis: int) -> None:
         )
 
 
-def _check_x64(facts: dict[str, Any], origin: str) -> None:
+def _check_x64(facts: Facts, origin: str) -> None:
     """Raise if the program needs 64 bits and JAX does not have them now."""
-    if facts["x64"] and not jax.config.read("jax_enable_x64"):
+    if facts.x64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             f"{origin} has arrays of 64 bits; call "
             "jax.config.update('jax_enable_x64', True) first"
         )
 
 
-def _check_input(x: jax.Array, facts: dict[str, Any], axis: int) -> None:
+def _check_input(x: jax.Array, facts: Facts, axis: int, origin: str) -> None:
     shape = [None if i == axis else n for i, n in enumerate(x.shape)]
-    if shape != facts["shape"] or x.dtype.name != facts["dtype"] or not x.shape[axis]:
-        allowed = ["batch" if n is None else n for n in facts["shape"]]
+    if shape != facts.shape or x.dtype.name != facts.dtype or not x.shape[axis]:
+        sizes = ", ".join("batch" if n is None else str(n) for n in facts.shape)
         raise ValueError(
-            f"x has shape {x.shape} and dtype {x.dtype.name}; the program takes "
-            f"[{', '.join(map(str, allowed))}] of {facts['dtype']}"
+            f"x has shape {x.shape} and dtype {x.dtype.name}; {origin} takes [{sizes}] "
+            f"of {facts.dtype}"
         )
 
 
