@@ -22,7 +22,7 @@ from networks import NETWORKS
 
 import snnjax
 from snnjax import __main__
-from snnjax.storage import files, structure
+from snnjax.storage import archive, structure
 
 safetensors = pytest.importorskip("safetensors.numpy")
 pytest.importorskip("flatbuffers")
@@ -139,7 +139,9 @@ tree = st.recursive(
 @example(({"a": [()]}, None))
 def test_any_tree_of_plain_containers_survives_json(tree):
     text = json.dumps(structure.store("params", tree, {}))
-    leaves = [(entry["path"], structure.read(entry, {})) for entry in json.loads(text)]
+    leaves = [
+        (entry["path"], structure.read_leaf(entry, {})) for entry in json.loads(text)
+    ]
     assert structure.rebuild(leaves) == tree
 
 
@@ -254,7 +256,7 @@ def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
     neuron = snnjax.integrate_and_fire()
     snn = snnjax.init(fn, DENSE.params, x, neuron=neuron)
     stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=x, steps=2, wait=1))
-    assert stored.card["program"]["batch"] is None
+    assert stored.card["program"]["shape"] == [None, 2, 2]
     simulate = snnjax.spiking(fn, steps=2, wait=1)
     for batch in (x[:1], jnp.concatenate([x, x])):
         first, second = simulate(snn, batch)
@@ -262,16 +264,15 @@ def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
         jax.tree.map(np.testing.assert_array_equal, stored.run(batch), expected)
 
 
-def test_a_network_of_one_batch_size_runs_in_parts(path):
+def test_a_network_of_one_batch_size_takes_no_other(path):
     def fn(p, x):
-        return DENSE.fn(p, x.reshape(4, -1))  # four examples and no other number
+        return DENSE.fn(p, x.reshape(len(DENSE.x), -1))
 
     stored = snnjax.load(snnjax.save(path, converted(), fn=fn, x=DENSE.x))
-    assert stored.card["program"]["batch"] == 4
+    np.testing.assert_array_equal(stored.run(DENSE.x), outputs_of_dense())
     assert stored.card["program"]["why_this_batch"]
-    x = jnp.concatenate([DENSE.x, -DENSE.x, DENSE.x])[:11]  # two parts and a rest
-    outputs = snnjax.spiking(DENSE.fn, steps=STEPS)(converted(), x)
-    np.testing.assert_allclose(stored.run(x), outputs, atol=1e-6)
+    with pytest.raises(ValueError, match=r"takes \[\d+, 4\] .* \(no other batch"):
+        stored.run(DENSE.x[:2])
 
 
 def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
@@ -308,7 +309,10 @@ def test_a_program_of_64_bits_says_what_it_needs(dtype, x64, path):
     jax.config.update("jax_enable_x64", False)
     stored = snnjax.load(path)
     np.testing.assert_array_equal(stored.snn.params["w"], params["w"])
-    for call in (lambda: stored.run(np.asarray(x)), lambda: files.renew(path, fn)):
+    for call in (
+        lambda: stored.run(np.asarray(x)),
+        lambda: snnjax.storage.renew(path, fn),
+    ):
         with pytest.raises(ValueError, match=f"{path}.*'jax_enable_x64', True"):
             call()
 
@@ -378,7 +382,7 @@ def parts_of(source):
 
 def write_signed(path, texts, data):
     """A file that claims what it holds."""
-    texts = texts | {"sha256": files._digest(texts, data)}
+    texts = texts | {"sha256": archive._digest(texts, data)}
     arrays = {name: np.frombuffer(item, np.uint8) for name, item in data.items()}
     path.write_bytes(safetensors.save(arrays, texts))
 

@@ -3,19 +3,16 @@
     name.safetensors = card and structure (JSON, in the header) + arrays + program
 
 One file, so that card and weights always come from the same run. ``head -c 2000`` shows
-the card. Nothing is unpickled: the arrays are bytes, and the program is StableHLO, no
-Python. XLA compiles and runs it when ``run`` is called, so run only programs whose
-writer you trust. The sha256 detects damage; it does not say who wrote the file.
-Format: https://github.com/huggingface/safetensors
+the card. The program is StableHLO, no Python. XLA compiles and runs it when ``run`` is
+called, so run only programs whose writer you trust.
 """
 
-import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,18 +20,14 @@ import chex
 import jax
 import numpy as np
 
-from snnjax import _files
 from snnjax._checks import is_number
 from snnjax._types import Inputs
 from snnjax._version import __version__
 from snnjax.neurons.by_site import model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
-from snnjax.storage import models, program, structure
+from snnjax.storage import archive, models, program, structure
 
-FORMAT = 3  # the only one that this version writes and reads
 SUFFIX = ".safetensors"
-PROGRAM = "program"  # name of the program's array; those of leaves begin otherwise
-PARTS = ("params", "neurons")  # in the order of the SNN's leaves
 
 
 class Stored(NamedTuple):
@@ -88,8 +81,8 @@ def save(
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
             reads a program for six months at least; `renew` writes it anew.
         x: example of its input [B, ...] ([T, B, ...] for a sequence), an array or
-            ``jax.ShapeDtypeStruct``. The program takes any B. If the network cannot be
-            traced for any B, the program computes parts of the example's B.
+            ``jax.ShapeDtypeStruct``. The program takes any B, or only the B of the
+            example if the network cannot be traced for any.
         steps, wait: of the program; by default those that the SNN was fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
         recipe: name of the recipe that converted it, e.g. "best".
@@ -118,7 +111,7 @@ def save(
     >>> stored.card["recipe"], stored.card["steps"], stored.run(x).shape
     ('best', 4, (4, 1, 2))
     """
-    _safetensors()
+    archive.safetensors()
     path = _as_path(path)
     _check_target(path)
     check_snn(snn)
@@ -133,7 +126,7 @@ def save(
         steps, wait = checked_fit(snn, steps, wait)
         exported = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
     card = {
-        "format": FORMAT,
+        "format": archive.FORMAT,
         "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
@@ -180,15 +173,14 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
      [0. 1.]]
     """
     path = _as_path(path)
-    card, leaves, code = _read(path)
-    with _restoring(path):
+    card, leaves, code = archive.read(path)
+    with archive.restoring(path):
         has_program = card["program"] is not None
         snn = _snn(card, leaves, like, classes_as_dicts=has_program)
         if not has_program:
             return Stored(snn, card, functools.partial(_no_program, path))
-        facts = program.Facts(**card["program"])
         arrays = [value for _, value in sum(leaves, []) if hasattr(value, "dtype")]
-        run = program.runner(code, facts, arrays, _origin(path, card))
+        run = program.runner(code, card["program"], arrays, _origin(path, card))
         return Stored(snn, card, run)
 
 
@@ -222,16 +214,16 @@ def renew(
      [0. 1.]]
     """
     path = _as_path(path)
-    card, leaves, _ = _read(path)
+    card, leaves, _ = archive.read(path)
     if card.get("program") is None:
         _no_program(path)
-    with _restoring(path):
+    with archive.restoring(path):
         snn = _snn(card, leaves, like, classes_as_dicts=False)
         facts, origin = program.Facts(**card["program"]), _origin(path, card)
     return _write(path, snn, card, program.export_again(fn, snn, facts, origin))
 
 
-# -------------------------------------------------------------------- the file
+# -------------------------------------------------------------------- contents
 
 
 def _write(
@@ -239,80 +231,15 @@ def _write(
 ) -> Path:
     """Write the file; ``exported`` is from `program.export`, None: no program."""
     facts, code = exported or (None, b"")
-    card = card | {
+    card = {
+        **card,
         "program": None if facts is None else facts._asdict(),
         "date": datetime.date.today().isoformat(),
         "versions": {"snnjax": __version__, "jax": jax.__version__},
     }
-    arrays = {PROGRAM: np.frombuffer(code, np.uint8)} if code else {}
-    entries = [structure.store(part, getattr(snn, part), arrays) for part in PARTS]
-    texts = {"card": json.dumps(card), "structure": json.dumps(entries)}
-    data = {name: array.tobytes() for name, array in arrays.items()}
-    texts["sha256"] = _digest(texts, data)
-    _files.write(path, _safetensors().numpy.save(arrays, texts))
+    parts = {"params": snn.params, "neurons": snn.neurons}  # in JAX's order
+    archive.write(path, card, parts, code)
     return path
-
-
-def _read(path: Path) -> tuple[dict[str, Any], list[structure.Leaves], bytes]:
-    """Card, leaves of each part and program of a file, after a check of its sha256."""
-    library = _safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; give the path that snnjax.save returned"
-        )
-    raw = path.read_bytes()
-    try:
-        data = {name: entry["data"] for name, entry in library.deserialize(raw)}
-        length = int.from_bytes(raw[:8], "little")
-        texts = json.loads(raw[8 : 8 + length])["__metadata__"]
-        card = json.loads(texts["card"])
-        version, writer = card["format"], card["versions"]["snnjax"]
-    except Exception as error:  # of any class, since the bytes may be anything
-        raise ValueError(
-            f"{path} is no file of snnjax.save, or is damaged or cut short "
-            f"({error!r}). Fetch the file again, or save the SNN again"
-        ) from error
-    if version != FORMAT:
-        raise ValueError(
-            f"{path} has format {version} of snnjax {writer}, and this snnjax "
-            f"{__version__} reads format {FORMAT}: load the file with the version that "
-            "wrote it, or convert and save the network again"
-        )
-    digest = _digest(texts, data)
-    if digest != texts.get("sha256"):
-        raise ValueError(
-            f"{path} is damaged: the sha256 of its contents is {digest}, and the file "
-            f"says {texts.get('sha256')}. Fetch the file again"
-        )
-    with _restoring(path):
-        leaves = [
-            [(entry["path"], structure.read(entry, data)) for entry in entries]
-            for entries in json.loads(texts["structure"])
-        ]
-    return card, leaves, data.get(PROGRAM, b"")
-
-
-def _digest(texts: dict[str, str], data: dict[str, bytes]) -> str:
-    """sha256 of card, structure and all arrays; the structure names their dtypes."""
-    digest = hashlib.sha256()
-    for text in (texts["card"], texts.get("structure", ""), *sorted(data)):
-        digest.update(f"{len(text)} {text}".encode())
-    for name in sorted(data):
-        digest.update(data[name])
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _restoring(path: Path) -> Iterator[None]:
-    """Errors of any class become a ValueError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        found = error if isinstance(error, ValueError) else repr(error)
-        raise ValueError(
-            f"cannot restore the SNN of {path}: {found}. Pass like=, new params of the "
-            "same network or an SNN of it; if that does not help, save the SNN again"
-        ) from error
 
 
 def _snn(
@@ -333,17 +260,11 @@ def _snn(
         params = structure.rebuild(params_leaves)
     else:
         params = structure.fill(like_params, params_leaves)
-    fields_by_site = structure.rebuild(neurons_leaves)
-    model = models.restore_model(card["model"])
-    if like_snn is not None:
-        model = models.with_models_of(like_snn, model, list(fields_by_site))
+    model = models.restore_model(card["model"], getattr(like_snn, "neuron", None))
+    like_neurons = getattr(like_snn, "neurons", {})
     neurons = {
-        name: models.restore_params(
-            model_of(model, name),
-            fields,
-            None if like_snn is None else like_snn.neurons.get(name),
-        )
-        for name, fields in fields_by_site.items()
+        name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
+        for name, own in structure.rebuild(neurons_leaves).items()
     }
     return SNN(params, neurons, card["steps"], card["wait"], model)
 
@@ -434,15 +355,3 @@ def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
             f"extras must be what JSON can hold ({error}); turn arrays and NumPy's "
             "numbers into lists and Python numbers by .tolist()"
         ) from None
-
-
-def _safetensors() -> Any:
-    """The package, imported here since only files need it."""
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'files of spiking networks need safetensors: pip install "snnjax[share]"'
-        ) from None
-    return safetensors

@@ -8,13 +8,14 @@ file's program, or an SNN that has the model, can run it.
 
 import collections
 import dataclasses
+import json
 import re
 from typing import Any
 
 import jax
 
 from snnjax.neurons.adaptive import Adaptive
-from snnjax.neurons.by_site import BySite, by_name, model_of, models_in
+from snnjax.neurons.by_site import BySite, models_in
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.protocol import chain, inner
 from snnjax.neurons.recurrent import Recurrent
@@ -76,48 +77,40 @@ def describe_model(model: Any) -> dict[str, Any]:
     return description
 
 
-def restore_model(description: dict[str, Any]) -> Any:
+def restore_model(description: dict[str, Any], like: Any = None) -> Any:
     """The model, or those of all sites, that `describe_model` described.
+
+    Args:
+        description: from `describe_model`.
+        like: the same model; needed where the file does not hold the code.
 
     Raises:
         KeyError: the description is of an unknown class.
+        ValueError: ``like`` is another model.
     """
+    model = _restored(description)
+    if like is None or all(map(_is_described, models_in(model))):
+        return model
+    texts = [json.dumps(each) for each in (description, describe_model(like))]
+    of_file, of_like = (re.sub(r" at 0x[0-9a-f]+", "", text) for text in texts)
+    if of_file != of_like:
+        raise ValueError(
+            f"the file was written with the neuron model {of_file}, and like has "
+            f"{of_like}. Pass an SNN with that model"
+        )
+    return like
+
+
+def _restored(description: dict[str, Any]) -> Any:
     fields = dict(description)
     if "sites" in fields:
-        models = ((name, restore_model(each)) for name, each in fields["sites"])
+        models = ((name, _restored(each)) for name, each in fields["sites"])
         return BySite(tuple(models))
     name = fields.pop("class")
     if name is None:
         return Unavailable(fields["text"])
-    inside = [restore_model(fields.pop("model"))] if "model" in fields else []
+    inside = [_restored(fields.pop("model"))] if "model" in fields else []
     return CLASSES[name](*inside, **fields)
-
-
-def with_models_of(like: Any, model: Any, site_names: list[str]) -> Any:
-    """The model with those of the SNN ``like`` where the file holds no code.
-
-    Raises:
-        ValueError: the SNN has another model there.
-    """
-    if isinstance(model, BySite):
-        site_names = [name for name, _ in model.models]
-    pairs = []
-    for name in site_names:
-        own = model_of(model, name)
-        if isinstance(own, Unavailable):
-            text, own = own.text, like.model(name)
-            if _without_addresses(repr(own)) != _without_addresses(text):
-                raise ValueError(
-                    f"the file was written with the neuron model {text} at site "
-                    f"{name!r}, and like has {own!r}. Pass an SNN with that model"
-                )
-        pairs.append((name, own))
-    return by_name(pairs) if pairs else model
-
-
-def _without_addresses(text: str) -> str:
-    """A model as Python printed it, without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
@@ -128,7 +121,7 @@ def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
         fields: the parameters as a dict, also those of a model inside.
         like: parameters of the same class; needed for a model without description.
     """
-    if like is None and not isinstance(model, Unavailable) and _is_described(model):
+    if like is None and _is_described(model):
         key = jax.eval_shape(lambda: jax.random.key(0))
         like = jax.eval_shape(lambda key: model.init((1,), key), key)
     return _as_class_of(like, fields)

@@ -8,15 +8,15 @@ the program's facts hold their paths (``structure.py``). JAX reads a program for
 months at least: https://docs.jax.dev/en/latest/export/export.html
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from snnjax import sharding
 from snnjax._checks import check_examples
 from snnjax._types import Inputs
 from snnjax.simulation.simulate import spiking
@@ -28,16 +28,15 @@ _DTYPES_OF_X64 = ("float64", "complex128", "int64", "uint64")
 
 
 class Facts(NamedTuple):
-    """What JSON says of a program.
+    """What the card says of a program.
 
     Attributes:
         steps, wait, inputs: of the simulation, as for `snnjax.spiking`.
-        shape, dtype: of x; the shape has None for the batch.
+        shape, dtype: of x. The shape has None where the program takes any batch size.
+        why_this_batch: the error of the trace for any batch size, if there was one.
         x64: whether an input or output has 64 bits.
-        batch: the only batch size that the program takes; None: it takes any.
-        why_this_batch: error of the trace for any batch size.
         outputs: paths of the outputs, from `flatten`.
-        platforms: where it runs.
+        platforms: where the program runs.
     """
 
     steps: int
@@ -45,9 +44,8 @@ class Facts(NamedTuple):
     inputs: Inputs
     shape: list[int | None]
     dtype: str
-    x64: bool
-    batch: int | None
     why_this_batch: str | None
+    x64: bool
     outputs: list
     platforms: list[str]
 
@@ -57,8 +55,8 @@ def export(
 ) -> tuple[Facts, bytes]:
     """The spiking function of ``fn`` as bytes, and facts about it.
 
-    The program takes any batch size. If the network cannot be traced for that, it
-    takes the batch size of x.
+    The program takes any batch size. If the network cannot be traced for that, the
+    program takes the batch size of x alone.
 
     Args: as for `snnjax.save`.
 
@@ -84,24 +82,23 @@ def export(
     arrays = [_shape_of(leaves[i]) for i in places]
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)  # of x as a JAX array
     exporter = jax.export.export(jax.jit(run_on_arrays), platforms=PLATFORMS)
-    batch, why = None, None
+    shape, why = [None if i == axis else n for i, n in enumerate(x.shape)], None
+    (any_batch,) = jax.export.symbolic_shape("batch")
+    x_shape = tuple(any_batch if n is None else n for n in shape)
     try:
-        (any_batch,) = jax.export.symbolic_shape("batch")
-        shape = (*x.shape[:axis], any_batch, *x.shape[axis + 1 :])
-        exported = exporter(arrays, jax.ShapeDtypeStruct(shape, dtype))
+        exported = exporter(arrays, jax.ShapeDtypeStruct(x_shape, dtype))
     except Exception as error:  # of any class: the network computes with the size
-        batch, why = x.shape[axis], str(error).partition("\n")[0]
+        shape, why = list(x.shape), str(error).partition("\n")[0]
         exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     dtypes = {str(aval.dtype) for aval in exported.in_avals + exported.out_avals}
     facts = Facts(
         steps,
         wait,
         inputs,
-        shape=[None if i == axis else n for i, n in enumerate(x.shape)],
-        dtype=jnp.dtype(dtype).name,
+        shape,
+        jnp.dtype(dtype).name,
+        why,
         x64=not dtypes.isdisjoint(_DTYPES_OF_X64),
-        batch=batch,
-        why_this_batch=why,
         outputs=output_paths,
         platforms=list(PLATFORMS),
     )
@@ -113,62 +110,57 @@ def export_again(
 ) -> tuple[Facts, bytes]:
     """`export` with the x and the options that the facts state."""
     _check_x64(facts, origin)
-    shape = [(facts.batch or 1) if n is None else n for n in facts.shape]
+    shape = [1 if n is None else n for n in facts.shape]
     x = jax.ShapeDtypeStruct(shape, jnp.dtype(facts.dtype))
     steps, wait, inputs = facts[:3]
     return export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
 
 
-def runner(code: bytes, facts: Facts, arrays: list[jax.Array], origin: str) -> Callable:
+def runner(
+    code: bytes, facts: dict[str, Any], arrays: list[jax.Array], origin: str
+) -> Callable:
     """``run(x) -> outputs`` of a program; it may be jitted, see `snnjax.Stored`.
 
     Args:
-        code, facts: from `export`.
+        code, facts: from `export`, the facts as a dict.
         arrays: those of the SNN, in JAX's order.
         origin: of the program, for error messages.
     """
-    axis, batch = facts.shape.index(None), facts.batch
 
     @functools.cache
-    def program():
-        return jax.jit(jax.export.deserialize(bytearray(code)).call)
-
-    def outputs_of(x):
-        call = functools.partial(program(), arrays)
-        flat = iter(call(x) if batch is None else _in_parts(call, x, batch, axis))
-        leaves = [(p, None if is_empty(p) else next(flat)) for p in facts.outputs]
-        return rebuild(leaves)
+    def read():
+        return Facts(**facts), jax.jit(jax.export.deserialize(bytearray(code)).call)
 
     def run(x):
+        _check_flatbuffers()
+        with _running(origin):
+            facts, program = read()
         _check_x64(facts, origin)
         x = jnp.asarray(x)
-        _check_input(x, facts, axis, origin)
-        _check_flatbuffers()
-        try:
-            return outputs_of(x)
-        except Exception as error:  # of any class: JAX reads bytes of another version
-            if "RESOURCE_EXHAUSTED" in str(error):  # the file is not to blame
-                raise
-            raise ValueError(
-                f"{origin} does not run with jax {jax.__version__} "
-                f"({type(error).__name__}: {error}). JAX reads a program for six "
-                "months at least. The SNN in the file is not affected: write its "
-                "program anew by python -m snnjax renew FILE MODULE:FUNCTION, or run "
-                "snnjax.spiking(fn, steps=T)(stored.snn, x)"
-            ) from error
+        _check_input(x, facts, origin)
+        with _running(origin):
+            flat = iter(program(arrays, x))
+            leaves = [(p, None if is_empty(p) else next(flat)) for p in facts.outputs]
+            return rebuild(leaves)
 
     return run
 
 
-def _in_parts(call: Callable, x: jax.Array, size: int, axis: int) -> list[jax.Array]:
-    """Outputs of a program for ``size`` examples at a time; zeros fill the last part.
-
-    ``axis`` is the batch axis of x; that of the outputs [T, B, ...] is 1.
-    """
-    batch = x.shape[axis]
-    padding = [(0, -batch % size if i == axis else 0) for i in range(x.ndim)]
-    outputs = sharding.in_groups(call, jnp.pad(x, padding), size, axis, out_axis=1)
-    return [output[:, :batch] for output in outputs]
+@contextlib.contextmanager
+def _running(origin: str) -> Iterator[None]:
+    """Turn errors of any class into a ValueError that says what to do."""
+    try:
+        yield
+    except Exception as error:  # JAX reads the bytes of another version
+        if "RESOURCE_EXHAUSTED" in str(error):  # the file is not to blame
+            raise
+        raise ValueError(
+            f"{origin} does not run with jax {jax.__version__} "
+            f"({type(error).__name__}: {error}). JAX reads a program for six months at "
+            "least. The SNN in the file is not affected: write its program anew by "
+            "python -m snnjax renew FILE MODULE:FUNCTION, or run "
+            "snnjax.spiking(fn, steps=T)(stored.snn, x)"
+        ) from error
 
 
 def _check_example(x: Any, inputs: Inputs, axis: int) -> None:
@@ -196,13 +188,16 @@ def _check_x64(facts: Facts, origin: str) -> None:
         )
 
 
-def _check_input(x: jax.Array, facts: Facts, axis: int, origin: str) -> None:
-    shape = [None if i == axis else n for i, n in enumerate(x.shape)]
-    if shape != facts.shape or x.dtype.name != facts.dtype or not x.shape[axis]:
-        sizes = ", ".join("batch" if n is None else str(n) for n in facts.shape)
+def _check_input(x: jax.Array, facts: Facts, origin: str) -> None:
+    sizes = zip(facts.shape, x.shape, strict=False)
+    fits = len(x.shape) == len(facts.shape) and all(n in (None, m) for n, m in sizes)
+    if not fits or x.dtype.name != facts.dtype or not x.size:
+        allowed = ", ".join("batch" if n is None else str(n) for n in facts.shape)
+        why = facts.why_this_batch
         raise ValueError(
-            f"x has shape {x.shape} and dtype {x.dtype.name}; {origin} takes [{sizes}] "
-            f"of {facts.dtype}"
+            f"x has shape {x.shape} and dtype {x.dtype.name}; {origin} takes "
+            f"[{allowed}] of {facts.dtype}"
+            f"{f' (no other batch size: {why})' if why else ''}"
         )
 
 

@@ -6,6 +6,7 @@ Each step of a path is the class of a node and the key of its child. None and em
 containers have an entry too; its last key is None. Python numbers stand in the entry.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -134,7 +135,9 @@ def store(part: str, tree: Any, arrays: dict[str, np.ndarray]) -> list[dict]:
             entry["number"] = value
         elif not is_empty(path):
             name = "/".join((part, *_keys(path)))
-            if jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+            if isinstance(value, jax.Array) and jnp.issubdtype(
+                value.dtype, jax.dtypes.prng_key
+            ):
                 entry["key"] = str(jax.random.key_impl(value))
                 value = jax.random.key_data(value)
             entry["weak"] = getattr(value, "weak_type", False)
@@ -161,7 +164,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def read(entry: dict[str, Any], data: dict[str, bytes]) -> Any:
+def read_leaf(entry: dict[str, Any], data: Mapping[str, bytes]) -> Any:
     """The leaf of an entry, from the bytes of the arrays by name."""
     if "array" not in entry:
         return entry.get("number")
