@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import random
 import re
 import subprocess
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from networks import NETWORKS
 
@@ -31,19 +32,14 @@ STEPS = 4
 DENSE = NETWORKS["dense"]
 # Written in format 3 by snnjax 0.2.0 and jax 0.12, with the lines of `golden_snn`:
 # snnjax.save(GOLDEN, golden_snn(), fn=DENSE.fn, x=DENSE.x, steps=STEPS)
-GOLDEN = Path(__file__).parent / "golden" / "snn_format_3.safetensors"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "snn_format_3.safetensors"
 
 
 @functools.cache
 def converted(wait=0):
-    return snnjax.convert(
-        DENSE.fn,
-        DENSE.params,
-        DENSE.x,
-        steps=STEPS,
-        wait=wait,
-        recipe=snnjax.max_activation(),
-    )
+    recipe = snnjax.max_activation()
+    return snnjax.convert(*DENSE[:3], steps=STEPS, wait=wait, recipe=recipe)
 
 
 @functools.cache
@@ -84,7 +80,7 @@ def test_a_converted_and_a_trained_network_come_back_bit_for_bit(path):
         snnjax.load(snnjax.save(path, converted(wait=1))).snn, converted(wait=1)
     )
     neuron = snnjax.lif(leak=0.5, reset="zero", temperature=3.0)
-    snn = snnjax.init(DENSE.fn, DENSE.params, DENSE.x, neuron=neuron)
+    snn = snnjax.init(*DENSE[:3], neuron=neuron)
     snn = jax.tree.map(lambda leaf: leaf * 0.7, snn)
     stored = snnjax.load(snnjax.save(path, snn))
     assert_same(stored.snn, snn)
@@ -123,25 +119,15 @@ def test_every_kind_of_leaf_and_container_comes_back(path):
     assert jax.random.bits(restored) == jax.random.bits(key)
 
 
-leaf = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False))
-tree = st.recursive(
-    leaf,
-    lambda item: st.one_of(
-        st.lists(item, max_size=3),
-        st.lists(item, max_size=3).map(tuple),
-        st.dictionaries(st.text(max_size=3), item, max_size=3),
-    ),
-    max_leaves=10,
-)
+def plain_trees(leaf):
+    return st.lists(leaf) | st.lists(leaf).map(tuple) | st.dictionaries(st.text(), leaf)
 
 
-@given(tree)
+@given(st.recursive(st.none() | st.booleans() | st.integers(), plain_trees))
 @example(({"a": [()]}, None))
 def test_any_tree_of_plain_containers_survives_json(tree):
-    text = json.dumps(structure.store("params", tree, {}))
-    leaves = [
-        (entry["path"], structure.read_leaf(entry, {})) for entry in json.loads(text)
-    ]
+    entries = json.loads(json.dumps(structure.store("params", tree, {})))
+    leaves = [(entry["path"], structure.read_leaf(entry, {})) for entry in entries]
     assert structure.rebuild(leaves) == tree
 
 
@@ -167,14 +153,7 @@ def nnx_network():
     return lambda state, x: nnx.merge(graph, state)(x), state
 
 
-def equinox_network():
-    eqx = pytest.importorskip("equinox")
-    net = eqx.nn.MLP(4, 3, 6, 1, key=jax.random.key(0))
-    params, static = eqx.partition(net, eqx.is_array)
-    return lambda params, x: jax.vmap(eqx.combine(params, static))(x), params
-
-
-@pytest.mark.parametrize("build", [named_tuple_network, nnx_network, equinox_network])
+@pytest.mark.parametrize("build", [named_tuple_network, nnx_network])
 def test_classes_come_back_by_like_and_run_without_their_code(build, path):
     fn, params = build()
     neuron = snnjax.integrate_and_fire()
@@ -221,10 +200,7 @@ def test_the_card_says_where_the_network_comes_from(path):
     assert (card["steps"], card["wait"], card["model"]["reset"]) == (4, 0, "subtract")
     assert {name: card[name] for name in facts} == facts
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", card["date"])
-    assert card["versions"] == {
-        "jax": jax.__version__,
-        "snnjax": snnjax.__version__,
-    }
+    assert card["versions"]["jax"] == jax.__version__
     assert card["calibration"]["shape"] == list(DENSE.x.shape)
     snnjax.save(path, converted(), calibration=DENSE.x + 1)
     other = snnjax.load(path).card["calibration"]
@@ -234,16 +210,26 @@ def test_the_card_says_where_the_network_comes_from(path):
 # --------------------------------------------------------------------- programs
 
 
+RUN = """
+import sys, numpy as np, snnjax
+run = snnjax.load(sys.argv[1]).run
+np.save("outputs.npy", run(np.load("x.npy")))
+"""
+
+
 def test_a_program_runs_where_the_network_is_unknown(whole_file, tmp_path):
     np.save(tmp_path / "x.npy", DENSE.x)
-    code = (
-        "import sys, numpy as np, snnjax\n"
-        "run = snnjax.load(sys.argv[1]).run\n"
-        "np.save(sys.argv[3], run(np.load(sys.argv[2])))\n"
+    subprocess.run(
+        [sys.executable, "-c", RUN, whole_file],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    arguments = [whole_file, tmp_path / "x.npy", tmp_path / "outputs.npy"]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path)
-    np.testing.assert_array_equal(np.load(arguments[2]), outputs_of_dense())
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), outputs_of_dense())
+    run = snnjax.load(whole_file).run
+    for x in (DENSE.x[:, :3], DENSE.x[0], DENSE.x.astype(jnp.bfloat16), DENSE.x[:0]):
+        with pytest.raises(ValueError, match=r"the program .* takes \[batch, 4\] of f"):
+            run(x)
 
 
 def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
@@ -289,30 +275,17 @@ def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
     np.testing.assert_array_equal(jax.jit(stored.run)(x[:, :3]), outputs)
 
 
-def test_a_program_refuses_other_inputs(whole_file):
-    run = snnjax.load(whole_file).run
-    for x in (DENSE.x[:, :3], DENSE.x.astype(jnp.bfloat16), DENSE.x[:0]):
-        with pytest.raises(ValueError, match=r"the program .* takes \[batch, 4\] of f"):
-            run(x)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_program_of_64_bits_says_what_it_needs(dtype, x64, path):
-    x64()
-    params = {"w": np.eye(4)}
-    x = DENSE.x.astype(dtype)
-
+def test_a_program_of_64_bits_says_what_it_needs(x64, path):
     def fn(p, x):
         return jax.nn.relu(x.astype(jnp.float64) @ p["w"])
 
-    snnjax.save(path, snnjax.init(fn, params, x), fn=fn, x=x, steps=2)
+    x64()
+    params = {"w": np.eye(4)}
+    snnjax.save(path, snnjax.init(fn, params, DENSE.x), fn=fn, x=DENSE.x, steps=2)
     jax.config.update("jax_enable_x64", False)
     stored = snnjax.load(path)
     np.testing.assert_array_equal(stored.snn.params["w"], params["w"])
-    for call in (
-        lambda: stored.run(np.asarray(x)),
-        lambda: snnjax.storage.renew(path, fn),
-    ):
+    for call in (lambda: stored.run(DENSE.x), lambda: snnjax.storage.renew(path, fn)):
         with pytest.raises(ValueError, match=f"{path}.*'jax_enable_x64', True"):
             call()
 
@@ -322,26 +295,19 @@ def test_a_program_of_64_bits_says_what_it_needs(dtype, x64, path):
 
 def golden_snn():
     models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.adaptive(snnjax.lif())}
-    return snnjax.init(DENSE.fn, DENSE.params, DENSE.x, neuron=models)
+    return snnjax.init(*DENSE[:3], neuron=models)
 
 
 def test_an_snn_is_readable_for_good_and_its_program_runs_or_says_what_to_do():
     stored = snnjax.load(GOLDEN)
-    assert stored.snn.neuron == golden_snn().neuron
     assert_same(stored.snn, golden_snn())
     try:
         outputs = stored.run(DENSE.x)
     except ValueError as error:  # a JAX of another time
-        assert re.search(
-            r"written by jax .* on 2026-\S+, .* -m snnjax renew", str(error)
-        )
+        assert re.search("written by jax .* on 2026-.*, .* -m snnjax renew", str(error))
     else:
         expected = snnjax.spiking(DENSE.fn, steps=STEPS)(golden_snn(), DENSE.x)
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
-
-
-def network_of_the_command(params, x):
-    return DENSE.fn(params, x)
 
 
 def test_a_refused_program_is_written_anew_by_the_command(whole_file, path, capsys):
@@ -350,7 +316,7 @@ def test_a_refused_program_is_written_anew_by_the_command(whole_file, path, caps
     assert_same(stored.snn, converted())
     with pytest.raises(ValueError, match=f"{path}, written by jax .* -m snnjax renew"):
         stored.run(DENSE.x)
-    command = ["renew", str(path), f"{__name__}:network_of_the_command"]
+    command = ["renew", str(path), f"{DENSE.fn.__module__}:{DENSE.fn.__name__}"]
     __main__.main(command)
     assert str(path) in capsys.readouterr().out
     stored = snnjax.load(path)
@@ -358,14 +324,14 @@ def test_a_refused_program_is_written_anew_by_the_command(whole_file, path, caps
     assert_same(stored.snn, converted())
     assert stored.card["recipe"] == "max"
     snnjax.save(path, converted())
-    for arguments, message in [
-        (command, "has no program, since it was saved without fn"),
-        ([*command[:2], "nowhere:fn"], "nowhere:fn.* allowed: MODULE:FUNCTION"),
-        ([*command[:2], f"{__name__}:fn"], "fn.* allowed: MODULE:FUNCTION"),
-        ([*command[:2], "fn"], "allowed: MODULE:FUNCTION"),
+    for function, message in [
+        (command[2], "has no program, since it was saved without fn"),
+        ("nowhere:fn", "nowhere:fn .* allowed: MODULE:FUNCTION"),
+        ("networks:nothing", "nothing .* allowed: MODULE:FUNCTION"),
+        ("fn", "allowed: MODULE:FUNCTION"),
     ]:
         with pytest.raises(SystemExit):
-            __main__.main(arguments)
+            __main__.main([*command[:2], function])
         assert re.search(message, capsys.readouterr().err)
 
 
@@ -432,41 +398,32 @@ def works_or_names_the_file(path):
     return stored.snn
 
 
-@settings(max_examples=40)
-@given(st.data())
-def test_no_changed_or_cut_file_gives_other_numbers(whole_file, draw):
-    data = whole_file.read_bytes()
-    header = int.from_bytes(data[:8], "little")
-    # Half of the places are in the header, where a change may be harmless.
-    end = draw.draw(st.sampled_from([8, 8 + header, len(data)]))
-    place = draw.draw(st.integers(0, end - 1))
-    flipped = bytes([data[place] ^ draw.draw(st.integers(1, 255))])
-    changed = whole_file.with_name("changed.safetensors")
-    changed.write_bytes(data[:place] + flipped + data[place + 1 :])
-    snn = works_or_names_the_file(changed)
-    if snn is not None:
-        assert_same(snn, converted())
-    changed.write_bytes(data[:place])
-    with pytest.raises(ValueError, match="damaged or cut short"):
-        snnjax.load(changed)
-
-
-def test_signed_files_of_any_content_work_or_are_refused(whole_file, path):
-    texts, data = parts_of(whole_file)
+def test_no_content_of_a_file_leads_to_other_errors_or_numbers(whole_file, path):
     generator = random.Random(0)
 
-    def flipped(text):
-        place = generator.randrange(len(text))
-        changed = bytes([text[place] ^ generator.randrange(1, 128)])
-        return text[:place] + changed + text[place + 1 :]
+    def flipped(content, end=None, most=128):
+        place = generator.randrange(end or len(content))
+        byte = content[place] ^ generator.randrange(1, most)
+        return content[:place] + bytes([byte]) + content[place + 1 :]
 
-    for _ in range(60):
-        name = generator.choice(["card", "structure"])
+    data = whole_file.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")  # a change may be harmless there
+    for end in [8] * 10 + [header] * 30 + [len(data)] * 20:
+        path.write_bytes(flipped(data, end, most=256))
+        snn = works_or_names_the_file(path)
+        if snn is not None:
+            assert_same(snn, converted())
+        path.write_bytes(data[: generator.randrange(end)])
+        with pytest.raises(ValueError, match="damaged or cut short"):
+            snnjax.load(path)
+    texts, arrays = parts_of(whole_file)
+    for name in ["card", "structure"] * 30:
         text = flipped(texts[name].encode()).decode()
-        write_signed(path, texts | {name: text}, data)
+        write_signed(path, texts | {name: text}, arrays)
         works_or_names_the_file(path)
     for _ in range(15):
-        write_signed(path, texts, data | {"program": flipped(data["program"])})
+        program = flipped(arrays["program"], most=256)
+        write_signed(path, texts, arrays | {"program": program})
         works_or_names_the_file(path)
 
 
