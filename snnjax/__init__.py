@@ -53,7 +53,6 @@ from snnjax import (
     surrogate,
     training,
 )
-from snnjax._moved import missing
 from snnjax._version import __version__
 from snnjax.activations import clipped_relu, encode, quantized_relu
 from snnjax.conversion import (
@@ -120,5 +119,6 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    raise missing(name)
+def __dir__() -> list[str]:
+    """Public names only."""
+    return __all__

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 import snnjax
-from snnjax import _moved
 
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _moved _files _types _text _trees _arrays _examples _checks inputs "
+    "_version _files _types _text _trees _arrays _examples _checks inputs "
     "surrogate activations sharding neurons network conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
@@ -96,8 +95,7 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    handed_on = {n for source, n in imports(file) if not source.endswith("_moved")}
-    assert set(package.__all__) == handed_on
+    assert set(package.__all__) == {name for _, name in imports(file)}
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public
@@ -108,15 +106,12 @@ def test_the_top_level_is_small():
     assert len(names) <= 31
 
 
-@pytest.mark.parametrize("name", _moved.MOVED)
-def test_a_name_of_0_1_says_where_it_went(name):
-    with pytest.raises(AttributeError, match=f"is now {_moved.MOVED[name]}"):
-        getattr(snnjax, name)
-    module, attribute = _moved.MOVED[name].rsplit(".", 1)
-    assert hasattr(importlib.import_module(module), attribute)
-
-
-def test_an_unknown_name_is_an_attribute_error():
+def test_every_public_module_lists_its_names_and_the_top_level_shows_no_others():
+    assert dir(snnjax) == sorted(snnjax.__all__)
+    modules = {getattr(snnjax, name) for name in snnjax.__all__}
+    modules = {m for m in modules if isinstance(m, types.ModuleType)}
+    for module in (*modules, snnjax.calibrators.formulas):
+        assert all(hasattr(module, name) for name in module.__all__), module
     with pytest.raises(AttributeError, match="has no attribute 'speaking'"):
         _ = snnjax.speaking
 

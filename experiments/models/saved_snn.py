@@ -43,7 +43,8 @@ def load_snn(path: str | Path) -> RestoredSNN:
         path: the folder `out` of a conversion, or the file in it.
 
     Returns:
-        Its card is that of `snnjax.load`, with the extras beside the rest.
+        Its card has the extras, and of the file's card recipe, accuracy, steps, wait
+        and the extras as a whole.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -63,12 +64,13 @@ def load_snn(path: str | Path) -> RestoredSNN:
             "experiments.convert writes it; give its --out folder"
         )
     snn, facts, _ = snnjax.load(file)
-    card = {**facts["extras"], **facts}
+    names = ("recipe", "accuracy", "steps", "wait", "extras")
+    card = {**facts["extras"], **{name: facts[name] for name in names}}
     try:
         model = build_from(card)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"the card of {file} names no network of experiments ({error!r}); what "
-            "you saved by snnjax.save yourself is read by snnjax.load"
+            f"the card of {file} names no network of experiments ({error!r}); read "
+            "files that you saved with snnjax.save by snnjax.load"
         ) from None
     return RestoredSNN(model, snn, card)

@@ -18,6 +18,33 @@ from snnjax._arrays import aligned, lead, per_channel
 from snnjax._types import Objective, Per
 from snnjax.neurons.models import NeuronParams
 
+__all__ = [
+    "Expected",
+    "Samples",
+    "bias_correction",
+    "binary_unit",
+    "candidate_errors",
+    "candidates",
+    "expected",
+    "joined",
+    "least_squares",
+    "maximum",
+    "middle",
+    "nearest",
+    "paced_error",
+    "peaks",
+    "percentile",
+    "positive",
+    "postpone",
+    "potential_correction",
+    "samples",
+    "scale",
+    "shift",
+    "squared_error",
+    "thin",
+    "unseen_error",
+]
+
 
 def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax.Array:
     """max a over the images: the classical threshold ("threshold balancing").

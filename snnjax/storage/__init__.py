@@ -1,9 +1,10 @@
-"""A spiking network as one file: `save` and `load` (``files.py``).
+"""A spiking network as one file: `save`, `load` and `renew` (``files.py``).
 
-``structure.py`` writes a pytree as JSON and arrays; ``program.py`` stores the spiking
-function itself, so that a file runs without the network's code.
+``archive.py`` writes and reads the bytes, ``structure.py`` describes a pytree in JSON,
+``models.py`` a neuron model. ``program.py`` stores the spiking function, so that a file
+runs without the network's code.
 """
 
-from snnjax.storage.files import Stored, load, save
+from snnjax.storage.files import Stored, load, renew, save
 
-__all__ = ["Stored", "load", "save"]
+__all__ = ["Stored", "load", "renew", "save"]

@@ -1,17 +1,13 @@
-"""A spiking network as one file, to keep and to share: `save` and `load`.
+"""A spiking network as one file: `save`, `load` and `renew`.
 
     name.safetensors = card and structure (JSON, in the header) + arrays + program
 
-One file, because of two the card could be from one run and the weights from another.
-`save` replaces it as a whole, and its card holds the sha256 of everything else. The
-card is text at the head: ``head -c 2000 name.safetensors`` shows it, and so do the
-viewers of the format. Nothing in the file is unpickled: the arrays are bytes, and the
-program is StableHLO as `jax.export` writes it (flatbuffers), no Python. But XLA
-compiles and runs that program when ``run`` is called: run only programs whose writer
-you trust. The sha256 detects damage; it does not say who wrote the file.
-Format: https://github.com/huggingface/safetensors
+One file, so that card and weights always come from the same run. ``head -c 2000`` shows
+the card. The program is StableHLO, no Python. XLA compiles and runs it when ``run`` is
+called, so run only programs whose writer you trust.
 """
 
+import datetime
 import functools
 import hashlib
 import json
@@ -24,36 +20,14 @@ import chex
 import jax
 import numpy as np
 
-from snnjax import _files
 from snnjax._checks import is_number
 from snnjax._types import Inputs
 from snnjax._version import __version__
-from snnjax.neurons.by_site import BySite, by_name, model_of
+from snnjax.neurons.by_site import model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
-from snnjax.storage import program
-from snnjax.storage.formats import upgraded
-from snnjax.storage.models import (
-    Unavailable,
-    describe_model,
-    models_without_description,
-    restore_model,
-    restore_params,
-    without_addresses,
-)
-from snnjax.storage.structure import (
-    DTYPES,
-    PROGRAM,
-    describe,
-    fill,
-    leaves,
-    read_leaf,
-    rebuild,
-    store_leaf,
-)
+from snnjax.storage import archive, models, program, structure
 
-FORMAT = 2  # of the files that this version writes; it reads all up to this one
 SUFFIX = ".safetensors"
-_PARTS = ("params", "neurons")  # in the order of the SNN's leaves
 
 
 class Stored(NamedTuple):
@@ -62,10 +36,10 @@ class Stored(NamedTuple):
     Attributes:
         snn: the spiking network, equal to the saved one, in the containers of `load`.
         card: facts about it, see `save`.
-        run: ``run(x) -> outputs`` [T, B, ...] as those of `snnjax.spiking`, without
-            the network's code; a NamedTuple comes as a dict. It raises ValueError if
-            the file has no program, if x has another shape or type, or if a newer JAX
-            wrote the program and this one cannot read it.
+        run: ``run(x) -> outputs`` [T, B, ...] as from `snnjax.spiking`, without the
+            network's code. Outputs in a NamedTuple come as a dict. It raises ValueError
+            if the file has no program, if x has another shape or dtype, or if JAX
+            cannot run the program, for example because it is too old; see `renew`.
 
     >>> import jax, jax.numpy as jnp, snnjax, tempfile
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -97,24 +71,23 @@ def save(
 ) -> Path:
     """Write a spiking network to one file, whole or not at all.
 
-    The card gets the format's version, the SNN's steps, wait and neuron model, the
-    versions of snnjax and jax, the facts given here, and the sha256 of all contents.
+    The card holds the format's version, the SNN's steps, wait and neuron model, the
+    versions of snnjax and jax, the date, and the facts given here.
 
     Args:
-        path: ends in ``.safetensors``; a file that is there is replaced.
+        path: ends in ``.safetensors``; an existing file is replaced.
         snn: from `snnjax.convert` or `snnjax.init`, trained or not.
-        fn: the network ``fn(params, x) -> outputs``, to store its spiking function as
-            a program too, for CPU, CUDA and TPU; then the file runs without its code.
-            A newer jax reads the program for at least six months; an older one may not.
+        fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
+            function as a program for CPU, CUDA and TPU, and runs without its code. JAX
+            reads a program for six months at least; `renew` writes it anew.
         x: example of its input [B, ...] ([T, B, ...] for a sequence), an array or
-            ``jax.ShapeDtypeStruct``. The program takes any B; if the network cannot be
-            traced for that, this one, and the card says so (``run`` pads, and takes
-            larger batches in parts).
-        steps, wait: of the program; by default those of the SNN's conversion.
+            ``jax.ShapeDtypeStruct``. The program takes any B, or only the B of the
+            example if the network cannot be traced for any.
+        steps, wait: of the program; by default those that the SNN was fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
         recipe: name of the recipe that converted it, e.g. "best".
         accuracy: its accuracy, 0..1.
-        calibration: its calibration images; the card gets their shape, type and the
+        calibration: its calibration images. The card gets their shape, dtype and the
             sha256 of their bytes in C order.
         extras: anything else that JSON can hold.
 
@@ -122,10 +95,9 @@ def save(
         The path.
 
     Raises:
-        ValueError: another suffix, no SNN, numbers that no neuron can have, leaves
-            that are no numbers, a neuron model of your own without fn, a recipe,
-            accuracy or extras of another type, fn without x or steps, or these without
-            fn.
+        ValueError: an argument is out of range; a leaf is neither array nor number; a
+            neuron model is not of this library and fn is missing; fn comes without x or
+            steps, or one of these without fn.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -139,67 +111,55 @@ def save(
     >>> stored.card["recipe"], stored.card["steps"], stored.run(x).shape
     ('best', 4, (4, 1, 2))
     """
-    library = _safetensors()
-    path = _target(path)
+    archive.safetensors()
+    path = _as_path(path)
+    _check_target(path)
     check_snn(snn)
     check_values(snn)
     _check_facts(recipe, accuracy, extras)
+    exported = None
     if fn is None:
-        _check_described(snn)
         not_default = None if inputs == "constant" else inputs
-        _check_no_program(x=x, steps=steps, wait=wait, inputs=not_default)
-    arrays: dict[str, np.ndarray] = {}
-    structure = {
-        part: describe(getattr(snn, part), functools.partial(store_leaf, arrays, part))
-        for part in _PARTS
-    }
+        options = {"x": x, "steps": steps, "wait": wait, "inputs": not_default}
+        _check_without_program(snn, options)
+    else:
+        steps, wait = checked_fit(snn, steps, wait)
+        exported = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
     card = {
-        "format": FORMAT,
+        "format": archive.FORMAT,
         "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
-        "neuron": describe_model(snn.neuron),
+        "model": models.describe_model(snn.neuron),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
-        "program": None,
-        "versions": {"snnjax": __version__, "jax": jax.__version__},
         "extras": _jsonable(extras or {}),
     }
-    if fn is not None:
-        steps, wait = checked_fit(snn, steps, wait)
-        facts, code = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
-        card["program"] = facts
-        arrays[PROGRAM] = np.frombuffer(code, np.uint8)
-    card["sha256"] = _digest(card, structure, arrays)
-    texts = {"card": json.dumps(card), "structure": json.dumps(structure)}
-    _files.write(path, library.numpy.save(arrays, texts))
-    return path
+    return _write(path, snn, card, exported)
 
 
 def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stored:
     """Read a file of `save`.
 
+    The SNN can be read whatever the age of the file; only ``run`` needs the program.
+
     Args:
         path: the file.
-        like: params of the same network, e.g. new ones, or an SNN of it; the leaves of
-            the file come in its structure, after a check of shapes. Without it a
-            NamedTuple comes back as a dict of its fields. Nodes of other classes
-            (nnx.State, equinox modules) come back as dicts if the file has a program;
-            otherwise they need ``like``. A neuron model that is none of
-            `snnjax.neurons` is taken from an SNN as ``like``; without one, only the
-            program of the file runs.
+        like: params of the same network, e.g. new ones, or an SNN of it. The params of
+            the file come in its structure, after a check of shapes. It is needed for
+            classes other than dict, list and tuple (a NamedTuple, nnx.State, equinox
+            modules). Without it they come as dicts if the file has a program. A neuron
+            model of your own is taken from an SNN as ``like``; without one, only
+            ``run`` works.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, cut short, of a newer format, or holds no SNN; or
+        ValueError: the file is damaged, of another format, or holds no SNN; or
             ``like`` is missing or has another structure.
         ImportError: safetensors is missing.
-
-    Files of snnjax 0.1 load, too. A readout correction, which they may hold, is left
-    out with a warning; ``run`` still adds it.
 
     >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
     >>> Params = collections.namedtuple("Params", "w")
@@ -212,104 +172,114 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     [[1. 0.]
      [0. 1.]]
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(
-            f"path is a {type(path).__name__}; allowed: the name of a file"
-        )
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no file {path}; give the path that snnjax.save returned"
-        )
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is no file; give one that snnjax.save wrote, *{SUFFIX}"
-        )
-    library = _safetensors()
-    data = path.read_bytes()
-    arrays, texts = _read(library, data, path)
-    card, structure = _verified(arrays, texts, path)
-    try:
-        return _stored(arrays, card, structure, like, path)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is whole, but holds no SNN as snnjax.save writes it ({error!r}); "
-            "save the SNN again, by snnjax.save"
-        ) from None
+    path = _as_path(path)
+    card, leaves, code = archive.read(path)
+    with archive.restoring(path):
+        has_program = card["program"] is not None
+        snn = _snn(card, leaves, like, classes_as_dicts=has_program)
+        if not has_program:
+            return Stored(snn, card, functools.partial(_no_program, path))
+        arrays = [value for _, value in sum(leaves, []) if hasattr(value, "dtype")]
+        run = program.runner(code, card["program"], arrays, _origin(path, card))
+        return Stored(snn, card, run)
 
 
-def _stored(
-    arrays: dict[str, np.ndarray], card: dict, structure: dict, like: Any, path: Path
-) -> Stored:
-    """What the verified contents of a file describe."""
-    read = functools.partial(read_leaf, arrays)
-    # Before `upgraded`, which may drop leaves: the program takes all of the file's.
-    described = [leaf for name in structure for _, leaf in leaves(structure[name])]
-    program_arrays = [array for array in map(read, described) if array is not None]
-    card, structure = upgraded(card, structure, path)
-    like_snn = like if isinstance(like, SNN) else None
-    like = like_snn.params if like_snn is not None else like
-    has_program = card["program"] is not None
-    params = _params(structure["params"], read, like, has_program, path)
-    neuron = restore_model(card["neuron"])
-    fields = rebuild(structure["neurons"], read)
-    like_params = {} if like_snn is None else like_snn.neurons
-    names = (
-        [name for name, _ in neuron.models] if isinstance(neuron, BySite) else fields
-    )
-    models = {name: _model(model_of(neuron, name), like_snn, name) for name in names}
-    neurons = {
-        name: restore_params(models[name], own, like_params.get(name))
-        for name, own in fields.items()
-    }
-    neuron = by_name(models.items()) if models else neuron
-    snn = SNN(params, neurons, card["steps"], card["wait"], neuron)
-    if not has_program:
-        return Stored(snn, card, functools.partial(_no_program, path))
-    code, writer = arrays[PROGRAM].tobytes(), card["versions"]["jax"]
-    run = program.runner(code, card["program"], program_arrays, writer)
-    return Stored(snn, card, run)
+def renew(
+    path: str | os.PathLike, fn: Callable, *, like: chex.ArrayTree | None = None
+) -> Path:
+    """Write the program of a file anew, with this version of JAX.
 
+    JAX reads a program for six months at least, and refuses older ones. Everything
+    else in the file stays as it is. The command is
+    ``python -m snnjax renew FILE MODULE:FUNCTION``.
 
-# ---------------------------------------------------------------------- parts
+    Args:
+        path: a file of `save`; it is replaced as a whole.
+        fn: the network ``fn(params, x) -> outputs`` that the SNN was made from.
+        like: as for `load`.
 
-
-def _params(described: Any, read: Any, like: Any, has_program: bool, path: Path) -> Any:
-    """The params, in the structure of ``like`` if there is one."""
-    try:
-        if like is not None:
-            return fill(like, described, read)
-        return rebuild(described, read, nodes=has_program)
-    except ValueError as error:
-        remedy = "Pass like=" if like is None else "In like= pass"
-        raise ValueError(
-            f"cannot restore the params of {path}: {error}. {remedy} new params of the "
-            "same network, or an SNN of it"
-        ) from None
-
-
-def _model(model: Any, like: SNN | None, site_name: str) -> Any:
-    """The model of a site; where the file does not hold it, that of ``like``.
+    Returns:
+        The path.
 
     Raises:
-        ValueError: the model of ``like`` is another one.
+        ValueError: as `load`, or the file has no program.
+
+    >>> import jax, jax.numpy as jnp, snnjax, tempfile
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> snn = snnjax.convert(fn, jnp.eye(2), jnp.eye(2), steps=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=jnp.eye(2))
+    ...     print(load(renew(path, fn)).run(jnp.eye(2))[3])
+    [[1. 0.]
+     [0. 1.]]
     """
-    if like is None or not isinstance(model, Unavailable):
-        return model
-    at_hand = like.model(site_name)
-    if without_addresses(repr(at_hand)) != without_addresses(model.text):
-        raise ValueError(
-            f"the file was written with the neuron model {model.text} at site "
-            f"{site_name!r}, and like has {at_hand!r}. Pass an SNN with that model"
-        )
-    return at_hand
+    path = _as_path(path)
+    card, leaves, _ = archive.read(path)
+    if card.get("program") is None:
+        _no_program(path)
+    with archive.restoring(path):
+        snn = _snn(card, leaves, like, classes_as_dicts=False)
+        facts, origin = program.Facts(**card["program"]), _origin(path, card)
+    return _write(path, snn, card, program.export_again(fn, snn, facts, origin))
 
 
-def _no_program(path: Path, x: Any) -> Any:
+# -------------------------------------------------------------------- contents
+
+
+def _write(
+    path: Path, snn: SNN, card: dict, exported: tuple[program.Facts, bytes] | None
+) -> Path:
+    """Write the file; ``exported`` is from `program.export`, None: no program."""
+    facts, code = exported or (None, b"")
+    card = {
+        **card,
+        "program": None if facts is None else facts._asdict(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"snnjax": __version__, "jax": jax.__version__},
+    }
+    parts = {"params": snn.params, "neurons": snn.neurons}  # in JAX's order
+    archive.write(path, card, parts, code)
+    return path
+
+
+def _snn(
+    card: dict[str, Any],
+    leaves: list[structure.Leaves],
+    like: Any,
+    classes_as_dicts: bool,
+) -> SNN:
+    """The SNN of a file, in the structure of ``like`` if there is one."""
+    params_leaves, neurons_leaves = leaves
+    like_snn = like if isinstance(like, SNN) else None
+    like_params = like if like_snn is None else like_snn.params
+    if like_params is None:
+        classes = {kind for path, _ in params_leaves for kind, _ in path}
+        classes -= structure.BUILTINS
+        if classes and not classes_as_dicts:
+            raise ValueError(f"only its own code can make a {min(classes)}")
+        params = structure.rebuild(params_leaves)
+    else:
+        params = structure.fill(like_params, params_leaves)
+    model = models.restore_model(card["model"], getattr(like_snn, "neuron", None))
+    like_neurons = getattr(like_snn, "neurons", {})
+    neurons = {
+        name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
+        for name, own in structure.rebuild(neurons_leaves).items()
+    }
+    return SNN(params, neurons, card["steps"], card["wait"], model)
+
+
+def _origin(path: Path, card: dict[str, Any]) -> str:
+    """The program of a file, for error messages."""
+    jax_version = card["versions"]["jax"]
+    return f"the program of {path}, written by jax {jax_version} on {card['date']},"
+
+
+def _no_program(path: Path, x: Any = None) -> Any:
     """``run`` of a file without a program."""
     del x
     raise ValueError(
-        f"{path} holds no program, since it was saved without fn. Save it with "
+        f"{path} has no program, since it was saved without fn. Save it with "
         "snnjax.save(path, snn, fn=fn, x=x), or run snnjax.spiking(fn, steps=T) with "
         "the snn of this file"
     )
@@ -318,123 +288,52 @@ def _no_program(path: Path, x: Any) -> Any:
 # --------------------------------------------------------------------- checks
 
 
-def _target(path: str | os.PathLike) -> Path:
+def _as_path(path: str | os.PathLike) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ValueError(
-            f"path is a {type(path).__name__}; allowed: save(path, snn), and a name "
-            f"that ends in {SUFFIX}"
+            f"path is a {type(path).__name__}; allowed: the name of a file, as in "
+            "save(path, snn)"
         )
-    path = Path(path).expanduser()
-    if path.suffix != SUFFIX:
-        raise ValueError(f"path is {path}; its name must end in {SUFFIX}")
-    if path.is_dir():
-        raise ValueError(f"path is {path}, a folder; give a file in it")
+    return Path(path).expanduser()
+
+
+def _check_target(path: Path) -> None:
+    if path.suffix != SUFFIX or path.is_dir():
+        raise ValueError(f"path is {path}; allowed: a file whose name ends in {SUFFIX}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
-    return path
 
 
-def _check_facts(recipe, accuracy, extras) -> None:
+def _check_facts(recipe: Any, accuracy: Any, extras: Any) -> None:
     if not isinstance(recipe, str | None):
         raise ValueError(f"recipe is {recipe!r}; allowed: its name, e.g. 'best'")
-    if accuracy is not None and not is_number(accuracy):
-        raise ValueError(f"accuracy is {accuracy!r}; allowed: a number, e.g. 0.9")
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy is {accuracy}; allowed: 0 to 1")
-    named = isinstance(extras, dict) and all(isinstance(key, str) for key in extras)
-    if extras is not None and not named:
+    in_range = accuracy is None or (is_number(accuracy) and 0 <= accuracy <= 1)
+    if not in_range:
+        raise ValueError(f"accuracy is {accuracy!r}; allowed: a number from 0 to 1")
+    has_names = isinstance(extras, dict) and all(isinstance(k, str) for k in extras)
+    if extras is not None and not has_names:
         raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
 
 
-def _check_described(snn: SNN) -> None:
-    """Raise unless the file's card describes all models."""
-    models = models_without_description(snn.neuron)
-    if models:
+def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
+    """Raise where only a program could hold what is given."""
+    names = [name for name, option in options.items() if option is not None]
+    if names:
         raise ValueError(
-            f"a file cannot describe the neuron model {', '.join(models)}, which is "
-            "none of snnjax.neurons. Pass fn and x: then the file holds the program, "
+            f"{', '.join(names)} describe a program, and without fn there is none; "
+            "pass fn, the network, or leave them out"
+        )
+    texts = models.undescribed_models(snn.neuron)
+    if texts:
+        raise ValueError(
+            f"a file cannot describe the neuron model {', '.join(texts)}, which is "
+            "none of snnjax.neurons. Pass fn and x: then the file has a program, "
             "and stored.run(x) needs no model"
         )
 
 
-def _check_no_program(**options) -> None:
-    """Raise for options of a program, which `save` would ignore without one."""
-    ignored = [name for name, option in options.items() if option is not None]
-    if ignored:
-        raise ValueError(
-            f"{', '.join(ignored)} describe a program, and without fn there is none; "
-            "pass fn, the network, or leave them out"
-        )
-
-
-# ----------------------------------------------------------------------- file
-
-
-def _read(library, data: bytes, path: Path):
-    """Arrays and texts of a safetensors file.
-
-    It takes the bytes: the library's own readers give either arrays or texts, and
-    would open the file twice.
-    """
-    try:
-        entries = library.deserialize(data)
-        length = int.from_bytes(data[:8], "little")
-        texts = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-        arrays = {
-            name: np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
-            for name, entry in entries
-        }
-        shapes = {name: entry["shape"] for name, entry in entries}
-        arrays = {name: array.reshape(shapes[name]) for name, array in arrays.items()}
-    except (library.SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no safetensors file, or is damaged or cut short ({error}). "
-            "Fetch the file again, or save the SNN again"
-        ) from None
-    return arrays, texts
-
-
-def _verified(arrays, texts, path: Path) -> tuple[dict, dict]:
-    """Card and structure; raise for a newer format and where the sha256 differs."""
-    if not {"card", "structure"} <= set(texts):
-        raise ValueError(
-            f"{path} is a safetensors file without a spiking network: its header has "
-            f"no card (found: {sorted(texts) or 'nothing'}). snnjax.save writes one"
-        )
-    try:
-        card, structure = (json.loads(texts[name]) for name in ("card", "structure"))
-        version, claimed = card["format"], card["sha256"]
-        if isinstance(version, int) and version > FORMAT:
-            raise ValueError(
-                f"{path} has format {version}; this snnjax reads up to {FORMAT}. "
-                "Install a newer one: pip install -U snnjax"
-            )
-        actual = _digest(card, structure, arrays)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"the card of {path} is damaged ({error!r}). Fetch the file again"
-        ) from None
-    if actual != claimed:
-        raise ValueError(
-            f"the contents of {path} are not those that were written: their sha256 is "
-            f"{actual}, the card says {claimed}. Fetch the file again"
-        )
-    return card, structure
-
-
-def _digest(card, structure, arrays: dict[str, np.ndarray]) -> str:
-    """sha256 of the card without its entry "sha256", the structure, and all arrays."""
-    facts = {key: item for key, item in card.items() if key != "sha256"}
-    text = json.dumps([facts, structure], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def _fingerprint(x: chex.Array) -> dict[str, Any]:
-    """Shape, type and sha256 of calibration images."""
+    """Shape, dtype and sha256 of calibration images."""
     try:
         array = np.asarray(x, order="C")
     except TypeError:  # a random key
@@ -456,15 +355,3 @@ def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
             f"extras must be what JSON can hold ({error}); turn arrays and NumPy's "
             "numbers into lists and Python numbers by .tolist()"
         ) from None
-
-
-def _safetensors():
-    """The package, imported here since only files need it."""
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'files of spiking networks need safetensors: pip install "snnjax[share]"'
-        ) from None
-    return safetensors

@@ -1,41 +1,35 @@
-"""Neuron models in a file: those of the library by name and fields, as JSON.
+"""Neuron models in a file: a model of the library by its class and fields, as JSON.
 
-    {"model": "Recurrent", "neuron": {"model": "IntegrateAndFire", "leak": 0.5, ...}}
+    {"class": "Recurrent", "model": {"class": "IntegrateAndFire", ...}}
 
-A model of the user's own is code, which no file holds: the file names it, and only its
-program can run it.
+The code of any other model is in no file. The file names such a model, and only the
+file's program, or an SNN that has the model, can run it.
 """
 
 import collections
 import dataclasses
+import json
 import re
 from typing import Any
 
-from snnjax.neurons.adaptive import Adaptive, AdaptiveParams
-from snnjax.neurons.by_site import BySite, models_in
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import Neuron, chain, inner
-from snnjax.neurons.recurrent import Recurrent, RecurrentParams
-from snnjax.neurons.synaptic import Synaptic, SynapticParams
+import jax
 
-# Models that a file can describe; their names in it must stay as they are.
-_MODELS: dict[str, Any] = {
-    "IntegrateAndFire": IntegrateAndFire,
-    "Adaptive": Adaptive,
-    "Synaptic": Synaptic,
-    "Recurrent": Recurrent,
-}
-_PARAMS: dict[Any, Any] = {
-    IntegrateAndFire: NeuronParams,
-    Adaptive: AdaptiveParams,
-    Synaptic: SynapticParams,
-    Recurrent: RecurrentParams,
+from snnjax.neurons.adaptive import Adaptive
+from snnjax.neurons.by_site import BySite, models_in
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.protocol import chain, inner
+from snnjax.neurons.recurrent import Recurrent
+from snnjax.neurons.synaptic import Synaptic
+
+# The classes that a file can describe. Their names and fields must never change.
+CLASSES: dict[str, Any] = {
+    cls.__name__: cls for cls in (IntegrateAndFire, Adaptive, Synaptic, Recurrent)
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Unavailable:
-    """Stands for a model whose code a file does not hold; whatever it does is an error.
+    """Stands for a model whose code the file does not hold. To run it is an error.
 
     Attributes:
         text: the model as Python printed it.
@@ -43,95 +37,103 @@ class Unavailable:
 
     text: str
 
-    def init(self, shape: tuple[int, ...] = (), key: Any = None) -> Any:
-        """Raise."""
-        self._raise()
-
-    def start(self, params: Any, shape: tuple[int, ...]) -> Any:
-        """Raise."""
-        self._raise()
-
-    def integrate(self, params: Any, state: Any, current: Any) -> Any:
-        """Raise."""
-        self._raise()
-
-    def fire(self, params: Any, state: Any) -> Any:
-        """Raise."""
-        self._raise()
-
-    def _raise(self) -> None:
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("init", "start", "integrate", "fire"):
+            raise AttributeError(name)
         raise ValueError(
-            f"the file names the neuron model {self.text}, and does not hold its code: "
-            "only the file's program can run it, by stored.run(x). With the model at "
-            "hand, load the file with like=snn, an SNN that has it, or put it in by "
-            "dataclasses.replace(snn, neuron=model)"
+            f"the file names the neuron model {self.text} and does not hold its code: "
+            "only the program of the file can run it, by stored.run(x). With the model "
+            "at hand, load the file with like=snn, an SNN that has it"
         )
 
 
-def models_without_description(neuron: Any) -> list[str]:
+def undescribed_models(model: Any) -> list[str]:
     """The models, as text, that a file cannot describe."""
-    return [repr(model) for model in models_in(neuron) if not _is_described(model)]
-
-
-def describe_model(neuron: Any) -> dict[str, Any]:
-    """A model, or those of all sites, as JSON.
-
-    >>> from snnjax.neurons import recurrent, lif
-    >>> describe_model(recurrent(lif(leak=0.25)))["neuron"]["leak"]
-    0.25
-    """
-    if isinstance(neuron, BySite):
-        return {
-            "sites": [[name, describe_model(model)] for name, model in neuron.models]
-        }
-    if not _is_described(neuron):
-        return {"model": None, "text": repr(neuron)}
-    fields = {f.name: getattr(neuron, f.name) for f in dataclasses.fields(neuron)}
-    if "neuron" in fields:
-        fields["neuron"] = describe_model(fields["neuron"])
-    return {"model": type(neuron).__name__, **fields}
-
-
-def restore_model(description: dict[str, Any]) -> Any:
-    """The model, or those of all sites, that `describe_model` described.
-
-    Raises:
-        KeyError: a model of a newer version.
-    """
-    fields = dict(description)
-    if "sites" in fields:
-        return BySite(
-            tuple((name, restore_model(model)) for name, model in fields["sites"])
-        )
-    name = fields.pop("model", IntegrateAndFire.__name__)  # the only one of format 1
-    if name is None:
-        return Unavailable(fields["text"])
-    if "neuron" in fields:
-        fields["neuron"] = restore_model(fields["neuron"])
-    return _MODELS[name](**fields)
-
-
-def restore_params(model: Neuron, fields: dict[str, Any], like: Any = None) -> Any:
-    """The parameters of a model from a dict of their fields.
-
-    Args:
-        like: parameters of its class, of a model that a file cannot describe.
-    """
-    inside = fields.get("neuron")
-    if isinstance(inside, dict):
-        model_inside, like_inside = inner(model), inner(like)
-        fields = fields | {"neuron": restore_params(model_inside, inside, like_inside)}
-    if type(model) in _PARAMS:
-        return _PARAMS[type(model)](**fields)
-    if like is not None:
-        return type(like)(**fields)
-    return collections.namedtuple("Params", fields)(**fields)
-
-
-def without_addresses(text: str) -> str:
-    """A model as Python printed it, without places in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+    return [repr(each) for each in models_in(model) if not _is_described(each)]
 
 
 def _is_described(model: Any) -> bool:
-    return all(type(part) in _PARAMS for part in chain(model))
+    return all(type(part) in CLASSES.values() for part in chain(model))
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """A model, or those of all sites, as JSON.
+
+    >>> from snnjax.neurons import recurrent, lif
+    >>> describe_model(recurrent(lif(leak=0.25)))["model"]["leak"]
+    0.25
+    """
+    if isinstance(model, BySite):
+        return {"sites": [[name, describe_model(each)] for name, each in model.models]}
+    if not _is_described(model):
+        return {"class": None, "text": repr(model)}
+    description: dict[str, Any] = {"class": type(model).__name__}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if value is inner(model) and value is not None:
+            description["model"] = describe_model(value)
+        else:
+            description[field.name] = value
+    return description
+
+
+def restore_model(description: dict[str, Any], like: Any = None) -> Any:
+    """The model, or those of all sites, that `describe_model` described.
+
+    Args:
+        description: from `describe_model`.
+        like: the same model; needed where the file does not hold the code.
+
+    Raises:
+        KeyError: the description is of an unknown class.
+        ValueError: ``like`` is another model.
+    """
+    model = _restored(description)
+    if like is None or all(map(_is_described, models_in(model))):
+        return model
+    texts = [json.dumps(each) for each in (description, describe_model(like))]
+    of_file, of_like = (re.sub(r" at 0x[0-9a-f]+", "", text) for text in texts)
+    if of_file != of_like:
+        raise ValueError(
+            f"the file was written with the neuron model {of_file}, and like has "
+            f"{of_like}. Pass an SNN with that model"
+        )
+    return like
+
+
+def _restored(description: dict[str, Any]) -> Any:
+    fields = dict(description)
+    if "sites" in fields:
+        models = ((name, _restored(each)) for name, each in fields["sites"])
+        return BySite(tuple(models))
+    name = fields.pop("class")
+    if name is None:
+        return Unavailable(fields["text"])
+    inside = [_restored(fields.pop("model"))] if "model" in fields else []
+    return CLASSES[name](*inside, **fields)
+
+
+def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
+    """The parameters of a site's neurons, a NamedTuple.
+
+    Args:
+        model: the neuron model.
+        fields: the parameters as a dict, also those of a model inside.
+        like: parameters of the same class; needed for a model without description.
+    """
+    if like is None and _is_described(model):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        like = jax.eval_shape(lambda key: model.init((1,), key), key)
+    return _as_class_of(like, fields)
+
+
+def _as_class_of(like: Any, fields: Any) -> Any:
+    """The fields as a NamedTuple of the class of ``like``, if there is one."""
+    if not isinstance(fields, dict):
+        return fields
+    values = {
+        name: _as_class_of(getattr(like, name, None), value)
+        for name, value in fields.items()
+    }
+    make = type(like) if like is not None else collections.namedtuple("Params", values)
+    return make(**values)
