@@ -13,7 +13,6 @@ others), and SpikingJelly's conversion of the same ResNet-20, which finds thresh
 only.
 """
 
-import functools
 import itertools
 import sys
 
@@ -31,10 +30,13 @@ FEWER = {"resnet34": 16}  # divides the number of images
 PASSES, LAYERS = "ANN, T+1 times", "layer by layer, no fits"
 CONVERT = {f"snnjax {recipe}": recipe for recipe in ("light", "best")}
 THRESHOLDS = "SpikingJelly, thresholds only"
-SIDES = tuple(
-    [f"{work}: {model}" for model in SHAPES for work in (PASSES, *CONVERT)]
-    + [f"{LAYERS}: digits_resnet", f"{THRESHOLDS}: resnet20"]
-)
+PEERS = {
+    "snnjax": (
+        *(f"{work}: {model}" for model in SHAPES for work in (PASSES, *CONVERT)),
+        f"{LAYERS}: digits_resnet",
+    ),
+    "spikingjelly": (f"{THRESHOLDS}: resnet20",),
+}
 PACKAGES = {
     "snnjax": ("jax", "jaxlib", "flax"),
     "spikingjelly": ("spikingjelly", "torch"),
@@ -143,40 +145,19 @@ def thresholds(batch: int):
 # --------------------------------------------------------------------- report
 
 
-def compare(options) -> dict:
-    """All sides, their seconds, ratios and targets."""
-    before = timing.machine()
-    pythons = timing.interpreters(options.python, list(PACKAGES))
-    arguments = [f"--steps={options.steps}", f"--batch={options.batch}"]
-    module = ("-m", "benchmarks.calibration")
-    commands = {
-        side: [pythons[peer(side)], *module, f"--side={side}", *arguments]
-        for side in SIDES
-        if timing.is_selected(side, options.only)
-    }
-    sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = {side: s for side, s in sides.items() if "missing" not in s}
+def compare(options) -> tuple[dict[str, dict], list[dict]]:
+    """All sides, with seconds and ratios, and the targets."""
+    names = [side for sides in PEERS.values() for side in sides]
+    chosen = [side for side in names if timing.is_selected(side, options.only)]
+    sides = COMPARISON.time_sides(options, chosen)
+    results = timing.installed(sides)
+    for side in results.values():
+        side["later"] = timing.measures(side["seconds"])
     for name, side in results.items():
-        measures = timing.MEASURES.items()
-        side["later"] = {m: measure(side["seconds"]) for m, measure in measures}
         passes = results.get(f"{PASSES}: {name.partition(': ')[2]}")
-        if passes and peer(name) == "snnjax":
-            of = {m: measure(passes["seconds"]) for m, measure in measures}
-            side["over_passes"] = {m: side["later"][m] / of[m] for m in of}
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": {"steps": options.steps, "batch": options.batch},
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-        "machine": before,
-        "versions": {peer(name): side["versions"] for name, side in results.items()},
-        "sides": sides,
-        "targets": targets(results),
-    }
-
-
-def peer(side: str) -> str:
-    return "spikingjelly" if side.startswith(THRESHOLDS) else "snnjax"
+        if passes and COMPARISON.peer(name) == "snnjax":
+            side["over_passes"] = timing.ratios(side["later"], passes["later"])
+    return sides, targets(results)
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -215,25 +196,23 @@ def text(result: dict) -> str:
     return timing.table(head, rows)
 
 
+COMPARISON = timing.Comparison(
+    module="benchmarks.calibration",
+    prepare=prepare,
+    peers=PEERS,
+    packages=PACKAGES,
+    sizes={"steps": 16, "batch": 128},  # calibration images
+    quick={"steps": 2, "batch": 2},
+    rounds=4,
+    repeats=1,
+    compare=compare,
+    text=text,
+)
+
+
 def main(arguments: list[str] | None = None) -> dict | None:
-    parser = timing.parser(__doc__)
-    timing.peer_options(parser)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=128, help="calibration images")
-    timing.rounds_option(parser, 4)
-    parser.add_argument(
-        "--repeats", type=timing.count, default=1, help="timings per round"
-    )
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.steps, options.batch, options.rounds = 2, 2, 1
-    if options.side:
-        work = functools.partial(prepare, options.side, options.steps, options.batch)
-        timing.serve(work, PACKAGES[peer(options.side)])
-        return None
-    result = compare(options)
-    timing.report(result, text(result), options.out)
-    return result
+    """Command line."""
+    return COMPARISON.run(__doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ TARGETS = {"spikingjelly": 3.5, "sparxml": 3.0}
 
 
 def weights(size: int) -> list[np.ndarray]:
-    """Kernels [H, W, in, out] and [in, out] (of pixels H, W, C), He-initialised."""
+    """Kernels [H, W, in, out] and [in, out] (of pixels H, W, C), He-initialized."""
     draw = np.random.default_rng(0)
     pixels = size // 8
     shapes = [(3, 3, 3, CHANNELS), *[(3, 3, CHANNELS, CHANNELS)] * 2]
@@ -236,44 +236,23 @@ def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> No
 # --------------------------------------------------------------------- report
 
 
-def compare(options) -> dict:
-    """All sides, their speeds, ratios and targets."""
-    before = timing.machine()
-    pythons = timing.interpreters(options.python, list(PEERS))
-    sizes = {name: getattr(options, name) for name in ("steps", "batch", "size")}
-    arguments = [f"--{name}={value}" for name, value in sizes.items()]
-    module = ("-m", "benchmarks.converter_cnn")
-    commands = {
-        side: [pythons[peer], *module, f"--side={side}", *arguments]
-        for peer, sides in PEERS.items()
+def compare(options) -> tuple[dict[str, dict], list[dict]]:
+    """All sides, with speeds and ratios, and the targets."""
+    chosen = [
+        side
+        for sides in PEERS.values()
         for side in sides
         if side == ANN or timing.is_selected(side, options.only)
-    }
-    sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = {side: s for side, s in sides.items() if "missing" not in s}
+    ]
+    sides = COMPARISON.time_sides(options, chosen)
+    results = timing.installed(sides)
     answers = [s["facts"]["ann"] for s in results.values()]
     assert np.allclose(answers, answers[0], rtol=1e-3), "the sides' ANNs differ"
     for side in results.values():
-        side["samples_per_s"] = {
-            name: options.batch / measure(side["seconds"])
-            for name, measure in timing.MEASURES.items()
-        }
+        speed = timing.measures(side["seconds"], lambda s: options.batch / s)
+        side["samples_per_s"] = speed
     add_ratios(results)
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": sizes,
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-        "machine": before,
-        "versions": {
-            peer: results[side]["versions"]
-            for peer, listed in PEERS.items()
-            for side in listed[:1]
-            if side in results
-        },
-        "sides": sides,
-        "targets": targets(results),
-    }
+    return sides, targets(results)
 
 
 def add_ratios(results: dict[str, dict]) -> None:
@@ -281,13 +260,13 @@ def add_ratios(results: dict[str, dict]) -> None:
     ann = results[ANN]["samples_per_s"]
     for side in results.values():
         speed = side["samples_per_s"]
-        side["time_over_ann"] = {m: ann[m] / speed[m] for m in speed}
+        side["time_over_ann"] = timing.ratios(ann, speed)
         side["speed_over"] = {}
         for peer in TARGETS:
             modes = [results[s]["samples_per_s"] for s in PEERS[peer] if s in results]
             if modes:
                 other = max(modes, key=lambda mode: mode["best"])
-                side["speed_over"][peer] = {m: speed[m] / other[m] for m in speed}
+                side["speed_over"][peer] = timing.ratios(speed, other)
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -338,29 +317,23 @@ def text(result: dict) -> str:
     return timing.table(head, rows)
 
 
+COMPARISON = timing.Comparison(
+    module="benchmarks.converter_cnn",
+    prepare=prepare,
+    peers=PEERS,
+    packages=PACKAGES,
+    sizes={"steps": 16, "batch": 64, "size": 32},  # pixels, a multiple of 8
+    quick={"batch": 2, "size": 8},
+    rounds=5,
+    repeats=2,
+    compare=compare,
+    text=text,
+)
+
+
 def main(arguments: list[str] | None = None) -> dict | None:
-    parser = timing.parser(__doc__)
-    timing.peer_options(parser)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=32, help="pixels, multiple of 8")
-    timing.rounds_option(parser, 5)
-    parser.add_argument(
-        "--repeats", type=timing.count, default=2, help="timings per round"
-    )
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.batch, options.size = 2, 8
-        options.rounds = options.repeats = 1
-    if options.side:
-        sizes = options.steps, options.batch, options.size
-        peer = next(p for p, sides in PEERS.items() if options.side in sides)
-        work = functools.partial(prepare, options.side, *sizes)
-        timing.serve(work, PACKAGES[peer])
-        return None
-    result = compare(options)
-    timing.report(result, text(result), options.out)
-    return result
+    """Command line."""
+    return COMPARISON.run(__doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ timed it has to show that it spikes and that its gradient is not zero; the modes
 snnjax and the plain loop must agree in loss and gradient.
 """
 
-import functools
 import math
 import sys
 
@@ -233,41 +232,19 @@ def check_agreement(results: dict[str, dict]) -> None:
 # --------------------------------------------------------------------- report
 
 
-def compare(options) -> dict:
-    """All sides, their milliseconds, ratios and targets."""
-    before = timing.machine()
-    pythons = timing.interpreters(options.python, list(GROUPS))
-    sizes = {name: getattr(options, name) for name in ("steps", "batch", "features")}
-    arguments = [f"--{name}={value}" for name, value in sizes.items()]
-    module = ("-m", "benchmarks.lif_layer")
-    sides = {}
-    for work in (FORWARD, GRADIENT):
-        commands = {
-            f"{work}: {name}": [pythons[library], *module, f"--side={work}: {name}"]
-            + arguments
-            for library, names in GROUPS.items()
-            for name in names
-            if timing.is_selected(name, options.only)
-        }
-        sides |= timing.rounds(commands, options.rounds, options.repeats)
-    results = {side: s for side, s in sides.items() if "missing" not in s}
+def compare(options) -> tuple[dict[str, dict], list[dict]]:
+    """All sides, with milliseconds and ratios, and the targets."""
+    sides: dict[str, dict] = {}
+    for work in (FORWARD, GRADIENT):  # so that only half of the processes wait
+        names = [name for names in GROUPS.values() for name in names]
+        chosen = [name for name in names if timing.is_selected(name, options.only)]
+        sides |= COMPARISON.time_sides(options, [f"{work}: {name}" for name in chosen])
+    results = timing.installed(sides)
     check_agreement(results)
     for side in results.values():
-        measures = timing.MEASURES.items()
-        side["ms"] = {m: 1e3 * measure(side["seconds"]) for m, measure in measures}
+        side["ms"] = timing.measures(side["seconds"], lambda seconds: 1e3 * seconds)
     add_ratios(results)
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": sizes,
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-        "machine": before,
-        "versions": {
-            peer(side.partition(": ")[2]): s["versions"] for side, s in results.items()
-        },
-        "sides": sides,
-        "targets": targets(results),
-    }
+    return sides, targets(results)
 
 
 def fastest(results: dict[str, dict], work: str, names) -> str | None:
@@ -284,8 +261,7 @@ def add_ratios(results: dict[str, dict]) -> None:
         for library in PEERS:
             other = fastest(results, work, GROUPS[library])
             if other:
-                of = results[other]["ms"]
-                s["over"][library] = {m: s["ms"][m] / of[m] for m in of}
+                s["over"][library] = timing.ratios(s["ms"], results[other]["ms"])
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -337,28 +313,26 @@ def text(result: dict) -> str:
     return timing.table(head, rows)
 
 
+COMPARISON = timing.Comparison(
+    module="benchmarks.lif_layer",
+    prepare=prepare,
+    peers={
+        library: [f"{work}: {name}" for work in (FORWARD, GRADIENT) for name in names]
+        for library, names in GROUPS.items()
+    },
+    packages=PACKAGES,
+    sizes={"steps": 500, "batch": 16, "features": 512},
+    quick={"steps": 50, "batch": 2, "features": 16},
+    rounds=7,
+    repeats=3,
+    compare=compare,
+    text=text,
+)
+
+
 def main(arguments: list[str] | None = None) -> dict | None:
-    parser = timing.parser(__doc__)
-    timing.peer_options(parser)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--features", type=int, default=512)
-    timing.rounds_option(parser, 7)
-    parser.add_argument(
-        "--repeats", type=timing.count, default=3, help="timings per round"
-    )
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.steps, options.batch, options.features = 50, 2, 16
-        options.rounds = options.repeats = 1
-    if options.side:
-        sizes = options.steps, options.batch, options.features
-        work = functools.partial(prepare, options.side, *sizes)
-        timing.serve(work, PACKAGES[peer(options.side.partition(": ")[2])])
-        return None
-    result = compare(options)
-    timing.report(result, text(result), options.out)
-    return result
+    """Command line."""
+    return COMPARISON.run(__doc__, arguments)
 
 
 if __name__ == "__main__":

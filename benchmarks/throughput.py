@@ -16,12 +16,10 @@ import functools
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import optax
 
 import snnjax
@@ -194,8 +192,8 @@ def compare(options) -> dict:
 def add_measures(side: Side, results: dict, fastest: float) -> None:
     """Images per second, and for an SNN what it costs against T times the ANN."""
     here, ann = results[side.name], results[side.ann.name]
-    measures = timing.MEASURES.items()
-    here["images_per_s"] = {m: side.batch / f(here["seconds"]) for m, f in measures}
+    speed = timing.measures(here["seconds"], lambda seconds: side.batch / seconds)
+    here["images_per_s"] = speed
     if here is ann:
         return
     rounds = zip(here["seconds"], ann["seconds"], strict=True)
@@ -217,47 +215,14 @@ def text(result: dict) -> str:
     return timing.table(head, rows)
 
 
-def draw(result: dict, path: Path) -> None:
-    """Ratio to T times the ANN against T, batch and depth."""
-    axes = {"steps": "T", "batch": "images at a time", "layers": "layers"}
-    figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharey=True)
-    centre = dataclasses.asdict(Side(""))
-    for panel, (varied, label) in zip(panels, axes.items(), strict=True):
-        others = [name for name in axes if name != varied]
-        for mode in INFERENCE:
-            points = sorted(
-                (size[varied], result["sides"][name]["over_t_ann"])
-                for name, size in result["sizes"].items()
-                if size["mode"] == mode and all(size[o] == centre[o] for o in others)
-            )
-            x, y = zip(*points, strict=True)
-            panel.plot(x, y, marker="o", label=mode)
-            panel.set_xscale("log")
-            panel.set_xticks(x, [str(tick) for tick in x])
-            panel.minorticks_off()
-        panel.axhline(1, color="gray", linewidth=0.8, linestyle=":")
-        panel.set_xlabel(label)
-    panels[0].set(ylabel="time / (T x time of the ANN)", yscale="log")
-    shares = [0.05, 0.1, 0.2, 0.5, 1, 2, 4]
-    panels[0].set_yticks(shares, [str(share) for share in shares])
-    panels[0].minorticks_off()
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, ncols=3, loc="upper center")
-    figure.tight_layout(rect=(0, 0, 1, 0.92))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    timing.rounds_option(parser, 5)
+    timing.count_option(parser, "rounds", 5)
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds = 1
     result = compare(options)
     timing.report(result, text(result), options.out)
-    if options.out and not options.quick:
-        draw(result, Path(options.out).with_suffix(".png"))
     return result
 
 

@@ -1,14 +1,15 @@
-"""Timing shared by the benchmarks: fair rounds over isolated processes, and tables.
+"""What the benchmarks share: options, timing in processes of their own, tables.
 
-Every side of a comparison lives in a process of its own, prepared once (imports,
-conversion, compilation, check of its numbers). Rounds then go over the sides one after
-the other, so that a busy minute of the machine hits all of them alike. A side that is
-not installed says so; it is never left out.
+Every side of a comparison has a process, which prepares it once (imports, conversion,
+compilation, a check of its numbers). Rounds then go over the sides one after the other,
+so that a busy minute of the machine slows all of them alike. A side that is not
+installed has a row that says so.
 """
 
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -16,10 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,22 @@ def _answer(side: str, worker: subprocess.Popen):
     return json.loads(line)
 
 
-MEASURES = {"best": min, "median": statistics.median}
+MEASURES = ("best", "median")
+
+
+def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -> dict:
+    """The `MEASURES` of timings, each as the unit of its seconds.
+
+    >>> measures([4.0, 1.0, 2.0], lambda seconds: 8 / seconds)
+    {'best': 8.0, 'median': 4.0}
+    """
+    both = min(seconds), statistics.median(seconds)
+    return dict(zip(MEASURES, map(unit, both), strict=True))
+
+
+def ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
+    """Quotients of two `measures`."""
+    return {name: above[name] / below[name] for name in above}
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -189,6 +205,9 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
         path.with_suffix(".md").write_text("\n\n".join(lines) + "\n")
 
 
+# ---------------------------------------------------------------------- options
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
     """Options that all benchmarks share."""
     options = argparse.ArgumentParser(
@@ -202,9 +221,16 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return options
 
 
-def rounds_option(options: argparse.ArgumentParser, default: int) -> None:
-    """``--rounds``: how many times each side is timed."""
-    options.add_argument("--rounds", metavar="N", type=count, default=default)
+def count_option(options: argparse.ArgumentParser, name: str, default: int) -> None:
+    """An option that is a whole number from 1 on."""
+    options.add_argument(f"--{name}", metavar="N", type=count, default=default)
+
+
+def only_option(options: argparse.ArgumentParser) -> None:
+    """``--only``: some of the sides, see `is_selected`."""
+    options.add_argument(
+        "--only", metavar="WORDS", help="sides with one of these, separated by commas"
+    )
 
 
 def count(text: str) -> int:
@@ -226,38 +252,116 @@ def _result_file(text: str) -> str:
     return text
 
 
-def peer_options(options: argparse.ArgumentParser) -> None:
-    """Options of benchmarks that have peers."""
-    options.add_argument(
-        "--python",
-        metavar="PEER=PATH",
-        action="append",
-        default=[],
-        help="interpreter that has a peer installed; default: this one",
-    )
-    only_option(options)
-
-
-def only_option(options: argparse.ArgumentParser) -> None:
-    """``--only``: some of the sides, see `is_selected`."""
-    options.add_argument(
-        "--only",
-        metavar="WORDS",
-        help="sides with one of these, separated by commas",
-    )
-
-
 def is_selected(side: str, only: str | None) -> bool:
     """Whether a side has one of the words of ``--only``, separated by commas."""
     return only is None or any(word in side for word in only.split(","))
 
 
-def interpreters(choices: Sequence[str], peers: Sequence[str]) -> dict[str, str]:
+def interpreters(choices: Sequence[str], peers: Iterable[str]) -> dict[str, str]:
     """Peer -> interpreter, from ``--python PEER=PATH`` options."""
     paths = dict.fromkeys(peers, sys.executable)
     for choice in choices:
         peer, equals, path = choice.partition("=")
         if peer not in paths or not equals:
-            raise SystemExit(f"--python {choice}: not one of {', '.join(peers)}=PATH")
+            raise SystemExit(f"--python {choice}: not one of {', '.join(paths)}=PATH")
         paths[peer] = path
     return paths
+
+
+# ------------------------------------------------------------------ comparisons
+
+
+class Comparison(NamedTuple):
+    """A benchmark of several libraries, each perhaps with an interpreter of its own.
+
+    Attributes:
+        module: that is run, e.g. "benchmarks.lif_layer".
+        prepare: (side, **sizes) -> (run, facts), called in the process of a side.
+        peers: library -> its sides.
+        packages: library -> distributions whose versions matter.
+        sizes: name of an option -> its default, a whole number.
+        quick: the same for ``--quick``.
+        rounds, repeats: defaults; each round has so many repeats.
+        compare: options -> (side -> what `time_sides` gives and more, targets).
+        text: of a result.
+    """
+
+    module: str
+    prepare: Callable[..., tuple[Callable[[], Any], dict]]
+    peers: Mapping[str, Sequence[str]]
+    packages: Mapping[str, Sequence[str]]
+    sizes: Mapping[str, int]
+    quick: Mapping[str, int]
+    rounds: int
+    repeats: int
+    compare: Callable[[argparse.Namespace], tuple[dict[str, dict], list[dict]]]
+    text: Callable[[dict], str]
+
+    def peer(self, side: str) -> str:
+        """The library that a side belongs to."""
+        return next(peer for peer, sides in self.peers.items() if side in sides)
+
+    def run(self, doc: str, arguments: Sequence[str] | None) -> dict | None:
+        """The command: a result, which is printed too; None in the process of a side.
+
+        Args:
+            doc: of the module; its first line is the question.
+        """
+        options = self._options(doc, arguments)
+        if options.side:
+            work = functools.partial(self.prepare, options.side, **options.sizes)
+            serve(work, self.packages[self.peer(options.side)])
+            return None
+        before = machine()
+        sides, targets = self.compare(options)
+        result = {
+            "question": doc.splitlines()[0],
+            "sizes": options.sizes,
+            "rounds": options.rounds,
+            "repeats": options.repeats,
+            "machine": before,
+            "versions": {
+                self.peer(name): side["versions"]
+                for name, side in installed(sides).items()
+            },
+            "sides": sides,
+            "targets": targets,
+        }
+        report(result, self.text(result), options.out)
+        return result
+
+    def _options(self, doc: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+        options = parser(doc)
+        options.add_argument(
+            "--python",
+            metavar="PEER=PATH",
+            action="append",
+            default=[],
+            help="interpreter that has a peer installed; default: this one",
+        )
+        only_option(options)
+        repetitions = {"rounds": self.rounds, "repeats": self.repeats}
+        for name, default in {**self.sizes, **repetitions}.items():
+            count_option(options, name, default)
+        parsed = options.parse_args(arguments)
+        if parsed.quick:
+            vars(parsed).update(self.quick, rounds=1, repeats=1)
+        parsed.sizes = {name: getattr(parsed, name) for name in self.sizes}
+        return parsed
+
+    def time_sides(
+        self, options: argparse.Namespace, sides: Iterable[str]
+    ) -> dict[str, dict]:
+        """`rounds` of these sides."""
+        pythons = interpreters(options.python, self.peers)
+        sizes = [f"--{name}={value}" for name, value in options.sizes.items()]
+        commands = {}
+        for side in sides:
+            python = pythons[self.peer(side)]
+            commands[side] = [python, "-m", self.module, f"--side={side}", *sizes]
+        return rounds(commands, options.rounds, options.repeats)
+
+
+def installed(sides: dict[str, dict]) -> dict[str, dict]:
+    """The sides whose library was found."""
+    return {name: side for name, side in sides.items() if "missing" not in side}

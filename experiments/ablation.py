@@ -1,8 +1,8 @@
 """The gain of each part of `snnjax.best`: ``python -m experiments.ablation``.
 
-Converts a published network by compositions that differ in one part, also by those
-without a gain, and compares them with the ANN on training images that calibration does
-not use. Recipes are chosen by these, and test images serve the final table only.
+Converts a published network by compositions of calibrators that differ in one part.
+Compares the SNNs with the ANN on training images that calibration does not use, so
+that test images choose no recipe.
 """
 
 import json
@@ -39,7 +39,6 @@ POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
 POTENTIAL = calibrators.correct_potential(3)
 LEAST_SQUARES = calibrators.least_squares_weights()
-OFFSET = calibrators.least_squares_offset()
 DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
@@ -48,59 +47,43 @@ def one_sweep(*chain: Calibrator) -> Recipe:
     return Recipe(chain)
 
 
+def damped(damping: float) -> Calibrator:
+    return calibrators.least_squares_weights(damping=damping)
+
+
 BEST = snnjax.best()
-(PARTS,) = BEST.sweeps
+(PARTS,) = BEST.sweeps  # weights, offset, threshold, charge, ..., potential
+WEIGHTS_FIRST = (LEAST_SQUARES, THRESHOLD, CHARGE)
+SHIFT = calibrators.shift_bias()
+LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", "round")
+ANY_PACE = (
+    calibrators.postpone_charge(pace=0),
+    calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
+    calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
+)
 ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
-    "advanced, weights as they are": Recipe(
-        (
-            (
-                calibrators.least_squares_threshold(),
-                calibrators.shift_bias(),
-                calibrators.correct_potential(),
-            ),
-        )
+    "advanced, weights as they are": one_sweep(
+        calibrators.least_squares_threshold(), SHIFT, calibrators.correct_potential()
     ),
     "advanced": snnjax.advanced(iterations=1000),
     "potential correction": one_sweep(THRESHOLD, CHARGE, POTENTIAL),
     "+ scaled threshold": one_sweep(THRESHOLD, CHARGE, SCALE, POTENTIAL),
     "+ postponed charge": one_sweep(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
     "+ both": one_sweep(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
-    "+ weights by least squares": one_sweep(
-        LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
-    ),
-    "+ weights, scaled threshold": one_sweep(
-        LEAST_SQUARES, THRESHOLD, CHARGE, SCALE, POTENTIAL
-    ),
+    "+ weights by least squares": one_sweep(*WEIGHTS_FIRST, POTENTIAL),
+    "+ weights, scaled threshold": one_sweep(*WEIGHTS_FIRST, SCALE, POTENTIAL),
     "best": BEST,
     "best, weights as they are": one_sweep(*PARTS[1:]),
     "best, no offsets": one_sweep(LEAST_SQUARES, *PARTS[2:]),
-    "best, a tenth of the damping": one_sweep(
-        calibrators.least_squares_weights(damping=0.1), *PARTS[1:]
-    ),
-    "best, ten times the damping": one_sweep(
-        calibrators.least_squares_weights(damping=10.0), *PARTS[1:]
-    ),
-    "best, one threshold per layer": one_sweep(
-        LEAST_SQUARES,
-        OFFSET,
-        calibrators.least_squares_threshold("layer", "round"),
-        *PARTS[3:],
-    ),
+    "best, a tenth of the damping": one_sweep(damped(0.1), *PARTS[1:]),
+    "best, ten times the damping": one_sweep(damped(10.0), *PARTS[1:]),
+    "best, one threshold per layer": one_sweep(*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]),
     "best, one round of potentials": one_sweep(
         *PARTS[:-1], calibrators.correct_potential(1)
     ),
     "best, bias for potential": one_sweep(*PARTS[:-1], calibrators.correct_bias(3)),
-    "best, whatever the pace": one_sweep(
-        LEAST_SQUARES,
-        OFFSET,
-        THRESHOLD,
-        CHARGE,
-        calibrators.postpone_charge(pace=0),
-        calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
-        calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
-        POTENTIAL,
-    ),
+    "best, whatever the pace": one_sweep(*PARTS[:4], *ANY_PACE, PARTS[-1]),
     "best, then weights by descent": one_sweep(*PARTS[:-1], DESCENT, PARTS[-1]),
 }
 DISTILLED = "best, then logits distilled"
@@ -277,13 +260,11 @@ def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
 def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
     """KL divergence of softmax(outputs) from softmax(ann), in nats, mean over images.
 
-        sum_i p_i (log p_i - log q_i),  p = softmax(ann),  q = softmax(outputs)
-
     Args:
         ann, outputs: logits [B, classes].
     """
     log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
-    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+    return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
 
 
 def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
@@ -323,19 +304,19 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
 
 
 def table(cells: dict[str, dict[str, Cell]]) -> str:
-    """Loss in points and, in brackets, KL divergence and spikes; a row per composition.
-
-    Spikes are counted per neuron and step.
-    """
+    """A row per composition, a column per T and wait: "loss (divergence; rate)"."""
     columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
-    rows = []
-    for name, row in cells.items():
-        entries = (
-            "{:.1f} ({:.3f}; {:.3f})".format(*row[c][:3]) if c in row else ""
-            for c in columns
+    rows = [
+        (
+            name,
+            *(
+                "{:.1f} ({:.3f}; {:.3f})".format(*row[c]) if c in row else ""
+                for c in columns
+            ),
         )
-        rows.append((name, *entries))
+        for name, row in cells.items()
+    ]
     return markdown_table(("composition", *heads), rows)
 
 

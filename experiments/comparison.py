@@ -1,4 +1,4 @@
-"""Comparisons: one training with several options and seeds, as a table."""
+"""Trains one network with several options and seeds, and makes a table of it."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ Rows = Mapping[str, Mapping[str, Any]]  # name -> options of TrainSNN
 
 @dataclass(frozen=True)
 class Comparison:
-    """Options that all comparisons have; each gives defaults for the first three."""
+    """Options of all comparisons. A subclass gives defaults for the first three."""
 
-    # Configuration of train_snn that all share.
+    # Configuration of train_snn that all rows change.
     training: str
-    # Rows, by their names.
+    # Names of the rows.
     rows: tuple[str, ...]
     # Folder for the runs and the table.
     out: str
@@ -39,7 +39,7 @@ class Comparison:
     data_dir: str | None = None
 
     def check(self, rows: Rows, presets: Mapping[str, TrainSNN]) -> None:
-        """Raise for a configuration or a row that does not exist, or bad numbers."""
+        """Raise ValueError for an unknown configuration or row, or a bad number."""
         if self.training not in presets:
             allowed = ", ".join(presets)
             raise ValueError(f"training must be one of {allowed}, not {self.training}")
@@ -80,14 +80,14 @@ def compare(
 ) -> dict[str, list[float]]:
     """Accuracy after the last epoch: row -> one number per seed.
 
-    The table is written after every training; a comparison that was interrupted goes on
-    when started again.
+    The table is written after every training. An interrupted comparison goes on when
+    it is started again.
 
     Args:
         config: what to compare.
         rows: name -> options.
-        preset: configuration that all share.
-        train: carries a configuration out, and writes metrics.jsonl to its folder.
+        preset: configuration that all rows change.
+        train: trains by a configuration and writes metrics.jsonl to its folder.
         file: of the table, without its suffix; .md and .json are written.
         title: of the column of rows.
     """
@@ -105,12 +105,12 @@ def compare(
 
 
 def table(accuracies: Mapping[str, list[float]], title: str) -> str:
-    """Mean and deviation over the seeds, in percent; ``title`` is that of the rows."""
+    """Mean and deviation over the seeds, in percent, below ``title`` of the rows."""
     rows = []
     for name, of_seeds in accuracies.items():
-        percent = [100 * a for a in of_seeds]
-        mean, spread = statistics.mean(percent), deviation(percent)
-        rows.append((name, f"{mean:.2f} ± {spread:.2f}"))
+        percent = [100 * accuracy for accuracy in of_seeds]
+        cell = f"{statistics.mean(percent):.2f} ± {deviation(percent):.2f}"
+        rows.append((name, cell))
     return markdown_table((title, "test accuracy %"), rows)
 
 

@@ -45,7 +45,6 @@ from experiments.report import (
     choice,
     figures,
     header,
-    site_graph,
     spikes_of,
     write_page,
     write_results,
@@ -62,6 +61,8 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
+from snnjax import sharding
+from snnjax.network import connections
 
 WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
@@ -220,10 +221,10 @@ def write_files(
     trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
-    figures.write_figures(out, results, ann, task.sites, snn, trains, epochs)
+    figures.write_figures(out, results, ann, task.sites, trains, epochs)
     if page is not None:
-        graph = site_graph(task.fn, task.params, image)
-        write_page(page, results, facts, graph, trains)
+        sources = connections(task.fn, task.params, image)
+        write_page(page, results, facts, task.sites, sources, out)
     return file
 
 

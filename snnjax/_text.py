@@ -1,4 +1,4 @@
-"""Text for people: tables in columns, arrays as ranges, calls as they were made."""
+"""Text that users read: tables in columns, ranges of arrays, names of calls."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -66,9 +66,10 @@ class Table(NamedTuple):
 
 
 def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
-    """An array, times a factor, as the range of its numbers and its shape.
+    """The range of an array, times a factor, and its shape.
 
-    As its type and shape where its numbers cannot be read; None is "-".
+    An array whose numbers cannot be read, e.g. a tracer, is shown by its type and
+    shape. None is "-".
 
     >>> numbers(np.float32(0.5)), numbers(np.array([1.0, 2.0, 4.0])), numbers(None)
     ('0.5', '1..4 [3]', '-')
@@ -88,7 +89,7 @@ def numbers(array: Any, digits: int = 3, factor: float = 1) -> str:
 
 
 def _has_numbers(array: Any) -> bool:
-    """Whether numbers can be read here: not while tracing, nor of other processes."""
+    """Whether numbers can be read: not of a tracer, nor from other processes."""
     if isinstance(array, Tracer | jax.ShapeDtypeStruct):
         return False
     if isinstance(array, jax.Array):
@@ -102,7 +103,7 @@ P = ParamSpec("P")
 
 
 def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
-    """Functions that `make` returns, a new one each time, are named after its call.
+    """Name each function that `make` returns after the call that made it.
 
     >>> @named
     ... def adder(n, *, sign=1):
@@ -124,7 +125,7 @@ def named(make: Callable[P, Callable]) -> Callable[P, Callable]:
 
 
 def name_of_value(value: Any) -> str:
-    """The name of a function, or of a call as `named` gives it; else the repr."""
+    """The name of a function, which `named` may have set; otherwise the repr."""
     return value.__name__ if hasattr(value, "__name__") else repr(value)
 
 
@@ -137,7 +138,7 @@ Shown = TypeVar("Shown")
 
 
 def shown_as_table(cls: type[Shown]) -> type[Shown]:
-    """``print`` and notebooks show the `Table` that ``_table()`` of a value returns."""
+    """Make ``print`` and notebooks show the `Table` that ``value._table()`` returns."""
     methods = {
         "__str__": lambda self: str(self._table()),
         "_repr_html_": lambda self: self._table()._repr_html_(),

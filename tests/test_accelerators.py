@@ -15,7 +15,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, eighths, halves
+from networks import NETWORKS, eighths, halves, relaxed_dspike
 from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax

@@ -33,19 +33,21 @@ BY_HAND = [  # the pages that list their names, in groups
 ]
 
 
-@pytest.mark.parametrize("page", BY_HAND)
-def test_the_reference_has_every_public_name(page):
-    module = importlib.import_module("snnjax" if page == "snnjax" else f"snnjax.{page}")
-    public = {
-        name
-        for name in module.__all__
-        if not isinstance(getattr(module, name), types.ModuleType | str)
-    }
-    entries = re.findall(r"^::: ([\w.]+)$", (PAGES / f"{page}.md").read_text(), re.M)
-    names = [entry.rpartition(".")[2] for entry in entries]
-    if page != "snnjax":  # first the module itself
-        names.remove(page)
-    assert sorted(names) == sorted(public)
+def test_the_reference_has_every_public_name():
+    for page in BY_HAND:
+        name = "snnjax" if page == "snnjax" else f"snnjax.{page}"
+        module = importlib.import_module(name)
+        public = {
+            name
+            for name in module.__all__
+            if not isinstance(getattr(module, name), types.ModuleType | str)
+        }
+        text = (PAGES / f"{page}.md").read_text()
+        entries = re.findall(r"^::: ([\w.]+)$", text, re.M)
+        names = [entry.rpartition(".")[2] for entry in entries]
+        if page != "snnjax":  # first the module itself
+            names.remove(page)
+        assert sorted(names) == sorted(public), page
 
 
 def test_every_page_is_in_the_menu():
@@ -68,17 +70,17 @@ def test_the_site_is_built_without_warnings(tmp_path):
     assert "http://" not in re.sub(r"<a [^>]*>|http://www.w3.org", "", page)
 
 
-@pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
-def test_what_a_tutorial_imports_and_calls_exists(file):
-    tree = ast.parse(_code(nbformat.read(file, as_version=4)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
-        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-        if re.fullmatch(r"snnjax(\.\w+)+", name):
-            assert operator.attrgetter(name.partition(".")[2])(snnjax) is not None
+def test_what_a_tutorial_imports_and_calls_exists():
+    for file in TUTORIALS:
+        for node in ast.walk(ast.parse(_code(nbformat.read(file, as_version=4)))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), (file, alias.name)
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if re.fullmatch(r"snnjax(\.\w+)+", name):
+                attribute = operator.attrgetter(name.partition(".")[2])
+                assert attribute(snnjax) is not None, file
 
 
 # Up to a minute each, so the first and the one with PyTorch stand for them.

@@ -91,8 +91,8 @@ def test_the_report_is_a_page_about_this_conversion(converted):
     config, results, _ = converted
     page = Path(config.report).read_text()
     best, winner = max(results, key=lambda r: r.final), choice(results)
-    assert f"<b>{100 * best.final:.1f}" in page
-    assert page.count("edge skip") == 3 and "ResNet/Block_2/relu_1" in page
+    assert f"<td>{100 * best.final:.1f}" in page
+    assert "<code>ResNet/Block_2/relu_1</code>" in page
     rate = winner.measures.sites["ResNet/relu"].firing_rate
     assert f"<td>{100 * rate:.1f}</td>" in page
 
@@ -177,20 +177,15 @@ def test_a_file_twice_has_one_row_and_a_contradiction_none(tmp_path, capsys):
     other = tmp_path / "metrics.json"
     other.write_text(json.dumps(facts))
     for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
-        with pytest.raises(SystemExit, match="is there twice, .* tables of their own"):
+        with pytest.raises(SystemExit, match="differs between the files; .* table of"):
             results.main([str(file), str(tmp_path), *option])  # a folder is enough
     assert not capsys.readouterr().out
     with pytest.raises(SystemExit, match="no file .*; give the metrics.json of a run"):
         results.main([str(tmp_path / "none")])
     facts = json.loads(file.read_text())
-    for row in facts["results"]:
-        row["levels"] = [0, 1]  # which version 0.1 left out
-    other.write_text(json.dumps(facts))
-    results.main([str(file), str(tmp_path), "--costs"])
-    assert capsys.readouterr().out == twice
     other.write_text(json.dumps(facts | {"test_images": 100}))
-    both = "on 1000 test images of cifar10 and on 100 test images of cifar10"
-    with pytest.raises(SystemExit, match=f"vgg8 was evaluated {both}"):
+    both = "1000 test images of cifar10 and 100 test images of cifar10"
+    with pytest.raises(SystemExit, match=f"images of vgg8 differs .*: {both}"):
         results.main([str(file), str(tmp_path)])
 
 
@@ -203,7 +198,7 @@ def test_rows_of_some_steps_alone(capsys):
     assert "| | `best, 5 epochs` | 0 | 78.4 | |" in capsys.readouterr().out
     results.main([names[1], "--epochs", "--steps", "1"])
     assert "`best, 5 epochs, T = 1`" in capsys.readouterr().out
-    message = "results of resnet20 have rows of T = 1 alone; leave them out, or"
+    message = "results of resnet20 have rows of T = 1 only; ask for one of these"
     with pytest.raises(SystemExit, match=message):
         results.main([*names, "--steps", "2"])
 
@@ -275,14 +270,14 @@ def test_runs_of_one_network_share_a_table(tmp_path, capsys):
         curves = {"accuracies": [[change] * 4]} if change < 1 else {"latency": change}
         other = [r | curves for r in found["results"][::2] if r["steps"] == 4]
         parts[1].write_text(json.dumps(found | {"results": other}))
-        with pytest.raises(SystemExit, match="is there twice"):
+        with pytest.raises(SystemExit, match="differs between the files"):
             results.main(list(map(str, parts)))
     unknown = [r | {"seconds": None} for r in found["results"]]  # as if interrupted
     parts[1].write_text(json.dumps(found | {"results": unknown}))
     results.main([str(parts[1])])
     assert capsys.readouterr().out == whole
     parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
-    with pytest.raises(SystemExit, match="vgg8 has 91.00 % and 50.00 % as an ANN"):
+    with pytest.raises(SystemExit, match="ANN vgg8 differs .*: 91.000 % and 50.000 %"):
         results.main(list(map(str, parts)))
 
 
@@ -330,7 +325,8 @@ def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
     silent = [row._replace(firing_rate=0.0) for row in rows if row.wait > 1]
     others = [row for row in rows if row.wait <= 1]
     panel = report.figures.against([*silent, *others], ann, "spikes")
-    assert "best, wait 1" in panel.label and "best, wait T" not in panel.label
+    assert panel.series["best, wait T"] == ((), ())
+    assert len(panel.series["best, wait 1"][0]) == 3
     from matplotlib.figure import Figure
 
     report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
@@ -391,7 +387,6 @@ def test_equal_rows_are_told_by_latency_and_energy_not_by_rounding(converted):
         row(measures, **best, accuracies=[0.994, 0.994], choice_hits=[498, 496]),
     ]
     assert rows[0].final > rows[1].final
-    assert rows[0].hits(500) == rows[1].hits(500) == 994
     for order in (rows, rows[::-1]):
         assert choice(order).recipe == "best"
     less = row(

@@ -33,22 +33,20 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_place_that_cannot_be_written_to(name, tmp_path, digits, never):
+def test_a_folder_that_cannot_be_written_to(tmp_path, digits, never):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "out")
-    with pytest.raises(ValueError, match=f"--out {out} cannot be written to"):
-        RUNS[name](out, digits)
+    for run in RUNS.values():
+        with pytest.raises(ValueError, match=f"--out {out} cannot be written to"):
+            run(out, digits)
 
 
-@pytest.mark.parametrize("name", ["train_ann", "train_snn"])
-def test_a_full_disk(name, tmp_path, digits, never, monkeypatch):
+def test_a_full_disk(tmp_path, digits, never, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(
-        ValueError, match="has 1 MB free and about [0-9]+ MB are needed"
-    ):
-        RUNS[name](str(tmp_path / "out"), digits)
+    for name in ("train_ann", "train_snn"):
+        with pytest.raises(ValueError, match="has 1 MB free and about [0-9]+ MB are"):
+            RUNS[name](str(tmp_path / "out"), digits)
 
 
 def test_the_space_is_that_of_the_arrays(digits):

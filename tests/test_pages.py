@@ -18,16 +18,12 @@ PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.
 COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_best -->\n"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_tables_of_a_page_are_those_of_their_commands(page):
-    text = page.read_text()
-    assert pages.with_new_tables(text) == text
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_table_of_networks_or_compositions_has_its_command_above(page):
-    above = HEAD.findall(page.read_text())
-    assert [line for line in above if not line.endswith("-->")] == []
+def test_the_tables_of_the_pages_are_those_of_their_commands():
+    for page in PAGES:
+        text = page.read_text()
+        assert pages.with_new_tables(text) == text, page
+        above = HEAD.findall(text)  # a table of networks has its command above it
+        assert [line for line in above if not line.endswith("-->")] == [], page
 
 
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
@@ -36,28 +32,21 @@ def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
     assert "old" not in new and "| `vgg8` | `best` | 0 | 4 |" in new
     assert new.startswith(f"# A\n\n{COMMENT}\n| network | recipe |")
     assert new.endswith(" |\n\ntext\n| other |\n")
-    assert pages.with_new_tables(new) == new
-    for first in (f"# A\n\n{COMMENT}\ntext\n| other |\n", f"# A\n\n{COMMENT}"):
-        assert pages.with_new_tables(
-            pages.with_new_tables(first)
-        ) == pages.with_new_tables(first)
-        assert pages.with_new_tables(first) == new[: len(pages.with_new_tables(first))]
+    for first in (f"# A\n\n{COMMENT}\ntext\n| other |\n", f"# A\n\n{COMMENT}", new):
+        once = pages.with_new_tables(first)
+        assert pages.with_new_tables(once) == once == new[: len(once)]
 
 
-@pytest.mark.parametrize(
-    "comment",
-    [
+def test_spaces_do_not_matter():
+    for comment in (
         "<!--python -m experiments.results --costs convert_cifar10_vgg8_best-->",
         "  <!-- python  -m experiments.results\nconvert_cifar10_vgg8_best -->\n",
         "<!-- python -m experiments.results convert_cifar10_vgg8_best --costs --> \n\n",
-    ],
-)
-@pytest.mark.parametrize("rows", ["| old |", "| old |\n", "  | old |\n|---|\n"])
-def test_spaces_do_not_matter(comment, rows):
-    new = pages.with_new_tables(f"# A\n\n{comment}\n{rows}")
-    assert "old" not in new and new.count("| network |") == 1
-    assert new.endswith(" |\n")
-    assert pages.with_new_tables(new) == new
+    ):
+        for rows in ("| old |", "| old |\n", "  | old |\n|---|\n"):
+            new = pages.with_new_tables(f"# A\n\n{comment}\n{rows}")
+            assert "old" not in new and new.count("| network |") == 1
+            assert new.endswith(" |\n") and pages.with_new_tables(new) == new
 
 
 def test_a_file_gives_its_first_table():
@@ -66,33 +55,26 @@ def test_a_file_gives_its_first_table():
     assert all(line.startswith("|") for line in rows.splitlines())
 
 
-@pytest.mark.parametrize(
-    "source, message",
-    [
+def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(tmp_path):
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text(f"{COMMENT}\n| old |\n")
+    for source, message in (
         ("a <!-- comment", "a comment has no end, or no beginning"),
-        ("python -m experiments.results --help", "--help' give no table"),
-        ("python -m experiments.results", "results' give no table"),
-        ("a remark", "holds 'a remark'; allowed: python -m experiments.results, "),
-        ("python -m experiments.convert", "holds 'python -m experiments.convert'; al"),
+        ("python -m experiments.results --help", "results --help'"),
+        ("python -m experiments.results", "experiments.results'"),
+        ("a remark", "'a remark' names no table; allowed: python -m experiments.res"),
         ("python -m experiments.resultsx", "allowed: python -m experiments.results, "),
         ("python3 -m experiments.results", "allowed: python -m experiments.results, "),
         ("python -m experiments.results none", "no file none; give"),
         ("python -m experiments.results 'none", "No closing quotation"),
-        ("benchmarks/results/none.md", "No such file"),
-        ("benchmarks/results/tpu.json", "tpu.json has no table; name a file that has"),
-        ("CONTRIBUTING.md", "or a file benchmarks/results/NAME.md"),
-    ],
-)
-def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(
-    source, message, tmp_path
-):
-    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
-    good.write_text(f"{COMMENT}\n| old |\n")
-    bad.write_text(f"# Title\n\n<!-- {source} -->\n\n| old |\n")
-    place = f"{bad}: " if message.startswith("a comment") else f"{bad}: line 3: "
-    with pytest.raises(SystemExit, match=f"{place}.*{re.escape(message)}"):
-        pages.main([str(good), str(bad)])
-    assert "old" in good.read_text() and "old" in bad.read_text()
+        ("benchmarks/results/none.md", "none.md is not a file with a table"),
+        ("benchmarks/results/tpu.json", "tpu.json is not a file with a table"),
+        ("CONTRIBUTING.md", "or benchmarks/results/NAME.md"),
+    ):
+        bad.write_text(f"# Title\n\n<!-- {source} -->\n\n| old |\n")
+        with pytest.raises(SystemExit, match=f"{bad}: .*{re.escape(message)}"):
+            pages.main([str(good), str(bad)])
+        assert "old" in good.read_text() and "old" in bad.read_text()
 
 
 def test_the_command_names_the_pages_that_change(tmp_path, capsys):
@@ -104,30 +86,30 @@ def test_the_command_names_the_pages_that_change(tmp_path, capsys):
     assert "`vgg8`" in page.read_text()
 
 
-@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
-def test_published_results_are_of_published_networks_and_of_no_machine(file):
-    facts = json.loads(file.read_text())
-    preset = PRESETS_CONVERT[f"cifar10_{report.network_name(facts['source'])}"]
-    out = facts["config"]["out"] or preset.out
-    assert out.startswith(("runs/", preset.out))
-    assert facts["config"]["data_dir"] is None
-    card = load_source(ROOT / facts["config"]["checkpoint"]).card
-    assert facts["source"]["sha256"] == card["sha256"]
-    if curve := facts.get("accuracy_after_epochs"):
-        assert curve[-1] == facts["results"][-1]["accuracies"][0][-1]
+def test_published_results_are_of_published_networks_and_of_no_machine():
+    cards = {}
+    for file in PUBLISHED:
+        facts = json.loads(file.read_text())
+        config, name = facts["config"], report.network_name(facts["source"])
+        preset = PRESETS_CONVERT[f"cifar10_{name}"]
+        assert (config["out"] or preset.out).startswith(("runs/", preset.out)), file
+        assert config["data_dir"] is None, file
+        checkpoint = config["checkpoint"]
+        if checkpoint not in cards:
+            cards[checkpoint] = load_source(ROOT / checkpoint).card
+        assert facts["source"]["sha256"] == cards[checkpoint]["sha256"], file
+        if curve := facts.get("accuracy_after_epochs"):
+            assert curve[-1] == facts["results"][-1]["accuracies"][0][-1], file
 
 
-def test_every_published_source_has_results_on_a_page():
-    shown = " ".join(s for p in PAGES for s in pages.sources_of(p.read_text()))
+def test_every_published_network_and_fine_tuning_is_in_a_table():
+    shown = " ".join(s for p in PAGES for s in pages.sources_of(p.read_text())).split()
     networks = {
         report.network_name(json.loads(file.read_text())["source"])
         for file in PUBLISHED
-        if file.stem in shown.split()
+        if file.stem in shown
     }
     assert set(SOURCES) == networks
-
-
-def test_every_published_fine_tuning_is_in_the_table_of_epochs():
     sources = pages.sources_of((ROOT / "docs" / "accuracy.md").read_text())
     [epochs] = [source.split() for source in sources if "--epochs" in source]
     files = {file.stem for file in PUBLISHED if file.stem.startswith("finetune")}

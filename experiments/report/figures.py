@@ -1,66 +1,67 @@
-"""Figures of results: accuracy, errors and rates of the sites; the files of a run."""
+"""Figures of results: accuracy, errors and firing rates of the sites, spikes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import snnjax
-from experiments.report.drawing import (
-    COLORS,
-    SERIES,
-    Panel,
-    below,
-    beside,
-    every,
-    mark,
-)
+from experiments.report.drawing import BAR, INK, SERIES, WIDTH, WINDOW, drawn
 from experiments.report.networks import NetworkResults, merged
-from experiments.report.rasters import rasters
 from experiments.report.results import Result, choice, line_name, lines
 from snnjax.measures import SiteMeasures
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
+NEURONS = 12  # most neurons of a site in a raster
 
 
 # --------------------------------------------------------------------- accuracy
 
 
-def accuracy(
-    results: Sequence[Result], ann: float, epochs: Sequence[float] | None = None
-) -> tuple[Panel, Panel]:
-    """Accuracy of one long run that is read early; of every T against its latency.
+class Panel(NamedTuple):
+    """Curves of accuracy.
 
-    The latter against epochs, if these are results of a fine-tuning.
+    Attributes:
+        title, x_label: above the axis, and below it.
+        series: name of a curve -> x, and y in percent.
+        ann: accuracy of the ANN, 0..1.
+        is_log: whether x has a logarithmic axis.
     """
-    longest = max(result.steps for result in results)
-    early = {}
-    for rows in lines(results):
-        last = next((row for row in rows if row.steps == longest), rows[-1])
-        curve = [float(a) for a in 100 * np.mean(last.accuracies, axis=0)]
-        early[_read_early(last)] = range(1, last.steps + 1), curve
-    if epochs:
-        second = after_epochs({f"T = {longest}": epochs}, ann)
-    else:
-        second = against(results, ann, "latency")
-        second = second._replace(title="each T converted for itself")
-    return (
-        Panel(
-            f"one run at T = {longest}, read early",
-            f"Accuracy after each step of one run at T = {longest}. {_ends(early)}",
-            _height(early),
-            lambda axis: _curves(axis, early, 100 * ann, "t, steps read"),
-        ),
-        second,
-    )
 
+    title: str
+    x_label: str
+    series: dict[str, tuple[Sequence[float], Sequence[float]]]
+    ann: float
+    is_log: bool = False
 
-def _read_early(result: Result) -> str:
-    """Its line, and when the first step is there if layers wait."""
-    first = result.latency - result.steps + 1
-    name = line_name(result)
-    return f"{name} (t = 1 at step {first})" if result.wait else name
+    def draw(self, axis: Any) -> None:
+        """The curves, and the accuracy of the ANN as a rule."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        for name, (x, y) in self.series.items():
+            axis.plot(x, y, label=name, markevery=max(1, len(x) // 16))
+        percent = 100 * self.ann
+        axis.axhline(percent, color=INK, linewidth=1, linestyle="--", marker="")
+        axis.annotate(  # on the left, where most curves are far below
+            f"ANN {percent:.1f}",
+            (0.02, percent),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+        )
+        low, high = axis.get_ylim()
+        low = min(low, high - 2)  # a tenth of a percent must not look like a slope
+        axis.set_ylim(low, max(high, percent + 0.08 * (high - low)))
+        axis.set(title=self.title, xlabel=self.x_label, ylabel="accuracy in %")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if self.is_log:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
+            axis.xaxis.set_major_formatter(lambda x, place: f"{x:.4g}")
+            axis.minorticks_off()
 
 
 COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
@@ -75,202 +76,163 @@ COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
 
 def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
     """Accuracy of each conversion against one of `COSTS`."""
-    label, cost_of = COSTS[cost]
+    x_label, cost_of = COSTS[cost]
     series = {}
-    for rows in lines(results):
-        pairs = sorted((cost_of(row), 100 * row.final) for row in rows if cost_of(row))
-        if not pairs:  # silent, which has no place on a logarithmic axis
-            continue
-        series[line_name(rows[0])] = tuple(zip(*pairs, strict=True))
-    return Panel(
-        f"against {cost}",
-        f"Accuracy of each conversion against {cost}. {_ends(series)}",
-        _height(series),
-        lambda axis: _curves(axis, series, 100 * ann, label, log=True),
-    )
+    for line in lines(results):
+        # A silent SNN costs no spikes and has no place on a logarithmic axis.
+        points = sorted((cost_of(row), 100 * row.final) for row in line if cost_of(row))
+        # A curve without points keeps the colors of the others.
+        x, y = zip(*points, strict=True) if points else ((), ())
+        series[line_name(line[0])] = x, y
+    return Panel(f"against {cost}", x_label, series, ann, is_log=True)
+
+
+def read_early(results: Sequence[Result], ann: float) -> Panel:
+    """Accuracy after each step, of the conversion with the most steps in each line."""
+    series = {}
+    for line in lines(results):
+        row = max(line, key=lambda row: row.steps)
+        first = row.latency - row.steps + 1
+        name = line_name(row) + (f" (t = 1 at step {first})" if row.wait else "")
+        curve = 100 * np.mean(row.accuracies, axis=0)
+        series[name] = range(1, row.steps + 1), curve.tolist()
+    longest = max(result.steps for result in results)
+    title = f"one run at T = {longest}, read early"
+    return Panel(title, "t, steps read", series, ann)
 
 
 def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
-    """Accuracy against epochs of fine-tuning, from the start at 0.
-
-    Args:
-        curves: name of a fine-tuning -> accuracy at the start and after each epoch,
-            0..1. Of a single one, the title has both ends.
-        ann: that of the source network, a rule.
-    """
+    """Accuracy at the start of a fine-tuning, 0, and after each epoch."""
     series = {
         name: (range(len(curve)), [100 * accuracy for accuracy in curve])
         for name, curve in curves.items()
     }
-    title = "accuracy after each epoch of training"
-    if len(series) == 1:
-        ((_, percent),) = series.values()
-        title = f"{percent[0]:.1f} % at the start, {percent[-1]:.1f} % at the end"
-    return Panel(
-        title,
-        f"Accuracy after each epoch of training. {_ends(series)}",
-        260 + 18 * len(series),
-        lambda axis: _curves(axis, series, 100 * ann, "epochs"),
-    )
+    return Panel("accuracy after each epoch of training", "epochs", series, ann)
+
+
+def write_accuracy(path: Path, *panels: Panel) -> None:
+    """Panels side by side, with the legend of the first one below them."""
+    columns = 5 if len(panels) > 1 else 1
+    size = len(panels) * WIDTH, 310 + 20 * math.ceil(len(panels[0].series) / columns)
+    with drawn(path, *size, legend=columns, ncols=len(panels)) as (_, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            panel.draw(axis)
 
 
 def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
-    """A PNG of `after_epochs`."""
-    beside([after_epochs(curves, ann)], path, columns=1)
+    """Accuracy of fine-tunings against epochs, see `after_epochs`."""
+    write_accuracy(path, after_epochs(curves, ann))
 
 
-def _height(series: dict) -> float:
-    """Of a panel with a legend of so many lines, three in a row."""
-    return 300 + 18 * math.ceil(len(series) / 3)
+def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
+    """Draw NAME.png for each network: accuracy against T, latency and spikes.
 
-
-def _ends(series: dict[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    return "; ".join(
-        f"{n}: {y[0]:.1f} to {y[-1]:.1f} %" for n, (_, y) in series.items()
-    )
-
-
-def _curves(axis, series, ann: float, x_label: str, log: bool = False) -> None:
-    for i, (name, (x, y)) in enumerate(series.items()):
-        axis.plot(x, y, label=name, markevery=max(1, len(x) // 16), **mark(i))
-    axis.axhline(ann, color=COLORS["ink"], linewidth=1, linestyle="--")
-    axis.annotate(  # on the left, where most curves are far below
-        f"ANN {ann:.1f}",
-        (0.02, ann),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-    )
-    low, high = axis.get_ylim()
-    low = min(low, high - 2)  # a tenth of a percent shall not look like a slope
-    axis.set_ylim(low, max(high, ann + 0.08 * (high - low)))
-    axis.set(xlabel=x_label, ylabel="accuracy in %")
-    values = sorted({value for x, _ in series.values() for value in x})
-    if not values:
-        return
-    if log:
-        axis.set_xscale("log", base=2)
-        axis.minorticks_off()
-    if all(isinstance(value, int) for value in values):
-        ticks = _thinned(values, log)
-    else:  # powers of two in between
-        first, last = (round(math.log2(value)) for value in (values[0], values[-1]))
-        spacing = every(last - first + 1, 6)
-        ticks = [2.0**power for power in range(first, last + 1, spacing)]
-    axis.set_xticks(
-        ticks, [f"{tick:.3g}" if tick < 1 else f"{tick:g}" for tick in ticks]
-    )
-
-
-def _thinned(steps: Sequence[int], log: bool) -> list[int]:
-    """At most some ten ticks; on a logarithmic axis none too close to another."""
-    if not log:
-        distance = every(len(steps), 10)
-        return [x for x in steps if x % distance == 0 or x == steps[0]]
-    ticks: list[int] = []
-    span = math.log2(steps[-1] / steps[0]) or 1
-    for x in steps:
-        if not ticks or math.log2(x / ticks[-1]) / span > 0.07:
-            ticks.append(x)
-    return ticks
+    Where there are fine-tunings, also NAME_epochs.png: accuracy against epochs.
+    """
+    for name, results, ann, _, epochs in merged(networks):
+        panels = [against(results, ann, cost) for cost in COSTS]
+        write_accuracy(folder / f"{name}.png", *panels)
+        if epochs:
+            write_epochs(epochs, ann, folder / f"{name}_epochs.png")
 
 
 # ------------------------------------------------------------------------ sites
 
 
-def errors(result: Result, names: dict[str, str]) -> Panel:
-    """Error of every site and its parts; ``names`` has the names to print."""
-    measures = result.measures.sites
-    rows = {names[name]: relative(site) for name, site in measures.items()}
-    worst = max(rows, key=lambda name: np.nan_to_num(rows[name][0], nan=-1.0))
-    label = (
-        f"Error of every site and its parts; the largest, {rows[worst][0]:.1f} %, at "
-        f"{worst}. The table below has all numbers."
-    )
-
-    def draw(axis) -> None:
-        places = range(len(rows))
-        whole = [np.nan_to_num(error) for error, *_ in rows.values()]
-        axis.barh(places, whole, 0.55, color=COLORS["bar"], label="whole error")
-        for k, part in enumerate(PARTS):
-            shares = [row[1 + k] for row in rows.values()]
-            axis.plot(
-                shares, places, linestyle="", label=part, clip_on=False, **mark(k)
-            )
-        axis.set(xlabel="RMS in % of the RMS activation")
-        axis.set_xlim(left=0)
-        _rows(axis, list(rows))
-
-    return Panel("conversion error", label, 90 + _pitch(rows) * len(rows), draw)
-
-
-def rates(result: Result, names: dict[str, str]) -> Panel:
-    """Firing rate, silent and saturated channels of every site."""
-    rows = {
-        names[name]: [100 * float(s) for s in (m.firing_rate, m.silent, m.saturated)]
-        for name, m in result.measures.sites.items()
-    }
-    label = "Firing rate, silent and saturated channels of every site, in percent."
-
-    def draw(axis) -> None:
-        places = range(len(rows))
-        shares = [rate for rate, _, _ in rows.values()]
-        unit = max(shares) or 1.0  # the axis has room for the numbers beside the bars
-        axis.barh(places, shares, 0.45, color=SERIES[0])
-        columns = 1.85 * unit, 2.5 * unit
-        for place, (rate, *others) in enumerate(rows.values()):
-            style = {"va": "center_baseline", "color": COLORS["muted"]}
-            axis.text(rate + 0.03 * unit, place, f"{rate:.1f} %", **style)
-            for x, share in zip(columns, others, strict=True):
-                axis.text(x, place, f"{share:.1f} %", ha="right", **style)
-        above = {"va": "bottom", "color": COLORS["muted"]}
-        for x, title in zip(columns, ("silent", "saturated"), strict=True):
-            axis.text(x, -0.6, title, ha="right", **above)
-        axis.text(0, -0.6, "firing rate", **above)
-        axis.set_xlim(0, columns[1])
-        axis.set_xticks([])
-        axis.spines["bottom"].set_visible(False)
-        _rows(axis, list(rows))
-
-    return Panel("", label, 60 + _pitch(rows) * len(rows), draw)
-
-
-def relative(site: SiteMeasures) -> list[float]:
-    """Error and its parts in percent of the activation; NaN where that is zero."""
+def relative_errors(site: SiteMeasures) -> list[float]:
+    """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
     activation = float(site.activation) or float("nan")
-    return [100 * float(getattr(site, p)) / activation for p in ("error", *PARTS)]
+    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
 
 
-def _rows(axis, names: Sequence[str]) -> None:
-    """One row for each name, from the top down."""
-    shown = [shortened(name) for name in names]
-    axis.set_yticks(range(len(names)), shown, fontfamily="monospace", fontsize=12)
-    axis.tick_params("y", length=0, pad=8, labelcolor=COLORS["ink"])
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(visible=False, axis="y")
+def write_sites(path: Path, result: Result) -> None:
+    """Error of every site with its parts; beside it, the firing rates."""
+    sites = result.measures.sites
+    rows = np.arange(len(sites))
+    errors = np.array([relative_errors(site) for site in sites.values()])
+    rates = [100 * float(site.firing_rate) for site in sites.values()]
+    size = 2 * WIDTH, 130 + 25 * len(sites)
+    options = {"ncols": 2, "sharey": True}
+    with drawn(path, *size, legend=5, **options) as (figure, (left, right)):
+        left.barh(rows, np.nan_to_num(errors[:, 0]), 0.55, color=BAR, label="error")
+        for part, error in zip(PARTS, errors[:, 1:].T, strict=True):
+            left.plot(error, rows, linestyle="", label=part, clip_on=False)
+        left.set(title="conversion error", xlabel="RMS in % of the RMS activation")
+        left.set_xlim(left=0)
+        left.set_yticks(rows, list(sites), fontsize=11)
+        left.set_ylim(len(sites) - 0.4, -0.6)
+        bars = right.barh(rows, rates, 0.55, color=SERIES[0])
+        right.bar_label(bars, fmt="%.1f", padding=4, fontsize=11)
+        right.set(title="firing rate", xlabel="% of the steps")
+        right.margins(x=0.12)
+        right.locator_params("x", nbins=5)
+        for axis in (left, right):
+            axis.grid(visible=False, axis="y")
+            axis.tick_params("y", length=0, pad=9)
+        figure.suptitle(f"{line_name(result)}, T = {result.steps}")
 
 
-def _pitch(rows: dict) -> int:
-    """Height of a row; less for a long list."""
-    return 28 if len(rows) <= 20 else 22
+def spikes_of(fn, snn: snnjax.SNN, image: jax.Array) -> dict[str, np.ndarray]:
+    """Site -> spikes [T, ...] of an image [1, ...], bool or levels."""
+
+    @jax.jit
+    def trains(snn, x):
+        run = {"steps": snn.steps, "wait": snn.wait}
+        return snnjax.measures.spike_trains(fn, snn, x, **run)
+
+    return {name: np.asarray(t)[:, 0] for name, t in trains(snn, image).items()}
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Site -> its name without the first and last part of the path that all share."""
-    paths = {name: name.split("/") for name in names}
-    short = min(map(len, paths.values()), default=0)
-    first = short > 1 and len({path[0] for path in paths.values()}) == 1
-    last = short > 1 + first and len({path[-1] for path in paths.values()}) == 1
-    return {
-        name: "/".join(path[first : len(path) - last]) for name, path in paths.items()
-    }
+def raster(spikes: np.ndarray, first: int, latency: int) -> np.ndarray:
+    """Signs of the spikes of one site; NaN in the steps in which it may not fire.
+
+    Args:
+        spikes: [T, ...], bool or levels.
+        first: step, from 1, in which the site may fire for the first time.
+        latency: steps until the network's answer.
+
+    Returns:
+        [neurons, latency], of at most `NEURONS` neurons at even distances.
+
+    >>> raster(np.array([[True, False], [False, True]]), first=2, latency=4)
+    array([[nan,  1.,  0., nan],
+           [nan,  0.,  1., nan]])
+    """
+    steps = len(spikes)
+    signs = np.sign(spikes.reshape(steps, -1).astype(float)).T
+    count = min(NEURONS, len(signs))
+    some = np.linspace(0, len(signs) - 1, count).round().astype(int)
+    image = np.full((count, latency), np.nan)
+    image[:, first - 1 : first - 1 + steps] = signs[some]
+    return image
 
 
-def shortened(name: str, limit: int = 20) -> str:
-    """At most ``limit`` characters: the beginning and the end."""
-    if len(name) <= limit:
-        return name
-    return f"{name[: limit // 2 - 1]}…{name[-(limit - limit // 2) :]}"
+def write_rasters(
+    path: Path,
+    trains: Mapping[str, np.ndarray],
+    sites: snnjax.network.Sites,
+    result: Result,
+) -> None:
+    """Spikes for one image, site below site: a row per neuron, a column per step."""
+    from matplotlib.colors import ListedColormap
+
+    firing = [site for site in sites if site.fires]
+    size = 2 * WIDTH, 110 + 45 * len(firing)
+    with drawn(path, *size, nrows=len(firing), sharex=True) as (figure, axes):
+        for axis, site in zip(axes, firing, strict=True):
+            first = 1 + site.depth * result.wait
+            image = raster(trains[site.name], first, result.latency)
+            extent = 0.5, result.latency + 0.5, len(image), 0
+            colors = ListedColormap([SERIES[1], WINDOW, INK])
+            options = {"cmap": colors, "vmin": -1, "vmax": 1, "extent": extent}
+            axis.imshow(image, aspect="auto", interpolation="nearest", **options)
+            axis.set_yticks([len(image) / 2], [site.name], fontsize=11)
+            axis.grid(visible=False)
+            axis.tick_params(length=0)
+            axis.spines["left"].set_visible(False)
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        axes[-1].set_xlabel("step")
+        figure.suptitle(f"{line_name(result)}, T = {result.steps}")
 
 
 def write_figures(
@@ -278,30 +240,19 @@ def write_figures(
     results: Sequence[Result],
     ann: float,
     sites: snnjax.network.Sites,
-    snn: snnjax.SNN,
-    trains: dict[str, np.ndarray],
+    trains: Mapping[str, np.ndarray],
     epochs: Sequence[float] | None = None,
 ) -> None:
-    """The files accuracy.png, layers.png and raster.png of a conversion.
+    """Write accuracy.png of all rows, layers.png and raster.png of the `choice`.
 
     Args:
+        trains: of the chosen SNN, from `spikes_of`.
         epochs: accuracy at the start and after each epoch, of a fine-tuning.
     """
     best = choice(results)
-    names = short_names(list(best.measures.sites))
-    beside(accuracy(results, ann, epochs), out / "accuracy.png")
-    heading = f"{line_name(best)}, T = {best.steps}"
-    beside([errors(best, names), rates(best, names)], out / "layers.png", heading)
-    below(rasters(trains, sites, snn), out / "raster.png", heading)
-
-
-def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
-    """A file NAME.png for each network: accuracy against T, latency and spikes.
-
-    And NAME_epochs.png, accuracy against epochs, where there are fine-tunings.
-    """
-    for name, results, ann, _, epochs in merged(networks):
-        panels = [against(results, ann, cost) for cost in COSTS]
-        beside(panels, folder / f"{name}.png")
-        if epochs:
-            write_epochs(epochs, ann, folder / f"{name}_epochs.png")
+    early, second = read_early(results, ann), against(results, ann, "latency")
+    if epochs:
+        second = after_epochs({"training": epochs}, ann)
+    write_accuracy(out / "accuracy.png", early, second)
+    write_sites(out / "layers.png", best)
+    write_rasters(out / "raster.png", trains, sites, best)

@@ -1,26 +1,23 @@
 """Results of several networks, read from files, as one table.
 
-Rows of one network are together, from however many files; what contradicts itself is
-refused. `experiments.results` is the command.
+Rows of one network are put together, from however many files. Files that contradict
+each other are refused. `experiments.results` is the command.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import snnjax
 from experiments.report.results import (
-    COST_TITLES,
+    COSTS,
     Result,
-    accuracy_rows,
+    accuracy_table,
     cost_cells,
     line_name,
     markdown_table,
-    percent,
-    row,
-    waits,
 )
 
 
@@ -31,29 +28,31 @@ class NetworkResults(NamedTuple):
         name: of the network.
         results: its rows.
         ann: accuracy of the ANN.
-        images: what it was evaluated on: data set, kind and number of its images.
+        images: what it was evaluated on, e.g. "1000 test images of cifar10".
         epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
     """
 
     name: str
     results: list[Result]
     ann: float
-    images: tuple[str, str, int]
+    images: str
     epochs: dict[str, list[float]]
 
 
 def read_results(file: Path) -> NetworkResults:
-    """What `write_results` wrote as metrics.json.
+    """Read the metrics.json that `write_results` wrote, given itself or its folder.
 
-    Of a fine-tuning, the trained network: its conversion is a row of another file,
-    where it has more draws.
+    Of a fine-tuning, only the trained network is a row: its conversion is a row of
+    another file, with more draws.
+
+    Raises:
+        ValueError: there is no such file, or it is not such a file.
     """
     if file.is_dir():
         file = file / "metrics.json"
     if not file.is_file():
         raise ValueError(
-            f"no file {file}; give the metrics.json of a run, or the folder that it is "
-            "in"
+            f"no file {file}; give the metrics.json of a run, or the folder of the run"
         )
     try:
         return _network_results(json.loads(file.read_text()))
@@ -70,97 +69,125 @@ def network_name(card: dict) -> str:
 
 
 def _network_results(metrics: dict) -> NetworkResults:
-    """Of the types that all tables and figures need, or any error."""
-    accuracies = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
-    first = 1 if accuracies else 0
-    results = [read_row(plain) for plain in metrics["results"][first:]]
+    """From parsed JSON; any wrong type raises an error here, not in a table."""
+    curve = [float(a) for a in metrics.get("accuracy_after_epochs", ())]
+    results = [read_row(plain) for plain in metrics["results"][bool(curve) :]]
     if not results:
         raise ValueError("no results")
-    ann = float(metrics["ann_accuracy"])
     for result in results:
-        row(result, ann)
         cost_cells(result)
-        if any(len(curve) != result.steps for curve in result.accuracies):
+        if any(len(accuracies) != result.steps for accuracies in result.accuracies):
             raise ValueError(f"not {result.steps} accuracies, one for each step")
     name = network_name(metrics["source"])
-    if not name.isidentifier():  # it is the name of a file, too
+    if not name.isidentifier():  # it is also the name of a figure's file
         raise ValueError(f"model {name!r}")
     epochs = {}
-    if accuracies:
-        if accuracies[-1] != results[0].accuracies[0][-1]:
+    if curve:
+        if curve[-1] != results[0].final:
             raise ValueError("the last epoch has another accuracy than the row")
-        epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = accuracies
-    kind = metrics.get("evaluated_on", "test images")
-    images = (metrics["source"]["dataset"], kind, int(metrics["test_images"]))
-    return NetworkResults(name, results, ann, images, epochs)
+        epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = curve
+    count, kind = int(metrics["test_images"]), metrics["evaluated_on"]
+    images = f"{count} {kind} of {metrics['source']['dataset']}"
+    return NetworkResults(name, results, float(metrics["ann_accuracy"]), images, epochs)
 
 
 def read_row(plain: dict) -> Result:
-    """A row of metrics.json; version 0.1 left out what binary spikes do not need."""
-    measures = plain["measures"]
-    binary = {
-        "operators": {},
-        "operator_macs": 0.0,
-        "synaptic_additions": measures["synaptic_operations"],
-        "bits": plain["steps"],
-        "high": 1,
-    }
+    """A row of metrics.json."""
     # JSON has no NaN.
-    seconds = math.nan if plain["seconds"] is None else plain["seconds"]
-    measures = snnjax.measures.Measures(**(binary | measures))
-    levels = tuple(plain.get("levels", (0, 1)))
-    return Result(**plain)._replace(seconds=seconds, measures=measures, levels=levels)
+    seconds = math.nan if plain["seconds"] is None else float(plain["seconds"])
+    measures = snnjax.measures.Measures(**plain["measures"])
+    levels = tuple(plain["levels"])
+    return Result(
+        **plain | {"seconds": seconds, "measures": measures, "levels": levels}
+    )
 
 
-def table_of_networks(networks: Sequence[NetworkResults]) -> str:
-    """`markdown` of several networks in one table; rows of the same one together."""
-    networks = merged(networks)
-    steps = sorted({result.steps for n in networks for result in n.results})
-    head = ("network", "recipe", "wait", *(f"T = {t}" for t in steps))
-    rows = []
-    for name, results, ann, *_ in networks:
-        for i, cells in enumerate(accuracy_rows(results, ann, steps)):
-            rows.append((f"`{name}`" if i == 0 else "", *cells))
-    return markdown_table(head, rows)
+def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
+    """The results of each network together, from however many files.
+
+    Raises:
+        ValueError: files of one network differ in the images, in the ANN, or in a row.
+    """
+    by_name: dict[str, NetworkResults] = {}
+    for name, results, ann, images, epochs in networks:
+        network = by_name.setdefault(name, NetworkResults(name, [], ann, images, {}))
+        _check_same(f"the set of images of {name}", network.images, images)
+        # Some files have float32.
+        _check_same(
+            f"the accuracy of the ANN {name}",
+            *(f"{100 * a:.3f} %" for a in (network.ann, ann)),
+        )
+        for result in results:
+            _add(name, result, network.results)
+        for fine_tuning, curve in epochs.items():
+            before = network.epochs.setdefault(fine_tuning, curve)
+            _check_same(f"{fine_tuning} of {name}", before, curve)
+    return list(by_name.values())
+
+
+def _add(name: str, result: Result, results: list[Result]) -> None:
+    """Append a row, unless the same row is there already."""
+    for other in results:
+        if (other.name, other.wait, other.steps) == (
+            result.name,
+            result.wait,
+            result.steps,
+        ):
+            what = f"{line_name(result)}, T = {result.steps} of {name}"
+            _check_same(what, *(r._replace(seconds=0.0) for r in (other, result)))
+            return
+    results.append(result)
+
+
+def _check_same(what: str, one: object, other: object) -> None:
+    if one != other:
+        both = "" if isinstance(one, Result) else f": {one} and {other}"
+        raise ValueError(
+            f"{what} differs between the files{both}; results of other options need a "
+            "table of their own, and draws of one row come from one run (--seeds)"
+        )
 
 
 def with_steps(
     networks: Sequence[NetworkResults], steps: Sequence[int]
 ) -> list[NetworkResults]:
-    """The rows of these T alone, of each file.
+    """Of each network the rows of these T.
 
     Raises:
-        ValueError: a file has no such row.
+        ValueError: a network has no such row.
     """
-    chosen = []
+    selected = []
     for network in networks:
         rows = [result for result in network.results if result.steps in steps]
         if not rows:
             available = sorted({result.steps for result in network.results})
             raise ValueError(
                 f"results of {network.name} have rows of T = "
-                f"{', '.join(map(str, available))} alone; leave them out, or ask for "
-                "one of these"
+                f"{', '.join(map(str, available))} only; ask for one of these"
             )
-        chosen.append(network._replace(results=rows))
-    return chosen
+        selected.append(network._replace(results=rows))
+    return selected
+
+
+# ----------------------------------------------------------------------- tables
+
+
+def table_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """Accuracy of every row of several networks at every T."""
+    networks = merged(networks)
+    steps = sorted({result.steps for n in networks for result in n.results})
+    tables = [accuracy_table(n.results, n.ann, steps) for n in networks]
+    return _stacked(tables[0][0], networks, [rows for _, rows in tables])
 
 
 def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
-    """Accuracy and costs of every row of several networks, as one table."""
-    head = ("network", "recipe", "wait", "T", "latency", "accuracy %", *COST_TITLES)
-    rows = []
-    for name, results, *_ in merged(networks):
-        for i, result in enumerate(results):
-            network = f"`{name}`" if i == 0 else ""
-            when = (waits(result), str(result.steps), str(result.latency))
-            cells = (f"`{result.name}`", *when, percent(result), *cost_cells(result))
-            rows.append((network, *cells))
-    return markdown_table(head, rows)
+    """Accuracy and costs of every row of several networks."""
+    networks = merged(networks)
+    return _stacked(COSTS, networks, [map(cost_cells, n.results) for n in networks])
 
 
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
-    """Accuracy at the start, and after each epoch, of all fine-tunings; the ANN's.
+    """Accuracy of all fine-tunings, at the start and after each epoch; the ANN's.
 
     Raises:
         ValueError: there is no fine-tuning.
@@ -168,67 +195,31 @@ def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
     networks = [network for network in merged(networks) if network.epochs]
     if not networks:
         raise ValueError(
-            "none of these files is of a fine-tuning; give metrics.json of "
+            "none of these files is of a fine-tuning; give the metrics.json of "
             "experiments.finetune, or leave out --epochs"
         )
-    curves = [curve for network in networks for curve in network.epochs.values()]
-    columns = range(max(map(len, curves)))
-    head = ("network", "fine-tuning", "epoch 0", *map(str, columns[1:]), "ANN")
-    rows = []
-    for name, _, ann, _, epochs in networks:
-        for i, (fine_tuning, curve) in enumerate(epochs.items()):
-            cells = [f"{100 * accuracy:.1f}" for accuracy in (*curve, ann)]
-            cells[-1:-1] = [""] * (len(columns) - len(curve))  # of shorter ones
-            rows.append((f"`{name}`" if i == 0 else "", f"`{fine_tuning}`", *cells))
-    return markdown_table(head, rows)
+    longest = max(len(curve) for n in networks for curve in n.epochs.values())
+    head = ("fine-tuning", "epoch 0", *map(str, range(1, longest)), "ANN")
 
-
-def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
-    """The results of each network together, from however many files."""
-    by_name: dict[str, NetworkResults] = {}
-    for name, results, ann, images, epochs in networks:
-        network = by_name.setdefault(name, NetworkResults(name, [], ann, images, {}))
-        if network.images != images:
-            raise ValueError(
-                f"{name} was evaluated on {_described(network.images)} and on "
-                f"{_described(images)}; allowed: results on the same images. Others "
-                "have tables of their own"
+    def rows(network: NetworkResults) -> Iterator[Sequence[str]]:
+        for name, curve in network.epochs.items():
+            *percents, ann = (
+                f"{100 * accuracy:.1f}" for accuracy in (*curve, network.ann)
             )
-        if not math.isclose(network.ann, ann, abs_tol=1e-6):  # float32 in some files
-            both = f"{100 * network.ann:.2f} % and {100 * ann:.2f} %"
-            raise ValueError(
-                f"{name} has {both} as an ANN; allowed: results of the same network on "
-                "the same images"
-            )
-        for result in results:
-            _add(result, network.results)
-        for fine_tuning, accuracies in epochs.items():
-            if network.epochs.setdefault(fine_tuning, accuracies) != accuracies:
-                raise ValueError(
-                    f"{fine_tuning} of {name} is there twice; allowed: one of each. "
-                    "Runs of other options have tables of their own"
-                )
-    return list(by_name.values())
+            yield f"`{name}`", *percents, *[""] * (longest - len(curve)), ann
+
+    return _stacked(head, networks, map(rows, networks))
 
 
-def _described(images: tuple[str, str, int]) -> str:
-    dataset, kind, number = images
-    return f"{number} {kind} of {dataset}"
-
-
-def _add(result: Result, results: list[Result]) -> None:
-    """Append a row, unless it is there already."""
-
-    def place(result: Result):
-        return result.name, result.wait, result.steps
-
-    twin = next((other for other in results if place(other) == place(result)), None)
-    if twin is None:
-        results.append(result)
-    elif twin._replace(seconds=0.0) != result._replace(seconds=0.0):
-        raise ValueError(
-            f"recipe {result.name}, T = {result.steps}, wait {result.wait} is there "
-            f"twice, {percent(twin)} % and {percent(result)} %; allowed: one of each. "
-            "Draws of one row come from one run, by --seeds; runs of other options "
-            "have tables of their own"
-        )
+def _stacked(
+    head: Sequence[str],
+    networks: Sequence[NetworkResults],
+    rows_of_networks: Iterable[Iterable[Sequence[str]]],
+) -> str:
+    """One table; the name of a network is beside its first row."""
+    stacked = [
+        ("" if i else f"`{network.name}`", *cells)
+        for network, rows in zip(networks, rows_of_networks, strict=True)
+        for i, cells in enumerate(rows)
+    ]
+    return markdown_table(("network", *head), stacked)

@@ -1,12 +1,12 @@
-"""Results of conversions: rows, which of them is chosen, tables and files.
+"""Results of conversions: rows, tables and files.
 
-A row is one recipe at one T and wait, over all seeds. Accuracies are compared as whole
+A row is one recipe at one T and one wait, over all seeds. Accuracies are compared as
 numbers of right answers, so that rounding decides nothing.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ from experiments.running import write
 
 
 class Result(NamedTuple):
-    """One row of the tables: a recipe at one T and wait, over all seeds.
+    """One recipe at one T and wait, over all seeds.
 
     Attributes:
         recipe, wait, steps: what was converted.
         accuracies: per seed, after 1..T steps, on the test images.
         latency: steps until the answer is complete.
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
-        seconds: of the conversion, the median of the seeds; or of all epochs.
+        seconds: median duration of the conversions, or the duration of all epochs.
         choice_hits: per seed, right answers on the images that rows are chosen by.
         levels: of the spikes.
     """
@@ -57,22 +57,18 @@ class Result(NamedTuple):
         """Standard deviation of that accuracy over the seeds."""
         return deviation([curve[-1] for curve in self.accuracies])
 
-    def hits(self, images: int) -> int:
-        """Right answers after T steps, of so many test images and all seeds."""
-        return sum(round(curve[-1] * images) for curve in self.accuracies)
-
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation; 0 of a single value."""
+    """Standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def choice(results: Sequence[Result]) -> Result:
     """The row whose first SNN is saved and shown.
 
-    It has the most right answers on the images that rows are chosen by; of equal ones
-    the lowest latency, and then the least energy. A row without such images is
-    chosen only if no row has any.
+    It has the most right answers on the images that rows are chosen by. Ties go to the
+    lowest latency, then to the least energy. A row that was not evaluated on these
+    images is chosen only if no row was.
     """
 
     def order(result: Result):
@@ -83,16 +79,8 @@ def choice(results: Sequence[Result]) -> Result:
     return max(results, key=order)
 
 
-def most_hits(results: Sequence[Result], images: int) -> dict[int, int]:
-    """T -> the most right answers of a row with this T."""
-    most: dict[int, int] = {}
-    for result in results:
-        most[result.steps] = max(most.get(result.steps, 0), result.hits(images))
-    return most
-
-
-def lines(results: Sequence[Result]) -> list[list[Result]]:
-    """Rows that differ in T only, together."""
+def lines(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows grouped by recipe, levels and wait: the rows of a group differ in T."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.name, waits(result)), []).append(result)
@@ -107,44 +95,44 @@ def line_name(result: Result) -> str:
 
 def waits(result: Result) -> str:
     """The wait as a person writes it: a number, or T."""
-    # At T = 1 a wait of one step is also T; call it by the number.
-    whole = result.wait == result.steps and result.wait > 1
-    return "T" if whole else str(result.wait)
+    # At T = 1, a wait of one step is also T; it is shown as a number.
+    is_all = result.wait == result.steps and result.wait > 1
+    return "T" if is_all else str(result.wait)
 
 
-def percent(result: Result, digits: int = 1) -> str:
-    """Mean accuracy in percent, with the deviation where there are several seeds."""
+def percent(result: Result) -> str:
+    """Mean accuracy in percent, with its deviation if there are several seeds."""
+    mean = f"{100 * result.final:.1f}"
     several = len(result.accuracies) > 1
-    spread = f" ± {100 * result.deviation:.{digits}f}" if several else ""
-    return f"{100 * result.final:.{digits}f}{spread}"
+    return f"{mean} ± {100 * result.deviation:.1f}" if several else mean
 
 
-# ---------------------------------------------------------------------- as text
+# ----------------------------------------------------------------------- tables
 
-NAME_WIDTH = 15  # columns for the names of rows, as long as those of recipes
+CONSOLE = "{:<{width}} {:>4}{:>4}{:>8}{:>15}{:>8}{:>8}{:>10}{:>8}"
+NAME_WIDTH = 15  # of the longest name of a recipe
 
 
 def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
-    return (
-        f"{'recipe':<{width}}{'wait':>5}{'T':>4}{'latency':>8}{'accuracy %':>15}"
-        f"{'loss':>8}{'rate %':>8}{'SynOps M':>10}{'s':>7}"
-    )
+    titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "rate %")
+    return CONSOLE.format(*titles, "SynOps M", "s", width=width)
 
 
 def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
-    """One line of the table, under `header`."""
-    mean, spread = 100 * result.final, 100 * result.deviation
-    # A name that is a little too long takes the room of the wait.
-    wait = f" {result.wait}".rjust(width + 5 - len(result.name))
-    seconds = (
-        f"{result.seconds:.2f}" if result.seconds < 1000 else f"{result.seconds:.0f}"
-    )
-    return (
-        f"{result.name}{wait}{result.steps:>4}{result.latency:>8}"
-        f"{mean:>8.2f} ± {spread:4.2f}{100 * ann - mean:>8.2f}"
-        f"{100 * result.firing_rate:>8.1f}{result.synaptic_operations / 1e6:>10.3f}"
-        f"{seconds:>7}"
+    """One line of the table on the terminal, under `header`."""
+    mean, deviation = 100 * result.final, 100 * result.deviation
+    return CONSOLE.format(
+        result.name,
+        result.wait,
+        result.steps,
+        result.latency,
+        f"{mean:.2f} ± {deviation:4.2f}",
+        f"{100 * ann - mean:.2f}",
+        f"{100 * result.firing_rate:.1f}",
+        f"{result.synaptic_operations / 1e6:.3f}",
+        f"{result.seconds:.2f}",
+        width=width,
     )
 
 
@@ -154,108 +142,102 @@ def console_table(results: Sequence[Result], ann: float) -> str:
     return "\n".join([header(width), *(row(result, ann, width) for result in results)])
 
 
-def markdown(results: Sequence[Result], ann: float) -> str:
-    """Accuracy of every recipe and wait at every T, as a table."""
-    steps = sorted({result.steps for result in results})
-    head = ("recipe", "wait", *(f"T = {t}" for t in steps))
-    return markdown_table(head, accuracy_rows(results, ann, steps))
-
-
-ENERGY_TITLES = ("energy, % of ANN", "with memory", "of quantized ANN")
-COST_TITLES = ("bits", "rate %", "SynOps M", *ENERGY_TITLES)
-
-
-def costs(results: Sequence[Result]) -> str:
-    """Costs of every row, as a table."""
-    head = ("recipe", "wait", "T", "latency", *COST_TITLES, "s")
-    rows = [
-        (
-            *(f"`{result.name}`", waits(result), str(result.steps)),
-            *(str(result.latency), *cost_cells(result), f"{result.seconds:.1f}"),
-        )
-        for result in results
-    ]
-    return markdown_table(head, rows)
-
-
-def cost_cells(result: Result) -> tuple[str, ...]:
-    """The cells under `COST_TITLES`."""
-    estimates = snnjax.energy(result.measures)
-    return (
-        f"{float(result.measures.bits):.3g}",
-        f"{100 * result.firing_rate:.1f}",
-        operations(result, 1e6, 2),
-        *(f"{100 * float(spiking / ann):.0f}" for spiking, ann in estimates),
-    )
-
-
-def operations(result: Result, unit: float, digits: int) -> str:
-    """Synaptic operations; where they are not, as additions too, in brackets."""
-    additions = float(result.measures.synaptic_additions)
-    text = f"{result.synaptic_operations / unit:.{digits}f}"
-    if np.isclose(additions, result.synaptic_operations, rtol=1e-5):
-        return text
-    return f"{text} ({additions / unit:.{digits}f})"
-
-
-def accuracy_rows(
-    results: Sequence[Result], ann: float, steps: Sequence[int]
-) -> list[tuple[str, ...]]:
-    """Recipe, wait and accuracy at every T; the last row is the ANN's."""
-    cells: dict[tuple[str, str], dict[int, Result]] = {}
-    for result in results:
-        key = (f"`{result.name}`", waits(result))
-        cells.setdefault(key, {})[result.steps] = result
-    rows = [
-        (*key, *(percent(row[t]) if t in row else "" for t in steps))
-        for key, row in cells.items()
-    ]
-    return [*rows, ("ANN", "", *[f"{100 * ann:.1f}"] * len(steps))]
+# Titles of the columns, and rows of cells in Markdown.
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    texts = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
-    return "\n".join(texts) + "\n"
+    head, *rows = (
+        "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+        for cells in (head, *rows)
+    )
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows, ""])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+def accuracy_table(
+    results: Sequence[Result], ann: float, steps: Iterable[int] = ()
+) -> Table:
+    """Accuracy of every recipe and wait at every T; the last row is the ANN's.
+
+    Args:
+        steps: the T of the columns; by default those of the rows.
+    """
+    columns = sorted(steps or {result.steps for result in results})
+    rows = []
+    for line in lines(results):
+        cells = {result.steps: percent(result) for result in line}
+        accuracies = [cells.get(t, "") for t in columns]
+        rows.append((f"`{line[0].name}`", waits(line[0]), *accuracies))
+    rows.append(("ANN", "", *[f"{100 * ann:.1f}"] * len(columns)))
+    return ("recipe", "wait", *(f"T = {t}" for t in columns)), rows
+
+
+COSTS = ("recipe", "wait", "T", "latency", "accuracy %", "bits", "rate %", "SynOps M")
+COSTS += ("energy, % of ANN", "with memory", "of quantized ANN")
+
+
+def cost_cells(result: Result) -> tuple[str, ...]:
+    """The cells under `COSTS`."""
+    measures = result.measures
+    additions = float(measures.synaptic_additions)
+    operations = f"{result.synaptic_operations / 1e6:.2f}"
+    if not np.isclose(additions, result.synaptic_operations, rtol=1e-5):  # graded
+        operations += f" ({additions / 1e6:.2f})"
+    estimates = snnjax.energy(measures)
+    return (
+        f"`{result.name}`",
+        waits(result),
+        str(result.steps),
+        str(result.latency),
+        percent(result),
+        f"{float(measures.bits):.3g}",
+        f"{100 * result.firing_rate:.1f}",
+        operations,
+        *(f"{100 * float(spiking / ann):.0f}" for spiking, ann in estimates),
+    )
+
+
+def cost_table(results: Sequence[Result]) -> Table:
+    """Accuracy, costs and seconds of every row."""
+    rows = [(*cost_cells(result), f"{result.seconds:.1f}") for result in results]
+    return (*COSTS, "s"), rows
 
 
 # ------------------------------------------------------------------------ files
 
 ABOUT_COSTS = """\
-What they cost per image, measured with the first draw on {images} {kind}:
-steps until the answer; bits that a neuron sends; firing rate; synaptic operations in
-millions, and in brackets as additions where spikes are graded. Energy in percent of
-the ANN's: operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit
-floats, 45 nm: Horowitz, ISSCC 2014); the same with memory accesses; integer
-operations, beside an ANN quantized to as many levels (`snnjax.energy`). Seconds of the
-conversion (median), or of the epochs with an evaluation after each."""
+Costs per image, measured on {images} {kind} with the SNN of the first draw.
+`latency`: steps until the answer is complete. `bits`: what a neuron sends in one
+inference. `rate %`: spikes per neuron and step. `SynOps M`: synaptic operations in
+millions; in brackets the additions that they need, if spikes are graded. `energy`: of
+the operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit floats,
+45 nm: Horowitz, ISSCC 2014). `with memory` adds all memory accesses. `of quantized ANN`
+compares integer operations with an ANN that has as many levels (`snnjax.energy`). `s`:
+median seconds of a conversion, or seconds of all epochs with an evaluation after each.
+"""
+
+
+def about_costs(facts: dict) -> str:
+    """What the columns of `cost_table` are, in Markdown."""
+    images, kind = facts["measured_images"], facts["evaluated_on"]
+    return ABOUT_COSTS.format(images=images, kind=kind)
 
 
 def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
-    """The files metrics.json and results.md (two or three tables), in `out`."""
+    """Write metrics.json, and results.md with the same numbers as tables, to `out`."""
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    accuracy = markdown(results, facts["ann_accuracy"])
-    if accuracies := facts.get("accuracy_after_epochs"):
-        accuracy += "\n" + _of_epochs(accuracies)
-    kind = facts.get("evaluated_on", "test images")  # version 0.1 has no other
-    about = ABOUT_COSTS.format(images=facts["measured_images"], kind=kind)
-    write(out / "results.md", f"{accuracy}\n{about}\n\n{costs(results)}")
-
-
-def _of_epochs(accuracies: Sequence[float]) -> str:
-    """The accuracy at the start, epoch 0, and after each epoch of training."""
-    cells = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
-    head = ("epoch", *map(str, range(len(cells))))
-    return markdown_table(head, [("accuracy %", *cells)])
+    parts = [markdown_table(*accuracy_table(results, facts["ann_accuracy"]))]
+    if curve := facts.get("accuracy_after_epochs"):
+        cells = ("accuracy %", *(f"{100 * accuracy:.1f}" for accuracy in curve))
+        parts.append(markdown_table(("epoch", *map(str, range(len(curve)))), [cells]))
+    parts += [about_costs(facts), markdown_table(*cost_table(results))]
+    write(out / "results.md", "\n".join(parts))
 
 
 def _plain(value):
-    """The same with NamedTuples as dictionaries and arrays as numbers."""
+    """The same value with dictionaries for NamedTuples and numbers for arrays."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
