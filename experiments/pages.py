@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             page.write_text(text, encoding="utf-8")
             print(f"{page}: new tables")
 
-    run(rewrite)
+    run(rewrite, compiles=False)
 
 
 if __name__ == "__main__":

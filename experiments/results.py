@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table, end="")
         draw_networks(networks, folder)
 
-    run(show)
+    run(show, compiles=False)
 
 
 def table_of(argv: Sequence[str]) -> str:

@@ -26,8 +26,6 @@ ROWS = {
     "exponential": dict(surrogate="exponential", learn="fixed", temperature=4.0),
     "Dspike, b = 3": dict(learn="fixed"),
     "Dspike, chosen (algorithm 1)": dict(learn="choose"),
-    "Dspike, alignment": dict(learn="alignment", temperature_rate=5.0),
-    "Dspike, relaxed": dict(learn="relaxed", temperature_rate=5.0),
 }
 
 
