@@ -188,7 +188,7 @@ def test_help_says_what_the_command_does_and_what_names_there_are():
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert text.startswith("usage: python -m experiments.convert ")
     assert "Converts a trained network by several recipes" in text
-    assert "['config']" not in text and "(default: (2, 4, 8))" in text
+    assert "['config']" not in text and "(default: (4, 8))" in text
     words = set(text.replace(",", " ").split())
     assert {"recipes:", *conversions.RECIPES, "models:", *models.NAMES} <= words
     assert max(map(len, text.splitlines())) <= 79

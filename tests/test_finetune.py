@@ -94,7 +94,7 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     assert [line["epoch"] for line in log] == [1, 2]
     assert log[-1]["test_accuracy"] == trained.final
     facts = json.loads((out / "metrics.json").read_text())
-    assert facts["command"].startswith("python -m experiments.finetune --checkpoint")
+    assert facts["command"].startswith("python -m experiments.finetune --epochs 2 ")
     assert facts["config"]["epochs"] == 2 and len(facts["results"]) == 2
     of_epochs = [line["test_accuracy"] for line in log]
     assert facts["accuracy_after_epochs"] == [converted.final, *of_epochs]

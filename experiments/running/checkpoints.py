@@ -87,16 +87,16 @@ def restore(
     """
     log = _check(manager, epoch, run)
     target = _numbered(state)
-    stored = _read(manager, epoch, state=ocp.args.StandardRestore())["state"]
-    shapes = [{n: np.shape(x) for n, x in tree.items()} for tree in (stored, target)]
+    arrays = _read(manager, epoch, state=ocp.args.StandardRestore())["state"]
+    shapes = [{n: np.shape(x) for n, x in tree.items()} for tree in (arrays, target)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"{manager.directory} holds a state of {len(stored)} arrays, "
-            f"{_size(stored)} numbers; asked for are {len(target)} arrays, "
+            f"{manager.directory} holds a state of {len(arrays)} arrays, "
+            f"{_size(arrays)} numbers; asked for are {len(target)} arrays, "
             f"{_size(target)} numbers. Perhaps the source network has changed, or a "
             "version: choose another --out"
         )
-    leaves = [jnp.asarray(stored[name]) for name in target]
+    leaves = [jnp.asarray(arrays[name]) for name in target]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), log
 
 
@@ -124,17 +124,17 @@ def digest(tree: Any) -> str:
 
 def _check(manager: ocp.CheckpointManager, epoch: int, run: Run) -> list[dict]:
     """The log of the run that is there; raises if it is another run."""
-    stored = Run(**_read(manager, epoch, run=ocp.args.JsonRestore())["run"])
-    there = {**stored.options, **{n: stored.inputs.get(n) for n in run.inputs}}
-    asked = {**run.options, **run.inputs}
-    names = [n for n in {**there, **asked} if there.get(n) != asked.get(n)]
+    old_run = Run(**_read(manager, epoch, run=ocp.args.JsonRestore())["run"])
+    old = {**old_run.options, **{n: old_run.inputs.get(n) for n in run.inputs}}
+    new = {**run.options, **run.inputs}
+    names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
     if names:
-        differences = (f"{n} {there.get(n)!r}, not {asked.get(n)!r}" for n in names)
+        differences = (f"{n} {old.get(n)!r}, not {new.get(n)!r}" for n in names)
         raise ValueError(
             f"{manager.directory} holds a run with {'; '.join(differences)}. Choose "
             "another --out, delete that folder, or give the options of that run"
         )
-    return stored.log
+    return old_run.log
 
 
 def _read(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:

@@ -6,6 +6,7 @@ configuration. `run` carries the command out.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import shlex
@@ -151,7 +152,7 @@ def parse(
 def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
     """Options that stand alone; one that may be None would silently become None."""
     names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
-    pairs = zip(argv, [*argv[1:], "--"], strict=True)
+    pairs = itertools.pairwise([*argv, "--"])
     return [w[2:] for w, following in pairs if w in names and following[:2] == "--"]
 
 

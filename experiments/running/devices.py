@@ -90,10 +90,10 @@ def make_mesh(devices: int) -> Mesh | None:
             f"mesh is {devices}, but JAX finds {count} devices in {processes} "
             f"processes; allowed: --mesh {allowed}"
         )
-    chosen = jax.devices()[: devices or count]
-    if len(chosen) == 1:
+    some_devices = np.asarray(jax.devices()[: devices or count])
+    if len(some_devices) == 1:
         return None
-    return Mesh(np.asarray(chosen), ("data",), axis_types=(AxisType.Auto,))
+    return Mesh(some_devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
@@ -151,9 +151,9 @@ def batches(
     Copies of the last image fill up the last batch, with the label -1, which no network
     predicts.
     """
-    shared_by = 1 if mesh is None else mesh.size
-    size = -(-min(size, len(labels)) // shared_by) * shared_by
-    padded = np.pad(np.asarray(labels), (0, -len(labels) % size), constant_values=-1)
-    for numbers in np.arange(len(padded)).reshape(-1, size):
-        existing = np.minimum(numbers, len(labels) - 1)
-        yield rows(images, existing, mesh), rows(padded, numbers, mesh)
+    devices = 1 if mesh is None else mesh.size
+    size = -(-min(size, len(labels)) // devices) * devices
+    all_labels = np.pad(labels, (0, -len(labels) % size), constant_values=-1)
+    for numbers in np.arange(len(all_labels)).reshape(-1, size):
+        image_numbers = np.minimum(numbers, len(labels) - 1)
+        yield rows(images, image_numbers, mesh), rows(all_labels, numbers, mesh)

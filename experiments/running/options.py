@@ -66,9 +66,9 @@ def check_several(config: object, names: str, *, may_lack: bool = False) -> None
 def _check_entries(name: str, entries: Any, may_lack: bool = False) -> None:
     if not entries and not may_lack:
         raise ValueError(f"{name} is empty; give at least one")
-    doubled = [entry for entry, count in Counter(entries or ()).items() if count > 1]
-    if doubled:
-        raise ValueError(f"{name} has {doubled[0]} more than once; give each one once")
+    repeats = [entry for entry, count in Counter(entries or ()).items() if count > 1]
+    if repeats:
+        raise ValueError(f"{name} has {repeats[0]} more than once; give each one once")
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class Convert(Conversion):
 
     out: str = "runs/convert"
     # Numbers of time steps T, each a conversion of its own.
-    steps: tuple[int, ...] = (2, 4, 8)
+    steps: tuple[int, ...] = (4, 8)
     # Recipes, of experiments.conversions.RECIPES.
     recipes: tuple[str, ...] = (
         "max_activation",
@@ -321,16 +321,16 @@ class Convert(Conversion):
                 "longer than T, which is --waits T"
             )
         beside = ("restore", "data_dir", "test_images", "mesh")
-        ignored = [
+        other_options = [
             f"--{field.name}"
             for field in fields(self)
             if field.name not in beside and getattr(self, field.name) != field.default
         ]
-        if self.restore is not None and ignored:
+        if self.restore is not None and other_options:
             raise ValueError(
                 "--restore evaluates an SNN as it was saved, so it takes no "
-                f"{', '.join(ignored)}; allowed beside it: --data_dir, --test_images, "
-                "--mesh"
+                f"{', '.join(other_options)}; allowed beside it: --data_dir, "
+                "--test_images, --mesh"
             )
 
 
