@@ -21,15 +21,8 @@ import snnjax
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from experiments.report import markdown_table
-from experiments.running import (
-    check_positive,
-    parse,
-    writable,
-    write,
-)
-from experiments.running import (
-    run as run_command,
-)
+from experiments.running import check_range, parse, writable, write
+from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
 
@@ -117,7 +110,7 @@ class Ablation:
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        check_positive(self, "calibration_images images iterations rate")
+        check_range(self, "calibration_images images iterations rate")
         self.neuron()
         names = [*ROWS, DISTILLED]
         for row in self.rows:

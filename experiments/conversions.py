@@ -1,15 +1,13 @@
 """All conversions of `experiments.convert`: every recipe, T, wait and seed.
 
 A row is a recipe with a T and a wait; a draw is its conversion with the calibration
-images of one seed. Until the run ends, files hold what each draw has fitted and
-counted, and an interrupted run goes on from them.
+images of one seed. Until the run ends, a file holds each draw and what was counted, and
+an interrupted run goes on from them.
 """
 
 import contextlib
+import functools
 import itertools
-import json
-import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +26,8 @@ from tqdm import tqdm
 import snnjax
 from experiments.data import Dataset, Normalized, normalize
 from experiments.report import Result, row
-from experiments.running import Convert, cache_sized, devices, write
+from experiments.running import Convert, devices, digest
 from snnjax.calibrators import widen
-from snnjax.sharding import put
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -43,21 +40,16 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "quantized": lambda config, seed: snnjax.quantized(),
     "best": lambda config, seed: snnjax.best(),
 }
-BATCH = 500  # images at a time
 CHOICE_IMAGES = 500  # at most, to choose the row that is saved
 MEASURED = 100  # test images to measure rates, errors and operations on
 UNFINISHED = "unfinished_conversions"  # folder in --out, while a run is under way
 
 
-class LabelledImages(NamedTuple):
-    """Images, normalized or to be normalized by slicing, and their labels."""
+class LabeledImages(NamedTuple):
+    """Images, normalized now or when they are indexed, and their labels."""
 
     images: Any
     labels: np.ndarray
-
-    def first(self, count: int) -> "LabelledImages":
-        """The first ``count`` images and labels."""
-        return LabelledImages(self.images[:count], self.labels[:count])
 
 
 class Experiment(NamedTuple):
@@ -69,8 +61,7 @@ class Experiment(NamedTuple):
         params, sites: of the network.
         test: images for the reported accuracies.
         held_out: images for the choice of the row to save; None: the test images.
-        simulate: (SNN, images) -> outputs, jitted; T and wait are the SNN's.
-        measure: (SNN, images, params of the ANN) -> Measures, jitted.
+        count: jitted, (SNN, images, labels) -> right answers after 1..T steps.
         mesh: of the devices that share a batch; None: a single device.
     """
 
@@ -79,10 +70,9 @@ class Experiment(NamedTuple):
     fn: Callable
     params: chex.ArrayTree
     sites: snnjax.network.Sites
-    test: LabelledImages
-    held_out: LabelledImages | None
-    simulate: Callable
-    measure: Callable
+    test: LabeledImages
+    held_out: LabeledImages | None
+    count: Callable
     mesh: Mesh | None
 
 
@@ -94,11 +84,6 @@ class Row(NamedTuple):
     wait: int
     levels: tuple[int, int]
 
-    @property
-    def run(self) -> tuple[int, int, tuple[int, int]]:
-        """What its programs depend on."""
-        return self.steps, self.wait, self.levels
-
 
 class Draw(NamedTuple):
     """A conversion with the calibration images of one seed.
@@ -107,7 +92,7 @@ class Draw(NamedTuple):
         snn: the spiking network.
         hits: right answers on the test images after 1..T steps.
         choice_hits: right answers after T steps on the images for the choice of a row.
-        seconds: duration of the conversion; NaN if it was interrupted.
+        seconds: duration of the conversion.
     """
 
     snn: snnjax.SNN
@@ -126,20 +111,9 @@ def experiment(
     """What the conversions of a configuration have in common."""
     test = images_to_test(config, data)
     sites = snnjax.sites(fn, params, test.images[:1])
-
-    @jax.jit
-    def simulate(snn, x):
-        options = {"steps": snn.steps, "wait": snn.wait, "micro_batch": cache_sized()}
-        return snnjax.spiking(fn, **options)(snn, x)
-
-    @jax.jit
-    def measure(snn, x, params):
-        return snnjax.measure(fn, snn, x, params=params)
-
     held_out = _held_out(config, data)
-    return Experiment(
-        config, data, fn, params, sites, test, held_out, simulate, measure, mesh
-    )
+    count = counter(fn)
+    return Experiment(config, data, fn, params, sites, test, held_out, count, mesh)
 
 
 def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
@@ -152,33 +126,33 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
     Returns:
         The result of each row, which is printed at once, and the SNN of its first seed.
     """
-    rows = plan(task.config)
+    rows, seeds = plan(task.config), task.config.seeds
     results, snns = [], []
-    total = len(rows) * len(task.config.seeds)
-    progress = tqdm(
-        total=total, desc="conversions", leave=False, disable=devices.hidden()
-    )
     # XLA's compiler takes half of the time: it works ahead, on another core. Devices of
     # a mesh must all run the same programs in the same order, so there each row
     # compiles its own.
-    compile_ahead = _compile if task.mesh is None else lambda *_: None
+    ahead = _run_once if task.mesh is None else lambda *_: None
     pool = ThreadPoolExecutor(1)
-    try:
-        runs = dict.fromkeys(line.run for line in rows)
-        programs = {run: pool.submit(compile_ahead, task, *run) for run in runs}
-        for line in rows:
-            wait_for_programs = programs[line.run].result
-            draws = []
-            for seed in task.config.seeds:
-                draws.append(_draw(task, line, seed, wait_for_programs))
-                progress.update()
-            result = result_of(task, line.recipe, draws)
-            tqdm.write(row(result, ann))
-            results.append(result)
-            snns.append(draws[0].snn)
-    finally:
-        progress.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+    with tqdm(
+        total=len(rows) * len(seeds),
+        desc="conversions",
+        leave=False,
+        disable=devices.hidden(),
+    ) as progress:
+        try:
+            kinds = dict.fromkeys(line[1:] for line in rows)
+            programs = {kind: pool.submit(ahead, task, *kind) for kind in kinds}
+            for line in rows:
+                draws = []
+                for seed in seeds:
+                    draws.append(_draw(task, line, seed, programs[line[1:]].result))
+                    progress.update()
+                result = result_of(task, line.recipe, draws)
+                tqdm.write(row(result, ann))
+                results.append(result)
+                snns.append(draws[0].snn)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return results, snns
 
 
@@ -186,7 +160,7 @@ def plan(config: Convert) -> list[Row]:
     """Every row, once each: the waits "T" and "4" may be equal."""
     rows = []
     for recipe, levels in itertools.product(config.recipes, config.pairs()):
-        waits = config.waits or (("0", "1", "T") if recipe == "best" else ("0",))
+        waits = config.waits or (("0", "T") if recipe == "best" else ("0",))
         for wait, steps in itertools.product(waits, config.steps):
             number = steps if wait == "T" else int(wait)
             rows.append(Row(recipe, steps, number, levels))
@@ -194,22 +168,21 @@ def plan(config: Convert) -> list[Row]:
 
 
 def forget(config: Convert) -> None:
-    """Delete the folders that the draws of this run have written, and no other ones."""
-    for line in plan(config):
-        for seed in config.seeds:
-            folder = _folder(config, line, seed)
-            shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another run has folders in it
-        (Path(config.out).expanduser() / UNFINISHED).rmdir()
+    """Delete the files that the draws of this run have written, and no other ones."""
+    folder = Path(config.out).expanduser() / UNFINISHED
+    for line, seed in itertools.product(plan(config), config.seeds):
+        _file(config, line, seed).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another run has files in it, or there is none
+        folder.rmdir()
 
 
 # ----------------------------------------------------------------------- images
 
 
-def images_to_test(config: Convert, data: Dataset) -> LabelledImages:
+def images_to_test(config: Convert, data: Dataset) -> LabeledImages:
     """The first ``config.test_images`` test images, or all of them."""
     labels = data.test_labels[: config.test_images]
-    return LabelledImages(Normalized(data, len(labels)), labels)
+    return LabeledImages(Normalized(data, len(labels)), labels)
 
 
 def calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
@@ -223,7 +196,7 @@ def _image_numbers(config: Convert, data: Dataset, seed: int) -> np.ndarray:
     return order[: config.calibration_images]
 
 
-def _held_out(config: Convert, data: Dataset) -> LabelledImages | None:
+def _held_out(config: Convert, data: Dataset) -> LabeledImages | None:
     """Training images that no seed calibrates with; None if these are too few.
 
     They are as many as the test images, and at most `CHOICE_IMAGES`.
@@ -237,7 +210,7 @@ def _held_out(config: Convert, data: Dataset) -> LabelledImages | None:
     order = np.random.default_rng(0).permutation(np.flatnonzero(unused))
     numbers = np.sort(order[:count])
     images = normalize(data, data.train_images[numbers])
-    return LabelledImages(images, data.train_labels[numbers])
+    return LabeledImages(images, data.train_labels[numbers])
 
 
 # ------------------------------------------------------------------ one conversion
@@ -246,58 +219,58 @@ def _held_out(config: Convert, data: Dataset) -> LabelledImages | None:
 def _draw(
     task: Experiment, line: Row, seed: int, wait_for_programs: Callable[[], Any]
 ) -> Draw:
-    """Convert and count right answers, or read the counts of an interrupted run.
+    """Convert and count right answers, or read the file of an interrupted run.
 
     Args:
         wait_for_programs: returns when the programs that count are compiled.
     """
     config = task.config
-    folder = _folder(config, line, seed)
-    resumed = any(folder.glob("*.npz"))
+    images = calibration_images(config, task.data, seed)
+    arrays = task.params, images, task.test.labels
+    run = {"digest": digest(arrays), "dtype": config.dtype, "rate": config.rate}
+    run |= {"iterations": config.iterations}
+    file = _file(config, line, seed)
+    if file.exists():
+        snn, card, _ = snnjax.load(file)
+        if card["extras"]["run"] == run:
+            return Draw(snn, **card["extras"]["counts"])
     start = time.perf_counter()
     snn = snnjax.convert(
         task.fn,
         task.params,
-        put(calibration_images(config, task.data, seed), devices.over_batch(task.mesh)),
+        devices.rows(images, np.arange(len(images)), task.mesh),
         steps=line.steps,
         wait=line.wait,
         neuron=snnjax.integrate_and_fire(levels=line.levels),
         recipe=RECIPES[line.recipe](config, seed),
-        folder=folder,
     )
     jax.block_until_ready(snn)
-    seconds = math.nan if resumed else time.perf_counter() - start
+    seconds = time.perf_counter() - start
     # What runs without the mesh, such as `_measure`, needs arrays of this process.
-    snn = snn if task.mesh is None else jax.device_get(snn)
-    snn = widened(snn, task.sites)
-    file = folder / f"hits_{len(task.test.labels)}.json"
-    if file.exists():
-        return Draw(snn, **json.loads(file.read_text()))
+    snn = widened(snn if task.mesh is None else jax.device_get(snn), task.sites)
     wait_for_programs()
-    hits = count_hits(task.simulate, snn, task.test, task.mesh)
+    hits = count_hits(task.count, snn, task.test, task.mesh)
     choice_hits = hits[-1]
     if task.held_out is not None:
-        choice_hits = count_hits(task.simulate, snn, task.held_out, task.mesh)[-1]
+        choice_hits = count_hits(task.count, snn, task.held_out, task.mesh)[-1]
+    counts = {"hits": hits, "choice_hits": choice_hits, "seconds": seconds}
     if devices.first():
-        counts = {"hits": hits, "choice_hits": choice_hits, "seconds": seconds}
-        write(file, json.dumps(counts))
-    return Draw(snn, hits, choice_hits, seconds)
+        file.parent.mkdir(exist_ok=True)
+        snnjax.save(file, snn, extras={"run": run, "counts": counts})
+    return Draw(snn, **counts)
 
 
-def _folder(config: Convert, line: Row, seed: int) -> Path:
-    """The folder for what a draw has fitted and counted."""
+def _file(config: Convert, line: Row, seed: int) -> Path:
+    """The file for a draw, and what was counted."""
     low, high = line.levels
-    spikes = "" if line.levels == (0, 1) else f"_levels{low}_{high}"
-    name = f"{line.recipe}_T{line.steps}_wait{line.wait}{spikes}_seed{seed}"
-    name = f"{name}_{config.calibration_images}"
-    return Path(config.out).expanduser() / UNFINISHED / name
+    name = f"{line.recipe}_T{line.steps}_wait{line.wait}_levels{low}_{high}_{seed}"
+    return Path(config.out).expanduser() / UNFINISHED / f"{name}.safetensors"
 
 
 def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
     """A row: accuracies of all draws, and measures of the SNN of the first one."""
     snn, images = draws[0].snn, len(task.test.labels)
     measures = _measure(task, snn)
-    seconds = [draw.seconds for draw in draws if not math.isnan(draw.seconds)]
     return Result(
         recipe,
         snn.wait,
@@ -306,7 +279,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         snnjax.latency(task.sites, steps=snn.steps, wait=snn.wait),
         float(measures.firing_rate),
         float(measures.synaptic_operations),
-        statistics.median(seconds) if seconds else math.nan,
+        statistics.median(draw.seconds for draw in draws),
         measures,
         [draw.choice_hits for draw in draws],
         levels_of(task.sites, snn),
@@ -320,45 +293,48 @@ def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     return snn.model(site.name).levels
 
 
-# Jitted, so that labels are not checked: where several devices share a batch, it is
-# filled up with images of the label -1, which no answer equals.
-_accuracy = jax.jit(snnjax.accuracy)
+def counter(fn: Callable) -> Callable:
+    """Jitted: (SNN, images, labels) -> right answers after 1..T steps, int [T].
+
+    The answer after t steps is that of the mean of the first t outputs.
+    """
+
+    @jax.jit
+    def count(snn, x, labels):
+        outputs = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)(snn, x)
+        share = snnjax.accuracy(outputs, labels)
+        return jnp.rint(share * len(labels)).astype(int)
+
+    return count
 
 
 def count_hits(
-    simulate: Callable, snn: snnjax.SNN, test: LabelledImages, mesh: Mesh | None
+    count: Callable, snn: snnjax.SNN, test: LabeledImages, mesh: Mesh | None
 ) -> list[int]:
     """Right answers after 1..T steps, as whole numbers."""
-    hits = np.zeros(snn.steps, int)
-    for x, y in devices.batches(test.images, test.labels, BATCH, mesh):
-        accuracy = _accuracy(simulate(snn, x), y)  # hits / len(y), in float32
-        hits += np.rint(np.asarray(accuracy, np.float64) * len(y)).astype(int)
-    return hits.tolist()
+    count_of_snn = functools.partial(count, snn)
+    return devices.total(count_of_snn, test.images, test.labels, mesh).tolist()
 
 
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     """Measures of the first test images, the sites in the order of the network."""
-    if task.mesh is not None:
-        snn = jax.device_get(snn)  # one device measures
     images = task.test.images[:MEASURED]
-    measures = jax.device_get(task.measure(snn, images, task.params))
+    measures = jax.device_get(snnjax.measure(task.fn, task.params, snn, images))
     # JAX sorts the sites by name.
-    sites = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
-    operators = {s.name: measures.operators[s.name] for s in task.sites.operators}
-    return measures._replace(sites=sites, operators=operators)
+    in_order = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
+    return measures._replace(sites=in_order)
 
 
-def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:
-    """Run the programs once, on an SNN whose shapes are those of all recipes."""
+def _run_once(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:
+    """Compile the programs of all recipes: run them on an SNN of the same shapes."""
     neuron = snnjax.integrate_and_fire(levels=levels)
     neurons = {site.name: neuron.init() for site in task.sites if site.fires}
-    snn = snnjax.SNN(task.params, neurons, steps, wait, neuron)
-    snn = widened(snn, task.sites)
+    snn = widened(snnjax.SNN(task.params, neurons, steps, wait, neuron), task.sites)
     for part in (task.test, task.held_out):
         if part is not None:
-            tail = len(part.labels) % BATCH
-            for size in {min(BATCH, len(part.labels)), tail} - {0}:
-                count_hits(task.simulate, snn, part.first(size), None)
+            count = devices.images_at_once()
+            first = LabeledImages(part.images[:count], part.labels[:count])
+            count_hits(task.count, snn, first, None)
     _measure(task, snn)
 
 
@@ -374,11 +350,12 @@ def widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     return replace(snn, neurons={**snn.neurons, **neurons})
 
 
-def ann_accuracy(fn: Callable, params: chex.ArrayTree, test: LabelledImages) -> float:
+def ann_accuracy(fn: Callable, params: chex.ArrayTree, test: LabeledImages) -> float:
     """Accuracy of the source network on the test images, 0..1."""
-    compiled = jax.jit(fn)
-    answers = [
-        compiled(params, test.images[i : i + BATCH]).argmax(-1)
-        for i in range(0, len(test.labels), BATCH)
-    ]
-    return int((jnp.concatenate(answers) == test.labels).sum()) / len(test.labels)
+
+    @jax.jit
+    def count(params, x, labels):
+        return (fn(params, x).argmax(-1) == labels).sum()
+
+    hits = devices.total(functools.partial(count, params), *test, None)
+    return int(hits) / len(test.labels)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 import snnjax
 from experiments.conversions import (
@@ -26,6 +25,7 @@ from experiments.conversions import (
     calibration_images,
     carry_out,
     count_hits,
+    counter,
     experiment,
     forget,
     images_to_test,
@@ -52,7 +52,6 @@ from experiments.report import (
 from experiments.running import (
     OF_A_MACHINE,
     Convert,
-    cache_sized,
     command,
     devices,
     parse,
@@ -61,8 +60,6 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
-from snnjax import sharding
-from snnjax.network import connections
 
 WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
@@ -121,8 +118,11 @@ def prepare(
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
+    _check_images("test_images", config.test_images, data.test_images, data.name)
     if calibrates:
-        _check_images(config, data, mesh)
+        count = config.calibration_images
+        _check_images("calibration_images", count, data.train_images, data.name)
+        devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
     needed = space(source.variables, 2 + len(config.seeds) * len(config.steps))
     writable(config.out, "--out", needed)
@@ -151,16 +151,11 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
             "images. Its accuracy is in the card, and snnjax.load reads the SNN"
         )
     data = load(name, config.data_dir) if data is None else data
+    _check_images("test_images", config.test_images, data.test_images, data.name)
     test = images_to_test(config, normalized_as(data, card))
-    mesh = devices.make_mesh(config.mesh)
     fn = source_function(Source(model, {}, card))
-    spiking = snnjax.spiking(
-        in_dtype(fn, card.get("dtype", "float32")),
-        steps=card["steps"],
-        wait=card["wait"],
-        micro_batch=cache_sized(),
-    )
-    hits = count_hits(jax.jit(spiking), snn, test, mesh)
+    count = counter(in_dtype(fn, card.get("dtype", "float32")))
+    hits = count_hits(count, snn, test, devices.make_mesh(config.mesh))
     accuracy = hits[-1] / len(test.labels)
     ann = card.get("test_accuracy")  # what was trained directly has none
     beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
@@ -299,13 +294,11 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
             "std": list(data.std),
         }
     default = config.checkpoint == Convert.checkpoint and config.model is None
-    source = None
     try:
         source = load_source(config.checkpoint, description)
     except (FileNotFoundError, ValueError):
         if config.dataset != "digits" or not default:
             raise
-    if source is None:  # not in the handler: its error is over
         print(f"training a source network first: {config.checkpoint}", flush=True)
         preset = PRESETS_ANN["digits_resnet"]
         preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
@@ -351,15 +344,10 @@ def _check_maxima(config: Convert, task: Experiment) -> None:
         )
 
 
-def _check_images(config: Convert, data: Dataset, mesh: Mesh | None) -> None:
-    devices.check_batch(
-        "calibration_images", config.calibration_images, devices.over_batch(mesh)
-    )
-    count = len(data.train_images)
-    if config.calibration_images > count:
+def _check_images(option: str, count: int | None, images: Any, name: str) -> None:
+    if count is not None and count > len(images):
         raise ValueError(
-            f"calibration_images {config.calibration_images} exceeds the {count} "
-            f"training images of {data.name}; choose fewer"
+            f"{option} {count} exceeds the {len(images)} images of {name}; choose fewer"
         )
 
 

@@ -13,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,20 +44,13 @@ from experiments.running import (
     digest,
     fit,
     parse,
-    read_log,
+    report,
     schedule,
     steps_per_epoch,
 )
 from experiments.running import run as run_command
-from experiments.train_snn import SURROGATES, check_surrogate
+from experiments.train_snn import SURROGATES, State, check_surrogate
 from snnjax import SNN, training
-
-
-class State(NamedTuple):
-    """All that a step of training changes."""
-
-    snn: SNN
-    opt_state: optax.OptState
 
 
 def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
@@ -73,8 +66,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # before anything takes time
-    batch_sharding = devices.over_batch(devices.make_mesh(config.mesh))
-    devices.check_batch("batch_size", config.batch_size, batch_sharding)
     restored = _restored(config)
     check_resumable(config)
     setup = prepare(
@@ -88,9 +79,8 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     check_resumable(config, inputs)
     print(header(), flush=True)
     first, snn = _begin(config, setup, restored)
-    snn = _train(config, setup, snn, first.final, inputs)
-    log = read_log(config.out) if devices.first() else []  # which that one writes
-    seconds = sum(line.get("seconds", 0.0) for line in log)
+    snn, log = _train(config, setup, snn, first.final, inputs)
+    seconds = sum(line["seconds"] for line in log)
     trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
     results = [first._replace(choice_hits=None), trained]  # files show the second one
     print(f"\n{console_table(results, setup.ann)}")
@@ -189,7 +179,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
 
 
 def _restored(config: FineTune) -> RestoredSNN | None:
-    """The SNN at `config.restore`, which must be for the options that are asked for."""
+    """The SNN at `config.restore`, if there is one; raises if it has other options."""
     if config.restore is None:
         return None
     restored = load_snn(config.restore)
@@ -248,7 +238,7 @@ def _check_same(config: FineTune, name: str, own: Any, asked: Any, way: str) -> 
 
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
-    hits = count_hits(task.simulate, snn, task.test, task.mesh)
+    hits = count_hits(task.count, snn, task.test, task.mesh)
     return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
 
 
@@ -264,8 +254,8 @@ def _train(
     snn: SNN,
     accuracy_at_start: float,
     inputs: dict[str, str],
-) -> SNN:
-    """The SNN after the last epoch."""
+) -> tuple[SNN, list[dict]]:
+    """The SNN after the last epoch, and the log."""
     task, out = setup.task, Path(config.out).expanduser().resolve()
     init, step = training.descent(
         _loss(config, setup), _optimizer(config, task.data), has_aux=True
@@ -277,16 +267,16 @@ def _train(
         figures.write_epochs(curves, setup.ann, out / "epochs.png")
 
     def measure(state: State) -> dict[str, Any]:
-        hits = count_hits(task.simulate, state.snn, task.test, task.mesh)
+        hits = count_hits(task.count, state.snn, task.test, task.mesh)
         return {"test_accuracy": hits[-1] / len(task.test.labels)}
 
     # A step returns averages in any case, and must not change what the state holds.
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    snn = fit(config, task.data, state, step, measure, finished_epoch, inputs).snn
+    state, log = fit(config, task.data, state, step, measure, finished_epoch, inputs)
     # What runs without the mesh, such as the figures, needs arrays of this process.
-    return snn if task.mesh is None else jax.device_get(snn)
+    return state.snn if task.mesh is None else jax.device_get(state.snn), log
 
 
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
@@ -304,21 +294,19 @@ def _loss(config: FineTune, setup: Setup) -> Callable:
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
         (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
-        value = _distillation(outputs, teacher, labels, config.distillation)
-        return value, ((outputs.mean(0).argmax(-1) == labels).mean(), averages)
+        answers = outputs.mean(0).astype(jnp.float32)
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
+            answers, labels
+        )
+        distance = optax.losses.kl_divergence_with_log_targets(
+            jax.nn.log_softmax(answers),
+            jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32)),
+        )
+        share = config.distillation
+        value = ((1 - share) * entropy + share * distance).mean()
+        return value, ((answers.argmax(-1) == labels).mean(), averages)
 
     return loss
-
-
-def _distillation(outputs: jax.Array, teacher, labels, weight: float) -> jax.Array:
-    """(1 - w) CE(mean_t O(t), y) + w KL(p(teacher), p(mean_t O(t))), p the softmax."""
-    mean, teacher = (array.astype(jnp.float32) for array in (outputs.mean(0), teacher))
-    distance = optax.losses.kl_divergence_with_log_targets(
-        jax.nn.log_softmax(mean), jax.nn.log_softmax(teacher)
-    ).mean()
-    return (1 - weight) * training.mean_cross_entropy(outputs, labels) + (
-        weight * distance
-    )
 
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
@@ -370,9 +358,7 @@ def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Calla
         accuracy, averages = aux
         snn = dataclasses.replace(snn, params={**snn.params, **averages})
         floats, _ = training.differentiable(snn)
-        finite = jnp.isfinite(loss + optax.tree.norm(floats))
-        report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
-        return State(snn, opt_state), report
+        return State(snn, opt_state), report(loss, accuracy, floats)
 
     return lambda state, key, images, labels, index: step(state, key, images, labels)
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pages", description=__doc__)
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
     pages = parser.parse_args(argv).pages
-    run(lambda: rewrite(pages))
+    run(lambda: rewrite(pages), compiles=False)
 
 
 def rewrite(pages: Sequence[Path]) -> None:

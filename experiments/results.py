@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder:
             figures.draw_networks(_networks(options), folder)
 
-    run(show)
+    run(show, compiles=False)
 
 
 def table_of(argv: Sequence[str]) -> str:

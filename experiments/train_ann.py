@@ -35,7 +35,7 @@ from experiments.running import (
     devices,
     fit,
     parse,
-    read_log,
+    report,
     run,
     schedule,
     steps_per_epoch,
@@ -84,7 +84,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
     optimizer = make_optimizer(config, steps_per_epoch(config, data))
     step = make_step(model, optimizer, config, data)
     evaluate = make_evaluate(model, data, devices.make_mesh(config.mesh))
-    state = fit(
+    state, log = fit(
         config,
         data,
         _initial_state(model, optimizer, config, data, origin),
@@ -93,8 +93,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         inputs={} if origin is None else {"checkpoint": source_digest(origin)},
     )
     variables = jax.device_get(_variables(state))
-    log = read_log(config.out) if devices.first() else []  # which that one writes
-    seconds = sum(line.get("seconds", 0.0) for line in log)
+    seconds = sum(line["seconds"] for line in log)
     card = _card(config, data, evaluate(variables), seconds)
     source = Source(model, variables, card)
     if devices.first():
@@ -119,10 +118,9 @@ def make_step(
     config: TrainANN,
     data: Dataset,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """A jitted step, `step(state, key, images, labels) -> state, report`.
+    """A jitted step for `fit`, `step(state, key, images, labels) -> state, report`.
 
-    The report is [loss, accuracy, whether loss and new weights are finite]; a state
-    must not be used again after it was passed in.
+    A state must not be used again after it was passed in.
     """
 
     def loss_of(params, batch_stats, images, labels):
@@ -145,16 +143,13 @@ def make_step(
         )(state.params, state.batch_stats, images, labels)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss + optax.tree.norm(params))
-        report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
-        return TrainState(params, batch_stats, opt_state), report
+        state = TrainState(params, batch_stats, opt_state)
+        return state, report(loss, accuracy, params)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluate(
-    model: nn.Module, data: Dataset, mesh: Mesh | None = None, batch_size: int = 500
-):
+def make_evaluate(model: nn.Module, data: Dataset, mesh: Mesh | None = None):
     """Function `variables -> accuracy` on the test images."""
 
     @jax.jit
@@ -163,9 +158,9 @@ def make_evaluate(
         return (logits.argmax(axis=-1) == labels).sum()
 
     def evaluate(variables) -> float:
-        parts = devices.batches(data.test_images, data.test_labels, batch_size, mesh)
-        total = sum(int(correct(variables, *part)) for part in parts)
-        return total / len(data.test_labels)
+        count = partial(correct, variables)
+        total = devices.total(count, data.test_images, data.test_labels, mesh)
+        return int(total) / len(data.test_labels)
 
     return evaluate
 

@@ -1,8 +1,9 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
 Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
-Dspike's temperature is fixed or chosen once per epoch. A run that was interrupted goes
-on when started again, and ends in the same weights, bit for bit.
+Dspike's temperature is chosen once per epoch, as in the paper, or stays fixed. A run
+that was interrupted goes on when started again, and ends in the same weights, bit for
+bit.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -27,10 +27,10 @@ from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
     TrainSNN,
-    cache_sized,
     devices,
     fit,
     parse,
+    report,
     run,
     schedule,
     steps_per_epoch,
@@ -82,7 +82,7 @@ class Setting(NamedTuple):
     config: TrainSNN
     data: Dataset
     model: nn.Module
-    labels: SNN  # see snnjax.training.param_labels
+    kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
     mesh: Mesh | None
@@ -98,7 +98,6 @@ class Setting(NamedTuple):
         *,
         train: bool,
         remat: bool = False,
-        micro_batch: int | None = None,
     ) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
         options: dict[str, Any] = {"mutable": ["batch_stats"]} if train else {}
@@ -108,7 +107,6 @@ class Setting(NamedTuple):
             surrogate=surrogate,
             detach_reset=self.config.detach_reset,
             inputs="sequence" if self.sequence else "constant",
-            micro_batch=micro_batch,
             execution=snnjax.simulation.by_layer(remat=True) if remat else "auto",
             has_aux=train,
         )
@@ -159,8 +157,8 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
             _save(setting, state.snn, accuracies[-1], out / "best")
         training_figures.training(log, list(state.snn.neurons), out / "curves.png")
 
-    state = fit(config, data, state, make_step(setting), measure, finished_epoch)
-    accuracy = evaluate(state.snn)
+    state, log = fit(config, data, state, make_step(setting), measure, finished_epoch)
+    accuracy = log[-1]["test_accuracy"]
     if devices.first():
         _save(setting, state.snn, accuracy, out)
     return state.snn
@@ -168,7 +166,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
     """The step for `experiments.running.fit`; checks once that gradients arrive."""
-    plain = jax.jit(functools.partial(_step, setting))
+    descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
     checked = False
 
@@ -176,13 +174,14 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
         nonlocal checked
         if setting.config.learn == "choose" and index == 0:
             state = choose(state, images, labels)
-        state, report, alive = plain(state, key, images, labels)
+        state, numbers, alive = descend(state, key, images, labels)
         if not checked:
-            tree = jax.tree.structure(setting.labels)
-            gradients = jax.tree.unflatten(tree, list(alive))
-            training.check_gradients(gradients, setting.labels)
+            tree = jax.tree.structure(setting.kinds)
+            training.check_gradients(
+                jax.tree.unflatten(tree, list(alive)), setting.kinds
+            )
             checked = True
-        return state, report
+        return state, numbers
 
     return step
 
@@ -190,9 +189,7 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
 def _step(setting: Setting, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
     config, (snn, opt_state) = setting.config, state
-    # Half of a split key, so that the results in docs/training.md can be reproduced.
-    augment_key = jax.random.split(key)[0]
-    x = setting.current(_augmented(config, augment_key, images))
+    x = setting.current(_augmented(config, key, images))
     simulate = setting.spiking(
         SURROGATES[config.surrogate], train=True, remat=config.remat
     )
@@ -208,9 +205,7 @@ def _step(setting: Setting, state: State, key, images, labels):
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
-    report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
-    return State(snn, opt_state), report, alive
+    return State(snn, opt_state), report(loss, accuracy, snn.params), alive
 
 
 def _choose(setting: Setting, state: State, images, labels) -> State:
@@ -223,7 +218,12 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     simulate = setting.spiking(
         SURROGATES[config.surrogate], train=True, remat=config.remat
     )
-    loss = _loss(config, simulate, setting.current(images), labels)
+    x = setting.current(images)
+
+    def loss(snn: SNN) -> jax.Array:
+        outputs, _ = simulate(snn, x)
+        return LOSSES[config.loss](outputs, labels)
+
     differences = training.finite_differences(
         loss, state.snn, setting.first, step=config.difference_step
     )
@@ -235,14 +235,6 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
         lowest=config.lowest,
     )
     return state._replace(snn=choice.snn)
-
-
-def _loss(config: TrainSNN, simulate: Callable, x, labels):
-    def loss(snn: SNN) -> jax.Array:
-        outputs, _ = simulate(snn, x)
-        return LOSSES[config.loss](outputs, labels)
-
-    return loss
 
 
 def _augmented(config: TrainSNN, key, images):
@@ -257,13 +249,9 @@ def _augmented(config: TrainSNN, key, images):
     return images
 
 
-def make_evaluate(setting: Setting, batch_size: int = 250) -> Callable[[SNN], float]:
+def make_evaluate(setting: Setting) -> Callable[[SNN], float]:
     """Function `snn -> accuracy` of the mean output on the test images."""
-    simulate = setting.spiking(
-        SURROGATES[setting.config.surrogate],
-        train=False,
-        micro_batch=cache_sized(),
-    )
+    simulate = setting.spiking(SURROGATES[setting.config.surrogate], train=False)
 
     @jax.jit
     def correct(snn, images, labels):
@@ -272,9 +260,8 @@ def make_evaluate(setting: Setting, batch_size: int = 250) -> Callable[[SNN], fl
 
     def evaluate(snn: SNN) -> float:
         images, labels = setting.data.test_images, setting.data.test_labels
-        parts = devices.batches(images, labels, batch_size, setting.mesh)
-        hits = [correct(snn, *part) for part in parts]
-        return float(np.sum(hits)) / len(labels)
+        count = functools.partial(correct, snn)
+        return int(devices.total(count, images, labels, setting.mesh)) / len(labels)
 
     return evaluate
 
@@ -301,12 +288,14 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
         neuron=_neuron(config, sites),
         key=jax.random.key(config.seed),
     )
-    trained = ["weights", "kernel"] if config.neuron == "recurrent" else ["weights"]
-    labels = training.param_labels(snn, trained)
-    optimizer = make_optimizer(config, steps_per_epoch(config, data), labels)
+    kinds_to_train = {"weights"}
+    if config.neuron == "recurrent":
+        kinds_to_train.add("kernel")
+    kinds = training.param_labels(snn, kinds_to_train)
+    optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
     mesh = devices.make_mesh(config.mesh)
-    setting = Setting(config, data, model, labels, optimizer, first, mesh)
+    setting = Setting(config, data, model, kinds, optimizer, first, mesh)
     return setting, State(snn, optimizer.init(snn))
 
 
@@ -334,8 +323,8 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     )
 
 
-def make_optimizer(config: TrainSNN, steps: int, labels: SNN):
-    """Adam for all weights, recurrent kernels included; the rest is frozen."""
+def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
+    """Adam for all weights, nothing for the rest."""
     weights = optax.adamw(
         schedule(config, steps),
         weight_decay=config.weight_decay,
@@ -347,7 +336,7 @@ def make_optimizer(config: TrainSNN, steps: int, labels: SNN):
             "kernel": weights,
             "frozen": optax.set_to_zero(),
         },
-        labels,
+        kinds,
     )
 
 

@@ -1,6 +1,7 @@
-"""Source networks: shapes, sizes, normalisation and the activation they are given."""
+"""Source networks: shapes, sizes, normalization and the activation they are given."""
 
 import warnings
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,67 +14,40 @@ import snnjax
 from experiments.models import zoo as models
 
 
-def _parameters(variables):
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
 def _shape(name):
     sizes = {"digits_resnet": (8, 8, 1), "resnet34": (64, 64, 3)}
     return (2, *sizes.get(name, (32, 32, 3)))
 
 
-@pytest.mark.parametrize(
-    "name, norm",
-    [(name, True) for name in models.NAMES]
-    + [(name, False) for name in ("resnet20", "vgg8", "mobilenet", "small", "events")],
-)
-def test_logits_and_normalisation(name, norm):
-    clip = 2.0 if name.endswith("_clipped") else None
-    model = models.build(name, 7, norm=norm, clip=clip)
-    has_batch_norm = norm and name != "convnext"
-    images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    logits = jax.eval_shape(model.apply, variables, images)
-    assert logits.shape == (2, 7)
-    assert ("batch_stats" in variables) == has_batch_norm
-    training = jax.eval_shape(
-        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]),
-        variables,
-        images,
-    )
-    assert training[0].shape == (2, 7)
+def test_logits_and_normalization():
+    without = [(n, False) for n in ("resnet20", "vgg8", "mobilenet", "small", "events")]
+    for name, norm in [*((name, True) for name in models.NAMES), *without]:
+        clip = 2.0 if name.endswith("_clipped") else None
+        model = models.build(name, 7, norm=norm, clip=clip)
+        images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        assert ("batch_stats" in variables) == (norm and name != "convnext")
+        training, _ = jax.eval_shape(
+            partial(model.apply, train=True, mutable=["batch_stats"]), variables, images
+        )
+        logits = jax.eval_shape(model.apply, variables, images)
+        assert logits.shape == training.shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    "name, millions",
-    # He et al. 2016, table 6, for the first three; with BatchNorm.
-    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("mobilenet", 3.22)],
-)
-def test_parameters(name, millions):
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(models.build(name, 10).init, jax.random.key(0), images)
-    assert _parameters(variables) / 1e6 == pytest.approx(millions, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    "name, millions",  # as torchvision states them
-    [
-        ("resnet18", 11.69),
-        ("resnet34", 21.80),
-        ("vgg16", 138.36),
-        ("mobilenet_v2", 3.5),
-    ],
-)
-def test_parameters_of_torchvision(name, millions):
-    model = models.build(f"torchvision_{name}", 1000)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    assert _parameters(variables) / 1e6 == pytest.approx(millions, abs=0.005)
-
-
-def test_a_clipped_network_needs_its_clip():
-    with pytest.raises(ValueError, match="resnet20_clipped needs the maximum"):
-        models.build("resnet20_clipped", 10)
+def test_numbers_of_parameters():
+    """Of He et al. 2016, table 6, with BatchNorm; and as torchvision states them."""
+    for size, classes, millions in (
+        (32, 10, {"resnet20": 0.27, "resnet32": 0.46, "resnet56": 0.85}),
+        (32, 10, {"mobilenet": 3.22}),
+        (224, 1000, {"torchvision_resnet18": 11.69, "torchvision_resnet34": 21.80}),
+        (224, 1000, {"torchvision_vgg16": 138.36, "torchvision_mobilenet_v2": 3.5}),
+    ):
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        for name, expected in millions.items():
+            model = models.build(name, classes)
+            variables = jax.eval_shape(model.init, jax.random.key(0), images)
+            sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
+            assert sum(sizes) / 1e6 == pytest.approx(expected, abs=0.005)
 
 
 def test_identity_shortcut_subsamples_and_pads():
@@ -112,21 +86,6 @@ def test_every_quantized_activation_has_a_maximum_of_its_own():
     assert params["QuantizedReLU_0"]["log_maximum"] == 0
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"clip": 1.0, "levels": 4}, "a quantized ReLU trains its maximum; give one"),
-        ({"levels": 0}, "levels must be >= 1, not 0"),
-        ({"clip": 0.0}, "clip must be positive, not 0.0"),
-    ],
-)
-def test_activations_that_no_network_has(options, message):
-    with pytest.raises(ValueError, match=message):
-        models.build("resnet20", 10, **options)
-    with pytest.raises(ValueError, match="vit has no ReLUs that clip or levels could"):
-        models.build("vit", 10, levels=4)
-
-
 def test_depthwise_kernels_are_scaled_by_their_own_inputs():
     block = models.Separable(8, 1, norm=False, activation=nn.relu)
     params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 256)), True)["params"]
@@ -134,14 +93,21 @@ def test_depthwise_kernels_are_scaled_by_their_own_inputs():
     assert params["Conv_1"]["kernel"].std() == pytest.approx((2 / 8) ** 0.5, rel=0.05)
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="'resnet9'; choose one of .*resnet20"):
-        models.build("resnet9", 10)
+def test_what_there_is_not_is_refused():
+    for name, options, message in (
+        ("resnet9", {}, "'resnet9'; choose one of .*resnet20"),
+        ("resnet20_clipped", {}, "resnet20_clipped needs the maximum"),
+        ("resnet20", {"clip": 0.0}, "clip must be positive, not 0"),
+        ("resnet20", {"levels": 0}, "levels must be >= 1, not 0"),
+        ("resnet20", {"clip": 1.0, "levels": 4}, "trains its maximum; give one"),
+        ("vit", {"levels": 4}, "vit has no ReLUs that clip or levels could"),
+        ("vit", {"norm": False}, "vit has LayerNorm, not BatchNorm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.build(name, 10, **options)
     with pytest.raises(ValueError, match="at least 32x32 pixels, not 28x28"):
         images = jnp.zeros((1, 28, 28, 1))
         jax.eval_shape(models.build("vgg16", 10).init, jax.random.key(0), images)
-    with pytest.raises(ValueError, match="clip must be positive, not 0"):
-        models.build("resnet20", 10, clip=0)
 
 
 QUICK = ("events",)

@@ -26,7 +26,7 @@ def line_of(text, start):
 def shown():
     """An SNN, its measures, the sites of its network."""
     snn = snnjax.init(NET.fn, NET.params, NET.x)
-    measures = snnjax.measure(NET.fn, NET.params, snn, NET.x, steps=2)
+    measures = snnjax.measure(NET.fn, snn, NET.x, params=NET.params, steps=2)
     sites = snnjax.sites(NET.fn, NET.params, NET.x)
     return SimpleNamespace(snn=snn, measures=measures, sites=sites)
 

@@ -83,7 +83,16 @@ class Dataset(NamedTuple):
     evaluated_on: str = "test images"  # what the test images are
 
     def first(self, count: int | None) -> "Dataset":
-        """The same data set with `count` training images, or all if there are fewer."""
+        """The same data set with the first `count` training images; None: all.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if count is not None and count > len(self.train_images):
+            raise ValueError(
+                f"train_images {count} exceeds the {len(self.train_images)} training "
+                f"images of {self.name}; choose fewer"
+            )
         return self._replace(
             train_images=_first(self.train_images, count),
             train_labels=self.train_labels[:count],
@@ -116,19 +125,23 @@ def _first(images: np.ndarray | Unread, count: int | None):
 
 @dataclasses.dataclass(frozen=True)
 class Normalized:
-    """The test images as `normalize` gives them, computed for each slice.
+    """The first test images as `normalize` gives them, computed when they are indexed.
 
     All of them as float32 would take four times the memory of the data set.
 
     Attributes:
         dataset: whose test images these are.
-        count: number of images, the first of the data set.
+        count: number of images.
     """
 
     dataset: Dataset
     count: int
 
-    def __getitem__(self, index: slice) -> jax.Array:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.count, *self.dataset.test_images.shape[1:])
+
+    def __getitem__(self, index: slice | np.ndarray) -> jax.Array:
         images = _first(self.dataset.test_images, self.count)
         return normalize(self.dataset, images[index])
 

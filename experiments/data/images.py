@@ -38,7 +38,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Reads a data set into memory; images that take too much of it stay `Unread`.
 
     Args:
-        name: "digits" (8x8 greyscale, part of scikit-learn); else a folder, absolute or
+        name: "digits" (8x8 grayscale, part of scikit-learn); else a folder, absolute or
           in `data_dir`, of `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`; else
           the name of a TFDS set, such as "cifar10".
         data_dir: folder of the data sets; None is TFDS's own, `~/tensorflow_datasets`.
@@ -172,12 +172,12 @@ def _read_image(file, mode: str | None = None, name: str = "") -> np.ndarray:
         with PIL.Image.open(file) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
-            grey = image.mode in ("L", "1")
-            if mode == "L" and not grey:
+            gray = image.mode in ("L", "1")
+            if mode == "L" and not gray:
                 raise ValueError(
-                    f"mode {image.mode}, and others are grey; bring all to one mode"
+                    f"mode {image.mode}, and others are gray; bring all to one mode"
                 )
-            return np.asarray(image.convert(mode or ("L" if grey else "RGB")))
+            return np.asarray(image.convert(mode or ("L" if gray else "RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad files
         raise ValueError(
             f"{name or file} cannot be read as an image ({error}); replace or remove it"

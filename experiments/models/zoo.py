@@ -1,6 +1,6 @@
 """Source networks in flax.linen, in the shapes of the papers.
 
-ResNets (He et al. 2016; the wide ResNet-20, ResNet-18 and ResNet-34 of Li et al. 2021,
+ResNets (He et al. 2016; the ResNet-18 and ResNet-34 of Li et al. 2021,
 arXiv:2106.06984), VGG, MobileNet v1 to v3, and torchvision's shapes of them, whose
 weights ``torch_names.py`` reads; by name also those of `vit` and `convnext`. Each
 calls its activation inside the block that it belongs to, so sites have readable names.
@@ -91,7 +91,6 @@ class ResNet(nn.Module):
     num_classes: int
     blocks: tuple[int, ...] = (3, 3, 3)  # per stage
     channels: tuple[int, ...] = (16, 32, 64)  # per stage
-    width: int = 1  # multiplies all channels
     stem: tuple[tuple[int, int], ...] = ((16, 1),)  # (channels, stride) of convolutions
     stem_kernel: int = 3
     pool_stem: Pool | None = None  # 3x3 with stride 2 after the stem
@@ -104,7 +103,7 @@ class ResNet(nn.Module):
         for channels, stride in self.stem:
             x = conv_norm(
                 x,
-                self.width * channels,
+                channels,
                 self.norm,
                 train,
                 kernel=self.stem_kernel,
@@ -116,7 +115,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 x = Block(
-                    channels=self.width * self.channels[stage],
+                    channels=self.channels[stage],
                     stride=2 if stage > 0 and index == 0 else 1,
                     projection=self.projection,
                     norm=self.norm,
@@ -406,22 +405,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": partial(ResNet, blocks=(1, 1, 1)),
     "resnet20": ResNet,
     "resnet20_clipped": ResNet,  # `clip` says where
-    "resnet20_projection": partial(ResNet, projection=True),
     "resnet32": partial(ResNet, blocks=(5, 5, 5)),
     "resnet56": partial(ResNet, blocks=(9, 9, 9)),
-    "wide_resnet20": partial(ResNet, width=4, projection=True),
     "resnet18": partial(
         ResNet,
         blocks=(2, 2, 2, 2),
         channels=(64, 128, 256, 512),
         stem=((64, 1), (64, 1), (64, 2)),
-        projection=True,
-    ),
-    "resnet18_cifar": partial(
-        ResNet,
-        blocks=(2, 2, 2, 2),
-        channels=(64, 128, 256, 512),
-        stem=((64, 1),),
         projection=True,
     ),
     "resnet34": partial(
@@ -433,7 +423,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         projection=True,
     ),
     "vgg16": VGG,
-    "vgg16_max": partial(VGG, pool=nn.max_pool),
     "vgg8": _vgg8,
     "vgg8_max": partial(_vgg8, pool=nn.max_pool),
     "mobilenet": MobileNet,

@@ -4,28 +4,22 @@ Like every package here, this one hands on the names that the others use.
 """
 
 from experiments.running import devices
+from experiments.running.checkpoints import check_resumable, digest
 from experiments.running.command_line import OF_A_MACHINE, command, parse, run
 from experiments.running.options import (
     MOST_LEVELS,
     Convert,
     FineTune,
     TrainANN,
-    Training,
     TrainSNN,
-    check_positive,
+    check_range,
     check_several,
 )
-from experiments.running.output_folder import (
-    reading,
-    remove_unfinished,
-    space,
-    writable,
-    write,
-)
-from experiments.running.resuming import check_resumable, digest, read_log
+from experiments.running.output_folder import space, writable, write
 from experiments.running.training_loop import (
-    cache_sized,
     fit,
+    read_log,
+    report,
     schedule,
     steps_per_epoch,
 )
@@ -37,9 +31,7 @@ __all__ = [
     "OF_A_MACHINE",
     "TrainANN",
     "TrainSNN",
-    "Training",
-    "cache_sized",
-    "check_positive",
+    "check_range",
     "check_resumable",
     "check_several",
     "command",
@@ -48,8 +40,7 @@ __all__ = [
     "fit",
     "parse",
     "read_log",
-    "reading",
-    "remove_unfinished",
+    "report",
     "run",
     "schedule",
     "space",

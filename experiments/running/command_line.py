@@ -5,6 +5,8 @@ a dataclass is an option that overrides them. `command` writes the line of a
 configuration. `run` carries the command out.
 """
 
+import contextlib
+import itertools
 import logging
 import os
 import shlex
@@ -12,11 +14,12 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import jax
 import simple_parsing
 
 from experiments.data import MissingDataError
@@ -27,52 +30,66 @@ Outcome = TypeVar("Outcome")
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
 OF_A_MACHINE = ("data_dir", "out", "report")  # options that no result depends on
-RENAMED = {"--delays": "--waits"}  # options of snnjax 0.1
+OF_A_USER = MissingDataError, ValueError, FloatingPointError, OSError, ImportError
 
 
-def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
+def run(
+    work: Callable[[], Outcome], resume: str = "", *, compiles: bool = True
+) -> Outcome:
     """Carry out the work of a command; an error or Ctrl-C ends it with one message.
 
     Args:
         work: called once the other processes have joined, if there are any.
         resume: what the same command does after Ctrl-C, for the message.
+        compiles: keep compiled programs on disk, and say where.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs errors as well
+    try:
+        with _ended_by_ctrl_c(resume), devices.together():
+            if compiles:
+                keep_programs()
+            return work()
+    except OF_A_USER as error:
+        sys.exit(f"error: {error}")
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c(resume: str) -> Iterator[None]:
+    """Ctrl-C ends the process at once.
+
+    A KeyboardInterrupt would be lost in a callback of the garbage collector, and the
+    usual end would wait for threads that compile, or crash in one of them.
+    """
+
+    def end(*_):
+        print(f"\ninterrupted{resume and f'; {resume}'}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()
     # A parent process may have set SIGINT to be ignored: then there is no handler.
-    if in_main and callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
+    if not in_main or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
     try:
-        with devices.together():
-            return work()
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{resume and f'; {resume}'}", file=sys.stderr, flush=True)
-        # The usual end would wait for threads that compile, or crash in one of them.
-        os._exit(INTERRUPTED)
-    except (
-        MissingDataError,
-        ValueError,
-        FloatingPointError,
-        OSError,
-        ImportError,
-    ) as error:
-        sys.exit(f"error: {error}")
+        yield
     finally:
-        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, before)
 
 
-def _interrupt_again(unraisable: Any) -> None:
-    """Interrupt once more where Python has ignored a Ctrl-C.
+def keep_programs() -> None:
+    """Keep compiled programs for the next run, in JAX's cache; says where it is.
 
-    Python ignores exceptions in callbacks of the garbage collector, and JAX has one
-    that runs often. The timer lets Python leave the callback first.
+    JAX_COMPILATION_CACHE_DIR names another folder.
     """
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        main = threading.main_thread().ident
-        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
-    else:
-        sys.__unraisablehook__(unraisable)
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "snnjax"))
+        # By default JAX keeps only programs that took a second to compile.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    folder = jax.config.jax_compilation_cache_dir
+    print(f"compiled programs are kept in {folder}", flush=True)
 
 
 class Parser(simple_parsing.ArgumentParser):
@@ -99,36 +116,44 @@ def parse(
         argv: arguments; None for those of the process.
         names: what options may be, by what it is, for the end of the help.
     """
+    argv = sys.argv[1:] if argv is None else argv
     option = {
         "choices": tuple(presets),
         "metavar": "NAME",
         "help": f"configuration to start from: {', '.join(presets)}",
     }
-    argv = sys.argv[1:] if argv is None else argv
     # Two passes, because the preset gives the defaults of the other options.
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", **option)
     preset = first.parse_known_args(argv)[0].preset
     default = presets[preset] if preset else dataclass_type()
-    program, about = _command()
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    about = (main.__doc__ or "").strip().split("\n\n")
     parser = Parser(
         allow_abbrev=False,
-        prog=program,
-        description=about,
-        epilog="\n".join(_listed(kind, names[kind]) for kind in names or {}),
+        prog=f"python -m {spec.name}" if spec else Path(sys.argv[0]).name,
+        description="\n\n".join(textwrap.fill(paragraph, 79) for paragraph in about),
+        epilog="\n".join(
+            textwrap.fill(f"{kind}: {', '.join(of)}", 79, subsequent_indent="  ")
+            for kind, of in (names or {}).items()
+        ),
     )
     parser.add_argument("--preset", **option)
     parser.add_arguments(dataclass_type, dest="config", default=default)
-    options = {word.partition("=")[0] for word in argv}
-    for old, new in RENAMED.items():
-        if old in options and new[2:] in (field.name for field in fields(default)):
-            parser.error(f"{old} of snnjax 0.1 is now {new}")
     for name in _without_value(argv, fields(default)):
         parser.error(f"argument --{name}: expected a value")
     try:
         return parser.parse_args(argv).config
     except ValueError as error:  # from the checks of the dataclass
         parser.error(str(error))
+
+
+def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
+    """Options that stand alone; one that may be None would silently become None."""
+    names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
+    pairs = itertools.pairwise([*argv, "--"])
+    return [w[2:] for w, following in pairs if w in names and following[:2] == "--"]
 
 
 def command(module: str, config: Any) -> str:
@@ -141,27 +166,3 @@ def command(module: str, config: Any) -> str:
         many = isinstance(value, tuple | list)
         words += [f"--{name}", *map(str, value if many else [value])]
     return shlex.join(words)
-
-
-def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
-    """Options that stand alone; one that may be None would silently become None."""
-    names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
-    following = [*argv, "--"][1:]
-    return [
-        word[2:]
-        for word, next_word in zip(argv, following, strict=True)
-        if word in names and next_word.startswith("--")
-    ]
-
-
-def _command() -> tuple[str, str]:
-    """How the running command is called, and what its module says of itself."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
-    paragraphs = (main.__doc__ or "").strip().split("\n\n")
-    return program, "\n\n".join(textwrap.fill(part, 79) for part in paragraphs)
-
-
-def _listed(kind: str, names: Iterable[str]) -> str:
-    return textwrap.fill(f"{kind}: {', '.join(names)}", 79, subsequent_indent="  ")

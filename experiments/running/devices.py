@@ -2,22 +2,19 @@
 
 ``--mesh N`` shares every batch among N devices, ``--mesh 0`` among all. Processes
 connect by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES and
-JAX_PROCESS_ID; only the first one prints and writes files. Each process copies to its
-devices only their part of every batch.
+JAX_PROCESS_ID; only the first one prints and writes files.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from snnjax import sharding
 
 # Seconds without a sign of a process after which the others end, with a message.
 HEARTBEAT = 20
@@ -75,19 +72,8 @@ def first() -> bool:
 
 
 def hidden() -> bool | None:
-    """For tqdm's ``disable``: None hides the bar if there is no terminal.
-
-    All processes but the first one hide it.
-    """
+    """For tqdm's ``disable``: only the first process has a bar, and on a terminal."""
     return None if first() else True
-
-
-def alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax's options for this process to write without waiting for the others."""
-    here = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
-    )
 
 
 def make_mesh(devices: int) -> Mesh | None:
@@ -97,56 +83,77 @@ def make_mesh(devices: int) -> Mesh | None:
         ValueError: there are fewer, or there are several processes and not all of their
             devices are in it.
     """
-    count = jax.device_count()
-    if devices == 0 or jax.process_count() > 1:
-        if devices not in (0, count):
-            raise ValueError(
-                f"mesh is {devices}, but {jax.process_count()} processes have {count} "
-                "devices; allowed: --mesh 0, which takes all"
-            )
-        devices = count
-    if devices > count:
+    count, processes = jax.device_count(), jax.process_count()
+    if devices > count or devices not in (0, count) and processes > 1:
+        allowed = "0, which takes all" if processes > 1 else f"1 to {count}, or 0: all"
         raise ValueError(
-            f"mesh is {devices}, but JAX finds {count} devices; allowed: --mesh 1 to "
-            f"{count}, or 0 for all"
+            f"mesh is {devices}, but JAX finds {count} devices in {processes} "
+            f"processes; allowed: --mesh {allowed}"
         )
-    if devices == 1:
+    some_devices = np.asarray(jax.devices()[: devices or count])
+    if len(some_devices) == 1:
         return None
-    first_devices = np.asarray(jax.devices()[:devices])
-    return Mesh(first_devices, ("data",), axis_types=(AxisType.Auto,))
+    return Mesh(some_devices, ("data",), axis_types=(AxisType.Auto,))
 
 
-def over_batch(mesh: Mesh | None) -> NamedSharding | None:
-    """How the devices of the mesh share a batch; None for a single device."""
-    return mesh and NamedSharding(mesh, PartitionSpec("data"))
-
-
-def check_batch(name: str, examples: int, batch_sharding: NamedSharding | None) -> None:
-    """Raise unless the devices can have equally many examples."""
-    count = sharding.size(batch_sharding)
-    if examples % count:
+def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
+    """Raise unless the devices can have equally many of the images of an option."""
+    if mesh is not None and count % mesh.size:
         raise ValueError(
-            f"{name}: {count} devices cannot share {examples} examples evenly; give "
-            f"{examples - examples % count or count} or another multiple of {count}, "
-            "or a smaller --mesh"
+            f"{name} {count} cannot be shared evenly by {mesh.size} devices; give a "
+            f"multiple of {mesh.size}, or another --mesh"
         )
+
+
+def images_at_once() -> int:
+    """Images of a batch to evaluate: on CPU so few that neurons fit into its cache."""
+    return 50 if jax.default_backend() == "cpu" else 500
+
+
+def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """Rows of an array by number, shared by the devices of the mesh.
+
+    Each process reads only the rows of its own devices.
+    """
+    if mesh is None:
+        return jnp.asarray(array[numbers])
+    return jax.make_array_from_callback(
+        (len(numbers), *array.shape[1:]),
+        NamedSharding(mesh, PartitionSpec("data")),
+        lambda part: np.asarray(array[numbers[part[0]]]),
+    )
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """The same arrays on every device of the mesh; unchanged without one."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(
+            leaf.shape, sharding, np.asarray(leaf).__getitem__
+        ),
+        tree,
+    )
+
+
+def total(count: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None) -> Any:
+    """The sum of ``count(images, labels)`` over batches of all of them, in NumPy."""
+    parts = batches(images, labels, images_at_once(), mesh)
+    return np.sum([count(*part) for part in parts], axis=0)
 
 
 def batches(
-    images: Any, labels: Any, size: int, mesh: Mesh | None
-) -> Iterator[tuple[Any, Any]]:
-    """Images and labels, about ``size`` at a time, on the devices of the mesh.
+    images: Any, labels: np.ndarray, size: int, mesh: Mesh | None
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Images and labels, about ``size`` at a time, for one program of one shape.
 
-    Every device gets equally many: copies of the last image fill up the last batch,
-    with the label -1, which no network predicts.
+    Copies of the last image fill up the last batch, with the label -1, which no network
+    predicts.
     """
-    batch_sharding = over_batch(mesh)
-    devices = sharding.size(batch_sharding)
-    size = max(1, size // devices) * devices
-    for start in range(0, len(labels), size):
-        x, y = images[start : start + size], labels[start : start + size]
-        missing = -len(y) % devices
-        if missing:
-            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
-            y = np.concatenate([y, np.full(missing, -1, np.int32)])
-        yield sharding.put((x, y), batch_sharding)
+    devices = 1 if mesh is None else mesh.size
+    size = -(-min(size, len(labels)) // devices) * devices
+    all_labels = np.pad(labels, (0, -len(labels) % size), constant_values=-1)
+    for numbers in np.arange(len(all_labels)).reshape(-1, size):
+        image_numbers = np.minimum(numbers, len(labels) - 1)
+        yield rows(images, image_numbers, mesh), rows(all_labels, numbers, mesh)

@@ -1,14 +1,12 @@
 """Output folders: checked before the work starts; no file in them is ever half written.
 
-A process that is killed while it writes leaves a hidden ``.NAME.tmp``, or a temporary
-folder of orbax. The next run replaces the file and removes the folder.
+A process that is killed while it writes leaves a hidden ``.NAME.tmp``, which the next
+run replaces.
 """
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +46,11 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
 
 def space(tree: Any, copies: int) -> float:
     """Bytes of so many copies of a pytree of arrays, and 20 MB for logs and tables."""
-    arrays = jax.tree.leaves(tree)
-    return copies * sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) + 20e6
+    return copies * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 20e6
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file as a whole: beside its place, then renamed.
-
-    The temporary name is always the same, so that the next run replaces what a killed
-    one has left.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(Path(folder) / "a.txt", "all of it")
@@ -67,28 +61,3 @@ def write(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_bytes(data)
     os.replace(beside, path)
-
-
-@contextlib.contextmanager
-def reading(folder: Path, remedy: str) -> Iterator[None]:
-    """A context for reading by orbax: any error of its readers becomes one message.
-
-    Args:
-        folder: the folder that they read.
-        remedy: what to do if it is damaged.
-
-    Raises:
-        ValueError: they raised an error.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"{folder} is damaged ({type(error).__name__}); {remedy}"
-        ) from None
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what orbax was writing into this folder when a process was killed."""
-    for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(unfinished, ignore_errors=True)

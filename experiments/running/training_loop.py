@@ -8,52 +8,39 @@ run ends in the same weights, bit for bit.
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from experiments.data import Dataset, Unread
-from experiments.running import devices
-from experiments.running.output_folder import remove_unfinished, space, writable
-from experiments.running.resuming import (
-    LOG,
-    check_may_resume,
-    claim,
-    log_until,
-    manager_of,
-    numbered,
-    restored_state,
-)
-from snnjax import sharding
+from experiments.data import Dataset
+from experiments.running import checkpoints, devices
+from experiments.running.output_folder import space, writable, write
 
 State = TypeVar("State")
 
-# Larger arrays of images stay in host memory; the device gets batch by batch.
-DEVICE_BYTES = 4e9
-
-
-def cache_sized() -> int | None:
-    """Images at a time: on CPU so few that the neurons fit into its cache; else all."""
-    return 25 if jax.default_backend() == "cpu" else None
+LOG = "metrics.jsonl"  # in the folder of a run
 
 
 def steps_per_epoch(config: Any, data: Dataset) -> int:
     """Steps of an epoch; an incomplete last batch is dropped.
 
     Raises:
-        ValueError: the batch is larger than the training set.
+        ValueError: the batch is larger than the training set, or the devices cannot
+            share it.
     """
     if len(data.train_images) < config.batch_size:
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(data.train_images)} "
             f"training images of {data.name}; choose a smaller batch_size"
         )
+    devices.check_shared(
+        "batch_size", config.batch_size, devices.make_mesh(config.mesh)
+    )
     return len(data.train_images) // config.batch_size
 
 
@@ -68,6 +55,18 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
     )
 
 
+def read_log(out: str | Path) -> list[dict]:
+    """The lines that `fit` wrote to the folder of a run, one for each epoch."""
+    text = (Path(out).expanduser() / LOG).read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> jax.Array:
+    """What a step reports: loss, accuracy, and whether loss and weights are finite."""
+    finite = jnp.isfinite(loss + optax.tree.norm(weights))
+    return jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
+
+
 def fit(
     config: Any,
     data: Dataset,
@@ -76,7 +75,7 @@ def fit(
     measure: Callable[[State], dict[str, Any]],
     finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
     inputs: Mapping[str, str] | None = None,
-) -> State:
+) -> tuple[State, list[dict]]:
     """Train, or go on with the training in the folder ``config.out``.
 
     Args:
@@ -85,13 +84,15 @@ def fit(
           run of the same options.
         data: training images and labels.
         state: at the start; any pytree of arrays.
-        step: (state, key, images, labels, index) -> (state, report), the report being
-          [loss, accuracy, whether loss and new weights are finite]; ``index`` counts
+        step: (state, key, images, labels, index) -> (state, `report`); ``index`` counts
           the steps of the epoch. It may donate the buffers of the state.
         measure: state -> further entries of the log's line of an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
         inputs: what the run begins with, name -> `digest`; a run of others is not
           resumed.
+
+    Returns:
+        The state after the last epoch, and the log.
 
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of
@@ -101,72 +102,34 @@ def fit(
     """
     # Two checkpoints, one that is being written, the last network and the best.
     out = writable(config.out, "--out", needed=space(state, 5)).resolve()
-    batch_sharding = devices.over_batch(devices.make_mesh(config.mesh))
-    feed = _feeder(data, config.batch_size, batch_sharding)
-    if devices.first():
-        remove_unfinished(out / "checkpoints")
-    with manager_of(out / "checkpoints") as manager:
-        last_epoch = manager.latest_step() or 0
+    run = checkpoints.run_of(config, inputs, log=[])
+    steps_per_epoch(config, data)
+    mesh = devices.make_mesh(config.mesh)
+    with checkpoints.manager_of(out) as manager:
+        last_epoch, log = manager.latest_step() or 0, run.log
         if last_epoch:
-            check_may_resume(config, last_epoch)
-        log, lines = out / LOG, []
-        if devices.first():
-            claim(out / "config.json", config, inputs or {}, resumed=last_epoch > 0)
-            lines = log_until(log, last_epoch)
-        if last_epoch:
-            state = restored_state(manager, last_epoch, state)
-        state = sharding.on_mesh(state, batch_sharding)
+            state, log = checkpoints.restore(manager, last_epoch, state, run)
+        state = devices.everywhere(state, mesh)
         for epoch in range(last_epoch + 1, config.epochs + 1):
             start = time.perf_counter()
-            state, loss, accuracy = _train_epoch(
-                step, state, feed, len(data.train_images), config, epoch
-            )
-            line = {"epoch": epoch, "loss": loss, "train_accuracy": accuracy}
+            state, line = _train_epoch(step, state, data, config, epoch, mesh)
             line |= measure(state)
             line["seconds"] = round(time.perf_counter() - start, 2)
-            lines.append(line)
+            log = [*log, line]
             print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
             if devices.first():
-                with log.open("a") as file:
-                    print(json.dumps(line), file=file)
-                finished_epoch(state, lines)
-                manager.save(epoch, args=ocp.args.StandardSave(numbered(state)))
-    return state
+                write(out / LOG, "".join(f"{json.dumps(line)}\n" for line in log))
+                finished_epoch(state, log)
+                checkpoints.save(manager, epoch, state, run._replace(log=log))
+    return state, log
 
 
-def _feeder(
-    data: Dataset, size: int, batch_sharding: NamedSharding | None
-) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-    """A function: numbers of training images -> images and labels, on the devices.
-
-    Without a mesh the device holds all images, up to `DEVICE_BYTES` of them. With a
-    mesh each process copies to its devices their part of every batch.
-    """
-    devices.check_batch("batch_size", size, batch_sharding)
-    arrays = data.train_images, data.train_labels
-    if batch_sharding is None:
-        images, labels = map(_on_device, arrays)
-        return lambda numbers: (images[numbers], labels[numbers])
-
-    def feed(numbers):
-        images, labels = (
-            jax.make_array_from_callback(
-                (size, *array.shape[1:]),
-                batch_sharding,
-                lambda part, array=array: array[numbers[part[0]]],
-            )
-            for array in arrays
-        )
-        return images, labels
-
-    return feed
-
-
-def _train_epoch(step, state, feed, images: int, config, epoch):
-    """The state after an epoch of so many images, and its mean loss and accuracy."""
+def _train_epoch(step, state, data: Dataset, config, epoch: int, mesh):
+    """The state after an epoch, and the mean loss and accuracy of its steps."""
     # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
-    order = np.random.default_rng((config.seed, epoch)).permutation(images)
-    steps = images // config.batch_size
+    count = len(data.train_images)
+    order = np.random.default_rng((config.seed, epoch)).permutation(count)
+    steps = count // config.batch_size
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     title = f"epoch {epoch} of {config.epochs}"
@@ -175,8 +138,10 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
     # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
     # inside lax.scan.
     for index, numbers in enumerate(bar):
+        images = devices.rows(data.train_images, numbers, mesh)
+        labels = devices.rows(data.train_labels, numbers, mesh)
         batch_key = jax.random.fold_in(key, index)
-        state, report = step(state, batch_key, *feed(numbers), index)
+        state, report = step(state, batch_key, images, labels, index)
         reports.append(report)
     loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
     if not finite.all():
@@ -191,7 +156,8 @@ def _train_epoch(step, state, feed, images: int, config, epoch):
             f"learning_rate below {config.learning_rate} or a warmup above "
             f"{config.warmup}, in another folder than {config.out}"
         )
-    return state, float(loss.mean()), float(accuracy.mean())
+    means = {"loss": float(loss.mean()), "train_accuracy": float(accuracy.mean())}
+    return state, {"epoch": epoch, **means}
 
 
 def _entry(name: str, value: Any) -> str:
@@ -199,9 +165,3 @@ def _entry(name: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{name} {min(value):.3g}..{max(value):.3g}"
     return f"{name} {value:.4g}"
-
-
-def _on_device(array: np.ndarray | Unread) -> np.ndarray | Unread | jax.Array:
-    """Images or labels in the memory of the device, or as they are if too large."""
-    fits = isinstance(array, np.ndarray) and array.nbytes <= DEVICE_BYTES
-    return jnp.asarray(array) if fits else array

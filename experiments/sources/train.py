@@ -15,11 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.data import load
+from experiments.data import Dataset, load
 from experiments.running import run, writable
 
 try:
@@ -42,14 +41,7 @@ WHITENED = ("whitened_vgg8", "whitened_resnet9")  # trained as Jordan does
 MUON = ("whitened_resnet9",)
 
 
-def train(
-    name: str,
-    data_dir: str | None,
-    epochs: int,
-    seed: int,
-    checkpoint: Path | None = None,
-    log=print,
-):
+def train(name: str, data: Dataset, epochs: int, seed: int):
     """Trains `name` on CIFAR-10.
 
     Batches of 128, a one-cycle learning rate, crops of images padded by 4 pixels,
@@ -60,13 +52,10 @@ def train(
     0.2; an image is mirrored in every other epoch; and 8x8 pixels are cut out of it
     (DeVries and Taylor 2017). `MUON` ones have batches of 512, `Muon` with peak 0.04
     for the kernels of convolutions, and for the rest peak 0.05 and weight decay 2e-2.
-    After each epoch all that the next one needs goes to `checkpoint`, and training
-    goes on from there.
 
     Returns:
-        The network, its test accuracy, the data, and the seconds of all epochs.
+        The network, its test accuracy, and the seconds of all epochs.
     """
-    data = load("cifar10", data_dir)
     torch.manual_seed(seed)
     network = NETWORKS[name]().to(memory_format=torch.channels_last)
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
@@ -95,16 +84,9 @@ def train(
     batch_size = 512 if name in MUON else 128
     steps = len(images) // batch_size
     optimizers = optimizers_of(name, network)
-    peaks = [group["lr"] for part in optimizers for group in part.param_groups]
     rates = [one_cycle(optimizer, epochs * steps) for optimizer in optimizers]
-    parts = {"network": network}
-    for i, (optimizer, rate) in enumerate(zip(optimizers, rates, strict=True)):
-        parts |= {f"optimizer{i}": optimizer, f"rate{i}": rate}
-    options = {"epochs": epochs, "seed": seed, "peaks": peaks}
-    behind, total = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        behind, total = restore(parts, options, checkpoint)
-    for epoch in range(behind + 1, epochs + 1):
+    total = 0.0
+    for epoch in range(1, epochs + 1):
         start, losses = time.perf_counter(), []
         order = torch.randperm(len(images))[: steps * batch_size]
         for batch in order.view(steps, batch_size):
@@ -127,19 +109,17 @@ def train(
         total += seconds
         with torch.autocast("cpu", torch.bfloat16):  # a third of float32's time
             test_accuracy = accuracy()
-        log(
+        print(
             f"{name} epoch {epoch} of {epochs}  loss {np.mean(losses):.3f}  "
             f"test {test_accuracy:.2%}  {seconds:.0f} s",
             flush=True,
         )
-        if checkpoint is not None:
-            save(parts, options, (epoch, total), checkpoint)
     if name in WHITENED:
         network.publish()
         for weights in network.parameters():
             if weights.ndim > 1:  # which the file has in float16
                 weights.data = weights.data.half().float()
-    return network, accuracy(), data, total
+    return network, accuracy(), total
 
 
 def optimizers_of(name: str, network: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -183,35 +163,6 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int):
     )
 
 
-def save(
-    parts, options: dict[str, Any], behind: tuple[int, float], checkpoint: Path
-) -> None:
-    """Write a checkpoint whole or not at all; epochs and seconds lie behind it."""
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"behind": behind, "options": options, "random": torch.get_rng_state()}
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
-
-
-def restore(parts, options: dict[str, Any], checkpoint: Path) -> tuple[int, float]:
-    """Read a checkpoint; returns the epochs and the seconds that lie behind it.
-
-    Raises:
-        ValueError: it is of a training with other options.
-    """
-    state = torch.load(checkpoint)
-    if state.get("options") != options:
-        raise ValueError(
-            f"{checkpoint} is of a training with {state.get('options')}, and asked for "
-            f"are {options}; give those, or delete the file"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    torch.set_rng_state(state["random"])
-    return state["behind"]
-
-
 def augmented(
     images: torch.Tensor, flips: torch.Tensor | None = None, padding: int = 4
 ) -> torch.Tensor:
@@ -251,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     writable(str(options.out), "--out")
     weights = options.out / f"{options.network}.safetensors"
-    checkpoint = weights.with_suffix(".checkpoint")
-    network, accuracy, data, seconds = train(
-        options.network, options.data_dir, options.epochs, options.seed, checkpoint
+    data = load("cifar10", options.data_dir)
+    network, accuracy, seconds = train(
+        options.network, data, options.epochs, options.seed
     )
     arrays = {n: w.contiguous() for n, w in network.state_dict().items() if w.ndim}
     if options.network in WHITENED:
@@ -277,7 +228,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {"torch": torch.__version__},
     }
     weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
-    checkpoint.unlink(missing_ok=True)
     print(f"{weights}: {accuracy:.2%} of the test images")
 
 
