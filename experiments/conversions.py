@@ -319,7 +319,7 @@ def count_hits(
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     """Measures of the first test images, the sites in the order of the network."""
     images = task.test.images[:MEASURED]
-    measures = jax.device_get(snnjax.measure(task.fn, task.params, snn, images))
+    measures = jax.device_get(snnjax.measure(task.fn, snn, images, params=task.params))
     # JAX sorts the sites by name.
     in_order = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
     return measures._replace(sites=in_order)

@@ -26,7 +26,7 @@ from snnjax.neurons import adaptive, integrate_and_fire, lif
 from snnjax.neurons.spike_trains import through_bytes
 from snnjax.simulation import by_layer
 from snnjax.simulation.choice import Choice, choose
-from snnjax.surrogate import dspike, relaxed_dspike
+from snnjax.surrogate import dspike
 
 STEPS = 4
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tpu.json"
