@@ -47,7 +47,7 @@ from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
 from snnjax.neurons.protocol import Neuron, field, synapses_of_a_spike
-from snnjax.neurons.unroll import charge, discharge, phase
+from snnjax.neurons.unroll import fire_in_phase, integrate_in_phase, phase_of
 from snnjax.snn import SNN, check_neurons, check_values, checked_fit
 
 
@@ -207,9 +207,9 @@ def _membrane_updates(
 
     def step(state, index_and_current):
         index, current = index_and_current
-        step_phase = phase(index, steps, wait)
-        charged = charge(neuron, params, state, current, step_phase)
-        state, _ = discharge(neuron, params, charged, step_phase)
+        step_phase = phase_of(index, steps, wait)
+        charged = integrate_in_phase(neuron, params, state, current, step_phase)
+        state, _ = fire_in_phase(neuron, params, charged, step_phase)
         return state, _potential(neuron, charged)
 
     start = neuron.start(params, currents.shape[1:])

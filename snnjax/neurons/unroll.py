@@ -252,7 +252,7 @@ class Phase(NamedTuple):
     firing: Any = True
 
 
-def phase(step: jax.Array, steps: int, wait: int) -> Phase:
+def phase_of(step: jax.Array, steps: int, wait: int) -> Phase:
     """The phase of a site, whose first current arrives at step 0."""
     if wait == 0:
         return Phase()
@@ -263,26 +263,26 @@ def phase(step: jax.Array, steps: int, wait: int) -> Phase:
     )
 
 
-def charge(
-    neuron: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
+def integrate_in_phase(
+    model: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
 ) -> Any:
-    """The state once the current of a step, if any arrives, is integrated."""
-    arriving = when(phase.receiving, drive(params, current), 0)
-    charged = neuron.integrate(params, state, arriving)
-    return jax.tree.map(functools.partial(when, phase.begun), charged, state)
+    """The state after the current of a step, if any arrives, is integrated."""
+    arriving = _when(phase.receiving, drive(params, current), 0)
+    after = model.integrate(params, state, arriving)
+    return jax.tree.map(functools.partial(_when, phase.begun), after, state)
 
 
-def discharge(
-    neuron: Neuron, params: Any, charged: Any, phase: Phase
+def fire_in_phase(
+    model: Neuron, params: Any, state: Any, phase: Phase
 ) -> tuple[Any, jax.Array]:
     """The state after firing and the spikes, in the steps in which the site fires."""
-    fired, spikes = fire(neuron, params, charged)
-    state = jax.tree.map(functools.partial(when, phase.firing), fired, charged)
-    return state, when(phase.firing, spikes, 0)
+    after, spikes = fire(model, params, state)
+    after = jax.tree.map(functools.partial(_when, phase.firing), after, state)
+    return after, _when(phase.firing, spikes, 0)
 
 
-def when(condition: Any, value: Any, otherwise: Any) -> Any:
-    """``jnp.where`` that makes no operation where the condition is True by itself."""
+def _when(condition: Any, value: Any, otherwise: Any) -> Any:
+    """``jnp.where``, but no operation where the condition is Python's True."""
     return value if condition is True else jnp.where(condition, value, otherwise)
 
 

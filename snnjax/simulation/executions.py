@@ -21,7 +21,7 @@ from snnjax._checks import check_flags, check_size
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
 from snnjax.network.evaluate import evaluate, firing, identity, operator
-from snnjax.network.increments import Operator, Running
+from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import NeuronParams
@@ -42,7 +42,6 @@ class Job(NamedTuple):
         steps: T.
         wait: steps that every layer integrates before it fires.
         sequence: x has a time axis.
-        recomputes_charge: see `Choice`.
     """
 
     network: Network
@@ -52,7 +51,6 @@ class Job(NamedTuple):
     steps: int
     wait: int
     sequence: bool
-    recomputes_charge: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +108,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     With ``remat`` only the spikes are kept for the gradient, as bits; currents and
     potentials are computed anew.
     """
-    prepared = prepare(job)
-    values = prepared.values
+    values, streams, live = prepare(job)
     if job.sequence:
         values |= job.network.inputs(job.x)
 
@@ -125,14 +122,14 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     neurons = job.snn.neurons
     if remat:
         results = outputs_from_bits(
-            job.network, values, fire, prepared.streams, neurons, job.models
+            job.network, values, fire, streams, neurons, models
         )
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
         rule = firing(fire, neurons)
-        evaluate(prepared.changing, values, rule, streams=prepared.streams)
-    return over_steps(job, values, prepared.streams)
+        evaluate(live, values, rule, streams=streams)
+    return over_steps(job, values, streams)
 
 
 def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
@@ -141,7 +138,7 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
     With ``remat`` only the states between the segments are kept for the gradient, and
     one segment of steps while it is computed: least together if ``size`` is sqrt(T).
     """
-    values, streams, changing = prepare(job)
+    values, streams, live = prepare(job)
     network, neurons = job.network, job.snn.neurons
 
     def segment(length: int, states, x_now):
@@ -164,18 +161,15 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
             after[site.name], spikes = resume(model, params, state, currents)
             return spikes
 
-        evaluate(changing, local, rule, streams=streams)
+        evaluate(live, local, rule, streams=streams)
         return after, {v: local[v] for v in network.outputs if v in streams}
 
     def run(length: int) -> Callable:
         body = functools.partial(segment, length)
         return jax.checkpoint(body) if remat else body
 
-    states = {
-        eq.place.name: _fresh_state(job, eq, values, streams)
-        for eq in changing
-        if eq.site is not None
-    }
+    sites = [eq for eq in live if eq.site is not None]
+    states = {eq.place.name: start_state(job, eq, values, streams) for eq in sites}
     segments, rest = divmod(job.steps, size)
     x = job.x if job.sequence else None  # None is a tree without leaves
 
@@ -285,13 +279,14 @@ class Prepared(NamedTuple):
 
     Attributes:
         values: of all variables that no step changes.
-        streams: variables that change from step to step.
-        changing: the equations that remain for every step.
+        streams: variables that have a time axis, since they depend on spikes or on a
+            sequence.
+        live: the equations that compute streams.
     """
 
     values: Values
     streams: frozenset[int]
-    changing: list[Equation]
+    live: list[Equation]
 
 
 def prepare(job: Job) -> Prepared:
@@ -299,51 +294,42 @@ def prepare(job: Job) -> Prepared:
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
-    changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
-    fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
-    evaluate(fixed, values, identity)
-    return Prepared(values, streams, changing)
+    live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
+    constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
+    evaluate(constant, values, identity)
+    return Prepared(values, streams, live)
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
     """The outputs with their time axis, also those that no spike reaches."""
-    timed: dict[Any, Any] = dict(values)
+    outputs: dict[Any, Any] = dict(values)
     for v in job.network.outputs:
         if isinstance(v, int) and v not in streams:
-            timed[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
-    return job.network.results(timed)
+            outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
+    return job.network.results(outputs)
 
 
-def shape_of_input(job: Job, equation: Equation) -> tuple[int, ...]:
-    """Of the first operand of a site, the batch included."""
-    return job.network.avals[equation.variables[0]].shape
-
-
-def running_start(
-    job: Job, equation: Equation, values: Values, live: tuple[bool, ...]
-) -> Running:
-    """State of a site that accumulates before its first step.
+def start_state(
+    job: Job, equation: Equation, values: Values, streams: frozenset[int]
+) -> Any:
+    """State of a site, an operator or a delay line before its first step.
 
     Args:
         values: of the variables that no step changes.
-        live: which of its inputs change.
+        streams: variables that have a time axis.
     """
+    site, avals = equation.place, job.network.avals
+    shape = avals[equation.variables[0]].shape
+    if site.lag:
+        return jnp.zeros((site.lag * job.wait, *shape), site.dtype)
+    if not site.accumulates:
+        return job.models[site.name].start(job.snn.neurons[site.name], shape)
+    live = tuple(v in streams for v in equation.inputs)
     arguments = [
-        job.network.avals[v] if isinstance(v, int) and changes else read(values, v)
-        for v, changes in zip(equation.inputs, live, strict=True)
+        avals[v] if isinstance(v, int) and is_live else read(values, v)
+        for v, is_live in zip(equation.inputs, live, strict=True)
     ]
     return operator(equation, live).start(arguments)
-
-
-def _fresh_state(
-    job: Job, equation: Equation, values: Values, streams: frozenset[int]
-) -> Any:
-    """State of a site before its first step, for `run_by_segment`."""
-    site, shape = equation.place, shape_of_input(job, equation)
-    if site.accumulates:
-        live = tuple(v in streams for v in equation.inputs)
-        return running_start(job, equation, values, live)
-    return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
 def _first_spikes(

@@ -329,7 +329,7 @@ def simulate(
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
     network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
-    job = _job(sim, network, snn, x, choice.recomputes_charge)
+    job = _job(sim, network, snn, x)
     if choice.has_gradient_of_layers:
         return _with_gradient_of_layers(job, choice.execution)
     return execute(job, choice.execution)
@@ -362,29 +362,14 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
     return runs[execution](job)
 
 
-def _job(
-    sim: Simulation,
-    network: Network,
-    snn: SNN,
-    x: chex.ArrayTree,
-    recomputes_charge: bool = False,
-) -> Job:
+def _job(sim: Simulation, network: Network, snn: SNN, x: chex.ArrayTree) -> Job:
     check_neurons(snn, network.sites)
     models = {
         site.name: _model_with_surrogate(sim, snn, site)
         for site in network.sites
         if site.fires
     }
-    return Job(
-        network,
-        snn,
-        models,
-        x,
-        sim.steps,
-        sim.wait,
-        sim.sequence,
-        recomputes_charge,
-    )
+    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
 
 
 def _check_no_surrogate(model: Neuron) -> None:
