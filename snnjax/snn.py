@@ -36,12 +36,12 @@ from snnjax.neurons.protocol import chain, check_model
     data_fields=("params", "neurons"),
     meta_fields=("steps", "wait", "neuron"),
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
 class SNN:
     """A spiking network: a plain pytree, to jit, differentiate, shard and save.
 
-    ``print`` shows a table of its neurons.
+    ``print`` shows a table of its neurons, ``repr`` a line.
 
     Attributes:
         params: as the user gave them; weights perhaps calibrated.
@@ -53,7 +53,10 @@ class SNN:
             `snnjax.neurons.BySite`; `model` gives that of a site.
 
     >>> import jax, jax.numpy as jnp, snnjax
-    >>> print(snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2)))
+    >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> snn
+    SNN(steps=None, wait=None, 4 numbers in params, 1 site: relu)
+    >>> print(snn)
     SNN, 4 numbers in params
     site  levels  threshold  bias  initial potential  leak
     relu  0:1     1          0     0                  0.5
@@ -69,11 +72,22 @@ class SNN:
         """The neuron model of a site."""
         return model_of(self.neuron, site_name)
 
+    def __repr__(self) -> str:
+        names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
+        some = ", ".join([*map(str, names[:2]), *["..."][: len(names) > 2]])
+        sites = f"{len(names)} site{'' if len(names) == 1 else 's'}"
+        fit = f"steps={self.steps}, wait={self.wait}, {self._size()} numbers in params"
+        return f"SNN({fit}, {sites}{': ' * bool(names)}{some})"
+
+    def _size(self) -> int:
+        """How many numbers the params hold."""
+        leaves = jax.tree.leaves(self.params)
+        return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
+
     def _table(self) -> Table:
         fits = [f"T = {self.steps}"] if self.steps is not None else []
         fits += [f"wait {self.wait}"] if self.wait is not None else []
-        sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params)]
-        title = ", ".join(["SNN", *fits, f"{sum(sizes)} numbers in params"])
+        title = ", ".join(["SNN", *fits, f"{self._size()} numbers in params"])
         cells = {name: _cells(params) for name, params in self.neurons.items()}
         fields = dict.fromkeys(field for row in cells.values() for field in row)
         models = dict(getattr(self.neuron, "models", ()))
@@ -124,24 +138,12 @@ def check_snn(snn: SNN) -> None:
     raise ValueError(f"snn is {type(snn).__name__}; allowed: {allowed}")
 
 
-def check_fit(snn: SNN, steps: int, wait: int) -> None:
-    """Raise unless this is an SNN, fitted to these steps and this wait, or to none."""
-    check_snn(snn)
-    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
-        raise ValueError(
-            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
-            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
-            "on both. Convert again with these, or read the first t outputs of a "
-            "longer run"
-        )
-
-
 def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int]:
     """These steps and wait; where they are None, those that the SNN was fitted to.
 
     Raises:
-        ValueError: they are out of range, or not those that the SNN was fitted to; or
-            it was fitted to none, and there are no steps.
+        ValueError: this is no SNN; steps or wait are out of range, or not those that
+            the SNN was fitted to; or there are no steps at all.
     """
     check_snn(snn)
     steps = snn.steps if steps is None else steps
@@ -152,7 +154,13 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         )
     wait = (snn.wait or 0) if wait is None else wait
     check_wait(steps, wait)
-    check_fit(snn, steps, wait)
+    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
+        raise ValueError(
+            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
+            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
+            "on both. Leave steps and wait out, convert again with others, or read the "
+            "first t outputs of a longer run"
+        )
     return steps, wait
 
 

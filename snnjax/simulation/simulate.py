@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from snnjax import sharding
 from snnjax._checks import (
     check_choice,
+    check_count,
     check_examples,
     check_flags,
     check_function,
@@ -51,9 +52,9 @@ from snnjax.simulation.executions import (
 )
 from snnjax.snn import (
     SNN,
-    check_fit,
     check_neurons,
     check_values,
+    checked_fit,
     models_of_sites,
 )
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
@@ -142,8 +143,8 @@ class SpikingFunction(Protocol):
 def spiking(
     fn: Callable,
     *,
-    steps: int,
-    wait: int = 0,
+    steps: int | None = None,
+    wait: int | None = None,
     surrogate: Surrogate = dspike,
     detach_reset: bool = False,
     execution: Execution | ByLayer = "auto",
@@ -156,10 +157,12 @@ def spiking(
 
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
-        steps: T >= 1, for which every neuron fires.
-        wait: steps that each layer integrates before it fires, 0..T; in the last of
-            its T steps, as many as the wait, it gets neither input nor bias. The
-            answer comes after T + depth x wait steps (`latency`).
+        steps: T >= 1, for which every neuron fires. None: those that the SNN was fitted
+            to; an SNN of `init` has none, so it needs them.
+        wait: steps that each layer integrates before it fires, 0..T; in the last
+            ``wait`` of the T steps in which it fires, it gets neither input nor bias.
+            The answer comes after T + depth x wait steps (`latency`). None: that of the
+            SNN, and 0 for one of `init`.
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
             `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
             with a temperature give it as a second argument.
@@ -200,24 +203,31 @@ def spiking(
             form that does not exist, a batch that the devices cannot share evenly.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax import integrate_and_fire
     >>> fn = lambda w, x: jax.nn.relu(w * x)
     >>> snn = init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=integrate_and_fire())
     >>> outputs = spiking(fn, steps=4)(snn, jnp.array([[0.5]]))
     >>> print(outputs[:, 0, 0])
     [0. 1. 0. 1.]
+
+    An SNN of `snnjax.convert` brings its own steps and wait:
+
+    >>> x = jnp.array([[0.5], [1.0]])
+    >>> snn = snnjax.convert(fn, jnp.array(1.0), x, steps=4, wait=1)
+    >>> spiking(fn)(snn, x).shape
+    (4, 2, 1)
     """
     check_function(fn)
-    check_wait(steps, wait)
+    _check_steps(steps, wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
     check_size("micro_batch", micro_batch)
     check_surrogate(surrogate)
     simulation = Simulation(
         fn=fn,
-        steps=int(steps),
-        wait=int(wait),
+        steps=steps,
+        wait=wait,
         surrogate=surrogate,
         detach_reset=bool(detach_reset),
         execution=_execution(execution),
@@ -263,13 +273,14 @@ class Simulation(NamedTuple):
     """How a function is simulated: the arguments of `spiking`, checked.
 
     Attributes:
+        steps, wait: numbers, or None until they are those of an SNN.
         execution: one of `EXECUTIONS`, or "by_layer" as a `ByLayer` with its options.
         spread: how the devices of the mesh share a batch; None for one device.
     """
 
     fn: Callable
-    steps: int
-    wait: int
+    steps: Any
+    wait: Any
     surrogate: Surrogate
     detach_reset: bool
     execution: Execution | ByLayer
@@ -288,7 +299,9 @@ def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
 ) -> Any:
     """Check SNN and input, encode the input, share it among the devices, and run."""
-    check_fit(snn, sim.steps, sim.wait)
+    steps, wait = checked_fit(snn, sim.steps, sim.wait)
+    sim = sim._replace(steps=int(steps), wait=int(wait))
+    _check_segment(sim)
     check_values(snn)
     check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
@@ -420,6 +433,14 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
 # --------------------------------------------------------------------- checks
 
 
+def _check_steps(steps: int | None, wait: int | None) -> None:
+    """Raise for steps or a wait out of range, as far as they are given."""
+    if steps is not None:
+        check_wait(steps, 0 if wait is None else wait)
+    elif wait is not None:
+        check_count("wait", wait, least=0)
+
+
 def _execution(execution: Any) -> Execution | ByLayer:
     """The execution; by_layer without options is "by_layer"."""
     if isinstance(execution, ByLayer):
@@ -441,15 +462,8 @@ def _check_combination(sim: Simulation) -> None:
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    options = sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
-    if options.segment is not None:
-        if options.segment > sim.steps:
-            raise ValueError(
-                f"segment is {options.segment}; allowed: 1 to steps={sim.steps}, or "
-                "None"
-            )
-        if sim.wait:
-            raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+    _check_segment(sim)
+    options = _options(sim)
     if sim.has_aux:
         _check_training(sim, options)
     if options.remat and options.segment is None and not is_step(sim.surrogate):
@@ -460,6 +474,24 @@ def _check_combination(sim: Simulation) -> None:
             "snnjax.surrogate.step, or leave remat out"
             + ("" if sim.has_aux else ", or give a segment with it: segment=...")
         )
+
+
+def _options(sim: Simulation) -> ByLayer:
+    """The options of by_layer; the defaults for another execution."""
+    return sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
+
+
+def _check_segment(sim: Simulation) -> None:
+    """Raise for segments that do not fit steps or wait, as far as these are given."""
+    segment = _options(sim).segment
+    if segment is None:
+        return
+    if sim.steps is not None and segment > sim.steps:
+        raise ValueError(
+            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
+        )
+    if sim.wait:
+        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
 
 
 def _check_training(sim: Simulation, options: ByLayer) -> None:
