@@ -1,7 +1,7 @@
 """The spiking network as data: parameters, neurons and their model, a plain pytree.
 
 `snnjax.convert` and `snnjax.init` make it, `snnjax.spiking` runs it, optax trains it.
-The checks here are those of every part that takes an SNN.
+Every part that takes an SNN uses the checks in this file.
 """
 
 import dataclasses
@@ -93,7 +93,8 @@ class SNN:
         models = dict(getattr(self.neuron, "models", ()))
         rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
         for name, row in cells.items():
-            model = models.get(name, self.neuron)  # of names that are yet to be changed
+            # A table must not fail for neurons whose sites were renamed.
+            model = models.get(name, self.neuron)
             levels = getattr(model, "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
@@ -113,7 +114,7 @@ def _cells(params: Any) -> dict[str, str]:
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
-    """A model for all sites, or a `BySite`; that of an encoder sends both signs.
+    """A model for all sites, or a `BySite`; encoders get levels of both signs.
 
     Args:
         neuron: a model, or name or pattern -> model, see `resolve_models`.
@@ -194,7 +195,7 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
 
 
 def check_values(snn: SNN) -> None:
-    """Raise where numbers are concrete and no network can run with them.
+    """Raise where concrete numbers are such that no network can run.
 
     Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
     thresholds and temperatures > 0 and leaks in (0, 1].
@@ -225,16 +226,15 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
         advice = ""
         if any(map(_is_encoder, missing | unknown)):
             advice = (
-                ". Perhaps one of the two is of training mode, with has_aux, where a "
-                "network has no encoders: train one that has operators in inference "
+                ". Perhaps one of the two is in training mode (has_aux), where a "
+                "network has no encoders. Train networks with operators in inference "
                 "mode"
             )
         elif len(missing) == len(unknown):
             advice = (
-                ". A site is named after the parameters that reach it, which may be "
-                "others in training mode: keep a layer's statistics beside its "
-                "weights, or rename the neurons by "
-                "dataclasses.replace(snn, neurons=...)"
+                ". A site is named after the parameters that reach it, and training "
+                "mode may read others. Keep a layer's statistics beside its weights, "
+                "or rename the neurons by dataclasses.replace(snn, neurons=...)"
             )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
@@ -282,7 +282,7 @@ def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
 
 
 def _check_arrays(model: Any, fresh: Any, site: Site) -> None:
-    """Raise if a parameter is a tree: its leaves would have neither kind nor range."""
+    """Raise if a parameter is a tree, since only named arrays have a range."""
     fields = [pair for part in chain(fresh) for pair in part._asdict().items()]
     for name, value in fields:
         structure = jax.tree.structure(value)
@@ -332,7 +332,7 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 class Range(NamedTuple):
-    """The numbers that a parameter of a neuron may be: finite ones from 0 on.
+    """The allowed numbers of a parameter: finite, and from 0 on.
 
     Attributes:
         positive: 0 itself is not allowed.

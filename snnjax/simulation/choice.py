@@ -77,7 +77,9 @@ def choose(
     has_closed_form = count_only and wait == steps
     models = models_in(snn.neuron)
     if execution == "closed_form" and not has_closed_form:
-        leaks = any(field(params, "leak") is not None for params in snn.neurons.values())
+        leaks = any(
+            field(params, "leak") is not None for params in snn.neurons.values()
+        )
         raise ValueError(
             f"execution='closed_form' needs wait == steps and IF neurons with reset by "
             f"subtraction; found wait {wait}, steps {steps}, "

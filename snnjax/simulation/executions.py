@@ -1,10 +1,10 @@
-"""Executions: how the machine computes one and the same spikes.
+"""Executions: several ways to compute the same spikes.
 
 Layer by layer, time is folded into the batch between the sites, and each site scans
-over it: `run_by_layer` all T steps at once, `run_by_segment` some of them at a time.
-`run_closed_form` needs no time loop where each layer waits for all its input;
-`run_folded` shows the function itself T B examples, as training mode requires. The loop
-over the whole network is ``by_step.py``.
+over it: `run_by_layer` takes all T steps at once, `run_by_segment` some at a time.
+`run_closed_form` needs no loop over time, since each layer waits for all its input.
+`run_folded` calls the function itself on T B examples, for training mode. The loop over
+the whole network is in ``by_step.py``.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from snnjax.snn import SNN
 
 
 class Job(NamedTuple):
-    """One simulation of a captured network, as every execution takes it.
+    """One simulation of a captured network: the argument of every execution.
 
     Attributes:
         network: captured for x (one step of a sequence).
@@ -59,14 +59,10 @@ class ByLayer:
 
     Attributes:
         segment: steps at a time; None: all at once.
-        remat: keep less for the gradient and compute the rest anew.
+        remat: keep less for the gradient and recompute the rest.
 
-    A value: equal options, equal executions.
-
-    >>> import dataclasses
-    >>> options = by_layer(segment=8, remat=True)
-    >>> dataclasses.replace(options, remat=False)
-    ByLayer(segment=8, remat=False)
+    >>> by_layer(segment=8) == ByLayer(segment=8, remat=False)
+    True
     """
 
     segment: int | None = None
@@ -81,20 +77,21 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
     """The execution layer by layer, with options for less memory.
 
     Args:
-        segment: steps at a time, 1..T; None: all at once. For a long T of dense layers
-            on CPU, 25 stay in the cache: faster, and a third less memory.
-        remat: keep less for the gradient and compute the rest anew: only the spikes, as
-            bits (reverse mode only); with ``segment`` only the states between segments,
-            least if it is near sqrt(T). A single layer gains nothing. On CPU set
+        segment: steps at a time, 1..T; None: all at once. On CPU, 25 steps of dense
+            layers stay in the cache: a long T is faster then, with a third less memory.
+        remat: the gradient keeps only the spikes, as bits (reverse mode only), and
+            recomputes the rest. With ``segment`` it keeps only the states between
+            segments, which is least for a segment near sqrt(T). A single layer gains
+            nothing. On CPU set
             XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
-            trades the memory back for speed; and there the gradient of a convolution
-            is ten times slower in segments.
+            trades the memory for speed again. There the gradient of a convolution is
+            ten times slower in segments.
 
     Returns:
         A value for ``snnjax.spiking(..., execution=...)``.
 
     Raises:
-        ValueError: a segment that is no whole number >= 1; remat that is no flag.
+        ValueError: segment is no whole number >= 1, or remat no flag.
 
     >>> by_layer(segment=25)
     ByLayer(segment=25, remat=False)
@@ -105,8 +102,7 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
 def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     """All steps at once: time folded into the batch, and a scan inside each site.
 
-    With ``remat`` only the spikes are kept for the gradient, as bits; currents and
-    potentials are computed anew.
+    With ``remat`` the gradient keeps only the spikes, as bits.
     """
     values, streams, live = prepare(job)
     if job.sequence:
@@ -121,9 +117,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
 
     neurons = job.snn.neurons
     if remat:
-        results = outputs_from_bits(
-            job.network, values, fire, streams, neurons, models
-        )
+        results = outputs_from_bits(job.network, values, fire, streams, neurons, models)
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
@@ -133,10 +127,10 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
 
 
 def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
-    """`run_by_layer` for ``size`` steps at a time; the neurons' states go on.
+    """`run_by_layer` for ``size`` steps at a time, from one state to the next.
 
-    With ``remat`` only the states between the segments are kept for the gradient, and
-    one segment of steps while it is computed: least together if ``size`` is sqrt(T).
+    With ``remat`` the gradient keeps only the states between the segments, and one
+    segment of steps while it is computed: the least memory if ``size`` is sqrt(T).
     """
     values, streams, live = prepare(job)
     network, neurons = job.network, job.snn.neurons
@@ -187,7 +181,7 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
 
 
 def run_closed_form(job: Job) -> Any:
-    """One pass over mean values; then only the readout is computed at every step.
+    """One pass over mean values, and then the readout at every step.
 
     A layer that has waited T steps fires as early as its levels allow.
     """
@@ -219,7 +213,7 @@ def run_closed_form(job: Job) -> Any:
 
 
 def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
-    """The function itself on T B examples, with neurons that take them apart.
+    """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
         job: of a network that was captured for the folded x, and with aux; its x is
@@ -264,7 +258,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
 def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
     """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
 
-    A device that has a share keeps it: no example moves to another one.
+    Each device keeps its share: no example moves to another device.
     """
     steps, batch, *rest = stream.shape
     parts = stream.reshape(steps, shares, batch // shares, *rest)
@@ -301,7 +295,7 @@ def prepare(job: Job) -> Prepared:
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
-    """The outputs with their time axis, also those that no spike reaches."""
+    """The outputs with a time axis, even those that no spike reaches."""
     outputs: dict[Any, Any] = dict(values)
     for v in job.network.outputs:
         if isinstance(v, int) and v not in streams:
@@ -335,7 +329,7 @@ def start_state(
 def _first_spikes(
     mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
 ) -> jax.Array:
-    """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
+    """The spike train [T, B, ...] with this mean that fires as early as it can.
 
     Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
     and, where N is negative, clip(N - t low, low, 0).

@@ -3,13 +3,13 @@
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
 `spiking` is a transform like ``jax.grad``; ``executions.py`` and ``by_step.py`` compute
-it. The wait is ours; docs/accuracy.md says what it gains and costs.
+it. The wait is ours; docs/accuracy.md shows its gain and its cost.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, get_args
 
 import chex
 import jax
@@ -59,7 +59,7 @@ from snnjax.snn import (
 )
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
 
-EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
+EXECUTIONS = get_args(Execution)
 
 
 def init(
@@ -164,25 +164,24 @@ def spiking(
             The answer comes after T + depth x wait steps (`latency`). None: that of the
             SNN, and 0 for one of `init`.
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
-            with a temperature give it as a second argument.
+            `snnjax.surrogate`; of a site with a temperature, that is its second
+            argument.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: "by_step"; "by_layer", or `snnjax.simulation.by_layer` with options
             for less memory; "closed_form" (wait T, IF with reset by subtraction only;
             its floor has a straight-through gradient, so neither surrogate nor
-            detach_reset can be given); or "auto": closed_form where its spikes are the
-            same, otherwise by_step without a wait on CPU and TPU and by_layer
-            elsewhere, and by_layer for other models than IF and LIF and for a surrogate
-            that is not declared to be a step (`snnjax.surrogate.step`) or that holds a
-            traced value. The device of x, or of the mesh, decides;
-            docs/accelerators.md says why.
+            detach_reset can be given); or "auto". "auto" takes closed_form where its
+            spikes are the same, otherwise by_step without a wait on CPU and TPU, and
+            by_layer elsewhere. It also takes by_layer for models other than IF and LIF,
+            and for a surrogate that is not declared a step (`snnjax.surrogate.step`) or
+            holds a traced value. docs/accelerators.md has the reasons.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, but "auto" without a wait takes 128 on a TPU (the only
-            one, or on a mesh), since the states of so many stay on the chip. On CPU
-            16 to 32 keep them in the cache, which is faster.
+            None: all at once. "auto" without a wait takes 128 on a TPU (if it is the
+            only one, or on a mesh), since their states stay on the chip. On CPU 16 to
+            32 are faster, since their states stay in the cache.
         mesh: devices that share the examples along its first axis, each in groups
             of its own, without communication; the gradient is summed over all. With
             has_aux a BatchNorm takes its statistics over all devices.
@@ -197,10 +196,10 @@ def spiking(
         has_aux ``(outputs, aux)``.
 
     Raises:
-        ValueError: an argument outside these ranges, or two that exclude each
-            other; from spiking_fn, an SNN whose steps, wait or site names differ or
-            whose numbers no neuron can have, a missing key, a wrong time axis, a closed
-            form that does not exist, a batch that the devices cannot share evenly.
+        ValueError: an argument is outside its range, or two exclude each other. From
+            spiking_fn: the SNN has other steps, wait or site names, numbers are out of
+            range, a key is missing, the time axis is not T, there is no closed form, or
+            the devices cannot share the batch evenly.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -298,7 +297,7 @@ class Simulation(NamedTuple):
 def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
 ) -> Any:
-    """Check SNN and input, encode the input, share it among the devices, and run."""
+    """Check SNN and input, encode the input, divide it among the devices, and run."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
     _check_segment(sim)
@@ -332,7 +331,7 @@ def simulate(
         group = choice.group if has_own_examples and isinstance(batch, int) else None
         size = sim.micro_batch or group
         if group is not None and size is not None and batch > size:
-            # Computed anew, or the gradient would copy what all groups keep.
+            # Without recomputation the gradient would keep the states of all groups.
             run = jax.checkpoint(run)
         return sharding.in_groups(run, x, size, axis, out_axis=1)
 
