@@ -1,8 +1,8 @@
 """Whether a model keeps the protocol, and whether a gradient passes through it.
 
-Both are read from the shapes and equations of one step, before anything runs. A model
-whose spikes have no derivative would train with a gradient of zero and no other sign of
-it; differentiating it is an error instead.
+Both follow from the shapes and equations of one step, before anything runs. A model
+whose spikes have no derivative would silently train with a gradient of zero, so
+differentiating it is an error.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from snnjax.network.jaxprs import depends_on_last
 from snnjax.network.sites import Site
 from snnjax.neurons.protocol import drive, fire
 
-_BATCH = 3  # examples of the shapes that a model is shown
+_BATCH = 3  # examples in the shapes of this check
 
 
 class _Step(NamedTuple):
@@ -48,7 +48,7 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
 def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
     """Whether the spikes of a step have a derivative in the state or the current.
 
-    Read from the equations, not from numbers: a derivative that happens to be 0 is one.
+    This reads the equations, not numbers: a derivative that happens to be 0 counts.
     """
 
     def slopes(params, state, current, upstream):
@@ -78,8 +78,8 @@ def _shapes_of_step(neuron: Any, params: Any, site: Site) -> _Step:
 def _step(
     neuron: Any, params: Any, state: Any, current: jax.Array
 ) -> tuple[Any, jax.Array]:
-    charged = neuron.integrate(params, state, drive(params, current))
-    return fire(neuron, params, charged)
+    state = neuron.integrate(params, state, drive(params, current))
+    return fire(neuron, params, state)
 
 
 def _check_same_state(before: Any, after: Any, where: str) -> None:

@@ -56,15 +56,15 @@ def observe_spikes(
     observe: Observe,
     sequence: bool = False,
 ) -> tuple[Values, frozenset[int]]:
-    """Run T steps, and show every site that fires.
+    """Run T steps, and call ``observe`` at every site that fires.
 
     Args:
         network: captured for x, or for a step of it.
         snn: its spiking network.
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and the steps that every layer waits.
-        observe: ``observe(site, currents, spikes)``, both [T, B, ...]; the spikes
-            without the offset of their neurons, which is no event.
+        observe: ``observe(site, currents, spikes)``, both [T, B, ...]; without the
+            offset of the neurons, which is no event.
         sequence: whether x changes from step to step.
 
     Returns:
@@ -105,7 +105,7 @@ def at_level(
 
 
 def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
-    """What offsets add to every variable; an empty dict stands for zeros."""
+    """What offsets add to every variable; an empty dict means zeros."""
     if all(field(params, "offset") is None for params in snn.neurons.values()):
         return {}
     with_offsets = at_level(network, snn, x, 0, offsets=True)
@@ -120,7 +120,7 @@ def events(values: Values, offsets: Values, v: int) -> jax.Array:
 
 
 def unit(params: Any, site: Site) -> jax.Array:
-    """What a spike of level 1 carries: the threshold.
+    """The size of a spike of level 1: the threshold.
 
     Raises:
         ValueError: the neurons of the site have none.
@@ -129,8 +129,8 @@ def unit(params: Any, site: Site) -> jax.Array:
     if threshold is None:
         raise ValueError(
             f"the neurons of site {site.name!r} have no parameter threshold, so the "
-            "levels of their spikes are not known; let the params of their model have "
-            "one, the size of a spike"
+            "levels of their spikes are unknown. Give the params of their model a "
+            "field threshold, the size of a spike"
         )
     return threshold
 

@@ -5,6 +5,8 @@
 Constant inputs are direct coding; Poisson inputs are rate coding.
 """
 
+from typing import get_args
+
 import chex
 import jax
 from jax.core import Tracer
@@ -13,7 +15,7 @@ from snnjax._arrays import wide
 from snnjax._examples import is_all_floating
 from snnjax._types import Inputs
 
-INPUTS = ("constant", "poisson", "sequence")
+INPUTS = get_args(Inputs)
 
 
 def encode(
@@ -28,8 +30,8 @@ def encode(
         key: for Poisson inputs only.
 
     Raises:
-        ValueError: a wrong time axis, whole numbers that would change in time, a key
-            that is missing or has no use, probabilities outside [0, 1].
+        ValueError: the time axis is not T, whole numbers would change in time, a key is
+            missing or unused, or probabilities are outside [0, 1].
     """
     if inputs != "constant" and not is_all_floating(x):
         raise ValueError(
@@ -59,7 +61,7 @@ def encode(
 
 def _drawn(key: jax.Array, x: jax.Array, steps: int) -> jax.Array:
     _check_probability(x)
-    # In float32: bfloat16 has too few numbers between 0 and 1 for small rates.
+    # bfloat16 has too few numbers between 0 and 1 for small rates.
     shape = (steps, *x.shape)
     return jax.random.bernoulli(key, wide(x)[None], shape).astype(x.dtype)
 

@@ -1,7 +1,7 @@
 """The spiking network as data: parameters, neurons and their model, a plain pytree.
 
 `snnjax.convert` and `snnjax.init` make it, `snnjax.spiking` runs it, optax trains it.
-The checks here are those of every part that takes an SNN.
+Every part that takes an SNN uses the checks in this file.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ WEIGHTS, FROZEN = "weights", "frozen"
     data_fields=("params", "neurons"),
     meta_fields=("steps", "wait", "neuron"),
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
 class SNN:
     """A spiking network: a plain pytree, to jit, differentiate, shard and save.
 
-    ``print`` shows a table of its neurons.
+    ``print`` shows a table of its neurons, ``repr`` a line.
 
     Attributes:
         params: as the user gave them; weights perhaps calibrated.
@@ -56,7 +56,10 @@ class SNN:
             `snnjax.neurons.BySite`; `model` gives that of a site.
 
     >>> import jax, jax.numpy as jnp, snnjax
-    >>> print(snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2)))
+    >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
+    >>> snn
+    SNN(steps=None, wait=None, 4 numbers in params, 1 site: relu)
+    >>> print(snn)
     SNN, 4 numbers in params
     site  levels  threshold  bias  initial potential  leak
     relu  0:1     1          0     0                  0.5
@@ -72,17 +75,29 @@ class SNN:
         """The neuron model of a site."""
         return model_of(self.neuron, site_name)
 
+    def __repr__(self) -> str:
+        names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
+        some = ", ".join([*map(str, names[:2]), *["..."][: len(names) > 2]])
+        sites = f"{len(names)} site{'' if len(names) == 1 else 's'}"
+        fit = f"steps={self.steps}, wait={self.wait}, {self._size()} numbers in params"
+        return f"SNN({fit}, {sites}{': ' * bool(names)}{some})"
+
+    def _size(self) -> int:
+        """How many numbers the params hold."""
+        leaves = jax.tree.leaves(self.params)
+        return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
+
     def _table(self) -> Table:
         fits = [f"T = {self.steps}"] if self.steps is not None else []
         fits += [f"wait {self.wait}"] if self.wait is not None else []
-        sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params)]
-        title = ", ".join(["SNN", *fits, f"{sum(sizes)} numbers in params"])
+        title = ", ".join(["SNN", *fits, f"{self._size()} numbers in params"])
         cells = {name: _cells(params) for name, params in self.neurons.items()}
         fields = dict.fromkeys(field for row in cells.values() for field in row)
         models = dict(getattr(self.neuron, "models", ()))
         rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
         for name, row in cells.items():
-            model = models.get(name, self.neuron)  # of names that are yet to be changed
+            # A table must not fail for neurons whose sites were renamed.
+            model = models.get(name, self.neuron)
             levels = getattr(model, "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
@@ -102,7 +117,7 @@ def _cells(params: Any) -> dict[str, str]:
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
-    """A model for all sites, or a `BySite`; that of an encoder sends both signs.
+    """A model for all sites, or a `BySite`; encoders get levels of both signs.
 
     Args:
         neuron: a model, or name or pattern -> model, see `resolve_models`.
@@ -127,24 +142,12 @@ def check_snn(snn: SNN) -> None:
     raise ValueError(f"snn is {type(snn).__name__}; allowed: {allowed}")
 
 
-def check_fit(snn: SNN, steps: int, wait: int) -> None:
-    """Raise unless this is an SNN, fitted to these steps and this wait, or to none."""
-    check_snn(snn)
-    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
-        raise ValueError(
-            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
-            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
-            "on both. Convert again with these, or read the first t outputs of a "
-            "longer run"
-        )
-
-
 def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int]:
     """These steps and wait; where they are None, those that the SNN was fitted to.
 
     Raises:
-        ValueError: they are out of range, or not those that the SNN was fitted to; or
-            it was fitted to none, and there are no steps.
+        ValueError: this is no SNN; steps or wait are out of range, or not those that
+            the SNN was fitted to; or there are no steps at all.
     """
     check_snn(snn)
     steps = snn.steps if steps is None else steps
@@ -155,7 +158,13 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         )
     wait = (snn.wait or 0) if wait is None else wait
     check_wait(steps, wait)
-    check_fit(snn, steps, wait)
+    if snn.steps is not None and (snn.steps, snn.wait) != (steps, wait):
+        raise ValueError(
+            f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
+            f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
+            "on both. Leave steps and wait out, convert again with others, or read the "
+            "first t outputs of a longer run"
+        )
     return steps, wait
 
 
@@ -189,7 +198,7 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
 
 
 def check_values(snn: SNN) -> None:
-    """Raise where numbers are concrete and no network can run with them.
+    """Raise where concrete numbers are such that no network can run.
 
     Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
     thresholds and temperatures > 0 and leaks in (0, 1].
@@ -220,16 +229,15 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
         advice = ""
         if any(map(_is_encoder, missing | unknown)):
             advice = (
-                ". Perhaps one of the two is of training mode, with has_aux, where a "
-                "network has no encoders: train one that has operators in inference "
+                ". Perhaps one of the two is in training mode (has_aux), where a "
+                "network has no encoders. Train networks with operators in inference "
                 "mode"
             )
         elif len(missing) == len(unknown):
             advice = (
-                ". A site is named after the parameters that reach it, which may be "
-                "others in training mode: keep a layer's statistics beside its "
-                "weights, or rename the neurons by "
-                "dataclasses.replace(snn, neurons=...)"
+                ". A site is named after the parameters that reach it, and training "
+                "mode may read others. Keep a layer's statistics beside its weights, "
+                "or rename the neurons by dataclasses.replace(snn, neurons=...)"
             )
         raise ValueError(
             f"the neurons do not fit the network's sites. No such site: "
@@ -277,7 +285,7 @@ def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
 
 
 def _check_arrays(model: Any, fresh: Any, site: Site) -> None:
-    """Raise if a parameter is a tree: its leaves would have neither kind nor range."""
+    """Raise if a parameter is a tree, since only named arrays have a range."""
     fields = [pair for part in chain(fresh) for pair in part._asdict().items()]
     for name, value in fields:
         structure = jax.tree.structure(value)
@@ -327,7 +335,7 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 class Range(NamedTuple):
-    """The numbers that a parameter of a neuron may be: finite ones from 0 on.
+    """The allowed numbers of a parameter: finite, and from 0 on.
 
     Attributes:
         positive: 0 itself is not allowed.

@@ -34,8 +34,8 @@ class AdaptiveParams(NamedTuple):
     """Parameters of neurons with an adaptive threshold.
 
     Attributes:
-        neuron: those of the model; its threshold is that of a neuron that has not
-            fired, and the size of all spikes.
+        neuron: those of the model; its threshold is the one without adaptation, and
+            the size of all spikes.
         adaptation: by how much a spike of size 1 raises the threshold, scalar or [C].
         adaptation_leak: factor on a at every step, in (0, 1], scalar or [C].
 
@@ -125,8 +125,8 @@ class Adaptive(Wrapper):
         """Spikes of the model, whose surrogate is evaluated at the raised threshold.
 
         In place of x = (v - V_th) / (2 V_th), at (v - V_th - adaptation a) / (2 V_th).
-        Unlike v >= V_th this comparison is rounded: v at the raised threshold may fire
-        or not.
+        This comparison is rounded, unlike v >= V_th: a potential equal to the raised
+        threshold may fire or not.
         """
         inside, a = state
         if field(params.neuron, "threshold") is None:

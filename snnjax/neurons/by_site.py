@@ -2,8 +2,8 @@
 
     {"readout/*": lif(leak=0.9), "*": lif()}      the first pattern that matches counts
 
-The name of a site itself counts before all patterns. Patterns are those of a shell
-(`fnmatch`): * is any text, / included, ? one letter.
+The exact name of a site counts before all patterns. Patterns are those of a shell
+(`fnmatch`): * matches any text, / included, and ? one letter.
 """
 
 import dataclasses
@@ -60,13 +60,13 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     """A model for all sites, or a `BySite` where they differ.
 
     Args:
-        models: a model; or pattern -> model, of which the site's own name counts, or
+        models: a model; or pattern -> model, where the exact name of a site counts, or
             else the first pattern that matches it; or None, the default.
         site_names: of all sites that fire.
-        default: of the sites that no pattern matches.
+        default: for sites that no pattern matches.
 
     Raises:
-        ValueError: no model; a pattern that decides for no site.
+        ValueError: this is no model, or a pattern matches no site.
 
     >>> from snnjax.neurons import lif
     >>> names = ["hidden", "out"]
@@ -102,9 +102,8 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     if unused_patterns:
         raise ValueError(
             f"the patterns {', '.join(map(repr, unused_patterns))} of neuron decide "
-            "for no site: they match none, or its own name or an earlier pattern does; "
-            "sites: "
-            f"{', '.join(site_names)}"
+            "for no site: they match none, or a name or an earlier pattern does; "
+            f"sites: {', '.join(site_names)}"
         )
     return by_name(
         (name, default if pattern is None else models[pattern])

@@ -1,7 +1,7 @@
-"""The gradient of a model in a simulation: its surrogate, and that of its reset.
+"""The gradient of a model in a simulation: its surrogate, and a detached reset.
 
-The spikes are those of the model; only derivatives differ. A detached reset treats the
-level k of a spike as a constant, and the threshold keeps its gradient:
+The spikes stay those of the model; only derivatives differ. A detached reset treats the
+level k of a spike as a constant, but the threshold keeps its gradient:
 
     v <- v - V_th stop_gradient(k)    or    v (1 - stop_gradient(1[k != 0]))
 
@@ -72,7 +72,7 @@ class WithoutGradient(Wrapper):
         return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
 
 
-# On what comes in, since JAX never evaluates the derivative of spikes that is 0.
+# Applied to the input, since JAX never evaluates a derivative of spikes that is 0.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _constant(model: Any, number: jax.Array) -> jax.Array:
     del model
@@ -91,9 +91,9 @@ def _no_derivative(model, primals, tangents):
 
 @dataclasses.dataclass(frozen=True)
 class _DetachedReset(Wrapper):
-    """A model whose potential, after it has fired, has no gradient of the spikes.
+    """A model whose potential after firing has no gradient of the spikes.
 
-    Nor has any of its state, where that has no field ``potential``.
+    If its state has no field ``potential``, none of the state has.
     """
 
     def fire(
@@ -113,10 +113,9 @@ class _DetachedReset(Wrapper):
 
 
 def with_detached_reset(neuron: Any) -> Any:
-    """The model with a detached reset of the innermost model, which is what resets.
+    """The model, whose innermost model has a detached reset.
 
-    What a model around it makes of the spikes, as a recurrent one does, keeps its
-    gradient.
+    Other uses of the spikes, such as recurrence, keep their gradient.
     """
     inside = inner(neuron)
     if inside is None or not dataclasses.is_dataclass(neuron):

@@ -6,9 +6,9 @@
     v  <- v - k V_th   or   v (1 - 1[k != 0])             reset: "subtract" or "zero"
 
 A spike carries k V_th, so mean outputs compare with ANN activations without rescaling.
-N is the sum of all levels so far: like a ReLU's, the total output stays >= 0. With the
-levels (0, 1) a neuron spikes or does not. Source of that one: Li, Deng, Dong, Gong and
-Gu, ICML 2021, section 3; a neuron that can take a spike back: ours.
+N is the sum of all levels so far: the total output stays >= 0, as that of a ReLU. With
+the levels (0, 1) a neuron spikes or does not. Source of the binary neuron: Li, Deng,
+Dong, Gong and Gu, ICML 2021, section 3. Negative spikes are ours.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ class NeuronParams(NamedTuple):
         leak: factor on v before integration, in (0, 1]; None for IF, which has none.
         temperature: second argument of the surrogate (b of Dspike), scalar or [C];
             None: the surrogate's own default, which is not trained.
-        offset: around which the levels lie, scalar or [C]: taken from every current
-            and added to every output; None: 0. It is a constant, which biases of
-            products can hold. See `snnjax.calibrators.least_squares_offset`.
+        offset: the output of level 0, scalar or [C]; subtracted from every current and
+            added to every output; None: 0. A bias can absorb this constant. See
+            `snnjax.calibrators.least_squares_offset`.
 
-    ``snn.neurons[site_name]`` has those of a site; ``_replace`` changes some of them:
+    ``snn.neurons[site_name]`` are those of a site; ``_replace`` changes some of them:
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import unroll
@@ -66,8 +66,8 @@ class NeuronState(NamedTuple):
 
     Attributes:
         potential: the membrane potential v, [B, ...].
-        total: N, the sum of all levels so far, [B, ...]; None where no level is
-            negative, since it limits nothing there.
+        total: N, the sum of all levels so far, [B, ...]; None if no level is negative,
+            since N limits only negative ones.
 
     >>> import jax.numpy as jnp
     >>> neuron = integrate_and_fire(levels=(-1, 1))
@@ -94,10 +94,10 @@ class IntegrateAndFire:
             (-1, 1) signed, (0, n) and (-n, n) are graded.
         reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
         dead_zone: z in [0, 1): a spike of the level -j needs v < -(j - 1 + z) V_th.
-        rectifies: the total output stays >= 0, as a ReLU's; False for an encoder, whose
-            value may be negative.
-        threshold, leak, temperature: of fresh parameters; None: they have none. The
-            numbers that a network uses are those of its `NeuronParams`.
+        rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
+            whose value may be negative.
+        threshold, leak, temperature: of fresh parameters; None: they have none. A
+            network uses the numbers in its `NeuronParams`.
 
     `integrate_and_fire` and `lif` make one; ``dataclasses.replace`` changes it:
 
@@ -185,10 +185,10 @@ class IntegrateAndFire:
     ) -> tuple[NeuronState, jax.Array]:
         """Spikes s = k V_th, and the reset.
 
-        The surrogate stands for each of the steps that make up k, so the derivative is
-        the sum of its derivatives at all levels j. Of more than eight levels it is the
-        sum over the eight around v: all of it for Dspike, which is 0 elsewhere, and
-        less than all for a surrogate wider than that:
+        k is a sum of steps, and the surrogate replaces each of them. So the derivative
+        is the sum of the surrogate's derivatives at all levels j. With more than eight
+        levels only the eight around v count. Dspike is 0 elsewhere, so nothing is lost;
+        a wider surrogate loses its tails:
 
             k = max(low + sum_j spike((v - p_j V_th) / (2 V_th)), -N),  low < j <= high
             p_j = j for j > 0, j - dead_zone otherwise
@@ -217,18 +217,18 @@ class IntegrateAndFire:
         level = functools.reduce(operator.add, steps)
         if self.levels != (0, 1):
             level = level + below
-        fired = level
+        spike_or_none = level
         if self.reset == "zero" and self.levels != (0, 1):
-            fired = reached(1)
+            spike_or_none = reached(1)
             if low < 0:
                 may_be_negative = 1 if total is None else jnp.minimum(total, 1)
-                fired = fired + (1 - reached(0)) * may_be_negative
+                spike_or_none += (1 - reached(0)) * may_be_negative
         if total is not None:
             # At level = -N, where a silent neuron is, a maximum would halve the
             # derivative. 0 - N, since -N is -0 there.
             level = jnp.where(level < -total, 0 - total, level)
             total = total + level
-        v = v - v_th * level if self.reset == "subtract" else v * (1 - fired)
+        v = v - v_th * level if self.reset == "subtract" else v * (1 - spike_or_none)
         return NeuronState(v, total), add_offset(v_th * level, params.offset)
 
 
@@ -240,7 +240,7 @@ def _like(parameter: jax.Array, potential: jax.Array) -> jax.Array:
 def as_encoder(neuron: Any) -> Any:
     """The model for a value that may be negative: levels of both signs, no rectifying.
 
-    Other models than IF and LIF stay as they are.
+    Models other than IF and LIF stay as they are.
 
     >>> as_encoder(integrate_and_fire(levels=(0, 3))).levels
     (-3, 3)
@@ -253,21 +253,20 @@ def as_encoder(neuron: Any) -> Any:
 
 
 def is_plain(neuron: Any) -> bool:
-    """Whether this is IF or LIF themselves, and no model derived from them."""
+    """Whether this is IF or LIF itself, not a subclass."""
     return type(neuron) is IntegrateAndFire
 
 
 def counts_only(neuron: Any, params: Any) -> bool:
     """Whether a neuron's total output depends only on the sum of its input.
 
-    That is so for IF with reset by subtraction; only such neurons have a closed form,
-    and only they are what conversion fits.
+    That holds for IF with reset by subtraction. Only such neurons have a closed form,
+    and conversion fits only them.
     """
     return is_plain(neuron) and neuron.reset == "subtract" and params.leak is None
 
 
-# Levels whose steps are computed.
-_NEAREST = 8
+_NEAREST = 8  # levels whose steps are computed
 
 
 def integrate_and_fire(
@@ -283,16 +282,15 @@ def integrate_and_fire(
     Args:
         levels: (low, high), the whole numbers that a spike may be, low <= 0 < high:
             (0, 1) is binary, (-1, 1) signed, (0, n) and (-n, n) are graded. A negative
-            spike takes back what later input does not support; the total of all spikes
-            of a neuron stays >= 0.
+            spike takes back an earlier one that later input does not support. The
+            total of all spikes of a neuron stays >= 0.
         threshold: V_th of fresh parameters, > 0, in units of the current. A spike of
             level k carries k V_th.
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
-        dead_zone: z, 0 <= z < 1; of a signed neuron, a spike of the level -1 needs v <
-            -z V_th, not v < 0, and one of -j needs v < -(j - 1 + z) V_th: fewer spikes,
-            and less accuracy.
+        dead_zone: z, 0 <= z < 1. A negative spike of level -j needs
+            v < -(j - 1 + z) V_th: fewer spikes, and less accuracy.
 
     Raises:
         ValueError: an argument outside its range.

@@ -4,8 +4,8 @@
     state          = integrate(params, state, current + bias)    at every step, and then
     state, spikes  = fire(params, state, spike)
 
-Nothing else is required; docs/neurons.md shows an example. A model may state more:
-``levels`` (low, high), where its spikes are whole multiples of the parameter
+Nothing else is required; docs/neurons.md shows an example. Optional attributes are
+``levels`` (low, high), if its spikes are whole multiples of the parameter
 ``threshold``, and ``neuron``, the model that it wraps.
 """
 
@@ -24,7 +24,7 @@ from snnjax.surrogate import Surrogate, dspike
 class Neuron(Protocol):
     """A neuron model; its params are a NamedTuple, its state is any pytree.
 
-    What runs a model calls its functions in this order:
+    The library calls its functions in this order:
 
     >>> import jax.numpy as jnp, snnjax
     >>> neuron = snnjax.lif(leak=0.5)  # or a model of your own, see docs/neurons.md
@@ -51,7 +51,7 @@ class Neuron(Protocol):
         ...
 
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
-        """The state after a current [B, ...], the bias included, has come in."""
+        """The state after a current [B, ...], which includes the bias."""
         ...
 
     def fire(
@@ -60,15 +60,15 @@ class Neuron(Protocol):
         """The state after firing, and the spikes [B, ...].
 
         ``spike`` is a function of (v - V_th) / (2 V_th), and of a sharpness where the
-        parameters have a ``temperature``; see `snnjax.surrogate`. It is recognised by
-        its name, and has a default. A model with its own surrogate leaves it out.
+        parameters have a ``temperature``; see `snnjax.surrogate`. The library
+        finds it by its name. A model with its own surrogate leaves it out.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A model that does as the one inside does; others change a part of it.
+    """A model that behaves as the one inside; subclasses change a part of it.
 
     Attributes:
         neuron: the model.
@@ -113,7 +113,7 @@ def chain(neuron: Any) -> tuple[Any, ...]:
 
 
 def field(tree: Any, name: str) -> Any:
-    """A field of params or of a state, also of those inside; None if there is none.
+    """A field of params or of a state, or of those inside; None if there is none.
 
     >>> from snnjax.neurons import lif, recurrent
     >>> params = recurrent(lif(leak=0.25)).init((2,), jax.random.key(0))
@@ -133,10 +133,10 @@ def with_field(params: Any, name: str, value: Any) -> Any:
     )
     if depth is None:
         raise ValueError(f"{params!r} has no field {name!r}")
-    changed = outer_first[depth]._replace(**{name: value})
+    params = outer_first[depth]._replace(**{name: value})
     for outer in reversed(outer_first[:depth]):
-        changed = outer._replace(neuron=changed)
-    return changed
+        params = outer._replace(neuron=params)
+    return params
 
 
 def _fields(tree: Any) -> tuple[str, ...]:
@@ -191,8 +191,7 @@ def levels_of(neuron: Any) -> tuple[int, int] | None:
     return None if levels is None else checked_levels(levels)
 
 
-# A spike has to fit in a byte.
-MOST_LEVELS = 256
+MOST_LEVELS = 256  # a spike has to fit in a byte
 
 
 def checked_levels(levels: Any) -> tuple[int, int]:

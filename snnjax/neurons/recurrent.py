@@ -1,4 +1,4 @@
-"""Recurrence: the neurons of a site receive their own spikes of the last step.
+"""Recurrence: the neurons of a site receive their own spikes of the previous step.
 
     I <- I + s(t - 1) W,     W [N, N] among the N neurons of the site
 
@@ -40,7 +40,7 @@ class RecurrentParams(NamedTuple):
 
 
 class RecurrentState(NamedTuple):
-    """State of recurrent neurons: the model's, and the last spikes [B, ...]."""
+    """State of recurrent neurons: the model's, and the previous spikes [B, ...]."""
 
     neuron: Any
     spikes: jax.Array
@@ -110,9 +110,9 @@ class Recurrent(Wrapper):
 def recurrent(neuron: Neuron) -> Recurrent:
     """Neurons with a dense recurrent kernel among those of their site.
 
-    The kernel has N x N weights for the N neurons of a site, those of a convolution at
-    all positions: meant for dense layers. It is the parameter ``kernel``, drawn by the
-    ``key`` of `snnjax.init`, and an optimizer trains it as "kernel".
+    The kernel has N x N weights for the N neurons of a site. It is meant for dense
+    layers: in a convolution N counts all positions. The ``key`` of `snnjax.init` draws
+    it, and an optimizer trains it as "kernel".
 
     Args:
         neuron: the model, e.g. `snnjax.lif`.

@@ -2,9 +2,9 @@
 
     spikes = V_th (low + code) + offset      codes are packed along the first axis
 
-A code takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). The only
-module that defines how spikes are encoded. Conversion stores them so between two sites,
-and a gradient with less memory stores nothing else.
+A code takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Only this
+module defines the codes. Conversion stores spikes in this form between two sites, and a
+gradient with ``remat`` stores nothing else.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class SpikeTrain:
         threshold: value of a spike of level 1, scalar or [C].
         levels: (low, high).
         offset: value of a spike of level 0, like the threshold; None: 0.
-        dtype: of the spikes, which neurons round once; None: that of the threshold.
+        dtype: of the spikes; None: that of the threshold.
     """
 
     bits: jax.Array
@@ -51,19 +51,6 @@ def per_byte(levels: tuple[int, int]) -> int:
     """
     low, high = levels
     return next(n for n in (8, 4, 2, 1) if 2 ** (8 // n) > high - low)
-
-
-def encode(
-    spikes: jax.Array, threshold: jax.Array | float = 1.0, levels=BINARY
-) -> jax.Array:
-    """The bits of spikes [T, ...]: uint8 [ceil(T / `per_byte`), ...].
-
-    >>> print(encode(jnp.array([0.0, 2.0, 2.0]), 2.0))
-    [96]
-    >>> print(encode(jnp.array([0.0, 2.0, -2.0]), 2.0, levels=(-1, 1)))
-    [96]
-    """
-    return pack(code(spikes, threshold, levels), levels)
 
 
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
@@ -91,7 +78,7 @@ def code(
 
 
 def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
-    """The spikes of these codes, as their neurons have rounded them."""
+    """The spikes of these codes, rounded as their neurons round them."""
     threshold = lead(train.threshold, codes.ndim)
     level, low = codes.astype(threshold.dtype), train.levels[0]
     spikes = add_offset((level + low if low else level) * threshold, train.offset)
@@ -107,8 +94,9 @@ def through_bytes(
 ) -> jax.Array:
     """The same spikes [...], but in a program for a TPU their codes lie in memory.
 
-    What reads the spikes decodes them on its way, so a spike takes a byte. The
-    derivative is that of the spikes, which has that of the threshold already.
+    What reads the spikes decodes them on its way, so a spike takes a byte. A gradient
+    goes by the spikes themselves, whose derivative has that of the threshold already:
+    there the bytes save nothing.
 
     Args:
         spikes: V_th k + offset, with whole numbers k of the levels; others are rounded
@@ -133,15 +121,16 @@ def through_bytes(
 
 @through_bytes.defjvp
 def _derivative_of_spikes(levels, primals, tangents):
-    return through_bytes(primals[0], levels, *primals[1:]), tangents[0]
+    del levels
+    return primals[0], tangents[0]
 
 
 def as_wide_as(
     membranes: jax.Array, threshold: Any, offset: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Threshold and offset in the type of what fires.
+    """Threshold and offset in the type of the potentials.
 
-    In a narrower one a level beyond 1 would be rounded twice.
+    A narrower type would round a level beyond 1 twice.
     """
     dtype = membranes.dtype
     wide_offset = None if offset is None else jnp.asarray(offset, dtype)
@@ -168,7 +157,7 @@ def append(
 
 
 def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
-    """The codes [count, ...] that `pack` has packed."""
+    """The codes [count, ...] from the bytes of `pack`."""
     group = per_byte(levels)
     shifts = 8 // group * jnp.arange(group - 1, -1, -1, dtype=jnp.uint8)
     shifts = shifts.reshape(1, group, *[1] * (bits.ndim - 1))

@@ -1,8 +1,8 @@
 """Neurons through time: one site over T steps, by ``lax.scan`` or in closed form.
 
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
-input arrives. `unroll` gives the spikes; `mean_output`, `mean_and_pace` and
-`spike_train` give what calibration asks for, in one pass over the currents.
+input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
+`mean_and_pace` and `spike_train`, each in one pass over the currents.
 """
 
 import functools
@@ -37,8 +37,7 @@ def unroll(
         Spikes [T, B, ...], in the dtype of ``currents``.
 
     Raises:
-        ValueError: a wait outside 0..T; currents that are whole numbers, as spikes of
-            0 and 1 may be.
+        ValueError: wait is outside 0..T, or the currents are whole numbers.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -59,7 +58,7 @@ def unroll(
 def resume(
     neuron: Neuron, params: Any, state: Any, currents: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """Go on from a state for as many steps as there are currents [t, B, ...].
+    """Continue from a state for as many steps as there are currents [t, B, ...].
 
     Returns:
         The state after them, and the spikes [t, B, ...] as `unroll` gives them.
@@ -106,12 +105,12 @@ def mean_and_pace(
     *,
     wait: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`mean_output`, and the pace: what the output seems to be while spikes still come.
+    """`mean_output`, and the pace: the average over t of the running mean output.
 
         mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
 
-    Spikes that come evenly have a pace near their mean; early ones a greater, late ones
-    a smaller pace.
+    It is weighted by t. Even spikes have a pace near their mean, early ones a greater
+    and late ones a smaller pace.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -157,7 +156,7 @@ def spike_train(
     *,
     wait: int = 0,
 ) -> SpikeTrain:
-    """The spikes of `unroll`, encoded while they are computed. Forward only."""
+    """The spikes of `unroll` as bits, in one pass. Forward only."""
     steps = currents.shape[0]
     check_wait(steps, wait)
     step = _step(neuron, params)
@@ -192,10 +191,10 @@ def closed_form(
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
-    (where the neuron does not rectify, the clip is from T low on, and below 0 the dead
-    zone is added before the floor). This is the mean of `unroll` with a wait of T,
-    without a loop, and with the levels (0, 1) the "ClipFloor" of the papers. Its floor
-    has a straight-through gradient: 1 where it is not clipped.
+    A neuron that does not rectify clips from T low on, and adds its dead zone to a
+    negative count before the floor. This is the mean of `unroll` with a wait of T. With
+    the levels (0, 1) it is the "ClipFloor" of the papers. Its floor has a
+    straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
@@ -231,7 +230,7 @@ def closed_form(
 def arriving_while_firing(params: Any, currents: jax.Array, wait: int) -> jax.Array:
     """Currents, with their bias, of the T steps in which a site fires: [T, B, ...].
 
-    They are the input that the site has not waited for, and then nothing.
+    First the input after the wait, then zeros.
     """
     rest = drive(params, currents[wait:])
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
@@ -239,7 +238,7 @@ def arriving_while_firing(params: Any, currents: jax.Array, wait: int) -> jax.Ar
 
 
 class Phase(NamedTuple):
-    """What a site does at a step; True where it does so at every step.
+    """What a site does at a step; Python's True if it does so at every step.
 
     Attributes:
         begun: its input has begun to arrive.
@@ -252,7 +251,7 @@ class Phase(NamedTuple):
     firing: Any = True
 
 
-def phase(step: jax.Array, steps: int, wait: int) -> Phase:
+def phase_of(step: jax.Array, steps: int, wait: int) -> Phase:
     """The phase of a site, whose first current arrives at step 0."""
     if wait == 0:
         return Phase()
@@ -263,33 +262,33 @@ def phase(step: jax.Array, steps: int, wait: int) -> Phase:
     )
 
 
-def charge(
-    neuron: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
+def integrate_in_phase(
+    model: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
 ) -> Any:
-    """The state once the current of a step, if any arrives, is integrated."""
-    arriving = when(phase.receiving, drive(params, current), 0)
-    charged = neuron.integrate(params, state, arriving)
-    return jax.tree.map(functools.partial(when, phase.begun), charged, state)
+    """The state after the current of a step, if any arrives, is integrated."""
+    arriving = _when(phase.receiving, drive(params, current), 0)
+    after = model.integrate(params, state, arriving)
+    return jax.tree.map(functools.partial(_when, phase.begun), after, state)
 
 
-def discharge(
-    neuron: Neuron, params: Any, charged: Any, phase: Phase
+def fire_in_phase(
+    model: Neuron, params: Any, state: Any, phase: Phase
 ) -> tuple[Any, jax.Array]:
     """The state after firing and the spikes, in the steps in which the site fires."""
-    fired, spikes = fire(neuron, params, charged)
-    state = jax.tree.map(functools.partial(when, phase.firing), fired, charged)
-    return state, when(phase.firing, spikes, 0)
+    after, spikes = fire(model, params, state)
+    after = jax.tree.map(functools.partial(_when, phase.firing), after, state)
+    return after, _when(phase.firing, spikes, 0)
 
 
-def when(condition: Any, value: Any, otherwise: Any) -> Any:
-    """``jnp.where`` that makes no operation where the condition is True by itself."""
+def _when(condition: Any, value: Any, otherwise: Any) -> Any:
+    """``jnp.where``, but no operation where the condition is Python's True."""
     return value if condition is True else jnp.where(condition, value, otherwise)
 
 
 def _steps_per_loop(neuron: Neuron) -> int:
-    """Steps that a forward loop runs without coming back to memory.
+    """Steps that a forward loop unrolls.
 
-    More compile slowly, and so do many levels.
+    More steps compile slowly, and so do many levels.
     """
     low, high = levels_of(neuron) or (0, 1)
     return max(4, 32 // (high - low))
@@ -301,13 +300,13 @@ def _step(neuron: Neuron, params: Any):
         state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
         return fire(neuron, params, state)
 
-    # Of all that a step computes, only the charged state is kept for its gradient.
+    # A gradient keeps only the state before the neurons fire.
     keep = jax.checkpoint_policies.save_only_these_names("state")
     return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 
 def _after_wait(neuron: Neuron, params: Any, currents: jax.Array, wait: int) -> Any:
-    """The state of a site once it has integrated ``wait`` steps."""
+    """The state of a site after it has integrated ``wait`` steps."""
 
     def integrate(state, current):
         return neuron.integrate(params, state, drive(params, current)), None

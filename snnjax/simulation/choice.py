@@ -23,20 +23,16 @@ class Choice(NamedTuple):
 
     Attributes:
         execution: as for `snnjax.spiking`, but never "auto".
-        has_gradient_of_layers: its derivative is that of by_layer, whose numbers are
-            equal: a loop over the whole network has a slow gradient on CPU, and the
-            closed form has none of the surrogate.
-        group: examples at a time on a device, where no other size is asked for; a
-            gradient computes each group anew. None: all at once.
-        recomputes_charge: the gradient of by_step computes the charge of leaky neurons
-            anew, with the weights before it; otherwise it keeps the charged potential
-            and, where a leak is trained, the one before it too.
+        has_gradient_of_layers: the gradient is that of by_layer, whose outputs are
+            equal. The gradient of by_step is slow on a CPU, and that of the closed form
+            does not use the surrogate.
+        group: examples at a time on a device, unless the user asks for another size; a
+            gradient recomputes each group. None: all at once.
     """
 
     execution: Execution | ByLayer
     has_gradient_of_layers: bool = False
     group: int | None = None
-    recomputes_charge: bool = False
 
 
 def choose(
@@ -51,13 +47,13 @@ def choose(
     """How an SNN is simulated.
 
     Args:
-        execution: as for `snnjax.spiking`; what is not "auto" is taken as it is.
+        execution: as for `snnjax.spiking`; anything but "auto" is taken as it is.
         snn: the spiking network.
         steps, wait, surrogate: of the simulation.
         platform: of the devices that compute: "cpu", "gpu" or "tpu".
 
     Raises:
-        ValueError: the execution is "closed_form", and there is none.
+        ValueError: the execution is "closed_form", and the SNN has none.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 2))
@@ -77,32 +73,30 @@ def choose(
     tpu 1 by_layer
     tpu 4 closed_form
     """
-    all_count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
-    has_closed_form = all_count_only and wait == steps
+    count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
+    has_closed_form = count_only and wait == steps
+    models = models_in(snn.neuron)
     if execution == "closed_form" and not has_closed_form:
+        leaks = any(
+            field(params, "leak") is not None for params in snn.neurons.values()
+        )
         raise ValueError(
             f"execution='closed_form' needs wait == steps and IF neurons with reset by "
-            f"subtraction; found wait {wait}, steps {steps}, {_described(snn)}. Use "
+            f"subtraction; found wait {wait}, steps {steps}, "
+            f"{', '.join(map(repr, models))}, {'a' if leaks else 'no'} leak. Use "
             "'by_layer'"
         )
     if execution != "auto":
-        return Choice(execution, recomputes_charge=platform == "tpu")
-    if not all(map(is_plain, models_in(snn.neuron))):
-        # A model of the user's own may have a derivative for reverse mode only.
-        return Choice("by_layer")
-    # A custom derivative, as that of layers is, must not close over a traced value.
-    if not is_step(surrogate) or holds_tracer(surrogate):
+        return Choice(execution)
+    # A user's model may have a reverse-mode derivative only, and a custom derivative
+    # must not close over a traced value.
+    is_hard = is_step(surrogate) and not holds_tracer(surrogate)
+    if not is_hard or not all(map(is_plain, models)):
         return Choice("by_layer")
     if has_closed_form:
         return Choice("closed_form", has_gradient_of_layers=True)
     if wait == 0 and platform == "cpu":
         return Choice("by_step", has_gradient_of_layers=True)
     if wait == 0 and platform == "tpu":
-        return Choice("by_step", group=LANES, recomputes_charge=True)
+        return Choice("by_step", group=LANES)
     return Choice("by_layer")
-
-
-def _described(snn: SNN) -> str:
-    leaks = any(field(params, "leak") is not None for params in snn.neurons.values())
-    models = ", ".join(map(repr, models_in(snn.neuron)))
-    return f"{models}, {'a' if leaks else 'no'} leak"

@@ -1,10 +1,10 @@
-"""Executions: how the machine computes one and the same spikes.
+"""Executions: several ways to compute the same spikes.
 
 Layer by layer, time is folded into the batch between the sites, and each site scans
-over it: `run_by_layer` all T steps at once, `run_by_segment` some of them at a time.
-`run_closed_form` needs no time loop where each layer waits for all its input;
-`run_folded` shows the function itself T B examples, as training mode requires. The loop
-over the whole network is ``by_step.py``.
+over it: `run_by_layer` takes all T steps at once, `run_by_segment` some at a time.
+`run_closed_form` needs no loop over time, since each layer waits for all its input.
+`run_folded` calls the function itself on T B examples, for training mode. The loop over
+the whole network is in ``by_step.py``.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from snnjax._checks import check_flags, check_size
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
 from snnjax.network.evaluate import evaluate, firing, identity, operator
-from snnjax.network.increments import Operator, Running
+from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.models import NeuronParams
@@ -32,7 +32,7 @@ from snnjax.snn import SNN
 
 
 class Job(NamedTuple):
-    """One simulation of a captured network, as every execution takes it.
+    """One simulation of a captured network: the argument of every execution.
 
     Attributes:
         network: captured for x (one step of a sequence).
@@ -42,7 +42,6 @@ class Job(NamedTuple):
         steps: T.
         wait: steps that every layer integrates before it fires.
         sequence: x has a time axis.
-        recomputes_charge: see `Choice`.
     """
 
     network: Network
@@ -52,7 +51,6 @@ class Job(NamedTuple):
     steps: int
     wait: int
     sequence: bool
-    recomputes_charge: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +59,10 @@ class ByLayer:
 
     Attributes:
         segment: steps at a time; None: all at once.
-        remat: keep less for the gradient and compute the rest anew.
+        remat: keep less for the gradient and recompute the rest.
 
-    A value: equal options, equal executions.
-
-    >>> import dataclasses
-    >>> options = by_layer(segment=8, remat=True)
-    >>> dataclasses.replace(options, remat=False)
-    ByLayer(segment=8, remat=False)
+    >>> by_layer(segment=8) == ByLayer(segment=8, remat=False)
+    True
     """
 
     segment: int | None = None
@@ -83,20 +77,21 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
     """The execution layer by layer, with options for less memory.
 
     Args:
-        segment: steps at a time, 1..T; None: all at once. For a long T of dense layers
-            on CPU, 25 stay in the cache: faster, and a third less memory.
-        remat: keep less for the gradient and compute the rest anew: only the spikes, as
-            bits (reverse mode only); with ``segment`` only the states between segments,
-            least if it is near sqrt(T). A single layer gains nothing. On CPU set
+        segment: steps at a time, 1..T; None: all at once. On CPU, 25 steps of dense
+            layers stay in the cache: a long T is faster then, with a third less memory.
+        remat: the gradient keeps only the spikes, as bits (reverse mode only), and
+            recomputes the rest. With ``segment`` it keeps only the states between
+            segments, which is least for a segment near sqrt(T). A single layer gains
+            nothing. On CPU set
             XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false, or XLA
-            trades the memory back for speed; and there the gradient of a convolution
-            is ten times slower in segments.
+            trades the memory for speed again. There the gradient of a convolution is
+            ten times slower in segments.
 
     Returns:
         A value for ``snnjax.spiking(..., execution=...)``.
 
     Raises:
-        ValueError: a segment that is no whole number >= 1; remat that is no flag.
+        ValueError: segment is no whole number >= 1, or remat no flag.
 
     >>> by_layer(segment=25)
     ByLayer(segment=25, remat=False)
@@ -107,11 +102,9 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
 def run_by_layer(job: Job, *, remat: bool = False) -> Any:
     """All steps at once: time folded into the batch, and a scan inside each site.
 
-    With ``remat`` only the spikes are kept for the gradient, as bits; currents and
-    potentials are computed anew.
+    With ``remat`` the gradient keeps only the spikes, as bits.
     """
-    prepared = prepare(job)
-    values = prepared.values
+    values, streams, live = prepare(job)
     if job.sequence:
         values |= job.network.inputs(job.x)
 
@@ -124,24 +117,22 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
 
     neurons = job.snn.neurons
     if remat:
-        results = outputs_from_bits(
-            job.network, values, fire, prepared.streams, neurons, job.models
-        )
+        results = outputs_from_bits(job.network, values, fire, streams, neurons, models)
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
         rule = firing(fire, neurons)
-        evaluate(prepared.changing, values, rule, streams=prepared.streams)
-    return over_steps(job, values, prepared.streams)
+        evaluate(live, values, rule, streams=streams)
+    return over_steps(job, values, streams)
 
 
 def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
-    """`run_by_layer` for ``size`` steps at a time; the neurons' states go on.
+    """`run_by_layer` for ``size`` steps at a time, from one state to the next.
 
-    With ``remat`` only the states between the segments are kept for the gradient, and
-    one segment of steps while it is computed: least together if ``size`` is sqrt(T).
+    With ``remat`` the gradient keeps only the states between the segments, and one
+    segment of steps while it is computed: the least memory if ``size`` is sqrt(T).
     """
-    values, streams, changing = prepare(job)
+    values, streams, live = prepare(job)
     network, neurons = job.network, job.snn.neurons
 
     def segment(length: int, states, x_now):
@@ -164,18 +155,15 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
             after[site.name], spikes = resume(model, params, state, currents)
             return spikes
 
-        evaluate(changing, local, rule, streams=streams)
+        evaluate(live, local, rule, streams=streams)
         return after, {v: local[v] for v in network.outputs if v in streams}
 
     def run(length: int) -> Callable:
         body = functools.partial(segment, length)
         return jax.checkpoint(body) if remat else body
 
-    states = {
-        eq.place.name: _fresh_state(job, eq, values, streams)
-        for eq in changing
-        if eq.site is not None
-    }
+    sites = [eq for eq in live if eq.site is not None]
+    states = {eq.place.name: start_state(job, eq, values, streams) for eq in sites}
     segments, rest = divmod(job.steps, size)
     x = job.x if job.sequence else None  # None is a tree without leaves
 
@@ -193,7 +181,7 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
 
 
 def run_closed_form(job: Job) -> Any:
-    """One pass over mean values; then only the readout is computed at every step.
+    """One pass over mean values, and then the readout at every step.
 
     A layer that has waited T steps fires as early as its levels allow.
     """
@@ -225,7 +213,7 @@ def run_closed_form(job: Job) -> Any:
 
 
 def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
-    """The function itself on T B examples, with neurons that take them apart.
+    """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
         job: of a network that was captured for the folded x, and with aux; its x is
@@ -270,7 +258,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
 def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
     """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
 
-    A device that has a share keeps it: no example moves to another one.
+    Each device keeps its share: no example moves to another device.
     """
     steps, batch, *rest = stream.shape
     parts = stream.reshape(steps, shares, batch // shares, *rest)
@@ -285,13 +273,14 @@ class Prepared(NamedTuple):
 
     Attributes:
         values: of all variables that no step changes.
-        streams: variables that change from step to step.
-        changing: the equations that remain for every step.
+        streams: variables that have a time axis, since they depend on spikes or on a
+            sequence.
+        live: the equations that compute streams.
     """
 
     values: Values
     streams: frozenset[int]
-    changing: list[Equation]
+    live: list[Equation]
 
 
 def prepare(job: Job) -> Prepared:
@@ -299,57 +288,48 @@ def prepare(job: Job) -> Prepared:
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
-    changing = [eq for eq in network.equations if streams.intersection(eq.outputs)]
-    fixed = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
-    evaluate(fixed, values, identity)
-    return Prepared(values, streams, changing)
+    live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
+    constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
+    evaluate(constant, values, identity)
+    return Prepared(values, streams, live)
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
-    """The outputs with their time axis, also those that no spike reaches."""
-    timed: dict[Any, Any] = dict(values)
+    """The outputs with a time axis, even those that no spike reaches."""
+    outputs: dict[Any, Any] = dict(values)
     for v in job.network.outputs:
         if isinstance(v, int) and v not in streams:
-            timed[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
-    return job.network.results(timed)
+            outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
+    return job.network.results(outputs)
 
 
-def shape_of_input(job: Job, equation: Equation) -> tuple[int, ...]:
-    """Of the first operand of a site, the batch included."""
-    return job.network.avals[equation.variables[0]].shape
-
-
-def running_start(
-    job: Job, equation: Equation, values: Values, live: tuple[bool, ...]
-) -> Running:
-    """State of a site that accumulates before its first step.
+def start_state(
+    job: Job, equation: Equation, values: Values, streams: frozenset[int]
+) -> Any:
+    """State of a site, an operator or a delay line before its first step.
 
     Args:
         values: of the variables that no step changes.
-        live: which of its inputs change.
+        streams: variables that have a time axis.
     """
+    site, avals = equation.place, job.network.avals
+    shape = avals[equation.variables[0]].shape
+    if site.lag:
+        return jnp.zeros((site.lag * job.wait, *shape), site.dtype)
+    if not site.accumulates:
+        return job.models[site.name].start(job.snn.neurons[site.name], shape)
+    live = tuple(v in streams for v in equation.inputs)
     arguments = [
-        job.network.avals[v] if isinstance(v, int) and changes else read(values, v)
-        for v, changes in zip(equation.inputs, live, strict=True)
+        avals[v] if isinstance(v, int) and is_live else read(values, v)
+        for v, is_live in zip(equation.inputs, live, strict=True)
     ]
     return operator(equation, live).start(arguments)
-
-
-def _fresh_state(
-    job: Job, equation: Equation, values: Values, streams: frozenset[int]
-) -> Any:
-    """State of a site before its first step, for `run_by_segment`."""
-    site, shape = equation.place, shape_of_input(job, equation)
-    if site.accumulates:
-        live = tuple(v in streams for v in equation.inputs)
-        return running_start(job, equation, values, live)
-    return job.models[site.name].start(job.snn.neurons[site.name], shape)
 
 
 def _first_spikes(
     mean: jax.Array, params: NeuronParams, steps: int, levels: tuple[int, int]
 ) -> jax.Array:
-    """The spike train [T, B, ...] of this mean, whose levels come as early as they can.
+    """The spike train [T, B, ...] with this mean that fires as early as it can.
 
     Of the N = T (mean - offset) / V_th levels, step t has clip(N - t high, 0, high)
     and, where N is negative, clip(N - t low, low, 0).

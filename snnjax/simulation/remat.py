@@ -1,7 +1,7 @@
-"""Rematerialization: a gradient that keeps spikes, as bits, and no more.
+"""Rematerialization: a gradient that keeps only the spikes, as bits.
 
-A stage leads from the spikes of earlier sites to those of its own; currents and
-potentials in between are computed anew, stage by stage, from the last one on.
+A stage leads from the spikes of earlier sites to those of its own site. The gradient
+recomputes the currents and potentials in between, stage by stage, the last one first.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from snnjax.neurons.spike_trains import SpikeTrain, code, pack, spikes_of, unpac
 
 # (site, params, current) -> spikes
 Fire = Callable[..., jax.Array]
-# sources, params -> (results of a stage, values that it carries on)
+# sources, params -> (results of a stage, values for later stages)
 Run = Callable[[list[Any], Any], tuple[Any, list[Any]]]
 
 
 class _Encoded(NamedTuple):
-    """Spikes, and the train that a gradient reads them from when it needs them again.
+    """Spikes, and their bits, from which a gradient reads them again.
 
-    The bits are those of all spikes in one row, so that T need not be a multiple of 8.
+    The bits are those of all spikes in one row, since T may be no multiple of 8.
     """
 
     spikes: Any
@@ -45,36 +45,33 @@ def outputs_from_bits(
     models: Mapping[str, Neuron],
     accumulate: Rule = identity,
 ) -> Any:
-    """The outputs, stage by stage; a gradient keeps the spikes as bits and no more.
-
-    A stage leads from the spikes of earlier sites to those of its own, and is computed
-    anew for its gradient.
+    """The outputs, stage by stage; a gradient keeps only the spikes, as bits.
 
     Args:
         network: captured for the input.
         values: variable -> value, of all that no step changes and of the input.
-        fire, neurons, accumulate: as for `firing`; the functions hold no arrays, since
-            they live on in a gradient.
+        fire, neurons, accumulate: as for `firing`; the functions must hold no arrays,
+            since a gradient keeps them.
         models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
     """
     store: dict[int | None, Any] = {**values}
 
     def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
-        timed = tuple(v in streams for v in stage.sources)
-        run = functools.partial(_run_stage, stage, timed, fire, accumulate)
-        return _computed_anew(run, [store[v] for v in stage.sources], params)
+        is_stream = tuple(v in streams for v in stage.sources)
+        run = functools.partial(_run_stage, stage, is_stream, fire, accumulate)
+        return _with_recomputation(run, [store[v] for v in stage.sources], params)
 
     *others, last = stages(network)
     for stage in others:
         params = neurons[stage.place.name]
         levels = _levels(models[stage.place.name], stage.place)
         threshold, offset = unit(params, stage.place), field(params, "offset")
-        spikes, carried = computed(stage, params)
+        spikes, later_values = computed(stage, params)
         codes = code(spikes, threshold, levels, offset).reshape(-1)
         train = SpikeTrain(pack(codes, levels), threshold, levels, offset)
         store[stage.output] = _Encoded(spikes, train)
-        store.update(zip(stage.carried, carried, strict=True))
+        store.update(zip(stage.carried, later_values, strict=True))
     return computed(last, None)[0]
 
 
@@ -92,25 +89,27 @@ def _levels(model: Neuron, site: Site) -> tuple[int, int]:
 
 def _run_stage(
     stage: Stage,
-    timed: Sequence[bool],
+    is_stream: Sequence[bool],
     fire: Fire,
     accumulate: Rule,
     sources: Sequence[Any],
     params: Any,
 ) -> tuple[Any, list[Any]]:
-    """A site's spikes or the outputs, and what the stage carries on."""
+    """The spikes of a site, or the outputs; and the values for later stages."""
     rule = firing(fire, {}, accumulate)
-    results, carried = run_segment(stage.segment, sources, rule, timed)
+    results, later_values = run_segment(stage.segment, sources, rule, is_stream)
     if stage.site is not None:
-        return fire(stage.site, params, results[0]), carried
-    return results, carried
+        return fire(stage.site, params, results[0]), later_values
+    return results, later_values
 
 
-def _computed_anew(run: Run, sources: list[Any], params: Any) -> tuple[Any, list[Any]]:
-    """``run(sources, params)`` that keeps its arguments alone, and spikes as bits.
+def _with_recomputation(
+    run: Run, sources: list[Any], params: Any
+) -> tuple[Any, list[Any]]:
+    """``run(sources, params)``, whose gradient keeps only the arguments.
 
-    Not ``jax.checkpoint``: on CPU XLA detects that the second computation equals the
-    first one and keeps everything. Here it starts from the bits, so it is another one.
+    Not ``jax.checkpoint``: on CPU, XLA detects that the second computation equals the
+    first one and keeps everything. Here the second one starts from the bits.
     """
     encoded = [isinstance(source, _Encoded) for source in sources]
     shapes = [_struct(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
@@ -146,10 +145,10 @@ def _computed_anew(run: Run, sources: list[Any], params: Any) -> tuple[Any, list
 
 
 def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, Any]:
-    """The residuals, but XLA cannot read them before ``upstream`` is there.
+    """The residuals, which XLA cannot read before it has computed ``upstream``.
 
-    Otherwise it may compute all stages anew at once. What it cannot know is that no
-    gradient is NaN; ``optimization_barrier`` is ignored on CPU.
+    Otherwise XLA may recompute all stages at once. It ignores ``optimization_barrier``
+    on CPU, but it cannot know that no gradient is NaN.
     """
     slopes = [s for s in jax.tree.leaves(upstream) if s.dtype != jax.dtypes.float0]
     if not slopes:

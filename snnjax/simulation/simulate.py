@@ -3,13 +3,13 @@
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
 `spiking` is a transform like ``jax.grad``; ``executions.py`` and ``by_step.py`` compute
-it. The wait is ours; docs/accuracy.md says what it gains and costs.
+it. The wait is ours; docs/accuracy.md shows its gain and its cost.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, get_args
 
 import chex
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from snnjax import sharding
 from snnjax._checks import (
     check_choice,
+    check_count,
     check_examples,
     check_flags,
     check_function,
@@ -50,14 +51,14 @@ from snnjax.simulation.executions import (
 )
 from snnjax.snn import (
     SNN,
-    check_fit,
     check_neurons,
     check_values,
+    checked_fit,
     models_of_sites,
 )
 from snnjax.surrogate import Surrogate, check_surrogate, dspike, is_step
 
-EXECUTIONS = ("auto", "by_step", "by_layer", "closed_form")
+EXECUTIONS = get_args(Execution)
 
 
 def init(
@@ -141,8 +142,8 @@ class SpikingFunction(Protocol):
 def spiking(
     fn: Callable,
     *,
-    steps: int,
-    wait: int = 0,
+    steps: int | None = None,
+    wait: int | None = None,
     surrogate: Surrogate = dspike,
     detach_reset: bool = False,
     execution: Execution | ByLayer = "auto",
@@ -154,29 +155,31 @@ def spiking(
 
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
-        steps: T >= 1, for which every neuron fires.
-        wait: steps that each layer integrates before it fires, 0..T; in the last of
-            its T steps, as many as the wait, it gets neither input nor bias. The
-            answer comes after T + depth x wait steps (`latency`).
+        steps: T >= 1, for which every neuron fires. None: those that the SNN was fitted
+            to; an SNN of `init` has none, so it needs them.
+        wait: steps that each layer integrates before it fires, 0..T; in the last
+            ``wait`` of the T steps in which it fires, it gets neither input nor bias.
+            The answer comes after T + depth x wait steps (`latency`). None: that of the
+            SNN, and 0 for one of `init`.
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`; leak, reset and temperature are the SNN's own. Sites
-            with a temperature give it as a second argument.
+            `snnjax.surrogate`; of a site with a temperature, that is its second
+            argument.
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: "by_step"; "by_layer", or `snnjax.simulation.by_layer` with options
             for less memory; "closed_form" (wait T, IF with reset by subtraction only;
             its floor has a straight-through gradient, so neither surrogate nor
-            detach_reset can be given); or "auto": closed_form where its spikes are the
-            same, otherwise by_step without a wait on CPU and TPU and by_layer
-            elsewhere, and by_layer for other models than IF and LIF and for a surrogate
-            that is not declared to be a step (`snnjax.surrogate.step`) or that holds a
-            traced value. The device of x decides; docs/accelerators.md says why.
+            detach_reset can be given); or "auto". "auto" takes closed_form where its
+            spikes are the same, otherwise by_step without a wait on CPU and TPU, and
+            by_layer elsewhere. It also takes by_layer for models other than IF and LIF,
+            and for a surrogate that is not declared a step (`snnjax.surrogate.step`) or
+            holds a traced value. docs/accelerators.md has the reasons.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once, but "auto" without a wait takes 128 on a TPU, since the
-            states of so many stay on the chip. On CPU 16 to 32 keep them in the cache,
-            which is faster.
+            None: all at once. "auto" without a wait takes 128 on a TPU, since their
+            states stay on the chip. On CPU 16 to 32 are faster, since their states stay
+            in the cache.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first (on each device): a BatchNorm takes its
             statistics over time and batch, and its running averages come back as aux.
@@ -191,30 +194,36 @@ def spiking(
         with has_aux a BatchNorm takes its statistics over all of them.
 
     Raises:
-        ValueError: an argument outside these ranges, or two that exclude each
-            other; from spiking_fn, an SNN whose steps, wait or site names differ or
-            whose numbers no neuron can have, a missing key, a wrong time axis, a closed
-            form that does not exist.
+        ValueError: an argument is outside its range, or two exclude each other. From
+            spiking_fn: the SNN has other steps, wait or site names, numbers are out of
+            range, a key is missing, the time axis is not T, or there is no closed form.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax import integrate_and_fire
     >>> fn = lambda w, x: jax.nn.relu(w * x)
     >>> snn = init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=integrate_and_fire())
     >>> outputs = spiking(fn, steps=4)(snn, jnp.array([[0.5]]))
     >>> print(outputs[:, 0, 0])
     [0. 1. 0. 1.]
+
+    An SNN of `snnjax.convert` brings its own steps and wait:
+
+    >>> x = jnp.array([[0.5], [1.0]])
+    >>> snn = snnjax.convert(fn, jnp.array(1.0), x, steps=4, wait=1)
+    >>> spiking(fn)(snn, x).shape
+    (4, 2, 1)
     """
     check_function(fn)
-    check_wait(steps, wait)
+    _check_steps(steps, wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
     check_size("micro_batch", micro_batch)
     check_surrogate(surrogate)
     simulation = Simulation(
         fn=fn,
-        steps=int(steps),
-        wait=int(wait),
+        steps=steps,
+        wait=wait,
         surrogate=surrogate,
         detach_reset=bool(detach_reset),
         execution=_execution(execution),
@@ -259,12 +268,13 @@ class Simulation(NamedTuple):
     """How a function is simulated: the arguments of `spiking`, checked.
 
     Attributes:
+        steps, wait: numbers, or None until they are those of an SNN.
         execution: one of `EXECUTIONS`, or "by_layer" as a `ByLayer` with its options.
     """
 
     fn: Callable
-    steps: int
-    wait: int
+    steps: Any
+    wait: Any
     surrogate: Surrogate
     detach_reset: bool
     execution: Execution | ByLayer
@@ -282,7 +292,9 @@ def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
 ) -> Any:
     """Check SNN and input, encode the input, and run on the devices of x."""
-    check_fit(snn, sim.steps, sim.wait)
+    steps, wait = checked_fit(snn, sim.steps, sim.wait)
+    sim = sim._replace(steps=int(steps), wait=int(wait))
+    _check_segment(sim)
     check_values(snn)
     check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
@@ -309,7 +321,7 @@ def simulate(
         group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
         if group is not None and size is not None and batch > size:
-            # Computed anew, or the gradient would copy what all groups keep.
+            # Without recomputation the gradient would keep the states of all groups.
             run = jax.checkpoint(run)
         return sharding.in_groups(run, x, size, axis, out_axis=1)
 
@@ -320,7 +332,7 @@ def simulate(
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
     network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
-    job = _job(sim, network, snn, x, choice.recomputes_charge)
+    job = _job(sim, network, snn, x)
     if choice.has_gradient_of_layers:
         return _with_gradient_of_layers(job, choice.execution)
     return execute(job, choice.execution)
@@ -357,29 +369,14 @@ def execute(job: Job, execution: Execution | ByLayer) -> Any:
     return runs[execution](job)
 
 
-def _job(
-    sim: Simulation,
-    network: Network,
-    snn: SNN,
-    x: chex.ArrayTree,
-    recomputes_charge: bool = False,
-) -> Job:
+def _job(sim: Simulation, network: Network, snn: SNN, x: chex.ArrayTree) -> Job:
     check_neurons(snn, network.sites)
     models = {
         site.name: _model_with_surrogate(sim, snn, site)
         for site in network.sites
         if site.fires
     }
-    return Job(
-        network,
-        snn,
-        models,
-        x,
-        sim.steps,
-        sim.wait,
-        sim.sequence,
-        recomputes_charge,
-    )
+    return Job(network, snn, models, x, sim.steps, sim.wait, sim.sequence)
 
 
 def _check_no_surrogate(model: Neuron) -> None:
@@ -430,6 +427,14 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
 # --------------------------------------------------------------------- checks
 
 
+def _check_steps(steps: int | None, wait: int | None) -> None:
+    """Raise for steps or a wait out of range, as far as they are given."""
+    if steps is not None:
+        check_wait(steps, 0 if wait is None else wait)
+    elif wait is not None:
+        check_count("wait", wait, least=0)
+
+
 def _execution(execution: Any) -> Execution | ByLayer:
     """The execution; by_layer without options is "by_layer"."""
     if isinstance(execution, ByLayer):
@@ -451,15 +456,8 @@ def _check_combination(sim: Simulation) -> None:
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    options = sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
-    if options.segment is not None:
-        if options.segment > sim.steps:
-            raise ValueError(
-                f"segment is {options.segment}; allowed: 1 to steps={sim.steps}, or "
-                "None"
-            )
-        if sim.wait:
-            raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+    _check_segment(sim)
+    options = _options(sim)
     if sim.has_aux:
         _check_training(sim, options)
     if options.remat and options.segment is None and not is_step(sim.surrogate):
@@ -470,6 +468,24 @@ def _check_combination(sim: Simulation) -> None:
             "snnjax.surrogate.step, or leave remat out"
             + ("" if sim.has_aux else ", or give a segment with it: segment=...")
         )
+
+
+def _options(sim: Simulation) -> ByLayer:
+    """The options of by_layer; the defaults for another execution."""
+    return sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
+
+
+def _check_segment(sim: Simulation) -> None:
+    """Raise for segments that do not fit steps or wait, as far as these are given."""
+    segment = _options(sim).segment
+    if segment is None:
+        return
+    if sim.steps is not None and segment > sim.steps:
+        raise ValueError(
+            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
+        )
+    if sim.wait:
+        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
 
 
 def _check_training(sim: Simulation, options: ByLayer) -> None:
