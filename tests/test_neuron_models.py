@@ -488,7 +488,7 @@ def test_spike_may_have_no_default_and_be_a_keyword(model):
     snn = fresh(recurrent(model))
     options = {"surrogate": snnjax.surrogate.triangle, "detach_reset": True}
     assert np.any(run(snn, **options))
-    measures = snnjax.measure(NET.fn, NET.params, snn, NET.x, steps=STEPS)
+    measures = snnjax.measure(NET.fn, snn, NET.x, params=NET.params, steps=STEPS)
     assert measures.firing_rate > 0
 
 
@@ -532,7 +532,7 @@ def test_remat_needs_levels():
 
 
 def test_measures_of_a_model_without_levels_say_what_is_unknown():
-    measures = snnjax.measure(NET.fn, NET.params, OWN_SNN, NET.x, steps=STEPS)
+    measures = snnjax.measure(NET.fn, OWN_SNN, NET.x, params=NET.params, steps=STEPS)
     assert 0 < measures.firing_rate < 1 and measures.synaptic_operations > 0
     unknown = measures.synaptic_additions, measures.bits, measures.high
     assert all(np.isnan(number) for number in unknown)
@@ -544,7 +544,7 @@ def test_measures_of_a_model_without_levels_say_what_is_unknown():
 
 
 def test_measures_of_the_models_of_the_library():
-    measures = snnjax.measure(NET.fn, NET.params, ALL, NET.x, steps=STEPS)
+    measures = snnjax.measure(NET.fn, ALL, NET.x, params=NET.params, steps=STEPS)
     assert (measures.bits, measures.high) == (STEPS, 1)
     assert measures.synaptic_additions == measures.synaptic_operations
     metrics = snnjax.measures.neurobench(NET.fn, ALL, NET.x, steps=STEPS)
@@ -589,7 +589,9 @@ def test_sites_with_models_of_their_own_run_and_train():
     assert_close(first, others)
     trains = snnjax.measures.spike_trains(NET.fn, snn, NET.x, steps=STEPS)
     assert [trains[name].dtype for name in (FIRST, SECOND)] == [bool, jnp.int16]
-    bits = float(snnjax.measure(NET.fn, NET.params, snn, NET.x, steps=STEPS).bits)
+    bits = float(
+        snnjax.measure(NET.fn, snn, NET.x, params=NET.params, steps=STEPS).bits
+    )
     assert STEPS < bits < STEPS * math.log2(3)
 
 

@@ -687,7 +687,7 @@ def test_images_with_nan_have_nothing_to_measure():
     for of_snn in (
         snnjax.measures.spike_trains,
         snnjax.measures.neurobench,
-        lambda fn, snn, x: snnjax.measure(fn, DENSE.params, snn, x),
+        lambda fn, snn, x: snnjax.measure(fn, snn, x, params=DENSE.params),
     ):
         with pytest.raises(ValueError, match="x holds 1 NaN of .* numbers"):
             of_snn(DENSE.fn, FITTED, with_nan(VECTORS))
