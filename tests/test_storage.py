@@ -76,9 +76,8 @@ def assert_same(result, expected):
 
 
 def test_a_converted_and_a_trained_network_come_back_bit_for_bit(path):
-    assert_same(
-        snnjax.load(snnjax.save(path, converted(wait=1))).snn, converted(wait=1)
-    )
+    snnjax.save(path, converted(wait=1))
+    assert_same(snnjax.load(path).snn, converted(wait=1))
     neuron = snnjax.lif(leak=0.5, reset="zero", temperature=3.0)
     snn = snnjax.init(*DENSE[:3], neuron=neuron)
     snn = jax.tree.map(lambda leaf: leaf * 0.7, snn)
@@ -311,11 +310,11 @@ def test_an_snn_is_readable_for_good_and_its_program_runs_or_says_what_to_do():
 
 
 def test_a_refused_program_is_written_anew_by_the_command(whole_file, path, capsys):
-    rewritten(whole_file, path, program=b"of another time")
-    stored = snnjax.load(path)
-    assert_same(stored.snn, converted())
-    with pytest.raises(ValueError, match=f"{path}, written by jax .* -m snnjax renew"):
-        stored.run(DENSE.x)
+    for changes in ({"card": {"program": {}}}, {"program": b"of another time"}):
+        stored = snnjax.load(rewritten(whole_file, path, **changes))
+        assert_same(stored.snn, converted())
+        with pytest.raises(ValueError, match=f"{path}, written by .* -m snnjax renew"):
+            stored.run(DENSE.x)
     command = ["renew", str(path), f"{DENSE.fn.__module__}:{DENSE.fn.__name__}"]
     __main__.main(command)
     assert str(path) in capsys.readouterr().out
@@ -376,11 +375,9 @@ def test_missing_foreign_old_and_future_files_are_refused(whole_file, tmp_path, 
             snnjax.load(path)
     for version in (1, 2, 4):
         rewritten(whole_file, path, {"format": version})
-        with pytest.raises(
-            ValueError, match=f"{path} has format {version}.* reads form"
-        ):
+        with pytest.raises(ValueError, match=f"{path} has format {version} .* 3:"):
             snnjax.load(path)
-    for card in ({"model": None}, {"model": {"class": "New"}}, {"program": {}}):
+    for card in ({"model": None}, {"model": {"class": "New"}}):
         rewritten(whole_file, path, card)
         with pytest.raises(ValueError, match=f"cannot restore the SNN of {path}"):
             snnjax.load(path)
