@@ -134,6 +134,34 @@ def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
     assert "Traceback" not in errors and "interrupted; the same command" in errors
 
 
+IN_A_CALLBACK = """
+import gc, os, signal, sys, time
+from experiments.running import run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # Python raises the interrupt here, and ignores it
+
+def work():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(30)
+    print("went on")
+
+run(work, "the same command goes on")
+"""
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_ends_a_command():
+    command = [sys.executable, "-c", IN_A_CALLBACK]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    message = "\ninterrupted; the same command goes on\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", message)
+
+
 IMPORTING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -42,6 +42,7 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
     # A parent process may have set SIGINT to be ignored: then there is no handler.
     if in_main and callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         with devices.together():
             return work()
@@ -57,6 +58,21 @@ def run(work: Callable[[], Outcome], resume: str = "") -> Outcome:
         ImportError,
     ) as error:
         sys.exit(f"error: {error}")
+    finally:
+        sys.unraisablehook = hook
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Interrupt once more where Python has ignored a Ctrl-C.
+
+    Python ignores exceptions in callbacks of the garbage collector, and JAX has one
+    that runs often. The timer lets Python leave the callback first.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        main = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 class Parser(simple_parsing.ArgumentParser):
