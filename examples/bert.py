@@ -129,7 +129,7 @@ def main(steps: Sequence[int] = (4, 8, 16), recipe: Any = None) -> dict[int, flo
         spiking = snnjax.spiking(network, steps=count, micro_batch=22)
         answers = similarities(jax.jit(spiking)(snn, others).mean(0))
         correlations[count] = rank_correlation(ann, answers)
-        rate = snnjax.measure(network, params, snn, others[:8]).firing_rate
+        rate = snnjax.measure(network, snn, others[:8], params=params).firing_rate
         print(
             f"T = {count:2}: similarities of {len(others)} sentences correlate "
             f"{correlations[count]:.3f} with the network's; {rate:.2f} spikes per "

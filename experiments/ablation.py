@@ -182,6 +182,11 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     images = normalize(data, data.train_images[held_out])
     neuron = config.neuron()
     compare = comparison(fn, params, images, jnp.asarray(data.train_labels[held_out]))
+
+    @jax.jit
+    def measure(snn, x, params):
+        return snnjax.measure(fn, snn, x, params=params)
+
     cells: dict[str, dict[str, Cell]] = {}
     for column in config.columns:
         steps, wait = _steps_and_wait(column)
@@ -195,7 +200,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
                 snn = distill(fn, params, snn, x, config.iterations, config.rate)
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
-            measures = snnjax.measure(fn, params, snn, images[:100])
+            measures = measure(snn, images[:100], params)
             cell = Cell(*compare(snn), float(measures.firing_rate), seconds)
             cells.setdefault(name, {})[column] = cell
             print(

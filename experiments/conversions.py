@@ -70,6 +70,7 @@ class Experiment(NamedTuple):
         test: images for the reported accuracies.
         held_out: images for the choice of the row to save; None: the test images.
         simulate: (SNN, images) -> outputs, jitted; T and wait are the SNN's.
+        measure: (SNN, images, params of the ANN) -> Measures, jitted.
         mesh: of the devices that share a batch; None: a single device.
     """
 
@@ -81,6 +82,7 @@ class Experiment(NamedTuple):
     test: LabelledImages
     held_out: LabelledImages | None
     simulate: Callable
+    measure: Callable
     mesh: Mesh | None
 
 
@@ -130,8 +132,14 @@ def experiment(
         options = {"steps": snn.steps, "wait": snn.wait, "mesh": mesh}
         return snnjax.spiking(fn, **options, micro_batch=cache_sized())(snn, x)
 
+    @jax.jit
+    def measure(snn, x, params):
+        return snnjax.measure(fn, snn, x, params=params)
+
     held_out = _held_out(config, data)
-    return Experiment(config, data, fn, params, sites, test, held_out, simulate, mesh)
+    return Experiment(
+        config, data, fn, params, sites, test, held_out, simulate, measure, mesh
+    )
 
 
 def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.SNN]]:
@@ -337,11 +345,14 @@ def count_hits(
 
 def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     """Measures of the first test images, the sites in the order of the network."""
+    if task.mesh is not None:
+        snn = jax.device_get(snn)  # one device measures
     images = task.test.images[:MEASURED]
-    measures = jax.device_get(snnjax.measure(task.fn, task.params, snn, images))
+    measures = jax.device_get(task.measure(snn, images, task.params))
     # JAX sorts the sites by name.
-    in_order = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
-    return measures._replace(sites=in_order)
+    sites = {s.name: measures.sites[s.name] for s in task.sites if s.fires}
+    operators = {s.name: measures.operators[s.name] for s in task.sites.operators}
+    return measures._replace(sites=sites, operators=operators)
 
 
 def _compile(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:

@@ -304,12 +304,21 @@ def _loss(config: FineTune, setup: Setup) -> Callable:
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
         (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
-        value = training.distillation(
-            outputs, teacher, labels, weight=config.distillation
-        )
+        value = _distillation(outputs, teacher, labels, config.distillation)
         return value, ((outputs.mean(0).argmax(-1) == labels).mean(), averages)
 
     return loss
+
+
+def _distillation(outputs: jax.Array, teacher, labels, weight: float) -> jax.Array:
+    """(1 - w) CE(mean_t O(t), y) + w KL(p(teacher), p(mean_t O(t))), p the softmax."""
+    mean, teacher = (array.astype(jnp.float32) for array in (outputs.mean(0), teacher))
+    distance = optax.losses.kl_divergence_with_log_targets(
+        jax.nn.log_softmax(mean), jax.nn.log_softmax(teacher)
+    ).mean()
+    return (1 - weight) * training.mean_cross_entropy(outputs, labels) + (
+        weight * distance
+    )
 
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:

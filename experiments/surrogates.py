@@ -1,8 +1,8 @@
 """Compares surrogates: ``python -m experiments.surrogates --preset digits``.
 
-Trains the same network with each surrogate and each way to train Dspike's temperature,
-with the same budget and seeds, and writes the accuracies as a table. Also draws
-``surrogates.png``: the derivative of every spike function at its default shape.
+Trains the same network with each surrogate, and with Dspike at a fixed and at a chosen
+temperature, with the same budget and seeds. Writes the accuracies as a table, and the
+figure ``surrogates.png``: the derivative of every spike function at its default shape.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,6 @@ ROWS = {
     "exponential": dict(surrogate="exponential", learn="fixed", temperature=4.0),
     "Dspike, b = 3": dict(learn="fixed"),
     "Dspike, chosen (algorithm 1)": dict(learn="choose"),
-    "Dspike, alignment": dict(learn="alignment", temperature_rate=5.0),
-    "Dspike, relaxed": dict(learn="relaxed", temperature_rate=5.0),
 }
 
 
@@ -35,7 +33,7 @@ ROWS = {
 class Compare(Comparison):
     """Comparison of surrogates; results go to the folder `out`."""
 
-    # Configuration of train_snn that all share.
+    # Preset of train_snn that all rows share.
     training: str = "digits"
     # Rows, of experiments.surrogates.ROWS.
     rows: tuple[str, ...] = tuple(ROWS)

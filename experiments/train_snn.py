@@ -1,8 +1,8 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
 Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
-Dspike's temperature is trained in one of the ways of ``snnjax.training``. A run that
-was interrupted goes on when started again, and ends in the same weights, bit for bit.
+Dspike's temperature is fixed or chosen once per epoch. A run that was interrupted goes
+on when started again, and ends in the same weights, bit for bit.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class Setting(NamedTuple):
     config: TrainSNN
     data: Dataset
     model: nn.Module
-    kinds: SNN  # a label for every leaf, see snnjax.training.param_labels
+    labels: SNN  # see snnjax.training.param_labels
     optimizer: optax.GradientTransformation
     first: tuple[str, ...]  # paths of the first layer's weights
     mesh: Mesh | None
@@ -169,34 +169,30 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
 
 def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
     """The step for `experiments.running.fit`; checks once that gradients arrive."""
-    config = setting.config
-    plain, moving = (
-        jax.jit(functools.partial(_step, setting, m)) for m in (False, True)
-    )
+    plain = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
     checked = False
 
     def step(state, key, images, labels, index):
         nonlocal checked
-        if config.learn == "choose" and index == 0:
+        if setting.config.learn == "choose" and index == 0:
             state = choose(state, images, labels)
-        moves = config.learn in ("alignment", "relaxed") and index % config.every == 0
-        state, report, alive = (moving if moves else plain)(state, key, images, labels)
-        if not checked and (moves or config.learn in ("fixed", "choose")):
-            tree = jax.tree.structure(setting.kinds)
-            training.check_gradients(
-                jax.tree.unflatten(tree, list(alive)), setting.kinds
-            )
+        state, report, alive = plain(state, key, images, labels)
+        if not checked:
+            tree = jax.tree.structure(setting.labels)
+            gradients = jax.tree.unflatten(tree, list(alive))
+            training.check_gradients(gradients, setting.labels)
             checked = True
         return state, report
 
     return step
 
 
-def _step(setting: Setting, moves: bool, state: State, key, images, labels):
+def _step(setting: Setting, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
     config, (snn, opt_state) = setting.config, state
-    augment_key, difference_key = jax.random.split(key)
+    # Half of a split key, so that the results in docs/training.md can be reproduced.
+    augment_key = jax.random.split(key)[0]
     x = setting.current(_augmented(config, augment_key, images))
     simulate = setting.spiking(
         SURROGATES[config.surrogate], train=True, remat=config.remat
@@ -209,38 +205,13 @@ def _step(setting: Setting, moves: bool, state: State, key, images, labels):
 
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
-    if moves:
-        slopes = _temperature_gradient(setting, snn, difference_key, x, labels)
-        gradient = training.with_temperatures(gradient, slopes)
     alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
     changes, opt_state = setting.optimizer.update(gradient, opt_state, snn)
     snn = optax.apply_updates(snn, changes)
     snn = dataclasses.replace(snn, params={**snn.params, **updates})
-    if moves:
-        b = training.temperatures(snn)
-        b = {name: jnp.maximum(each, config.lowest) for name, each in b.items()}
-        snn = training.with_temperatures(snn, b)
     finite = jnp.isfinite(loss + optax.tree.norm(snn.params))
     report = jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
     return State(snn, opt_state), report, alive
-
-
-def _temperature_gradient(setting: Setting, snn: SNN, key, x, labels):
-    """Gradient in the temperatures, of the relaxed loss or of the negative cosine.
-
-    Without remat, which allows neither soft spikes nor forward mode.
-    """
-    config = setting.config
-    if config.learn == "relaxed":
-        relaxed = setting.spiking(snnjax.surrogate.relaxed_dspike, train=True)
-        return training.relaxed_gradient(_loss(config, relaxed, x, labels), snn)
-    simulate = setting.spiking(SURROGATES[config.surrogate], train=True)
-    loss = _loss(config, simulate, x, labels)
-    differences = training.random_differences(
-        loss, snn, key, step=config.difference_step, directions=config.directions
-    )
-    similarity = training.alignment(loss, snn, differences)
-    return jax.tree.map(jnp.negative, similarity.gradient)
 
 
 def _choose(setting: Setting, state: State, images, labels) -> State:
@@ -331,16 +302,12 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
         neuron=_neuron(config, sites),
         key=jax.random.key(config.seed),
     )
-    kinds_to_train = {"weights"}
-    if config.neuron == "recurrent":
-        kinds_to_train.add("kernel")
-    if config.learn in ("alignment", "relaxed"):
-        kinds_to_train.add("temperature")
-    kinds = training.param_labels(snn, kinds_to_train)
-    optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
+    trained = ["weights", "kernel"] if config.neuron == "recurrent" else ["weights"]
+    labels = training.param_labels(snn, trained)
+    optimizer = make_optimizer(config, steps_per_epoch(config, data), labels)
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
     mesh = devices.make_mesh(config.mesh)
-    setting = Setting(config, data, model, kinds, optimizer, first, mesh)
+    setting = Setting(config, data, model, labels, optimizer, first, mesh)
     return setting, State(snn, optimizer.init(snn))
 
 
@@ -368,8 +335,8 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
     )
 
 
-def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
-    """Adam for all weights, plain descent for temperatures, nothing for the rest."""
+def make_optimizer(config: TrainSNN, steps: int, labels: SNN):
+    """Adam for all weights, recurrent kernels included; the rest is frozen."""
     weights = optax.adamw(
         schedule(config, steps),
         weight_decay=config.weight_decay,
@@ -379,10 +346,9 @@ def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
         {
             "weights": weights,
             "kernel": weights,
-            "temperature": optax.sgd(config.temperature_rate),
             "frozen": optax.set_to_zero(),
         },
-        kinds,
+        labels,
     )
 
 

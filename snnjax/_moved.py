@@ -11,11 +11,10 @@ _MODULES = {
     "network": "Problem Site Sites identity with_activation",
     "neurons": "NeuronParams",
     "storage": "Stored",
-    "surrogate": "dspike relaxed_dspike",
+    "surrogate": "dspike",
     "training": """
-        Alignment Choice Directions alignment check_gradients choose_temperature
-        finite_differences mean_cross_entropy membrane_readout param_labels
-        random_differences relaxed_gradient temperatures tet with_temperatures""",
+        Choice check_gradients choose_temperature finite_differences mean_cross_entropy
+        membrane_readout param_labels temperatures tet with_temperatures""",
 }
 MOVED = {
     name: f"snnjax.{module}.{name}"

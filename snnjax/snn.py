@@ -30,6 +30,9 @@ from snnjax.neurons.models import (
 )
 from snnjax.neurons.protocol import chain, check_model
 
+# Labels of leaves in training, beside the names of neurons' parameters.
+WEIGHTS, FROZEN = "weights", "frozen"
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -265,7 +268,7 @@ def _check_fields(model: Any, fresh: Any, params: Any, site: Site) -> None:
             f"{_listed(names)}, and its model {model!r} has {_listed(fresh_names)}. "
             "Begin with those of the model, by snnjax.init"
         )
-    labels = {"weights", "frozen"} & {name for part in fresh_names for name in part}
+    labels = {WEIGHTS, FROZEN} & {name for part in fresh_names for name in part}
     if labels:
         raise ValueError(
             f"{model!r} has a parameter called {', '.join(labels)}; allowed: another "
@@ -365,7 +368,7 @@ def _check_range(what: str, path: str, numbers: np.ndarray) -> None:
     if not within.all():
         remedy = "Perhaps a training diverged: go back to an earlier state"
         if limits is not None:
-            remedy = "In training, snnjax.training.within_ranges() keeps it there"
+            remedy = "In training, snnjax.training.descent keeps it there"
         raise ValueError(
             f"the {what} is {numbers[~within].flat[0]}; allowed: {limits or 'finite'}. "
             f"{remedy}"

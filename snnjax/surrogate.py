@@ -1,10 +1,10 @@
-"""Spike functions: a hard step forward, a surrogate derivative backward.
+"""Spike functions: a step in the forward pass, a surrogate derivative backward.
 
     spike(x) = 1[x >= 0],   x = (v - V_th) / (2 V_th)
 
-The step's own derivative is zero almost everywhere, so training replaces it by a
-bump around x = 0 whose integral is one. ``x = -1/2`` is an empty membrane
-(v = 0), ``x = 1/2`` one at twice its threshold.
+The derivative of the step is zero almost everywhere, so training replaces it by a bump
+around x = 0 whose integral is one. At ``x = -1/2`` the potential v is 0, at ``x = 1/2``
+it is twice the threshold.
 Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 """
 
@@ -19,16 +19,31 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead, promoted
 
-# x, and the sharpness if the neuron has one -> spikes
+__all__ = [
+    "Surrogate",
+    "arctan",
+    "check_surrogate",
+    "dspike",
+    "exponential",
+    "holds_tracer",
+    "is_step",
+    "rectangle",
+    "sigmoid",
+    "step",
+    "step_with_derivative",
+    "triangle",
+]
+
+# (x) -> spikes, or (x, temperature) -> spikes if the neuron has a temperature
 Surrogate = Callable[..., jax.Array]
 
 
 def step(spike: Surrogate) -> Surrogate:
-    """Declare that a spike function is the step, 1[x >= 0], in its forward pass.
+    """Declare that the forward pass of a spike function is the step 1[x >= 0].
 
-    Simulations ask for this (`is_step`): a step has a closed form, and its spikes fit
-    into bits. The spike functions of this module are declared; of your own, those made
-    by `step_with_derivative` are.
+    Simulations use this (`is_step`): a step has a closed form, and its spikes fit into
+    bits. All spike functions of this module are declared, and so are those that
+    `step_with_derivative` makes.
 
     >>> @step
     ... def my_spike(x):
@@ -37,7 +52,7 @@ def step(spike: Surrogate) -> Surrogate:
     True
 
     Raises:
-        ValueError: a method, which takes no declaration.
+        ValueError: a method, which cannot hold the declaration.
     """
     try:
         spike.is_step = True  # type: ignore[attr-defined]
@@ -52,12 +67,12 @@ def step(spike: Surrogate) -> Surrogate:
 def step_with_derivative(
     derivative: Callable[[jax.Array, jax.Array], jax.Array], sharpness: float = 1.0
 ) -> Surrogate:
-    """A spike function of your own: the step, with this surrogate derivative.
+    """A spike function of your own: the step with this surrogate derivative.
 
     Args:
         derivative: ``derivative(x, sharpness)`` at x = (v - V_th) / (2 V_th).
-        sharpness: default of its second argument, which a neuron's temperature
-            replaces; it gets no gradient, because the step does not depend on it.
+        sharpness: default of the second argument; a neuron's temperature replaces it.
+            It gets no gradient, because the step does not depend on it.
 
     >>> import jax
     >>> box = step_with_derivative(lambda x, width: (abs(x) < width) / (2 * width))
@@ -80,8 +95,7 @@ def _step(x: jax.Array) -> jax.Array:
 def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
     """The step in x whose tangent is ``derivative(x, sharpness)`` times x's tangent.
 
-    A ``custom_jvp`` rather than a ``custom_vjp``: forward mode over the gradient
-    is what learns a temperature.
+    A ``custom_jvp`` rather than a ``custom_vjp``, so that forward mode works too.
     """
 
     @jax.custom_jvp
@@ -99,7 +113,7 @@ def _spike_function(derivative: Callable[[jax.Array, jax.Array], jax.Array]):
 
 
 def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both in one type and with as many axes, as JAX's strict settings require."""
+    """Both with one dtype and number of axes, as JAX's strict settings require."""
     sharpness = jnp.asarray(sharpness)
     dtype = x.dtype
     if not sharpness.weak_type:  # that of a Python number adapts to x
@@ -109,7 +123,7 @@ def _common(x: jax.Array, sharpness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _dspike_derivative(x, b):
     inside = jnp.abs(x) <= 0.5
-    # sech^2 by an exponential that cannot overflow, not even outside the window.
+    # sech^2 by an exponential that does not overflow, even outside the window.
     e = jnp.exp(-2 * b * jnp.abs(jnp.where(inside, x, 0)))
     return jnp.where(inside, 2 * b * e / (1 + e) ** 2 / jnp.tanh(b / 2), 0)
 
@@ -132,15 +146,15 @@ _arctan = _spike_function(lambda x, slope: slope / (1 + (jnp.pi * slope * x) ** 
 
 @step
 def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
-    """Step whose derivative is that of Dspike at temperature b.
+    """Step with the derivative of Dspike at temperature b.
 
         d/dx = b sech^2(b x) / (2 tanh(b / 2))   for |x| <= 1/2, otherwise 0
 
-    Towards b = 0 this is the rectangle of width one, for large b a narrow peak
-    of height b / 2; it integrates to one for every b.
+    For b -> 0 this is the rectangle of width one, for large b a narrow peak of height
+    b / 2. Its integral is one for every b.
 
     Args:
-        x: normalised membrane potential (v - V_th) / (2 V_th), any shape.
+        x: normalized membrane potential (v - V_th) / (2 V_th), any shape.
         temperature: b > 0, a scalar or an array that broadcasts to the shape of x.
 
     Source: Li et al., NeurIPS 2021; the window is the paper's 0 <= v <= 2 V_th.
@@ -150,30 +164,6 @@ def dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
     1.6571...
     """
     return _dspike(jnp.asarray(x), temperature)
-
-
-def relaxed_dspike(x: jax.Array, temperature: jax.Array | float = 3.0) -> jax.Array:
-    """Dspike itself, a soft step whose derivative is the surrogate of `dspike`.
-
-        Dspike(x; b) = 1/2 + tanh(b x) / (2 tanh(b / 2))   for |x| <= 1/2, else 0 or 1
-
-    Not binary: for the gradient of a relaxed network, which depends on b. Towards
-    b = 0 it is the identity x + 1/2 (of the potential v / (2 V_th)), for large b the
-    step.
-
-    Args:
-        x: normalised membrane potential (v - V_th) / (2 V_th), any shape.
-        temperature: b > 0, a scalar or an array that broadcasts to the shape of x.
-
-    >>> import jax.numpy as jnp
-    >>> print(relaxed_dspike(jnp.array([0.0, 0.1, 0.6])))
-    [0.5       0.660... 1.       ]
-    """
-    x = jnp.asarray(x)
-    # Not jnp.clip, whose derivative at its ends, so at v = 0, is half of this one's.
-    x, b = _common(x, jnp.asarray(temperature))
-    inside = jnp.where(jnp.abs(x) <= 0.5, x, jnp.sign(x) / 2)
-    return 0.5 + jnp.tanh(b * inside) / (2 * jnp.tanh(b / 2))
 
 
 @step
@@ -231,15 +221,12 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
     return _arctan(jnp.asarray(x), slope)
 
 
-# ------------------------------------------------- what simulations ask of any of them
-
-
 def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
-    """Raise unless this can be called as a neuron calls it.
+    """Raise unless a neuron can call this.
 
     Args:
-        surrogate: the function.
-        temperature: whether the neuron gives it a second argument; None: either way.
+        surrogate: the spike function.
+        temperature: whether the neuron passes a second argument; None: it may.
     """
     if not callable(surrogate):
         raise ValueError(
@@ -253,7 +240,7 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
         texts = {None: "(x) or (x, temperature)", False: "(x)"}
         raise ValueError(
             f"surrogate {surrogate!r} cannot be called as surrogate"
-            f"{texts.get(temperature, '(x, temperature)')}, as these neurons do; "
+            f"{texts.get(temperature, '(x, temperature)')}, as these neurons call it; "
             "allowed: a function of x, and of a temperature if the neurons have one"
         )
 
@@ -263,7 +250,7 @@ def is_step(spike: Surrogate) -> bool:
 
     >>> is_step(dspike), is_step(functools.partial(dspike, temperature=2.0))
     (True, True)
-    >>> is_step(relaxed_dspike)
+    >>> is_step(lambda x: jax.nn.sigmoid(4 * x))
     False
     """
     while isinstance(spike, functools.partial) and not hasattr(spike, "is_step"):
@@ -272,7 +259,7 @@ def is_step(spike: Surrogate) -> bool:
 
 
 def holds_tracer(spike: Surrogate) -> bool:
-    """Whether its own cells, or a partial's arguments, hold a value being traced."""
+    """Whether its closure, or a partial's arguments, hold a value being traced."""
     if isinstance(spike, functools.partial):
         values = jax.tree.leaves((spike.args, spike.keywords))
         return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)
@@ -285,6 +272,6 @@ def _takes(function: Callable, arguments: tuple) -> bool:
         inspect.signature(function).bind(*arguments)
     except TypeError:
         return False
-    except ValueError:  # it has no signature that could be read
+    except ValueError:  # Python cannot read its signature
         return True
     return True

@@ -17,6 +17,17 @@ import snnjax
 relu = jax.nn.relu
 
 
+def relaxed_dspike(x, temperature=3.0):
+    """Dspike itself: soft spikes, whose derivative is that of the surrogate `dspike`.
+
+    Dspike(x; b) = 1/2 + tanh(b x) / (2 tanh(b / 2)) for |x| <= 1/2, otherwise 0 or 1.
+    """
+    x = jnp.asarray(x)
+    b = jnp.asarray(temperature, x.dtype)
+    inside = jnp.where(jnp.abs(x) <= 0.5, x, jnp.sign(x) / 2)
+    return 0.5 + jnp.tanh(b * inside) / (2 * jnp.tanh(b / 2))
+
+
 class Net(NamedTuple):
     """A network, its parameters, an input [B, ...] and how many sites it has."""
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from networks import NETWORKS, eighths, halves
+from networks import NETWORKS, eighths, halves, relaxed_dspike
 from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax
@@ -28,7 +28,7 @@ from snnjax.neurons import adaptive, integrate_and_fire, lif
 from snnjax.neurons.spike_trains import through_bytes
 from snnjax.simulation import by_layer
 from snnjax.simulation.choice import Choice, choose
-from snnjax.surrogate import dspike, relaxed_dspike
+from snnjax.surrogate import dspike
 
 STEPS = 4
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tpu.json"

@@ -345,7 +345,7 @@ def test_a_call_hides_neither_products_nor_channels(call):
     recipe = snnjax.max_activation("channel")
     snn = snnjax.convert(fn, kernel, x, steps=4, recipe=recipe)
     assert snn.neurons["relu"].threshold.shape == (5, 1, 1)
-    seen = snnjax.measure(fn, kernel, snn, x, steps=4)
+    seen = snnjax.measure(fn, snn, x, params=kernel, steps=4)
     assert seen.macs == 5 * 3 * 16**2 + 25  # a 3x3 kernel on 6x6, borders apart
     assert seen.weights == 5 * 3 * 9 + 25
 
@@ -409,7 +409,9 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
         snn = snnjax.convert(fn, kernels, x, steps=8, wait=wait, recipe=recipe)
         pair = [snnjax.spiking(f, steps=8, wait=wait)(snn, x) for f in (fn, usual)]
         np.testing.assert_allclose(*pair, atol=1e-6)
-    counts = [snnjax.measure(f, kernels, found[0], x, steps=8) for f in (fn, usual)]
+    counts = [
+        snnjax.measure(f, found[0], x, params=kernels, steps=8) for f in (fn, usual)
+    ]
     assert counts[0].macs == counts[1].macs
     np.testing.assert_allclose(*[c.synaptic_operations for c in counts])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import strategies as st
-from networks import NETWORKS, compiled, eighths, halves, relu
+from networks import NETWORKS, compiled, eighths, halves, relaxed_dspike, relu
 
 import snnjax
 from snnjax.neurons import (
@@ -25,7 +25,7 @@ from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode, encode, per_byte
 from snnjax.neurons.unroll import spike_train
 from snnjax.simulation import by_layer
-from snnjax.surrogate import relaxed_dspike, triangle
+from snnjax.surrogate import triangle
 
 STEPS = 4
 LEVELS = [(0, 1), (-1, 1), (0, 3), (-2, 3), (-100, 100)]
@@ -421,7 +421,7 @@ def test_operations_of_graded_spikes_are_counted_both_ways():
 
     weights, x = jnp.ones((2, 3)), jnp.array([[2.0, 1.0]])
     snn = snnjax.init(fn, weights, x, neuron=integrate_and_fire(levels=(0, 3)))
-    measures = snnjax.measure(fn, weights, snn, x, steps=4)
+    measures = snnjax.measure(fn, snn, x, params=weights, steps=4)
     assert measures.synaptic_operations == 4 * 2 * 3
     assert measures.synaptic_additions == 4 * (2 + 1) * 3
     assert (measures.bits, measures.firing_rate, measures.high) == (8, 1, 3)

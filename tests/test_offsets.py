@@ -173,7 +173,7 @@ def test_an_offset_is_no_spike():
     snn = fitted()
     trains = snnjax.measures.spike_trains(gelu_network, snn, X)
     assert set(np.unique(trains[ENCODER])) <= {-1, 0, 1}
-    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
+    measures = snnjax.measure(gelu_network, snn, X, params=PARAMS)
     counted = {
         name: int((np.asarray(train) != 0).sum()) for name, train in trains.items()
     }
@@ -196,7 +196,7 @@ def test_graded_levels_count_additions_above_the_offset():
     neuron = snnjax.integrate_and_fire(levels=(-3, 3))
     snn = fitted(neuron=neuron)
     trains = snnjax.measures.spike_trains(gelu_network, snn, X)
-    measures = snnjax.measure(gelu_network, PARAMS, snn, X)
+    measures = snnjax.measure(gelu_network, snn, X, params=PARAMS)
     levels = {
         name: np.abs(np.asarray(train, int)).sum() for name, train in trains.items()
     }
@@ -249,7 +249,7 @@ def test_an_offset_of_zero_changes_no_count(fn):
     counts = []
     for neurons in (snn.neurons, zero):
         changed = dataclasses.replace(snn, neurons=neurons)
-        measures = snnjax.measure(fn, PARAMS, changed, X)
+        measures = snnjax.measure(fn, changed, X, params=PARAMS)
         bench = snnjax.measures.neurobench(fn, changed, X)["SynapticOperations"]
         counts.append((float(measures.synaptic_operations), bench))
     assert counts[0] == counts[1]

@@ -448,7 +448,7 @@ def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     assert graded.model(name).levels == (-3, 3)
     trains = snnjax.measures.spike_trains(fn, snn, X)
     assert trains[name].min() < 0 and trains[name].sum(0).min() < 0
-    measures = snnjax.measure(fn, PARAMS, snn, X)
+    measures = snnjax.measure(fn, snn, X, params=PARAMS)
     site = measures.sites[name]
     parts = site.inherited, site.clipping, site.flooring, site.unevenness
     assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
@@ -591,7 +591,7 @@ def test_tokens_and_masks_may_come_as_several_arrays():
     whole = simulate(snn, x).mean(0)
     parts = compiled(fn, steps=STEPS, micro_batch=5)(snn, x).mean(0)
     assert (jnp.abs(whole - parts) < 1e-4).mean() > 0.9
-    assert 0 < snnjax.measure(fn, PARAMS, snn, x).firing_rate < 1
+    assert 0 < snnjax.measure(fn, snn, x, params=PARAMS).firing_rate < 1
     with pytest.raises(ValueError, match="needs x of floating point"):
         snnjax.spiking(fn, steps=STEPS, inputs="sequence")(snn, x)
 
@@ -713,13 +713,13 @@ def test_measures_show_the_error_of_every_operator():
 
     recipe = snnjax.light()
     snn = snnjax.convert(fn, PARAMS, X, steps=STEPS, recipe=recipe)
-    ((name, operator),) = snnjax.measure(fn, PARAMS, snn, X).operators.items()
+    ((name, operator),) = snnjax.measure(fn, snn, X, params=PARAMS).operators.items()
     assert [site.name for site in snnjax.sites(fn, PARAMS, X).operators] == [name]
     ann = fn(PARAMS, X)
     error = ann - compiled(fn, steps=STEPS)(snn, X).mean(0)
     for number, values in ((operator.activation, ann), (operator.error, error)):
         np.testing.assert_allclose(number, jnp.sqrt((values**2).mean()), rtol=1e-4)
-    measures = snnjax.measure(transformer, PARAMS, fitted("transformer")[1], X)
+    measures = snnjax.measure(transformer, fitted("transformer")[1], X, params=PARAMS)
     in_order = [site.name for site in snnjax.sites(transformer, PARAMS, X).operators]
     assert list(measures.operators) == in_order
 

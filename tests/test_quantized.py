@@ -172,7 +172,7 @@ def test_inside_jit_and_in_bfloat16_it_is_the_same_function():
 def test_it_inherits_no_error_from_layers_that_make_none():
     options = {"steps": LEVELS, "wait": LEVELS}
     snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
-    measures = snnjax.measure(network, PARAMS, snn, X)
+    measures = snnjax.measure(network, snn, X, params=PARAMS)
     for site in measures.sites.values():
         assert site.inherited < 1e-5 and site.error < 1e-5
 

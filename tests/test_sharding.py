@@ -262,7 +262,7 @@ def test_images_on_a_mesh_are_measured_as_elsewhere(axes):
             snnjax.accuracy(outputs, shared_labels),
             snnjax.accuracy(simulate(alone, x), labels),
         )
-        measures = snnjax.measure(net.fn, net.params, snn, shared_x)
-        assert_close(measures, snnjax.measure(net.fn, net.params, alone, x))
+        measures = snnjax.measure(net.fn, snn, shared_x, params=net.params)
+        assert_close(measures, snnjax.measure(net.fn, alone, x, params=net.params))
         trains = snnjax.measures.spike_trains(net.fn, snn, shared_x)
         assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))

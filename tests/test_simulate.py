@@ -9,13 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import FLAT, NETWORKS, VECTORS, Net, eighths, halves, max_pool, relu
+from networks import (
+    FLAT,
+    NETWORKS,
+    VECTORS,
+    Net,
+    eighths,
+    halves,
+    max_pool,
+    relaxed_dspike,
+    relu,
+)
 
 import snnjax
 from snnjax.network.increments import Operator
 from snnjax.neurons import integrate_and_fire, lif
 from snnjax.simulation import by_layer
-from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivative
+from snnjax.surrogate import arctan, dspike, step_with_derivative
 
 STEPS = 4
 
@@ -610,7 +620,7 @@ def test_a_wrong_call_is_refused(options, snn, x, key, message):
     [
         snnjax.measures.spike_trains,
         snnjax.measures.neurobench,
-        lambda fn, snn, x: snnjax.measure(fn, DENSE.params, snn, x),
+        lambda fn, snn, x: snnjax.measure(fn, snn, x, params=DENSE.params),
     ],
 )
 def test_images_with_nan_have_nothing_to_measure(of_snn):

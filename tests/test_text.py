@@ -55,7 +55,7 @@ def test_parameters_of_a_model_within_a_model_have_columns_of_their_own():
 def test_measures_are_a_table_of_the_sites():
     net = NETWORKS["dense"]
     snn = snnjax.convert(net.fn, net.params, net.x, steps=4)
-    measures = snnjax.measure(net.fn, net.params, snn, net.x)
+    measures = snnjax.measure(net.fn, snn, net.x, params=net.params)
     text = str(measures)
     for name, site in measures.sites.items():
         assert line_of(text, f"{name} ")[1] == f"{100 * site.firing_rate:.3g}"
@@ -80,7 +80,7 @@ def test_a_recipe_is_a_list_of_its_calibrators():
 def shown_values():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x)
-    measures = snnjax.measure(net.fn, net.params, snn, net.x, steps=2)
+    measures = snnjax.measure(net.fn, snn, net.x, params=net.params, steps=2)
     return snn, measures, snnjax.sites(net.fn, net.params, net.x), snnjax.light()
 
 
@@ -125,7 +125,7 @@ def test_shapes_of_measures_are_shown_without_numbers():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x)
     shapes = jax.eval_shape(
-        lambda x: snnjax.measure(net.fn, net.params, snn, x, steps=2), net.x
+        lambda x: snnjax.measure(net.fn, snn, x, params=net.params, steps=2), net.x
     )
     assert "float32 []" in str(shapes)
 

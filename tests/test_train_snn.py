@@ -104,25 +104,6 @@ def test_a_folder_with_a_run_may_be_refused(trained, digits, config):
         train_snn.train(config, data=digits)
 
 
-@pytest.mark.parametrize(
-    "learn", [pytest.param("alignment", marks=pytest.mark.slow), "relaxed"]
-)
-def test_temperatures_learn_for_each_site(learn, digits, config, tmp_path):
-    config = dataclasses.replace(
-        config,
-        learn=learn,
-        epochs=1,
-        out=str(tmp_path),
-        every=2,
-        directions=4,
-        remat=True,
-    )
-    snn = train_snn.train(config, data=digits)
-    found = [float(b) for b in snnjax.training.temperatures(snn).values()]
-    assert len({*found, config.temperature}) == 4
-    assert min(found) >= config.lowest
-
-
 def test_a_dead_network_is_told(digits, config, tmp_path):
     config = dataclasses.replace(config, threshold=1e4, out=str(tmp_path))
     with pytest.raises(ValueError, match="no gradient at all reaches .*kernel"):
@@ -140,8 +121,7 @@ def test_divergence_names_the_step(digits, config, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"learn": "guess"}, "learn must be one of fixed, choose, alignment, relaxed"),
-        ({"learn": "relaxed", "surrogate": "arctan"}, "relaxed is for dspike"),
+        ({"learn": "guess"}, "learn must be one of fixed, choose, not"),
         ({"leak": 0.0}, "leak must be in \\(0, 1\\], not 0.0"),
         ({"steps": 0}, "steps must be > 0"),
         ({"temperature": 0.25}, "temperature 0.25 is below lowest 0.5"),

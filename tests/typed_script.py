@@ -38,14 +38,12 @@ poisson = simulate(snn, images, key=jax.random.key(0))
 
 
 def loss(snn: snnjax.SNN, x, y):
-    return training.distillation(
-        snnjax.spiking(network, steps=4)(snn, x), network(params, x), y
-    )
+    return training.mean_cross_entropy(snnjax.spiking(network, steps=4)(snn, x), y)
 
 
 init, step = training.descent(loss, optax.adam(1e-3))
 snn2, state, value = step(snn, init(snn), images, jnp.zeros(256, int))
-measures = snnjax.measure(network, params, snn, images)
+measures = snnjax.measure(network, snn, images, params=params)
 for name, site in measures.sites.items():
     print(name, float(site.firing_rate))
 joules = snnjax.energy(measures).operations[0]

@@ -174,19 +174,14 @@ class TrainSNN(Training):
     surrogate: str = "dspike"
     # Temperature b at the start (of the other surrogates: width or slope).
     temperature: float = 3.0
-    # How Dspike's temperature is trained: "fixed" (not at all), "choose" (as in the
-    # paper, once per epoch), "alignment" or "relaxed", see snnjax.training.
+    # Temperature of Dspike: "fixed", or "choose" it once per epoch, as in the paper.
     learn: str = "choose"
     # Step of the finite differences, in units of the weights.
     difference_step: float = 0.1
-    # Images of a batch to measure the differences on ("choose").
+    # Images of a batch to measure the differences on.
     difference_images: int = 32
-    # Change of the temperature per epoch ("choose"), or its learning rate.
+    # Change of the temperature per epoch.
     temperature_rate: float = 0.25
-    # Training steps between two moves of the temperature ("alignment", "relaxed").
-    every: int = 10
-    # Random directions of the finite differences ("alignment").
-    directions: int = 16
     # Least temperature.
     lowest: float = 0.5
     # Store only the spikes for the gradient and recompute the rest, to save memory.
@@ -198,8 +193,8 @@ class TrainSNN(Training):
         super().__post_init__()
         check_positive(
             self,
-            "steps threshold temperature every difference_step difference_images "
-            "temperature_rate directions lowest",
+            "steps threshold temperature difference_step difference_images "
+            "temperature_rate lowest",
         )
         for name in ("leak", "synaptic_leak", "adaptation_leak"):
             if not 0 < getattr(self, name) <= 1:
@@ -209,7 +204,7 @@ class TrainSNN(Training):
         choices = {
             "reset": ("zero", "subtract"),
             "loss": ("mean", "tet"),
-            "learn": ("fixed", "choose", "alignment", "relaxed"),
+            "learn": ("fixed", "choose"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -221,11 +216,6 @@ class TrainSNN(Training):
             raise ValueError(
                 f"temperature {self.temperature} is below lowest {self.lowest}, the "
                 "least that training may reach; change one of them, or learn fixed"
-            )
-        if self.learn == "relaxed" and self.surrogate != "dspike":
-            raise ValueError(
-                f"learn relaxed is for dspike, not {self.surrogate}; take choose, "
-                "alignment or fixed"
             )
 
 

@@ -1,7 +1,7 @@
 """Measures of a spiking network: what it does and what it costs.
 
-``metrics.py``: accuracy, rates, errors; ``operations.py``: what a spike causes;
-``costs.py``: energy; ``neurobench.py``: the same under NeuroBench's names.
+``metrics.py``: accuracy, rates, errors, counts; ``operations.py``: operations that a
+spike causes; ``costs.py``: energy; ``neurobench.py``: counts under NeuroBench's names.
 """
 
 from snnjax.measures.costs import (

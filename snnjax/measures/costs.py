@@ -1,26 +1,25 @@
 """Energy of a spiking network and its ANN: three estimates side by side.
 
-    operations   a spike of level k is |k| additions for each synapse, a MAC a product
-                 and an addition, all in 32-bit floating point
-    memory       the same, and what reading and writing memory costs
+    operations   a spike of level k is |k| additions for each synapse, a MAC is a
+                 product and an addition, all in 32-bit floating point
+    memory       the operations, and the reads and writes of memory
     quantized    operations in integers, against an ANN whose activations have
-                 b = ceil(log2(T high + 1)) bits, as many levels as T steps count
+                 b = ceil(log2(T high + 1)) bits, as many levels as T steps can count
 
-They are models, to rank networks and not to predict a chip. All assume that the SNN
-computes the constant current of an image once and skips every synapse without a spike,
-and that idling, leakage and control cost nothing.
+They are models to rank networks, and do not predict a chip. All assume that the SNN
+computes the constant current of an image once and skips every synapse without a spike.
 
-Memory: 32-bit words, no cache and no reuse but a register for an ANN's sum. A MAC reads
-a weight and an activation; an ANN's neuron writes its activation once. A synaptic
-operation reads a weight, reads a potential and writes it. A neuron reads its potential
-and its constant current (or bias) at every step and writes the potential; its current
-is written once. A spike is an address, written and read once. One memory has a word per
-weight, another a word per neuron for all the rest. The size of a memory decides what an
-access costs: SRAM up to 1 MB, interpolated between the sizes of the source on
-logarithmic axes, then DRAM.
+Memory: words of 32 bits, no cache, no reuse except a register for an ANN's sum. A MAC
+reads a weight and an activation; an ANN's neuron writes its activation once. A synaptic
+operation reads a weight, reads a potential and writes it. A neuron writes its constant
+current (or bias) once; at every step it reads current and potential and writes the
+potential. A spike is an address, written and read once. One memory holds the weights,
+another one word per neuron. The energy of an access depends on the size of the memory:
+SRAM up to 1 MB, interpolated between the sizes of the source on logarithmic axes, then
+DRAM.
 
 Quantized: weights and image have 8 bits, sums 32; a product of b x 8 bits costs b / 8
-of one of 8 x 8. The SNN's synaptic operation is then an addition to a 32-bit sum.
+of one of 8 x 8. A synaptic operation of the SNN is then an addition to a 32-bit sum.
 
 Constants: 45 nm, 0.9 V; Horowitz, *Computing's energy problem*, ISSCC 2014.
 """
@@ -30,14 +29,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from snnjax._text import Table, numbers, shown_as_table
 from snnjax.measures.metrics import Measures
 
 # J per operation.
-ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as of the addition (AC) below
+ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as the addition (AC)
 ENERGY_PER_AC = 0.9e-12
 ENERGY_PER_INT8_PRODUCT = 0.2e-12
 ENERGY_PER_INT32_ADDITION = 0.1e-12
-# J per access of 64 bits to an SRAM of so many bytes, and to DRAM (its lower bound).
+# Bytes of an SRAM -> J per access of 64 bits; the same of DRAM (its lower bound).
 SRAM = {8 * 2**10: 10e-12, 32 * 2**10: 20e-12, 2**20: 100e-12}
 DRAM = 1.3e-9
 
@@ -50,67 +50,78 @@ class Joules(NamedTuple):
     Attributes:
         spiking: of the SNN.
         ann: of the ANN that it is compared with.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
-    >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
-    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
-    >>> spiking, ann = estimates.operations
-    >>> print(f"{1e12 * spiking:.1f} pJ, {1e12 * ann:.1f} pJ, {spiking / ann:.0%}")
-    187.2 pJ, 414.0 pJ, 45%
     """
 
     spiking: jax.Array
     ann: jax.Array
 
 
+@shown_as_table
 class Energy(NamedTuple):
-    """Three estimates; see the module for what each assumes.
+    """Three estimates, which ``print`` shows as a table.
 
     Attributes:
         operations: additions for spikes, products and additions for analog inputs.
-        memory: the same, and what reading and writing memory costs.
+        memory: the operations, and the reads and writes of memory.
         quantized: operations in integers, against an ANN with T high + 1 levels.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
     >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
-    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
-    >>> for name, (spiking, ann) in estimates._asdict().items():
-    ...     print(f"{name}: {spiking / ann:.2f} of the ANN's")
-    operations: 0.45 of the ANN's
-    memory: 2.55 of the ANN's
-    quantized: 1.12 of the ANN's
+    >>> estimates = energy(snnjax.measure(fn, snn, x, params=params, steps=4))
+    >>> spiking, ann = estimates.operations
+    >>> print(f"{1e12 * spiking:.1f} pJ, {1e12 * ann:.1f} pJ")
+    187.2 pJ, 414.0 pJ
+    >>> print(estimates)
+    estimate    SNN, nJ  ANN, nJ  SNN / ANN %  leaves out
+    operations  0.187    0.414    45.2         memory
+    memory      3.47     1.36     255          caches, reuse
+    quantized   0.0189   0.0169   112          memory
+    per image, by a model of 45 nm; all leave out idling, leakage and control
     """
 
     operations: Joules
     memory: Joules
     quantized: Joules
 
+    def _table(self) -> Table:
+        rows = [("estimate", "SNN, nJ", "ANN, nJ", "SNN / ANN %", "leaves out")]
+        left_out = ("memory", "caches, reuse", "memory")
+        for name, joules, rest in zip(self._fields, self, left_out, strict=True):
+            spiking, ann = (numbers(value, factor=1e9) for value in joules)
+            ratio = numbers(joules.spiking / joules.ann, factor=100)
+            rows.append((name, spiking, ann, ratio, rest))
+        return Table(
+            rows,
+            below="per image, by a model of 45 nm; all leave out idling, leakage and "
+            "control",
+        )
+
 
 def energy(measures: Measures) -> Energy:
     """Energy per image: operations only, with memory, against a quantized ANN.
+
+    The module's documentation states what each estimate assumes.
 
     Args:
         measures: from `snnjax.measure`. Neurons integrate in the steps of a wait too.
 
     Raises:
-        ValueError: these are no `Measures`.
+        ValueError: an argument that is not `Measures`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.full((16, 2), 0.15)
     >>> snn = snnjax.convert(fn, params, x, steps=3)
-    >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=3))
+    >>> estimates = energy(snnjax.measure(fn, snn, x, params=params))
     >>> [name for name, e in estimates._asdict().items() if e.spiking < e.ann]
     ['operations']
     """
     if not isinstance(measures, Measures):
         raise ValueError(
             f"measures is {type(measures).__name__}; allowed: the Measures that "
-            "snnjax.measure(fn, params, snn, x, steps=T) returns"
+            "snnjax.measure(fn, snn, x, params=params) returns"
         )
     operations = _operations(measures)
     memory = _with_memory(operations, measures)
@@ -118,7 +129,7 @@ def energy(measures: Measures) -> Energy:
 
 
 def access_energy(size: jax.Array | float) -> jax.Array:
-    """J for 32 bits of a memory of ``size`` bytes.
+    """J to read or write 32 bits in a memory of ``size`` bytes.
 
     >>> print([f"{access_energy(n):.3g}" for n in (100, 32 * 2**10, 2**21)])
     ['5e-12', '1e-11', '6.5e-10']
@@ -137,7 +148,7 @@ def _operations(measures: Measures) -> Joules:
 
 
 def _with_memory(operations: Joules, measures: Measures) -> Joules:
-    """The operations, and accesses as the module's docstring counts them."""
+    """The operations and the memory accesses that the module's docstring lists."""
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations

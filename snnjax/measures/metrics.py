@@ -1,20 +1,19 @@
 """Measures of a spiking network: accuracy over time, rates, errors, operations.
 
-The conversion error of a site, per neuron and averaged over T steps, is the sum of
+The conversion error of a neuron, averaged over T steps, is the sum of
 
-    a - f(z)                            inherited  (from the layers below)
+    a - f(z)                            inherited  (from earlier layers)
     f(z) - clip(f(z), 0, V)             clipping   (V = high V_th)
-    clip(f(z), 0, V) - ClipFloor(z)     flooring   (only T high + 1 values)
-    ClipFloor(z) - s                    unevenness (spikes did not come evenly)
+    clip(f(z), 0, V) - ClipFloor(z)     flooring   (to one of T high + 1 values)
+    ClipFloor(z) - s                    unevenness (of the spikes in time)
 
-with f the activation that stands there, a its value in the ANN, z the mean current as
-it arrives, s the mean output; at an encoder f(z) = z, and the clip is from low V_th +
-offset to high V_th + offset. ClipFloor includes the site's bias and v(0), which make up
-for the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al., ICLR 2022
-(unevenness).
+with f the ANN's activation function, a its value in the ANN, z the mean current of the
+SNN, s the mean output. At an encoder f(z) = z, and the clip is from low V_th + offset
+to high V_th + offset. ClipFloor includes the bias and v(0) of the site, which
+compensate the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al.,
+ICLR 2022 (unevenness).
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ import numpy as np
 
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_choice, check_examples, check_labels, check_numbers
-from snnjax._examples import batch_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
 from snnjax.firing import (
@@ -38,12 +36,18 @@ from snnjax.firing import (
     unit,
 )
 from snnjax.inputs import INPUTS, encode
-from snnjax.measures.operations import Work, operator_macs, products, weights_of
+from snnjax.measures.operations import (
+    fan_out,
+    macs_of,
+    operator_macs,
+    products,
+    weights_of,
+)
 from snnjax.network.capture import capture
-from snnjax.network.equations import Network, Values, shape_of
+from snnjax.network.equations import Network, Values, read, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams, counts_only
+from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
 from snnjax.neurons.spike_trains import BINARY, code
 from snnjax.neurons.unroll import closed_form
@@ -60,15 +64,16 @@ class SiteMeasures(NamedTuple):
         saturated: fraction of channels in which every neuron fires at every step.
         activation: root mean square of the ANN's activation, to compare errors with.
         error: root mean square of a - s.
-        inherited, clipping, flooring, unevenness: root mean square of its parts; the
-            last three are NaN for all neurons but IF with reset by subtraction, since
-            others have no ClipFloor.
+        inherited, clipping, flooring, unevenness: root mean square of the parts of the
+            error. The last three are NaN unless the neurons are IF with reset by
+            subtraction; only those have a ClipFloor.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> w, x = jnp.eye(2), jnp.array([[0.5, 1.5]])
     >>> snn = snnjax.init(fn, w, x, neuron=snnjax.integrate_and_fire())
-    >>> site = snnjax.measure(fn, w, snn, x, steps=4).sites["relu"]  # of 1.5 it gives 1
+    >>> measures = snnjax.measure(fn, snn, x, params=w, steps=4)
+    >>> site = measures.sites["relu"]  # the activation 1.5 is clipped at 1
     >>> for name in ("inherited", "clipping", "flooring", "unevenness"):
     ...     print(f"{name} {getattr(site, name):.3f}")
     inherited 0.000
@@ -89,7 +94,7 @@ class SiteMeasures(NamedTuple):
 
 
 class OperatorMeasures(NamedTuple):
-    """Error of a function that is computed densely, averaged over images.
+    """Error of an operator, which is computed densely, averaged over images.
 
     Attributes:
         activation: root mean square of its value in the ANN, to compare errors with.
@@ -106,35 +111,35 @@ class Measures(NamedTuple):
 
     Attributes:
         sites: site name -> `SiteMeasures`.
-        operators: name -> `OperatorMeasures`, of every `Sites.operators`; what it adds
-            to the error of its inputs shows beside theirs.
+        operators: name -> `OperatorMeasures`, of each operator in `Sites.operators`.
         firing_rate: mean over all neurons of all sites.
-        synaptic_operations: operations per image that spikes cause in T steps: one for
-            each non-zero input of a convolution or matrix product and each of the
-            outputs that it reaches, and for each neuron of its own site that a spike
-            reaches before the last step. It is an addition for spikes of level 1 or
-            -1, a multiplication and an addition for others.
-        synaptic_additions: the same by additions alone: a spike of level k is |k| of
-            them. Where no level is beyond 1 and -1, they are equal; NaN where a neuron
-            model states no levels, as the last two.
-        input_macs: multiply-adds per image of what the analog input reaches directly;
-            a constant current is computed once.
+        synaptic_operations: operations per image that spikes cause in T steps. Each
+            non-zero input of a convolution or matrix product causes one for each output
+            that it reaches; each spike of a recurrent site causes one for each neuron
+            that it reaches, except at the last step. It is an addition for spikes of
+            level 1 or -1, a multiplication and an addition for others.
+        synaptic_additions: the same in additions alone: a spike of level k is |k|
+            additions. NaN if a neuron model states no levels.
+        input_macs: multiply-adds per image in which the analog input enters directly;
+            they are computed once, because the input is constant.
         operator_macs: multiply-adds per image and step of products of two values, as
-            in attention, which an operator computes densely at every step. What else
-            an operator computes, exponentials and roots, is not counted.
+            in attention, which an operator computes densely at every step. The other
+            work of operators, such as exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
-        neurons: number of all sites' neurons.
+        zero_weights: number of weights of convolutions and matrix products that are 0.
+        neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
             recurrent connections.
-        steps, wait: that it was measured with.
-        bits: that a neuron sends in one inference, T log2(high - low + 1), on average.
-        high: the highest level of a spike.
+        steps, wait: T and the wait of the measurement.
+        bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
+            average. NaN if a neuron model states no levels.
+        high: highest level of a spike. NaN if a neuron model states no levels.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
     >>> params, x = [jnp.eye(2), jnp.ones((2, 10))], jnp.array([[0.5, 0.25]])
     >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
-    >>> measures = snnjax.measure(fn, params, snn, x, steps=4)
+    >>> measures = snnjax.measure(fn, snn, x, params=params, steps=4)
     >>> float(measures.synaptic_operations)  # 3 spikes, each to 10 outputs
     30.0
     >>> float(measures.input_macs), float(measures.macs)  # 2 x 2, and 2 x 10 besides
@@ -149,6 +154,7 @@ class Measures(NamedTuple):
     input_macs: jax.Array
     operator_macs: jax.Array
     macs: jax.Array
+    zero_weights: jax.Array
     neurons: jax.Array
     weights: jax.Array
     steps: jax.Array
@@ -187,11 +193,12 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         labels: int [B].
 
     Returns:
-        [T]; entry t - 1 is the accuracy of the mean of the first t outputs. NaN is no
-        answer, and wrong.
+        [T]; entry t - 1 is the accuracy of the mean of the first t outputs. An output
+        that is NaN counts as a wrong answer.
 
     Raises:
-        ValueError: other shapes or types; outside of ``jit``, a label that is no class.
+        ValueError: wrong shapes or types; outside of ``jit``, a label that is not a
+            class.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -203,33 +210,34 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     dtype = wide_dtype(outputs)  # bfloat16 would not add up
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
     chosen = answers.argmax(-1)
-    # A class that the type of the labels cannot hold is no label.
+    # Compared in the type of the answers: class 256 would be 0 in eight bits.
     right = chosen == lead(labels.astype(chosen.dtype), outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
 
 def measure(
     fn: Callable,
-    params: chex.ArrayTree,
     snn: SNN,
     x: chex.ArrayTree,
     *,
+    params: chex.ArrayTree,
     steps: int | None = None,
     wait: int | None = None,
 ) -> Measures:
-    """Compare an SNN with its ANN, site by site.
+    """Compare an SNN with its ANN, site by site, and count operations.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``.
-        params: of the ANN; those of ``snn`` may have been calibrated since.
         snn: from `snnjax.convert`.
         x: images [B, ...], a constant current.
+        params: parameters of the ANN; a calibration may have changed those of ``snn``.
         steps, wait: T, and the steps that every layer waits; by default those that the
             SNN was fitted to.
 
     Returns:
-        `Measures`. Jitted inside, one program for each network, steps, wait and shape
-        of x; memory is that of by_layer: T times the ANN's.
+        `Measures`. Each call compiles one program; to measure several SNNs by the same
+        program, ``jax.jit`` a function that calls `measure`. It needs about T times the
+        memory of the ANN.
 
     Raises:
         ValueError: as `snnjax.spiking`; params of another structure than the SNN's;
@@ -239,7 +247,7 @@ def measure(
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> neuron = snnjax.integrate_and_fire()
     >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
-    >>> measures = measure(fn, jnp.eye(2), snn, 0.5 * jnp.eye(2), steps=4)
+    >>> measures = measure(fn, snn, 0.5 * jnp.eye(2), params=snn.params, steps=4)
     >>> print(measures.firing_rate, measures.sites["relu"].error)
     0.25 0.0
     """
@@ -249,44 +257,40 @@ def measure(
     x, params, snn = automatic(x, params, snn)
     network = capture(fn, params, x, inline_all=True)
     check_numbers(x)
-    work = Work(fn, network)
-    observed, operators, counts = _observe(work, params, snn, x, steps, wait)
-    compared = {
-        site.name: _compared(observed[site.name], snn, site, steps)
-        for site in network.sites
-        if site.fires
-    }
+    check_neurons(snn, network.sites)
+
+    @jax.jit
+    def observe(params: chex.ArrayTree, snn: SNN, x: chex.ArrayTree) -> Any:
+        return _observe(network, params, snn, x, steps, wait)
+
+    measured, operators, counts = observe(params, snn, x)
     firing = [site for site in network.sites if site.fires]
-    neurons = sum(math.prod(site.shape) for site in firing)
+    sizes = [math.prod(site.shape) for site in firing]
+    rates = [measured[site.name].firing_rate for site in firing]
     recurrent = sum(
-        math.prod(site.shape) * synapses_of_a_spike(snn.model(site.name), site.shape)
-        for site in firing
+        size * synapses_of_a_spike(snn.model(site.name), site.shape)
+        for size, site in zip(sizes, firing, strict=True)
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
-    weights = recurrent + sum(map(math.prod, shapes))
-    # In float32: all spikes of a large network may be more than int32 can count.
-    fired = sum(site.fired.astype(jnp.float32).sum() for site in observed.values())
-    possible = float(steps) * sum(site.activation.size for site in observed.values())
     return Measures(
-        sites=compared,
         # In order of execution: jit sorts the keys of a dict.
+        sites={site.name: _without_none(measured[site.name]) for site in firing},
         operators={site.name: operators[site.name] for site in network.sites.operators},
-        firing_rate=jnp.asarray(fired) / possible,
+        firing_rate=jnp.stack(rates) @ jnp.array(sizes, jnp.float32) / sum(sizes),
         **counts | _of_levels(snn, firing, steps),
-        neurons=jnp.asarray(neurons),
-        weights=jnp.asarray(weights),
+        neurons=jnp.asarray(sum(sizes)),
+        weights=jnp.asarray(recurrent + sum(map(math.prod, shapes))),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
     )
 
 
 def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
-    """Fields of `Measures` that depend on levels; NaN where a model states none."""
+    """Fields of `Measures` that depend on levels; NaN if a model states no levels."""
     neurons, bits, high = 0, 0.0, 0
     for site in firing:
         levels = levels_of(snn.model(site.name))
         if levels is None:
-            # Of NumPy, since jax_debug_nans refuses a NaN of JAX.
             return dict.fromkeys(("synaptic_additions", "bits", "high"), _MISSING)
         neurons += math.prod(site.shape)
         bits += math.prod(site.shape) * math.log2(levels[1] - levels[0] + 1)
@@ -294,49 +298,35 @@ def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
     return {"bits": jnp.asarray(steps * bits / neurons), "high": jnp.asarray(high)}
 
 
-_MISSING = np.float32(np.nan)
+_MISSING = np.float32(np.nan)  # of NumPy: jax_debug_nans refuses a NaN of JAX
 
 
-class _Observed(NamedTuple):
-    """Activity of a site, [B, ...].
-
-    Attributes:
-        activation: of the ANN.
-        current, output: means over T steps.
-        expected: f(z), the activation that stands there in the ANN, of that current.
-        fired: spikes per image and channel, [B, C], as many as int32 can hold.
-    """
-
-    activation: jax.Array
-    current: jax.Array
-    output: jax.Array
-    expected: jax.Array
-    fired: jax.Array
+def _without_none(site: SiteMeasures) -> SiteMeasures:
+    missing = {
+        name: _MISSING for name, value in site._asdict().items() if value is None
+    }
+    return site._replace(**missing)
 
 
-@functools.partial(jax.jit, static_argnames=("work", "steps", "wait"))
 def _observe(
-    work: Work,
+    network: Network,
     params: chex.ArrayTree,
     snn: SNN,
     x: chex.ArrayTree,
     steps: int,
     wait: int,
-):
-    """(name -> `_Observed`, name -> `OperatorMeasures`, counts as in `Measures`)."""
-    network = capture(work.fn, params, x, inline_all=True)
-    check_neurons(snn, network.sites)
+) -> tuple[dict[str, SiteMeasures], dict[str, OperatorMeasures], dict[str, Any]]:
+    """Measures of the sites and operators by name, and counts as in `Measures`."""
     activations, operands = _activations(network, params, x)
-    observed, inside = {}, {}
+    measured, inside = {}, {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        inside[site.name] = _inside(snn, site, spikes)
-        fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
-        offset = field(snn.neurons[site.name], "offset")
-        current, output = currents.mean(0), add_offset(spikes.mean(0), offset)
-        expected = identity(site, current, *operands[site.name])
-        activation = activations[site.name]
-        observed[site.name] = _Observed(activation, current, output, expected, fired)
+        name = site.name
+        inside[name] = _inside(snn, site, spikes)
+        expected = identity(site, currents.mean(0), *operands[name])
+        measured[name] = _compared(
+            site, snn, activations[name], expected, currents, spikes
+        )
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
@@ -347,70 +337,74 @@ def _observe(
         for eq in network.equations
         if eq.site in dense_sites
     }
-    counts = _counts(work, network, snn, params, x, values, streams, inside)
-    return observed, operators, counts
+    counts = _counts(network, snn, x, values, streams, list(inside.values()))
+    return measured, operators, counts
 
 
 def _counts(
-    work: Work,
     network: Network,
     snn: SNN,
-    params: chex.ArrayTree,
     x: chex.ArrayTree,
     values: Values,
     streams: frozenset[int],
-    inside: dict[str, tuple[jax.Array, jax.Array]],
+    inside: Sequence[tuple[jax.Array, jax.Array]],
 ) -> dict[str, Any]:
     """Operations per image, named as in `Measures`.
 
     Args:
         values, streams: of T steps, as from `observe_spikes`.
-        inside: site name -> operations and additions within the site.
+        inside: operations and additions within each site.
     """
     models = [snn.model(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = at_level(network, snn, x, 1) if graded else {}
     highest = max(max(map(abs, levels_of(model) or (1,))) for model in models)
     offsets = of_offsets(network, snn, x)
-    operations, additions = (sum(part) for part in zip(*inside.values(), strict=True))
-    input_macs = operator_macs(network, live=False)
+    operations, additions = (sum(part) for part in zip(*inside, strict=True))
     dense = operator_macs(network, live=True)
+    input_macs = operator_macs(network, live=False)
     macs = input_macs + dense
-    for v, product in products(work.fn, params, x, network):
-        macs += product.macs
+    for equation, v in products(network):
+        macs += macs_of(equation, network) / network.batch
         if v in streams:
             stream = events(values, offsets, v)
+            synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
-            operations += (active.sum(0) * product.fan_out).sum() / batch_of(x)
+            operations += (active.sum(0) * synapses).sum() / network.batch
             if graded:
                 active *= _levels(stream, at_level_one[v], highest)
-            additions += (active.sum(0) * product.fan_out).sum() / batch_of(x)
+            additions += (active.sum(0) * synapses).sum() / network.batch
         else:
-            input_macs += product.macs
+            input_macs += macs_of(equation, network) / network.batch
+    zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
     return {
         "synaptic_operations": operations,
         "synaptic_additions": additions,
-        "input_macs": jnp.asarray(input_macs),
-        "operator_macs": jnp.asarray(dense),
-        "macs": jnp.asarray(macs),
+        "input_macs": jnp.asarray(input_macs, jnp.float32),
+        "operator_macs": jnp.asarray(dense, jnp.float32),
+        "macs": jnp.asarray(macs, jnp.float32),
+        "zero_weights": jnp.asarray(sum(zeros)),
     }
 
 
 def _of_operator(activations: Any, increments: jax.Array) -> OperatorMeasures:
-    """Of its first output, which is the only one of most operators.
+    """Measures of an operator's first output; most operators have only one.
 
     Args:
         activations: its outputs in the ANN, [B, ...].
-        increments: [T, B, ...].
+        increments: of the SNN, [T, B, ...].
     """
     activation = wide(activations[0])
     error = activation - wide(increments).mean(0)
-    root = lambda a: jnp.sqrt(jnp.square(a).mean())  # noqa: E731
-    return OperatorMeasures(root(activation), root(error))
+    return OperatorMeasures(_root_mean_square(activation), _root_mean_square(error))
+
+
+def _root_mean_square(array: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(array).mean())
 
 
 def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether a spike may be of another level than 0, 1 and -1, and all are stated."""
+    """Whether all models state levels, and some level is not 0, 1 or -1."""
     stated = [pair for pair in levels if pair is not None]
     beyond_one = any(low < -1 or high > 1 for low, high in stated)
     return beyond_one and len(stated) == len(levels)
@@ -419,15 +413,15 @@ def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
 def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operations and additions per image of connections within a site."""
     model = snn.model(site.name)
-    fan_out = synapses_of_a_spike(model, site.shape)
-    if not fan_out:
+    synapses = synapses_of_a_spike(model, site.shape)
+    if not synapses:
         return jnp.zeros(()), jnp.zeros(())
     active = (spikes[:-1] != 0).astype(jnp.float32)
     level = active
     if levels_of(model) is not None:
         threshold = lead(unit(snn.neurons[site.name], site), spikes.ndim)
         level = jnp.abs(wide(spikes[:-1]) / wide(threshold))
-    per_image = fan_out / spikes.shape[1]
+    per_image = synapses / spikes.shape[1]
     return per_image * active.sum(), per_image * level.sum()
 
 
@@ -435,60 +429,59 @@ def _levels(stream: jax.Array, unit: jax.Array, highest: int) -> jax.Array:
     """How many spikes of level 1 each value is worth, [T, B, ...].
 
     Args:
-        unit: the value where all neurons emit level 1, [B, ...]; where spikes of both
-            signs cancel in it, a value is still worth ``highest`` at most.
-        highest: level of any spike, without its sign.
+        unit: the value if all neurons emit level 1, [B, ...]. Spikes of both signs may
+            cancel in it; even then a value is worth ``highest`` at most.
+        highest: largest magnitude of a level.
     """
     unit = jnp.abs(wide(unit))[None]
     worth = jnp.round(jnp.abs(wide(stream)) / jnp.where(unit > 0, unit, jnp.inf))
     return jnp.clip(worth, 1, highest)
 
 
-def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
-    params = snn.neurons[site.name]
-    neuron, channel = snn.model(site.name), site.channel
-    splits = counts_only(neuron, params)
-    compared = _compare(observed, params, neuron, steps, channel, splits=splits)
-    if splits:
-        return compared
-    return compared._replace(clipping=_MISSING, flooring=_MISSING, unevenness=_MISSING)
-
-
-@functools.partial(jax.jit, static_argnames=("neuron", "channel", "splits"))
-def _compare(
-    observed: _Observed,
-    params: NeuronParams,
-    neuron: IntegrateAndFire,
-    steps: int,
-    channel: int,
-    *,
-    splits: bool,
+def _compared(
+    site: Site,
+    snn: SNN,
+    activation: jax.Array,
+    expected: jax.Array,
+    currents: jax.Array,
+    spikes: jax.Array,
 ) -> SiteMeasures:
-    """The measures of a site; ``splits``: its neurons have a ClipFloor."""
-    activation, current, output, expected = map(wide, observed[:4])
-    fired = observed.fired
-    clip_floor = clipped = expected
-    if splits:
-        clip_floor = closed_form(neuron, params, current, steps)
-        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        low, high = (number * threshold for number in neuron.levels)
-        low = jnp.zeros_like(low) if neuron.rectifies else low
-        low, high = (add_offset(end, params.offset) for end in (low, high))
-        clipped = jnp.clip(expected, low, high)
-    parts = (
-        activation,
-        activation - output,
-        activation - expected,
-        expected - clipped,
-        clipped - clip_floor,
-        clip_floor - output,
+    """Measures of a site; parts of the error that its neurons do not have are None.
+
+    Args:
+        activation: of the ANN, [B, ...].
+        expected: f(z), the ANN's function of the mean current, [B, ...].
+        currents, spikes: [T, B, ...].
+    """
+    model, params = snn.model(site.name), snn.neurons[site.name]
+    steps, offset = len(spikes), field(params, "offset")
+    fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
+    possible = steps * activation[0].size // activation.shape[site.channel]
+    output = add_offset(spikes.mean(0), offset)
+    activation, expected, output, current = map(
+        wide, (activation, expected, output, currents.mean(0))
     )
-    possible = steps * activation[0].size // activation.shape[channel]
+    split: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
+    if counts_only(model, params):
+        clip_floor = closed_form(model, params, current, steps)
+        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
+        low, high = (number * threshold for number in model.levels)
+        low = jnp.zeros_like(low) if model.rectifies else low
+        low, high = (add_offset(end, offset) for end in (low, high))
+        clipped = jnp.clip(expected, low, high)
+        split = {
+            "clipping": _root_mean_square(expected - clipped),
+            "flooring": _root_mean_square(clipped - clip_floor),
+            "unevenness": _root_mean_square(clip_floor - output),
+        }
     return SiteMeasures(
-        fired.astype(jnp.float32).mean() / possible,
-        (fired == 0).all(0).mean(),
-        (fired == possible).all(0).mean(),
-        *[jnp.sqrt((part**2).mean()) for part in parts],
+        firing_rate=fired.astype(jnp.float32).mean() / possible,
+        silent=(fired == 0).all(0).mean(),
+        saturated=(fired == possible).all(0).mean(),
+        activation=_root_mean_square(activation),
+        error=_root_mean_square(activation - output),
+        inherited=_root_mean_square(activation - expected),
+        **split,
     )
 
 
@@ -504,14 +497,15 @@ def spike_trains(
 ) -> dict[str, jax.Array]:
     """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
 
-    They are bool where the levels are (0, 1), otherwise the levels, int16, and where
-    a neuron model states no levels, its spikes as they are.
+    They are bool for levels (0, 1), int16 for other levels. If a neuron model states no
+    levels, they are its outputs.
 
     Args:
         fn, snn, x, steps, wait: as for `measure`.
         inputs, key: as for `snnjax.spiking`; x of a sequence is [T, B, ...].
 
-    Raises: as `snnjax.spiking`.
+    Raises:
+        ValueError: as `snnjax.spiking`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(w * x)

@@ -1,105 +1,83 @@
-"""Products with weights in a network: the operations that a spike causes.
+"""Products with weights in a network, and the operations that a spike causes in them.
 
     synaptic operations = sum over neurons of spikes x fan-out
 
-The product itself, with weights 1, counts a fan-out, so that strides, groups and
+A fan-out is counted by the product itself, with all weights 1; so strides, groups and
 borders need no formula.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._examples import batch_of, shapes_of
-from snnjax.network.capture import capture
-from snnjax.network.equations import Equation, Network, Static, shape_of
+from snnjax.network.equations import PRODUCTS, Equation, Network, Static, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.stages import streaming
 
-_PRODUCT_NAMES = ("conv_general_dilated", "dot_general")
-_ELEMENT_TYPE = "preferred_element_type"
 
+def products(network: Network) -> list[tuple[Equation, int]]:
+    """Products of weights with something that depends on the input.
 
-class Work:
-    """A function as a static argument of ``jit``, equal to any with equal equations.
-
-    ``jit`` would compare the function itself by its hash and identity: it would reuse a
-    compiled program after an array in the function's closure has changed, and refuse
-    functions without a hash.
+    Returns:
+        Each equation with the variable of that operand.
     """
-
-    def __init__(self, fn: Callable, network: Network):
-        self.fn = fn
-        # The calls that fire differ between traces; their sites identify them.
-        equations = tuple(
-            eq._replace(params=()) if eq.fires else eq for eq in network.equations
-        )
-        constants = tuple(map(Static, network.constants.values()))
-        paths = tuple(network.parameters.values())
-        self.key = equations, network.outputs, paths, constants
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Work) and self.key == other.key
-
-
-def driven_input(equation: Equation, network: Network) -> int | None:
-    """The operand of a product that depends on the input, if there is one."""
-    if equation.name not in _PRODUCT_NAMES:
-        return None
-    return next((v for v in equation.variables if v in network.dependent), None)
+    pairs = []
+    for equation in network.equations:
+        if equation.name in PRODUCTS:
+            driven = [v for v in equation.variables if v in network.dependent]
+            pairs += [(equation, v) for v in driven[:1]]
+    return pairs
 
 
 def weights_of(network: Network) -> list[int | Static]:
-    """Weights of all products with an operand that depends on the input, once each."""
-    driven = [eq for eq in network.equations if driven_input(eq, network) is not None]
-    operands = [v for eq in driven for v in eq.inputs]
+    """Weights of all products, once each."""
+    operands = [v for equation, _ in products(network) for v in equation.inputs]
     return list(dict.fromkeys(v for v in operands if v not in network.dependent))
 
 
-class Product(NamedTuple):
-    """A product of weights and something that depends on the input.
+def fan_out(equation: Equation, network: Network, v: int) -> jax.Array:
+    """Number of outputs of a product that each entry of its operand v adds to.
 
-    Attributes:
-        fan_out: number of outputs that each entry of that operand adds to; broadcasts
-            to the operand.
-        macs: multiply-adds per image.
+    fan-out = d(sum of the outputs) / d(operand), with all weights 1, in float32.
     """
+    shapes = [shape_of(network.avals, u) for u in equation.inputs]
+    # Behind a barrier, or XLA would compute these constants while it compiles.
+    ones = jax.lax.optimization_barrier(
+        [jnp.ones(shape, jnp.float32) for shape in shapes]
+    )
+    position = equation.inputs.index(v)
 
-    fan_out: np.ndarray
-    macs: float
+    def total(operand: jax.Array) -> jax.Array:
+        operands = [*ones[:position], operand, *ones[position + 1 :]]
+        return _product(equation, operands).sum()
+
+    return jax.grad(total)(ones[position])
 
 
-def products(
-    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, network: Network
-) -> Iterator[tuple[int, Product]]:
-    """(operand that depends on the input, its `Product`), for each product.
-
-    The counts are the same for all images, so those of two images suffice.
-
-    Args:
-        network: captured from fn, params and x, with all calls inlined.
-    """
-    small = _with_two_images(fn, params, x, network)
-    for equation, small_equation in zip(
-        network.equations, small.equations, strict=True
-    ):
-        v = driven_input(equation, network)
-        if v is None:
-            continue
-        fan_out = _fan_out(small_equation, small, equation.inputs.index(v))
-        macs = fan_out.sum(dtype=np.float64) / small.batch
-        for axis, size in enumerate(shape_of(network.avals, v)):
-            if fan_out.shape[axis] != size:  # the axis of images
-                fan_out = fan_out.take([0], axis)
-        yield v, Product(fan_out, float(macs))
+def macs_of(equation: Equation, network: Network) -> int:
+    """Multiply-adds of a product for the whole batch, without those with padding."""
+    left, right = (shape_of(network.avals, v) for v in equation.inputs)
+    output, options = shape_of(network.avals, equation.outputs[0]), equation.options
+    if equation.name == "dot_general":
+        (contracted, _), _ = options["dimension_numbers"]
+        return math.prod(output) * math.prod(left[axis] for axis in contracted)
+    lhs_spec, rhs_spec, out_spec = options["dimension_numbers"]
+    taps = 1
+    for d, (before, _) in enumerate(options["padding"]):
+        size, kernel, out = (
+            shape[spec[2 + d]]
+            for shape, spec in ((left, lhs_spec), (right, rhs_spec), (output, out_spec))
+        )
+        window = np.arange(kernel) * options["rhs_dilation"][d] - before
+        at = np.arange(out)[:, None] * options["window_strides"][d] + window
+        dilation = options["lhs_dilation"][d]
+        inside = (at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)
+        taps *= int(inside.sum())
+    outputs = output[out_spec[0]] * output[out_spec[1]]
+    return outputs * right[rhs_spec[1]] * taps
 
 
 def operator_macs(network: Network, *, live: bool) -> float:
@@ -111,54 +89,20 @@ def operator_macs(network: Network, *, live: bool) -> float:
             which are computed once.
     """
     streams = streaming(network.equations)
-    macs = 0.0
-    for operator in network.equations:
-        if operator.body is None or bool(streams.intersection(operator.inputs)) != live:
-            continue
-        for equation in operator.body.equations:
-            if equation.name != "dot_general":
-                continue
-            (contracted, _), _ = equation.options["dimension_numbers"]
-            shape = shape_of(network.avals, equation.inputs[0])
-            terms = math.prod(shape[axis] for axis in contracted)
-            macs += terms * math.prod(network.avals[equation.outputs[0]].shape)
+    macs = sum(
+        macs_of(equation, network)
+        for operator in network.equations
+        if operator.body and bool(streams.intersection(operator.inputs)) == live
+        for equation in operator.body.equations
+        if equation.name == "dot_general"
+    )
     return macs / network.batch
 
 
-def _with_two_images(
-    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, network: Network
-) -> Network:
-    """The network captured with two images; ``network`` if its equations differ."""
-    try:
-        small = capture(fn, params, shapes_of(x, min(2, batch_of(x))), inline_all=True)
-    except Exception:  # any error of fn, which may be for one number of images only
-        return network
-    primitives, small_primitives = (
-        [eq.primitive for eq in net.equations] for net in (network, small)
-    )
-    return small if small_primitives == primitives else network
+_ELEMENT_TYPE = "preferred_element_type"
 
 
-def _fan_out(equation: Equation, network: Network, position: int) -> np.ndarray:
-    """Number of outputs that each entry of the operand at ``position`` adds to.
-
-        fan_out = d(sum of the outputs) / d(operand), with all weights 1
-
-    This includes paddings and strides. It depends on shapes only, so it is a constant
-    while jit traces.
-    """
-    shapes = [shape_of(network.avals, v) for v in equation.inputs]
-
-    def total(x):
-        operands = [jnp.ones(shape, jnp.float32) for shape in shapes]
-        operands[position] = x
-        return product(equation, operands).sum()
-
-    with jax.ensure_compile_time_eval():
-        return np.asarray(jax.grad(total)(jnp.zeros(shapes[position], jnp.float32)))
-
-
-def product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
+def _product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
     """The product of other operands, in float32 (exact for counts below 2^24)."""
     params = tuple(
         (name, Static(np.dtype(np.float32)) if name == _ELEMENT_TYPE else static)
