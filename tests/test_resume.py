@@ -15,11 +15,11 @@ import pytest
 from networks import NETWORKS, relu
 
 import snnjax
-from snnjax.calibrators import max_threshold
+from snnjax.calibrators import least_squares_offset, max_threshold
 from snnjax.conversion.engine import sweep
 from snnjax.conversion.fits_folder import digest
 
-NET = NETWORKS["projection"]
+NET = NETWORKS["concatenation"]
 BEST = snnjax.best()
 ADVANCED = snnjax.advanced(iterations=5, learning_rate=1e-2)
 
@@ -183,7 +183,8 @@ def test_offsets_come_back_with_the_other_parameters(tmp_path):
     shapes = {"in": (6, 8), "up": (8, 12), "out": (12, 3)}
     params = {name: jnp.asarray(draw(size=s) / 3, "f4") for name, s in shapes.items()}
     x = jnp.asarray(draw(size=(32, 6)), jnp.float32)
-    options = {"fn": fn, "params": params, "x": x, "recipe": BEST, "folder": tmp_path}
+    recipe = snnjax.Recipe([least_squares_offset(), max_threshold()])
+    options = {"fn": fn, "params": params, "x": x, "recipe": recipe, "folder": tmp_path}
     first, again = convert(**options), convert(**options)
     assert any(params.offset is not None for params in again.neurons.values())
     assert_equal(again, first)
@@ -207,7 +208,7 @@ def test_a_digest_is_of_values_and_not_of_addresses():
 WORK = """
 import sys, jax, snnjax
 from networks import NETWORKS
-net = NETWORKS["projection"]
+net = NETWORKS["concatenation"]
 snnjax.convert(*net[:3], steps=4, recipe=snnjax.best(), folder=sys.argv[1])
 """
 
