@@ -38,7 +38,7 @@ RECIPES = {
     "bias_shift": snnjax.bias_shift("channel"),
     "light": snnjax.light(),
     "advanced": snnjax.advanced(iterations=3, learning_rate=1e-3),
-    "best": snnjax.best(),
+    "best": snnjax.best().alternatives[1],
 }
 NET = NETWORKS["concatenation"]
 slow = pytest.mark.slow
@@ -197,7 +197,7 @@ def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
         return step(plan, chunk, i, params)
 
     monkeypatch.setattr(site_view, "run_snn", counted)
-    convert(recipe=RECIPES["best"])
+    convert(recipe=snnjax.best().alternatives[1])
     assert calls == [0, 1, 2]
 
 
@@ -468,7 +468,7 @@ def test_a_kernel_that_a_sum_carries_to_a_second_site():
     keys = jax.random.split(jax.random.key(0), 5)
     p = [jax.random.normal(key, (4, 4)) for key in keys]
     x = images(64)
-    snn = snnjax.convert(fn, p, x, steps=8)
+    snn = snnjax.convert(fn, p, x, steps=8, recipe=RECIPES["best"])
     error = jnp.abs(snnjax.spiking(fn, steps=8)(snn, x).mean(0) - fn(p, x)).mean()
     assert error < 0.2 * fn(p, x).mean()
     changed = [bool(np.any(a != b)) for a, b in zip(p, snn.params, strict=True)]
@@ -505,10 +505,10 @@ def test_a_second_conversion_compiles_nothing():
         return relu(scaled(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
     run = functools.partial(snnjax.convert, fn, FLAT, images(), steps=2)
-    first, programs = run(), solve._along._cache_size()
+    first, programs = run(), solve._best_change._cache_size()
     assert programs
     assert_equal(run(), first)
-    assert solve._along._cache_size() == programs
+    assert solve._best_change._cache_size() == programs
 
 
 def test_best_refits_kernels_where_spikes_come_in_and_nothing_else():
@@ -655,9 +655,10 @@ def test_images_may_be_wider_than_the_weights(dtype, x64):
     net = NETWORKS["dense"]
     params = jax.tree.map(lambda p: p.astype(dtype), net.params)
     x = np.asarray(images(32), np.float32)
-    same = convert(net._replace(params=params), x, recipe=snnjax.best())
+    net = net._replace(params=params)
+    same = convert(net, x, recipe=RECIPES["best"])
     x64()
-    wider = convert(net._replace(params=params), np.float64(x), recipe=snnjax.best())
+    wider = convert(net, np.float64(x), recipe=RECIPES["best"])
     tolerance = float(4 * jnp.finfo(dtype).eps)
     for path, weight in same.params.items():
         assert wider.params[path].dtype == dtype
@@ -709,10 +710,10 @@ def test_each_site_has_the_recipe_of_its_name():
 
 
 def test_of_two_recipes_the_one_with_the_better_outputs_is_kept():
-    good, bad = snnjax.light(), snnjax.Recipe([snnjax.calibrators.half_charge()])
+    good, bad = snnjax.light(), snnjax.percentile(2.0)
     for pair in [(good, bad), (bad, good)]:
         snn = convert(recipe=snnjax.best_of(*pair))
-        assert all(float(p.threshold) != 1 for p in snn.neurons.values())
+        assert all(float(np.max(p.bias)) != 0 for p in snn.neurons.values())
 
 
 def test_a_network_is_a_plain_pytree():

@@ -253,7 +253,7 @@ def _with_judges(plan: Plan, judges: bool) -> Plan:
     """The plan, where some micro-batches perhaps judge what is fitted to the others."""
     size, share = plan.size, batch_of(plan.x) // sharding.size(plan.batch_sharding)
     if judges:  # as many micro-batches as `split` likes to have
-        size = max(1, min(size, share // 8))
+        size = min(size, -(-share // 8))
 
     @functools.cache
     def effects(number: int) -> Effects:
