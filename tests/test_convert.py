@@ -174,7 +174,8 @@ def test_with_wait_T_the_pace_of_spikes_does_not_count():
 
 
 def test_best_is_the_default_and_gives_the_same_bits_again():
-    assert_equal(snnjax.convert(*NET[:2], images(), steps=STEPS), converted("best"))
+    default = snnjax.convert(*NET[:2], images(), steps=STEPS)
+    assert_equal(default, convert(recipe=snnjax.best()))
     assert_equal(convert(recipe=RECIPES["advanced"]), converted("advanced"))
 
 
