@@ -63,8 +63,8 @@ def rows_of(source: str) -> str:
         if f"{source} ".startswith(f"{command} "):
             try:
                 return table_of(shlex.split(source.removeprefix(command)))
-            except (ValueError, SystemExit) as error:  # argparse exits
-                raise ValueError(f"the comment {source!r}: {error}") from None
+            except SystemExit:  # of argparse, which has said why
+                raise ValueError(f"the options of {source!r} give no table") from None
     raise ValueError(
         f"the comment {source!r} names no table; allowed: {', '.join(COMMANDS)}, with "
         f"options, or {FILES}NAME.md"

@@ -60,8 +60,8 @@ def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(tmp_path):
     good.write_text(f"{COMMENT}\n| old |\n")
     for source, message in (
         ("a <!-- comment", "a comment has no end, or no beginning"),
-        ("python -m experiments.results --help", "results --help'"),
-        ("python -m experiments.results", "experiments.results'"),
+        ("python -m experiments.results --help", "--help' give no table"),
+        ("python -m experiments.results", "results' give no table"),
         ("a remark", "'a remark' names no table; allowed: python -m experiments.res"),
         ("python -m experiments.resultsx", "allowed: python -m experiments.results, "),
         ("python3 -m experiments.results", "allowed: python -m experiments.results, "),
