@@ -186,7 +186,7 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
     if AxisType.Explicit in context.axis_types:
         raise ValueError(
             "outside of jit, snnjax computes on several devices with Auto axes; found "
-            f"jax.set_mesh of a mesh with Explicit axes ({context}). Leave jax.set_mesh "
+            f"jax.set_mesh of a mesh with Explicit axes ({context}). Leave it "
             "before the call, or create its mesh by jax.make_mesh(..., "
             "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes); "
             "snnjax.spiking also runs inside jit"
