@@ -185,10 +185,11 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
     context = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit in context.axis_types:
         raise ValueError(
-            "arrays on several devices are converted and measured with Auto axes; "
-            f"found jax.set_mesh of a mesh with Explicit axes ({context}). Leave "
-            "jax.set_mesh before the call, or create its mesh by jax.make_mesh(..., "
-            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes)"
+            "outside of jit, snnjax computes on several devices with Auto axes; found "
+            f"jax.set_mesh of a mesh with Explicit axes ({context}). Leave it "
+            "before the call, or create its mesh by jax.make_mesh(..., "
+            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes); "
+            "snnjax.spiking also runs inside jit"
         )
     axes = (AxisType.Auto,) * len(sharding.mesh.axis_names)
     mesh = Mesh(

@@ -298,8 +298,8 @@ def simulate(
     check_values(snn)
     check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
+    x, snn = sharding.automatic(x, snn)
     batch_sharding = sharding.batch_sharding(x, 1 if sim.inputs == "sequence" else 0)
-    snn = sharding.on_mesh(snn, batch_sharding)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
     if sim.has_aux:
