@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
-from snnjax.network.affine import check_streams
+from snnjax.network.check import check_streams
 from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing

@@ -6,8 +6,8 @@ as data, which ``evaluate.py`` runs and ``stages.py`` cuts; ``connections.py`` s
 which site feeds which.
 """
 
-from snnjax.network.affine import ConversionError, Problem
 from snnjax.network.capture import in_dtype, sites, with_activation
+from snnjax.network.check import ConversionError, Problem
 from snnjax.network.connections import connections
 from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site, Sites

@@ -11,119 +11,63 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from snnjax._trees import common_path
+from snnjax.network.affine import COMPARISONS, PIECEWISE
 from snnjax.network.equations import Body, Equation
-from snnjax.network.jaxprs import Program, without_site
-from snnjax.network.sites import Site
-from snnjax.network.ways import (
-    MOVES,
-    NotAffine,
-    fresh_names,
-    live,
-    operands,
-    readers_of,
-)
+from snnjax.network.facts import Facts
+from snnjax.network.jaxprs import Program
+from snnjax.network.sites import new_site
 
 
-def without_gates(program: Program, dependent: frozenset[int]) -> Program:
-    """The program, but a ReLU that only scales another value is no site.
+def without_inner_pools(program: Program) -> Program:
+    """The program without the max-pool sites that are part of an operator.
 
-    As in a hard swish, x relu6(x + 3) / 6, or a gate: all that follows from it, by
-    operations on one value, enters a product with another value that depends on x.
+    A maximum is part of an operator if one leads to it without a cut, or if whatever
+    reads it leads to operators, as in a softmax, whose maximum only prevents overflow.
     """
-    readers = readers_of(program.equations)
-
-    def gates(v: int) -> bool:
-        return bool(readers.get(v)) and all(map(is_gate, readers[v]))
-
-    def is_gate(eq: Equation) -> bool:
-        if eq.site is not None or len(eq.outputs) != 1:
-            return False
-        others = dependent.intersection(eq.variables)
-        if eq.name == "mul" and len(others) == 2:
-            return True
-        moves = eq.name in MOVES or eq.name in ("broadcast_in_dim", "mul", "div")
-        return moves and len(others) == 1 and gates(eq.outputs[0])
-
-    equations = (
-        without_site(eq)
-        if eq.fires and not eq.place.signed and gates(eq.outputs[0])
-        else eq
-        for eq in program.equations
-    )
-    return program._replace(equations=tuple(equations))
-
-
-def without_inner_pools(
-    program: Program, dependent: frozenset[int], not_affine: NotAffine
-) -> Program:
-    """The program, but a maximum is no max-pool where it is part of an operator.
-
-    It is if an operator leads to it without a cut, or if whatever reads it leads to
-    operators, as in a softmax, whose maximum only keeps it from overflowing.
-
-    Args: as for `encoders.with_encoders`.
-    """
-    readers = readers_of(program.equations)
-    products, outputs = operands(program, dependent), set(program.outputs)
+    facts, outputs = Facts(program), set(program.outputs)
 
     def cuts(eq: Equation) -> bool:
-        return eq.fires or bool(products.keys() & set(eq.outputs))
+        return eq.fires or facts.is_product(eq)
 
-    inside: dict[
-        int, bool
-    ] = {}  # value -> whether its maker is, or leads to, operators
+    inside: dict[int, bool] = {}  # whether a value's maker is, or leads to, operators
     for eq in reversed(program.equations):
-        behind = [r for v in eq.outputs for r in readers.get(v, ())]
-        follows = bool(behind) and not outputs.intersection(eq.outputs)
-        follows = follows and all(inside[r.outputs[0]] for r in behind)
-        is_inside = not cuts(eq) and (not_affine(eq) or follows)
+        readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
+        follows = bool(readers) and not outputs.intersection(eq.outputs)
+        follows = follows and all(inside[r.outputs[0]] for r in readers)
+        is_inside = not cuts(eq) and (facts.is_operator(eq) or follows)
         inside.update(dict.fromkeys(eq.outputs, is_inside))
     touched: set[int] = set()
     equations = []
     for eq in program.equations:
-        operates = not_affine(eq) or touched.intersection(eq.variables)
+        operates = facts.is_operator(eq) or touched.intersection(eq.variables)
         if operates and not cuts(eq):
             touched.update(eq.outputs)
         if eq.site is not None and eq.site.accumulates:
             inner = eq.outputs[0] in touched or inside[eq.outputs[0]]
-            eq = without_site(eq) if inner else eq
+            eq = eq._replace(site=None) if inner else eq
         equations.append(eq)
     return program._replace(equations=tuple(equations))
 
 
-def with_operators(
-    program: Program, dependent: frozenset[int], not_affine: NotAffine
-) -> Program:
-    """The program with what is not affine gathered in operators.
-
-    Args: as for `with_encoders`.
-    """
-    equations = program.equations
-    names = fresh_names(equations)
-    readers = readers_of(equations)
-    products = operands(program, dependent)
-    groups = _groups(equations, products, not_affine, live(equations))
-    group_of = {i: group for group in groups for i in group}
+def with_operators(program: Program) -> Program:
+    """The program with what is not affine gathered in operators."""
+    facts = Facts(program)
+    group_of = {i: group for group in _groups(facts) for i in group}
     gathered: list[Equation] = []
-    for i, eq in enumerate(equations):
+    for i, eq in enumerate(program.equations):
         group = group_of.get(i)
         if group is None:
             gathered.append(eq)
         elif i == group[0]:
-            body = tuple(equations[j] for j in group)
-            gathered.append(_operator(body, readers, program, next(names)))
+            body = tuple(program.equations[j] for j in group)
+            gathered.append(_operator(body, facts))
     return program._replace(equations=tuple(_in_order(gathered)))
 
 
 # ------------------------------------------------------------------------- groups
 
 
-def _groups(
-    equations: Sequence[Equation],
-    products: Mapping[int, int],
-    not_affine: NotAffine,
-    live: frozenset[int],
-) -> list[tuple[int, ...]]:
+def _groups(facts: Facts) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
     Two equations that are not affine belong together if one leads to the other without
@@ -131,6 +75,7 @@ def _groups(
     value grows along every way with a cut, so equations of one operator have the same,
     and no way leads out of an operator and back into it.
     """
+    equations, live = facts.equations, facts.live
     cuts: dict[Any, int] = {}
     leading: dict[Any, frozenset[int]] = {}  # value -> equations that lead to it
     first: dict[int, int] = {}  # equation -> the first one of its operator
@@ -144,13 +89,12 @@ def _groups(
             if cuts.get(v, 0) == depth and (v in live) == is_live
         ]
         sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
-        is_product = bool(products.keys() & set(eq.outputs))
-        if not_affine(eq):
+        if facts.is_operator(eq):
             first[i] = i
             for source in sources:
                 _unite(first, source, i)
             sources = frozenset({i})
-        elif eq.site is not None or is_product:
+        elif eq.site is not None or facts.is_product(eq):
             depth, sources = depth + 1, frozenset()
         elif sources:
             on_way.append((i, sources))
@@ -199,37 +143,41 @@ def _unite(first: dict[int, int], a: int, b: int) -> None:
     first[high] = low
 
 
-def _operator(
-    body: tuple[Equation, ...],
-    readers: Mapping[int, list[Equation]],
-    program: Program,
-    number: int,
-) -> Equation:
+def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
     """One equation for a body of several."""
     inside = {v for eq in body for v in eq.outputs}
     members = set(map(id, body))
     inputs = dict.fromkeys(v for eq in body for v in eq.variables if v not in inside)
     results = [
         v
-        for eq in body
-        for v in eq.outputs
-        if v in program.outputs or any(id(r) not in members for r in readers.get(v, ()))
+        for v in (v for eq in body for v in eq.outputs)
+        if v in facts.program.outputs
+        or any(id(reader) not in members for reader in facts.readers.get(v, ()))
     ]
-    aval = program.avals[results[0]]
-    site = Site(
-        name=str(number),
-        kind=_kind(body),
-        shape=aval.shape[1:],
-        parameters=(),
-        depth=0,
-        dtype=aval.dtype,
-        fires=False,
-        accumulates=True,
+    aval = facts.program.avals[results[0]]
+    sources = {_scaled_from(v, facts) for v in facts.dependent.intersection(inputs)}
+    operations = {eq.name for eq in body}
+    near_relu = len(sources) == 1 and operations <= PIECEWISE
+    near_relu = near_relu and bool(operations & COMPARISONS)
+    site = new_site(
+        _kind(body, near_relu), aval, fires=False, accumulates=True, near_relu=near_relu
     )
     paths = [eq.path for eq in body]
     path = common_path(paths) if all(paths) else ""
     computes = Body(body, tuple(inputs))
     return Equation(None, (), computes.inputs, tuple(results), site, path, (), computes)
+
+
+def _scaled_from(v: int, facts: Facts) -> int:
+    """The value that a value is a multiple of, with an offset."""
+    eq = facts.makers.get(v)
+    while eq is not None and eq.name in ("add", "sub", "mul", "div", "neg"):
+        sources = facts.dependent.intersection(eq.variables)
+        if len(sources) != 1:
+            break
+        (v,) = sources
+        eq = facts.makers.get(v)
+    return v
 
 
 # What a body computes, by operations that it holds; the first that fits counts.
@@ -250,16 +198,19 @@ _SIGNATURES = (
 )
 
 
-def _kind(body: Sequence[Equation]) -> str:
+def _kind(body: Sequence[Equation], near_relu: bool) -> str:
     """A name for people: the call that all of a body stands in, or by `_SIGNATURES`."""
     calls = body[0].calls
     for eq in body[1:]:
         pairs = zip(calls, eq.calls, strict=False)
-        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        calls = tuple(call for call, _ in shared)
+        same = itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs)
+        calls = [call for call, _ in same]
+    name = calls[-1].name.strip("_") if calls else ""
     # An activation of the user's own may be called relu, which names a site.
-    if calls and calls[-1].isidentifier() and "relu" not in calls[-1]:
-        return calls[-1].strip("_")
+    if name.isidentifier() and name not in ("relu", "relu6", "where"):
+        return name
+    if near_relu:
+        return "piecewise"
     operations = {eq.name for eq in body}
     curves = {(eq.inputs[0], eq.outputs[0]) for eq in body if eq.name == "logistic"}
     products = (eq.inputs for eq in body if eq.name == "mul")

@@ -43,6 +43,7 @@ def streaming(
     streams = set(sources)
     for equation in equations:
         if equation.fires or streams.intersection(equation.variables):
+            streams.update(v for part in spread_out([equation]) for v in part.outputs)
             streams.update(equation.outputs)
     return frozenset(streams)
 

@@ -95,7 +95,7 @@ def init(
     >>> init(fn, jnp.ones((3, 2)), jnp.ones((1, 3))).neurons["relu"].threshold
     Array(1., dtype=float32)
     """
-    network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
+    network = capture(fn, params, x, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
     neuron = models_of_sites(neuron, network.sites, lif())
     for model in models_in(neuron):
@@ -343,7 +343,7 @@ def simulate_training(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> tuple[Any
         )
     shares = sharding.size(sim.spread)
     x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
-    network = capture(sim.fn, snn.params, x, affine=False, has_aux=True)
+    network = capture(sim.fn, snn.params, x, has_aux=True)
     remat = isinstance(sim.execution, ByLayer) and sim.execution.remat
     return run_folded(_job(sim, network, snn, x), shares, remat=remat)
 
