@@ -7,8 +7,9 @@ _MODULES = {
         Calibrator Fit View calibrate_weights correct_bias correct_potential half_charge
         least_squares_threshold least_squares_weights max_threshold percentile_threshold
         postpone_charge scale_threshold shift_bias streaming_only""",
+    "capture": "Problem with_activation",
     "measures": "Energy Joules Measures neurobench spike_trains",
-    "network": "Problem Site Sites identity with_activation",
+    "network": "Site Sites identity",
     "neurons": "NeuronParams",
     "storage": "Stored",
     "surrogate": "dspike relaxed_dspike",

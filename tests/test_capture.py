@@ -11,8 +11,9 @@ import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
 
 import snnjax
-from snnjax.network import identity, with_activation
-from snnjax.network.capture import capture
+from snnjax.capture import with_activation
+from snnjax.capture.capture import capture
+from snnjax.network import identity
 
 
 class Block(nn.Module):

@@ -16,7 +16,8 @@ FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
     "_version _moved _files _types _text _trees _arrays _examples _checks inputs "
-    "surrogate activations sharding neurons network conformance snn firing calibrators"
+    "surrogate activations sharding neurons network capture conformance snn firing "
+    "calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {
@@ -28,8 +29,9 @@ SIBLINGS = {
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.measures snnjax.network "
-    "snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage snnjax.training"
+    "snnjax snnjax.calibrators snnjax.capture snnjax.conversion snnjax.measures "
+    "snnjax.network snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage "
+    "snnjax.training"
 ).split()
 
 
@@ -200,7 +202,7 @@ def is_public(name: str) -> bool:
         ("snnjax.sharding.over_batch", True),
         ("snnjax.network.Sites.index", True),
         ("snnjax._files", False),
-        ("snnjax.network.capture.capture", False),
+        ("snnjax.capture.capture.capture", False),
         ("snnjax.measures.metrics", False),
     ],
 )

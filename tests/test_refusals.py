@@ -11,7 +11,8 @@ import pytest
 from networks import FLAT, PIXELS, VECTORS, max_pool, relu
 
 import snnjax
-from snnjax.network import identity, with_activation
+from snnjax.capture import with_activation
+from snnjax.network import identity
 
 
 def between(function):

@@ -163,7 +163,7 @@ def currents(net, outputs, x):
         seen[site.name] = np.asarray(current)
         return outputs[site.name]
 
-    result = snnjax.network.with_activation(net.fn, rule)(net.params, x)
+    result = snnjax.capture.with_activation(net.fn, rule)(net.params, x)
     leaves = result.values() if isinstance(result, dict) else [result]
     flat = [v for leaf in leaves for v in (leaf if isinstance(leaf, tuple) else [leaf])]
     seen["output"] = np.concatenate([np.ravel(v) for v in flat])

@@ -383,7 +383,7 @@ DIGESTS = """
 import snnjax
 from networks import NETWORKS
 from snnjax.conversion.resume import digest
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
 for net in NETWORKS.values():
     print(digest.digest(digest.outline(capture(*net[:3]))))
 here = lambda view, fit: fit if view.site.name in {"a", "b", "c"} else None

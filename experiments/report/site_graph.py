@@ -14,7 +14,8 @@ import jax
 
 import snnjax
 from experiments.report.figures import shortened
-from snnjax.network import Site, connections
+from snnjax.capture import connections
+from snnjax.network import Site
 
 INPUT, OUTPUT = "input", "output"
 

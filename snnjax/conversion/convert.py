@@ -25,13 +25,13 @@ from snnjax import sharding
 from snnjax._checks import check_examples, check_finite, check_size, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import check_calibrator
+from snnjax.capture.batch import image_axes
+from snnjax.capture.capture import capture
 from snnjax.conversion.engine.micro_batches import Plan
 from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.recipes import Recipe, best
 from snnjax.conversion.resume import folder as fit_folder
 from snnjax.conversion.resume.digest import outline
-from snnjax.network.batch import image_axes
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
 from snnjax.neurons.by_site import model_of, models_in

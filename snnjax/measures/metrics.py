@@ -29,6 +29,7 @@ from snnjax._checks import check_choice, check_examples, check_labels, check_num
 from snnjax._examples import batch_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
+from snnjax.capture.capture import capture
 from snnjax.firing import (
     at_level,
     capture_step,
@@ -39,7 +40,6 @@ from snnjax.firing import (
 )
 from snnjax.inputs import INPUTS, encode
 from snnjax.measures.operations import Work, operator_macs, products, weights_of
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

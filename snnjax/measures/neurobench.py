@@ -33,6 +33,7 @@ from jax.core import Tracer
 from snnjax._arrays import lead
 from snnjax._checks import check_numbers
 from snnjax._examples import batch_of
+from snnjax.capture.capture import capture
 from snnjax.firing import at_level, events, observe_spikes, of_offsets
 from snnjax.measures.metrics import accuracy
 from snnjax.measures.operations import (
@@ -43,7 +44,6 @@ from snnjax.measures.operations import (
     products,
     weights_of,
 )
-from snnjax.network.capture import capture
 from snnjax.network.equations import Equation, Network, Values, read, shape_of
 from snnjax.network.sites import Site
 from snnjax.neurons.protocol import Neuron, field, synapses_of_a_spike

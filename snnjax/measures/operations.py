@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._examples import batch_of, shapes_of
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
 from snnjax.network.equations import Equation, Network, Static, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.stages import streaming

@@ -19,7 +19,7 @@ from snnjax.network.equations import (
     spread_out,
 )
 from snnjax.network.evaluate import Rule, evaluate
-from snnjax.network.sites import Site
+from snnjax.network.sites import Site, new_site
 
 
 def needed(
@@ -76,16 +76,8 @@ def delay_lines(
             if lag and (v, depth) not in aligned:
                 aligned[v, depth] = fresh
                 delayed[fresh] = aval = network.avals[v]
-                line = Site(
-                    name=f"delay line {fresh}",
-                    kind="delay line",
-                    shape=aval.shape[1:],
-                    parameters=(),
-                    depth=depth,
-                    dtype=aval.dtype,
-                    fires=False,
-                    lag=lag,
-                )
+                line = new_site("delay line", aval, fires=False, lag=lag)
+                line = line._replace(name=f"delay line {fresh}", depth=depth)
                 lined.append(Equation(None, (), (v,), (fresh,), line))
                 fresh += 1
             inputs[i] = aligned.get((v, depth), v)

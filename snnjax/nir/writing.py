@@ -23,8 +23,8 @@ import numpy as np
 
 from snnjax._checks import check_examples, check_positive
 from snnjax._examples import is_all_floating
-from snnjax.network.check import ConversionError, Problem
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
+from snnjax.capture.check import ConversionError, Problem
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

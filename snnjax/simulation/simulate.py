@@ -28,10 +28,10 @@ from snnjax._checks import (
 )
 from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
+from snnjax.capture.capture import capture
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in

@@ -19,6 +19,7 @@ from snnjax._trees import is_kernel
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
 from snnjax.calibrators.view import Fit, Product, View
+from snnjax.capture.batch import image_axes
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
     MicroBatch,
@@ -29,7 +30,6 @@ from snnjax.conversion.engine.micro_batches import (
 )
 from snnjax.conversion.engine.segments import Current
 from snnjax.conversion.engine.spill import loaded
-from snnjax.network.batch import image_axes
 from snnjax.network.equations import Network
 from snnjax.network.products import LoneProduct, lone_products
 from snnjax.network.sites import Site

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.network.affine import OPERATOR, obstacle
+from snnjax.capture.affine import OPERATOR, obstacle
+from snnjax.capture.jaxprs import Program
 from snnjax.network.equations import PRODUCTS, Equation, Network, Static, spread_out
-from snnjax.network.jaxprs import Program
 from snnjax.network.stages import streaming
 
 # They rearrange the numbers of one array and compute none.

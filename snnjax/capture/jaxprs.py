@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax.network.axes import moved
+from snnjax.capture.axes import moved
 from snnjax.network.equations import Equation, Static
 from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
@@ -88,6 +88,15 @@ def flatten(closed: Any, inputs: int) -> Program:
     outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
     used = needed(equations, [v for v in outputs if isinstance(v, int)])
     return Program(used, flat.avals, parameters, x, constants, outputs, flat.calls)
+
+
+def traced(
+    function: Any, inputs: Sequence[int | Static], avals: dict[int, Any], path: str
+) -> tuple[list[Equation], list[Any]]:
+    """Equations of a function of variables, and its results; avals get new ones."""
+    flat = _Flattener()
+    flat.avals = avals
+    return flat.apply(function, inputs, path, ())
 
 
 def folded(

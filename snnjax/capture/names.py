@@ -7,7 +7,7 @@ the parameters that reach it. A second one of a name is numbered.
 from collections.abc import Mapping, Sequence
 
 from snnjax._trees import common_path, distinct, is_kernel
-from snnjax.network.axes import Avals
+from snnjax.capture.axes import Avals
 from snnjax.network.equations import Equation
 
 _KINDS = {"max-pool": "max_pool", "clipped relu": "relu"}

@@ -18,17 +18,17 @@ import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._trees import is_floating, paths_of
-from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.network.batch import Batch, batch_first
-from snnjax.network.check import ConversionError, check
-from snnjax.network.encoders import with_encoders
+from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
+from snnjax.capture.batch import Batch, batch_first
+from snnjax.capture.check import ConversionError, check
+from snnjax.capture.encoders import with_encoders
+from snnjax.capture.facts import Facts
+from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
+from snnjax.capture.names import site_names
+from snnjax.capture.operators import with_operators, without_inner_pools
+from snnjax.capture.recognize import with_sites
 from snnjax.network.equations import Equation, Network, shape_of, spread_out
 from snnjax.network.evaluate import Rule, evaluate
-from snnjax.network.facts import Facts
-from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, folded
-from snnjax.network.names import site_names
-from snnjax.network.operators import with_operators, without_inner_pools
-from snnjax.network.recognize import with_sites
 from snnjax.network.sites import Sites
 
 

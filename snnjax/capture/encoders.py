@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from snnjax.capture.facts import MOVES, Facts
+from snnjax.capture.jaxprs import Program
 from snnjax.network.equations import PRODUCTS, Equation
-from snnjax.network.facts import MOVES, Facts
-from snnjax.network.jaxprs import Program
 from snnjax.network.sites import new_site
 
 

@@ -7,11 +7,11 @@ and whole numbers, sorting.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from snnjax.network.affine import FLOATING, OPERATOR
-from snnjax.network.batch import FIRST, Batch
+from snnjax.capture.affine import FLOATING, OPERATOR
+from snnjax.capture.batch import FIRST, Batch
+from snnjax.capture.facts import Facts
+from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
-from snnjax.network.facts import Facts
-from snnjax.network.recognize import hides_relu
 
 
 class Problem(NamedTuple):
@@ -43,7 +43,7 @@ class ConversionError(ValueError):
     """The network cannot be converted; ``problems`` lists everything in the way.
 
     Attributes:
-        problems: a `snnjax.network.Problem` for each place in the network.
+        problems: a `snnjax.capture.Problem` for each place in the network.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)

@@ -6,9 +6,9 @@ so what is affine is applied to every step, and other known functions to running
 (``increments.py``). What is neither is an obstacle.
 """
 
-from snnjax.network.axes import Avals, axes_of_maximum
+from snnjax.capture.axes import Avals, axes_of_maximum
+from snnjax.capture.jaxprs import CUSTOM
 from snnjax.network.equations import Equation
-from snnjax.network.jaxprs import CUSTOM
 
 # Affine in every operand together.
 _ADDITIVE = frozenset(

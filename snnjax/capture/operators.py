@@ -7,14 +7,13 @@ products.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from snnjax._trees import common_path
-from snnjax.network.affine import COMPARISONS, PIECEWISE
+from snnjax.capture.affine import COMPARISONS, PIECEWISE
+from snnjax.capture.facts import Facts
+from snnjax.capture.jaxprs import Program
 from snnjax.network.equations import Body, Equation
-from snnjax.network.facts import Facts
-from snnjax.network.jaxprs import Program
 from snnjax.network.sites import new_site
 
 
@@ -71,76 +70,35 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
     Two equations that are not affine belong together if one leads to the other without
-    a cut, and spikes reach both or neither. The number of cuts on the longest way to a
-    value grows along every way with a cut, so equations of one operator have the same,
-    and no way leads out of an operator and back into it.
+    a cut, and spikes reach both or neither; so do affine ones between them. The number
+    of cuts on the longest way to a value grows along every way with a cut. Equations of
+    one operator have the same, so no way leads out of an operator and back into it.
     """
     equations, live = facts.equations, facts.live
-    cuts: dict[Any, int] = {}
-    leading: dict[Any, frozenset[int]] = {}  # value -> equations that lead to it
-    first: dict[int, int] = {}  # equation -> the first one of its operator
-    on_way: list[tuple[int, frozenset[int]]] = []  # affine, with what leads to it
+    made_by: dict[int, int] = {}  # variable -> number of its equation
+    cuts: dict[int, int] = {}
+    leading: list[set[int]] = []  # to each equation, without a cut
+    behind: set[int] = set()  # equations that are operators or follow from one
     for i, eq in enumerate(equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
-        is_live = bool(live.intersection(eq.outputs))
-        same = [
-            v
-            for v in eq.variables
-            if cuts.get(v, 0) == depth and (v in live) == is_live
-        ]
-        sources = frozenset().union(*(leading.get(v, frozenset()) for v in same))
-        if facts.is_operator(eq):
-            first[i] = i
-            for source in sources:
-                _unite(first, source, i)
-            sources = frozenset({i})
-        elif eq.site is not None or facts.is_product(eq):
-            depth, sources = depth + 1, frozenset()
-        elif sources:
-            on_way.append((i, sources))
-        cuts.update(dict.fromkeys(eq.outputs, depth))
-        leading.update(dict.fromkeys(eq.outputs, sources))
-    between = _between(equations, on_way, first, cuts)
-    members: dict[int, list[int]] = {}
-    for i in first:
-        members.setdefault(_root(first, i), []).append(i)
-    for i, source in between.items():
-        members[_root(first, source)].append(i)
-    return [tuple(sorted(group)) for group in members.values()]
-
-
-def _between(
-    equations: Sequence[Equation],
-    on_way: Sequence[tuple[int, frozenset[int]]],
-    first: Mapping[int, int],
-    cuts: Mapping[Any, int],
-) -> dict[int, int]:
-    """Affine equations on a way between two of an operator -> one that leads there."""
-
-    def level(eq: Equation) -> int:
-        return cuts[eq.outputs[0]]
-
-    def read_at_own_level(eq: Equation) -> set[int]:
-        return {v for v in eq.variables if cuts.get(v, 0) == level(eq)}
-
-    needed = set().union(*(read_at_own_level(equations[i]) for i in first))
-    between = {}
-    for i, sources in reversed(on_way):
-        if needed.intersection(equations[i].outputs):
-            between[i] = min(sources)
-            needed |= read_at_own_level(equations[i])
-    return between
-
-
-def _root(first: Mapping[int, int], i: int) -> int:
-    while first[i] != i:
-        i = first[i]
-    return i
-
-
-def _unite(first: dict[int, int], a: int, b: int) -> None:
-    low, high = sorted((_root(first, a), _root(first, b)))
-    first[high] = low
+        is_live = not live.isdisjoint(eq.outputs)
+        is_cut = eq.site is not None or facts.is_product(eq)
+        near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
+        same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
+        leading.append(same & behind)
+        if facts.is_operator(eq) or leading[i]:
+            behind.add(i)
+        cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
+        made_by.update(dict.fromkeys(eq.outputs, i))
+    members: set[int] = set()  # operators, and what leads from one to another
+    for i in sorted(behind, reverse=True):
+        if facts.is_operator(equations[i]) or i in members:
+            members |= {i, *leading[i]}
+    group_of: dict[int, set[int]] = {}
+    for i in sorted(members):
+        group = {i}.union(*(group_of[j] for j in leading[i]))
+        group_of.update(dict.fromkeys(group, group))
+    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
 
 
 def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from snnjax.network.axes import REDUCTIONS, Avals, Shape, moved
+from snnjax.capture.axes import REDUCTIONS, Avals, Shape, moved
+from snnjax.capture.jaxprs import traced
 from snnjax.network.equations import Equation, Static, shape_of, spread_out
 
 _CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
@@ -232,61 +234,35 @@ def batch_first(equations: Sequence[Equation], batch: Batch) -> list[Equation]:
     placed = []
     for eq in equations:
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        if eq.fires and alone:
-            around = _Around(eq, batch.avals, batch.size)
-            placed += around.moved(batch.positions.get(eq.outputs[0]))
-        else:
-            placed.append(eq)
+        placed += _with_batch_first(eq, batch) if eq.fires and alone else [eq]
     return placed
 
 
-class _Around:
+def _with_batch_first(eq: Equation, batch: Batch) -> list[Equation]:
     """A site, and equations that bring its batch to the front and back again."""
+    (v, *operands), (output,), avals = eq.inputs, eq.outputs, batch.avals
+    shape = shape_of(avals, v)
+    axis, stride = batch.positions.get(output, (0, 1))
+    if output not in batch.positions and batch.size == 1 and shape:
+        stride = shape[0]  # of a single example, whose axis may have vanished
+    outer = shape[axis] // (batch.size * stride) if shape else 1
+    parts = [n for i, n in enumerate((outer, batch.size, stride)) if i == 1 or n != 1]
+    split = (*shape[:axis], *parts, *shape[axis + 1 :])
+    at = axis + (outer != 1)
+    if len(parts) == 1 and at == 0:
+        return [eq]
 
-    def __init__(self, eq: Equation, avals: Avals, batch: int):
-        self.eq, self.avals, self.batch = eq, avals, batch
+    def to_front(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(split), at, 0)
 
-    def moved(self, position: Position | None) -> list[Equation]:
-        (v, *operands), (output,) = self.eq.inputs, self.eq.outputs
-        assert isinstance(v, int)
-        shape = tuple(self.avals[v].shape)
-        if position is None:  # of a single example, whose axis may have vanished
-            position = Position(0, shape[0] if self.batch == 1 and shape else 1)
-        axis, stride = position
-        outer = shape[axis] // (self.batch * stride) if shape else 1
-        parts = [n for n in (outer, self.batch, stride)]
-        parts = [n for i, n in enumerate(parts) if i == 1 or n != 1]
-        split = (*shape[:axis], *parts, *shape[axis + 1 :])
-        at = axis + (outer != 1)
-        order = (at, *(a for a in range(len(split)) if a != at))
-        if len(parts) == 1 and at == 0:
-            return [self.eq]
-        front = tuple(split[a] for a in order)
-        before, inside, after, back = (
-            self.fresh(shape) for shape in (split, front, front, split)
-        )
-        site = self.eq.place._replace(shape=front[1:])
-        inverse = tuple(order.index(a) for a in range(len(order)))
-        return [
-            self.reshaped(v, before, split),
-            self.transposed(before, inside, order),
-            self.eq._replace(inputs=(inside, *operands), outputs=(after,), site=site),
-            self.transposed(after, back, inverse),
-            self.reshaped(back, output, shape),
-        ]
+    def back(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, at).reshape(shape)
 
-    def fresh(self, shape: Shape) -> int:
-        number = len(self.avals)
-        self.avals[number] = self.avals[self.eq.variables[0]].update(shape=shape)
-        return number
-
-    def transposed(self, source: int, target: int, order: Shape) -> Equation:
-        params = (("permutation", Static(order)),)
-        primitive, path = jax.lax.transpose_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
-
-    def reshaped(self, source: int, target: int, shape: Shape) -> Equation:
-        options = {"dimensions": None, "new_sizes": shape, "sharding": None}
-        params = tuple((name, Static(options[name])) for name in sorted(options))
-        primitive, path = jax.lax.reshape_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
+    before, (front,) = traced(to_front, [v], avals, eq.path)
+    fired = len(avals)
+    avals[fired] = avals[front]
+    after, _ = traced(back, [fired], avals, eq.path)
+    after[-1] = after[-1]._replace(outputs=(output,))
+    site = eq.place._replace(shape=shape_of(avals, front)[1:])
+    eq = eq._replace(inputs=(front, *operands), outputs=(fired,), site=site)
+    return [*before, eq, *after]
