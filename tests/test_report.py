@@ -196,9 +196,9 @@ def test_a_site_feeds_those_that_change_with_its_output_alone(name):
     [
         ("dense", set()),
         ("batch norm", set()),
-        ("projection", {("w1/relu", "relu_1")}),
+        ("projection", {("w1/relu", "shortcut/relu")}),
         ("zero padding", {("w1/relu", "w3/relu")}),
-        ("input skip", {("input", "relu"), ("input", "output")}),
+        ("input skip", {("input", "w2/relu"), ("input", "output")}),
     ],
 )
 def test_residual_connections_are_skips(name, skips):

@@ -304,7 +304,7 @@ def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wai
         layers,
     )
     soft = surrogate is relaxed_dspike
-    assert jnp.any(auto[1].neurons["relu"].temperature != 0) == soft
+    assert jnp.any(auto[1].neurons["w1/relu"].temperature != 0) == soft
 
 
 @pytest.mark.parametrize("wait", [0, STEPS])
@@ -466,10 +466,10 @@ FITTED = halves(DENSE, steps=STEPS, wait=0)
 
 def changed(**fields):
     """FITTED with other parameters at its first site."""
-    neuron = FITTED.neurons["relu"]._replace(
+    neuron = FITTED.neurons["w1/relu"]._replace(
         **{name: jnp.asarray(value) for name, value in fields.items()}
     )
-    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"relu": neuron})
+    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"w1/relu": neuron})
 
 
 BROKEN = dataclasses.replace(
@@ -553,7 +553,7 @@ def test_a_wrong_option_is_refused(options, message):
             dataclasses.replace(FITTED, neurons={}),
             VECTORS,
             None,
-            "sites without neurons: \\['relu', 'w2/relu'\\]",
+            "sites without neurons: \\['w1/relu', 'w2/relu'\\]",
         ),
         (
             {},

@@ -230,7 +230,7 @@ def test_every_site_has_its_own_gradient():
     key = jax.random.key(0)
     differences = random_differences(loss, snn, key, step=0.2, directions=64)
     found = jax.jit(lambda s: alignment(loss, s, differences))(snn)
-    assert set(found.gradient) == {"relu", "w2/relu"}
+    assert set(found.gradient) == {"w1/relu", "w2/relu"}
     assert all(slope != 0 for slope in found.gradient.values())
     moved = {
         site: b + 0.5 * jnp.sign(found.gradient[site])
@@ -267,7 +267,7 @@ COUNTED = dataclasses.replace(DEEP, params={**DEEP.params, "n": jnp.arange(3)})
 
 
 def test_a_whole_temperature_has_a_gradient_too():
-    found = with_temperatures(DEEP, {"relu": 3}).neurons["relu"].temperature
+    found = with_temperatures(DEEP, {"w1/relu": 3}).neurons["w1/relu"].temperature
     assert found == 3 and jnp.issubdtype(found.dtype, jnp.floating)
 
 
@@ -277,18 +277,18 @@ def test_a_whole_temperature_has_a_gradient_too():
         (lambda: snnjax.training.temperatures(PLAIN), "lif\\(temperature=3.0\\)"),
         (
             lambda: with_temperatures(DEEP, {"conv": 1.0}),
-            "no site \\['conv'\\]; sites: \\['relu', 'w2/relu'\\]",
+            "no site \\['conv'\\]; sites: \\['w1/relu', 'w2/relu'\\]",
         ),
         (
             lambda: with_temperatures(DEEP, 3.0),
             "temperatures are a float; allowed: site name -> temperature",
         ),
         (
-            lambda: with_temperatures(DEEP, {"relu": -1.0}),
+            lambda: with_temperatures(DEEP, {"w1/relu": -1.0}),
             "temperature of site 'relu' is -1.0; allowed: > 0",
         ),
         (
-            lambda: with_temperatures(DEEP, {"relu": "steep"}),
+            lambda: with_temperatures(DEEP, {"w1/relu": "steep"}),
             "temperature of site 'relu' is 'steep'; allowed: > 0",
         ),
         (

@@ -414,7 +414,7 @@ def test_a_temperature_without_gradient_is_told():
         check_gradients(gradient, kinds)
     message = str(caught.value)
     assert "reaches 2 of the leaves" in message
-    assert "neurons/relu/temperature, neurons/w2/relu/temperature" in message
+    assert "neurons/w1/relu/temperature, neurons/w2/relu/temperature" in message
     assert "snnjax.training.alignment" in message
     kinds = param_labels(snn, ["weights"])
     kinds.params.update(dict.fromkeys(unused, "frozen"))
@@ -425,7 +425,7 @@ def test_labels_name_what_is_trained():
     _, snn = with_temperature()
     kinds = param_labels(snn, ["temperature", "leak"])
     assert set(jax.tree.leaves(kinds)) == {"temperature", "leak", "frozen"}
-    neuron = kinds.neurons["relu"]
+    neuron = kinds.neurons["w1/relu"]
     assert (neuron.temperature, neuron.leak) == ("temperature", "leak")
     assert set(jax.tree.leaves(kinds.params)) == {"frozen"}
 
