@@ -592,6 +592,7 @@ NO_RELUS = {  # what holds a maximum with 0 that is no activation
     "norm, divided": lambda x: x / jnp.sqrt(jnp.maximum((x**2).sum(-1), 0))[:, None],
     "softmax": lambda x: jax.nn.softmax(jnp.concatenate([x, 0 * x], -1))[:, :6],
     "softplus": jax.nn.softplus,
+    "softplus of positive numbers": lambda x: jax.nn.softplus(jnp.abs(x)),
     "mish": jax.nn.mish,
     "celu": jax.nn.celu,
     "hard swish": lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
@@ -610,6 +611,15 @@ def test_a_maximum_with_0_that_serves_another_function_is_no_site():
     for name, function in NO_RELUS.items():
         sites = snnjax.sites(between_products(function), FLAT, VECTORS)
         assert [site.kind for site in sites if site.fires] == ["encoder"], name
+
+
+def test_a_function_of_a_relu_leaves_it_a_site():
+    functions = (jax.nn.softplus, jax.nn.silu, jnp.sqrt, lambda x: x + jnp.tanh(x))
+    for function in functions:
+        fn = between_products(lambda x, function=function: function(jnp.clip(x, 0, 3)))
+        firing = [site.kind for site in snnjax.sites(fn, FLAT, VECTORS) if site.fires]
+        expected = ["encoder"] if function is jnp.sqrt else ["clipped relu", "encoder"]
+        assert firing == expected
 
 
 def test_two_relus_make_a_prelu():

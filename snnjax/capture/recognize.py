@@ -226,11 +226,12 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
         for v in inputs:
             others = frozenset().union(*(sources(w) for w in inputs if w != v))
             curves = {source for source, curved in others - sources(v) if curved}
-            for relu in {source for source, _ in sources(v) - others} & relus.keys():
-                if curves.intersection(source for source, _ in sources(relus[relu].x)):
+            own = {s for s, _ in sources(v)} - {s for s, _ in others}
+            for relu in own & relus.keys():
+                if curves.intersection(s for s, _ in sources(relus[relu].x)):
                     summands.add(relu)
         parts = frozenset().union(*map(sources, inputs))
         if facts.is_operator(eq):
-            parts = frozenset((source, source not in relus) for source, _ in parts)
+            parts = frozenset((source, True) for source, _ in parts)
         made_of[eq.outputs[0]] = parts
     return summands
