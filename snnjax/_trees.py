@@ -1,5 +1,7 @@
 """Pytrees: paths of their leaves, kinds of leaves, and a scaled sum of two trees."""
 
+import collections
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,45 @@ import jax.numpy as jnp
 def name_of(path: Any) -> str:
     """The path of a leaf as text, its keys with slashes in between."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def paths_of(tree: Any) -> list[str]:
+    """The names of all leaves in their order, as `Site.parameters` has them.
+
+    A name is the path without what libraries add to it: the attribute ``value`` of an
+    nnx variable, and the ``~`` by which haiku marks modules that ``__init__`` made. No
+    two leaves have the same name: where two would, both keep their whole paths, and a
+    key that holds a slash itself may ask for a number behind the name.
+
+    >>> paths_of({"net/~/linear": {"w": 1}, "other": {"w": 2}})
+    ['net/linear/w', 'other/w']
+    >>> paths_of({"net/linear": {"w": 1}, "net/~/linear": {"w": 2}})
+    ['net/linear/w', 'net/~/linear/w']
+    >>> paths_of({"a/b": 1, "a": {"b": 2}})
+    ['a/b', 'a/b_1']
+    """
+    whole = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    short = [path.removesuffix("/value").replace("/~/", "/") for path in whole]
+    uses = collections.Counter(short)
+    pairs = zip(whole, short, strict=True)
+    return distinct([path if uses[name] > 1 else name for path, name in pairs])
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each that came before.
+
+    >>> distinct(["relu", "relu", "relu_1"])
+    ['relu', 'relu_2', 'relu_1']
+    """
+    taken, seen, numbered = set(names), set(), []
+    for name in names:
+        if name in seen:
+            numbers = (f"{name}_{i}" for i in itertools.count(1))
+            name = next(fresh for fresh in numbers if fresh not in taken)
+        seen.add(name)
+        taken.add(name)
+        numbered.append(name)
+    return numbered
 
 
 def common_path(paths: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax._trees import is_floating, name_of
-from snnjax.network.jaxprs import depends_on_last
+from snnjax.capture.jaxprs import depends_on_last
 from snnjax.network.sites import Site
 from snnjax.neurons.protocol import drive, fire
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
-from snnjax.network.affine import check_streams
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
+from snnjax.capture.check import check_streams
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import evaluate, firing
 from snnjax.network.sites import Site

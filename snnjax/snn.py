@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from snnjax._checks import check_wait
 from snnjax._text import Table, numbers, shown_as_table
-from snnjax._trees import is_floating, name_of
+from snnjax._trees import is_floating, name_of, paths_of
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
@@ -170,10 +170,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these could be the ANN's parameters: named as the SNN's own are."""
-    own, others = (
-        {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (snn.params, params)
-    )
+    own, others = set(paths_of(snn.params)), set(paths_of(params))
     unknown, missing = sorted(others - own), sorted(own - others)
     if unknown or missing:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Capture: a network evaluated with its own activations is itself, bit for bit."""
 
+import dataclasses
 import functools
 import sys
 
@@ -11,8 +12,9 @@ import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
 
 import snnjax
-from snnjax.network import identity, with_activation
-from snnjax.network.capture import capture
+from snnjax.capture import with_activation
+from snnjax.capture.capture import capture
+from snnjax.network import identity
 
 
 class Block(nn.Module):
@@ -168,7 +170,9 @@ def test_names_follow_the_modules():
 
 def test_names_without_modules_follow_the_parameters():
     names = [site.name for site in snnjax.sites(*NETWORKS["input skip"][:3])]
-    assert names == ["w1/relu", "relu"]  # the second: of w1 and w2
+    assert names == ["w1/relu", "w2/relu"]  # the second: of w1 and, last, of w2
+    names = [site.name for site in snnjax.sites(*NETWORKS["dense"][:3])]
+    assert names == ["w1/relu", "w2/relu"]  # the first: of w1 and b1
     names = [site.name for site in snnjax.sites(*NETWORKS["branches"][:3])]
     assert names == ["w1/relu", "w1/relu_1"]
 
@@ -419,15 +423,14 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
     np.testing.assert_allclose(*[c.synaptic_operations for c in counts])
 
 
-def test_a_function_called_relu_with_two_arguments_is_no_relu():
+def test_a_function_is_judged_by_its_equations_and_not_by_its_name():
     def of_two(slope, x):
-        return jnp.maximum(slope, 0)  # of its first argument it looks like a ReLU
+        return jnp.maximum(slope, 0)  # a ReLU of its first argument
 
-    of_two.__name__ = of_two.__qualname__ = "relu"
     relu_of_two = jax.custom_jvp(of_two)
     relu_of_two.defjvp(lambda primals, tangents: (relu_of_two(*primals), tangents[0]))
-    with pytest.raises(snnjax.ConversionError, match="nothing would spike"):
-        snnjax.sites(lambda w, x: relu_of_two(x @ w, x), jnp.eye(3), jnp.ones((2, 3)))
+    sites = snnjax.sites(lambda w, x: relu_of_two(x @ w, x), jnp.eye(3), VECTORS[:, :3])
+    assert [site.kind for site in sites] == ["relu"]
 
 
 def test_a_barrier_leaves_each_array_its_own_axes():
@@ -500,8 +503,208 @@ def test_params_that_hold_no_numbers_are_refused(params, message):
         snnjax.sites(lambda p, x: relu(x @ p["w"]), params, jnp.ones((1, 3)))
 
 
-def test_a_wrong_feature_size_says_what_was_called():
-    with pytest.raises(TypeError) as error:
-        snnjax.sites(lambda w, x: relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 4)))
-    notes = " ".join(error.value.__notes__)
-    assert "snnjax called fn(params, x) with x of shape (1, 4)" in notes
+@pytest.mark.parametrize("door", ["convert", "spiking", "save"])
+def test_a_wrong_feature_size_says_what_was_called(door, tmp_path):
+    def fn(p, x):
+        return relu(x @ p["w1"]) @ p["w3"]
+
+    snn = snnjax.init(fn, FLAT, VECTORS)
+    wrong_x = jnp.ones((2, 5))
+    doors = {
+        "convert": lambda: snnjax.convert(fn, FLAT, wrong_x, steps=2),
+        "spiking": lambda: snnjax.spiking(fn, steps=2)(snn, wrong_x),
+        "save": lambda: snnjax.save(
+            tmp_path / "snn.safetensors",
+            dataclasses.replace(snn, steps=2, wait=0),
+            fn=fn,
+            x=wrong_x,
+        ),
+    }
+    with pytest.raises(TypeError, match=r"x of shape \(2, 5\) .*, and params of b1"):
+        doors[door]()
+
+
+# ------------------------------------------------------------ ReLUs, however written
+
+RELUS = {
+    "max": lambda x: jnp.maximum(x, 0),
+    "max, 0 first": lambda x: jnp.maximum(0.0, x),
+    "where x > 0": lambda x: jnp.where(x > 0, x, 0),
+    "where x >= 0, an array of zeros": lambda x: jnp.where(x >= 0, x, np.zeros(6)),
+    "where x <= 0": lambda x: jnp.where(x <= 0, 0.0, x),
+    "where 0 < x": lambda x: jnp.where(jnp.zeros(()) < x, x, jnp.zeros_like(x)),
+    "clip": lambda x: jnp.clip(x, 0, None),
+    "product with its comparison": lambda x: x * (x > 0),
+    "custom derivative": with_own_derivative(lambda x: jnp.maximum(x, 0)),
+}
+CLIPPED = {
+    "clip": lambda x: jnp.clip(x, 0, 0.5),
+    "min of max": lambda x: jnp.minimum(jnp.maximum(x, 0), 0.5),
+    "max of min": lambda x: jnp.maximum(jnp.minimum(x, 0.5), 0),
+    "clamp": lambda x: jax.lax.clamp(0.0, x, 0.5),
+    "min of relu": lambda x: jnp.minimum(relu(x), 0.5),
+    "two minima": lambda x: jnp.minimum(jnp.clip(x, 0, 3), 0.5),
+}
+
+
+def between_products(activation):
+    def fn(p, x):
+        return activation(x @ p["w1"] + p["b1"]) @ p["w3"]
+
+    return fn
+
+
+def test_a_relu_is_a_site_however_it_is_written():
+    for table, known in ((RELUS, relu), (CLIPPED, lambda x: jnp.clip(relu(x), 0, 0.5))):
+        expected = None
+        for name, activation in table.items():
+            fn = between_products(activation)
+            sites = snnjax.sites(fn, FLAT, VECTORS)
+            expected = expected or sites
+            assert sites == expected and sites.grade == "binary", name
+            outputs = with_activation(fn, identity)(FLAT, VECTORS)
+            ann_outputs = between_products(known)(FLAT, VECTORS)
+            np.testing.assert_array_equal(outputs, ann_outputs, err_msg=name)
+    assert [site.kind for site in expected] == ["clipped relu"]
+
+
+def test_a_clip_keeps_its_maximum_and_a_max_that_others_read_stays_a_site():
+    def fn(p, x):
+        positive = jnp.maximum(x @ p["w1"], 0)
+        return (positive + jnp.minimum(positive, 6)) @ p["w3"]
+
+    sites = snnjax.sites(fn, FLAT, VECTORS)
+    assert [site.kind for site in sites] == ["relu", "clipped relu"]
+    maxima = []
+
+    def rule(site, x, *operands):
+        maxima.append(operands)
+        return identity(site, x, *operands)
+
+    with_activation(fn, rule)(FLAT, VECTORS)
+    assert maxima == [(), (6.0,)]
+
+
+def layer_norm(x):
+    """As flax writes it: a fast variance that rounding may put below 0."""
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+
+
+NO_RELUS = {  # what holds a maximum with 0 that is no activation
+    "norm": layer_norm,
+    "norm, divided": lambda x: x / jnp.sqrt(jnp.maximum((x**2).sum(-1), 0))[:, None],
+    "softmax": lambda x: jax.nn.softmax(jnp.concatenate([x, 0 * x], -1))[:, :6],
+    "softplus": jax.nn.softplus,
+    "softplus of positive numbers": lambda x: jax.nn.softplus(jnp.abs(x)),
+    "mish": jax.nn.mish,
+    "celu": jax.nn.celu,
+    "hard swish": lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
+    "hard swish by clamp": lambda x: x * jax.lax.clamp(0.0, x / 6 + 0.5, 1.0),
+    "PReLU": lambda x: jnp.maximum(x, 0) + 0.25 * jnp.minimum(x, 0),
+    "leaky ReLU": lambda x: jnp.maximum(x, 0.1 * x),
+    "hard tanh": lambda x: jnp.clip(x, -1, 1),
+    "threshold": lambda x: jnp.where(x > 1, x, 0),
+    "other value": lambda x: jnp.where(x > 0, x[:, ::-1], 0),
+    "gate by a comparison": lambda x: x[:, ::-1] * (x > 0),
+    "max with 1": lambda x: jnp.maximum(x, 1),
+}
+
+
+def test_a_maximum_with_0_that_serves_another_function_is_no_site():
+    for name, function in NO_RELUS.items():
+        sites = snnjax.sites(between_products(function), FLAT, VECTORS)
+        assert [site.kind for site in sites if site.fires] == ["encoder"], name
+
+
+def test_a_function_of_a_relu_leaves_it_a_site():
+    functions = (jax.nn.softplus, jax.nn.silu, jnp.sqrt, lambda x: x + jnp.tanh(x))
+    for function in functions:
+        fn = between_products(lambda x, function=function: function(jnp.clip(x, 0, 3)))
+        firing = [site.kind for site in snnjax.sites(fn, FLAT, VECTORS) if site.fires]
+        expected = ["encoder"] if function is jnp.sqrt else ["clipped relu", "encoder"]
+        assert firing == expected
+
+
+def test_two_relus_make_a_prelu():
+    def fn(p, x):
+        x = x @ p["w1"]
+        return (relu(x) - 0.25 * relu(-x)) @ p["w3"]
+
+    assert [site.kind for site in snnjax.sites(fn, FLAT, VECTORS)] == ["relu", "relu"]
+
+
+def test_whole_numbers_and_statistics_of_the_batch_are_no_relus():
+    tokens = jnp.asarray(np.arange(8).reshape(4, 2) - 3)
+
+    def embedded(p, tokens):
+        return relu(p["w2"][jnp.maximum(tokens, 0)].sum(1)) @ p["w3"]
+
+    sites = snnjax.sites(embedded, FLAT, tokens)
+    assert [site.kind for site in sites if site.fires] == ["relu"]
+
+    def training(p, x):  # BatchNorm: its variance is clamped and handed on
+        x = x @ p["w1"]
+        variance = jnp.maximum((x * x).mean(0) - x.mean(0) ** 2, 0)
+        x = (x - x.mean(0)) * jax.lax.rsqrt(variance + 1e-5)
+        return jnp.maximum(x, 0) @ p["w3"], {"variance": 0.9 + 0.1 * variance}
+
+    snn = snnjax.init(training, FLAT, VECTORS, has_aux=True)
+    assert list(snn.neurons) == ["w1/relu"]
+
+
+def test_sites_says_what_is_near_a_relu_and_what_that_costs():
+    nears = {
+        "leaky_relu": jax.nn.leaky_relu,
+        "hard_silu": jax.nn.hard_swish,
+        "piecewise": lambda x: jnp.where(x > 0, x, 0.25 * x),
+    }
+    for kind, activation in nears.items():
+        sites = snnjax.sites(between_products(activation), FLAT, VECTORS)
+        assert sites[0].near_relu and sites[0].kind == kind
+        assert f"near a ReLU, but none: {kind}. Each costs" in str(sites)
+    assert "near" not in str(snnjax.sites(between_products(jnp.tanh), FLAT, VECTORS))
+
+
+def test_a_relu_inside_a_branch_is_hidden_however_it_is_written():
+    def training(p, x):
+        x = relu(x @ p["w1"])
+        return jax.lax.cond(x.sum() > 0, RELUS["clip"], jnp.negative, x) @ p["w3"], None
+
+    with pytest.raises(snnjax.ConversionError, match="a ReLU inside a branch"):
+        snnjax.init(training, FLAT, VECTORS, has_aux=True)
+
+
+def test_a_custom_derivative_of_the_identity_is_kept():
+    @jax.custom_vjp
+    def reversed_gradient(x):
+        return x
+
+    reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+    def fn(p, x):
+        return reversed_gradient(relu(x @ p["w1"])) @ p["w3"]
+
+    def total(fn):
+        return jax.grad(lambda p: fn(p, VECTORS).sum())(FLAT)["w1"]
+
+    np.testing.assert_array_equal(total(with_activation(fn, identity)), total(fn))
+
+
+# ------------------------------------------------------------------- equal paths
+
+
+def test_parameters_whose_paths_print_alike_are_told_apart():
+    p = {"l/a": eighths(1, (4, 4)), "l": {"a": eighths(2, (4, 4))}, "c": FLAT["w3"][:4]}
+
+    def fn(p, x):
+        return relu(relu(x @ p["l/a"]) @ p["l"]["a"]) @ p["c"]
+
+    _assert_equal(with_activation(fn, identity)(p, VECTORS), fn(p, VECTORS))
+    sites = snnjax.sites(fn, p, VECTORS)
+    paths = [site.parameters for site in sites]
+    assert len({*paths}) == 2 and {*paths} == {("l/a",), ("l/a_1",)}
+    snn = snnjax.convert(fn, p, VECTORS, steps=32, wait=32)
+    mean = np.asarray(snnjax.spiking(fn, steps=32, wait=32)(snn, VECTORS).mean(0))
+    np.testing.assert_allclose(mean, fn(p, VECTORS), atol=0.2)

@@ -14,8 +14,9 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _files _types _text _trees _arrays _examples _checks inputs "
-    "surrogate activations sharding neurons network conformance snn firing calibrators"
+    "_version _files _types _text _patterns _trees _arrays _examples _checks inputs "
+    "surrogate activations sharding neurons network capture conformance snn firing "
+    "calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {
@@ -27,8 +28,9 @@ SIBLINGS = {
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.measures snnjax.network "
-    "snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage snnjax.training"
+    "snnjax snnjax.calibrators snnjax.capture snnjax.conversion snnjax.measures "
+    "snnjax.network snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage "
+    "snnjax.training"
 ).split()
 
 
@@ -195,7 +197,7 @@ def is_public(name: str) -> bool:
         ("snnjax.sharding.batch_sharding", True),
         ("snnjax.network.Sites.index", True),
         ("snnjax._files", False),
-        ("snnjax.network.capture.capture", False),
+        ("snnjax.capture.capture.capture", False),
         ("snnjax.measures.metrics", False),
     ],
 )

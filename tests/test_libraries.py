@@ -11,7 +11,9 @@ import pytest
 from flax import nnx
 
 import snnjax
-from snnjax import neurons
+from snnjax import calibrators, neurons
+from snnjax.capture import with_activation
+from snnjax.network import identity
 from snnjax.surrogate import arctan
 
 STEPS = 8
@@ -233,3 +235,49 @@ def test_sites_of_nnx_are_named_after_their_modules():
         lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.ones((2, 4))
     )
     assert [site.name for site in sites] == ["first/relu", "second/relu"]
+
+
+def test_sites_of_equinox_are_named_after_attributes_and_not_after_classes():
+    eqx = pytest.importorskip("equinox")
+    net = eqx.nn.MLP(4, 2, 8, depth=2, key=jax.random.key(0))
+    params, static = eqx.partition({"head": net}, eqx.is_array)
+
+    def fn(params, x):
+        return jax.vmap(eqx.combine(params, static)["head"])(x)
+
+    names = [site.name for site in snnjax.sites(fn, params, jnp.ones((2, 4)))]
+    assert names == ["head/layers/0/relu", "head/layers/1/relu"]
+
+
+def test_layers_of_haiku_from_init_and_call_are_told_apart():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
+        hk = pytest.importorskip("haiku")
+
+    class Net(hk.Module):
+        def __init__(self):
+            super().__init__(name="net")
+            self.first = hk.Linear(6)
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.first(x))
+            x = jax.nn.relu(hk.Linear(6)(x))
+            return hk.Linear(3)(x)
+
+    net = hk.without_apply_rng(hk.transform(lambda x: Net()(x)))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(64, 6)), jnp.float32)
+    params = net.init(jax.random.key(0), x)
+    first, second = snnjax.sites(net.apply, params, x)
+    assert first.parameters == ("net/~/linear/w", "net/~/linear/b")
+    assert second.parameters == ("net/linear/w", "net/linear/b")
+    outputs = with_activation(net.apply, identity)(params, x)
+    np.testing.assert_allclose(outputs, net.apply(params, x), rtol=1e-5, atol=1e-6)
+    recipe = snnjax.Recipe(((calibrators.max_threshold(), double_weights),))
+    snn = snnjax.convert(net.apply, params, x, steps=4, recipe=recipe)
+    for name in ("net/~/linear", "net/linear"):
+        np.testing.assert_array_equal(snn.params[name]["w"], 2 * params[name]["w"])
+
+
+def double_weights(view, fit):
+    weights = {path: 2 * kernel for path, kernel in fit.weights.items()}
+    return fit._replace(weights=weights)

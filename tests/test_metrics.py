@@ -10,8 +10,8 @@ import reference
 from networks import NETWORKS
 
 import snnjax
+from snnjax.capture.capture import capture
 from snnjax.measures import operations, spike_trains
-from snnjax.network.capture import capture
 from snnjax.training import mean_cross_entropy, tet
 
 STEPS = 8

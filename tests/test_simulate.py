@@ -636,7 +636,7 @@ def test_a_wrong_option_of_an_execution_is_refused():
             dataclasses.replace(FITTED, neurons={}),
             VECTORS,
             None,
-            "sites without neurons: \\['relu', 'w2/relu'\\]",
+            "sites without neurons: \\['w1/relu', 'w2/relu'\\]",
         ),
         ({}, OTHER_SITE, VECTORS, None, "No such site: \\['other'\\]"),
         ({}, with_first_site(threshold=0), VECTORS, None, "is 0.0; allowed: fin"),

@@ -26,13 +26,13 @@ from snnjax import sharding
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import Calibrator
+from snnjax.capture.batch import image_axes
+from snnjax.capture.capture import capture
 from snnjax.conversion.engine.effects import Effects, effects_of
 from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.fits_folder import FitsFolder, open_folder, stored_or_fitted
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
-from snnjax.network.batch import image_axes
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
 from snnjax.neurons.by_site import model_of, models_in

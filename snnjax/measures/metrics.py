@@ -27,6 +27,7 @@ from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_choice, check_examples, check_labels, check_numbers
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
+from snnjax.capture.capture import capture
 from snnjax.firing import (
     at_level,
     capture_step,
@@ -43,7 +44,6 @@ from snnjax.measures.operations import (
     products,
     weights_of,
 )
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network, Values, read, shape_of
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

@@ -1,25 +1,11 @@
-"""From a function to equations: what conversion understands of a network.
+"""A captured network as data, and its interpreter.
 
-``capture.py`` traces a function by ``jaxprs.py`` and checks it by ``affine.py``;
-``axes.py`` follows batch and channels; ``equations.py`` and ``sites.py`` are the result
-as data, which ``evaluate.py`` runs and ``stages.py`` cuts; ``connections.py`` says
-which site feeds which.
+``equations.py`` and ``sites.py`` are the data, ``evaluate.py`` runs it with a rule at
+every site, ``increments.py`` computes operators in time, and ``stages.py`` cuts a
+network at its sites. `snnjax.capture` makes a network of a function.
 """
 
-from snnjax.network.affine import ConversionError, Problem
-from snnjax.network.capture import in_dtype, sites, with_activation
-from snnjax.network.connections import connections
 from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site, Sites
 
-__all__ = [
-    "ConversionError",
-    "Problem",
-    "Site",
-    "Sites",
-    "connections",
-    "identity",
-    "in_dtype",
-    "sites",
-    "with_activation",
-]
+__all__ = ["Site", "Sites", "identity"]

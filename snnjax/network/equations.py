@@ -71,7 +71,7 @@ class Equation(NamedTuple):
     outputs: tuple[int, ...]
     site: Site | None = None
     path: str = ""
-    calls: tuple[str, ...] = ()
+    calls: tuple[Any, ...] = ()
     body: Body | None = None
 
     @property

@@ -30,6 +30,8 @@ class Site(NamedTuple):
         homogeneous: f(c x) = c f(x) for c > 0, as for a max-pool, so that running sums
             serve as well as means: spikes then stay spikes.
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
+        near_relu: an operator number by number, of comparisons and arithmetic only,
+            such as a leaky ReLU or a hard swish.
         lag: layers that a stream is held back here, by a delay line that `delay_lines`
             put in; 0 at the sites of a network.
 
@@ -52,7 +54,17 @@ class Site(NamedTuple):
     accumulates: bool = False
     homogeneous: bool = False
     own_maxima: bool = False
+    near_relu: bool = False
     lag: int = 0
+
+
+def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
+    """A site whose output is like ``aval``, [B, ...].
+
+    Name, parameters, depth and channels follow, once the whole network is known.
+    """
+    shape, dtype = tuple(aval.shape[1:]), aval.dtype
+    return Site("", kind, shape, (), 0, dtype, **capabilities)
 
 
 @shown_as_table
@@ -99,9 +111,18 @@ class Sites(tuple[Site, ...]):
             )
             for site in self
         ]
-        count = len(self.operators)
-        note = f"hybrid, operators computed densely at every step: {count}"
-        return Table(rows, below=note if count else "")
+        notes = []
+        if self.operators:
+            count = len(self.operators)
+            notes = [f"hybrid, operators computed densely at every step: {count}"]
+        near = [s.kind for s in self if s.near_relu and s.parameters]
+        if near:
+            notes += [
+                f"near a ReLU, but none: {', '.join(dict.fromkeys(near))}. Each costs",
+                "an operator, and an encoder before the next weights; jax.nn.relu and",
+                "snnjax.clipped_relu need neither",
+            ]
+        return Table(rows, below="\n".join(notes))
 
 
 def _shorten(paths: Sequence[str], limit: int = 40) -> str:

@@ -19,7 +19,7 @@ from snnjax.network.equations import (
     spread_out,
 )
 from snnjax.network.evaluate import Rule, evaluate
-from snnjax.network.sites import Site
+from snnjax.network.sites import Site, new_site
 
 
 def needed(
@@ -43,6 +43,7 @@ def streaming(
     streams = set(sources)
     for equation in equations:
         if equation.fires or streams.intersection(equation.variables):
+            streams.update(v for part in spread_out([equation]) for v in part.outputs)
             streams.update(equation.outputs)
     return frozenset(streams)
 
@@ -75,16 +76,8 @@ def delay_lines(
             if lag and (v, depth) not in aligned:
                 aligned[v, depth] = fresh
                 delayed[fresh] = aval = network.avals[v]
-                line = Site(
-                    name=f"delay line {fresh}",
-                    kind="delay line",
-                    shape=aval.shape[1:],
-                    parameters=(),
-                    depth=depth,
-                    dtype=aval.dtype,
-                    fires=False,
-                    lag=lag,
-                )
+                line = new_site("delay line", aval, fires=False, lag=lag)
+                line = line._replace(name=f"delay line {fresh}", depth=depth)
                 lined.append(Equation(None, (), (v,), (fresh,), line))
                 fresh += 1
             inputs[i] = aligned.get((v, depth), v)

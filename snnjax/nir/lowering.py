@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network.affine import ConversionError, Problem
+from snnjax.capture.check import ConversionError, Problem
 from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_positive, check_wait
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY

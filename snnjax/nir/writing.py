@@ -23,7 +23,7 @@ import numpy as np
 
 from snnjax._checks import check_examples, check_positive
 from snnjax._examples import is_all_floating
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY

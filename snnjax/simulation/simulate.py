@@ -28,10 +28,10 @@ from snnjax._checks import (
 )
 from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
+from snnjax.capture.capture import capture
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
-from snnjax.network.capture import capture
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
@@ -95,7 +95,7 @@ def init(
     >>> init(fn, jnp.ones((3, 2)), jnp.ones((1, 3))).neurons["relu"].threshold
     Array(1., dtype=float32)
     """
-    network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
+    network = capture(fn, params, x, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
     neuron = models_of_sites(neuron, network.sites, lif())
     for model in models_in(neuron):
@@ -350,7 +350,7 @@ def simulate_training(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
     x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
-    network = capture(sim.fn, snn.params, x, affine=False, has_aux=True)
+    network = capture(sim.fn, snn.params, x, has_aux=True)
     remat = isinstance(sim.execution, ByLayer) and sim.execution.remat
     return run_folded(_job(sim, network, snn, x), shares, remat=remat)
 

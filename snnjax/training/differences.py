@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import wide
 from snnjax._checks import check_count, check_positive
-from snnjax._trees import is_floating
-from snnjax.network.names import paths_of
+from snnjax._trees import is_floating, paths_of
 from snnjax.snn import SNN, check_snn
 
 Loss = Callable[[SNN], jax.Array]

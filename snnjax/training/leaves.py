@@ -131,7 +131,7 @@ def kernels(snn: SNN) -> SNN:
     >>> from snnjax import init, training
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"])
     >>> snn = init(fn, {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}, jnp.ones((1, 3)))
-    >>> print(kernels(snn).params, kernels(snn).neurons["relu"].threshold)
+    >>> print(kernels(snn).params, kernels(snn).neurons["w/relu"].threshold)
     {'b': False, 'w': True} False
     >>> optimizer = training.optimizer(optax.adamw(1e-3, mask=kernels))
     """

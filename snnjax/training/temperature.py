@@ -21,7 +21,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import wide
 from snnjax._checks import check_positive
-from snnjax.network.names import paths_of
+from snnjax._trees import paths_of
 from snnjax.neurons.protocol import chain, field, with_field
 from snnjax.snn import SNN, check_snn
 from snnjax.training.differences import Loss, with_leaves

@@ -20,6 +20,7 @@ from snnjax._trees import is_kernel
 from snnjax.calibrators import formulas
 from snnjax.calibrators.checks import widen
 from snnjax.calibrators.view import Fit, Product, View
+from snnjax.capture.batch import image_axes
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.effects import scaled
 from snnjax.conversion.engine.micro_batches import (
@@ -30,7 +31,6 @@ from snnjax.conversion.engine.micro_batches import (
     run_snn,
 )
 from snnjax.conversion.engine.segments import Current
-from snnjax.network.batch import image_axes
 from snnjax.network.equations import Network
 from snnjax.network.products import LoneProduct, lone_products
 from snnjax.network.sites import Site

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import chex
 
-from snnjax.network.capture import capture
+from snnjax.capture.capture import capture
 
 INPUT, OUTPUT = "input", "output"
 

@@ -1,12 +1,12 @@
-"""From a jaxpr to numbered equations, with calls inlined and activations recognised.
+"""From a jaxpr to numbered equations, with calls inlined.
 
 This is the only file that reads jaxprs; the rest of the library uses `Equation`.
 """
 
+import dataclasses
 import functools
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from snnjax.network.axes import moved
+from snnjax.capture.axes import moved
 from snnjax.network.equations import Equation, Static
-from snnjax.network.sites import Site
+from snnjax.network.sites import new_site
 from snnjax.network.stages import needed
 
 # From JAX 0.12 on one class with Jaxpr, under a name that type checkers do not see.
@@ -26,32 +26,26 @@ _ClosedJaxpr: Any = jex.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 _CALLS = ("jit", "closed_call")
 REMAT = ("remat2",)
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
-_MAX_POOLS = ("reduce_window_max", "reduce_max")
+# Functions of `snnjax.activations`, by names that nobody else uses -> kind.
+_OWN = {
+    "snnjax_clipped_relu": "clipped relu",
+    "snnjax_quantized_relu": "quantized relu",
+    "snnjax_encode": "encoder",
+}
 
 
-class _Activation(NamedTuple):
-    """What the capture recognises: a name for people, and capabilities of its site.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a function that was inlined; compared by identity.
 
     Attributes:
-        maximum: of a ReLU6, which is a clipped ReLU.
+        name: of the function, for people.
     """
 
-    kind: str
-    fires: bool = True
-    signed: bool = False
-    accumulates: bool = False
-    homogeneous: bool = False
-    maximum: float | None = None
+    name: str
 
 
-_RELU = _Activation("relu")
-_RELU6 = _Activation("clipped relu", maximum=6.0)
-_ENCODER = _Activation("encoder", signed=True)
-_WITH_MAXIMUM = {  # by the name of the function; the maximum is its second operand
-    "snnjax_clipped_relu": _Activation("clipped relu"),
-    "snnjax_quantized_relu": _Activation("quantized relu"),
-}
-_MAX_POOL = _Activation("max-pool", False, accumulates=True, homogeneous=True)
+Calls = tuple[Call, ...]  # that an equation stands in, the outermost first
 
 
 class Program(NamedTuple):
@@ -64,6 +58,7 @@ class Program(NamedTuple):
         x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
         outputs: variables or constants.
+        calls: calls with a derivative of their own, or of a remat, as equations.
     """
 
     equations: tuple[Equation, ...]
@@ -72,15 +67,16 @@ class Program(NamedTuple):
     x: tuple[int, ...]
     constants: dict[int, Any]
     outputs: tuple[int | Static, ...]
+    calls: Mapping[Call, Equation]
 
 
-def flatten(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
-    """Inline the calls of a closed jaxpr; an ``opaque`` one only if it holds a site.
+def flatten(closed: Any, inputs: int) -> Program:
+    """Inline all calls of a closed jaxpr but those of `snnjax.activations`.
 
     Args:
         inputs: how many of its last arguments are arrays of x.
     """
-    flat = _Flattener(opaque)
+    flat = _Flattener()
     arguments = [flat.variable(v) for v in closed.jaxpr.invars]
     parameters, x = arguments[:-inputs], tuple(arguments[-inputs:])
     flat.dependent.update(x)
@@ -91,33 +87,58 @@ def flatten(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
     equations = flat.run(closed.jaxpr, "", ())
     outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
     used = needed(equations, [v for v in outputs if isinstance(v, int)])
-    return Program(used, flat.avals, parameters, x, constants, outputs)
+    return Program(used, flat.avals, parameters, x, constants, outputs, flat.calls)
 
 
-def hides_site(equation: Equation) -> bool:
-    """Whether a loop or branch holds an activation, where no rule can reach it."""
-    inner = _jaxprs(static.value for _, static in equation.params)
-    return any(map(_mentions_activation, inner))
+def traced(
+    function: Any, inputs: Sequence[int | Static], avals: dict[int, Any], path: str
+) -> tuple[list[Equation], list[Any]]:
+    """Equations of a function of variables, and its results; avals get new ones."""
+    flat = _Flattener()
+    flat.avals = avals
+    return flat.apply(function, inputs, path, ())
 
 
-def without_site(equation: Equation) -> Equation:
-    """The equation as JAX wrote it."""
-    if equation.site is None or equation.site.accumulates:
-        return equation._replace(site=None)
-    operands = len(equation.options["call_jaxpr"].in_avals)  # a ReLU6 has one more here
-    return equation._replace(site=None, inputs=equation.inputs[:operands])
+def folded(
+    equations: Sequence[Equation], calls: Mapping[Call, Equation], names: Sequence[str]
+) -> tuple[Equation, ...]:
+    """The equations, with calls of these primitives put back where no site is in them.
+
+    A call with a derivative of its own must stay a call, or the derivative would be
+    lost; a remat stays where it saves memory.
+    """
+    with_sites = {call for eq in equations if eq.site is not None for call in eq.calls}
+    kept: dict[Call | int, Equation] = {}  # by call, or by first output
+    for eq in equations:
+        whole = (
+            call
+            for call in eq.calls
+            if call in calls and calls[call].name in names and call not in with_sites
+        )
+        outermost = next(whole, None)
+        if outermost is None:
+            kept[eq.outputs[0]] = eq
+        else:
+            kept[outermost] = calls[outermost]
+    return tuple(kept.values())
+
+
+def inner_programs(equation: Equation) -> Iterator[Program]:
+    """The bodies of a loop, the branches of a cond."""
+    values = [static.value for _, static in equation.params]
+    flat = [v for value in values for v in (value if type(value) is tuple else [value])]
+    for jaxpr in flat:
+        if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
+            closed = _closed(jaxpr)
+            if closed.jaxpr.invars:
+                yield flatten(closed, len(closed.jaxpr.invars))
 
 
 class _Flattener:
-    """Numbers a jaxpr's variables and inlines its calls.
+    """Numbers a jaxpr's variables and inlines its calls."""
 
-    Sites are called by their number, which does not depend on the calls that stay
-    opaque.
-    """
-
-    def __init__(self, opaque: Sequence[str]):
-        self.opaque = opaque
-        self.sites = itertools.count()
+    def __init__(self):
+        self.calls: dict[Call, Equation] = {}
         self.numbers: dict[Any, int] = {}
         self.avals: dict[int, Any] = {}
         self.dependent: set[int] = set()  # variables that depend on x
@@ -134,7 +155,7 @@ class _Flattener:
             return Static(v.val)
         return self.forwarded[v] if v in self.forwarded else self.variable(v)
 
-    def run(self, jaxpr: Any, path: str, calls: tuple[str, ...]) -> list[Equation]:
+    def run(self, jaxpr: Any, path: str, calls: Calls) -> list[Equation]:
         equations = []
         for eqn in jaxpr.eqns:
             here = _join(path, str(eqn.source_info.name_stack))
@@ -145,68 +166,62 @@ class _Flattener:
             if eqn.primitive.name == "scan" and self.is_over_layers(eqn):
                 equations += self.unroll(eqn, here, calls)
                 continue
-            activation, body = _activation(eqn), _body(eqn)
-            inline = eqn.primitive.name not in self.opaque or (
-                body is not None and _holds_site(body.jaxpr)
-            )
-            if activation is None and body is not None and inline:
-                equations += self.inline(eqn, body, here, calls)
+            body = _body(eqn)
+            if body is None or body.jaxpr.debug_info.func_name in _OWN:
+                equations += self.equations(eqn, here, calls)
             else:
-                equations += self.equations(eqn, activation, here, calls)
+                equations += self.inline(eqn, body, here, calls)
         return equations
 
-    def equations(
-        self, eqn: Any, activation: _Activation | None, path: str, calls
-    ) -> list[Equation]:
+    def equations(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
         """The equation as it is; a barrier of several arrays as one for each."""
         inputs = tuple(self.read(v) for v in eqn.invars)
         outputs = tuple(self.variable(v) for v in eqn.outvars)
-        params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
-        if self.dependent.intersection(v for v in inputs if isinstance(v, int)):
+        equation = self.equation(eqn, inputs, outputs, path, calls)
+        if self.dependent.intersection(equation.variables):
             self.dependent.update(outputs)
         if eqn.primitive.name == "optimization_barrier":  # each has axes of its own
             pairs = zip(inputs, outputs, strict=True)
-            return [
-                Equation(eqn.primitive, params, (i,), (o,), None, path, calls)
-                for i, o in pairs
-            ]
-        site = None
-        if activation is not None:
-            site = self.site(activation, outputs[0])
-            if activation.maximum is not None:
-                inputs = (*inputs, Static(activation.maximum))
-        return [Equation(eqn.primitive, params, inputs, outputs, site, path, calls)]
+            return [equation._replace(inputs=(i,), outputs=(o,)) for i, o in pairs]
+        body = _body(eqn)
+        kind = _OWN.get(body.jaxpr.debug_info.func_name) if body else None
+        if body and kind and (kind == "encoder" or _is_broadcast(body.jaxpr)):
+            aval, signed = self.avals[outputs[0]], kind == "encoder"
+            equation = equation._replace(site=new_site(kind, aval, signed=signed))
+        return [equation]
 
-    def site(self, activation: _Activation, output: int) -> Site:
-        """Without what only the whole network shows: name, depth, parameters, axes."""
-        aval = self.avals[output]
-        return Site(
-            name=str(next(self.sites)),
-            kind=activation.kind,
-            shape=aval.shape[1:],
-            parameters=(),
-            depth=0,
-            dtype=aval.dtype,
-            fires=activation.fires,
-            signed=activation.signed,
-            accumulates=activation.accumulates,
-            homogeneous=activation.homogeneous,
-        )
+    def equation(self, eqn: Any, inputs, outputs, path: str, calls: Calls) -> Equation:
+        params = tuple((k, Static(eqn.params[k])) for k in sorted(eqn.params))
+        return Equation(eqn.primitive, params, inputs, outputs, None, path, calls)
 
-    def inline(self, eqn: Any, body: Any, path: str, calls) -> list[Equation]:
-        inputs = map(self.read, eqn.invars)
-        calls = (*calls, _call_name(eqn, body))
+    def inline(self, eqn: Any, body: Any, path: str, calls: Calls) -> list[Equation]:
+        inputs = tuple(map(self.read, eqn.invars))
+        name = eqn.params.get("name") or body.jaxpr.debug_info.func_name
+        call = Call(str(name))
+        calls = (*calls, call)
         equations, results = self.call(body, inputs, path, calls)
+        if eqn.primitive.name in CUSTOM:  # an input that it hands on has a derivative
+            for i, v in enumerate(results):
+                if not any(v in eq.outputs for eq in equations):
+                    copying, (results[i],) = self.apply(_copy, [v], path, calls)
+                    equations += copying
+        if eqn.primitive.name in (*CUSTOM, *REMAT):
+            made = {v for eq in equations for v in eq.outputs}
+            outputs = [
+                v if v in made and v not in results[:i] else self.variable(outer)
+                for i, (v, outer) in enumerate(zip(results, eqn.outvars, strict=True))
+            ]
+            self.calls[call] = self.equation(eqn, inputs, tuple(outputs), path, calls)
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
 
     def call(
-        self, body: Any, inputs: Iterable[int | Static], path: str, calls
+        self, body: Any, inputs: Iterable[int | Static], path: str, calls: Calls
     ) -> tuple[list[Equation], list[int | Static]]:
         """Equations of a closed jaxpr for these inputs, and its results."""
         # A jaxpr that is called twice is inlined twice: forget its old numbers.
-        inner = _Flattener(self.opaque)
-        inner.avals, inner.sites = self.avals, self.sites
+        inner = _Flattener()
+        inner.avals, inner.calls = self.avals, self.calls
         inner.dependent = self.dependent
         inner.forwarded = dict(zip(body.jaxpr.invars, inputs, strict=True))
         for v, c in zip(body.jaxpr.constvars, body.consts, strict=True):
@@ -220,7 +235,7 @@ class _Flattener:
         on_x = [isinstance(v, int) and v in self.dependent for v in inputs]
         return any(on_x) and not any(on_x[_parts_of_scan(eqn)[1] :])
 
-    def unroll(self, eqn: Any, path: str, calls) -> list[Equation]:
+    def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
         """Every turn of a scan in its place; its number becomes part of the path."""
         body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
@@ -256,7 +271,7 @@ class _Flattener:
         return equations
 
     def apply(
-        self, function: Any, inputs: Sequence[int | Static], path: str, calls
+        self, function: Any, inputs: Sequence[int | Static], path: str, calls: Calls
     ) -> tuple[list[Equation], list[int | Static]]:
         """Equations of a function of arrays, and its result."""
         shapes = [
@@ -292,6 +307,10 @@ def _zeros(v: Any) -> Static:
     return Static(np.zeros(v.aval.shape, v.aval.dtype))
 
 
+def _copy(array: Any) -> Any:
+    return jnp.array(array, copy=True)
+
+
 def _stack(*arrays: Any) -> Any:
     return lax.concatenate([lax.expand_dims(a, (0,)) for a in arrays], 0)
 
@@ -309,31 +328,6 @@ def _body(eqn: Any) -> Any:
 
 def _closed(jaxpr: Any) -> Any:
     return jaxpr if isinstance(jaxpr, _ClosedJaxpr) else _ClosedJaxpr(jaxpr, ())
-
-
-def _call_name(eqn: Any, body: Any) -> str:
-    return str(eqn.params.get("name") or body.jaxpr.debug_info.func_name)
-
-
-def _activation(eqn: Any) -> _Activation | None:
-    """The activation that an equation is; None if it is something else."""
-    if eqn.primitive.name in _MAX_POOLS:
-        return _MAX_POOL
-    body = _body(eqn)
-    if eqn.primitive.name != "custom_jvp_call" or body is None:
-        return None
-    name = body.jaxpr.debug_info.func_name
-    if name in _WITH_MAXIMUM:
-        return _WITH_MAXIMUM[name] if _is_broadcast(body.jaxpr) else None
-    if name == "snnjax_encode":
-        return _ENCODER
-    # The name alone would trust a user's own function that happens to be called relu.
-    limits = _limits(body.jaxpr) if len(eqn.invars) == 1 else []
-    if name == "relu" and limits == [("max", 0)]:
-        return _RELU
-    if name == "relu6" and limits == [("max", 0), ("min", 6)]:
-        return _RELU6
-    return None
 
 
 def _is_broadcast(jaxpr: Any) -> bool:
@@ -375,19 +369,6 @@ def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
     return places.get(jaxpr.outvars[0])
 
 
-def _limits(jaxpr: Any) -> list[tuple[str, float | None]]:
-    """The operations of an activation, with the number that each compares to."""
-    limits = []
-    for eqn in jaxpr.eqns:
-        body = _body(eqn)
-        if body is not None:
-            limits += _limits(body.jaxpr)
-            continue
-        numbers = [v.val for v in eqn.invars if _literal(v)]
-        limits.append((eqn.primitive.name, float(numbers[0]) if numbers else None))
-    return limits
-
-
 def depends_on_last(jaxpr: Any) -> bool:
     """Whether any output of a function follows from its last input."""
     reached = {jaxpr.invars[-1]}
@@ -399,34 +380,6 @@ def depends_on_last(jaxpr: Any) -> bool:
 
 def _literal(v: Any) -> bool:
     return isinstance(v, jex.Literal)
-
-
-def _holds_site(jaxpr: Any) -> bool:
-    def inner(eqn: Any) -> list[Any]:
-        if eqn.primitive.name == "scan":  # it may be unrolled
-            return [_closed(eqn.params["jaxpr"]).jaxpr]
-        body = _body(eqn)
-        return [] if body is None else [body.jaxpr]
-
-    return any(
-        _activation(eqn) is not None or any(map(_holds_site, inner(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _mentions_activation(jaxpr: Any) -> bool:
-    return any(
-        _activation(eqn) not in (None, _MAX_POOL)
-        or any(map(_mentions_activation, _jaxprs(eqn.params.values())))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _jaxprs(values: Iterable[Any]) -> list[Any]:
-    """The jaxprs among an equation's parameters: bodies, branches."""
-    flat = [v for value in values for v in (value if type(value) is tuple else [value])]
-    flat = [v.jaxpr if isinstance(v, _ClosedJaxpr) else v for v in flat]
-    return [v for v in flat if isinstance(v, jex.Jaxpr)]
 
 
 def _join(path: str, stack: str) -> str:

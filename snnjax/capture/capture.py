@@ -1,37 +1,35 @@
 """Capture: any ``fn(params, x)`` becomes a `Network`, or is refused with reasons.
 
-The function is traced once and flattened (``jaxprs.py``). With every call inlined, what
-stands between its sites must be affine in the activations (``affine.py``), or is
-gathered in operators (``operators.py``). Then passes over the equations give every site
-its depth, its parameters, its channels (``axes.py``) and its name.
+trace       fn becomes numbered equations, with every call inlined (``jaxprs.py``)
+recognize   ReLUs and max-pools become sites (``recognize.py``)
+rewrite     encoders and operators take their places
+annotate    every site gets its name, parameters, depth and channels
+check       what is left between the sites is affine, or the network is refused
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
-from snnjax._trees import is_floating
-from snnjax.network.affine import ConversionError, check, is_operator
-from snnjax.network.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.network.batch import Position, batch_first, batch_positions
-from snnjax.network.encoders import with_encoders
+from snnjax._trees import is_floating, paths_of
+from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
+from snnjax.capture.batch import Batch, batch_first
+from snnjax.capture.check import ConversionError, check
+from snnjax.capture.encoders import with_encoders
+from snnjax.capture.facts import Facts
+from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
+from snnjax.capture.names import site_names
+from snnjax.capture.operators import with_operators, without_inner_pools
+from snnjax.capture.recognize import with_sites
 from snnjax.network.equations import Equation, Network, shape_of, spread_out
 from snnjax.network.evaluate import Rule, evaluate
-from snnjax.network.jaxprs import CUSTOM, REMAT, Program, flatten, without_site
-from snnjax.network.names import SiteNames, paths_of
-from snnjax.network.operators import (
-    with_operators,
-    without_gates,
-    without_inner_pools,
-)
 from snnjax.network.sites import Sites
-from snnjax.network.ways import live
 
 
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
@@ -131,15 +129,14 @@ def capture(
     params: chex.ArrayTree,
     x: Any,
     *,
-    affine: bool = True,
     has_aux: bool = False,
     inline_all: bool = False,
 ) -> Network:
-    """Trace ``fn``; check that it is affine between its sites, or gather operators.
+    """The network that a function computes, checked: any rule may stand at its sites.
 
     Args:
-        affine: False allows anything between the sites, as direct training may.
-        has_aux: the function returns (outputs, aux); aux need not have a batch axis.
+        has_aux: the function is in training mode and returns (outputs, aux). Aux need
+            not have a batch axis, and anything may stand between the sites.
         inline_all: no call is left among the equations, with or without a site.
 
     Raises: as `sites`.
@@ -148,21 +145,14 @@ def capture(
     check_leaves(params)
     check_examples(x)
     closed, result = _trace(fn, params, x)
-    tree = jax.tree_util.tree_structure(result)
-    inputs = len(jax.tree_util.tree_leaves(x))
-    program = _flattened(closed, inputs)
-    program = (_with_operators if affine else _with_sites_only)(program)
-    inlined, axes = _network_of(program, params, tree)
-    answers = _without_aux(result) if has_aux else result
+    program = with_sites(flatten(closed, len(jax.tree_util.tree_leaves(x))))
+    program = _rewritten(program, training=has_aux)
+    network, batch = _annotated(program, params, jax.tree_util.tree_structure(result))
+    answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
+    facts = Facts(network)
     try:
-        check(inlined, len(jax.tree_util.tree_leaves(answers)), affine=affine)
+        check(network, facts, batch, len(answers), affine=not has_aux)
     except ConversionError as error:
-        if any(len(leaf.shape) == 1 for leaf in jax.tree_util.tree_leaves(x)):
-            error.add_note(
-                f"Its x has {_described(x)}, which is read as a batch of single "
-                "numbers. Perhaps the batch axis is missing: x is [B, ...], and a "
-                "sequence is [T, B, ...]."
-            )
         if not has_aux and isinstance(result, tuple) and len(result) == 2:
             error.add_note(
                 "The network returns a pair. If that is (outputs, aux), as of a "
@@ -170,81 +160,45 @@ def capture(
                 "snnjax.init; all else takes the network in inference mode."
             )
         raise
-    # Operators and encoders are those of the equations with every call inlined.
-    if inline_all or any(eq.body for eq in inlined.equations):
-        return inlined
-    # A custom derivative must stay, a remat only where it saves memory. Such a call
-    # hides how it moves axes, so those are taken from the other network.
-    opaque = CUSTOM if affine else (*CUSTOM, *REMAT)
-    program = _with_sites_of(program, _flattened(closed, inputs, opaque))
-    network, _ = _network_of(program, params, tree, axes)
-    return network
-
-
-def _flattened(closed: Any, inputs: int, opaque: Sequence[str] = ()) -> Program:
-    """The program of a closed jaxpr; an activation of parameters alone is a number."""
-    program = flatten(closed, inputs, opaque)
-    dependent = _dependent(program.equations, program.x)
-    equations = (
-        eq if dependent.intersection(eq.outputs) else without_site(eq)
-        for eq in program.equations
-    )
-    return program._replace(equations=tuple(equations))
-
-
-def _with_operators(program: Program) -> Program:
-    """The program with encoders, and what is not affine in operators."""
-    program = without_gates(program, _dependent(program.equations, program.x))
-    for rewrite in (with_encoders, without_inner_pools, with_operators):
-        program = _rewritten(program, rewrite)
-    return program
-
-
-def _with_sites_only(program: Program) -> Program:
-    """For networks that may hold anything between their sites."""
-    return _rewritten(program, without_inner_pools)
-
-
-def _with_sites_of(inlined: Program, program: Program) -> Program:
-    """The program, but no site that the inlined one has not."""
-    names = {eq.place.name for eq in inlined.equations if eq.site is not None}
-    equations = (
-        without_site(eq) if eq.site and eq.site.name not in names else eq
-        for eq in program.equations
-    )
-    return program._replace(equations=tuple(equations))
-
-
-def _rewritten(program: Program, rewrite: Callable) -> Program:
-    """The program after a pass that asks which equations are affine."""
-    dependent = _dependent(program.equations, program.x)
-    not_affine = functools.partial(
-        is_operator,
-        dependent=dependent,
-        live=live(program.equations),
-        avals=program.avals,
-    )
-    return rewrite(program, dependent, not_affine)
+    # An operator may hold parts of several calls.
+    if inline_all or facts.leaving:
+        return network
+    names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
+    equations = folded(network.equations, program.calls, names)
+    return network._replace(equations=equations)
 
 
 def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
+    """The jaxpr of a function, and the shapes of its result."""
+
     def anew(params, x):  # JAX would remember what fn itself closed over at first
         return fn(params, x)
 
     try:
         return jax.make_jaxpr(anew, return_shape=True)(params, x)
     except Exception as error:  # the user's own function failed: say with what
-        error.add_note(
-            f"snnjax called fn(params, x) with x of {_described(x)}. Pass the network "
-            "as fn(params, x) -> outputs, params as a pytree of arrays, and x with the "
-            "batch axis first."
+        note = (
+            f"snnjax called fn(params, x) with x of {_described(x)}, and params of "
+            f"{_shapes(params)}. Pass x with the batch axis first and the features "
+            "that params have weights for, and the network as fn(params, x) -> outputs."
         )
+        if type(error) in (TypeError, ValueError):
+            raise type(error)(f"{error}\n{note}") from error
+        error.add_note(note)
         raise
 
 
 def _described(x: Any) -> str:
     leaves = jax.tree_util.tree_leaves(x)
     return ", ".join(f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves)
+
+
+def _shapes(params: chex.ArrayTree, most: int = 4) -> str:
+    """Names and shapes of the first parameters."""
+    leaves = jax.tree_util.tree_leaves(params)
+    pairs = list(zip(paths_of(params), leaves, strict=True))
+    shapes = [f"{path or 'shape'} {jnp.shape(leaf)}" for path, leaf in pairs[:most]]
+    return ", ".join(shapes + ["..."] * (len(pairs) > most)) or "no arrays"
 
 
 def _without_aux(result: Any) -> Any:
@@ -257,65 +211,52 @@ def _without_aux(result: Any) -> Any:
     return result[0]
 
 
-# ------------------------------------------------------ passes over the equations
+def _rewritten(program: Program, *, training: bool) -> Program:
+    """The program with encoders, and what is not affine gathered in operators."""
+    if training:
+        return without_inner_pools(program)
+    for rewrite in (with_encoders, without_inner_pools, with_operators):
+        program = rewrite(program)
+    return program
 
 
-class _Axes(NamedTuple):
-    """Axes as the network with all calls inlined shows them.
-
-    Attributes:
-        batches: site number -> where its batch lies.
-        channels: site number -> axis of its channels, from the end.
-    """
-
-    batches: dict[str, Position]
-    channels: dict[str, int]
+# ------------------------------------------------------ what the whole network shows
 
 
-def _network_of(
-    program: Program, params: chex.ArrayTree, tree: Any, axes: _Axes | None = None
-) -> tuple[Network, _Axes]:
-    """The network of a program, and its axes.
+def _annotated(
+    program: Program, params: chex.ArrayTree, tree: Any
+) -> tuple[Network, Batch]:
+    """The network of a program, whose sites know their place in it, and its batch.
 
     Args:
         program: the function, flattened.
         params: whose paths name the parameters.
         tree: structure of the function's result.
-        axes: of the same function with all calls inlined; by default this program is
-            that, and its own are taken.
     """
     avals, x = program.avals, program.x
-    positions = axes.batches if axes else batch_positions(program.equations, avals, x)
-    batch = avals[x[0]].shape[0]
-    equations = batch_first(program.equations, avals, batch, positions)
-    dependent = _dependent(equations, x)
+    equations = batch_first(program.equations, Batch(program.equations, avals, x))
+    facts = Facts(program._replace(equations=tuple(equations)))
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     direct, reach = _reach(equations, parameters)
-    if axes is None:
-        channels = _channels(equations, dependent, avals)
-        sites = [eq for eq in equations if eq.site is not None]
-        own = {eq.place.name: _site_channel(eq, channels, avals) for eq in sites}
-        axes = _Axes(positions, own)
-    names = SiteNames(tuple(equations), direct, parameters, avals)
+    channels = _channels(equations, facts.dependent, avals)
+    names = site_names(equations, direct, parameters, avals)
     sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
     feeds = {}
-    for i, eq in enumerate(equations):
-        if eq.site is None:
-            continue
-        site = eq.site._replace(
-            name=names.of(i),
-            # A kernel before its bias, whatever their paths are.
-            parameters=tuple(
-                parameters[v] for v in sorted(direct[i], key=lambda v: (-sizes[v], v))
-            ),
+    for i, name in names.items():
+        eq = equations[i]
+        # A kernel before its bias, whatever their paths are.
+        largest_first = sorted(direct[i], key=lambda v: (-sizes[v], v))
+        site = eq.place._replace(
+            name=name,
+            parameters=tuple(parameters[v] for v in largest_first),
             depth=depths[eq.outputs[0]],
-            channel=axes.channels[eq.site.name],
+            channel=_site_channel(eq, channels, avals),
             own_maxima=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
         if site.fires:
-            feeds[site.name] = tuple(sorted(direct[i]))
+            feeds[name] = tuple(sorted(direct[i]))
     outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     network = Network(
@@ -328,21 +269,12 @@ def _network_of(
         tree=tree,
         sites=Sites(eq.site for eq in equations if eq.site is not None),
         depths=depths,
-        dependent=dependent,
+        dependent=facts.dependent,
         feeds=feeds,
         readout=frozenset().union(*outputs),
         operands=frozenset().union(*operands),
     )
-    return network, axes
-
-
-def _dependent(equations: Sequence[Equation], x: Iterable[int]) -> frozenset[int]:
-    """Variables that depend on these, those within operators too."""
-    dependent = set(x)
-    for eq in spread_out(equations):
-        if dependent.intersection(eq.variables):
-            dependent.update(eq.outputs)
-    return frozenset(dependent)
+    return network, Batch(equations, avals, x)
 
 
 def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
@@ -355,7 +287,7 @@ def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
 
 
 def _reach(
-    equations: Sequence[Equation], parameters: dict[int, str]
+    equations: Sequence[Equation], parameters: Mapping[int, str]
 ) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
     """Parameters that reach each equation, and each variable, without passing a site
     that fires or an operator."""

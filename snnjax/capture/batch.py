@@ -5,13 +5,15 @@ from the left, W @ x; and windows of an image may be folded into it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from snnjax.network.axes import REDUCTIONS, Avals, Shape, moved
-from snnjax.network.equations import Equation, Static, shape_of
+from snnjax.capture.axes import REDUCTIONS, Avals, Shape, moved
+from snnjax.capture.jaxprs import traced
+from snnjax.network.equations import Equation, Static, shape_of, spread_out
 
 _CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
@@ -37,44 +39,50 @@ FIRST = Position(0)
 
 
 class Batch:
-    """Follows the batch of a network from equation to equation.
+    """Where the batch of a program lies, and where its examples meet.
 
     Attributes:
         size: B.
         positions: variable -> `Position`, as far as it is known.
+        axes: first output of an equation -> axis of its batch, likewise.
+        meetings: first outputs of equations by which one example would reach another.
+        mixed: variables that hold no example of their own since such a meeting.
     """
 
-    def __init__(self, x: Sequence[int], avals: Avals):
+    def __init__(self, equations: Iterable[Equation], avals: Avals, x: Sequence[int]):
         self.avals, self.size = avals, avals[x[0]].shape[0]
         self.positions = dict.fromkeys(x, FIRST)
+        self.axes: dict[int, int] = {}
+        self.meetings: set[int] = set()
+        self.mixed: set[int] = set()
+        for equation in spread_out(equations):
+            self._follow(equation)
 
-    def follow(self, equation: Equation) -> tuple[bool, int | None]:
-        """Whether one example reaches another, and the batch axis if it is known."""
-        if equation.body:
-            steps = [self.follow(inner) for inner in equation.body.equations]
-            return any(meets for meets, _ in steps), steps[-1][1]
-        if equation.fires and equation.variables:
-            place = self.positions.get(equation.variables[0])  # they are elementwise
-            if place is not None:
-                self.positions.update(dict.fromkeys(equation.outputs, place))
-            return False, place.axis if place else None
+    def _follow(self, equation: Equation) -> None:
+        first = equation.outputs[0]
         try:
-            places = {
-                self._after(equation, i, v)
-                for i, v in enumerate(equation.inputs)
-                if isinstance(v, int) and v in self.positions
-            }
-        except _Meeting:  # with one example there is no other
-            return self.size != 1, None
-        certain = [place for place in places if place is not None]
-        if len(certain) > 1:
-            return self.size != 1, None
-        if not certain:
-            return False, None
-        (place,) = certain
-        if None not in places:
-            self.positions.update(dict.fromkeys(equation.outputs, place))
-        return False, place.axis
+            places = self._places(equation)
+        except _Meeting:
+            places, meets = set(), True
+        else:
+            meets = len(places - {None}) > 1
+        known = [place for place in places if place is not None]
+        if meets and self.size != 1:  # with one example there is no other
+            self.meetings.add(first)
+        if len(known) == 1:
+            self.axes[first] = known[0].axis
+            if len(places) == 1:
+                self.positions.update(dict.fromkeys(equation.outputs, known[0]))
+        elif first in self.meetings or self.mixed.intersection(equation.variables):
+            self.mixed.update(equation.outputs)
+
+    def _places(self, equation: Equation) -> set[Position | None]:
+        """Where each input would put the batch; None where that is unknown."""
+        inputs = [(i, v) for i, v in enumerate(equation.inputs) if isinstance(v, int)]
+        inputs = [(i, v) for i, v in inputs if v in self.positions]
+        if equation.fires:  # neurons are elementwise
+            return {self.positions[v] for i, v in inputs if i == 0}
+        return {self._after(equation, i, v) for i, v in inputs}
 
     def _after(self, equation: Equation, i: int, v: int) -> Position | None:
         """Where input i's batch lies in the output; None if that is unknown."""
@@ -211,96 +219,50 @@ def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
     return paired[own.index(index)]
 
 
-def batch_positions(
-    equations: Sequence[Equation], avals: Avals, x: Sequence[int]
-) -> dict[str, Position]:
-    """Site name -> where its batch lies, if that is known; with every call inlined.
+def image_axes(equations: Sequence[Equation], avals: Avals, x: Sequence[int]):
+    """Variable -> axis of its batch, as far as that is known and not the first."""
+    positions = Batch(equations, avals, x).positions
+    return {v: place.axis for v, place in positions.items() if place.axis}
+
+
+def batch_first(equations: Sequence[Equation], batch: Batch) -> list[Equation]:
+    """The equations, with moves around each site whose first axis is not the batch.
 
     vmap puts it last where weights are multiplied from the left, W @ x; and windows of
     an image may be folded into it.
     """
-    batch, positions = Batch(x, avals), {}
-    for eq in equations:
-        batch.follow(eq)
-        place = batch.positions.get(eq.outputs[0])
-        if eq.site is not None and place is not None:
-            positions[eq.site.name] = place
-    return positions
-
-
-def image_axes(equations: Sequence[Equation], avals: Avals, x: Sequence[int]):
-    """Variable -> axis of its batch, as far as that is known and not the first."""
-    batch = Batch(x, avals)
-    for eq in equations:
-        batch.follow(eq)
-    return {v: place.axis for v, place in batch.positions.items() if place.axis}
-
-
-def batch_first(
-    equations: Sequence[Equation],
-    avals: Avals,
-    batch: int,
-    positions: dict[str, Position],
-) -> list[Equation]:
-    """The equations, with moves around each site whose first axis is not the batch."""
     placed = []
     for eq in equations:
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        if eq.fires and alone:
-            around = _Around(eq, avals, batch)
-            placed += around.moved(positions.get(eq.place.name))
-        else:
-            placed.append(eq)
+        placed += _with_batch_first(eq, batch) if eq.fires and alone else [eq]
     return placed
 
 
-class _Around:
+def _with_batch_first(eq: Equation, batch: Batch) -> list[Equation]:
     """A site, and equations that bring its batch to the front and back again."""
+    (v, *operands), (output,), avals = eq.inputs, eq.outputs, batch.avals
+    shape = shape_of(avals, v)
+    axis, stride = batch.positions.get(output, (0, 1))
+    if output not in batch.positions and batch.size == 1 and shape:
+        stride = shape[0]  # of a single example, whose axis may have vanished
+    outer = shape[axis] // (batch.size * stride) if shape else 1
+    parts = [n for i, n in enumerate((outer, batch.size, stride)) if i == 1 or n != 1]
+    split = (*shape[:axis], *parts, *shape[axis + 1 :])
+    at = axis + (outer != 1)
+    if len(parts) == 1 and at == 0:
+        return [eq]
 
-    def __init__(self, eq: Equation, avals: Avals, batch: int):
-        self.eq, self.avals, self.batch = eq, avals, batch
+    def to_front(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(split), at, 0)
 
-    def moved(self, position: Position | None) -> list[Equation]:
-        (v, *operands), (output,) = self.eq.inputs, self.eq.outputs
-        assert isinstance(v, int)
-        shape = tuple(self.avals[v].shape)
-        if position is None:  # of a single example, whose axis may have vanished
-            position = Position(0, shape[0] if self.batch == 1 and shape else 1)
-        axis, stride = position
-        outer = shape[axis] // (self.batch * stride) if shape else 1
-        parts = [n for n in (outer, self.batch, stride)]
-        parts = [n for i, n in enumerate(parts) if i == 1 or n != 1]
-        split = (*shape[:axis], *parts, *shape[axis + 1 :])
-        at = axis + (outer != 1)
-        order = (at, *(a for a in range(len(split)) if a != at))
-        if len(parts) == 1 and at == 0:
-            return [self.eq]
-        front = tuple(split[a] for a in order)
-        before, inside, after, back = (
-            self.fresh(shape) for shape in (split, front, front, split)
-        )
-        site = self.eq.place._replace(shape=front[1:])
-        inverse = tuple(order.index(a) for a in range(len(order)))
-        return [
-            self.reshaped(v, before, split),
-            self.transposed(before, inside, order),
-            self.eq._replace(inputs=(inside, *operands), outputs=(after,), site=site),
-            self.transposed(after, back, inverse),
-            self.reshaped(back, output, shape),
-        ]
+    def back(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, at).reshape(shape)
 
-    def fresh(self, shape: Shape) -> int:
-        number = len(self.avals)
-        self.avals[number] = self.avals[self.eq.variables[0]].update(shape=shape)
-        return number
-
-    def transposed(self, source: int, target: int, order: Shape) -> Equation:
-        params = (("permutation", Static(order)),)
-        primitive, path = jax.lax.transpose_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
-
-    def reshaped(self, source: int, target: int, shape: Shape) -> Equation:
-        options = {"dimensions": None, "new_sizes": shape, "sharding": None}
-        params = tuple((name, Static(options[name])) for name in sorted(options))
-        primitive, path = jax.lax.reshape_p, self.eq.path
-        return Equation(primitive, params, (source,), (target,), path=path)
+    before, (front,) = traced(to_front, [v], avals, eq.path)
+    fired = len(avals)
+    avals[fired] = avals[front]
+    after, _ = traced(back, [fired], avals, eq.path)
+    after[-1] = after[-1]._replace(outputs=(output,))
+    site = eq.place._replace(shape=shape_of(avals, front)[1:])
+    eq = eq._replace(inputs=(front, *operands), outputs=(fired,), site=site)
+    return [*before, eq, *after]

@@ -1,0 +1,271 @@
+"""The checks of a captured network, and the error that lists what is in the way.
+
+An obstacle is reported with its path and the way out: examples that meet, loops, random
+and whole numbers, sorting.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from snnjax.capture.affine import FLOATING, OPERATOR
+from snnjax.capture.batch import FIRST, Batch
+from snnjax.capture.facts import Facts
+from snnjax.capture.recognize import hides_relu
+from snnjax.network.equations import Equation, Network, spread_out
+
+
+class Problem(NamedTuple):
+    """Something that stands in the way of a conversion.
+
+    Attributes:
+        path: where in the network, e.g. ``Net/LayerNorm_0``.
+        operations: names of the operations there.
+        reason: why it cannot be converted.
+        remedy: the way out.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
+    >>> try:
+    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
+    ... except snnjax.ConversionError as error:
+    ...     (problem,) = error.problems
+    >>> problem.operations, problem.remedy
+    (('argmax',), 'return the logits from fn and decide on the mean output')
+    """
+
+    path: str
+    operations: tuple[str, ...]
+    reason: str
+    remedy: str
+
+
+class ConversionError(ValueError):
+    """The network cannot be converted; ``problems`` lists everything in the way.
+
+    Attributes:
+        problems: a `snnjax.capture.Problem` for each place in the network.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
+    >>> try:
+    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
+    ... except snnjax.ConversionError as error:
+    ...     print(error)
+    this network cannot be converted (1 place):
+      (top level): argmax
+        a sort order (argmax, sort, top_k) cannot be averaged over steps
+        remedy: return the logits from fn and decide on the mean output
+    """
+
+    __module__ = "snnjax"  # where users find it
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        headline: str = "this network cannot be converted",
+    ):
+        self.problems = tuple(problems)
+        places = "place" if len(self.problems) == 1 else "places"
+        lines = [f"{headline} ({len(problems)} {places}):"]
+        for problem in self.problems:
+            where = problem.path or "(top level)"
+            operations = ", ".join(problem.operations)
+            lines.append(f"  {where}: {operations}" if operations else f"  {where}")
+            lines.append(f"    {problem.reason}")
+            lines.append(f"    remedy: {problem.remedy}")
+        super().__init__("\n".join(lines))
+
+
+_USE_RELU = (
+    "train or fine-tune the ANN with jax.nn.relu, snnjax.clipped_relu or "
+    "snnjax.quantized_relu"
+)
+_EXPLANATIONS = {
+    "window": (
+        "this reduction over windows is not affine. JAX knows a max-pool only if it "
+        "starts from the number -inf, not from 0 or an array",
+        "write jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ...), with -jnp.inf as "
+        "it is",
+    ),
+    "maximum": (
+        "the maximum of a clipped or quantized ReLU depends on the input, but a "
+        "threshold is constant",
+        "make it a constant or a parameter",
+    ),
+    "maxima": (
+        "the maximum of a clipped or quantized ReLU differs within a channel, but a "
+        "threshold is one number per channel",
+        "give it one number, or one for each channel",
+    ),
+    "batch": (
+        "one example would reach another: this works along the batch axis, the first "
+        "of x",
+        "keep the examples of a batch apart in fn (statistics belong into params; "
+        "h[:, i] in the place of h[jnp.arange(B), i]); a single example is x[None]",
+    ),
+    "behind": (
+        "the batch is not the first axis here; vmap puts it last where weights stand "
+        "on the left, W @ x",
+        "write x @ W.T in fn, or move the batch to the front before the activation",
+    ),
+    "recurrence": (
+        "a scan along an axis of the input is a recurrence, with a time axis of its "
+        "own; only a scan over stacked parameters is unrolled",
+        'give that axis as steps, by inputs="sequence", or write a for loop over it',
+    ),
+    "loop": (
+        "snnjax cannot look into a branch, shard_map, a kernel, or a loop whose length "
+        "may depend on values",
+        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "a static value",
+    ),
+    "hidden": (
+        "a ReLU inside a branch, or inside a loop that is no scan over layers, would "
+        "not spike: snnjax cannot look into it",
+        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "a static value",
+    ),
+    "random": (
+        "random numbers enter the activations",
+        "switch dropout off (deterministic=True in flax.linen, model.eval() in nnx, "
+        "inference=True in equinox) and take augmentation out of fn",
+    ),
+    "order": (
+        "a sort order (argmax, sort, top_k) cannot be averaged over steps",
+        "return the logits from fn and decide on the mean output",
+    ),
+    "decision": (
+        "a comparison of activations leaves the operator that it belongs to; a truth "
+        "value cannot be averaged over steps",
+        "use the comparison before the next ReLU or product with weights, which "
+        "separates operators, or return the logits and decide on the mean output",
+    ),
+    "integer": (
+        "activations are converted to a type that is not floating point",
+        "keep activations in float32 or bfloat16; quantize outside fn",
+    ),
+    "unknown": (
+        "this operation is neither affine in the activations nor a known function",
+        "compute it outside fn, or write it with other operations",
+    ),
+}
+
+
+def check(
+    network: Network, facts: Facts, batch: Batch, count: int, *, affine: bool
+) -> None:
+    """Raise `ConversionError` unless a rule can take the place of every activation.
+
+    Args:
+        network: with every call inlined.
+        facts, batch: of its equations.
+        count: how many of its outputs are answers, with the batch on the first axis.
+        affine: between the sites stands what is affine, or in operators; otherwise
+            anything may stand there, unless it hides a site.
+    """
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    for eq in spread_out(network.equations):
+        kind = _obstacle(eq, network, facts, batch) if affine else _hidden(eq)
+        if kind is not None:
+            names.setdefault((eq.path, kind), {})[eq.name] = None
+    problems = [
+        Problem(path, tuple(operations), *_EXPLANATIONS[kind])
+        for (path, kind), operations in names.items()
+    ]
+    shape_problems = list(_shape_problems(network, network.outputs[:count], batch))
+    if (shape_problems or batch.meetings) and _is_one_axis(network):
+        reason = (
+            f"x has shape ({network.batch},), but its first axis must be the batch: "
+            "every example is then a single number"
+        )
+        remedy = "pass a single example as x[None], and single numbers as x[:, None]"
+        raise ConversionError([Problem("", (), reason, remedy)])
+    problems += shape_problems
+    if not problems and not any(site.fires for site in network.sites):
+        problems = [
+            Problem(
+                "",
+                (),
+                "no ReLU, and no product with weights behind another "
+                "activation, so nothing would spike",
+                _USE_RELU,
+            )
+        ]
+    if problems:
+        raise ConversionError(problems)
+
+
+def check_streams(network: Network) -> None:
+    """Raise if x, as it changes from step to step, gives numbers that have no mean."""
+    problems = [
+        Problem(
+            equation.path,
+            tuple(dict.fromkeys(inner.name for inner in equation.body.equations)),
+            "truth values and whole numbers of an input that changes in time have no "
+            "running mean",
+            "compute them outside fn and pass them as numbers, or use "
+            "inputs='constant'",
+        )
+        for equation in network.equations
+        if equation.body
+        and any(network.avals[v].dtype.kind not in FLOATING for v in equation.outputs)
+    ]
+    if problems:
+        raise ConversionError(problems, "this network takes a constant input only")
+
+
+def _hidden(equation: Equation) -> str | None:
+    return "hidden" if hides_relu(equation) else None
+
+
+def _obstacle(
+    equation: Equation, network: Network, facts: Facts, batch: Batch
+) -> str | None:
+    """Which explanation applies to an equation; None if nothing is in its way."""
+    first = equation.outputs[0]
+    kind = facts.obstacles[first]
+    if kind == OPERATOR:
+        leaving = facts.leaving.intersection(equation.outputs) & facts.live
+        floating = all(network.avals[v].dtype.kind in FLOATING for v in leaving)
+        kind = None if floating else "decision"
+    if kind is not None:
+        return kind
+    if first in batch.meetings:
+        return "batch"
+    return "behind" if equation.site is not None and batch.axes.get(first) else None
+
+
+def _is_one_axis(network: Network) -> bool:
+    """Whether x has no axis besides the batch, and is no list of tokens."""
+    arrays = [network.avals[v] for v in network.x]
+    return all(len(a.shape) == 1 and a.dtype.kind in FLOATING for a in arrays)
+
+
+def _shape_problems(
+    network: Network, outputs: Sequence[Any], followed: Batch
+) -> Iterator[Problem]:
+    """Sites and outputs whose first axis is not the batch."""
+    avals, batch = network.avals, network.batch
+    remedy = (
+        "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
+    )
+    sites = [eq for eq in network.equations if eq.site is not None]
+    sites = [eq for eq in sites if not eq.body]  # an operator may lie across
+    places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
+    places += [("", v, "an output") for v in outputs]
+    for path, variable, what in places:
+        if not isinstance(variable, int):
+            reason = "an output is a number by itself, without the axis of the batch"
+            yield Problem(path, (), reason, "leave out of fn what x does not reach")
+            continue
+        shape = tuple(avals[variable].shape)
+        if not shape or shape[0] != batch:
+            reason = f"{what} has shape {shape}, but its first axis must be the batch"
+            yield Problem(path, (), f"{reason} ({batch})", remedy)
+        elif what == "an output" and followed.positions.get(variable, FIRST) != FIRST:
+            reason = "an output has the batch on another axis than the first"
+            yield Problem(path, (), reason, remedy)
+        elif len(shape) == 1 and what == "a site":
+            reason = f"a site has shape {shape}: a batch of single numbers"
+            remedy = "give it an axis of features: x[:, None], or keepdims=True"
+            yield Problem(path, (), reason, remedy)

@@ -1,0 +1,117 @@
+"""Where encoders stand: before products with weights, on what an operator has touched.
+
+A value that an operator has touched since the last neuron, and that enters a product
+with weights, is encoded first, by neurons that may send negative spikes. Products that
+read the same value share its encoder. Other equations read the unencoded value.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from snnjax.capture.facts import MOVES, Facts
+from snnjax.capture.jaxprs import Program
+from snnjax.network.equations import PRODUCTS, Equation
+from snnjax.network.sites import new_site
+
+
+def with_encoders(program: Program) -> Program:
+    """The program with an encoder on every value that needs one.
+
+    Its avals get those of the encoders' outputs.
+    """
+    facts, avals = Facts(program), program.avals
+    encoded = _to_be_encoded(facts)
+    numbers = itertools.count(max(avals) + 1)
+    spikes: dict[Any, Any] = {}  # value -> the output of its encoder
+    equations = []
+    for eq in program.equations:
+        if _leads_to_products(eq, facts):
+            eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
+        equations.append(eq)
+        for v in encoded.intersection(eq.outputs):
+            fresh = next(numbers)
+            avals[fresh] = avals[v]
+            site = new_site("encoder", avals[v], signed=True)
+            path = _path_of_reader(program.equations, v)
+            equations.append(Equation(None, (), (v,), (fresh,), site, path))
+            spikes[v] = fresh
+    return program._replace(equations=tuple(equations))
+
+
+def _leads_to_products(eq: Equation, facts: Facts) -> bool:
+    """Whether it is a product with weights, or a move that leads to products only."""
+    if facts.is_product(eq):
+        return True
+    if eq.name not in MOVES or eq.site is not None:
+        return False
+    readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
+    read_outside = bool(set(facts.program.outputs).intersection(eq.outputs))
+    followed = (_leads_to_products(reader, facts) for reader in readers)
+    return bool(readers) and not read_outside and all(followed)
+
+
+def _to_be_encoded(facts: Facts) -> set[int]:
+    """Values that enter a product with weights and need an encoder before it."""
+    encoded: set[int] = set()
+    touched: set[int] = set()  # by an operator, since the last neuron
+    weighted: set[int] = set()  # by a product with weights, at some time
+    move_to: dict[int, Equation] = {}
+    for eq in facts.equations:
+        if eq.fires:
+            weighted.update(eq.outputs)
+            continue
+        operand = facts.operands.get(eq.outputs[0])
+        inputs = facts.dependent.intersection(eq.variables)
+        takes_spikes = False
+        if operand is not None:
+            sources = _moved_from(operand, move_to, facts)
+            takes_spikes = bool(encoded.intersection(sources))
+            if operand in touched & weighted and not takes_spikes:
+                encoded.add(_common_source(sources, move_to, facts))
+                takes_spikes = True
+        if inputs & weighted or operand is not None:
+            weighted.update(eq.outputs)
+        operates = facts.is_operator(eq)
+        if operates or (inputs & touched and not takes_spikes):
+            touched.update(eq.outputs)
+        if eq.name in MOVES and len(inputs) == 1 and not operates:
+            move_to[eq.outputs[0]] = eq
+    return encoded
+
+
+def _moved_from(v: int, move_to: Mapping[int, Equation], facts: Facts) -> list[int]:
+    """The value and the values it is a pure rearrangement of."""
+    chain = [v]
+    while v in move_to:
+        (v,) = facts.dependent.intersection(move_to[v].variables)
+        chain.append(v)
+    return chain
+
+
+def _common_source(
+    sources: Sequence[int], move_to: Mapping[int, Equation], facts: Facts
+) -> int:
+    """The operand, or what it is moved from where other products read that as well."""
+
+    def products_behind(v: int) -> int:
+        readers = facts.readers.get(v, ())
+        return sum(_leads_to_products(reader, facts) for reader in readers)
+
+    moves = itertools.takewhile(
+        lambda pair: _leads_to_products(move_to[pair[0]], facts),
+        itertools.pairwise(sources),
+    )
+    common = [before for _, before in moves if products_behind(before) > 1]
+    return common[-1] if common else sources[0]
+
+
+def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
+    """Where the first product that follows from a value stands."""
+    reached = {v}
+    for eq in equations:
+        if reached.intersection(eq.variables):
+            if eq.name in PRODUCTS:
+                return eq.path
+            reached.update(eq.outputs)
+    return ""

@@ -1,0 +1,210 @@
+"""Which equations become operators.
+
+An equation that is not affine in what depends on the input is computed on running means
+(`increments`). Equations that lead to each other without a cut, a neuron or a product
+with weights, are one operator: a softmax, a norm, a GELU, an attention with both of its
+products.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from snnjax._trees import common_path
+from snnjax.capture.affine import COMPARISONS, PIECEWISE
+from snnjax.capture.facts import Facts
+from snnjax.capture.jaxprs import Program
+from snnjax.network.equations import Body, Equation
+from snnjax.network.sites import new_site
+
+
+def without_inner_pools(program: Program) -> Program:
+    """The program without the max-pool sites that are part of an operator.
+
+    A maximum is part of an operator if one leads to it without a cut, or if whatever
+    reads it leads to operators, as in a softmax, whose maximum only prevents overflow.
+    """
+    facts, outputs = Facts(program), set(program.outputs)
+
+    def cuts(eq: Equation) -> bool:
+        return eq.fires or facts.is_product(eq)
+
+    inside: dict[int, bool] = {}  # whether a value's maker is, or leads to, operators
+    for eq in reversed(program.equations):
+        readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
+        follows = bool(readers) and not outputs.intersection(eq.outputs)
+        follows = follows and all(inside[r.outputs[0]] for r in readers)
+        is_inside = not cuts(eq) and (facts.is_operator(eq) or follows)
+        inside.update(dict.fromkeys(eq.outputs, is_inside))
+    touched: set[int] = set()
+    equations = []
+    for eq in program.equations:
+        operates = facts.is_operator(eq) or touched.intersection(eq.variables)
+        if operates and not cuts(eq):
+            touched.update(eq.outputs)
+        if eq.site is not None and eq.site.accumulates:
+            inner = eq.outputs[0] in touched or inside[eq.outputs[0]]
+            eq = eq._replace(site=None) if inner else eq
+        equations.append(eq)
+    return program._replace(equations=tuple(equations))
+
+
+def with_operators(program: Program) -> Program:
+    """The program with what is not affine gathered in operators."""
+    facts = Facts(program)
+    group_of = {i: group for group in _groups(facts) for i in group}
+    gathered: list[Equation] = []
+    for i, eq in enumerate(program.equations):
+        group = group_of.get(i)
+        if group is None:
+            gathered.append(eq)
+        elif i == group[0]:
+            body = tuple(program.equations[j] for j in group)
+            gathered.append(_operator(body, facts))
+    return program._replace(equations=tuple(_in_order(gathered)))
+
+
+# ------------------------------------------------------------------------- groups
+
+
+def _groups(facts: Facts) -> list[tuple[int, ...]]:
+    """Numbers of the equations of each operator, in order.
+
+    Two equations that are not affine belong together if one leads to the other without
+    a cut, and spikes reach both or neither; so do affine ones between them. The number
+    of cuts on the longest way to a value grows along every way with a cut. Equations of
+    one operator have the same, so no way leads out of an operator and back into it.
+    """
+    equations, live = facts.equations, facts.live
+    made_by: dict[int, int] = {}  # variable -> number of its equation
+    cuts: dict[int, int] = {}
+    leading: list[set[int]] = []  # to each equation, without a cut
+    behind: set[int] = set()  # equations that are operators or follow from one
+    for i, eq in enumerate(equations):
+        depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
+        is_live = not live.isdisjoint(eq.outputs)
+        is_cut = eq.site is not None or facts.is_product(eq)
+        near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
+        same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
+        leading.append(same & behind)
+        if facts.is_operator(eq) or leading[i]:
+            behind.add(i)
+        cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
+        made_by.update(dict.fromkeys(eq.outputs, i))
+    members: set[int] = set()  # operators, and what leads from one to another
+    for i in sorted(behind, reverse=True):
+        if facts.is_operator(equations[i]) or i in members:
+            members |= {i, *leading[i]}
+    group_of: dict[int, set[int]] = {}
+    for i in sorted(members):
+        group = {i}.union(*(group_of[j] for j in leading[i]))
+        group_of.update(dict.fromkeys(group, group))
+    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+
+
+def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
+    """One equation for a body of several."""
+    inside = {v for eq in body for v in eq.outputs}
+    members = set(map(id, body))
+    inputs = dict.fromkeys(v for eq in body for v in eq.variables if v not in inside)
+    results = [
+        v
+        for v in (v for eq in body for v in eq.outputs)
+        if v in facts.program.outputs
+        or any(id(reader) not in members for reader in facts.readers.get(v, ()))
+    ]
+    aval = facts.program.avals[results[0]]
+    sources = {_scaled_from(v, facts) for v in facts.dependent.intersection(inputs)}
+    operations = {eq.name for eq in body}
+    near_relu = len(sources) == 1 and operations <= PIECEWISE
+    near_relu = near_relu and bool(operations & COMPARISONS)
+    site = new_site(
+        _kind(body, near_relu), aval, fires=False, accumulates=True, near_relu=near_relu
+    )
+    paths = [eq.path for eq in body]
+    path = common_path(paths) if all(paths) else ""
+    computes = Body(body, tuple(inputs))
+    return Equation(None, (), computes.inputs, tuple(results), site, path, (), computes)
+
+
+def _scaled_from(v: int, facts: Facts) -> int:
+    """The value that a value is a multiple of, with an offset."""
+    eq = facts.makers.get(v)
+    while eq is not None and eq.name in ("add", "sub", "mul", "div", "neg"):
+        sources = facts.dependent.intersection(eq.variables)
+        if len(sources) != 1:
+            break
+        (v,) = sources
+        eq = facts.makers.get(v)
+    return v
+
+
+# What a body computes, by operations that it holds; the first that fits counts.
+_SIGNATURES = (
+    ("attention", {"exp", "dot_general"}),
+    ("softmax", {"exp", "reduce_sum"}),
+    ("norm", {"rsqrt"}),
+    ("norm", {"sqrt", "div"}),
+    ("gelu", {"erf"}),
+    ("gelu", {"erfc"}),
+    ("gelu", {"tanh", "integer_pow"}),
+    ("silu", {"x logistic(x)"}),
+    ("gate", {"logistic", "mul"}),
+    ("sigmoid", {"logistic"}),
+    ("tanh", {"tanh"}),
+    ("product", {"mul"}),
+    ("product", {"dot_general"}),
+)
+
+
+def _kind(body: Sequence[Equation], near_relu: bool) -> str:
+    """A name for people: the call that all of a body stands in, or by `_SIGNATURES`."""
+    calls = body[0].calls
+    for eq in body[1:]:
+        pairs = zip(calls, eq.calls, strict=False)
+        same = itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs)
+        calls = [call for call, _ in same]
+    name = calls[-1].name.strip("_") if calls else ""
+    # An activation of the user's own may be called relu, which names a site.
+    if name.isidentifier() and name not in ("relu", "relu6", "where"):
+        return name
+    if near_relu:
+        return "piecewise"
+    operations = {eq.name for eq in body}
+    curves = {(eq.inputs[0], eq.outputs[0]) for eq in body if eq.name == "logistic"}
+    products = (eq.inputs for eq in body if eq.name == "mul")
+    if any((a, b) in curves or (b, a) in curves for a, b in products):
+        operations.add("x logistic(x)")
+    fitting = (kind for kind, signature in _SIGNATURES if signature <= operations)
+    return next(fitting, "operator")
+
+
+def _in_order(equations: Sequence[Equation]) -> list[Equation]:
+    """The equations, each after those whose outputs it reads."""
+    maker = {v: eq for eq in equations for v in eq.outputs}
+    ordered: list[Equation] = []
+    placed: set[int] = set()
+
+    def place(eq: Equation) -> None:
+        stack: list[tuple[Equation, Iterator[int]]] = [(eq, iter(eq.variables))]
+        placed.add(id(eq))
+        while stack:
+            current, remaining = stack[-1]
+            before = next(
+                (
+                    maker[v]
+                    for v in remaining
+                    if v in maker and id(maker[v]) not in placed
+                ),
+                None,
+            )
+            if before is None:
+                ordered.append(current)
+                stack.pop()
+            else:
+                placed.add(id(before))
+                stack.append((before, iter(before.variables)))
+
+    for eq in equations:
+        if id(eq) not in placed:
+            place(eq)
+    return ordered
