@@ -5,17 +5,15 @@ The site's own name counts first, then the first pattern of ``fnmatch`` that mat
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
-
-Value = TypeVar("Value")
+from typing import Any
 
 
 def matching(
-    values: Mapping[str, Value],
+    values: Mapping[str, Any],
     site_names: Sequence[str],
     what: str,
-    default: Value | None = None,
-) -> dict[str, Value]:
+    default: Any = None,
+) -> dict[str, Any]:
     """Site name -> its value, for all sites in their order.
 
     Args:
