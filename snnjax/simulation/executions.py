@@ -24,8 +24,8 @@ from snnjax.network.evaluate import evaluate, firing, identity, operator
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
+from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.protocol import Neuron
 from snnjax.neurons.unroll import closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
     network: Network
     snn: SNN
-    models: Mapping[str, Neuron]
+    models: Mapping[str, WithSurrogate]
     x: chex.ArrayTree
     steps: int
     wait: int

@@ -388,7 +388,7 @@ def _check_no_surrogate(model: Neuron) -> None:
         )
 
 
-def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> Neuron:
+def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogate:
     """The model of a site, with the surrogate of the simulation."""
     model, params = snn.model(site.name), snn.neurons[site.name]
     _check_no_surrogate(model)
