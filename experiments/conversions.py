@@ -241,7 +241,7 @@ def _draw(
         devices.rows(images, np.arange(len(images)), task.mesh),
         steps=line.steps,
         wait=line.wait,
-        neuron=snnjax.integrate_and_fire(levels=line.levels),
+        model=snnjax.integrate_and_fire(levels=line.levels),
         recipe=RECIPES[line.recipe](config, seed),
     )
     jax.block_until_ready(snn)
@@ -290,7 +290,7 @@ def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """Those that were asked for: of a site that is no encoder, if there is one."""
     firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
-    return snn.model(site.name).levels
+    return snn.model_of(site.name).levels
 
 
 def counter(fn: Callable) -> Callable:

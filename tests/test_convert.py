@@ -584,7 +584,7 @@ def test_numpys_arrays_and_pythons_numbers_serve_as_arguments():
 
 def neuron(**changes):
     """A calibrator that returns the fit with another neuron."""
-    return lambda view, fit: fit._replace(neuron=fit.neuron._replace(**changes))
+    return lambda view, fit: fit._replace(neurons=fit.neurons._replace(**changes))
 
 
 def weights(change):
@@ -606,7 +606,7 @@ REFUSED_FITS = [
     (neuron(threshold="2"), "threshold '2'; allowed: an array or a number"),
     (neuron(threshold=True), "threshold True; allowed: an array or a number"),
     (lambda view, fit: None, "'relu' None; allowed: a Fit"),
-    (lambda view, fit: fit.neuron, "allowed: a Fit"),
+    (lambda view, fit: fit.neurons, "allowed: a Fit"),
     (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
     (lambda view, fit: fit._replace(weights=[]), r"weights \[\]; allowed: a dict"),
     (weights(lambda w: 0.0), "weights 'w1' as a float; allowed: an array"),

@@ -18,7 +18,7 @@ def network(p, x):
 
 PARAMS = {"w": jnp.ones((2, 4)), "v": jnp.ones((4, 3))}
 X = jnp.array([[0.125, 0.375]])  # the current of four neurons is 1/2: every 2nd step
-SNN = snnjax.init(network, PARAMS, X, neuron=snnjax.integrate_and_fire())
+SNN = snnjax.init(network, PARAMS, X, model=snnjax.integrate_and_fire())
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
     fn = lambda p, x: net.fn({n: p[n] for n in net.params}, x)  # noqa: E731
     for levels in ((0, 1), (0, 3)):
         neuron = snnjax.integrate_and_fire(levels=levels, threshold=0.25)
-        snn = snnjax.init(fn, params, net.x, neuron=neuron)
+        snn = snnjax.init(fn, params, net.x, model=neuron)
         measures = snnjax.measure(fn, snn, net.x, params=params, steps=STEPS, wait=1)
         found = neurobench(fn, snn, net.x, steps=STEPS, wait=1)
         assert json.loads(json.dumps(found)) == found
@@ -107,7 +107,7 @@ def test_the_metrics_are_those_of_neurobench(leak):
     }
     x = eighths(3, (5, 6, 6, 2)) + 1 / 32
     assert all(np.all(array != 0) for array in (x, *p.values()))
-    snn = snnjax.init(network, p, x, neuron=snnjax.lif(leak=leak, threshold=size))
+    snn = snnjax.init(network, p, x, model=snnjax.lif(leak=leak, threshold=size))
     # A spike of theirs is 1: the next weights take the threshold over.
     scaled = {n: w if n == "conv" else size * w for n, w in p.items()}
     net = torch_network(torch, snntorch, scaled, {"beta": leak, "threshold": size})

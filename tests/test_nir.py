@@ -63,7 +63,7 @@ def fitted_snn(net, reset="subtract", leak=None):
             leak=None if leak is None else jnp.broadcast_to(leak, channel),
         )
     model = snnjax.integrate_and_fire(reset=reset)
-    return snnjax.SNN(net.params, neurons, neuron=model)
+    return snnjax.SNN(net.params, neurons, model=model)
 
 
 # -------------------------------------------------------------- the graph by itself
@@ -440,7 +440,7 @@ def test_converted_networks_come_back_with_the_same_spikes(
     snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
     graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
     other, other_snn = check_same(fn, snn, x, graph, 4, wait)
-    assert (other_snn.steps, other_snn.wait, other_snn.neuron.reset) == (
+    assert (other_snn.steps, other_snn.wait, other_snn.model.reset) == (
         4,
         wait,
         "subtract",
@@ -479,7 +479,7 @@ def test_thresholds_and_leaks_may_differ_between_neurons(name, tmp_path):
         zero = jnp.zeros(())
         neurons[site.name] = snnjax.neurons.NeuronParams(threshold, zero, zero, leak)
     model = snnjax.integrate_and_fire(reset="zero")
-    snn = snnjax.SNN(params, neurons, neuron=model)
+    snn = snnjax.SNN(params, neurons, model=model)
     graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
     check_same(net.fn, snn, net.x, graph)
 
@@ -508,7 +508,7 @@ def test_leaky_neurons_come_back(name, reset, leak, tmp_path):
 
 def test_a_graph_is_channels_first_with_batch_norm_folded():
     fn, params, x, _ = FLATTENED
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
+    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
     kinds = [type(node).__name__ for node in graph.nodes.values()]
     layers = ["Conv2d", "IF", "SumPool2d", "Flatten", "Affine", "IF", "Scale"]
     assert kinds == ["Input", *layers, "Output"]
@@ -522,7 +522,7 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
 
 def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
+    snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
     graphs = {dt: snnjax.to_nir(net.fn, snn, net.x, dt=dt) for dt in (1.0, 1e-4)}
     for dt, graph in graphs.items():
         assert graph.metadata["dt"] == dt
@@ -539,7 +539,7 @@ def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
 def test_an_option_a_shortcut_is_one_convolution_and_names_sort_by_execution():
     """A file lists nodes by name, and some readers execute them in that order."""
     fn, params, x, _ = residual(norm=False)
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
+    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
     (shortcut,) = (
         node
         for node in graph.nodes.values()
@@ -611,7 +611,7 @@ LEAKY_ZERO = snnjax.lif(leak=0.8, reset="zero")
 def spikes_and_graph(network, neuron, tmp_path, steps=12):
     """Spikes [T, B, ...] of snnjax (0 or 1), x, both channels first, and the graph."""
     fn, params, x = network
-    snn = snnjax.init(fn, params, x, neuron=neuron)
+    snn = snnjax.init(fn, params, x, model=neuron)
     *hidden, _ = snn.neurons
     for name in hidden:
         channels = snn.params[f"w{1 + hidden.index(name)}"].shape[-1]
@@ -663,7 +663,7 @@ def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
     def fn(p, x):
         return relu(relu(x @ p["w1"]) @ p["w2"])
 
-    snn = snnjax.init(fn, FLAT, VECTORS, neuron=ZERO)
+    snn = snnjax.init(fn, FLAT, VECTORS, model=ZERO)
     expected = compiled(fn, steps=12)(snn, VECTORS)
     graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
     module = from_nir(graph)
@@ -811,7 +811,7 @@ def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it():
 def test_a_written_neuron_fires_at_its_threshold(tmp_path):
     """With these weights potentials often equal the threshold."""
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
     graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
     first = next(node for node in graph.nodes.values() if isinstance(node, nir.IF))
     values = np.float32([1 - 2**-23, 1 - 2**-24, 1])
@@ -825,7 +825,7 @@ def test_a_written_neuron_fires_at_its_threshold(tmp_path):
 def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     net = NETWORKS["dense"]
     hard, leaky, adaptive = (
-        snnjax.init(net.fn, net.params, net.x, neuron=neuron)
+        snnjax.init(net.fn, net.params, net.x, model=neuron)
         for neuron in (HARD, LEAKY, snnjax.neurons.adaptive(HARD))
     )
 
@@ -837,7 +837,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         neurons = {name: n._replace(**fields) for name, n in snn.neurons.items()}
         return dataclasses.replace(snn, neurons=neurons)
 
-    surrogate = dataclasses.replace(hard, neuron=snnjax.neurons.WithSurrogate(HARD))
+    surrogate = dataclasses.replace(hard, model=snnjax.neurons.WithSurrogate(HARD))
     assert snnjax.to_nir(net.fn, surrogate, net.x).nodes
     for threshold in (0.0, np.nan, np.inf):
         words = "threshold of site .*; allowed: finite and > 0"
@@ -852,7 +852,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         with pytest.raises(ValueError, match="dt is"):
             snnjax.from_nir(snnjax.to_nir(net.fn, hard, net.x), dt=dt)
     scalar = Net(lambda p, x: relu(x[:, None] * p) @ p, jnp.ones(3), jnp.ones(2), 1)
-    snn = snnjax.init(scalar.fn, scalar.params, scalar.x, neuron=HARD)
+    snn = snnjax.init(scalar.fn, scalar.params, scalar.x, model=HARD)
     refused("axis of features", snn, scalar)
     monkeypatch.setitem(sys.modules, "nir", None)
     with pytest.raises(ImportError, match=r"snnjax\[nir\]"):
@@ -870,7 +870,7 @@ def test_every_root_obstacle_is_in_one_error_and_nothing_that_follows_from_it():
         return x.reshape(len(x), -1) @ p["w3"]
 
     params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(4, 2))
-    snn = snnjax.init(fn, params, PIXELS, neuron=HARD)
+    snn = snnjax.init(fn, params, PIXELS, model=HARD)
     with pytest.raises(snnjax.ConversionError, match="cannot be written in NIR") as e:
         snnjax.to_nir(fn, snn, PIXELS)
     operations = [(problem.path, *problem.operations) for problem in e.value.problems]
@@ -894,7 +894,7 @@ def test_what_follows_from_an_obstacle_is_not_reported():
         (Net(gelu, FLAT, VECTORS, 3), ["gelu"]),
         (Net(encoded, FLAT, VECTORS, 2), ["encoder"]),
     ]:
-        snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+        snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
         with pytest.raises(snnjax.ConversionError) as e:
             snnjax.to_nir(net.fn, snn, net.x)
         assert [*sum((p.operations for p in e.value.problems), ())] == operations
@@ -925,7 +925,7 @@ def test_images_that_are_moved_about_are_refused_with_a_remedy():
             x = relu(conv(x, p["w1"]))
             return relu(conv(between(x), p["w1"]))
 
-        snn = snnjax.init(fn, params, x, neuron=HARD)
+        snn = snnjax.init(fn, params, x, model=HARD)
         with pytest.raises(snnjax.ConversionError, match=words) as error:
             snnjax.to_nir(fn, snn, x)
         for problem in error.value.problems:
@@ -934,7 +934,7 @@ def test_images_that_are_moved_about_are_refused_with_a_remedy():
     def flipped(p, x):
         return relu(conv(x, p["w1"]))[:, ::-1]
 
-    snn = snnjax.init(flipped, params, x, neuron=HARD)
+    snn = snnjax.init(flipped, params, x, model=HARD)
     with pytest.raises(snnjax.ConversionError, match="output\n *the rows, columns"):
         snnjax.to_nir(flipped, snn, x)
     unflattened = vector(
@@ -943,7 +943,7 @@ def test_images_that_are_moved_about_are_refused_with_a_remedy():
     )
     summed = vector(lambda p, x: x - x.sum(-1, keepdims=True) / 6)
     for net, words in ((unflattened, "unflattens"), (summed, "a part of the vector")):
-        snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+        snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
         with pytest.raises(snnjax.ConversionError, match=words):
             snnjax.to_nir(net.fn, snn, net.x)
 
@@ -1011,7 +1011,7 @@ def test_an_error_of_a_node_names_it():
 def test_inputs_of_other_types_are_promoted():
     """A convolution of JAX takes operands of one type only."""
     net = NETWORKS["zero padding"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
     fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x))
     x = net.x.astype(jnp.bfloat16)  # eighths are exact
     outputs = compiled(fn, steps=STEPS)(other_snn, x)

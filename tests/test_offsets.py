@@ -49,7 +49,7 @@ def gelu_network(p, x):
 def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED):
     neuron = dict(neuron) if isinstance(neuron, tuple) else neuron
     return snnjax.convert(
-        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, neuron=neuron
+        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, model=neuron
     )
 
 
@@ -196,7 +196,7 @@ def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
     module = sys.modules["snnjax.conversion.convert"]
     monkeypatch.setattr(module, "_micro_batch", lambda *_: 16)
-    parts = snnjax.convert(gelu_network, PARAMS, X, steps=STEPS, neuron=SIGNED)
+    parts = snnjax.convert(gelu_network, PARAMS, X, steps=STEPS, model=SIGNED)
     np.testing.assert_allclose(
         parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6
     )

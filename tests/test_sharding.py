@@ -73,7 +73,7 @@ def communication(program):
 )
 def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options):
     net = NETWORKS[name]
-    snn = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire())
+    snn = snnjax.init(*net[:3], model=snnjax.integrate_and_fire())
     x, key = batch(net, inputs)
     shared = on_devices(x, kind=kind, axis=1 if inputs == "sequence" else 0)
     simulate = snnjax.spiking(net.fn, steps=STEPS, inputs=inputs, **options)
@@ -110,7 +110,7 @@ def test_devices_share_the_examples_without_jit_and_inside_set_mesh(kind):
 )
 def test_the_gradient_of_any_neuron_is_summed_over_the_devices(neuron, execution):
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
+    snn = snnjax.init(*net[:3], model=neuron, key=jax.random.key(0))
     x, _ = batch(net)
     simulate = snnjax.spiking(net.fn, steps=STEPS, execution=execution, micro_batch=2)
 

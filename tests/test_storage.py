@@ -79,7 +79,7 @@ def test_a_converted_and_a_trained_network_come_back_bit_for_bit(path):
     snnjax.save(path, converted(wait=1))
     assert_same(snnjax.load(path).snn, converted(wait=1))
     neuron = snnjax.lif(leak=0.5, reset="zero", temperature=3.0)
-    snn = snnjax.init(*DENSE[:3], neuron=neuron)
+    snn = snnjax.init(*DENSE[:3], model=neuron)
     snn = jax.tree.map(lambda leaf: leaf * 0.7, snn)
     stored = snnjax.load(snnjax.save(path, snn))
     assert_same(stored.snn, snn)
@@ -107,7 +107,7 @@ LEAVES = {
 
 
 def test_every_kind_of_leaf_and_container_comes_back(path):
-    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, neuron=snnjax.lif())
+    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, model=snnjax.lif())
     restored = snnjax.load(snnjax.save(path, snn)).snn
     as_jax = {k: jnp.asarray(LEAVES[k]) for k in ("transposed", "bool")}
     expected = {**LEAVES, **as_jax, "big-endian": jnp.arange(3)}
@@ -156,7 +156,7 @@ def nnx_network():
 def test_classes_come_back_by_like_and_run_without_their_code(build, path):
     fn, params = build()
     neuron = snnjax.integrate_and_fire()
-    snn = snnjax.init(fn, params, DENSE.x, neuron=neuron)
+    snn = snnjax.init(fn, params, DENSE.x, model=neuron)
     snnjax.save(path, snn)
     with pytest.raises(ValueError, match="only its own code can make .*Pass like="):
         snnjax.load(path)
@@ -239,7 +239,7 @@ def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
 
     x = DENSE.x.reshape(-1, 2, 2)
     neuron = snnjax.integrate_and_fire()
-    snn = snnjax.init(fn, DENSE.params, x, neuron=neuron)
+    snn = snnjax.init(fn, DENSE.params, x, model=neuron)
     stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=x, steps=2, wait=1))
     assert stored.card["program"]["shape"] == [None, 2, 2]
     simulate = snnjax.spiking(fn, steps=2, wait=1)
@@ -294,7 +294,7 @@ def test_a_program_of_64_bits_says_what_it_needs(x64, path):
 
 def golden_snn():
     models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.adaptive(snnjax.lif())}
-    return snnjax.init(*DENSE[:3], neuron=models)
+    return snnjax.init(*DENSE[:3], model=models)
 
 
 def test_an_snn_is_readable_for_good_and_its_program_runs_or_says_what_to_do():

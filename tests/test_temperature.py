@@ -43,7 +43,7 @@ def known(b):
     params = {"w": jnp.zeros((2,))}
     x = jnp.broadcast_to(SWEEP, COST.shape)
     neuron = snnjax.integrate_and_fire(temperature=b)
-    snn = snnjax.init(shifted, params, x, neuron=neuron)
+    snn = snnjax.init(shifted, params, x, model=neuron)
     simulate = snnjax.spiking(shifted, steps=1)
 
     def loss(snn):
@@ -113,7 +113,7 @@ def test_a_cosine_is_that_of_the_angle():
 def deep():
     net = NETWORKS["dense"]
     neuron = snnjax.lif(temperature=3.0, threshold=0.5)
-    snn = snnjax.init(*net[:3], neuron=neuron)
+    snn = snnjax.init(*net[:3], model=neuron)
     simulate = snnjax.spiking(net.fn, steps=STEPS)
     return snn, lambda snn: (simulate(snn, net.x) ** 2).mean()
 
@@ -248,7 +248,7 @@ def test_differences_take_the_paths_and_types_of_any_library():
     def fn(state, x):
         return jax.nn.relu(nnx.merge(graph, state)(x))
 
-    snn = snnjax.init(fn, state, x, neuron=snnjax.lif(temperature=3.0))
+    snn = snnjax.init(fn, state, x, model=snnjax.lif(temperature=3.0))
     paths = snnjax.sites(fn, state, x)[0].parameters
 
     def loss(snn):

@@ -64,7 +64,7 @@ def test_parameters_of_a_model_within_a_model_have_columns_of_their_own():
         (inner, 1, {"0.75", "0.5"}),
         (outer, 2, {"0.75", "0.5", "0.25"}),
     ):
-        snn = snnjax.init(NET.fn, NET.params, NET.x, neuron=neuron)
+        snn = snnjax.init(NET.fn, NET.params, NET.x, model=neuron)
         head, first = str(snn).splitlines()[1:3]
         assert head.count("synaptic leak") == columns and "threshold" in head
         assert leaks <= set(first.split())
@@ -126,7 +126,7 @@ def test_what_notebooks_show_is_escaped():
 def test_neurons_under_new_names_are_shown(shown):
     first, *_ = shown.sites
     models = {first.name: snnjax.lif(leak=0.9), "*": snnjax.lif()}
-    snn = snnjax.init(NET.fn, NET.params, NET.x, neuron=models)
+    snn = snnjax.init(NET.fn, NET.params, NET.x, model=models)
     renamed = {f"new/{name}": params for name, params in snn.neurons.items()}
     text = str(dataclasses.replace(snn, neurons=renamed))
     assert line_of(text, f"new/{first.name} ")[1] == "-"

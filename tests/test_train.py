@@ -57,7 +57,7 @@ def of_layers(neuron, **options):
     """Kernels and spikes of `problem`, their SNN, and a loss."""
     kernels, x = problem()
     params = [jnp.asarray(kernel, jnp.float32) for kernel in kernels]
-    snn = snnjax.init(layers, params, jnp.ones((4, 5)), neuron=neuron)
+    snn = snnjax.init(layers, params, jnp.ones((4, 5)), model=neuron)
     simulate = snnjax.spiking(layers, steps=STEPS, inputs="sequence", **options)
     frames = jnp.asarray(x, jnp.float32)
     return kernels, x, snn, lambda snn: (simulate(snn, frames) ** 2).sum() / 2
@@ -99,7 +99,7 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
 
 def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=2.0))
+    snn = snnjax.init(*net[:3], model=snnjax.lif(temperature=2.0))
 
     def gradient(**options):
         simulate = snnjax.spiking(
@@ -134,7 +134,7 @@ slow = pytest.mark.slow
 def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs):
     net = NETWORKS[name]
     neuron = snnjax.lif(threshold=0.5, temperature=2.0)
-    snn = snnjax.init(*net[:3], neuron=neuron)
+    snn = snnjax.init(*net[:3], model=neuron)
     x = net.x if inputs == "constant" else eighths(3, (STEPS, *net.x.shape))
 
     def outputs_and_gradient(**options):
@@ -366,7 +366,7 @@ def test_a_membrane_integrates_the_outputs():
 def with_temperature():
     net = NETWORKS["dense"]
     neuron = snnjax.lif(temperature=3.0)
-    return net, snnjax.init(*net[:3], neuron=neuron)
+    return net, snnjax.init(*net[:3], model=neuron)
 
 
 def test_a_temperature_without_gradient_is_told():
@@ -467,7 +467,7 @@ def test_a_wrong_argument_is_refused():
         "leak is 0.0; allowed": lambda: membrane_readout(OUTPUTS, leak=0.0),
         "leak is 'a'; allowed": lambda: membrane_readout(OUTPUTS, leak="a"),
         r"lif\(\) \(called\)": lambda: snnjax.init(
-            *NETWORKS["dense"][:3], neuron=snnjax.lif
+            *NETWORKS["dense"][:3], model=snnjax.lif
         ),
         "temperature is -1.0; allowed: > 0": lambda: snnjax.lif(temperature=-1.0),
     }
@@ -484,7 +484,7 @@ def test_any_surrogate_takes_the_temperature_as_its_second_argument():
         simulate = snnjax.spiking(net.fn, steps=STEPS, surrogate=surrogate)
         return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn).params
 
-    plain = snnjax.init(*net[:3], neuron=snnjax.lif())
+    plain = snnjax.init(*net[:3], model=snnjax.lif())
     fixed = gradient(functools.partial(spike, width=3.0), plain)
     assert_close(gradient(spike, snn), fixed)
 

@@ -55,7 +55,7 @@ def convert(
     *,
     steps: int,
     recipe: AnyRecipe | None = None,
-    neuron: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
+    model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
     folder: str | os.PathLike | None = None,
 ) -> SNN:
@@ -75,7 +75,7 @@ def convert(
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default. Or site name or pattern ->
             recipe, as ``{"head/*": snnjax.light(), "*": snnjax.best()}``.
-        neuron: the model of all sites, an integrate-and-fire neuron with reset by
+        model: of all sites, an integrate-and-fire neuron with reset by
             subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
             Or site name -> model, as for `snnjax.init`.
@@ -115,7 +115,7 @@ def convert(
     check_wait(steps, wait)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
     recipe = best() if recipe is None else recipe
-    plan = _plan(fn, params, x, steps, wait, neuron)
+    plan = _plan(fn, params, x, steps, wait, model)
     network, _ = plan.captured(batch_of(x))
     names = [site.name for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, names)
@@ -126,16 +126,16 @@ def convert(
         "images": plan.x,
         "steps": steps,
         "wait": wait,
-        "model": repr(plan.neuron),
+        "model": repr(plan.model),
         "recipe": repr(recipe),
     }
     fits = open_folder(folder, parts)
     neurons = {
-        site.name: model_of(plan.neuron, site.name).init(site.shape)
+        site.name: model_of(plan.model, site.name).init(site.shape)
         for site in network.sites
         if site.fires
     }
-    fresh = SNN(plan.params, neurons, steps, wait, plan.neuron)
+    fresh = SNN(plan.params, neurons, steps, wait, plan.model)
     candidates, numbers = [], itertools.count()
     for sweeps in alternatives:
         snn, error = fresh, None
@@ -213,7 +213,7 @@ def _plan(
     x: chex.ArrayTree,
     steps: int,
     wait: int,
-    neuron: Any,
+    model: Any,
 ) -> Plan:
     """Check network and images, and choose the size of a micro-batch."""
     check_examples(x)
@@ -228,9 +228,9 @@ def _plan(
         batch_sharding = None
     captured, images = _captured(fn, params, x), batch_of(x)
     network, _ = captured(images)
-    neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
-    for model in models_in(neuron):
-        _check_neuron(model)
+    model = models_of_sites(model, network.sites, IntegrateAndFire())
+    for each in models_in(model):
+        _check_model(each)
     if batch_sharding is not None:
         _check_batch_comes_first(network)
     check_finite("the calibration images", jax.tree.leaves(x))
@@ -245,7 +245,7 @@ def _plan(
         params=params,
         steps=steps,
         wait=wait,
-        neuron=neuron,
+        model=model,
     )
 
 
@@ -305,11 +305,11 @@ def _check_batch_comes_first(network: Network) -> None:
             )
 
 
-def _check_neuron(neuron: Any) -> None:
-    is_if = is_plain(neuron) and counts_only(neuron, neuron.init())
-    if not is_if or neuron.temperature is not None:
+def _check_model(model: Any) -> None:
+    is_if = is_plain(model) and counts_only(model, model.init())
+    if not is_if or model.temperature is not None:
         raise ValueError(
-            f"neuron is {neuron!r}; allowed: an IF neuron with reset by subtraction "
+            f"model is {model!r}; allowed: an IF neuron with reset by subtraction "
             "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), since "
             "conversion fits how often it fires"
         )

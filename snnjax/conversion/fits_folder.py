@@ -194,11 +194,12 @@ def _fit_of(arrays: dict[str, np.ndarray], before: Fit) -> Fit:
         path = name.removeprefix(_WEIGHT)
         # A file of NumPy cannot hold bfloat16: `_write` stores its bits.
         weights[path] = jnp.asarray(arrays[name].view(weights[path].dtype))
-    return Fit(before.neuron._replace(**neuron), weights)
+    return Fit(before.neurons._replace(**neuron), weights)
 
 
 def _write(file: Path, place: str, before: Fit, after: Fit) -> None:
-    arrays = {k: leaf for k, leaf in after.neuron._asdict().items() if leaf is not None}
+    fields = after.neurons._asdict().items()
+    arrays = {name: leaf for name, leaf in fields if leaf is not None}
     arrays |= {
         _WEIGHT + path: weight
         for path, weight in after.weights.items()

@@ -71,7 +71,7 @@ class SiteMeasures(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> w, x = jnp.eye(2), jnp.array([[0.5, 1.5]])
-    >>> snn = snnjax.init(fn, w, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, w, x, model=snnjax.integrate_and_fire())
     >>> measures = snnjax.measure(fn, snn, x, params=w, steps=4)
     >>> site = measures.sites["relu"]  # the activation 1.5 is clipped at 1
     >>> for name in ("inherited", "clipping", "flooring", "unevenness"):
@@ -138,7 +138,7 @@ class Measures(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
     >>> params, x = [jnp.eye(2), jnp.ones((2, 10))], jnp.array([[0.5, 0.25]])
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.integrate_and_fire())
     >>> measures = snnjax.measure(fn, snn, x, params=params, steps=4)
     >>> float(measures.synaptic_operations)  # 3 spikes, each to 10 outputs
     30.0
@@ -246,7 +246,7 @@ def measure(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> neuron = snnjax.integrate_and_fire()
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> measures = measure(fn, snn, 0.5 * jnp.eye(2), params=snn.params, steps=4)
     >>> print(measures.firing_rate, measures.sites["relu"].error)
     0.25 0.0
@@ -268,7 +268,7 @@ def measure(
     sizes = [math.prod(site.shape) for site in firing]
     rates = [measured[site.name].firing_rate for site in firing]
     recurrent = sum(
-        size * synapses_of_a_spike(snn.model(site.name), site.shape)
+        size * synapses_of_a_spike(snn.model_of(site.name), site.shape)
         for size, site in zip(sizes, firing, strict=True)
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
@@ -289,7 +289,7 @@ def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
     """Fields of `Measures` that depend on levels; NaN if a model states no levels."""
     neurons, bits, high = 0, 0.0, 0
     for site in firing:
-        levels = levels_of(snn.model(site.name))
+        levels = levels_of(snn.model_of(site.name))
         if levels is None:
             return dict.fromkeys(("synaptic_additions", "bits", "high"), _MISSING)
         neurons += math.prod(site.shape)
@@ -355,7 +355,7 @@ def _counts(
         values, streams: of T steps, as from `observe_spikes`.
         inside: operations and additions within each site.
     """
-    models = [snn.model(site.name) for site in network.sites if site.fires]
+    models = [snn.model_of(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = at_level(network, snn, x, 1) if graded else {}
     highest = max(max(map(abs, levels_of(model) or (1,))) for model in models)
@@ -412,7 +412,7 @@ def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
 
 def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operations and additions per image of connections within a site."""
-    model = snn.model(site.name)
+    model = snn.model_of(site.name)
     synapses = synapses_of_a_spike(model, site.shape)
     if not synapses:
         return jnp.zeros(()), jnp.zeros(())
@@ -453,7 +453,7 @@ def _compared(
         expected: f(z), the ANN's function of the mean current, [B, ...].
         currents, spikes: [T, B, ...].
     """
-    model, params = snn.model(site.name), snn.neurons[site.name]
+    model, params = snn.model_of(site.name), snn.neurons[site.name]
     steps, offset = len(spikes), field(params, "offset")
     fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
     possible = steps * activation[0].size // activation.shape[site.channel]
@@ -510,7 +510,7 @@ def spike_trains(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(w * x)
     >>> neuron = snnjax.integrate_and_fire()
-    >>> snn = snnjax.init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.array(1.0), jnp.ones((1, 1)), model=neuron)
     >>> events = jnp.array([0.0, 1.0, 0.6, 0.6]).reshape(4, 1, 1)
     >>> spikes = spike_trains(fn, snn, events, steps=4, inputs="sequence")
     >>> print(spikes["relu"][:, 0, 0])
@@ -528,7 +528,7 @@ def spike_trains(
     trains = {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        levels = levels_of(snn.model(site.name))
+        levels = levels_of(snn.model_of(site.name))
         if levels is None:
             trains[site.name] = spikes
             return

@@ -58,7 +58,7 @@ def neurobench(
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params = [jnp.array([[1.0, 0.0]]), jnp.ones((2, 3))]
     >>> snn = snnjax.init(fn, params, jnp.ones((1, 1)),
-    ...                   neuron=snnjax.integrate_and_fire())
+    ...                   model=snnjax.integrate_and_fire())
     >>> metrics = neurobench(fn, snn, jnp.array([[0.5]]), steps=4)
     >>> metrics["ConnectionSparsity"], metrics["ActivationSparsity"]
     (0.125, 0.75)

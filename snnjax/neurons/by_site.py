@@ -8,9 +8,9 @@ The exact name of a site counts before all patterns. Patterns are those of a she
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
+from snnjax._patterns import matching
 from snnjax.neurons.protocol import Neuron, check_model
 
 
@@ -27,8 +27,8 @@ class BySite:
     >>> fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["first"]) @ p["second"])
     >>> params = {"first": jnp.eye(2), "second": jnp.eye(2)}
     >>> neuron = {"second/*": snnjax.lif(leak=0.9), "*": snnjax.lif(leak=0.5)}
-    >>> snn = snnjax.init(fn, params, jnp.eye(2), neuron=neuron)
-    >>> [name for name, _ in snn.neuron.models], snn.model("second/relu").leak
+    >>> snn = snnjax.init(fn, params, jnp.eye(2), model=neuron)
+    >>> [name for name, _ in snn.model.models], snn.model_of("second/relu").leak
     (['first/relu', 'second/relu'], 0.9)
     """
 
@@ -43,7 +43,7 @@ def model_of(neuron: Any, site_name: str) -> Any:
     if site_name not in models:
         raise ValueError(
             f"no model for site {site_name!r}; this SNN has models for "
-            f"{', '.join(models)}. Where sites are renamed, rename those of its neuron "
+            f"{', '.join(models)}. Where sites are renamed, rename those of its model "
             "too"
         )
     return models[site_name]
@@ -76,7 +76,7 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     if isinstance(models, BySite):
         if {name for name, _ in models.models} != set(site_names):
             raise ValueError(
-                f"neuron has models for the sites "
+                f"model has models for the sites "
                 f"{', '.join(name for name, _ in models.models)}, and this network has "
                 f"{', '.join(site_names)}; allowed: one for each, or patterns"
             )
@@ -85,30 +85,9 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
         model = default if models is None else models
         check_model(model)
         return model
-    if not models:
-        raise ValueError(
-            "neuron is empty; allowed: a model, or name or pattern of sites -> model, "
-            "or None for the default"
-        )
     for pattern, model in models.items():
-        if not isinstance(pattern, str):
-            raise ValueError(
-                f"neuron has the key {pattern!r}; allowed: patterns of site names, "
-                "e.g. {'readout/*': snnjax.lif()}"
-            )
-        check_model(model, f"neuron[{pattern!r}]")
-    pattern_of_site = {name: _first_match(models, name) for name in site_names}
-    unused_patterns = [p for p in models if p not in pattern_of_site.values()]
-    if unused_patterns:
-        raise ValueError(
-            f"the patterns {', '.join(map(repr, unused_patterns))} of neuron decide "
-            "for no site: they match none, or a name or an earlier pattern does; "
-            f"sites: {', '.join(site_names)}"
-        )
-    return by_name(
-        (name, default if pattern is None else models[pattern])
-        for name, pattern in pattern_of_site.items()
-    )
+        check_model(model, f"model[{pattern!r}]")
+    return by_name(matching(models, site_names, "model", default).items())
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> Any:
@@ -116,10 +95,3 @@ def by_name(pairs: Iterable[tuple[str, Any]]) -> Any:
     models = BySite(tuple(pairs))
     distinct_models = models_in(models)
     return distinct_models[0] if len(distinct_models) == 1 else models
-
-
-def _first_match(patterns: Mapping[str, Any], name: str) -> str | None:
-    """The name itself, or the first pattern that matches it."""
-    if name in patterns:
-        return name
-    return next((p for p in patterns if fnmatchcase(name, p)), None)

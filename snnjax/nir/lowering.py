@@ -113,7 +113,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     gain = 1 / ((1 - leak) * numbers(params.threshold))
     sources, order = builder.feed(current, gain, numbers(params.bias), site.name)
     node = Neurons(
-        without_surrogate(snn.model(site.name)),
+        without_surrogate(snn.model_of(site.name)),
         _leak(params, site, order),
         _of_each_neuron(params.initial_potential, site, order)
         / _of_each_neuron(params.threshold, site, order),

@@ -110,7 +110,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         {name: layer.neurons for name, layer in zip(names, spiking, strict=True)},
         steps=steps,
         wait=wait,
-        neuron=by_name(
+        model=by_name(
             (name, layer.model) for name, layer in zip(names, spiking, strict=True)
         ),
     )

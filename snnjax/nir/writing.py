@@ -104,7 +104,7 @@ def to_nir(
     >>> fn = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
     >>> weights = [jnp.ones((3, 8)), jnp.ones((8, 2))]
     >>> neuron = snnjax.lif(leak=0.5, reset="zero")
-    >>> snn = snnjax.init(fn, weights, jnp.ones((1, 3)), neuron=neuron)
+    >>> snn = snnjax.init(fn, weights, jnp.ones((1, 3)), model=neuron)
     >>> graph = to_nir(fn, snn, jnp.ones((1, 3)))
     >>> [type(node).__name__ for node in graph.nodes.values()]
     ['Input', 'Affine', 'LIF', 'Affine', 'Output']
@@ -176,7 +176,7 @@ def _alphabetical(graph: Graph) -> dict[str, str]:
 
 
 def _check_models(snn: SNN) -> None:
-    for model in map(without_surrogate, models_in(snn.neuron)):
+    for model in map(without_surrogate, models_in(snn.model)):
         if not is_plain(model):
             raise ValueError(
                 f"NIR cannot express the neurons of {model!r}; allowed: models of "
@@ -187,7 +187,7 @@ def _check_models(snn: SNN) -> None:
 def _check_needs_no_metadata(snn: SNN) -> None:
     """Raise if plain NIR would describe another network."""
     extensions = []
-    for model in map(without_surrogate, models_in(snn.neuron)):
+    for model in map(without_surrogate, models_in(snn.model)):
         if model.reset == "subtract":
             extensions.append("reset by subtraction (in NIR: v <- v_reset)")
         if model.levels != BINARY:

@@ -46,7 +46,8 @@ class Stored(NamedTuple):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = snnjax.save(f"{folder}/snn.safetensors", snn, accuracy=0.9)
     ...     stored = snnjax.load(path)
-    >>> stored.card["accuracy"], stored.card["program"], stored.snn.model("relu").leak
+    >>> card, model = stored.card, stored.snn.model_of("relu")
+    >>> card["accuracy"], card["program"], model.leak
     (0.9, None, 0.5)
     """
 
@@ -130,7 +131,7 @@ def save(
         "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
-        "model": models.describe_model(snn.neuron),
+        "model": models.describe_model(snn.model),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "extras": _jsonable(extras or {}),
@@ -323,7 +324,7 @@ def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
             f"{', '.join(names)} describe a program, and without fn there is none; "
             "pass fn, the network, or leave them out"
         )
-    texts = models.undescribed_models(snn.neuron)
+    texts = models.undescribed_models(snn.model)
     if texts:
         raise ValueError(
             f"a file cannot describe the neuron model {', '.join(texts)}, which is "

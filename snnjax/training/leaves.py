@@ -84,7 +84,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     >>> import jax, jax.numpy as jnp, optax
     >>> from snnjax import init, lif
     >>> snn = init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)),
-    ...            neuron=lif(temperature=3.0))
+    ...            model=lif(temperature=3.0))
     >>> labels = param_labels(snn, ["weights", "temperature"])
     >>> labels.params, labels.neurons["relu"].threshold
     ('weights', 'frozen')
@@ -112,7 +112,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
         raise ValueError(
             f"this SNN has no leaf {missing} to train; allowed: "
             f"{', '.join(own)}. Temperature and leak come with the neuron, "
-            "e.g. snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
+            "e.g. snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
     return jax.tree.map(lambda x: x if x in trained else FROZEN, labels)
 

@@ -37,7 +37,7 @@ def temperatures(snn: SNN) -> Temperatures:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> print(temperatures(snn)["relu"])
     3.0
     """
@@ -47,7 +47,7 @@ def temperatures(snn: SNN) -> Temperatures:
     if not own:
         raise ValueError(
             "no site of this SNN has a temperature; give the neuron one, e.g. "
-            "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
+            "snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
     return own
 
@@ -61,7 +61,7 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> snn = with_temperatures(snn, {"relu": jnp.array([3.0, 5.0])})  # by channel
     >>> print(temperatures(snn)["relu"])
     [3. 5.]
@@ -138,7 +138,7 @@ def choose_temperature(
     >>> from snnjax.training import finite_differences
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params = {"w": jnp.array([[0.6, 0.9]])}
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.lif(temperature=3.0))
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
     >>> choice = choose_temperature(loss, snn, differences, change=0.5)

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
-        neuron: the model of all sites, or a `snnjax.neurons.BySite`.
+        model: of all sites, or a `snnjax.neurons.BySite`.
         judges: whether some images only judge what is fitted to the others.
         effects: micro-batch number -> `effects.Effects` of its images.
     """
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     params: chex.ArrayTree
     steps: int
     wait: int
-    neuron: IntegrateAndFire | BySite
+    model: IntegrateAndFire | BySite
     judges: bool = False
     effects: Callable[[int], Effects] = lambda number: {}
 

@@ -75,7 +75,7 @@ def sweep(
         ann = [dict(batch.ann) for batch in fitting] if site.signed else []
         here = Arrival(plan, fitting, judging, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrator(i))
-        neurons[site.name] = fit.neuron
+        neurons[site.name] = fit.neurons
         params = params | by_variable(network, fit.weights)
     outputs = _ann_outputs(plan, batches, original)
     error = jnp.array(jnp.nan)
@@ -164,7 +164,7 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
 def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site = here.plan, here.site
-    neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
+    neuron, params = model_of(plan.model, site.name), widen(fit.neurons, site)
     weights = here.params | by_variable(here.network, fit.weights)
     of_judges = (run_snn(plan, batch, here.i, weights) for batch in here.judges)
     arriving = itertools.chain(results(fit.weights), of_judges)
@@ -220,14 +220,14 @@ def chained(
     """
     for calibrate in calibrators:
         # A copy, so that what is changed in place is detected as well.
-        after = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
+        after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
         after = checked(view.site, fit, after)
         weights = {
             path: _placed_like(after.weights[path], old, batch_sharding)
             for path, old in fit.weights.items()
         }
         everywhere = sharding.replicated(batch_sharding)
-        fit = Fit(sharding.put(after.neuron, everywhere), weights)
+        fit = Fit(sharding.put(after.neurons, everywhere), weights)
     return fit
 
 
