@@ -85,7 +85,7 @@ def prepare(side: str, steps: int, batch: int):
             return snnjax.convert(fn, variables, x, steps=steps, recipe=recipe)
 
     else:
-        snn = snnjax.init(fn, variables, x, neuron=integrate_and_fire())
+        snn = snnjax.init(fn, variables, x, model=integrate_and_fire())
         spiking = jax.jit(snnjax.spiking(fn, steps=steps))
 
         def run():

@@ -121,7 +121,7 @@ def prepare(side: str, steps: int, batch: int, size: int):
     levels = (-1, 1) if side in SIGNED else (0, 1)
     neuron = snnjax.integrate_and_fire(levels=levels)
     snn = snnjax.convert(
-        network, params, x, steps=steps, recipe=recipe, wait=wait, neuron=neuron
+        network, params, x, steps=steps, recipe=recipe, wait=wait, model=neuron
     )
     transform = snnjax.spiking(network, steps=steps, wait=wait, **SNNJAX[side])
     run = jax.jit(transform)

@@ -144,7 +144,7 @@ def ours(name: str, kernel: np.ndarray, x: np.ndarray):
         return jax.nn.relu(x @ kernel)
 
     neuron = snnjax.lif(leak=LEAK)
-    snn = snnjax.init(fn, jnp.asarray(kernel), x[0], neuron=neuron)
+    snn = snnjax.init(fn, jnp.asarray(kernel), x[0], model=neuron)
     execution = SNNJAX[name]
     if isinstance(execution, dict):
         execution = snnjax.simulation.by_layer(**execution)

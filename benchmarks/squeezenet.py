@@ -175,7 +175,7 @@ def row(params, calibration, test, ann, levels, steps, wait, name) -> dict[str, 
         steps=steps,
         wait=wait,
         recipe=recipe(name),
-        neuron=snnjax.integrate_and_fire(levels=levels),
+        model=snnjax.integrate_and_fire(levels=levels),
         micro_batch=AT_A_TIME,
     )
     jax.block_until_ready(snn)
@@ -221,7 +221,7 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
     def run(rounded, x):
         def activation(name, current):
             params = snn.neurons[f"{name}/relu"]
-            values = neurons.closed_form(snn.neuron, params, current, steps)
+            values = neurons.closed_form(snn.model, params, current, steps)
             return jnp.where(rounded[name], values, jax.nn.relu(current))
 
         return squeezenet(params, x, activation)

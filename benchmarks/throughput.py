@@ -116,7 +116,7 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
     wait = side.steps if side.mode == "closed_form" else 0
     levels = (-1, 1) if side.mode == SIGNED else (0, 1)
     neuron = snnjax.integrate_and_fire(levels=levels)
-    fitted = {"steps": side.steps, "wait": wait, "neuron": neuron}
+    fitted = {"steps": side.steps, "wait": wait, "model": neuron}
     snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **fitted)
     in_groups = side.mode.endswith(GROUPS)
     simulate = snnjax.spiking(

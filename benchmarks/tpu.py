@@ -187,7 +187,7 @@ def of_network(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
     if side.mode != "ANN":
         make = snnjax.lif if side.leaky else snnjax.integrate_and_fire
         neuron = make(levels=side.levels)
-        init = functools.partial(snnjax.init, fn, x=x, neuron=neuron)
+        init = functools.partial(snnjax.init, fn, x=x, model=neuron)
         model = jax.eval_shape(init, params)
         options = {"steps": side.steps, "wait": side.wait, "mesh": mesh}
         simulate = snnjax.spiking(fn, **options, execution=EXECUTIONS[side.mode])

@@ -189,7 +189,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
             start = time.perf_counter()
             recipe = ROWS.get(name, BEST)
             snn = snnjax.convert(
-                fn, params, x, steps=steps, wait=wait, neuron=neuron, recipe=recipe
+                fn, params, x, steps=steps, wait=wait, model=neuron, recipe=recipe
             )
             if name == DISTILLED:
                 snn = distill(fn, params, snn, x, config.iterations, config.rate)

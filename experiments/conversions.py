@@ -253,7 +253,7 @@ def _draw(
         calibration_images(config, task.data, seed),
         steps=line.steps,
         wait=line.wait,
-        neuron=snnjax.integrate_and_fire(levels=line.levels),
+        model=snnjax.integrate_and_fire(levels=line.levels),
         recipe=RECIPES[line.recipe](config, seed),
         mesh=task.mesh,
         folder=folder,
@@ -316,7 +316,7 @@ def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """Those that were asked for: of a site that is no encoder, if there is one."""
     firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
-    return snn.model(site.name).levels
+    return snn.model_of(site.name).levels
 
 
 # Jitted, so that labels are not checked: where several devices share a batch, it is

@@ -183,7 +183,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     image = task.test.images[:1]
     variables = jax.jit(setup.source.model.init)(key, image)
     neuron = snnjax.integrate_and_fire(levels=config.levels)
-    snn = snnjax.init(task.fn, variables, image, neuron=neuron)
+    snn = snnjax.init(task.fn, variables, image, model=neuron)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
     return widened(snn, task.sites)
 

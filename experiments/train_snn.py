@@ -328,7 +328,7 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
         model.apply,
         variables,
         example,
-        neuron=_neuron(config, sites),
+        model=_neuron(config, sites),
         key=jax.random.key(config.seed),
     )
     kinds_to_train = {"weights"}

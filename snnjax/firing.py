@@ -73,7 +73,7 @@ def observe_spikes(
 
     def fire(site: Site, params, current):
         currents = over_time(current, steps, len(site.shape))
-        spikes = unroll(snn.model(site.name), params, currents, wait=wait)
+        spikes = unroll(snn.model_of(site.name), params, currents, wait=wait)
         observe(site, currents, subtract_offset(spikes, field(params, "offset")))
         return spikes
 

@@ -34,7 +34,7 @@ from snnjax.neurons.protocol import chain, check_model
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons"),
-    meta_fields=("steps", "wait", "neuron"),
+    meta_fields=("steps", "wait", "model"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
@@ -49,8 +49,8 @@ class SNN:
             another NamedTuple of arrays.
         steps: T that it was fitted to; None (from `snnjax.init`): any.
         wait: that it was fitted to; None (from `snnjax.init`): any.
-        neuron: model of all sites, see `snnjax.integrate_and_fire`, or a
-            `snnjax.neurons.BySite`; `model` gives that of a site.
+        model: of all sites, see `snnjax.integrate_and_fire`, or a
+            `snnjax.neurons.BySite`; `model_of` gives that of a site.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -66,11 +66,11 @@ class SNN:
     neurons: dict[str, Any]
     steps: int | None = None
     wait: int | None = None
-    neuron: Any = IntegrateAndFire()
+    model: Any = IntegrateAndFire()
 
-    def model(self, site_name: str) -> Any:
+    def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
-        return model_of(self.neuron, site_name)
+        return model_of(self.model, site_name)
 
     def __repr__(self) -> str:
         names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
@@ -90,11 +90,11 @@ class SNN:
         title = ", ".join(["SNN", *fits, f"{self._size()} numbers in params"])
         cells = {name: _cells(params) for name, params in self.neurons.items()}
         fields = dict.fromkeys(field for row in cells.values() for field in row)
-        models = dict(getattr(self.neuron, "models", ()))
+        models = dict(getattr(self.model, "models", ()))
         rows = [("site", "levels", *(field.replace("_", " ") for field in fields))]
         for name, row in cells.items():
             # A table must not fail for neurons whose sites were renamed.
-            model = models.get(name, self.neuron)
+            model = models.get(name, self.model)
             levels = getattr(model, "levels", None)
             shown = "-" if levels is None else f"{levels[0]}:{levels[1]}"
             rows.append((name, shown, *(row.get(field, "-") for field in fields)))
@@ -182,11 +182,11 @@ def check_params(snn: SNN, params: chex.ArrayTree) -> None:
 def check_neurons(snn: SNN, sites: Sites) -> None:
     """Raise unless there are neurons for all sites that fire, of their shapes."""
     _check_names(snn.neurons, sites)
-    for model in models_in(snn.neuron):
-        check_model(model, "the SNN's neuron")
+    for model in models_in(snn.model):
+        check_model(model, "the SNN's model")
     for site in sites:
         if site.fires:
-            model, params = snn.model(site.name), snn.neurons[site.name]
+            model, params = snn.model_of(site.name), snn.neurons[site.name]
             fresh = _fresh(model, site)
             _check_fields(model, fresh, params, site)
             _check_shapes(fresh, params, site)

@@ -39,7 +39,7 @@ def eighths(seed, shape, low=-8, high=9):
 
 def halves(net, seed=0, **changes):
     """An SNN with thresholds 1/2 or 1 and other parameters in eighths: exact sums."""
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=snnjax.integrate_and_fire())
+    snn = snnjax.init(net.fn, net.params, net.x, model=snnjax.integrate_and_fire())
     neurons = {}
     for site in snnjax.sites(net.fn, net.params, net.x):
         if site.fires:

@@ -96,7 +96,7 @@ def test_the_derivative_of_spikes_passes_their_bytes(as_on_a_tpu):
     ids=["binary", "graded", "leaky", "adaptive"],
 )
 def test_spikes_are_the_same_on_a_tpu(neuron, wait, as_on_a_tpu):
-    snn = snnjax.init(*NET[:3], neuron=neuron)
+    snn = snnjax.init(*NET[:3], model=neuron)
     layers = run(snn, execution="by_layer", wait=wait)
     assert_array_equal(run(snn, execution="by_step", wait=wait), layers)
     assert np.any(layers)
@@ -188,7 +188,7 @@ def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
         def fire(self, params, state):
             return jnp.zeros_like(state), (state > 0).astype(state.dtype)
 
-    snn = snnjax.init(*NET[:3], neuron=Unit())
+    snn = snnjax.init(*NET[:3], model=Unit())
     assert_array_equal(run(snn, execution="by_step"), run(snn, execution="by_layer"))
 
 
@@ -213,7 +213,7 @@ def test_a_narrow_network_has_its_gradient_summed_in_float32():
 
     params = {"w": eighths(0, (4, 6)), "b": eighths(1, (6,)), "out": eighths(2, (6, 3))}
     x = eighths(3, (16, 4))
-    snn = snnjax.init(fn, params, x, neuron=integrate_and_fire())
+    snn = snnjax.init(fn, params, x, model=integrate_and_fire())
 
     def gradient(fn):
         simulate = snnjax.spiking(fn, steps=512, execution="by_step")
@@ -239,7 +239,7 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(
         return late @ params["d"]
 
     eye, x = np.eye(16, dtype=np.float32), np.ones((8, 16), np.float32)
-    snn, steps = snnjax.init(fn, dict.fromkeys("abcd", eye), x, neuron=neuron), 32
+    snn, steps = snnjax.init(fn, dict.fromkeys("abcd", eye), x, model=neuron), 32
     simulate = snnjax.spiking(fn, steps=steps, wait=wait, execution="by_step")
     pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
     residuals = {id(v): v.aval.size for v in pull.outvars if v not in pull.invars}

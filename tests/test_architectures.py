@@ -37,7 +37,7 @@ def test_with_fine_levels_an_snn_gives_the_numbers_of_the_ann(name):
         pytest.importorskip("equinox")
     fn, params, x = ARCHITECTURES[name]()
     recipe = snnjax.bias_shift()  # which rounds
-    snn = snnjax.convert(fn, params, x, steps=STEPS, neuron=FINE, recipe=recipe)
+    snn = snnjax.convert(fn, params, x, steps=STEPS, model=FINE, recipe=recipe)
     mean = compiled(fn, steps=STEPS, execution="by_step")(snn, x).mean(0)
     answer = np.asarray(jax.jit(fn)(params, x))
     error = np.abs(mean - answer).max() / np.abs(answer - answer.mean(0)).max()

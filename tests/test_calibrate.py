@@ -53,7 +53,7 @@ def view(seed, wait=0):
 
     def output(fit):
         stream = sources @ fit.weights["hidden"]
-        return compiled_output(NEURON, fit.neuron, stream, wait=wait)
+        return compiled_output(NEURON, fit.neurons, stream, wait=wait)
 
     def feed(batch, time, every):
         del batch
@@ -245,8 +245,8 @@ def test_shift_makes_the_expected_flooring_error_zero():
 
 def test_half_charge_equals_the_shift_once_all_input_is_in():
     here, fit = view(0)
-    charged = calibrate.half_charge()(here, fit).neuron
-    shifted = calibrate.shift_bias()(here, fit).neuron
+    charged = calibrate.half_charge()(here, fit).neurons
+    shifted = calibrate.shift_bias()(here, fit).neurons
     assert charged.initial_potential == STEPS * shifted.bias
     current = jnp.linspace(-1, 3, 50).reshape(-1, 1)
     np.testing.assert_array_equal(
@@ -263,7 +263,7 @@ def test_bias_correction_lowers_the_mean_error_of_the_channels(wait):
         here, fit = view(seed, wait)
         fit = calibrate.shift_bias()(here, fit)
         once, thrice = (calibrate.correct_bias(n)(here, fit) for n in (1, 3))
-        assert once.neuron.bias.shape == (2,)
+        assert once.neurons.bias.shape == (2,)
         lacking = [
             formulas.bias_correction(here.activation, here.output(f))
             for f in (fit, once, thrice)
@@ -286,13 +286,13 @@ def test_potential_correction_lowers_the_mean_error_of_the_neurons(seed, wait):
 
     corrected = calibrate.correct_potential()(here, fit)
     assert error(corrected) <= error(fit) + 1e-6
-    assert corrected.neuron.initial_potential.shape == SITE.shape
+    assert corrected.neurons.initial_potential.shape == SITE.shape
 
 
 @pytest.mark.parametrize("c", [0.5, jnp.array([0.0, 2.0])])
 def test_a_postponed_charge_arrives_by_the_last_step(c):
     here, fit = view(0)
-    charged = calibrate.half_charge()(here, fit).neuron
+    charged = calibrate.half_charge()(here, fit).neurons
     later = formulas.postpone(charged, c, STEPS)
     waiting = charged.initial_potential - later.initial_potential
     np.testing.assert_allclose(waiting, c * charged.threshold)
@@ -305,7 +305,7 @@ def test_a_postponed_charge_arrives_by_the_last_step(c):
 
 def test_scaling_a_neuron_is_scaling_its_current():
     here, fit = view(0)
-    neuron = formulas.postpone(fit.neuron, 0.5, STEPS)
+    neuron = formulas.postpone(fit.neurons, 0.5, STEPS)
     currents = jax.random.normal(jax.random.key(0), (STEPS, 5, 3, 2))
     larger, _ = compiled_output(NEURON, formulas.scale(neuron, 2.0), 2 * currents)
     usual, _ = compiled_output(NEURON, neuron, currents)
@@ -320,7 +320,7 @@ def early_evidence():
     target = jax.nn.relu(currents.mean(0))
 
     def output(fit):
-        return compiled_output(NEURON, fit.neuron, currents)
+        return compiled_output(NEURON, fit.neurons, currents)
 
     neuron = NEURON.init()
     return ArrayView(target, output), Fit(neuron, {})
@@ -330,30 +330,30 @@ def test_charge_is_postponed_where_evidence_is_taken_back():
     here, fit = early_evidence()
     assert here.output(fit)[..., 0].min() > 0  # it fires, and cannot undo it
     waiting = calibrate.postpone_charge((0, 1, 2, 4))(here, fit)
-    assert waiting.neuron.initial_potential.shape == (2,)
+    assert waiting.neurons.initial_potential.shape == (2,)
     corrected = calibrate.correct_potential(3)
     before, after = (
         ((here.activation - here.output(corrected(here, f))) ** 2).mean((0, 1))
         for f in (fit, waiting)
     )
     assert (after <= before).all()
-    assert waiting.neuron.initial_potential[0] < 0
+    assert waiting.neurons.initial_potential[0] < 0
 
 
 def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
     currents = jnp.full((STEPS, 8, 3, 2), 0.5)
     here = ArrayView(
-        currents[0], lambda fit: compiled_output(NEURON, fit.neuron, currents)
+        currents[0], lambda fit: compiled_output(NEURON, fit.neurons, currents)
     )
     fit = Fit(NEURON.init()._replace(initial_potential=jnp.asarray(0.5)), {})
     for charge, pace in {0: 0.6, 1: 0.4, 2: 0.3}.items():  # two spikes, later and later
-        later = fit._replace(neuron=formulas.postpone(fit.neuron, charge, STEPS))
+        later = fit._replace(neurons=formulas.postpone(fit.neurons, charge, STEPS))
         ((mean, found),) = here.outputs(later, paced=True)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(found, pace, rtol=1e-6)
     for weight, start in {0.1: -0.5, 0.0: 0.5}.items():  # of equals the least change
         search = calibrate.postpone_charge((2, 1, 0), pace=weight)
-        chosen = search(here, fit).neuron.initial_potential
+        chosen = search(here, fit).neurons.initial_potential
         np.testing.assert_allclose(chosen, start)
 
 
@@ -365,11 +365,11 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations(scale):
         scaled = currents * scale
         target = jax.nn.relu(currents).mean(0) * scale
         here = ArrayView(
-            target, lambda fit: compiled_output(NEURON, fit.neuron, scaled)
+            target, lambda fit: compiled_output(NEURON, fit.neurons, scaled)
         )
         fit = calibrate.least_squares_threshold()(here, Fit(NEURON.init(), {}))
         fit = calibrate.scale_threshold()(here, fit)
-        return fit.neuron.threshold / scale
+        return fit.neurons.threshold / scale
 
     np.testing.assert_allclose(found(scale), found(1.0), rtol=1e-5)
 
@@ -380,7 +380,7 @@ def test_a_search_leaves_a_silent_channel_as_it_is():
     here = ArrayView(none, lambda fit: (none, none))
     fit = Fit(NEURON.init(), {})
     for search in (calibrate.scale_threshold(), calibrate.postpone_charge((2, 1, 0))):
-        found = search(here, fit).neuron
+        found = search(here, fit).neurons
         np.testing.assert_array_equal(found.threshold, 1)
         np.testing.assert_array_equal(found.initial_potential, 0)
 
@@ -406,8 +406,8 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, w
 
     def error(fit):
         lacking = formulas.bias_correction(here.activation, here.output(fit))
-        neuron = fit.neuron._replace(bias=fit.neuron.bias + lacking)
-        (corrected,) = here.outputs(fit._replace(neuron=neuron), paced=True)
+        neuron = fit.neurons._replace(bias=fit.neurons.bias + lacking)
+        (corrected,) = here.outputs(fit._replace(neurons=neuron), paced=True)
         return formulas.paced_error(here.activation, corrected, 0.1)
 
     assert (error(search(here, fit)) <= error(fit) + 1e-6).all()
@@ -467,9 +467,9 @@ def test_potential_correction_adds_to_the_charge_that_is_there():
     here, fit = view(0)
     charged = calibrate.half_charge()(here, fit)
     lacking = here.activation - here.output(charged)
-    expected = charged.neuron.initial_potential + STEPS * lacking.mean(0)
+    expected = charged.neurons.initial_potential + STEPS * lacking.mean(0)
     corrected = calibrate.correct_potential()(here, charged)
-    np.testing.assert_allclose(corrected.neuron.initial_potential, expected, rtol=1e-5)
+    np.testing.assert_allclose(corrected.neurons.initial_potential, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["floor", "neuron", "spikes"])
@@ -483,9 +483,9 @@ def test_weight_calibration_lowers_its_objective(objective, wait):
         current, sources = here.feed(8, time)
         into = current([weights["hidden"]], sources, np.arange(8))
         if time:
-            output = unroll(NEURON, fit.neuron, into).mean(0)
+            output = unroll(NEURON, fit.neurons, into).mean(0)
         else:
-            neuron = fit.neuron
+            neuron = fit.neurons
             if objective == "floor":
                 zero = jnp.zeros(())
                 neuron = neuron._replace(bias=zero, initial_potential=zero)
@@ -496,7 +496,7 @@ def test_weight_calibration_lowers_its_objective(objective, wait):
         objective, iterations=40, learning_rate=0.02, batch=8
     )(here, fit)
     assert error(calibrated.weights) < error(fit.weights)
-    assert calibrated.neuron is fit.neuron
+    assert calibrated.neurons is fit.neurons
 
 
 def test_weight_calibration_is_reproducible_and_depends_on_its_seed():
@@ -558,7 +558,7 @@ def test_least_squares_weights_bring_the_current_nearer_on_other_images(seed):
     here = search_view(target[:256], spikes[:256])
     fit = Fit(NEURON.init(), {"hidden": kernel})
     found = solve.least_squares_weights()(here, fit)
-    assert found.neuron is fit.neuron
+    assert found.neurons is fit.neurons
     unseen = target[256:], spikes[256:]
     assert distance(*unseen, found.weights["hidden"]) < distance(*unseen, kernel)
 

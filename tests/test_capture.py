@@ -307,7 +307,7 @@ def test_what_stays_within_an_example_is_allowed(name):
         return WITHIN[name](relu(x * w)).reshape(4, -1)
 
     neuron = snnjax.integrate_and_fire(threshold=0.25)
-    snn = snnjax.init(fn, jnp.float32(1), eighths(1, (4, 3, 2)), neuron=neuron)
+    snn = snnjax.init(fn, jnp.float32(1), eighths(1, (4, 3, 2)), model=neuron)
     x = eighths(2, (4, 3, 2))
     every = snnjax.spiking(fn, steps=4)(snn, x).mean(0)
     changed = snnjax.spiking(fn, steps=4)(snn, x.at[1:].set(0)).mean(0)

@@ -677,7 +677,7 @@ def test_numpy_and_python_numbers_serve_as_parameters():
 
 def neuron(**changes):
     """A calibrator that gives back the fit with another neuron."""
-    return lambda view, fit: fit._replace(neuron=fit.neuron._replace(**changes))
+    return lambda view, fit: fit._replace(neurons=fit.neurons._replace(**changes))
 
 
 @pytest.mark.parametrize(
@@ -689,7 +689,7 @@ def neuron(**changes):
         (neuron(threshold=jnp.ones(3)), r"threshold of shape \(3,\); .* \(6,\)"),
         (neuron(leak=0.5), "a leak or a temperature; allowed: None"),
         (lambda view, fit: None, "'relu' None; allowed: a Fit"),
-        (lambda view, fit: fit.neuron, "allowed: a Fit"),
+        (lambda view, fit: fit.neurons, "allowed: a Fit"),
         (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
         (
             lambda view, fit: fit._replace(weights={p: 0.0 for p in fit.weights}),

@@ -21,7 +21,7 @@ X = jnp.array([[0.125, 0.375]])  # each of four neurons hears 1/2: fires every 2
 
 
 def measured(steps, params=PARAMS, wait=0):
-    snn = snnjax.init(network, params, X, neuron=snnjax.integrate_and_fire())
+    snn = snnjax.init(network, params, X, model=snnjax.integrate_and_fire())
     return snnjax.measure(network, params, snn, X, steps=steps, wait=wait)
 
 

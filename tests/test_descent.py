@@ -30,7 +30,7 @@ def network(p, x):
 
 def fresh(neuron=None):
     neuron = snnjax.lif(temperature=2.0) if neuron is None else neuron
-    return snnjax.init(network, PARAMS, X, neuron=neuron)
+    return snnjax.init(network, PARAMS, X, model=neuron)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

@@ -305,7 +305,7 @@ def test_neurons_with_a_temperature_of_their_own_train_it(source):
     network = load_source(source)
     x = jnp.zeros((2, 8, 8, 1))
     neuron = snnjax.lif(temperature=2.0)
-    snn = snnjax.init(network.model.apply, network.variables, x, neuron=neuron)
+    snn = snnjax.init(network.model.apply, network.variables, x, model=neuron)
     config = FineTune(checkpoint=source, steps=2)
     setup = convert.Setup(SimpleNamespace(mesh=None), 1.0, network, None)
     simulate = finetune._simulation(config, setup)

@@ -203,7 +203,7 @@ NET = NETWORKS["dense"]
 def fitted(levels, wait=0):
     """An SNN of the dense network with these levels."""
     neuron = integrate_and_fire(levels=levels)
-    return snnjax.convert(*NET[:3], steps=STEPS, wait=wait, neuron=neuron)
+    return snnjax.convert(*NET[:3], steps=STEPS, wait=wait, model=neuron)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def fitted(levels, wait=0):
 )
 def test_executions_give_the_same_spikes(name, levels, wait):
     net = NETWORKS[name]
-    snn = halves(net, neuron=integrate_and_fire(levels=levels))
+    snn = halves(net, model=integrate_and_fire(levels=levels))
     executions = ["by_step", "by_layer", by_layer(remat=True)]
     executions += ["closed_form"] if wait == STEPS else []
     executions += [] if wait else [by_layer(segment=2)]
@@ -278,7 +278,7 @@ def test_a_signed_neuron_takes_back_what_later_input_does_not_support(steps):
     outputs = {}
     for low in (0, -1):
         neuron = integrate_and_fire(levels=(low, 1))
-        snn = snnjax.init(fn, weights, x[0], neuron=neuron)
+        snn = snnjax.init(fn, weights, x[0], model=neuron)
         simulate = compiled(fn, steps=steps, inputs="sequence")
         outputs[low] = np.asarray(simulate(snn, x)).mean()
     assert outputs[0] == 0.5
@@ -306,7 +306,7 @@ def test_random_networks(seed, levels, reset, wait, residual):
         return relu(hidden @ weights[0]) @ weights[2]
 
     net = NETWORKS["dense"]._replace(fn=fn, params=weights, x=x)
-    snn = halves(net, seed, neuron=integrate_and_fire(levels=levels, reset=reset))
+    snn = halves(net, seed, model=integrate_and_fire(levels=levels, reset=reset))
     executions = ["by_layer", "by_step", by_layer(remat=True)]
     executions += [] if wait else [by_layer(segment=3)]
     first, *others = (
@@ -340,7 +340,7 @@ def test_signed_networks_converge_to_the_ann_at_rate_one_over_t():
         generator = np.random.default_rng(seed)
         weights = list(np.float32(generator.normal(size=(4, 6, 6)) / 2))
         x = np.float32(generator.uniform(size=(16, 6)))
-        snn = snnjax.init(fn, weights, x, neuron=neuron)
+        snn = snnjax.init(fn, weights, x, model=neuron)
         neurons = {
             name: params._replace(initial_potential=np.float32(2))  # V_th / 2
             for name, params in snn.neurons.items()
@@ -360,7 +360,7 @@ def test_the_highest_level_reaches_what_a_binary_threshold_would(recipe):
             *NET[:3],
             steps=STEPS,
             recipe=recipe,
-            neuron=integrate_and_fire(levels=(0, high)),
+            model=integrate_and_fire(levels=(0, high)),
         )
         for high in (1, 3)
     )
@@ -374,7 +374,7 @@ def test_a_file_keeps_the_levels(tmp_path):
     snn = fitted((-1, 1))
     path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=NET.fn, x=NET.x)
     stored = snnjax.load(path)
-    assert stored.snn.neuron == snn.neuron
+    assert stored.snn.model == snn.model
     outputs = compiled(NET.fn)(snn, NET.x)
     np.testing.assert_allclose(stored.run(NET.x), outputs, rtol=1e-5, atol=1e-5)
 
@@ -382,12 +382,12 @@ def test_a_file_keeps_the_levels(tmp_path):
 def test_levels_are_fields_beyond_nir(tmp_path):
     nir = pytest.importorskip("nir")
     neuron = integrate_and_fire(levels=(-2, 3), dead_zone=0.5)
-    snn = dataclasses.replace(fitted((-2, 3)), neuron=neuron)
+    snn = dataclasses.replace(fitted((-2, 3)), model=neuron)
     with pytest.raises(ValueError, match="NIR cannot express.*the levels"):
         snnjax.to_nir(NET.fn, snn, NET.x)
     nir.write(tmp_path / "g.nir", snnjax.to_nir(NET.fn, snn, NET.x, extended=True))
     fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
-    assert (again.neuron.levels, again.neuron.dead_zone) == ((-2, 3), 0.5)
+    assert (again.model.levels, again.model.dead_zone) == ((-2, 3), 0.5)
     outputs = compiled(fn, steps=STEPS)(again, NET.x), compiled(NET.fn)(snn, NET.x)
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
 
@@ -397,7 +397,7 @@ def test_operations_of_graded_spikes_are_counted_both_ways():
         return relu(x) @ weights
 
     weights, x = jnp.ones((2, 3)), jnp.array([[2.0, 1.0]])
-    snn = snnjax.init(fn, weights, x, neuron=integrate_and_fire(levels=(0, 3)))
+    snn = snnjax.init(fn, weights, x, model=integrate_and_fire(levels=(0, 3)))
     measures = snnjax.measure(fn, weights, snn, x, steps=4)
     assert measures.synaptic_operations == 4 * 2 * 3
     assert measures.synaptic_additions == 4 * (2 + 1) * 3
@@ -414,15 +414,13 @@ def test_conversion_takes_if_neurons_only():
         integrate_and_fire(temperature=2.0),
         snnjax.integrate_and_fire,
     ):
-        with pytest.raises(
-            ValueError, match="neuron is .*allowed: an? (IF neuron|mod)"
-        ):
-            snnjax.convert(*NET[:3], steps=STEPS, neuron=neuron)
+        with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
+            snnjax.convert(*NET[:3], steps=STEPS, model=neuron)
 
 
 def test_a_folder_of_other_levels_is_refused(tmp_path):
     options = {"steps": STEPS, "folder": tmp_path / "fits"}
     snnjax.convert(*NET[:3], **options)
-    with pytest.raises(ValueError, match="another conversion.*neuron"):
+    with pytest.raises(ValueError, match="another conversion.*model"):
         signed = integrate_and_fire(levels=(-1, 1))
-        snnjax.convert(*NET[:3], **options, neuron=signed)
+        snnjax.convert(*NET[:3], **options, model=signed)

@@ -91,7 +91,7 @@ def test_spikes_of_inputs_that_change_are_those_of_an_independent_simulator():
         )
     }
     drawn = jax.random.bernoulli(keys[2], 0.5, (STEPS, 5, 6)).astype(jnp.float32)
-    snn = snnjax.init(fn, params, drawn[0], neuron=snnjax.lif(leak=0.7))
+    snn = snnjax.init(fn, params, drawn[0], model=snnjax.lif(leak=0.7))
     trains = spike_trains(fn, snn, drawn, steps=STEPS, inputs="sequence")
     stream = np.asarray(drawn)
     for name, train in trains.items():
@@ -165,8 +165,8 @@ def test_measuring_may_be_jitted():
 
 def test_hard_reset_is_measured_as_such():
     net = NETWORKS["dense"]
-    soft = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire(threshold=0.25))
-    hard = dataclasses.replace(soft, neuron=snnjax.integrate_and_fire(reset="zero"))
+    soft = snnjax.init(*net[:3], model=snnjax.integrate_and_fire(threshold=0.25))
+    hard = dataclasses.replace(soft, model=snnjax.integrate_and_fire(reset="zero"))
     count = [
         sum(int(t.sum()) for t in trains.values())
         for trains in (
@@ -179,7 +179,7 @@ def test_hard_reset_is_measured_as_such():
 def test_neurons_without_a_clip_floor_have_no_split():
     net = NETWORKS["dense"]
     for neuron in (snnjax.lif(), snnjax.integrate_and_fire(reset="zero")):
-        snn = snnjax.init(*net[:3], neuron=neuron)
+        snn = snnjax.init(*net[:3], model=neuron)
         seen = snnjax.measure(net.fn, net.params, snn, net.x, steps=STEPS)
         for site in seen.sites.values():
             parts = site.clipping, site.flooring, site.unevenness
@@ -346,7 +346,7 @@ def test_more_spikes_can_be_measured_than_int32_can_count():
         return x @ weights
 
     weights, x = jnp.ones((4096, 1)), jnp.ones((32, 4096))
-    snn = snnjax.init(fn, weights, x, neuron=snnjax.integrate_and_fire())
+    snn = snnjax.init(fn, weights, x, model=snnjax.integrate_and_fire())
     # Traced only, where a number too large for int32 would be an error.
     measures = jax.eval_shape(
         lambda snn: snnjax.measure(fn, weights, snn, x, steps=256), snn
@@ -376,7 +376,7 @@ def test_a_value_is_worth_the_highest_level_at_most():
     params = {"w": jnp.eye(2), "out": jnp.ones((1, 3))}
     x = jnp.abs(jax.random.normal(jax.random.key(0), (16, 2)))
     neuron = snnjax.integrate_and_fire(levels=(0, 3))
-    snn = snnjax.convert(fn, params, x, steps=2, neuron=neuron)
+    snn = snnjax.convert(fn, params, x, steps=2, model=neuron)
     measures = snnjax.measure(fn, params, snn, x)
     # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
     assert measures.synaptic_additions <= 2 * 3 * (2 + 3)

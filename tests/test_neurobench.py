@@ -16,7 +16,7 @@ STEPS = 6
 
 def metrics(fn, params, x, *, steps=STEPS, wait=0, neuron=None, labels=None):
     neuron = snnjax.integrate_and_fire() if neuron is None else neuron
-    snn = snnjax.init(fn, params, x, neuron=neuron)
+    snn = snnjax.init(fn, params, x, model=neuron)
     return neurobench(fn, snn, x, steps=steps, wait=wait, labels=labels)
 
 
@@ -201,7 +201,7 @@ def test_all_metrics_are_those_of_neurobench(neuron, theirs):
     from neurobench.models import SNNTorchModel
 
     p, x = weights(), eighths(3, (5, 6, 6, 2))
-    snn = snnjax.init(network, p, x, neuron=neuron)
+    snn = snnjax.init(network, p, x, model=neuron)
     simulate = snnjax.spiking(network, steps=STEPS)
     labels = simulate(snn, x).mean(0).argmax(-1).at[0].add(1) % 3
     # A spike of theirs is 1: the next weights take the threshold over.

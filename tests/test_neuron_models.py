@@ -93,7 +93,7 @@ NET = NETWORKS["dense"]
 
 def fresh(neuron, name="dense"):
     """An SNN of one of the `NETWORKS` with these neurons."""
-    snn = snnjax.init(*NETWORKS[name][:3], neuron=neuron, key=KEY)
+    snn = snnjax.init(*NETWORKS[name][:3], model=neuron, key=KEY)
     neurons = {name: exact(params) for name, params in snn.neurons.items()}
     return dataclasses.replace(snn, neurons=neurons)
 
@@ -252,9 +252,9 @@ def test_a_surrogate_without_a_derivative_is_an_error_when_differentiated():
 def test_a_surrogate_inside_a_model_is_refused():
     inside = snnjax.neurons.WithSurrogate(lif())
     with pytest.raises(ValueError, match="the model without a surrogate"):
-        snnjax.init(*NET[:3], neuron=synaptic(inside))
+        snnjax.init(*NET[:3], model=synaptic(inside))
     with pytest.raises(ValueError, match="the model without a surrogate"):
-        run(dataclasses.replace(LIF, neuron=inside))
+        run(dataclasses.replace(LIF, model=inside))
 
 
 class Silent(snnjax.neurons.IntegrateAndFire):
@@ -268,7 +268,7 @@ def test_a_model_derived_from_if_is_a_model_of_its_own():
     for wait in (0, STEPS):
         assert not np.any(run(snn, NET._replace(x=0 * np.asarray(NET.x)), wait=wait))
     with pytest.raises(ValueError, match="allowed: an IF neuron"):
-        snnjax.convert(*NET[:3], steps=STEPS, neuron=Silent())
+        snnjax.convert(*NET[:3], steps=STEPS, model=Silent())
 
 
 class WithGain(MyNeuron):
@@ -312,7 +312,7 @@ def test_arguments_outside_their_range_are_refused():
             make()
     for key in (0, "a"):
         with pytest.raises(ValueError, match="allowed: a random key"):
-            snnjax.init(*NET[:3], neuron=recurrent(lif()), key=key)
+            snnjax.init(*NET[:3], model=recurrent(lif()), key=key)
 
 
 def test_parameters_that_do_not_fit_are_refused():
@@ -326,7 +326,7 @@ def test_parameters_that_do_not_fit_are_refused():
             other = dataclasses.replace(ALL, neurons=ALL.neurons | {name: wrong})
             snnjax.spiking(NET.fn, steps=STEPS)(other, NET.x)
     with pytest.raises(ValueError, match="have the parameters .*Begin with those of"):
-        run(dataclasses.replace(LIF, neuron=recurrent(lif())))
+        run(dataclasses.replace(LIF, model=recurrent(lif())))
 
 
 # ------------------------------------------------------------------ anybody's model
@@ -393,15 +393,15 @@ class Unhashable(MyNeuron):
         (Unhashable(), "not hashable"),
         (MyNeuron, "the class MyNeuron; allowed: a model"),
         ("lif", "without init, start, integrate, fire; allowed: a model"),
-        ({}, "neuron is empty"),
-        ({"nothing*": lif()}, "patterns 'nothing\\*' of neuron decide for no site"),
-        ({3: lif()}, "neuron has the key 3"),
-        ({"*": "lif"}, "neuron\\['\\*'\\] is 'lif'"),
+        ({}, "model is empty"),
+        ({"nothing*": lif()}, "patterns 'nothing\\*' of model decide for no site"),
+        ({3: lif()}, "model has the key 3"),
+        ({"*": "lif"}, "model\\['\\*'\\] is 'lif'"),
     ],
 )
 def test_what_breaks_the_protocol_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
-        run(snnjax.init(*NET[:3], neuron=model, key=KEY))
+        run(snnjax.init(*NET[:3], model=model, key=KEY))
 
 
 class DictParams(MyNeuron):
@@ -441,13 +441,13 @@ class WeightsParams(NamedTuple):
 def test_parameters_and_levels_that_no_part_could_use_are_refused(model, message):
     for use in (run, lambda snn: snnjax.measures.spike_trains(NET.fn, snn, NET.x)):
         with pytest.raises(ValueError, match=message):
-            snn = snnjax.init(*NET[:3], neuron=model, key=KEY)
+            snn = snnjax.init(*NET[:3], model=model, key=KEY)
             use(dataclasses.replace(snn, steps=STEPS, wait=0))
 
 
 def test_sites_have_keys_of_their_own_and_the_same_key_gives_the_same_bits():
     first, again = (
-        snnjax.init(*NET[:3], neuron=recurrent(lif()), key=KEY) for _ in range(2)
+        snnjax.init(*NET[:3], model=recurrent(lif()), key=KEY) for _ in range(2)
     )
     jax.tree.map(np.testing.assert_array_equal, first.neurons, again.neurons)
     one, two = (np.asarray(params.kernel) for params in first.neurons.values())
@@ -497,12 +497,12 @@ def test_operations_of_recurrent_connections_are_counted():
         return relu(x @ w) @ w.T
 
     w, x = eighths(0, (4, 6)), eighths(1, (3, 4), 0, 9)
-    plain = snnjax.init(fn, w, x, neuron=lif())
+    plain = snnjax.init(fn, w, x, model=lif())
     model = recurrent(lif())
     params = model.init((6,), KEY)
     params = params._replace(kernel=jnp.zeros((6, 6)))  # the spikes are those of LIF
     name = next(iter(plain.neurons))
-    snn = dataclasses.replace(plain, neuron=model, neurons={name: params})
+    snn = dataclasses.replace(plain, model=model, neurons={name: params})
     spikes = snnjax.measures.spike_trains(fn, snn, x, steps=STEPS)[name]
     inside = 6 * float(spikes[:-1].sum()) / len(x)
     without, within = (
@@ -526,7 +526,7 @@ def test_remat_needs_levels():
     class WithLevels(MyNeuron):
         levels = (0, 1)
 
-    snn = dataclasses.replace(OWN_SNN, neuron=WithLevels())
+    snn = dataclasses.replace(OWN_SNN, model=WithLevels())
     outputs = (run(snn, execution=by_layer(remat=remat)) for remat in (True, False))
     np.testing.assert_array_equal(*outputs)
 
@@ -559,16 +559,16 @@ FIRST, SECOND = "relu", "w2/relu"  # sites of the dense network
 
 def test_the_first_pattern_that_matches_counts():
     slow = lif(leak=0.875)
-    snn = snnjax.init(*NET[:3], neuron={"re*": slow})
-    assert snn.model(FIRST) == slow and snn.model(SECOND) == lif()
-    only = snnjax.init(*NET[:3], neuron={"*": slow})
-    assert only.neuron == slow
+    snn = snnjax.init(*NET[:3], model={"re*": slow})
+    assert snn.model_of(FIRST) == slow and snn.model_of(SECOND) == lif()
+    only = snnjax.init(*NET[:3], model={"*": slow})
+    assert only.model == slow
     with pytest.raises(ValueError, match="earlier pattern does; sites: "):
-        snnjax.init(*NET[:3], neuron={"*": slow, "w2*": lif()})
+        snnjax.init(*NET[:3], model={"*": slow, "w2*": lif()})
     with pytest.raises(ValueError, match="no model for site 'third'"):
-        snn.model("third")
+        snn.model_of("third")
     with pytest.raises(ValueError, match="allowed: one for each, or patterns"):
-        snnjax.init(*NETWORKS["projection"][:3], neuron=snn.neuron)
+        snnjax.init(*NETWORKS["projection"][:3], model=snn.model)
 
 
 def test_the_name_of_a_site_counts_before_patterns():
@@ -577,8 +577,8 @@ def test_the_name_of_a_site_counts_before_patterns():
 
     params = {"a[0]": jnp.eye(2), "a0": jnp.eye(2)}
     models = {"a[0]/relu": lif(leak=0.25), "a0/relu": lif(leak=0.75)}
-    snn = snnjax.init(fn, params, jnp.ones((1, 2)), neuron=models)
-    assert {name: snn.model(name) for name in models} == models
+    snn = snnjax.init(fn, params, jnp.ones((1, 2)), model=models)
+    assert {name: snn.model_of(name) for name in models} == models
 
 
 def test_sites_with_models_of_their_own_run_and_train():
@@ -596,15 +596,15 @@ def test_sites_with_models_of_their_own_run_and_train():
 def test_a_conversion_takes_levels_by_site():
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
     options = {"steps": STEPS, "wait": STEPS}
-    snn = snnjax.convert(*NET[:3], **options, neuron={SECOND: signed})
-    assert snn.model(FIRST).levels == (0, 1) and snn.model(SECOND) == signed
+    snn = snnjax.convert(*NET[:3], **options, model={SECOND: signed})
+    assert snn.model_of(FIRST).levels == (0, 1) and snn.model_of(SECOND) == signed
     means, *others = (
         run(snn, wait=STEPS, execution=execution).mean(0)
         for execution in ("by_step", "by_layer", "closed_form")
     )
     assert_close(means, others)
     whole, plain = (
-        snnjax.convert(*NET[:3], **options, neuron=neuron)
+        snnjax.convert(*NET[:3], **options, model=neuron)
         for neuron in ({"*": signed}, signed)
     )
     jax.tree.map(np.testing.assert_array_equal, whole, plain)
@@ -612,10 +612,10 @@ def test_a_conversion_takes_levels_by_site():
 
 def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="allowed: an IF neuron"):
-        snnjax.convert(*NET[:3], steps=STEPS, neuron={"*": lif()})
+        snnjax.convert(*NET[:3], steps=STEPS, model={"*": lif()})
     with pytest.raises(ValueError, match="decide for no site"):
         plain = snnjax.integrate_and_fire()
-        snnjax.convert(*NET[:3], steps=STEPS, neuron={"x": plain})
+        snnjax.convert(*NET[:3], steps=STEPS, model={"x": plain})
 
 
 # ---------------------------------------------------------------------------- files
@@ -632,7 +632,7 @@ def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
 def test_a_file_brings_the_models_back(neuron, tmp_path):
     snn = fresh(neuron)
     again = snnjax.load(snnjax.save(tmp_path / "snn.safetensors", snn)).snn
-    assert again.neuron == snn.neuron
+    assert again.model == snn.model
     jax.tree.map(np.testing.assert_array_equal, again.neurons, snn.neurons)
     np.testing.assert_array_equal(run(again), run(snn))
 
@@ -649,7 +649,7 @@ def test_a_file_of_another_model_holds_its_program(tmp_path):
         run(stored.snn)
     again = snnjax.load(path, like=snn).snn
     assert jax.tree.structure(again.neurons) == jax.tree.structure(snn.neurons)
-    for same in (again, dataclasses.replace(stored.snn, neuron=snn.neuron)):
+    for same in (again, dataclasses.replace(stored.snn, model=snn.model)):
         np.testing.assert_array_equal(run(same), expected)
     other = fresh(recurrent(MyNeuron(0.25)))
     with pytest.raises(ValueError, match="written with the neuron model .* like has"):
@@ -662,7 +662,7 @@ def test_a_function_in_training_mode_takes_any_model():
         return hidden @ w.T, hidden.mean()
 
     w, x = eighths(0, (4, 6)), eighths(1, (3, 4), 0, 9)
-    snn = snnjax.init(fn, w, x, neuron=recurrent(lif()), key=KEY, has_aux=True)
+    snn = snnjax.init(fn, w, x, model=recurrent(lif()), key=KEY, has_aux=True)
     outputs, _ = compiled(fn, steps=STEPS, has_aux=True)(snn, x)
     plain = compiled(lambda w, x: fn(w, x)[0], steps=STEPS)(snn, x)
     np.testing.assert_allclose(outputs, plain, rtol=1e-6)

@@ -58,7 +58,7 @@ def fitted_snn(net, reset="subtract", leak=None):
             leak=None if leak is None else jnp.broadcast_to(leak, channel),
         )
     model = snnjax.integrate_and_fire(reset=reset)
-    return snnjax.SNN(net.params, neurons, neuron=model)
+    return snnjax.SNN(net.params, neurons, model=model)
 
 
 def check_same(fn, snn, x, graph, steps=STEPS, wait=0, turn=lambda outputs: outputs):
@@ -312,7 +312,7 @@ def test_converted_networks_come_back_with_the_same_spikes(
     snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
     graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
     other, other_snn = check_same(fn, snn, x, graph, 4, wait)
-    assert (other_snn.steps, other_snn.wait, other_snn.neuron.reset) == (
+    assert (other_snn.steps, other_snn.wait, other_snn.model.reset) == (
         4,
         wait,
         "subtract",
@@ -351,7 +351,7 @@ def test_thresholds_and_leaks_may_differ_between_neurons(name, tmp_path):
         zero = jnp.zeros(())
         neurons[site.name] = snnjax.neurons.NeuronParams(threshold, zero, zero, leak)
     model = snnjax.integrate_and_fire(reset="zero")
-    snn = snnjax.SNN(params, neurons, neuron=model)
+    snn = snnjax.SNN(params, neurons, model=model)
     graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
     check_same(net.fn, snn, net.x, graph)
 
@@ -378,7 +378,7 @@ def test_a_leak_of_one_is_an_if():
 
 def test_dt_is_a_unit_only():
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
+    snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
     coarse = snnjax.to_nir(net.fn, snn, net.x, dt=1.0)
     fine = snnjax.to_nir(net.fn, snn, net.x, dt=1e-4)
     for a, b in zip(coarse.nodes.values(), fine.nodes.values(), strict=True):
@@ -395,7 +395,7 @@ def test_dt_is_a_unit_only():
 def test_a_graph_is_channels_first_with_batch_norm_folded():
     fn, params, shape = convolutional()
     x = jnp.ones((1, *shape))
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
+    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
     kinds = [type(node).__name__ for node in graph.nodes.values()]
     layers = ["Conv2d", "IF", "SumPool2d", "Flatten", "Affine", "IF", "Affine"]
     assert kinds == ["Input", *layers[:-1], "Scale", "Output"]
@@ -409,7 +409,7 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
 
 def test_neurons_have_threshold_and_resistance_one_and_reset_to_zero():
     net = NETWORKS["projection"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
+    snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
     graph = snnjax.to_nir(net.fn, snn, net.x)
     neurons = [n for n in graph.nodes.values() if isinstance(n, nir.LIF)]
     assert len(neurons) == 3
@@ -423,7 +423,7 @@ def test_neurons_have_threshold_and_resistance_one_and_reset_to_zero():
 def test_an_option_a_shortcut_is_one_strided_convolution():
     fn, params, shape = residual(norm=False)
     x = jnp.ones((1, *shape))
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
+    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
     (shortcut,) = (
         node
         for node in graph.nodes.values()
@@ -438,7 +438,7 @@ def test_names_sort_in_order_of_execution():
     """A file lists nodes by name, and some readers execute them in that order."""
     fn, params, shape = residual()
     x = jnp.ones((1, *shape))
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, neuron=HARD), x)
+    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
     assert list(graph.nodes) == sorted(graph.nodes)
     assert all(
         list(graph.nodes).index(a) < list(graph.nodes).index(b) for a, b in graph.edges
@@ -516,7 +516,7 @@ LEAKY_ZERO = snnjax.lif(leak=0.8, reset="zero")
 def spikes_and_graph(network, neuron, tmp_path, steps=12):
     """Spikes [T, B, ...] of snnjax (0 or 1), x, both channels first, and the graph."""
     fn, params, x = network
-    snn = snnjax.init(fn, params, x, neuron=neuron)
+    snn = snnjax.init(fn, params, x, model=neuron)
     *hidden, _ = snn.neurons
     for name in hidden:
         channels = snn.params[f"w{1 + hidden.index(name)}"].shape[-1]
@@ -574,7 +574,7 @@ def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
     def fn(p, x):
         return relu(relu(x @ p["w1"]) @ p["w2"])
 
-    snn = snnjax.init(fn, FLAT, VECTORS, neuron=ZERO)
+    snn = snnjax.init(fn, FLAT, VECTORS, model=ZERO)
     expected = compiled(fn, steps=12)(snn, VECTORS)
     graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
     module = from_nir(graph)
@@ -732,7 +732,7 @@ def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it(threshold):
 def test_a_written_neuron_fires_at_its_threshold(tmp_path):
     """With these weights potentials often equal the threshold."""
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
     graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
     first = next(node for node in graph.nodes.values() if isinstance(node, nir.IF))
     values = np.float32([1 - 2**-23, 1 - 2**-24, 1])
@@ -747,7 +747,7 @@ def test_a_written_neuron_fires_at_its_threshold(tmp_path):
 def test_a_threshold_that_cannot_divide_weights_is_refused(threshold):
     net = NETWORKS["dense"]
     neuron = snnjax.lif(reset="zero")
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=neuron)
+    snn = snnjax.init(net.fn, net.params, net.x, model=neuron)
     neurons = {
         name: params._replace(threshold=jnp.float32(threshold))
         for name, params in snn.neurons.items()
@@ -765,7 +765,7 @@ def test_what_only_metadata_can_express_must_be_allowed():
     snn = dataclasses.replace(fitted_snn(net), steps=4, wait=2)
     with pytest.raises(ValueError, match="reset by subtraction.*potentials.*wait 2"):
         snnjax.to_nir(net.fn, snn, net.x)
-    hard = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+    hard = snnjax.init(net.fn, net.params, net.x, model=HARD)
     snnjax.to_nir(net.fn, hard, net.x)
 
 
@@ -782,7 +782,7 @@ def test_everything_that_nir_cannot_express_is_in_one_error():
             return relu(x.transpose(0, 3, 1, 2).reshape(len(x), 4, 9) @ p["w2"])
 
     params = weights(w1=(3, 3, 2, 4), w2=(9, 2))
-    snn = snnjax.init(fn, params, PIXELS, neuron=HARD)
+    snn = snnjax.init(fn, params, PIXELS, model=HARD)
     with pytest.raises(snnjax.ConversionError, match="cannot be written in NIR") as e:
         snnjax.to_nir(fn, snn, PIXELS)
     places = {problem.path: problem.operations for problem in e.value.problems}
@@ -821,14 +821,14 @@ def test_everything_that_nir_cannot_express_is_in_one_error():
     ],
 )
 def test_an_affine_map_without_a_node_is_refused(net, words):
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+    snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
     with pytest.raises(snnjax.ConversionError, match=words):
         snnjax.to_nir(net.fn, snn, net.x)
 
 
 def test_a_site_that_leaks_in_parts_is_refused():
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=LEAKY)
+    snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
     for name, neuron in list(snn.neurons.items()):
         leak = jnp.linspace(0.5, 1.0, 6)
         snn.neurons[name] = neuron._replace(leak=leak)
@@ -838,11 +838,11 @@ def test_a_site_that_leaks_in_parts_is_refused():
 
 def test_neurons_other_than_if_and_lif_are_refused():
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
-    surrogate = dataclasses.replace(snn, neuron=snnjax.neurons.WithSurrogate(HARD))
+    snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
+    surrogate = dataclasses.replace(snn, model=snnjax.neurons.WithSurrogate(HARD))
     assert snnjax.to_nir(net.fn, surrogate, net.x).nodes
     adaptive = snnjax.neurons.adaptive(HARD)
-    other = snnjax.init(net.fn, net.params, net.x, neuron=adaptive)
+    other = snnjax.init(net.fn, net.params, net.x, model=adaptive)
     with pytest.raises(ValueError, match="cannot express the neurons of Adaptive"):
         snnjax.to_nir(net.fn, other, net.x)
 
@@ -852,7 +852,7 @@ def test_an_input_without_features_is_refused():
         return relu(x[:, None] * p) @ p
 
     weight, x = jnp.ones(3), jnp.ones(2)
-    snn = snnjax.init(fn, weight, x, neuron=HARD)
+    snn = snnjax.init(fn, weight, x, model=HARD)
     with pytest.raises(ValueError, match="axis of features"):
         snnjax.to_nir(fn, snn, x)
 
@@ -905,7 +905,7 @@ def test_a_wait_is_read_by_its_name_in_snnjax_0_1_too(name, tmp_path):
 def test_inputs_of_other_types_are_promoted():
     """A convolution of JAX takes operands of one type only."""
     net = NETWORKS["zero padding"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=ZERO)
+    snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
     fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x))
     x = net.x.astype(jnp.bfloat16)  # eighths are exact
     outputs = compiled(fn, steps=STEPS)(other_snn, x)
@@ -968,7 +968,7 @@ def test_edges_that_cannot_be_followed_are_refused(edges, words):
 @pytest.mark.parametrize("dt", [0.0, -1.0, "x"])
 def test_a_dt_outside_its_range_is_refused(dt):
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+    snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
     with pytest.raises(ValueError, match="dt is"):
         snnjax.to_nir(net.fn, snn, net.x, dt=dt)
     with pytest.raises(ValueError, match="dt is"):
@@ -977,7 +977,7 @@ def test_a_dt_outside_its_range_is_refused(dt):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     net = NETWORKS["dense"]
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=HARD)
+    snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
     monkeypatch.setitem(sys.modules, "nir", None)
     with pytest.raises(ImportError, match=r"snnjax\[nir\]"):
         snnjax.to_nir(net.fn, snn, net.x)

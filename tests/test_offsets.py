@@ -42,7 +42,7 @@ def gelu_network(p, x):
 def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED):
     neuron = dict(neuron) if isinstance(neuron, tuple) else neuron
     return snnjax.convert(
-        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, neuron=neuron
+        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, model=neuron
     )
 
 
@@ -207,7 +207,7 @@ def test_graded_levels_count_additions_above_the_offset():
 def test_micro_batches_give_the_same_offsets():
     snn = fitted()
     parts = snnjax.convert(
-        gelu_network, PARAMS, X, steps=STEPS, neuron=SIGNED, micro_batch=16
+        gelu_network, PARAMS, X, steps=STEPS, model=SIGNED, micro_batch=16
     )
     np.testing.assert_allclose(
         parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6

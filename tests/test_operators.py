@@ -120,7 +120,7 @@ X = jnp.asarray(np.random.default_rng(1).normal(size=(16, 6, 5)), jnp.float32)
 def fitted(name, steps=STEPS, wait=0, recipe=None, neuron=None):
     fn = NETWORKS[name]
     return fn, snnjax.convert(
-        fn, PARAMS, X, steps=steps, wait=wait, recipe=recipe, neuron=neuron
+        fn, PARAMS, X, steps=steps, wait=wait, recipe=recipe, model=neuron
     )
 
 
@@ -218,7 +218,7 @@ def test_an_encoder_of_ones_own_is_a_site_and_the_identity():
     np.testing.assert_array_equal(fn(PARAMS, X), plain(PARAMS, X))
     slopes = (jax.grad(lambda p, f=f: f(p, X).sum())(PARAMS) for f in (fn, plain))
     jax.tree.map(np.testing.assert_array_equal, *slopes)
-    snn = snnjax.convert(fn, PARAMS, X, steps=32, neuron=FINE, recipe=RECIPE)
+    snn = snnjax.convert(fn, PARAMS, X, steps=32, model=FINE, recipe=RECIPE)
     mean = compiled(fn, steps=32)(snn, X).mean(0)
     np.testing.assert_allclose(mean, fn(PARAMS, X), atol=0.02)
     with pytest.raises(ValueError, match="x has dtype int32; allowed: floating point"):
@@ -442,10 +442,10 @@ def test_weights_that_an_operator_reads_are_shared():
 def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     fn, snn = fitted("gated")
     (name,) = encoders(fn)
-    assert snn.model(name).levels == (-1, 1) and not snn.model(name).rectifies
-    assert snn.model(firing(fn)[-1]) == BINARY
+    assert snn.model_of(name).levels == (-1, 1) and not snn.model_of(name).rectifies
+    assert snn.model_of(firing(fn)[-1]) == BINARY
     graded = fitted("gated", neuron=snnjax.integrate_and_fire(levels=(0, 3)))[1]
-    assert graded.model(name).levels == (-3, 3)
+    assert graded.model_of(name).levels == (-3, 3)
     trains = snnjax.measures.spike_trains(fn, snn, X)
     assert trains[name].min() < 0 and trains[name].sum(0).min() < 0
     measures = snnjax.measure(fn, PARAMS, snn, X)
@@ -466,8 +466,8 @@ def test_devices_share_the_examples():
 
 def test_gradients_flow_through_operators():
     fn = transformer
-    snn = snnjax.init(fn, PARAMS, X, neuron=snnjax.lif(temperature=2.0))
-    assert not snn.model("q/encoder").rectifies
+    snn = snnjax.init(fn, PARAMS, X, model=snnjax.lif(temperature=2.0))
+    assert not snn.model_of("q/encoder").rectifies
 
     def gradient(execution):
         simulate = snnjax.spiking(fn, steps=STEPS, execution=execution)
@@ -487,7 +487,7 @@ def test_a_file_keeps_encoders(tmp_path):
     fn, snn = fitted("gated")
     path = snnjax.save(tmp_path / "snn.safetensors", snn, fn=fn, x=X)
     stored = snnjax.load(path)
-    assert stored.snn.neuron == snn.neuron
+    assert stored.snn.model == snn.model
     expected = compiled(fn, steps=STEPS)(snn, X)
     np.testing.assert_allclose(stored.run(X), expected, rtol=1e-4, atol=1e-4)
 
@@ -758,7 +758,7 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
             x = BLOCKS[name](p, x)
         return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
 
-    fine = snnjax.convert(fn, params, X, steps=32, neuron=FINE, recipe=RECIPE)
+    fine = snnjax.convert(fn, params, X, steps=32, model=FINE, recipe=RECIPE)
     mean = compiled(fn, steps=32)(fine, X).mean(0)
     error = jnp.abs(mean - fn(params, X))
     assert error.mean() < 0.02 and error.max() < 0.2

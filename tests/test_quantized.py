@@ -80,7 +80,7 @@ def test_graded_spikes_need_fewer_steps():
     neuron = snnjax.integrate_and_fire(levels=(0, LEVELS))
     options = {"steps": 1, "wait": 1}
     recipe = snnjax.quantized()
-    snn = snnjax.convert(network, PARAMS, X, recipe=recipe, neuron=neuron, **options)
+    snn = snnjax.convert(network, PARAMS, X, recipe=recipe, model=neuron, **options)
     output = snnjax.spiking(network, **options)(snn, X)[0]
     np.testing.assert_allclose(output, network(PARAMS, X), rtol=1e-4, atol=1e-5)
 

@@ -323,7 +323,7 @@ def test_fine_levels_give_the_ann(name):
     fn, params, x = ALLOWED[name]()
     fine_levels = snnjax.integrate_and_fire(levels=(-100, 100))
     recipe = snnjax.max_activation()
-    snn = snnjax.convert(fn, params, x, steps=8, recipe=recipe, neuron=fine_levels)
+    snn = snnjax.convert(fn, params, x, steps=8, recipe=recipe, model=fine_levels)
     mean, ann_outputs = snnjax.spiking(fn, steps=8)(snn, x).mean(0), fn(params, x)
     atol = 0.05 * abs(ann_outputs).max()
     np.testing.assert_allclose(mean, ann_outputs, rtol=0, atol=atol)

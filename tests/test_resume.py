@@ -109,7 +109,7 @@ def of_class(value):
 
 def threshold(value):
     def calibrate(view, fit):
-        return fit._replace(neuron=fit.neuron._replace(threshold=jnp.float32(value)))
+        return fit._replace(neurons=fit.neurons._replace(threshold=jnp.float32(value)))
 
     return calibrate
 

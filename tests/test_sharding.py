@@ -66,7 +66,7 @@ def communication(program):
 )
 def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devices=8):
     net = NETWORKS[name]
-    snn = snnjax.init(*net[:3], neuron=snnjax.integrate_and_fire())
+    snn = snnjax.init(*net[:3], model=snnjax.integrate_and_fire())
     x, key = batch(net, inputs)
     options = {"steps": STEPS, "inputs": inputs} | options
     shared = snnjax.spiking(net.fn, mesh=mesh(devices), **options)
@@ -93,7 +93,7 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, options, devi
 )
 def test_devices_share_neurons_of_any_model(neuron, execution):
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=neuron, key=jax.random.key(0))
+    snn = snnjax.init(*net[:3], model=neuron, key=jax.random.key(0))
     x, _ = batch(net, "constant")
 
     def run(mesh):
@@ -117,7 +117,7 @@ def test_devices_convert_to_signed_neurons_as_one_does():
     neuron = snnjax.integrate_and_fire(levels=(-1, 1))
     x, _ = batch(net, "constant")
     shared, alone = (
-        snnjax.convert(net.fn, net.params, x, steps=STEPS, neuron=neuron, mesh=devices)
+        snnjax.convert(net.fn, net.params, x, steps=STEPS, model=neuron, mesh=devices)
         for devices in (mesh(8), None)
     )
     assert_close(shared.neurons, alone.neurons)

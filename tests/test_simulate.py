@@ -29,7 +29,7 @@ from snnjax.surrogate import arctan, dspike, relaxed_dspike, step_with_derivativ
 STEPS = 4
 DENSE = NETWORKS["dense"]
 FITTED = halves(DENSE, steps=STEPS, wait=0)
-IF = snnjax.init(*DENSE[:3], neuron=integrate_and_fire())
+IF = snnjax.init(*DENSE[:3], model=integrate_and_fire())
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def test_t_steps_cost_less_than_t_times_the_network(name):
 
 @pytest.mark.parametrize("reset, wait", [("subtract", 2), ("zero", 0), ("zero", 2)])
 def test_a_dense_network_is_the_oracles(reset, wait):
-    snn = dataclasses.replace(snn_of("dense"), neuron=integrate_and_fire(reset=reset))
+    snn = dataclasses.replace(snn_of("dense"), model=integrate_and_fire(reset=reset))
     p = {name: np.asarray(w, np.float64) for name, w in FLAT.items()}
     first, second = (
         {
@@ -212,7 +212,7 @@ def test_a_maximum_of_each_step_would_not_converge():
 
     x = np.array([0.5, 0.25, 0.5, 0.375], np.float32).reshape(1, 2, 2, 1)
     start = np.array([0.0, 0.5, 0.5, 0.25], np.float32).reshape(2, 2, 1)
-    snn = snnjax.init(fn, jnp.ones(()), x, neuron=integrate_and_fire())
+    snn = snnjax.init(fn, jnp.ones(()), x, model=integrate_and_fire())
     shifted = snn.neurons["relu"]._replace(initial_potential=start)
     snn = dataclasses.replace(snn, neurons={"relu": shifted})
     ours = run(snn, x, fn, steps=64).mean(0)
@@ -227,7 +227,7 @@ def test_a_wait_reads_evidence_before_the_first_spike():
     currents = np.array([0.0, 0.0, 1.0, 1.0], np.float32).reshape(4, 1, 1)
     fn = lambda p, x: relu(x * p)  # noqa: E731
     neuron = integrate_and_fire(threshold=0.5)
-    snn = snnjax.init(fn, jnp.ones(()), currents[0], neuron=neuron)
+    snn = snnjax.init(fn, jnp.ones(()), currents[0], model=neuron)
     options = {"inputs": "sequence"}
     rates = [run(snn, currents, fn, wait=wait, **options).mean() for wait in (0, 2)]
     np.testing.assert_array_equal(rates, [0.25, 0.5])
@@ -321,7 +321,7 @@ def test_a_wait_leaves_the_gradient_of_operators_finite():
     def fn(p, x):
         return relu(unit(unit(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
-    snn = snnjax.init(fn, FLAT, VECTORS, neuron=integrate_and_fire(threshold=0.25))
+    snn = snnjax.init(fn, FLAT, VECTORS, model=integrate_and_fire(threshold=0.25))
     by_step, layers = (
         gradient_of(snn, fn=fn, wait=1, execution=execution)
         for execution in ("by_step", "by_layer")
@@ -339,7 +339,7 @@ def test_a_wait_leaves_the_gradient_of_operators_finite():
 @pytest.mark.parametrize("wait", [0, STEPS])
 @pytest.mark.parametrize("surrogate", [arctan, relaxed_dspike])
 def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wait):
-    snn = snnjax.init(*DENSE[:3], neuron=integrate_and_fire(temperature=2.0))
+    snn = snnjax.init(*DENSE[:3], model=integrate_and_fire(temperature=2.0))
     auto, layers = (
         gradient_of(snn, surrogate=surrogate, wait=wait, execution=execution)
         for execution in ("auto", "by_layer")
@@ -384,7 +384,7 @@ def ternary(x):
     ids=["ternary", "nearly hard", "soft by its leaf", "per channel"],
 )
 def test_what_is_not_declared_a_step_runs_by_layer(surrogate, temperature):
-    snn = snnjax.init(*DENSE[:3], neuron=integrate_and_fire(temperature=temperature))
+    snn = snnjax.init(*DENSE[:3], model=integrate_and_fire(temperature=temperature))
     soft = functools.partial(run, snn, surrogate=surrogate, wait=STEPS)
     np.testing.assert_allclose(soft(), soft(execution="by_layer"), rtol=1e-6)
     assert np.any(soft() != run(snn, wait=STEPS))
@@ -401,7 +401,7 @@ def test_a_declared_step_has_a_closed_form_and_fits_into_bits():
 
 
 def test_a_surrogate_may_need_its_temperature():
-    snn = snnjax.init(*DENSE[:3], neuron=integrate_and_fire(temperature=2.0))
+    snn = snnjax.init(*DENSE[:3], model=integrate_and_fire(temperature=2.0))
     needing = run(snn, surrogate=lambda x, b: dspike(x, b), wait=STEPS)
     assert_equal(needing, run(snn, execution="closed_form", wait=STEPS))
 
@@ -471,7 +471,7 @@ def test_max_pool_adds_in_float64_where_the_network_is(x64):
         )
 
     x = np.full((1, 4, 1), spike)
-    snn = snnjax.init(pooled, np.ones(()), x, neuron=integrate_and_fire())
+    snn = snnjax.init(pooled, np.ones(()), x, model=integrate_and_fire())
     neurons = {"relu": snn.neurons["relu"]._replace(threshold=np.asarray(spike))}
     snn = dataclasses.replace(snn, neurons=neurons)
     for execution in ("by_step", "by_layer", by_layer(segment=3)):
@@ -487,7 +487,7 @@ def test_poisson_rates_do_not_depend_on_the_type_of_the_images():
     for dtype in (jnp.float32, jnp.bfloat16):
         x = np.full((200, 200), 0.003, dtype)
         fn = lambda p, x: relu(x * p)  # noqa: E731
-        snn = snnjax.init(fn, np.ones((), dtype), x, neuron=integrate_and_fire())
+        snn = snnjax.init(fn, np.ones((), dtype), x, model=integrate_and_fire())
         simulate = compiled(fn, steps=4, inputs="poisson")
         spikes = np.asarray(simulate(snn, x, jax.random.key(0)), np.float32)
         rates.append(spikes.mean())
@@ -499,7 +499,7 @@ def test_input_that_reaches_the_readout_directly_comes_step_by_step():
         return relu(x @ w) @ w.T + x
 
     w, x = eighths(1, (5, 3)), eighths(2, (STEPS, 4, 5))
-    snn = snnjax.init(fn, w, x[0], neuron=integrate_and_fire(threshold=0.5))
+    snn = snnjax.init(fn, w, x[0], model=integrate_and_fire(threshold=0.5))
     by_step, closed_form = (
         run(snn, x, fn, wait=STEPS, inputs="sequence", execution=execution)
         for execution in ("by_step", "closed_form")
@@ -671,7 +671,7 @@ def test_a_wrong_option_of_an_execution_is_refused():
         (CLOSED, snnjax.init(*DENSE[:3]), VECTORS, None, "a leak. Use 'by_layer'"),
         (
             CLOSED,
-            dataclasses.replace(FREE, neuron=integrate_and_fire(reset="zero")),
+            dataclasses.replace(FREE, model=integrate_and_fire(reset="zero")),
             VECTORS,
             None,
             "reset='zero'",
@@ -717,7 +717,7 @@ def test_init_refuses_what_is_no_model():
         (snnjax.neurons.WithSurrogate(lif()), "surrogate, which is an argument of"),
     ):
         with pytest.raises(ValueError, match=message):
-            snnjax.init(*DENSE[:3], neuron=neuron)
+            snnjax.init(*DENSE[:3], model=neuron)
 
 
 def test_training_mode_without_has_aux_names_it():

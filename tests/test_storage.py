@@ -77,7 +77,7 @@ def test_a_converted_network_comes_back_bit_for_bit(recipe, tmp_path):
 
 def test_a_trained_network_comes_back_bit_for_bit(tmp_path):
     neuron = snnjax.lif(leak=0.5, reset="zero", temperature=3.0)
-    snn = snnjax.init(DENSE.fn, DENSE.params, DENSE.x, neuron=neuron)
+    snn = snnjax.init(DENSE.fn, DENSE.params, DENSE.x, model=neuron)
     simulate = snnjax.spiking(DENSE.fn, steps=2)
     gradient = jax.grad(lambda snn: (simulate(snn, DENSE.x) ** 2).mean())(snn)
     snn = jax.tree.map(lambda a, g: a - 0.1 * g, snn, gradient)
@@ -112,7 +112,7 @@ LEAVES = {
 
 
 def test_every_kind_of_leaf_and_container_comes_back(tmp_path):
-    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, neuron=snnjax.lif())
+    snn = snnjax.SNN(LEAVES, {"relu": snnjax.lif().init()}, model=snnjax.lif())
     found = stored(tmp_path, snn).snn
     as_jax = {k: jnp.asarray(LEAVES[k]) for k in ("transposed", "bool")}
     expected = {**LEAVES, **as_jax, "big-endian": jnp.arange(3)}
@@ -345,7 +345,7 @@ def test_a_file_of_snnjax_0_1_loads():
 def test_trained_neurons_of_snnjax_0_1_load():
     expected = np.load(GOLDEN / "snn_0.1_outputs.npz")
     snn = snnjax.load(OLD["lif"]).snn
-    assert snn.neuron == snnjax.integrate_and_fire(reset="zero")
+    assert snn.model == snnjax.integrate_and_fire(reset="zero")
     outputs = snnjax.spiking(old_network, steps=4)(snn, jnp.asarray(expected["x"]))
     np.testing.assert_allclose(outputs, expected["lif"], rtol=1e-6)
 

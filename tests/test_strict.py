@@ -108,7 +108,7 @@ def test_other_measures_and_files(tmp_path):
 def test_many_levels_with_a_dead_zone():
     params, x = example()
     neuron = snnjax.integrate_and_fire(levels=(-4, 5), dead_zone=0.25)
-    snn = snnjax.init(network, params, x, neuron=neuron)
+    snn = snnjax.init(network, params, x, model=neuron)
     outputs = jax.jit(snnjax.spiking(network, steps=STEPS))(snn, x)
     assert np.isfinite(outputs).all()
 
@@ -118,7 +118,7 @@ def test_a_model_without_levels_is_measured_without_a_nan_of_jax():
     neuron = snnjax.neurons.recurrent(
         snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
     )
-    snn = snnjax.init(network, params, x, neuron=neuron, key=jax.random.key(0))
+    snn = snnjax.init(network, params, x, model=neuron, key=jax.random.key(0))
     assert np.isnan(snnjax.measure(network, params, snn, x, steps=STEPS).bits)
 
 
@@ -128,7 +128,7 @@ class WithoutLevels(Wrapper):
 
 def test_leaking_neurons_are_measured_without_a_nan_of_jax():
     params, x = example()
-    snn = snnjax.init(network, params, x, neuron=snnjax.lif())
+    snn = snnjax.init(network, params, x, model=snnjax.lif())
     sites = snnjax.measure(network, params, snn, x, steps=STEPS).sites.values()
     assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
 
@@ -147,7 +147,7 @@ INPUTS = ("constant", "poisson", "sequence")
 )
 def test_gradients(execution, wait, inputs):
     params, x = example(jnp.bfloat16)
-    snn = snnjax.init(network, params, x, neuron=snnjax.lif(temperature=3.0))
+    snn = snnjax.init(network, params, x, model=snnjax.lif(temperature=3.0))
     key = jax.random.key(0) if inputs == "poisson" else None
     drive = jnp.abs(x) / 10 if inputs == "poisson" else x
     if inputs == "sequence":
@@ -173,7 +173,7 @@ def test_gradients(execution, wait, inputs):
 
 def test_temperatures():
     params, x = example()
-    snn = snnjax.init(network, params, x, neuron=snnjax.lif(temperature=3.0))
+    snn = snnjax.init(network, params, x, model=snnjax.lif(temperature=3.0))
 
     def loss(snn, surrogate=dspike):
         outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)

@@ -46,7 +46,7 @@ def known(b):
     params = {"w": jnp.zeros((2,))}
     x = jnp.broadcast_to(SWEEP, COST.shape)
     neuron = snnjax.integrate_and_fire(temperature=b)
-    snn = snnjax.init(shifted, params, x, neuron=neuron)
+    snn = snnjax.init(shifted, params, x, model=neuron)
     simulate = snnjax.spiking(shifted, steps=1)
 
     def loss(snn):
@@ -113,7 +113,7 @@ def test_a_cosine_of_bfloat16_weights_is_computed_in_float32():
         lambda p, x: jax.nn.relu(x @ p["u"]),
         {"u": jnp.ones((1, 1)), "w": weights},
         jnp.ones((1, 1)),
-        neuron=snnjax.lif(temperature=3.0),
+        model=snnjax.lif(temperature=3.0),
     )
 
     def loss(snn):
@@ -184,7 +184,7 @@ def test_the_relaxed_gradient_is_that_of_the_soft_network():
 def deep(temperature=3.0):
     net = NETWORKS["dense"]
     neuron = snnjax.lif(temperature=temperature, threshold=0.5)
-    snn = snnjax.init(*net[:3], neuron=neuron)
+    snn = snnjax.init(*net[:3], model=neuron)
     simulate = snnjax.spiking(net.fn, steps=STEPS)
 
     def loss(snn):
@@ -350,7 +350,7 @@ def test_a_wrong_argument_is_refused(wrong, message):
 
 def test_a_relaxed_gradient_of_hard_spikes_is_refused():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=3.0))
+    snn = snnjax.init(*net[:3], model=snnjax.lif(temperature=3.0))
     simulate = snnjax.spiking(net.fn, steps=4)
     with pytest.raises(ValueError, match="depends on no temperature"):
         relaxed_gradient(lambda snn: (simulate(snn, net.x) ** 2).sum(), snn)

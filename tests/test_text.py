@@ -46,7 +46,7 @@ def test_while_tracing_an_snn_shows_its_types():
 def test_parameters_of_a_model_within_a_model_have_columns_of_their_own():
     net = NETWORKS["dense"]
     neuron = neurons.synaptic(snnjax.lif(leak=0.75))
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=neuron)
+    snn = snnjax.init(net.fn, net.params, net.x, model=neuron)
     head, first = str(snn).splitlines()[1:3]
     assert "synaptic leak" in head and "threshold" in head
     assert "0.75" in first
@@ -115,9 +115,9 @@ def test_what_notebooks_show_is_escaped():
 def test_models_within_models_hide_no_parameter():
     net = NETWORKS["dense"]
     outer = neurons.synaptic(neurons.synaptic(snnjax.lif(), synaptic_leak=0.25))
-    head, first = str(
-        snnjax.init(net.fn, net.params, net.x, neuron=outer)
-    ).splitlines()[1:3]
+    head, first = str(snnjax.init(net.fn, net.params, net.x, model=outer)).splitlines()[
+        1:3
+    ]
     assert head.count("synaptic leak") == 2 and {"0.25", "0.5"} <= set(first.split())
 
 
@@ -158,7 +158,7 @@ def test_neurons_under_new_names_are_shown():
     net = NETWORKS["dense"]
     first, *_ = snnjax.sites(net.fn, net.params, net.x)
     models = {first.name: snnjax.lif(leak=0.9), "*": snnjax.lif()}
-    snn = snnjax.init(net.fn, net.params, net.x, neuron=models)
+    snn = snnjax.init(net.fn, net.params, net.x, model=models)
     renamed = {f"new/{name}": params for name, params in snn.neurons.items()}
     text = str(dataclasses.replace(snn, neurons=renamed))
     assert line_of(text, f"new/{first.name} ")[1] == "-"

@@ -62,7 +62,7 @@ def test_gradients_are_those_of_bptt_by_hand(reset, detach, leak):
         layers,
         [jnp.asarray(k, jnp.float32) for k in kernels],
         jnp.ones((4, 5)),
-        neuron=snnjax.lif(leak=leak, threshold=0.75, reset=reset),
+        model=snnjax.lif(leak=leak, threshold=0.75, reset=reset),
     )
     simulate = snnjax.spiking(
         layers, steps=STEPS, inputs="sequence", detach_reset=detach
@@ -86,7 +86,7 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
         layers,
         [jnp.asarray(k, jnp.float32) for k in kernels],
         jnp.ones((4, 5)),
-        neuron=snnjax.lif(temperature=2.0),
+        model=snnjax.lif(temperature=2.0),
     )
     simulate = snnjax.spiking(
         layers,
@@ -113,7 +113,7 @@ def test_gradients_of_the_relaxed_network_are_its_finite_differences():
 
 def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
     net = NETWORKS["dense"]
-    snn = snnjax.init(*net[:3], neuron=snnjax.lif(temperature=2.0))
+    snn = snnjax.init(*net[:3], model=snnjax.lif(temperature=2.0))
 
     def gradient(**options):
         simulate = snnjax.spiking(
@@ -152,7 +152,7 @@ slow = pytest.mark.slow
 def test_every_execution_gives_the_same_outputs_and_gradients(name, inputs):
     net = NETWORKS[name]
     neuron = snnjax.lif(threshold=0.5, temperature=2.0)
-    snn = snnjax.init(*net[:3], neuron=neuron)
+    snn = snnjax.init(*net[:3], model=neuron)
     x = net.x if inputs == "constant" else eighths(3, (STEPS, *net.x.shape))
 
     def outputs_and_gradient(**options):
@@ -399,7 +399,7 @@ def test_a_membrane_integrates_the_outputs():
 def with_temperature():
     net = NETWORKS["dense"]
     neuron = snnjax.lif(temperature=3.0)
-    return net, snnjax.init(*net[:3], neuron=neuron)
+    return net, snnjax.init(*net[:3], model=neuron)
 
 
 def test_a_temperature_without_gradient_is_told():
@@ -531,7 +531,7 @@ def test_labels_may_be_traced(loss):
             "trained is 'bias'; allowed: several, as \\['bias'\\]",
         ),
         (
-            lambda: snnjax.init(*NETWORKS["dense"][:3], neuron=snnjax.lif),
+            lambda: snnjax.init(*NETWORKS["dense"][:3], model=snnjax.lif),
             "lif\\(\\) \\(called\\)",
         ),
         (
@@ -572,7 +572,7 @@ def test_any_surrogate_takes_the_temperature_as_its_second_argument(spike):
         simulate = snnjax.spiking(net.fn, steps=STEPS, surrogate=surrogate)
         return jax.grad(lambda snn: (simulate(snn, net.x) ** 2).sum())(snn).params
 
-    plain = snnjax.init(*net[:3], neuron=snnjax.lif())
+    plain = snnjax.init(*net[:3], model=snnjax.lif())
     fixed = gradient(functools.partial(lambda x, b: spike(x, b), b=3.0), plain)
     assert_close(gradient(spike, snn), fixed)
 

@@ -27,7 +27,7 @@ signed = snnjax.convert(
     params,
     jnp.asarray(images),
     steps=4,
-    neuron=snnjax.integrate_and_fire(levels=(-1, 1)),
+    model=snnjax.integrate_and_fire(levels=(-1, 1)),
 )
 spiking = jax.jit(snnjax.spiking(network, steps=4, execution="by_layer"))
 outputs = spiking(snn, images)
@@ -55,7 +55,9 @@ own = snnjax.Recipe(
 
 
 def my(view: calibrators.View, fit: calibrators.Fit) -> calibrators.Fit:
-    return fit._replace(neuron=fit.neuron._replace(threshold=2 * fit.neuron.threshold))
+    return fit._replace(
+        neurons=fit.neurons._replace(threshold=2 * fit.neurons.threshold)
+    )
 
 
 snnjax.save("a.safetensors", snn, fn=network, x=images[:1])

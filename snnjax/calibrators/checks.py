@@ -52,12 +52,12 @@ def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
 def checked(site: Site, before: Fit, after: Any) -> Fit:
     """The fit that a calibrator returned, as float32; raise if no site can have it."""
     wrong = f"a calibrator returned for site {site.name!r}"
-    if not isinstance(after, Fit) or not isinstance(after.neuron, NeuronParams):
+    if not isinstance(after, Fit) or not isinstance(after.neurons, NeuronParams):
         raise ValueError(f"{wrong} {after!r}; allowed: a Fit, e.g. fit._replace(...)")
     if not isinstance(after.weights, dict):
         raise ValueError(f"{wrong} weights {after.weights!r}; allowed: a dict")
     weights = _checked_weights(before.weights, after.weights, wrong)
-    return Fit(_checked_neuron(site, after.neuron, wrong), weights)
+    return Fit(_checked_neuron(site, after.neurons, wrong), weights)
 
 
 def _checked_weights(
@@ -122,7 +122,7 @@ def _is_real(value: Any) -> bool:
 
 def check_values(site: Site, before: Fit, after: Fit) -> None:
     """Raise unless a site's thresholds are positive, and all that changed is finite."""
-    neuron = after.neuron
+    neuron = after.neurons
     if any(isinstance(leaf, Tracer) for leaf in neuron):
         return
     for path, weight in after.weights.items():

@@ -111,7 +111,7 @@ def own_maximum_threshold() -> Calibrator:
                 "'clipped relu'. Take another recipe, e.g. snnjax.best()"
             )
         threshold = view.maximum / view.high
-        return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
+        return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
 
     return calibrate
 
@@ -190,7 +190,7 @@ def least_squares_offset() -> Calibrator:
         activation = thinned.join(thinned.activations)
         intervals = 2 * view.steps * view.high
         offset = _middle(activation, intervals, view.site.channel)
-        return fit._replace(neuron=fit.neuron._replace(offset=offset))
+        return fit._replace(neurons=fit.neurons._replace(offset=offset))
 
     return calibrate
 
@@ -212,9 +212,9 @@ def shift_bias() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        neuron = fit.neuron
+        neuron = fit.neurons
         bias = neuron.bias + formulas.shift(neuron.threshold, view.steps)
-        return fit._replace(neuron=neuron._replace(bias=bias))
+        return fit._replace(neurons=neuron._replace(bias=bias))
 
     return calibrate
 
@@ -233,8 +233,8 @@ def half_charge() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         del view
-        half = fit.neuron.threshold / 2
-        return fit._replace(neuron=fit.neuron._replace(initial_potential=half))
+        half = fit.neurons.threshold / 2
+        return fit._replace(neurons=fit.neurons._replace(initial_potential=half))
 
     return calibrate
 
@@ -263,8 +263,8 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         _warn_of_few("biases", _per_channel(view))
         for _ in range(repeats):
-            bias = fit.neuron.bias + _mean_error(view, fit)
-            fit = fit._replace(neuron=fit.neuron._replace(bias=bias))
+            bias = fit.neurons.bias + _mean_error(view, fit)
+            fit = fit._replace(neurons=fit.neurons._replace(bias=bias))
         return fit
 
     return calibrate
@@ -304,10 +304,10 @@ def correct_potential(repeats: int = 1) -> Calibrator:
         correction = functools.partial(_potential_correction, steps=view.steps)
         for _ in range(repeats):
             start, change = aligned(
-                fit.neuron.initial_potential, view.mean(correction, fit)
+                fit.neurons.initial_potential, view.mean(correction, fit)
             )
             start = start + change
-            fit = fit._replace(neuron=fit.neuron._replace(initial_potential=start))
+            fit = fit._replace(neurons=fit.neurons._replace(initial_potential=start))
         return fit
 
     return calibrate
@@ -361,7 +361,7 @@ def postpone_charge(
     check_count("prior", prior, least=0)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.wait == view.steps or view.neuron.levels[0] < 0:
+        if view.wait == view.steps or view.model.levels[0] < 0:
             return fit
         postpone = functools.partial(_postpone, steps=view.steps)
         return _search(view, fit, charges, postpone, pace, prior)
@@ -455,7 +455,7 @@ def _search(
     (`formulas.Expected`).
     """
     thinned, channels = view.thinned(_SAMPLES), parameter_shapes(view.site)["threshold"]
-    unit = _binary_unit(jnp.broadcast_to(fit.neuron.threshold, channels))
+    unit = _binary_unit(jnp.broadcast_to(fit.neurons.threshold, channels))
     paced_error = functools.partial(
         _paced_error, unit=unit, pace=pace, channel=view.site.channel
     )
@@ -463,13 +463,13 @@ def _search(
     def trial(candidate: float) -> tuple[jax.Array, jax.Array]:
         # One number per channel, so that what is chosen takes the same program.
         per_channel = np.full(channels, candidate, np.float32)
-        changed = fit._replace(neuron=change(fit.neuron, per_channel))
-        bias = changed.neuron.bias + _mean_error(thinned, changed)
-        corrected = changed._replace(neuron=changed.neuron._replace(bias=bias))
+        changed = fit._replace(neurons=change(fit.neurons, per_channel))
+        bias = changed.neurons.bias + _mean_error(thinned, changed)
+        corrected = changed._replace(neurons=changed.neurons._replace(bias=bias))
         # One candidate at a time: dozens in flight would take memory, and on virtual
         # devices their collectives may wait for each other until XLA gives up.
         error = thinned.mean(paced_error, corrected, paced=True)
-        return jax.block_until_ready((view.high * changed.neuron.threshold, error))
+        return jax.block_until_ready((view.high * changed.neurons.threshold, error))
 
     tops, errors = zip(*map(trial, candidates), strict=True)
     trials = np.asarray(candidates, np.float32)
@@ -477,7 +477,7 @@ def _search(
     k = _effective(prior, count)
     samples = thinned.samples(fit) if k else None
     chosen = _least(trials, tops, errors, samples, unit, count, k, pace)
-    return fit._replace(neuron=change(fit.neuron, chosen))
+    return fit._replace(neurons=change(fit.neurons, chosen))
 
 
 @functools.partial(jax.jit, static_argnames=("count", "prior"))
@@ -531,7 +531,7 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
         if per == "channel":
             _warn_of_few("thresholds", _per_channel(view))
         threshold = compute(view, fit) / view.high
-        return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
+        return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
 
     return calibrate
 

@@ -27,7 +27,7 @@ class Fit(NamedTuple):
     """What calibrators change at a site.
 
     Attributes:
-        neuron: its `snnjax.neurons.NeuronParams`.
+        neurons: their `snnjax.neurons.NeuronParams`.
         weights: path -> array, the kernels (two axes or more) that feed it.
 
     A calibrator takes one and returns another:
@@ -35,7 +35,7 @@ class Fit(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> def halve(view, fit):
     ...     weights = {path: kernel / 2 for path, kernel in fit.weights.items()}
-    ...     return Fit(fit.neuron._replace(threshold=jnp.array(0.5)), weights)
+    ...     return Fit(fit.neurons._replace(threshold=jnp.array(0.5)), weights)
     >>> fn, params = lambda p, x: jax.nn.relu(x @ p["w"]), {"w": jnp.ones((1, 1))}
     >>> recipe = snnjax.Recipe(((halve,),))
     >>> snn = snnjax.convert(fn, params, jnp.ones((4, 1)), steps=4, recipe=recipe)
@@ -43,7 +43,7 @@ class Fit(NamedTuple):
     [[0.5]] 0.5
     """
 
-    neuron: NeuronParams
+    neurons: NeuronParams
     weights: dict[str, jax.Array]
 
 
@@ -76,7 +76,7 @@ class View(abc.ABC):
         site: its name, shape and parameters.
         steps: T.
         wait: steps that every layer waits.
-        neuron: the model, whose levels say what a spike may be.
+        model: of the neurons, whose levels say what a spike may be.
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
@@ -106,13 +106,13 @@ class View(abc.ABC):
         steps: int,
         wait: int,
         activations: Sequence[jax.Array],
-        neuron: IntegrateAndFire | None = None,
+        model: IntegrateAndFire | None = None,
         shared: frozenset[str] = frozenset(),
         maximum: jax.Array | None = None,
     ):
         self.maximum = maximum
         self.site, self.steps, self.wait = site, steps, wait
-        self.neuron = IntegrateAndFire() if neuron is None else neuron
+        self.model = IntegrateAndFire() if model is None else model
         self.activations, self.shared = activations, shared
 
     @abc.abstractmethod
@@ -163,7 +163,7 @@ class View(abc.ABC):
     @property
     def high(self) -> int:
         """The highest level: a neuron's output is at most so many times V_th."""
-        return self.neuron.levels[1]
+        return self.model.levels[1]
 
     @property
     def activation(self) -> jax.Array:
@@ -174,7 +174,7 @@ class View(abc.ABC):
         """What thresholds are fitted to: a, or |a - offset| of an encoder."""
         if not self.site.signed:
             return iter(self.activations)
-        offset = fit.neuron.offset
+        offset = fit.neurons.offset
         return (jnp.abs(subtract_offset(a, offset)) for a in self.activations)
 
     def output(self, fit: Fit) -> jax.Array:
@@ -255,7 +255,7 @@ class _Thinned(View):
             whole.site,
             steps=whole.steps,
             wait=whole.wait,
-            neuron=whole.neuron,
+            model=whole.model,
             activations=[
                 formulas.thin(a, stride, ndim, channel) for a in whole.activations
             ],
@@ -290,7 +290,7 @@ class Calibrator(Protocol):
     >>> def mean_threshold(factor: float) -> Calibrator:
     ...     def calibrate(view: View, fit: Fit) -> Fit:
     ...         threshold = factor * view.activation.mean()
-    ...         return fit._replace(neuron=fit.neuron._replace(threshold=threshold))
+    ...         return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
     ...     return calibrate
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
     >>> recipe = snnjax.Recipe(((mean_threshold(2.0),),))

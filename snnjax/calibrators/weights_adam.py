@@ -89,11 +89,11 @@ def calibrate_weights(
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.wait < view.steps
-        output = _output(objective, view.neuron, time, view.wait, surrogate)
+        output = _output(objective, view.model, time, view.wait, surrogate)
         current, sources = view.feed(size, time)
         original = tuple(fit.weights.values())
         activation, sources, neuron, start = jax.lax.stop_gradient(
-            (view.activation, sources, fit.neuron, original)
+            (view.activation, sources, fit.neurons, original)
         )
         layer = _Layer(current, output, free, view.steps, view.site.channel)
         weights, state = start, _ADAM.init(start)

@@ -52,7 +52,7 @@ def convert(
     *,
     steps: int,
     recipe: Recipe | None = None,
-    neuron: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
+    model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
     micro_batch: int | None = None,
     memory_budget: int = 2**30,
@@ -71,7 +71,7 @@ def convert(
             numbers that it fits to fewer than 16 samples.
         steps: T >= 1, for which the SNN is fitted.
         recipe: what is fitted; `snnjax.best` by default.
-        neuron: the model of all sites, an integrate-and-fire neuron with reset by
+        model: of all sites, an integrate-and-fire neuron with reset by
             subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
             Or site name -> model, as for `snnjax.init`.
@@ -122,7 +122,7 @@ def convert(
     steps, wait = int(steps), int(wait)  # of NumPy's integers too
     recipe = best() if recipe is None else recipe
     _check_recipe(recipe)
-    plan = _plan(fn, params, x, steps, wait, neuron, micro_batch, memory_budget, mesh)
+    plan = _plan(fn, params, x, steps, wait, model, micro_batch, memory_budget, mesh)
     fits = fit_folder.open_folder(
         folder,
         lambda: {
@@ -131,7 +131,7 @@ def convert(
             "images": x,
             "steps": steps,
             "wait": wait,
-            "neuron": plan.neuron,
+            "model": plan.model,
             "recipe": recipe,
             # On all devices together: the fits of eight of them serve one.
             "micro_batch": plan.size * sharding.size(plan.spread),
@@ -139,11 +139,11 @@ def convert(
     )
     network, _ = plan.captured(plan.size)
     neurons = {
-        site.name: model_of(plan.neuron, site.name).init(site.shape)
+        site.name: model_of(plan.model, site.name).init(site.shape)
         for site in network.sites
         if site.fires
     }
-    snn = SNN(plan.params, neurons, steps, wait, plan.neuron)
+    snn = SNN(plan.params, neurons, steps, wait, plan.model)
     for number, calibrators in enumerate(recipe.sweeps):
         calibrate = functools.partial(chained, calibrators, plan.spread)
         calibrator_for = functools.partial(
@@ -172,7 +172,7 @@ def _plan(
     x: chex.ArrayTree,
     steps: int,
     wait: int,
-    neuron: Any,
+    model: Any,
     micro_batch: int | None,
     memory_budget: float,
     mesh: Mesh | None,
@@ -185,9 +185,9 @@ def _plan(
     check_examples(x)
     x = jax.tree.map(_as_jax_has_it, x)
     network = capture(fn, params, shapes_of(x))
-    neuron = models_of_sites(neuron, network.sites, IntegrateAndFire())
-    for model in models_in(neuron):
-        _check_neuron(model)
+    model = models_of_sites(model, network.sites, IntegrateAndFire())
+    for each in models_in(model):
+        _check_model(each)
     images = batch_of(x)
     sharding.check_batch("the calibration images", images, spread)
     if spread is not None:
@@ -196,7 +196,7 @@ def _plan(
     check_finite("the calibration images", jax.tree.leaves(placed))
     share = images // sharding.size(spread)
     size = min(micro_batch or _micro_batch(network, steps, wait), share)
-    least = min(per_byte(model.levels) for model in models_in(neuron))
+    least = min(per_byte(each.levels) for each in models_in(model))
     stream_bytes = share * _stream_bytes(network, steps, wait, least)
     leaves = jax.tree.leaves((params, placed))
     traced = any(isinstance(leaf, Tracer) for leaf in leaves)
@@ -208,7 +208,7 @@ def _plan(
         params=params,
         steps=steps,
         wait=wait,
-        neuron=neuron,
+        model=model,
         budget=int(max(0, min(memory_budget - stream_bytes, 2**62))),
         spills=stream_bytes > memory_budget and not traced,
     )
@@ -253,11 +253,11 @@ def _check_recipe(recipe: Any) -> None:
         )
 
 
-def _check_neuron(neuron: Any) -> None:
-    is_if = is_plain(neuron) and counts_only(neuron, neuron.init())
-    if not is_if or neuron.temperature is not None:
+def _check_model(model: Any) -> None:
+    is_if = is_plain(model) and counts_only(model, model.init())
+    if not is_if or model.temperature is not None:
         raise ValueError(
-            f"neuron is {neuron!r}; allowed: an IF neuron with reset by subtraction "
+            f"model is {model!r}; allowed: an IF neuron with reset by subtraction "
             "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), since "
             "conversion fits how often it fires"
         )

@@ -138,7 +138,7 @@ def quantized() -> Recipe:
     SNN has the numbers of the network itself, except for rounding of floats where an
     input lies between two values. A clipped ReLU, and another T, are rounded to the
     nearest of so many values. Layers of different L are exact with spikes of different
-    levels, ``convert(..., neuron={site: integrate_and_fire(levels=(0, n))})``.
+    levels, ``convert(..., model={site: integrate_and_fire(levels=(0, n))})``.
 
     >>> print(quantized())
     sweep 1 of 1, at every site:

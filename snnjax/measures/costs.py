@@ -54,7 +54,7 @@ class Joules(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.integrate_and_fire())
     >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
     >>> spiking, ann = estimates.operations
     >>> print(f"{1e12 * spiking:.1f} pJ, {1e12 * ann:.1f} pJ, {spiking / ann:.0%}")
@@ -76,7 +76,7 @@ class Energy(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params, x = [jnp.ones((1, 9)), jnp.ones((9, 9))], jnp.full((1, 1), 0.5)
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.integrate_and_fire())
     >>> estimates = energy(snnjax.measure(fn, params, snn, x, steps=4))
     >>> for name, (spiking, ann) in estimates._asdict().items():
     ...     print(f"{name}: {spiking / ann:.2f} of the ANN's")

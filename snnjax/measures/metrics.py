@@ -67,7 +67,7 @@ class SiteMeasures(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> w, x = jnp.eye(2), jnp.array([[0.5, 1.5]])
-    >>> snn = snnjax.init(fn, w, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, w, x, model=snnjax.integrate_and_fire())
     >>> site = snnjax.measure(fn, w, snn, x, steps=4).sites["relu"]  # of 1.5 it gives 1
     >>> for name in ("inherited", "clipping", "flooring", "unevenness"):
     ...     print(f"{name} {getattr(site, name):.3f}")
@@ -133,7 +133,7 @@ class Measures(NamedTuple):
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
     >>> params, x = [jnp.eye(2), jnp.ones((2, 10))], jnp.array([[0.5, 0.25]])
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.integrate_and_fire())
     >>> measures = snnjax.measure(fn, params, snn, x, steps=4)
     >>> float(measures.synaptic_operations)  # 3 spikes, each to 10 outputs
     30.0
@@ -238,7 +238,7 @@ def measure(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
     >>> neuron = snnjax.integrate_and_fire()
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> measures = measure(fn, jnp.eye(2), snn, 0.5 * jnp.eye(2), steps=4)
     >>> print(measures.firing_rate, measures.sites["relu"].error)
     0.25 0.0
@@ -259,7 +259,7 @@ def measure(
     firing = [site for site in network.sites if site.fires]
     neurons = sum(math.prod(site.shape) for site in firing)
     recurrent = sum(
-        math.prod(site.shape) * synapses_of_a_spike(snn.model(site.name), site.shape)
+        math.prod(site.shape) * synapses_of_a_spike(snn.model_of(site.name), site.shape)
         for site in firing
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
@@ -284,7 +284,7 @@ def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
     """Fields of `Measures` that depend on levels; NaN where a model states none."""
     neurons, bits, high = 0, 0.0, 0
     for site in firing:
-        levels = levels_of(snn.model(site.name))
+        levels = levels_of(snn.model_of(site.name))
         if levels is None:
             # Of NumPy, since jax_debug_nans refuses a NaN of JAX.
             return dict.fromkeys(("synaptic_additions", "bits", "high"), _MISSING)
@@ -367,7 +367,7 @@ def _counts(
         values, streams: of T steps, as from `observe_spikes`.
         inside: site name -> operations and additions within the site.
     """
-    models = [snn.model(site.name) for site in network.sites if site.fires]
+    models = [snn.model_of(site.name) for site in network.sites if site.fires]
     graded = _are_graded([levels_of(model) for model in models])
     at_level_one = at_level(network, snn, x, 1) if graded else {}
     highest = max(max(map(abs, levels_of(model) or (1,))) for model in models)
@@ -418,7 +418,7 @@ def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
 
 def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operations and additions per image of connections within a site."""
-    model = snn.model(site.name)
+    model = snn.model_of(site.name)
     fan_out = synapses_of_a_spike(model, site.shape)
     if not fan_out:
         return jnp.zeros(()), jnp.zeros(())
@@ -446,7 +446,7 @@ def _levels(stream: jax.Array, unit: jax.Array, highest: int) -> jax.Array:
 
 def _compared(observed: _Observed, snn: SNN, site: Site, steps: int) -> SiteMeasures:
     params = snn.neurons[site.name]
-    neuron, channel = snn.model(site.name), site.channel
+    neuron, channel = snn.model_of(site.name), site.channel
     splits = counts_only(neuron, params)
     compared = _compare(observed, params, neuron, steps, channel, splits=splits)
     if splits:
@@ -516,7 +516,7 @@ def spike_trains(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(w * x)
     >>> neuron = snnjax.integrate_and_fire()
-    >>> snn = snnjax.init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.array(1.0), jnp.ones((1, 1)), model=neuron)
     >>> events = jnp.array([0.0, 1.0, 0.6, 0.6]).reshape(4, 1, 1)
     >>> spikes = spike_trains(fn, snn, events, steps=4, inputs="sequence")
     >>> print(spikes["relu"][:, 0, 0])
@@ -534,7 +534,7 @@ def spike_trains(
     trains = {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
-        levels = levels_of(snn.model(site.name))
+        levels = levels_of(snn.model_of(site.name))
         if levels is None:
             trains[site.name] = spikes
             return

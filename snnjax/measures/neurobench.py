@@ -81,7 +81,7 @@ def neurobench(
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
     >>> params = [jnp.array([[1.0, 0.0]]), jnp.ones((2, 3))]
     >>> snn = snnjax.init(fn, params, jnp.ones((1, 1)),
-    ...                   neuron=snnjax.integrate_and_fire())
+    ...                   model=snnjax.integrate_and_fire())
     >>> metrics = neurobench(fn, snn, jnp.array([[0.5]]), steps=4)
     >>> metrics["ConnectionSparsity"], metrics["ActivationSparsity"]
     (0.125, 0.75)
@@ -160,7 +160,7 @@ def _count(
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         params = snn.neurons[site.name]
         spike_counts.append((spikes != 0).sum((0, *range(2, spikes.ndim))))
-        model = snn.model(site.name)
+        model = snn.model_of(site.name)
         fan_out = synapses_of_a_spike(model, site.shape)
         active = (spikes[:-1] != 0).sum(tuple(range(2, spikes.ndim)))
         inside.append(fan_out * active)

@@ -86,7 +86,7 @@ class Adaptive(Wrapper):
         check_model(self.neuron)
         if levels_of(self.neuron) != (0, 1) or not takes_surrogate(self.neuron):
             raise ValueError(
-                f"neuron is {self.neuron!r}; allowed: a model with the levels (0, 1) "
+                f"model is {self.neuron!r}; allowed: a model with the levels (0, 1) "
                 "that fires by the surrogate given to it, e.g. snnjax.lif(), since an "
                 "adaptive threshold moves the surrogate's argument"
             )

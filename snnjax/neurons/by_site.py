@@ -27,8 +27,8 @@ class BySite:
     >>> fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["first"]) @ p["second"])
     >>> params = {"first": jnp.eye(2), "second": jnp.eye(2)}
     >>> neuron = {"second/*": snnjax.lif(leak=0.9), "*": snnjax.lif(leak=0.5)}
-    >>> snn = snnjax.init(fn, params, jnp.eye(2), neuron=neuron)
-    >>> [name for name, _ in snn.neuron.models], snn.model("second/relu").leak
+    >>> snn = snnjax.init(fn, params, jnp.eye(2), model=neuron)
+    >>> [name for name, _ in snn.model.models], snn.model_of("second/relu").leak
     (['first/relu', 'second/relu'], 0.9)
     """
 
@@ -43,7 +43,7 @@ def model_of(neuron: Any, site_name: str) -> Any:
     if site_name not in models:
         raise ValueError(
             f"no model for site {site_name!r}; this SNN has models for "
-            f"{', '.join(models)}. Where sites are renamed, rename those of its neuron "
+            f"{', '.join(models)}. Where sites are renamed, rename those of its model "
             "too"
         )
     return models[site_name]
@@ -76,7 +76,7 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
     if isinstance(models, BySite):
         if {name for name, _ in models.models} != set(site_names):
             raise ValueError(
-                f"neuron has models for the sites "
+                f"model has models for the sites "
                 f"{', '.join(name for name, _ in models.models)}, and this network has "
                 f"{', '.join(site_names)}; allowed: one for each, or patterns"
             )
@@ -87,21 +87,21 @@ def resolve_models(models: Any, site_names: Sequence[str], default: Neuron) -> A
         return model
     if not models:
         raise ValueError(
-            "neuron is empty; allowed: a model, or name or pattern of sites -> model, "
+            "model is empty; allowed: a model, or name or pattern of sites -> model, "
             "or None for the default"
         )
     for pattern, model in models.items():
         if not isinstance(pattern, str):
             raise ValueError(
-                f"neuron has the key {pattern!r}; allowed: patterns of site names, "
+                f"model has the key {pattern!r}; allowed: patterns of site names, "
                 "e.g. {'readout/*': snnjax.lif()}"
             )
-        check_model(model, f"neuron[{pattern!r}]")
+        check_model(model, f"model[{pattern!r}]")
     pattern_of_site = {name: _first_match(models, name) for name in site_names}
     unused_patterns = [p for p in models if p not in pattern_of_site.values()]
     if unused_patterns:
         raise ValueError(
-            f"the patterns {', '.join(map(repr, unused_patterns))} of neuron decide "
+            f"the patterns {', '.join(map(repr, unused_patterns))} of model decide "
             "for no site: they match none, or a name or an earlier pattern does; "
             f"sites: {', '.join(site_names)}"
         )

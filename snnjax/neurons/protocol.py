@@ -211,7 +211,7 @@ def checked_levels(levels: Any) -> tuple[int, int]:
     return low, high
 
 
-def check_model(neuron: Any, what: str = "neuron") -> None:
+def check_model(neuron: Any, what: str = "model") -> None:
     """Raise unless this is a neuron model: a hashable value with the four functions."""
     allowed = (
         "allowed: a model, a hashable value with the functions init, start, integrate "

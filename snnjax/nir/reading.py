@@ -110,7 +110,7 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         dict(zip(names, neurons, strict=True)),
         steps=steps,
         wait=wait,
-        neuron=by_name(zip(names, models, strict=True)),
+        model=by_name(zip(names, models, strict=True)),
     )
 
 

@@ -114,7 +114,7 @@ def to_nir(
     >>> fn = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
     >>> weights = [jnp.ones((3, 8)), jnp.ones((8, 2))]
     >>> neuron = snnjax.lif(leak=0.5, reset="zero")
-    >>> snn = snnjax.init(fn, weights, jnp.ones((1, 3)), neuron=neuron)
+    >>> snn = snnjax.init(fn, weights, jnp.ones((1, 3)), model=neuron)
     >>> graph = to_nir(fn, snn, jnp.ones((1, 3)))
     >>> [type(node).__name__ for node in graph.nodes.values()]
     ['Input', 'Affine', 'LIF', 'Affine', 'Output']
@@ -249,7 +249,7 @@ def _lower_site(lowering: Lowering, snn: SNN, equation: Equation) -> None:
         )
     gain, bias = _gain(neuron), numbers(neuron.bias)
     sources, order = lowering.feed(current, gain, bias, site.name)
-    node = _spiking(neuron, _plain(snn.model(site.name)), site, order)
+    node = _spiking(neuron, _plain(snn.model_of(site.name)), site, order)
     name = lowering.add(site.name, node, sources)
     threshold = compact(_spread(neuron.threshold, site, order))
     lowering.symbols[equation.outputs[0]] = _from_node(name, threshold, order)
@@ -388,7 +388,7 @@ def _plain(model: Any) -> Any:
 def _check_expressible(snn: SNN, extended: bool) -> None:
     """Raise if NIR cannot express the neurons, or only by metadata."""
     extensions = []
-    for neuron in map(_plain, models_in(snn.neuron)):
+    for neuron in map(_plain, models_in(snn.model)):
         if not is_plain(neuron):
             raise ValueError(
                 f"NIR cannot express the neurons of {neuron!r}; allowed: models of "

@@ -57,7 +57,7 @@ def choose(
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 2))
-    >>> snn = snnjax.init(fn, jnp.eye(2), x, neuron=snnjax.integrate_and_fire())
+    >>> snn = snnjax.init(fn, jnp.eye(2), x, model=snnjax.integrate_and_fire())
     >>> spike = {"steps": 4, "surrogate": snnjax.surrogate.dspike}
     >>> for platform in ("cpu", "gpu", "tpu"):
     ...     for wait in (0, 1, 4):
@@ -73,9 +73,9 @@ def choose(
     tpu 1 by_layer
     tpu 4 closed_form
     """
-    count_only = all(counts_only(snn.model(n), p) for n, p in snn.neurons.items())
+    count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
     has_closed_form = count_only and wait == steps
-    models = models_in(snn.neuron)
+    models = models_in(snn.model)
     if execution == "closed_form" and not has_closed_form:
         leaks = any(
             field(params, "leak") is not None for params in snn.neurons.values()

@@ -190,7 +190,7 @@ def run_closed_form(job: Job) -> Any:
     values = network.arguments(job.snn.params, x)
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        return closed_form(job.snn.model(site.name), params, current, steps)
+        return closed_form(job.snn.model_of(site.name), params, current, steps)
 
     evaluate(network.equations, values, firing(fire, neurons))
     fires = [equation for equation in network.equations if equation.fires]
@@ -201,7 +201,7 @@ def run_closed_form(job: Job) -> Any:
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
             name = equation.place.name
-            levels = job.snn.model(name).levels
+            levels = job.snn.model_of(name).levels
             values[v] = _first_spikes(values[v], neurons[name], steps, levels)
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step

@@ -67,7 +67,7 @@ def init(
     params: chex.ArrayTree,
     x: chex.ArrayTree,
     *,
-    neuron: Neuron | Mapping[str, Neuron] | None = None,
+    model: Neuron | Mapping[str, Neuron] | None = None,
     key: jax.Array | None = None,
     has_aux: bool = False,
 ) -> SNN:
@@ -77,7 +77,7 @@ def init(
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
-        neuron: model of all sites, of `snnjax.lif` (by default, with leak 1/2),
+        model: of all sites, of `snnjax.lif` (by default, with leak 1/2),
             `snnjax.integrate_and_fire`, `snnjax.neurons`, or one of your own
             (docs/neurons.md); or site name -> model, where a name may be a pattern as
             in a shell: a site's own name counts, or else the first pattern that
@@ -88,7 +88,7 @@ def init(
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: a neuron that is no model, a pattern that decides for no site, a
+        ValueError: a model that is none, a pattern that decides for no site, a
             missing key.
 
     >>> import jax, jax.numpy as jnp
@@ -98,15 +98,15 @@ def init(
     """
     network = capture(fn, params, x, affine=not has_aux, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
-    neuron = models_of_sites(neuron, network.sites, lif())
-    for model in models_in(neuron):
-        _check_no_surrogate(model)
+    model = models_of_sites(model, network.sites, lif())
+    for each in models_in(model):
+        _check_no_surrogate(each)
     keys = _keys(key, len(sites))
     neurons = {
-        site.name: model_of(neuron, site.name).init(site.shape, own_key)
+        site.name: model_of(model, site.name).init(site.shape, own_key)
         for site, own_key in zip(sites, keys, strict=True)
     }
-    return SNN(params, neurons, neuron=neuron)
+    return SNN(params, neurons, model=model)
 
 
 def _keys(key: Any, count: int) -> Sequence[Any]:
@@ -130,7 +130,7 @@ class SpikingFunction(Protocol):
     >>> def predict(spiking_fn: SpikingFunction, snn: snnjax.SNN, x: jax.Array):
     ...     return spiking_fn(snn, x).mean(0).argmax(-1)
     >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.array([[0.1, 0.9], [0.8, 0.2]])
-    >>> snn = init(fn, jnp.eye(2), x, neuron=snnjax.integrate_and_fire())
+    >>> snn = init(fn, jnp.eye(2), x, model=snnjax.integrate_and_fire())
     >>> print(predict(spiking(fn, steps=4), snn, x))
     [1 0]
     """
@@ -205,7 +205,7 @@ def spiking(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax import integrate_and_fire
     >>> fn = lambda w, x: jax.nn.relu(w * x)
-    >>> snn = init(fn, jnp.array(1.0), jnp.ones((1, 1)), neuron=integrate_and_fire())
+    >>> snn = init(fn, jnp.array(1.0), jnp.ones((1, 1)), model=integrate_and_fire())
     >>> outputs = spiking(fn, steps=4)(snn, jnp.array([[0.5]]))
     >>> print(outputs[:, 0, 0])
     [0. 1. 0. 1.]
@@ -388,14 +388,14 @@ def _check_no_surrogate(model: Neuron) -> None:
     """Raise if a model, or one inside it, brings a surrogate that would be ignored."""
     if any(isinstance(part, WithSurrogate) for part in chain(model)):
         raise ValueError(
-            f"neuron is {model!r}; allowed: the model without a surrogate, which is an "
+            f"model is {model!r}; allowed: the model without a surrogate, which is an "
             "argument of snnjax.spiking"
         )
 
 
 def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogate:
     """The model of a site, with the surrogate of the simulation."""
-    model, params = snn.model(site.name), snn.neurons[site.name]
+    model, params = snn.model_of(site.name), snn.neurons[site.name]
     _check_no_surrogate(model)
     if not takes_surrogate(model):
         if sim.surrogate is not dspike or sim.detach_reset:

@@ -72,7 +72,8 @@ class Stored(NamedTuple):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = snnjax.save(f"{folder}/snn.safetensors", snn, accuracy=0.9)
     ...     stored = snnjax.load(path)
-    >>> stored.card["accuracy"], stored.card["program"], stored.snn.model("relu").leak
+    >>> card, model = stored.card, stored.snn.model_of("relu")
+    >>> card["accuracy"], card["program"], model.leak
     (0.9, None, 0.5)
     """
 
@@ -158,7 +159,7 @@ def save(
         "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
-        "neuron": describe_model(snn.neuron),
+        "neuron": describe_model(snn.model),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "program": None,
@@ -296,7 +297,7 @@ def _model(model: Any, like: SNN | None, site_name: str) -> Any:
     """
     if like is None or not isinstance(model, Unavailable):
         return model
-    at_hand = like.model(site_name)
+    at_hand = like.model_of(site_name)
     if without_addresses(repr(at_hand)) != without_addresses(model.text):
         raise ValueError(
             f"the file was written with the neuron model {model.text} at site "
@@ -348,7 +349,7 @@ def _check_facts(recipe, accuracy, extras) -> None:
 
 def _check_described(snn: SNN) -> None:
     """Raise unless the file's card describes all models."""
-    models = models_without_description(snn.neuron)
+    models = models_without_description(snn.model)
     if models:
         raise ValueError(
             f"a file cannot describe the neuron model {', '.join(models)}, which is "

@@ -64,7 +64,7 @@ class Unavailable:
             f"the file names the neuron model {self.text}, and does not hold its code: "
             "only the file's program can run it, by stored.run(x). With the model at "
             "hand, load the file with like=snn, an SNN that has it, or put it in by "
-            "dataclasses.replace(snn, neuron=model)"
+            "dataclasses.replace(snn, model=model)"
         )
 
 

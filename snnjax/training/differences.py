@@ -55,7 +55,7 @@ def finite_differences(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params, neuron = {"w": jnp.array([[0.6]])}, snnjax.integrate_and_fire()
-    >>> snn = snnjax.init(fn, params, x, neuron=neuron)
+    >>> snn = snnjax.init(fn, params, x, model=neuron)
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> for step in (0.01, 0.25):  # the first changes no spike
     ...     print(finite_differences(loss, snn, ["w"], step=step)["w"])

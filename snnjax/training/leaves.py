@@ -84,7 +84,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     >>> import jax, jax.numpy as jnp, optax
     >>> from snnjax import init, lif
     >>> snn = init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)),
-    ...            neuron=lif(temperature=3.0))
+    ...            model=lif(temperature=3.0))
     >>> kinds = param_labels(snn, ["weights", "temperature"])
     >>> kinds.params, kinds.neurons["relu"].threshold
     ('weights', 'frozen')
@@ -120,7 +120,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
         raise ValueError(
             f"this SNN has no leaf {sorted(missing)} to train; allowed: "
             f"{', '.join(trainable)}. Temperature and leak come with the neuron, e.g. "
-            "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
+            "snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
     return labels
 

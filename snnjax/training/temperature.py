@@ -45,7 +45,7 @@ def temperatures(snn: SNN) -> Temperatures:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> print(temperatures(snn)["relu"])
     3.0
     """
@@ -55,7 +55,7 @@ def temperatures(snn: SNN) -> Temperatures:
     if not own:
         raise ValueError(
             "no site of this SNN has a temperature; give the neuron one, e.g. "
-            "snnjax.init(..., neuron=snnjax.lif(temperature=3.0))"
+            "snnjax.init(..., model=snnjax.lif(temperature=3.0))"
         )
     return own
 
@@ -69,7 +69,7 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
-    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), neuron=neuron)
+    >>> snn = snnjax.init(fn, jnp.eye(2), jnp.eye(2), model=neuron)
     >>> snn = with_temperatures(snn, {"relu": jnp.array([3.0, 5.0])})  # by channel
     >>> print(temperatures(snn)["relu"])
     [3. 5.]
@@ -115,7 +115,7 @@ class Alignment(NamedTuple):
     >>> from snnjax.training import finite_differences
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params = {"w": jnp.array([[0.6, 0.9]])}
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.lif(temperature=3.0))
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
     >>> cosine, gradient = alignment(loss, snn, differences)
@@ -147,7 +147,7 @@ def alignment(loss: Loss, snn: SNN, differences: Weights | Directions) -> Alignm
     >>> from snnjax.training import finite_differences
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params = {"w": jnp.array([[0.6, 0.9]])}
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.lif(temperature=3.0))
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
     >>> print(f"{alignment(loss, snn, differences).cosine:.3f}")
@@ -179,7 +179,7 @@ class Choice(NamedTuple):
     >>> from snnjax.training import finite_differences
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params = {"w": jnp.array([[0.6, 0.9]])}
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.lif(temperature=3.0))
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
     >>> choice = choose_temperature(loss, snn, differences, change=0.5)
@@ -217,7 +217,7 @@ def choose_temperature(
     >>> from snnjax.training import finite_differences
     >>> fn, x = lambda p, x: jax.nn.relu(x @ p["w"]), jnp.ones((1, 1))
     >>> params = {"w": jnp.array([[0.6, 0.9]])}
-    >>> snn = snnjax.init(fn, params, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, params, x, model=snnjax.lif(temperature=3.0))
     >>> loss = lambda snn: snnjax.spiking(fn, steps=4)(snn, x).mean()
     >>> differences = finite_differences(loss, snn, ["w"], step=0.25)
     >>> choice = choose_temperature(loss, snn, differences, change=0.5)
@@ -260,7 +260,7 @@ def relaxed_gradient(loss: Loss, snn: SNN) -> Temperatures:
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.surrogate import relaxed_dspike
     >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 1))
-    >>> snn = snnjax.init(fn, 0.6 * x, x, neuron=snnjax.lif(temperature=3.0))
+    >>> snn = snnjax.init(fn, 0.6 * x, x, model=snnjax.lif(temperature=3.0))
     >>> simulate = snnjax.spiking(fn, steps=2, surrogate=relaxed_dspike)
     >>> gradient = relaxed_gradient(lambda snn: simulate(snn, x).mean(), snn)
     >>> print(f"{gradient['relu']:.3f}")

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
-        neuron: the model of all sites, or a `snnjax.neurons.BySite`.
+        model: of all sites, or a `snnjax.neurons.BySite`.
         budget: bytes for the currents of a site.
         spills: whether streams go to the disk.
     """
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     params: chex.ArrayTree
     steps: int
     wait: int
-    neuron: IntegrateAndFire | BySite
+    model: IntegrateAndFire | BySite
     budget: int
     spills: bool
 

@@ -107,7 +107,7 @@ class SiteView(View):
             here.site,
             steps=here.plan.steps,
             wait=here.plan.wait,
-            neuron=model_of(here.plan.neuron, here.site.name),
+            model=model_of(here.plan.model, here.site.name),
             activations=activations,
             shared=frozenset()
             if here.site.signed
@@ -126,11 +126,11 @@ class SiteView(View):
     ) -> Iterator[Any]:
         output = segments.paced if paced else segments.output
         site, ndim = self.site, len(self.site.shape)
-        params = widen(fit.neuron, site)
+        params = widen(fit.neurons, site)
         start = formulas.thin(params.initial_potential, stride, ndim, site.channel)
         params = params._replace(initial_potential=start)
         for current in self._thinned_currents(fit.weights, stride):
-            yield output(self.neuron, params, current, self.steps, self.wait, ndim)
+            yield output(self.model, params, current, self.steps, self.wait, ndim)
 
     def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
         here, plan = self._here, self._here.plan

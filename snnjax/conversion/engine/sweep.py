@@ -57,7 +57,7 @@ def sweep(
         ann = [dict(batch.ann) for batch in batches] if site.signed else []
         here = Arrival(plan, batches, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrator(i))
-        neurons[site.name] = fit.neuron
+        neurons[site.name] = fit.neurons
         params = params | by_variable(network, fit.weights)
     _check_outputs(plan, batches, original)
     leaves = [params[v] for v in network.parameters]
@@ -154,7 +154,7 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
 def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site, file = here.plan, here.site, here.plan.spill_file()
-    neuron, params = model_of(plan.neuron, site.name), widen(fit.neuron, site)
+    neuron, params = model_of(plan.model, site.name), widen(fit.neurons, site)
     arriving = zip(here.batches, results(fit.weights), strict=True)
     for batch, ((current, *_), carried) in arriving:
         shape = plan.steps, plan.wait, len(site.shape)
@@ -184,11 +184,11 @@ def chained(
     """
     for calibrate in calibrators:
         # A copy, so that what is changed in place is detected as well.
-        after = calibrate(view, Fit(fit.neuron, dict(fit.weights)))
+        after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
         after = checked(view.site, fit, after)
         weights = {
             path: sharding.placed_like(after.weights[path], old, spread)
             for path, old in fit.weights.items()
         }
-        fit = Fit(sharding.gathered(after.neuron, spread), weights)
+        fit = Fit(sharding.gathered(after.neurons, spread), weights)
     return fit

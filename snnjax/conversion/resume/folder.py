@@ -162,7 +162,7 @@ def _read(file: Path, site: Site, before: Fit) -> Fit | None:
         with file.open("rb") as opened, np.load(opened) as entries:
             arrays = {name: entries[name] for name in entries.files}
         # A calibrator may have added what a fresh neuron has not: an offset.
-        added = [name for name in before.neuron._fields if name in arrays]
+        added = [name for name in before.neurons._fields if name in arrays]
         names = dict.fromkeys([*_fields(before), *added])
         neuron = {name: jnp.asarray(arrays[name]) for name in names}
         weights = dict(before.weights)
@@ -170,7 +170,7 @@ def _read(file: Path, site: Site, before: Fit) -> Fit | None:
             # numpy's files know no bfloat16: it was stored as whole numbers
             stored = arrays[_WEIGHT + path].view(weights[path].dtype)
             weights[str(path)] = jnp.asarray(stored)
-        return checked(site, before, Fit(before.neuron._replace(**neuron), weights))
+        return checked(site, before, Fit(before.neurons._replace(**neuron), weights))
     except _DAMAGE as error:
         warnings.warn(f"{file} cannot be read ({error}): fitted anew", stacklevel=2)
         return None
@@ -190,7 +190,7 @@ _DAMAGE = (
 
 
 def _write(file: Path, before: Fit, after: Fit) -> None:
-    arrays = {name: getattr(after.neuron, name) for name in _fields(after)}
+    arrays = {name: getattr(after.neurons, name) for name in _fields(after)}
     changed = [p for p, w in after.weights.items() if w is not before.weights[p]]
     arrays |= {_WEIGHT + path: after.weights[path] for path in changed}
     plain = {
@@ -204,4 +204,4 @@ def _write(file: Path, before: Fit, after: Fit) -> None:
 
 
 def _fields(fit: Fit) -> list[str]:
-    return [name for name, leaf in fit.neuron._asdict().items() if leaf is not None]
+    return [name for name, leaf in fit.neurons._asdict().items() if leaf is not None]
