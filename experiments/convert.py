@@ -60,7 +60,7 @@ from experiments.running import (
 )
 from experiments.running import run as run_command
 from experiments.train_ann import train
-from snnjax.capture import connections
+from snnjax.network import connections
 
 WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 

@@ -36,15 +36,13 @@ surrogate           spike functions and their gradients
 simulation          options of the executions
 training            losses, which leaves train, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
-capture             the sites of a function, and the function with another activation
-network             a captured network: sites, equations, the rule of the ANN itself
+network             the sites of a function, and the function with another activation
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """
 
 from snnjax import (
     calibrators,
-    capture,
     measures,
     network,
     neurons,
@@ -57,7 +55,6 @@ from snnjax import (
 )
 from snnjax._version import __version__
 from snnjax.activations import clipped_relu, encode, quantized_relu
-from snnjax.capture import ConversionError, in_dtype, sites
 from snnjax.conversion import (
     Recipe,
     advanced,
@@ -71,6 +68,7 @@ from snnjax.conversion import (
     quantized,
 )
 from snnjax.measures import accuracy, energy, measure
+from snnjax.network import ConversionError, in_dtype, sites
 from snnjax.neurons import integrate_and_fire, lif
 from snnjax.nir import from_nir, to_nir
 from snnjax.simulation import init, latency, spiking
@@ -88,7 +86,6 @@ __all__ = [
     "best_of",
     "bias_shift",
     "calibrators",
-    "capture",
     "clipped_relu",
     "convert",
     "encode",

@@ -12,9 +12,8 @@ import pytest
 from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
 
 import snnjax
-from snnjax.capture import with_activation
 from snnjax.capture.capture import capture
-from snnjax.network import identity
+from snnjax.network import identity, with_activation
 
 
 class Block(nn.Module):

@@ -12,8 +12,7 @@ from flax import nnx
 
 import snnjax
 from snnjax import calibrators, neurons
-from snnjax.capture import with_activation
-from snnjax.network import identity
+from snnjax.network import identity, with_activation
 from snnjax.surrogate import arctan
 
 STEPS = 8

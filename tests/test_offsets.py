@@ -17,8 +17,7 @@ from networks import compiled
 import snnjax
 from snnjax import calibrators
 from snnjax.calibrators import formulas
-from snnjax.capture import with_activation
-from snnjax.network import identity
+from snnjax.network import identity, with_activation
 from snnjax.neurons import unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.simulation import by_layer

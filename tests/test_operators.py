@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from networks import compiled, conv, max_pool, relu
 
 import snnjax
-from snnjax.capture import with_activation
 from snnjax.capture.capture import capture
-from snnjax.network import identity
+from snnjax.network import identity, with_activation
 from snnjax.network.increments import Operator
 from snnjax.network.products import lone_products
 from snnjax.network.stages import stages as cut_at_sites

@@ -215,7 +215,7 @@ def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
         return jax.vmap(lambda x: towers(p, x))(x)
 
     rule = snnjax.network.evaluate.identity
-    same = snnjax.capture.with_activation(fn, rule)((weights, maxima), x)
+    same = snnjax.network.with_activation(fn, rule)((weights, maxima), x)
     np.testing.assert_allclose(same, fn((weights, maxima), x), rtol=1e-5)
     if activation is snnjax.clipped_relu:  # which spikes do not give exactly
         return

@@ -11,8 +11,7 @@ import pytest
 from networks import FLAT, PIXELS, VECTORS, max_pool, relu
 
 import snnjax
-from snnjax.capture import with_activation
-from snnjax.network import identity
+from snnjax.network import identity, with_activation
 
 
 def between(function):

@@ -13,8 +13,8 @@ import snnjax
 from experiments.report import Result, choice, figures, page
 from experiments.report.figures import PARTS
 from experiments.running import Convert
-from snnjax.capture import connections
 from snnjax.measures import Measures, SiteMeasures
+from snnjax.network import connections
 
 NET = NETWORKS["zero padding"]
 SITES = snnjax.sites(NET.fn, NET.params, NET.x)
@@ -200,7 +200,7 @@ def currents(net, outputs, x):
         seen[site.name] = np.asarray(current)
         return outputs[site.name]
 
-    result = snnjax.capture.with_activation(net.fn, rule)(net.params, x)
+    result = snnjax.network.with_activation(net.fn, rule)(net.params, x)
     return seen | {"output": np.ravel(result)}
 
 

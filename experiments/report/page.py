@@ -76,7 +76,7 @@ def page(
             one of a training); optional: "date"; "accuracy_after_epochs", of a
             fine-tuning.
         sites: of the network.
-        sources: site -> the sites that feed it, from `snnjax.capture.connections`.
+        sources: site -> the sites that feed it, from `snnjax.network.connections`.
         figures: PNGs by the names of `FIGURES`.
     """
     best, source = choice(results), facts["source"]

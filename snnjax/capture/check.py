@@ -43,7 +43,7 @@ class ConversionError(ValueError):
     """The network cannot be converted; ``problems`` lists everything in the way.
 
     Attributes:
-        problems: a `snnjax.capture.Problem` for each place in the network.
+        problems: a `snnjax.network.Problem` for each place in the network.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)

@@ -70,7 +70,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         operands: see `with_activation`.
 
     >>> import jax, jax.numpy as jnp
-    >>> from snnjax.capture import with_activation
+    >>> from snnjax.network import with_activation
     >>> activations = {}
     >>> def record(site, x, *operands):
     ...     activations[site.name] = identity(site, x, *operands)
