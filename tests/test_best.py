@@ -1,0 +1,206 @@
+"""`best()` on trained networks: never worse than `light()`, whatever the architecture.
+
+And what makes it so: errors count by their effect on the outputs, and of two recipes
+the one with the better outputs is kept.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import conv
+from sklearn.datasets import load_digits
+
+import snnjax
+from snnjax.calibrators import by_effect, half_charge, max_threshold
+
+relu, gelu = jax.nn.relu, jax.nn.gelu
+slow = pytest.mark.slow
+DIGITS = load_digits()
+IMAGES = (DIGITS.images / 16).astype(np.float32)
+CALIBRATION, TEST = slice(256), slice(1200, 1600)
+
+
+def dense(p, x):
+    for name in "abc":
+        x = relu(x.reshape(len(x), -1) @ p[name] + p[name + "_bias"])
+    return x @ p["out"]
+
+
+def depthwise(p, x):
+    x = relu(conv(x[..., None], p["a"]))
+    x = relu(conv(x, p["b"], groups=16))
+    x = relu(conv(x, p["c"]))
+    return x.mean((1, 2)) @ p["out"]
+
+
+def bottleneck(p, x):
+    x = relu(conv(x[..., None], p["a"]))
+    for i in "12":
+        narrow = relu(conv(relu(conv(x, p["down" + i])), p["same" + i]))
+        x = relu(x + conv(narrow, p["up" + i]))
+    return x.mean((1, 2)) @ p["out"]
+
+
+def norm(x):
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
+
+def mixer(p, x):
+    x = x @ p["in"]
+    for i in "12":
+        tokens = norm(x).swapaxes(1, 2)
+        x = x + (gelu(tokens @ p["tokens" + i]) @ p["back" + i]).swapaxes(1, 2)
+        x = x + gelu(norm(x) @ p["wide" + i]) @ p["narrow" + i]
+    return norm(x).mean(1) @ p["out"]
+
+
+def transformer(p, x):
+    """Rows of an image as tokens; those that the last column masks are padding."""
+    mask = x[..., -1] > 0
+    x = x[..., :-1] @ p["in"] + p["position"][0]
+    for i in "12":
+        q, k, v = (norm(x) @ p[name + i] for name in "qkv")
+        q, k, v = (a.reshape(*a.shape[:2], 4, -1) for a in (q, k, v))
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+        x = x + y.reshape(x.shape) @ p["o" + i]
+        x = x + gelu(norm(x) @ p["wide" + i]) @ p["narrow" + i]
+    total = (norm(x) * mask[..., None]).sum(1)
+    return total / mask.sum(1, keepdims=True) @ p["out"]
+
+
+def padded(images):
+    """The first 5 to 8 rows of each image, in 14 positions, with their mask."""
+    counts = np.random.default_rng(0).integers(5, 9, len(images))
+    tokens = np.zeros((len(images), 14, 9), np.float32)
+    tokens[:, :8, :8], tokens[:, :8, 8] = images, 1
+    return np.where(np.arange(14)[:, None] < counts[:, None, None], tokens, 0)
+
+
+def twice(shapes):
+    return {name + i: shape for i in "12" for name, shape in shapes.items()}
+
+
+BIASES = {name + "_bias": (48,) for name in "abc"}
+SHAPES = {
+    dense: {"a": (64, 48), "b": (48, 48), "c": (48, 48), "out": (48, 10)} | BIASES,
+    depthwise: {
+        "a": (3, 3, 1, 16),
+        "b": (3, 3, 1, 16),
+        "c": (1, 1, 16, 32),
+        "out": (32, 10),
+    },
+    bottleneck: {"a": (3, 3, 1, 24), "out": (24, 10)}
+    | twice({"down": (1, 1, 24, 8), "same": (3, 3, 8, 8), "up": (1, 1, 8, 24)}),
+    mixer: {"in": (8, 24), "out": (24, 10)}
+    | twice({"tokens": (8, 16), "back": (16, 8), "wide": (24, 48), "narrow": (48, 24)}),
+    transformer: {"in": (8, 24), "position": (1, 14, 24), "out": (24, 10)}
+    | twice(dict.fromkeys("qkvo", (24, 24)) | {"wide": (24, 48), "narrow": (48, 24)}),
+}
+
+
+def inputs(fn):
+    return padded(IMAGES) if fn is transformer else IMAGES
+
+
+@functools.cache
+def trained(fn, seed):
+    """Parameters after 300 steps of Adam on 1200 digits."""
+    keys = jax.random.split(jax.random.key(seed), len(SHAPES[fn]))
+    params = {
+        name: jax.random.normal(key, shape) * np.sqrt(2 / max(1, np.prod(shape[:-1])))
+        for key, (name, shape) in zip(keys, SHAPES[fn].items(), strict=True)
+    }
+    x, labels = jnp.asarray(inputs(fn)[:1200]), jnp.asarray(DIGITS.target[:1200])
+    adam = optax.adam(3e-3)
+
+    def loss(params, rows):
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+        return entropy(fn(params, x[rows]), labels[rows]).mean()
+
+    def step(state, key):
+        params, moments = state
+        gradient = jax.grad(loss)(params, jax.random.randint(key, (64,), 0, 1200))
+        changes, moments = adam.update(gradient, moments)
+        return (optax.apply_updates(params, changes), moments), None
+
+    keys = jax.random.split(jax.random.key(seed), 300)
+    scan = jax.jit(lambda params: jax.lax.scan(step, (params, adam.init(params)), keys))
+    return scan(params)[0][0]
+
+
+def error(fn, seed, recipe, **options):
+    """|y_snn - y_ann|^2 / |y_ann|^2 on images that no recipe has seen."""
+    params, x = trained(fn, seed), jnp.asarray(inputs(fn))
+    snn = snnjax.convert(fn, params, x[CALIBRATION], recipe=recipe, **options)
+    spiking = np.asarray(jax.jit(snnjax.spiking(fn))(snn, x[TEST]).mean(0))
+    exact = np.asarray(fn(params, x[TEST]))
+    return np.square(spiking - exact).sum() / np.square(exact).sum()
+
+
+QUICK = (dense, 0, 4)
+CASES = [(fn, seed, T) for fn in SHAPES for seed in range(4) for T in (2, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    "fn, seed, steps",
+    [pytest.param(*case, marks=() if case == QUICK else slow) for case in CASES],
+)
+def test_best_is_never_worse_than_light(fn, seed, steps):
+    levels = (-1, 1) if fn in (mixer, transformer) else (0, 1)
+    options = {"steps": steps, "model": snnjax.integrate_and_fire(levels=levels)}
+    best = error(fn, seed, snnjax.best(), **options)
+    assert best < 1.05 * error(fn, seed, snnjax.light(), **options)
+
+
+def weighted_sites(fn, params, x):
+    """Site name -> the effects of its errors, of all images."""
+    effects = {}
+
+    def look(view, fit):
+        assert view.effects is None
+        effects[view.site.name] = np.concatenate(view.by_effect().effects)
+        return fit
+
+    recipe = snnjax.Recipe([max_threshold(), look])
+    snnjax.convert(fn, params, x, steps=2, recipe=recipe)
+    return effects
+
+
+def test_an_effect_is_the_squared_gradient_of_the_output():
+    first, second, third = jax.random.split(jax.random.key(0), 3)
+    p = [jax.random.normal(first, (3, 5)), jax.random.normal(second, (5, 1))]
+    x = jax.random.normal(third, (16, 4, 3))
+
+    def head(hidden):  # one output, so the sign of its gradient does not count
+        return jnp.tanh(hidden[:, :3] @ p[1]).sum(1)
+
+    effects = weighted_sites(lambda p, x: head(relu(x @ p[0])), p, x)["0/relu"]
+    hidden = relu(x @ p[0])
+    gradients = jax.vmap(jax.grad(lambda h: head(h[None])[0, 0]))(hidden)
+    expected = np.square(gradients).mean(-1, keepdims=True)
+    np.testing.assert_allclose(effects, expected / expected.mean(), rtol=1e-4)
+    assert (effects[:, 3] == 0).all()  # the output does not depend on it
+
+
+def test_what_the_outputs_do_not_depend_on_changes_no_fit():
+    """Other numbers at padded positions give the same neurons and weights."""
+    params, x = trained(transformer, 0), padded(IMAGES)[:64]
+    noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    other = np.where(x[..., -1:] > 0, x, noise * (np.arange(9) < 8))
+    recipe = snnjax.Recipe(
+        [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
+    )
+    one, two = (
+        snnjax.convert(transformer, params, images, steps=4, recipe=recipe)
+        for images in (x, other)
+    )
+    for name, neuron in one.neurons.items():
+        np.testing.assert_allclose(
+            neuron.threshold, two.neurons[name].threshold, rtol=1e-4
+        )
+        np.testing.assert_allclose(neuron.bias, two.neurons[name].bias, atol=1e-3)
