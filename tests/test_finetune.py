@@ -217,7 +217,8 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
     restored, longer = finetune.run(more, data=data)
     assert restored.recipe == f"{trained.recipe}, restored"
     assert restored.final == trained.final
-    assert longer.final > trained.final - 0.05
+    # The rate rises anew: the first epoch may lose a few points again.
+    assert longer.final > trained.final - 0.1
     longer_run = dataclasses.replace(more, epochs=3)
     with pytest.raises(ValueError, match="holds a run with epochs 1, not 3. Choose"):
         finetune.run(longer_run, data=data)

@@ -3,9 +3,9 @@
 ``python -m experiments.sources.train resnet20 --data_dir DIR`` writes the weights as
 safetensors, under the names that PyTorch gives them, and a card beside them.
 
-PyTorch, because most trained networks come from it, and because it trains several times
-faster than XLA on CPU. `experiments.train_ann` trains the same networks in JAX. Needs
-the extra `torch`.
+PyTorch, because most trained networks come from it, and because it is faster on a CPU:
+128 images of whitened_vgg8 take 0.57 s of one core (0.89 s in float32), and 3.2 s in
+`experiments.train_ann`, which trains the same networks in JAX. Needs the extra `torch`.
 """
 
 import argparse
