@@ -143,10 +143,11 @@ def named_tuple_network():
 def nnx_network():
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+            self.a = nnx.Linear(4, 4, rngs=rngs)
+            self.b = nnx.Linear(4, 4, rngs=rngs)
 
         def __call__(self, x):
-            return self.layers[1](nnx.relu(self.layers[0](x)))
+            return self.b(nnx.relu(self.a(x)))
 
     graph, state = nnx.split(Net(nnx.Rngs(0)))
     return lambda state, x: nnx.merge(graph, state)(x), state
