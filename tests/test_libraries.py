@@ -271,7 +271,7 @@ def test_layers_of_haiku_from_init_and_call_are_told_apart():
     assert second.parameters == ("net/linear/w", "net/linear/b")
     outputs = with_activation(net.apply, identity)(params, x)
     np.testing.assert_allclose(outputs, net.apply(params, x), rtol=1e-5, atol=1e-6)
-    recipe = snnjax.Recipe(((calibrators.max_threshold(), double_weights),))
+    recipe = snnjax.Recipe([calibrators.max_threshold(), double_weights])
     snn = snnjax.convert(net.apply, params, x, steps=4, recipe=recipe)
     for name in ("net/~/linear", "net/linear"):
         np.testing.assert_array_equal(snn.params[name]["w"], 2 * params[name]["w"])
