@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,17 @@ def damped(damping: float) -> Calibrator:
 
 
 BEST = snnjax.best()
-(PARTS,) = BEST.sweeps  # weights, offset, threshold, charge, ..., potential
+# The refined part of `best()`, with all errors alike.
+PARTS = (
+    LEAST_SQUARES,
+    calibrators.least_squares_offset(),
+    THRESHOLD,
+    CHARGE,
+    POSTPONE,
+    calibrators.streaming_only(SCALE),
+    calibrators.streaming_only(POSTPONE),
+    POTENTIAL,
+)
 WEIGHTS_FIRST = (LEAST_SQUARES, THRESHOLD, CHARGE)
 SHIFT = calibrators.shift_bias()
 LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", "round")
@@ -54,7 +64,7 @@ ANY_PACE = (
     calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
     calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
 )
-ROWS: dict[str, Recipe] = {
+ROWS: dict[str, Any] = {
     "light": snnjax.light(),
     "advanced, weights as they are": one_sweep(
         calibrators.least_squares_threshold(), SHIFT, calibrators.correct_potential()

@@ -366,7 +366,7 @@ def test_a_dead_layer_and_dead_channels_stay_silent():
             warnings.simplefilter("always")
             snn = convert(net, recipe=RECIPES[recipe])
         messages = [str(warning.message) for warning in warned]
-        silent = "activations of site 'relu' are 0 for all calibration images"
+        silent = "activations of site 'w1/relu' are 0 for all calibration images"
         assert any(silent in message for message in messages) == (params is off)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(snn))
         assert all((np.asarray(n.threshold) > 0).all() for n in snn.neurons.values())
@@ -597,7 +597,7 @@ def weights(change):
 
 
 REFUSED_FITS = [
-    (neuron(threshold=0.0), "'relu' threshold from 0.0 to 0.0; .* > 0"),
+    (neuron(threshold=0.0), "'w1/relu' threshold from 0.0 to 0.0; .* > 0"),
     (neuron(threshold=float("nan")), "threshold from nan"),
     (neuron(bias=jnp.array([jnp.inf] * 6)), "bias from inf"),
     (neuron(threshold=jnp.ones(3)), r"threshold of shape \(3,\); .* \(6,\)"),

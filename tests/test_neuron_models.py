@@ -394,7 +394,7 @@ class Unhashable(MyNeuron):
         (MyNeuron, "the class MyNeuron; allowed: a model"),
         ("lif", "without init, start, integrate, fire; allowed: a model"),
         ({}, "model is empty"),
-        ({"nothing*": lif()}, "patterns 'nothing\\*' of model decide for no site"),
+        ({"nothing*": lif()}, "patterns 'nothing\\*' of model match no site"),
         ({3: lif()}, "model has the key 3"),
         ({"*": "lif"}, "model\\['\\*'\\] is 'lif'"),
     ],
@@ -552,16 +552,16 @@ def test_measures_of_the_models_of_the_library():
 # ------------------------------------------------------------------ a model per site
 
 
-FIRST, SECOND = "relu", "w2/relu"  # sites of the dense network
+FIRST, SECOND = "w1/relu", "w2/relu"  # sites of the dense network
 
 
 def test_the_first_pattern_that_matches_counts():
     slow = lif(leak=0.875)
-    snn = snnjax.init(*NET[:3], model={"re*": slow})
+    snn = snnjax.init(*NET[:3], model={"w1*": slow})
     assert snn.model_of(FIRST) == slow and snn.model_of(SECOND) == lif()
     only = snnjax.init(*NET[:3], model={"*": slow})
     assert only.model == slow
-    with pytest.raises(ValueError, match="earlier pattern does; sites: "):
+    with pytest.raises(ValueError, match="an earlier pattern matches; sites: "):
         snnjax.init(*NET[:3], model={"*": slow, "w2*": lif()})
     with pytest.raises(ValueError, match="no model for site 'third'"):
         snn.model_of("third")
@@ -613,7 +613,7 @@ def test_a_conversion_takes_levels_by_site():
 def test_a_conversion_of_models_that_it_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="allowed: an IF neuron"):
         snnjax.convert(*NET[:3], steps=STEPS, model={"*": lif()})
-    with pytest.raises(ValueError, match="decide for no site"):
+    with pytest.raises(ValueError, match="match no site"):
         plain = snnjax.integrate_and_fire()
         snnjax.convert(*NET[:3], steps=STEPS, model={"x": plain})
 

@@ -1005,7 +1005,8 @@ def test_an_error_of_a_node_names_it():
     for graph, words in ((image, "Put a Flatten before it"), (vector, "")):
         with pytest.raises((TypeError, ValueError), match=words) as error:
             snnjax.from_nir(graph)
-        assert any("at node 'matrix'" in note for note in error.value.__notes__)
+        notes = getattr(error.value, "__notes__", [])
+        assert any("at node 'matrix'" in text for text in (str(error.value), *notes))
 
 
 def test_inputs_of_other_types_are_promoted():

@@ -437,7 +437,7 @@ def test_weights_that_an_operator_reads_are_shared():
     recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), look])
     fitted("gated", recipe=recipe)
     # "in" reaches the last ReLU past the gate, and the gate itself.
-    assert shared["relu"] == {"in"}
+    assert shared["stack/relu"] == {"in"}
 
 
 def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():

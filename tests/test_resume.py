@@ -81,7 +81,7 @@ def test_fits_of_another_conversion_are_refused(tmp_path, monkeypatch):
     for changes, names in (
         ({"steps": 5}, "steps"),
         ({"wait": 1}, "wait"),
-        ({"neuron": signed}, "model"),
+        ({"model": signed}, "model"),
         ({"x": NET.x + 1}, "images"),
         ({"params": jax.tree.map(lambda p: p + 1, NET.params)}, "parameters"),
         ({"recipe": snnjax.light()}, "recipe"),

@@ -206,7 +206,7 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
 ):
     net = NETWORKS["concatenation"]
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
-    options = {"steps": STEPS, "recipe": recipe, "neuron": neuron, "wait": wait}
+    options = {"steps": STEPS, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
     module = snnjax.conversion.convert.__globals__
     monkeypatch.setitem(module, "_micro_batch", lambda *_: 5)

@@ -347,7 +347,7 @@ def test_auto_has_the_gradient_of_the_surrogate_whatever_it_takes(surrogate, wai
     )
     assert_close(auto, layers)
     soft = surrogate is relaxed_dspike
-    assert np.any(auto[1].neurons["relu"].temperature) == soft
+    assert np.any(auto[1].neurons["w1/relu"].temperature) == soft
 
 
 @pytest.mark.parametrize("wait", [0, STEPS])
@@ -549,8 +549,8 @@ def test_a_default_run_obeys_the_neurons_of_init():
 def with_first_site(**fields):
     """FITTED with other parameters at its first site."""
     arrays = {name: np.asarray(value, np.float32) for name, value in fields.items()}
-    first = FITTED.neurons["relu"]._replace(**arrays)
-    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"relu": first})
+    first = FITTED.neurons["w1/relu"]._replace(**arrays)
+    return dataclasses.replace(FITTED, neurons=FITTED.neurons | {"w1/relu": first})
 
 
 def with_nan(array):
@@ -620,7 +620,7 @@ def test_a_wrong_option_of_an_execution_is_refused():
             with_first_site(initial_potential=np.zeros(7)),
             VECTORS,
             None,
-            "site 'relu' do not fit .*initial_potential .*(7,)",
+            "site 'w1/relu' do not fit .*initial_potential .*(7,)",
         ),
         (POISSON, FITTED, abs(VECTORS), None, "needs a key"),
         (POISSON, FITTED, VECTORS, jax.random.key(0), "found values from -1.* 0 to 1"),
@@ -644,8 +644,20 @@ def test_a_wrong_option_of_an_execution_is_refused():
         ({}, with_first_site(threshold=0), VECTORS, None, "is 0.0; allowed: fin"),
         ({}, with_first_site(threshold=-1), VECTORS, None, "-1.0; allowed: .* and > 0"),
         ({}, with_first_site(leak=1.5), VECTORS, None, "leak .* is 1.5; .* and <= 1"),
-        ({}, with_first_site(leak=np.nan), VECTORS, None, "leak of site 'relu' is nan"),
-        ({}, with_first_site(bias=np.inf), VECTORS, None, "bias of site 'relu' is inf"),
+        (
+            {},
+            with_first_site(leak=np.nan),
+            VECTORS,
+            None,
+            "leak of site 'w1/relu' is nan",
+        ),
+        (
+            {},
+            with_first_site(bias=np.inf),
+            VECTORS,
+            None,
+            "bias of site 'w1/relu' is inf",
+        ),
         ({}, BROKEN, VECTORS, None, "NaN in the weights 'w2'; allowed: numbers"),
         ({}, FITTED, with_nan(VECTORS), None, "x holds 1 NaN of .* numbers"),
         (

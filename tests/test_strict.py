@@ -63,7 +63,7 @@ RECIPES = {
     "percentile": snnjax.percentile(99.0, "channel"),
     "light": snnjax.light(),
     "spikes": snnjax.Recipe(
-        ((max_threshold(), calibrate_weights("spikes", iterations=2)),)
+        [max_threshold(), calibrate_weights("spikes", iterations=2)]
     ),
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),

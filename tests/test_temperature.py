@@ -165,7 +165,7 @@ def test_two_leaves_whose_paths_print_alike_are_two():
 
 
 def test_temperatures_are_floating_and_may_differ_per_channel():
-    found = with_temperatures(DEEP, {"relu": 3}).neurons["relu"].temperature
+    found = with_temperatures(DEEP, {"w1/relu": 3}).neurons["w1/relu"].temperature
     assert found == 3 and jnp.issubdtype(found.dtype, jnp.floating)
     channels = with_temperatures(DEEP, dict.fromkeys(DEEP.neurons, jnp.full(6, 3.0)))
     differences = {**dict.fromkeys(DEEP.params), "w1": jnp.ones((4, 6))}
@@ -188,20 +188,20 @@ def test_a_wrong_argument_is_refused():
     )
     wrong = {
         r"lif\(temperature=3.0\)": lambda: temperatures(PLAIN),
-        "neurons of site 'relu' have no parameter temp": lambda: with_temperatures(
-            dataclasses.replace(PLAIN, neurons={"relu": Bare(1.0)}), {"relu": 1.0}
+        "neurons of site 'w1/relu' have no parameter temp": lambda: with_temperatures(
+            dataclasses.replace(PLAIN, neurons={"w1/relu": Bare(1.0)}), {"w1/relu": 1.0}
         ),
-        r"no site \['conv'\]; sites: \['relu', 'w2": lambda: with_temperatures(
+        r"no site \['conv'\]; sites: \['w1/relu', 'w2": lambda: with_temperatures(
             DEEP, {"conv": 1.0}
         ),
         "temperatures are a float; allowed: site name": lambda: with_temperatures(
             DEEP, 3.0
         ),
-        "of site 'relu' is -1.0; allowed: > 0": lambda: with_temperatures(
-            DEEP, {"relu": -1.0}
+        "of site 'w1/relu' is -1.0; allowed: > 0": lambda: with_temperatures(
+            DEEP, {"w1/relu": -1.0}
         ),
-        "of site 'relu' is 'steep'; allowed: > 0": lambda: with_temperatures(
-            DEEP, {"relu": "steep"}
+        "of site 'w1/relu' is 'steep'; allowed: > 0": lambda: with_temperatures(
+            DEEP, {"w1/relu": "steep"}
         ),
         r"paths is 'w1'; allowed: several, as \['w1'": lambda: differences(DEEP, "w1"),
         r"no parameter \['kernel'\]; parameters: \['b1', ": lambda: differences(

@@ -47,9 +47,7 @@ measures = snnjax.measure(network, snn, images, params=params)
 for name, site in measures.sites.items():
     print(name, float(site.firing_rate))
 joules = snnjax.energy(measures).operations[0]
-own = snnjax.Recipe(
-    ((calibrators.percentile_threshold(99.5), calibrators.half_charge()),)
-)
+own = snnjax.Recipe([calibrators.percentile_threshold(99.5), calibrators.half_charge()])
 
 
 def my(view: calibrators.View, fit: calibrators.Fit) -> calibrators.Fit:

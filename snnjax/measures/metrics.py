@@ -126,7 +126,6 @@ class Measures(NamedTuple):
             in attention, which an operator computes densely at every step. The other
             work of operators, such as exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
-        zero_weights: number of weights of convolutions and matrix products that are 0.
         neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
             recurrent connections.
@@ -134,6 +133,8 @@ class Measures(NamedTuple):
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
         high: highest level of a spike. NaN if a neuron model states no levels.
+        zero_weights: number of weights of convolutions and matrix products that are
+            0; NaN in results of an older version.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -154,13 +155,13 @@ class Measures(NamedTuple):
     input_macs: jax.Array
     operator_macs: jax.Array
     macs: jax.Array
-    zero_weights: jax.Array
     neurons: jax.Array
     weights: jax.Array
     steps: jax.Array
     wait: jax.Array
     bits: jax.Array
     high: jax.Array
+    zero_weights: jax.Array | float = math.nan
 
     def _table(self) -> Table:
         percent = ("firing_rate", "silent", "saturated")

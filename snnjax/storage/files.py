@@ -260,7 +260,7 @@ def _snn(
         params = structure.rebuild(params_leaves)
     else:
         params = structure.fill(like_params, params_leaves)
-    model = models.restore_model(card["model"], getattr(like_snn, "neuron", None))
+    model = models.restore_model(card["model"], getattr(like_snn, "model", None))
     like_neurons = getattr(like_snn, "neurons", {})
     neurons = {
         name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
