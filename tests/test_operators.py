@@ -437,7 +437,7 @@ def test_weights_that_an_operator_reads_are_shared():
     recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), look])
     fitted("gated", recipe=recipe)
     # "in" reaches the last ReLU past the gate, and the gate itself.
-    assert shared["stack/relu"] == {"in"}
+    assert shared["o/relu"] == {"in"}
 
 
 def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
@@ -663,10 +663,10 @@ def test_training_mode_has_no_operators_and_says_so():
 
     snn = snnjax.convert(net, PARAMS, X, steps=2, recipe=snnjax.light())
     training = snnjax.spiking(lambda p, x: (net(p, x), {}), steps=2, has_aux=True)
-    with pytest.raises(ValueError, match="no encoders: train .* in inference mode"):
+    with pytest.raises(ValueError, match="no encoders. Train .* in inference mode"):
         training(snn, X)
     fresh = snnjax.init(lambda p, x: (net(p, x), {}), PARAMS, X, has_aux=True)
-    with pytest.raises(ValueError, match="no encoders: train .* in inference mode"):
+    with pytest.raises(ValueError, match="no encoders. Train .* in inference mode"):
         snnjax.spiking(net, steps=2)(fresh, X)
 
 

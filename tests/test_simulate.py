@@ -291,7 +291,7 @@ def test_an_snn_brings_its_steps_and_wait():
 
 def test_an_snn_is_shown_in_a_line_and_printed_as_a_table():
     assert repr(FITTED) == (
-        "SNN(steps=4, wait=0, 168 numbers in params, 2 sites: relu, w2/relu)"
+        "SNN(steps=4, wait=0, 168 numbers in params, 2 sites: w1/relu, w2/relu)"
     )
     assert str(FITTED).startswith("SNN, T = 4, wait 0, 168 numbers in params\nsite")
     assert repr(jax.tree.map(lambda leaf: None, FITTED)).startswith("SNN(steps=4")
@@ -672,7 +672,7 @@ def test_a_wrong_option_of_an_execution_is_refused():
             FITTED,
             VECTORS,
             None,
-            "cannot be called as surrogate\\(x\\), as these neurons do",
+            "cannot be called as surrogate\\(x\\), as these neurons call it",
         ),
         (
             {"execution": "closed_form"},
@@ -721,7 +721,7 @@ def test_a_missing_batch_axis_is_named(inputs):
     x = VECTORS[0] if inputs == "constant" else VECTORS[:, :4]
     with pytest.raises(snnjax.ConversionError) as raised:
         simulate(FITTED, x)
-    assert "Perhaps the batch axis is missing" in "".join(raised.value.__notes__)
+    assert "its first axis must be the batch" in str(raised.value)
 
 
 def test_init_refuses_what_is_no_model():

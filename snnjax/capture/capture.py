@@ -183,7 +183,10 @@ def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
             "that params have weights for, and the network as fn(params, x) -> outputs."
         )
         if type(error) in (TypeError, ValueError):
-            raise type(error)(f"{error}\n{note}") from error
+            explained = type(error)(f"{error}\n{note}")
+            for earlier_note in getattr(error, "__notes__", ()):
+                explained.add_note(earlier_note)
+            raise explained from error
         error.add_note(note)
         raise
 

@@ -53,7 +53,7 @@ from snnjax.snn import SNN
 
 def sweep(
     plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], title: str = ""
-) -> tuple[SNN, jax.Array]:
+) -> tuple[SNN, jax.Array | None]:
     """Carry all images from site to site, and fit site i by ``calibrator(i)``.
 
     Args:
@@ -63,7 +63,7 @@ def sweep(
 
     Returns:
         The fitted SNN, and the error of its outputs (`_output_error`) on the images
-        that no calibrator saw; NaN if the plan has no judges.
+        that no calibrator saw; None if the plan has no judges.
     """
     batches = begin(plan)
     fitting, judging = split(plan, batches)
@@ -78,7 +78,7 @@ def sweep(
         neurons[site.name] = fit.neurons
         params = params | by_variable(network, fit.weights)
     outputs = _ann_outputs(plan, batches, original)
-    error = jnp.array(jnp.nan)
+    error = None
     if plan.judges:
         of_judges = [outputs[batch.number] for batch in judging or batches]
         readouts = [mean_readout(plan, batch, params) for batch in judging or batches]
