@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import snnjax
+from snnjax import calibrators
 
 relu = jax.nn.relu
 
@@ -67,6 +68,20 @@ def weights(**shapes):
     """One array of `eighths` per name, with its own seed."""
     named = enumerate(shapes.items())
     return {name: eighths(i, shape) for i, (name, shape) in named}
+
+
+# The refined part of `best()` with all errors alike: for what a test says of one sweep.
+REFINED = snnjax.Recipe(
+    [
+        calibrators.least_squares_weights(),
+        calibrators.least_squares_threshold("channel", "round", prior=16),
+        calibrators.half_charge(),
+        calibrators.postpone_charge(),
+        calibrators.streaming_only(calibrators.scale_threshold()),
+        calibrators.streaming_only(calibrators.postpone_charge()),
+        calibrators.correct_potential(3),
+    ]
+)
 
 
 def conv(x, kernel, stride=1, padding="SAME", groups=1):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import FLAT, IMAGES, NETWORKS, VECTORS, relu
+from networks import FLAT, IMAGES, NETWORKS, REFINED, VECTORS, relu
 
 import snnjax
 from snnjax import Recipe
@@ -38,7 +38,7 @@ RECIPES = {
     "bias_shift": snnjax.bias_shift("channel"),
     "light": snnjax.light(),
     "advanced": snnjax.advanced(iterations=3, learning_rate=1e-3),
-    "best": snnjax.best().alternatives[1],
+    "best": REFINED,
 }
 NET = NETWORKS["concatenation"]
 slow = pytest.mark.slow
@@ -602,16 +602,19 @@ REFUSED_FITS = [
     (neuron(bias=jnp.array([jnp.inf] * 6)), "bias from inf"),
     (neuron(threshold=jnp.ones(3)), r"threshold of shape \(3,\); .* \(6,\)"),
     (neuron(leak=0.5), "a leak or a temperature; allowed: None"),
-    (neuron(bias=None), "'relu' bias None; allowed: an array or a number"),
+    (neuron(bias=None), "'w1/relu' bias None; allowed: an array or a number"),
     (neuron(threshold="2"), "threshold '2'; allowed: an array or a number"),
     (neuron(threshold=True), "threshold True; allowed: an array or a number"),
-    (lambda view, fit: None, "'relu' None; allowed: a Fit"),
+    (lambda view, fit: None, "'w1/relu' None; allowed: a Fit"),
     (lambda view, fit: fit.neurons, "allowed: a Fit"),
     (lambda view, fit: fit._replace(weights={}), r"weights \[\]; allowed: \['w1'"),
     (lambda view, fit: fit._replace(weights=[]), r"weights \[\]; allowed: a dict"),
     (weights(lambda w: 0.0), "weights 'w1' as a float; allowed: an array"),
     (weights(lambda w: w.astype(int)), "type int32; allowed: .* float32"),
-    (weights(lambda w: w * jnp.nan), "'w1', fitted at 'relu', hold 24 values that are"),
+    (
+        weights(lambda w: w * jnp.nan),
+        "'w1', fitted at 'w1/relu', hold 24 values that are",
+    ),
     (weights(lambda w: w[0]), r"of shape \(6,\) and .*; allowed: \(4, 6\) and float32"),
 ]
 

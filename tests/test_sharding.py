@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from networks import NETWORKS, eighths, relu
+from networks import NETWORKS, REFINED, eighths, relu
 
 import snnjax
 from snnjax import sharding
@@ -194,11 +194,11 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images(kind):
 @pytest.mark.parametrize(
     "devices, recipe, neuron, wait",
     [
-        (2, snnjax.best(), snnjax.integrate_and_fire(levels=(-1, 1)), 0),
+        (2, REFINED, snnjax.integrate_and_fire(levels=(-1, 1)), 0),
         pytest.param(8, snnjax.advanced(iterations=3), None, 0, marks=slow),
         pytest.param(8, LIGHT, None, 1, marks=slow),
         pytest.param(2, snnjax.advanced(iterations=3), None, STEPS, marks=slow),
-        pytest.param(8, snnjax.best(), None, STEPS, marks=slow),
+        pytest.param(8, REFINED, None, STEPS, marks=slow),
     ],
 )
 def test_any_recipe_is_fitted_on_devices_as_on_one(
@@ -225,7 +225,7 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     parts = [not p.is_fully_replicated for p in jax.tree.leaves(params)]
     x = eighths(0, (BATCH, *net.x.shape[1:]))
     shared_x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    options = {"steps": STEPS, "recipe": snnjax.best()}
+    options = {"steps": STEPS, "recipe": REFINED}
     shared = snnjax.convert(net.fn, params, shared_x, **options)
     assert_close(shared, snnjax.convert(net.fn, net.params, x, **options), 1e-4)
     leaves = jax.tree.leaves(shared.params)

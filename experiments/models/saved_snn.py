@@ -43,8 +43,8 @@ def load_snn(path: str | Path) -> RestoredSNN:
         path: the folder `out` of a conversion, or the file in it.
 
     Returns:
-        Its card has the extras, and of the file's card recipe, accuracy, steps, wait
-        and the extras as a whole.
+        Its card has the extras, and of the file's card recipe, accuracy, calibration,
+        steps, wait and the extras as a whole.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -64,7 +64,7 @@ def load_snn(path: str | Path) -> RestoredSNN:
             "experiments.convert writes it; give its --out folder"
         )
     snn, facts, _ = snnjax.load(file)
-    names = ("recipe", "accuracy", "steps", "wait", "extras")
+    names = ("recipe", "accuracy", "calibration", "steps", "wait", "extras")
     card = {**facts["extras"], **{name: facts[name] for name in names}}
     try:
         model = build_from(card)

@@ -249,7 +249,7 @@ def _with_batch_first(eq: Equation, batch: Batch) -> list[Equation]:
     parts = [n for i, n in enumerate((outer, batch.size, stride)) if i == 1 or n != 1]
     split = (*shape[:axis], *parts, *shape[axis + 1 :])
     at = axis + (outer != 1)
-    # Where the batch is unknown, its size may not fit; `check` then refuses the network.
+    # A batch that is unknown may not fit; `check` then refuses the network.
     if len(parts) == 1 and at == 0 or math.prod(split) != math.prod(shape):
         return [eq]
 
