@@ -20,7 +20,7 @@ def _shape(name):
 
 
 def test_logits_and_normalization():
-    without = [(n, False) for n in ("resnet20", "vgg8", "mobilenet", "small", "events")]
+    without = [(n, False) for n in ("resnet20", "small", "events")]
     for name, norm in [*((name, True) for name in models.NAMES), *without]:
         clip = 2.0 if name.endswith("_clipped") else None
         model = models.build(name, 7, norm=norm, clip=clip)
@@ -113,7 +113,9 @@ def test_what_there_is_not_is_refused():
 QUICK = ("events",)
 
 
-@pytest.mark.parametrize("recipe", ["best", "advanced"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("best", marks=pytest.mark.slow), "advanced"]
+)
 @pytest.mark.parametrize(
     "name",
     [
