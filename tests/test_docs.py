@@ -83,8 +83,8 @@ def test_what_a_tutorial_imports_and_calls_exists():
                 assert attribute(snnjax) is not None, file
 
 
-# Up to a minute each, so the first and the one with PyTorch stand for them.
-LONG = ("choices", "devices", "events", "fine_tuning", "transformer")
+# A minute each or more, so the one with PyTorch stands for them.
+LONG = ("choices", "devices", "events", "fine_tuning", "five_minutes", "transformer")
 
 
 @pytest.mark.parametrize(
