@@ -90,8 +90,10 @@ def torch_network(torch, snntorch, p, neuron):
 
 
 @pytest.mark.filterwarnings("ignore")  # those of another library's imports
-@pytest.mark.parametrize("leak", [1.0, 0.75], ids=["IF", "LIF"])
-def test_the_metrics_are_those_of_neurobench(leak):
+@pytest.mark.parametrize(
+    "leak, reset", [(None, "subtract"), (0.75, "zero")], ids=["IF", "LIF"]
+)
+def test_the_metrics_are_those_of_neurobench(leak, reset):
     """Where neither weights nor pixels are zero."""
     torch = pytest.importorskip("torch")
     snntorch = pytest.importorskip("snntorch")
@@ -99,7 +101,7 @@ def test_the_metrics_are_those_of_neurobench(leak):
     from neurobench.metrics import static, workload
     from neurobench.models import SNNTorchModel
 
-    size, random = 127 / 128, np.random.default_rng(1)  # no potential is at it
+    size, random = 2027 / 2048, np.random.default_rng(1)  # no potential is at it
     p = {
         "conv": eighths(0, (3, 3, 2, 4)) + 1 / 32,
         "dense": jnp.asarray(random.normal(size=(4 * 6 * 6, 8)) / 4, jnp.float32),
@@ -107,10 +109,14 @@ def test_the_metrics_are_those_of_neurobench(leak):
     }
     x = eighths(3, (5, 6, 6, 2)) + 1 / 32
     assert all(np.all(array != 0) for array in (x, *p.values()))
-    snn = snnjax.init(network, p, x, model=snnjax.lif(leak=leak, threshold=size))
+    model = snnjax.integrate_and_fire(threshold=size)
+    if leak is not None:
+        model = snnjax.lif(leak=leak, reset=reset, threshold=size)
+    snn = snnjax.init(network, p, x, model=model)
     # A spike of theirs is 1: the next weights take the threshold over.
     scaled = {n: w if n == "conv" else size * w for n, w in p.items()}
-    net = torch_network(torch, snntorch, scaled, {"beta": leak, "threshold": size})
+    theirs = {"beta": leak or 1.0, "threshold": size, "reset_mechanism": reset}
+    net = torch_network(torch, snntorch, scaled, theirs)
     frames = np.repeat(np.moveaxis(np.array(x), -1, 1)[:, None], STEPS, axis=1)
     data = torch.utils.data.TensorDataset(torch.tensor(frames), torch.zeros(len(x)))
     expected = benchmarks.Benchmark(
