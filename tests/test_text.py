@@ -84,7 +84,8 @@ def test_a_recipe_is_a_list_of_its_calibrators():
         return fit
 
     class Yours:  # has no name
-        __call__ = staticmethod(mine)
+        def __call__(self, view, fit):
+            return fit
 
         def __repr__(self):
             return "Yours()"
