@@ -217,6 +217,13 @@ np.save("outputs.npy", run(np.load("x.npy")))
 """
 
 
+def test_a_file_names_no_folder_of_its_author(whole_file):
+    for file in (whole_file, GOLDEN):
+        content = file.read_bytes()
+        assert str(ROOT).encode() not in content and b".py" not in content
+    assert jax.config.jax_traceback_in_locations_limit != 0  # only while it exports
+
+
 def test_a_program_runs_where_the_network_is_unknown(whole_file, tmp_path):
     np.save(tmp_path / "x.npy", DENSE.x)
     subprocess.run(

@@ -85,11 +85,12 @@ def export(
     shape, why = [None if i == axis else n for i, n in enumerate(x.shape)], None
     (any_batch,) = jax.export.symbolic_shape("batch")
     x_shape = tuple(any_batch if n is None else n for n in shape)
-    try:
-        exported = exporter(arrays, jax.ShapeDtypeStruct(x_shape, dtype))
-    except Exception as error:  # of any class: the network computes with the size
-        shape, why = list(x.shape), str(error).partition("\n")[0]
-        exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
+    with _without_source_paths():
+        try:
+            exported = exporter(arrays, jax.ShapeDtypeStruct(x_shape, dtype))
+        except Exception as error:  # of any class: the network computes with the size
+            shape, why = list(x.shape), str(error).partition("\n")[0]
+            exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     dtypes = {str(aval.dtype) for aval in exported.in_avals + exported.out_avals}
     facts = Facts(
         steps,
@@ -103,6 +104,21 @@ def export(
         platforms=list(PLATFORMS),
     )
     return facts, bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Programs do not hold the paths of the source files that they were traced from.
+
+    A file of an SNN is passed on, and these paths name its author's folders.
+    """
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def export_again(
