@@ -534,8 +534,9 @@ def search_view(target, spikes, **changes):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     layer = solve._Layer(_current, (kernel.dtype,), (True,))
-    _, search, scale = solve._search(
-        layer, (kernel,), layer.into(spikes), target, damping, None, -1, True, 30
+    options = {"weight": None, "channel": -1, "rectified": True}
+    _, search, _, scale = solve._search(
+        layer, (kernel,), spikes, target, damping, 30, **options
     )
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))

@@ -266,34 +266,31 @@ def _best_change(
     not affine where a network normalizes its weights.
     """
     into = layer.into(sources)
-    target, search, scale = _search(
-        layer,
-        weights,
-        into,
-        activation,
-        damping,
-        weight,
-        channel,
-        rectified,
-        iterations,
+    options = {"weight": weight, "channel": channel, "rectified": rectified}
+    target, search, first, scale = _search(
+        layer, weights, sources, activation, damping, iterations, **options
     )
     changed = tuple(w + d for w, d in zip(weights, search.best, strict=True))
-    is_better = target.error(into(changed) / scale) < target.error(
-        into(weights) / scale
-    )
+    is_better = target.error(into(changed) / scale) < first
     return tuple(jnp.where(is_better, d, jnp.zeros_like(d)) for d in search.best)
 
 
 def _search(
-    layer, weights, into, activation, damping, weight, channel, rectified, iterations
-) -> tuple[_Target, _Search, jax.Array]:
-    """(target, the search after its iterations, the scale of both currents)."""
+    layer: _Layer,
+    weights: Weights,
+    sources: Any,
+    activation: jax.Array,
+    damping: float,
+    iterations: int,
+    **options: Any,
+) -> tuple[_Target, _Search, jax.Array, jax.Array]:
+    """(target, search after its iterations, error of W_0, scale of both currents)."""
     # Activations in a unit that keeps their squares in range.
     activation = wide(activation)
     scale = binary_unit(jnp.abs(activation).max())
-    current, linear = jax.linearize(into, weights)
+    current, linear = jax.linearize(layer.into(sources), weights)
     transposed = jax.linear_transpose(linear, weights)
-    target = _target(activation / scale, current / scale, weight, channel, rectified)
+    target = _target(activation / scale, current / scale, **options)
 
     def along(direction: Weights) -> jax.Array:
         """J d: how the current changes with the weights along d."""
@@ -330,7 +327,7 @@ def _search(
     first = target.error(current / scale)
     start = _Search(none, current / scale, residual, residual, first, none)
     search, _ = jax.lax.scan(iterate, start, length=iterations)
-    return target, search, scale
+    return target, search, first, scale
 
 
 def _advance(

@@ -114,8 +114,9 @@ def best_of(*recipes: Recipe) -> BestOf:
 
         error = sum |y_snn - y_ann|^2 / sum |y_ann|^2,   y_snn the mean over T steps
 
-    The error is measured on every eighth part of the calibration images, which no
-    calibrator sees. With a single image, it is measured on that one.
+    The error is measured on every eighth micro-batch of the calibration images, which
+    no calibrator sees; which images these are depends on the number of devices. With a
+    single image, it is measured on that one.
 
     Raises:
         ValueError: fewer than two recipes, or something else than a recipe.
