@@ -21,6 +21,7 @@ temperature         b of Dspike, the steepness of its surrogate
 recipe              a composition of calibrators, in one sweep or more
 calibrator          a pure function (View, Fit) -> Fit: what is fitted at a site
 view                a site as a calibrator sees it: activations, outputs, currents
+code                what a spike is worth at each step: rate coding, or digits
 wait                steps that each layer integrates before it may fire
 stage               the equations between two firing sites; its segment is the work
                     without its place, which equal layers share
@@ -31,6 +32,7 @@ T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 Below the names of this module:
 
 calibrators         what recipes consist of, and what your own are written with
+codes               rate coding, radix codes, weights of your own
 neurons             models as values, and one site through time
 surrogate           spike functions and their gradients
 simulation          options of the executions
@@ -43,6 +45,7 @@ storage, nir        files, and the format of other tools
 
 from snnjax import (
     calibrators,
+    codes,
     measures,
     network,
     neurons,
@@ -87,6 +90,7 @@ __all__ = [
     "bias_shift",
     "calibrators",
     "clipped_relu",
+    "codes",
     "convert",
     "encode",
     "energy",

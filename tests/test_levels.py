@@ -25,7 +25,7 @@ from snnjax.neurons import (
     unroll,
 )
 from snnjax.neurons.models import as_encoder
-from snnjax.neurons.spike_trains import SpikeTrain, code, decode, pack, per_byte
+from snnjax.neurons.spike_trains import SpikeTrain, level_indices, decode, pack, per_byte
 from snnjax.neurons.unroll import spike_train
 from snnjax.simulation import by_layer
 from snnjax.surrogate import triangle
@@ -123,7 +123,7 @@ def test_spikes_are_encoded_in_as_few_bits_as_their_levels_need():
 
     @functools.partial(jax.jit, static_argnums=1)
     def to_bits_and_back(spikes, levels):
-        bits = pack(code(spikes, threshold, levels), levels)
+        bits = pack(level_indices(spikes, threshold, levels), levels)
         train = SpikeTrain(bits, jnp.asarray(threshold), levels)
         return bits, decode(train, len(spikes))
 

@@ -49,7 +49,7 @@ from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
-from snnjax.neurons.spike_trains import BINARY, code
+from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import closed_form
 from snnjax.sharding import automatic
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
@@ -533,9 +533,9 @@ def spike_trains(
         if levels is None:
             trains[site.name] = spikes
             return
-        codes = code(spikes, unit(snn.neurons[site.name], site), levels)
+        indices = level_indices(spikes, unit(snn.neurons[site.name], site), levels)
         trains[site.name] = (
-            codes > 0 if levels == BINARY else codes.astype(jnp.int16) + levels[0]
+            indices > 0 if levels == BINARY else indices.astype(jnp.int16) + levels[0]
         )
 
     run = {"steps": steps, "wait": wait, "sequence": sequence}

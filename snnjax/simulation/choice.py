@@ -74,7 +74,9 @@ def choose(
     tpu 4 closed_form
     """
     count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    has_closed_form = count_only and wait == steps
+    # With a wait of T - 1 a site's first decision is on all of its input. The closed
+    # form of rate coding needs one step more, since its bias arrives at every step.
+    has_closed_form = count_only and wait >= steps - (not snn.code.clock_runs)
     models = models_in(snn.model)
     if execution == "closed_form" and not has_closed_form:
         leaks = any(
@@ -95,6 +97,8 @@ def choose(
         return Choice("by_layer")
     if has_closed_form:
         return Choice("closed_form", has_gradient_of_layers=True)
+    if not snn.code.clock_runs:
+        return Choice("by_layer")
     if wait == 0 and platform == "cpu":
         return Choice("by_step", has_gradient_of_layers=True)
     if wait == 0 and platform == "tpu":
