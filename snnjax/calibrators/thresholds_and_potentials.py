@@ -149,8 +149,9 @@ def least_squares_threshold(
     check_count("prior", prior, least=0)
 
     def search(view: View, fit: Fit) -> jax.Array:
-        # A neuron of T steps and the levels (0, n) has the means of one of T n steps.
-        most = view.steps * view.high
+        # A neuron of T steps and the levels (0, n) has the outputs of one of so many
+        # steps and the levels (0, 1); T n of rate coding.
+        most = round(view.high / view.finest)
         k = _effective(prior, _per_channel(view))
         statistics = view.samples(fit) if k else view.peaks(fit)
         expected, thresholds = _candidates(statistics, per, k)
@@ -189,7 +190,7 @@ def least_squares_offset() -> Calibrator:
         thinned = view.thinned(_OFFSET_SAMPLES)
         activation = thinned.join(thinned.activations)
         weight = thinned.join(thinned.effects) if thinned.effects else None
-        intervals = 2 * view.steps * view.high
+        intervals = round(2 * view.high / view.finest)
         offset = _middle(activation, intervals, view.site.channel, weight)
         return fit._replace(neurons=fit.neurons._replace(offset=offset))
 
@@ -214,7 +215,7 @@ def shift_bias() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = fit.neurons
-        bias = neuron.bias + formulas.shift(neuron.threshold, view.steps)
+        bias = neuron.bias + view.finest * neuron.threshold / 2
         return fit._replace(neurons=neuron._replace(bias=bias))
 
     return calibrate
@@ -233,8 +234,7 @@ def half_charge() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        del view
-        half = fit.neurons.threshold / 2
+        half = view.steps * view.finest * fit.neurons.threshold / 2
         return fit._replace(neurons=fit.neurons._replace(initial_potential=half))
 
     return calibrate
@@ -364,7 +364,8 @@ def postpone_charge(
     check_count("prior", prior, least=0)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.wait == view.steps or view.model.levels[0] < 0:
+        streams = view.code.clock_runs and view.needs_time
+        if not streams or view.model.levels[0] < 0:
             return fit
         postpone = functools.partial(_postpone, steps=view.steps)
         return _search(view, fit, charges, postpone, pace, prior)
@@ -465,7 +466,11 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     0.0
     """
     check_calibrator(calibrator)
-    return lambda view, fit: fit if view.wait else calibrator(view, fit)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        return calibrator(view, fit) if view.wait == 0 else fit
+
+    return calibrate
 
 
 # Of each channel, for a choice among candidates. On ResNet-20 half of them cost a tenth

@@ -19,8 +19,10 @@ from snnjax._arrays import sampled, subtract_offset
 from snnjax._checks import check_positive
 from snnjax._trees import add_scaled
 from snnjax.calibrators import formulas
+from snnjax.codes import Code, rate
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.unroll import needs_no_time
 
 
 class Fit(NamedTuple):
@@ -79,6 +81,7 @@ class View(abc.ABC):
         steps: T.
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
+        code: what a spike is worth at each step.
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
@@ -111,6 +114,7 @@ class View(abc.ABC):
         wait: int,
         activations: Sequence[jax.Array],
         model: IntegrateAndFire | None = None,
+        code: Code | None = None,
         shared: frozenset[str] = frozenset(),
         maximum: jax.Array | None = None,
         effects: Sequence[jax.Array] | None = None,
@@ -118,6 +122,7 @@ class View(abc.ABC):
         self.maximum, self.effects = maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
+        self.code = rate() if code is None else code
         self.activations, self.shared = activations, shared
 
     @abc.abstractmethod
@@ -178,9 +183,19 @@ class View(abc.ABC):
         return sum(len(activation) for activation in self.activations)
 
     @property
-    def high(self) -> int:
-        """The highest level: a neuron's output is at most so many times V_th."""
-        return self.model.levels[1]
+    def high(self) -> float:
+        """A neuron's output is at most so many times V_th, high (w_1 + .. + w_T)."""
+        return self.model.levels[1] * self.code.reach(self.steps)
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a site decides before it has all of its input."""
+        return not needs_no_time(self.code, self.steps, self.wait)
+
+    @property
+    def finest(self) -> float:
+        """The distance of a neuron's outputs, over V_th: w_T, or 1/T."""
+        return self.code.finest(self.steps)
 
     @property
     def activation(self) -> jax.Array:
@@ -283,6 +298,7 @@ class _Thinned(View):
             steps=whole.steps,
             wait=whole.wait,
             model=whole.model,
+            code=whole.code,
             activations=[
                 formulas.thin(a, stride, ndim, channel) for a in whole.activations
             ],

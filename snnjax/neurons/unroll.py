@@ -249,8 +249,21 @@ def after_all_input(
     return spikes.astype(current.dtype)
 
 
+def needs_no_time(code: Code, steps: int, wait: int) -> bool:
+    """Whether every site has all of its input before its first decision.
+
+    With a wait of T - 1 it has; a bias of rate coding arrives one step later.
+    """
+    return wait >= steps - (not code.clock_runs)
+
+
 def closed_form(
-    neuron: IntegrateAndFire, params: NeuronParams, current: jax.Array, steps: int
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    *,
+    code: Code = RATE,
 ) -> jax.Array:
     """Mean output of an IF neuron that has all of its input before it fires.
 
@@ -265,9 +278,11 @@ def closed_form(
         params: its parameters.
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
+        code: what a spike is worth. Of others than rate coding it is the last value of
+            `after_all_input`, in which the neuron finds its digits.
 
     Returns:
-        Mean output [B, ...], multiples of V_th / T, in the dtype of ``current``.
+        Mean output [B, ...], multiples of w_T V_th, in the dtype of ``current``.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -277,6 +292,9 @@ def closed_form(
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
+    if not code.clock_runs:
+        spikes = after_all_input(neuron, params, current, steps, code=code)
+        return code.result(code.stream(spikes))
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim)
     total = wide(steps * drive(params, current))

@@ -11,6 +11,7 @@ from snnjax._types import Execution
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import counts_only, is_plain
 from snnjax.neurons.protocol import field
+from snnjax.neurons.unroll import needs_no_time
 from snnjax.simulation.executions import ByLayer
 from snnjax.snn import SNN
 from snnjax.surrogate import Surrogate, holds_tracer, is_step
@@ -74,9 +75,7 @@ def choose(
     tpu 4 closed_form
     """
     count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    # With a wait of T - 1 a site's first decision is on all of its input. The closed
-    # form of rate coding needs one step more, since its bias arrives at every step.
-    has_closed_form = count_only and wait >= steps - (not snn.code.clock_runs)
+    has_closed_form = count_only and needs_no_time(snn.code, steps, wait)
     models = models_in(snn.model)
     if execution == "closed_form" and not has_closed_form:
         leaks = any(

@@ -18,12 +18,14 @@ from jax.sharding import NamedSharding
 from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax._examples import batch_of
+from snnjax.codes import Code
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.effects import Effects
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, streaming
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.unroll import needs_no_time
 
 # variable -> value
 Values = dict[int, Any]
@@ -41,6 +43,7 @@ class Plan(NamedTuple):
         steps: T.
         wait: steps that every layer waits.
         model: of all sites, or a `snnjax.neurons.BySite`.
+        code: of all spikes.
         judges: whether some images only judge what is fitted to the others.
         effects: micro-batch number -> `effects.Effects` of its images.
     """
@@ -53,13 +56,14 @@ class Plan(NamedTuple):
     steps: int
     wait: int
     model: IntegrateAndFire | BySite
+    code: Code
     judges: bool = False
     effects: Callable[[int], Effects] = lambda number: {}
 
     @property
     def means(self) -> bool:
         """Whether each layer waits for all of its input, so that means are enough."""
-        return self.wait == self.steps
+        return needs_no_time(self.code, self.steps, self.wait)
 
     def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
         """One array of all images, or of every n-th of them, from its micro-batches."""
@@ -154,7 +158,7 @@ def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Arra
     timed = are_streams(plan, batch.network, batch.stages[-1])
     streams = segment.depending_on(itertools.compress(segment.inputs, timed))
     pairs = zip(segment.outputs, outputs, strict=True)
-    return [output.mean(0) if v in streams else output for v, output in pairs]
+    return [plan.code.result(y) if v in streams else y for v, y in pairs]
 
 
 def _run(
@@ -170,7 +174,9 @@ def _run(
     values = collections.ChainMap(store, batch.network.constants, params)
     sources = [values[v] for v in stage.sources]
     moving = tuple(v in store for v in stage.sources)
-    return segments.run(plan.batch_sharding, stage, moving, streams, steps, sources)
+    return segments.run(
+        plan.batch_sharding, stage, moving, streams, steps, plan.code, sources
+    )
 
 
 def advance(

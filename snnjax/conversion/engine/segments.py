@@ -16,12 +16,20 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
+from snnjax.codes import Code
 from snnjax.firing import over_time
-from snnjax.network.evaluate import identity
+from snnjax.network.evaluate import accumulating, identity
+from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, Stage, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, spike_train
+from snnjax.neurons.unroll import (
+    closed_form,
+    mean_and_pace,
+    mean_output,
+    needs_no_time,
+    spike_train,
+)
 
 
 class Current(NamedTuple):
@@ -31,6 +39,7 @@ class Current(NamedTuple):
         segment: the work.
         streams: which of its inputs are streams.
         steps: T.
+        code: of the spikes.
         slots: positions among the inputs that the weights take.
         axes: for each input the axis of the images, None if it has none.
         ndim: axes of the site; None for the mean over time.
@@ -39,6 +48,7 @@ class Current(NamedTuple):
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
+    code: Code
     slots: tuple[int, ...]
     axes: tuple[int | None, ...]
     ndim: int | None
@@ -54,10 +64,11 @@ class Current(NamedTuple):
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
             chosen[slot] = weight
-        (current, *_), _ = _run(self.segment, self.streams, self.steps, chosen)
+        run = self.segment, self.streams, self.steps, self.code
+        (current, *_), _ = _run(*run, chosen)
         if self.ndim is None:
             return current
-        return over_time(current, self.steps, self.ndim)
+        return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 # ----------------------------------------------------------- compiled pieces
@@ -69,6 +80,7 @@ def run(
     moving: tuple[bool, ...],
     streams: tuple[bool, ...],
     steps: int,
+    code: Code,
     sources: Sequence[Any],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of a stage and what it carries on, each device for its own images.
@@ -78,20 +90,23 @@ def run(
         stage: the work.
         moving: for each source whether it has images.
         streams: for each source whether it has a time axis.
-        steps: T.
+        steps, code: T, and the code of the spikes.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
     """
-    return _compiled(batch_sharding, moving)(stage.segment, streams, steps, sources)
+    program = _compiled(batch_sharding, moving)
+    return program(stage.segment, streams, steps, code, sources)
 
 
 @functools.cache
 def _compiled(
     batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
 ) -> Callable:
-    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
-    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps", "code"))
+    def program(
+        segment: Segment, streams: tuple[bool, ...], steps: int, code: Code, sources
+    ):
         def here(sources):
-            return _run(segment, streams, steps, sources)
+            return _run(segment, streams, steps, code, sources)
 
         if batch_sharding is None:
             return here(sources)
@@ -120,10 +135,19 @@ def _image_axes(source: Any, axis: int) -> Any:
 
 
 def _run(
-    segment: Segment, streams: tuple[bool, ...], steps: int, sources: Sequence[Any]
+    segment: Segment,
+    streams: tuple[bool, ...],
+    steps: int,
+    code: Code,
+    sources: Sequence[Any],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     decoded = [_decoded(value, steps) for value in sources]
-    return run_segment(segment, decoded, identity, streams)
+    accumulate = accumulating(code)
+
+    def rule(site: Site, *arguments: Any) -> Any:
+        return (accumulate if site.accumulates else identity)(site, *arguments)
+
+    return run_segment(segment, decoded, rule, streams)
 
 
 def _decoded(value: Any, steps: int) -> Any:
@@ -134,11 +158,13 @@ def _at_site(over_steps: Callable, of_mean: Callable = lambda mean: mean) -> Cal
     """What a site does with its current, compiled.
 
     Args:
-        over_steps: (neuron, params, currents, wait) -> result.
+        over_steps: (neuron, params, currents, wait, code) -> result.
         of_mean: mean output -> result, with a wait of T, when nothing needs a loop.
     """
 
-    @functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+    names = ("neuron", "steps", "wait", "ndim", "code")
+
+    @functools.partial(jax.jit, static_argnames=names)
     def program(
         neuron: IntegrateAndFire,
         params: NeuronParams,
@@ -146,10 +172,12 @@ def _at_site(over_steps: Callable, of_mean: Callable = lambda mean: mean) -> Cal
         steps: int,
         wait: int,
         ndim: int,
+        code: Code,
     ):
-        if wait == steps:
-            return of_mean(closed_form(neuron, params, current, steps))
-        return over_steps(neuron, params, over_time(current, steps, ndim), wait=wait)
+        if needs_no_time(code, steps, wait):
+            return of_mean(closed_form(neuron, params, current, steps, code=code))
+        currents = code.arriving(over_time(current, steps, ndim))
+        return over_steps(neuron, params, currents, wait=wait, code=code)
 
     return program
 
@@ -163,10 +191,10 @@ output = _at_site(mean_output)
 paced = _at_site(mean_and_pace, lambda mean: (mean, mean))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def mean(value: Any, steps: int) -> jax.Array:
-    """Mean of a stream over its T steps, [B, ...]."""
-    return _decoded(value, steps).mean(0)
+@functools.partial(jax.jit, static_argnames=("steps", "code"))
+def result(value: Any, steps: int, code: Code) -> jax.Array:
+    """What a stream has told after its T steps, [B, ...]."""
+    return code.result(_decoded(value, steps))
 
 
 def joined(

@@ -114,6 +114,7 @@ class SiteView(View):
             steps=here.plan.steps,
             wait=here.plan.wait,
             model=model_of(here.plan.model, here.site.name),
+            code=here.plan.code,
             activations=activations,
             shared=frozenset()
             if here.site.signed
@@ -140,7 +141,9 @@ class SiteView(View):
         start = formulas.thin(params.initial_potential, stride, ndim, site.channel)
         params = params._replace(initial_potential=start)
         for current in self._thinned_currents(fit.weights, stride):
-            yield output(self.model, params, current, self.steps, self.wait, ndim)
+            yield output(
+                self.model, params, current, self.steps, self.wait, ndim, self.code
+            )
 
     def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
         here, plan = self._here, self._here.plan
@@ -164,7 +167,8 @@ class SiteView(View):
             steps, ndim = plan.steps, len(stage.place.shape)
         else:  # of means, T does not matter: one program for every T
             streams, steps, ndim = (False,) * len(streams), 1, None
-        return Current(stage.segment, streams, steps, slots, tuple(axes), ndim), sources
+        shape = steps, plan.code, slots, tuple(axes), ndim
+        return Current(stage.segment, streams, *shape), sources
 
     def products(self, every: int = 1) -> list[Product]:
         here, plan = self._here, self._here.plan
@@ -215,7 +219,7 @@ class SiteView(View):
                 continue
             values = (store[v] for store in stores)
             if over_time:
-                values = (segments.mean(value, plan.steps) for value in values)
+                values = (segments.result(v, plan.steps, plan.code) for v in values)
             sources.append(segments.joined(plan.batch_sharding, values, axis, every))
         return sources
 
