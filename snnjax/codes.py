@@ -1,6 +1,6 @@
 """Codes: what a spike is worth at each step.
 
-    M(t) = w_1 V k(1) + .. + w_t V k(t)      decoded value: what a neuron has sent so far
+    M(t) = w_1 V k(1) + .. + w_t V k(t)      decoded value, what a neuron has sent
 
 With rate coding w_t = 1/T, and a share t/T of every constant has arrived by step t (the
 clock runs). With every other code constants arrive in full at the first step, so a

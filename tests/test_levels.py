@@ -25,7 +25,13 @@ from snnjax.neurons import (
     unroll,
 )
 from snnjax.neurons.models import as_encoder
-from snnjax.neurons.spike_trains import SpikeTrain, level_indices, decode, pack, per_byte
+from snnjax.neurons.spike_trains import (
+    SpikeTrain,
+    decode,
+    level_indices,
+    pack,
+    per_byte,
+)
 from snnjax.neurons.unroll import spike_train
 from snnjax.simulation import by_layer
 from snnjax.surrogate import triangle
@@ -401,7 +407,7 @@ def test_operations_of_graded_spikes_are_counted_both_ways():
     measures = snnjax.measure(fn, snn, x, params=weights, steps=4)
     assert measures.synaptic_operations == 4 * 2 * 3
     assert measures.synaptic_additions == 4 * (2 + 1) * 3
-    assert (measures.bits, measures.firing_rate, measures.high) == (8, 1, 3)
+    assert (measures.bits, measures.firing_rate, measures.values) == (8, 1, 13)
     # Of 13 = T high + 1 values, so 4 bits: six products of 4 x 8 bits, and additions.
     ann = snnjax.energy(measures).quantized.ann
     np.testing.assert_allclose(ann, 6 * (0.2e-12 * 4 / 8 + 0.1e-12), rtol=1e-6)

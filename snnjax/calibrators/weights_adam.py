@@ -19,8 +19,8 @@ from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax._text import named
 from snnjax._types import WeightObjective
-from snnjax.codes import Code
 from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.codes import Code
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.unroll import closed_form, unroll

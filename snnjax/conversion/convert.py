@@ -26,9 +26,9 @@ from snnjax import sharding
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import Calibrator
-from snnjax.codes import Code, rate
 from snnjax.capture.batch import image_axes
 from snnjax.capture.capture import capture
+from snnjax.codes import Code, rate
 from snnjax.conversion.engine.effects import Effects, effects_of
 from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep

@@ -63,9 +63,11 @@ class Operator(NamedTuple):
         0 where the function is not a number, as 0 / 0 before any spike.
         """
         axes = [0 if live else None for live in self.live]
-        results = self.function(*arguments)if not any(self.live) else jax.vmap(
-            self.function, in_axes=axes
-        )(*arguments)
+        results = (
+            self.function(*arguments)
+            if not any(self.live)
+            else jax.vmap(self.function, in_axes=axes)(*arguments)
+        )
         return tuple(map(_without_nan, results))
 
     def start(self, arguments: Sequence[Any]) -> Running:

@@ -1,10 +1,10 @@
 """A code as a schedule: what the neurons of a site do at each of the T steps.
 
-    V_t = T w_t V_th                                       threshold and size of a spike
-    d   = v - V_T / 2                                      what is missing
-    k   = clip(floor((d + V_t / 2) / V_t), low, high)      the nearest level; low < 0
-    k   = clip(floor((d + V_T / 2) / V_t), 0, high)        low = 0: nothing is taken back
-    k   = 0  where |d| < z V_t                             dead zone, not at the last step
+    V_t = T w_t V_th                                    threshold, and size of a spike
+    d   = v - V_T / 2                                   what is missing
+    k   = clip(floor((d + V_t / 2) / V_t), low, high)   the nearest level, if low < 0
+    k   = clip(floor((d + V_T / 2) / V_t), 0, high)     if nothing can be taken back
+    k   = 0  where |d| < z V_t                          dead zone, except at step T
 
 v begins at V_T / 2, so that with rate coding (all V_t alike) k is floor(v / V_th).
 """

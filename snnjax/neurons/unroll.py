@@ -7,6 +7,7 @@ input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
 """
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,13 @@ from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
 from snnjax.neurons.schedule import Tick, fire_at, schedule, shares
-from snnjax.neurons.spike_trains import SpikeTrain, append, as_wide_as, level_indices, per_byte
-
+from snnjax.neurons.spike_trains import (
+    SpikeTrain,
+    append,
+    as_wide_as,
+    level_indices,
+    per_byte,
+)
 
 RATE = rate()
 
@@ -62,7 +68,8 @@ def unroll(
     >>> print(unroll(neuron, neuron.init(), late, wait=2)[:, 0])
     [1. 1. 0. 0.]
     >>> all_at_once = jnp.array([[2.5], [0.0], [0.0], [0.0]])  # 2.5 / T = 0.625
-    >>> print(unroll(neuron, neuron.init(), all_at_once, code=snnjax.codes.radix())[:, 0])
+    >>> radix = snnjax.codes.radix()
+    >>> print(unroll(neuron, neuron.init(), all_at_once, code=radix)[:, 0])
     [0.  2.  0.  0.5]
     """
     steps = currents.shape[0]
@@ -163,7 +170,8 @@ def mean_and_pace(
     nothing = jnp.zeros_like(state.potential)
     carry = (state, nothing, nothing)
     loops = min(steps, _steps_per_loop(neuron))
-    early, late = (jax.tree.map(lambda a: a[part], ticks) for part in _split(steps, wait))
+    early = jax.tree.map(lambda a: a[: steps - wait], ticks)
+    late = jax.tree.map(lambda a: a[steps - wait :], ticks)
     arriving = (currents[wait:], _shares(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
@@ -196,17 +204,15 @@ def spike_train(
         return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
 
     ticks = schedule(code, neuron, steps)
-    sizes = None if ticks is None else ticks.size
-    running = np.ones(steps, bool)
-    groups = jax.tree.map(in_groups, (arriving, running, ticks, sizes))
+    groups = jax.tree.map(in_groups, (arriving, np.ones(steps, bool), ticks))
 
     def encode_group(state, now):
-        currents, running, ticks, sizes = now
+        currents, running, ticks = now
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
         for place in range(group):
-            tick = jax.tree.map(lambda a: a[place], ticks)
+            tick = jax.tree.map(operator.itemgetter(place), ticks)
             state, spikes = step(state, (currents[place], tick))
-            size = 1.0 if sizes is None else sizes[place]
+            size = 1.0 if tick is None else tick.size
             indices = level_indices(spikes, size * params.threshold, levels)
             indices = jnp.where(running[place], indices, jnp.zeros_like(indices))
             byte = append(byte, indices, place, levels)
@@ -269,9 +275,9 @@ def closed_form(
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
-    A neuron that does not rectify clips from T low on. This is the mean of `unroll` with
-    a wait of T and rate coding. With the levels (0, 1) it is the "ClipFloor" of the
-    papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+    A neuron that does not rectify clips from T low on. This is the mean of `unroll`
+    with a wait of T and rate coding. With the levels (0, 1) it is the "ClipFloor" of
+    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
@@ -335,14 +341,10 @@ def _driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
         return drive(params, current)
     of_step = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
     share = jnp.asarray(share, of_step.dtype)
-    return current.astype(of_step.dtype) + share.reshape(
-        *share.shape, *[1] * (of_step.ndim - share.ndim)
-    ) * of_step
-
-
-def _split(steps: int, wait: int) -> tuple[slice, slice]:
-    """The steps in which a site fires and receives, and those without input."""
-    return slice(0, steps - wait), slice(steps - wait, steps)
+    return (
+        current.astype(of_step.dtype)
+        + share.reshape(*share.shape, *[1] * (of_step.ndim - share.ndim)) * of_step
+    )
 
 
 class Phase(NamedTuple):
@@ -437,7 +439,9 @@ def _after_wait(
     """The state of a site after it has integrated ``wait`` steps."""
 
     def integrate(state, current_and_share):
-        return neuron.integrate(params, state, _driven(params, *current_and_share)), None
+        return neuron.integrate(
+            params, state, _driven(params, *current_and_share)
+        ), None
 
     check_floating("currents", currents)
     state = neuron.start(params, currents.shape[1:])

@@ -196,7 +196,12 @@ def run_closed_form(job: Job) -> Any:
 
     A layer that has waited T steps fires as early as its levels allow.
     """
-    network, neurons, steps, code = job.network, job.snn.neurons, job.steps, job.snn.code
+    network, neurons, steps, code = (
+        job.network,
+        job.snn.neurons,
+        job.steps,
+        job.snn.code,
+    )
     x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
     values = network.arguments(job.snn.params, x)
     trains: dict[str, jax.Array] = {}  # of sites whose code is none of rate coding
@@ -330,7 +335,7 @@ def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> An
 
 
 def arriving(code: Code, output: jax.Array) -> jax.Array:
-    """What arrives of an output [T, B, ...] at each step; as it is if it is a choice."""
+    """What arrives of an output [T, B, ...] at each step; a choice stays as it is."""
     floating = jnp.issubdtype(output.dtype, jnp.floating)
     return code.arriving(output) if floating else output
 

@@ -18,7 +18,13 @@ from snnjax.network.evaluate import Rule, firing, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, run_segment, stages
 from snnjax.neurons.protocol import Neuron, field, levels_of
-from snnjax.neurons.spike_trains import SpikeTrain, level_indices, pack, spikes_of, unpack
+from snnjax.neurons.spike_trains import (
+    SpikeTrain,
+    level_indices,
+    pack,
+    spikes_of,
+    unpack,
+)
 
 # (site, params, current) -> spikes
 Fire = Callable[..., jax.Array]

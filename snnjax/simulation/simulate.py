@@ -28,8 +28,8 @@ from snnjax._checks import (
 )
 from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
-from snnjax.codes import Code, rate
 from snnjax.capture.capture import capture
+from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
