@@ -133,6 +133,11 @@ class IntegrateAndFire:
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
                 "allowed: 0, since no spike is negative"
             )
+        if self.dead_zone and self.reset == "zero":
+            raise ValueError(
+                f"dead_zone is {self.dead_zone!r} with the reset 'zero'; allowed: 0, "
+                "or the reset 'subtract', which keeps what is missing"
+            )
         if self.leak is not None:
             check_leak("leak", self.leak)
         if self.temperature is not None:
