@@ -1,8 +1,8 @@
 """All conversions of `experiments.convert`: every recipe, T, wait and seed.
 
 A row is a recipe with a T and a wait; a draw is its conversion with the calibration
-images of one seed. Until the run ends, a file holds each draw and what was counted, and
-an interrupted run goes on from them.
+images of one seed. Until the run ends, each draw and its counts are kept in a file, so
+an interrupted run can resume.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ def plan(config: Convert) -> list[Row]:
 
 
 def forget(config: Convert) -> None:
-    """Delete the files that the draws of this run have written, and no other ones."""
+    """Delete the files of this run's draws, and no other files."""
     folder = Path(config.out).expanduser() / UNFINISHED
     for line, seed in itertools.product(plan(config), config.seeds):
         _file(config, line, seed).unlink(missing_ok=True)
@@ -287,7 +287,8 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
-    """Those that were asked for: of a site that is no encoder, if there is one."""
+    """The levels of the options: those of a site that is not an encoder, if there is
+    one."""
     firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
     return snn.model_of(site.name).levels
