@@ -118,7 +118,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main(steps: Sequence[int] = (4, 8, 16), recipe: Any = None) -> dict[int, float]:
-    """Convert, compare; returns steps -> rank correlation of the similarities."""
+    """Convert and compare; returns steps -> rank correlation of the similarities."""
     params, pieces = load()
     tokens = tokenized(sentences(), pieces)
     calibration, others = tokens[:128], tokens[128:]

@@ -90,8 +90,8 @@ class Draw(NamedTuple):
 
     Attributes:
         snn: the spiking network.
-        hits: right answers on the test images after 1..T steps.
-        choice_hits: right answers after T steps on the images for the choice of a row.
+        hits: right answers on the test images after 1..T steps. choice_hits: right
+            answers after T steps on the images that rows are chosen by.
         seconds: duration of the conversion.
     """
 
@@ -157,7 +157,7 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
 
 
 def plan(config: Convert) -> list[Row]:
-    """Every row, once each: the waits "T" and "4" may be equal."""
+    """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
     for recipe, levels in itertools.product(config.recipes, config.pairs()):
         waits = config.waits or (("0", "T") if recipe == "best" else ("0",))

@@ -21,7 +21,8 @@ class MissingDataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """Images that are read when they are indexed, by number, slice, list or mask.
+    """Images that are read from disk when they are indexed by number, slice, list or
+    mask.
 
     Attributes:
         read: numbers -> these images, each uint8 [H, W, C].

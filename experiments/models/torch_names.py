@@ -118,8 +118,8 @@ def to_flax(
 
     Args:
         model: from `zoo.build`.
-        weights: arrays by their names in a `state_dict`. "module." and the like before
-            a name is ignored, and so is num_batches_tracked.
+        weights: arrays by their names in a `state_dict`. Prefixes such as "module." and
+            the arrays num_batches_tracked are ignored.
         input_shape: (height, width, channels) of an image.
 
     Returns:

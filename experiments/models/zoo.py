@@ -40,7 +40,7 @@ def build(
             None means the usual choice of the network; `vit` and `convnext` have no
             other. clip: maximum of a clipped ReLU; None keeps the activation of the
             network.
-        levels: L of a quantized ReLU with trained maxima, in its place.
+        levels: L of quantized ReLUs with trained maxima; None: no quantization.
 
     Returns:
         A module with `apply(variables, images, train=False) -> logits`, where `images`

@@ -111,7 +111,8 @@ def parse(
     """Configuration from the command line; errors exit with code 2 and one line.
 
     Args:
-        dataclass_type: frozen dataclass with defaults; comments become the help.
+        dataclass_type: frozen dataclass with defaults, whose comments are the help
+        texts.
         presets: named configurations for the option `--preset`.
         argv: arguments; None for those of the process. names: kind -> allowed names, to
             list at the end of the help.
