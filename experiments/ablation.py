@@ -277,8 +277,9 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
     Args:
         fn, params: the ANN.
         images: to train on.
-        iterations: steps of Adam, of 32 images each. rate: initial learning rate of the
-            weights; all other leaves use ten times this rate.
+        iterations: steps of Adam, of 32 images each.
+        rate: initial learning rate of the weights; all other leaves use ten times this
+            rate.
     """
     simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
     schedule = optax.cosine_decay_schedule(1.0, iterations)

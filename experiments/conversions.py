@@ -90,8 +90,8 @@ class Draw(NamedTuple):
 
     Attributes:
         snn: the spiking network.
-        hits: right answers on the test images after 1..T steps. choice_hits: right
-            answers after T steps on the images that rows are chosen by.
+        hits: right answers on the test images after 1..T steps.
+        choice_hits: right answers after T steps on the images that rows are chosen by.
         seconds: duration of the conversion.
     """
 
@@ -287,8 +287,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
-    """The levels of the options: those of a site that is not an encoder, if there is
-    one."""
+    """The levels of the first site that is not an encoder, or of an encoder."""
     firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
     return snn.model_of(site.name).levels

@@ -71,7 +71,8 @@ class Setup(NamedTuple):
     Attributes:
         task: what they have in common.
         ann: accuracy of the source network.
-        source: network, with its card. page: file of the report; None: no report.
+        source: network, with its card.
+        page: file of the report; None: no report.
     """
 
     task: Experiment
@@ -106,9 +107,8 @@ def prepare(
 
     Args:
         data: images for calibration and evaluation; by default those of the options.
-            whole: images to train a missing source network on; by default `data`.
-                calibrates: whether a conversion follows, which needs calibration
-                images.
+        whole: images to train a missing source network on; by default `data`.
+        calibrates: whether a conversion follows, which needs calibration images.
         check: raises if the network does not suit the options.
 
     Raises:

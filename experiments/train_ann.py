@@ -57,7 +57,7 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
 
     Args:
         config: what to train; `out` must be new or hold a run of the same options.
-            data: the images; by default `config.dataset` is loaded.
+        data: the images; by default `config.dataset` is loaded.
 
     Returns:
         The trained network, which is also written for `load_source(config.out)`.

@@ -122,7 +122,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
 
     Args:
         config: what to train; `out` must be new or hold a run of the same options.
-            data: the images; by default `config.dataset` is loaded.
+        data: the images; by default `config.dataset` is loaded.
 
     Returns:
         The trained network. It is also written to `config.out`, together with the best

@@ -31,7 +31,8 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
 
     Args:
         neuron: the model.
-        params: its parameters, or their shapes. site: the site of the neurons.
+        params: its parameters, or their shapes.
+        site: the site of the neurons.
     """
     shapes = _shapes_of_step(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"

@@ -62,9 +62,9 @@ def observe_spikes(
         network: captured for x, or for a step of it.
         snn: its spiking network.
         x: [B, ...], or [T, B, ...] if it is a sequence.
-        steps, wait: T, and the steps that every layer waits. observe: ``observe(site,
-            currents, spikes)``, both [T, B, ...]. The spikes do not include the offset
-            of the neurons.
+        steps, wait: T, and the steps that every layer waits.
+        observe: ``observe(site, currents, spikes)``, both [T, B, ...]. The spikes do
+            not include the offset of the neurons.
         sequence: whether x changes from step to step.
 
     Returns:
@@ -89,8 +89,9 @@ def at_level(
     """The values [B, ...] of all variables if all neurons emit this level.
 
     Args:
-        network, snn, x: as for `observe_spikes`. level: the level of all spikes.
-            offsets: whether neurons add their offsets.
+        network, snn, x: as for `observe_spikes`.
+        level: the level of all spikes.
+        offsets: whether neurons add their offsets.
     """
     values = network.arguments(snn.params, x)
 
@@ -135,8 +136,7 @@ def unit(params: Any, site: Site) -> jax.Array:
 
 
 def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
-    """A current as [T, B, ...]; a constant current is [B, ...] with ndim axes after
-    B."""
+    """A current as [T, B, ...]; a constant one is [B, ...], ndim axes after B."""
     if current.ndim == ndim + 1:
         current = jnp.broadcast_to(current, (steps, *current.shape))
     return current

@@ -31,7 +31,7 @@ def encode(
 
     Raises:
         ValueError: the time axis is not T, whole numbers change over time, a key is
-        missing or unused, or probabilities are outside [0, 1].
+            missing or unused, or probabilities are outside [0, 1].
     """
     if inputs != "constant" and not is_all_floating(x):
         raise ValueError(

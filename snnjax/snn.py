@@ -48,13 +48,12 @@ class SNN:
 
     Attributes:
         params: parameters of the network; the calibration may have changed weights.
-            neurons: site name -> parameters of its neurons, a
-                `snnjax.neurons.NeuronParams` or another NamedTuple of arrays. steps:
-                the T that the SNN was fitted to; None (from `snnjax.init`): any T.
-                wait: the wait that the SNN was fitted to; None (from `snnjax.init`):
-                    any wait. model: the neuron model of all sites (see
-                    `snnjax.integrate_and_fire`), or a `snnjax.neurons.BySite`.
-                    `model_of` returns the model of one site.
+        neurons: site name -> parameters of its neurons, a `snnjax.neurons.NeuronParams`
+            or another NamedTuple of arrays.
+        steps: the T that the SNN was fitted to; None (from `snnjax.init`): any T.
+        wait: the wait that the SNN was fitted to; None (from `snnjax.init`): any wait.
+        model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
+            `snnjax.neurons.BySite`. `model_of` returns the model of one site.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -121,8 +120,9 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
     """A model for all sites, or a `BySite`; encoders get levels of both signs.
 
     Args:
-        neuron: a model, or name or pattern -> model, see `resolve_models`. sites: the
-            sites of a network. default: the model of all other sites.
+        neuron: a model, or name or pattern -> model, see `resolve_models`.
+        sites: the sites of a network.
+        default: the model of all other sites.
     """
     firing = [site for site in sites if site.fires]
     resolved = resolve_models(neuron, [site.name for site in firing], default)
@@ -147,7 +147,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
     Raises:
         ValueError: this is not an SNN; steps or wait are out of range or differ from
-        those that the SNN was fitted to; or the number of steps is unknown.
+            those that the SNN was fitted to; or the number of steps is unknown.
     """
     check_snn(snn)
     steps = snn.steps if steps is None else steps

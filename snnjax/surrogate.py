@@ -225,8 +225,8 @@ def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
     """Raise unless a neuron can call this function.
 
     Args:
-        surrogate: the spike function. temperature: whether the neuron passes a second
-            argument; None: unknown.
+        surrogate: the spike function.
+        temperature: whether the neuron passes a second argument; None: unknown.
     """
     if not callable(surrogate):
         raise ValueError(

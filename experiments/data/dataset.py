@@ -21,8 +21,7 @@ class MissingDataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """Images that are read from disk when they are indexed by number, slice, list or
-    mask.
+    """Images that are read when they are indexed by number, slice, list or mask.
 
     Attributes:
         read: numbers -> these images, each uint8 [H, W, C].
@@ -100,8 +99,7 @@ class Dataset(NamedTuple):
         )
 
     def held_back(self, count: int) -> "Dataset":
-        """The data set with its last `count` training images as test images; 0:
-        unchanged.
+        """Takes the last `count` training images as test images; 0: no change.
 
         Raises:
             ValueError: there are not more training images than that.
@@ -159,9 +157,9 @@ def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
     """The same images, with the normalization of the network's training images.
 
     Args:
-        dataset: images for the network. card: card of the network, with `mean` and
-            `std` per channel of pixels in 0..255. Without both, the data set stays
-            unchanged.
+        dataset: images for the network.
+        card: card of the network, with `mean` and `std` per channel of pixels in
+            0..255. Without both, the data set stays unchanged.
 
     Raises:
         ValueError: only one is there, or they do not fit the images.

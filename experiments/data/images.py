@@ -45,8 +45,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-            ValueError: an image cannot be read, or the images differ in size. For
-            `Unread` images, indexing raises it.
+        ValueError: an image cannot be read, or the images differ in size. For `Unread`
+            images, indexing raises it.
     """
     if name == "digits":
         train, test, num_classes = _digits()

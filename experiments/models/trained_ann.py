@@ -44,9 +44,10 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
 
     Args:
         path: the folder `out` of a run of train_ann, or a file of weights with flax's
-            or PyTorch's names. card: description of a file without a card: model,
-            num_classes and input_shape; also norm, clip and levels if the network does
-            not have its usual ones. For a file with a card, only the model is compared.
+            or PyTorch's names.
+        card: description of a file without a card: model, num_classes and input_shape;
+            also norm, clip and levels if the network does not have its usual ones. For
+            a file with a card, only the model is compared.
 
     Raises:
         FileNotFoundError: there is nothing there.

@@ -38,8 +38,8 @@ def build(
         num_classes: number of logits.
         norm: BatchNorm after each convolution; without it convolutions have a bias.
             None means the usual choice of the network; `vit` and `convnext` have no
-            other. clip: maximum of a clipped ReLU; None keeps the activation of the
-            network.
+            other.
+        clip: maximum of a clipped ReLU; None keeps the activation of the network.
         levels: L of quantized ReLUs with trained maxima; None: no quantization.
 
     Returns:

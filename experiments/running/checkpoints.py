@@ -26,8 +26,8 @@ class Run(NamedTuple):
     """What a checkpoint says of its run, as JSON has it.
 
     Attributes:
-        options: name -> value. inputs: name -> `digest` of everything that the run
-            started from.
+        options: name -> value.
+        inputs: name -> `digest` of everything that the run started from.
         log: a line for each epoch.
     """
 
@@ -45,8 +45,9 @@ def run_of(config: Any, inputs: Mapping[str, str] | None, log: list[dict]) -> Ru
 
 
 def manager_of(out: Path) -> ocp.CheckpointManager:
-    """A manager of this process alone. All processes have the same state, and the first
-    one writes it."""
+    """A manager of this process alone.
+
+    All processes have the same state, and the first one writes it."""
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -81,8 +82,7 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, run: Run) -> No
 def restore(
     manager: ocp.CheckpointManager, epoch: int, state: State, run: Run
 ) -> tuple[State, list[dict]]:
-    """The state after the last saved epoch, in the structure of ``state``, and the log
-    up to it.
+    """The last saved state, in the structure of ``state``, and the log up to it.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another run.

@@ -112,10 +112,10 @@ def parse(
 
     Args:
         dataclass_type: frozen dataclass with defaults, whose comments are the help
-        texts.
+            texts.
         presets: named configurations for the option `--preset`.
-        argv: arguments; None for those of the process. names: kind -> allowed names, to
-            list at the end of the help.
+        argv: arguments; None for those of the process.
+        names: kind -> allowed names, to list at the end of the help.
     """
     argv = sys.argv[1:] if argv is None else argv
     option = {

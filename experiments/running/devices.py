@@ -81,7 +81,7 @@ def make_mesh(devices: int) -> Mesh | None:
 
     Raises:
         ValueError: there are fewer devices, or the mesh of several processes does not
-        contain all of their devices.
+            contain all of their devices.
     """
     count, processes = jax.device_count(), jax.process_count()
     if devices > count or devices not in (0, count) and processes > 1:
@@ -106,8 +106,7 @@ def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
 
 
 def images_at_once() -> int:
-    """Batch size of an evaluation; on CPU small enough that neurons fit into the
-    cache."""
+    """Batch size of an evaluation; on CPU, neurons must fit into the cache."""
     return 50 if jax.default_backend() == "cpu" else 500
 
 

@@ -56,8 +56,8 @@ def check_several(config: object, names: str, *, may_lack: bool = False) -> None
     """Raise unless each of these options has entries, and none of them twice.
 
     Args:
-        names: of the options, separated by spaces. may_lack: whether an option may have
-            no entries.
+        names: of the options, separated by spaces.
+        may_lack: whether an option may have no entries.
     """
     for name in names.split():
         _check_entries(name, getattr(config, name), may_lack)

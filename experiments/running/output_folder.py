@@ -1,5 +1,4 @@
-"""Output folders. They are checked before the work starts, and files are written
-atomically.
+"""Output folders: checked before the work starts, with files written atomically.
 
 A process that is killed while it writes leaves a hidden ``.NAME.tmp``, which the next
 run replaces.
@@ -18,8 +17,8 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
     """The folder, created if it is missing.
 
     Args:
-        folder: folder for the files of a command. option: command-line option of the
-            folder, such as "--out", for messages.
+        folder: folder for the files of a command.
+        option: command-line option of the folder, such as "--out", for messages.
         needed: estimated size of these files in bytes.
 
     Raises:
@@ -46,8 +45,7 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
 
 
 def space(tree: Any, copies: int) -> float:
-    """Bytes of ``copies`` copies of a pytree of arrays, plus 20 MB for logs and
-    tables."""
+    """Bytes of copies of a pytree of arrays, plus 20 MB for logs and tables."""
     return copies * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 20e6
 
 

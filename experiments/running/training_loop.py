@@ -80,16 +80,16 @@ def fit(
 
     Args:
         config: frozen dataclass with out, epochs, batch_size, seed and mesh, and with
-        learning_rate and warmup for a message. ``out`` must be new or hold a run of the
-        same options.
+            learning_rate and warmup for a message. ``out`` must be new or hold a run of
+            the same options.
         data: training images and labels.
         state: at the start; any pytree of arrays.
         step: (state, key, images, labels, index) -> (state, `report`); ``index`` counts
-          the steps of the epoch. It may donate the buffers of the state.
+            the steps of the epoch. It may donate the buffers of the state.
         measure: state -> further entries of the log's line of an epoch.
-        finished_epoch: called with the state and the log, one line per epoch. inputs:
-            name -> `digest` of everything that the run starts from. A run with other
-            digests is not resumed.
+        finished_epoch: called with the state and the log, one line per epoch.
+        inputs: name -> `digest` of everything that the run starts from. A run with
+            other digests is not resumed.
 
     Returns:
         The state after the last epoch, and the log.

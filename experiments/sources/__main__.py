@@ -23,7 +23,7 @@ def sources(folder: Path) -> str:
 
     Raises:
         ValueError: there is no such folder, or it holds no network; or a card or
-        weights are damaged or do not belong together.
+            weights are damaged or do not belong together.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that holds source networks")

@@ -20,7 +20,8 @@ class Problem(NamedTuple):
     Attributes:
         path: its place in the network, such as ``Net/LayerNorm_0``.
         operations: names of the operations there.
-        reason: why it cannot be converted. remedy: how to change the network.
+        reason: why it cannot be converted.
+        remedy: how to change the network.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
@@ -157,10 +158,11 @@ def check(
 
     Args:
         network: with every call inlined.
-        facts, batch: of its equations. count: the number of outputs, counted from the
-            first, that are answers and must have the batch on the first axis. affine:
-            whether everything between the sites must be affine or part of an operator.
-            If not, anything is allowed that does not hide a site.
+        facts, batch: of its equations.
+        count: the number of outputs, counted from the first, that are answers and must
+            have the batch on the first axis.
+        affine: whether everything between the sites must be affine or part of an
+            operator. If not, anything is allowed that does not hide a site.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq in spread_out(network.equations):
@@ -195,8 +197,7 @@ def check(
 
 
 def check_streams(network: Network) -> None:
-    """Raise if values that have no running mean depend on an x that changes over
-    time."""
+    """Raise if an x that changes over time gives values without a running mean."""
     problems = [
         Problem(
             equation.path,

@@ -51,7 +51,8 @@ class Joules(NamedTuple):
     """Energy per image, in J.
 
     Attributes:
-        spiking: energy of the SNN. ann: energy of the ANN.
+        spiking: energy of the SNN.
+        ann: energy of the ANN.
     """
 
     spiking: jax.Array
@@ -108,7 +109,7 @@ def energy(measures: Measures) -> Energy:
 
     Args:
         measures: from `snnjax.measure`. The steps of a wait count too, because neurons
-        integrate then.
+            integrate then.
 
     Raises:
         ValueError: an argument that is not `Measures`.

@@ -118,13 +118,14 @@ class Measures(NamedTuple):
             each output that it reaches. Each spike of a recurrent site causes one for
             each neuron that it reaches, except at the last step. An operation is an
             addition for spikes of level 1 or -1; for other levels it is a
-            multiplication and an addition. synaptic_additions: the same operations as
-            additions alone; a spike of level k counts as |k| additions. NaN if a neuron
-            model states no levels. input_macs: multiply-adds per image that read the
-            analog input directly. They are computed once, because the input is
-            constant. operator_macs: multiply-adds per image and step of products of two
-            values, as in attention. An operator computes them densely at every step.
-            The other work of operators, such as exponentials and roots, is not counted.
+            multiplication and an addition.
+        synaptic_additions: the same operations as additions alone; a spike of level k
+            counts as |k| additions. NaN if a neuron model states no levels.
+        input_macs: multiply-adds per image that read the analog input directly. They
+            are computed once, because the input is constant.
+        operator_macs: multiply-adds per image and step of products of two values, as in
+            attention. An operator computes them densely at every step. The other work
+            of operators, such as exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
         neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
@@ -133,8 +134,8 @@ class Measures(NamedTuple):
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
         high: highest level of a spike. NaN if a neuron model states no levels.
-        zero_weights: number of weights of convolutions and matrix products that are
-            0; NaN in results of an older version.
+        zero_weights: number of weights of convolutions and matrix products that are 0;
+            NaN in results of an older version.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -242,7 +243,7 @@ def measure(
 
     Raises:
         ValueError: as `snnjax.spiking`; params have another structure than the SNN's;
-        or steps is missing for an SNN that was not fitted to a number of steps.
+            or steps is missing for an SNN that was not fitted to a number of steps.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)

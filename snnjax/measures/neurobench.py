@@ -53,7 +53,7 @@ def neurobench(
 
     Raises:
         ValueError: the call is inside a transformation such as ``jit``; otherwise as
-        `snnjax.measure`.
+            `snnjax.measure`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]

@@ -84,8 +84,9 @@ def operator_macs(network: Network, *, live: bool) -> float:
     """Multiply-adds per image of products of two values, which operators compute.
 
     Args:
-        network: with all calls inlined. live: True counts the operators that spikes
-            reach, for each step; False counts the others, which are computed once.
+        network: with all calls inlined.
+        live: True counts the operators that spikes reach, for each step; False counts
+            the others, which are computed once.
     """
     streams = streaming(network.equations)
     macs = sum(

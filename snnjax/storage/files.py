@@ -35,7 +35,7 @@ class Stored(NamedTuple):
 
     Attributes:
         snn: the spiking network, equal to the saved one. `load` describes its
-        containers.
+            containers.
         card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as from `snnjax.spiking`, without the
             network's code. Outputs in a NamedTuple become a dict. ``run`` raises
@@ -82,14 +82,15 @@ def save(
         snn: from `snnjax.convert` or `snnjax.init`, trained or not.
         fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
-            reads a program for six months at least; `renew` writes it anew. x: an
-            example of the network's input [B, ...] ([T, B, ...] for a sequence), an
+            reads a program for six months at least; `renew` writes it anew.
+        x: an example of the network's input [B, ...] ([T, B, ...] for a sequence), an
             array or ``jax.ShapeDtypeStruct``. The program takes any batch size B. If
             the network cannot be traced for any B, the program takes only the B of the
-            example. steps, wait: steps and wait of the program; by default those that
-            the SNN was fitted to.
-        inputs: "constant" or "sequence", as for `snnjax.spiking`. recipe: name of the
-            recipe of the conversion, such as "best".
+            example.
+        steps, wait: steps and wait of the program; by default those that the SNN was
+            fitted to.
+        inputs: "constant" or "sequence", as for `snnjax.spiking`.
+        recipe: name of the recipe of the conversion, such as "best".
         accuracy: its accuracy, 0..1.
         calibration: its calibration images. The card gets their shape, dtype and the
             sha256 of their bytes in C order.
@@ -100,8 +101,8 @@ def save(
 
     Raises:
         ValueError: an argument is out of range; a leaf is neither an array nor a
-        number; a neuron model of your own comes without fn; or only some of fn, x and
-        steps are given.
+            number; a neuron model of your own comes without fn; or only some of fn, x
+            and steps are given.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -149,20 +150,21 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
     expire.
 
     Args:
-        path: the file. like: params or an SNN of the same network, for example new
-            ones. The loaded params get the structure of ``like``, after a check of
-            shapes. It is needed for classes other than dict, list and tuple (a
-            NamedTuple, nnx.State, equinox modules). Without ``like``, these become
-            dicts if the file has a program. For a neuron model of your own, ``like``
-            must be an SNN that has it; otherwise only ``run`` works.
+        path: the file.
+        like: params or an SNN of the same network, for example new ones. The loaded
+            params get the structure of ``like``, after a check of shapes. It is needed
+            for classes other than dict, list and tuple (a NamedTuple, nnx.State,
+            equinox modules). Without ``like``, these become dicts if the file has a
+            program. For a neuron model of your own, ``like`` must be an SNN that has
+            it; otherwise only ``run`` works.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: the file is damaged, has
-            another format or holds no SNN; or ``like`` is missing or has another
-            structure.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has another format or holds no SNN; or ``like``
+            is missing or has another structure.
         ImportError: safetensors is missing.
 
     >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
@@ -198,8 +200,8 @@ def renew(
     ``python -m snnjax renew FILE MODULE:FUNCTION``.
 
     Args:
-        path: a file of `save`; it is replaced as a whole. fn: the network ``fn(params,
-            x) -> outputs`` of the SNN.
+        path: a file of `save`; it is replaced as a whole.
+        fn: the network ``fn(params, x) -> outputs`` of the SNN.
         like: as for `load`.
 
     Returns:

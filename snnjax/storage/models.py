@@ -29,8 +29,7 @@ CLASSES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Unavailable:
-    """Placeholder for a model whose code the file does not hold; running it is an
-    error.
+    """Placeholder for a model whose code the file does not hold; it cannot run.
 
     Attributes:
         text: the model as Python printed it.

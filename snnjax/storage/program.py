@@ -139,8 +139,8 @@ def runner(
 
     Args:
         code, facts: from `export`, the facts as a dict.
-        arrays: those of the SNN, in JAX's order. origin: text that names the program in
-            error messages.
+        arrays: those of the SNN, in JAX's order.
+        origin: text that names the program in error messages.
     """
 
     @functools.cache

@@ -126,7 +126,7 @@ def store(part: str, tree: Any, arrays: dict[str, np.ndarray]) -> list[dict]:
 
     Raises:
         ValueError: a leaf is neither a number nor an array that a file can hold, or a
-        key of a dict is neither str nor int.
+            key of a dict is neither str nor int.
     """
     entries = []
     for path, value in flatten(tree):

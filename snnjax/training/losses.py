@@ -51,7 +51,7 @@ def tet(
         outputs: readout at each step [T, B, classes].
         labels: int [B].
         regularization: c in [0, 1], weight of the squared distance (mean over classes).
-            target: the value that this distance pulls all outputs towards, usually the
+        target: the value that this distance pulls all outputs towards, usually the
             threshold.
 
     Raises:

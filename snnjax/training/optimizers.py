@@ -34,9 +34,9 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
 
     Args:
         rules: an optax optimizer for all leaves that can be trained, or a mapping from
-        labels of `param_labels` to optimizers. In a mapping, leaves with other labels
-        are frozen. The optimizers may read the loss (``value``), as
-        `optax.contrib.reduce_on_plateau` does, but not evaluate it (``value_fn``).
+            labels of `param_labels` to optimizers. In a mapping, leaves with other
+            labels are frozen. The optimizers may read the loss (``value``), as
+            `optax.contrib.reduce_on_plateau` does, but not evaluate it (``value_fn``).
 
     Returns:
         A transformation for the floating leaves of an SNN (`differentiable`). If all
@@ -44,7 +44,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
 
     Raises:
         ValueError: rules are missing or are not optimizers. ``init`` raises it for a
-        label that no leaf of the SNN has, ``update`` for missing params.
+            label that no leaf of the SNN has, ``update`` for missing params.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)),
@@ -134,7 +134,7 @@ def descent(
 
     Raises:
         ValueError: as `optimizer`. ``step`` raises it for a loss that returns a pair
-        without has_aux, no pair with has_aux, or a value that is not a real number.
+            without has_aux, no pair with has_aux, or a value that is not a real number.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]

@@ -58,7 +58,7 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
 
     Raises:
         ValueError: ``new`` is not a mapping; a site does not exist or its model has no
-        temperature; or a temperature is not positive and finite.
+            temperature; or a temperature is not positive and finite.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
@@ -101,8 +101,8 @@ class Choice(NamedTuple):
     """Result of `choose_temperature`.
 
     Attributes:
-        snn: with the temperatures of the highest cosine. change: the value that was
-            added to each temperature: 0, +change or -change.
+        snn: with the temperatures of the highest cosine.
+        change: the value that was added to each temperature: 0, +change or -change.
         cosines: [3], of the candidates b, b + change and b - change.
     """
 
@@ -128,11 +128,12 @@ def choose_temperature(
         loss: SNN -> scalar, through `snnjax.spiking`.
         snn: with temperatures.
         differences: from `snnjax.training.finite_differences`.
-        change: > 0. lowest: > 0, the lower limit of a temperature.
+        change: > 0.
+        lowest: > 0, the lower limit of a temperature.
 
     Raises:
         ValueError: no site has a temperature; the differences do not have the structure
-        and shapes of the params; or change or lowest is not positive.
+            and shapes of the params; or change or lowest is not positive.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.training import finite_differences
