@@ -251,7 +251,7 @@ REFUSED = {
     "max-pool from an array": (
         lambda: between(pooled_from_an_array),
         {"reduce_window"},
-        "-jnp.inf as it is",
+        "with the literal -jnp.inf",
     ),
 }
 
