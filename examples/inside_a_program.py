@@ -1,7 +1,7 @@
 """An SNN as a part of a larger program: a spiking encoder before a dense head.
 
-``python -m examples.inside_a_program`` trains both together. To `jax.jit`, `jax.grad`
-and optax the encoder is one more function, and its SNN one more pytree.
+``python -m examples.inside_a_program`` trains both together. For `jax.jit`, `jax.grad`
+and optax, the encoder is an ordinary function and its SNN an ordinary pytree.
 """
 
 import jax

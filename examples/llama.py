@@ -2,7 +2,7 @@
 
 RMSNorm, rotary positions, four heads of queries that share two of keys and values, a
 causal mask, SwiGLU: as in Llama (Touvron et al. 2023, arXiv:2302.13971). Here it reads
-a digit as a sequence of eight rows of pixels, and answers behind the last of them.
+a digit as a sequence of eight rows of pixels and classifies it after the last row.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """The gain of each part of `snnjax.best`: ``python -m experiments.ablation``.
 
 Converts a published network by compositions of calibrators that differ in one part.
-Compares the SNNs with the ANN on training images that calibration does not use, so
-that test images choose no recipe.
+Compares the SNNs with the ANN on training images that calibration does not use, so no
+recipe is chosen on test images.
 """
 
 import json
@@ -231,8 +231,7 @@ def chosen(rows: Sequence[str]) -> list[str]:
     """Names of the compositions that ``rows`` select.
 
     Args:
-        rows: each the name of a composition, which selects that one alone, or the start
-            of several names.
+        rows: each is the name of one composition, or the beginning of several names.
     """
     names = [*ROWS, DISTILLED]
     starts = tuple(set(rows) - set(names))
@@ -279,7 +278,8 @@ def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN
         fn, params: the ANN.
         images: to train on.
         iterations: steps of Adam, of 32 images each.
-        rate: learning rate of the weights at the start; ten times that for the rest.
+        rate: initial learning rate of the weights; all other leaves use ten times this
+            rate.
     """
     simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
     schedule = optax.cosine_decay_schedule(1.0, iterations)

@@ -41,8 +41,10 @@ class Comparison:
     def check(self, rows: Rows, presets: Mapping[str, TrainSNN]) -> None:
         """Raise ValueError for an unknown configuration or row, or a bad number."""
         if self.training not in presets:
-            allowed = ", ".join(presets)
-            raise ValueError(f"training must be one of {allowed}, not {self.training}")
+            preset_names = ", ".join(presets)
+            raise ValueError(
+                f"training must be one of {preset_names}, not {self.training}"
+            )
         unknown = [name for name in self.rows if name not in rows]
         if unknown:
             raise ValueError(f"no row {unknown[0]!r}; allowed: {'; '.join(rows)}")

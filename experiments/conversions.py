@@ -1,8 +1,8 @@
 """All conversions of `experiments.convert`: every recipe, T, wait and seed.
 
 A row is a recipe with a T and a wait; a draw is its conversion with the calibration
-images of one seed. Until the run ends, a file holds each draw and what was counted, and
-an interrupted run goes on from them.
+images of one seed. Until the run ends, each draw and its counts are kept in a file, so
+an interrupted run can resume.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Draw(NamedTuple):
     Attributes:
         snn: the spiking network.
         hits: right answers on the test images after 1..T steps.
-        choice_hits: right answers after T steps on the images for the choice of a row.
+        choice_hits: right answers after T steps on the images that rows are chosen by.
         seconds: duration of the conversion.
     """
 
@@ -157,7 +157,7 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
 
 
 def plan(config: Convert) -> list[Row]:
-    """Every row, once each: the waits "T" and "4" may be equal."""
+    """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
     for recipe, levels in itertools.product(config.recipes, config.pairs()):
         waits = config.waits or (("0", "T") if recipe == "best" else ("0",))
@@ -168,7 +168,7 @@ def plan(config: Convert) -> list[Row]:
 
 
 def forget(config: Convert) -> None:
-    """Delete the files that the draws of this run have written, and no other ones."""
+    """Delete the files of this run's draws, and no other files."""
     folder = Path(config.out).expanduser() / UNFINISHED
     for line, seed in itertools.product(plan(config), config.seeds):
         _file(config, line, seed).unlink(missing_ok=True)
@@ -287,7 +287,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
-    """Those that were asked for: of a site that is no encoder, if there is one."""
+    """The levels of the first site that is not an encoder, or of an encoder."""
     firing = [site for site in sites if site.fires]
     site = next((site for site in firing if not site.signed), firing[0])
     return snn.model_of(site.name).levels

@@ -1,10 +1,10 @@
 """Converts a trained network by several recipes: ``python -m experiments.convert``.
 
-Loads (or, for digits, trains) a source network, converts it for every number of steps
-T, prints the sites and the results, and writes figures, `metrics.json` and one spiking
-network, which ``--restore`` evaluates again. That network is the first draw of the row
-that answers best on training images which no calibration has used. A run that was
-interrupted goes on when started again.
+Loads a source network (for digits, trains one) and converts it for every number of
+steps T. Prints the sites and the results, and writes figures, `metrics.json` and one
+spiking network, which ``--restore`` evaluates again. This network is the first draw of
+the row with the best accuracy on training images that no calibration used. Start an
+interrupted run again to resume it.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Setup(NamedTuple):
         task: what they have in common.
         ann: accuracy of the source network.
         source: network, with its card.
-        page: file of the report, if there is to be one.
+        page: file of the report; None: no report.
     """
 
     task: Experiment
@@ -106,13 +106,13 @@ def prepare(
     """Check options and files, read data and network; print sites and accuracy.
 
     Args:
-        data: to calibrate and to evaluate with; by default that of the options.
-        whole: for a source network that is missing, if it is not `data`.
-        calibrates: whether there will be a conversion, with calibration images.
+        data: images for calibration and evaluation; by default those of the options.
+        whole: images to train a missing source network on; by default `data`.
+        calibrates: whether a conversion follows, which needs calibration images.
         check: raises if the network does not suit the options.
 
     Raises:
-        ValueError: what does not fit together, before anything takes time.
+        ValueError: options, files or network do not fit together.
     """
     _check_recipes(config.recipes)
     writable(config.out, "--out")
@@ -125,8 +125,10 @@ def prepare(
         _check_images("calibration_images", count, data.train_images, data.name)
         devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
-    needed = space(source.variables, 2 + len(config.seeds) * len(config.steps))
-    writable(config.out, "--out", needed)
+    bytes_of_results = space(
+        source.variables, 2 + len(config.seeds) * len(config.steps)
+    )
+    writable(config.out, "--out", bytes_of_results)
     data = normalized_as(data, source.card)
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
@@ -235,7 +237,7 @@ def facts_of(
     """What all results have in common.
 
     Args:
-        module, config: of the command, if it is another one.
+        module, config: module and options of the command, if it is another one.
     """
     config = task.config if config is None else config
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -305,11 +307,12 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
         preset = dataclasses.replace(preset, out=config.checkpoint, mesh=config.mesh)
         source = train(preset, data=whole)
     card = source.card
-    expected = list(card["input_shape"]), card["num_classes"]
-    if expected != (shape, data.num_classes):
+    shape_and_classes = list(card["input_shape"]), card["num_classes"]
+    if shape_and_classes != (shape, data.num_classes):
         raise ValueError(
-            f"the source network {config.checkpoint} takes images of {expected[0]} in "
-            f"{expected[1]} classes ({card.get('dataset', 'its card names no set')}), "
+            f"the source network {config.checkpoint} takes images of "
+            f"{shape_and_classes[0]} in {shape_and_classes[1]} classes "
+            f"({card.get('dataset', 'its card names no set')}), "
             f"but {data.name} has {shape} in {data.num_classes}; give the --checkpoint "
             "of a network trained on it"
         )

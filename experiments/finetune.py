@@ -1,11 +1,11 @@
 """Converts a network and trains it further: ``python -m experiments.finetune``.
 
-With one to four steps a conversion loses accuracy; a few epochs of training with
-surrogate gradients win a part of it back. All parameters of the SNN are trained, by
-Adam, on cross-entropy and distillation from the ANN; BatchNorm takes its statistics
-over time and batch, or keeps those of the source network. Writes what
-`experiments.convert` writes, and the accuracy after every epoch. A run that was
-interrupted goes on when started again, and ends in the same weights, bit for bit.
+With one to four steps a conversion loses accuracy. A few epochs of training with
+surrogate gradients recover a part of it. Adam trains all parameters of the SNN on
+cross-entropy and distillation from the ANN. BatchNorm takes its statistics over time
+and batch, or keeps those of the source network. Writes the same files as
+`experiments.convert`, and the accuracy after every epoch. Start an interrupted run
+again to resume it; it ends with the same weights, bit for bit.
 """
 
 import dataclasses
@@ -189,12 +189,12 @@ def _restored(config: FineTune) -> RestoredSNN | None:
             f"--restore {config.restore} is in --out, where the trained SNN will be; "
             "give another --out"
         )
-    for name, own, asked in (
+    for name, own, option in (
         ("steps", restored.snn.steps, config.steps),
         ("wait", restored.snn.wait, config.wait),
         ("dtype", restored.card.get("dtype", "float32"), config.dtype),
     ):
-        _check_same(config, name, own, asked, f"--{name}")
+        _check_same(config, name, own, option, f"--{name}")
     return restored
 
 
@@ -211,9 +211,9 @@ def _check_restored(
     names = ["model", "norm", "clip", "levels", "mean", "std"]
     names += ["sha256"] if "sha256" in description else []
     for name in names:
-        own, asked = description.get(name), source.card.get(name)
+        own, option = description.get(name), source.card.get(name)
         what = f"{name} of its source network"
-        _check_same(config, what, own, asked, "the --checkpoint")
+        _check_same(config, what, own, option, "the --checkpoint")
     if config.temperature is not None and _has_temperature(restored.snn):
         raise ValueError(
             f"--temperature {config.temperature}, but the neurons of {config.restore} "
@@ -229,10 +229,10 @@ def _has_temperature(snn: SNN) -> bool:
     return True
 
 
-def _check_same(config: FineTune, name: str, own: Any, asked: Any, way: str) -> None:
-    if own != asked:
+def _check_same(config: FineTune, name: str, own: Any, option: Any, way: str) -> None:
+    if own != option:
         raise ValueError(
-            f"{config.restore} has {name} {own}, and asked for are {asked}; give "
+            f"{config.restore} has {name} {own}, and asked for are {option}; give "
             f"{way} of the SNN, or convert anew without --restore"
         )
 

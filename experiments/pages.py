@@ -1,4 +1,4 @@
-"""Tables of Markdown pages, made anew: ``python -m experiments.pages PAGE ...``.
+"""Rewrites the tables of Markdown pages: ``python -m experiments.pages PAGE ...``.
 
 Each HTML comment of a page names the command that prints the table below it, or a file
 of benchmarks/results that has the table:

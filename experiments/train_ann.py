@@ -1,9 +1,9 @@
 """Trains a source network: ``python -m experiments.train_ann --preset digits_resnet``.
 
-SGD with Nesterov momentum, warm-up and cosine decay, from random weights or from those
-of another network, whose ReLUs may become quantized ones (QCFS, ICLR 2022). A run that
-was interrupted goes on from its last checkpoint when started again, and ends in the
-same weights, bit for bit.
+SGD with Nesterov momentum, warm-up and cosine decay. It starts from random weights or
+from another network, whose ReLUs may become quantized (QCFS, ICLR 2022). Start an
+interrupted run again to resume it from its last checkpoint; it ends with the same
+weights, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ CALIBRATION_IMAGES = 256  # to fit the first maxima of quantized ReLUs on
 
 
 class TrainState(NamedTuple):
-    """All that a step of training changes."""
+    """The state that a training step changes."""
 
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
@@ -53,11 +53,11 @@ class TrainState(NamedTuple):
 
 
 def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
-    """Trains a network, or goes on with the training found in `config.out`.
+    """Trains a network, or resumes the training in `config.out`.
 
     Args:
         config: what to train; `out` must be new or hold a run of the same options.
-        data: images, if they are not to be loaded as `config.dataset`.
+        data: the images; by default `config.dataset` is loaded.
 
     Returns:
         The trained network, which is also written for `load_source(config.out)`.
@@ -188,11 +188,11 @@ def _origin(config: TrainANN, data: Dataset) -> Source:
             f"place for; give --levels {source.card['levels']}, or the --checkpoint of "
             "another network"
         )
-    for name, asked in card.items():
-        if source.card[name] != asked:
+    for name, value in card.items():
+        if source.card[name] != value:
             raise ValueError(
                 f"{name} of {config.checkpoint} is {source.card[name]}, and this "
-                f"training has {asked}; change the option, or give the --checkpoint of "
+                f"training has {value}; change the option, or give the --checkpoint of "
                 "another network"
             )
     return source

@@ -1,9 +1,9 @@
 """Trains a spiking network directly: ``python -m experiments.train_snn``.
 
-Surrogate gradients through T steps of LIF neurons, Adam, BatchNorm over time and batch;
-Dspike's temperature is chosen once per epoch, as in the paper, or stays fixed. A run
-that was interrupted goes on when started again, and ends in the same weights, bit for
-bit.
+Surrogate gradients through T steps of LIF neurons, with Adam and BatchNorm over time
+and batch. Dspike's temperature is chosen once per epoch, as in the paper, or stays
+fixed. Start an interrupted run again to resume it; it ends with the same weights, bit
+for bit.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def check_surrogate(name: str) -> None:
 
 
 class State(NamedTuple):
-    """All that a step of training changes."""
+    """The state that a training step changes."""
 
     snn: SNN
     opt_state: optax.OptState
@@ -118,14 +118,15 @@ class Setting(NamedTuple):
 
 
 def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
-    """Trains a spiking network, or goes on with the training found in `config.out`.
+    """Trains a spiking network, or resumes the training in `config.out`.
 
     Args:
         config: what to train; `out` must be new or hold a run of the same options.
-        data: images, if they are not to be loaded as `config.dataset`.
+        data: the images; by default `config.dataset` is loaded.
 
     Returns:
-        The trained network; it and the best one are also written to `config.out`.
+        The trained network. It is also written to `config.out`, together with the best
+        one.
 
     Raises:
         FloatingPointError: the loss or the weights are not finite; the checkpoint of

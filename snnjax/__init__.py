@@ -9,36 +9,36 @@ threshold           V_th, scalar or per channel; a spike of level k carries k V_
 levels              (low, high), the whole numbers that a spike may be: (0, 1) binary,
                     (-1, 1) signed, (0, n) and (-n, n) graded
 potential           v, the membrane potential; v(0) is the initial potential
-offset              of an encoder: levels lie around it; it is taken from each current
-                    and added to each output
-charge              potential that does not come from the input, as v(0)
+offset              constant of an encoder: subtracted from each current and added to
+                    each output, so that levels lie around it
+charge              potential that does not come from the input, such as v(0)
 leak                factor on v before integration: 1 is IF, below 1 is LIF
 reset               after a spike: "subtract" V_th (soft) or "zero" v (hard)
 firing rate         spikes per neuron and step
-pace                mean output as the spikes suggest it while they still come
-surrogate           the function whose derivative replaces the step's
+pace                average over t of the running mean output
+surrogate           function whose derivative replaces the derivative of the step
 temperature         b of Dspike, the steepness of its surrogate
-recipe              a composition of calibrators, in one sweep or more
-calibrator          a pure function (View, Fit) -> Fit: what is fitted at a site
-view                a site as a calibrator sees it: activations, outputs, currents
+recipe              one or more sweeps over the sites, each a list of calibrators
+calibrator          a pure function (View, Fit) -> Fit that fits one site
+view                what a calibrator reads at a site: activations, outputs, currents
 code                what a spike is worth at each step: rate coding, or digits
 wait                steps that each layer integrates before it may fire
-stage               the equations between two firing sites; its segment is the work
-                    without its place, which equal layers share
-execution           how the machine computes the same numbers: by_step, by_layer, ...
+stage               the equations between two firing sites; stages with equal
+                    equations share one segment, which is compiled once
+execution           order in which the same numbers are computed: by_step, by_layer, ...
 stream              values with a time axis, [T, B, ...]
 T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 
-Below the names of this module:
+The modules:
 
-calibrators         what recipes consist of, and what your own are written with
+calibrators         the parts of recipes, and the tools to write your own
 codes               rate coding, radix codes, weights of your own
-neurons             models as values, and one site through time
-surrogate           spike functions and their gradients
+neurons             neuron models, and one site through time
+surrogate           spike functions and their surrogate gradients
 simulation          options of the executions
-training            losses, which leaves train, Dspike's temperature
+training            losses, optimizers, trained leaves, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
-network             the sites of a function, and the function with another activation
+network             the sites of a function, and the function with other activations
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """

@@ -62,12 +62,12 @@ def common_path(paths: Sequence[str]) -> str:
     if len(paths) == 1:
         return paths[0]
     split = [path.split("/") for path in paths]
-    shared = []
+    prefix = []
     for parts in zip(*split, strict=False):
         if len(set(parts)) > 1:
             break
-        shared.append(parts[0])
-    return "/".join(shared)
+        prefix.append(parts[0])
+    return "/".join(prefix)
 
 
 def is_floating(leaf: Any) -> bool:

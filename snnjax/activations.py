@@ -1,4 +1,4 @@
-"""Functions of source networks that conversion understands, besides ``jax.nn.relu``.
+"""Activations that conversion recognizes, besides ``jax.nn.relu``.
 
     clipped_relu(x, maximum) = min(max(x, 0), maximum)
     quantized_relu(x, maximum, L) = maximum / L clip(floor(L x / maximum + 1/2), 0, L)
@@ -28,11 +28,11 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
     Args:
         x: float array of any shape.
         maximum: > 0, the threshold to convert to: one number, or one per channel.
-            `snnjax.convert` refuses every other shape, and one whose axis vmap has
-            taken from beside that of x.
+            `snnjax.convert` refuses any other shape. It also refuses a maximum whose
+            channel axis ``vmap`` has separated from that of x.
 
     Raises:
-        ValueError: a number that is not positive; x is not of floating point.
+        ValueError: a maximum that is not positive, or an x that is not floating point.
 
     Source: Deng and Gu, ICLR 2021.
 
@@ -47,7 +47,7 @@ def clipped_relu(x: jax.Array, maximum: jax.Array | float) -> jax.Array:
 
 @jax.custom_jvp
 def snnjax_clipped_relu(x, maximum):
-    """The capture recognises the activation by this name, which nobody else uses."""
+    """The capture recognizes the activation by this unique name."""
     return jnp.clip(x, 0, jnp.asarray(maximum, x.dtype))
 
 
@@ -61,16 +61,16 @@ def _clipped_relu_jvp(primals, tangents):
 
 
 def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax.Array:
-    """The nearest of L + 1 values from 0 to maximum, which spikes can give exactly.
+    """The nearest of L + 1 values from 0 to maximum, which spikes represent exactly.
 
         maximum / L clip(floor(L x / maximum + 1/2), 0, L)
 
-    An IF neuron with V_th = maximum and v(0) = V_th / 2 that has waited for all of its
-    input sends exactly this in T = L steps; `snnjax.quantized` converts so.
+    An IF neuron with V_th = maximum and v(0) = V_th / 2 sends exactly this value in T =
+    L steps, if it waits for all of its input. `snnjax.quantized` uses this.
 
-    The gradient is straight through the floor: 1 in x where the value is not clipped;
-    in ``maximum`` y / maximum - x / maximum there, and 1 where it is clipped above, so
-    that a maximum can be trained.
+    The gradient passes straight through the floor. In x it is 1 where the value y is
+    not clipped. In ``maximum`` it is (y - x) / maximum there, and 1 where the value is
+    clipped above, so a maximum can be trained.
 
     Args:
         x: float array of any shape.
@@ -78,7 +78,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
         levels: L, 1 to 2**23.
 
     Raises:
-        ValueError: a number outside its range; x is not of floating point.
+        ValueError: a number outside its range, or an x that is not floating point.
 
     Source: Bu et al., ICLR 2022.
 
@@ -96,7 +96,7 @@ def quantized_relu(x: jax.Array, maximum: jax.Array | float, levels: int) -> jax
 
 @jax.custom_jvp
 def snnjax_quantized_relu(x, maximum, levels):
-    """The capture recognises the activation by this name, which nobody else uses."""
+    """The capture recognizes the activation by this unique name."""
     level = jnp.clip(_level(x, maximum, levels), 0, levels.astype(wide_dtype(x)))
     share = level / levels.astype(level.dtype)
     return (share * jnp.asarray(maximum, level.dtype)).astype(x.dtype)
@@ -114,23 +114,23 @@ def _quantized_relu_jvp(primals, tangents):
 
 
 def _times(slope: jax.Array, dmaximum: jax.Array) -> jax.Array:
-    """slope dmaximum, in the type of the slope; its transpose is summed in float32."""
+    """slope dmaximum, in the dtype of the slope; the transpose sums in float32."""
     dtype = wide_dtype(slope)
     return (slope.astype(dtype) * dmaximum.astype(dtype)).astype(slope.dtype)
 
 
 def _level(x: jax.Array, maximum: jax.Array, levels: jax.Array) -> jax.Array:
-    """The number of the nearest value, before the clip: in float32, as of a neuron."""
+    """The index of the nearest value, before the clip; in float32, as in a neuron."""
     dtype = wide_dtype(x)
     x, maximum, levels = (jnp.asarray(a, dtype) for a in (x, maximum, levels))
     return jnp.floor(levels * x / maximum + 0.5)
 
 
 def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | float:
-    """The maximum as floating point; raise if it is concrete and out of its range.
+    """The maximum as floating point; raise if its value is known and out of range.
 
-    An array has as many axes as x: so it stays beside x where vmap adds an axis to
-    both.
+    An array gets as many axes as x, so ``vmap`` adds its axis to both at the same
+    place.
     """
     as_array = getattr(maximum, "__jax_array__", None)  # of a variable of nnx
     maximum = maximum if as_array is None else as_array()
@@ -165,17 +165,17 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def encode(x: jax.Array) -> jax.Array:
-    """x itself; in a spiking network what neurons send of it: an encoder of your own.
+    """x itself; in a spiking network, the spikes that encode x.
 
-    Conversion places encoders before products with weights by itself. Put one where
-    you want spikes besides, as before a product of two activations: with both
-    operands encoded, the product of an attention is one of spike counts.
+    Conversion places encoders before products with weights. Use this function to place
+    one elsewhere, for example before a product of two activations. If both operands are
+    encoded, the product of an attention is a product of spike counts.
 
     Args:
         x: float array [B, ..., C]; thresholds are per channel, the last axis.
 
     Raises:
-        ValueError: x is not of floating point.
+        ValueError: x is not floating point.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> def scores(w, x):
@@ -195,7 +195,7 @@ def encode(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def snnjax_encode(x):
-    """The capture recognises the encoder by this name, which nobody else uses."""
+    """The capture recognizes the encoder by this unique name."""
     return x
 
 

@@ -1,8 +1,8 @@
-"""Whether a model keeps the protocol, and whether a gradient passes through it.
+"""Checks of a neuron model: whether it follows the protocol and has a gradient.
 
 Both follow from the shapes and equations of one step, before anything runs. A model
-whose spikes have no derivative would silently train with a gradient of zero, so
-differentiating it is an error.
+whose spikes have no derivative would silently train with a gradient of zero.
+Differentiating it is therefore an error.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
     Args:
         neuron: the model.
         params: its parameters, or their shapes.
-        site: where it stands.
+        site: the site of the neurons.
     """
     shapes = _shapes_of_step(neuron, params, site)
     where = f"at site {site.name!r} the model {neuron!r}"
@@ -48,7 +48,8 @@ def check_protocol(neuron: Any, params: Any, site: Site) -> None:
 def passes_gradient(neuron: Any, params: Any, site: Site) -> bool:
     """Whether the spikes of a step have a derivative in the state or the current.
 
-    This reads the equations, not numbers: a derivative that happens to be 0 counts.
+    This reads the equations, not their values, so a derivative that happens to be 0
+    counts.
     """
 
     def slopes(params, state, current, upstream):

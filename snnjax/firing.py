@@ -1,4 +1,4 @@
-"""Firing: a network evaluated with spikes, time folded into the batch.
+"""Evaluation of a network with spikes, with time folded into the batch.
 
 Between the sites the equations map over the time axis; at a site the neurons run
 through time. Measures, simulation and conversion share these functions.
@@ -39,7 +39,7 @@ def capture_step(
         sequence: whether x changes from step to step.
 
     Raises:
-        ConversionError: as `snnjax.sites`, and where a changing x has no mean.
+        ConversionError: as `snnjax.sites`, or a sequence x has no running mean.
     """
     one_step = jax.tree.map(lambda leaf: leaf[0], x) if sequence else x
     network = capture(fn, params, one_step)
@@ -93,12 +93,12 @@ def observe_spikes(
 def at_level(
     network: Network, snn: SNN, x: chex.ArrayTree, level: int, *, offsets: bool = False
 ) -> Values:
-    """Every variable's value, [B, ...], at a step in which all neurons emit this level.
+    """The values [B, ...] of all variables if all neurons emit this level.
 
     Args:
         network, snn, x: as for `observe_spikes`.
-        level: of all spikes.
-        offsets: whether neurons add theirs, which are no events.
+        level: the level of all spikes.
+        offsets: whether neurons add their offsets.
     """
     values = network.arguments(snn.params, x)
 
@@ -140,7 +140,7 @@ def unit(params: Any, site: Site) -> jax.Array:
     """The size of a spike of level 1: the threshold.
 
     Raises:
-        ValueError: the neurons of the site have none.
+        ValueError: the neurons of the site have no threshold.
     """
     threshold = field(params, "threshold")
     if threshold is None:
@@ -153,7 +153,7 @@ def unit(params: Any, site: Site) -> jax.Array:
 
 
 def over_time(current: jax.Array, steps: int, ndim: int) -> jax.Array:
-    """[T, B, ...] of a current that may be constant, [B, ...], ndim axes after B."""
+    """A current as [T, B, ...]; a constant one is [B, ...], ndim axes after B."""
     if current.ndim == ndim + 1:
         current = jnp.broadcast_to(current, (steps, *current.shape))
     return current

@@ -1,4 +1,4 @@
-"""Inputs: how images become what enters the network at each step.
+"""Inputs: how images enter the network at each step.
 
     constant: x(t) = x;    poisson: P(x(t) = 1) = x;    sequence: x(t) is given
 
@@ -30,14 +30,14 @@ def encode(
         key: for Poisson inputs only.
 
     Raises:
-        ValueError: the time axis is not T, whole numbers would change in time, a key is
+        ValueError: the time axis is not T, whole numbers change over time, a key is
             missing or unused, or probabilities are outside [0, 1].
     """
     if inputs != "constant" and not is_all_floating(x):
         raise ValueError(
             f"inputs={inputs!r} needs x of floating point, which has a mean over "
-            "the steps; found whole numbers or truth values. Give "
-            "x.astype('float32'), or tokens and masks by inputs='constant'"
+            "the steps; found whole numbers or truth values. Pass "
+            "x.astype('float32'), or pass tokens and masks by inputs='constant'"
         )
     for leaf in jax.tree.leaves(x):
         if inputs == "sequence" and leaf.shape[0] != steps:

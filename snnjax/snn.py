@@ -48,13 +48,13 @@ class SNN:
     ``print`` shows a table of its neurons, ``repr`` a line.
 
     Attributes:
-        params: as the user gave them; weights perhaps calibrated.
-        neurons: site name -> params of its model, `snnjax.neurons.NeuronParams` or
-            another NamedTuple of arrays.
-        steps: T that it was fitted to; None (from `snnjax.init`): any.
-        wait: that it was fitted to; None (from `snnjax.init`): any.
-        model: of all sites, see `snnjax.integrate_and_fire`, or a
-            `snnjax.neurons.BySite`; `model_of` gives that of a site.
+        params: parameters of the network; the calibration may have changed weights.
+        neurons: site name -> parameters of its neurons, a `snnjax.neurons.NeuronParams`
+            or another NamedTuple of arrays.
+        steps: the T that the SNN was fitted to; None (from `snnjax.init`): any T.
+        wait: the wait that the SNN was fitted to; None (from `snnjax.init`): any wait.
+        model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
+            `snnjax.neurons.BySite`. `model_of` returns the model of one site.
         code: what a spike is worth at each step, see `snnjax.codes`.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -125,8 +125,8 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
 
     Args:
         neuron: a model, or name or pattern -> model, see `resolve_models`.
-        sites: of a network.
-        default: where there is none.
+        sites: the sites of a network.
+        default: the model of all other sites.
     """
     firing = [site for site in sites if site.fires]
     resolved = resolve_models(neuron, [site.name for site in firing], default)
@@ -147,17 +147,17 @@ def check_snn(snn: SNN) -> None:
 
 
 def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int]:
-    """These steps and wait; where they are None, those that the SNN was fitted to.
+    """Steps and wait of a run; None means the value that the SNN was fitted to.
 
     Raises:
-        ValueError: this is no SNN; steps or wait are out of range, or not those that
-            the SNN was fitted to; or there are no steps at all.
+        ValueError: this is not an SNN; steps or wait are out of range or differ from
+            those that the SNN was fitted to; or the number of steps is unknown.
     """
     check_snn(snn)
     steps = snn.steps if steps is None else steps
     if steps is None:
         raise ValueError(
-            "this SNN was fitted to no number of steps (it is from snnjax.init): give "
+            "this SNN is from snnjax.init and was fitted to no number of steps: give "
             "steps=T"
         )
     wait = (snn.wait or 0) if wait is None else wait
@@ -173,7 +173,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
-    """Raise unless these could be the ANN's parameters: named as the SNN's own are."""
+    """Raise unless these parameters have the same names as the SNN's own."""
     own, others = set(paths_of(snn.params)), set(paths_of(params))
     unknown, missing = sorted(others - own), sorted(own - others)
     if unknown or missing:
@@ -198,7 +198,7 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
 
 
 def check_neurons(snn: SNN, sites: Sites) -> None:
-    """Raise unless there are neurons for all sites that fire, of their shapes."""
+    """Raise unless all sites that fire have neurons of the right shape."""
     _check_names(snn.neurons, sites)
     check_models(snn.code, models_in(snn.model))
     for model in models_in(snn.model):
@@ -214,7 +214,7 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
 
 
 def check_values(snn: SNN) -> None:
-    """Raise where concrete numbers are such that no network can run.
+    """Raise if known values are out of range.
 
     Weights must not be NaN (an infinite one may be a mask); neurons are finite, with
     thresholds and temperatures > 0 and leaks in (0, 1].
@@ -329,7 +329,8 @@ def _fresh(model: Any, site: Site) -> Any:
 def _check_shapes(fresh: Any, params: Any, site: Site) -> None:
     """Raise unless every parameter broadcasts to the shape of the site.
 
-    Or has the shape that fresh ones have there, as a recurrent kernel does.
+    A parameter may also have the shape that ``init`` gives it, as a recurrent kernel
+    does.
     """
     fresh_shapes = _shapes(fresh)
     for name, shape in _shapes(params).items():
@@ -351,10 +352,10 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 class Range(NamedTuple):
-    """The allowed numbers of a parameter: finite, and from 0 on.
+    """The range of a parameter: finite numbers from 0 on.
 
     Attributes:
-        positive: 0 itself is not allowed.
+        positive: whether 0 is excluded.
         highest: the largest one.
     """
 

@@ -2,9 +2,9 @@
 
     spike(x) = 1[x >= 0],   x = (v - V_th) / (2 V_th)
 
-The derivative of the step is zero almost everywhere, so training replaces it by a bump
-around x = 0 whose integral is one. At ``x = -1/2`` the potential v is 0, at ``x = 1/2``
-it is twice the threshold.
+The derivative of the step is zero almost everywhere. Training replaces it by a bump
+around x = 0 with integral one. At ``x = -1/2`` the potential v is 0, at ``x = 1/2`` it
+is twice the threshold.
 Source: Li, Guo, Zhang, Deng, Hai and Gu, "Differentiable Spike", NeurIPS 2021.
 """
 
@@ -41,9 +41,9 @@ Surrogate = Callable[..., jax.Array]
 def step(spike: Surrogate) -> Surrogate:
     """Declare that the forward pass of a spike function is the step 1[x >= 0].
 
-    Simulations use this (`is_step`): a step has a closed form, and its spikes fit into
-    bits. All spike functions of this module are declared, and so are those that
-    `step_with_derivative` makes.
+    Simulations use this (`is_step`), because a step has a closed form and its spikes
+    fit into bits. The spike functions of this module and of `step_with_derivative` are
+    already declared.
 
     >>> @step
     ... def my_spike(x):
@@ -52,7 +52,7 @@ def step(spike: Surrogate) -> Surrogate:
     True
 
     Raises:
-        ValueError: a method, which cannot hold the declaration.
+        ValueError: the function is a method, which cannot store the declaration.
     """
     try:
         spike.is_step = True  # type: ignore[attr-defined]
@@ -222,11 +222,11 @@ def arctan(x: jax.Array, slope: jax.Array | float = 2.0) -> jax.Array:
 
 
 def check_surrogate(surrogate: Any, temperature: bool | None = None) -> None:
-    """Raise unless a neuron can call this.
+    """Raise unless a neuron can call this function.
 
     Args:
         surrogate: the spike function.
-        temperature: whether the neuron passes a second argument; None: it may.
+        temperature: whether the neuron passes a second argument; None: unknown.
     """
     if not callable(surrogate):
         raise ValueError(
@@ -259,7 +259,7 @@ def is_step(spike: Surrogate) -> bool:
 
 
 def holds_tracer(spike: Surrogate) -> bool:
-    """Whether its closure, or a partial's arguments, hold a value being traced."""
+    """Whether the function's closure or a partial's arguments hold a traced value."""
     if isinstance(spike, functools.partial):
         values = jax.tree.leaves((spike.args, spike.keywords))
         return any(isinstance(v, Tracer) for v in values) or holds_tracer(spike.func)

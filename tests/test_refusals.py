@@ -121,7 +121,7 @@ REFUSED = {
     "BatchNorm in training": (
         lambda: module(lambda: nn.BatchNorm(use_running_average=False)),
         {"reduce_sum"},
-        "statistics belong into params",
+        "put statistics into params",
     ),
     "dropout": (
         lambda: module(
@@ -251,7 +251,7 @@ REFUSED = {
     "max-pool from an array": (
         lambda: between(pooled_from_an_array),
         {"reduce_window"},
-        "-jnp.inf as it is",
+        "with the literal -jnp.inf",
     ),
 }
 
@@ -454,7 +454,7 @@ def test_a_sum_over_the_batch_is_refused():
 
 
 def test_a_number_beside_the_outputs_is_refused():
-    with pytest.raises(snnjax.ConversionError, match="leave out of fn what x does not"):
+    with pytest.raises(snnjax.ConversionError, match="return only what depends on x"):
         snnjax.sites(lambda p, x: (relu(x @ p["w1"]), 3.0), FLAT, VECTORS)
 
 

@@ -1,6 +1,6 @@
 """Data sets: values (``dataset.py``), read by ``images.py`` and ``events.py``.
 
-Like every package here, this one hands on the names that the others use.
+As in every package here, ``__init__`` exports the names that other packages use.
 """
 
 from experiments.data.dataset import (

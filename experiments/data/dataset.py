@@ -1,4 +1,4 @@
-"""A data set as a value, and what a network is shown of it.
+"""A data set as a value, and the images that a network sees of it.
 
 Images are uint8; those of an `Unread` stay on the disk until they are indexed.
 `augment` and `normalize` are JAX, for use inside a jitted step of training.
@@ -21,7 +21,7 @@ class MissingDataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """Images that are read when they are indexed, by number, slice, list or mask.
+    """Images that are read when they are indexed by number, slice, list or mask.
 
     Attributes:
         read: numbers -> these images, each uint8 [H, W, C].
@@ -99,7 +99,7 @@ class Dataset(NamedTuple):
         )
 
     def held_back(self, count: int) -> "Dataset":
-        """The last `count` training images in the place of the test images; 0: none.
+        """Takes the last `count` training images as test images; 0: no change.
 
         Raises:
             ValueError: there are not more training images than that.
@@ -154,12 +154,12 @@ def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:
 
 
 def normalized_as(dataset: Dataset, card: Mapping[str, Any]) -> Dataset:
-    """The same images, to be normalized as those that the network was trained on.
+    """The same images, with the normalization of the network's training images.
 
     Args:
         dataset: images for the network.
-        card: of the network; `mean` and `std` per channel of pixels in 0..255, both or
-          neither, which leaves the data set as it is.
+        card: card of the network, with `mean` and `std` per channel of pixels in
+            0..255. Without both, the data set stays unchanged.
 
     Raises:
         ValueError: only one is there, or they do not fit the images.

@@ -1,9 +1,10 @@
 """Event recordings as frames: [N, T, H, W, 2], one channel per polarity.
 
-A prepared file (.npz) holds, for ``train_`` and ``test_``, the events of all recordings
-one after the other: x and y (pixels), p (polarity, 0 or 1), t_us (microseconds), with
-``offsets`` (where each recording begins and ends, N + 1 numbers) and ``labels``.
-`prepare` writes such a file from a data set of the `tonic` package.
+A prepared file (.npz) holds the concatenated events of all recordings, with the
+prefixes ``train_`` and ``test_``: x and y (pixels), p (polarity, 0 or 1) and t_us
+(microseconds). ``offsets`` (N + 1 numbers) says where each recording begins and ends.
+``labels`` holds the classes. `prepare` writes such a file from a data set of the
+`tonic` package.
 """
 
 from collections.abc import Iterable

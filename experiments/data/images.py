@@ -38,15 +38,15 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Reads a data set into memory; images that take too much of it stay `Unread`.
 
     Args:
-        name: "digits" (8x8 grayscale, part of scikit-learn); else a folder, absolute or
-          in `data_dir`, of `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`; else
-          the name of a TFDS set, such as "cifar10".
+        name: "digits" (8x8 grayscale, from scikit-learn), a folder, or the name of a
+            TFDS set such as "cifar10". A folder is absolute or in `data_dir`, and holds
+            `train/<class>/*.png|jpg` and `test/<class>/*.png|jpg`.
         data_dir: folder of the data sets; None is TFDS's own, `~/tensorflow_datasets`.
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read or the images differ in size; of images that
-          stay unread, when they are indexed.
+        ValueError: an image cannot be read, or the images differ in size. For `Unread`
+            images, indexing raises it.
     """
     if name == "digits":
         train, test, num_classes = _digits()

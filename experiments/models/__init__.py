@@ -1,8 +1,8 @@
 """Networks (``zoo.py``), and trained ones on disk.
 
 ``trained_ann.py`` reads a source network, also from PyTorch (``torch_files.py``,
-``torch_names.py``); ``saved_snn.py`` reads and writes a spiking one. Like every package
-here, this one hands on the names that the others use.
+``torch_names.py``); ``saved_snn.py`` reads and writes a spiking one. As in every
+package here, ``__init__`` exports the names that other packages use.
 """
 
 from experiments.models.saved_snn import RestoredSNN, load_snn, save_snn

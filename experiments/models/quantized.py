@@ -18,9 +18,9 @@ from snnjax.calibrators import formulas
 class QuantizedReLU(nn.Module):
     """`snnjax.quantized_relu` of L = `levels` with one trained maximum per layer.
 
-    The maximum starts at the least-squares threshold for the values of the call that
-    initializes it, so initialize on images: a trained network of ReLUs, whose other
-    parameters are given, then starts near its own accuracy.
+    The maximum starts at the least-squares threshold for the inputs of the initializing
+    call, so initialize on images. A trained network of ReLUs then starts near its own
+    accuracy.
     """
 
     levels: int

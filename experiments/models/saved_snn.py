@@ -43,8 +43,8 @@ def load_snn(path: str | Path) -> RestoredSNN:
         path: the folder `out` of a conversion, or the file in it.
 
     Returns:
-        Its card has the extras, and of the file's card recipe, accuracy, calibration,
-        steps, wait and the extras as a whole.
+        The card of the result has the extras' own entries, and from the file's card
+        recipe, accuracy, calibration, steps, wait and extras.
 
     Raises:
         FileNotFoundError: there is no such folder.

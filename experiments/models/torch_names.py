@@ -28,12 +28,12 @@ Arrays = dict[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Layers whose torch name matches `pattern` have the path `path` in our variables.
+    """A rule: layers whose torch name matches `pattern` have the path `path` in flax.
 
     In `path`, {kind} is Conv, BatchNorm or Dense; {n} counts the layers of that kind
     under this rule; {block} counts the matches of the pattern's group. Both count in
-    the order of the numbers in the names, so a Dropout or ReLU within a Sequential,
-    which shifts those numbers, changes nothing.
+    the order of the numbers in the names. So a Dropout or ReLU in a Sequential, which
+    shifts these numbers, changes nothing.
     """
 
     pattern: str
@@ -118,8 +118,8 @@ def to_flax(
 
     Args:
         model: from `zoo.build`.
-        weights: arrays by their names in a `state_dict`. "module." and the like before
-            a name is ignored, and so is num_batches_tracked.
+        weights: arrays by their names in a `state_dict`. Prefixes such as "module." and
+            the arrays num_batches_tracked are ignored.
         input_shape: (height, width, channels) of an image.
 
     Returns:
@@ -130,8 +130,8 @@ def to_flax(
             message lists them all.
     """
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
+    initial = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
     layers, names, twice = _layers(weights)
     paths = _paths(layers, rules(model))
     _check_order(paths)

@@ -43,11 +43,11 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
     """Reads a trained network.
 
     Args:
-        path: the folder `out` of a run of train_ann; or a file of weights, of ours or
-            of PyTorch.
-        card: describes a file that has no card beside it: model, num_classes and
-            input_shape; norm, clip and levels where the network has not its usual ones.
-            Of a file with a card, only the model must agree.
+        path: the folder `out` of a run of train_ann, or a file of weights with flax's
+            or PyTorch's names.
+        card: description of a file without a card: model, num_classes and input_shape;
+            also norm, clip and levels if the network does not have its usual ones. For
+            a file with a card, only the model is compared.
 
     Raises:
         FileNotFoundError: there is nothing there.
@@ -120,8 +120,8 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
 def _variables(weights: Mapping[str, np.ndarray], model, card, file: Path) -> dict:
     """The variables of a file that `save_source` has written, in float32."""
     images = jax.ShapeDtypeStruct((1, *card["input_shape"]), jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    shapes = {path: x.shape for path, x in flatten_dict(expected, sep="/").items()}
+    initial = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
     _check_shapes({n: w.shape for n, w in weights.items()}, shapes, file, card["model"])
     arrays = {path: jnp.asarray(w, jnp.float32) for path, w in weights.items()}
     return {"batch_stats": {}, **unflatten_dict(arrays, sep="/")}
@@ -175,7 +175,7 @@ def _check_fields(card: Any) -> None:
     def numbers(value) -> bool:
         return isinstance(value, Sequence) and all(map(number, value))
 
-    expected = {
+    rules = {
         "model": (lambda v: isinstance(v, str), "a name"),
         "num_classes": (positive, "a whole number > 0"),
         "input_shape": (
@@ -196,9 +196,9 @@ def _check_fields(card: Any) -> None:
         "test_accuracy": (lambda v: number(v) and 0 <= v <= 1, "a number in 0..1"),
         "seconds": (lambda v: number(v) and v >= 0, "a number >= 0"),
     }
-    for name, (fits, allowed) in expected.items():
+    for name, (fits, text) in rules.items():
         if name in card and not fits(card[name]):
-            raise ValueError(f"{name} is {card[name]!r}; allowed: {allowed}")
+            raise ValueError(f"{name} is {card[name]!r}; allowed: {text}")
 
 
 def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -219,12 +219,12 @@ def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
         )
 
 
-def _check_shapes(stored, expected, file: Path, model: str) -> None:
-    for path in sorted(stored.keys() | expected.keys()):
-        if stored.get(path) != expected.get(path):
+def _check_shapes(in_file, in_model, file: Path, model: str) -> None:
+    for path in sorted(in_file.keys() | in_model.keys()):
+        if in_file.get(path) != in_model.get(path):
             raise ValueError(
                 f"weights in {file} do not fit its card: {path} has shape "
-                f"{stored.get(path)}, but {model} needs {expected.get(path)} (None is "
+                f"{in_file.get(path)}, but {model} needs {in_model.get(path)} (None is "
                 "absent); put the card that belongs to the weights beside them or "
                 "train again"
             )

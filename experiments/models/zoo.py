@@ -37,9 +37,10 @@ def build(
         name: one of `NAMES`.
         num_classes: number of logits.
         norm: BatchNorm after each convolution; without it convolutions have a bias.
-            None is what the network usually has, as `vit` and `convnext` always do.
-        clip: maximum of a clipped ReLU; None is the activation that the network has.
-        levels: L of a quantized ReLU with trained maxima, in its place.
+            None means the usual choice of the network; `vit` and `convnext` have no
+            other.
+        clip: maximum of a clipped ReLU; None keeps the activation of the network.
+        levels: L of quantized ReLUs with trained maxima; None: no quantization.
 
     Returns:
         A module with `apply(variables, images, train=False) -> logits`, where `images`

@@ -2,8 +2,8 @@
 
 ``results.py`` has the rows of one network and ``networks.py`` those of several.
 ``figures.py`` draws them in the style of ``drawing.py``. ``page.py`` fills the template
-``report.html`` with the same tables and figures. Like every package here, this one
-hands on the names that the others use.
+``report.html`` with the same tables and figures. As in every package here, ``__init__``
+exports the names that other packages use.
 """
 
 from experiments.report import figures, networks, training_figures

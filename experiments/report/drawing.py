@@ -48,13 +48,13 @@ _STYLE = {
 def drawn(
     path: Path, width: float, height: float, legend: int = 0, **subplots: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """A new figure and its axes; what the context draws on them is written as a PNG.
+    """Context with a new figure and its axes, which are written as a PNG at the end.
 
     Args:
         path: of the PNG.
         width, height: in points.
-        legend: columns of a legend below the figure, of what the first axis shows; 0
-            for none.
+        legend: columns of the legend below the figure, which describes the first axis;
+            0: no legend.
         subplots: options of ``Figure.subplots``.
 
     Yields:

@@ -38,7 +38,7 @@ class Panel(NamedTuple):
     is_log: bool = False
 
     def draw(self, axis: Any) -> None:
-        """The curves, and the accuracy of the ANN as a rule."""
+        """Draw the curves, and the accuracy of the ANN as a horizontal line."""
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         for name, (x, y) in self.series.items():
@@ -88,7 +88,7 @@ def against(results: Sequence[Result], ann: float, cost: str) -> Panel:
 
 
 def read_early(results: Sequence[Result], ann: float) -> Panel:
-    """Accuracy after each step, of the conversion with the most steps in each line."""
+    """Accuracy after each step; each line is the conversion with the most steps."""
     series = {}
     for line in lines(results):
         row = max(line, key=lambda row: row.steps)

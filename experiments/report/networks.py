@@ -42,7 +42,7 @@ class NetworkResults(NamedTuple):
 def read_results(file: Path) -> NetworkResults:
     """Read the metrics.json that `write_results` wrote, given itself or its folder.
 
-    Of a fine-tuning, only the trained network is a row: its conversion is a row of
+    A fine-tuning has one row, for the trained network. Its conversion is a row of
     another file, with more draws.
 
     Raises:
@@ -64,7 +64,7 @@ def read_results(file: Path) -> NetworkResults:
 
 
 def network_name(card: dict) -> str:
-    """The model; with quantized ReLUs it is another network."""
+    """The name of the model; with quantized ReLUs it is another name."""
     return card["model"] + ("_quantized" if card.get("levels") else "")
 
 
@@ -151,7 +151,7 @@ def _check_same(what: str, one: object, other: object) -> None:
 def with_steps(
     networks: Sequence[NetworkResults], steps: Sequence[int]
 ) -> list[NetworkResults]:
-    """Of each network the rows of these T.
+    """The networks with only the rows of these T.
 
     Raises:
         ValueError: a network has no such row.

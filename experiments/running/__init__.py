@@ -1,6 +1,6 @@
 """How a command runs: its options, its devices, its output folder, its training loop.
 
-Like every package here, this one hands on the names that the others use.
+As in every package here, ``__init__`` exports the names that other packages use.
 """
 
 from experiments.running import devices

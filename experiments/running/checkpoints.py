@@ -1,8 +1,8 @@
 """Checkpoints of a training, by orbax: the state after an epoch, and its run.
 
-A folder belongs to one run. Beside the arrays, a checkpoint holds the options on which
-they depend, digests of what the run began with, and the log of its epochs. A run with
-others is refused, since going on would silently mix two experiments.
+A folder belongs to one run. Besides the arrays, a checkpoint holds the options on which
+they depend, digests of the run's inputs, and the log of its epochs. A run with other
+options or inputs is refused, because resuming it would silently mix two experiments.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
     Attributes:
         options: name -> value.
-        inputs: what the run began with, name -> `digest`.
+        inputs: name -> `digest` of everything that the run started from.
         log: a line for each epoch.
     """
 
@@ -45,7 +45,9 @@ def run_of(config: Any, inputs: Mapping[str, str] | None, log: list[dict]) -> Ru
 
 
 def manager_of(out: Path) -> ocp.CheckpointManager:
-    """A manager of this process alone: all have the same state, the first writes it."""
+    """A manager of this process alone.
+
+    All processes have the same state, and the first one writes it."""
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -80,7 +82,7 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, run: Run) -> No
 def restore(
     manager: ocp.CheckpointManager, epoch: int, state: State, run: Run
 ) -> tuple[State, list[dict]]:
-    """The state after an epoch, in the structure of ``state``, and the log until then.
+    """The last saved state, in the structure of ``state``, and the log up to it.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another run.
@@ -101,7 +103,7 @@ def restore(
 
 
 def check_resumable(config: Any, inputs: Mapping[str, str] | None = None) -> None:
-    """Raise if ``config.out`` holds a run that `fit` would refuse to go on with.
+    """Raise if ``config.out`` holds a run that `fit` would refuse to resume.
 
     Args:
         config: as for `fit`.

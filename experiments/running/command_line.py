@@ -39,7 +39,7 @@ def run(
     """Carry out the work of a command; an error or Ctrl-C ends it with one message.
 
     Args:
-        work: called once the other processes have joined, if there are any.
+        work: function to call after all other processes have joined.
         resume: what the same command does after Ctrl-C, for the message.
         compiles: keep compiled programs on disk, and say where.
     """
@@ -108,13 +108,14 @@ def parse(
     argv: Sequence[str] | None = None,
     names: Mapping[str, Iterable[str]] | None = None,
 ) -> Config:
-    """Configuration from the command line; a wrong one exits with code 2 and a line.
+    """Configuration from the command line; errors exit with code 2 and one line.
 
     Args:
-        dataclass_type: frozen dataclass with defaults; comments become the help.
+        dataclass_type: frozen dataclass with defaults, whose comments are the help
+            texts.
         presets: named configurations for the option `--preset`.
         argv: arguments; None for those of the process.
-        names: what options may be, by what it is, for the end of the help.
+        names: kind -> allowed names, to list at the end of the help.
     """
     argv = sys.argv[1:] if argv is None else argv
     option = {
@@ -157,7 +158,7 @@ def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
 
 
 def command(module: str, config: Any) -> str:
-    """The command line that gives this configuration, without files of a machine."""
+    """The command line of this configuration, without file paths of this machine."""
     default = vars(type(config)())
     words = ["python", "-m", module]
     for name, value in vars(config).items():

@@ -77,18 +77,18 @@ def hidden() -> bool | None:
 
 
 def make_mesh(devices: int) -> Mesh | None:
-    """A mesh of so many devices, 0 for all; None for a single one.
+    """A mesh of this many devices (0: all); None for a single device.
 
     Raises:
-        ValueError: there are fewer, or there are several processes and not all of their
-            devices are in it.
+        ValueError: there are fewer devices, or the mesh of several processes does not
+            contain all of their devices.
     """
     count, processes = jax.device_count(), jax.process_count()
     if devices > count or devices not in (0, count) and processes > 1:
-        allowed = "0, which takes all" if processes > 1 else f"1 to {count}, or 0: all"
+        choices = "0, which takes all" if processes > 1 else f"1 to {count}, or 0: all"
         raise ValueError(
             f"mesh is {devices}, but JAX finds {count} devices in {processes} "
-            f"processes; allowed: --mesh {allowed}"
+            f"processes; allowed: --mesh {choices}"
         )
     some_devices = np.asarray(jax.devices()[: devices or count])
     if len(some_devices) == 1:
@@ -97,7 +97,7 @@ def make_mesh(devices: int) -> Mesh | None:
 
 
 def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
-    """Raise unless the devices can have equally many of the images of an option."""
+    """Raise unless the devices can share the images of an option evenly."""
     if mesh is not None and count % mesh.size:
         raise ValueError(
             f"{name} {count} cannot be shared evenly by {mesh.size} devices; give a "
@@ -106,12 +106,12 @@ def check_shared(name: str, count: int, mesh: Mesh | None) -> None:
 
 
 def images_at_once() -> int:
-    """Images of a batch to evaluate: on CPU so few that neurons fit into its cache."""
+    """Batch size of an evaluation; on CPU, neurons must fit into the cache."""
     return 50 if jax.default_backend() == "cpu" else 500
 
 
 def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    """Rows of an array by number, shared by the devices of the mesh.
+    """Selected rows of an array, sharded over the devices of the mesh.
 
     Each process reads only the rows of its own devices.
     """
@@ -138,7 +138,7 @@ def everywhere(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def total(count: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None) -> Any:
-    """The sum of ``count(images, labels)`` over batches of all of them, in NumPy."""
+    """The sum of ``count(images, labels)`` over batches of all images, in NumPy."""
     parts = batches(images, labels, images_at_once(), mesh)
     return np.sum([count(*part) for part in parts], axis=0)
 
@@ -148,7 +148,7 @@ def batches(
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Images and labels, about ``size`` at a time, for one program of one shape.
 
-    Copies of the last image fill up the last batch, with the label -1, which no network
+    Copies of the last image fill the last batch. Their label is -1, which no network
     predicts.
     """
     devices = 1 if mesh is None else mesh.size

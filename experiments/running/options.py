@@ -16,7 +16,7 @@ MOST_STEPS = 10_000  # the spikes of all steps are held in memory
 
 
 class Rule(NamedTuple):
-    """Which values an option may have, and how a message says it."""
+    """The allowed values of an option, and their description in messages."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -40,7 +40,7 @@ def one_of(*names: str) -> Rule:
 
 
 def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
-    """Raise unless these options obey the rule; those left out (None) do.
+    """Raise unless these options obey the rule; None is always allowed.
 
     Args:
         names: of the options, separated by spaces. All entries of a tuple must obey.
@@ -53,11 +53,11 @@ def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
 
 
 def check_several(config: object, names: str, *, may_lack: bool = False) -> None:
-    """Raise unless each of these options has entries, none of them twice.
+    """Raise unless each of these options has entries, and none of them twice.
 
     Args:
         names: of the options, separated by spaces.
-        may_lack: an option without entries is allowed.
+        may_lack: whether an option may have no entries.
     """
     for name in names.split():
         _check_entries(name, getattr(config, name), may_lack)
@@ -82,7 +82,7 @@ class Work:
     data_dir: str | None = None
     # Devices that share every batch, 0 for all (see experiments/running/devices.py).
     mesh: int = 1
-    # Folder for all results; a run in it that was interrupted goes on.
+    # Folder for all results; an interrupted run in it is resumed.
     out: str = "runs"
 
     def __post_init__(self):
@@ -141,14 +141,14 @@ class TrainANN(Training):
     padding: int = 4
     # BatchNorm after each convolution.
     norm: bool = True
-    # Share of the label that is given to all classes alike.
+    # Share of the label that is spread evenly over all classes.
     label_smoothing: float = 0.0
     # Maximum of a clipped ReLU; plain ReLU by default.
     clip: float | None = None
     # L of a quantized ReLU, whose maxima are trained: L + 1 values from 0.
     levels: int | None = None
-    # Begin with this network, as for experiments.convert, in place of random weights;
-    # with --levels its ReLUs become quantized ones, with fitted maxima.
+    # Start from this network, as in experiments.convert, not from random weights; with
+    # --levels its ReLUs become quantized, with fitted maxima.
     checkpoint: str | None = None
 
     def __post_init__(self):
@@ -186,7 +186,7 @@ class TrainSNN(Training):
     # The same factor of the synaptic current and of the threshold's adaptation.
     synaptic_leak: float = 0.5
     adaptation_leak: float = 0.9
-    # By how much a spike of size 1 raises an adaptive threshold.
+    # Increase of an adaptive threshold by a spike of size 1.
     adaptation: float = 0.5
     # V_th of all neurons at the start.
     threshold: float = 1.0
@@ -208,7 +208,7 @@ class TrainSNN(Training):
     difference_images: int = 32
     # Change of the temperature per epoch ("choose").
     temperature_rate: float = 0.25
-    # Least temperature ("choose").
+    # Lowest temperature ("choose").
     lowest: float = 0.5
     # Store only the spikes for the gradient and recompute the rest, to save memory.
     remat: bool = False
@@ -235,7 +235,7 @@ class Conversion(Work):
     """Options of every conversion."""
 
     # Source network: the --out folder of a train_ann run, or PyTorch weights in a
-    # .safetensors or .npz file. If the default, for digits, is missing, it is trained.
+    # .safetensors or .npz file. If the default (for digits) is missing, it is trained.
     checkpoint: str = "runs/digits_resnet"
     # Network, one of experiments.models.NAMES, if the weights have no card (.json)
     # beside them; images are then normalized by mean and deviation of the data set.
@@ -280,7 +280,7 @@ class Convert(Conversion):
     """Conversion of a trained network by several recipes; results go to `out`."""
 
     out: str = "runs/convert"
-    # Numbers of time steps T, each a conversion of its own.
+    # Numbers of time steps T; each is a separate conversion.
     steps: tuple[int, ...] = (4, 8)
     # Recipes, of experiments.conversions.RECIPES.
     recipes: tuple[str, ...] = (
@@ -292,12 +292,12 @@ class Convert(Conversion):
         "best",
     )
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
-    # default 0 for every recipe, and for "best" T too.
+    # default 0 for every recipe, and also T for "best".
     waits: tuple[str, ...] | None = None
-    # Lowest and highest level of a spike, pair after pair, each with rows of its own:
+    # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
     # 0 1 is binary, -1 1 signed, 0 3 graded.
     levels: tuple[int, ...] = (0, 1)
-    # Seeds; each draws calibration images of its own.
+    # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
     # Learning rate of weight calibration in "advanced".
     rate: float = 1e-5
@@ -357,14 +357,14 @@ class FineTune(Conversion, Training):
     distillation: float = 0.5
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
-    # Temperature b of Dspike, by default 3; of the other surrogates width or slope, by
-    # default their own. Neurons of an SNN to restore may have temperatures already.
+    # Temperature b of Dspike, by default 3; for other surrogates the width or slope, by
+    # default their own. Leave it out if the SNN of --restore has temperatures.
     temperature: float | None = None
-    # BatchNorm keeps the running averages of the source network; by default it takes
-    # mean and variance over time and batch, and averages these anew.
+    # BatchNorm keeps the running averages of the source network. By default it takes
+    # mean and variance over time and batch, and updates its averages.
     keep_averages: bool = False
-    # So many training images, the last ones, are not trained on and take the place of
-    # the test images, to choose options by. The source network was trained on them.
+    # Number of training images, the last ones, that are not trained on but replace the
+    # test images, to choose options. The source network was trained on them.
     held_back: int = 0
 
     def __post_init__(self):

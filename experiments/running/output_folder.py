@@ -1,4 +1,4 @@
-"""Output folders: checked before the work starts; no file in them is ever half written.
+"""Output folders: checked before the work starts, with files written atomically.
 
 A process that is killed while it writes leaves a hidden ``.NAME.tmp``, which the next
 run replaces.
@@ -17,8 +17,8 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
     """The folder, created if it is missing.
 
     Args:
-        folder: for files of a command.
-        option: of the command line that names the folder, e.g. "--out", for messages.
+        folder: folder for the files of a command.
+        option: command-line option of the folder, such as "--out", for messages.
         needed: estimated size of these files in bytes.
 
     Raises:
@@ -45,12 +45,12 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
 
 
 def space(tree: Any, copies: int) -> float:
-    """Bytes of so many copies of a pytree of arrays, and 20 MB for logs and tables."""
+    """Bytes of copies of a pytree of arrays, plus 20 MB for logs and tables."""
     return copies * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 20e6
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole: beside its place, then renamed.
+    """Write a file atomically: to a temporary file, which is then renamed.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(Path(folder) / "a.txt", "all of it")

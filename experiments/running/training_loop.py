@@ -1,8 +1,8 @@
 """The loop of a training: epochs, log and checkpoints.
 
 An epoch depends only on the seed, its number and the state at its start. The state is
-saved after every epoch, so a kill costs at most the epoch under way, and the resumed
-run ends in the same weights, bit for bit.
+saved after every epoch, so a kill loses at most the current epoch. The resumed run ends
+with the same weights, bit for bit.
 """
 
 import json
@@ -76,20 +76,20 @@ def fit(
     finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
     inputs: Mapping[str, str] | None = None,
 ) -> tuple[State, list[dict]]:
-    """Train, or go on with the training in the folder ``config.out``.
+    """Train, or resume the training in the folder ``config.out``.
 
     Args:
-        config: frozen dataclass with out, epochs, batch_size, seed, mesh, and the
-          learning_rate and warmup that a message names; ``out`` must be new or hold a
-          run of the same options.
+        config: frozen dataclass with out, epochs, batch_size, seed and mesh, and with
+            learning_rate and warmup for a message. ``out`` must be new or hold a run of
+            the same options.
         data: training images and labels.
         state: at the start; any pytree of arrays.
         step: (state, key, images, labels, index) -> (state, `report`); ``index`` counts
-          the steps of the epoch. It may donate the buffers of the state.
+            the steps of the epoch. It may donate the buffers of the state.
         measure: state -> further entries of the log's line of an epoch.
         finished_epoch: called with the state and the log, one line per epoch.
-        inputs: what the run begins with, name -> `digest`; a run of others is not
-          resumed.
+        inputs: name -> `digest` of everything that the run starts from. A run with
+            other digests is not resumed.
 
     Returns:
         The state after the last epoch, and the log.

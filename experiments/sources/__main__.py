@@ -1,8 +1,8 @@
 """The source networks of a folder as one table: ``python -m experiments.sources``.
 
-Of the published ones by default, or of those in a FOLDER, such as the ``--out`` of a
-training. Parameters include running averages. Minutes are those of all epochs on the
-machine that trained the network; cards of version 0.1 do not have them.
+The default is the published networks; a FOLDER may be the ``--out`` of a training.
+Parameters include running averages. Minutes are those of all epochs on the machine that
+trained the network; cards of version 0.1 do not have them.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def sources(folder: Path) -> str:
     """A row for each file of weights with a card beside it.
 
     Raises:
-        ValueError: there is no such folder, or none in it; a card or weights are
-            damaged, or do not belong together.
+        ValueError: there is no such folder, or it holds no network; or a card or
+            weights are damaged or do not belong together.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give one that holds source networks")

@@ -4,15 +4,15 @@
     U S V^T the singular value decomposition of g + beta m.
 
 A kernel is a matrix [outputs, inputs * height * width]. Jordan et al. (2024,
-https://kellerjordan.github.io/posts/muon); norms of the weights are kept as in
-Jordan's training of CIFAR-10. `torch.optim.Muon` takes matrices only.
+https://kellerjordan.github.io/posts/muon); the norm of the weights stays constant, as
+in Jordan's training of CIFAR-10. `torch.optim.Muon` takes matrices only.
 """
 
 import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """For kernels of convolutions with a norm behind them: their scale is lost."""
+    """Muon, only for kernels with a norm behind them, since it changes their scale."""
 
     def __init__(self, kernels, lr: float, beta: float = 0.85):
         super().__init__(kernels, {"lr": lr, "beta": beta})

@@ -272,9 +272,9 @@ class Whitened(nn.Module):
 
     The first layer is a 2x2 convolution whose weights whiten patches of the image and
     are not trained; its bias is. Each stage (channels, layers) halves height and width,
-    then has 0, 1 or 2 more layers; two have a shortcut around them. A 3x3 convolution
-    and the mean of 2x2 pixels behind it are one 4x4 convolution, which is what is
-    computed and published.
+    then has 0, 1 or 2 more layers. Two layers have a shortcut around them. A 3x3
+    convolution and the mean of 2x2 pixels behind it equal one 4x4 convolution. This 4x4
+    convolution is computed and published.
     """
 
     def __init__(self, stages_of: tuple[tuple[int, int], ...]):

@@ -3,9 +3,10 @@
 ``python -m experiments.sources.train resnet20 --data_dir DIR`` writes the weights as
 safetensors, under the names that PyTorch gives them, and a card beside them.
 
-PyTorch, because most trained networks come from it, and because it is faster on a CPU:
-128 images of whitened_vgg8 take 0.57 s of one core (0.89 s in float32), and 3.2 s in
-`experiments.train_ann`, which trains the same networks in JAX. Needs the extra `torch`.
+PyTorch is used because most trained networks come from it, and because it is faster on
+a CPU: 128 images of whitened_vgg8 take 0.57 s of one core (0.89 s in float32), and 3.2
+s in `experiments.train_ann`, which trains the same networks in JAX. Needs the extra
+`torch`.
 """
 
 import argparse
@@ -46,12 +47,13 @@ def train(name: str, data: Dataset, epochs: int, seed: int):
 
     Batches of 128, a one-cycle learning rate, crops of images padded by 4 pixels,
     mirrored at random. SGD with Nesterov momentum 0.9, weight decay 5e-4 and peak 0.2;
-    for `ADAMW` networks AdamW with weight decay 0.05 and peak 2e-3. For `WHITENED`
-    ones, after Jordan (2024, arXiv:2404.00498), momentum 0.85 and weight decay 1e-3;
-    biases of norms have 16 times the rate and a 16th of the decay; labels smoothed by
-    0.2; an image is mirrored in every other epoch; and 8x8 pixels are cut out of it
-    (DeVries and Taylor 2017). `MUON` ones have batches of 512, `Muon` with peak 0.04
-    for the kernels of convolutions, and for the rest peak 0.05 and weight decay 2e-2.
+    for `ADAMW` networks AdamW with weight decay 0.05 and peak 2e-3. `WHITENED` networks
+    follow Jordan (2024, arXiv:2404.00498): momentum 0.85 and weight decay 1e-3; biases
+    of norms have 16 times the rate and a 16th of the decay. Labels are smoothed by 0.2,
+    images are mirrored in every other epoch, and 8x8 pixels are cut out (DeVries and
+    Taylor 2017). `MUON` networks have batches of 512 and `Muon` with peak 0.04 for the
+    kernels of convolutions. Their other parameters have peak 0.05 and weight decay
+    2e-2.
 
     Returns:
         The network, its test accuracy, and the seconds of all epochs.

@@ -1,7 +1,7 @@
-"""The checks of a captured network, and the error that lists what is in the way.
+"""Checks of a captured network, and the error that lists all obstacles.
 
-An obstacle is reported with its path and the way out: examples that meet, loops, random
-and whole numbers, sorting.
+Obstacles are operations that mix examples, loops, random and whole numbers, and
+sorting. Each is reported with its path and a remedy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from snnjax.network.equations import Equation, Network, spread_out
 
 
 class Problem(NamedTuple):
-    """Something that stands in the way of a conversion.
+    """An obstacle to a conversion.
 
     Attributes:
-        path: where in the network, e.g. ``Net/LayerNorm_0``.
+        path: its place in the network, such as ``Net/LayerNorm_0``.
         operations: names of the operations there.
         reason: why it cannot be converted.
-        remedy: the way out.
+        remedy: how to change the network.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """The network cannot be converted; ``problems`` lists everything in the way.
+    """The network cannot be converted; ``problems`` lists all obstacles.
 
     Attributes:
         problems: a `snnjax.network.Problem` for each place in the network.
@@ -84,8 +84,8 @@ _EXPLANATIONS = {
     "window": (
         "this reduction over windows is not affine. JAX knows a max-pool only if it "
         "starts from the number -inf, not from 0 or an array",
-        "write jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ...), with -jnp.inf as "
-        "it is",
+        "write jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ...), with the literal "
+        "-jnp.inf",
     ),
     "maximum": (
         "the maximum of a clipped or quantized ReLU depends on the input, but a "
@@ -100,29 +100,29 @@ _EXPLANATIONS = {
     "batch": (
         "one example would reach another: this works along the batch axis, the first "
         "of x",
-        "keep the examples of a batch apart in fn (statistics belong into params; "
-        "h[:, i] in the place of h[jnp.arange(B), i]); a single example is x[None]",
+        "keep the examples of a batch apart in fn (put statistics into params; use "
+        "h[:, i], not h[jnp.arange(B), i]); pass a single example as x[None]",
     ),
     "behind": (
-        "the batch is not the first axis here; vmap puts it last where weights stand "
-        "on the left, W @ x",
+        "the batch is not the first axis here; vmap puts it last if weights multiply "
+        "from the left, W @ x",
         "write x @ W.T in fn, or move the batch to the front before the activation",
     ),
     "recurrence": (
-        "a scan along an axis of the input is a recurrence, with a time axis of its "
-        "own; only a scan over stacked parameters is unrolled",
-        'give that axis as steps, by inputs="sequence", or write a for loop over it',
+        "a scan along an axis of the input is a recurrence with its own time axis; "
+        "only a scan over stacked parameters is unrolled",
+        'pass that axis as the steps, by inputs="sequence", or use a for loop over it',
     ),
     "loop": (
         "snnjax cannot look into a branch, shard_map, a kernel, or a loop whose length "
         "may depend on values",
-        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
         "a static value",
     ),
     "hidden": (
-        "a ReLU inside a branch, or inside a loop that is no scan over layers, would "
-        "not spike: snnjax cannot look into it",
-        "take a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
+        "a ReLU inside a branch, or inside a loop that is not a scan over layers, "
+        "would not spike, because snnjax cannot look into it",
+        "use a loop of fixed length (scan, fori_loop from 0 to a number), or an if on "
         "a static value",
     ),
     "random": (
@@ -154,14 +154,15 @@ _EXPLANATIONS = {
 def check(
     network: Network, facts: Facts, batch: Batch, count: int, *, affine: bool
 ) -> None:
-    """Raise `ConversionError` unless a rule can take the place of every activation.
+    """Raise `ConversionError` unless every activation can be converted.
 
     Args:
         network: with every call inlined.
         facts, batch: of its equations.
-        count: how many of its outputs are answers, with the batch on the first axis.
-        affine: between the sites stands what is affine, or in operators; otherwise
-            anything may stand there, unless it hides a site.
+        count: the number of outputs, counted from the first, that are answers and must
+            have the batch on the first axis.
+        affine: whether everything between the sites must be affine or part of an
+            operator. If not, anything is allowed that does not hide a site.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq in spread_out(network.equations):
@@ -186,8 +187,8 @@ def check(
             Problem(
                 "",
                 (),
-                "no ReLU, and no product with weights behind another "
-                "activation, so nothing would spike",
+                "there is no ReLU, and no product with weights behind "
+                "another activation, so nothing would spike",
                 _USE_RELU,
             )
         ]
@@ -196,7 +197,7 @@ def check(
 
 
 def check_streams(network: Network) -> None:
-    """Raise if x, as it changes from step to step, gives numbers that have no mean."""
+    """Raise if an x that changes over time gives values without a running mean."""
     problems = [
         Problem(
             equation.path,
@@ -250,13 +251,13 @@ def _shape_problems(
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )
     sites = [eq for eq in network.equations if eq.site is not None]
-    sites = [eq for eq in sites if not eq.body]  # an operator may lie across
+    sites = [eq for eq in sites if not eq.body]  # an operator may move the batch
     places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
     places += [("", v, "an output") for v in outputs]
     for path, variable, what in places:
         if not isinstance(variable, int):
-            reason = "an output is a number by itself, without the axis of the batch"
-            yield Problem(path, (), reason, "leave out of fn what x does not reach")
+            reason = "an output does not depend on x, so it has no batch axis"
+            yield Problem(path, (), reason, "return only what depends on x")
             continue
         shape = tuple(avals[variable].shape)
         if not shape or shape[0] != batch:

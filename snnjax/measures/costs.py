@@ -6,20 +6,23 @@
     quantized    operations in integers, against an ANN whose activations have
                  b = ceil(log2(n)) bits, n as many values as T steps can tell apart
 
-They are models to rank networks, and do not predict a chip. All assume that the SNN
-computes the constant current of an image once and skips every synapse without a spike.
+These are models to compare networks; they do not predict the energy of a chip. All
+assume that the SNN computes the constant current of an image once, and that a synapse
+without a spike costs nothing.
 
-Memory: words of 32 bits, no cache, no reuse except a register for an ANN's sum. A MAC
-reads a weight and an activation; an ANN's neuron writes its activation once. A synaptic
-operation reads a weight, reads a potential and writes it. A neuron writes its constant
-current (or bias) once; at every step it reads current and potential and writes the
-potential. A spike is an address, written and read once. One memory holds the weights,
-another one word per neuron. The energy of an access depends on the size of the memory:
+Memory: all words have 32 bits. There is no cache and no reuse, except a register for
+the sum of an ANN's neuron. A MAC reads a weight and an activation, and a neuron of the
+ANN writes its activation once. A synaptic operation reads a weight, and reads and
+writes a potential. A neuron of the SNN writes its constant current (or bias) once. At
+every step it reads the current and the potential and writes the potential. A spike is
+an address that is written and read once. One memory holds the weights, and another
+holds one word per neuron. The energy of an access depends on the size of the memory:
 SRAM up to 1 MB, interpolated between the sizes of the source on logarithmic axes, then
 DRAM.
 
-Quantized: weights and image have 8 bits, sums 32; a product of b x 8 bits costs b / 8
-of one of 8 x 8. A synaptic operation of the SNN is then an addition to a 32-bit sum.
+Quantized: weights and images have 8 bits, sums have 32. A product of b x 8 bits costs b
+/ 8 times a product of 8 x 8 bits. A synaptic operation of the SNN is then an addition
+to a 32-bit sum.
 
 Constants: 45 nm, 0.9 V; Horowitz, *Computing's energy problem*, ISSCC 2014.
 """
@@ -33,11 +36,11 @@ from snnjax._text import Table, numbers, shown_as_table
 from snnjax.measures.metrics import Measures
 
 # J per operation.
-ENERGY_PER_MAC = 4.6e-12  # 32-bit floating point, as the addition (AC)
+ENERGY_PER_MAC = 4.6e-12  # both in 32-bit floating point
 ENERGY_PER_AC = 0.9e-12
 ENERGY_PER_INT8_PRODUCT = 0.2e-12
 ENERGY_PER_INT32_ADDITION = 0.1e-12
-# Bytes of an SRAM -> J per access of 64 bits; the same of DRAM (its lower bound).
+# Bytes of an SRAM -> J per access of 64 bits; for DRAM the source's lower bound.
 SRAM = {8 * 2**10: 10e-12, 32 * 2**10: 20e-12, 2**20: 100e-12}
 DRAM = 1.3e-9
 
@@ -48,8 +51,8 @@ class Joules(NamedTuple):
     """Energy per image, in J.
 
     Attributes:
-        spiking: of the SNN.
-        ann: of the ANN that it is compared with.
+        spiking: energy of the SNN.
+        ann: energy of the ANN.
     """
 
     spiking: jax.Array
@@ -105,7 +108,8 @@ def energy(measures: Measures) -> Energy:
     The module's documentation states what each estimate assumes.
 
     Args:
-        measures: from `snnjax.measure`. Neurons integrate in the steps of a wait too.
+        measures: from `snnjax.measure`. The steps of a wait count too, because neurons
+            integrate then.
 
     Raises:
         ValueError: an argument that is not `Measures`.
@@ -163,7 +167,7 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
 
 
 def _quantized(measures: Measures) -> Joules:
-    # 1e-4 below: log2 of a power of two, rounded up, must not become one bit more.
+    # The 1e-4 keeps rounding from adding a bit where the argument is a power of two.
     bits = jnp.ceil(jnp.log2(measures.values) - 1e-4)
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION

@@ -7,9 +7,9 @@ The conversion error of a neuron, averaged over T steps, is the sum of
     clip(f(z), 0, V) - ClipFloor(z)     flooring   (to one of T high + 1 values)
     ClipFloor(z) - s                    unevenness (of the spikes in time)
 
-with f the ANN's activation function, a its value in the ANN, z the mean current of the
-SNN, s the mean output. At an encoder f(z) = z, and the clip is from low V_th + offset
-to high V_th + offset. ClipFloor includes the bias and v(0) of the site, which
+Here f is the ANN's activation function, a its value in the ANN, z the mean current of
+the SNN, and s the mean output. At an encoder f(z) = z, and the clip is from low V_th +
+offset to high V_th + offset. ClipFloor includes the bias and v(0) of the site, which
 compensate the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al.,
 ICLR 2022 (unevenness).
 """
@@ -66,7 +66,7 @@ class SiteMeasures(NamedTuple):
         error: root mean square of a - s.
         inherited, clipping, flooring, unevenness: root mean square of the parts of the
             error. The last three are NaN unless the neurons are IF with reset by
-            subtraction; only those have a ClipFloor.
+            subtraction, because no other neurons have a ClipFloor.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -114,17 +114,18 @@ class Measures(NamedTuple):
         operators: name -> `OperatorMeasures`, of each operator in `Sites.operators`.
         firing_rate: mean over all neurons of all sites.
         synaptic_operations: operations per image that spikes cause in T steps. Each
-            non-zero input of a convolution or matrix product causes one for each output
-            that it reaches; each spike of a recurrent site causes one for each neuron
-            that it reaches, except at the last step. It is an addition for spikes of
-            level 1 or -1, a multiplication and an addition for others.
-        synaptic_additions: the same in additions alone: a spike of level k is |k|
-            additions. NaN if a neuron model states no levels.
-        input_macs: multiply-adds per image in which the analog input enters directly;
-            they are computed once, because the input is constant.
+            non-zero input of a convolution or matrix product causes one operation for
+            each output that it reaches. Each spike of a recurrent site causes one for
+            each neuron that it reaches, except at the last step. An operation is an
+            addition for spikes of level 1 or -1; for other levels it is a
+            multiplication and an addition.
+        synaptic_additions: the same operations as additions alone; a spike of level k
+            counts as |k| additions. NaN if a neuron model states no levels.
+        input_macs: multiply-adds per image that read the analog input directly. They
+            are computed once, because the input is constant.
         operator_macs: multiply-adds per image of products of two values, as in
-            attention, each time that operators are computed. Their other work, such as
-            exponentials and roots, is not counted.
+            attention, each time that operators are computed. The other work of
+            operators, such as exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
         neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
@@ -137,8 +138,8 @@ class Measures(NamedTuple):
             coding. NaN if a neuron model states no levels.
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
-        zero_weights: number of weights of convolutions and matrix products that are
-            0; NaN in results of an older version.
+        zero_weights: number of weights of convolutions and matrix products that are 0;
+            NaN in results of an older version.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params[0]) @ params[1]
@@ -215,10 +216,10 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     check_labels(outputs, labels)
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
-    dtype = wide_dtype(outputs)  # bfloat16 would not add up
+    dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
     chosen = answers.argmax(-1)
-    # Compared in the type of the answers: class 256 would be 0 in eight bits.
+    # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
     right = chosen == lead(labels.astype(chosen.dtype), outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
@@ -243,13 +244,13 @@ def measure(
             SNN was fitted to.
 
     Returns:
-        `Measures`. Each call compiles one program; to measure several SNNs by the same
-        program, ``jax.jit`` a function that calls `measure`. It needs about T times the
-        memory of the ANN.
+        `Measures`. Each call compiles one program. To measure several SNNs with the
+        same program, apply ``jax.jit`` to a function that calls `measure`. A
+        measurement needs about T times the memory of the ANN.
 
     Raises:
-        ValueError: as `snnjax.spiking`; params of another structure than the SNN's;
-            no steps, for an SNN that was fitted to none.
+        ValueError: as `snnjax.spiking`; params have another structure than the SNN's;
+            or steps is missing for an SNN that was not fitted to a number of steps.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -282,7 +283,7 @@ def measure(
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
     return Measures(
-        # In order of execution: jit sorts the keys of a dict.
+        # Restore the order of execution, because jit sorts the keys of a dict.
         sites={site.name: _without_none(measured[site.name]) for site in firing},
         operators={site.name: operators[site.name] for site in network.sites.operators},
         firing_rate=rate,
@@ -312,7 +313,7 @@ def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
     return {"bits": jnp.asarray(steps * bits / neurons), "values": jnp.asarray(values)}
 
 
-_MISSING = np.float32(np.nan)  # of NumPy: jax_debug_nans refuses a NaN of JAX
+_MISSING = np.float32(np.nan)  # by NumPy: jax_debug_nans refuses NaN in JAX
 
 
 def _without_none(site: SiteMeasures) -> SiteMeasures:
@@ -465,7 +466,7 @@ def _compared(
     currents: jax.Array,
     spikes: jax.Array,
 ) -> SiteMeasures:
-    """Measures of a site; parts of the error that its neurons do not have are None.
+    """Measures of a site; None for parts of the error that its neurons do not have.
 
     Args:
         activation: of the ANN, [B, ...].
@@ -518,7 +519,7 @@ def spike_trains(
     """Spikes of every site, name -> [T, B, ...], for images x [B, ...].
 
     They are bool for levels (0, 1), int16 for other levels. If a neuron model states no
-    levels, they are its outputs.
+    levels, the result is its outputs.
 
     Args:
         fn, snn, x, steps, wait: as for `measure`.

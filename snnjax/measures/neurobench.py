@@ -8,11 +8,12 @@
                          Effective_ACs those that a spike of level 1 or -1 reaches,
                          Effective_MACs those that any other input reaches
 
-NeuroBench counts some of them in another way. Effective operations leave out weights
-and pixels that are 0; here they count. Spikes that were averaged, as by pooling, cause
-MACs; here ACs, since the next weights can absorb the factor. An analog input counts at
-every step, as in NeuroBench, although the simulation computes a constant one once.
-MembraneUpdates is left out, because it needs the potential of every step.
+NeuroBench itself counts some operations differently. Its effective operations leave out
+weights and pixels that are 0; here they count. In NeuroBench, averaged spikes, as after
+pooling, cause MACs; here they cause ACs, since the next weights can absorb the factor.
+An analog input counts at every step, as in NeuroBench, although the simulation computes
+a constant input once. MembraneUpdates is left out, because it needs the potential at
+every step.
 
 Source: Yik et al., *The neurobench framework for benchmarking neuromorphic computing
 algorithms and systems*, Nature Communications 16, 2025; definitions of its version 2.3.
@@ -41,8 +42,8 @@ def neurobench(
 ) -> dict[str, Any]:
     """NeuroBench's metrics of an SNN, ready for ``json.dumps``.
 
-    The module's documentation lists them, and the differences to NeuroBench. Its
-    ClassificationAccuracy is ``snnjax.accuracy(outputs, labels)[-1]``.
+    The module's documentation lists the metrics and the differences from NeuroBench.
+    Its ClassificationAccuracy is ``snnjax.accuracy(outputs, labels)[-1]``.
 
     Args:
         fn, snn, x, steps, wait: as for `snnjax.measure`.
@@ -51,7 +52,7 @@ def neurobench(
         name -> number; averages are over the images x.
 
     Raises:
-        ValueError: inside of a transformation such as ``jit``; otherwise as
+        ValueError: the call is inside a transformation such as ``jit``; otherwise as
             `snnjax.measure`.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -74,7 +75,7 @@ def neurobench(
         )
     measures = measure(fn, snn, x, params=snn.params, steps=steps, wait=wait)
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
-    # Graded spikes need more additions than operations; unknown levels have none.
+    # Graded spikes need more additions than operations; for unknown levels it is NaN.
     binary = measures.synaptic_additions == measures.synaptic_operations
     inputs = steps if snn.code.clock_runs else 1  # how often the constant input comes
     analog = inputs * float(measures.input_macs)

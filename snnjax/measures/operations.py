@@ -2,7 +2,7 @@
 
     synaptic operations = sum over neurons of spikes x fan-out
 
-A fan-out is counted by the product itself, with all weights 1; so strides, groups and
+The product itself counts the fan-out, with all weights set to 1. So strides, groups and
 borders need no formula.
 """
 
@@ -22,7 +22,7 @@ def products(network: Network) -> list[tuple[Equation, int]]:
     """Products of weights with something that depends on the input.
 
     Returns:
-        Each equation with the variable of that operand.
+        Pairs of an equation and the variable of that operand.
     """
     pairs = []
     for equation in network.equations:
@@ -44,7 +44,7 @@ def fan_out(equation: Equation, network: Network, v: int) -> jax.Array:
     fan-out = d(sum of the outputs) / d(operand), with all weights 1, in float32.
     """
     shapes = [shape_of(network.avals, u) for u in equation.inputs]
-    # Behind a barrier, or XLA would compute these constants while it compiles.
+    # The barrier keeps XLA from computing these constants during compilation.
     ones = jax.lax.optimization_barrier(
         [jnp.ones(shape, jnp.float32) for shape in shapes]
     )
@@ -85,8 +85,8 @@ def operator_macs(network: Network, *, live: bool) -> float:
 
     Args:
         network: with all calls inlined.
-        live: of operators that spikes reach, for each step; otherwise of the others,
-            which are computed once.
+        live: True counts the operators that spikes reach, for each step; False counts
+            the others, which are computed once.
     """
     streams = streaming(network.equations)
     macs = sum(

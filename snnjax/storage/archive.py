@@ -20,7 +20,7 @@ from snnjax._version import __version__
 from snnjax.storage.structure import Leaves, read_leaf, store
 
 FORMAT = 3  # the only one that this version reads and writes
-PROGRAM = "program"  # name of the program's array; other names begin with a part's
+PROGRAM = "program"  # name of the program's array; all others begin with a part
 
 
 def write(
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Leaves], bytes]:
         texts = json.loads(raw[8 : 8 + length])["__metadata__"]
         card = json.loads(texts["card"])
         version, writer = card["format"], card["versions"]["snnjax"]
-    except Exception as error:  # of any class, since the bytes may be anything
+    except Exception as error:  # damaged bytes can cause an error of any class
         raise ValueError(
             f"{path} is no file of snnjax.save, or is damaged or cut short "
             f"({error!r}). Fetch the file again, or save the SNN again"
@@ -110,7 +110,7 @@ def restoring(path: Path) -> Iterator[None]:
 
 
 def safetensors() -> Any:
-    """The package, imported here since only files need it."""
+    """The package, imported here because only files need it."""
     try:
         import safetensors.numpy
     except ImportError:

@@ -3,8 +3,8 @@
     name.safetensors = card and structure (JSON, in the header) + arrays + program
 
 One file, so that card and weights always come from the same run. ``head -c 2000`` shows
-the card. The program is StableHLO, no Python. XLA compiles and runs it when ``run`` is
-called, so run only programs whose writer you trust.
+the card. The program is StableHLO, not Python. ``run`` compiles and runs it by XLA, so
+run only programs from a source that you trust.
 """
 
 import datetime
@@ -34,12 +34,14 @@ class Stored(NamedTuple):
     """What a file holds.
 
     Attributes:
-        snn: the spiking network, equal to the saved one, in the containers of `load`.
+        snn: the spiking network, equal to the saved one. `load` describes its
+            containers.
         card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as from `snnjax.spiking`, without the
-            network's code. Outputs in a NamedTuple come as a dict. It raises ValueError
-            if the file has no program, if x has another shape or dtype, or if JAX
-            cannot run the program, for example because it is too old; see `renew`.
+            network's code. Outputs in a NamedTuple become a dict. ``run`` raises
+            ValueError if the file has no program or if x has another shape or dtype. It
+            also does so if JAX cannot run the program, for example because it is too
+            old (see `renew`).
 
     >>> import jax, jax.numpy as jnp, snnjax, tempfile
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -81,12 +83,14 @@ def save(
         fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
             reads a program for six months at least; `renew` writes it anew.
-        x: example of its input [B, ...] ([T, B, ...] for a sequence), an array or
-            ``jax.ShapeDtypeStruct``. The program takes any B, or only the B of the
-            example if the network cannot be traced for any.
-        steps, wait: of the program; by default those that the SNN was fitted to.
+        x: an example of the network's input [B, ...] ([T, B, ...] for a sequence), an
+            array or ``jax.ShapeDtypeStruct``. The program takes any batch size B. If
+            the network cannot be traced for any B, the program takes only the B of the
+            example.
+        steps, wait: steps and wait of the program; by default those that the SNN was
+            fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
-        recipe: name of the recipe that converted it, e.g. "best".
+        recipe: name of the recipe of the conversion, such as "best".
         accuracy: its accuracy, 0..1.
         calibration: its calibration images. The card gets their shape, dtype and the
             sha256 of their bytes in C order.
@@ -96,9 +100,9 @@ def save(
         The path.
 
     Raises:
-        ValueError: an argument is out of range; a leaf is neither array nor number; a
-            neuron model is not of this library and fn is missing; fn comes without x or
-            steps, or one of these without fn.
+        ValueError: an argument is out of range; a leaf is neither an array nor a
+            number; a neuron model of your own comes without fn; or only some of fn, x
+            and steps are given.
         FileNotFoundError: the folder does not exist.
         ImportError: safetensors is missing, or flatbuffers with fn.
 
@@ -143,24 +147,25 @@ def save(
 def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stored:
     """Read a file of `save`.
 
-    The SNN can be read whatever the age of the file; only ``run`` needs the program.
+    The SNN of a file can always be read; only the program, which ``run`` uses, can
+    expire.
 
     Args:
         path: the file.
-        like: params of the same network, e.g. new ones, or an SNN of it. The params of
-            the file come in its structure, after a check of shapes. It is needed for
-            classes other than dict, list and tuple (a NamedTuple, nnx.State, equinox
-            modules). Without it they come as dicts if the file has a program. A neuron
-            model of your own is taken from an SNN as ``like``; without one, only
-            ``run`` works.
+        like: params or an SNN of the same network, for example new ones. The loaded
+            params get the structure of ``like``, after a check of shapes. It is needed
+            for classes other than dict, list and tuple (a NamedTuple, nnx.State,
+            equinox modules). Without ``like``, these become dicts if the file has a
+            program. For a neuron model of your own, ``like`` must be an SNN that has
+            it; otherwise only ``run`` works.
 
     Returns:
         `Stored`: snn, card, run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another format, or holds no SNN; or
-            ``like`` is missing or has another structure.
+        ValueError: the file is damaged, has another format or holds no SNN; or ``like``
+            is missing or has another structure.
         ImportError: safetensors is missing.
 
     >>> import collections, jax, jax.numpy as jnp, snnjax, tempfile
@@ -189,7 +194,7 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
 def renew(
     path: str | os.PathLike, fn: Callable, *, like: chex.ArrayTree | None = None
 ) -> Path:
-    """Write the program of a file anew, with this version of JAX.
+    """Write the program of a file again, with this version of JAX.
 
     JAX reads a program for six months at least, and refuses older ones. Everything
     else in the file stays as it is. The command is
@@ -197,7 +202,7 @@ def renew(
 
     Args:
         path: a file of `save`; it is replaced as a whole.
-        fn: the network ``fn(params, x) -> outputs`` that the SNN was made from.
+        fn: the network ``fn(params, x) -> outputs`` of the SNN.
         like: as for `load`.
 
     Returns:
@@ -318,12 +323,12 @@ def _check_facts(recipe: Any, accuracy: Any, extras: Any) -> None:
 
 
 def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
-    """Raise where only a program could hold what is given."""
+    """Raise if arguments are given that only a program can store."""
     names = [name for name, option in options.items() if option is not None]
     if names:
         raise ValueError(
             f"{', '.join(names)} describe a program, and without fn there is none; "
-            "pass fn, the network, or leave them out"
+            "pass fn, the network, or leave these arguments out"
         )
     texts = models.undescribed_models(snn.model)
     if texts:

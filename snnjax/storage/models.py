@@ -3,8 +3,8 @@
     {"class": "Recurrent", "model": {"class": "IntegrateAndFire", ...}}
     {"name": "radix", "arguments": [2.0]}
 
-The code of any other model is in no file. The file names such a model, and only the
-file's program, or an SNN that has the model, can run it.
+A file does not store the code of other models, only their text. To run such a model,
+use the file's program or load the file with an SNN that has the model.
 """
 
 import collections
@@ -32,7 +32,7 @@ CLASSES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Unavailable:
-    """Stands for a model whose code the file does not hold. To run it is an error.
+    """Placeholder for a model whose code the file does not hold; it cannot run.
 
     Attributes:
         text: the model as Python printed it.

@@ -28,7 +28,7 @@ _DTYPES_OF_X64 = ("float64", "complex128", "int64", "uint64")
 
 
 class Facts(NamedTuple):
-    """What the card says of a program.
+    """The card's entry about a program.
 
     Attributes:
         steps, wait, inputs: of the simulation, as for `snnjax.spiking`.
@@ -55,8 +55,8 @@ def export(
 ) -> tuple[Facts, bytes]:
     """The spiking function of ``fn`` as bytes, and facts about it.
 
-    The program takes any batch size. If the network cannot be traced for that, the
-    program takes the batch size of x alone.
+    The program takes any batch size. If the network cannot be traced for any batch
+    size, the program takes only that of x.
 
     Args: as for `snnjax.save`.
 
@@ -69,7 +69,7 @@ def export(
     _check_flatbuffers()
     run = spiking(fn, steps=steps, wait=wait, inputs=inputs)
     leaves, tree = jax.tree_util.tree_flatten(snn)
-    # Python numbers are constants of the program, all arrays its arguments.
+    # Python numbers become constants of the program; all arrays are its arguments.
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
     output_paths = []  # written by the trace
 
@@ -88,7 +88,7 @@ def export(
     with _without_source_paths():
         try:
             exported = exporter(arrays, jax.ShapeDtypeStruct(x_shape, dtype))
-        except Exception as error:  # of any class: the network computes with the size
+        except Exception as error:  # of any class: fn may compute with the size
             shape, why = list(x.shape), str(error).partition("\n")[0]
             exported = exporter(arrays, jax.ShapeDtypeStruct(x.shape, dtype))
     dtypes = {str(aval.dtype) for aval in exported.in_avals + exported.out_avals}
@@ -140,7 +140,7 @@ def runner(
     Args:
         code, facts: from `export`, the facts as a dict.
         arrays: those of the SNN, in JAX's order.
-        origin: of the program, for error messages.
+        origin: text that names the program in error messages.
     """
 
     @functools.cache
@@ -168,12 +168,12 @@ def _running(origin: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # JAX reads the bytes of another version
-        if "RESOURCE_EXHAUSTED" in str(error):  # the file is not to blame
+        if "RESOURCE_EXHAUSTED" in str(error):  # not a fault of the file
             raise
         raise ValueError(
             f"{origin} does not run with jax {jax.__version__} "
             f"({type(error).__name__}: {error}). JAX reads a program for six months at "
-            "least. The SNN in the file is not affected: write its program anew by "
+            "least. The SNN in the file is not affected: write its program again by "
             "python -m snnjax renew FILE MODULE:FUNCTION, or run "
             "snnjax.spiking(fn, steps=T)(stored.snn, x)"
         ) from error

@@ -3,7 +3,8 @@
     entry = {"path": [[class, key], ...], "array": "params/w", "dtype": .., "shape": ..}
 
 Each step of a path is the class of a node and the key of its child. None and empty
-containers have an entry too; its last key is None. Python numbers stand in the entry.
+containers also have an entry; its last key is None. The entry of a Python number holds
+the number.
 """
 
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def fill(like: Any, leaves: Leaves) -> Any:
     ``jax.ShapeDtypeStruct``.
 
     Raises:
-        ValueError: paths or shapes differ. The message names the first of them.
+        ValueError: paths or shapes differ. The message names the first difference.
     """
     values, like_leaves = (
         {_keys(path): value for path, value in pairs if not is_empty(path)}
@@ -124,8 +125,8 @@ def store(part: str, tree: Any, arrays: dict[str, np.ndarray]) -> list[dict]:
     The names of the arrays are ``part`` and the keys of their paths.
 
     Raises:
-        ValueError: a leaf is neither a number nor an array that a file can hold; or a
-            dict has a key that is neither str nor int.
+        ValueError: a leaf is neither a number nor an array that a file can hold, or a
+            key of a dict is neither str nor int.
     """
     entries = []
     for path, value in flatten(tree):

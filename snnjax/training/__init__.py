@@ -1,8 +1,10 @@
 """Training of SNNs by surrogate gradients.
 
-``losses.py``: losses and a readout; ``leaves.py``: which leaves of an SNN are trained;
-``optimizers.py``: descent that keeps neurons in their ranges; ``temperature.py``: the
-temperature of Dspike, by the finite differences of ``differences.py``.
+* ``losses.py``: losses and a readout.
+* ``leaves.py``: which leaves of an SNN are trained.
+* ``optimizers.py``: gradient descent that keeps neurons in their ranges.
+* ``differences.py``: finite differences of the loss.
+* ``temperature.py``: the temperature of Dspike, chosen by these differences.
 """
 
 from snnjax.training.differences import finite_differences

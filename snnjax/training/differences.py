@@ -37,13 +37,14 @@ def finite_differences(
         snn: where the loss is evaluated.
         paths: names of the weights, as in ``Site.parameters``. A name that belongs to
             several leaves selects all of them.
-        step: > 0, in units of the weights. Where the dtype of a weight rounds
-            w +- step, g is divided by the rounded distance, and is 0 where that is 0.
+        step: > 0, in units of the weights. If the dtype of a weight rounds w +- step,
+            the difference is divided by the rounded distance. It is 0 if that distance
+            is 0.
         at_once: number of weights that are evaluated in parallel.
 
     Returns:
-        A pytree like ``snn.params``: g in place of the selected weights, None in place
-        of all other leaves.
+        A pytree like ``snn.params``, with g for each selected weight and None for all
+        other leaves.
 
     Raises:
         ValueError: a path that does not exist, or whose leaf is not floating point; a
@@ -69,7 +70,7 @@ def finite_differences(
         flat = weights.reshape(-1)
 
         def difference(i: jax.Array) -> jax.Array:
-            # In float32, or XLA might keep more digits than the dtype has.
+            # In float32, because XLA may keep more digits than a narrower dtype has.
             high, low = (
                 _rounded(wide(flat[i]) + sign * step, weights.dtype) for sign in (1, -1)
             )

@@ -1,7 +1,7 @@
 """Leaves of an SNN: which have a gradient, and which an optimizer trains.
 
-To optax an SNN is a pytree like any other, but its params may hold integers and random
-keys, which have no gradient.
+For optax, an SNN is a pytree like any other. But its params may hold integers and
+random keys, which have no gradient.
 """
 
 from collections.abc import Callable, Collection
@@ -63,11 +63,12 @@ def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
 def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     """A label for every leaf of an SNN, for ``optax.multi_transform``.
 
-    The label of a floating leaf of params is "weights"; that of a neuron's parameter is
-    its name, such as "threshold", "bias", "initial_potential", "leak", "temperature",
-    or the "kernel" of recurrent neurons. Leaves that are not trained are "frozen":
-    integers, random keys and the running averages of a flax BatchNorm (linen's
-    "batch_stats", nnx's ``BatchStat``). Freeze the running averages of other libraries
+    A floating leaf of params has the label "weights". A parameter of a neuron has its
+    own name as the label, such as "threshold", "bias", "initial_potential", "leak",
+    "temperature", or the "kernel" of recurrent neurons. Leaves that are not trained are
+    "frozen": integers, random keys and the running averages of a flax BatchNorm
+    (linen's "batch_stats", nnx's ``BatchStat``). Freeze the running averages of other
+    libraries
     yourself: an optimizer could make a variance negative.
 
     Args:
@@ -145,7 +146,7 @@ def kernels(snn: SNN) -> SNN:
 
 
 def check_gradients(gradients: Any, labels: Any) -> None:
-    """Raise if a leaf that is to be trained receives no gradient at all.
+    """Raise if a trained leaf receives no gradient at all.
 
     Call it once, on the gradients of the first step and outside of ``jit``: a leaf
     whose gradient is all zeros would silently keep its value.

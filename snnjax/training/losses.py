@@ -51,7 +51,8 @@ def tet(
         outputs: readout at each step [T, B, classes].
         labels: int [B].
         regularization: c in [0, 1], weight of the squared distance (mean over classes).
-        target: value that pulls all outputs towards it, usually the threshold.
+        target: the value that this distance pulls all outputs towards, usually the
+            threshold.
 
     Raises:
         ValueError: as `mean_cross_entropy`, or c outside [0, 1].

@@ -2,9 +2,9 @@
 
     p <- clip(p + u, low, high)
 
-Thresholds, temperatures and leaks stay > 0, leaks <= 1, adaptations >= 0. For a
-parameter that must be positive, low is p / 2: it at most halves in a step, and stops at
-`SMALLEST`, so that gradients in 1 / p stay finite.
+Thresholds, temperatures and leaks stay > 0, leaks <= 1, adaptations >= 0. If a
+parameter p must be positive, low is p / 2 or `SMALLEST`, whichever is larger. So p at
+most halves in a step, and gradients in 1 / p stay finite.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,21 +21,21 @@ from snnjax.training.leaves import differentiable, param_labels
 
 Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 
-SMALLEST = 1e-6  # a step does not make a positive parameter smaller than this
+SMALLEST = 1e-6  # no step makes a positive parameter smaller than this
 
 
 def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     """An optax optimizer for SNNs: trains weights and neurons, keeps neurons in range.
 
     A threshold or temperature stays > 0, a leak in (0, 1], an adaptation >= 0. Running
-    averages of a BatchNorm are frozen (`param_labels`). Weight decay pulls everything
-    that it trains to 0, thresholds and leaks too; restrict it to kernels by
+    averages of a BatchNorm are frozen (`param_labels`). Weight decay pulls all trained
+    leaves to 0, also thresholds and leaks. Restrict it to kernels by
     ``optax.adamw(1e-3, mask=kernels)``.
 
     Args:
-        rules: an optax optimizer for all leaves that can be trained; or a mapping from
-            labels of `param_labels` to optimizers, where leaves with other labels are
-            frozen. The optimizers may read the loss (``value``), as
+        rules: an optax optimizer for all leaves that can be trained, or a mapping from
+            labels of `param_labels` to optimizers. In a mapping, leaves with other
+            labels are frozen. The optimizers may read the loss (``value``), as
             `optax.contrib.reduce_on_plateau` does, but not evaluate it (``value_fn``).
 
     Returns:
@@ -43,8 +43,8 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
         leaves are floating, it takes the SNN itself.
 
     Raises:
-        ValueError: rules that are not optimizers, or none; from ``init``, a label that
-            no leaf of the SNN has; from ``update``, missing params.
+        ValueError: rules are missing or are not optimizers. ``init`` raises it for a
+            label that no leaf of the SNN has, ``update`` for missing params.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)),
@@ -133,8 +133,8 @@ def descent(
         has_aux: whether the loss returns a pair; ``step`` then returns it as the value.
 
     Raises:
-        ValueError: as `optimizer`; from ``step``, a loss that returns a pair without
-            has_aux, no pair with it, or a value that is not a real number.
+        ValueError: as `optimizer`. ``step`` raises it for a loss that returns a pair
+            without has_aux, no pair with has_aux, or a value that is not a real number.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]

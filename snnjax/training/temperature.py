@@ -1,7 +1,8 @@
 """The temperature b of a surrogate, chosen by the finite differences of the loss.
 
-Spikes do not depend on b, so dL/db = 0. The surrogate gradient G(b) of the weights
-does, and the best b is the one whose G(b) points where finite differences g point:
+Spikes do not depend on b, so dL/db = 0. But the surrogate gradient G(b) of the weights
+depends on b. The best b maximizes the cosine between G(b) and the finite differences g
+of the loss:
 
     cos(b) = <g, G(b)> / (|g| |G(b)|)
 
@@ -56,8 +57,8 @@ def with_temperatures(snn: SNN, new: Temperatures) -> SNN:
     """The SNN with other temperatures at these sites: scalars, or one per channel [C].
 
     Raises:
-        ValueError: ``new`` is not a mapping; a site that does not exist, or whose model
-            has no temperature; a temperature that is not positive and finite.
+        ValueError: ``new`` is not a mapping; a site does not exist or its model has no
+            temperature; or a temperature is not positive and finite.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, neuron = lambda w, x: jax.nn.relu(x @ w), snnjax.lif(temperature=3.0)
@@ -101,7 +102,7 @@ class Choice(NamedTuple):
 
     Attributes:
         snn: with the temperatures of the highest cosine.
-        change: what was added to each: 0, +change or -change.
+        change: the value that was added to each temperature: 0, +change or -change.
         cosines: [3], of the candidates b, b + change and b - change.
     """
 
@@ -128,11 +129,11 @@ def choose_temperature(
         snn: with temperatures.
         differences: from `snnjax.training.finite_differences`.
         change: > 0.
-        lowest: > 0; a temperature that would fall below it stays there.
+        lowest: > 0, the lower limit of a temperature.
 
     Raises:
-        ValueError: no site has a temperature; differences that do not have the
-            structure and shapes of the params; change or lowest that is not positive.
+        ValueError: no site has a temperature; the differences do not have the structure
+            and shapes of the params; or change or lowest is not positive.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> from snnjax.training import finite_differences
