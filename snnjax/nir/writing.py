@@ -96,8 +96,8 @@ def to_nir(
             and the remedy; max-pool is one of them.
         ValueError: a code other than rate coding; x without an axis of features; a
             property that only metadata can express, without ``extended``; a neuron
-            model other than IF and LIF; a threshold that is not finite and > 0; a site where some neurons leak and
-            others do not; dt not above 0.
+            model other than IF and LIF; a threshold that is not finite and > 0; a site
+            where some neurons leak and others do not; dt not above 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
