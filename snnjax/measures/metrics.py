@@ -130,14 +130,13 @@ class Measures(NamedTuple):
         neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
             recurrent connections.
-        operator_steps: how often operators are computed: at each of T steps, or once
-            if every layer waits for all of its input.
         steps, wait: T and the wait of the measurement.
-        spikes: spikes per neuron and inference, of either sign.
-        values: how many values >= 0 a neuron can tell apart: T high + 1 with rate
-            coding. NaN if a neuron model states no levels.
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
+        values: how many values >= 0 a neuron can tell apart: T high + 1 with rate
+            coding, high the highest level. NaN if a neuron model states no levels.
+        operator_steps: how often operators are computed: at each of T steps, or once
+            if every layer waits for all of its input.
         zero_weights: number of weights of convolutions and matrix products that are 0;
             NaN in results of an older version.
 
@@ -162,13 +161,17 @@ class Measures(NamedTuple):
     macs: jax.Array
     neurons: jax.Array
     weights: jax.Array
-    operator_steps: jax.Array
     steps: jax.Array
     wait: jax.Array
-    spikes: jax.Array
     bits: jax.Array
     values: jax.Array
+    operator_steps: jax.Array
     zero_weights: jax.Array | float = math.nan
+
+    @property
+    def spikes(self) -> jax.Array:
+        """Spikes per neuron and inference, of either sign."""
+        return self.steps * self.firing_rate
 
     def _table(self) -> Table:
         percent = ("firing_rate", "silent", "saturated")
@@ -287,15 +290,14 @@ def measure(
         sites={site.name: _without_none(measured[site.name]) for site in firing},
         operators={site.name: operators[site.name] for site in network.sites.operators},
         firing_rate=rate,
-        spikes=steps * rate,
         **counts | _of_levels(snn, firing, steps),
         neurons=jnp.asarray(sum(sizes)),
         weights=jnp.asarray(recurrent + sum(map(math.prod, shapes))),
+        steps=jnp.asarray(steps),
+        wait=jnp.asarray(wait),
         operator_steps=jnp.asarray(
             1 if needs_no_time(snn.code, steps, wait) else steps
         ),
-        steps=jnp.asarray(steps),
-        wait=jnp.asarray(wait),
     )
 
 
