@@ -324,15 +324,15 @@ def test_random_weights_start_without_a_conversion_or_batch_norm(data, tmp_path)
     plain, out = tmp_path / "plain", tmp_path / "out"
     plain.mkdir()
     save_source(plain, Source(model, variables, card))
-    options = {"from_scratch": True, "steps": 1, "levels": (-1, 1), "epochs": 3}
-    options |= {"learning_rate": 0.02, "train_images": 640}
+    options = {"from_scratch": True, "steps": 2, "levels": (-1, 1), "epochs": 6}
+    options |= {"learning_rate": 0.02, "batch_size": 32, "distillation": 0.0}
     config = FineTune(checkpoint=str(plain), out=str(out), **options)
     start, trained = finetune.run(config, data=data)
     assert start.recipe == "from scratch" and start.final < 0.3  # of ten classes
-    assert trained.name == "from scratch, 3 epochs -1:1"
+    assert trained.name == "from scratch, 6 epochs -1:1"
     assert trained.final > start.final + 0.2
     card = load_snn(out).card
-    assert card.get("calibration") is None and card["steps"] == 1
+    assert card.get("calibration") is None and card["steps"] == 2
     facts = json.loads((out / "metrics.json").read_text())
     assert "from_scratch True" in facts["command"]
 
