@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import compiled, conv, converted
+from networks import REFINED, compiled, conv
 
 import snnjax
 from experiments import convert
@@ -87,8 +87,8 @@ def test_graded_spikes_need_fewer_steps():
 
 def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
     ann = network(PARAMS, X)
-    for recipe in (snnjax.light("channel"), snnjax.advanced(iterations=2)):
-        snn = converted(network, PARAMS, X, steps=32, recipe=recipe)
+    for recipe in (snnjax.light("channel"), REFINED):
+        snn = snnjax.convert(network, PARAMS, X, steps=32, recipe=recipe)
         mean = compiled(network, steps=32)(snn, X).mean(0)
         assert np.square(mean - ann).mean() < 0.2 * ann.var()
 
