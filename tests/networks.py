@@ -44,7 +44,10 @@ def compiled(fn, **options):
 
 
 def converted(fn, params, x, **options):
-    """`snnjax.convert` as one program: half the time, unless a recipe searches."""
+    """`snnjax.convert` as one program: half the time for few sites and short recipes.
+
+    Not for recipes that search, nor for deep networks: their program takes minutes.
+    """
     run = jax.jit(lambda params, x: snnjax.convert(fn, params, x, **options))
     return run(params, x)
 

@@ -764,11 +764,11 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
             x = BLOCKS[name](p, x)
         return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
 
-    fine = converted(fn, params, X, steps=32, model=FINE, recipe=RECIPE)
+    fine = snnjax.convert(fn, params, X, steps=32, model=FINE, recipe=RECIPE)
     mean = compiled(fn, steps=32)(fine, X).mean(0)
     error = np.abs(mean - jax.jit(fn)(params, X))
     assert error.mean() < 0.02 and error.max() < 0.2
-    snn = converted(fn, params, X, steps=STEPS, recipe=LIGHT)
+    snn = snnjax.convert(fn, params, X, steps=STEPS, recipe=LIGHT)
     by_layer_, by_step, sharded = (
         compiled(fn, steps=STEPS, execution=execution)(snn, x).mean(0)
         for execution, x in (
