@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import FLAT, NETWORKS, PIXELS, VECTORS, Net, conv, eighths, relu
+from networks import (
+    FLAT,
+    NETWORKS,
+    PIXELS,
+    VECTORS,
+    Net,
+    compiled,
+    conv,
+    converted,
+    eighths,
+    relu,
+)
 
 import snnjax
 from snnjax.capture.capture import capture
@@ -313,9 +324,9 @@ def test_what_stays_within_an_example_is_allowed(name):
     neuron = snnjax.integrate_and_fire(threshold=0.25)
     snn = snnjax.init(fn, jnp.float32(1), eighths(1, (4, 3, 2)), model=neuron)
     x = eighths(2, (4, 3, 2))
-    every = snnjax.spiking(fn, steps=4)(snn, x).mean(0)
-    changed = snnjax.spiking(fn, steps=4)(snn, x.at[1:].set(0)).mean(0)
-    np.testing.assert_array_equal(every[0], changed[0])
+    simulate = compiled(fn, steps=4)
+    outputs, others = simulate(snn, x), simulate(snn, x.at[1:].set(0))
+    np.testing.assert_array_equal(outputs[:, 0], others[:, 0])
 
 
 def with_own_derivative(f):
@@ -347,7 +358,7 @@ def test_a_call_hides_neither_products_nor_channels(call):
     (site,) = snnjax.sites(fn, kernel, x)
     assert (site.shape, site.channel) == ((5, 6, 6), -3)
     recipe = snnjax.max_activation("channel")
-    snn = snnjax.convert(fn, kernel, x, steps=4, recipe=recipe)
+    snn = converted(fn, kernel, x, steps=4, recipe=recipe)
     assert snn.neurons["relu"].threshold.shape == (5, 1, 1)
     seen = snnjax.measure(fn, snn, x, params=kernel, steps=4)
     assert seen.macs == 5 * 3 * 16**2 + 25  # a 3x3 kernel on 6x6, borders apart
@@ -409,11 +420,11 @@ def test_vmap_may_leave_the_batch_behind(activation, call):
     (site,) = snnjax.sites(fn, kernels, x)
     assert (site.shape, site.channel) == ((6,), -1)
     recipe = snnjax.light("channel")
-    found = [snnjax.convert(f, kernels, x, steps=8, recipe=recipe) for f in (fn, usual)]
+    found = [converted(f, kernels, x, steps=8, recipe=recipe) for f in (fn, usual)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *found)
     for wait in (0, 1, 8):
-        snn = snnjax.convert(fn, kernels, x, steps=8, wait=wait, recipe=recipe)
-        pair = [snnjax.spiking(f, steps=8, wait=wait)(snn, x) for f in (fn, usual)]
+        snn = dataclasses.replace(found[0], wait=wait)
+        pair = [compiled(f, steps=8, wait=wait)(snn, x) for f in (fn, usual)]
         np.testing.assert_allclose(*pair, atol=1e-6)
     counts = [
         snnjax.measure(f, found[0], x, params=kernels, steps=8) for f in (fn, usual)
@@ -482,10 +493,10 @@ def test_a_maximum_per_last_axis_makes_it_the_channels():
     x = 4 * jax.random.normal(jax.random.key(0), (16, 3, 3, 2))
     (site,) = snnjax.sites(fn, kernel, x)
     assert (site.shape, site.channel, site.own_maxima) == ((5, 3, 3), -1, True)
-    snn = snnjax.convert(fn, kernel, x, steps=64, recipe=snnjax.light("channel"))
+    snn = converted(fn, kernel, x, steps=64, recipe=snnjax.light("channel"))
     thresholds = snn.neurons[site.name].threshold
     assert thresholds.shape == (3,) and (thresholds <= maximum).all()
-    outputs = snnjax.spiking(fn, steps=64)(snn, x).mean(0)
+    outputs = compiled(fn, steps=64)(snn, x).mean(0)
     np.testing.assert_allclose(outputs, fn(kernel, x), atol=0.6)
 
 
@@ -704,6 +715,7 @@ def test_parameters_whose_paths_print_alike_are_told_apart():
     sites = snnjax.sites(fn, p, VECTORS)
     paths = [site.parameters for site in sites]
     assert len({*paths}) == 2 and {*paths} == {("l/a",), ("l/a_1",)}
-    snn = snnjax.convert(fn, p, VECTORS, steps=32, wait=32)
-    mean = np.asarray(snnjax.spiking(fn, steps=32, wait=32)(snn, VECTORS).mean(0))
+    options = {"steps": 32, "wait": 32}
+    snn = converted(fn, p, VECTORS, recipe=snnjax.light(), **options)
+    mean = compiled(fn, **options)(snn, VECTORS).mean(0)
     np.testing.assert_allclose(mean, fn(p, VECTORS), atol=0.2)

@@ -152,34 +152,6 @@ def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
     assert "Traceback" not in errors and "interrupted; the same command" in errors
 
 
-IN_A_CALLBACK = """
-import gc, os, signal, sys, time
-from experiments.running import run
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-def callback(phase, info):
-    gc.callbacks.remove(callback)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)  # Python raises the interrupt here, and ignores it
-
-def work():
-    gc.callbacks.append(callback)
-    gc.collect()
-    time.sleep(30)
-    print("went on")
-
-run(work, "the same command goes on")
-"""
-
-
-def test_ctrl_c_in_a_callback_of_the_garbage_collector_ends_a_command():
-    command = [sys.executable, "-c", IN_A_CALLBACK]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
-    assert done.returncode == 130 and "went on" not in done.stdout
-    assert done.stderr == "\ninterrupted; the same command goes on\n"
-
-
 IMPORTING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -211,9 +183,12 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     assert 'missing: save and load; pip install "snnjax[share]"' in __main__.report()
 
 
-def test_help_says_what_the_command_does_and_what_names_there_are():
-    command = [sys.executable, "-m", "experiments.convert", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_help_says_what_the_command_does_and_what_names_there_are(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "__main__", convert)  # as by python -m
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        convert.main(["--help"])
+    text = capsys.readouterr().out
     assert text.startswith("usage: python -m experiments.convert ")
     assert "Converts a trained network by several recipes" in text
     assert "['config']" not in text and "(default: (4, 8))" in text

@@ -112,11 +112,19 @@ def test_all_files_are_written_and_the_snn_is_the_trained_one(finished, data):
     assert convert.restore(again, data=data) == trained.final
 
 
-def test_averages_that_are_kept_stay_bit_for_bit(finished, source, data, tmp_path):
-    config, _ = finished
-    less = {"epochs": 1, "train_images": 192, "keep_averages": True, "report": None}
-    finetune.run(dataclasses.replace(config, **less, out=str(tmp_path)), data=data)
-    before, after = load_source(source).variables, load_snn(tmp_path).snn.params
+def test_averages_may_be_kept_bit_for_bit_and_images_held_back(
+    finished, source, data, tmp_path
+):
+    config, (_, trained) = finished
+    changes = {"keep_averages": True, "train_images": 192, "held_back": 64}
+    runs = one_more_epoch(config, tmp_path, **changes)
+    start, more = finetune.run(runs, data=data)
+    assert start.name == f"{trained.name}, restored"
+    changes = "1 epoch, averages kept, images held back"
+    assert more.name == f"{start.name}, {changes}"
+    facts = json.loads((tmp_path / "metrics.json").read_text())
+    assert facts["evaluated_on"] == "training images held back"
+    before, after = (load_snn(out).snn.params for out in (config.out, tmp_path))
     jax.tree.map(
         np.testing.assert_array_equal, before["batch_stats"], after["batch_stats"]
     )
@@ -130,10 +138,10 @@ def test_batch_norm_takes_its_statistics_over_time(source, data):
     fn = finetune._in_training(network, "bfloat16")
     images = jnp.asarray(data.test_images[:4], jnp.float32) / 16
     both = jnp.concatenate([images, 3 * images])
-    _, averages = fn(network.variables, both)
+    _, averages = jax.jit(fn)(network.variables, both)
     simulate = snnjax.spiking(fn, steps=2, inputs="sequence", has_aux=True)
     snn = snnjax.init(network.model.apply, network.variables, images)
-    _, of_time = simulate(snn, jnp.stack([images, 3 * images]))
+    _, of_time = jax.jit(simulate)(snn, jnp.stack([images, 3 * images]))
     expected = averages["batch_stats"]["BatchNorm_0"]
     first = of_time["batch_stats"]["BatchNorm_0"]
     assert first["mean"].dtype == jnp.float32
@@ -201,24 +209,21 @@ def test_a_surrogate_has_its_own_width_unless_one_is_given():
         assert jax.grad(spike)(0.3, 0.8) == own  # of a neuron with a temperature
 
 
-def test_a_row_says_that_images_were_held_back(finished, data, tmp_path):
-    config, (_, trained) = finished
-    runs = one_more_epoch(config, tmp_path, train_images=192, held_back=64)
-    start, more = finetune.run(runs, data=data)
-    assert start.name == f"{trained.name}, restored"
-    assert more.name == f"{start.name}, 1 epoch, images held back"
-    facts = json.loads((tmp_path / "metrics.json").read_text())
-    assert facts["evaluated_on"] == "training images held back"
+@pytest.fixture(scope="module")
+def longer(finished, data, tmp_path_factory):
+    """One more epoch on the SNN of `finished`: its configuration and its results."""
+    out = tmp_path_factory.mktemp("longer")
+    config = one_more_epoch(finished[0], out, train_images=128)
+    return config, finetune.run(config, data=data)
 
 
-def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
+def test_an_snn_at_hand_needs_no_conversion(finished, longer, data, tmp_path):
     config, (_, trained) = finished
-    more = one_more_epoch(config, tmp_path)
-    restored, longer = finetune.run(more, data=data)
+    more, (restored, last) = longer
     assert restored.recipe == f"{trained.recipe}, restored"
     assert restored.final == trained.final
     # The rate rises anew: the first epoch may lose a few points again.
-    assert longer.final > trained.final - 0.1
+    assert last.final > trained.final - 0.1
     longer_run = dataclasses.replace(more, epochs=3)
     with pytest.raises(ValueError, match="holds a run with epochs 1, not 3. Choose"):
         finetune.run(longer_run, data=data)
@@ -238,17 +243,14 @@ def test_an_snn_at_hand_needs_no_conversion(finished, data, tmp_path):
             finetune.run(dataclasses.replace(more, **other), data=data)
 
 
-def test_devices_share_a_fine_tuning_and_statistics(finished, data, tmp_path):
-    config, _ = finished
-    accuracies = []
-    for mesh in (1, 4):
-        out = tmp_path / str(mesh)
-        more = one_more_epoch(config, out, mesh=mesh, train_images=128)
-        accuracies.append([row.final for row in finetune.run(more, data=data)])
-    one, shared = (leaves(tmp_path / str(mesh)) for mesh in (1, 4))
-    chex.assert_trees_all_close(one, shared, rtol=0.1, atol=2e-3)
-    assert accuracies[0][0] == accuracies[1][0]
-    assert accuracies[0][1] == pytest.approx(accuracies[1][1], abs=0.03)
+def test_devices_share_a_fine_tuning_and_statistics(longer, data, tmp_path):
+    config, alone = longer
+    config = dataclasses.replace(config, out=str(tmp_path / "out"), mesh=4)
+    rows = finetune.run(config, data=data)
+    pair = leaves(longer[0].out), leaves(config.out)
+    chex.assert_trees_all_close(*pair, rtol=0.1, atol=2e-3)
+    assert rows[0].final == alone[0].final
+    assert rows[1].final == pytest.approx(alone[1].final, abs=0.03)
 
 
 def test_an_snn_of_another_network_is_refused(finished, data, tmp_path):
@@ -287,7 +289,8 @@ def test_neurons_with_a_temperature_of_their_own_train_it(source):
     config = FineTune(checkpoint=source, steps=2)
     setup = convert.Setup(SimpleNamespace(mesh=None), 1.0, network, None)
     simulate = finetune._simulation(config, setup)
-    gradient = jax.grad(lambda snn: (simulate(snn, x)[0] ** 2).sum())(snn)
+    loss = lambda snn: (simulate(snn, x)[0] ** 2).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(snn)
     assert all(p.temperature is not None for p in gradient.neurons.values())
 
 
@@ -313,41 +316,29 @@ def test_operators_need_averages_that_are_kept(data, tmp_path):
     assert [preset.keep_averages for preset in presets] == [True, False]
 
 
-def test_random_weights_need_no_batch_norm(tmp_path, data):
+def test_random_weights_start_without_a_conversion_or_batch_norm(data, tmp_path):
     model = build("events", 10, norm=False)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     card = {"model": "events", "norm": False, "num_classes": 10}
     card |= {"input_shape": [8, 8, 1], "test_accuracy": 0.1}
-    (tmp_path / "plain").mkdir()
-    save_source(tmp_path / "plain", Source(model, variables, card))
-    options = {"from_scratch": True, "epochs": 1, "train_images": 128}
-    folders = {"checkpoint": str(tmp_path / "plain"), "out": str(tmp_path / "out")}
-    start, trained = finetune.run(FineTune(**options, **folders), data=data)
-    assert len(start.accuracies[0]) == len(trained.accuracies[0]) == 2
-
-
-def test_random_weights_start_without_a_conversion(finished, source, data, tmp_path):
-    config, _ = finished
-    scratch = {"from_scratch": True, "recipe": "best", "calibration_images": 256}
-    longer = {"learning_rate": 0.02, "epochs": 3, "out": str(tmp_path), "report": None}
-    options = {**scratch, **longer, "levels": (-1, 1)}
-    start, trained = finetune.run(dataclasses.replace(config, **options), data=data)
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    plain.mkdir()
+    save_source(plain, Source(model, variables, card))
+    options = {"from_scratch": True, "steps": 2, "levels": (-1, 1), "epochs": 6}
+    options |= {"learning_rate": 0.02, "batch_size": 32, "distillation": 0.0}
+    config = FineTune(checkpoint=str(plain), out=str(out), **options)
+    start, trained = finetune.run(config, data=data)
     assert start.recipe == "from scratch" and start.final < 0.3  # of ten classes
-    assert trained.name == "from scratch, 3 epochs -1:1"
+    assert trained.name == "from scratch, 6 epochs -1:1"
     assert trained.final > start.final + 0.2
-    card = load_snn(tmp_path).card
-    assert card.get("calibration") is None and card["steps"] == 1
-    assert (
-        "from_scratch True"
-        in json.loads((tmp_path / "metrics.json").read_text())["command"]
-    )
+    card = load_snn(out).card
+    assert card.get("calibration") is None and card["steps"] == 2
+    facts = json.loads((out / "metrics.json").read_text())
+    assert "from_scratch True" in facts["command"]
 
 
 def test_a_divergence_names_its_step(finished, data, tmp_path):
-    config, _ = finished
-    wild = dataclasses.replace(
-        config, learning_rate=1e30, warmup=0.0, out=str(tmp_path), report=None
-    )
+    wild = one_more_epoch(finished[0], tmp_path, learning_rate=1e30, warmup=0.0)
     with pytest.raises(FloatingPointError, match="not finite in epoch 1, step "):
         finetune.run(wild, data=data)
 
@@ -360,8 +351,9 @@ def test_only_kernels_decay(data):
     )
     optimizer = finetune._optimizer(config, data)
     none = jax.tree.map(jnp.zeros_like, snn)
-    updates, state = optimizer.update(none, optimizer.init(snn), snn)
-    updates, _ = optimizer.update(none, state, snn)  # the rate begins at 0
+    update = jax.jit(optimizer.update)
+    _, state = update(none, optimizer.init(snn), snn)
+    updates, _ = update(none, state, snn)  # the rate begins at 0
     assert (updates.params["kernel"] < 0).all()
     others = jax.tree.leaves((updates.params["scale"], updates.neurons))
     assert all((leaf == 0).all() for leaf in others)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import NETWORKS
+from networks import NETWORKS, compiled, converted
 
 import snnjax
 from snnjax.capture.capture import capture
@@ -26,17 +26,17 @@ RECIPES = {
 def measured(name, recipe="light", wait=0):
     """A network, its SNN and its measures."""
     net = NETWORKS[name]
-    snn = snnjax.convert(*net[:3], steps=STEPS, wait=wait, recipe=RECIPES[recipe])
+    options = {"steps": STEPS, "wait": wait, "recipe": RECIPES[recipe]}
+    snn = converted(*net[:3], **options)
     return net, snn, snnjax.measure(net.fn, snn, net.x, params=net.params)
 
 
 def test_accuracy_after_t_steps_is_that_of_the_mean_of_the_first_t():
-    outputs = jax.random.normal(jax.random.key(0), (5, 40, 3))
-    labels = jnp.arange(40) % 3
-    found = snnjax.accuracy(outputs, labels)
+    outputs = np.random.default_rng(0).normal(size=(5, 40, 3)).astype("f4")
+    labels = np.arange(40) % 3
+    found = np.asarray(snnjax.accuracy(outputs, labels))
     for t in range(1, 6):
-        decided = np.asarray(outputs[:t]).mean(0).argmax(-1)
-        right = (decided == np.asarray(labels)).mean()
+        right = (outputs[:t].mean(0).argmax(-1) == labels).mean()
         np.testing.assert_allclose(found[t - 1], right, rtol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
     with pytest.raises(ValueError, match=r"needs x \[steps=8, batch"):
         spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="sequence")
     events = jnp.ones((STEPS, *net.x.shape), bool)
-    with pytest.raises(ValueError, match=r"truth values. Give x.astype\('float32'\)"):
+    with pytest.raises(ValueError, match=r"truth values. Pass x.astype\('float32'\)"):
         spike_trains(net.fn, snn, events, steps=STEPS, inputs="sequence")
     with pytest.raises(ValueError, match="needs a key"):
         spike_trains(net.fn, snn, net.x, steps=STEPS, inputs="poisson")
@@ -223,7 +223,7 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
 
     p = {"token": jnp.ones((1, 2)), "w": jnp.ones((6, 6)), "v": jnp.ones((6, 3))}
     x = jnp.ones((batch, 4))
-    snn = snnjax.convert(fn, p, x, steps=4, recipe=snnjax.max_activation())
+    snn = converted(fn, p, x, steps=4, recipe=snnjax.max_activation())
     found = snnjax.measure(fn, snn, x, params=p, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
 
@@ -248,7 +248,7 @@ def test_operations_do_not_depend_on_the_order_of_axes():
     def turned(p, x):
         return (p[1].T @ jax.nn.relu((p[0].T @ x.T).T).T).T
 
-    snn = snnjax.convert(usual, kernels, x, steps=4, recipe=LIGHT)
+    snn = converted(usual, kernels, x, steps=4, recipe=LIGHT)
     a, b = (snnjax.measure(f, snn, x, params=kernels, steps=4) for f in (usual, turned))
     assert (a.macs, a.input_macs) == (b.macs, b.input_macs) == (42, 24)
     np.testing.assert_allclose(a.synaptic_operations, b.synaptic_operations)
@@ -270,9 +270,9 @@ def test_what_a_network_closes_over_is_read_anew():
         return factor[0] * net.fn(params, x * factor[0])
 
     def seen():
-        snn = snnjax.convert(fn, net.params, net.x, steps=STEPS, recipe=LIGHT)
+        snn = converted(fn, net.params, net.x, steps=STEPS, recipe=LIGHT)
         found = snnjax.measure(fn, snn, net.x, params=net.params)
-        return snnjax.spiking(fn, steps=STEPS)(snn, net.x), found
+        return compiled(fn, steps=STEPS)(snn, net.x), found
 
     (outputs, found), factor[0] = seen(), 2.0
     more, larger = seen()
@@ -313,7 +313,7 @@ def test_a_value_is_worth_the_highest_level_at_most():
     params = {"w": jnp.eye(2), "out": jnp.ones((1, 3))}
     x = jnp.abs(jax.random.normal(jax.random.key(0), (16, 2)))
     neuron = snnjax.integrate_and_fire(levels=(0, 3))
-    snn = snnjax.convert(fn, params, x, steps=2, model=neuron)
+    snn = converted(fn, params, x, steps=2, recipe=LIGHT, model=neuron)
     measures = snnjax.measure(fn, snn, x, params=params)
     # Two steps, two spikes to one neuron and a value to three, of level 3 or less.
     assert measures.synaptic_additions <= 2 * 3 * (2 + 3)

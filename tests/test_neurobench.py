@@ -95,8 +95,8 @@ def torch_network(torch, snntorch, p, neuron):
 )
 def test_the_metrics_are_those_of_neurobench(leak, reset):
     """Where neither weights nor pixels are zero."""
-    torch = pytest.importorskip("torch")
     snntorch = pytest.importorskip("snntorch")
+    torch = pytest.importorskip("torch")
     benchmarks = pytest.importorskip("neurobench.benchmarks")
     from neurobench.metrics import static, workload
     from neurobench.models import SNNTorchModel

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from networks import NETWORKS, compiled, eighths, relaxed_dspike, relu
+from networks import (
+    NETWORKS,
+    compiled,
+    converted,
+    eighths,
+    relaxed_dspike,
+    relu,
+)
 
 import snnjax
 from snnjax import lif, training
@@ -595,8 +602,8 @@ def test_sites_with_models_of_their_own_run_and_train():
 
 def test_a_conversion_takes_levels_by_site():
     signed = snnjax.integrate_and_fire(levels=(-1, 1))
-    options = {"steps": STEPS, "wait": STEPS}
-    snn = snnjax.convert(*NET[:3], **options, model={SECOND: signed})
+    options = {"steps": STEPS, "wait": STEPS, "recipe": snnjax.light()}
+    snn = converted(*NET[:3], **options, model={SECOND: signed})
     assert snn.model_of(FIRST).levels == (0, 1) and snn.model_of(SECOND) == signed
     means, *others = (
         run(snn, wait=STEPS, execution=execution).mean(0)
@@ -604,7 +611,7 @@ def test_a_conversion_takes_levels_by_site():
     )
     assert_close(means, others)
     whole, plain = (
-        snnjax.convert(*NET[:3], **options, model=neuron)
+        converted(*NET[:3], **options, model=neuron)
         for neuron in ({"*": signed}, signed)
     )
     jax.tree.map(np.testing.assert_array_equal, whole, plain)

