@@ -218,12 +218,13 @@ def cost_table(results: Sequence[Result]) -> Table:
 ABOUT_COSTS = """\
 Costs per image, measured on {images} {kind} with the SNN of the first draw.
 `latency`: steps until the answer is complete. `bits`: what a neuron sends in one
-inference. `spikes`: per neuron and inference, of either sign. `SynOps M`: synaptic operations in
-millions; in brackets the additions that they need, if spikes are graded. `energy`: of
-the operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit floats,
-45 nm: Horowitz, ISSCC 2014). `with memory` adds all memory accesses. `of quantized ANN`
-compares integer operations with an ANN that has as many levels (`snnjax.energy`). `s`:
-median seconds of a conversion, or seconds of all epochs with an evaluation after each.
+inference. `spikes`: per neuron and inference, of either sign. `SynOps M`: synaptic
+operations in millions; in brackets the additions that they need, if spikes are graded.
+`energy`: of the operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit
+floats, 45 nm: Horowitz, ISSCC 2014). `with memory` adds all memory accesses. `of
+quantized ANN` compares integer operations with an ANN whose neurons tell as many values
+apart (`snnjax.energy`). `s`: median seconds of a conversion, or seconds of all epochs
+with an evaluation after each.
 """
 
 
