@@ -8,7 +8,7 @@ write your own; these have no special access:
 """
 
 from snnjax.calibrators import formulas
-from snnjax.calibrators.checks import widen
+from snnjax.calibrators.parameters import widen
 from snnjax.calibrators.thresholds_and_potentials import (
     by_effect,
     correct_bias,
