@@ -233,9 +233,9 @@ class View(abc.ABC):
     def sample(self) -> Sample:
         """All images at some positions: `SAMPLES` of each channel, if there are."""
         shape, start = self._sample_shape, 0
-        rows = np.zeros(shape, np.float32), np.zeros((shape[0], 1), np.float32)
-        lowest = np.full(shape[1], np.inf, np.float32)
-        sample = Sample(*rows, lowest, -lowest)
+        nothing: Any = np.zeros(shape, np.float32), np.zeros((shape[0], 1), np.float32)
+        lowest: Any = np.full(shape[1], np.inf, np.float32)
+        sample = Sample(*nothing, lowest, -lowest)
         for a, weight in zip(self.activations, self.weights(), strict=True):
             sample = _with_part(sample, a, weight, start, *self._thinning)
             start += shape[0] // self.count * len(a)
@@ -283,7 +283,7 @@ class View(abc.ABC):
 
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
-        nothing = np.zeros(self.site.shape, np.float32)
+        nothing: Any = np.zeros(self.site.shape, np.float32)
         total, neuron = (nothing, nothing), widen(fit.neurons, self.site)
         parts = self.activations, self.currents(fit.weights), self.weights()
         for a, current, weight in zip(*parts, strict=True):

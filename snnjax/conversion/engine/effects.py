@@ -37,7 +37,7 @@ class _Work(NamedTuple):
     avals: tuple[tuple[tuple[int, ...], Any], ...]
 
 
-def effects_of(network: Network, params: Any, x: Any, numbers: jax.Array) -> Effects:
+def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
     """w of each site that fires, not scaled, for images with these numbers.
 
     An image has the same signs in every micro-batch.
@@ -55,7 +55,7 @@ def effects_of(network: Network, params: Any, x: Any, numbers: jax.Array) -> Eff
 
 
 @functools.partial(jax.jit, static_argnames="work")
-def _effects(work: _Work, inputs: list[Any], numbers: jax.Array) -> Effects:
+def _effects(work: _Work, inputs: list[Any], numbers: Any) -> Effects:
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
     def outputs(errors: Effects) -> list[jax.Array]:

@@ -117,12 +117,15 @@ def _compiled(
             for results in (segment.outputs, segment.carried)
         ]
         share = sharding.on_each_device(here, batch_sharding, (in_axes,), tuple(axes))
-        return _with_range(*share(sources), site)
+        results, carried = share(sources)
+        return _with_range(results, carried, site)
 
     return program
 
 
-def _with_range(results, carried, site):
+def _with_range(
+    results: list[jax.Array], carried: list[jax.Array], site: Site | None
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """For a site also the least and the largest of its activations."""
     if site is not None:
         a = results[0].astype(jnp.float32)
