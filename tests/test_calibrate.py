@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import snnjax
 from snnjax.calibrators import formulas
+from snnjax.calibrators import sample as sample_of_site
 from snnjax.calibrators import thresholds_and_potentials as calibrate
-from snnjax.calibrators import view as view_module
 from snnjax.calibrators import weights_least_squares as solve
 from snnjax.calibrators.view import Fit, View
 from snnjax.calibrators.weights_adam import calibrate_weights
@@ -419,7 +419,7 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, w
 def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
     shape, channel, samples, positions, monkeypatch
 ):
-    monkeypatch.setattr(view_module, "SAMPLES", samples)
+    monkeypatch.setattr(sample_of_site, "SAMPLES", samples)
     site = SITE._replace(shape=shape, channel=channel)
     a = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
     weight = (np.abs(a).sum(channel, keepdims=True) > 1).astype(np.float32)
@@ -442,7 +442,7 @@ def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
 
 
 def test_a_sample_of_many_steps_has_fewer_positions(monkeypatch):
-    monkeypatch.setattr(view_module, "_SAMPLE_BYTES", 4 * (STEPS + 3) * 20 * 2)
+    monkeypatch.setattr(sample_of_site, "_SAMPLE_BYTES", 4 * (STEPS + 3) * 20 * 2)
     a = jnp.ones((10, 3, 2))
     here = ArrayView(a, lambda _: jnp.stack([a] * STEPS))
     assert here.sample.activation.shape == (20, 2)

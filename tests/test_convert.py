@@ -26,7 +26,7 @@ from snnjax.calibrators import (
     max_threshold,
     scale_threshold,
 )
-from snnjax.calibrators import view as view_module
+from snnjax.calibrators import sample as sample_of_site
 from snnjax.conversion.engine import progress, site_view
 
 STEPS = 4
@@ -156,7 +156,7 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, monkeypatch):
     if name == "channels first":
         fn, params, x = channels_first, IMAGES, jnp.moveaxis(x, -1, 1)
     monkeypatch.setattr(site_view, "CACHE_BYTES", 0)
-    monkeypatch.setattr(view_module, "SAMPLES", 3 * len(x))
+    monkeypatch.setattr(sample_of_site, "SAMPLES", 3 * len(x))
     recipe = Recipe([max_threshold(), look, scale_threshold((0.5, 1))])
     snnjax.convert(fn, params, x, steps=STEPS, recipe=recipe)
     assert compared

@@ -20,18 +20,10 @@ from snnjax._checks import check_choice, check_count, check_positive, is_number
 from snnjax._text import named
 from snnjax._types import Objective, Per
 from snnjax.calibrators import formulas
-from snnjax.calibrators.blocks import in_blocks, sum_over
-from snnjax.calibrators.parameters import parameter_shapes, widen
-from snnjax.calibrators.view import (
-    Calibrator,
-    Fit,
-    Sample,
-    View,
-    at_positions,
-    check_calibrator,
-    mean_and_pace_of,
-)
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.calibrators.parameters import parameter_shapes
+from snnjax.calibrators.sample import Sample
+from snnjax.calibrators.search import effective_prior, search
+from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
 
 _PER = ("layer", "channel")
 # Weight of the pace where a search compares spikes. On ResNet-20 without a wait it took
@@ -165,12 +157,12 @@ def least_squares_threshold(
     check_choice("objective", objective, ("floor", "round"))
     check_count("prior", prior, least=0)
 
-    def search(view: View, fit: Fit) -> jax.Array:
+    def compute(view: View, fit: Fit) -> jax.Array:
         sample = view.sample
-        options = per, objective, view.steps, view.high, _effective(prior, sample)
+        options = per, objective, view.steps, view.high, effective_prior(prior, sample)
         return _least_squares(sample, fit.neurons.offset, *options)
 
-    return _threshold(search, per)
+    return _threshold(compute, per)
 
 
 @named
@@ -371,7 +363,7 @@ def postpone_charge(
         if view.wait == view.steps or view.model.levels[0] < 0:
             return fit
         candidates = [(1.0, charge) for charge in charges]
-        return _search(view, fit, candidates, pace, prior)
+        return search(view, fit, candidates, pace, prior)
 
     return calibrate
 
@@ -415,7 +407,7 @@ def scale_threshold(
         check_positive("a factor", factor)
     nearest_first = sorted(numbers, key=lambda factor: abs(factor - 1))
     candidates = [(factor, 0.0) for factor in nearest_first]
-    return lambda view, fit: _search(view, fit, candidates, pace, prior)
+    return lambda view, fit: search(view, fit, candidates, pace, prior)
 
 
 @named
@@ -471,127 +463,6 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     """
     check_calibrator(calibrator)
     return lambda view, fit: fit if view.wait else calibrator(view, fit)
-
-
-def _search(
-    view: View,
-    fit: Fit,
-    candidates: Sequence[tuple[float, float]],
-    pace: float,
-    prior: int,
-) -> Fit:
-    """Per channel the neuron scaled and postponed by the best (factor, charge).
-
-    Each candidate is judged with its bias corrected, but applied without: the
-    calibrators that follow correct what the chosen one leaves. Of equal candidates the
-    first is taken.
-
-    Where a channel has few samples, the errors of ``prior`` samples of the layer, and
-    of one sample beyond its largest, are added to those of its own
-    (`formulas.Expected`).
-    """
-    # Equally many candidates take the same program; of equal ones the first is taken.
-    padded = [*candidates, *[candidates[0]] * (-len(candidates) % 12)]
-    # Each parameter in full but v(0), which is small until each neuron has its own.
-    start = fit.neurons.initial_potential
-    neuron = _best_of(
-        widen(fit.neurons, view.site)._replace(initial_potential=start),
-        np.asarray(padded, np.float32),
-        view.sample,
-        view.sample_currents(fit.weights),
-        view.positions,
-        pace,
-        model=view.model,
-        steps=view.steps,
-        wait=view.wait,
-        shape=view.site.shape,
-        channel=view.site.channel,
-        prior=_effective(prior, view.sample),
-    )
-    return fit._replace(neurons=neuron)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "steps", "wait", "shape", "channel", "prior"),
-)
-def _best_of(
-    neuron: NeuronParams,
-    candidates: jax.Array,
-    sample: Sample,
-    currents: jax.Array,
-    positions: jax.Array | None,
-    pace: float,
-    *,
-    model: IntegrateAndFire,
-    steps: int,
-    wait: int,
-    shape: tuple[int, ...],
-    channel: int,
-    prior: int,
-) -> NeuronParams:
-    """The neuron that `_search` chooses."""
-    count, channels = sample.activation.shape
-    flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), _small(neuron))
-    unit = formulas.binary_unit(flat.threshold)
-    start = jnp.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
-    start = at_positions(start, positions, len(shape), channel)
-    start = jnp.broadcast_to(start, (count // len(start), *start.shape))
-    weight = jnp.broadcast_to(sample.weight, (count, channels))
-    arrays = sample.activation, weight, start.reshape(count, channels), currents
-    blocks = [in_blocks(array) for array in arrays]
-    repeats = blocks[0].shape[-1] // channels
-
-    def tiled(tree: Any) -> Any:
-        return jax.tree.map(lambda p: jnp.tile(p, repeats), tree)
-
-    units = tiled(unit)
-
-    def trial(candidate: jax.Array) -> jax.Array:
-        def errors(bias, _):
-            """Of this bias, and the bias that is added to correct its mean error."""
-            params, added = tiled((flat, bias))
-
-            def of_block(a, w, start, current):
-                neuron = params._replace(initial_potential=start)
-                neuron = _changed(neuron, candidate, steps)
-                neuron = neuron._replace(bias=neuron.bias + added)
-                pair = mean_and_pace_of(neuron, current, model, steps, wait, 0)
-                missing, early = (a - s.astype(a.dtype) for s in pair)
-                squares = (missing / units) ** 2 + pace * (early / units) ** 2
-                return w * missing, w * squares
-
-            missing, squares = sum_over(of_block, blocks, channels)
-            return bias + missing / count, squares
-
-        _, squares = jax.lax.scan(errors, jnp.zeros(channels, jnp.float32), length=2)
-        return squares[1]
-
-    total = jax.lax.map(trial, candidates)
-    if prior:
-        samples = formulas.samples(sample.magnitudes(neuron.offset))
-        expected = formulas.expected(samples, "channel", prior)
-
-        def unseen(candidate: jax.Array) -> jax.Array:
-            top = model.levels[1] * _changed(flat, candidate, steps).threshold
-            return formulas.unseen_error(top, expected, unit)
-
-        total += (1 + pace) * jax.vmap(unseen)(candidates)
-        total += prior * formulas.of_layer(total, expected.count)[:, None]
-    chosen = candidates[total.argmin(0)].T
-    chosen = chosen.reshape(2, -1, *[1] * (-channel - 1))
-    return _changed(neuron, chosen, steps)
-
-
-def _small(neuron: NeuronParams) -> NeuronParams:
-    """The neuron's parameters of a channel; v(0) may be one of each neuron."""
-    return neuron._replace(initial_potential=jnp.zeros(()))
-
-
-def _changed(neuron: NeuronParams, candidate: jax.Array, steps: int) -> NeuronParams:
-    """Scaled by a factor, and postponed by a charge."""
-    factor, charge = candidate
-    return formulas.postpone(formulas.scale(neuron, factor), charge, steps)
 
 
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
@@ -660,16 +531,6 @@ def _least_squares(
 @functools.partial(jax.jit, static_argnames="intervals")
 def _middle(sample: Sample, intervals: int) -> jax.Array:
     return formulas.middle(sample.activation, intervals, weight=sample.weight)
-
-
-# Samples of a channel beside which those of its layer do not count: with them, a
-# conversion compiles a sixth longer, for thresholds that are the same but for chance.
-_MANY = 2**12
-
-
-def _effective(prior: int, sample: Sample) -> int:
-    """The prior, where it could make a difference to so many samples."""
-    return prior if len(sample.activation) < _MANY else 0
 
 
 def _channels(view: View) -> tuple[int, ...]:

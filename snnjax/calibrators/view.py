@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import per_channel, sampled, subtract_offset
+from snnjax._arrays import sampled
 from snnjax.calibrators.parameters import widen
+from snnjax.calibrators.sample import Sample, chosen_positions, rows_of, sample_of
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.unroll import closed_form, mean_and_pace
@@ -66,39 +67,6 @@ class Product(NamedTuple):
     result: jax.Array
     channel: int
     weight: jax.Array | None = None
-
-
-class Sample(NamedTuple):
-    """Some positions of a site in all images: n of them, the channels last.
-
-    Attributes:
-        activation: of the ANN, [n, C].
-        weight: how much an error there counts, [n, 1].
-        lowest, highest: activations that count at all, of all positions, [C].
-    """
-
-    activation: jax.Array
-    weight: jax.Array
-    lowest: jax.Array
-    highest: jax.Array
-
-    def magnitudes(self, offset: jax.Array | None) -> jax.Array:
-        """What thresholds are fitted to, |a - offset|; 0 where the weight is 0."""
-        size = jnp.abs(subtract_offset(self.activation, _flat(offset)))
-        return jnp.where(self.weight > 0, size, 0)
-
-    def peaks(self, offset: jax.Array | None) -> jax.Array:
-        """The largest magnitude of each channel at all positions, [C]."""
-        lowest, highest = (subtract_offset(end, _flat(offset)) for end in self[2:])
-        return jnp.maximum(jnp.maximum(highest, -lowest), 0)
-
-
-# Positions of each channel that thresholds and searches compare candidates on. On
-# ResNet-20 half of them cost a tenth of the KL divergence at T = 4, and all positions
-# gained nothing on average.
-SAMPLES = 2**15
-# What a sample and its currents may take, which a large T would exceed.
-_SAMPLE_BYTES = 2**29
 
 
 class View(abc.ABC):
@@ -231,51 +199,25 @@ class View(abc.ABC):
 
     @functools.cached_property
     def sample(self) -> Sample:
-        """All images at some positions: `SAMPLES` of each channel, if there are."""
-        shape, start = self._sample_shape, 0
-        nothing: Any = np.zeros(shape, np.float32), np.zeros((shape[0], 1), np.float32)
-        lowest: Any = np.full(shape[1], np.inf, np.float32)
-        sample = Sample(*nothing, lowest, -lowest)
-        for a, weight in zip(self.activations, self.weights(), strict=True):
-            sample = _with_part(sample, a, weight, start, *self._thinning)
-            start += shape[0] // self.count * len(a)
-        return sample
+        """All images at the `positions`."""
+        parts = zip(self.activations, self.weights(), strict=True)
+        return sample_of(parts, self.count, self.site.shape, *self._thinning)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
-        total: Any = None
-        start, ndim = 0, len(self.site.shape)
-        for current in self.currents(weights):
-            if total is None:
-                time = current.shape[: -ndim - 1]
-                total = np.zeros((*time, *self._sample_shape), current.dtype)
-            total = _with_currents(total, current, start, *self._thinning)
-            start += total.shape[-2] // self.count * current.shape[-ndim - 1]
-        return total
-
-    @property
-    def _sample_shape(self) -> tuple[int, int]:
-        channels = self.site.shape[self.site.channel]
-        every = math.prod(self.site.shape) // channels
-        few = every if self.positions is None else len(self.positions)
-        return self.count * few, channels
+        currents = self.currents(weights)
+        return rows_of(currents, self.count, self.site.shape, *self._thinning)
 
     @property
     def _thinning(self) -> tuple[Any, ...]:
-        site, everywhere = self.site, sharding.replicated(self.batch_sharding)
-        return self.positions, len(site.shape), site.channel, everywhere
+        everywhere = sharding.replicated(self.batch_sharding)
+        return self.positions, self.site.channel, everywhere
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
         """Which positions of an image the `sample` has; None: all of them."""
-        positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
-        channels = self.site.shape[self.site.channel]
-        largest = _SAMPLE_BYTES // (4 * (self.steps + 3) * self.count * channels)
-        few = max(1, min(-(-SAMPLES // self.count), largest))
-        if few >= positions:
-            return None
-        order = np.random.default_rng(0).permutation(positions)
-        return np.sort(order[:few]).astype(np.int32)
+        shape, channel = self.site.shape, self.site.channel
+        return chosen_positions(self.count, shape, channel, self.steps)
 
     def peaks(self, fit: Fit) -> jax.Array:
         """The largest activation of each channel, [C]; |a - offset| of an encoder."""
@@ -425,55 +367,9 @@ def _add_missing(total, neuron, activation, current, weight, model, steps, wait)
     return total[0] + (weights * missing).sum(0), total[1] + weights.sum(0)
 
 
-def _flat(offset: jax.Array | None) -> jax.Array | None:
-    return offset if offset is None else jnp.ravel(offset)
-
-
 @functools.partial(jax.jit, static_argnames="channel")
 def _peaks(sample: Sample, offset: jax.Array | None, channel: int) -> jax.Array:
     return sample.peaks(offset).reshape(-1, *[1] * (-channel - 1))
-
-
-def at_positions(
-    values: jax.Array, positions: jax.Array | None, ndim: int, channel: int
-) -> jax.Array:
-    """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
-    values = jnp.moveaxis(values, channel, -1)
-    lead = values.shape[: values.ndim - ndim]
-    rows = values.reshape(*lead, -1, values.shape[-1])
-    return rows if positions is None else jnp.take(rows, positions, rows.ndim - 2)
-
-
-def _with_rows(total, values, start, positions, ndim, channel, everywhere):
-    """The total [..., n, C], with the rows of one micro-batch from ``start`` on."""
-    rows = at_positions(values, positions, ndim, channel)
-    rows = rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
-    total = jax.lax.dynamic_update_slice_in_dim(total, rows, start, rows.ndim - 2)
-    if everywhere is None:
-        return total
-    return jax.lax.with_sharding_constraint(total, everywhere)
-
-
-_with_currents = jax.jit(_with_rows, static_argnums=(4, 5, 6), donate_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=0)
-def _with_part(sample, a, weight, start, positions, ndim, channel, everywhere):
-    """The sample with the images of one micro-batch."""
-    a = a.astype(jnp.float32)
-    if weight is None:
-        weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
-    thinning = start, positions, ndim, channel, everywhere
-
-    def end(reduce, otherwise):
-        return per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
-
-    return Sample(
-        _with_rows(sample.activation, a, *thinning),
-        _with_rows(sample.weight, weight, *thinning),
-        jnp.minimum(sample.lowest, end(jnp.min, jnp.inf)),
-        jnp.maximum(sample.highest, end(jnp.max, -jnp.inf)),
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("every", "batch_sharding"))
