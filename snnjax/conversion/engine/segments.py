@@ -7,7 +7,7 @@ every device its own images. Equal work of equal layers is compiled once.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +23,7 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, Stage, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import (
-    closed_form,
-    mean_and_pace,
-    mean_output,
-    needs_no_time,
-    spike_train,
-)
+from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
 
 class Current(NamedTuple):
@@ -82,6 +76,7 @@ def run(
     steps: int,
     code: Code,
     sources: Sequence[Any],
+    site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of a stage and what it carries on, each device for its own images.
 
@@ -92,24 +87,35 @@ def run(
         streams: for each source whether it has a time axis.
         steps, code: T, and the code of the spikes.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
+        site: whose activation is applied to the first result; the least and the
+            largest of these numbers follow the other results. None: neither.
     """
+    site = site and site._replace(name="", parameters=(), depth=0)
     program = _compiled(batch_sharding, moving)
-    return program(stage.segment, streams, steps, code, sources)
+    return program(stage.segment, streams, steps, code, sources, site)
 
 
 @functools.cache
 def _compiled(
     batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
 ) -> Callable:
-    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps", "code"))
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 5))
     def program(
-        segment: Segment, streams: tuple[bool, ...], steps: int, code: Code, sources
+        segment: Segment,
+        streams: tuple[bool, ...],
+        steps: int,
+        code: Code,
+        sources,
+        site,
     ):
         def here(sources):
-            return _run(segment, streams, steps, code, sources)
+            results, carried = _run(segment, streams, steps, code, sources)
+            if site is not None:
+                results = [identity(site, *results), *results[1:]]
+            return results, carried
 
         if batch_sharding is None:
-            return here(sources)
+            return _with_range(*here(sources), site)
         in_axes = [
             _image_axes(source, 1 if stream else 0) if moves else None
             for source, stream, moves in zip(sources, streams, moving, strict=True)
@@ -123,9 +129,20 @@ def _compiled(
             for results in (segment.outputs, segment.carried)
         ]
         share = sharding.on_each_device(here, batch_sharding, (in_axes,), tuple(axes))
-        return share(sources)
+        results, carried = share(sources)
+        return _with_range(results, carried, site)
 
     return program
+
+
+def _with_range(
+    results: list[jax.Array], carried: list[jax.Array], site: Site | None
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """For a site also the least and the largest of its activations."""
+    if site is not None:
+        a = results[0].astype(jnp.float32)
+        results = [*results, jnp.stack([a.min(), a.max()])]
+    return results, carried
 
 
 def _image_axes(source: Any, axis: int) -> Any:
@@ -154,59 +171,57 @@ def _decoded(value: Any, steps: int) -> Any:
     return decode(value, steps) if isinstance(value, SpikeTrain) else value
 
 
-def _at_site(over_steps: Callable, of_mean: Callable = lambda mean: mean) -> Callable:
-    """What a site does with its current, compiled.
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim", "code"))
+def fire(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+    code: Code,
+) -> Any:
+    """Output of a site for later stages: spikes, or the result of all of them."""
+    if needs_no_time(code, steps, wait):
+        return closed_form(neuron, params, current, steps, code=code)
+    currents = code.arriving(over_time(current, steps, ndim))
+    return spike_train(neuron, params, currents, wait=wait, code=code)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("batch_sharding", "axes", "averaged", "steps", "code", "every"),
+)
+def joined(
+    batch_sharding: NamedSharding | None,
+    sources: Sequence[Sequence[Any]],
+    axes: tuple[int, ...],
+    averaged: tuple[bool, ...],
+    steps: int,
+    code: Code,
+    every: int,
+) -> list[Any]:
+    """Each source in one piece, from its parts of all micro-batches.
 
     Args:
-        over_steps: (neuron, params, currents, wait, code) -> result.
-        of_mean: mean output -> result, with a wait of T, when nothing needs a loop.
+        batch_sharding: how devices share the images.
+        sources: of each its parts.
+        axes: of each the axis of the images.
+        averaged: of each whether only its value after the T steps is wanted.
+        steps, code: T, and the code of the spikes.
+        every: one image in so many is wanted.
     """
 
-    names = ("neuron", "steps", "wait", "ndim", "code")
+    def join(parts: Sequence[Any], axis: int, over_time: bool) -> Any:
+        if over_time:
+            parts = [code.result(_decoded(part, steps)) for part in parts]
+        if not isinstance(parts[0], SpikeTrain):
+            chosen = sampled(parts, axis, every)
+            return sharding.shared(jnp.concatenate(chosen, axis), axis, batch_sharding)
+        bits = join([train.bits for train in parts], axis, False)
+        return dataclasses.replace(parts[0], bits=bits)
 
-    @functools.partial(jax.jit, static_argnames=names)
-    def program(
-        neuron: IntegrateAndFire,
-        params: NeuronParams,
-        current: jax.Array,
-        steps: int,
-        wait: int,
-        ndim: int,
-        code: Code,
-    ):
-        if needs_no_time(code, steps, wait):
-            return of_mean(closed_form(neuron, params, current, steps, code=code))
-        currents = code.arriving(over_time(current, steps, ndim))
-        return over_steps(neuron, params, currents, wait=wait, code=code)
-
-    return program
-
-
-# Output of a site for later stages: its mean with a wait of T, or its spikes.
-fire = _at_site(spike_train)
-# Mean output of a site over its T steps, [B, ...].
-output = _at_site(mean_output)
-# `mean_and_pace` of a site, [B, ...] each. With a wait of T the next layer waits for
-# all of its output, so its pace is its mean.
-paced = _at_site(mean_and_pace, lambda mean: (mean, mean))
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "code"))
-def result(value: Any, steps: int, code: Code) -> jax.Array:
-    """What a stream has told after its T steps, [B, ...]."""
-    return code.result(_decoded(value, steps))
-
-
-def joined(
-    batch_sharding: NamedSharding | None, values: Iterable[Any], axis: int, every: int
-) -> Any:
-    """One stream of all micro-batches, of one image in so many; images are ``axis``."""
-    values = list(values)
-    if isinstance(values[0], SpikeTrain):
-        parts = sampled([train.bits for train in values], axis, every)
-        bits = sharding.join(parts, axis, batch_sharding)
-        return dataclasses.replace(values[0], bits=bits)
-    return sharding.join(sampled(values, axis, every), axis, batch_sharding)
+    return list(map(join, sources, axes, averaged))
 
 
 def _take(values: Any, rows: jax.Array, axis: int) -> Any:
