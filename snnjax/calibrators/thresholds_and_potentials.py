@@ -450,6 +450,9 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
 def streaming_only(calibrator: Calibrator) -> Calibrator:
     """The calibrator where layers do not wait; elsewhere the fit as it is.
 
+    That is with rate coding and a wait of 0. Digits of another code are few, and their
+    order is that of their size.
+
     Raises:
         ValueError: what does not take (view, fit).
 
@@ -466,7 +469,8 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     check_calibrator(calibrator)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        return calibrator(view, fit) if view.wait == 0 else fit
+        streams = view.code.clock_runs and view.wait == 0
+        return calibrator(view, fit) if streams else fit
 
     return calibrate
 
