@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 
 def promoted(*arrays: Any) -> Any:
@@ -34,7 +36,7 @@ def lead(array: Any, ndim: int) -> jax.Array:
     >>> lead(jnp.ones(3), 4).shape, lead(2.0, 4).shape
     ((1, 1, 1, 3), ())
     """
-    array = jnp.asarray(array)
+    array = array if isinstance(array, np.ndarray) else jnp.asarray(array)
     if array.ndim in (0, ndim):
         return array
     return array.reshape(*[1] * (ndim - array.ndim), *array.shape)
@@ -48,6 +50,16 @@ def aligned(*arrays: Any) -> list[jax.Array]:
     """
     ndim = max(map(jnp.ndim, arrays))
     return [lead(array, ndim) for array in arrays]
+
+
+def on_host(tree: Any) -> Any:
+    """The same with NumPy's arrays in place of JAX's, unless they are traced.
+
+    Arithmetic of a few parameters is done at once; JAX would compile each operation.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, Tracer) else np.asarray(leaf), tree
+    )
 
 
 def add_offset(values: jax.Array, offset: Any) -> jax.Array:

@@ -7,9 +7,8 @@ XLA adds the collectives. One process and many make the same calls.
 A ``batch_sharding`` says which axes of a mesh share the batch; None: no mesh.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -199,16 +198,17 @@ def automatic(x: Any, *trees: Any) -> tuple[Any, ...]:
     return tuple(on_mesh(tree, auto) for tree in (x, *trees))
 
 
-def join(parts: Sequence[jax.Array], axis: int, sharding: NamedSharding | None):
-    """Concatenation along the batch axis ``axis``, shared by the devices.
+def shared(x: jax.Array, axis: int, sharding: NamedSharding | None) -> jax.Array:
+    """A traced array whose examples, along ``axis``, the devices share.
 
     If they cannot have equally many of the examples, each gets a copy of all.
     """
-    if sharding is None or isinstance(parts[0], Tracer):
-        return jnp.concatenate(parts, axis)
-    even = sum(part.shape[axis] for part in parts) % size(sharding) == 0
-    joined = along(axis, sharding) if even else replicated(sharding)
-    return _concatenation(joined, axis)(list(parts))
+    if sharding is None or isinstance(sharding.mesh, AbstractMesh):
+        return x
+    even = x.shape[axis] % size(sharding) == 0
+    return jax.lax.with_sharding_constraint(
+        x, along(axis, sharding) if even else replicated(sharding)
+    )
 
 
 def along(axis: int, sharding: NamedSharding) -> NamedSharding:
@@ -334,8 +334,3 @@ def in_groups(
         return results
     last = function(examples(groups * size, batch))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], out_axis), results, last)
-
-
-@functools.cache
-def _concatenation(sharding: NamedSharding, axis: int) -> Callable:
-    return jax.jit(lambda parts: jnp.concatenate(parts, axis), out_shardings=sharding)

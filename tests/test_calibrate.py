@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import snnjax
 from snnjax.calibrators import formulas
+from snnjax.calibrators import sample as sample_of_site
 from snnjax.calibrators import thresholds_and_potentials as calibrate
 from snnjax.calibrators import weights_least_squares as solve
 from snnjax.calibrators.view import Fit, View
@@ -51,34 +52,33 @@ def view(seed, wait=0):
     noise = generator.normal(size=(8, 3, 2)).astype(np.float32)
     target = jax.nn.relu(sources.mean(0) @ kernel + 0.2 * noise)
 
-    def output(fit):
-        stream = sources @ fit.weights["hidden"]
-        return compiled_output(NEURON, fit.neurons, stream, wait=wait)
+    def currents(weights):
+        return sources @ weights["hidden"]
 
     def feed(batch, time, every):
         del batch
         chosen = sources[:, ::every]
         return _current, chosen if time else chosen.mean(0)
 
-    here = ArrayView(target, output, feed, wait=wait)
+    here = ArrayView(target, currents, feed, wait=wait)
     fresh = NEURON.init()._replace(threshold=jnp.maximum(target.max(), 0.1))
     return here, Fit(fresh, {"hidden": kernel})
 
 
 class ArrayView(View):
-    """A view in one micro-batch; ``output(fit)`` gives mean outputs and pace."""
+    """A view of arrays; ``currents(weights)`` gives [T, B, ...] of all images."""
 
-    def __init__(self, target, output=None, feed=None, *, site=SITE, wait=0, **options):
+    def __init__(self, target, currents=None, feed=None, *, site=SITE, wait=0, **more):
         activations = target if isinstance(target, list) else [target]
-        super().__init__(
-            site, steps=STEPS, wait=wait, activations=activations, **options
-        )
-        self.output_of, self.feed_of = output, feed
+        super().__init__(site, steps=STEPS, wait=wait, activations=activations, **more)
+        self.currents_of, self.feed_of = currents, feed
 
-    def outputs(self, fit, *, stride=1, paced=False):
-        ndim, channel = len(self.site.shape), self.site.channel
-        pair = [formulas.thin(s, stride, ndim, channel) for s in self.output_of(fit)]
-        return [tuple(pair) if paced else pair[0]]
+    def currents(self, weights):
+        start, all_of_them = 0, self.currents_of(weights)
+        for activation in self.activations:
+            part = all_of_them[:, start : start + len(activation)]
+            start += len(activation)
+            yield part.mean(0) if self.wait == self.steps else part
 
     def feed(self, batch, time, every=1):
         return self.feed_of(batch, time, every)
@@ -318,12 +318,7 @@ def early_evidence():
     currents = jnp.stack([excited, balanced], -1)[:, None, None].repeat(8, 1)
     currents = jnp.broadcast_to(currents, (STEPS, 8, 3, 2))
     target = jax.nn.relu(currents.mean(0))
-
-    def output(fit):
-        return compiled_output(NEURON, fit.neurons, currents)
-
-    neuron = NEURON.init()
-    return ArrayView(target, output), Fit(neuron, {})
+    return ArrayView(target, lambda _: currents), Fit(NEURON.init(), {})
 
 
 def test_charge_is_postponed_where_evidence_is_taken_back():
@@ -342,13 +337,11 @@ def test_charge_is_postponed_where_evidence_is_taken_back():
 
 def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
     currents = jnp.full((STEPS, 8, 3, 2), 0.5)
-    here = ArrayView(
-        currents[0], lambda fit: compiled_output(NEURON, fit.neurons, currents)
-    )
+    here = ArrayView(currents[0], lambda _: currents)
     fit = Fit(NEURON.init()._replace(initial_potential=jnp.asarray(0.5)), {})
     for charge, pace in {0: 0.6, 1: 0.4, 2: 0.3}.items():  # two spikes, later and later
         later = fit._replace(neurons=formulas.postpone(fit.neurons, charge, STEPS))
-        ((mean, found),) = here.outputs(later, paced=True)
+        mean, found = compiled_output(NEURON, later.neurons, currents)
         np.testing.assert_allclose(mean, 0.5)
         np.testing.assert_allclose(found, pace, rtol=1e-6)
     for weight, start in {0.1: -0.5, 0.0: 0.5}.items():  # of equals the least change
@@ -364,9 +357,7 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations(scale):
     def found(scale):
         scaled = currents * scale
         target = jax.nn.relu(currents).mean(0) * scale
-        here = ArrayView(
-            target, lambda fit: compiled_output(NEURON, fit.neurons, scaled)
-        )
+        here = ArrayView(target, lambda _: scaled)
         fit = calibrate.least_squares_threshold()(here, Fit(NEURON.init(), {}))
         fit = calibrate.scale_threshold()(here, fit)
         return fit.neurons.threshold / scale
@@ -375,9 +366,8 @@ def test_a_search_does_not_depend_on_the_scale_of_the_activations(scale):
 
 
 def test_a_search_leaves_a_silent_channel_as_it_is():
-    silent = jnp.full((8, 3, 2), -1.0)
-    none = jnp.zeros_like(silent)
-    here = ArrayView(none, lambda fit: (none, none))
+    silent = jnp.full((STEPS, 8, 3, 2), -1.0)
+    here = ArrayView(jnp.zeros((8, 3, 2)), lambda _: silent)
     fit = Fit(NEURON.init(), {})
     for search in (calibrate.scale_threshold(), calibrate.postpone_charge((2, 1, 0))):
         found = search(here, fit).neurons
@@ -387,9 +377,11 @@ def test_a_search_leaves_a_silent_channel_as_it_is():
 
 def test_a_view_whose_outputs_are_of_other_images_is_refused():
     here, fit = view(0)
-    fewer = ArrayView([a[:1] for a in here.activations], here.output_of)
+    fewer = ArrayView(
+        here.activations, lambda weights: here.currents_of(weights)[:, :1]
+    )
     with pytest.raises(ValueError, match="allowed: a view whose two show the same"):
-        calibrate.correct_bias()(fewer, fit)
+        fewer.mean(lambda a, s: (a - s).mean(), fit)
 
 
 @few
@@ -407,48 +399,54 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, w
     def error(fit):
         lacking = formulas.bias_correction(here.activation, here.output(fit))
         neuron = fit.neurons._replace(bias=fit.neurons.bias + lacking)
-        (corrected,) = here.outputs(fit._replace(neurons=neuron), paced=True)
-        return formulas.paced_error(here.activation, corrected, 0.1)
+        (currents,) = here.currents(fit.weights)
+        pair = compiled_output(NEURON, neuron, currents, wait=wait)
+        mean, early = (((here.activation - s) ** 2).mean((0, 1)) for s in pair)
+        return mean + 0.1 * early
 
     assert (error(search(here, fit)) <= error(fit) + 1e-6).all()
 
 
 @pytest.mark.parametrize(
-    "shape, channel, samples, left",
+    "shape, channel, samples, positions",
     [
-        ((8, 8, 2), -1, 100, (4, 4, 2)),  # 10 images of 16 positions
-        ((8, 8, 2), -1, 40, (2, 2, 2)),
-        ((8, 8, 2), -1, 641, (8, 8, 2)),
-        ((2, 9, 7), -3, 1, (2, 2, 2)),  # never none
-        ((5,), -1, 1, (5,)),  # channels alone
+        ((8, 8, 2), -1, 100, 10),  # of 10 images
+        ((8, 8, 2), -1, 641, 64),
+        ((2, 9, 7), -3, 1, 1),  # never none
+        ((5,), -1, 1, 1),  # channels alone
     ],
 )
-def test_a_thinned_view_keeps_enough_samples_of_every_channel(
-    shape, channel, samples, left
+def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
+    shape, channel, samples, positions, monkeypatch
 ):
+    monkeypatch.setattr(sample_of_site, "SAMPLES", samples)
     site = SITE._replace(shape=shape, channel=channel)
-    numbers = jax.random.normal(jax.random.key(0), (10, *shape))
-    batches = [numbers[:7], numbers[7:]]
-    here = ArrayView(batches, lambda fit: (numbers, numbers), site=site)
-    fewer = here.thinned(samples)
-    assert fewer.activation.shape == (10, *left)
-    np.testing.assert_array_equal(fewer.activation, fewer.output(None))
-    assert set(np.asarray(fewer.activation).flat) <= set(np.asarray(numbers).flat)
-    assert fewer.stride == 1 or fewer.thinned(1) is fewer
-    with pytest.raises(ValueError, match="samples is 0; allowed: > 0"):
-        here.thinned(0)
+    a = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
+    weight = (np.abs(a).sum(channel, keepdims=True) > 1).astype(np.float32)
+    options = {"effects": [weight[:7], weight[7:]], "site": site}
+    here = ArrayView([a[:7], a[7:]], lambda _: np.stack([a] * STEPS), **options)
+    sample = here.sample
+    assert sample.activation.shape == (10 * positions, shape[channel])
+    for spikes in here.sample_currents({}):
+        np.testing.assert_array_equal(spikes, sample.activation)
+    expected = np.abs(sample.activation).sum(1, keepdims=True) > 1
+    np.testing.assert_array_equal(sample.weight, expected)
+    assert set(np.asarray(sample.activation).flat) <= set(a.flat)
+    counted = np.where(weight > 0, a, 0)  # the extremes are those of all positions
+    axes = tuple(axis for axis in range(a.ndim) if axis != a.ndim + channel)
+    np.testing.assert_allclose(sample.highest, counted.max(axes))
+    np.testing.assert_allclose(sample.lowest, counted.min(axes))
+    halves = here.peaks(Fit(NEURON.init()._replace(offset=jnp.float32(0.5)), {}))
+    sizes = np.where(weight > 0, np.abs(a - 0.5), 0).max(axes)
+    np.testing.assert_allclose(np.ravel(halves), sizes, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "calibrator", [calibrate.correct_potential(), calibrate_weights(iterations=1)]
-)
-def test_what_needs_all_positions_refuses_a_thinned_view(calibrator):
-    site = SITE._replace(shape=(4, 4, 2))
-    a = jnp.ones((2, *site.shape))
-    here = ArrayView(a, lambda fit: (a, a), site=site).thinned(1)
-    fit = Fit(integrate_and_fire().init(), {"w": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match="thinned view"):
-        calibrator(here, fit)
+def test_a_sample_of_many_steps_has_fewer_positions(monkeypatch):
+    monkeypatch.setattr(sample_of_site, "_SAMPLE_BYTES", 4 * (STEPS + 3) * 20 * 2)
+    a = jnp.ones((10, 3, 2))
+    here = ArrayView(a, lambda _: jnp.stack([a] * STEPS))
+    assert here.sample.activation.shape == (20, 2)
+    assert here.sample_currents({}).shape == (STEPS, 20, 2)
 
 
 def test_with_wait_T_the_time_of_a_charge_does_not_count():
@@ -534,16 +532,16 @@ def search_view(target, spikes, **changes):
 def test_weights_by_conjugate_gradients_solve_the_normal_equations(damping):
     target, spikes, kernel = noisy(0)
     layer = solve._Layer(_current, (kernel.dtype,), (True,))
-    options = {"weight": None, "channel": -1, "rectified": True}
-    _, search, _, scale = solve._search(
-        layer, (kernel,), spikes, target, damping, 30, **options
-    )
+    data = (kernel,), spikes, target, damping
+    problem, search, ridge = solve._begin(layer, *data, None, -1, True)
+    for _ in range(30):
+        search = solve._iterate(layer, problem, search, ridge)
     fitted = np.arange(len(target)) % 4 != 3
     numbers = (np.asarray(a, np.float64) for a in (target, spikes, kernel))
     expected = reference.least_squares_weights(*numbers, damping, fitted)
     np.testing.assert_allclose(kernel + search.step[0], expected, atol=2e-4)
     moved = _current([kernel + search.step[0]], spikes, None)
-    np.testing.assert_allclose(search.current * scale, moved, atol=1e-4)
+    np.testing.assert_allclose(search.current * problem.scale, moved, atol=1e-4)
 
 
 def distance(target, spikes, kernel):

@@ -1,14 +1,15 @@
 """Calibrators: what a recipe does at each site, one pure function each.
 
 ``thresholds_and_potentials.py``, ``weights_least_squares.py`` and ``weights_adam.py``
-apply the mathematics of ``formulas.py`` to what ``view.py`` shows of a site. You can
-write your own; these have no special access:
+apply the mathematics of ``formulas.py`` to what ``view.py`` shows of a site. Those that
+compare candidates do so on a ``sample.py`` of it. You can write your own; these have no
+special access:
 
     def calibrator(view: View, fit: Fit) -> Fit
 """
 
 from snnjax.calibrators import formulas
-from snnjax.calibrators.checks import widen
+from snnjax.calibrators.parameters import widen
 from snnjax.calibrators.thresholds_and_potentials import (
     by_effect,
     correct_bias,

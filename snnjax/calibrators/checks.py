@@ -12,41 +12,10 @@ import numpy as np
 from jax.core import Tracer
 
 from snnjax._checks import check_finite
+from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Fit
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
-
-
-def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
-    """Shapes of the fitted parameters of a site, in full."""
-    channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
-    return {
-        "threshold": channel,
-        "bias": channel,
-        "initial_potential": site.shape,
-        "offset": channel,
-    }
-
-
-def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
-    """The same neuron with parameters of full shape, whatever its recipe gave.
-
-    Threshold, bias and offset get one number per channel, the initial potential one per
-    neuron, so that one compiled program serves the SNNs of all recipes.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> (site,) = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
-    >>> neuron = snnjax.integrate_and_fire().init()
-    >>> print(widen(neuron, site).threshold)
-    [1. 1.]
-    """
-    return neuron._replace(
-        **{
-            name: jnp.broadcast_to(value, shape)
-            for name, shape in parameter_shapes(site).items()
-            if (value := getattr(neuron, name)) is not None
-        }
-    )
 
 
 def checked(site: Site, before: Fit, after: Any) -> Fit:

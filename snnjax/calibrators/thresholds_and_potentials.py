@@ -6,6 +6,7 @@ Source of the layer-wise scheme: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import aligned, lead, wide
+from snnjax._arrays import lead, on_host, other_axes, subtract_offset
 from snnjax._checks import check_choice, check_count, check_positive, is_number
 from snnjax._text import named
 from snnjax._types import Objective, Per
 from snnjax.calibrators import formulas
-from snnjax.calibrators.checks import parameter_shapes
+from snnjax.calibrators.parameters import parameter_shapes
+from snnjax.calibrators.sample import Sample
+from snnjax.calibrators.search import effective_prior, search
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
-from snnjax.neurons.models import NeuronParams
 
 _PER = ("layer", "channel")
 # Weight of the pace where a search compares spikes. On ResNet-20 without a wait it took
@@ -52,7 +54,11 @@ def max_threshold(per: Per = "layer") -> Calibrator:
     [15.   1.5]
     """
     check_choice("per", per, _PER)
-    return _threshold(lambda view, fit: _positive(view.peaks(fit), per), per)
+
+    def compute(view: View, fit: Fit) -> jax.Array:
+        return _maximum(view.sample, fit.neurons.offset, per, view.high)
+
+    return _threshold(compute, per)
 
 
 @named
@@ -82,8 +88,8 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
     p = float(p)  # of an array, which has no hash
 
     def compute(view: View, fit: Fit) -> jax.Array:
-        magnitudes = view.join(view.magnitudes(fit))
-        return _percentile(magnitudes, p, per, view.site.channel)
+        data = list(view.activations), view.effects, fit.neurons.offset
+        return _percentile(*data, p, per, view.high, view.site.channel)
 
     return _threshold(compute, per)
 
@@ -110,7 +116,7 @@ def own_maximum_threshold() -> Calibrator:
                 "no maximum of its own; allowed: the kinds 'quantized relu' and "
                 "'clipped relu'. Take another recipe, e.g. snnjax.best()"
             )
-        threshold = view.maximum / view.high
+        threshold = on_host(view.maximum) / view.high
         return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
 
     return calibrate
@@ -123,6 +129,9 @@ def least_squares_threshold(
     """V_th = `formulas.least_squares` fit to the activations, for the model's levels.
 
         high V_th = the V of T high steps
+
+    The errors are compared at 2^15 positions of a channel, or at all if there are
+    fewer; the largest activation is that of all positions.
 
     Args:
         per, objective: as there.
@@ -148,19 +157,12 @@ def least_squares_threshold(
     check_choice("objective", objective, ("floor", "round"))
     check_count("prior", prior, least=0)
 
-    def search(view: View, fit: Fit) -> jax.Array:
-        # A neuron of T steps and the levels (0, n) has the means of one of T n steps.
-        most = view.steps * view.high
-        k = _effective(prior, _per_channel(view))
-        statistics = view.samples(fit) if k else view.peaks(fit)
-        expected, thresholds = _candidates(statistics, per, k)
-        errors = [
-            _candidate_errors(a, thresholds, most, objective, view.site.channel, weight)
-            for a, weight in zip(view.magnitudes(fit), view.weights(), strict=True)
-        ]
-        return _nearest(expected, thresholds, functools.reduce(jnp.add, errors), k)
+    def compute(view: View, fit: Fit) -> jax.Array:
+        sample = view.sample
+        options = per, objective, view.steps, view.high, effective_prior(prior, sample)
+        return _least_squares(sample, fit.neurons.offset, *options)
 
-    return _threshold(search, per)
+    return _threshold(compute, per)
 
 
 @named
@@ -186,18 +188,11 @@ def least_squares_offset() -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if not view.site.signed:
             return fit
-        thinned = view.thinned(_OFFSET_SAMPLES)
-        activation = thinned.join(thinned.activations)
-        weight = thinned.join(thinned.effects) if thinned.effects else None
         intervals = 2 * view.steps * view.high
-        offset = _middle(activation, intervals, view.site.channel, weight)
+        offset = _middle(view.sample, intervals).reshape(_channels(view))
         return fit._replace(neurons=fit.neurons._replace(offset=offset))
 
     return calibrate
-
-
-# Of each channel: enough to choose among twentieths of its range.
-_OFFSET_SAMPLES = 2**12
 
 
 @named
@@ -213,9 +208,9 @@ def shift_bias() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        neuron = fit.neurons
+        neuron = on_host(fit.neurons)
         bias = neuron.bias + formulas.shift(neuron.threshold, view.steps)
-        return fit._replace(neurons=neuron._replace(bias=bias))
+        return fit._replace(neurons=fit.neurons._replace(bias=bias))
 
     return calibrate
 
@@ -234,7 +229,7 @@ def half_charge() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         del view
-        half = fit.neurons.threshold / 2
+        half = on_host(fit.neurons.threshold) / 2
         return fit._replace(neurons=fit.neurons._replace(initial_potential=half))
 
     return calibrate
@@ -263,8 +258,11 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         _warn_of_few("biases", _per_channel(view))
+        axes = other_axes(len(view.site.shape), view.site.channel)
         for _ in range(repeats):
-            bias = fit.neurons.bias + _mean_error(view, fit)
+            missing, weight = (on_host(part).sum(axes) for part in view.missing(fit))
+            change = (missing / weight).reshape(_channels(view))
+            bias = on_host(fit.neurons.bias) + change
             fit = fit._replace(neurons=fit.neurons._replace(bias=bias))
         return fit
 
@@ -281,8 +279,7 @@ def correct_potential(repeats: int = 1) -> Calibrator:
         repeats: rounds, 1 or more.
 
     Raises:
-        ValueError: repeats that is no whole number >= 1; from the calibrator, a view
-            that is thinned.
+        ValueError: repeats that is no whole number >= 1.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -296,20 +293,12 @@ def correct_potential(repeats: int = 1) -> Calibrator:
     check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.stride > 1:
-            raise ValueError(
-                "correct_potential got a thinned view; allowed: the whole one, since "
-                "each position has its own potential"
-            )
         _warn_of_few("potentials", view.count)
-        correction = functools.partial(_potential_correction, steps=view.steps)
-        share = _mean_weight(view)
         for _ in range(repeats):
-            change = view.mean(correction, fit)
-            if share is not None:
-                change = change / share
-            start, change = aligned(fit.neurons.initial_potential, change)
-            start = start + change
+            missing, weight = on_host(view.missing(fit))
+            without = (weight == 0).astype(weight.dtype)  # where missing is 0, too
+            change = view.steps * missing / (weight + without)
+            start = lead(on_host(fit.neurons.initial_potential), change.ndim) + change
             fit = fit._replace(neurons=fit.neurons._replace(initial_potential=start))
         return fit
 
@@ -328,9 +317,16 @@ def postpone_charge(
     A neuron that acts on its input as it arrives fires on evidence that later input
     takes back. Starting c thresholds lower, and getting them back evenly over the T
     steps, it fires later, on more of its input. Each candidate c is tried by
-    `formulas.postpone`, with `formulas.bias_correction` of what that changes; each
-    channel gets the c of its smallest `formulas.paced_error`. The answer at t < T gets
-    worse: until T a part of the charge is missing.
+    `formulas.postpone`, with `formulas.bias_correction` of what that changes. Each
+    channel gets the c of the least
+
+        sum w (a - s)^2  +  pace sum w (a - p)^2
+
+    s is the mean output, p its pace (`snnjax.neurons.mean_and_pace`), w the effect of
+    an error (`by_effect`). The next layer acts on spikes as they arrive: if early ones
+    misstate the mean, it fires on wrong evidence. The sums are over 2^15 positions of a
+    channel, or all if there are fewer. The answer at t < T gets worse: until T a part
+    of the charge is missing.
 
     With a wait of T there is nothing to gain, since the order of the input does not
     count, nor where a neuron can take a spike back (levels below 0; on ResNet-20 the KL
@@ -338,7 +334,7 @@ def postpone_charge(
 
     Args:
         charges: candidates c, in thresholds; of equally good ones the nearest to 0.
-        pace: weight of the spikes' pace in that error, >= 0.
+        pace: weight of the second sum, >= 0.
         prior: how many samples of the whole layer a channel is judged by beside its
             own (`formulas.Expected`), and whether one larger than them all counts
             (`formulas.unseen_error`); with 0, or from 4096 samples on, neither does.
@@ -366,8 +362,8 @@ def postpone_charge(
     def calibrate(view: View, fit: Fit) -> Fit:
         if view.wait == view.steps or view.model.levels[0] < 0:
             return fit
-        postpone = functools.partial(_postpone, steps=view.steps)
-        return _search(view, fit, charges, postpone, pace, prior)
+        candidates = [(1.0, charge) for charge in charges]
+        return search(view, fit, candidates, pace, prior)
 
     return calibrate
 
@@ -404,13 +400,14 @@ def scale_threshold(
     >>> print(snn.neurons["relu"].threshold, snn.neurons["relu_1"].threshold)
     [1. 1.] [1.25]
     """
-    candidates = _checked_numbers("factors", factors)
+    numbers = _checked_numbers("factors", factors)
     _check_pace(pace)
     check_count("prior", prior, least=0)
     for factor in factors:
         check_positive("a factor", factor)
-    nearest_first = sorted(candidates, key=lambda factor: abs(factor - 1))
-    return lambda view, fit: _search(view, fit, nearest_first, _scale, pace, prior)
+    nearest_first = sorted(numbers, key=lambda factor: abs(factor - 1))
+    candidates = [(factor, 0.0) for factor in nearest_first]
+    return lambda view, fit: search(view, fit, candidates, pace, prior)
 
 
 @named
@@ -468,112 +465,6 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     return lambda view, fit: fit if view.wait else calibrator(view, fit)
 
 
-# Of each channel, for a choice among candidates. On ResNet-20 half of them cost a tenth
-# of the KL divergence at T = 4, and all positions gained nothing on average.
-_SAMPLES = 2**15
-
-
-def _search(
-    view: View,
-    fit: Fit,
-    candidates: Sequence[float],
-    change: Callable[..., NeuronParams],
-    pace: float,
-    prior: int,
-) -> Fit:
-    """Per channel ``change(neuron, candidate)`` of the smallest `formulas.paced_error`.
-
-    Each candidate is judged with its bias corrected, but applied without: the
-    calibrators that follow correct what the chosen one leaves. Of equal candidates the
-    first is taken. Dozens are compared, so on no more positions than necessary.
-
-    Where a channel has few samples, the errors of ``prior`` samples of the layer, and
-    of one sample beyond its largest, are added to those of its own
-    (`formulas.Expected`).
-    """
-    thinned, channels = view.thinned(_SAMPLES), parameter_shapes(view.site)["threshold"]
-    unit = _binary_unit(jnp.broadcast_to(fit.neurons.threshold, channels))
-    paced_error = functools.partial(
-        _paced_error, unit=unit, pace=pace, channel=view.site.channel
-    )
-
-    def trial(candidate: float) -> tuple[jax.Array, jax.Array]:
-        # One number per channel, so that what is chosen takes the same program.
-        per_channel = np.full(channels, candidate, np.float32)
-        changed = fit._replace(neurons=change(fit.neurons, per_channel))
-        bias = changed.neurons.bias + _mean_error(thinned, changed)
-        corrected = changed._replace(neurons=changed.neurons._replace(bias=bias))
-        # One candidate at a time: dozens in flight would take memory, and on virtual
-        # devices their collectives may wait for each other until XLA gives up.
-        error = thinned.mean(paced_error, corrected, paced=True)
-        return jax.block_until_ready((view.high * changed.neurons.threshold, error))
-
-    tops, errors = zip(*map(trial, candidates), strict=True)
-    trials = np.asarray(candidates, np.float32)
-    count = _per_channel(thinned)
-    k = _effective(prior, count)
-    samples = thinned.samples(fit) if k else None
-    chosen = _least(trials, tops, errors, samples, unit, count, k, pace)
-    return fit._replace(neurons=change(fit.neurons, chosen))
-
-
-@functools.partial(jax.jit, static_argnames=("count", "prior"))
-def _least(candidates, tops, errors, samples, unit, count, prior, pace):
-    """The candidate whose error is least, for each channel.
-
-    Args:
-        candidates: [K].
-        tops: the largest output of a neuron that each of them gives.
-        errors: `formulas.paced_error` of each of them, [C] or shaped like V_th.
-        samples: `formulas.samples` of each channel.
-        unit: of the errors.
-        count: activations of each channel, silent ones among them.
-        prior, pace: as for `postpone_charge`.
-    """
-    total = count * jnp.stack(errors)
-    if prior == 0:
-        return candidates[total.argmin(0)]
-    expected = formulas.expected(samples, "channel", prior)
-    unseen = jax.vmap(lambda top: formulas.unseen_error(top, expected, unit))
-    total += (1 + pace) * unseen(jnp.stack(tops))
-    of_layer = formulas.of_layer(total, expected.count)
-    of_layer = of_layer.reshape(-1, *[1] * (total.ndim - 1))
-    return candidates[(total + prior * of_layer).argmin(0)]
-
-
-@functools.partial(jax.jit, static_argnames="channel")
-def _paced_error(activation, output, *, unit, pace, channel, weight=None) -> jax.Array:
-    """`formulas.paced_error` in units per channel, so that squares stay in range."""
-    unit = lead(unit, activation.ndim)
-    mean, early = (wide(part) / unit for part in output)
-    activation = wide(activation) / unit
-    return formulas.paced_error(activation, (mean, early), pace, channel, weight)
-
-
-def _mean_error(view: View, fit: Fit) -> jax.Array:
-    """`formulas.bias_correction` of all images."""
-    correction = functools.partial(_bias_correction, channel=view.site.channel)
-    return view.mean(correction, fit)
-
-
-def _mean_weight(view: View) -> jax.Array | None:
-    """The mean of the effects over the images, [..., 1]; 1 at positions without any."""
-    if view.effects is None:
-        return None
-    total = functools.reduce(jnp.add, [_sum_over_images(w) for w in view.effects])
-    return _positive_or_1(total / view.count)
-
-
-@jax.jit
-def _sum_over_images(weight: jax.Array) -> jax.Array:
-    return weight.sum(0)
-
-
-@jax.jit
-def _positive_or_1(share: jax.Array) -> jax.Array:
-    return jnp.where(share > 0, share, jnp.ones_like(share))
-
-
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
     """V_th = ``compute(view, fit)``, the largest output, over the highest level."""
 
@@ -586,39 +477,71 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
             )
         if per == "channel":
             _warn_of_few("thresholds", _per_channel(view))
-        threshold = compute(view, fit) / view.high
+        threshold = compute(view, fit)
+        if per == "channel":
+            threshold = threshold.reshape(_channels(view))
         return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
 
     return calibrate
 
 
-@functools.partial(jax.jit, static_argnames=("per", "prior"))
-def _candidates(statistics: Any, per: Per, prior: int):
-    """What is expected, and the thresholds to compare.
+@functools.partial(jax.jit, static_argnames=("per", "high"))
+def _maximum(sample: Sample, offset: Any, per: Per, high: int) -> jax.Array:
+    return formulas.positive(sample.peaks(offset), per) / high
 
-    Args:
-        statistics: samples of each channel; their peaks, if there is no prior.
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _percentile(activations, effects, offset, p, per, high, channel) -> jax.Array:
+    """Of all positions: a sample may lack those that a high percentile is about."""
+    sizes = jnp.abs(subtract_offset(jnp.concatenate(activations), offset))
+    if effects is not None:
+        sizes = jnp.where(jnp.concatenate(effects) > 0, sizes, 0)
+    return formulas.percentile(sizes, p, per, channel) / high
+
+
+@functools.partial(
+    jax.jit, static_argnames=("per", "objective", "steps", "high", "prior")
+)
+def _least_squares(
+    sample: Sample,
+    offset: jax.Array | None,
+    per: Per,
+    objective: Objective,
+    steps: int,
+    high: int,
+    prior: int,
+) -> jax.Array:
+    """`formulas.least_squares` of a sample, whose peaks are those of all images.
+
+    A neuron of T steps and the levels (0, n) has the means of one of T n steps.
     """
+    sizes, expected = sample.magnitudes(offset), None
     if prior:
-        expected = formulas.expected(statistics, per, prior)
-        return expected, formulas.candidates(expected.largest, expected.excess, prior)
-    return None, formulas.candidates(formulas.positive(statistics, per))
+        expected = formulas.expected(formulas.samples(sizes), per, prior)
+        largest, excess = expected.largest, expected.excess
+    else:
+        largest, excess = formulas.positive(sample.peaks(offset), per), None
+    thresholds = formulas.candidates(largest, excess, prior)
+    errors = formulas.candidate_errors(
+        sizes, thresholds, steps * high, objective, weight=sample.weight
+    )
+    return formulas.nearest(expected, thresholds, errors, prior) / high
 
 
-# Samples of a channel beside which those of its layer do not count: with them, a
-# conversion compiles a sixth longer, for thresholds that are the same but for chance.
-_MANY = 2**12
+@functools.partial(jax.jit, static_argnames="intervals")
+def _middle(sample: Sample, intervals: int) -> jax.Array:
+    return formulas.middle(sample.activation, intervals, weight=sample.weight)
 
 
-def _effective(prior: int, samples: int) -> int:
-    """The prior, where it could make a difference to so many samples."""
-    return prior if samples < _MANY else 0
+def _channels(view: View) -> tuple[int, ...]:
+    """The shape of V_th."""
+    return parameter_shapes(view.site)["threshold"]
 
 
 def _per_channel(view: View) -> int:
     """Samples of each channel: images times positions."""
-    first = view.activations[0]
-    return view.count * first[0].size // first.shape[view.site.channel]
+    site = view.site
+    return view.count * math.prod(site.shape) // site.shape[site.channel]
 
 
 def _warn_of_few(what: str, samples: int) -> None:
@@ -648,17 +571,3 @@ def _checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
 def _check_pace(pace: float) -> None:
     if not is_number(pace) or not 0 <= pace < np.inf:
         raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
-
-
-_positive = jax.jit(formulas.positive, static_argnames="per")
-_percentile = jax.jit(formulas.percentile, static_argnames=("p", "per", "channel"))
-_candidate_errors = jax.jit(
-    formulas.candidate_errors, static_argnames=("objective", "channel")
-)
-_nearest = jax.jit(formulas.nearest, static_argnames="prior")
-_middle = jax.jit(formulas.middle, static_argnames=("intervals", "channel"))
-_binary_unit = jax.jit(formulas.binary_unit)
-_bias_correction = jax.jit(formulas.bias_correction, static_argnames="channel")
-_potential_correction = jax.jit(formulas.potential_correction)
-_postpone = jax.jit(formulas.postpone, static_argnames="steps")
-_scale = jax.jit(formulas.scale)

@@ -1,7 +1,6 @@
 """A site as calibrators see it: its activations, its spikes, and what they may change.
 
-All N calibration images come in micro-batches, so that a large network need not be in
-memory. A calibrator is a pure function ``(View, Fit) -> Fit``.
+A calibrator is a pure function ``(View, Fit) -> Fit``.
 """
 
 import abc
@@ -14,13 +13,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from snnjax._arrays import sampled, subtract_offset
-from snnjax._checks import check_positive
-from snnjax._trees import add_scaled
-from snnjax.calibrators import formulas
+from snnjax import sharding
+from snnjax._arrays import sampled
+from snnjax.calibrators.parameters import widen
+from snnjax.calibrators.sample import Sample, chosen_positions, rows_of, sample_of
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.neurons.unroll import closed_form, mean_and_pace
 
 
 class Fit(NamedTuple):
@@ -71,8 +72,8 @@ class Product(NamedTuple):
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
-    Images come in micro-batches: a mean or a maximum over all images is combined from
-    those of the micro-batches, as `mean` and `peaks` do.
+    Images come in micro-batches, so that a large network need not be in memory: `mean`
+    combines what it is for each of them, and a `sample` holds some positions of all.
 
     Attributes:
         site: its name, shape and parameters.
@@ -86,7 +87,7 @@ class View(abc.ABC):
             V_th; None of others.
         effects: how much an error counts, one array [B, ...] with a single channel for
             each micro-batch, see `by_effect`; None: all errors count alike.
-        stride: distance of the positions that the view shows; 1: all of them.
+        batch_sharding: how devices share the images; None: a single device.
 
     This calibrator prints what it reads and returns the fit as it is:
 
@@ -101,8 +102,6 @@ class View(abc.ABC):
     relu 16 [15.] 1.640625
     """
 
-    stride = 1
-
     def __init__(
         self,
         site: Site,
@@ -114,22 +113,24 @@ class View(abc.ABC):
         shared: frozenset[str] = frozenset(),
         maximum: jax.Array | None = None,
         effects: Sequence[jax.Array] | None = None,
+        batch_sharding: NamedSharding | None = None,
     ):
         self.maximum, self.effects = maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
         self.activations, self.shared = activations, shared
+        self.batch_sharding = batch_sharding
+        self.sample_currents = latest(self._sample_currents)
 
     @abc.abstractmethod
-    def outputs(self, fit: Fit, *, stride: int = 1, paced: bool = False) -> Iterable:
-        """Mean outputs [B, ...] of the spiking site over T steps, per micro-batch.
+    def currents(self, weights: dict[str, jax.Array]) -> Iterable[jax.Array]:
+        """The current into the site of each micro-batch, [T, B, ...].
 
-        They follow from the spikes that the calibrated layers below emit.
+        It follows from the spikes that the calibrated layers below emit. [B, ...] where
+        it is constant, as from images, and with a wait of T the mean, [B, ...].
 
         Args:
-            fit: of the site.
-            stride: only every so many positions, as `formulas.thin` chooses them.
-            paced: give pairs, (mean output, pace), see `snnjax.neurons.mean_and_pace`.
+            weights: those of a `Fit`.
         """
 
     @abc.abstractmethod
@@ -168,9 +169,9 @@ class View(abc.ABC):
         del every
         return ()
 
-    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
-        """One array of all micro-batches, of one image in so many."""
-        return jnp.concatenate(sampled(parts, 0, every))
+    def join(self, parts: Iterable[Any], every: int = 1) -> Any:
+        """All micro-batches in one array (or a tree of them), one image in so many."""
+        return _joined(list(parts), every, self.batch_sharding)
 
     @property
     def count(self) -> int:
@@ -187,63 +188,80 @@ class View(abc.ABC):
         """All activations in one array [N, ...]; needs memory for all images."""
         return self.join(self.activations)
 
-    def magnitudes(self, fit: Fit) -> Iterator[jax.Array]:
-        """What thresholds are fitted to: a, or |a - offset| of an encoder.
-
-        0 where an activation has no effect on the outputs (`effects`).
-        """
-        offset = fit.neurons.offset
-        for a, weight in zip(self.activations, self.weights(), strict=True):
-            size = jnp.abs(subtract_offset(a, offset)) if self.site.signed else a
-            yield size if weight is None else _where_counted(size, weight)
-
-    def weights(self) -> Sequence[jax.Array | None]:
-        """`effects`, or None for each micro-batch."""
-        return [None] * len(self.activations) if self.effects is None else self.effects
+    def outputs(self, fit: Fit) -> Iterator[jax.Array]:
+        """Mean outputs [B, ...] of the spiking site over T steps, per micro-batch."""
+        for current in self.currents(fit.weights):
+            yield _output(fit.neurons, current, *self._run, len(self.site.shape))[0]
 
     def output(self, fit: Fit) -> jax.Array:
         """All mean outputs in one array [N, ...]."""
         return self.join(list(self.outputs(fit)))
 
+    @functools.cached_property
+    def sample(self) -> Sample:
+        """All images at the `positions`."""
+        parts = zip(self.activations, self.weights(), strict=True)
+        return sample_of(parts, self.count, self.site.shape, *self._thinning)
+
+    def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
+        """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
+        currents = self.currents(weights)
+        return rows_of(currents, self.count, self.site.shape, *self._thinning)
+
+    @property
+    def _thinning(self) -> tuple[Any, ...]:
+        everywhere = sharding.replicated(self.batch_sharding)
+        return self.positions, self.site.channel, everywhere
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray | None:
+        """Which positions of an image the `sample` has; None: all of them."""
+        shape, channel = self.site.shape, self.site.channel
+        return chosen_positions(self.count, shape, channel, self.steps)
+
     def peaks(self, fit: Fit) -> jax.Array:
-        """`formulas.peaks` of the magnitudes, [C]."""
-        peaks = [_peaks(a, self.site.channel) for a in self.magnitudes(fit)]
-        return functools.reduce(jnp.maximum, peaks)
+        """The largest activation of each channel, [C]; |a - offset| of an encoder."""
+        return _peaks(self.sample, fit.neurons.offset, self.site.channel)
 
-    def samples(self, fit: Fit) -> formulas.Samples:
-        """`formulas.samples` of the magnitudes."""
-        parts = [_samples(a, self.site.channel) for a in self.magnitudes(fit)]
-        return _joined(parts)
+    def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
+        """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
+        nothing: Any = np.zeros(self.site.shape, np.float32)
+        total, neuron = (nothing, nothing), widen(fit.neurons, self.site)
+        parts = self.activations, self.currents(fit.weights), self.weights()
+        for a, current, weight in zip(*parts, strict=True):
+            total = _add_missing(total, neuron, a, current, weight, *self._run)
+        return total
 
-    def mean(
-        self, statistic: Callable[..., jax.Array], fit: Fit, *, paced: bool = False
-    ) -> jax.Array:
+    def weights(self) -> Sequence[jax.Array | None]:
+        """`effects`, or None for each micro-batch."""
+        return [None] * len(self.activations) if self.effects is None else self.effects
+
+    @property
+    def _run(self) -> tuple[IntegrateAndFire, int, int]:
+        return self.model, self.steps, self.wait
+
+    def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
         """A statistic over all images, from its means over the micro-batches.
 
         Args:
             statistic: (activation, output) -> one array or number, a mean over images;
                 in a view with `effects` it has a third argument, ``weight``.
             fit: of the site.
-            paced: as for `outputs`.
 
         Raises:
             ValueError: outputs and activations have different shapes.
         """
-        total: Any = None
-        outputs = self.outputs(fit, paced=paced)
-        parts = zip(self.activations, outputs, self.weights(), strict=True)
-        for a, s, weight in parts:
-            shape = jax.tree.leaves(s)[0].shape
-            if shape != a.shape:
+        total: Any = 0
+        parts = self.activations, self.outputs(fit), self.weights()
+        for a, s, weight in zip(*parts, strict=True):
+            if s.shape != a.shape:
                 raise ValueError(
-                    f"outputs of shape {shape} meet activations of shape {a.shape}; "
+                    f"outputs of shape {s.shape} meet activations of shape {a.shape}; "
                     "allowed: a view whose two show the same"
                 )
             options = {} if weight is None else {"weight": weight}
-            part = jnp.asarray(statistic(a, s, **options))
-            total = np.zeros(part.shape, part.dtype) if total is None else total
-            total = add_scaled(total, part, len(a) / self.count)
-        return total
+            total = total + statistic(a, s, **options) * (len(a) / self.count)
+        return jnp.asarray(total)
 
     def spacing(self, samples: int, fewest: int) -> int:
         """Distance of images that give each channel so many samples or more.
@@ -254,60 +272,6 @@ class View(abc.ABC):
         """
         positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
         return max(1, min(self.count * positions // samples, self.count // fewest))
-
-    def thinned(self, samples: int) -> "View":
-        """The same with fewer positions: each channel keeps so many samples or more.
-
-        For what is fitted per channel; potentials and weights need all positions and
-        refuse it. A view that is thinned already is returned as it is.
-        """
-        check_positive("samples", samples)
-        shape = list(self.site.shape)
-        del shape[self.site.channel]
-        stride = 1
-        while (
-            shape
-            and self.count * math.prod(n // (2 * stride) for n in shape) >= samples
-        ):
-            stride *= 2
-        return self if stride == 1 else _Thinned(self, stride)
-
-
-class _Thinned(View):
-    """Every ``stride``-th position of a view."""
-
-    def __init__(self, whole: View, stride: int):
-        ndim, channel = len(whole.site.shape), whole.site.channel
-        super().__init__(
-            whole.site,
-            steps=whole.steps,
-            wait=whole.wait,
-            model=whole.model,
-            activations=[
-                formulas.thin(a, stride, ndim, channel) for a in whole.activations
-            ],
-            shared=whole.shared,
-            maximum=whole.maximum,
-            effects=whole.effects
-            and [formulas.thin(w, stride, ndim, channel) for w in whole.effects],
-        )
-        self.whole, self.stride = whole, stride
-
-    def outputs(self, fit: Fit, *, stride: int = 1, paced: bool = False) -> Iterable:
-        return self.whole.outputs(fit, stride=stride * self.stride, paced=paced)
-
-    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Callable, Any]:
-        raise ValueError(
-            "a thinned view shows some positions of the site only; allowed: the whole "
-            "view for potentials and weights"
-        )
-
-    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
-        return self.whole.join(parts, every)
-
-    def thinned(self, samples: int) -> View:
-        check_positive("samples", samples)
-        return self
 
 
 class Calibrator(Protocol):
@@ -344,15 +308,74 @@ def check_calibrator(calibrator: Any) -> None:
         return
 
 
-@jax.jit
-def _where_counted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.where(weight > 0, values, jnp.zeros_like(values))
+@jax.custom_jvp
+def refitted(original: Any, fitted: Any) -> Any:
+    """``fitted``, but to a gradient it is ``original`` plus a constant."""
+    del original
+    return fitted
 
 
-_peaks = jax.jit(formulas.peaks, static_argnames="channel")
-_samples = jax.jit(formulas.samples, static_argnames="channel")
+refitted.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
-@jax.jit
-def _joined(parts: list[formulas.Samples]) -> formulas.Samples:
-    return formulas.joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
+    """``compute(weights)``, kept while the weights are the same arrays."""
+    kept: list[Any] = []  # the weights, and what was computed of them
+
+    def cached(weights: dict[str, jax.Array]) -> Any:
+        arrays = tuple(weights.values())
+        same = kept and all(a is b for a, b in zip(arrays, kept[0], strict=True))
+        if not same:
+            kept.clear()  # before the new result needs the memory
+            kept[:] = [arrays, compute(weights)]
+        return kept[1]
+
+    return cached
+
+
+def mean_and_pace_of(
+    neuron: NeuronParams,
+    current: jax.Array,
+    model: IntegrateAndFire,
+    steps: int,
+    wait: int,
+    ndim: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean output and pace, [B, ...], of a current as `View.currents` has it.
+
+    With a wait of T the next layer waits for all of the output, so that its pace is its
+    mean, and nothing needs a loop.
+    """
+    if wait == steps:
+        mean = closed_form(model, neuron, current, steps)
+        return mean, mean
+    if current.ndim == ndim + 1:
+        current = jnp.broadcast_to(current, (steps, *current.shape))
+    return mean_and_pace(model, neuron, current, wait=wait)
+
+
+_output = jax.jit(mean_and_pace_of, static_argnums=(2, 3, 4, 5))
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _add_missing(total, neuron, activation, current, weight, model, steps, wait):
+    """The total of `View.missing` with one micro-batch more."""
+    mean, _ = mean_and_pace_of(neuron, current, model, steps, wait, activation.ndim - 1)
+    missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
+    ones = jnp.ones_like(missing)
+    weights = ones if weight is None else weight * ones
+    return total[0] + (weights * missing).sum(0), total[1] + weights.sum(0)
+
+
+@functools.partial(jax.jit, static_argnames="channel")
+def _peaks(sample: Sample, offset: jax.Array | None, channel: int) -> jax.Array:
+    return sample.peaks(offset).reshape(-1, *[1] * (-channel - 1))
+
+
+@functools.partial(jax.jit, static_argnames=("every", "batch_sharding"))
+def _joined(parts: list[Any], every: int, batch_sharding: NamedSharding | None) -> Any:
+    def join(*leaves: jax.Array) -> jax.Array:
+        chosen = jnp.concatenate(sampled(leaves, 0, every))
+        return sharding.shared(chosen, 0, batch_sharding)
+
+    return jax.tree.map(join, *parts)

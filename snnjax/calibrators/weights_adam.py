@@ -19,7 +19,7 @@ from snnjax._arrays import promoted, wide
 from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax._text import named
 from snnjax._types import WeightObjective
-from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.calibrators.view import Calibrator, Fit, View, refitted
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.unroll import closed_form, unroll
@@ -102,7 +102,7 @@ def calibrate_weights(
             weights, state = _weight_step(
                 weights, state, rates[i], neuron, data, layer=layer
             )
-        pairs = zip(fit.weights, _moved(original, weights), strict=True)
+        pairs = zip(fit.weights, refitted(original, weights), strict=True)
         changed = {path: w for path, w in pairs if path not in view.shared}
         return fit._replace(weights=fit.weights | changed)
 
@@ -120,14 +120,6 @@ def _note_shared(view: View, fit: Fit) -> None:
         )
 
 
-@jax.custom_jvp
-def _moved(original, fitted):
-    """``fitted``, but to a gradient it is ``original`` plus a constant."""
-    del original
-    return fitted
-
-
-_moved.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 _ADAM = optax.scale_by_adam()
 
 

@@ -23,7 +23,7 @@ from snnjax._checks import check_count, check_positive
 from snnjax._text import named
 from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
-from snnjax.calibrators.view import Calibrator, Fit, View
+from snnjax.calibrators.view import Calibrator, Fit, View, refitted
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
 _FEWEST = 32  # images, however many positions each has
@@ -88,12 +88,11 @@ def least_squares_weights(
             for weight in weights.values()
         )
         fixed = jax.lax.stop_gradient((original, sources, activation))
-        # The change is a constant to the gradient, which is that of W_0.
-        change = _best_change(_Layer(current, dtypes, free), *fixed, damping, **target)
-        chosen = add_scaled(original, change, 1.0)
+        best = _best_weights(_Layer(current, dtypes, free), *fixed, damping, **target)
+        chosen = refitted(original, best)
         fitted = zip(weights, chosen, dtypes, free, strict=True)
-        refitted = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
-        return weights | refitted
+        moved = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
+        return weights | moved
 
     def of_products(view: View, fit: Fit) -> Fit:
         weights = dict(fit.weights)
@@ -120,7 +119,8 @@ def least_squares_weights(
         if not any(free):
             return fit
         every = view.spacing(samples, _FEWEST)
-        activation = view.join(view.activations, every)
+        images = list(zip(view.activations, view.weights(), strict=True))
+        activation, weight = view.join(images, every)
         current, sources = view.feed(len(activation), False, every)
         weights = refit(
             fit.weights,
@@ -128,7 +128,7 @@ def least_squares_weights(
             current,
             sources,
             activation,
-            weight=view.join(view.effects, every) if view.effects else None,
+            weight=weight,
             channel=view.site.channel,
             rectified=True,
             iterations=iterations,
@@ -174,7 +174,6 @@ class _Target(NamedTuple):
         bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
         counts: m w, 0 for images that are left out.
         judges: w of the images that are left out.
-        axes: all but that of the channels.
     """
 
     activation: jax.Array
@@ -182,7 +181,6 @@ class _Target(NamedTuple):
     top: jax.Array
     counts: jax.Array
     judges: jax.Array
-    axes: tuple[int, ...]
 
     def centered(self, values: jax.Array) -> jax.Array:
         """m w (values - their mean per channel, which b takes)."""
@@ -197,9 +195,11 @@ class _Target(NamedTuple):
         return jnp.where(self.judges > 0, errors, jnp.zeros_like(errors)).sum()
 
     def _mean(self, values: jax.Array) -> jax.Array:
+        channels = self.top.shape
+        axes = tuple(a for a in range(values.ndim) if channels[a] == 1)
         weighted = jnp.where(self.counts > 0, self.counts * values, 0)
-        total = weighted.sum(self.axes, keepdims=True)
-        weight = self.counts.sum(self.axes, keepdims=True)
+        total = weighted.sum(axes, keepdims=True)
+        weight = self.counts.sum(axes, keepdims=True)
         return total / jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
@@ -223,7 +223,7 @@ def _target(
     weights = ones if weight is None else weight.astype(ones.dtype) * ones
     counts = jnp.where(silent | saturated | judging, 0, weights)
     judges = jnp.where(judging, weights, 0)
-    return _Target(activation, bottom, top, counts, judges, axes)
+    return _Target(activation, bottom, top, counts, judges)
 
 
 class _Search(NamedTuple):
@@ -231,7 +231,7 @@ class _Search(NamedTuple):
 
     Attributes:
         step: W - W_0.
-        current: I(W), if I is affine.
+        current: I(W), if I is affine, in units of its scale.
         residual: minus half of the gradient.
         direction: of the next step.
         error, best: the least on images left out so far, and the step that has it.
@@ -245,89 +245,118 @@ class _Search(NamedTuple):
     best: Weights
 
 
-@functools.partial(
-    jax.jit, static_argnames=("layer", "channel", "rectified", "iterations")
-)
-def _best_change(
+class _Problem(NamedTuple):
+    """What stays the same during a search.
+
+    Attributes:
+        weights: W_0.
+        sources: of the current.
+        target: see there.
+        scale: unit of the activations and currents, which keeps squares in range.
+    """
+
+    weights: Weights
+    sources: Any
+    target: _Target
+    scale: jax.Array
+
+    def current(self, layer: _Layer, weights: Weights) -> jax.Array:
+        return layer.into(self.sources)(weights) / self.scale
+
+    def along(self, layer: _Layer, direction: Weights) -> jax.Array:
+        """J d: how the current changes with the weights along d."""
+        into, bound = layer.into(self.sources), layer.bound(direction, self.weights)
+        return jax.jvp(into, (self.weights,), (bound,))[1] / self.scale
+
+    def back(self, layer: _Layer, values: jax.Array) -> Weights:
+        """J^T m w (values - their mean), which float16 could not hold as they are.
+
+        Centered values add up like noise, so their sum grows with the root of their
+        number: in a larger unit they would be too small for float16 themselves.
+        """
+        values = self.target.centered(values)
+        root = 2.0 ** (values.size.bit_length() // 2)
+        unit = binary_unit(jnp.abs(values).max()) * root
+        _, transposed = jax.vjp(layer.into(self.sources), self.weights)
+        (change,) = transposed(values / unit)
+        scaled = tuple(unit / self.scale * d for d in change)
+        return layer.bound(scaled, self.weights)
+
+
+def _best_weights(
     layer: _Layer,
     weights: Weights,
     sources: Any,
     activation: jax.Array,
     damping: float,
     *,
-    weight: jax.Array | None,
-    channel: int,
-    rectified: bool,
     iterations: int,
+    **options: Any,
 ) -> Weights:
-    """The change of the weights that is best for the images left out; 0 if none helps.
+    """The weights that are best for the images left out; as they are if none helps.
 
     The change is judged once more by the true current of the new weights, since I is
     not affine where a network normalizes its weights.
     """
-    into = layer.into(sources)
-    options = {"weight": weight, "channel": channel, "rectified": rectified}
-    target, search, first, scale = _search(
-        layer, weights, sources, activation, damping, iterations, **options
+    problem, first, ridge = _begin(
+        layer, weights, sources, activation, damping, **options
     )
-    changed = tuple(w + d for w, d in zip(weights, search.best, strict=True))
-    is_better = target.error(into(changed) / scale) < first
-    return tuple(jnp.where(is_better, d, jnp.zeros_like(d)) for d in search.best)
+    search = first
+    for _ in range(iterations):  # in a loop of XLA, convolutions on CPUs are 30x slower
+        search = _iterate(layer, problem, search, ridge)
+    return _chosen(layer, problem, search, first.error)
 
 
-def _search(
+@functools.partial(jax.jit, static_argnames=("layer", "channel", "rectified"))
+def _begin(
     layer: _Layer,
     weights: Weights,
     sources: Any,
     activation: jax.Array,
     damping: float,
-    iterations: int,
-    **options: Any,
-) -> tuple[_Target, _Search, jax.Array, jax.Array]:
-    """(target, search after its iterations, error of W_0, scale of both currents)."""
-    # Activations in a unit that keeps their squares in range.
+    weight: jax.Array | None,
+    channel: int,
+    rectified: bool,
+) -> tuple[_Problem, _Search, jax.Array]:
+    """The problem, the search before its first step, and damping k."""
     activation = wide(activation)
     scale = binary_unit(jnp.abs(activation).max())
-    current, linear = jax.linearize(layer.into(sources), weights)
-    transposed = jax.linear_transpose(linear, weights)
-    target = _target(activation / scale, current / scale, **options)
-
-    def along(direction: Weights) -> jax.Array:
-        """J d: how the current changes with the weights along d."""
-        return linear(layer.bound(direction, weights)) / scale
-
-    def back(values: jax.Array) -> Weights:
-        """J^T values, which float16 could not hold as they are.
-
-        Centered values add up like noise, so their sum grows with the root of their
-        number: in a larger unit they would be too small for float16 themselves.
-        """
-        root = 2.0 ** (values.size.bit_length() // 2)
-        unit = binary_unit(jnp.abs(values).max()) * root
-        (change,) = transposed(values / unit)
-        return layer.bound(tuple(unit / scale * d for d in change), weights)
-
-    residual = back(target.centered(target.activation - current / scale))
+    current = layer.into(sources)(weights) / scale
+    target = _target(activation / scale, current, weight, channel, rectified)
+    problem = _Problem(weights, sources, target, scale)
+    residual = problem.back(layer, target.activation - current)
     # k = |P J W_0|^2 / |W_0|^2
-    curvature = back(target.centered(along(weights)))
-    free = layer.bound(weights, weights)
-    ridge = damping * _dot(free, curvature) / _positive(_dot(free, free))
-
-    def iterate(search: _Search, _) -> tuple[_Search, None]:
-        change = along(search.direction)
-        curvature = back(target.centered(change))
-        search = _advance(search, change, curvature, ridge)
-        error = target.error(search.current)
-        pairs = zip(search.step, search.best, strict=True)
-        best = tuple(jnp.where(error < search.error, *pair) for pair in pairs)
-        error = jnp.minimum(error, search.error)
-        return search._replace(error=error, best=best), None
-
+    change, free = problem.along(layer, weights), layer.bound(weights, weights)
+    curvature = (change * target.centered(change)).sum()
+    ridge = damping * curvature / _positive(_dot(free, free))
     none = tuple(map(jnp.zeros_like, residual))
-    first = target.error(current / scale)
-    start = _Search(none, current / scale, residual, residual, first, none)
-    search, _ = jax.lax.scan(iterate, start, length=iterations)
-    return target, search, first, scale
+    first = target.error(current)
+    return problem, _Search(none, current, residual, residual, first, none), ridge
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _iterate(
+    layer: _Layer, problem: _Problem, search: _Search, ridge: jax.Array
+) -> _Search:
+    """One step; the first of equally good ones stays the best."""
+    change = problem.along(layer, search.direction)
+    search = _advance(search, change, problem.back(layer, change), ridge)
+    error = problem.target.error(search.current)
+    pairs = zip(search.step, search.best, strict=True)
+    best = tuple(jnp.where(error < search.error, *pair) for pair in pairs)
+    return search._replace(error=jnp.minimum(error, search.error), best=best)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _chosen(
+    layer: _Layer, problem: _Problem, search: _Search, first: jax.Array
+) -> Weights:
+    """The best of the search, if its true error is less than the first one."""
+    weights = problem.weights
+    changed = tuple(w + d for w, d in zip(weights, search.best, strict=True))
+    error = problem.target.error(problem.current(layer, changed))
+    pairs = zip(changed, weights, strict=True)
+    return tuple(jnp.where(error < first, *pair) for pair in pairs)
 
 
 def _advance(

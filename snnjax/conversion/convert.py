@@ -28,7 +28,7 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import Calibrator
 from snnjax.capture.batch import image_axes
 from snnjax.capture.capture import capture
-from snnjax.conversion.engine.effects import Effects, effects_of
+from snnjax.conversion.engine.effects import Effects, effects_of, scaled
 from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.fits_folder import FitsFolder, open_folder, stored_or_fitted
@@ -170,7 +170,7 @@ def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
         if isinstance(error, Tracer):
             nearest = _where(error < least, snn, nearest)
             least = jnp.minimum(error, least)
-        elif error < least:
+        elif float(error) < float(least):
             nearest, least = snn, error
     return nearest
 
@@ -256,13 +256,14 @@ def _with_judges(plan: Plan, judges: bool) -> Plan:
         size = min(size, -(-share // 8))
 
     @functools.cache
-    def effects(number: int) -> Effects:
-        x, numbers = images_of(plan.x, size, plan.batch_sharding, number)
-        return compiled(len(numbers))(plan.params, x, jnp.asarray(numbers))
-
-    @functools.cache
-    def compiled(images: int) -> Callable[..., Effects]:
-        return effects_of(plan.captured(images)[0])
+    def effects(batches: tuple[int, ...]) -> list[Effects]:
+        parts = []
+        for number in batches:
+            x, numbers = images_of(plan.x, size, plan.batch_sharding, number)
+            network, _ = plan.captured(len(numbers))
+            rows = np.asarray(numbers, np.int32)
+            parts.append(effects_of(network, plan.params, x, rows))
+        return scaled(parts)
 
     return plan._replace(size=size, judges=judges, effects=effects)
 

@@ -8,49 +8,77 @@ diagonal of the Gauss-Newton matrix. One backward pass gives w for all sites.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Network
+from snnjax.network.equations import Equation, Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 
 Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
 
 
-def effects_of(network: Network) -> Callable[[Any, Any, jax.Array], Effects]:
-    """(params, x, numbers of the images) -> w of each site that fires, not scaled.
+class _Work(NamedTuple):
+    """What of a network the effects depend on: hashable, for ``jit``.
+
+    Attributes:
+        equations: all of them.
+        inputs: variables of constants, parameters and images.
+        outputs: variables or constants.
+        avals: of each site that fires, the shape and type of what it puts out.
+    """
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[Any, ...]
+    avals: tuple[tuple[tuple[int, ...], Any], ...]
+
+
+def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
+    """w of each site that fires, not scaled, for images with these numbers.
 
     An image has the same signs in every micro-batch.
     """
-    sites = {eq.place.name: eq for eq in network.equations if eq.fires}
+    equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
+    avals = [network.avals[eq.outputs[0]] for eq in equations if eq.fires]
+    values = network.arguments(params, x)
+    work = _Work(
+        equations,
+        tuple(values),
+        network.outputs,
+        tuple((aval.shape, aval.dtype) for aval in avals),
+    )
+    return _effects(work, list(values.values()), numbers)
 
-    def compute(params: Any, x: Any, numbers: jax.Array) -> Effects:
-        def outputs(errors: Effects) -> list[jax.Array]:
-            def rule(site: Site, a: jax.Array, *operands: Any) -> jax.Array:
-                result = identity(site, a, *operands)
-                return result + errors[site.name] if site.fires else result
 
-            values = network.arguments(params, x)
-            evaluate(network.equations, values, rule)
-            leaves = map(jnp.asarray, jax.tree.leaves(network.results(values)))
-            return [y for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
+@functools.partial(jax.jit, static_argnames="work")
+def _effects(work: _Work, inputs: list[Any], numbers: Any) -> Effects:
+    sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
-        avals = {name: network.avals[eq.outputs[0]] for name, eq in sites.items()}
-        no_errors = {name: jnp.zeros(a.shape, a.dtype) for name, a in avals.items()}
-        results, transposed = jax.vjp(outputs, no_errors)
-        (gradients,) = transposed([_signs(y, numbers) for y in results])
-        return {
-            name: jnp.square(gradient.astype(jnp.float32)).mean(
-                sites[name].place.channel, keepdims=True
-            )
-            for name, gradient in gradients.items()
-        }
+    def outputs(errors: Effects) -> list[jax.Array]:
+        def rule(site: Site, a: jax.Array, *operands: Any) -> jax.Array:
+            result = identity(site, a, *operands)
+            return result + errors[site.name] if site.fires else result
 
-    return jax.jit(compute)
+        values = dict(zip(work.inputs, inputs, strict=True))
+        evaluate(work.equations, values, rule)
+        leaves = [jnp.asarray(read(values, output)) for output in work.outputs]
+        return [y for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
+
+    no_errors = {
+        name: jnp.zeros(*aval) for name, aval in zip(sites, work.avals, strict=True)
+    }
+    results, transposed = jax.vjp(outputs, no_errors)
+    (gradients,) = transposed([_signs(y, numbers) for y in results])
+    return {
+        name: jnp.square(gradient.astype(jnp.float32)).mean(
+            sites[name].channel, keepdims=True
+        )
+        for name, gradient in gradients.items()
+    }
 
 
 def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -64,9 +92,20 @@ def _signs(outputs: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def scaled(effects: Sequence[jax.Array]) -> list[jax.Array]:
-    """The effects of all micro-batches with a mean of 1; all 1 if there are none."""
-    total = functools.reduce(jnp.add, [part.sum() for part in effects])
-    mean = total / sum(part.size for part in effects)
-    usable = jnp.isfinite(mean) & (mean > 0)
-    return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in effects]
+def scaled(effects: Sequence[Effects]) -> list[Effects]:
+    """The effects of all micro-batches, at each site with a mean of 1.
+
+    They are all 1 at a site without any.
+    """
+
+    def scale(*parts: jax.Array) -> list[jax.Array]:
+        total = functools.reduce(jnp.add, [part.sum() for part in parts])
+        mean = total / sum(part.size for part in parts)
+        usable = jnp.isfinite(mean) & (mean > 0)
+        return [jnp.where(usable, part / mean, jnp.ones_like(part)) for part in parts]
+
+    names = list(effects[0])
+    by_site = [scale(*(of_batch[name] for of_batch in effects)) for name in names]
+    return [
+        dict(zip(names, parts, strict=True)) for parts in zip(*by_site, strict=True)
+    ]

@@ -8,7 +8,7 @@ them over one site at a time.
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -16,11 +16,11 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import sampled
 from snnjax._examples import batch_of
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.effects import Effects
 from snnjax.network.equations import Network
+from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, streaming
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
         wait: steps that every layer waits.
         model: of all sites, or a `snnjax.neurons.BySite`.
         judges: whether some images only judge what is fitted to the others.
-        effects: micro-batch number -> `effects.Effects` of its images.
+        effects: numbers of micro-batches -> `effects.Effects` of each, scaled together.
     """
 
     x: chex.ArrayTree
@@ -54,16 +54,12 @@ class Plan(NamedTuple):
     wait: int
     model: IntegrateAndFire | BySite
     judges: bool = False
-    effects: Callable[[int], Effects] = lambda number: {}
+    effects: Callable[[tuple[int, ...]], list[Effects]] = lambda numbers: []
 
     @property
     def means(self) -> bool:
         """Whether each layer waits for all of its input, so that means are enough."""
         return self.wait == self.steps
-
-    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
-        """One array of all images, or of every n-th of them, from its micro-batches."""
-        return sharding.join(sampled(parts, 0, every), 0, self.batch_sharding)
 
 
 class MicroBatch(NamedTuple):
@@ -109,12 +105,14 @@ def images_of(
     """The images of a micro-batch, and their numbers."""
     at_once = size * sharding.size(batch_sharding)
     numbers = range(number * at_once, min((number + 1) * at_once, batch_of(x)))
-    part = functools.partial(
-        jax.lax.dynamic_slice_in_dim,
-        start_index=numbers.start,
-        slice_size=len(numbers),
+    return sharding.put(_part(x, numbers.start, len(numbers)), batch_sharding), numbers
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _part(x: chex.ArrayTree, start: int, count: int) -> chex.ArrayTree:
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), x
     )
-    return sharding.put(jax.tree.map(part, x), batch_sharding), numbers
 
 
 def split(plan: Plan, batches: list[MicroBatch]) -> tuple[list, list]:
@@ -132,10 +130,10 @@ def split(plan: Plan, batches: list[MicroBatch]) -> tuple[list, list]:
 def run_ann(
     plan: Plan, batch: MicroBatch, i: int, params: Values
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Results of stage i in the ANN, and what it carries on."""
+    """Results of stage i in the ANN (a site's activation), and what it carries on."""
     stage = batch.stages[i]
     streams = (False,) * len(stage.sources)
-    return _run(plan, batch, stage, batch.ann, params, streams, 1)
+    return _run(plan, batch, stage, batch.ann, params, streams, 1, stage.site)
 
 
 def run_snn(
@@ -165,12 +163,14 @@ def _run(
     params: Values,
     streams: tuple[bool, ...],
     steps: int,
+    site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     # Constants may depend on the size of the micro-batch.
     values = collections.ChainMap(store, batch.network.constants, params)
     sources = [values[v] for v in stage.sources]
     moving = tuple(v in store for v in stage.sources)
-    return segments.run(plan.batch_sharding, stage, moving, streams, steps, sources)
+    work = stage, moving, streams, steps
+    return segments.run(plan.batch_sharding, *work, sources, site)
 
 
 def advance(

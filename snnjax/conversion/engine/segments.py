@@ -7,7 +7,7 @@ every device its own images. Equal work of equal layers is compiled once.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,11 @@ from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax.firing import over_time
 from snnjax.network.evaluate import identity
+from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, Stage, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, spike_train
+from snnjax.neurons.unroll import closed_form, spike_train
 
 
 class Current(NamedTuple):
@@ -70,6 +71,7 @@ def run(
     streams: tuple[bool, ...],
     steps: int,
     sources: Sequence[Any],
+    site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of a stage and what it carries on, each device for its own images.
 
@@ -80,21 +82,28 @@ def run(
         streams: for each source whether it has a time axis.
         steps: T.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
+        site: whose activation is applied to the first result; the least and the
+            largest of these numbers follow the other results. None: neither.
     """
-    return _compiled(batch_sharding, moving)(stage.segment, streams, steps, sources)
+    site = site and site._replace(name="", parameters=(), depth=0)
+    program = _compiled(batch_sharding, moving)
+    return program(stage.segment, streams, steps, sources, site)
 
 
 @functools.cache
 def _compiled(
     batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
 ) -> Callable:
-    @functools.partial(jax.jit, static_argnames=("segment", "streams", "steps"))
-    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources):
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 4))
+    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources, site):
         def here(sources):
-            return _run(segment, streams, steps, sources)
+            results, carried = _run(segment, streams, steps, sources)
+            if site is not None:
+                results = [identity(site, *results), *results[1:]]
+            return results, carried
 
         if batch_sharding is None:
-            return here(sources)
+            return _with_range(*here(sources), site)
         in_axes = [
             _image_axes(source, 1 if stream else 0) if moves else None
             for source, stream, moves in zip(sources, streams, moving, strict=True)
@@ -108,9 +117,20 @@ def _compiled(
             for results in (segment.outputs, segment.carried)
         ]
         share = sharding.on_each_device(here, batch_sharding, (in_axes,), tuple(axes))
-        return share(sources)
+        results, carried = share(sources)
+        return _with_range(results, carried, site)
 
     return program
+
+
+def _with_range(
+    results: list[jax.Array], carried: list[jax.Array], site: Site | None
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """For a site also the least and the largest of its activations."""
+    if site is not None:
+        a = results[0].astype(jnp.float32)
+        results = [*results, jnp.stack([a.min(), a.max()])]
+    return results, carried
 
 
 def _image_axes(source: Any, axis: int) -> Any:
@@ -130,55 +150,53 @@ def _decoded(value: Any, steps: int) -> Any:
     return decode(value, steps) if isinstance(value, SpikeTrain) else value
 
 
-def _at_site(over_steps: Callable, of_mean: Callable = lambda mean: mean) -> Callable:
-    """What a site does with its current, compiled.
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+def fire(
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    wait: int,
+    ndim: int,
+) -> Any:
+    """Output of a site for later stages: its spikes, or its mean with a wait of T."""
+    if wait == steps:
+        return closed_form(neuron, params, current, steps)
+    return spike_train(neuron, params, over_time(current, steps, ndim), wait=wait)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("batch_sharding", "axes", "averaged", "steps", "every")
+)
+def joined(
+    batch_sharding: NamedSharding | None,
+    sources: Sequence[Sequence[Any]],
+    axes: tuple[int, ...],
+    averaged: tuple[bool, ...],
+    steps: int,
+    every: int,
+) -> list[Any]:
+    """Each source in one piece, from its parts of all micro-batches.
 
     Args:
-        over_steps: (neuron, params, currents, wait) -> result.
-        of_mean: mean output -> result, with a wait of T, when nothing needs a loop.
+        batch_sharding: how devices share the images.
+        sources: of each its parts.
+        axes: of each the axis of the images.
+        averaged: of each whether its mean over the T steps is wanted.
+        steps: T.
+        every: one image in so many is wanted.
     """
 
-    @functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
-    def program(
-        neuron: IntegrateAndFire,
-        params: NeuronParams,
-        current: jax.Array,
-        steps: int,
-        wait: int,
-        ndim: int,
-    ):
-        if wait == steps:
-            return of_mean(closed_form(neuron, params, current, steps))
-        return over_steps(neuron, params, over_time(current, steps, ndim), wait=wait)
+    def join(parts: Sequence[Any], axis: int, over_time: bool) -> Any:
+        if over_time:
+            parts = [_decoded(part, steps).mean(0) for part in parts]
+        if not isinstance(parts[0], SpikeTrain):
+            chosen = sampled(parts, axis, every)
+            return sharding.shared(jnp.concatenate(chosen, axis), axis, batch_sharding)
+        bits = join([train.bits for train in parts], axis, False)
+        return dataclasses.replace(parts[0], bits=bits)
 
-    return program
-
-
-# Output of a site for later stages: its mean with a wait of T, or its spikes.
-fire = _at_site(spike_train)
-# Mean output of a site over its T steps, [B, ...].
-output = _at_site(mean_output)
-# `mean_and_pace` of a site, [B, ...] each. With a wait of T the next layer waits for
-# all of its output, so its pace is its mean.
-paced = _at_site(mean_and_pace, lambda mean: (mean, mean))
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def mean(value: Any, steps: int) -> jax.Array:
-    """Mean of a stream over its T steps, [B, ...]."""
-    return _decoded(value, steps).mean(0)
-
-
-def joined(
-    batch_sharding: NamedSharding | None, values: Iterable[Any], axis: int, every: int
-) -> Any:
-    """One stream of all micro-batches, of one image in so many; images are ``axis``."""
-    values = list(values)
-    if isinstance(values[0], SpikeTrain):
-        parts = sampled([train.bits for train in values], axis, every)
-        bits = sharding.join(parts, axis, batch_sharding)
-        return dataclasses.replace(values[0], bits=bits)
-    return sharding.join(sampled(values, axis, every), axis, batch_sharding)
+    return list(map(join, sources, axes, averaged))
 
 
 def _take(values: Any, rows: jax.Array, axis: int) -> Any:

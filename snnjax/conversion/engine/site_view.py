@@ -5,24 +5,19 @@ tries, or kept if they take less than `CACHE_BYTES`.
 """
 
 import collections
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax._examples import batch_of
 from snnjax._trees import is_kernel
-from snnjax.calibrators import formulas
-from snnjax.calibrators.checks import widen
-from snnjax.calibrators.view import Fit, Product, View
+from snnjax.calibrators.view import Fit, Product, View, latest
 from snnjax.capture.batch import image_axes
 from snnjax.conversion.engine import segments
-from snnjax.conversion.engine.effects import scaled
 from snnjax.conversion.engine.micro_batches import (
     MicroBatch,
     Plan,
@@ -37,13 +32,11 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import Stage
 from snnjax.neurons.by_site import model_of
 
-Results = TypeVar("Results")
 WeightsByPath = dict[str, jax.Array]
 # Currents of one site that stay in memory between calibrators, on each device.
 CACHE_BYTES = 2**30
 # Of every micro-batch: what enters the site, and what the stage carries past it.
 StageResults = Callable[[WeightsByPath], Iterable[tuple[list, list]]]
-Currents = Callable[[WeightsByPath], Iterable[jax.Array]]
 
 
 class Arrival(NamedTuple):
@@ -108,7 +101,14 @@ class Arrival(NamedTuple):
 class SiteView(View):
     """A `View` of an arrival: its outputs follow from the calibrated layers below."""
 
-    def __init__(self, here: Arrival, activations, results: StageResults, maximum=None):
+    def __init__(
+        self,
+        here: Arrival,
+        activations: Sequence[jax.Array],
+        results: StageResults,
+        maximum: jax.Array | None = None,
+        effects: Sequence[jax.Array] | None = None,
+    ):
         super().__init__(
             here.site,
             steps=here.plan.steps,
@@ -119,28 +119,20 @@ class SiteView(View):
             if here.site.signed
             else shared_weights(here.network, here.site),
             maximum=maximum,
+            effects=effects,
+            batch_sharding=here.plan.batch_sharding,
         )
-        self._here = here
-        self._thinned_currents = _thinned(here.plan, results, here.site)
+        self._here, self._results = here, results
 
     def by_effect(self) -> "SiteView":
-        plan, name = self._here.plan, self.site.name
-        weighed = copy.copy(self)
-        weighed.effects = scaled(
-            [plan.effects(batch.number)[name] for batch in self._here.batches]
-        )
-        return weighed
+        here = self._here
+        effects = here.plan.effects(tuple(batch.number for batch in here.batches))
+        effects = [of_batch[self.site.name] for of_batch in effects]
+        data = self.activations, self._results, self.maximum, effects
+        return SiteView(here, *data)
 
-    def outputs(
-        self, fit: Fit, *, stride: int = 1, paced: bool = False
-    ) -> Iterator[Any]:
-        output = segments.paced if paced else segments.output
-        site, ndim = self.site, len(self.site.shape)
-        params = widen(fit.neurons, site)
-        start = formulas.thin(params.initial_potential, stride, ndim, site.channel)
-        params = params._replace(initial_potential=start)
-        for current in self._thinned_currents(fit.weights, stride):
-            yield output(self.model, params, current, self.steps, self.wait, ndim)
+    def currents(self, weights: WeightsByPath) -> Iterator[jax.Array]:
+        return (current for (current, *_), _ in self._results(weights))
 
     def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
         here, plan = self._here, self._here.plan
@@ -208,19 +200,23 @@ class SiteView(View):
             averaged: for each source whether its mean over time is wanted.
             axes: for each source the axis of its images, None if it has none.
         """
-        plan, sources = self._here.plan, []
-        for v, axis, over_time in zip(stage.sources, axes, averaged, strict=True):
-            if axis is None:
-                sources.append(fixed[v])
-                continue
-            values = (store[v] for store in stores)
-            if over_time:
-                values = (segments.mean(value, plan.steps) for value in values)
-            sources.append(segments.joined(plan.batch_sharding, values, axis, every))
+        moving, places = [], []
+        for place, axis in enumerate(axes):
+            if axis is not None:
+                moving.append([store[stage.sources[place]] for store in stores])
+                places.append(place)
+        sources = [fixed.get(v) for v in stage.sources]
+        joined = segments.joined(
+            self.batch_sharding,
+            moving,
+            tuple(axes[place] for place in places),
+            tuple(averaged[place] for place in places),
+            self.steps,
+            every,
+        )
+        for place, source in zip(places, joined, strict=True):
+            sources[place] = source
         return sources
-
-    def join(self, parts: Iterable[jax.Array], every: int = 1) -> jax.Array:
-        return self._here.plan.join(parts, every)
 
 
 def _of_images(effects: jax.Array, result: jax.Array) -> jax.Array:
@@ -241,66 +237,21 @@ def _result(current: Current, weights: list[jax.Array], sources: list) -> jax.Ar
 
 
 def stage_results(here: Arrival) -> StageResults:
-    """The spiking network's results of the site's stage, for weights to be tried."""
+    """The spiking network's results of the site's stage, for weights to be tried.
+
+    Those of the latest weights are kept if their currents are small.
+    """
+    plan = here.plan
 
     def compute(weights: WeightsByPath) -> Iterator[tuple[list, list]]:
         changed = here.params | by_variable(here.network, weights)
-        return (run_snn(here.plan, batch, here.i, changed) for batch in here.batches)
+        return (run_snn(plan, batch, here.i, changed) for batch in here.batches)
 
-    return _cached(here.plan, compute, here.site.shape)
-
-
-def _thinned(
-    plan: Plan, results: StageResults, site: Site
-) -> Callable[[WeightsByPath, int], Iterable[jax.Array]]:
-    """(weights, stride) -> the current of every micro-batch, of fewer positions."""
-
-    def whole(weights: WeightsByPath) -> Iterator[jax.Array]:
-        return (current for (current, *_), _ in results(weights))
-
-    @functools.cache
-    def at(stride: int) -> Currents:
-        if stride == 1:
-            return whole
-        thin = functools.partial(
-            formulas.thin, stride=stride, ndim=len(site.shape), channel=site.channel
-        )
-        fewer = jax.eval_shape(thin, jax.ShapeDtypeStruct(site.shape, jnp.float32))
-        beside = [site.shape] if _fits_cache(plan, site.shape) else []
-        return _cached(plan, lambda w: map(thin, whole(w)), fewer.shape, *beside)
-
-    return lambda weights, stride: at(stride)(weights)
-
-
-def _cached(
-    plan: Plan,
-    compute: Callable[[WeightsByPath], Iterable[Results]],
-    *shapes: Sequence[int],
-) -> Callable[[WeightsByPath], Iterable[Results]]:
-    """``compute(weights)``, kept while the weights are the same, if they are small.
-
-    Args:
-        shapes: of all that is in memory then, for one image and one step.
-    """
-    if not _fits_cache(plan, *shapes):
-        return compute
-    latest: list[Any] = []  # the weights, and what was computed of them
-
-    def cached(weights: WeightsByPath) -> Iterable[Results]:
-        arrays = tuple(weights.values())
-        same = latest and all(a is b for a, b in zip(arrays, latest[0], strict=True))
-        if not same:
-            latest.clear()  # before the new ones need the memory
-            latest[:] = [arrays, list(compute(weights))]
-        return latest[1]
-
-    return cached
-
-
-def _fits_cache(plan: Plan, *shapes: Sequence[int]) -> bool:
     times = 1 if plan.means else plan.steps
     share = batch_of(plan.x) // sharding.size(plan.batch_sharding)
-    return 4 * share * times * sum(map(math.prod, shapes)) <= CACHE_BYTES
+    if 4 * share * times * math.prod(here.site.shape) > CACHE_BYTES:
+        return compute
+    return latest(lambda weights: list(compute(weights)))
 
 
 def by_variable(network: Network, weights: WeightsByPath) -> Values:

@@ -19,9 +19,10 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._arrays import wide
+from snnjax._arrays import on_host, wide
 from snnjax._checks import check_finite
-from snnjax.calibrators.checks import check_values, checked, parameter_shapes, widen
+from snnjax.calibrators.checks import check_values, checked
+from snnjax.calibrators.parameters import parameter_shapes, widen
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
@@ -44,7 +45,6 @@ from snnjax.conversion.engine.site_view import (
     check_unshared,
     stage_results,
 )
-from snnjax.network.evaluate import identity
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import model_of
 from snnjax.neurons.models import NeuronParams
@@ -113,39 +113,44 @@ def _activations(
 
     The ANN's stream is carried over the site.
     """
-    activations, maximum = [], None
+    activations, ranges, maximum = [], [], None
     for batch in (*here.batches, *here.judges):
-        inputs, carried = run_ann(here.plan, batch, here.i, original)
-        if len(inputs) > 1:
-            maximum = _shaped_like_threshold(inputs[1], here.site)
-        activation = identity(batch.stages[here.i].place, *inputs)
+        results, carried = run_ann(here.plan, batch, here.i, original)
+        activation, *maxima, ends = results
+        if maxima:
+            maximum = _shaped_like_threshold(maxima[0], here.site)
         advance(batch.ann, batch.stages, here.i, activation, carried)
         activations.append(activation)
+        ranges.append(ends)
     activations = activations[: len(here.batches)]
     _check_maximum(here.site, maximum)
-    check_finite(f"the activations of site {here.site.name!r}", activations)
-    if all(map(_is_zero, activations)):
-        warnings.warn(
-            f"the activations of site {here.site.name!r} are 0 for all calibration "
-            "images, so its threshold is fitted to no data. Check the scale of the "
-            "images and the parameters",
-            stacklevel=5,
-        )
+    _check_range(here.site, activations, ranges[: len(here.batches)])
     return activations, maximum
 
 
-def _is_zero(array: jax.Array) -> bool:
-    """Whether all numbers are 0, as far as this process has and knows them."""
-    if isinstance(array, Tracer):
-        return False
-    return not any(np.asarray(part.data).any() for part in array.addressable_shards)
+def _check_range(
+    site: Site, activations: Sequence[jax.Array], ranges: Sequence[jax.Array]
+) -> None:
+    """Raise if activations are not finite; warn if all of them are 0."""
+    if any(isinstance(ends, Tracer) for ends in ranges):
+        return
+    ends = np.asarray(jax.device_get(ranges))
+    if not np.isfinite(ends).all():
+        check_finite(f"the activations of site {site.name!r}", activations)
+    if not ends.any():
+        warnings.warn(
+            f"the activations of site {site.name!r} are 0 for all calibration "
+            "images, so its threshold is fitted to no data. Check the scale of the "
+            "images and the parameters",
+            stacklevel=6,
+        )
 
 
 def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
     """Raise if the network has a maximum that no threshold can be."""
     if maximum is None or isinstance(maximum, Tracer):
         return
-    least, largest = float(jnp.min(maximum)), float(jnp.max(maximum))
+    least, largest = float(np.min(maximum)), float(np.max(maximum))
     if not (least > 0 and math.isfinite(largest)):  # NaN is not
         raise ValueError(
             f"the maximum of the {site.kind} at site {site.name!r} is {least:g} to "
@@ -157,8 +162,9 @@ def _check_maximum(site: Site, maximum: jax.Array | None) -> None:
 def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
     """One number per channel of a maximum that may be one for all of them."""
     shape = parameter_shapes(site)["threshold"]
-    own = jnp.shape(maximum)[-len(shape) :]
-    return jnp.broadcast_to(jnp.reshape(maximum, own).astype(jnp.float32), shape)
+    maximum = on_host(maximum)
+    own = maximum.reshape(maximum.shape[-len(shape) :]).astype(np.float32)
+    return own + np.zeros(shape, np.float32)
 
 
 def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
