@@ -58,7 +58,7 @@ def chosen_positions(
     Their currents over T steps take at most `_SAMPLE_BYTES`.
 
     >>> chosen_positions(2**14, (2, 2, 3), -1, steps=4)
-    array([2, 3], dtype=int32)
+    array([0, 2], dtype=int32)
     """
     positions = math.prod(shape) // shape[channel]
     most = _SAMPLE_BYTES // (4 * (steps + 3) * count * shape[channel])
