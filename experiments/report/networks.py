@@ -99,6 +99,7 @@ def read_row(plain: dict) -> Result:
     if "high" in counts:  # written before there were codes
         steps, high = counts["steps"], counts.pop("high")
         counts |= {"values": steps * high + 1, "operator_steps": steps}
+        counts["spikes"] = steps * counts["firing_rate"]
     measures = snnjax.measures.Measures(**counts)
     levels = tuple(plain["levels"])
     return Result(

@@ -137,6 +137,7 @@ class Measures(NamedTuple):
             coding, high the highest level. NaN if a neuron model states no levels.
         operator_steps: how often operators are computed: at each of T steps, or once
             if every layer waits for all of its input.
+        spikes: spikes per neuron and inference, of either sign.
         zero_weights: number of weights of convolutions and matrix products that are 0;
             NaN in results of an older version.
 
@@ -166,12 +167,8 @@ class Measures(NamedTuple):
     bits: jax.Array
     values: jax.Array
     operator_steps: jax.Array
+    spikes: jax.Array
     zero_weights: jax.Array | float = math.nan
-
-    @property
-    def spikes(self) -> jax.Array:
-        """Spikes per neuron and inference, of either sign."""
-        return self.steps * self.firing_rate
 
     def _table(self) -> Table:
         percent = ("firing_rate", "silent", "saturated")
@@ -298,6 +295,7 @@ def measure(
         operator_steps=jnp.asarray(
             1 if needs_no_time(snn.code, steps, wait) else steps
         ),
+        spikes=steps * rate,
     )
 
 
