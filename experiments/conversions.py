@@ -26,7 +26,7 @@ from tqdm import tqdm
 import snnjax
 from experiments.data import Dataset, Normalized, normalize
 from experiments.report import Result, row
-from experiments.running import Convert, devices, digest
+from experiments.running import CODES, Convert, devices, digest
 from snnjax.calibrators import widen
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
@@ -83,6 +83,7 @@ class Row(NamedTuple):
     steps: int
     wait: int
     levels: tuple[int, int]
+    code: str
 
 
 class Draw(NamedTuple):
@@ -159,12 +160,29 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    for recipe, levels in itertools.product(config.recipes, config.pairs()):
-        waits = config.waits or (("0", "T") if recipe == "best" else ("0",))
+    groups = itertools.product(config.recipes, config.pairs(), config.codes)
+    for recipe, levels, code in groups:
+        waits = config.waits or _waits(recipe, levels, code)
         for wait, steps in itertools.product(waits, config.steps):
             number = steps if wait == "T" else int(wait)
-            rows.append(Row(recipe, steps, number, levels))
+            rows.append(Row(recipe, steps, number, levels, code))
     return list(dict.fromkeys(rows))
+
+
+def _waits(recipe: str, levels: tuple[int, int], code: str) -> tuple[str, ...]:
+    """The waits of a row, if the options name none."""
+    if code == "rate":
+        return ("0", "T") if recipe == "best" else ("0",)
+    return ("1",) if levels[0] < 0 else ("T",)
+
+
+def neuron_of(
+    levels: tuple[int, int], code: str, dead_zone: float | None
+) -> snnjax.neurons.IntegrateAndFire:
+    """The neuron of these options; signed digits have a dead zone by default."""
+    if dead_zone is None:
+        dead_zone = 2 / 3 if code.startswith("radix") and levels[0] < 0 else 0
+    return snnjax.integrate_and_fire(levels=levels, dead_zone=dead_zone)
 
 
 def forget(config: Convert) -> None:
@@ -228,7 +246,7 @@ def _draw(
     images = calibration_images(config, task.data, seed)
     arrays = task.params, images, task.test.labels
     run = {"digest": digest(arrays), "dtype": config.dtype, "rate": config.rate}
-    run |= {"iterations": config.iterations}
+    run |= {"iterations": config.iterations, "dead_zone": config.dead_zone}
     file = _file(config, line, seed)
     if file.exists():
         snn, card, _ = snnjax.load(file)
@@ -241,7 +259,8 @@ def _draw(
         devices.rows(images, np.arange(len(images)), task.mesh),
         steps=line.steps,
         wait=line.wait,
-        model=snnjax.integrate_and_fire(levels=line.levels),
+        model=neuron_of(line.levels, line.code, config.dead_zone),
+        code=CODES[line.code],
         recipe=RECIPES[line.recipe](config, seed),
     )
     jax.block_until_ready(snn)
@@ -263,7 +282,8 @@ def _draw(
 def _file(config: Convert, line: Row, seed: int) -> Path:
     """The file for a draw, and what was counted."""
     low, high = line.levels
-    name = f"{line.recipe}_T{line.steps}_wait{line.wait}_levels{low}_{high}_{seed}"
+    name = f"{line.recipe}_{line.code}_T{line.steps}_wait{line.wait}"
+    name += f"_levels{low}_{high}_{seed}"
     return Path(config.out).expanduser() / UNFINISHED / f"{name}.safetensors"
 
 
@@ -283,7 +303,13 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         measures,
         [draw.choice_hits for draw in draws],
         levels_of(task.sites, snn),
+        code_name(snn.code),
     )
+
+
+def code_name(code: snnjax.codes.Code) -> str:
+    """The name of a code in `CODES`, or how Python prints it."""
+    return next((name for name, each in CODES.items() if each == code), repr(code))
 
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
@@ -325,11 +351,14 @@ def _measure(task: Experiment, snn: snnjax.SNN) -> snnjax.measures.Measures:
     return measures._replace(sites=in_order)
 
 
-def _run_once(task: Experiment, steps: int, wait: int, levels: tuple[int, int]) -> None:
+def _run_once(
+    task: Experiment, steps: int, wait: int, levels: tuple[int, int], code: str
+) -> None:
     """Compile the programs of all recipes: run them on an SNN of the same shapes."""
-    neuron = snnjax.integrate_and_fire(levels=levels)
+    neuron = neuron_of(levels, code, task.config.dead_zone)
     neurons = {site.name: neuron.init() for site in task.sites if site.fires}
-    snn = widened(snnjax.SNN(task.params, neurons, steps, wait, neuron), task.sites)
+    snn = snnjax.SNN(task.params, neurons, steps, wait, neuron, CODES[code])
+    snn = widened(snn, task.sites)
     for part in (task.test, task.held_out):
         if part is not None:
             count = devices.images_at_once()

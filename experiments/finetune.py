@@ -26,9 +26,11 @@ from experiments.conversions import (
     Experiment,
     calibration_images,
     carry_out,
+    code_name,
     count_hits,
     forget,
     levels_of,
+    neuron_of,
     result_of,
     widened,
 )
@@ -38,6 +40,7 @@ from experiments.models import NAMES, RestoredSNN, Source, load_snn, source_dige
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, figures, header, row
 from experiments.running import (
+    CODES,
     FineTune,
     check_resumable,
     devices,
@@ -172,8 +175,9 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     key, task = jax.random.key(config.seed), setup.task
     image = task.test.images[:1]
     variables = jax.jit(setup.source.model.init)(key, image)
-    neuron = snnjax.integrate_and_fire(levels=config.levels)
-    snn = snnjax.init(task.fn, variables, image, model=neuron)
+    neuron = neuron_of(config.levels, config.code, config.dead_zone)
+    code = CODES[config.code]
+    snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
     return widened(snn, task.sites)
 
@@ -192,6 +196,7 @@ def _restored(config: FineTune) -> RestoredSNN | None:
     for name, own, option in (
         ("steps", restored.snn.steps, config.steps),
         ("wait", restored.snn.wait, config.wait),
+        ("code", code_name(restored.snn.code), config.code),
         ("dtype", restored.card.get("dtype", "float32"), config.dtype),
     ):
         _check_same(config, name, own, option, f"--{name}")

@@ -21,6 +21,7 @@ temperature         b of Dspike, the steepness of its surrogate
 recipe              one or more sweeps over the sites, each a list of calibrators
 calibrator          a pure function (View, Fit) -> Fit that fits one site
 view                what a calibrator reads at a site: activations, outputs, currents
+code                what a spike is worth at each step: rate coding, or digits
 wait                steps that each layer integrates before it may fire
 stage               the equations between two firing sites; stages with equal
                     equations share one segment, which is compiled once
@@ -31,6 +32,7 @@ T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 The modules:
 
 calibrators         the parts of recipes, and the tools to write your own
+codes               rate coding, radix codes, weights of your own
 neurons             neuron models, and one site through time
 surrogate           spike functions and their surrogate gradients
 simulation          options of the executions
@@ -43,6 +45,7 @@ storage, nir        files, and the format of other tools
 
 from snnjax import (
     calibrators,
+    codes,
     measures,
     network,
     neurons,
@@ -87,6 +90,7 @@ __all__ = [
     "bias_shift",
     "calibrators",
     "clipped_relu",
+    "codes",
     "convert",
     "encode",
     "energy",

@@ -15,11 +15,13 @@ from snnjax._arrays import add_offset, lead, subtract_offset
 from snnjax._trees import is_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import check_streams
+from snnjax.codes import Code
 from snnjax.network.equations import Network, Values
-from snnjax.network.evaluate import evaluate, firing
+from snnjax.network.evaluate import accumulating, evaluate, firing
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
+from snnjax.neurons.schedule import shares
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -63,23 +65,28 @@ def observe_spikes(
         snn: its spiking network.
         x: [B, ...], or [T, B, ...] if it is a sequence.
         steps, wait: T, and the steps that every layer waits.
-        observe: ``observe(site, currents, spikes)``, both [T, B, ...]. The spikes do
-            not include the offset of the neurons.
+        observe: ``observe(site, currents, spikes)``, what arrives and what is sent at
+            each step, both [T, B, ...]; without the offset of the neurons, which is no
+            event.
         sequence: whether x changes from step to step.
 
     Returns:
-        The values of all variables, and the variables that have a time axis.
+        The values of all variables, as the equations read them
+        (`snnjax.codes.Code.stream`), and which of them have a time axis.
     """
+    code = snn.code
 
     def fire(site: Site, params, current):
-        currents = over_time(current, steps, len(site.shape))
-        spikes = unroll(snn.model_of(site.name), params, currents, wait=wait)
-        observe(site, currents, subtract_offset(spikes, field(params, "offset")))
-        return spikes
+        currents = code.arriving(over_time(current, steps, len(site.shape)))
+        model = snn.model_of(site.name)
+        spikes = unroll(model, params, currents, wait=wait, code=code)
+        observe(site, currents, _without(code, spikes, field(params, "offset")))
+        return code.stream(spikes)
 
     values = network.arguments(snn.params, x)
     streams = streaming(network.equations, network.x if sequence else ())
-    evaluate(network.equations, values, firing(fire, snn.neurons), streams=streams)
+    rule = firing(fire, snn.neurons, accumulating(code))
+    evaluate(network.equations, values, rule, streams=streams)
     return values, streams
 
 
@@ -114,9 +121,19 @@ def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
     return {v: with_offsets[v] - without[v] for v in floating}
 
 
-def events(values: Values, offsets: Values, v: int) -> jax.Array:
-    """The value of a variable without the part that offsets add."""
-    return values[v] - offsets[v] if v in offsets else values[v]
+def events(code: Code, values: Values, offsets: Values, v: int) -> jax.Array:
+    """What arrives of a variable at each step, without what offsets add to it."""
+    return _without(code, code.arriving(values[v]), offsets.get(v))
+
+
+def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
+    """A stream [T, B, ...] without what arrives of a constant."""
+    if constant is None or code.clock_runs:
+        return subtract_offset(arriving, constant)
+    share = jnp.asarray(shares(code, len(arriving)), arriving.dtype)
+    share = share.reshape(-1, *[1] * (arriving.ndim - 1))
+    constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
+    return arriving - share * constant
 
 
 def unit(params: Any, site: Site) -> jax.Array:

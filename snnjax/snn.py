@@ -7,7 +7,7 @@ Every part that takes an SNN uses the checks in this file.
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -19,6 +19,7 @@ from jax.core import Tracer
 from snnjax._checks import check_wait
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._trees import is_floating, name_of, paths_of
+from snnjax.codes import Code, check_code, rate
 from snnjax.conformance import check_protocol
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import by_name, model_of, models_in, resolve_models
@@ -37,7 +38,7 @@ WEIGHTS, FROZEN = "weights", "frozen"
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "neurons"),
-    meta_fields=("steps", "wait", "model"),
+    meta_fields=("steps", "wait", "model", "code"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
@@ -54,6 +55,7 @@ class SNN:
         wait: the wait that the SNN was fitted to; None (from `snnjax.init`): any wait.
         model: the neuron model of all sites (see `snnjax.integrate_and_fire`), or a
             `snnjax.neurons.BySite`. `model_of` returns the model of one site.
+        code: what a spike is worth at each step, see `snnjax.codes`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
@@ -70,6 +72,7 @@ class SNN:
     steps: int | None = None
     wait: int | None = None
     model: Any = IntegrateAndFire()
+    code: Code = rate()
 
     def model_of(self, site_name: str) -> Any:
         """The neuron model of a site."""
@@ -90,6 +93,7 @@ class SNN:
     def _table(self) -> Table:
         fits = [f"T = {self.steps}"] if self.steps is not None else []
         fits += [f"wait {self.wait}"] if self.wait is not None else []
+        fits += [] if self.code == rate() else [repr(self.code)]
         title = ", ".join(["SNN", *fits, f"{self._size()} numbers in params"])
         cells = {name: _cells(params) for name, params in self.neurons.items()}
         fields = dict.fromkeys(field for row in cells.values() for field in row)
@@ -179,9 +183,24 @@ def check_params(snn: SNN, params: chex.ArrayTree) -> None:
         )
 
 
+def check_models(code: Code, models: Iterable[Any]) -> None:
+    """Raise unless neurons of these models can send this code."""
+    check_code(code)
+    for model in models:
+        plain = is_plain(model) and model.reset == "subtract" and model.leak is None
+        if not code.clock_runs and not plain:
+            raise ValueError(
+                f"the code {code!r} needs IF neurons with reset by subtraction and no "
+                f"leak, since they keep what is missing; found {model!r}. Take "
+                "model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
+                "snnjax.codes.rate()"
+            )
+
+
 def check_neurons(snn: SNN, sites: Sites) -> None:
     """Raise unless all sites that fire have neurons of the right shape."""
     _check_names(snn.neurons, sites)
+    check_models(snn.code, models_in(snn.model))
     for model in models_in(snn.model):
         check_model(model, "the SNN's model")
     for site in sites:

@@ -17,21 +17,32 @@ def neuron(
     wait=0,
     levels=(0, 1),
     dead_zone=0.0,
+    sizes=None,
+    rectifies=True,
 ):
-    """Spikes [T] of one neuron that waits ``wait`` steps before it may fire."""
-    steps, v, spikes, total = len(currents), start, [], 0
+    """Spikes [T] of one neuron that waits ``wait`` steps before it may fire.
+
+    A spike of level 1 at step t is worth ``sizes[t]`` thresholds: 1 with rate coding.
+    """
+    steps, v, spikes, sent = len(currents), start, [], 0
     low, high = levels
+    sizes = np.ones(steps) if sizes is None else np.asarray(sizes)
+    finest = sizes[-1] * threshold
     for step in range(steps + wait):
         v = leak * v + (currents[step] if step < steps else 0 * currents[0])
         if step < wait:
             continue
-        shifted = v + dead_zone * threshold if v < 0 else v
-        beyond = np.floor(shifted / threshold) if v >= 0 or shifted < 0 else 0
-        level = int(min(max(beyond, low, -total), high))
-        total += level
-        spikes.append(level * threshold)
+        size = sizes[step - wait] * threshold
+        missing = v - finest / 2
+        ahead = (size - finest) / 2 if low < 0 else 0
+        least = max(low, -np.floor(sent / size + 1e-3)) if rectifies else low
+        level = int(min(max(np.floor((v + ahead) / size), least), high))
+        if abs(missing) < dead_zone * size and step - wait < steps - 1:
+            level = 0
+        sent += level * size
+        spikes.append(level * size)
         if level:
-            v = v - level * threshold if reset == "subtract" else 0 * v
+            v = v - level * size if reset == "subtract" else 0 * v
     return spikes
 
 
@@ -71,8 +82,15 @@ def population(
 
 
 def simulate(currents, threshold, *, bias=0.0, start=0.0, **options):
-    """Spikes [T, B, ...] of a layer; the rest broadcasts over [B, ...]."""
-    currents = currents + np.asarray(bias, currents.dtype)
+    """Spikes [T, B, ...] of a layer; the rest broadcasts over [B, ...].
+
+    The bias comes at every step, or at the first one, T times, if sizes are given.
+    """
+    bias = np.asarray(bias, currents.dtype)
+    if options.get("sizes") is None:
+        currents = currents + bias
+    else:
+        currents = np.concatenate([currents[:1] + len(currents) * bias, currents[1:]])
     threshold = np.broadcast_to(threshold, currents.shape[1:])
     start = np.broadcast_to(start, currents.shape[1:])
     spikes = np.zeros_like(currents)

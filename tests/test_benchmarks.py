@@ -290,5 +290,5 @@ def test_the_pages_have_the_medians_that_were_measured():
     sentence = f"snnjax {ours:.3g}, SpikingJelly's fastest mode {jelly:.3g}, sparxml"
     sentence += f" {median['sparxml run_converted']:.3g}, T passes of the ANN {ann:.3g}"
     assert sentence in " ".join((root / "benchmarks/README.md").read_text().split())
-    ratio = f"gives {ours / jelly:.1f} times as many images per second"
+    ratio = f"processes {ours / jelly:.1f} times as many images per second"
     assert ratio in " ".join((root / "README.md").read_text().split())

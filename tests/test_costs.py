@@ -51,7 +51,7 @@ def test_memory_counts_every_word_that_is_read_or_written(measures):
 def test_the_quantized_ann_has_as_many_levels_as_the_steps(measures):
     powers = [(2**n - 1, n) for n in range(1, 12)]  # these need no further bit
     for steps, bits in [(4, 3), (5, 3), (8, 4), *powers]:
-        found = snnjax.energy(measures._replace(steps=steps)).quantized
+        found = snnjax.energy(measures._replace(values=steps + 1)).quantized
         product = 0.2 * bits / 8 + 0.1
         np.testing.assert_allclose(found.ann, (8 * 0.3 + 12 * product) * PJ, rtol=1e-5)
         np.testing.assert_allclose(found.spiking, (8 * 0.3 + 24 * 0.1) * PJ, rtol=1e-5)

@@ -257,7 +257,7 @@ def test_costs_have_a_line_for_every_result(capsys):
         assert cells[0] == f"`{row.name}`"
         assert cells[2:4] == [str(row.steps), str(row.latency)]
         assert cells[4] == report.results.percent(row)
-        assert cells[6] == f"{100 * row.firing_rate:.1f}"
+        assert cells[6] == f"{row.spikes:.2f}"
 
 
 def test_runs_of_one_network_share_a_table(tmp_path, capsys):

@@ -541,7 +541,7 @@ def test_remat_needs_levels():
 def test_measures_of_a_model_without_levels_say_what_is_unknown():
     measures = snnjax.measure(NET.fn, OWN_SNN, NET.x, params=NET.params, steps=STEPS)
     assert 0 < measures.firing_rate < 1 and measures.synaptic_operations > 0
-    unknown = measures.synaptic_additions, measures.bits, measures.high
+    unknown = measures.synaptic_additions, measures.bits, measures.values
     assert all(np.isnan(number) for number in unknown)
     trains = snnjax.measures.spike_trains(NET.fn, OWN_SNN, NET.x, steps=STEPS)
     (train, *_) = trains.values()
@@ -552,7 +552,7 @@ def test_measures_of_a_model_without_levels_say_what_is_unknown():
 
 def test_measures_of_the_models_of_the_library():
     measures = snnjax.measure(NET.fn, ALL, NET.x, params=NET.params, steps=STEPS)
-    assert (measures.bits, measures.high) == (STEPS, 1)
+    assert (measures.bits, measures.values) == (STEPS, STEPS + 1)
     assert measures.synaptic_additions == measures.synaptic_operations
 
 

@@ -36,7 +36,8 @@ def results(seeds=2):
             if site.fires
         }
         operations = uniform(1e3, 1e6)
-        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait, steps, 1
+        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait
+        counts += steps, 2, steps, 0.1 * steps
         measures = Measures(of_sites, {}, 0.1, *counts)
         latency = snnjax.latency(SITES, steps=steps, wait=wait)
         curves = uniform(0, 1, (seeds, steps)).tolist()
@@ -102,7 +103,7 @@ def test_the_tables_have_the_numbers_of_the_results(made):
         assert line == [
             *(result.recipe, wait, str(result.steps), str(result.latency), percent),
             f"{result.measures.bits:.3g}",
-            f"{100 * result.firing_rate:.1f}",
+            f"{result.spikes:.2f}",
             f"{operations:.2f} ({3 * operations:.2f})",
             *(f"{100 * s / ann:.0f}" for s, ann in snnjax.energy(result.measures)),
             f"{result.seconds:.1f}",

@@ -95,7 +95,12 @@ def read_row(plain: dict) -> Result:
     """A row of metrics.json."""
     # JSON has no NaN.
     seconds = math.nan if plain["seconds"] is None else float(plain["seconds"])
-    measures = snnjax.measures.Measures(**plain["measures"])
+    counts = dict(plain["measures"])
+    if "high" in counts:  # written before there were codes
+        steps, high = counts["steps"], counts.pop("high")
+        counts |= {"values": steps * high + 1, "operator_steps": steps}
+        counts["spikes"] = steps * counts["firing_rate"]
+    measures = snnjax.measures.Measures(**counts)
     levels = tuple(plain["levels"])
     return Result(
         **plain | {"seconds": seconds, "measures": measures, "levels": levels}

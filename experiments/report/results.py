@@ -27,6 +27,7 @@ class Result(NamedTuple):
         seconds: median duration of the conversions, or the duration of all epochs.
         choice_hits: per seed, right answers on the images that rows are chosen by.
         levels: of the spikes.
+        code: what a spike is worth at each step, a name of experiments.running.CODES.
     """
 
     recipe: str
@@ -40,12 +41,20 @@ class Result(NamedTuple):
     measures: snnjax.measures.Measures
     choice_hits: list[int] | None = None
     levels: tuple[int, int] = (0, 1)
+    code: str = "rate"
 
     @property
     def name(self) -> str:
-        """The recipe, with the levels unless they are binary."""
+        """The recipe; with the code unless it is rate, the levels unless binary."""
         low, high = self.levels
-        return self.recipe if (low, high) == (0, 1) else f"{self.recipe} {low}:{high}"
+        code = [self.code] if self.code != "rate" else []
+        levels = [f"{low}:{high}"] if (low, high) != (0, 1) else []
+        return " ".join([self.recipe, *code, *levels])
+
+    @property
+    def spikes(self) -> float:
+        """Spikes per neuron and inference, of either sign."""
+        return self.steps * self.firing_rate
 
     @property
     def final(self) -> float:
@@ -80,7 +89,7 @@ def choice(results: Sequence[Result]) -> Result:
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
-    """Rows grouped by recipe, levels and wait: the rows of a group differ in T."""
+    """Rows grouped by name and wait: the rows of a group differ in T."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.name, waits(result)), []).append(result)
@@ -115,7 +124,7 @@ NAME_WIDTH = 15  # of the longest name of a recipe
 
 def header(width: int = NAME_WIDTH) -> str:
     """The titles above `row`."""
-    titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "rate %")
+    titles = ("recipe", "wait", "T", "latency", "accuracy %", "loss", "spikes")
     return CONSOLE.format(*titles, "SynOps M", "s", width=width)
 
 
@@ -129,7 +138,7 @@ def row(result: Result, ann: float, width: int = NAME_WIDTH) -> str:
         result.latency,
         f"{mean:.2f} ± {deviation:4.2f}",
         f"{100 * ann - mean:.2f}",
-        f"{100 * result.firing_rate:.1f}",
+        f"{result.spikes:.2f}",
         f"{result.synaptic_operations / 1e6:.3f}",
         f"{result.seconds:.2f}",
         width=width,
@@ -173,7 +182,7 @@ def accuracy_table(
     return ("recipe", "wait", *(f"T = {t}" for t in columns)), rows
 
 
-COSTS = ("recipe", "wait", "T", "latency", "accuracy %", "bits", "rate %", "SynOps M")
+COSTS = ("recipe", "wait", "T", "latency", "accuracy %", "bits", "spikes", "SynOps M")
 COSTS += ("energy, % of ANN", "with memory", "of quantized ANN")
 
 
@@ -192,7 +201,7 @@ def cost_cells(result: Result) -> tuple[str, ...]:
         str(result.latency),
         percent(result),
         f"{float(measures.bits):.3g}",
-        f"{100 * result.firing_rate:.1f}",
+        f"{result.spikes:.2f}",
         operations,
         *(f"{100 * float(spiking / ann):.0f}" for spiking, ann in estimates),
     )
@@ -209,12 +218,13 @@ def cost_table(results: Sequence[Result]) -> Table:
 ABOUT_COSTS = """\
 Costs per image, measured on {images} {kind} with the SNN of the first draw.
 `latency`: steps until the answer is complete. `bits`: what a neuron sends in one
-inference. `rate %`: spikes per neuron and step. `SynOps M`: synaptic operations in
-millions; in brackets the additions that they need, if spikes are graded. `energy`: of
-the operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit floats,
-45 nm: Horowitz, ISSCC 2014). `with memory` adds all memory accesses. `of quantized ANN`
-compares integer operations with an ANN that has as many levels (`snnjax.energy`). `s`:
-median seconds of a conversion, or seconds of all epochs with an evaluation after each.
+inference. `spikes`: per neuron and inference, of either sign. `SynOps M`: synaptic
+operations in millions; in brackets the additions that they need, if spikes are graded.
+`energy`: of the operations alone (0.9 pJ per addition, 4.6 pJ per multiply-add; 32-bit
+floats, 45 nm: Horowitz, ISSCC 2014). `with memory` adds all memory accesses. `of
+quantized ANN` compares integer operations with an ANN whose neurons tell as many values
+apart (`snnjax.energy`). `s`: median seconds of a conversion, or seconds of all epochs
+with an evaluation after each.
 """
 
 

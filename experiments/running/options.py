@@ -230,6 +230,15 @@ class TrainSNN(Training):
             )
 
 
+# What --codes names.
+CODES = {
+    "rate": snnjax.codes.rate(),
+    "radix": snnjax.codes.radix(),
+    "radix4": snnjax.codes.radix(base=4),
+    "harmonic": snnjax.codes.harmonic(),
+}
+
+
 @dataclass(frozen=True)
 class Conversion(Work):
     """Options of every conversion."""
@@ -248,6 +257,9 @@ class Conversion(Work):
     test_images: int | None = None
     # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
     dtype: str = "float32"
+    # A neuron is silent while less than this part of a spike is missing, except at step
+    # T. By default 2/3 for signed digits of a radix code, otherwise 0.
+    dead_zone: float | None = None
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None
 
@@ -258,7 +270,7 @@ class Conversion(Work):
         check_range(self, "dtype", one_of("float32", "bfloat16"))
         _check_entries("levels", self.pairs())
         for pair in self.pairs():
-            snnjax.integrate_and_fire(levels=pair)
+            snnjax.integrate_and_fire(levels=pair, dead_zone=self.dead_zone or 0)
 
     def pairs(self) -> list[tuple[int, int]]:
         """(lowest, highest) level of a spike, for each group of rows.
@@ -292,11 +304,14 @@ class Convert(Conversion):
         "best",
     )
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
-    # default 0 for every recipe, and also T for "best".
+    # default 0 for every recipe, and also T for "best", with rate coding.
     waits: tuple[str, ...] | None = None
     # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
     # 0 1 is binary, -1 1 signed, 0 3 graded.
     levels: tuple[int, ...] = (0, 1)
+    # Codes, of experiments.running.CODES: what a spike is worth at each step. Each has
+    # its own rows. By default signed digits wait 1 step, and others T.
+    codes: tuple[str, ...] = ("rate",)
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
     # Learning rate of weight calibration in "advanced".
@@ -305,8 +320,9 @@ class Convert(Conversion):
     restore: str | None = None
 
     def __post_init__(self):
-        check_several(self, "steps recipes seeds")
+        check_several(self, "steps recipes seeds codes")
         check_several(self, "waits", may_lack=True)
+        check_range(self, "codes", one_of(*CODES))
         super().__post_init__()
         check_range(self, "rate")
         check_range(self, "seeds", NOT_NEGATIVE)
@@ -351,6 +367,8 @@ class FineTune(Conversion, Training):
     wait: int = 0
     # Lowest and highest level of a spike.
     levels: tuple[int, int] = (0, 1)
+    # Code, one of experiments.running.CODES: what a spike is worth at each step.
+    code: str = "rate"
     # Recipe of the conversion, one of experiments.conversions.RECIPES.
     recipe: str = "best"
     # Weight in the loss of the distance from the ANN's answers; 0: labels alone.
@@ -374,6 +392,7 @@ class FineTune(Conversion, Training):
         check_range(self, "held_back", NOT_NEGATIVE)
         within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
         check_range(self, "wait", within)
+        check_range(self, "code", one_of(*CODES))
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
         if self.iterations != FineTune.iterations and self.recipe != "advanced":
@@ -418,5 +437,6 @@ class FineTune(Conversion, Training):
             recipes=(self.recipe,),
             waits=(str(self.wait),),
             levels=self.levels,
+            codes=(self.code,),
             seeds=(self.seed,),
         )

@@ -17,6 +17,7 @@ from snnjax.calibrators.blocks import in_blocks, sum_over
 from snnjax.calibrators.parameters import widen
 from snnjax.calibrators.sample import Sample, at_positions
 from snnjax.calibrators.view import Fit, View, mean_and_pace_of
+from snnjax.codes import Code
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 
 # Samples of a channel beside which those of its layer do not count: with them, a
@@ -60,6 +61,7 @@ def search(
         model=view.model,
         steps=view.steps,
         wait=view.wait,
+        code=view.code,
         shape=view.site.shape,
         channel=view.site.channel,
         prior=effective_prior(prior, view.sample),
@@ -69,7 +71,7 @@ def search(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "steps", "wait", "shape", "channel", "prior"),
+    static_argnames=("model", "steps", "wait", "code", "shape", "channel", "prior"),
 )
 def _best_of(
     neuron: NeuronParams,
@@ -82,12 +84,14 @@ def _best_of(
     model: IntegrateAndFire,
     steps: int,
     wait: int,
+    code: Code,
     shape: tuple[int, ...],
     channel: int,
     prior: int,
 ) -> NeuronParams:
     """The neuron that `search` chooses."""
     count, channels = sample.activation.shape
+    high = model.levels[1] * code.reach(steps)
     flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), _small(neuron))
     unit = formulas.binary_unit(flat.threshold)
     start = jnp.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
@@ -112,7 +116,7 @@ def _best_of(
                 neuron = params._replace(initial_potential=start)
                 neuron = _changed(neuron, candidate, steps)
                 neuron = neuron._replace(bias=neuron.bias + added)
-                pair = mean_and_pace_of(neuron, current, model, steps, wait, 0)
+                pair = mean_and_pace_of(neuron, current, model, steps, wait, code, 0)
                 missing, early = (a - s.astype(a.dtype) for s in pair)
                 squares = (missing / units) ** 2 + pace * (early / units) ** 2
                 return w * missing, w * squares
@@ -129,7 +133,7 @@ def _best_of(
         expected = formulas.expected(samples, "channel", prior)
 
         def unseen(candidate: jax.Array) -> jax.Array:
-            top = model.levels[1] * _changed(flat, candidate, steps).threshold
+            top = high * _changed(flat, candidate, steps).threshold
             return formulas.unseen_error(top, expected, unit)
 
         total += (1 + pace) * jax.vmap(unseen)(candidates)

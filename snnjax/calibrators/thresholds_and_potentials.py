@@ -159,7 +159,7 @@ def least_squares_threshold(
 
     def compute(view: View, fit: Fit) -> jax.Array:
         sample = view.sample
-        options = per, objective, view.steps, view.high, effective_prior(prior, sample)
+        options = per, objective, view.values, view.high, effective_prior(prior, sample)
         return _least_squares(sample, fit.neurons.offset, *options)
 
     return _threshold(compute, per)
@@ -188,7 +188,7 @@ def least_squares_offset() -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if not view.site.signed:
             return fit
-        intervals = 2 * view.steps * view.high
+        intervals = 2 * view.values
         offset = _middle(view.sample, intervals).reshape(_channels(view))
         return fit._replace(neurons=fit.neurons._replace(offset=offset))
 
@@ -197,7 +197,7 @@ def least_squares_offset() -> Calibrator:
 
 @named
 def shift_bias() -> Calibrator:
-    """bias += V_th / (2T), see `formulas.shift`.
+    """bias += w_T V_th / 2: V_th / (2T) with rate coding, see `formulas.shift`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -209,7 +209,7 @@ def shift_bias() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = on_host(fit.neurons)
-        bias = neuron.bias + formulas.shift(neuron.threshold, view.steps)
+        bias = neuron.bias + view.finest * neuron.threshold / 2
         return fit._replace(neurons=fit.neurons._replace(bias=bias))
 
     return calibrate
@@ -217,7 +217,9 @@ def shift_bias() -> Calibrator:
 
 @named
 def half_charge() -> Calibrator:
-    """v(0) = V_th / 2: the bias shift's charge, all of it before the first step.
+    """v(0) = T w_T V_th / 2: the bias shift's charge, all of it before the first step.
+
+    With rate coding it is V_th / 2.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -228,8 +230,7 @@ def half_charge() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        del view
-        half = on_host(fit.neurons.threshold) / 2
+        half = view.steps * view.finest * on_host(fit.neurons.threshold) / 2
         return fit._replace(neurons=fit.neurons._replace(initial_potential=half))
 
     return calibrate
@@ -360,7 +361,8 @@ def postpone_charge(
     check_count("prior", prior, least=0)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if view.wait == view.steps or view.model.levels[0] < 0:
+        streams = view.code.clock_runs and view.needs_time
+        if not streams or view.model.levels[0] < 0:
             return fit
         candidates = [(1.0, charge) for charge in charges]
         return search(view, fit, candidates, pace, prior)
@@ -448,6 +450,9 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
 def streaming_only(calibrator: Calibrator) -> Calibrator:
     """The calibrator where layers do not wait; elsewhere the fit as it is.
 
+    That is with rate coding and a wait of 0. Digits of another code are few, and their
+    order is that of their size.
+
     Raises:
         ValueError: what does not take (view, fit).
 
@@ -462,7 +467,12 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     0.0
     """
     check_calibrator(calibrator)
-    return lambda view, fit: fit if view.wait else calibrator(view, fit)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        streams = view.code.clock_runs and view.wait == 0
+        return calibrator(view, fit) if streams else fit
+
+    return calibrate
 
 
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
@@ -486,7 +496,7 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
 
 
 @functools.partial(jax.jit, static_argnames=("per", "high"))
-def _maximum(sample: Sample, offset: Any, per: Per, high: int) -> jax.Array:
+def _maximum(sample: Sample, offset: Any, per: Per, high: float) -> jax.Array:
     return formulas.positive(sample.peaks(offset), per) / high
 
 
@@ -500,20 +510,20 @@ def _percentile(activations, effects, offset, p, per, high, channel) -> jax.Arra
 
 
 @functools.partial(
-    jax.jit, static_argnames=("per", "objective", "steps", "high", "prior")
+    jax.jit, static_argnames=("per", "objective", "values", "high", "prior")
 )
 def _least_squares(
     sample: Sample,
     offset: jax.Array | None,
     per: Per,
     objective: Objective,
-    steps: int,
-    high: int,
+    values: int,
+    high: float,
     prior: int,
 ) -> jax.Array:
     """`formulas.least_squares` of a sample, whose peaks are those of all images.
 
-    A neuron of T steps and the levels (0, n) has the means of one of T n steps.
+    A neuron has the outputs of a binary one with as many steps as it has values.
     """
     sizes, expected = sample.magnitudes(offset), None
     if prior:
@@ -523,7 +533,7 @@ def _least_squares(
         largest, excess = formulas.positive(sample.peaks(offset), per), None
     thresholds = formulas.candidates(largest, excess, prior)
     errors = formulas.candidate_errors(
-        sizes, thresholds, steps * high, objective, weight=sample.weight
+        sizes, thresholds, values, objective, weight=sample.weight
     )
     return formulas.nearest(expected, thresholds, errors, prior) / high
 

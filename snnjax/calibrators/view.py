@@ -19,9 +19,11 @@ from snnjax import sharding
 from snnjax._arrays import sampled
 from snnjax.calibrators.parameters import widen
 from snnjax.calibrators.sample import Sample, chosen_positions, rows_of, sample_of
+from snnjax.codes import Code, rate
+from snnjax.firing import over_time
 from snnjax.network.sites import Site
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.unroll import closed_form, mean_and_pace
+from snnjax.neurons.unroll import closed_form, mean_and_pace, needs_no_time
 
 
 class Fit(NamedTuple):
@@ -80,6 +82,7 @@ class View(abc.ABC):
         steps: T.
         wait: steps that every layer waits.
         model: of the neurons, whose levels say what a spike may be.
+        code: what a spike is worth at each step.
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
@@ -110,6 +113,7 @@ class View(abc.ABC):
         wait: int,
         activations: Sequence[jax.Array],
         model: IntegrateAndFire | None = None,
+        code: Code | None = None,
         shared: frozenset[str] = frozenset(),
         maximum: jax.Array | None = None,
         effects: Sequence[jax.Array] | None = None,
@@ -118,6 +122,7 @@ class View(abc.ABC):
         self.maximum, self.effects = maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
+        self.code = rate() if code is None else code
         self.activations, self.shared = activations, shared
         self.batch_sharding = batch_sharding
         self.sample_currents = latest(self._sample_currents)
@@ -126,8 +131,9 @@ class View(abc.ABC):
     def currents(self, weights: dict[str, jax.Array]) -> Iterable[jax.Array]:
         """The current into the site of each micro-batch, [T, B, ...].
 
-        It follows from the spikes that the calibrated layers below emit. [B, ...] where
-        it is constant, as from images, and with a wait of T the mean, [B, ...].
+        It follows from the spikes that the calibrated layers below emit: decoded
+        values, unless the code is rate coding. [B, ...] where it is constant, as from
+        images, and where layers wait for all of their input.
 
         Args:
             weights: those of a `Fit`.
@@ -179,9 +185,24 @@ class View(abc.ABC):
         return sum(len(activation) for activation in self.activations)
 
     @property
-    def high(self) -> int:
-        """The highest level: a neuron's output is at most so many times V_th."""
-        return self.model.levels[1]
+    def high(self) -> float:
+        """A neuron's output is at most so many times V_th, high (w_1 + .. + w_T)."""
+        return self.model.levels[1] * self.code.reach(self.steps)
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a site decides before it has all of its input."""
+        return not needs_no_time(self.code, self.steps, self.wait)
+
+    @property
+    def finest(self) -> float:
+        """The distance of a neuron's outputs, over V_th: w_T, or 1/T."""
+        return self.code.finest(self.steps)
+
+    @property
+    def values(self) -> int:
+        """How many outputs above 0 a neuron can tell apart, T high of rate coding."""
+        return round(self.high / self.finest)
 
     @property
     def activation(self) -> jax.Array:
@@ -237,8 +258,8 @@ class View(abc.ABC):
         return [None] * len(self.activations) if self.effects is None else self.effects
 
     @property
-    def _run(self) -> tuple[IntegrateAndFire, int, int]:
-        return self.model, self.steps, self.wait
+    def _run(self) -> tuple[IntegrateAndFire, int, int, Code]:
+        return self.model, self.steps, self.wait, self.code
 
     def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
         """A statistic over all images, from its means over the micro-batches.
@@ -339,28 +360,29 @@ def mean_and_pace_of(
     model: IntegrateAndFire,
     steps: int,
     wait: int,
+    code: Code,
     ndim: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean output and pace, [B, ...], of a current as `View.currents` has it.
 
-    With a wait of T the next layer waits for all of the output, so that its pace is its
-    mean, and nothing needs a loop.
+    Where layers wait for all of their input, the pace is the mean, and nothing needs a
+    loop.
     """
-    if wait == steps:
-        mean = closed_form(model, neuron, current, steps)
+    if needs_no_time(code, steps, wait):
+        mean = closed_form(model, neuron, current, steps, code=code)
         return mean, mean
-    if current.ndim == ndim + 1:
-        current = jnp.broadcast_to(current, (steps, *current.shape))
-    return mean_and_pace(model, neuron, current, wait=wait)
+    currents = code.arriving(over_time(current, steps, ndim))
+    return mean_and_pace(model, neuron, currents, wait=wait, code=code)
 
 
-_output = jax.jit(mean_and_pace_of, static_argnums=(2, 3, 4, 5))
+_output = jax.jit(mean_and_pace_of, static_argnums=(2, 3, 4, 5, 6))
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
-def _add_missing(total, neuron, activation, current, weight, model, steps, wait):
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
+def _add_missing(total, neuron, activation, current, weight, model, steps, wait, code):
     """The total of `View.missing` with one micro-batch more."""
-    mean, _ = mean_and_pace_of(neuron, current, model, steps, wait, activation.ndim - 1)
+    run = model, steps, wait, code, activation.ndim - 1
+    mean, _ = mean_and_pace_of(neuron, current, *run)
     missing = activation.astype(jnp.float32) - mean.astype(jnp.float32)
     ones = jnp.ones_like(missing)
     weights = ones if weight is None else weight * ones

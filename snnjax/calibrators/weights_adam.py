@@ -20,6 +20,7 @@ from snnjax._checks import check_choice, check_count, check_positive, check_seed
 from snnjax._text import named
 from snnjax._types import WeightObjective
 from snnjax.calibrators.view import Calibrator, Fit, View, refitted
+from snnjax.codes import Code
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.unroll import closed_form, unroll
@@ -88,8 +89,8 @@ def calibrate_weights(
         images = view.count
         size = min(batch, images)
         # Where each layer waits for all of its input, mean currents are exact.
-        time = objective == "spikes" and view.wait < view.steps
-        output = _output(objective, view.model, time, view.wait, surrogate)
+        time = objective == "spikes" and view.needs_time
+        output = _output(objective, view.model, time, view.wait, surrogate, view.code)
         current, sources = view.feed(size, time)
         original = tuple(fit.weights.values())
         activation, sources, neuron, start = jax.lax.stop_gradient(
@@ -148,28 +149,33 @@ def _output(
     time: bool,
     wait: int,
     surrogate: Surrogate,
+    code: Code,
 ) -> Callable:
     """(params, current, steps) -> mean output, as the objective defines it."""
     if objective == "floor":
-        return functools.partial(_floored, neuron)
+        return functools.partial(_floored, neuron, code)
     if not time:
-        return functools.partial(closed_form, neuron)
+        return functools.partial(closed_form, neuron, code=code)
     model = WithSurrogate(neuron, surrogate)
 
     def spikes(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
         del steps
-        return unroll(model, params, current, wait=wait).mean(0)
+        return unroll(model, params, current, wait=wait, code=code).mean(0)
 
     return spikes
 
 
 def _floored(
-    neuron: IntegrateAndFire, params: NeuronParams, current: jax.Array, steps: int
+    neuron: IntegrateAndFire,
+    code: Code,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
 ) -> jax.Array:
     """The paper's ClipFloor, which depends on the threshold only."""
     zero = jnp.zeros(())
     params = params._replace(bias=zero, initial_potential=zero)
-    return closed_form(neuron, params, current, steps)
+    return closed_form(neuron, params, current, steps, code=code)
 
 
 @functools.partial(jax.jit, static_argnames="layer")

@@ -28,6 +28,7 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import Calibrator
 from snnjax.capture.batch import image_axes
 from snnjax.capture.capture import capture
+from snnjax.codes import Code, rate
 from snnjax.conversion.engine.effects import Effects, effects_of, scaled
 from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep
@@ -42,7 +43,7 @@ from snnjax.neurons.models import (
     counts_only,
     is_plain,
 )
-from snnjax.snn import SNN, models_of_sites
+from snnjax.snn import SNN, check_models, models_of_sites
 
 # The currents of the largest site in one micro-batch, over all T steps.
 _MICRO_BATCH_BYTES = 2**24
@@ -57,6 +58,7 @@ def convert(
     recipe: AnyRecipe | None = None,
     model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
     wait: int = 0,
+    code: Code | None = None,
     folder: str | os.PathLike | None = None,
 ) -> SNN:
     """Turn a trained network into a calibrated spiking one.
@@ -80,6 +82,8 @@ def convert(
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
             Or site name -> model, as for `snnjax.init`.
         wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
+        code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
+            default.
         folder: where the fit of every site is stored. An interrupted conversion
             resumes from them when it is called again with the same arguments, and
             gives the same bits. Give a new folder, on a disk that all processes share.
@@ -115,7 +119,7 @@ def convert(
     check_wait(steps, wait)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
     recipe = best() if recipe is None else recipe
-    plan = _plan(fn, params, x, steps, wait, model)
+    plan = _plan(fn, params, x, steps, wait, model, rate() if code is None else code)
     network, _ = plan.captured(batch_of(x))
     names = [site.name for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, names)
@@ -127,6 +131,7 @@ def convert(
         "steps": steps,
         "wait": wait,
         "model": repr(plan.model),
+        "code": repr(plan.code),
         "recipe": repr(recipe),
     }
     fits = open_folder(folder, parts)
@@ -135,7 +140,7 @@ def convert(
         for site in network.sites
         if site.fires
     }
-    fresh = SNN(plan.params, neurons, steps, wait, plan.model)
+    fresh = SNN(plan.params, neurons, steps, wait, plan.model, plan.code)
     candidates, numbers = [], itertools.count()
     for sweeps in alternatives:
         snn, error = fresh, None
@@ -214,6 +219,7 @@ def _plan(
     steps: int,
     wait: int,
     model: Any,
+    code: Code,
 ) -> Plan:
     """Check network and images, and choose the size of a micro-batch."""
     check_examples(x)
@@ -231,6 +237,7 @@ def _plan(
     model = models_of_sites(model, network.sites, IntegrateAndFire())
     for each in models_in(model):
         _check_model(each)
+    check_models(code, models_in(model))
     if batch_sharding is not None:
         _check_batch_comes_first(network)
     check_finite("the calibration images", jax.tree.leaves(x))
@@ -246,6 +253,7 @@ def _plan(
         steps=steps,
         wait=wait,
         model=model,
+        code=code,
     )
 
 

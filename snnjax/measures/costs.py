@@ -4,7 +4,7 @@
                  product and an addition, all in 32-bit floating point
     memory       the operations, and the reads and writes of memory
     quantized    operations in integers, against an ANN whose activations have
-                 b = ceil(log2(T high + 1)) bits, as many levels as T steps can count
+                 b = ceil(log2(n)) bits, n as many values as T steps can tell apart
 
 These are models to compare networks; they do not predict the energy of a chip. All
 assume that the SNN computes the constant current of an image once, and that a synapse
@@ -66,7 +66,7 @@ class Energy(NamedTuple):
     Attributes:
         operations: additions for spikes, products and additions for analog inputs.
         memory: the operations, and the reads and writes of memory.
-        quantized: operations in integers, against an ANN with T high + 1 levels.
+        quantized: operations in integers, against an ANN of as many values.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -146,7 +146,7 @@ def access_energy(size: jax.Array | float) -> jax.Array:
 
 def _operations(measures: Measures) -> Joules:
     additions = measures.synaptic_additions * ENERGY_PER_AC
-    dense = measures.input_macs + measures.steps * measures.operator_macs
+    dense = measures.input_macs + measures.operator_steps * measures.operator_macs
     products = dense * ENERGY_PER_MAC
     return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
@@ -156,7 +156,7 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations
-    dense = measures.input_macs + measures.steps * measures.operator_macs
+    dense = measures.input_macs + measures.operator_steps * measures.operator_macs
     spikes = measures.firing_rate * measures.steps * measures.neurons
     updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
     spiking = weight_access * (synaptic + dense)
@@ -168,11 +168,11 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
 
 def _quantized(measures: Measures) -> Joules:
     # The 1e-4 keeps rounding from adding a bit where the argument is a power of two.
-    bits = jnp.ceil(jnp.log2(1.0 * measures.steps * measures.high + 1) - 1e-4)
+    bits = jnp.ceil(jnp.log2(measures.values) - 1e-4)
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     image = measures.input_macs * per_image_mac
-    dense = measures.steps * measures.operator_macs * per_activation_mac
+    dense = measures.operator_steps * measures.operator_macs * per_activation_mac
     ann = image + (measures.macs - measures.input_macs) * per_activation_mac
     spiking = measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image + dense
     return Joules(spiking, ann)

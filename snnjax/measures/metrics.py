@@ -49,8 +49,8 @@ from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
-from snnjax.neurons.spike_trains import BINARY, code
-from snnjax.neurons.unroll import closed_form
+from snnjax.neurons.spike_trains import BINARY, level_indices
+from snnjax.neurons.unroll import closed_form, needs_no_time
 from snnjax.sharding import automatic
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
@@ -98,7 +98,7 @@ class OperatorMeasures(NamedTuple):
 
     Attributes:
         activation: root mean square of its value in the ANN, to compare errors with.
-        error: root mean square of that value minus the mean of its increments.
+        error: root mean square of that value minus the SNN's after T steps.
     """
 
     activation: jax.Array
@@ -123,9 +123,9 @@ class Measures(NamedTuple):
             counts as |k| additions. NaN if a neuron model states no levels.
         input_macs: multiply-adds per image that read the analog input directly. They
             are computed once, because the input is constant.
-        operator_macs: multiply-adds per image and step of products of two values, as in
-            attention. An operator computes them densely at every step. The other work
-            of operators, such as exponentials and roots, is not counted.
+        operator_macs: multiply-adds per image of products of two values, as in
+            attention, each time that operators are computed. The other work of
+            operators, such as exponentials and roots, is not counted.
         macs: multiply-adds per image of the ANN.
         neurons: number of neurons of all sites.
         weights: number of weights of all convolutions and matrix products, and of
@@ -133,7 +133,11 @@ class Measures(NamedTuple):
         steps, wait: T and the wait of the measurement.
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
-        high: highest level of a spike. NaN if a neuron model states no levels.
+        values: how many values >= 0 a neuron can tell apart: T high + 1 with rate
+            coding, high the highest level. NaN if a neuron model states no levels.
+        operator_steps: how often operators are computed: at each of T steps, or once
+            if every layer waits for all of its input.
+        spikes: spikes per neuron and inference, of either sign.
         zero_weights: number of weights of convolutions and matrix products that are 0;
             NaN in results of an older version.
 
@@ -161,7 +165,9 @@ class Measures(NamedTuple):
     steps: jax.Array
     wait: jax.Array
     bits: jax.Array
-    high: jax.Array
+    values: jax.Array
+    operator_steps: jax.Array
+    spikes: jax.Array
     zero_weights: jax.Array | float = math.nan
 
     def _table(self) -> Table:
@@ -177,6 +183,7 @@ class Measures(NamedTuple):
             rows.append((name, *shown))
         totals = {
             "firing rate %": numbers(self.firing_rate, factor=100),
+            "spikes per neuron": numbers(self.spikes),
             "synaptic operations": numbers(self.synaptic_operations, 4),
             "MACs of the ANN": numbers(self.macs, 4),
             "neurons": numbers(self.neurons, 6),
@@ -268,7 +275,8 @@ def measure(
     measured, operators, counts = observe(params, snn, x)
     firing = [site for site in network.sites if site.fires]
     sizes = [math.prod(site.shape) for site in firing]
-    rates = [measured[site.name].firing_rate for site in firing]
+    rates = jnp.stack([measured[site.name].firing_rate for site in firing])
+    rate = rates @ jnp.array(sizes, jnp.float32) / sum(sizes)
     recurrent = sum(
         size * synapses_of_a_spike(snn.model_of(site.name), site.shape)
         for size, site in zip(sizes, firing, strict=True)
@@ -278,12 +286,16 @@ def measure(
         # Restore the order of execution, because jit sorts the keys of a dict.
         sites={site.name: _without_none(measured[site.name]) for site in firing},
         operators={site.name: operators[site.name] for site in network.sites.operators},
-        firing_rate=jnp.stack(rates) @ jnp.array(sizes, jnp.float32) / sum(sizes),
+        firing_rate=rate,
         **counts | _of_levels(snn, firing, steps),
         neurons=jnp.asarray(sum(sizes)),
         weights=jnp.asarray(recurrent + sum(map(math.prod, shapes))),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
+        operator_steps=jnp.asarray(
+            1 if needs_no_time(snn.code, steps, wait) else steps
+        ),
+        spikes=steps * rate,
     )
 
 
@@ -293,11 +305,12 @@ def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
     for site in firing:
         levels = levels_of(snn.model_of(site.name))
         if levels is None:
-            return dict.fromkeys(("synaptic_additions", "bits", "high"), _MISSING)
+            return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
         neurons += math.prod(site.shape)
         bits += math.prod(site.shape) * math.log2(levels[1] - levels[0] + 1)
         high = max(high, levels[1])
-    return {"bits": jnp.asarray(steps * bits / neurons), "high": jnp.asarray(high)}
+    values = 1 + high * snn.code.reach(steps) / snn.code.finest(steps)
+    return {"bits": jnp.asarray(steps * bits / neurons), "values": jnp.asarray(values)}
 
 
 _MISSING = np.float32(np.nan)  # by NumPy: jax_debug_nans refuses NaN in JAX
@@ -335,7 +348,9 @@ def _observe(
     )
     dense_sites = network.sites.operators
     operators = {
-        eq.place.name: _of_operator(activations[eq.place.name], values[eq.outputs[0]])
+        eq.place.name: _of_operator(
+            activations[eq.place.name], snn.code.result(values[eq.outputs[0]])
+        )
         for eq in network.equations
         if eq.site in dense_sites
     }
@@ -369,12 +384,13 @@ def _counts(
     for equation, v in products(network):
         macs += macs_of(equation, network) / network.batch
         if v in streams:
-            stream = events(values, offsets, v)
+            stream = events(snn.code, values, offsets, v)
             synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * synapses).sum() / network.batch
             if graded:
-                active *= _levels(stream, at_level_one[v], highest)
+                sizes = snn.code.sizes(len(stream))
+                active *= _levels(stream, at_level_one[v], sizes, highest)
             additions += (active.sum(0) * synapses).sum() / network.batch
         else:
             input_macs += macs_of(equation, network) / network.batch
@@ -389,15 +405,15 @@ def _counts(
     }
 
 
-def _of_operator(activations: Any, increments: jax.Array) -> OperatorMeasures:
+def _of_operator(activations: Any, result: jax.Array) -> OperatorMeasures:
     """Measures of an operator's first output; most operators have only one.
 
     Args:
         activations: its outputs in the ANN, [B, ...].
-        increments: of the SNN, [T, B, ...].
+        result: of the SNN after T steps, [B, ...].
     """
     activation = wide(activations[0])
-    error = activation - wide(increments).mean(0)
+    error = activation - wide(result)
     return OperatorMeasures(_root_mean_square(activation), _root_mean_square(error))
 
 
@@ -427,15 +443,17 @@ def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Arr
     return per_image * active.sum(), per_image * level.sum()
 
 
-def _levels(stream: jax.Array, unit: jax.Array, highest: int) -> jax.Array:
+def _levels(stream: jax.Array, unit: jax.Array, sizes: Any, highest: int) -> jax.Array:
     """How many spikes of level 1 each value is worth, [T, B, ...].
 
     Args:
         unit: the value if all neurons emit level 1, [B, ...]. Spikes of both signs may
             cancel in it; even then a value is worth ``highest`` at most.
+        sizes: of a spike at each step, [T].
         highest: largest magnitude of a level.
     """
     unit = jnp.abs(wide(unit))[None]
+    unit = unit * jnp.asarray(sizes, unit.dtype).reshape(-1, *[1] * (unit.ndim - 1))
     worth = jnp.round(jnp.abs(wide(stream)) / jnp.where(unit > 0, unit, jnp.inf))
     return jnp.clip(worth, 1, highest)
 
@@ -465,9 +483,10 @@ def _compared(
     )
     split: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
     if counts_only(model, params):
-        clip_floor = closed_form(model, params, current, steps)
+        clip_floor = closed_form(model, params, current, steps, code=snn.code)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
-        low, high = (number * threshold for number in model.levels)
+        reach = snn.code.reach(steps)
+        low, high = (number * reach * threshold for number in model.levels)
         low = jnp.zeros_like(low) if model.rectifies else low
         low, high = (add_offset(end, offset) for end in (low, high))
         clipped = jnp.clip(expected, low, high)
@@ -534,9 +553,11 @@ def spike_trains(
         if levels is None:
             trains[site.name] = spikes
             return
-        codes = code(spikes, unit(snn.neurons[site.name], site), levels)
+        sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
+        per_unit = spikes / sizes.reshape(-1, *[1] * (spikes.ndim - 1))
+        indices = level_indices(per_unit, unit(snn.neurons[site.name], site), levels)
         trains[site.name] = (
-            codes > 0 if levels == BINARY else codes.astype(jnp.int16) + levels[0]
+            indices > 0 if levels == BINARY else indices.astype(jnp.int16) + levels[0]
         )
 
     run = {"steps": steps, "wait": wait, "sequence": sequence}

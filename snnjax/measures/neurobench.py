@@ -77,7 +77,9 @@ def neurobench(
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
     # Graded spikes need more additions than operations; for unknown levels it is NaN.
     binary = measures.synaptic_additions == measures.synaptic_operations
-    analog = steps * float(measures.input_macs + measures.operator_macs)
+    inputs = steps if snn.code.clock_runs else 1  # how often the constant input comes
+    analog = inputs * float(measures.input_macs)
+    analog += float(measures.operator_steps * measures.operator_macs)
     arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
     sparsity = measures.zero_weights / jnp.maximum(1, measures.weights)
     return {

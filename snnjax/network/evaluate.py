@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from snnjax.activations import clipped_relu, snnjax_quantized_relu
+from snnjax.codes import Code
 from snnjax.network.equations import Equation, Values, read
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
@@ -88,6 +89,20 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         return x
     activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
     return activation(x, *operands)
+
+
+def of_values(site: Site, x: jax.Array, *operands: Any) -> Any:
+    """The rule of sites that accumulate, of values that a code has decoded."""
+    *others, function = operands
+    return function.of_values(x, *others)
+
+
+def accumulating(code: Code) -> Rule:
+    """The rule of sites that accumulate, under this code.
+
+    With rate coding what is not affine gives increments, otherwise decoded values.
+    """
+    return identity if code.clock_runs else of_values
 
 
 def firing(

@@ -57,6 +57,19 @@ class Operator(NamedTuple):
             return self.function(*arguments)
         return self.over_time(arguments)[0]
 
+    def of_values(self, *arguments: Any) -> tuple[Any, ...]:
+        """The function of decoded values [T, B, ...], step by step (`snnjax.codes`).
+
+        0 where the function is not a number, as 0 / 0 before any spike.
+        """
+        axes = [0 if live else None for live in self.live]
+        results = (
+            self.function(*arguments)
+            if not any(self.live)
+            else jax.vmap(self.function, in_axes=axes)(*arguments)
+        )
+        return tuple(map(_without_nan, results))
+
     def start(self, arguments: Sequence[Any]) -> Running:
         """Before the first step.
 
@@ -133,6 +146,12 @@ class Operator(NamedTuple):
             keep = self.homogeneous or not live
             filled.append(mean if keep else mean.astype(argument.dtype))
         return self.function(*filled)
+
+
+def _without_nan(result: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        return result
+    return jnp.where(jnp.isnan(result), jnp.zeros_like(result), result)
 
 
 def _lead(counts: jax.Array, like: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Spiking neurons: models as values, and one site of them through time.
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
-``synaptic.py``, ``recurrent.py``: more of them; ``unroll.py``: T steps of a site, or
-their closed form; ``by_site.py``: a model for every site; ``spike_trains.py``: spikes
-as bits; ``gradients.py``: surrogates and resets.
+``synaptic.py``, ``recurrent.py``: more of them; ``schedule.py``: a code as a schedule
+of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a
+model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates
+and resets.
 """
 
 from snnjax.neurons.adaptive import Adaptive, AdaptiveParams, adaptive
@@ -19,7 +20,13 @@ from snnjax.neurons.models import (
 from snnjax.neurons.protocol import Neuron
 from snnjax.neurons.recurrent import Recurrent, RecurrentParams, recurrent
 from snnjax.neurons.synaptic import Synaptic, SynapticParams, synaptic
-from snnjax.neurons.unroll import closed_form, mean_and_pace, mean_output, unroll
+from snnjax.neurons.unroll import (
+    after_all_input,
+    closed_form,
+    mean_and_pace,
+    mean_output,
+    unroll,
+)
 
 __all__ = [
     "Adaptive",
@@ -35,6 +42,7 @@ __all__ = [
     "SynapticParams",
     "WithSurrogate",
     "adaptive",
+    "after_all_input",
     "closed_form",
     "integrate_and_fire",
     "lif",

@@ -93,7 +93,9 @@ class IntegrateAndFire:
         levels: (low, high), the whole numbers that a spike may be: (0, 1) is binary,
             (-1, 1) signed, (0, n) and (-n, n) are graded.
         reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
-        dead_zone: z in [0, 1): a spike of the level -j needs v < -(j - 1 + z) V_th.
+        dead_zone: z in [0, 1): the neuron is silent while less than z V_t is missing,
+            except at step T; see `snnjax.neurons.schedule`. Up to 1/2 it changes
+            nothing.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. A
@@ -130,6 +132,11 @@ class IntegrateAndFire:
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} with the levels {self.levels}; "
                 "allowed: 0, since no spike is negative"
+            )
+        if self.dead_zone and self.reset == "zero":
+            raise ValueError(
+                f"dead_zone is {self.dead_zone!r} with the reset 'zero'; allowed: 0, "
+                "or the reset 'subtract', which keeps what is missing"
             )
         if self.leak is not None:
             check_leak("leak", self.leak)
@@ -190,8 +197,7 @@ class IntegrateAndFire:
         levels only the eight around v count. Dspike is 0 elsewhere, so nothing is lost;
         a wider surrogate loses its tails:
 
-            k = max(low + sum_j spike((v - p_j V_th) / (2 V_th)), -N),  low < j <= high
-            p_j = j for j > 0, j - dead_zone otherwise
+            k = max(low + sum_j spike((v - j V_th) / (2 V_th)), -N),  low < j <= high
         """
         v, total = state
         v_th = _like(params.threshold, v)
@@ -201,12 +207,7 @@ class IntegrateAndFire:
         def reached(level: Any) -> jax.Array:
             # x >= 0 is v >= j V_th whatever the rounding: dividing by a positive number
             # keeps the sign of the difference.
-            place = level
-            if self.dead_zone and isinstance(level, int):
-                place = level - self.dead_zone if level <= 0 else level
-            elif self.dead_zone:
-                place = jnp.where(level <= 0, level - self.dead_zone, level)
-            return spike((v - place * v_th) / (2 * v_th), *sharpness)
+            return spike((v - level * v_th) / (2 * v_th), *sharpness)
 
         low, high = self.levels
         below: Any = low
@@ -289,8 +290,9 @@ def integrate_and_fire(
         reset: "subtract" (soft: v - V_th) or "zero" (hard: v = 0).
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
-        dead_zone: z, 0 <= z < 1. A negative spike of level -j needs
-            v < -(j - 1 + z) V_th: fewer spikes, and less accuracy.
+        dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
+            step T. With a radix code of base 2, 2/3 gives the non-adjacent form of a
+            number, whose digits are 0 two times out of three.
 
     Raises:
         ValueError: an argument outside its range.

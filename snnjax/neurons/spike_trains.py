@@ -1,10 +1,10 @@
 """Spikes in memory: their levels in a few bits each, beside the threshold.
 
-    spikes = V_th (low + code) + offset      codes are packed along the first axis
+    spikes = V_th (low + index) + offset     indices are packed along the first axis
 
-A code takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Only this
-module defines the codes. Conversion stores spikes in this form between two sites, and a
-gradient with ``remat`` stores nothing else.
+An index takes 1, 2, 4 or 8 bits: one for the levels (0, 1), two for (-1, 1). Only this
+module defines the indices. Conversion stores spikes in this form between two sites, and
+a gradient with ``remat`` stores nothing else.
 """
 
 import dataclasses
@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide, wide_dtype
+from snnjax.codes import Code, rate
 
 BINARY = (0, 1)
+RATE = rate()
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("bits", "threshold", "offset"),
-    meta_fields=("levels", "dtype"),
+    meta_fields=("levels", "dtype", "code"),
 )
 @dataclasses.dataclass(frozen=True)
 class SpikeTrain:
@@ -34,6 +36,7 @@ class SpikeTrain:
         levels: (low, high).
         offset: value of a spike of level 0, like the threshold; None: 0.
         dtype: of the spikes; None: that of the threshold.
+        code: what a spike is worth at each step.
     """
 
     bits: jax.Array
@@ -41,6 +44,7 @@ class SpikeTrain:
     levels: tuple[int, int] = BINARY
     offset: jax.Array | None = None
     dtype: Any = None
+    code: Code = RATE
 
 
 def per_byte(levels: tuple[int, int]) -> int:
@@ -54,15 +58,22 @@ def per_byte(levels: tuple[int, int]) -> int:
 
 
 def decode(train: SpikeTrain, steps: int) -> jax.Array:
-    """The spikes [steps, ...] of a train.
+    """What equations read of a train, [steps, ...]: its spikes, or decoded values.
 
     >>> print(decode(SpikeTrain(jnp.array([96], jnp.uint8), jnp.array(2.0)), 3))
     [0. 2. 2.]
     """
-    return spikes_of(unpack(train.bits, steps, train.levels), train)
+    indices = unpack(train.bits, steps, train.levels)
+    if train.code.clock_runs:
+        return spikes_of(indices, train)
+    levels = spikes_of(indices, dataclasses.replace(train, offset=None, dtype=None))
+    sizes = jnp.asarray(train.code.sizes(steps), levels.dtype)
+    sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))
+    values = add_offset(train.code.stream(sizes * levels), train.offset)
+    return values if train.dtype is None else values.astype(train.dtype)
 
 
-def code(
+def level_indices(
     spikes: jax.Array,
     threshold: jax.Array | float,
     levels=BINARY,
@@ -77,10 +88,10 @@ def code(
     return (jnp.clip(level, *levels) - levels[0]).astype(jnp.uint8)
 
 
-def spikes_of(codes: jax.Array, train: SpikeTrain) -> jax.Array:
-    """The spikes of these codes, rounded as their neurons round them."""
-    threshold = lead(train.threshold, codes.ndim)
-    level, low = codes.astype(threshold.dtype), train.levels[0]
+def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
+    """The spikes of these indices, rounded as their neurons round them."""
+    threshold = lead(train.threshold, indices.ndim)
+    level, low = indices.astype(threshold.dtype), train.levels[0]
     spikes = add_offset((level + low if low else level) * threshold, train.offset)
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
@@ -92,7 +103,7 @@ def through_bytes(
     threshold: jax.Array,
     offset: jax.Array | None = None,
 ) -> jax.Array:
-    """The same spikes [...], but in a program for a TPU their codes lie in memory.
+    """The same spikes [...], but in a program for a TPU their indices lie in memory.
 
     What reads the spikes decodes them on its way, so a spike takes a byte. A gradient
     goes by the spikes themselves, whose derivative has that of the threshold already:
@@ -107,15 +118,15 @@ def through_bytes(
     [ 0.  2. -2.]
     """
 
-    def by_codes(spikes: jax.Array, threshold: jax.Array, offset: Any) -> jax.Array:
-        codes = code(spikes, threshold, levels, offset)
+    def by_indices(spikes: jax.Array, threshold: jax.Array, offset: Any) -> jax.Array:
+        indices = level_indices(spikes, threshold, levels, offset)
         # Without the barrier the compiler would cancel both.
-        codes = jax.lax.optimization_barrier(codes)
+        indices = jax.lax.optimization_barrier(indices)
         units = as_wide_as(spikes, threshold, offset)
-        return spikes_of(codes, SpikeTrain(codes, units[0], levels, units[1]))
+        return spikes_of(indices, SpikeTrain(indices, units[0], levels, units[1]))
 
     return jax.lax.platform_dependent(
-        spikes, threshold, offset, tpu=by_codes, default=lambda spikes, *_: spikes
+        spikes, threshold, offset, tpu=by_indices, default=lambda spikes, *_: spikes
     )
 
 
@@ -137,11 +148,11 @@ def as_wide_as(
     return jnp.asarray(threshold, dtype), wide_offset
 
 
-def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
+def pack(indices: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
     """Codes [T, ...] in the bytes of `SpikeTrain.bits`."""
     group = per_byte(levels)
-    filling = jnp.zeros((-len(codes) % group, *codes.shape[1:]), jnp.uint8)
-    groups = jnp.concatenate([codes, filling]).reshape(-1, group, *codes.shape[1:])
+    filling = jnp.zeros((-len(indices) % group, *indices.shape[1:]), jnp.uint8)
+    groups = jnp.concatenate([indices, filling]).reshape(-1, group, *indices.shape[1:])
     byte = jnp.zeros_like(groups[:, 0])
     for place in range(group):
         byte = append(byte, groups[:, place], place, levels)
@@ -149,17 +160,17 @@ def pack(codes: jax.Array, levels: tuple[int, int] = BINARY) -> jax.Array:
 
 
 def append(
-    byte: jax.Array, codes: jax.Array, place: int, levels: tuple[int, int] = BINARY
+    byte: jax.Array, indices: jax.Array, place: int, levels: tuple[int, int] = BINARY
 ) -> jax.Array:
     """A byte of some steps, with the code of step ``place`` set."""
     group = per_byte(levels)
-    return byte | codes << jnp.uint8(8 // group * (group - 1 - place))
+    return byte | indices << jnp.uint8(8 // group * (group - 1 - place))
 
 
 def unpack(bits: jax.Array, count: int, levels=BINARY) -> jax.Array:
-    """The codes [count, ...] from the bytes of `pack`."""
+    """The indices [count, ...] from the bytes of `pack`."""
     group = per_byte(levels)
     shifts = 8 // group * jnp.arange(group - 1, -1, -1, dtype=jnp.uint8)
     shifts = shifts.reshape(1, group, *[1] * (bits.ndim - 1))
-    codes = bits[:, None] >> shifts & jnp.uint8(2 ** (8 // group) - 1)
-    return codes.reshape(-1, *bits.shape[1:])[:count]
+    indices = bits[:, None] >> shifts & jnp.uint8(2 ** (8 // group) - 1)
+    return indices.reshape(-1, *bits.shape[1:])[:count]

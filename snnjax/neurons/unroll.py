@@ -2,25 +2,43 @@
 
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
 input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
-`mean_and_pace` and `spike_train`, each in one pass over the currents.
+`mean_and_pace` and `spike_train`, each in one pass over the currents. A code
+(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (`Schedule`).
 """
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import add_offset, lead, wide, wide_dtype
 from snnjax._checks import check_floating, check_wait
+from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.protocol import Neuron, drive, fire, levels_of
-from snnjax.neurons.spike_trains import SpikeTrain, append, as_wide_as, code, per_byte
+from snnjax.neurons.protocol import Neuron, drive, levels_of
+from snnjax.neurons.schedule import Tick, fire_at, schedule, shares
+from snnjax.neurons.spike_trains import (
+    SpikeTrain,
+    append,
+    as_wide_as,
+    level_indices,
+    per_byte,
+)
+
+RATE = rate()
 
 
 def unroll(
-    neuron: Neuron, params: Any, currents: jax.Array, *, wait: int = 0
+    neuron: Neuron,
+    params: Any,
+    currents: jax.Array,
+    *,
+    wait: int = 0,
+    code: Code = RATE,
 ) -> jax.Array:
     """Spikes of one site over T steps, by ``lax.scan``.
 
@@ -29,17 +47,19 @@ def unroll(
 
     Args:
         neuron: the model.
-        params: its parameters; a ``bias`` among them is added to every current.
+        params: its parameters; a ``bias`` among them is added to every current, or T
+            times to the first one if the code's clock does not run.
         currents: float [T, B, ...].
         wait: 0 <= wait <= T.
+        code: what a spike is worth at each step, see `snnjax.codes`.
 
     Returns:
-        Spikes [T, B, ...], in the dtype of ``currents``.
+        Spikes T w_t k V_th, [T, B, ...], in the dtype of ``currents``.
 
     Raises:
         ValueError: wait is outside 0..T, or the currents are whole numbers.
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, snnjax
     >>> from snnjax.neurons import integrate_and_fire
     >>> neuron = integrate_and_fire()
     >>> late = jnp.array([[0.0], [0.0], [1.0], [1.0]])
@@ -47,11 +67,17 @@ def unroll(
     [0. 0. 1. 1.]
     >>> print(unroll(neuron, neuron.init(), late, wait=2)[:, 0])
     [1. 1. 0. 0.]
+    >>> all_at_once = jnp.array([[2.5], [0.0], [0.0], [0.0]])  # 2.5 / T = 0.625
+    >>> radix = snnjax.codes.radix()
+    >>> print(unroll(neuron, neuron.init(), all_at_once, code=radix)[:, 0])
+    [0.  2.  0.  0.5]
     """
-    check_wait(currents.shape[0], wait)
-    state = _after_wait(neuron, params, currents, wait)
-    arriving = arriving_while_firing(params, currents, wait)
-    _, spikes = jax.lax.scan(_step(neuron, params), state, arriving)
+    steps = currents.shape[0]
+    check_wait(steps, wait)
+    state = _after_wait(neuron, params, currents, wait, code)
+    arriving = arriving_while_firing(params, currents, wait, code)
+    ticks = schedule(code, neuron, steps)
+    _, spikes = jax.lax.scan(_step(neuron, params), state, (arriving, ticks))
     return spikes.astype(currents.dtype)
 
 
@@ -73,7 +99,7 @@ def resume(
     """
     check_floating("currents", currents)
     step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, drive(params, currents))
+    state, spikes = jax.lax.scan(step, state, (drive(params, currents), None))
     return state, spikes.astype(currents.dtype)
 
 
@@ -83,6 +109,7 @@ def mean_output(
     currents: jax.Array,
     *,
     wait: int = 0,
+    code: Code = RATE,
 ) -> jax.Array:
     """``unroll(...).mean(0)``, but no spike is written to memory.
 
@@ -95,7 +122,7 @@ def mean_output(
     >>> print(mean_output(neuron, neuron.init(), jnp.full((4, 1), 0.5)))
     [0.5]
     """
-    return mean_and_pace(neuron, params, currents, wait=wait)[0]
+    return mean_and_pace(neuron, params, currents, wait=wait, code=code)[0]
 
 
 def mean_and_pace(
@@ -104,6 +131,7 @@ def mean_and_pace(
     currents: jax.Array,
     *,
     wait: int = 0,
+    code: Code = RATE,
 ) -> tuple[jax.Array, jax.Array]:
     """`mean_output`, and the pace: the average over t of the running mean output.
 
@@ -122,27 +150,32 @@ def mean_and_pace(
     steps = currents.shape[0]
     check_wait(steps, wait)
     step = _step(neuron, params)
-    state = _after_wait(neuron, params, currents, wait)
+    state = _after_wait(neuron, params, currents, wait, code)
+    ticks = schedule(code, neuron, steps)
 
-    def count(carry, current):
+    def count(carry, current, tick):
         state, total, totals = carry
-        state, spikes = step(state, current)
+        state, spikes = step(state, (current, tick))
         total += spikes
         return (state, total, totals + total), None
 
-    def receive(carry, current):
+    def receive(carry, arriving):
         # The bias is added here, or XLA would write currents + bias to memory.
-        return count(carry, drive(params, current))
+        current, share, tick = arriving
+        return count(carry, _driven(params, current, share), tick)
 
-    def receive_nothing(carry, _):
-        return count(carry, jnp.zeros((), currents.dtype))
+    def receive_nothing(carry, tick):
+        return count(carry, jnp.zeros((), currents.dtype), tick)
 
     nothing = jnp.zeros_like(state.potential)
     carry = (state, nothing, nothing)
-    rate = min(steps, _steps_per_loop(neuron))
-    carry, _ = jax.lax.scan(receive, carry, currents[wait:], unroll=rate)
+    loops = min(steps, _steps_per_loop(neuron))
+    early = jax.tree.map(lambda a: a[: steps - wait], ticks)
+    late = jax.tree.map(lambda a: a[steps - wait :], ticks)
+    arriving = (currents[wait:], _shares(code, steps, slice(wait, None)), early)
+    carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
-        carry, _ = jax.lax.scan(receive_nothing, carry, length=wait, unroll=rate)
+        carry, _ = jax.lax.scan(receive_nothing, carry, late, wait, unroll=loops)
     _, total, totals = carry
     # 1.0, since steps (steps + 1) may exceed what int32 holds.
     mean, pace = total / steps, 2 * totals / (steps * (steps + 1.0))
@@ -155,55 +188,107 @@ def spike_train(
     currents: jax.Array,
     *,
     wait: int = 0,
+    code: Code = RATE,
 ) -> SpikeTrain:
     """The spikes of `unroll` as bits, in one pass. Forward only."""
     steps = currents.shape[0]
     check_wait(steps, wait)
-    step = _step(neuron, params)
-    state = _after_wait(neuron, params, currents, wait)
-    arriving = arriving_while_firing(params, currents, wait)
+    step = _step(neuron, params._replace(offset=None))
+    state = _after_wait(neuron, params, currents, wait, code)
+    arriving = arriving_while_firing(params, currents, wait, code)
     group, levels = per_byte(neuron.levels), neuron.levels
-    filling = jnp.zeros((-steps % group, *arriving.shape[1:]), arriving.dtype)
-    groups = jnp.concatenate([arriving, filling])
-    groups = groups.reshape(-1, group, *arriving.shape[1:])
-    running = (jnp.arange(group * len(groups)) < steps).reshape(-1, group)
+
+    def in_groups(stream: Any) -> jax.Array:
+        stream = jnp.asarray(stream)
+        filling = jnp.zeros((-steps % group, *stream.shape[1:]), stream.dtype)
+        return jnp.concatenate([stream, filling]).reshape(-1, group, *stream.shape[1:])
+
+    ticks = schedule(code, neuron, steps)
+    groups = jax.tree.map(in_groups, (arriving, np.ones(steps, bool), ticks))
 
     def encode_group(state, now):
-        currents, running = now
+        currents, running, ticks = now
         byte = jnp.zeros(currents.shape[1:], jnp.uint8)
         for place in range(group):
-            state, spikes = step(state, currents[place])
-            codes = code(spikes, params.threshold, levels, params.offset)
-            codes = jnp.where(running[place], codes, jnp.zeros_like(codes))
-            byte = append(byte, codes, place, levels)
+            tick = jax.tree.map(operator.itemgetter(place), ticks)
+            state, spikes = step(state, (currents[place], tick))
+            size = 1.0 if tick is None else tick.size
+            indices = level_indices(spikes, size * params.threshold, levels)
+            indices = jnp.where(running[place], indices, jnp.zeros_like(indices))
+            byte = append(byte, indices, place, levels)
         return state, byte
 
-    loops = min(len(groups), max(1, _steps_per_loop(neuron) // group))
-    _, bits = jax.lax.scan(encode_group, state, (groups, running), unroll=loops)
+    count = len(groups[0])
+    loops = min(count, max(1, _steps_per_loop(neuron) // group))
+    _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
     threshold, offset = as_wide_as(state.potential, params.threshold, params.offset)
-    return SpikeTrain(bits, threshold, levels, offset, currents.dtype)
+    return SpikeTrain(bits, threshold, levels, offset, currents.dtype, code)
+
+
+def after_all_input(
+    neuron: Neuron,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    *,
+    code: Code = RATE,
+) -> jax.Array:
+    """`unroll` of a site that has waited for all of its input, T times ``current``.
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> from snnjax.neurons import integrate_and_fire
+    >>> neuron, code = integrate_and_fire(), snnjax.codes.radix()
+    >>> spikes = after_all_input(neuron, neuron.init(), jnp.array([0.7]), 3, code=code)
+    >>> print(code.stream(spikes)[:, 0])  # 0.5, the largest multiple of 0.25 below
+    [0.   0.5  0.5]
+    """
+    check_floating("current", current)
+    state = neuron.start(params, current.shape)
+    state = neuron.integrate(params, state, steps * drive(params, current))
+    nothing = jnp.zeros((), current.dtype)
+    ticks = schedule(code, neuron, steps)
+
+    def fire_without_input(state, tick):
+        return _step(neuron, params)(state, (nothing, tick))
+
+    _, spikes = jax.lax.scan(fire_without_input, state, ticks, steps, unroll=steps < 9)
+    return spikes.astype(current.dtype)
+
+
+def needs_no_time(code: Code, steps: int, wait: int) -> bool:
+    """Whether every site has all of its input before its first decision.
+
+    With a wait of T - 1 it has; a bias of rate coding arrives one step later.
+    """
+    return wait >= steps - (not code.clock_runs)
 
 
 def closed_form(
-    neuron: IntegrateAndFire, params: NeuronParams, current: jax.Array, steps: int
+    neuron: IntegrateAndFire,
+    params: NeuronParams,
+    current: jax.Array,
+    steps: int,
+    *,
+    code: Code = RATE,
 ) -> jax.Array:
     """Mean output of an IF neuron that has all of its input before it fires.
 
         s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
 
-    A neuron that does not rectify clips from T low on, and adds its dead zone to a
-    negative count before the floor. This is the mean of `unroll` with a wait of T. With
-    the levels (0, 1) it is the "ClipFloor" of the papers. Its floor has a
-    straight-through gradient: 1 where it is not clipped.
+    A neuron that does not rectify clips from T low on. This is the mean of `unroll`
+    with a wait of T and rate coding. With the levels (0, 1) it is the "ClipFloor" of
+    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
         params: its parameters.
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
+        code: what a spike is worth. Of others than rate coding it is the last value of
+            `after_all_input`, in which the neuron finds its digits.
 
     Returns:
-        Mean output [B, ...], multiples of V_th / T, in the dtype of ``current``.
+        Mean output [B, ...], multiples of w_T V_th, in the dtype of ``current``.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -213,28 +298,53 @@ def closed_form(
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
+    if not code.clock_runs:
+        spikes = after_all_input(neuron, params, current, steps, code=code)
+        return code.result(code.stream(spikes))
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim)
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
     low, high = neuron.levels
-    if neuron.dead_zone and not neuron.rectifies:
-        count = jnp.where(count < 0, count + neuron.dead_zone, count)
     within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
     return output.astype(current.dtype)
 
 
-def arriving_while_firing(params: Any, currents: jax.Array, wait: int) -> jax.Array:
+def arriving_while_firing(
+    params: Any, currents: jax.Array, wait: int, code: Code = RATE
+) -> jax.Array:
     """Currents, with their bias, of the T steps in which a site fires: [T, B, ...].
 
     First the input after the wait, then zeros.
     """
-    rest = drive(params, currents[wait:])
+    share = _shares(code, len(currents), slice(wait, None))
+    rest = _driven(params, currents[wait:], share)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
+
+
+def _shares(code: Code, steps: int, part: slice) -> Any:
+    """`shares` of some steps; None if all of them are 1."""
+    return None if code.clock_runs else shares(code, steps)[part]
+
+
+def _driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
+    """`drive`, where a share of the bias and the offset arrives; None: all of it.
+
+    Args:
+        share: one number for each step along the first axis, or that of one step.
+    """
+    if share is None:
+        return drive(params, current)
+    of_step = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
+    share = jnp.asarray(share, of_step.dtype)
+    return (
+        current.astype(of_step.dtype)
+        + share.reshape(*share.shape, *[1] * (of_step.ndim - share.ndim)) * of_step
+    )
 
 
 class Phase(NamedTuple):
@@ -244,21 +354,38 @@ class Phase(NamedTuple):
         begun: its input has begun to arrive.
         receiving: its input arrives, for T steps.
         firing: it fires, for T steps, which begin ``wait`` later.
+        share: of a constant that arrives, times T; None: 1.
+        tick: what its code makes of the step; None: nothing.
     """
 
     begun: Any = True
     receiving: Any = True
     firing: Any = True
+    share: Any = None
+    tick: Tick | None = None
 
 
-def phase_of(step: jax.Array, steps: int, wait: int) -> Phase:
+def phase_of(
+    step: jax.Array, steps: int, wait: int, code: Code = RATE, neuron: Any = None
+) -> Phase:
     """The phase of a site, whose first current arrives at step 0."""
+    ticks = schedule(code, neuron, steps)
+
+    def at(numbers: Any, step: jax.Array) -> Any:
+        """Those of this step, in an array that the tree holds for all T steps."""
+        step = jnp.clip(step, 0, steps - 1)
+        return jax.tree.map(lambda array: jnp.asarray(array)[step], numbers)
+
+    share = at(_shares(code, steps, slice(None)), step)
+    tick = at(ticks, step - wait)
     if wait == 0:
-        return Phase()
+        return Phase(share=share, tick=tick)
     return Phase(
         begun=step >= 0,
         receiving=(step >= 0) & (step < steps),
         firing=(step >= wait) & (step < wait + steps),
+        share=share,
+        tick=tick,
     )
 
 
@@ -266,7 +393,7 @@ def integrate_in_phase(
     model: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
 ) -> Any:
     """The state after the current of a step, if any arrives, is integrated."""
-    arriving = _when(phase.receiving, drive(params, current), 0)
+    arriving = _when(phase.receiving, _driven(params, current, phase.share), 0)
     after = model.integrate(params, state, arriving)
     return jax.tree.map(functools.partial(_when, phase.begun), after, state)
 
@@ -275,7 +402,7 @@ def fire_in_phase(
     model: Neuron, params: Any, state: Any, phase: Phase
 ) -> tuple[Any, jax.Array]:
     """The state after firing and the spikes, in the steps in which the site fires."""
-    after, spikes = fire(model, params, state)
+    after, spikes = fire_at(model, params, state, phase.tick)
     after = jax.tree.map(functools.partial(_when, phase.firing), after, state)
     return after, _when(phase.firing, spikes, 0)
 
@@ -295,24 +422,30 @@ def _steps_per_loop(neuron: Neuron) -> int:
 
 
 def _step(neuron: Neuron, params: Any):
-    def step(state, current):
+    def step(state, current_and_tick):
+        current, tick = current_and_tick
         state = neuron.integrate(params, state, current)
         state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
-        return fire(neuron, params, state)
+        return fire_at(neuron, params, state, tick)
 
     # A gradient keeps only the state before the neurons fire.
     keep = jax.checkpoint_policies.save_only_these_names("state")
     return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 
-def _after_wait(neuron: Neuron, params: Any, currents: jax.Array, wait: int) -> Any:
+def _after_wait(
+    neuron: Neuron, params: Any, currents: jax.Array, wait: int, code: Code
+) -> Any:
     """The state of a site after it has integrated ``wait`` steps."""
 
-    def integrate(state, current):
-        return neuron.integrate(params, state, drive(params, current)), None
+    def integrate(state, current_and_share):
+        return neuron.integrate(
+            params, state, _driven(params, *current_and_share)
+        ), None
 
     check_floating("currents", currents)
     state = neuron.start(params, currents.shape[1:])
     if wait:
-        state, _ = jax.lax.scan(integrate, state, currents[:wait])
+        share = _shares(code, len(currents), slice(0, wait))
+        state, _ = jax.lax.scan(integrate, state, (currents[:wait], share))
     return state

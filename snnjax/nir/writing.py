@@ -94,10 +94,10 @@ def to_nir(
     Raises:
         snnjax.ConversionError: with every operation that NIR has no node for, its path
             and the remedy; max-pool is one of them.
-        ValueError: x without an axis of features; a property that only metadata can
-            express, without ``extended``; a neuron model other than IF and LIF; a
-            threshold that is not finite and > 0; a site where some neurons leak and
-            others do not; dt not above 0.
+        ValueError: a code other than rate coding; x without an axis of features; a
+            property that only metadata can express, without ``extended``; a neuron
+            model other than IF and LIF; a threshold that is not finite and > 0; a site
+            where some neurons leak and others do not; dt not above 0.
         ImportError: the package ``nir`` is missing.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -176,6 +176,13 @@ def _alphabetical(graph: Graph) -> dict[str, str]:
 
 
 def _check_models(snn: SNN) -> None:
+    if not snn.code.clock_runs:
+        raise ValueError(
+            f"NIR cannot express the code {snn.code!r}: its neurons have another "
+            "threshold at each step, and bias and input enter once. A chip needs "
+            "thresholds that it changes step by step and spikes that carry a number, "
+            "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
+        )
     for model in map(without_surrogate, models_in(snn.model)):
         if not is_plain(model):
             raise ValueError(

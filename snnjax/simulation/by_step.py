@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from snnjax._arrays import wide
 from snnjax._trees import is_floating
+from snnjax.codes import Code
 from snnjax.network.evaluate import evaluate
 from snnjax.network.increments import Operator, Running
 from snnjax.network.sites import Site
@@ -27,7 +28,13 @@ from snnjax.neurons.unroll import (
     integrate_in_phase,
     phase_of,
 )
-from snnjax.simulation.executions import Job, over_steps, prepare, start_state
+from snnjax.simulation.executions import (
+    Decoding,
+    Job,
+    over_steps,
+    prepare,
+    start_state,
+)
 from snnjax.surrogate import is_step
 
 
@@ -68,13 +75,15 @@ def run_by_step(job: Job) -> Any:
 
         def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
             layers_before = site.depth - 1 if site.fires else site.depth
-            phase = phase_of(step - layers_before * wait, steps, wait)
+            model = job.models[site.name] if site.fires else None
+            now = step - layers_before * wait
+            phase = phase_of(now, steps, wait, job.snn.code, model)
             state = states[site.name]
             if site.accumulates:
                 *others, function = operands
                 function = function._replace(live=tuple(live_inputs[site.name]))
                 arguments = (current, *others)
-                result = _accumulate(function, state, arguments, phase)
+                result = _accumulate(job.snn.code, function, state, arguments, phase)
             elif site.lag:
                 # Named, or the gradient would keep the whole line at every step.
                 output = checkpoint_name(state[0], "state")
@@ -100,9 +109,11 @@ def run_by_step(job: Job) -> Any:
 
 
 def _accumulate(
-    function: Operator, running: Running, arguments: tuple, phase: Phase
+    code: Code, function: Operator, running: Running, arguments: tuple, phase: Phase
 ) -> tuple[tuple[jax.Array, ...], Running]:
     """One step of an operator: (outputs, state); zeros while no input arrives.
+
+    The state is a `Running` of rate coding; other codes need none.
 
     Outside of its window the operator is not evaluated at all. Its inputs are zeros
     there, and 0 / 0 would turn the gradient into NaN even if a ``where`` replaced the
@@ -114,7 +125,10 @@ def _accumulate(
             argument[None] if live else argument
             for argument, live in zip(arguments, function.live, strict=True)
         ]
-        outputs, after = function.over_time(streams, running)
+        if code.clock_runs:
+            outputs, after = function.over_time(streams, running)
+        else:
+            outputs, after = function.of_values(*streams), running
         return tuple(output[0] for output in outputs), after
 
     def skip(running: Running) -> tuple[tuple[jax.Array, ...], Running]:
@@ -131,12 +145,28 @@ def _fire(
 ) -> tuple[jax.Array, Any]:
     """One step of a site: (spikes, state)."""
     model, params = job.models[site.name], job.snn.neurons[site.name]
-    state = integrate_in_phase(model, params, state, current, phase)
-    state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
-    state, spikes = fire_in_phase(model, params, state, phase)
+    if isinstance(state, Decoding):
+        before, arrived, sent = state
+        current = current.astype(arrived.dtype)
+        after, spikes = _fire_once(
+            model, params, before, job.steps * (current - arrived), phase
+        )
+        arrived = jnp.where(phase.receiving, current, arrived)
+        sent = sent + spikes.astype(sent.dtype) / job.steps
+        return sent.astype(site.dtype), Decoding(after, arrived, sent)
+    state, spikes = _fire_once(model, params, state, current, phase)
     levels, threshold = levels_of(model), field(params, "threshold")
     has_levels = levels is not None and threshold is not None
     # Only without a wait is every output a level, never the 0 of a silent phase.
     if job.wait == 0 and has_levels and is_step(model.surrogate):
         spikes = through_bytes(spikes, levels, threshold, field(params, "offset"))
     return spikes.astype(site.dtype), state
+
+
+def _fire_once(
+    model: Any, params: Any, state: Any, current: jax.Array, phase: Phase
+) -> tuple[Any, jax.Array]:
+    """The state after a step, and its spikes."""
+    state = integrate_in_phase(model, params, state, current, phase)
+    state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "state"), state)
+    return fire_in_phase(model, params, state, phase)

@@ -11,6 +11,7 @@ from snnjax._types import Execution
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import counts_only, is_plain
 from snnjax.neurons.protocol import field
+from snnjax.neurons.unroll import needs_no_time
 from snnjax.simulation.executions import ByLayer
 from snnjax.snn import SNN
 from snnjax.surrogate import Surrogate, holds_tracer, is_step
@@ -74,7 +75,7 @@ def choose(
     tpu 4 closed_form
     """
     count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    has_closed_form = count_only and wait == steps
+    has_closed_form = count_only and needs_no_time(snn.code, steps, wait)
     models = models_in(snn.model)
     if execution == "closed_form" and not has_closed_form:
         leaks = any(
@@ -95,6 +96,8 @@ def choose(
         return Choice("by_layer")
     if has_closed_form:
         return Choice("closed_form", has_gradient_of_layers=True)
+    if not snn.code.clock_runs:
+        return Choice("by_layer")
     if wait == 0 and platform == "cpu":
         return Choice("by_step", has_gradient_of_layers=True)
     if wait == 0 and platform == "tpu":

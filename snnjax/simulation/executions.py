@@ -16,17 +16,24 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, subtract_offset, wide
+from snnjax._arrays import add_offset, lead, subtract_offset, wide, wide_dtype
 from snnjax._checks import check_flags, check_size
+from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
-from snnjax.network.evaluate import evaluate, firing, identity, operator
+from snnjax.network.evaluate import (
+    accumulating,
+    evaluate,
+    firing,
+    identity,
+    operator,
+)
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
-from snnjax.neurons.unroll import closed_form, resume, unroll
+from snnjax.neurons.unroll import after_all_input, closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
 
@@ -42,6 +49,9 @@ class Job(NamedTuple):
         steps: T.
         wait: steps that every layer integrates before it fires.
         sequence: x has a time axis.
+
+    Between the sites, streams hold spikes if the SNN's code is rate coding, and decoded
+    values otherwise (`snnjax.codes.Code.stream`).
     """
 
     network: Network
@@ -109,11 +119,12 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
         values |= job.network.inputs(job.x)
 
     # A gradient keeps `fire`, which must not close over the job and its arrays.
-    models, steps, wait = job.models, job.steps, job.wait
+    models, steps, wait, code = job.models, job.steps, job.wait, job.snn.code
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        currents = over_time(current, steps, len(site.shape))
-        return unroll(models[site.name], params, currents, wait=wait)
+        currents = code.arriving(over_time(current, steps, len(site.shape)))
+        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
+        return code.stream(spikes)
 
     neurons = job.snn.neurons
     if remat:
@@ -121,7 +132,7 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
         pairs = zip(job.network.outputs, results, strict=True)
         values |= {v: output for v, output in pairs if isinstance(v, int)}
     else:
-        rule = firing(fire, neurons)
+        rule = firing(fire, neurons, accumulating(code))
         evaluate(live, values, rule, streams=streams)
     return over_steps(job, values, streams)
 
@@ -185,14 +196,25 @@ def run_closed_form(job: Job) -> Any:
 
     A layer that has waited T steps fires as early as its levels allow.
     """
-    network, neurons, steps = job.network, job.snn.neurons, job.steps
+    network, neurons, steps, code = (
+        job.network,
+        job.snn.neurons,
+        job.steps,
+        job.snn.code,
+    )
     x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
     values = network.arguments(job.snn.params, x)
+    trains: dict[str, jax.Array] = {}  # of sites whose code is none of rate coding
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        return closed_form(job.snn.model_of(site.name), params, current, steps)
+        if code.clock_runs:
+            return closed_form(job.snn.model_of(site.name), params, current, steps)
+        model = job.models[site.name]
+        spikes = after_all_input(model, params, current, steps, code=code)
+        trains[site.name] = code.stream(spikes)
+        return code.result(trains[site.name])
 
-    evaluate(network.equations, values, firing(fire, neurons))
+    evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
@@ -201,6 +223,9 @@ def run_closed_form(job: Job) -> Any:
     for equation, v in zip(fires, spikes, strict=True):
         if v in tail_reads:
             name = equation.place.name
+            if name in trains:
+                values[v] = trains[name]
+                continue
             levels = job.snn.model_of(name).levels
             values[v] = _first_spikes(values[v], neurons[name], steps, levels)
     sources = spikes
@@ -208,7 +233,7 @@ def run_closed_form(job: Job) -> Any:
         values |= network.inputs(job.x)
         sources = [*spikes, *network.x]
     streams = streaming(tail, sources)
-    evaluate(tail, values, identity, streams=streams)
+    evaluate(tail, values, firing(fire, {}, accumulating(code)), streams=streams)
     return over_steps(job, values, streams)
 
 
@@ -225,17 +250,22 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         (outputs [T, B, ...], aux as the function gave it).
     """
     models, steps, wait = job.models, job.steps, job.wait  # as in `run_by_layer`
+    code = job.snn.code
 
     def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
         a = a.reshape(shares, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        spikes = unroll(models[site.name], params, split(current), wait=wait)
-        return fold(spikes, shares)
+        currents = code.arriving(split(current))
+        spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
+        return fold(code.stream(spikes), shares)
 
     def accumulate(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
+        if not code.clock_runs:
+            (values,) = function.of_values(current)
+            return values
         ((increments,), _) = function._replace(live=(True,)).over_time(
             (split(current),)
         )
@@ -252,7 +282,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     else:
         evaluate(network.equations, values, firing(fire, neurons, accumulate))
         outputs, aux = network.results(values)
-    return jax.tree.map(split, outputs), aux
+    return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
 
 def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
@@ -300,7 +330,28 @@ def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> An
     for v in job.network.outputs:
         if isinstance(v, int) and v not in streams:
             outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
-    return job.network.results(outputs)
+    code = job.snn.code
+    return jax.tree.map(functools.partial(arriving, code), job.network.results(outputs))
+
+
+def arriving(code: Code, output: jax.Array) -> jax.Array:
+    """What arrives of an output [T, B, ...] at each step; a choice stays as it is."""
+    floating = jnp.issubdtype(output.dtype, jnp.floating)
+    return code.arriving(output) if floating else output
+
+
+class Decoding(NamedTuple):
+    """State of a site whose input and output are decoded values.
+
+    Attributes:
+        neurons: their own state.
+        arrived: the input so far, of which each step integrates the increment.
+        sent: the output so far.
+    """
+
+    neurons: Any
+    arrived: jax.Array
+    sent: jax.Array
 
 
 def start_state(
@@ -317,7 +368,13 @@ def start_state(
     if site.lag:
         return jnp.zeros((site.lag * job.wait, *shape), site.dtype)
     if not site.accumulates:
-        return job.models[site.name].start(job.snn.neurons[site.name], shape)
+        start = job.models[site.name].start(job.snn.neurons[site.name], shape)
+        if job.snn.code.clock_runs:
+            return start
+        zeros = jnp.zeros(shape, wide_dtype(avals[equation.variables[0]]))
+        return Decoding(start, zeros, zeros)
+    if not job.snn.code.clock_runs:
+        return ()
     live = tuple(v in streams for v in equation.inputs)
     arguments = [
         avals[v] if isinstance(v, int) and is_live else read(values, v)

@@ -18,7 +18,13 @@ from snnjax.network.evaluate import Rule, firing, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, run_segment, stages
 from snnjax.neurons.protocol import Neuron, field, levels_of
-from snnjax.neurons.spike_trains import SpikeTrain, code, pack, spikes_of, unpack
+from snnjax.neurons.spike_trains import (
+    SpikeTrain,
+    level_indices,
+    pack,
+    spikes_of,
+    unpack,
+)
 
 # (site, params, current) -> spikes
 Fire = Callable[..., jax.Array]
@@ -68,8 +74,8 @@ def outputs_from_bits(
         levels = _levels(models[stage.place.name], stage.place)
         threshold, offset = unit(params, stage.place), field(params, "offset")
         spikes, later_values = computed(stage, params)
-        codes = code(spikes, threshold, levels, offset).reshape(-1)
-        train = SpikeTrain(pack(codes, levels), threshold, levels, offset)
+        indices = level_indices(spikes, threshold, levels, offset).reshape(-1)
+        train = SpikeTrain(pack(indices, levels), threshold, levels, offset)
         store[stage.output] = _Encoded(spikes, train)
         store.update(zip(stage.carried, later_values, strict=True))
     return computed(last, None)[0]
@@ -168,8 +174,8 @@ def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, 
 
 
 def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
-    codes = unpack(train.bits, like.size, train.levels).reshape(like.shape)
-    return spikes_of(codes, dataclasses.replace(train, dtype=like.dtype))
+    indices = unpack(train.bits, like.size, train.levels).reshape(like.shape)
+    return spikes_of(indices, dataclasses.replace(train, dtype=like.dtype))
 
 
 def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:

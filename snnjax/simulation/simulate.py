@@ -29,6 +29,7 @@ from snnjax._checks import (
 from snnjax._examples import batch_of
 from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
+from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
@@ -51,6 +52,7 @@ from snnjax.simulation.executions import (
 )
 from snnjax.snn import (
     SNN,
+    check_models,
     check_neurons,
     check_values,
     checked_fit,
@@ -67,6 +69,7 @@ def init(
     x: chex.ArrayTree,
     *,
     model: Neuron | Mapping[str, Neuron] | None = None,
+    code: Code | None = None,
     key: jax.Array | None = None,
     has_aux: bool = False,
 ) -> SNN:
@@ -82,6 +85,8 @@ def init(
             in a shell: a site's own name counts, or else the first pattern that
             matches it, and the default model stands at the others. The SNN carries
             it.
+        code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
+            default. Others need integrate-and-fire neurons.
         key: random key for models that draw parameters, such as recurrent ones.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
@@ -98,6 +103,8 @@ def init(
     network = capture(fn, params, x, has_aux=has_aux)
     sites = [site for site in network.sites if site.fires]
     model = models_of_sites(model, network.sites, lif())
+    code = rate() if code is None else code
+    check_models(code, models_in(model))
     for each in models_in(model):
         _check_no_surrogate(each)
     keys = _keys(key, len(sites))
@@ -105,7 +112,7 @@ def init(
         site.name: model_of(model, site.name).init(site.shape, own_key)
         for site, own_key in zip(sites, keys, strict=True)
     }
-    return SNN(params, neurons, model=model)
+    return SNN(params, neurons, model=model, code=code)
 
 
 def _keys(key: Any, count: int) -> Sequence[Any]:
@@ -186,8 +193,9 @@ def spiking(
             Whatever stands between the sites is allowed then.
 
     Returns:
-        ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], the readout at each
-        step; the rate-coded answer after t steps is ``outputs[:t].mean(0)``. With
+        ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
+        readout at each step. The answer is ``outputs.mean(0)`` for every code;
+        ``snn.code.answers(outputs)`` has the answers after each step. With
         has_aux ``(outputs, aux)``. If x is sharded over a mesh, each device computes
         the outputs of its own examples, without communication
         (`snnjax.sharding.batch_sharding`). A gradient is summed over all devices, and
@@ -295,6 +303,7 @@ def simulate(
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
     _check_segment(sim)
+    _check_code(sim, snn)
     check_values(snn)
     check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
     check_numbers(x)
@@ -486,6 +495,23 @@ def _check_segment(sim: Simulation) -> None:
         )
     if sim.wait:
         raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+
+
+def _check_code(sim: Simulation, snn: SNN) -> None:
+    """Raise for options that only rate coding has."""
+    if snn.code.clock_runs:
+        return
+    options = _options(sim)
+    found = [f"inputs={sim.inputs!r}"] if sim.sequence else []
+    found += ["by_layer(segment=...)"] if options.segment is not None else []
+    found += ["by_layer(remat=True)"] if options.remat else []
+    if found:
+        raise ValueError(
+            f"{', '.join(found)} works with rate coding only, where every step is like "
+            f"the others; the SNN has the code {snn.code!r}, whose constant input "
+            "arrives at the first step. Leave it out, or convert with "
+            "code=snnjax.codes.rate()"
+        )
 
 
 def _check_training(sim: Simulation, options: ByLayer) -> None:

@@ -136,6 +136,7 @@ def save(
         "steps": snn.steps,
         "wait": snn.wait,
         "model": models.describe_model(snn.model),
+        "code": models.describe_code(snn.code),
         "accuracy": None if accuracy is None else float(accuracy),
         "calibration": None if calibration is None else _fingerprint(calibration),
         "extras": _jsonable(extras or {}),
@@ -271,7 +272,8 @@ def _snn(
         name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
         for name, own in structure.rebuild(neurons_leaves).items()
     }
-    return SNN(params, neurons, card["steps"], card["wait"], model)
+    code = models.restore_code(card.get("code", {}), getattr(like_snn, "code", None))
+    return SNN(params, neurons, card["steps"], card["wait"], model, code)
 
 
 def _origin(path: Path, card: dict[str, Any]) -> str:
@@ -334,6 +336,11 @@ def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
             f"a file cannot describe the neuron model {', '.join(texts)}, which is "
             "none of snnjax.neurons. Pass fn and x: then the file has a program, "
             "and stored.run(x) needs no model"
+        )
+    if models.describe_code(snn.code)["name"] is None:
+        raise ValueError(
+            f"a file cannot describe the code {snn.code!r}, which is none of "
+            "snnjax.codes. Take snnjax.codes.weighted(code.weights(T))"
         )
 
 

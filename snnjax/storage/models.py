@@ -1,6 +1,7 @@
-"""Neuron models in a file: a model of the library by its class and fields, as JSON.
+"""Models and codes in a file: those of the library by class and fields, as JSON.
 
     {"class": "Recurrent", "model": {"class": "IntegrateAndFire", ...}}
+    {"name": "radix", "arguments": [2.0]}
 
 A file does not store the code of other models, only their text. To run such a model,
 use the file's program or load the file with an SNN that has the model.
@@ -14,6 +15,8 @@ from typing import Any
 
 import jax
 
+from snnjax import codes
+from snnjax.codes import Code
 from snnjax.neurons.adaptive import Adaptive
 from snnjax.neurons.by_site import BySite, models_in
 from snnjax.neurons.models import IntegrateAndFire
@@ -111,6 +114,51 @@ def _restored(description: dict[str, Any]) -> Any:
         return Unavailable(fields["text"])
     inside = [_restored(fields.pop("model"))] if "model" in fields else []
     return CLASSES[name](*inside, **fields)
+
+
+def describe_code(code: Code) -> dict[str, Any]:
+    """A code as JSON; its name is None if it is none of `snnjax.codes`.
+
+    >>> describe_code(codes.radix(base=4))
+    {'name': 'radix', 'arguments': [4.0]}
+    """
+    name = type(code).__name__.strip("_").lower()
+    if name not in _CODES or type(code) is not type(_CODES[name](*_fields(code))):
+        return {"name": None, "text": repr(code)}
+    return {"name": name, "arguments": _fields(code)}
+
+
+def restore_code(description: dict[str, Any], like: Code | None = None) -> Code:
+    """The code that `describe_code` described; rate coding where there is none.
+
+    Args:
+        like: the same code; needed where the file does not hold it.
+
+    Raises:
+        ValueError: a code of one's own, and ``like`` is another one.
+    """
+    if not description:
+        return codes.rate()
+    if description["name"] is not None:
+        return _CODES[description["name"]](*description["arguments"])
+    if repr(like) != description["text"]:
+        raise ValueError(
+            f"the file was written with the code {description['text']}, whose Python "
+            "code it does not hold. Load it with like=snn, an SNN with that code"
+        )
+    assert like is not None
+    return like
+
+
+_CODES: dict[str, Any] = {
+    maker.__name__: maker
+    for maker in (codes.rate, codes.radix, codes.harmonic, codes.weighted)
+}
+
+
+def _fields(code: Code) -> list[Any]:
+    values = [getattr(code, field.name) for field in dataclasses.fields(code)]
+    return [list(v) if isinstance(v, tuple) else v for v in values]
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._examples import batch_of
+from snnjax.codes import Code
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.effects import Effects
 from snnjax.network.equations import Network
@@ -24,6 +25,7 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import Stage, streaming
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.unroll import needs_no_time
 
 # variable -> value
 Values = dict[int, Any]
@@ -41,6 +43,7 @@ class Plan(NamedTuple):
         steps: T.
         wait: steps that every layer waits.
         model: of all sites, or a `snnjax.neurons.BySite`.
+        code: of all spikes.
         judges: whether some images only judge what is fitted to the others.
         effects: numbers of micro-batches -> `effects.Effects` of each, scaled together.
     """
@@ -53,13 +56,14 @@ class Plan(NamedTuple):
     steps: int
     wait: int
     model: IntegrateAndFire | BySite
+    code: Code
     judges: bool = False
     effects: Callable[[tuple[int, ...]], list[Effects]] = lambda numbers: []
 
     @property
     def means(self) -> bool:
         """Whether each layer waits for all of its input, so that means are enough."""
-        return self.wait == self.steps
+        return needs_no_time(self.code, self.steps, self.wait)
 
 
 class MicroBatch(NamedTuple):
@@ -152,7 +156,7 @@ def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Arra
     timed = are_streams(plan, batch.network, batch.stages[-1])
     streams = segment.depending_on(itertools.compress(segment.inputs, timed))
     pairs = zip(segment.outputs, outputs, strict=True)
-    return [output.mean(0) if v in streams else output for v, output in pairs]
+    return [plan.code.result(y) if v in streams else y for v, y in pairs]
 
 
 def _run(
@@ -169,7 +173,7 @@ def _run(
     values = collections.ChainMap(store, batch.network.constants, params)
     sources = [values[v] for v in stage.sources]
     moving = tuple(v in store for v in stage.sources)
-    work = stage, moving, streams, steps
+    work = stage, moving, streams, steps, plan.code
     return segments.run(plan.batch_sharding, *work, sources, site)
 
 

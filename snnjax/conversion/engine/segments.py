@@ -16,13 +16,14 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
+from snnjax.codes import Code
 from snnjax.firing import over_time
-from snnjax.network.evaluate import identity
+from snnjax.network.evaluate import accumulating, identity
 from snnjax.network.sites import Site
 from snnjax.network.stages import Segment, Stage, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
-from snnjax.neurons.unroll import closed_form, spike_train
+from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
 
 class Current(NamedTuple):
@@ -32,6 +33,7 @@ class Current(NamedTuple):
         segment: the work.
         streams: which of its inputs are streams.
         steps: T.
+        code: of the spikes.
         slots: positions among the inputs that the weights take.
         axes: for each input the axis of the images, None if it has none.
         ndim: axes of the site; None for the mean over time.
@@ -40,6 +42,7 @@ class Current(NamedTuple):
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
+    code: Code
     slots: tuple[int, ...]
     axes: tuple[int | None, ...]
     ndim: int | None
@@ -55,10 +58,11 @@ class Current(NamedTuple):
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
             chosen[slot] = weight
-        (current, *_), _ = _run(self.segment, self.streams, self.steps, chosen)
+        run = self.segment, self.streams, self.steps, self.code
+        (current, *_), _ = _run(*run, chosen)
         if self.ndim is None:
             return current
-        return over_time(current, self.steps, self.ndim)
+        return self.code.arriving(over_time(current, self.steps, self.ndim))
 
 
 # ----------------------------------------------------------- compiled pieces
@@ -70,6 +74,7 @@ def run(
     moving: tuple[bool, ...],
     streams: tuple[bool, ...],
     steps: int,
+    code: Code,
     sources: Sequence[Any],
     site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -80,24 +85,31 @@ def run(
         stage: the work.
         moving: for each source whether it has images.
         streams: for each source whether it has a time axis.
-        steps: T.
+        steps, code: T, and the code of the spikes.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
         site: whose activation is applied to the first result; the least and the
             largest of these numbers follow the other results. None: neither.
     """
     site = site and site._replace(name="", parameters=(), depth=0)
     program = _compiled(batch_sharding, moving)
-    return program(stage.segment, streams, steps, sources, site)
+    return program(stage.segment, streams, steps, code, sources, site)
 
 
 @functools.cache
 def _compiled(
     batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
 ) -> Callable:
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 4))
-    def program(segment: Segment, streams: tuple[bool, ...], steps: int, sources, site):
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 5))
+    def program(
+        segment: Segment,
+        streams: tuple[bool, ...],
+        steps: int,
+        code: Code,
+        sources,
+        site,
+    ):
         def here(sources):
-            results, carried = _run(segment, streams, steps, sources)
+            results, carried = _run(segment, streams, steps, code, sources)
             if site is not None:
                 results = [identity(site, *results), *results[1:]]
             return results, carried
@@ -140,17 +152,26 @@ def _image_axes(source: Any, axis: int) -> Any:
 
 
 def _run(
-    segment: Segment, streams: tuple[bool, ...], steps: int, sources: Sequence[Any]
+    segment: Segment,
+    streams: tuple[bool, ...],
+    steps: int,
+    code: Code,
+    sources: Sequence[Any],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     decoded = [_decoded(value, steps) for value in sources]
-    return run_segment(segment, decoded, identity, streams)
+    accumulate = accumulating(code)
+
+    def rule(site: Site, *arguments: Any) -> Any:
+        return (accumulate if site.accumulates else identity)(site, *arguments)
+
+    return run_segment(segment, decoded, rule, streams)
 
 
 def _decoded(value: Any, steps: int) -> Any:
     return decode(value, steps) if isinstance(value, SpikeTrain) else value
 
 
-@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim"))
+@functools.partial(jax.jit, static_argnames=("neuron", "steps", "wait", "ndim", "code"))
 def fire(
     neuron: IntegrateAndFire,
     params: NeuronParams,
@@ -158,15 +179,18 @@ def fire(
     steps: int,
     wait: int,
     ndim: int,
+    code: Code,
 ) -> Any:
-    """Output of a site for later stages: its spikes, or its mean with a wait of T."""
-    if wait == steps:
-        return closed_form(neuron, params, current, steps)
-    return spike_train(neuron, params, over_time(current, steps, ndim), wait=wait)
+    """Output of a site for later stages: spikes, or the result of all of them."""
+    if needs_no_time(code, steps, wait):
+        return closed_form(neuron, params, current, steps, code=code)
+    currents = code.arriving(over_time(current, steps, ndim))
+    return spike_train(neuron, params, currents, wait=wait, code=code)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("batch_sharding", "axes", "averaged", "steps", "every")
+    jax.jit,
+    static_argnames=("batch_sharding", "axes", "averaged", "steps", "code", "every"),
 )
 def joined(
     batch_sharding: NamedSharding | None,
@@ -174,6 +198,7 @@ def joined(
     axes: tuple[int, ...],
     averaged: tuple[bool, ...],
     steps: int,
+    code: Code,
     every: int,
 ) -> list[Any]:
     """Each source in one piece, from its parts of all micro-batches.
@@ -182,14 +207,14 @@ def joined(
         batch_sharding: how devices share the images.
         sources: of each its parts.
         axes: of each the axis of the images.
-        averaged: of each whether its mean over the T steps is wanted.
-        steps: T.
+        averaged: of each whether only its value after the T steps is wanted.
+        steps, code: T, and the code of the spikes.
         every: one image in so many is wanted.
     """
 
     def join(parts: Sequence[Any], axis: int, over_time: bool) -> Any:
         if over_time:
-            parts = [_decoded(part, steps).mean(0) for part in parts]
+            parts = [code.result(_decoded(part, steps)) for part in parts]
         if not isinstance(parts[0], SpikeTrain):
             chosen = sampled(parts, axis, every)
             return sharding.shared(jnp.concatenate(chosen, axis), axis, batch_sharding)

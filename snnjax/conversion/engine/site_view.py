@@ -114,6 +114,7 @@ class SiteView(View):
             steps=here.plan.steps,
             wait=here.plan.wait,
             model=model_of(here.plan.model, here.site.name),
+            code=here.plan.code,
             activations=activations,
             shared=frozenset()
             if here.site.signed
@@ -156,7 +157,8 @@ class SiteView(View):
             steps, ndim = plan.steps, len(stage.place.shape)
         else:  # of means, T does not matter: one program for every T
             streams, steps, ndim = (False,) * len(streams), 1, None
-        return Current(stage.segment, streams, steps, slots, tuple(axes), ndim), sources
+        shape = steps, plan.code, slots, tuple(axes), ndim
+        return Current(stage.segment, streams, *shape), sources
 
     def products(self, every: int = 1) -> list[Product]:
         here, plan = self._here, self._here.plan
@@ -212,6 +214,7 @@ class SiteView(View):
             tuple(axes[place] for place in places),
             tuple(averaged[place] for place in places),
             self.steps,
+            self.code,
             every,
         )
         for place, source in zip(places, joined, strict=True):

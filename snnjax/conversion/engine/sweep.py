@@ -176,7 +176,7 @@ def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     arriving = itertools.chain(results(fit.weights), of_judges)
     batches = (*here.batches, *here.judges)
     for batch, ((current, *_), carried) in zip(batches, arriving, strict=True):
-        shape = plan.steps, plan.wait, len(site.shape)
+        shape = plan.steps, plan.wait, len(site.shape), plan.code
         spikes = segments.fire(neuron, params, current, *shape)
         advance(batch.snn, batch.stages, here.i, spikes, carried)
 

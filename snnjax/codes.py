@@ -1,0 +1,234 @@
+"""Codes: what a spike is worth at each step.
+
+    M(t) = w_1 V k(1) + .. + w_t V k(t)      decoded value, what a neuron has sent
+
+With rate coding w_t = 1/T, and a share t/T of every constant has arrived by step t (the
+clock runs). With every other code constants arrive in full at the first step, so a
+network's variable at step t is the ANN's own function of the decoded values at t.
+Sources: Kim et al., Neurocomputing 2018 (weighted spikes); Wang et al., 2021 (radix
+encoding); Ercegovac and Trivedi, 1977 (signed digits, the most significant first).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import wide
+from snnjax._checks import is_number
+
+__all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """What a spike is worth at each step: a value, which an `snnjax.SNN` carries.
+
+    A subclass gives the weights w_t. The rest follows from them:
+
+    >>> code = radix(base=2)
+    >>> code.weights(3), code.reach(3), code.finest(3)
+    ((1.0, 0.5, 0.25), 1.75, 0.25)
+
+    The outputs of `snnjax.spiking` are what arrives at each step, times T: for every
+    code their mean over T steps is the answer.
+    """
+
+    @property
+    def clock_runs(self) -> bool:
+        """Whether constants arrive step by step, a share of 1/T at each."""
+        return False
+
+    def weights(self, steps: int) -> tuple[float, ...]:
+        """w_1 .. w_T: a spike of level k at step t is worth w_t k V_th."""
+        raise NotImplementedError
+
+    def sizes(self, steps: int) -> np.ndarray:
+        """T w_t, [T]: a spike's size in a stream whose mean over T is the answer."""
+        return (steps * np.asarray(self.weights(steps))).astype(np.float32)
+
+    def reach(self, steps: int) -> float:
+        """w_1 + .. + w_T: the largest value of a neuron, over high V_th."""
+        return math.fsum(self.weights(steps))
+
+    def finest(self, steps: int) -> float:
+        """w_T: the distance of neighboring values of a neuron, over V_th."""
+        return self.weights(steps)[-1]
+
+    def stream(self, spikes: jax.Array) -> jax.Array:
+        """What equations read of spikes [T, ...]: decoded values, or the spikes."""
+        dtype, steps = spikes.dtype, len(spikes)
+        return (jnp.cumsum(wide(spikes), axis=0) / steps).astype(dtype)
+
+    def arriving(self, stream: jax.Array) -> jax.Array:
+        """What arrives at each step, of a variable that is a `stream`: the inverse."""
+        before = jnp.concatenate([jnp.zeros_like(stream[:1]), stream[:-1]])
+        return len(stream) * (stream - before)
+
+    def result(self, stream: jax.Array) -> jax.Array:
+        """The value after T steps, of a variable that is a `stream`."""
+        return stream[-1]
+
+    def answers(self, outputs: Any) -> Any:
+        """The answer after each step, [T, B, ...], of what `snnjax.spiking` returns.
+
+        An early answer comes from the digits so far.
+
+        >>> import jax.numpy as jnp
+        >>> outputs = jnp.array([2.0, 0.0, 1.0, 1.0])
+        >>> print(rate().answers(outputs), radix().answers(outputs))
+        [2. 1. 1. 1.] [0.5  0.5  0.75 1.  ]
+        """
+        return jax.tree.map(self._answers, outputs)
+
+    def _answers(self, output: jax.Array) -> jax.Array:
+        return jnp.cumsum(wide(output), axis=0) / len(output)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rate(Code):
+    """Affine equations may read the spikes themselves, since constants come with them.
+
+    What is not affine reads running means (`snnjax.network.increments`).
+    """
+
+    @property
+    def clock_runs(self) -> bool:
+        return True
+
+    def weights(self, steps: int) -> tuple[float, ...]:
+        return (1 / steps,) * steps
+
+    def sizes(self, steps: int) -> np.ndarray:
+        return np.ones(steps, np.float32)
+
+    def reach(self, steps: int) -> float:
+        return 1.0
+
+    def stream(self, spikes: jax.Array) -> jax.Array:
+        return spikes
+
+    def arriving(self, stream: jax.Array) -> jax.Array:
+        return stream
+
+    def result(self, stream: jax.Array) -> jax.Array:
+        return stream.mean(0)
+
+    def _answers(self, output: jax.Array) -> jax.Array:
+        output = wide(output)
+        counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
+        return jnp.cumsum(output, axis=0) / counts.reshape(-1, *[1] * (output.ndim - 1))
+
+    def __repr__(self) -> str:
+        return "rate()"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Radix(Code):
+    base: float
+
+    def weights(self, steps: int) -> tuple[float, ...]:
+        return tuple(self.base**-t for t in range(steps))
+
+    def __repr__(self) -> str:
+        return f"radix(base={self.base:g})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Harmonic(Code):
+    def weights(self, steps: int) -> tuple[float, ...]:
+        return tuple(1 / t for t in range(1, steps + 1))
+
+    def __repr__(self) -> str:
+        return "harmonic()"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weighted(Code):
+    numbers: tuple[float, ...]
+
+    def weights(self, steps: int) -> tuple[float, ...]:
+        if steps != len(self.numbers):
+            raise ValueError(
+                f"{self!r} has {len(self.numbers)} weights, and there are {steps} "
+                "steps; allowed: one weight for each step"
+            )
+        return self.numbers
+
+    def __repr__(self) -> str:
+        return f"weighted({self.numbers})"
+
+
+def rate() -> Code:
+    """w_t = 1/T: the number of spikes counts, and constants arrive step by step.
+
+    >>> rate().weights(4), rate().reach(4)
+    ((0.25, 0.25, 0.25, 0.25), 1.0)
+    """
+    return _Rate()
+
+
+def radix(base: float = 2) -> Code:
+    """w_t = base^(1 - t): digits of a number, the most significant first.
+
+    T digits of base B tell B^T values apart. With the levels (-1, 1) a later digit can
+    correct earlier ones, and a wait of one step is enough; with (0, 1) a neuron needs
+    all of its input before its first digit, a wait of T - 1.
+
+    Args:
+        base: > 1, finite.
+
+    Raises:
+        ValueError: another base.
+
+    >>> radix(base=4).weights(3)
+    (1.0, 0.25, 0.0625)
+    """
+    if not is_number(base) or not 1 < base < math.inf:
+        raise ValueError(f"base is {base!r}; allowed: a finite number > 1, e.g. 2")
+    return _Radix(float(base))
+
+
+def harmonic() -> Code:
+    """w_t = 1/t: each spike changes a running mean. Source: arXiv 2503.00301.
+
+    >>> harmonic().weights(2)
+    (1.0, 0.5)
+    """
+    return _Harmonic()
+
+
+def weighted(weights: Sequence[float]) -> Code:
+    """Weights of your own, one for each step.
+
+    Args:
+        weights: w_1 .. w_T, finite and > 0.
+
+    Raises:
+        ValueError: others, or none; later, steps that are not as many.
+
+    >>> weighted((1, 0.7, 0.49)).reach(3)
+    2.19
+    """
+    try:
+        numbers = np.asarray(weights, float)
+    except (TypeError, ValueError):
+        numbers = np.array([])
+    positive = numbers.ndim == 1 and numbers.size and (numbers > 0).all()
+    if not positive or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"weights are {weights!r}; allowed: one finite number > 0 for each step"
+        )
+    return _Weighted(tuple(numbers.tolist()))
+
+
+def check_code(code: Any) -> None:
+    """Raise unless this is a code."""
+    if not isinstance(code, Code):
+        raise ValueError(
+            f"code is {code!r}; allowed: a code, e.g. snnjax.codes.radix() (called)"
+        )

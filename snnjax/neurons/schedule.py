@@ -1,0 +1,121 @@
+"""A code as a schedule: what the neurons of a site do at each of the T steps.
+
+    V_t = T w_t V_th                                    threshold, and size of a spike
+    d   = v - V_T / 2                                   what is missing
+    k   = clip(floor((d + V_t / 2) / V_t), low, high)   the nearest level, if low < 0
+    k   = clip(floor((d + V_T / 2) / V_t), 0, high)     if nothing can be taken back
+    k   = 0  where |d| < z V_t                          dead zone, except at step T
+
+v begins at V_T / 2, so that with rate coding (all V_t alike) k is floor(v / V_th).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import lead
+from snnjax.codes import Code
+from snnjax.neurons.models import NeuronState
+from snnjax.neurons.protocol import chain, fire
+from snnjax.surrogate import Surrogate
+
+
+class Tick(NamedTuple):
+    """One step in which a site fires; of all steps each field is an array [T].
+
+    Attributes:
+        size: T w_t, what a spike of level 1 is worth, over V_th.
+        before: the size of the step before.
+        finest: T w_T.
+        share: of a constant that arrives at this step, times T.
+        is_last: whether it is step T.
+    """
+
+    size: Any
+    before: Any
+    finest: Any
+    share: Any
+    is_last: Any
+
+
+def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
+    """The ticks of all steps; None where every step is like the others.
+
+    Args:
+        code: what a spike is worth.
+        neuron: the model of a site; None where none fires.
+        steps: T.
+    """
+    if code.clock_runs and not _dead_zone(neuron):
+        return None
+    sizes = code.sizes(steps)
+    return Tick(
+        size=sizes,
+        before=np.concatenate([sizes[:1], sizes[:-1]]),
+        finest=np.full(steps, sizes[-1]),
+        share=shares(code, steps),
+        is_last=np.arange(steps) == steps - 1,
+    )
+
+
+def shares(code: Code, steps: int) -> np.ndarray:
+    """What arrives of a constant at each step, times T: [T], whose mean is 1."""
+    if code.clock_runs:
+        return np.ones(steps, np.float32)
+    return np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
+
+
+def fire_at(
+    neuron: Any,
+    params: Any,
+    state: Any,
+    tick: Tick | None,
+    spike: Surrogate | None = None,
+) -> tuple[Any, jax.Array]:
+    """Fire at a step of a schedule; other models than IF know no schedule.
+
+    The surrogate's derivative is that of the level, and within the dead zone that of
+    the level 0 at d = 0.
+    """
+    if tick is None:
+        return fire(neuron, params, state, spike)
+    v, total = state
+    model = chain(neuron)[-1]
+
+    def per_step(number: Any) -> jax.Array:
+        return jnp.asarray(number, v.dtype)
+
+    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
+    ahead = jnp.zeros_like(v)
+    if model.levels[0] < 0:
+        ahead += per_step(tick.size - tick.finest) / 2 * threshold
+    if model.dead_zone:
+        missing = v - per_step(tick.finest) / 2 * threshold
+        bar = model.dead_zone * per_step(tick.size) * threshold
+        silent = (jnp.abs(missing) < bar) & ~jnp.asarray(tick.is_last)
+        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
+    left = jnp.zeros(())
+    if total is not None:  # in units of this step's spikes, of which whole ones count
+        exact = total * per_step(tick.before) / per_step(tick.size)
+        total = jnp.floor(exact + _ROUNDING)
+        left = exact - total
+    now = params._replace(
+        threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
+        offset=None,
+    )
+    after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
+    total = None if after.total is None else after.total + left
+    if params.offset is not None:
+        offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
+        spikes += jnp.asarray(tick.share, spikes.dtype) * offset
+    return NeuronState(after.potential - ahead, total), spikes
+
+
+# A sum of weights that are no powers of two is a whole number but for this much.
+_ROUNDING = 1e-3
+
+
+def _dead_zone(neuron: Any) -> float:
+    return max((getattr(part, "dead_zone", 0.0) for part in chain(neuron)), default=0.0)
