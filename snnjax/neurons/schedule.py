@@ -18,7 +18,7 @@ import numpy as np
 from snnjax._arrays import lead
 from snnjax.codes import Code
 from snnjax.neurons.models import NeuronState
-from snnjax.neurons.protocol import chain, fire
+from snnjax.neurons.protocol import chain, drive, fire
 from snnjax.surrogate import Surrogate
 
 
@@ -65,6 +65,25 @@ def shares(code: Code, steps: int) -> np.ndarray:
     if code.clock_runs:
         return np.ones(steps, np.float32)
     return np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
+
+
+def shares_at(code: Code, steps: int, part: slice) -> np.ndarray | None:
+    """The `shares` of some steps; None with rate coding, where all of them are 1."""
+    return None if code.clock_runs else shares(code, steps)[part]
+
+
+def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
+    """The current with a share of the bias, and of the offset that it lies above.
+
+    Args:
+        share: of `shares_at`, for each step along the first axis or for one step.
+    """
+    if share is None:
+        return drive(params, current)
+    constant = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
+    share = jnp.asarray(share, constant.dtype)
+    share = share.reshape(*share.shape, *[1] * (constant.ndim - share.ndim))
+    return current.astype(constant.dtype) + share * constant
 
 
 def fire_at(
