@@ -296,6 +296,22 @@ def test_digits_are_nearer_to_the_network_than_as_many_steps_of_rate_coding():
     assert "radix(base=2)" in str(radix) and "radix" not in str(rate)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_decoded_values_that_stay_are_no_events(steps):
+    """A third is no binary number, so that sums differ in their last bits."""
+    dense, kernels, x, _, _ = converted()
+    recipe = snnjax.light("channel", "round")
+    options = {"model": MODELS[2], "code": codes.radix(), "wait": 1, "recipe": recipe}
+    snn = snnjax.convert(dense, kernels, x, steps=steps, **options)
+    measures = snnjax.measure(dense, snn, x, params=kernels)
+    trains = snnjax.measures.spike_trains(dense, snn, x).values()
+    operations = sum(
+        fan_out * np.sum(train != 0) / len(x)
+        for fan_out, train in zip((32, 10), trains, strict=True)
+    )
+    np.testing.assert_allclose(measures.synaptic_operations, operations, rtol=1e-6)
+
+
 def test_measures_count_digits_and_constants_once():
     dense, kernels, x, rate, radix = converted()
     measures = {
