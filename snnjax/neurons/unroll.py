@@ -3,7 +3,7 @@
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
 input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
 `mean_and_pace` and `spike_train`, each in one pass over the currents. A code
-(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (`Schedule`).
+(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (``schedule.py``).
 """
 
 import operator
@@ -19,7 +19,7 @@ from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
-from snnjax.neurons.schedule import driven, fire_at, schedule, shares_at
+from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares_at
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
@@ -81,9 +81,16 @@ def unroll(
 
 
 def resume(
-    neuron: Neuron, params: Any, state: Any, currents: jax.Array
+    neuron: Neuron,
+    params: Any,
+    state: Any,
+    currents: jax.Array,
+    ticks: Tick | None = None,
 ) -> tuple[Any, jax.Array]:
     """Continue from a state for as many steps as there are currents [t, B, ...].
+
+    Args:
+        ticks: of these steps, see `schedule`.
 
     Returns:
         The state after them, and the spikes [t, B, ...] as `unroll` gives them.
@@ -98,7 +105,7 @@ def resume(
     """
     check_floating("currents", currents)
     step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, (drive(params, currents), None))
+    state, spikes = jax.lax.scan(step, state, (drive(params, currents), ticks))
     return state, spikes.astype(currents.dtype)
 
 
