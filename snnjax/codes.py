@@ -48,15 +48,28 @@ class Code:
         raise NotImplementedError
 
     def sizes(self, steps: int) -> np.ndarray:
-        """T w_t, [T]: a spike's size in a stream whose mean over T is the answer."""
-        return (steps * np.asarray(self.weights(steps))).astype(np.float32)
+        """T w_t, [T]: a spike's size in a stream whose mean over T is the answer.
+
+        Raises:
+            ValueError: there are not T weights, or float32 does not hold them.
+        """
+        weights = np.asarray(self.weights(steps), float)
+        with np.errstate(over="ignore", under="ignore"):
+            sizes = (steps * weights).astype(np.float32)
+        if weights.shape != (steps,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise ValueError(
+                f"the weights of {self!r} for {steps} steps are {weights}; allowed: "
+                "one number > 0 for each step, in the range of float32. Take fewer "
+                "steps or a smaller base"
+            )
+        return sizes
 
     def reach(self, steps: int) -> float:
         """w_1 + .. + w_T: the largest value of a neuron, over high V_th."""
         return math.fsum(self.weights(steps))
 
     def finest(self, steps: int) -> float:
-        """w_T: the distance of neighboring values of a neuron, over V_th."""
+        """w_T, over V_th: the distance of neighboring values, if w_T is the least."""
         return self.weights(steps)[-1]
 
     def stream(self, spikes: jax.Array) -> jax.Array:
@@ -214,21 +227,17 @@ def weighted(weights: Sequence[float]) -> Code:
     >>> weighted((1, 0.7, 0.49)).reach(3)
     2.19
     """
-    try:
-        numbers = np.asarray(weights, float)
-    except (TypeError, ValueError):
-        numbers = np.array([])
-    positive = numbers.ndim == 1 and numbers.size and (numbers > 0).all()
-    if not positive or not np.isfinite(numbers).all():
+    numbers = list(weights) if isinstance(weights, Sequence | np.ndarray) else []
+    if not numbers or not all(is_number(w) and 0 < w < math.inf for w in numbers):
         raise ValueError(
             f"weights are {weights!r}; allowed: one finite number > 0 for each step"
         )
-    return _Weighted(tuple(numbers.tolist()))
+    return _Weighted(tuple(map(float, numbers)))
 
 
 def check_code(code: Any) -> None:
     """Raise unless this is a code."""
-    if not isinstance(code, Code):
+    if not isinstance(code, Code) or type(code) is Code:
         raise ValueError(
             f"code is {code!r}; allowed: a code, e.g. snnjax.codes.radix() (called)"
         )

@@ -122,8 +122,19 @@ def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
 
 
 def events(code: Code, values: Values, offsets: Values, v: int) -> jax.Array:
-    """What arrives of a variable at each step, without what offsets add to it."""
-    return _without(code, code.arriving(values[v]), offsets.get(v))
+    """What arrives of a variable at each step, without what offsets add to it.
+
+    A decoded value that has not changed may differ in its last bits, which is no event.
+    """
+    arriving = _without(code, code.arriving(values[v]), offsets.get(v))
+    if code.clock_runs:
+        return arriving
+    noise = _ROUNDING * jnp.abs(values[v]).max(0, keepdims=True)
+    return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
+
+
+# Of float32, times T. The last of 16 binary digits is 15 times as large.
+_ROUNDING = 2e-6
 
 
 def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:

@@ -154,6 +154,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
             those that the SNN was fitted to; or the number of steps is unknown.
     """
     check_snn(snn)
+    check_code(snn.code)
     steps = snn.steps if steps is None else steps
     if steps is None:
         raise ValueError(
@@ -195,6 +196,13 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
                 "model=snnjax.integrate_and_fire(levels=(-1, 1)), or the code "
                 "snnjax.codes.rate()"
             )
+        if not is_plain(model) and any(
+            getattr(part, "dead_zone", 0) for part in chain(model)
+        ):
+            raise ValueError(
+                f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "
+                "Leave dead_zone out"
+            )
 
 
 def check_neurons(snn: SNN, sites: Sites) -> None:
@@ -206,6 +214,11 @@ def check_neurons(snn: SNN, sites: Sites) -> None:
     for site in sites:
         if site.fires:
             model, params = snn.model_of(site.name), snn.neurons[site.name]
+            if not snn.code.clock_runs and getattr(params, "leak", None) is not None:
+                raise ValueError(
+                    f"the neurons of site {site.name!r} have a leak, and those of the "
+                    f"code {snn.code!r} must keep what is missing; allowed: leak None"
+                )
             fresh = _fresh(model, site)
             _check_fields(model, fresh, params, site)
             _check_shapes(fresh, params, site)

@@ -296,6 +296,22 @@ def test_digits_are_nearer_to_the_network_than_as_many_steps_of_rate_coding():
     assert "radix(base=2)" in str(radix) and "radix" not in str(rate)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_decoded_values_that_stay_are_no_events(steps):
+    """A third is no binary number, so that sums differ in their last bits."""
+    dense, kernels, x, _, _ = converted()
+    recipe = snnjax.light("channel", "round")
+    options = {"model": MODELS[2], "code": codes.radix(), "wait": 1, "recipe": recipe}
+    snn = snnjax.convert(dense, kernels, x, steps=steps, **options)
+    measures = snnjax.measure(dense, snn, x, params=kernels)
+    trains = snnjax.measures.spike_trains(dense, snn, x).values()
+    operations = sum(
+        fan_out * np.sum(train != 0) / len(x)
+        for fan_out, train in zip((32, 10), trains, strict=True)
+    )
+    np.testing.assert_allclose(measures.synaptic_operations, operations, rtol=1e-6)
+
+
 def test_measures_count_digits_and_constants_once():
     dense, kernels, x, rate, radix = converted()
     measures = {
@@ -360,11 +376,61 @@ def test_codes_outside_their_range_are_refused():
     for base in (1, 0.5, np.inf, "2", None):
         with pytest.raises(ValueError, match="base is .*allowed: a finite number > 1"):
             codes.radix(base)
-    for weights in ((), (1, 0), (1, np.nan), "ab", 3):
+    for weights in ((), (1, 0), (1, np.nan), "ab", 3, ("1", "2"), (1, np.inf)):
         with pytest.raises(ValueError, match="weights are .*allowed: one finite"):
             codes.weighted(weights)
     with pytest.raises(ValueError, match="has 2 weights, and there are 4 steps"):
         codes.weighted((1, 0.5)).weights(4)
+    for code, steps in ((codes.radix(), 200), (codes.radix(1e30), 3), (Halves(), 0)):
+        with pytest.raises(ValueError, match="allowed: one number > 0 for each step"):
+            code.sizes(steps) if steps else Thirds().sizes(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thirds(codes.Code):
+    """A code of too few steps."""
+
+    def weights(self, steps):
+        return (1 / 3,) * 3
+
+
+def test_neurons_that_do_not_keep_what_is_missing_are_refused():
+    dense, kernels, x, rate, radix = converted()
+    leaky = {n: p._replace(leak=jnp.float32(0.5)) for n, p in radix.neurons.items()}
+    run = snnjax.spiking(dense)
+    for snn, message in (
+        (dataclasses.replace(radix, neurons=leaky), "have a leak.*allowed: leak None"),
+        (dataclasses.replace(radix, code="radix"), "code is 'radix'; allowed: a code"),
+        (dataclasses.replace(radix, code=codes.Code()), "code is Code.*allowed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(snn, x)
+    within = snnjax.neurons.synaptic(MODELS[2])
+    with pytest.raises(ValueError, match="a dead zone is for .*alone"):
+        snnjax.init(dense, kernels, x, model=within)
+
+
+def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
+    snn, x = spiking_network(codes.rate(), MODELS[2])
+    by_layer = snnjax.simulation.by_layer
+    for wait, others in ((0, ("by_step", by_layer(segment=3))), (T, ("auto",))):
+
+        def run(execution, wait=wait):
+            fn = snnjax.spiking(network, steps=T, wait=wait, execution=execution)
+            return jax.jit(fn)(snn, x)
+
+        expected = run("by_layer")
+        for execution in others:
+            np.testing.assert_allclose(run(execution), expected, 1e-4, 1e-5)
+
+
+def test_as_many_digits_as_float32_holds_are_converted():
+    dense, kernels, x, _, radix = converted()
+    recipe = snnjax.light("channel", "round")
+    options = {"wait": 1, "model": MODELS[2], "code": codes.radix(), "recipe": recipe}
+    snn = snnjax.convert(dense, kernels, x, steps=32, **options)
+    answer = jax.jit(snnjax.spiking(dense))(snn, x).mean(0)
+    np.testing.assert_allclose(answer, dense(kernels, x), atol=1e-2)
 
 
 def test_what_only_rate_coding_has_is_refused_with_a_way_out():

@@ -201,8 +201,10 @@ class View(abc.ABC):
 
     @property
     def values(self) -> int:
-        """How many outputs above 0 a neuron can tell apart, T high of rate coding."""
-        return round(self.high / self.finest)
+        """How many steps of the finest size reach the largest output: T high of rate
+        coding. More than float32 counts make no difference.
+        """
+        return min(round(self.high / self.finest), 2**24)
 
     @property
     def activation(self) -> jax.Array:

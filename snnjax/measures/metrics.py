@@ -133,8 +133,9 @@ class Measures(NamedTuple):
         steps, wait: T and the wait of the measurement.
         bits: bits that a neuron sends in one inference, T log2(high - low + 1), on
             average. NaN if a neuron model states no levels.
-        values: how many values >= 0 a neuron can tell apart: T high + 1 with rate
-            coding, high the highest level. NaN if a neuron model states no levels.
+        values: how many values >= 0 a neuron can tell apart, if none of them is left
+            out: T high + 1 with rate coding, B^T with a radix code of base B and the
+            levels (0, B - 1). NaN if a neuron model states no levels.
         operator_steps: how often operators are computed: at each of T steps, or once
             if every layer waits for all of its input.
         spikes: spikes per neuron and inference, of either sign.

@@ -62,12 +62,10 @@ class Operator(NamedTuple):
 
         0 where the function is not a number, as 0 / 0 before any spike.
         """
-        axes = [0 if live else None for live in self.live]
-        results = (
-            self.function(*arguments)
-            if not any(self.live)
-            else jax.vmap(self.function, in_axes=axes)(*arguments)
-        )
+        function = self.function
+        if any(self.live):
+            function = jax.vmap(function, [0 if live else None for live in self.live])
+        results = function(*arguments)
         return tuple(map(_without_nan, results))
 
     def start(self, arguments: Sequence[Any]) -> Running:

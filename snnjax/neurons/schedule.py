@@ -5,8 +5,10 @@
     k   = clip(floor((d + V_t / 2) / V_t), low, high)   the nearest level, if low < 0
     k   = clip(floor((d + V_T / 2) / V_t), 0, high)     if nothing can be taken back
     k   = 0  where |d| < z V_t                          dead zone, except at step T
+    k  >= -N_t                                          a ReLU takes back what it sent
 
-v begins at V_T / 2, so that with rate coding (all V_t alike) k is floor(v / V_th).
+N_t is what it has sent in units of V_t. v begins at V_T / 2, so that with rate coding,
+where all V_t are V_th, k is floor(v / V_th).
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import numpy as np
 from snnjax._arrays import lead
 from snnjax.codes import Code
 from snnjax.neurons.models import NeuronState
-from snnjax.neurons.protocol import chain, fire
+from snnjax.neurons.protocol import chain, drive, fire
 from snnjax.surrogate import Surrogate
 
 
@@ -29,7 +31,7 @@ class Tick(NamedTuple):
         size: T w_t, what a spike of level 1 is worth, over V_th.
         before: the size of the step before.
         finest: T w_T.
-        share: of a constant that arrives at this step, times T.
+        share: what arrives of a constant at this step, times T: 1 with rate coding.
         is_last: whether it is step T.
     """
 
@@ -67,6 +69,25 @@ def shares(code: Code, steps: int) -> np.ndarray:
     return np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
 
 
+def shares_at(code: Code, steps: int, part: slice) -> np.ndarray | None:
+    """The `shares` of some steps; None with rate coding, where all of them are 1."""
+    return None if code.clock_runs else shares(code, steps)[part]
+
+
+def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
+    """The current with a share of the bias, and of the offset that it lies above.
+
+    Args:
+        share: of `shares_at`, for each step along the first axis or for one step.
+    """
+    if share is None:
+        return drive(params, current)
+    constant = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
+    share = jnp.asarray(share, constant.dtype)
+    share = share.reshape(*share.shape, *[1] * (constant.ndim - share.ndim))
+    return current.astype(constant.dtype) + share * constant
+
+
 def fire_at(
     neuron: Any,
     params: Any,
@@ -96,24 +117,24 @@ def fire_at(
         bar = model.dead_zone * per_step(tick.size) * threshold
         silent = (jnp.abs(missing) < bar) & ~jnp.asarray(tick.is_last)
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
-    left = jnp.zeros(())
+    fraction = jnp.zeros(())
     if total is not None:  # in units of this step's spikes, of which whole ones count
-        exact = total * per_step(tick.before) / per_step(tick.size)
-        total = jnp.floor(exact + _ROUNDING)
-        left = exact - total
+        sent = total * per_step(tick.before) / per_step(tick.size)
+        total = jnp.floor(sent + _ROUNDING)
+        fraction = sent - total
     now = params._replace(
         threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
         offset=None,
     )
     after, spikes = fire(neuron, now, NeuronState(v + ahead, total), spike)
-    total = None if after.total is None else after.total + left
+    total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
         spikes += jnp.asarray(tick.share, spikes.dtype) * offset
     return NeuronState(after.potential - ahead, total), spikes
 
 
-# A sum of weights that are no powers of two is a whole number but for this much.
+# What was sent may be a whole number of spikes but for rounding.
 _ROUNDING = 1e-3
 
 

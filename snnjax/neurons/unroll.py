@@ -3,12 +3,11 @@
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
 input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
 `mean_and_pace` and `spike_train`, each in one pass over the currents. A code
-(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (`Schedule`).
+(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (``schedule.py``).
 """
 
-import functools
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
-from snnjax.neurons.schedule import Tick, fire_at, schedule, shares
+from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares_at
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
@@ -82,9 +81,16 @@ def unroll(
 
 
 def resume(
-    neuron: Neuron, params: Any, state: Any, currents: jax.Array
+    neuron: Neuron,
+    params: Any,
+    state: Any,
+    currents: jax.Array,
+    ticks: Tick | None = None,
 ) -> tuple[Any, jax.Array]:
     """Continue from a state for as many steps as there are currents [t, B, ...].
+
+    Args:
+        ticks: of these steps, see `schedule`.
 
     Returns:
         The state after them, and the spikes [t, B, ...] as `unroll` gives them.
@@ -99,7 +105,7 @@ def resume(
     """
     check_floating("currents", currents)
     step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, (drive(params, currents), None))
+    state, spikes = jax.lax.scan(step, state, (drive(params, currents), ticks))
     return state, spikes.astype(currents.dtype)
 
 
@@ -162,7 +168,7 @@ def mean_and_pace(
     def receive(carry, arriving):
         # The bias is added here, or XLA would write currents + bias to memory.
         current, share, tick = arriving
-        return count(carry, _driven(params, current, share), tick)
+        return count(carry, driven(params, current, share), tick)
 
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
@@ -172,7 +178,7 @@ def mean_and_pace(
     loops = min(steps, _steps_per_loop(neuron))
     early = jax.tree.map(lambda a: a[: steps - wait], ticks)
     late = jax.tree.map(lambda a: a[steps - wait :], ticks)
-    arriving = (currents[wait:], _shares(code, steps, slice(wait, None)), early)
+    arriving = (currents[wait:], shares_at(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
         carry, _ = jax.lax.scan(receive_nothing, carry, late, wait, unroll=loops)
@@ -320,96 +326,10 @@ def arriving_while_firing(
 
     First the input after the wait, then zeros.
     """
-    share = _shares(code, len(currents), slice(wait, None))
-    rest = _driven(params, currents[wait:], share)
+    share = shares_at(code, len(currents), slice(wait, None))
+    rest = driven(params, currents[wait:], share)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
-
-
-def _shares(code: Code, steps: int, part: slice) -> Any:
-    """`shares` of some steps; None if all of them are 1."""
-    return None if code.clock_runs else shares(code, steps)[part]
-
-
-def _driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
-    """`drive`, where a share of the bias and the offset arrives; None: all of it.
-
-    Args:
-        share: one number for each step along the first axis, or that of one step.
-    """
-    if share is None:
-        return drive(params, current)
-    of_step = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
-    share = jnp.asarray(share, of_step.dtype)
-    return (
-        current.astype(of_step.dtype)
-        + share.reshape(*share.shape, *[1] * (of_step.ndim - share.ndim)) * of_step
-    )
-
-
-class Phase(NamedTuple):
-    """What a site does at a step; Python's True if it does so at every step.
-
-    Attributes:
-        begun: its input has begun to arrive.
-        receiving: its input arrives, for T steps.
-        firing: it fires, for T steps, which begin ``wait`` later.
-        share: of a constant that arrives, times T; None: 1.
-        tick: what its code makes of the step; None: nothing.
-    """
-
-    begun: Any = True
-    receiving: Any = True
-    firing: Any = True
-    share: Any = None
-    tick: Tick | None = None
-
-
-def phase_of(
-    step: jax.Array, steps: int, wait: int, code: Code = RATE, neuron: Any = None
-) -> Phase:
-    """The phase of a site, whose first current arrives at step 0."""
-    ticks = schedule(code, neuron, steps)
-
-    def at(numbers: Any, step: jax.Array) -> Any:
-        """Those of this step, in an array that the tree holds for all T steps."""
-        step = jnp.clip(step, 0, steps - 1)
-        return jax.tree.map(lambda array: jnp.asarray(array)[step], numbers)
-
-    share = at(_shares(code, steps, slice(None)), step)
-    tick = at(ticks, step - wait)
-    if wait == 0:
-        return Phase(share=share, tick=tick)
-    return Phase(
-        begun=step >= 0,
-        receiving=(step >= 0) & (step < steps),
-        firing=(step >= wait) & (step < wait + steps),
-        share=share,
-        tick=tick,
-    )
-
-
-def integrate_in_phase(
-    model: Neuron, params: Any, state: Any, current: jax.Array, phase: Phase
-) -> Any:
-    """The state after the current of a step, if any arrives, is integrated."""
-    arriving = _when(phase.receiving, _driven(params, current, phase.share), 0)
-    after = model.integrate(params, state, arriving)
-    return jax.tree.map(functools.partial(_when, phase.begun), after, state)
-
-
-def fire_in_phase(
-    model: Neuron, params: Any, state: Any, phase: Phase
-) -> tuple[Any, jax.Array]:
-    """The state after firing and the spikes, in the steps in which the site fires."""
-    after, spikes = fire_at(model, params, state, phase.tick)
-    after = jax.tree.map(functools.partial(_when, phase.firing), after, state)
-    return after, _when(phase.firing, spikes, 0)
-
-
-def _when(condition: Any, value: Any, otherwise: Any) -> Any:
-    """``jnp.where``, but no operation where the condition is Python's True."""
-    return value if condition is True else jnp.where(condition, value, otherwise)
 
 
 def _steps_per_loop(neuron: Neuron) -> int:
@@ -439,13 +359,12 @@ def _after_wait(
     """The state of a site after it has integrated ``wait`` steps."""
 
     def integrate(state, current_and_share):
-        return neuron.integrate(
-            params, state, _driven(params, *current_and_share)
-        ), None
+        arriving = driven(params, *current_and_share)
+        return neuron.integrate(params, state, arriving), None
 
     check_floating("currents", currents)
     state = neuron.start(params, currents.shape[1:])
     if wait:
-        share = _shares(code, len(currents), slice(0, wait))
+        share = shares_at(code, len(currents), slice(0, wait))
         state, _ = jax.lax.scan(integrate, state, (currents[:wait], share))
     return state

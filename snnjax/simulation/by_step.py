@@ -20,14 +20,9 @@ from snnjax.network.evaluate import evaluate
 from snnjax.network.increments import Operator, Running
 from snnjax.network.sites import Site
 from snnjax.network.stages import delay_lines
+from snnjax.neurons.phases import Phase, fire_in_phase, integrate_in_phase, phase_of
 from snnjax.neurons.protocol import field, levels_of
 from snnjax.neurons.spike_trains import through_bytes
-from snnjax.neurons.unroll import (
-    Phase,
-    fire_in_phase,
-    integrate_in_phase,
-    phase_of,
-)
 from snnjax.simulation.executions import (
     Decoding,
     Job,

@@ -82,8 +82,9 @@ def choose(
             field(params, "leak") is not None for params in snn.neurons.values()
         )
         raise ValueError(
-            f"execution='closed_form' needs wait == steps and IF neurons with reset by "
-            f"subtraction; found wait {wait}, steps {steps}, "
+            "execution='closed_form' needs wait == steps (steps - 1 for codes other "
+            "than rate coding) and IF neurons with reset by subtraction; found wait "
+            f"{wait}, steps {steps}, "
             f"{', '.join(map(repr, models))}, {'a' if leaks else 'no'} leak. Use "
             "'by_layer'"
         )
@@ -94,7 +95,9 @@ def choose(
     is_hard = is_step(surrogate) and not holds_tracer(surrogate)
     if not is_hard or not all(map(is_plain, models)):
         return Choice("by_layer")
-    if has_closed_form:
+    # A dead zone delays spikes of rate coding, and the closed form fires at once.
+    delays = snn.code.clock_runs and any(model.dead_zone for model in models)
+    if has_closed_form and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
     if not snn.code.clock_runs:
         return Choice("by_layer")

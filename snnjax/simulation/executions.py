@@ -33,6 +33,7 @@ from snnjax.network.sites import Site
 from snnjax.network.stages import needed, streaming
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.schedule import schedule
 from snnjax.neurons.unroll import after_all_input, closed_form, resume, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
@@ -146,7 +147,8 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
     values, streams, live = prepare(job)
     network, neurons = job.network, job.snn.neurons
 
-    def segment(length: int, states, x_now):
+    def segment(length: int, states, x_and_ticks):
+        x_now, ticks = x_and_ticks
         local: dict[Any, Any] = dict(values)
         after: dict[str, Any] = {}
         if job.sequence:
@@ -163,7 +165,8 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
             currents = over_time(current, length, len(site.shape))
             params = neurons[site.name]
             model = job.models[site.name]
-            after[site.name], spikes = resume(model, params, state, currents)
+            now = ticks[site.name]
+            after[site.name], spikes = resume(model, params, state, currents, now)
             return spikes
 
         evaluate(live, local, rule, streams=streams)
@@ -176,16 +179,18 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
     sites = [eq for eq in live if eq.site is not None]
     states = {eq.place.name: start_state(job, eq, values, streams) for eq in sites}
     segments, rest = divmod(job.steps, size)
-    x = job.x if job.sequence else None  # None is a tree without leaves
+    code, models = job.snn.code, job.models
+    ticks = {name: schedule(code, m, job.steps) for name, m in models.items()}
+    with_time = (job.x if job.sequence else None, ticks)  # None has no leaves
 
     def in_segments(leaf: jax.Array) -> jax.Array:
         return leaf[: segments * size].reshape(segments, size, *leaf.shape[1:])
 
-    whole = jax.tree.map(in_segments, x)
+    whole = jax.tree.map(in_segments, with_time)
     states, outputs = jax.lax.scan(run(size), states, whole, length=segments)
     outputs = jax.tree.map(lambda a: a.reshape(segments * size, *a.shape[2:]), outputs)
     if rest:
-        last = jax.tree.map(lambda leaf: leaf[segments * size :], x)
+        last = jax.tree.map(lambda leaf: leaf[segments * size :], with_time)
         _, more = run(rest)(states, last)
         outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
     return over_steps(job, values | outputs, streams)
