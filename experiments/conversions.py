@@ -164,7 +164,8 @@ def plan(config: Convert) -> list[Row]:
     for recipe, levels, code in groups:
         waits = config.waits or _waits(recipe, levels, code)
         for wait, steps in itertools.product(waits, config.steps):
-            number = steps if wait == "T" else int(wait)
+            number = {"T": steps, "T - 1": steps - 1}.get(wait)
+            number = int(wait) if number is None else number
             rows.append(Row(recipe, steps, number, levels, code))
     return list(dict.fromkeys(rows))
 
@@ -173,7 +174,7 @@ def _waits(recipe: str, levels: tuple[int, int], code: str) -> tuple[str, ...]:
     """The waits of a row, if the options name none."""
     if code == "rate":
         return ("0", "T") if recipe == "best" else ("0",)
-    return ("1",) if levels[0] < 0 else ("T",)
+    return ("1",) if levels[0] < 0 else ("T - 1",)
 
 
 def neuron_of(

@@ -310,7 +310,7 @@ class Convert(Conversion):
     # 0 1 is binary, -1 1 signed, 0 3 graded.
     levels: tuple[int, ...] = (0, 1)
     # Codes, of experiments.running.CODES: what a spike is worth at each step. Each has
-    # its own rows. By default signed digits wait 1 step, and others T.
+    # its own rows. By default signed digits wait 1 step, and others T - 1.
     codes: tuple[str, ...] = ("rate",)
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
