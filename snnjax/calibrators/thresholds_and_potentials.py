@@ -174,9 +174,8 @@ def least_squares_offset() -> Calibrator:
     The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
     sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
     begins at 0, also where its spikes have both signs. With codes other than rate
-    coding no offset is fitted: digits are fine enough, and a value near 0 costs no
-    spike. (On a vision transformer at T = 4 offsets took two thirds more spikes, for
-    the same accuracy.) Source of offsets for such
+    coding no offset is fitted: a value near 0 costs no spike, and one step more gains
+    more accuracy for fewer spikes (docs/codes.md). Source of offsets for such
     functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
 
     >>> import jax.numpy as jnp, snnjax
