@@ -173,7 +173,9 @@ def least_squares_offset() -> Calibrator:
     SiLU, or far from 0, as a mean; around the middle of the values all of them serve.
     The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
     sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
-    begins at 0, also where its spikes have both signs. Source of offsets for such
+    begins at 0, also where its spikes have both signs. With codes other than rate
+    coding no offset is fitted: a value near 0 costs no spike, and one step more gains
+    more accuracy for fewer spikes (docs/codes.md). Source of offsets for such
     functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
 
     >>> import jax.numpy as jnp, snnjax
@@ -186,7 +188,7 @@ def least_squares_offset() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if not view.site.signed:
+        if not view.site.signed or not view.code.clock_runs:
             return fit
         intervals = 2 * view.values
         offset = _middle(view.sample, intervals).reshape(_channels(view))
