@@ -199,18 +199,21 @@ def test_few_samples_and_many_steps_put_thresholds_above_the_largest(steps, abov
     assert (found <= 0.5).all()
 
 
-@hypothesis.given(seeds)
-def test_corrections_are_the_oracles(seed):
-    a, s = np.asarray(activations(seed)), np.asarray(activations(seed + 1))
-    np.testing.assert_allclose(
-        formulas.bias_correction(a, s), reference.bias_correction(a, s), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        formulas.potential_correction(a, s, STEPS),
-        reference.potential_correction(a, s, STEPS),
-        atol=1e-5,
-    )
-    assert formulas.shift(jnp.float32(3.0), STEPS) == reference.bias_shift(3, STEPS)
+@few
+@hypothesis.given(seeds, st.sampled_from([0, STEPS]))
+def test_corrections_are_the_oracles(seed, wait):
+    here, fit = view(seed, wait)
+    a, s = np.asarray(here.activation), np.asarray(here.output(fit))
+    before = fit.neurons
+    bias = calibrate.correct_bias()(here, fit).neurons.bias
+    lacking = reference.bias_correction(a, s)
+    np.testing.assert_allclose(bias - before.bias, lacking, atol=1e-6)
+    charge = calibrate.correct_potential()(here, fit).neurons.initial_potential
+    lacking = reference.potential_correction(a, s, STEPS)
+    np.testing.assert_allclose(charge - before.initial_potential, lacking, atol=1e-5)
+    shifted = calibrate.shift_bias()(here, fit).neurons.bias
+    expected = reference.bias_shift(before.threshold, STEPS)
+    np.testing.assert_allclose(shifted - before.bias, expected, rtol=1e-6)
 
 
 # ------------------------------------------------- the error that each lowers
@@ -236,8 +239,9 @@ def test_shift_makes_the_expected_flooring_error_zero():
     neuron = integrate_and_fire(threshold=2.0).init()
     a = jnp.linspace(0, 2, 8001).reshape(-1, 1)
     floor = (a - closed_form(NEURON, neuron, a, STEPS)).mean()
-    shifted = neuron._replace(bias=formulas.shift(neuron.threshold, STEPS))
-    assert floor == pytest.approx(formulas.shift(2.0, STEPS), rel=1e-2)
+    here, fit = view(0)
+    shifted = calibrate.shift_bias()(here, fit._replace(neurons=neuron)).neurons
+    assert floor == pytest.approx(reference.bias_shift(2.0, STEPS), rel=1e-2)
     assert (a - closed_form(NEURON, shifted, a, STEPS)).mean() == pytest.approx(
         0, abs=1e-3
     )
@@ -265,10 +269,10 @@ def test_bias_correction_lowers_the_mean_error_of_the_channels(wait):
         once, thrice = (calibrate.correct_bias(n)(here, fit) for n in (1, 3))
         assert once.neurons.bias.shape == (2,)
         lacking = [
-            formulas.bias_correction(here.activation, here.output(f))
+            reference.bias_correction(here.activation, here.output(f))
             for f in (fit, once, thrice)
         ]
-        found.append([jnp.abs(error).sum() for error in lacking])
+        found.append([np.abs(error).sum() for error in lacking])
     before, once, thrice = np.mean(found, 0)
 
     assert once < 0.8 * before
@@ -397,7 +401,7 @@ def test_a_search_keeps_the_channel_as_it_is_or_lowers_its_error(search, seed, w
     here, fit = view(seed, wait)
 
     def error(fit):
-        lacking = formulas.bias_correction(here.activation, here.output(fit))
+        lacking = reference.bias_correction(here.activation, here.output(fit))
         neuron = fit.neurons._replace(bias=fit.neurons.bias + lacking)
         (currents,) = here.currents(fit.weights)
         pair = compiled_output(NEURON, neuron, currents, wait=wait)
@@ -720,7 +724,11 @@ def test_a_bfloat16_search_is_as_good_as_a_float32_one():
 def test_neuron_parameters_are_float32_in_a_bfloat16_network():
     a = activations(0).astype(jnp.bfloat16)
     assert formulas.maximum(a).dtype == jnp.float32
-    assert formulas.bias_correction(a, a).dtype == jnp.float32
+    here = ArrayView(a, lambda weights: jnp.stack([a] * STEPS), site=SITE)
+    fit = Fit(NEURON.init(), {})
+    for calibrator in (calibrate.correct_bias(), calibrate.correct_potential()):
+        for leaf in jax.tree.leaves(calibrator(here, fit).neurons):
+            assert leaf.dtype == np.float32
 
 
 @pytest.mark.parametrize(

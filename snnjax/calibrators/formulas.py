@@ -23,7 +23,6 @@ from snnjax.neurons.models import NeuronParams
 __all__ = [
     "Expected",
     "Samples",
-    "bias_correction",
     "binary_unit",
     "candidate_errors",
     "candidates",
@@ -37,10 +36,8 @@ __all__ = [
     "percentile",
     "positive",
     "postpone",
-    "potential_correction",
     "samples",
     "scale",
-    "shift",
     "unseen_error",
 ]
 
@@ -268,6 +265,9 @@ def least_squares(
     objective: Objective = "floor",
     channel: int = -1,
     prior: int = 0,
+    *,
+    weight: jax.Array | None = None,
+    peaks: jax.Array | None = None,
 ) -> jax.Array:
     """The threshold whose ClipFloor is nearest to the activations.
 
@@ -289,6 +289,8 @@ def least_squares(
         objective: "floor" is the paper's; "round" adds 1/2 inside the floor, as the
             neuron does after the bias shift.
         prior: k.
+        weight: of each error, shaped like the activations with one channel; None: 1.
+        peaks: M of each channel, where the activations are a sample of more.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([[0.1], [0.2], [0.3], [5.0]])
@@ -296,8 +298,9 @@ def least_squares(
     5.0 5.0
     """
     expectation = expected(samples(activation, channel), per, prior)
-    thresholds = candidates(expectation.largest, expectation.excess, prior)
-    errors = candidate_errors(activation, thresholds, steps, objective, channel)
+    largest = expectation.largest if peaks is None else positive(peaks, per)
+    thresholds = candidates(largest, expectation.excess, prior)
+    errors = candidate_errors(activation, thresholds, steps, objective, channel, weight)
     return nearest(expectation, thresholds, errors, prior)
 
 
@@ -492,68 +495,6 @@ def middle(
 
     best = jax.lax.map(error, (lower, upper)).argmin(0)
     return low + (high - low) * jnp.asarray((lower + upper) / 2)[best]
-
-
-def shift(threshold: jax.Array, steps: int) -> jax.Array:
-    """V_th / (2T), the bias that makes the expected flooring error zero.
-
-    Assumes activations uniform within each of the T levels. Source: Deng and Gu.
-
-    >>> import jax.numpy as jnp
-    >>> print(shift(jnp.float32(1), steps=4))
-    0.125
-    """
-    return threshold / (2 * steps)
-
-
-def bias_correction(
-    activation: jax.Array,
-    output: jax.Array,
-    channel: int = -1,
-    weight: jax.Array | None = None,
-) -> jax.Array:
-    """Mean of w (a - s) over images and positions, [C]: what each channel lacks.
-
-    Args:
-        activation, output: a and s, [N, ...].
-        channel: axis that counts channels, from the end.
-        weight: w, whose mean is 1, shaped like a with one channel; None: 1.
-
-    >>> import jax.numpy as jnp
-    >>> print(bias_correction(jnp.array([[1.0, 2.0], [3.0, 2.0]]), jnp.ones((2, 2))))
-    [1. 1.]
-    """
-    return per_channel(
-        jnp.mean, _weighted(_difference(activation, output), weight), channel
-    )
-
-
-def potential_correction(
-    activation: jax.Array,
-    output: jax.Array,
-    steps: int,
-    weight: jax.Array | None = None,
-) -> jax.Array:
-    """T times the mean of w (a - s) over images, [...]: the charge each neuron lacks.
-
-    Args:
-        activation, output: a and s, [N, ...].
-        steps: T.
-        weight: w, whose mean over the images is 1; None: 1.
-
-    >>> import jax.numpy as jnp
-    >>> print(potential_correction(jnp.array([[1.0], [3.0]]), jnp.ones((2, 1)), 4))
-    [4.]
-    """
-    return steps * _weighted(_difference(activation, output), weight).mean(0)
-
-
-def _difference(activation: jax.Array, output: jax.Array) -> jax.Array:
-    return activation.astype(jnp.float32) - output.astype(jnp.float32)
-
-
-def _weighted(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-    return values if weight is None else weight * values
 
 
 def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:

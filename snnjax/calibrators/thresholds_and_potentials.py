@@ -174,9 +174,8 @@ def least_squares_offset() -> Calibrator:
     The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
     sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
     begins at 0, also where its spikes have both signs. With codes other than rate
-    coding no offset is fitted: a value near 0 costs no spike, and one step more gains
-    more accuracy for fewer spikes (docs/codes.md). Source of offsets for such
-    functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
+    coding no offset is fitted: there a value near 0 costs no spike. Source of offsets
+    for such functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
 
     >>> import jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: snnjax.encode(x) @ w, 5 + jnp.arange(16.0)[:, None]
@@ -199,7 +198,10 @@ def least_squares_offset() -> Calibrator:
 
 @named
 def shift_bias() -> Calibrator:
-    """bias += w_T V_th / 2: V_th / (2T) with rate coding, see `formulas.shift`.
+    """bias += w_T V_th / 2: V_th / (2T) with rate coding.
+
+    That makes the expected error of the floor 0 for activations that are uniform within
+    each level. Source: Deng and Gu.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -240,7 +242,10 @@ def half_charge() -> Calibrator:
 
 @named
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += `formulas.bias_correction`, measured anew in each of some rounds.
+    """bias += mean of w (a - s) over images and positions, in each of some rounds.
+
+    a is the ANN's activation, s the neuron's mean output, w the effect of an error
+    (`by_effect`; otherwise 1). Source: Li et al.
 
     Args:
         repeats: rounds, 1 or more.
@@ -274,9 +279,9 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
 @named
 def correct_potential(repeats: int = 1) -> Calibrator:
-    """v(0) += `formulas.potential_correction`, measured anew in each of some rounds.
+    """v(0) += T mean of w (a - s) over images, in each of some rounds.
 
-    The paper does it once, from v(0) = 0.
+    a, s and w are those of `correct_bias`. Li et al. do it once, from v(0) = 0.
 
     Args:
         repeats: rounds, 1 or more.
@@ -320,7 +325,7 @@ def postpone_charge(
     A neuron that acts on its input as it arrives fires on evidence that later input
     takes back. Starting c thresholds lower, and getting them back evenly over the T
     steps, it fires later, on more of its input. Each candidate c is tried by
-    `formulas.postpone`, with `formulas.bias_correction` of what that changes. Each
+    `formulas.postpone`, with its bias corrected as `correct_bias` does. Each
     channel gets the c of the least
 
         sum w (a - s)^2  +  pace sum w (a - p)^2
@@ -527,17 +532,16 @@ def _least_squares(
 
     A neuron has the outputs of a binary one with as many steps as it has values.
     """
-    sizes, expected = sample.magnitudes(offset), None
-    if prior:
-        expected = formulas.expected(formulas.samples(sizes), per, prior)
-        largest, excess = expected.largest, expected.excess
-    else:
-        largest, excess = formulas.positive(sample.peaks(offset), per), None
-    thresholds = formulas.candidates(largest, excess, prior)
-    errors = formulas.candidate_errors(
-        sizes, thresholds, values, objective, weight=sample.weight
+    threshold = formulas.least_squares(
+        sample.magnitudes(offset),
+        values,
+        per,
+        objective,
+        prior=prior,
+        weight=sample.weight,
+        peaks=sample.peaks(offset),
     )
-    return formulas.nearest(expected, thresholds, errors, prior) / high
+    return threshold / high
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
