@@ -148,7 +148,7 @@ class _Radix(Code):
         return tuple(self.base**-t for t in range(steps))
 
     def __repr__(self) -> str:
-        return f"radix(base={self.base:g})"
+        return f"radix(base={repr(self.base).removesuffix('.0')})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +188,10 @@ def rate() -> Code:
 def radix(base: float = 2) -> Code:
     """w_t = base^(1 - t): digits of a number, the most significant first.
 
-    T digits of base B tell B^T values apart. With the levels (-1, 1) a later digit can
-    correct earlier ones, and a wait of one step is enough; with (0, 1) a neuron needs
-    all of its input before its first digit, a wait of T - 1.
+    T digits of base B with the levels (0, B - 1) tell B^T values apart; a neuron then
+    needs all of its input before its first digit, a wait of T - 1. With the levels (-1,
+    1) and base 2 a later digit can correct earlier ones, and a wait of one step is
+    enough.
 
     Args:
         base: > 1, finite.

@@ -139,9 +139,10 @@ _ROUNDING = 2e-6
 
 def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
     """A stream [T, B, ...] without what arrives of a constant."""
-    if constant is None or code.clock_runs:
+    share = shares(code, len(arriving))
+    if constant is None or share is None:
         return subtract_offset(arriving, constant)
-    share = jnp.asarray(shares(code, len(arriving)), arriving.dtype)
+    share = jnp.asarray(share, arriving.dtype)
     share = share.reshape(-1, *[1] * (arriving.ndim - 1))
     constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
     return arriving - share * constant

@@ -361,6 +361,21 @@ class Halves(codes.Code):
         return (0.5,) * steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Harmonic(Halves):
+    """A code of one's own with the name of another one, and a field."""
+
+    first: float
+
+
+def test_codes_are_told_apart_by_what_they_are(tmp_path):
+    assert repr(codes.radix(2)) == "radix(base=2)"
+    assert repr(codes.radix(2.0000001)) != repr(codes.radix(2))
+    snn = dataclasses.replace(converted()[-1], code=Harmonic(0.5))
+    with pytest.raises(ValueError, match="cannot describe the code .*Harmonic"):
+        snnjax.save(tmp_path / "snn.safetensors", snn)
+
+
 def test_a_code_of_ones_own_runs_and_is_named_where_a_file_cannot_hold_it(tmp_path):
     dense, kernels, x, _, radix = converted()
     snn = dataclasses.replace(radix, code=Halves())

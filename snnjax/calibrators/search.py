@@ -138,9 +138,9 @@ def _best_of(
 
         total += (1 + pace) * jax.vmap(unseen)(candidates)
         total += prior * formulas.of_layer(total, expected.count)[:, None]
-    chosen = candidates[total.argmin(0)].T
-    chosen = chosen.reshape(2, -1, *[1] * (-channel - 1))
-    return _changed(neuron, chosen, steps)
+    best = candidates[total.argmin(0)].T
+    best = best.reshape(2, -1, *[1] * (-channel - 1))
+    return _changed(neuron, best, steps)
 
 
 def _small(neuron: NeuronParams) -> NeuronParams:

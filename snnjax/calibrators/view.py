@@ -343,15 +343,15 @@ refitted.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:
     """``compute(weights)``, kept while the weights are the same arrays."""
-    kept: list[Any] = []  # the weights, and what was computed of them
+    last: list[Any] = []  # the weights, and what was computed of them
 
     def cached(weights: dict[str, jax.Array]) -> Any:
         arrays = tuple(weights.values())
-        same = kept and all(a is b for a, b in zip(arrays, kept[0], strict=True))
+        same = last and all(a is b for a, b in zip(arrays, last[0], strict=True))
         if not same:
-            kept.clear()  # before the new result needs the memory
-            kept[:] = [arrays, compute(weights)]
-        return kept[1]
+            last.clear()  # before the new result needs the memory
+            last[:] = [arrays, compute(weights)]
+        return last[1]
 
     return cached
 
@@ -399,7 +399,7 @@ def _peaks(sample: Sample, offset: jax.Array | None, channel: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("every", "batch_sharding"))
 def _joined(parts: list[Any], every: int, batch_sharding: NamedSharding | None) -> Any:
     def join(*leaves: jax.Array) -> jax.Array:
-        chosen = jnp.concatenate(sampled(leaves, 0, every))
-        return sharding.shared(chosen, 0, batch_sharding)
+        images = jnp.concatenate(sampled(leaves, 0, every))
+        return sharding.shared(images, 0, batch_sharding)
 
     return jax.tree.map(join, *parts)

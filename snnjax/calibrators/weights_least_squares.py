@@ -89,10 +89,12 @@ def least_squares_weights(
         )
         fixed = jax.lax.stop_gradient((original, sources, activation))
         best = _best_weights(_Layer(current, dtypes, free), *fixed, damping, **target)
-        chosen = refitted(original, best)
-        fitted = zip(weights, chosen, dtypes, free, strict=True)
-        moved = {path: w.astype(dtype) for path, w, dtype, moves in fitted if moves}
-        return weights | moved
+        columns = weights, refitted(original, best), dtypes, free
+        return weights | {
+            path: weight.astype(dtype)
+            for path, weight, dtype, may_change in zip(*columns, strict=True)
+            if may_change
+        }
 
     def of_products(view: View, fit: Fit) -> Fit:
         weights = dict(fit.weights)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from snnjax.codes import Code
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares_at
+from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares
 
 
 class Phase(NamedTuple):
@@ -48,7 +48,7 @@ def phase_of(step: jax.Array, steps: int, wait: int, code: Code, neuron: Any) ->
         step = jnp.clip(step, 0, steps - 1)
         return jax.tree.map(lambda array: jnp.asarray(array)[step], numbers)
 
-    share = at(shares_at(code, steps, slice(None)), step)
+    share = at(shares(code, steps), step)
     tick = at(ticks, step - wait)
     if wait == 0:
         return Phase(share=share, tick=tick)

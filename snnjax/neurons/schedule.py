@@ -31,7 +31,7 @@ class Tick(NamedTuple):
         size: T w_t, what a spike of level 1 is worth, over V_th.
         before: the size of the step before.
         finest: T w_T.
-        share: what arrives of a constant at this step, times T: 1 with rate coding.
+        share: of `shares`.
         is_last: whether it is step T.
     """
 
@@ -62,23 +62,22 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
     )
 
 
-def shares(code: Code, steps: int) -> np.ndarray:
-    """What arrives of a constant at each step, times T: [T], whose mean is 1."""
+def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
+    """What arrives of a constant at some of T steps, times T: T at the first one.
+
+    None with rate coding, where it is 1 at every step.
+    """
     if code.clock_runs:
-        return np.ones(steps, np.float32)
-    return np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
-
-
-def shares_at(code: Code, steps: int, part: slice) -> np.ndarray | None:
-    """The `shares` of some steps; None with rate coding, where all of them are 1."""
-    return None if code.clock_runs else shares(code, steps)[part]
+        return None
+    of_all = np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
+    return of_all if part is None else of_all[part]
 
 
 def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
     """The current with a share of the bias, and of the offset that it lies above.
 
     Args:
-        share: of `shares_at`, for each step along the first axis or for one step.
+        share: of `shares`, for each step along the first axis or for one step.
     """
     if share is None:
         return drive(params, current)
@@ -130,7 +129,7 @@ def fire_at(
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += jnp.asarray(tick.share, spikes.dtype) * offset
+        spikes += offset if tick.share is None else per_step(tick.share) * offset
     return NeuronState(after.potential - ahead, total), spikes
 
 

@@ -19,7 +19,7 @@ from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
-from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares_at
+from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
@@ -178,7 +178,7 @@ def mean_and_pace(
     loops = min(steps, _steps_per_loop(neuron))
     early = jax.tree.map(lambda a: a[: steps - wait], ticks)
     late = jax.tree.map(lambda a: a[steps - wait :], ticks)
-    arriving = (currents[wait:], shares_at(code, steps, slice(wait, None)), early)
+    arriving = (currents[wait:], shares(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
         carry, _ = jax.lax.scan(receive_nothing, carry, late, wait, unroll=loops)
@@ -326,7 +326,7 @@ def arriving_while_firing(
 
     First the input after the wait, then zeros.
     """
-    share = shares_at(code, len(currents), slice(wait, None))
+    share = shares(code, len(currents), slice(wait, None))
     rest = driven(params, currents[wait:], share)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
@@ -365,6 +365,6 @@ def _after_wait(
     check_floating("currents", currents)
     state = neuron.start(params, currents.shape[1:])
     if wait:
-        share = shares_at(code, len(currents), slice(0, wait))
+        share = shares(code, len(currents), slice(0, wait))
         state, _ = jax.lax.scan(integrate, state, (currents[:wait], share))
     return state

@@ -74,8 +74,8 @@ def save(
 ) -> Path:
     """Write a spiking network to one file, whole or not at all.
 
-    The card holds the format's version, the SNN's steps, wait and neuron model, the
-    versions of snnjax and jax, the date, and the facts given here.
+    The card holds the format's version, the SNN's steps, wait, neuron model and code,
+    the versions of snnjax and jax, the date, and the facts given here.
 
     Args:
         path: ends in ``.safetensors``; an existing file is replaced.

@@ -122,10 +122,11 @@ def describe_code(code: Code) -> dict[str, Any]:
     >>> describe_code(codes.radix(base=4))
     {'name': 'radix', 'arguments': [4.0]}
     """
-    name = type(code).__name__.strip("_").lower()
-    if name not in _CODES or type(code) is not type(_CODES[name](*_fields(code))):
+    name = _NAMES.get(type(code))
+    if name is None:
         return {"name": None, "text": repr(code)}
-    return {"name": name, "arguments": _fields(code)}
+    fields = [getattr(code, field.name) for field in dataclasses.fields(code)]
+    return {"name": name, "arguments": fields}
 
 
 def restore_code(description: dict[str, Any], like: Code | None = None) -> Code:
@@ -150,15 +151,22 @@ def restore_code(description: dict[str, Any], like: Code | None = None) -> Code:
     return like
 
 
+# The codes that a file can describe. Their names must never change.
 _CODES: dict[str, Any] = {
-    maker.__name__: maker
-    for maker in (codes.rate, codes.radix, codes.harmonic, codes.weighted)
+    "rate": codes.rate,
+    "radix": codes.radix,
+    "harmonic": codes.harmonic,
+    "weighted": codes.weighted,
 }
-
-
-def _fields(code: Code) -> list[Any]:
-    values = [getattr(code, field.name) for field in dataclasses.fields(code)]
-    return [list(v) if isinstance(v, tuple) else v for v in values]
+_NAMES = {
+    type(code): name
+    for name, code in (
+        ("rate", codes.rate()),
+        ("radix", codes.radix()),
+        ("harmonic", codes.harmonic()),
+        ("weighted", codes.weighted((1,))),
+    )
+}
 
 
 def restore_params(model: Any, fields: dict[str, Any], like: Any = None) -> Any:
