@@ -1,7 +1,5 @@
 """Every test runs on eight virtual CPU devices; fixtures that several files share."""
 
-import tempfile
-
 import hypothesis
 import jax
 import pytest
@@ -16,10 +14,8 @@ jax.config.update("jax_traceback_filtering", "off")
 # Nearly all the time of a small test is XLA's: let it optimize less.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# A program that tests compile again is read instead: a sixth of the time. Each worker
-# has its own folder, since an entry that another one still writes cannot be read.
-_PROGRAMS = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+# Two thirds of the time is compilation. What one worker compiled, or an earlier run, is
+# read: `pytest --cache-clear` forgets it.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -27,6 +23,16 @@ hypothesis.settings.register_profile(
     "short", deadline=None, derandomize=True, database=None, max_examples=10
 )
 hypothesis.settings.load_profile("short")
+
+
+def pytest_configure(config):
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = config.cache.mkdir("programs")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # An entry that another worker still writes cannot be read; JAX compiles it again.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Error reading persistent compilation cache entry"
+    )
 
 
 @pytest.fixture(scope="module")
