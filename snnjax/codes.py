@@ -72,6 +72,46 @@ class Code:
         """w_T, over V_th: the distance of neighboring values, if w_T is the least."""
         return self.weights(steps)[-1]
 
+    def is_nearest(self, levels: tuple[int, int], dead_zone: float, steps: int) -> bool:
+        """Whether T digits always add up to the nearest multiple of w_T.
+
+        That holds for a neuron that knows all of its input, if all weights are
+        multiples of w_T and the digits to come can always send what is left.
+
+        >>> radix().is_nearest((0, 1), 0, 4), radix(base=4).is_nearest((0, 1), 0, 4)
+        (True, False)
+        """
+        weights = np.asarray(self.weights(steps)) / self.finest(steps)
+        whole = np.rint(weights)
+        to_come = whole.sum() - np.cumsum(whole)
+        low, high = levels
+        # A neuron without negative levels rounds down to what it can send.
+        left = whole - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * whole
+        sendable = min(-low or high, high) * to_come + 1 / 2
+        return bool(
+            np.allclose(weights, whole, rtol=1e-6)
+            and (left <= sendable + 1e-6)[:-1].all()
+        )
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The levels of the neurons that `snnjax.convert` takes by default."""
+        return -1, 1
+
+    def least_wait(self, levels: tuple[int, int], steps: int) -> int:
+        """The wait that lets every layer send the value that it should, as measured.
+
+        A digit of levels (0, n) cannot be corrected: a neuron needs all of its input
+        before the first one, a wait of T - 1. A negative level corrects earlier digits,
+        so that a wait of one step is enough.
+
+        >>> radix().least_wait((0, 1), 4), radix().least_wait((-1, 1), 4)
+        (3, 1)
+        >>> radix().least_wait((-3, 3), 4), rate().least_wait((0, 1), 4)
+        (0, 0)
+        """
+        return steps - 1 if levels[0] == 0 else min(1, steps - 1)
+
     def stream(self, spikes: jax.Array) -> jax.Array:
         """What equations read of spikes [T, ...]: decoded values, or the spikes."""
         dtype, steps = spikes.dtype, len(spikes)
@@ -122,6 +162,13 @@ class _Rate(Code):
     def reach(self, steps: int) -> float:
         return 1.0
 
+    @property
+    def levels(self) -> tuple[int, int]:
+        return 0, 1
+
+    def least_wait(self, levels: tuple[int, int], steps: int) -> int:
+        return 0
+
     def stream(self, spikes: jax.Array) -> jax.Array:
         return spikes
 
@@ -146,6 +193,16 @@ class _Radix(Code):
 
     def weights(self, steps: int) -> tuple[float, ...]:
         return tuple(self.base**-t for t in range(steps))
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        digit = math.ceil(self.base) - 1
+        return -digit, digit
+
+    def least_wait(self, levels: tuple[int, int], steps: int) -> int:
+        # Levels of three digits correct what comes in the same step.
+        is_redundant = min(-levels[0], levels[1]) >= 3 * (self.base - 1)
+        return 0 if is_redundant else super().least_wait(levels, steps)
 
     def __repr__(self) -> str:
         return f"radix(base={repr(self.base).removesuffix('.0')})"

@@ -466,3 +466,54 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
         snnjax.convert(dense, kernels, x, steps=T, code=codes.radix)
     with pytest.raises(ValueError, match="NIR cannot express the code radix"):
         snnjax.to_nir(dense, radix, x)
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "levels", "wait"),
+    [
+        (codes.rate(), None, (0, 1), 0),
+        (codes.radix(), None, (-1, 1), 1),
+        (codes.radix(base=4), None, (-3, 3), 1),
+        (codes.radix(), snnjax.integrate_and_fire(), (0, 1), 2),
+        (codes.radix(), snnjax.integrate_and_fire(levels=(-3, 3)), (-3, 3), 0),
+    ],
+)
+def test_a_code_brings_the_neuron_and_the_wait_that_it_needs(code, model, levels, wait):
+    fn = lambda w, x: jax.nn.relu(x @ w)  # noqa: E731
+    images = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    snn = snnjax.convert(
+        fn,
+        np.eye(4, dtype=np.float32),
+        images,
+        steps=3,
+        code=code,
+        model=model,
+        recipe=snnjax.light(),
+    )
+    assert (snn.model.levels, snn.wait) == (levels, wait)
+    one_step = code.least_wait(levels, steps=1)
+    assert one_step == 0
+
+
+@pytest.mark.parametrize("code", [*map(codes.radix, (2, 3, 4)), codes.harmonic()])
+@pytest.mark.parametrize(
+    ("levels", "dead_zone"),
+    [((0, 1), 0), ((0, 3), 0)]
+    + list(itertools.product([(-1, 1), (-3, 3)], [0, 0.6, 2 / 3, 0.9])),
+)
+def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(
+    code, levels, dead_zone
+):
+    steps = 4
+    neuron = integrate_and_fire(levels=levels, dead_zone=dead_zone)
+    neuron = dataclasses.replace(neuron, rectifies=False)
+    params, finest = neuron.init(), code.finest(steps)
+    reach = code.reach(steps) * levels[1]
+    current = np.linspace(-1.1 * reach, 1.1 * reach, 10_007, dtype=np.float32)
+    params = params._replace(initial_potential=steps * finest / 2)
+    digits = after_all_input(neuron, params, current, steps, code=code)
+    sent = np.asarray(code.stream(digits)[-1])
+    lowest = 0 if levels[0] == 0 else -reach
+    nearest = np.clip(np.rint(current / finest) * finest, lowest, reach)
+    are_nearest = np.allclose(sent, nearest, atol=1e-5)
+    assert code.is_nearest(levels, dead_zone, steps) == are_nearest

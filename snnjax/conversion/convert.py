@@ -28,7 +28,7 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.calibrators.view import Calibrator
 from snnjax.capture.batch import image_axes
 from snnjax.capture.capture import capture
-from snnjax.codes import Code, rate
+from snnjax.codes import Code, check_code, rate
 from snnjax.conversion.engine.effects import Effects, effects_of, scaled
 from snnjax.conversion.engine.micro_batches import Plan, images_of
 from snnjax.conversion.engine.sweep import chained, sweep
@@ -57,7 +57,7 @@ def convert(
     steps: int,
     recipe: AnyRecipe | None = None,
     model: IntegrateAndFire | Mapping[str, IntegrateAndFire] | None = None,
-    wait: int = 0,
+    wait: int | None = None,
     code: Code | None = None,
     folder: str | os.PathLike | None = None,
 ) -> SNN:
@@ -78,12 +78,15 @@ def convert(
         recipe: what is fitted; `snnjax.best` by default. Or site name or pattern ->
             recipe, as ``{"head/*": snnjax.light(), "*": snnjax.best()}``.
         model: of all sites, an integrate-and-fire neuron with reset by
-            subtraction, binary by default. ``snnjax.integrate_and_fire(levels=(-1,
+            subtraction. By default it is binary for rate coding, and has the levels of
+            other codes with a dead zone of 2/3. ``snnjax.integrate_and_fire(levels=(-1,
             1))`` can take spikes back: few steps lose less accuracy, for more spikes.
             Or site name -> model, as for `snnjax.init`.
-        wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`.
-        code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
-            default.
+        wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`. By default the
+            least that code and levels need (`snnjax.codes.Code.least_wait`), which is 0
+            for rate coding.
+        code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
+            default, which every chip runs; `snnjax.codes.radix` needs fewest steps.
         folder: where the fit of every site is stored. An interrupted conversion
             resumes from them when it is called again with the same arguments, and
             gives the same bits. Give a new folder, on a disk that all processes share.
@@ -116,10 +119,10 @@ def convert(
     >>> print(snn.neurons["hidden/relu"].threshold.shape)
     (8,)
     """
-    check_wait(steps, wait)
-    steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
+    check_wait(steps, 0 if wait is None else wait)
     recipe = best() if recipe is None else recipe
-    plan = _plan(fn, params, x, steps, wait, model, rate() if code is None else code)
+    code = rate() if code is None else code
+    plan = _plan(fn, params, x, int(steps), wait, model, code)
     network, _ = plan.captured(batch_of(x))
     names = [site.name for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, names)
@@ -128,8 +131,8 @@ def convert(
         "network": str(network.sites),
         "parameters": plan.params,
         "images": plan.x,
-        "steps": steps,
-        "wait": wait,
+        "steps": plan.steps,
+        "wait": plan.wait,
         "model": repr(plan.model),
         "code": repr(plan.code),
         "recipe": repr(recipe),
@@ -140,7 +143,7 @@ def convert(
         for site in network.sites
         if site.fires
     }
-    fresh = SNN(plan.params, neurons, steps, wait, plan.model, plan.code)
+    fresh = SNN(plan.params, neurons, plan.steps, plan.wait, plan.model, code)
     candidates, numbers = [], itertools.count()
     for sweeps in alternatives:
         snn, error = fresh, None
@@ -217,11 +220,16 @@ def _plan(
     params: chex.ArrayTree,
     x: chex.ArrayTree,
     steps: int,
-    wait: int,
+    wait: int | None,
     model: Any,
     code: Code,
 ) -> Plan:
-    """Check network and images, and choose the size of a micro-batch."""
+    """Check network, images and neurons; choose the wait and the size of a micro-batch.
+
+    ``steps`` and the plan's ``wait`` are Python's integers, since NumPy's are no static
+    arguments.
+    """
+    check_code(code)
     check_examples(x)
     # NumPy's arrays and Python's numbers become what they are to JAX.
     params = jax.tree.map(_canonical, params)
@@ -234,10 +242,15 @@ def _plan(
         batch_sharding = None
     captured, images = _captured(fn, params, x), batch_of(x)
     network, _ = captured(images)
-    model = models_of_sites(model, network.sites, IntegrateAndFire())
+    dead_zone = 0 if code == rate() else 2 / 3
+    default = IntegrateAndFire(levels=code.levels, dead_zone=dead_zone)
+    model = models_of_sites(model, network.sites, default)
     for each in models_in(model):
         _check_model(each)
     check_models(code, models_in(model))
+    if wait is None:
+        waits = (code.least_wait(each.levels, steps) for each in models_in(model))
+        wait = max(waits, default=0)
     if batch_sharding is not None:
         _check_batch_comes_first(network)
     check_finite("the calibration images", jax.tree.leaves(x))
@@ -246,12 +259,13 @@ def _plan(
         x=x,
         batch_sharding=batch_sharding,
         size=min(
-            _micro_batch(network, steps, wait), images // sharding.size(batch_sharding)
+            _micro_batch(network, steps, int(wait)),
+            images // sharding.size(batch_sharding),
         ),
         captured=captured,
         params=params,
         steps=steps,
-        wait=wait,
+        wait=int(wait),
         model=model,
         code=code,
     )

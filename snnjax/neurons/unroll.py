@@ -7,6 +7,7 @@ input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -248,17 +249,24 @@ def after_all_input(
     >>> print(code.stream(spikes)[:, 0])  # 0.5, the largest multiple of 0.25 below
     [0.   0.5  0.5]
     """
+    state, step, ticks = _without_input(neuron, params, current, steps, code)
+    _, spikes = jax.lax.scan(step, state, ticks, steps, unroll=steps < 9)
+    return spikes.astype(current.dtype)
+
+
+def _without_input(
+    neuron: Neuron, params: NeuronParams, current: jax.Array, steps: int, code: Code
+) -> tuple[Any, Callable, Tick | None]:
+    """The state of a site that has all of its input, its step, and the ticks."""
     check_floating("current", current)
     state = neuron.start(params, current.shape)
     state = neuron.integrate(params, state, steps * drive(params, current))
     nothing = jnp.zeros((), current.dtype)
-    ticks = schedule(code, neuron, steps)
 
-    def fire_without_input(state, tick):
+    def step(state, tick):
         return _step(neuron, params)(state, (nothing, tick))
 
-    _, spikes = jax.lax.scan(fire_without_input, state, ticks, steps, unroll=steps < 9)
-    return spikes.astype(current.dtype)
+    return state, step, schedule(code, neuron, steps)
 
 
 def needs_no_time(code: Code, steps: int, wait: int) -> bool:
@@ -279,19 +287,21 @@ def closed_form(
 ) -> jax.Array:
     """Mean output of an IF neuron that has all of its input before it fires.
 
-        s = (V_th / T) clip(floor((v(0) + T I) / V_th), 0, T high) + offset
+        s = (V_T / T) clip(floor((v(0) + T I) / V_T), 0, N high) + offset
 
-    A neuron that does not rectify clips from T low on. This is the mean of `unroll`
-    with a wait of T and rate coding. With the levels (0, 1) it is the "ClipFloor" of
-    the papers. Its floor has a straight-through gradient: 1 where it is not clipped.
+    V_T = T w_T V_th is the size of its last spike, and N = (w_1 + .. + w_T) / w_T; with
+    rate coding they are V_th and T. A neuron that does not rectify clips from N low on.
+    This is the mean of `unroll` with a wait of T. With the levels (0, 1) it is the
+    "ClipFloor" of the papers. Its floor has a straight-through gradient: 1 where it is
+    not clipped. Where digits do not always add up to the nearest value
+    (`snnjax.codes.Code.is_nearest`), the neuron finds them one after the other.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
         params: its parameters.
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
-        code: what a spike is worth. Of others than rate coding it is the last value of
-            `after_all_input`, in which the neuron finds its digits.
+        code: what a spike is worth.
 
     Returns:
         Mean output [B, ...], multiples of w_T V_th, in the dtype of ``current``.
@@ -304,19 +314,37 @@ def closed_form(
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
-    if not code.clock_runs:
-        spikes = after_all_input(neuron, params, current, steps, code=code)
-        return code.result(code.stream(spikes))
+    if not code.is_nearest(neuron.levels, neuron.dead_zone, steps):
+        return _last_value(neuron, params, current, steps, code)
     start = lead(params.initial_potential, current.ndim)
-    threshold = lead(params.threshold, current.ndim)
+    threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
     low, high = neuron.levels
-    within = jnp.clip(count, 0 if neuron.rectifies else steps * low, steps * high)
+    most = round(code.reach(steps) / code.finest(steps))
+    within = jnp.clip(count, 0 if neuron.rectifies else most * low, most * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
     return output.astype(current.dtype)
+
+
+def _last_value(
+    neuron: Any, params: Any, current: jax.Array, steps: int, code: Code
+) -> jax.Array:
+    """The last value of `after_all_input`, without a spike train in memory."""
+    state, step, ticks = _without_input(neuron, params, current, steps, code)
+
+    def add_spike(carry, tick):
+        state, total = carry
+        state, spikes = step(state, tick)
+        return (state, total + wide(spikes)), None
+
+    zeros = jnp.zeros(current.shape, wide_dtype(current))
+    (_, total), _ = jax.lax.scan(
+        add_spike, (state, zeros), ticks, steps, unroll=steps < 9
+    )
+    return (total / steps).astype(current.dtype)
 
 
 def arriving_while_firing(

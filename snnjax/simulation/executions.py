@@ -209,30 +209,29 @@ def run_closed_form(job: Job) -> Any:
     )
     x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
     values = network.arguments(job.snn.params, x)
-    trains: dict[str, jax.Array] = {}  # of sites whose code is none of rate coding
-
-    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
-        if code.clock_runs:
-            return closed_form(job.snn.model_of(site.name), params, current, steps)
-        model = job.models[site.name]
-        spikes = after_all_input(model, params, current, steps, code=code)
-        trains[site.name] = code.stream(spikes)
-        return code.result(trains[site.name])
-
-    evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
     tail = needed(network.equations, outputs, available=spikes)
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
-    for equation, v in zip(fires, spikes, strict=True):
-        if v in tail_reads:
-            name = equation.place.name
-            if name in trains:
-                values[v] = trains[name]
-                continue
-            levels = job.snn.model_of(name).levels
-            values[v] = _first_spikes(values[v], neurons[name], steps, levels)
+    last = {eq.place.name: v for eq, v in zip(fires, spikes, strict=True)}
+    last = {name: v for name, v in last.items() if v in tail_reads}
+    trains: dict[int, jax.Array] = {}  # what the readout reads of each step
+
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        model = job.snn.model_of(site.name)
+        if site.name not in last:
+            return closed_form(model, params, current, steps, code=code)
+        if code.clock_runs:
+            mean = closed_form(model, params, current, steps)
+            trains[last[site.name]] = _first_spikes(mean, params, steps, model.levels)
+            return mean
+        spikes = after_all_input(model, params, current, steps, code=code)
+        trains[last[site.name]] = stream = code.stream(spikes)
+        return code.result(stream)
+
+    evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
+    values |= trains
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values |= network.inputs(job.x)
