@@ -194,7 +194,7 @@ def test_executions_give_the_same_spikes(model, name, wait):
 
 
 def test_gradients_of_the_executions_agree():
-    gradients_agree(ALL, ["by_layer", by_layer(remat=True), by_layer(segment=3)])
+    gradients_agree(ALL, ["by_layer", by_layer(remat=True, segment=2)])
 
 
 def test_gradients_of_soft_spikes_are_their_differences(x64):
