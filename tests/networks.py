@@ -52,6 +52,22 @@ def converted(fn, params, x, **options):
     return run(params, x)
 
 
+def together(nets):
+    """Networks of one input as one, with an output each by name.
+
+    One program of eight networks is compiled four times faster than their eight.
+    """
+    nets = dict(nets)
+
+    def fn(params, x):
+        return {name: net.fn(params[name], x) for name, net in nets.items()}
+
+    (x, *others) = [net.x for net in nets.values()]
+    assert all(other is x for other in others)
+    params = {name: net.params for name, net in nets.items()}
+    return Net(fn, params, x, sum(net.sites for net in nets.values()))
+
+
 def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)

@@ -54,8 +54,9 @@ def run(snn, x=NET.x, fn=NET.fn, **options):
 # --------------------------------------------------------------------- spikes
 
 
-@pytest.mark.parametrize("levels", [(0, 1), (-4, 4), (0, 255)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "levels, dtype", [((0, 1), "float32"), ((-4, 4), "bfloat16"), ((0, 255), "float32")]
+)
 def test_spikes_come_back_from_their_bytes(levels, dtype, as_on_a_tpu):
     level = np.random.default_rng(0).integers(levels[0], levels[1] + 1, (50, 3))
     threshold = np.array([0.1, 0.7, 3.3], np.float32)
@@ -72,7 +73,9 @@ def test_spikes_come_back_from_their_bytes(levels, dtype, as_on_a_tpu):
 
 def test_the_derivative_of_spikes_passes_their_bytes(as_on_a_tpu):
     def through(spikes, threshold):
-        return (through_bytes(spikes, (0, 1), threshold) * jnp.arange(3.0)).sum()
+        return (
+            through_bytes(spikes, (0, 1), threshold) * np.arange(3, dtype="f4")
+        ).sum()
 
     arguments = np.float32([0, 2, 2]), np.float32(2)
     slope = jax.jit(jax.grad(through, (0, 1)))
@@ -186,9 +189,9 @@ def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
 def test_images_on_explicit_axes_of_one_device_are_cut_into_groups(as_on_a_tpu):
     axes = (jax.sharding.AxisType.Explicit,)
     alone = jax.make_mesh((1,), ("data",), axis_types=axes)
-    spread = jax.sharding.NamedSharding(alone, jax.sharding.PartitionSpec("data"))
+    data = jax.sharding.NamedSharding(alone, jax.sharding.PartitionSpec("data"))
     x = np.tile(NET.x, (130, 1))
-    assert_allclose(run(SNN, jax.device_put(x, spread)), run(SNN, x), atol=1e-6)
+    assert_allclose(run(SNN, jax.device_put(x, data)), run(SNN, x), atol=1e-6)
 
 
 def test_a_program_for_any_batch_has_no_groups(as_on_a_tpu):
@@ -275,16 +278,15 @@ def test_the_devices_of_the_images_decide_inside_jit_too():
     ],
 )
 def test_every_execution_and_its_gradient_are_lowered(platform, execution, wait):
-    net = NETWORKS["projection"]
     options = {"steps": STEPS, "wait": wait, "execution": execution}
-    simulate = snnjax.spiking(net.fn, **options)
+    simulate = snnjax.spiking(NET.fn, **options)
 
     def both(snn, x):
         slope = jax.grad(lambda snn: (simulate(snn, x) ** 2).sum())
         return simulate(snn, x), slope(snn)
 
     export = jax.export.export(jax.jit(both), platforms=[platform])
-    program = export(halves(net), net.x).mlir_module()
+    program = export(SNN, NET.x).mlir_module()
     as_bytes = "optimization_barrier" in program
     assert as_bytes == (platform == "tpu" and execution == "by_step")
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import example, given
 from hypothesis import strategies as st
-from networks import NETWORKS
+from networks import NETWORKS, compiled
 
 import snnjax
 from snnjax import __main__
@@ -39,12 +40,12 @@ GOLDEN = ROOT / "tests" / "golden" / "snn_format_3.safetensors"
 @functools.cache
 def converted(wait=0):
     recipe = snnjax.max_activation()
-    return snnjax.convert(*DENSE[:3], steps=STEPS, wait=wait, recipe=recipe)
+    return networks.converted(*DENSE[:3], steps=STEPS, wait=wait, recipe=recipe)
 
 
 @functools.cache
 def outputs_of_dense():
-    return np.asarray(snnjax.spiking(DENSE.fn, steps=STEPS)(converted(), DENSE.x))
+    return np.asarray(compiled(DENSE.fn)(converted(), DENSE.x))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_a_converted_and_a_trained_network_come_back_bit_for_bit(path):
     assert_same(snnjax.load(path).snn, converted(wait=1))
     neuron = snnjax.lif(leak=0.5, reset="zero", temperature=3.0)
     snn = snnjax.init(*DENSE[:3], model=neuron)
-    snn = jax.tree.map(lambda leaf: leaf * 0.7, snn)
+    snn = jax.jit(lambda snn: jax.tree.map(lambda leaf: leaf * 0.7, snn))(snn)
     stored = snnjax.load(snnjax.save(path, snn))
     assert_same(stored.snn, snn)
     assert (stored.snn.steps, stored.snn.wait) == (None, None)
@@ -167,7 +168,7 @@ def test_classes_come_back_by_like_and_run_without_their_code(build, path):
     snnjax.save(path, snn, fn=fn, x=DENSE.x, steps=2)
     stored = snnjax.load(path)
     assert len(jax.tree.leaves(stored.snn.params)) == len(jax.tree.leaves(params))
-    outputs = snnjax.spiking(fn, steps=2)(snn, DENSE.x)
+    outputs = compiled(fn, steps=2)(snn, DENSE.x)
     np.testing.assert_array_equal(stored.run(DENSE.x), outputs)
     with pytest.raises(ValueError, match="only its own code can make .*Pass like="):
         snnjax.storage.renew(path, fn)
@@ -250,8 +251,8 @@ def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
     snn = snnjax.init(fn, DENSE.params, x, model=neuron)
     stored = snnjax.load(snnjax.save(path, snn, fn=fn, x=x, steps=2, wait=1))
     assert stored.card["program"]["shape"] == [None, 2, 2]
-    simulate = snnjax.spiking(fn, steps=2, wait=1)
-    for batch in (x[:1], jnp.concatenate([x, x])):
+    simulate = compiled(fn, steps=2, wait=1)
+    for batch in (x[:1], np.concatenate([x, x])):
         first, second = simulate(snn, batch)
         expected = [first, second._asdict()]
         jax.tree.map(np.testing.assert_array_equal, stored.run(batch), expected)
@@ -278,7 +279,7 @@ def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
     snnjax.storage.renew(path, fn)
     stored = snnjax.load(path)
     assert_same(stored.snn, snn)
-    outputs = snnjax.spiking(fn, steps=2, inputs="sequence")(snn, x[:, :3])
+    outputs = compiled(fn, steps=2, inputs="sequence")(snn, x[:, :3])
     np.testing.assert_array_equal(jax.jit(stored.run)(x[:, :3]), outputs)
 
 
