@@ -21,7 +21,6 @@ from experiments.conversions import (
     MEASURED,
     RECIPES,
     Experiment,
-    ann_accuracy,
     calibration_images,
     carry_out,
     count_hits,
@@ -101,7 +100,7 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
-    check: Callable[[Experiment, Source], None] = lambda task, source: None,
+    check: Callable[[Experiment], None] = lambda task: None,
 ) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
 
@@ -133,8 +132,8 @@ def prepare(
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
-    check(task, source)
-    ann = ann_accuracy(fn, source.variables, task.test)
+    check(task)
+    ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(
@@ -288,14 +287,7 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
     shape = list(data.train_images.shape[1:])
     description = None
     if config.model is not None:
-        description = {
-            "model": config.model,
-            "dataset": data.name,
-            "num_classes": data.num_classes,
-            "input_shape": shape,
-            "mean": list(data.mean),
-            "std": list(data.std),
-        }
+        description = {"model": config.model, **data.facts()}
     default = config.checkpoint == Convert.checkpoint and config.model is None
     try:
         source = load_source(config.checkpoint, description)
@@ -356,10 +348,10 @@ def _check_images(option: str, count: int | None, images: Any, name: str) -> Non
 
 
 def _check_recipes(names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in RECIPES]
-    if unknown:
+    others = [name for name in names if name not in RECIPES]
+    if others:
         raise ValueError(
-            f"no recipe {', '.join(map(repr, unknown))}; allowed: {', '.join(RECIPES)}"
+            f"no recipe {', '.join(map(repr, others))}; allowed: {', '.join(RECIPES)}"
         )
 
 

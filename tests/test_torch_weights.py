@@ -265,10 +265,6 @@ def test_npz_and_safetensors(resnet, tmp_path):
         again = to_torch(model, to_flax(model, read_weights(file), shape), shape)
         for name, array in rounded.items():
             np.testing.assert_array_equal(again[name], np.float32(array))
-    for count in range(1, 40):  # headers of 640, 896, ... bytes begin like a pickle
-        arrays = {f"layer{i}.weight": np.zeros(1, np.float32) for i in range(count)}
-        save_file(arrays, file)
-        assert set(read_weights(file)) == set(arrays)
 
 
 class Bomb:
@@ -291,9 +287,10 @@ def test_pickles_are_refused_and_not_read(tmp_path):
                     archive.writestr("net/data.pkl", pickle.dumps(Bomb(trace)))
             else:
                 file.write_bytes(pickle.dumps(Bomb(trace), protocol))
-            with pytest.raises(ValueError, match="weights_only=True.*") as caught:
+            is_misnamed = file.suffix == ".safetensors"
+            words = "read as safetensors" if is_misnamed else "weights_only=True"
+            with pytest.raises(ValueError, match=f"{words}[^$]*save_file"):
                 load_source(file)
-            assert "save_file" in str(caught.value)
     np.savez(tmp_path / "net.npz", weight=np.array([Bomb(trace)], object))
     with pytest.raises(ValueError, match="without objects"):
         read_weights(tmp_path / "net.npz")
@@ -357,8 +354,8 @@ def test_a_file_without_a_card_needs_the_name_of_its_model(digits_file):
         load_source(file, CARD | {"model": "resnet9"})
     with pytest.raises(ValueError, match="resnet20_clipped needs the maximum"):
         load_source(file, CARD | {"model": "resnet20_clipped"})
-    with pytest.raises(ValueError, match=r"digits.npz as resnet32: .* do not fit"):
-        load_source(file, CARD | {"model": "resnet32"})
+    with pytest.raises(ValueError, match=r"digits.npz as resnet56: .* do not fit"):
+        load_source(file, CARD | {"model": "resnet56"})
 
 
 def test_a_card_of_other_weights_is_refused(digits_file):
@@ -506,7 +503,7 @@ def test_published_sources_give_the_same_logits(name):
     pytest.importorskip("safetensors")
     from experiments.sources.networks import CLIP, NETWORKS
 
-    assert set(SOURCES) | {"resnet56"} == set(NETWORKS)
+    assert set(SOURCES) == set(NETWORKS)
     clip = CLIP if name == "resnet20_clipped" else None
     model = models.build(name, 10, clip=clip)
     network = NETWORKS[name]()
@@ -516,7 +513,7 @@ def test_published_sources_give_the_same_logits(name):
 
 
 SLOW = pytest.mark.slow
-TORCHVISION = [("resnet18", 32), ("mobilenet_v2", 32)]
+TORCHVISION = [("resnet18", 32)]
 TORCHVISION += [
     pytest.param(name, size, marks=SLOW)
     for name, size in (("resnet34", 64), ("vgg16", 224), ("vgg16_bn", 224))

@@ -81,9 +81,9 @@ def choice(results: Sequence[Result]) -> Result:
     """
 
     def order(result: Result):
-        spiking = snnjax.energy(result.measures).operations.spiking
+        energy = snnjax.energy(result.measures).operations.spiking
         hits = -1 if result.choice_hits is None else sum(result.choice_hits)
-        return hits, -result.latency, -float(spiking)
+        return hits, -result.latency, -float(energy)
 
     return max(results, key=order)
 

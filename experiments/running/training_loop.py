@@ -101,7 +101,7 @@ def fit(
           cannot be shared by the devices.
     """
     # Two checkpoints, one that is being written, the last network and the best.
-    out = writable(config.out, "--out", needed=space(state, 5)).resolve()
+    out = writable(config.out, "--out", size=space(state, 5)).resolve()
     run = checkpoints.run_of(config, inputs, log=[])
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
