@@ -16,7 +16,7 @@ def require(what: str, *names: str) -> None:
 
 
 def _end(*_) -> None:
-    """What Ctrl-C does until a command has its own end: imports take seconds."""
+    """End the process at Ctrl-C during imports, which take seconds."""
     os.write(2, b"\ninterrupted\n")
     os._exit(130)
 

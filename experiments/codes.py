@@ -60,7 +60,7 @@ def run(config: Draw) -> Path:
 
 
 def sent(panel: Panel) -> np.ndarray:
-    """What the neuron adds at each step, [T]; it rounds to the nearest value."""
+    """Value that the neuron sends at each step, [T]; the sum is nearest to `VALUE`."""
     code, steps = panel.code, panel.steps
     half = jnp.float32(steps * code.finest(steps) / 2)
     params = panel.neuron.init()._replace(initial_potential=half)

@@ -53,7 +53,7 @@ class LabeledImages(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """What all conversions have in common.
+    """Network, images and options that all conversions share.
 
     Attributes:
         config, data: options and data set.
@@ -77,7 +77,7 @@ class Experiment(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the tables: what is converted, by every seed."""
+    """A row of the tables: a conversion, which every seed repeats."""
 
     recipe: str
     steps: int
@@ -109,7 +109,7 @@ def experiment(
     params: chex.ArrayTree,
     mesh: Mesh | None,
 ) -> Experiment:
-    """What the conversions of a configuration have in common."""
+    """The experiment of a configuration."""
     test = images_to_test(config, data)
     sites = snnjax.sites(fn, params, test.images[:1])
     held_out = _held_out(config, data)
@@ -266,7 +266,7 @@ def _draw(
     )
     jax.block_until_ready(snn)
     seconds = time.perf_counter() - start
-    # What runs without the mesh, such as `_measure`, needs arrays of this process.
+    # Programs without the mesh, such as `_measure`, need arrays of this process.
     snn = widen_all(snn if task.mesh is None else jax.device_get(snn), task.sites)
     wait_for_programs()
     hits = count_hits(task.count, snn, task.test, task.mesh)

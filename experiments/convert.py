@@ -65,10 +65,10 @@ WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
 
 class Setup(NamedTuple):
-    """What all conversions of a run need.
+    """Inputs that all conversions of a run share.
 
     Attributes:
-        task: what they have in common.
+        task: network, images and options.
         ann: accuracy of the source network.
         source: network, with its card.
         page: file of the report; None: no report.
@@ -159,7 +159,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     count = counter(in_dtype(fn, card.get("dtype", "float32")))
     hits = count_hits(count, snn, test, devices.make_mesh(config.mesh))
     accuracy = hits[-1] / len(test.labels)
-    ann = card.get("test_accuracy")  # what was trained directly has none
+    ann = card.get("test_accuracy")  # An SNN of train_snn has none.
     beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
@@ -179,7 +179,7 @@ def _write(
     snns: list[snnjax.SNN],
     page: Path | None,
 ) -> None:
-    """All files of a run; says where they are."""
+    """Write all files of a run, and print where they are."""
     best = choice(results)
     pairs = zip(results, snns, strict=True)
     snn = next(snn for result, snn in pairs if result is best)
@@ -233,7 +233,7 @@ def facts_of(
     module: str = "experiments.convert",
     config: Any = None,
 ) -> dict:
-    """What all results have in common.
+    """Facts that all results of a run share.
 
     Args:
         module, config: module and options of the command, if it is another one.

@@ -64,7 +64,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     start = time.perf_counter()
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
-    steps_per_epoch(config, data)  # before anything takes time
+    steps_per_epoch(config, data)  # fails early
     check_resumable(config)
     setup = prepare(
         config.conversion(),
@@ -90,7 +90,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
-    """What it began with, the epochs, and what tells it from others of its kind."""
+    """Name of the trained row: its start, the epochs, and unusual options."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
     if config.keep_averages and not setup.task.sites.operators:
         name = f"{name}, averages kept"
@@ -116,7 +116,7 @@ def _write(
     snn: SNN,
     accuracies: list[float],
 ) -> None:
-    """All files of a run; says where they are.
+    """Write all files of a run, and print where they are.
 
     Args:
         results: of the SNN at the start and of the trained one.
@@ -199,7 +199,7 @@ def _train(
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
     state, log = fit(config, task.data, state, step, measure, finished_epoch, inputs)
-    # What runs without the mesh, such as the figures, needs arrays of this process.
+    # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return state.snn if task.mesh is None else jax.device_get(state.snn), log
 
 

@@ -68,7 +68,7 @@ class State(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What stays the same during a training."""
+    """Values that do not change during a training."""
 
     config: TrainSNN
     data: Dataset
@@ -127,7 +127,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     check_range(config, "neuron", one_of(*NEURONS))
     writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
-    steps_per_epoch(config, data)  # before anything takes time
+    steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(setting)

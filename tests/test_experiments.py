@@ -188,33 +188,49 @@ def test_tables_of_published_results(capsys):
         assert cells[6] == f"{row.spikes:.2f}"
 
 
-def test_a_file_twice_has_one_row_and_a_contradiction_none(tmp_path, capsys):
-    file = published("vgg8_best")
-    results.main([str(file), str(file), "--costs"])
-    twice = capsys.readouterr().out
-    results.main([str(file), "--costs"])
-    assert capsys.readouterr().out == twice
+def test_files_of_one_network_share_a_table_or_contradict_each_other(tmp_path, capsys):
+    def table(*words):
+        results.main(list(map(str, words)))
+        return capsys.readouterr().out
+
+    file = published("vgg8")
+    whole, costs = table(file), table(file, "--costs")
+    assert table(file, file, "--costs") == costs  # a file twice has one row
     facts = json.loads(file.read_text())
-    for row in facts["results"]:
-        row["accuracies"] = [[0.5] * row["steps"]]
-    other = tmp_path / "metrics.json"
-    other.write_text(json.dumps(facts))
-    for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
-        with pytest.raises(SystemExit, match="differs between the files; .* table of"):
-            results.main([str(file), str(tmp_path), *option])  # a folder is enough
-    assert not capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no file .*; give the metrics.json of a run"):
-        results.main([str(tmp_path / "none")])
-    facts = json.loads(file.read_text())
-    other.write_text(json.dumps(facts | {"test_images": 100}))
+    rows = facts["results"]
+    parts = [tmp_path / "metrics.json", tmp_path / "other.json"]
+
+    def write(part, **changes):
+        part.write_text(json.dumps(facts | changes))
+
+    write(parts[0], results=rows[::2])
+    write(parts[1], results=rows[1::2])
+    # A folder stands for its metrics.json.
+    assert sorted(table(tmp_path, parts[1]).split()) == sorted(whole.split())
+    write(parts[1], results=[row | {"seconds": None} for row in rows])  # interrupted
+    assert table(parts[1]) == whole
+    others = [row for row in rows[::2] if row["steps"] == 4]
     both = "1000 test images of cifar10 and 100 test images of cifar10"
-    with pytest.raises(SystemExit, match=f"images of vgg8 differs .*: {both}"):
-        results.main([str(file), str(tmp_path)])
+    for changes, message in (
+        ({"results": [r | {"accuracies": [[0.5] * 4]} for r in others]}, "table of"),
+        ({"results": [r | {"latency": 99} for r in others]}, "table of their own"),
+        ({"ann_accuracy": 0.5}, "ANN vgg8 differs .*: 91.000 % and 50.000 %"),
+        ({"test_images": 100}, f"images of vgg8 differs .*: {both}"),
+    ):
+        write(parts[1], **changes)
+        for option in ([], ["--costs"], ["--figures", str(tmp_path / "figures")]):
+            with pytest.raises(SystemExit, match=message):
+                results.main([*map(str, parts), *option])
+    assert not capsys.readouterr().out and not (tmp_path / "figures").exists()
 
 
 def test_a_damaged_file_of_results_is_refused_whole(tmp_path):
     file = published("finetune_cifar10_resnet20_2_averages_kept")
     damaged = tmp_path / "metrics.json"
+    facts = json.loads(file.read_text())
+    broken = json.loads(published("vgg8").read_text())
+    broken["results"][0]["steps"] = "4"
+    texts = ["", "{}", "[]", '{"results": []}', json.dumps(broken)]
     for changes in (
         {"accuracy_after_epochs": [0.6, None]},
         {"accuracy_after_epochs": [0.6, "x"]},
@@ -225,16 +241,12 @@ def test_a_damaged_file_of_results_is_refused_whole(tmp_path):
         {"ann_accuracy": None},
         {"results": []},
     ):
-        damaged.write_text(json.dumps(json.loads(file.read_text()) | changes))
-        with pytest.raises(SystemExit, match="was not written by experiments.convert"):
-            results.main([str(damaged), "--figures", str(tmp_path / "figures")])
-    broken = json.loads(published("vgg8").read_text())
-    broken["results"][0]["steps"] = "4"
-    for text in ("", "{}", "[]", '{"results": []}', json.dumps(broken)):
+        texts.append(json.dumps(facts | changes))
+    for text in texts:
         damaged.write_text(text)
         with pytest.raises(SystemExit, match=f"{damaged} was not written by experim"):
             results.main([str(published("vgg8")), str(damaged)])
-    with pytest.raises(SystemExit, match="no file .*; give"):
+    with pytest.raises(SystemExit, match="no file .*; give the metrics.json of a run"):
         results.main([str(tmp_path / "nothing.json")])
 
 
@@ -250,32 +262,6 @@ def test_the_tables_beside_published_results_are_of_their_numbers(tmp_path):
         )
         table = (tmp_path / "results.md").read_text()
         assert table == file.with_suffix(".md").read_text()
-
-
-def test_runs_of_one_network_share_a_table(tmp_path, capsys):
-    found = json.loads(published("vgg8").read_text())
-    parts = []
-    for i in (0, 1):
-        part = found | {"results": found["results"][i::2]}
-        parts.append(tmp_path / f"{i}.json")
-        parts[-1].write_text(json.dumps(part))
-    results.main([str(published("vgg8"))])
-    whole = capsys.readouterr().out
-    results.main(list(map(str, parts)))
-    assert sorted(capsys.readouterr().out.split()) == sorted(whole.split())
-    for change in (0.5, 99):
-        curves = {"accuracies": [[change] * 4]} if change < 1 else {"latency": change}
-        other = [r | curves for r in found["results"][::2] if r["steps"] == 4]
-        parts[1].write_text(json.dumps(found | {"results": other}))
-        with pytest.raises(SystemExit, match="differs between the files"):
-            results.main(list(map(str, parts)))
-    unknown = [r | {"seconds": None} for r in found["results"]]  # as if interrupted
-    parts[1].write_text(json.dumps(found | {"results": unknown}))
-    results.main([str(parts[1])])
-    assert capsys.readouterr().out == whole
-    parts[1].write_text(json.dumps(found | {"ann_accuracy": 0.5}))
-    with pytest.raises(SystemExit, match="ANN vgg8 differs .*: 91.000 % and 50.000 %"):
-        results.main(list(map(str, parts)))
 
 
 def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
@@ -299,18 +285,6 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     assert not capsys.readouterr().out
 
 
-def test_a_silent_conversion_has_no_place_on_the_axis_of_spikes():
-    name, rows, ann, *_ = report.read_results(published("vgg8_best"))
-    silent = [row._replace(firing_rate=0.0) for row in rows if row.wait > 1]
-    others = [row for row in rows if row.wait <= 1]
-    panel = report.figures.against([*silent, *others], ann, "spikes")
-    assert panel.series["best, wait T"] == ((), ())
-    assert len(panel.series["best, wait 1"][0]) == 3
-    from matplotlib.figure import Figure
-
-    report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
-
-
 def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
     from matplotlib.figure import Figure
 
@@ -327,6 +301,13 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
         np.testing.assert_allclose(line.get_xdata(), expected)
         accuracies = [100 * row.final for row in waiting]
         np.testing.assert_allclose(line.get_ydata(), accuracies)
+    # A silent conversion has no place on the axis of spikes.
+    silent = [row._replace(firing_rate=0.0) for row in waiting]
+    others = [row for row in rows if row.wait <= 1]
+    panel = report.figures.against([*silent, *others], ann, "spikes")
+    assert panel.series["best, wait T"] == ((), ())
+    assert len(panel.series["best, wait 1"][0]) == 3
+    report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
 
 
 def row(measures, recipe, steps, energy, hits, accuracies):
@@ -400,7 +381,9 @@ def test_widened_parameters_follow_the_channels_wherever_they_are():
     np.testing.assert_allclose(run(wide, x), run(snn, x), rtol=1e-5, atol=1e-5)
 
 
-def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_goes_on_with_its_own_draws(
+    converted, tmp_path, monkeypatch
+):
     config, results, data = converted
     changes = {"recipes": ("max_activation",), "waits": ("0",), "report": None}
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
@@ -415,30 +398,24 @@ def test_an_interrupted_conversion_goes_on(converted, tmp_path, monkeypatch):
 
     monkeypatch.setattr(snnjax, "convert", interrupted)
     monkeypatch.setattr(conversions, "_run_once", lambda *_: None)
+    monkeypatch.setattr(convert, "forget", lambda config: None)
     with pytest.raises(KeyboardInterrupt):
         convert.run(config, data=data)
     unfinished = tmp_path / conversions.UNFINISHED
     assert len(list(unfinished.iterdir())) == 1
-    (unfinished / "thesis").mkdir()
     (row,) = convert.run(config, data=data)
     assert len(counts) == 3  # one in each run, and the one that was interrupted
     assert row.accuracies == results[0].accuracies
     assert row.choice_hits == results[0].choice_hits
-    assert [folder.name for folder in unfinished.iterdir()] == ["thesis"]
-
-
-def test_a_draw_of_another_network_is_made_again(converted, tmp_path, monkeypatch):
-    config, _, data = converted
-    changes = {"recipes": ("light",), "waits": ("0",), "seeds": (0,), "report": None}
-    config = dataclasses.replace(config, **changes, out=str(tmp_path))
-    monkeypatch.setattr(conversions, "_run_once", lambda *_: None)
-    monkeypatch.setattr(convert, "forget", lambda config: None)
-    (light,) = convert.run(config, data=data)
-    other = convert.prepare(config, data).task
-    doubled = jax.tree.map(lambda a: 2 * a, other.params)
-    _, (snn,) = conversions.carry_out(other._replace(params=doubled), 1.0)
+    # A draw of another network is made again.
+    task = convert.prepare(config, data).task
+    doubled = jax.tree.map(lambda a: 2 * a, task.params)
+    _, (snn,) = conversions.carry_out(task._replace(params=doubled), 1.0)
     kernel = snn.params["params"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(kernel, doubled["params"]["Dense_0"]["kernel"])
+    (unfinished / "thesis").mkdir()
+    conversions.forget(config)
+    assert [folder.name for folder in unfinished.iterdir()] == ["thesis"]
 
 
 def test_restore_says_what_a_folder_is_not(tmp_path):
@@ -516,12 +493,6 @@ def test_a_source_of_other_images_is_refused(converted, tmp_path):
         convert.run(config, data=other)
 
 
-def test_a_row_of_the_ablation_is_named_or_several_by_their_start():
-    assert ablation.rows_named(("best", "light")) == ["light", "best"]
-    assert len(ablation.rows_named(("best,",))) > 3
-    assert ablation.rows_named(("",)) == [*ablation.ROWS]
-
-
 @pytest.mark.slow
 def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tmp_path):
     config = ablation.Ablation(
@@ -542,7 +513,10 @@ def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tm
         ablation.run(dataclasses.replace(config, images=10_000))
 
 
-def test_a_wrong_ablation_is_refused():
+def test_rows_of_the_ablation_are_named_and_wrong_options_refused():
+    assert ablation.rows_named(("best", "light")) == ["light", "best"]
+    assert len(ablation.rows_named(("best,",))) > 3
+    assert ablation.rows_named(("",)) == [*ablation.ROWS]
     for change, message in (
         ({"rows": ("worst",)}, "no row 'worst'; allowed: light"),
         ({"images": 0}, "images must be > 0"),

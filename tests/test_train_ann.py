@@ -145,21 +145,11 @@ def test_load_source_errors(trained, tmp_path):
         load_source(tmp_path / "absent")
     with pytest.raises(ValueError, match="is not a trained source network"):
         load_source(tmp_path)
-    out, source = trained
-    card = out / "source.json"
-    text = card.read_text()
-    try:
-        card.write_text(json.dumps(source.card | {"model": "resnet9"}))
-        with pytest.raises(ValueError, match="unknown model 'resnet9'; choose"):
-            load_source(out)
-        card.write_text(json.dumps(source.card | {"model": "resnet20"}))
-        with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
-            load_source(out)
-        card.write_text(json.dumps(source.card | {"sha256": "0" * 64}))
-        with pytest.raises(ValueError, match="not the file that its card describes"):
-            load_source(out)
-    finally:
-        card.write_text(text)
+    out = shutil.copytree(trained[0], tmp_path / "copy")
+    other = json.dumps(trained[1].card | {"model": "resnet20"})
+    (out / "source.json").write_text(other)
+    with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
+        load_source(out)
 
 
 def cut_short(folder):
@@ -198,7 +188,10 @@ def test_more_images_than_there_are_are_refused(digits, config, tmp_path):
             train_ann.train(other, data=digits)
 
 
-def test_parse(capsys):
+def test_options_and_presets(capsys):
+    for name, preset in PRESETS_ANN.items():
+        assert preset.out == f"runs/{name}"
+        train_ann.build(preset.model, 10)
     options = ["--preset", "digits_resnet", "--epochs", "3", "--clip", "2.5"]
     config = parse(TrainANN, PRESETS_ANN, options)
     expected = dataclasses.replace(PRESETS_ANN["digits_resnet"], epochs=3, clip=2.5)
@@ -219,9 +212,3 @@ def test_parse(capsys):
             parse(TrainANN, PRESETS_ANN, wrong)
         assert caught.value.code == 2
         assert re.search(message, capsys.readouterr().err)
-
-
-def test_presets_are_buildable():
-    for name, preset in PRESETS_ANN.items():
-        assert preset.out == f"runs/{name}"
-        train_ann.build(preset.model, 10)

@@ -28,10 +28,10 @@ class Dataset(NamedTuple):
     mean: tuple[float, ...]  # per channel of the training images, in 0..255
     std: tuple[float, ...]
     num_classes: int
-    evaluated_on: str = "test images"  # what the test images are
+    evaluated_on: str = "test images"  # kind of the test images, for texts
 
     def facts(self) -> dict[str, Any]:
-        """What the card of a network says of its images, as JSON has it."""
+        """Fields that describe the images in the card of a network."""
         return {
             "dataset": self.name,
             "num_classes": self.num_classes,

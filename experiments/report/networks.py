@@ -22,13 +22,13 @@ from experiments.report.results import (
 
 
 class NetworkResults(NamedTuple):
-    """What was measured of one network.
+    """The results of one network.
 
     Attributes:
         name: of the network.
         results: its rows.
         ann: accuracy of the ANN.
-        images: what it was evaluated on, e.g. "1000 test images of cifar10".
+        images: the images of the evaluation, e.g. "1000 test images of cifar10".
         epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
     """
 

@@ -229,7 +229,7 @@ with an evaluation after each.
 
 
 def about_costs(facts: dict) -> str:
-    """What the columns of `cost_table` are, in Markdown."""
+    """The meaning of the columns of `cost_table`, in Markdown."""
     images, kind = facts["measured_images"], facts["evaluated_on"]
     return ABOUT_COSTS.format(images=images, kind=kind)
 

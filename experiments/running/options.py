@@ -220,7 +220,7 @@ class TrainSNN(Training):
             )
 
 
-# What --codes names.
+# The codes by their names for --codes.
 CODES = {
     "rate": snnjax.codes.rate(),
     "radix": snnjax.codes.radix(),

@@ -62,7 +62,7 @@ def read_log(out: str | Path) -> list[dict]:
 
 
 def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> jax.Array:
-    """What a step reports: loss, accuracy, and whether loss and weights are finite."""
+    """The report of a step: loss, accuracy, whether loss and weights are finite."""
     finite = jnp.isfinite(loss + optax.tree.norm(weights))
     return jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
 
