@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, Source, source_digest
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import Result, console_table, figures, header, row
+from experiments.report import Result, console_table, header, row
 from experiments.running import (
     CODES,
     FineTune,
@@ -77,7 +76,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     check_resumable(config, inputs)
     print(header(), flush=True)
     first, snn = _begin(config, setup)
-    snn, log = _train(config, setup, snn, first.final, inputs)
+    snn, log = _train(config, setup, snn, inputs)
     seconds = sum(line["seconds"] for line in log)
     last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
     results = [first._replace(choice_hits=None), last]  # files show the second one
@@ -132,10 +131,10 @@ def _write(
     file = write_files(task, facts, results, snn, setup.page, images)
     forget(task.config)
     print(
-        f"\n{config.out}: metrics.jsonl, epochs.png, metrics.json, results.md, "
-        f"accuracy.png,\nlayers.png, raster.png; {file.name} holds the SNN after the "
-        f"last epoch:\npython -m experiments.convert --restore {config.out}\n"
-        "evaluates it." + (f" The report is {setup.page}." if setup.page else "")
+        f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
+        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
+        f"python -m experiments.convert --restore {config.out}\nevaluates it."
+        + (f" The report is {setup.page}." if setup.page else "")
     )
 
 
@@ -176,19 +175,13 @@ def _train(
     config: FineTune,
     setup: Setup,
     snn: SNN,
-    accuracy_at_start: float,
     inputs: dict[str, str],
 ) -> tuple[SNN, list[dict]]:
     """The SNN after the last epoch, and the log."""
-    task, out = setup.task, Path(config.out).expanduser().resolve()
+    task = setup.task
     init, step = training.descent(
         _loss(config, setup), _optimizer(config, task.data), has_aux=True
     )
-
-    def finished_epoch(state: State, log: list[dict]) -> None:
-        accuracies = [accuracy_at_start, *(line["test_accuracy"] for line in log)]
-        curves = {f"T = {config.steps}": accuracies}
-        figures.write_epochs(curves, setup.ann, out / "epochs.png")
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.count, state.snn, task.test, task.mesh)
@@ -198,7 +191,7 @@ def _train(
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    state, log = fit(config, task.data, state, step, measure, finished_epoch, inputs)
+    state, log = fit(config, task.data, state, step, measure, inputs=inputs)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return state.snn if task.mesh is None else jax.device_get(state.snn), log
 

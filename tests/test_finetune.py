@@ -17,7 +17,6 @@ from experiments import convert, finetune
 from experiments.data import load
 from experiments.models import Source, build, load_snn, load_source, save_source
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import figures
 from experiments.running import Convert, FineTune, TrainANN, read_log
 from experiments.train_ann import train
 from snnjax import SNN
@@ -88,7 +87,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     percent = [f"{100 * accuracy:.1f}" for accuracy in (start.final, *of_epochs)]
     table = (out / "results.md").read_text()
     assert f"| accuracy % | {' | '.join(percent)} |" in table
-    for name in ("epochs.png", "accuracy.png", "layers.png", "raster.png"):
+    for name in ("accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None
     page = Path(config.report).read_text()
@@ -157,16 +156,17 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
 ):
     config, (_, last) = finished
     again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
-    draw = figures.write_epochs
+    evaluations = []
 
-    def killed(curves, *rest):
-        ((_, accuracies),) = curves.items()
-        if len(accuracies) == 3:  # in the second epoch, before its checkpoint
+    def killed(*arguments):
+        evaluations.append(finetune_count(*arguments))
+        if len(evaluations) == 2:  # in the second epoch, before its checkpoint
             raise KeyboardInterrupt
-        draw(curves, *rest)
+        return evaluations[-1]
 
+    finetune_count = finetune.count_hits
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(figures, "write_epochs", killed)
+        patch.setattr(finetune, "count_hits", killed)
         finetune.run(again, data=data)
     finetune.run(again, data=data)
     chex.assert_trees_all_equal(leaves(config.out), leaves(again.out))
