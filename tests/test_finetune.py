@@ -36,7 +36,7 @@ def data():
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, data):
     out = str(tmp_path_factory.mktemp("source"))
-    options = {"epochs": 4, "batch_size": 64, "warmup": 0.1, "flip": False}
+    options = {"epochs": 2, "batch_size": 32, "warmup": 0.1, "flip": False}
     config = TrainANN(model="events", dataset="digits", out=out, padding=1, **options)
     train(config, data=data)
     return out
@@ -231,7 +231,7 @@ def test_operators_need_averages_that_are_kept(data, tmp_path):
     assert [preset.keep_averages for preset in presets] == [True, False]
 
 
-def test_random_weights_start_without_a_conversion_or_batch_norm(data, tmp_path):
+def test_random_weights_start_without_a_conversion_and_may_diverge(data, tmp_path):
     model = build("events", 10, norm=False)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     card = {"model": "events", "norm": False, "num_classes": 10}
@@ -250,13 +250,9 @@ def test_random_weights_start_without_a_conversion_or_batch_norm(data, tmp_path)
     assert card.get("calibration") is None and card["steps"] == 2
     facts = json.loads((out / "metrics.json").read_text())
     assert "from_scratch True" in facts["command"]
-
-
-def test_a_divergence_names_its_step(finished, data, tmp_path):
-    changes = {"learning_rate": 1e30, "warmup": 0.0, "report": None}
-    wild = dataclasses.replace(finished[0], out=str(tmp_path), **changes)
+    changes = {"learning_rate": 1e30, "warmup": 0.0, "out": str(tmp_path / "wild")}
     with pytest.raises(FloatingPointError, match="not finite in epoch 1, step "):
-        finetune.run(wild, data=data)
+        finetune.run(dataclasses.replace(config, **changes), data=data)
 
 
 def test_only_kernels_decay(data):
