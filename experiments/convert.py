@@ -83,11 +83,11 @@ class Setup(NamedTuple):
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
-    task, ann, source, page = prepare(config, data)
+    setup = prepare(config, data)
     print(header(), flush=True)
-    results, snns = carry_out(task, ann)
+    results, snns = carry_out(setup.task, setup.ann)
     if devices.first():
-        _write(task, facts_of(task, ann, source.card), results, snns, page)
+        _write(setup, results, snns)
         forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
@@ -172,20 +172,15 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 # ---------------------------------------------------------------------- results
 
 
-def _write(
-    task: Experiment,
-    facts: dict,
-    results: list[Result],
-    snns: list[snnjax.SNN],
-    page: Path | None,
-) -> None:
+def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
     """Write all files of a run, and print where they are."""
-    best = choice(results)
+    config, best = setup.task.config, choice(results)
+    facts = facts_of(setup, "experiments.convert", config)
     pairs = zip(results, snns, strict=True)
     snn = next(snn for result, snn in pairs if result is best)
-    images = calibration_images(task.config, task.data, task.config.seeds[0])
-    file = write_files(task, facts, results, snn, page, images)
-    out = task.config.out
+    images = calibration_images(config, setup.task.data, config.seeds[0])
+    file = write_files(setup, facts, results, snn, images)
+    out, page = config.out, setup.page
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
@@ -195,15 +190,14 @@ def _write(
 
 
 def write_files(
-    task: Experiment,
+    setup: Setup,
     facts: dict,
     results: list[Result],
     snn: snnjax.SNN,
-    page: Path | None,
-    calibration: jax.Array | None = None,
+    calibration: jax.Array | None,
 ) -> Path:
     """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
-    config, best = task.config, choice(results)
+    task, config, best = setup.task, setup.task.config, choice(results)
     out = Path(config.out).expanduser()
     file = save_snn(
         out,
@@ -219,27 +213,19 @@ def write_files(
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
     figures.write_figures(out, results, ann, task.sites, trains, epochs)
-    if page is not None:
+    if setup.page is not None:
         sources = connections(task.fn, task.params, image)
-        write_page(page, results, facts, task.sites, sources, out)
+        write_page(setup.page, results, facts, task.sites, sources, out)
     return file
 
 
-def facts_of(
-    task: Experiment,
-    ann: float,
-    card: dict,
-    *,
-    module: str = "experiments.convert",
-    config: Any = None,
-) -> dict:
+def facts_of(setup: Setup, module: str, config: Any) -> dict:
     """Facts that all results of a run share.
 
     Args:
-        module, config: module and options of the command, if it is another one.
+        module, config: module and options of the command.
     """
-    config = task.config if config is None else config
-    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    task, packages = setup.task, ("jax", "flax", "optax", "orbax-checkpoint")
     images = len(task.test.labels)
     evaluated_on = task.data.evaluated_on
     chosen_on = f"the {images} {evaluated_on}, since too few training images were left"
@@ -255,8 +241,8 @@ def facts_of(
             **{package: version(package) for package in packages},
         },
         "device": str(jax.devices()[0]),
-        "source": card,
-        "ann_accuracy": ann,
+        "source": setup.source.card,
+        "ann_accuracy": setup.ann,
         "test_images": images,
         "evaluated_on": evaluated_on,
         "measured_images": min(MEASURED, images),

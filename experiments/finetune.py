@@ -121,14 +121,14 @@ def _write(
         results: of the SNN at the start and of the trained one.
         accuracies: at the start, and after each epoch.
     """
-    task, module = setup.task, "experiments.finetune"
-    facts = facts_of(task, setup.ann, setup.source.card, module=module, config=config)
+    task = setup.task
+    facts = facts_of(setup, "experiments.finetune", config)
     facts["chosen_on"] = None
     facts["accuracy_after_epochs"] = accuracies
     images = None
     if not config.from_scratch:
         images = calibration_images(task.config, task.data, config.seed)
-    file = write_files(task, facts, results, snn, setup.page, images)
+    file = write_files(setup, facts, results, snn, images)
     forget(task.config)
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"

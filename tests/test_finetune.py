@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -194,19 +193,6 @@ def test_a_missing_source_network_is_trained_on_all_images(data, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         finetune.run(FineTune(train_images=356, held_back=56), data=data)
     assert images == {"runs/digits_resnet": len(data.train_images)}
-
-
-def test_neurons_with_a_temperature_of_their_own_train_it(source):
-    network = load_source(source)
-    x = jnp.zeros((2, 8, 8, 1))
-    neuron = snnjax.lif(temperature=2.0)
-    snn = snnjax.init(network.model.apply, network.variables, x, model=neuron)
-    config = FineTune(checkpoint=source, steps=2)
-    setup = convert.Setup(SimpleNamespace(mesh=None), 1.0, network, None)
-    simulate = finetune._simulation(config, setup)
-    loss = lambda snn: (simulate(snn, x)[0] ** 2).sum()  # noqa: E731
-    gradient = jax.jit(jax.grad(loss))(snn)
-    assert all(p.temperature is not None for p in gradient.neurons.values())
 
 
 def test_operators_need_averages_that_are_kept(data, tmp_path):
