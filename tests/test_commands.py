@@ -199,7 +199,8 @@ def test_help_says_what_the_command_does_and_what_names_there_are(monkeypatch, c
 
 def test_a_command_gives_its_configuration_again():
     presets = PRESETS_ANN, PRESETS_CONVERT, PRESETS_FINETUNE, PRESETS_SNN
-    own = Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), dead_zone=0.5)
+    signed = {"levels": (-1, 1), "dead_zone": 0.5}
+    own = Convert(dataset="my set", waits=("1", "T"), **signed)
     for config in [own, *(next(reversed(each.values())) for each in presets)]:
         line = command("experiments.module", config)
         python, m, module, *options = shlex.split(line)
