@@ -135,11 +135,11 @@ def _folders(root: Path) -> list[Path]:
 
 def _empty(shape: tuple[int, ...], name: str) -> np.ndarray:
     """An array for all images of a set, or an error if they need too much memory."""
-    needed, there = math.prod(shape), memory()
-    if needed > 0.5 * there:
+    size, capacity = math.prod(shape), memory()
+    if size > 0.5 * capacity:
         raise ValueError(
-            f"the images of {name} need {needed / 1e9:.3g} GB, more than half of the "
-            f"memory ({there / 1e9:.3g} GB); make a folder with fewer images, or "
+            f"the images of {name} need {size / 1e9:.3g} GB, more than half of the "
+            f"memory ({capacity / 1e9:.3g} GB); make a folder with fewer images, or "
             "smaller ones, and give it as --dataset"
         )
     return np.empty(shape, np.uint8)
