@@ -10,8 +10,10 @@ interleaved rounds, its time over T x the ANN's, and its speed over each peer's 
 Before a side is timed it has to show that its last step still changes the answer.
 """
 
+import argparse
 import functools
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -238,14 +240,17 @@ def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> No
 
 def compare(options) -> tuple[dict[str, dict], list[dict]]:
     """All sides, with speeds and ratios, and the targets."""
-    chosen = [
-        side
-        for sides in PEERS.values()
+    pythons = interpreters(options.python)
+    sizes = [f"--{name}={getattr(options, name)}" for name in SIZES]
+    commands = {
+        side: [pythons[library], "-m", "benchmarks.converter_cnn", f"--side={side}"]
+        + sizes
+        for library, sides in PEERS.items()
         for side in sides
         if side == ANN or timing.is_selected(side, options.only)
-    ]
-    sides = COMPARISON.time_sides(options, chosen)
-    results = timing.installed(sides)
+    }
+    sides = timing.rounds(commands, options.rounds, options.repeats)
+    results = installed(sides)
     answers = [s["facts"]["ann"] for s in results.values()]
     assert np.allclose(answers, answers[0], rtol=1e-3), "the sides' ANNs differ"
     for side in results.values():
@@ -255,18 +260,45 @@ def compare(options) -> tuple[dict[str, dict], list[dict]]:
     return sides, targets(results)
 
 
+def interpreters(options: Sequence[str]) -> dict[str, str]:
+    """Library -> interpreter, from ``--python PEER=PATH`` options."""
+    paths = dict.fromkeys(PEERS, sys.executable)
+    for option in options:
+        library, equals, path = option.partition("=")
+        if library not in paths or not equals:
+            raise SystemExit(f"--python {option}: not one of {', '.join(paths)}=PATH")
+        paths[library] = path
+    return paths
+
+
+def peer(side: str) -> str:
+    """The library that a side belongs to."""
+    return next(library for library, sides in PEERS.items() if side in sides)
+
+
+def installed(sides: dict[str, dict]) -> dict[str, dict]:
+    """The sides whose library can be imported."""
+    return {name: side for name, side in sides.items() if "missing" not in side}
+
+
+def ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
+    """Quotients of two `timing.measures`."""
+    return {name: above[name] / below[name] for name in above}
+
+
 def add_ratios(results: dict[str, dict]) -> None:
     """To every side: its time over T x the ANN's, its speed over each peer's best."""
     ann = results[ANN]["samples_per_s"]
     for side in results.values():
         speed = side["samples_per_s"]
-        side["time_over_ann"] = timing.ratios(ann, speed)
+        side["time_over_ann"] = ratios(ann, speed)
         side["speed_over"] = {}
-        for peer in TARGETS:
-            modes = [results[s]["samples_per_s"] for s in PEERS[peer] if s in results]
+        for library in TARGETS:
+            names = [name for name in PEERS[library] if name in results]
+            modes = [results[name]["samples_per_s"] for name in names]
             if modes:
                 other = max(modes, key=lambda mode: mode["best"])
-                side["speed_over"][peer] = timing.ratios(speed, other)
+                side["speed_over"][library] = ratios(speed, other)
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
@@ -274,42 +306,42 @@ def targets(results: dict[str, dict]) -> list[dict]:
 
     With wait T the answer comes later, so that side does not count.
     """
-    signed = [results[side]["time_over_ann"] for side in SIGNED if side in results]
+    times = [results[side]["time_over_ann"] for side in SIGNED if side in results]
     goals = [
         timing.target(
             f"{m} time of signed spikes, by_step / (T x the ANN's)",
-            min(ratio[m] for ratio in signed),
+            min(ratio[m] for ratio in times),
             at_most=1.35,
         )
         for m in timing.MEASURES
-        if signed
+        if times
     ]
     others = (WAITING, *SIGNED)
     ours = [side for side in SNNJAX if side in results and side not in others]
     if not ours:
         return goals
-    chosen = max(ours, key=lambda side: results[side]["samples_per_s"]["best"])
-    side = results[chosen]
+    fastest = max(ours, key=lambda side: results[side]["samples_per_s"]["best"])
+    side = results[fastest]
     for m in timing.MEASURES:
-        name = f"{m} time of {chosen} / (T x the ANN's)"
+        name = f"{m} time of {fastest} / (T x the ANN's)"
         goals.append(timing.target(name, side["time_over_ann"][m], at_most=1.2))
-    for peer, ratio in side["speed_over"].items():
+    for library, ratio in side["speed_over"].items():
         for m in timing.MEASURES:
-            name = f"{m} speed of {chosen} / {peer}'s fastest"
-            goals.append(timing.target(name, ratio[m], at_least=TARGETS[peer]))
+            name = f"{m} speed of {fastest} / {library}'s fastest"
+            goals.append(timing.target(name, ratio[m], at_least=TARGETS[library]))
     return goals
 
 
 def text(result: dict) -> str:
     head = ["side", "samples/s best", "median", "time / (T x ANN) best", "median"]
-    head += [f"speed / {peer}" for peer in TARGETS]
+    head += [f"speed / {library}" for library in TARGETS]
     rows = []
     for side, entry in result["sides"].items():
         if "missing" in entry:
             rows.append([side, "not installed", *[None] * (len(head) - 2)])
             continue
         speed, ratio = entry["samples_per_s"], entry["time_over_ann"]
-        over = [entry["speed_over"].get(peer) for peer in TARGETS]
+        over = [entry["speed_over"].get(library) for library in TARGETS]
         rows.append(
             [side, speed["best"], speed["median"], ratio["best"], ratio["median"]]
             + [other and other["best"] for other in over]
@@ -317,23 +349,53 @@ def text(result: dict) -> str:
     return timing.table(head, rows)
 
 
-COMPARISON = timing.Comparison(
-    module="benchmarks.converter_cnn",
-    prepare=prepare,
-    peers=PEERS,
-    packages=PACKAGES,
-    sizes={"steps": 16, "batch": 64, "size": 32},  # pixels, a multiple of 8
-    quick={"batch": 2, "size": 8},
-    rounds=5,
-    repeats=2,
-    compare=compare,
-    text=text,
-)
+SIZES = {"steps": 16, "batch": 64, "size": 32}  # pixels, a multiple of 8
+REPETITIONS = {"rounds": 5, "repeats": 2}
+QUICK = {"batch": 2, "size": 8, "rounds": 1, "repeats": 1}
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
-    """Command line."""
-    return COMPARISON.run(__doc__, arguments)
+    """The command: a result, which is printed too; None in the process of a side."""
+    options = _options(arguments)
+    sizes = {name: getattr(options, name) for name in SIZES}
+    if options.side:
+        work = functools.partial(prepare, options.side, **sizes)
+        timing.serve(work, PACKAGES[peer(options.side)])
+        return None
+    machine = timing.machine()
+    sides, goals = compare(options)
+    result = {
+        "question": __doc__.splitlines()[0],
+        "sizes": sizes,
+        "rounds": options.rounds,
+        "repeats": options.repeats,
+        "machine": machine,
+        "versions": {peer(n): s["versions"] for n, s in installed(sides).items()},
+        "sides": sides,
+        "targets": goals,
+    }
+    timing.report(result, text(result), options.out)
+    return result
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = timing.parser(__doc__)
+    parser.add_argument(
+        "--python",
+        metavar="PEER=PATH",
+        action="append",
+        default=[],
+        help="interpreter that has a peer installed; default: this one",
+    )
+    timing.only_option(parser)
+    for name, default in {**SIZES, **REPETITIONS}.items():
+        parser.add_argument(
+            f"--{name}", metavar="N", type=timing.count, default=default
+        )
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(QUICK)
+    return options
 
 
 if __name__ == "__main__":

@@ -269,8 +269,8 @@ def of_instruction(
 def cases(program: Program, conditional: Instruction) -> list[Computation]:
     """The computations of which a conditional runs one."""
     pattern = r"(?:branch_computations=\{|(?:true|false)_computation=)([^}=]*)"
-    named = " ".join(re.findall(pattern, conditional.text))
-    names = re.findall(r"%([\w.\-]+)", named)
+    words = " ".join(re.findall(pattern, conditional.text))
+    names = re.findall(r"%([\w.\-]+)", words)
     if not names:
         raise ValueError(f"no branches in: {conditional.text[:300]}")
     return [program.computations[name] for name in names]
@@ -299,14 +299,14 @@ def of_fusion(
         results = (root.name,) * len(fusion.arrays)
     updates = {}  # parameter -> the update in place that is a result
     writes = []
-    for written, name in zip(fusion.arrays, results, strict=True):
+    for array_written, name in zip(fusion.arrays, results, strict=True):
         result = behind_bitcasts(fused, name)
-        writes.append(written.bytes)
+        writes.append(array_written.bytes)
         if result.op == "dynamic-update-slice":
             target, part = (behind_bitcasts(fused, n) for n in result.operands[:2])
             if target.op == "parameter":
                 updates[target.name] = result
-                writes[-1] = like(written.bytes, part.result.bytes)
+                writes[-1] = like(array_written.bytes, part.result.bytes)
     parameters = {
         int(i.field(r"parameter\((\d+)\)")): i.name
         for i in fused.values()
@@ -361,8 +361,8 @@ def operations_of(computation: Computation, instruction: Instruction) -> float:
     results = instruction.arrays[0].shape
     if instruction.op == "dot":
         axes = instruction.field(r"lhs_contracting_dims=\{([\d,]*)\}").split(",")
-        summed = math.prod(left[int(axis)] for axis in axes if axis)
-        return 2.0 * math.prod(results) * summed
+        terms = math.prod(left[int(axis)] for axis in axes if axis)
+        return 2.0 * math.prod(results) * terms
     labels = instruction.field(r"dim_labels=(\w+->\w+)")
     of_left, of_right, of_results = re.split("_|->", labels)
     pairs = results[of_results.index("b")] * results[of_results.index("f")]

@@ -69,9 +69,9 @@ def squeezenet(params: Any, x, activation: Callable | None = None):
 
     x = pool(layer("conv1", x, stride=2))
     for number in range(2, 10):
-        squeezed = layer(f"fire{number}/s", x)
-        narrow = layer(f"fire{number}/e1", squeezed)
-        wide = layer(f"fire{number}/e3", squeezed, padding=1)
+        channels = layer(f"fire{number}/s", x)
+        narrow = layer(f"fire{number}/e1", channels)
+        wide = layer(f"fire{number}/e3", channels, padding=1)
         x = jnp.concatenate([narrow, wide], -1)
         if number in (4, 8):
             x = pool(x)
@@ -129,24 +129,24 @@ def in_parts(run: Callable, x: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def compared(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, float]:
+def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, float]:
     """Agreement in percent and KL divergence of outputs [N, classes]; accuracy too.
 
     >>> import numpy as np
     >>> ann = np.array([[0.0, 1.0], [1.0, 0.0]])
-    >>> compared(ann[::-1], ann, labels=[0, 0])["accuracy"]
+    >>> comparison(ann[::-1], ann, labels=[0, 0])["accuracy"]
     50.0
     """
     from experiments.ablation import divergence
 
     answers = outputs.argmax(-1)
-    comparison = {
+    measures = {
         "agreement": 100 * float((answers == ann.argmax(-1)).mean()),
         "divergence": float(divergence(ann, outputs)),
     }
     if labels is not None:
-        comparison["accuracy"] = 100 * float((answers == np.asarray(labels)).mean())
-    return comparison
+        measures["accuracy"] = 100 * float((answers == np.asarray(labels)).mean())
+    return measures
 
 
 def recipe(name: str):
@@ -182,15 +182,15 @@ def row(params, calibration, test, ann, levels, steps, wait, name) -> dict[str, 
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
     }
-    spiking = snnjax.spiking(squeezenet, steps=steps, wait=wait, micro_batch=1)
-    run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
+    simulate = snnjax.spiking(squeezenet, steps=steps, wait=wait, micro_batch=1)
+    run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return compared(outputs, ann, labels) | seconds | {"peak_gib": peak}
+    return comparison(outputs, ann, labels) | seconds | {"peak_gib": peak}
 
 
 def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
-    """Site -> `compared`, if it alone gives the values of ``steps`` steps.
+    """Site -> `comparison`, if it alone gives the values of ``steps`` steps.
 
     Thresholds are those of `least_squares_threshold`, per channel; all activations are
     those of the ANN, so nothing arrives unevenly and nothing is inherited.
@@ -216,11 +216,11 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
     )
 
     @jax.jit
-    def run(rounded, x):
+    def run(is_rounded, x):
         def activation(name, current):
             params = snn.neurons[f"{name}/relu"]
             values = neurons.closed_form(snn.model, params, current, steps)
-            return jnp.where(rounded[name], values, jax.nn.relu(current))
+            return jnp.where(is_rounded[name], values, jax.nn.relu(current))
 
         return squeezenet(params, x, activation)
 
@@ -229,7 +229,7 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
     choices = {name: exact | {name: True} for name in params}
     choices["all of them"] = dict.fromkeys(params, True)
     return {
-        name: compared(in_parts(functools.partial(run, choice), held_out), ann)
+        name: comparison(in_parts(functools.partial(run, choice), held_out), ann)
         for name, choice in choices.items()
     }
 
@@ -237,23 +237,23 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
 # --------------------------------------------------------------------- report
 
 
-def parsed_row(text: str) -> tuple[tuple[int, int], int, int]:
+def read_row(text: str) -> tuple[tuple[int, int], int, int]:
     """LOW:HIGH:T:WAIT.
 
-    >>> parsed_row("-3:3:4:0")
+    >>> read_row("-3:3:4:0")
     ((-3, 3), 4, 0)
     """
     low, high, steps, wait = map(int, text.split(":"))
     return (low, high), steps, wait
 
 
-def parsed_rows(text: str) -> list:
+def read_rows(text: str) -> list:
     """Rows with commas between them; none at all is "".
 
-    >>> parsed_rows("-1:1:8:0,0:1:16:1")
+    >>> read_rows("-1:1:8:0,0:1:16:1")
     [((-1, 1), 8, 0), ((0, 1), 16, 1)]
     """
-    return [parsed_row(part) for part in text.split(",") if part]
+    return [read_row(part) for part in text.split(",") if part]
 
 
 def targets(rows: dict[str, dict], ann: float) -> list[dict]:
@@ -312,7 +312,7 @@ def main(arguments: list[str] | None = None) -> dict:
         },
         "machine": timing.machine(),
         "versions": {"snnjax": timing.versions(("jax", "jaxlib", "pillow"))},
-        "ann": compared(ann, ann, labels)["accuracy"],
+        "ann": comparison(ann, ann, labels)["accuracy"],
         "ann_pass_cpu_seconds": time.process_time() - busy,
         "rows": {},
         "sites": {},
@@ -323,10 +323,9 @@ def main(arguments: list[str] | None = None) -> dict:
             params, calibration, whole[-HELD_OUT:], options.sites
         )
     for levels, steps, wait in options.rows:
-        found = row(
+        result["rows"][label(levels, steps, wait)] = row(
             params, calibration, (x, labels), ann, levels, steps, wait, options.recipe
         )
-        result["rows"][label(levels, steps, wait)] = found
         result["targets"] = targets(result["rows"], result["ann"])
         timing.report(result, text(result), options.out)  # rows take minutes each
     if not options.rows:
@@ -337,7 +336,7 @@ def main(arguments: list[str] | None = None) -> dict:
 def _parser():
     parser = timing.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--rows", type=parsed_rows, default=list(ROWS))
+    parser.add_argument("--rows", type=read_rows, default=list(ROWS))
     parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
     parser.add_argument("--calibration", type=int, default=64, help="images")
     parser.add_argument("--test", type=int, help="test images; default: all")

@@ -82,12 +82,12 @@ def prepare(side: Side) -> tuple[Callable[[], Any], dict]:
     """(run, facts): a compiled call, its temporary memory and operations."""
     module, params, x = network(side.layers, side.batch)
     function, arguments = work(side, module, params, x)
-    compiled = jax.jit(function).lower(*arguments).compile()
-    memory = compiled.memory_analysis()
+    program = jax.jit(function).lower(*arguments).compile()
+    memory = program.memory_analysis()
     facts = {"temporary_mib": memory.temp_size_in_bytes / 2**20}
     if side.mode.startswith("ANN"):
-        facts["gflop"] = compiled.cost_analysis()["flops"] / 1e9
-    return functools.partial(compiled, *arguments), facts
+        facts["gflop"] = program.cost_analysis()["flops"] / 1e9
+    return functools.partial(program, *arguments), facts
 
 
 @functools.cache
@@ -113,8 +113,8 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
     wait = side.steps if side.mode == "closed_form" else 0
     levels = (-1, 1) if side.mode == SIGNED else (0, 1)
     neuron = snnjax.integrate_and_fire(levels=levels)
-    fitted = {"steps": side.steps, "wait": wait, "model": neuron}
-    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **fitted)
+    options = {"steps": side.steps, "wait": wait, "model": neuron}
+    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **options)
     in_groups = side.mode.endswith(GROUPS)
     simulate = snnjax.spiking(
         fn,
@@ -147,13 +147,13 @@ def gradient(side: Side, module: Any, fn: Callable, params, x):
         return jax.grad(lambda snn, x: loss(simulate(snn, x).mean(0))), (snn, x)
     simulate = snnjax.spiking(in_training, **over_time, has_aux=True)
 
-    def taught(snn, params, x):
+    def distillation_loss(snn, params, x):
         outputs, averages = simulate(snn, x)
         log_p, teacher = jax.nn.log_softmax(outputs.mean(0)), fn(params, x)
         distance = optax.losses.kl_divergence(log_p, jax.nn.softmax(teacher)).mean()
         return (loss(outputs.mean(0)) + distance) / 2, averages
 
-    return jax.grad(taught, has_aux=True), (snn, params, x)
+    return jax.grad(distillation_loss, has_aux=True), (snn, params, x)
 
 
 def peak() -> tuple[Callable[[], Any], dict]:
@@ -163,9 +163,9 @@ def peak() -> tuple[Callable[[], Any], dict]:
 
 
 def compare(options) -> dict:
-    before, chosen = timing.machine(), sides(options.quick)
+    machine, programs = timing.machine(), sides(options.quick)
     runs, results = {}, {}
-    makers = {side.name: functools.partial(prepare, side) for side in chosen}
+    makers = {side.name: functools.partial(prepare, side) for side in programs}
     for name, make in {"peak": peak, **makers}.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
         runs[name], facts = make()
@@ -175,13 +175,13 @@ def compare(options) -> dict:
         for name, run in runs.items():
             results[name]["seconds"].append(timing.once(run))
     fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
-    for side in chosen:
+    for side in programs:
         add_measures(side, results, fastest)
     return {
         "question": __doc__.splitlines()[0],
-        "sizes": {side.name: dataclasses.asdict(side) for side in chosen},
+        "sizes": {side.name: dataclasses.asdict(side) for side in programs},
         "rounds": options.rounds,
-        "machine": before | {"device": jax.devices()[0].device_kind},
+        "machine": machine | {"device": jax.devices()[0].device_kind},
         "peak_gflop_per_s": fastest,
         "versions": {"snnjax": timing.versions(("jax", "jaxlib", "flax"))},
         "sides": results,
@@ -217,7 +217,7 @@ def text(result: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict:
     parser = timing.parser(__doc__)
-    timing.count_option(parser, "rounds", 5)
+    parser.add_argument("--rounds", metavar="N", type=timing.count, default=5)
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds = 1

@@ -1,15 +1,13 @@
-"""What the benchmarks share: options, timing in processes of their own, tables.
+"""What the benchmarks share: options, timing in separate processes, tables.
 
-Every side of a comparison has a process, which prepares it once (imports, conversion,
-compilation, a check of its numbers). Rounds then go over the sides one after the other,
-so that a busy minute of the machine slows all of them alike. A side that is not
-installed has a row that says so.
+Every side of a comparison has its own process, which prepares it once (imports,
+conversion, compilation, a check of its numbers). Rounds then go over the sides one
+after the other, so a busy minute of the machine slows all of them alike.
 """
 
 import argparse
 import contextlib
 import datetime
-import functools
 import json
 import os
 import platform
@@ -17,10 +15,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,14 +41,14 @@ def wait(result: Any) -> None:
 
 
 def serve(prepare: Callable[[], tuple[Callable[[], Any], dict]], names: Sequence[str]):
-    """The worker: prepare, say so, then time once for every line on standard input.
+    """The worker: prepare, report, then time once for every line on standard input.
 
     Args:
         prepare: () -> (run, facts); ``facts`` are JSON values about the side.
-        names: distributions whose versions belong to the side.
+        names: distributions whose versions are reported.
     """
     channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)  # The output of libraries must not mix with the answers.
     try:
         run, facts = prepare()
         wait(run())
@@ -85,13 +83,13 @@ def rounds(
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
             sides[side] = _answer(side, workers[side])
-        installed = [side for side, entry in sides.items() if "missing" not in entry]
-        for side in installed:
+        names = [side for side, entry in sides.items() if "missing" not in entry]
+        for side in names:
             sides[side]["seconds"] = []
         for _ in range(number):
-            for side in installed:
+            for side in names:
                 for _ in range(repeats):
-                    # One that has ended gives no answer, which says which side it is.
+                    # A worker that has ended gives no answer; `_answer` raises then.
                     with contextlib.suppress(BrokenPipeError):
                         print(file=workers[side].stdin, flush=True)
                     sides[side]["seconds"].append(_answer(side, workers[side]))
@@ -124,11 +122,6 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     """
     both = min(seconds), statistics.median(seconds)
     return dict(zip(MEASURES, map(unit, both), strict=True))
-
-
-def ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
-    """Quotients of two `measures`."""
-    return {name: above[name] / below[name] for name in above}
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -196,8 +189,8 @@ def report(result: dict[str, Any], text: str, out: str | None) -> None:
     where = result["machine"]
     lines.append(f"{where['date']}, {where['cpu_cores']} CPU cores, {where['machine']}")
     for side, numbers in result["versions"].items():
-        named = ", ".join(f"{name} {version}" for name, version in numbers.items())
-        lines.append(f"{side}: {named}")
+        packages = ", ".join(f"{name} {version}" for name, version in numbers.items())
+        lines.append(f"{side}: {packages}")
     print("\n\n".join(lines))
     if out:
         path = Path(out)
@@ -221,11 +214,6 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return options
 
 
-def count_option(options: argparse.ArgumentParser, name: str, default: int) -> None:
-    """An option that is a whole number from 1 on."""
-    options.add_argument(f"--{name}", metavar="N", type=count, default=default)
-
-
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
     options.add_argument(
@@ -234,14 +222,14 @@ def only_option(options: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """The type of options that are whole numbers from 1 on."""
+    """The argparse type of whole numbers from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number >= 1")
     return int(text)
 
 
 def _result_file(text: str) -> str:
-    """The name, once its folder is there: a benchmark takes minutes."""
+    """The name, after its folder is made: a benchmark takes minutes."""
     path = Path(text)
     if path.suffix != ".json" or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text}; allowed: a file named NAME.json")
@@ -255,113 +243,3 @@ def _result_file(text: str) -> str:
 def is_selected(side: str, only: str | None) -> bool:
     """Whether a side has one of the words of ``--only``, separated by commas."""
     return only is None or any(word in side for word in only.split(","))
-
-
-def interpreters(choices: Sequence[str], peers: Iterable[str]) -> dict[str, str]:
-    """Peer -> interpreter, from ``--python PEER=PATH`` options."""
-    paths = dict.fromkeys(peers, sys.executable)
-    for choice in choices:
-        peer, equals, path = choice.partition("=")
-        if peer not in paths or not equals:
-            raise SystemExit(f"--python {choice}: not one of {', '.join(paths)}=PATH")
-        paths[peer] = path
-    return paths
-
-
-# ------------------------------------------------------------------ comparisons
-
-
-class Comparison(NamedTuple):
-    """A benchmark of several libraries, each perhaps with an interpreter of its own.
-
-    Attributes:
-        module: that is run, e.g. "benchmarks.lif_layer".
-        prepare: (side, **sizes) -> (run, facts), called in the process of a side.
-        peers: library -> its sides.
-        packages: library -> distributions whose versions matter.
-        sizes: name of an option -> its default, a whole number.
-        quick: the same for ``--quick``.
-        rounds, repeats: defaults; each round has so many repeats.
-        compare: options -> (side -> what `time_sides` gives and more, targets).
-        text: of a result.
-    """
-
-    module: str
-    prepare: Callable[..., tuple[Callable[[], Any], dict]]
-    peers: Mapping[str, Sequence[str]]
-    packages: Mapping[str, Sequence[str]]
-    sizes: Mapping[str, int]
-    quick: Mapping[str, int]
-    rounds: int
-    repeats: int
-    compare: Callable[[argparse.Namespace], tuple[dict[str, dict], list[dict]]]
-    text: Callable[[dict], str]
-
-    def peer(self, side: str) -> str:
-        """The library that a side belongs to."""
-        return next(peer for peer, sides in self.peers.items() if side in sides)
-
-    def run(self, doc: str, arguments: Sequence[str] | None) -> dict | None:
-        """The command: a result, which is printed too; None in the process of a side.
-
-        Args:
-            doc: of the module; its first line is the question.
-        """
-        options = self._options(doc, arguments)
-        if options.side:
-            work = functools.partial(self.prepare, options.side, **options.sizes)
-            serve(work, self.packages[self.peer(options.side)])
-            return None
-        before = machine()
-        sides, targets = self.compare(options)
-        result = {
-            "question": doc.splitlines()[0],
-            "sizes": options.sizes,
-            "rounds": options.rounds,
-            "repeats": options.repeats,
-            "machine": before,
-            "versions": {
-                self.peer(name): side["versions"]
-                for name, side in installed(sides).items()
-            },
-            "sides": sides,
-            "targets": targets,
-        }
-        report(result, self.text(result), options.out)
-        return result
-
-    def _options(self, doc: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-        options = parser(doc)
-        options.add_argument(
-            "--python",
-            metavar="PEER=PATH",
-            action="append",
-            default=[],
-            help="interpreter that has a peer installed; default: this one",
-        )
-        only_option(options)
-        repetitions = {"rounds": self.rounds, "repeats": self.repeats}
-        for name, default in {**self.sizes, **repetitions}.items():
-            count_option(options, name, default)
-        parsed = options.parse_args(arguments)
-        if parsed.quick:
-            vars(parsed).update(self.quick, rounds=1, repeats=1)
-        parsed.sizes = {name: getattr(parsed, name) for name in self.sizes}
-        return parsed
-
-    def time_sides(
-        self, options: argparse.Namespace, sides: Iterable[str]
-    ) -> dict[str, dict]:
-        """`rounds` of these sides."""
-        pythons = interpreters(options.python, self.peers)
-        sizes = [f"--{name}={value}" for name, value in options.sizes.items()]
-        commands = {}
-        for side in sides:
-            python = pythons[self.peer(side)]
-            commands[side] = [python, "-m", self.module, f"--side={side}", *sizes]
-        return rounds(commands, options.rounds, options.repeats)
-
-
-def installed(sides: dict[str, dict]) -> dict[str, dict]:
-    """The sides whose library was found."""
-    return {name: side for name, side in sides.items() if "missing" not in side}

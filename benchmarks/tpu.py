@@ -154,8 +154,8 @@ def devices(count: int) -> Mesh:
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("libtpu") is None:
         raise timing.NotInstalled("No module named 'libtpu'")
-    described = topologies.get_topology_desc("v5e:2x4", "tpu").devices
-    return Mesh(np.array(described[:count]), ("data",))
+    chips = topologies.get_topology_desc("v5e:2x4", "tpu").devices
+    return Mesh(np.array(chips[:count]), ("data",))
 
 
 def work(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
@@ -165,9 +165,9 @@ def work(side: Side, mesh: Mesh) -> tuple[Callable, tuple]:
     else:
         function, arguments = of_network(side)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shared = NamedSharding(mesh, PartitionSpec("data"))
+    by_image = NamedSharding(mesh, PartitionSpec("data"))
     *others, x = arguments
-    return function, (*on_devices(others, everywhere), on_devices(x, shared))
+    return function, (*on_devices(others, everywhere), on_devices(x, by_image))
 
 
 def on_devices(tree: Any, sharding: NamedSharding) -> Any:
@@ -240,18 +240,18 @@ def of_site(side: Side) -> tuple[Callable, tuple]:
 def counts_of(side: Side) -> dict[str, float]:
     """What a program computes, moves and needs on one of its devices."""
     function, arguments = work(side, devices(side.devices))
-    lowered = jax.jit(function).lower(*arguments)
+    traced_program = jax.jit(function).lower(*arguments)
     start = time.perf_counter()
-    program = lowered.compile()
+    program = traced_program.compile()
     seconds = time.perf_counter() - start
     counts, memory = hlo.count(program.as_text()), program.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    bytes_of_all = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     return {
         "gflop": counts.operations / 1e9,
         "hbm_gb": counts.memory / 1e9,
         "on_chip_gb": counts.on_chip / 1e9,
         "temporary_gib": memory.temp_size_in_bytes / 2**30,
-        "needed_gb": (needed + memory.output_size_in_bytes) / 1e9,
+        "needed_gb": (bytes_of_all + memory.output_size_in_bytes) / 1e9,
         "compile_s": seconds,
         "bound_ms": 1e3 * max(counts.operations / PEAK, counts.memory / BANDWIDTH),
     }

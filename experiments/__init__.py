@@ -8,14 +8,15 @@ import sys
 
 def require(what: str, *names: str) -> None:
     """Exit with one line where modules are missing that ``.[experiments]`` has."""
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if absent:
         sys.exit(
-            f"error: {what} need {', '.join(missing)}: pip install -e '.[experiments]'"
+            f"error: {what} need {', '.join(absent)}: pip install -e '.[experiments]'"
         )
 
 
 def _end(*_) -> None:
-    """What Ctrl-C does until a command has its own end: imports take seconds."""
+    """End the process at Ctrl-C during imports, which take seconds."""
     os.write(2, b"\ninterrupted\n")
     os._exit(130)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
 POTENTIAL = calibrators.correct_potential(3)
 LEAST_SQUARES = calibrators.least_squares_weights()
-DESCENT = calibrators.calibrate_weights("spikes", iterations=100, learning_rate=1e-5)
 
 
 def one_sweep(*chain: Calibrator) -> Recipe:
@@ -40,11 +39,6 @@ def one_sweep(*chain: Calibrator) -> Recipe:
     return Recipe(chain)
 
 
-def damped(damping: float) -> Calibrator:
-    return calibrators.least_squares_weights(damping=damping)
-
-
-BEST = snnjax.best()
 # The refined part of `best()`, with all errors alike.
 PARTS = (
     LEAST_SQUARES,
@@ -64,7 +58,7 @@ ANY_PACE = (
     calibrators.streaming_only(calibrators.scale_threshold(pace=0)),
     calibrators.streaming_only(calibrators.postpone_charge(pace=0)),
 )
-ROWS: dict[str, Any] = {
+ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
     "advanced, weights as they are": one_sweep(
         calibrators.least_squares_threshold(), SHIFT, calibrators.correct_potential()
@@ -76,20 +70,16 @@ ROWS: dict[str, Any] = {
     "+ both": one_sweep(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
     "+ weights by least squares": one_sweep(*WEIGHTS_FIRST, POTENTIAL),
     "+ weights, scaled threshold": one_sweep(*WEIGHTS_FIRST, SCALE, POTENTIAL),
-    "best": BEST,
+    "best": snnjax.best(),
     "best, weights as they are": one_sweep(*PARTS[1:]),
     "best, no offsets": one_sweep(LEAST_SQUARES, *PARTS[2:]),
-    "best, a tenth of the damping": one_sweep(damped(0.1), *PARTS[1:]),
-    "best, ten times the damping": one_sweep(damped(10.0), *PARTS[1:]),
     "best, one threshold per layer": one_sweep(*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]),
     "best, one round of potentials": one_sweep(
         *PARTS[:-1], calibrators.correct_potential(1)
     ),
     "best, bias for potential": one_sweep(*PARTS[:-1], calibrators.correct_bias(3)),
     "best, whatever the pace": one_sweep(*PARTS[:4], *ANY_PACE, PARTS[-1]),
-    "best, then weights by descent": one_sweep(*PARTS[:-1], DESCENT, PARTS[-1]),
 }
-DISTILLED = "best, then logits distilled"
 
 
 @dataclass(frozen=True)
@@ -112,20 +102,15 @@ class Ablation:
     calibration_images: int = 256
     # Other training images to compare on.
     images: int = 1000
-    # Adam steps of 32 images of the distillation.
-    iterations: int = 160
-    # Learning rate of the distillation at the start.
-    rate: float = 1e-4
     # Folder for ablation.md and ablation.json.
     out: str = "runs/ablation"
 
     def __post_init__(self):
-        check_range(self, "calibration_images images iterations rate")
+        check_range(self, "calibration_images images")
         self.neuron()
-        names = [*ROWS, DISTILLED]
         for row in self.rows:
-            if not any(name.startswith(row) for name in names):
-                raise ValueError(f"no row {row!r}; allowed: {'; '.join(names)}")
+            if not any(name.startswith(row) for name in ROWS):
+                raise ValueError(f"no row {row!r}; allowed: {'; '.join(ROWS)}")
         for column in self.columns:
             steps, _, wait = column.partition(":")
             count = int(steps) if steps.isdecimal() else 0
@@ -167,7 +152,7 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     x = normalize(data, data.train_images[calibration])
     images = normalize(data, data.train_images[held_out])
     neuron = config.neuron()
-    compare = comparison(fn, params, images, jnp.asarray(data.train_labels[held_out]))
+    compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
 
     @jax.jit
     def measure(snn, x, params):
@@ -176,14 +161,11 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     cells: dict[str, dict[str, Cell]] = {}
     for column in config.columns:
         steps, wait = _steps_and_wait(column)
-        for name in chosen(config.rows):
+        for name in rows_named(config.rows):
             start = time.perf_counter()
-            recipe = ROWS.get(name, BEST)
             snn = snnjax.convert(
-                fn, params, x, steps=steps, wait=wait, model=neuron, recipe=recipe
+                fn, params, x, steps=steps, wait=wait, model=neuron, recipe=ROWS[name]
             )
-            if name == DISTILLED:
-                snn = distill(fn, params, snn, x, config.iterations, config.rate)
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
             measures = measure(snn, images[:100], params)
@@ -227,19 +209,18 @@ def _write(out: Path, cells: dict[str, dict[str, Cell]]) -> None:
     write(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
 
 
-def chosen(rows: Sequence[str]) -> list[str]:
-    """Names of the compositions that ``rows`` select.
+def rows_named(words: Sequence[str]) -> list[str]:
+    """The rows with one of these names, or with a name that begins with another word.
 
-    Args:
-        rows: each is the name of one composition, or the beginning of several names.
+    >>> rows_named(["best, one"])
+    ['best, one threshold per layer', 'best, one round of potentials']
     """
-    names = [*ROWS, DISTILLED]
-    starts = tuple(set(rows) - set(names))
-    return [name for name in names if name in rows or name.startswith(starts)]
+    starts = tuple(set(words) - set(ROWS))
+    return [name for name in ROWS if name in words or name.startswith(starts)]
 
 
-def comparison(fn: Callable, params, images: jax.Array, labels: jax.Array):
-    """A function: snn -> (loss, divergence), see `Cell`, on these images."""
+def make_compare(fn: Callable, params, images: jax.Array, labels: jax.Array):
+    """Function `snn -> (loss, divergence)` on these images, see `Cell`."""
     batches = [slice(i, i + 500) for i in range(0, len(images), 500)]
     ann = jnp.concatenate([jax.jit(fn)(params, images[part]) for part in batches])
 
@@ -267,43 +248,6 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
     """
     log_p, log_q = jax.nn.log_softmax(ann), jax.nn.log_softmax(outputs)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
-
-
-def distill(fn, params, snn, images, iterations: int, rate: float) -> snnjax.SNN:
-    """Train an SNN towards the outputs of the ANN, by surrogate gradients.
-
-    Weights, thresholds and initial potentials change; the images need no labels.
-
-    Args:
-        fn, params: the ANN.
-        images: to train on.
-        iterations: steps of Adam, of 32 images each.
-        rate: initial learning rate of the weights; all other leaves use ten times this
-            rate.
-    """
-    simulate = snnjax.spiking(fn, steps=snn.steps, wait=snn.wait)
-    schedule = optax.cosine_decay_schedule(1.0, iterations)
-    # Weights are small; thresholds and potentials are as large as activations.
-    rates = {"weights": rate, "threshold": 10 * rate, "initial_potential": 10 * rate}
-    optimizer = optax.multi_transform(
-        {kind: optax.adam(lambda i, r=r: r * schedule(i)) for kind, r in rates.items()}
-        | {"frozen": optax.set_to_zero()},
-        snnjax.training.param_labels(snn, list(rates)),
-    )
-
-    @jax.jit
-    def step(snn, state, x):
-        def loss(snn):
-            return divergence(fn(params, x), simulate(snn, x).mean(0))
-
-        updates, state = optimizer.update(jax.grad(loss)(snn), state, snn)
-        return optax.apply_updates(snn, updates), state
-
-    state, generator = optimizer.init(snn), np.random.default_rng(0)
-    for _ in range(iterations):
-        batch = generator.choice(len(images), min(32, len(images)), replace=False)
-        snn, state = step(snn, state, images[batch])
-    return snn
 
 
 def table(cells: dict[str, dict[str, Cell]]) -> str:

@@ -60,7 +60,7 @@ def run(config: Draw) -> Path:
 
 
 def sent(panel: Panel) -> np.ndarray:
-    """What the neuron adds at each step, [T]; it rounds to the nearest value."""
+    """Value that the neuron sends at each step, [T]; the sum is nearest to `VALUE`."""
     code, steps = panel.code, panel.steps
     half = jnp.float32(steps * code.finest(steps) / 2)
     params = panel.neuron.init()._replace(initial_potential=half)
@@ -70,13 +70,13 @@ def sent(panel: Panel) -> np.ndarray:
 
 
 def _draw(axis: Any, panel: Panel, color: str) -> None:
-    added = sent(panel)
-    after = np.cumsum(added)
+    values = sent(panel)
+    after = np.cumsum(values)
     steps = np.arange(1, panel.steps + 1)
-    axis.bar(steps, added, bottom=after - added, width=0.7, color=BAR)
+    axis.bar(steps, values, bottom=after - values, width=0.7, color=BAR)
     axis.plot(steps, after, "o-", color=color)
     axis.axhline(VALUE, color=INK, linewidth=1, linestyle=":")
-    count = int((added != 0).sum())
+    count = int((values != 0).sum())
     axis.set(title=f"{panel.title}: {count} spikes", xlabel="step", ylim=(0, 1.08))
     if panel is PANELS[0]:
         axis.set_ylabel("value sent so far")

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import snnjax
-from experiments.data import Dataset, Normalized, normalize
+from experiments.data import Dataset, normalize
 from experiments.report import Result, row
 from experiments.running import CODES, Convert, devices, digest
 from snnjax.calibrators import widen
@@ -35,7 +35,7 @@ RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "bias_shift": lambda config, seed: snnjax.bias_shift(),
     "light": lambda config, seed: snnjax.light(),
     "advanced": lambda config, seed: snnjax.advanced(
-        iterations=config.iterations, learning_rate=config.rate, seed=seed
+        iterations=config.iterations, seed=seed
     ),
     "quantized": lambda config, seed: snnjax.quantized(),
     "best": lambda config, seed: snnjax.best(),
@@ -46,14 +46,14 @@ UNFINISHED = "unfinished_conversions"  # folder in --out, while a run is under w
 
 
 class LabeledImages(NamedTuple):
-    """Images, normalized now or when they are indexed, and their labels."""
+    """Normalized images and their labels."""
 
-    images: Any
+    images: np.ndarray
     labels: np.ndarray
 
 
 class Experiment(NamedTuple):
-    """What all conversions have in common.
+    """Network, images and options that all conversions share.
 
     Attributes:
         config, data: options and data set.
@@ -77,7 +77,7 @@ class Experiment(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the tables: what is converted, by every seed."""
+    """A row of the tables: a conversion, which every seed repeats."""
 
     recipe: str
     steps: int
@@ -109,7 +109,7 @@ def experiment(
     params: chex.ArrayTree,
     mesh: Mesh | None,
 ) -> Experiment:
-    """What the conversions of a configuration have in common."""
+    """The experiment of a configuration."""
     test = images_to_test(config, data)
     sites = snnjax.sites(fn, params, test.images[:1])
     held_out = _held_out(config, data)
@@ -200,8 +200,8 @@ def forget(config: Convert) -> None:
 
 def images_to_test(config: Convert, data: Dataset) -> LabeledImages:
     """The first ``config.test_images`` test images, or all of them."""
-    labels = data.test_labels[: config.test_images]
-    return LabeledImages(Normalized(data, len(labels)), labels)
+    images = normalize(data, data.test_images[: config.test_images])
+    return LabeledImages(np.asarray(images), data.test_labels[: config.test_images])
 
 
 def calibration_images(config: Convert, data: Dataset, seed: int) -> jax.Array:
@@ -220,16 +220,16 @@ def _held_out(config: Convert, data: Dataset) -> LabeledImages | None:
 
     They are as many as the test images, and at most `CHOICE_IMAGES`.
     """
-    unused = np.ones(len(data.train_images), bool)
+    is_unused = np.ones(len(data.train_images), bool)
     for seed in config.seeds:
-        unused[_image_numbers(config, data, seed)] = False
+        is_unused[_image_numbers(config, data, seed)] = False
     count = min(CHOICE_IMAGES, len(data.test_labels[: config.test_images]))
-    if unused.sum() < count:
+    if is_unused.sum() < count:
         return None
-    order = np.random.default_rng(0).permutation(np.flatnonzero(unused))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(is_unused))
     numbers = np.sort(order[:count])
     images = normalize(data, data.train_images[numbers])
-    return LabeledImages(images, data.train_labels[numbers])
+    return LabeledImages(np.asarray(images), data.train_labels[numbers])
 
 
 # ------------------------------------------------------------------ one conversion
@@ -246,7 +246,7 @@ def _draw(
     config = task.config
     images = calibration_images(config, task.data, seed)
     arrays = task.params, images, task.test.labels
-    run = {"digest": digest(arrays), "dtype": config.dtype, "rate": config.rate}
+    run = {"digest": digest(arrays), "dtype": config.dtype}
     run |= {"iterations": config.iterations, "dead_zone": config.dead_zone}
     file = _file(config, line, seed)
     if file.exists():
@@ -266,8 +266,8 @@ def _draw(
     )
     jax.block_until_ready(snn)
     seconds = time.perf_counter() - start
-    # What runs without the mesh, such as `_measure`, needs arrays of this process.
-    snn = widened(snn if task.mesh is None else jax.device_get(snn), task.sites)
+    # Programs without the mesh, such as `_measure`, need arrays of this process.
+    snn = widen_all(snn if task.mesh is None else jax.device_get(snn), task.sites)
     wait_for_programs()
     hits = count_hits(task.count, snn, task.test, task.mesh)
     choice_hits = hits[-1]
@@ -315,8 +315,8 @@ def code_name(code: snnjax.codes.Code) -> str:
 
 def levels_of(sites: snnjax.network.Sites, snn: snnjax.SNN) -> tuple[int, int]:
     """The levels of the first site that is not an encoder, or of an encoder."""
-    firing = [site for site in sites if site.fires]
-    site = next((site for site in firing if not site.signed), firing[0])
+    neurons = [site for site in sites if site.fires]
+    site = next((site for site in neurons if not site.signed), neurons[0])
     return snn.model_of(site.name).levels
 
 
@@ -359,7 +359,7 @@ def _run_once(
     neuron = neuron_of(levels, code, task.config.dead_zone)
     neurons = {site.name: neuron.init() for site in task.sites if site.fires}
     snn = snnjax.SNN(task.params, neurons, steps, wait, neuron, CODES[code])
-    snn = widened(snn, task.sites)
+    snn = widen_all(snn, task.sites)
     for part in (task.test, task.held_out):
         if part is not None:
             count = devices.images_at_once()
@@ -368,7 +368,7 @@ def _run_once(
     _measure(task, snn)
 
 
-def widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
+def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
     """The SNN with parameters of full shape, so that all recipes share programs."""
     neurons = {}
     for site in sites:
@@ -378,14 +378,3 @@ def widened(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
                 params = params._replace(offset=jnp.zeros(()))
             neurons[site.name] = widen(params, site)
     return replace(snn, neurons={**snn.neurons, **neurons})
-
-
-def ann_accuracy(fn: Callable, params: chex.ArrayTree, test: LabeledImages) -> float:
-    """Accuracy of the source network on the test images, 0..1."""
-
-    @jax.jit
-    def count(params, x, labels):
-        return (fn(params, x).argmax(-1) == labels).sum()
-
-    hits = devices.total(functools.partial(count, params), *test, None)
-    return int(hits) / len(test.labels)

@@ -21,7 +21,6 @@ from experiments.conversions import (
     MEASURED,
     RECIPES,
     Experiment,
-    ann_accuracy,
     calibration_images,
     carry_out,
     count_hits,
@@ -66,10 +65,10 @@ WITH_MAXIMUM = ("clipped relu", "quantized relu")  # kinds of sites
 
 
 class Setup(NamedTuple):
-    """What all conversions of a run need.
+    """Inputs that all conversions of a run share.
 
     Attributes:
-        task: what they have in common.
+        task: network, images and options.
         ann: accuracy of the source network.
         source: network, with its card.
         page: file of the report; None: no report.
@@ -84,11 +83,11 @@ class Setup(NamedTuple):
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
-    task, ann, source, page = prepare(config, data)
+    setup = prepare(config, data)
     print(header(), flush=True)
-    results, snns = carry_out(task, ann)
+    results, snns = carry_out(setup.task, setup.ann)
     if devices.first():
-        _write(task, facts_of(task, ann, source.card), results, snns, page)
+        _write(setup, results, snns)
         forget(config)
         seconds = time.perf_counter() - start
         print(f"{seconds:.0f} s in all, with compilation and figures")
@@ -101,7 +100,7 @@ def prepare(
     *,
     whole: Dataset | None = None,
     calibrates: bool = True,
-    check: Callable[[Experiment, Source], None] = lambda task, source: None,
+    check: Callable[[Experiment], None] = lambda task: None,
 ) -> Setup:
     """Check options and files, read data and network; print sites and accuracy.
 
@@ -133,8 +132,8 @@ def prepare(
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
-    check(task, source)
-    ann = ann_accuracy(fn, source.variables, task.test)
+    check(task)
+    ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
     print(
@@ -160,7 +159,7 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
     count = counter(in_dtype(fn, card.get("dtype", "float32")))
     hits = count_hits(count, snn, test, devices.make_mesh(config.mesh))
     accuracy = hits[-1] / len(test.labels)
-    ann = card.get("test_accuracy")  # what was trained directly has none
+    ann = card.get("test_accuracy")  # An SNN of train_snn has none.
     beside = "" if ann is None else f" (ANN: {100 * ann:.2f} % of all)"
     print(
         f"{config.restore}: {card['model']} on {name}, recipe {card['recipe']}, "
@@ -173,20 +172,15 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
 # ---------------------------------------------------------------------- results
 
 
-def _write(
-    task: Experiment,
-    facts: dict,
-    results: list[Result],
-    snns: list[snnjax.SNN],
-    page: Path | None,
-) -> None:
-    """All files of a run; says where they are."""
-    best = choice(results)
+def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
+    """Write all files of a run, and print where they are."""
+    config, best = setup.task.config, choice(results)
+    facts = facts_of(setup, "experiments.convert", config)
     pairs = zip(results, snns, strict=True)
     snn = next(snn for result, snn in pairs if result is best)
-    images = calibration_images(task.config, task.data, task.config.seeds[0])
-    file = write_files(task, facts, results, snn, page, images)
-    out = task.config.out
+    images = calibration_images(config, setup.task.data, config.seeds[0])
+    file = write_files(setup, facts, results, snn, images)
+    out, page = config.out, setup.page
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
         f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
@@ -196,15 +190,14 @@ def _write(
 
 
 def write_files(
-    task: Experiment,
+    setup: Setup,
     facts: dict,
     results: list[Result],
     snn: snnjax.SNN,
-    page: Path | None,
-    calibration: jax.Array | None = None,
+    calibration: jax.Array | None,
 ) -> Path:
     """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
-    config, best = task.config, choice(results)
+    task, config, best = setup.task, setup.task.config, choice(results)
     out = Path(config.out).expanduser()
     file = save_snn(
         out,
@@ -220,27 +213,19 @@ def write_files(
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
     figures.write_figures(out, results, ann, task.sites, trains, epochs)
-    if page is not None:
+    if setup.page is not None:
         sources = connections(task.fn, task.params, image)
-        write_page(page, results, facts, task.sites, sources, out)
+        write_page(setup.page, results, facts, task.sites, sources, out)
     return file
 
 
-def facts_of(
-    task: Experiment,
-    ann: float,
-    card: dict,
-    *,
-    module: str = "experiments.convert",
-    config: Any = None,
-) -> dict:
-    """What all results have in common.
+def facts_of(setup: Setup, module: str, config: Any) -> dict:
+    """Facts that all results of a run share.
 
     Args:
-        module, config: module and options of the command, if it is another one.
+        module, config: module and options of the command.
     """
-    config = task.config if config is None else config
-    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    task, packages = setup.task, ("jax", "flax", "optax", "orbax-checkpoint")
     images = len(task.test.labels)
     evaluated_on = task.data.evaluated_on
     chosen_on = f"the {images} {evaluated_on}, since too few training images were left"
@@ -256,8 +241,8 @@ def facts_of(
             **{package: version(package) for package in packages},
         },
         "device": str(jax.devices()[0]),
-        "source": card,
-        "ann_accuracy": ann,
+        "source": setup.source.card,
+        "ann_accuracy": setup.ann,
         "test_images": images,
         "evaluated_on": evaluated_on,
         "measured_images": min(MEASURED, images),
@@ -288,14 +273,7 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
     shape = list(data.train_images.shape[1:])
     description = None
     if config.model is not None:
-        description = {
-            "model": config.model,
-            "dataset": data.name,
-            "num_classes": data.num_classes,
-            "input_shape": shape,
-            "mean": list(data.mean),
-            "std": list(data.std),
-        }
+        description = {"model": config.model, **data.facts()}
     default = config.checkpoint == Convert.checkpoint and config.model is None
     try:
         source = load_source(config.checkpoint, description)
@@ -356,10 +334,10 @@ def _check_images(option: str, count: int | None, images: Any, name: str) -> Non
 
 
 def _check_recipes(names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in RECIPES]
-    if unknown:
+    others = [name for name in names if name not in RECIPES]
+    if others:
         raise ValueError(
-            f"no recipe {', '.join(map(repr, unknown))}; allowed: {', '.join(RECIPES)}"
+            f"no recipe {', '.join(map(repr, others))}; allowed: {', '.join(RECIPES)}"
         )
 
 

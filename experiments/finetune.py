@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,25 +25,22 @@ from experiments.conversions import (
     Experiment,
     calibration_images,
     carry_out,
-    code_name,
     count_hits,
     forget,
-    levels_of,
     neuron_of,
     result_of,
-    widened,
+    widen_all,
 )
 from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, RestoredSNN, Source, load_snn, source_digest
+from experiments.models import NAMES, Source, source_digest
 from experiments.presets import PRESETS_FINETUNE
-from experiments.report import Result, console_table, figures, header, row
+from experiments.report import Result, console_table, header, row
 from experiments.running import (
     CODES,
     FineTune,
     check_resumable,
     devices,
-    digest,
     fit,
     parse,
     report,
@@ -52,7 +48,7 @@ from experiments.running import (
     steps_per_epoch,
 )
 from experiments.running import run as run_command
-from experiments.train_snn import SURROGATES, State, check_surrogate
+from experiments.train_snn import State
 from snnjax import SNN, training
 
 
@@ -65,27 +61,25 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         ValueError: options that do not fit together, or `out` holds another run.
     """
     start = time.perf_counter()
-    check_surrogate(config.surrogate)
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
-    steps_per_epoch(config, data)  # before anything takes time
-    restored = _restored(config)
+    steps_per_epoch(config, data)  # fails early
     check_resumable(config)
     setup = prepare(
         config.conversion(),
         data,
         whole=whole,
-        calibrates=config.converts(),
-        check=functools.partial(_check_network, config, restored),
+        calibrates=not config.from_scratch,
+        check=functools.partial(_check_network, config),
     )
-    inputs = _inputs(setup, restored)
+    inputs = {"source network": source_digest(setup.source)}
     check_resumable(config, inputs)
     print(header(), flush=True)
-    first, snn = _begin(config, setup, restored)
-    snn, log = _train(config, setup, snn, first.final, inputs)
+    first, snn = _begin(config, setup)
+    snn, log = _train(config, setup, snn, inputs)
     seconds = sum(line["seconds"] for line in log)
-    trained = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
-    results = [first._replace(choice_hits=None), trained]  # files show the second one
+    last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
+    results = [first._replace(choice_hits=None), last]  # files show the second one
     print(f"\n{console_table(results, setup.ann)}")
     if devices.first():
         accuracies = [first.final, *(line["test_accuracy"] for line in log)]
@@ -95,19 +89,15 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
-    """What it began with, the epochs, and what tells it from others of its kind."""
+    """Name of the trained row: its start, the epochs, and unusual options."""
     name = f"{first.recipe}, {config.epochs} epoch{'' if config.epochs == 1 else 's'}"
     if config.keep_averages and not setup.task.sites.operators:
         name = f"{name}, averages kept"
     return f"{name}, images held back" if config.held_back else name
 
 
-def _check_network(
-    config: FineTune, restored: RestoredSNN | None, task: Experiment, source: Source
-) -> None:
-    """Raise if the network, or the SNN to begin with, does not suit the options."""
-    if restored is not None:
-        _check_restored(config, restored, task, source)
+def _check_network(config: FineTune, task: Experiment) -> None:
+    """Raise if the network has operators, and BatchNorm would take new statistics."""
     operators = [site.name for site in task.sites.operators]
     if operators and not config.keep_averages:
         way_out = "Leave out --from_scratch and add" if config.from_scratch else "Add"
@@ -125,43 +115,37 @@ def _write(
     snn: SNN,
     accuracies: list[float],
 ) -> None:
-    """All files of a run; says where they are.
+    """Write all files of a run, and print where they are.
 
     Args:
         results: of the SNN at the start and of the trained one.
         accuracies: at the start, and after each epoch.
     """
-    task, module = setup.task, "experiments.finetune"
-    facts = facts_of(task, setup.ann, setup.source.card, module=module, config=config)
+    task = setup.task
+    facts = facts_of(setup, "experiments.finetune", config)
     facts["chosen_on"] = None
     facts["accuracy_after_epochs"] = accuracies
     images = None
-    if config.converts():
+    if not config.from_scratch:
         images = calibration_images(task.config, task.data, config.seed)
-    file = write_files(task, facts, results, snn, setup.page, images)
+    file = write_files(setup, facts, results, snn, images)
     forget(task.config)
     print(
-        f"\n{config.out}: metrics.jsonl, epochs.png, metrics.json, results.md, "
-        f"accuracy.png,\nlayers.png, raster.png; {file.name} holds the SNN after the "
-        f"last epoch:\npython -m experiments.convert --restore {config.out}\n"
-        "evaluates it." + (f" The report is {setup.page}." if setup.page else "")
+        f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
+        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
+        f"python -m experiments.convert --restore {config.out}\nevaluates it."
+        + (f" The report is {setup.page}." if setup.page else "")
     )
 
 
-def _begin(
-    config: FineTune, setup: Setup, restored: RestoredSNN | None
-) -> tuple[Result, SNN]:
+def _begin(config: FineTune, setup: Setup) -> tuple[Result, SNN]:
     """The SNN that training begins with, and its result."""
     task = setup.task
-    if config.converts():
+    if not config.from_scratch:
         (result,), (snn,) = carry_out(task, setup.ann)
         return result, snn
-    if restored is None:
-        name, snn = "from scratch", _fresh(config, setup)
-    else:
-        recipe = restored.card.get("recipe")
-        name, snn = f"{recipe}, restored" if recipe else "restored", restored.snn
-    result = _evaluate(task, name, snn, 0.0)
+    snn = _fresh(config, setup)
+    result = _evaluate(task, "from scratch", snn, 0.0)
     print(row(result, setup.ann), flush=True)
     return result, snn
 
@@ -179,67 +163,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     code = CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)
-    return widened(snn, task.sites)
-
-
-def _restored(config: FineTune) -> RestoredSNN | None:
-    """The SNN at `config.restore`, if there is one; raises if it has other options."""
-    if config.restore is None:
-        return None
-    restored = load_snn(config.restore)
-    folders = [Path(p).expanduser().resolve() for p in (config.restore, config.out)]
-    if folders[1] in (folders[0], folders[0].parent):
-        raise ValueError(
-            f"--restore {config.restore} is in --out, where the trained SNN will be; "
-            "give another --out"
-        )
-    for name, own, option in (
-        ("steps", restored.snn.steps, config.steps),
-        ("wait", restored.snn.wait, config.wait),
-        ("code", code_name(restored.snn.code), config.code),
-        ("dtype", restored.card.get("dtype", "float32"), config.dtype),
-    ):
-        _check_same(config, name, own, option, f"--{name}")
-    return restored
-
-
-def _check_restored(
-    config: FineTune, restored: RestoredSNN, task: Experiment, source: Source
-) -> None:
-    """Raise unless the SNN has these levels, and was made of the source network.
-
-    What was trained directly was made of none: it must have the same description.
-    """
-    levels = levels_of(task.sites, restored.snn)
-    _check_same(config, "levels", levels, tuple(config.levels), "--levels")
-    description = restored.card["extras"]  # of its source network
-    names = ["model", "norm", "clip", "levels", "mean", "std"]
-    names += ["sha256"] if "sha256" in description else []
-    for name in names:
-        own, option = description.get(name), source.card.get(name)
-        what = f"{name} of its source network"
-        _check_same(config, what, own, option, "the --checkpoint")
-    if config.temperature is not None and _has_temperature(restored.snn):
-        raise ValueError(
-            f"--temperature {config.temperature}, but the neurons of {config.restore} "
-            "have temperatures of their own; leave it out"
-        )
-
-
-def _has_temperature(snn: SNN) -> bool:
-    try:
-        training.temperatures(snn)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_same(config: FineTune, name: str, own: Any, option: Any, way: str) -> None:
-    if own != option:
-        raise ValueError(
-            f"{config.restore} has {name} {own}, and asked for are {option}; give "
-            f"{way} of the SNN, or convert anew without --restore"
-        )
+    return widen_all(snn, task.sites)
 
 
 def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
@@ -247,29 +171,17 @@ def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
 
 
-def _inputs(setup: Setup, restored: RestoredSNN | None) -> dict[str, str]:
-    """What a run begins with, for `fit`."""
-    inputs = {"source network": source_digest(setup.source)}
-    return inputs if restored is None else {**inputs, "SNN": digest(restored.snn)}
-
-
 def _train(
     config: FineTune,
     setup: Setup,
     snn: SNN,
-    accuracy_at_start: float,
     inputs: dict[str, str],
 ) -> tuple[SNN, list[dict]]:
     """The SNN after the last epoch, and the log."""
-    task, out = setup.task, Path(config.out).expanduser().resolve()
+    task = setup.task
     init, step = training.descent(
         _loss(config, setup), _optimizer(config, task.data), has_aux=True
     )
-
-    def finished_epoch(state: State, log: list[dict]) -> None:
-        accuracies = [accuracy_at_start, *(line["test_accuracy"] for line in log)]
-        curves = {f"T = {config.steps}": accuracies}
-        figures.write_epochs(curves, setup.ann, out / "epochs.png")
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.count, state.snn, task.test, task.mesh)
@@ -279,8 +191,8 @@ def _train(
     snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
     step = _make_step(config, task.data, step)
-    state, log = fit(config, task.data, state, step, measure, finished_epoch, inputs)
-    # What runs without the mesh, such as the figures, needs arrays of this process.
+    state, log = fit(config, task.data, state, step, measure, inputs=inputs)
+    # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return state.snn if task.mesh is None else jax.device_get(state.snn), log
 
 
@@ -316,24 +228,12 @@ def _loss(config: FineTune, setup: Setup) -> Callable:
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
     """(snn, x) -> (outputs, what replaces the running averages)."""
-    spiking = functools.partial(
-        snnjax.spiking,
-        steps=config.steps,
-        wait=config.wait,
-        surrogate=_surrogate(config),
-    )
+    steps, wait = config.steps, config.wait
     if config.keep_averages:
-        simulate = spiking(setup.task.fn)
+        simulate = snnjax.spiking(setup.task.fn, steps=steps, wait=wait)
         return lambda snn, x: (simulate(snn, x), {})
-    return spiking(_in_training(setup.source, config.dtype), has_aux=True)
-
-
-def _surrogate(config: FineTune) -> Callable:
-    spike = SURROGATES[config.surrogate]
-    if config.temperature is None:
-        return spike
-    # Neurons that have a temperature of their own give it.
-    return snnjax.surrogate.step(lambda x, b=config.temperature: spike(x, b))
+    network = _in_training(setup.source, config.dtype)
+    return snnjax.spiking(network, steps=steps, wait=wait, has_aux=True)
 
 
 def _in_training(source: Source, dtype: str) -> Callable:
@@ -343,11 +243,11 @@ def _in_training(source: Source, dtype: str) -> Callable:
         variables = {"params": params, "batch_stats": batch_stats}
         return source.model.apply(variables, x, train=True, mutable=["batch_stats"])
 
-    computed = in_dtype(network, dtype)  # running averages stay float32
+    apply = in_dtype(network, dtype)  # running averages stay float32
 
     def fn(variables, x):
         weights, averages = variables["params"], variables["batch_stats"]
-        return computed(weights, x, batch_stats=averages)
+        return apply(weights, x, batch_stats=averages)
 
     return fn
 
@@ -370,7 +270,7 @@ def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Calla
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
-    names = {"recipes": RECIPES, "models": NAMES, "surrogates": SURROGATES}
+    names = {"recipes": RECIPES, "models": NAMES}
     config = parse(FineTune, PRESETS_FINETUNE, argv, names)
     run_command(lambda: run(config), "the same command goes on from the last epoch")
 

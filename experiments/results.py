@@ -74,8 +74,8 @@ def _table(options: argparse.Namespace) -> str:
 
 def _file(name: Path) -> Path:
     """The file itself, or published results of this name."""
-    published = PUBLISHED / f"{name}.json"
-    return published if not name.exists() and published.is_file() else name
+    file = PUBLISHED / f"{name}.json"
+    return file if not name.exists() and file.is_file() else name
 
 
 if __name__ == "__main__":

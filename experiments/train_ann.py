@@ -130,9 +130,8 @@ def make_step(
             train=True,
             mutable=["batch_stats"],
         )
-        targets = jax.nn.one_hot(labels, data.num_classes)
-        targets = optax.smooth_labels(targets, config.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+        loss = entropy(logits, labels).mean()
         accuracy = (logits.argmax(axis=-1) == labels).mean()
         return loss, (accuracy, updates.get("batch_stats", {}))
 
@@ -152,24 +151,17 @@ def make_step(
 def make_evaluate(model: nn.Module, data: Dataset, mesh: Mesh | None = None):
     """Function `variables -> accuracy` on the test images."""
 
-    @jax.jit
-    def correct(variables, images, labels):
-        logits = model.apply(variables, normalize(data, images), train=False)
-        return (logits.argmax(axis=-1) == labels).sum()
+    def predict(variables, images):
+        return model.apply(variables, normalize(data, images), train=False)
 
-    def evaluate(variables) -> float:
-        count = partial(correct, variables)
-        total = devices.total(count, data.test_images, data.test_labels, mesh)
-        return int(total) / len(data.test_labels)
-
-    return evaluate
+    return devices.accuracy(predict, data.test_images, data.test_labels, mesh)
 
 
 def _origin(config: TrainANN, data: Dataset) -> Source:
     """The network to begin with; raises if it is not that of the options."""
     assert config.checkpoint is not None
-    folders = [Path(p).expanduser().resolve() for p in (config.checkpoint, config.out)]
-    if folders[1] in (folders[0], folders[0].parent):
+    paths = [Path(p).expanduser().resolve() for p in (config.checkpoint, config.out)]
+    if paths[1] in (paths[0], paths[0].parent):
         raise ValueError(
             f"--checkpoint {config.checkpoint} is in --out, where the trained network "
             "will be; give another --out"
@@ -210,11 +202,11 @@ def _initial_state(model, optimizer, config, data, origin) -> TrainState:
     if origin is None:
         variables = jax.jit(model.init)(key, images)
     else:
-        # Initializes what the origin lacks: the maxima.
-        _, missing = jax.jit(partial(model.apply, mutable=["params"], train=False))(
+        # Initializes the parameters that the origin lacks: the maxima.
+        _, maxima = jax.jit(partial(model.apply, mutable=["params"], train=False))(
             origin.variables, images, rngs={"params": key}
         )
-        variables = origin.variables | missing
+        variables = origin.variables | maxima
     params = variables["params"]
     return TrainState(params, variables.get("batch_stats", {}), optimizer.init(params))
 
@@ -231,11 +223,7 @@ def _card(
         "norm": config.norm,
         "clip": config.clip,
         "levels": config.levels,
-        "dataset": data.name,
-        "num_classes": data.num_classes,
-        "input_shape": list(data.train_images.shape[1:]),
-        "mean": list(data.mean),
-        "std": list(data.std),
+        **data.facts(),
         "test_accuracy": test_accuracy,
         "epochs": config.epochs,
         "seconds": round(seconds, 2),

@@ -27,8 +27,10 @@ from experiments.presets import PRESETS_SNN
 from experiments.report import training_figures
 from experiments.running import (
     TrainSNN,
+    check_range,
     devices,
     fit,
+    one_of,
     parse,
     report,
     run,
@@ -47,26 +49,15 @@ SURROGATES: dict[str, Callable] = {
     "dspike": snnjax.surrogate.dspike,
 }
 # name -> the model around a LIF neuron.
-NEURONS: dict[str, Callable[[TrainSNN, Any], Any]] = {
-    "lif": lambda config, lif: lif,
-    "synaptic": lambda config, lif: snnjax.neurons.synaptic(
-        lif, synaptic_leak=config.synaptic_leak
+NEURONS: dict[str, Callable[[Any], Any]] = {
+    "lif": lambda lif: lif,
+    "synaptic": lambda lif: snnjax.neurons.synaptic(lif, synaptic_leak=0.5),
+    "adaptive": lambda lif: snnjax.neurons.adaptive(
+        lif, adaptation=0.5, adaptation_leak=0.9
     ),
-    "adaptive": lambda config, lif: snnjax.neurons.adaptive(
-        lif,
-        adaptation=config.adaptation,
-        adaptation_leak=config.adaptation_leak,
-    ),
-    "recurrent": lambda config, lif: snnjax.neurons.recurrent(lif),
+    "recurrent": snnjax.neurons.recurrent,
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
-LOSSES: dict[str, Callable] = {"mean": training.mean_cross_entropy, "tet": training.tet}
-
-
-def check_surrogate(name: str) -> None:
-    """Raise unless there is a surrogate of this name."""
-    if name not in SURROGATES:
-        raise ValueError(f"no surrogate {name!r}; allowed: {', '.join(SURROGATES)}")
 
 
 class State(NamedTuple):
@@ -77,7 +68,7 @@ class State(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What stays the same during a training."""
+    """Values that do not change during a training."""
 
     config: TrainSNN
     data: Dataset
@@ -105,7 +96,6 @@ class Setting(NamedTuple):
             functools.partial(self.model.apply, train=train, **options),
             steps=self.config.steps,
             surrogate=surrogate,
-            detach_reset=self.config.detach_reset,
             inputs="sequence" if self.sequence else "constant",
             execution=snnjax.simulation.by_layer(remat=True) if remat else "auto",
             has_aux=train,
@@ -133,14 +123,11 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
           the last good epoch is kept.
         ValueError: a leaf that is to be trained receives no gradient.
     """
-    check_surrogate(config.surrogate)
-    if config.neuron not in NEURONS:
-        raise ValueError(
-            f"no neuron model {config.neuron!r}; allowed: {', '.join(NEURONS)}"
-        )
+    check_range(config, "surrogate", one_of(*SURROGATES))
+    check_range(config, "neuron", one_of(*NEURONS))
     writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
-    steps_per_epoch(config, data)  # before anything takes time
+    steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(setting)
@@ -169,19 +156,19 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
     """The step for `experiments.running.fit`; checks once that gradients arrive."""
     descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
-    checked = False
+    is_checked = False
 
     def step(state, key, images, labels, index):
-        nonlocal checked
+        nonlocal is_checked
         if setting.config.learn == "choose" and index == 0:
             state = choose(state, images, labels)
         state, numbers, alive = descend(state, key, images, labels)
-        if not checked:
+        if not is_checked:
             tree = jax.tree.structure(setting.kinds)
             training.check_gradients(
                 jax.tree.unflatten(tree, list(alive)), setting.kinds
             )
-            checked = True
+            is_checked = True
         return state, numbers
 
     return step
@@ -198,7 +185,7 @@ def _step(setting: Setting, state: State, key, images, labels):
     def loss_of(snn):
         outputs, updates = simulate(snn, x)
         accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
-        return LOSSES[config.loss](outputs, labels), (accuracy, updates)
+        return training.mean_cross_entropy(outputs, labels), (accuracy, updates)
 
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
@@ -223,7 +210,7 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
 
     def loss(snn: SNN) -> jax.Array:
         outputs, _ = simulate(snn, x)
-        return LOSSES[config.loss](outputs, labels)
+        return training.mean_cross_entropy(outputs, labels)
 
     differences = training.finite_differences(
         loss, state.snn, setting.first, step=config.difference_step
@@ -253,18 +240,12 @@ def _augmented(config: TrainSNN, key, images):
 def make_evaluate(setting: Setting) -> Callable[[SNN], float]:
     """Function `snn -> accuracy` of the mean output on the test images."""
     simulate = setting.spiking(SURROGATES[setting.config.surrogate], train=False)
+    data = setting.data
 
-    @jax.jit
-    def correct(snn, images, labels):
-        answers = simulate(snn, setting.current(images)).mean(0).argmax(-1)
-        return (answers == labels).sum()
+    def predict(snn, images):
+        return simulate(snn, setting.current(images)).mean(0)
 
-    def evaluate(snn: SNN) -> float:
-        images, labels = setting.data.test_images, setting.data.test_labels
-        count = functools.partial(correct, snn)
-        return int(devices.total(count, images, labels, setting.mesh)) / len(labels)
-
-    return evaluate
+    return devices.accuracy(predict, data.test_images, data.test_labels, setting.mesh)
 
 
 # ------------------------------------------------------------------------ set-up
@@ -308,7 +289,7 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
         reset=config.reset,
         temperature=config.temperature,
     )
-    model = NEURONS[config.neuron](config, lif)
+    model = NEURONS[config.neuron](lif)
     if config.neuron != "recurrent":
         return model
     sizes = {site.name: math.prod(site.shape) for site in sites if site.fires}
@@ -347,18 +328,14 @@ def _save(setting: Setting, snn: SNN, accuracy: float, folder: Path) -> None:
         "model": config.model,
         "norm": config.norm,
         "clip": None,
-        "dataset": data.name,
-        "num_classes": data.num_classes,
-        "input_shape": list(data.train_images.shape[1:]),
-        "mean": list(data.mean),
-        "std": list(data.std),
+        **data.facts(),
         "training": dataclasses.asdict(config),
         "packages": {p: version(p) for p in ("flax", "optax")},
     }
     recipe = f"direct training, {config.surrogate}, {config.learn}"
-    fitted = dataclasses.replace(snn, steps=config.steps, wait=0)
+    snn = dataclasses.replace(snn, steps=config.steps, wait=0)
     folder.mkdir(parents=True, exist_ok=True)
-    save_snn(folder, fitted, card, recipe=recipe, accuracy=accuracy)
+    save_snn(folder, snn, card, recipe=recipe, accuracy=accuracy)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,48 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import (
-    calibration,
-    converter_cnn,
-    lif_layer,
-    squeezenet,
-    throughput,
-    timing,
-)
+from benchmarks import converter_cnn, squeezenet, throughput, timing
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Called: sides run in this process, so that JAX starts only once."""
-
-    def install(module, missing=(), **sizes):
-        def rounds(commands, count, repeats):
-            sides = {}
-            for side in commands:
-                if side in missing:
-                    sides[side] = {"missing": f"No module named {side!r}"}
-                    continue
-                run, facts = module.prepare(side, **sizes)
-                seconds = [timing.once(run) for _ in range(count * repeats)]
-                sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
-            return sides
-
-        monkeypatch.setattr(timing, "rounds", rounds)
-
-    return install
-
-
-def check_files(result, out, printed, missing):
+def check_files(result, out, printed):
     assert json.loads(out.read_text())["sides"].keys() == result["sides"].keys()
     assert out.with_suffix(".md").read_text() == printed
-    for side in missing:
-        row = next(line for line in printed.splitlines() if f"| {side} " in line)
-        assert "not installed" in row
 
 
-def test_converter_cnn(in_this_process, capsys, tmp_path):
+def test_converter_cnn(monkeypatch, capsys, tmp_path):
     peers = (*converter_cnn.SPIKINGJELLY, *converter_cnn.SPARXML)
-    in_this_process(converter_cnn, peers, steps=16, batch=2, size=8)
+
+    def rounds(commands, count, repeats):
+        """In this process, so JAX starts only once."""
+        sides = {}
+        for side in commands:
+            if side in peers:
+                sides[side] = {"missing": f"No module named {side!r}"}
+                continue
+            run, facts = converter_cnn.prepare(side, steps=16, batch=2, size=8)
+            seconds = [timing.once(run) for _ in range(count * repeats)]
+            sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
+        return sides
+
+    monkeypatch.setattr(timing, "rounds", rounds)
     out = tmp_path / "results" / "cnn.json"
     only = "auto,closed_form,SpikingJelly,sparxml"
     result = converter_cnn.main(["--quick", "--only", only, "--out", str(out)])
@@ -63,69 +45,11 @@ def test_converter_cnn(in_this_process, capsys, tmp_path):
         assert result["sides"][side]["time_over_ann"]["best"] > 0
     assert len(result["targets"]) == 2  # no peer, no target for it
     assert result["sizes"] == {"steps": 16, "batch": 2, "size": 8}
-    check_files(result, out, capsys.readouterr().out, peers)
-
-
-def test_lif_layer(in_this_process, capsys, tmp_path):
-    works = (lif_layer.FORWARD, lif_layer.GRADIENT)
-    peers = [*lif_layer.SPARXML, *lif_layer.SPYX, *lif_layer.JAXPIKE]
-    missing = [f"{work}: {name}" for work in works for name in peers]
-    in_this_process(lif_layer, missing, steps=50, batch=2, features=16)
-    out = tmp_path / "lif.json"
-    only = "by_layer,25,plain,sparxml,spyx,jaxpike"
-    result = lif_layer.main(["--quick", "--only", only, "--out", str(out)])
-    ours = [side for side in result["sides"] if side not in missing]
-    assert len(ours) == 2 * 4
-    for side in ours:
-        milliseconds = result["sides"][side]["ms"]
-        assert milliseconds["median"] >= milliseconds["best"] > 0
-        assert result["sides"][side]["facts"]["temporary_mib"] > 0
-    assert len(result["targets"]) == 3  # no peer, no target for it
-    check_files(result, out, capsys.readouterr().out, peers)
-
-
-def test_lif_layer_checks_its_sides():
-    for facts, message in (
-        ({"rate": 0.0}, "mean rate"),
-        ({"rate": 0.95}, "mean rate"),
-        ({"rate": 0.2, "gradient": 0.0}, "gradient"),
-        ({"rate": 0.2, "gradient": float("nan")}, "gradient"),
-    ):
-        with pytest.raises(AssertionError, match=message):
-            lif_layer.check_work(facts)
-    same = {"rate": 0.2, "loss": 1.0, "gradient": 2.0, "along": 3.0}
-    names = [f"{lif_layer.GRADIENT}: {name}" for name in lif_layer.SNNJAX]
-    for key, message in (
-        ("loss", "loss differs"),
-        ("gradient", "gradient differs"),
-        ("along", "gradients differ"),
-        ("rate", "rates differ"),
-    ):
-        sides = {name: {"facts": dict(same)} for name in names}
-        lif_layer.check_agreement(sides)
-        sides[names[-1]]["facts"][key] *= 1.1
-        with pytest.raises(AssertionError, match=message):
-            lif_layer.check_agreement(sides)
-
-
-@pytest.mark.slow
-def test_calibration(in_this_process, capsys):
-    in_this_process(calibration, steps=4, batch=2)
-    result = calibration.main(["--quick", "--only", "digits_resnet"])
-    assert len(result["sides"]) == 4
-    for side in result["sides"].values():
-        assert side["facts"]["first"] > 0 and side["facts"]["sites"] == 7
-        assert side["over_passes"]["median"] > 0
-    estimate = "layer by layer, no fits (estimate): digits_resnet"
-    assert estimate in capsys.readouterr().out
-
-
-def test_calibration_tells_compilation_from_the_rest():
-    works = [f"snnjax {recipe}: " for recipe in ("light", "best")]
-    names = [work + model for work in works for model in ("resnet20", "resnet34")]
-    side = {"facts": {"first": 30.0}, "later": {"median": 4.0}}
-    goals = calibration.targets(dict.fromkeys(names, side))
-    assert [goal["met"] for goal in goals] == [False, True, True, False, True]
+    printed = capsys.readouterr().out
+    check_files(result, out, printed)
+    for side in peers:
+        row = next(line for line in printed.splitlines() if f"| {side} " in line)
+        assert "not installed" in row
 
 
 @pytest.mark.slow
@@ -138,7 +62,7 @@ def test_throughput(capsys, tmp_path):
         side = result["sides"][name]
         assert side["over_t_ann"] > 0 and side["images_per_s"]["best"] > 0
         assert side["facts"]["temporary_mib"] > 0
-    check_files(result, out, capsys.readouterr().out, ())
+    check_files(result, out, capsys.readouterr().out)
 
 
 def test_throughput_has_the_ann_of_every_side():
@@ -202,10 +126,11 @@ def test_options_and_targets(capsys, tmp_path):
         with pytest.raises(SystemExit):
             throughput.main(arguments)
         assert re.search(message, capsys.readouterr().err)
-    paths = timing.interpreters(["sparxml=python3.13"], ("snnjax", "sparxml"))
-    assert paths == {"snnjax": sys.executable, "sparxml": "python3.13"}
-    with pytest.raises(SystemExit, match="not one of snnjax, sparxml"):
-        timing.interpreters(["nobody=python"], ("snnjax", "sparxml"))
+    paths = converter_cnn.interpreters(["sparxml=python3.13"])
+    others = dict.fromkeys(("snnjax", "spikingjelly"), sys.executable)
+    assert paths == others | {"sparxml": "python3.13"}
+    with pytest.raises(SystemExit, match="not one of snnjax, spikingjelly, sparxml"):
+        converter_cnn.interpreters(["nobody=python"])
 
 
 # ------------------------------------------------------------------- squeezenet
@@ -256,10 +181,10 @@ def test_squeezenet_reads_its_images_and_weights(tmp_path):
 
 def test_squeezenet_compares_answers():
     ann = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
-    same = squeezenet.compared(ann, ann, labels=[1, 0, 1])
+    same = squeezenet.comparison(ann, ann, labels=[1, 0, 1])
     assert same["agreement"] == 100 and same["divergence"] == 0
     assert same["accuracy"] == pytest.approx(200 / 3)
-    shifted = squeezenet.compared(ann + 5, ann)  # the same probabilities
+    shifted = squeezenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
     name = squeezenet.label((-3, 3), 4, 0)
     (lost,) = squeezenet.targets({name: {"accuracy": 70.0}}, 74.0)

@@ -132,7 +132,7 @@ runpy.run_module(f"experiments.{sys.argv[0]}", run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["convert", "train_ann", "train_snn", "surrogates"])
+@pytest.mark.parametrize("module", ["convert", "train_ann", "train_snn", "comparison"])
 def test_ctrl_c_at_work_prints_no_traceback(module, tmp_path):
     command = [sys.executable, "-c", AT_WORK, module, "--out", str(tmp_path)]
     command += ["--preset", "digits_resnet"] if module == "train_ann" else []
@@ -199,7 +199,8 @@ def test_help_says_what_the_command_does_and_what_names_there_are(monkeypatch, c
 
 def test_a_command_gives_its_configuration_again():
     presets = PRESETS_ANN, PRESETS_CONVERT, PRESETS_FINETUNE, PRESETS_SNN
-    own = Convert(dataset="my set", steps=(4, 8), waits=("1", "T"), rate=2e-5)
+    signed = {"levels": (-1, 1), "dead_zone": 0.5}
+    own = Convert(dataset="my set", waits=("1", "T"), **signed)
     for config in [own, *(next(reversed(each.values())) for each in presets)]:
         line = command("experiments.module", config)
         python, m, module, *options = shlex.split(line)

@@ -15,8 +15,7 @@ from experiments.models import zoo as models
 
 
 def _shape(name):
-    sizes = {"digits_resnet": (8, 8, 1), "resnet34": (64, 64, 3)}
-    return (2, *sizes.get(name, (32, 32, 3)))
+    return (2, 8, 8, 1) if name == "digits_resnet" else (2, 32, 32, 3)
 
 
 def test_logits_and_normalization():
@@ -25,11 +24,9 @@ def test_logits_and_normalization():
         clip = 2.0 if name.endswith("_clipped") else None
         model = models.build(name, 7, norm=norm, clip=clip)
         images = jax.ShapeDtypeStruct(_shape(name), jnp.float32)
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        init = partial(model.init_with_output, train=True)
+        training, variables = jax.eval_shape(init, jax.random.key(0), images)
         assert ("batch_stats" in variables) == (norm and name != "convnext")
-        training, _ = jax.eval_shape(
-            partial(model.apply, train=True, mutable=["batch_stats"]), variables, images
-        )
         logits = jax.eval_shape(model.apply, variables, images)
         assert logits.shape == training.shape == (2, 7)
 
@@ -37,10 +34,10 @@ def test_logits_and_normalization():
 def test_numbers_of_parameters():
     """Of He et al. 2016, table 6, with BatchNorm; and as torchvision states them."""
     for size, classes, millions in (
-        (32, 10, {"resnet20": 0.27, "resnet32": 0.46, "resnet56": 0.85}),
+        (32, 10, {"resnet20": 0.27, "resnet56": 0.85}),
         (32, 10, {"mobilenet": 3.22}),
         (224, 1000, {"torchvision_resnet18": 11.69, "torchvision_resnet34": 21.80}),
-        (224, 1000, {"torchvision_vgg16": 138.36, "torchvision_mobilenet_v2": 3.5}),
+        (224, 1000, {"torchvision_vgg16": 138.36}),
     ):
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         for name, expected in millions.items():
@@ -78,17 +75,19 @@ def test_clip_bounds_the_activation():
 def test_every_quantized_activation_has_a_maximum_of_its_own():
     model = models.build("digits_resnet", 10, levels=4)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    params = flatten_dict(model.init(jax.random.key(1), images)["params"])
-    maxima = [float(jnp.exp(w)) for path, w in params.items() if "maxi" in path[-1]]
+    init = jax.jit(model.init)
+    params = flatten_dict(init(jax.random.key(1), images)["params"])
+    maxima = [float(np.exp(w)) for path, w in params.items() if "maxi" in path[-1]]
     assert len(set(maxima)) == 7 and min(maxima) > 0
     # Where no value is positive, as in shapes alone, the first maximum is 1.
-    params = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
+    params = init(jax.random.key(1), jnp.zeros((4, 8, 8, 1)))["params"]
     assert params["QuantizedReLU_0"]["log_maximum"] == 0
 
 
 def test_depthwise_kernels_are_scaled_by_their_own_inputs():
-    block = models.Separable(8, 1, norm=False, activation=nn.relu)
-    params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 256)), True)["params"]
+    layer = models.Layers(norm=False, activation=nn.relu, train=True)
+    block = models.Separable(layer, 8, 1)
+    params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 256)))["params"]
     assert params["Conv_0"]["kernel"].std() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
     assert params["Conv_1"]["kernel"].std() == pytest.approx((2 / 8) ** 0.5, rel=0.05)
 

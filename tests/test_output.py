@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import convert, surrogates, train_ann, train_snn
+from experiments import comparison, convert, train_ann, train_snn
 from experiments.presets import PRESETS_ANN, PRESETS_SNN
 from experiments.running import Convert, space, training_loop
 
@@ -29,7 +29,7 @@ RUNS = {
         dataclasses.replace(PRESETS_SNN["digits"], out=out), data=data
     ),
     "convert": lambda out, data: convert.run(Convert(out=out), data=data),
-    "surrogates": lambda out, data: surrogates.run(surrogates.Compare(out=out)),
+    "comparison": lambda out, data: comparison.run(comparison.Comparison(out=out)),
 }
 
 

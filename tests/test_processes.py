@@ -143,7 +143,7 @@ with devices.together():
     draw = np.random.default_rng(0).normal
     params = [draw(size=s).astype("float32") for s in [(5, 8), (8, 8), (8, 3)]]
     x = draw(size=(16, 5)).astype("float32")
-    shared = jax.device_put(x, devices.over_batch(devices.make_mesh(0)))
+    shared = devices.rows(x, np.arange(len(x)), devices.make_mesh(0))
     for wait in (0, 4):
         snns = [
             jax.device_get(snnjax.convert(fn, params, x, steps=4, wait=wait))

@@ -126,14 +126,13 @@ def resnet():
 # ------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_has_one_place_and_every_variable_one_weight(family):
-    model, shape = FAMILIES[family]
-    variables = random_variables(model, shape)
-    weights = to_torch(model, variables, shape)
-    assert len(weights) == len(jax.tree.leaves(variables))
-    shuffled = dict(sorted(weights.items(), reverse=True))
-    assert_equal(to_flax(model, shuffled, shape), variables)
+def test_every_weight_has_one_place_and_every_variable_one_weight():
+    for model, shape in FAMILIES.values():
+        variables = random_variables(model, shape)
+        weights = to_torch(model, variables, shape)
+        assert len(weights) == len(jax.tree.leaves(variables))
+        shuffled = dict(sorted(weights.items(), reverse=True))
+        assert_equal(to_flax(model, shuffled, shape), variables)
 
 
 OTHER_NAMES = [
@@ -265,10 +264,6 @@ def test_npz_and_safetensors(resnet, tmp_path):
         again = to_torch(model, to_flax(model, read_weights(file), shape), shape)
         for name, array in rounded.items():
             np.testing.assert_array_equal(again[name], np.float32(array))
-    for count in range(1, 40):  # headers of 640, 896, ... bytes begin like a pickle
-        arrays = {f"layer{i}.weight": np.zeros(1, np.float32) for i in range(count)}
-        save_file(arrays, file)
-        assert set(read_weights(file)) == set(arrays)
 
 
 class Bomb:
@@ -291,9 +286,10 @@ def test_pickles_are_refused_and_not_read(tmp_path):
                     archive.writestr("net/data.pkl", pickle.dumps(Bomb(trace)))
             else:
                 file.write_bytes(pickle.dumps(Bomb(trace), protocol))
-            with pytest.raises(ValueError, match="weights_only=True.*") as caught:
+            is_misnamed = file.suffix == ".safetensors"
+            words = "read as safetensors" if is_misnamed else "weights_only=True"
+            with pytest.raises(ValueError, match=f"{words}[^$]*save_file"):
                 load_source(file)
-            assert "save_file" in str(caught.value)
     np.savez(tmp_path / "net.npz", weight=np.array([Bomb(trace)], object))
     with pytest.raises(ValueError, match="without objects"):
         read_weights(tmp_path / "net.npz")
@@ -337,80 +333,59 @@ def write_card(file, **fields):
     file.with_suffix(".json").write_text(json.dumps(CARD | fields))
 
 
-def test_a_source_from_a_file_and_its_card(digits_file):
+def test_a_source_from_a_file_with_a_card_or_the_name_of_its_model(digits_file):
     file, variables = digits_file
+    with pytest.raises(ValueError, match=r"no card digits.json .* --model .*resnet20"):
+        load_source(file)
+    assert_equal(load_source(file, CARD).variables, variables)
+    for model, message in (
+        ("resnet9", "unknown model 'resnet9'"),
+        ("resnet20_clipped", "resnet20_clipped needs the maximum"),
+        ("resnet56", "digits.npz as resnet56: .* do not fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_source(file, CARD | {"model": model})
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    write_card(file, sha256=digest, clip=2.0, test_accuracy=0.5)
+    write_card(file, sha256=digest, clip=2.0, test_accuracy=0.5, dataset="CIFAR-10")
     source = load_source(file)
     assert_equal(source.variables, variables)
     assert source.card["test_accuracy"] == 0.5 and source.card["norm"] is True
     assert float(source.model.activation(jnp.float32(3))) == 2.0
+    # An SNN belongs to the data that it is calibrated on.
+    digits = load("digits")
+    source = convert._source(Convert(checkpoint=str(file)), digits, digits)
+    assert source.card["dataset"] == "digits"
 
 
-def test_a_file_without_a_card_needs_the_name_of_its_model(digits_file):
-    file, variables = digits_file
-    with pytest.raises(ValueError, match=r"no card digits.json .* --model .*resnet20"):
-        load_source(file)
-    source = load_source(file, CARD)
-    assert_equal(source.variables, variables)
-    with pytest.raises(ValueError, match="unknown model 'resnet9'"):
-        load_source(file, CARD | {"model": "resnet9"})
-    with pytest.raises(ValueError, match="resnet20_clipped needs the maximum"):
-        load_source(file, CARD | {"model": "resnet20_clipped"})
-    with pytest.raises(ValueError, match=r"digits.npz as resnet32: .* do not fit"):
-        load_source(file, CARD | {"model": "resnet32"})
-
-
-def test_a_card_of_other_weights_is_refused(digits_file):
+def test_a_card_of_other_weights_or_with_a_wrong_field_is_refused(digits_file):
     file, _ = digits_file
-    write_card(file, sha256="0" * 64)
-    with pytest.raises(ValueError, match="is not the file that its card describes"):
-        load_source(file)
     write_card(file)
-    with pytest.raises(
-        ValueError,
-        match="events, not resnet20 .*; give --model events",
-    ):
+    with pytest.raises(ValueError, match="events, not resnet20 .*; give --model eve"):
         load_source(file, CARD | {"model": "resnet20"})
-    write_card(file, input_shape=[8, 8])
-    with pytest.raises(ValueError, match="does not describe a source network"):
-        load_source(file)
-
-
-FIELDS = [
-    ({"clipp": 2.0}, r"unknown are \['clipp'\]; allowed: model, "),
-    ({"model": ["events"]}, "model is .*; allowed: a name"),
-    ({"levels": 10**12}, "levels is 1000000000000; allowed: 1 to 65535 or null"),
-    ({"std": [float("inf")]}, r"std is \[inf\]; allowed: a number > 0 per channel"),
-    ({"num_classes": "10"}, "num_classes is '10'; allowed: a whole number > 0"),
-    ({"norm": "false"}, "norm is 'false'; allowed: true, false or null"),
-    ({"mean": 0.5}, "mean is 0.5; allowed: a number per channel"),
-    ({"std": [0]}, r"std is \[0\]; allowed: a number > 0 per channel"),
-    ({"test_accuracy": 90.77}, "test_accuracy is 90.77; allowed: a number in 0..1"),
-]
-
-
-def test_fields_of_a_card_are_checked(digits_file):
-    file, _ = digits_file
-    for fields, message in FIELDS:
+    for fields, message in (
+        ({"sha256": "0" * 64}, "is not the file that its card describes"),
+        ({"input_shape": [8, 8]}, r"input_shape is \[8, 8\]; allowed: \[height, "),
+        ({"clipp": 2.0}, r"unknown are \['clipp'\]; allowed: model, "),
+        ({"model": ["events"]}, "model is .*; allowed: a name"),
+        ({"levels": 10**12}, "levels is 1000000000000; allowed: 1 to 65535 or null"),
+        ({"std": [float("inf")]}, r"std is \[inf\]; allowed: a number > 0 per channel"),
+        ({"num_classes": "10"}, "num_classes is '10'; allowed: a whole number > 0"),
+        ({"norm": "false"}, "norm is 'false'; allowed: true, false or null"),
+        ({"mean": 0.5}, "mean is 0.5; allowed: a number per channel"),
+        ({"std": [0]}, r"std is \[0\]; allowed: a number > 0 per channel"),
+        ({"test_accuracy": 90.77}, "test_accuracy is 90.77; allowed: a number in 0"),
+    ):
         write_card(file, **fields)
-        words = f"digits.json does not describe .*{message}"
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message) as caught:
             load_source(file)
+        if "sha256" not in fields:
+            assert "digits.json does not describe a source" in str(caught.value)
 
 
 def test_a_network_worse_than_its_card_is_pointed_out():
     assert convert._beside(None, 0.1, 100) == ""
     assert "less than" not in convert._beside(0.9, 0.88, 100)
     assert "check that its model, clip, mean" in convert._beside(0.9, 0.5, 100)
-
-
-def test_the_snn_belongs_to_the_data_it_was_calibrated_on(digits_file):
-    file, _ = digits_file
-    write_card(file, dataset="CIFAR-10")
-    digits = load("digits")
-    source = convert._source(Convert(checkpoint=str(file)), digits, digits)
-    assert source.card["dataset"] == "digits"
 
 
 def test_normalization_of_a_card():
@@ -429,8 +404,8 @@ def test_the_command_normalizes_as_the_card_says(digits_file, tmp_path):
     data = load("digits")
     config = Convert(
         checkpoint=str(file),
-        steps=(4,),
-        recipes=("light",),
+        steps=(2,),
+        recipes=("max_activation",),
         seeds=(0,),
         calibration_images=32,
         test_images=300,
@@ -506,7 +481,7 @@ def test_published_sources_give_the_same_logits(name):
     pytest.importorskip("safetensors")
     from experiments.sources.networks import CLIP, NETWORKS
 
-    assert set(SOURCES) | {"resnet56"} == set(NETWORKS)
+    assert set(SOURCES) == set(NETWORKS)
     clip = CLIP if name == "resnet20_clipped" else None
     model = models.build(name, 10, clip=clip)
     network = NETWORKS[name]()
@@ -516,7 +491,7 @@ def test_published_sources_give_the_same_logits(name):
 
 
 SLOW = pytest.mark.slow
-TORCHVISION = [("resnet18", 32), ("mobilenet_v2", 32)]
+TORCHVISION = [("resnet18", 32)]
 TORCHVISION += [
     pytest.param(name, size, marks=SLOW)
     for name, size in (("resnet34", 64), ("vgg16", 224), ("vgg16_bn", 224))
@@ -561,12 +536,12 @@ def test_the_recipe_in_the_error_turns_a_pickle_into_weights(resnet, tmp_path):
     assert_equal(to_flax(model, found, shape), variables)
 
 
-def test_muon_steps_along_the_nearest_orthogonal_matrix():
+def test_muon_steps_along_the_nearest_orthogonal_matrix_and_lowers_a_loss():
     torch = pytest.importorskip("torch")
-    from experiments.sources.muon import orthogonal
+    from experiments.sources.muon import Muon, orthogonal
 
     torch.manual_seed(0)
-    for shape in ((16, 48), (48, 16), (32, 128)):
+    for shape in ((16, 48), (48, 16)):
         matrix = torch.randn(shape)
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         step, exact = orthogonal(matrix), left @ right
@@ -576,16 +551,9 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix():
             (x * exact).sum() / (x.norm() * exact.norm()) for x in (step, matrix)
         ]
         assert cosines[0] > max(0.97, cosines[1])
-
-
-def test_muon_lowers_a_loss_and_keeps_the_norm_of_kernels(outputs=8):
-    torch = pytest.importorskip("torch")
-    from experiments.sources.muon import Muon
-
-    torch.manual_seed(0)
-    kernel = torch.nn.Parameter(torch.randn(outputs, 2, 3, 3))
+    kernel = torch.nn.Parameter(torch.randn(8, 2, 3, 3))
     target = torch.randn_like(kernel)
-    target *= outputs**0.5 / target.norm()
+    target *= 8**0.5 / target.norm()  # the norm of kernels stays as it is
     optimizer, losses = Muon([kernel], lr=0.1, beta=0.5), []
     for _ in range(60):
         optimizer.zero_grad()
@@ -594,24 +562,24 @@ def test_muon_lowers_a_loss_and_keeps_the_norm_of_kernels(outputs=8):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
-    assert abs(kernel.norm().item() / outputs**0.5 - 1) < 0.1
+    assert abs(kernel.norm().item() / 8**0.5 - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", ["whitened_vgg8", "whitened_resnet9", "vit"])
-def test_every_weight_is_in_one_group_of_one_optimizer(name):
+def test_every_weight_is_in_one_group_of_one_optimizer():
     torch = pytest.importorskip("torch")
     from experiments.sources.muon import Muon
     from experiments.sources.networks import NETWORKS
     from experiments.sources.train import MUON, WHITENED, optimizers_of
 
-    network = NETWORKS[name]()
-    if name in WHITENED:
-        network.fit_whitening(torch.randn(20, 3, 8, 8))
-    optimizers = optimizers_of(name, network)
-    groups = [g["params"] for part in optimizers for g in part.param_groups]
-    trained = sorted(id(w) for group in groups for w in group)
-    assert trained == sorted(id(w) for w in network.parameters() if w.requires_grad)
-    by_muon = [part for part in optimizers if isinstance(part, Muon)]
-    assert len(by_muon) == (name in MUON)
-    for part in by_muon:
-        assert all(w.ndim == 4 for w in part.param_groups[0]["params"])
+    for name in ("whitened_vgg8", "whitened_resnet9", "vit"):
+        network = NETWORKS[name]()
+        if name in WHITENED:
+            network.fit_whitening(torch.randn(20, 3, 8, 8))
+        optimizers = optimizers_of(name, network)
+        groups = [g["params"] for part in optimizers for g in part.param_groups]
+        ids = sorted(id(w) for group in groups for w in group)
+        assert ids == sorted(id(w) for w in network.parameters() if w.requires_grad)
+        by_muon = [part for part in optimizers if isinstance(part, Muon)]
+        assert len(by_muon) == (name in MUON)
+        for part in by_muon:
+            assert all(w.ndim == 4 for w in part.param_groups[0]["params"])

@@ -6,8 +6,6 @@ As in every package here, ``__init__`` exports the names that other packages use
 from experiments.data.dataset import (
     Dataset,
     MissingDataError,
-    Normalized,
-    Unread,
     augment,
     normalize,
     normalized_as,
@@ -18,8 +16,6 @@ from experiments.data.images import load
 __all__ = [
     "Dataset",
     "MissingDataError",
-    "Normalized",
-    "Unread",
     "augment",
     "load",
     "load_events",

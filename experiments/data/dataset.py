@@ -1,12 +1,10 @@
 """A data set as a value, and the images that a network sees of it.
 
-Images are uint8; those of an `Unread` stay on the disk until they are indexed.
-`augment` and `normalize` are JAX, for use inside a jitted step of training.
+Images are uint8. `augment` and `normalize` are JAX, for use inside a jitted step of
+training.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,68 +17,28 @@ class MissingDataError(RuntimeError):
     """A data set is not on this machine; the message says how to provide it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """Images that are read when they are indexed by number, slice, list or mask.
-
-    Attributes:
-        read: numbers -> these images, each uint8 [H, W, C].
-        count: N.
-        image_shape: (H, W, C).
-    """
-
-    read: Callable[[Sequence[int]], Iterable[np.ndarray]]
-    count: int
-    image_shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.count, *self.image_shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape)
-
-    def first(self, count: int | None) -> "Unread":
-        """The first of them, or all; unread too."""
-        return dataclasses.replace(self, count=len(range(self.count)[:count]))
-
-    def __getitem__(self, index) -> np.ndarray:
-        if isinstance(index, tuple) or index is None or index is Ellipsis:
-            raise IndexError(
-                f"index {index!r} of images that are not read yet; allowed: a number, "
-                "a slice, a list or a mask of images. Choose pixels of what comes back"
-            )
-        numbers = np.arange(self.count)[index]
-        images = np.empty((numbers.size, *self.image_shape), np.uint8)
-        for place, image in enumerate(self.read(numbers.ravel().tolist())):
-            images[place] = image
-        return images.reshape(*numbers.shape, *self.image_shape)
-
-    def __array__(self, *_, **__):
-        size = f"{self.nbytes / 1e9:.3g} GB"
-        raise TypeError(f"{self.count} images of {size} are not read yet; index them")
-
-
 class Dataset(NamedTuple):
     """Images [N, H, W, C] as uint8 with labels [N] as int32, for training and test."""
 
     name: str
-    train_images: np.ndarray | Unread
+    train_images: np.ndarray
     train_labels: np.ndarray
-    test_images: np.ndarray | Unread
+    test_images: np.ndarray
     test_labels: np.ndarray
     mean: tuple[float, ...]  # per channel of the training images, in 0..255
     std: tuple[float, ...]
     num_classes: int
-    evaluated_on: str = "test images"  # what the test images are
+    evaluated_on: str = "test images"  # kind of the test images, for texts
+
+    def facts(self) -> dict[str, Any]:
+        """Fields that describe the images in the card of a network."""
+        return {
+            "dataset": self.name,
+            "num_classes": self.num_classes,
+            "input_shape": list(self.train_images.shape[1:]),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     def first(self, count: int | None) -> "Dataset":
         """The same data set with the first `count` training images; None: all.
@@ -94,7 +52,7 @@ class Dataset(NamedTuple):
                 f"images of {self.name}; choose fewer"
             )
         return self._replace(
-            train_images=_first(self.train_images, count),
+            train_images=self.train_images[:count],
             train_labels=self.train_labels[:count],
         )
 
@@ -117,33 +75,6 @@ class Dataset(NamedTuple):
             test_labels=self.train_labels[first_test:],
             evaluated_on="training images held back",
         )
-
-
-def _first(images: np.ndarray | Unread, count: int | None):
-    return images.first(count) if isinstance(images, Unread) else images[:count]
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalized:
-    """The first test images as `normalize` gives them, computed when they are indexed.
-
-    All of them as float32 would take four times the memory of the data set.
-
-    Attributes:
-        dataset: whose test images these are.
-        count: number of images.
-    """
-
-    dataset: Dataset
-    count: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.count, *self.dataset.test_images.shape[1:])
-
-    def __getitem__(self, index: slice | np.ndarray) -> jax.Array:
-        images = _first(self.dataset.test_images, self.count)
-        return normalize(self.dataset, images[index])
 
 
 def normalize(dataset: Dataset, images: jax.Array) -> jax.Array:

@@ -46,14 +46,14 @@ def load_events(path: str | Path, frames: int) -> Dataset:
     except ValueError as error:
         raise ValueError(f"{path} is no prepared file ({error})") from None
     with archive:
-        missing = [
+        absent = [
             f"{part}_{field}"
             for part in ("train", "test")
             for field in FIELDS
             if f"{part}_{field}" not in archive
         ]
-        if missing:
-            raise ValueError(f"{path} is no prepared file: it lacks {missing}")
+        if absent:
+            raise ValueError(f"{path} is no prepared file: it lacks {absent}")
         arrays = {name: archive[name] for name in archive.files}
     size = tuple(
         1 + max(int(arrays[f"{part}_{axis}"].max()) for part in ("train", "test"))

@@ -1,15 +1,12 @@
 """Data sets of images: embedded digits, a TFDS set or a folder of images per class.
 
-Images are uint8 in memory; those that would take more than half of it stay `Unread`.
-TensorFlow is not needed.
+Images are uint8 in memory. A set that needs more than half of it is refused. TensorFlow
+is not needed.
 """
 
-import functools
-import importlib.util
 import io
 import math
 import os
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,24 +15,13 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from experiments.data.dataset import Dataset, MissingDataError, Unread
+from experiments.data.dataset import Dataset, MissingDataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-@functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads that decode images; a forked process needs a pool of its own."""
-    del process
-    return ThreadPoolExecutor()
-
-
-def _each(read: Callable[..., np.ndarray], *arguments) -> Iterable[np.ndarray]:
-    return _pool(os.getpid()).map(read, *arguments)
-
-
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Reads a data set into memory; images that take too much of it stay `Unread`.
+    """Reads a data set into memory.
 
     Args:
         name: "digits" (8x8 grayscale, from scikit-learn), a folder, or the name of a
@@ -45,8 +31,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
     Raises:
         MissingDataError: the data set is not there; the message lists the ways out.
-        ValueError: an image cannot be read, or the images differ in size. For `Unread`
-            images, indexing raises it.
+        ValueError: an image cannot be read, the images differ in size, or they do not
+            fit into memory.
     """
     if name == "digits":
         train, test, num_classes = _digits()
@@ -130,30 +116,33 @@ def _read_folder(root: Path, classes: list[str]):
             )
         return image.reshape(height, width, -1)
 
-    shape = (height, width, 1 if mode == "L" else 3)
-    images = Unread(partial(_each, read_one), len(files), shape)
-    return _in_memory(images, f"reading {root}"), np.asarray(labels, np.int32)
+    pixels = _empty((len(files), height, width, 1 if mode == "L" else 3), str(root))
+    with ThreadPoolExecutor() as pool:
+        images = tqdm(
+            pool.map(read_one, range(len(files))),
+            f"reading {root}",
+            len(files),
+            disable=None,
+        )
+        for index, image in enumerate(images):
+            pixels[index] = image
+    return pixels, np.asarray(labels, np.int32)
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
-def _in_memory(images: Unread, title: str) -> np.ndarray | Unread:
-    """The same as an array, if it fits into memory."""
-    if not _fits(images):
-        return images
-    pixels = np.empty(images.shape, np.uint8)
-    with tqdm(total=len(pixels), desc=title, disable=None) as bar:
-        for start in range(0, len(pixels), 500):
-            part = images[start : start + 500]
-            pixels[start : start + 500] = part
-            bar.update(len(part))
-    return pixels
-
-
-def _fits(images: Unread) -> bool:
-    return images.nbytes <= 0.5 * memory()
+def _empty(shape: tuple[int, ...], name: str) -> np.ndarray:
+    """An array for all images of a set, or an error if they need too much memory."""
+    size, capacity = math.prod(shape), memory()
+    if size > 0.5 * capacity:
+        raise ValueError(
+            f"the images of {name} need {size / 1e9:.3g} GB, more than half of the "
+            f"memory ({capacity / 1e9:.3g} GB); make a folder with fewer images, or "
+            "smaller ones, and give it as --dataset"
+        )
+    return np.empty(shape, np.uint8)
 
 
 def memory() -> float:
@@ -195,13 +184,7 @@ def _tfds(name: str, data_dir: str | None):
             data_dir=data_dir,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-        try:
-            train = source(split="train", download=False)
-        except Exception:
-            # Only TensorFlow can download and prepare the image sets of TFDS.
-            if importlib.util.find_spec("tensorflow") is None:
-                raise
-            train = source(split="train")
+        train = source(split="train", download=False)
         splits = train.dataset_info.splits
         held_out = "test" if "test" in splits else "validation"
         test = source(split=held_out, download=False)
@@ -236,21 +219,17 @@ def _read_tfds(source, shape: tuple[int, int, int], title: str):
         file, place = io.BytesIO(example["image"]), f"{title}[{number}]"
         return _read_image(file, mode, place).reshape(shape)
 
-    def read(numbers):
-        return _each(decode, numbers, source.__getitems__(numbers))
-
-    images = Unread(read, len(source), shape)
-    pixels = np.empty(images.shape, np.uint8) if _fits(images) else None
+    pixels = _empty((len(source), *shape), title)
     labels = np.empty(len(source), np.int32)
-    with tqdm(total=len(source), desc=f"reading {title}", disable=None) as bar:
+    bar = tqdm(total=len(source), desc=f"reading {title}", disable=None)
+    with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(source), 500):
-            chunk = range(start, min(start + 500, len(source)))
-            examples = source.__getitems__(chunk)
-            labels[chunk] = [example["label"] for example in examples]
-            if pixels is not None:
-                pixels[chunk] = list(_each(decode, chunk, examples))
-            bar.update(len(chunk))
-    return images if pixels is None else pixels, labels
+            part = range(start, min(start + 500, len(source)))
+            examples = source.__getitems__(part)
+            labels[part] = [example["label"] for example in examples]
+            pixels[part] = list(pool.map(decode, part, examples))
+            bar.update(len(part))
+    return pixels, labels
 
 
 def _missing(name: str, data_dir: str | None, error: Exception) -> str:
@@ -269,15 +248,12 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
 TFDS said: {type(error).__name__}: {reason}"""
 
 
-def _mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # By parts: float64 copies of a whole data set could exceed the memory. Of images
-    # that stay on the disk, ten thousand are enough.
-    apart = -(-len(images) // 10_000) if isinstance(images, Unread) else 1
-    size = min(1000, max(1, 2**26 // math.prod(images.shape[1:]))) * apart
+def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # By parts: float64 copies of a whole data set could exceed the memory.
+    size = min(1000, max(1, 2**26 // math.prod(images.shape[1:])))
     count, total, squares = 0, 0.0, 0.0
     for start in range(0, len(images), size):
-        pixels = images[start : start + size : apart]
-        pixels = pixels.reshape(-1, images.shape[-1])
+        pixels = images[start : start + size].reshape(-1, images.shape[-1])
         pixels = pixels.astype(np.float64)
         count += len(pixels)
         total = total + pixels.sum(axis=0)

@@ -5,7 +5,7 @@
 package here, ``__init__`` exports the names that other packages use.
 """
 
-from experiments.models.saved_snn import RestoredSNN, load_snn, save_snn
+from experiments.models.saved_snn import load_snn, save_snn
 from experiments.models.torch_files import read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.trained_ann import (
@@ -19,7 +19,6 @@ from experiments.models.zoo import NAMES, build
 
 __all__ = [
     "NAMES",
-    "RestoredSNN",
     "Source",
     "build",
     "load_snn",

@@ -27,28 +27,14 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(
             f"no file {path} of weights; give a {' or '.join(SUFFIXES)} file"
         )
-    if path.suffix in PICKLES or _is_pickle(path):
+    if path.suffix in PICKLES:
         raise ValueError(_refusal(path))
-    if zipfile.is_zipfile(path):
-        return _read_npz(path)
-    if path.suffix != ".safetensors":
+    if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path} is neither safetensors nor .npz; write the arrays, by their "
             "PyTorch names, as one of these two"
         )
-    return _read_safetensors(path)
-
-
-def _is_pickle(path: Path) -> bool:
-    # torch.save writes a zip that holds data.pkl; before PyTorch 1.6, bare pickles.
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(n.rpartition("/")[2] == "data.pkl" for n in archive.namelist())
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":  # safetensors: the header's length, which may look like it
-        return False
-    return start[:1] == b"\x80" and b"\x02" <= start[1:] <= b"\x05"  # the protocol
+    return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -63,7 +49,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} cannot be read as safetensors ({error}); fetch it again"
+            f"{path} cannot be read as safetensors ({error}); fetch it again, or write "
+            "it by safetensors.torch.save_file"
         ) from None
 
 

@@ -66,12 +66,6 @@ def rules(model: nn.Module) -> Sequence[Rule]:
         )
     if isinstance(model, zoo.MobileNet):
         return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
-    if isinstance(model, zoo.MobileNetV2):
-        return (
-            Rule(r"(features\.\d+)\.conv\.[\d.]+", "Inverted_{block}/{kind}_{n}"),
-            Rule(r"features\.\d+\.\d+", "{kind}_{n}"),
-            HEAD,
-        )
     if isinstance(model, zoo.MobileNetV3):
         return (
             Rule(r"stem\.\d+", "{kind}_0"),
@@ -106,7 +100,7 @@ def rules(model: nn.Module) -> Sequence[Rule]:
         )
     raise ValueError(
         f"no torch names are known for {type(model).__name__}; allowed: ResNet, VGG, "
-        "Plain, Whitened, MobileNet, MobileNetV2, MobileNetV3, ViT and ConvNeXt of "
+        "Plain, Whitened, MobileNet, MobileNetV3, ViT and ConvNeXt of "
         "experiments/models"
     )
 
@@ -136,18 +130,18 @@ def to_flax(
     paths = _paths(layers, rules(model))
     _check_order(paths)
     _move_biases(layers, paths, shapes)
-    leftover = list(twice)
+    without_place = list(twice)
     variables: dict[str, np.ndarray] = {}
     origin = {}  # path of a variable -> torch name
     for layer in _in_order(layers):
         for leaf, array in layers[layer].items():
             path = _variable(paths[layer], leaf) if layer in paths else ""
             if path not in shapes or path in variables:
-                leftover.append(names[layer, leaf])
+                without_place.append(names[layer, leaf])
                 continue
             variables[path] = _transposed(array, path, _flattened(model))
             origin[path] = names[layer, leaf]
-    _check(model, variables, shapes, origin, leftover)
+    _check(model, variables, shapes, origin, without_place)
     arrays = {path: jnp.asarray(variables[path]) for path in shapes}
     tree = unflatten_dict(arrays, sep="/")
     return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
@@ -237,8 +231,8 @@ def _check_order(paths: dict[str, str]) -> None:
         (before, _, first), (behind, _, second) = (
             name.rpartition(".") for name in (layer, norm)
         )
-        numbered = before == behind and first.isdigit() and second.isdigit()
-        if numbered and int(second) != int(first) + 1:
+        have_numbers = first.isdigit() and second.isdigit()
+        if before == behind and have_numbers and int(second) != int(first) + 1:
             raise ValueError(
                 f"BatchNorm {norm!r} does not follow the convolution {layer!r} at "
                 "once: something is between them, perhaps a ReLU, so this is none "
@@ -255,8 +249,8 @@ def _move_biases(layers: dict[str, Arrays], paths: dict[str, str], shapes) -> No
     at = {path: layers[layer] for layer, path in paths.items()}
     for path, layer in at.items():
         norm = at.get(path.replace("Conv_", "BatchNorm_"), {})
-        unbiased = "Conv_" in path and f"params/{path}/bias" not in shapes
-        if unbiased and "bias" in layer and "running_mean" in norm:
+        has_no_bias = "Conv_" in path and f"params/{path}/bias" not in shapes
+        if has_no_bias and "bias" in layer and "running_mean" in norm:
             mean = norm["running_mean"].astype(np.float32)
             norm["running_mean"] = mean - layer.pop("bias").astype(np.float32)
 
@@ -283,25 +277,25 @@ def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarra
     return array.T
 
 
-def _check(model, variables, shapes, origin, leftover: list[str]) -> None:
-    missing = [path for path in shapes if path not in variables]
-    differing = [
+def _check(model, variables, shapes, origin, without_place: list[str]) -> None:
+    without_weight = [path for path in shapes if path not in variables]
+    of_another_shape = [
         f"{origin[path]}: {path} would be {array.dtype} {array.shape}, "
         f"but is float32 {shapes[path]}"
         for path, array in variables.items()
         if array.shape != shapes[path] or array.dtype != np.float32
     ]
     parts = {
-        "weights without a place": textwrap.wrap(", ".join(leftover), 84),
-        "variables without a weight": textwrap.wrap(", ".join(missing), 84),
-        "weights of another shape or type": differing,
+        "weights without a place": textwrap.wrap(", ".join(without_place), 84),
+        "variables without a weight": textwrap.wrap(", ".join(without_weight), 84),
+        "weights of another shape or type": of_another_shape,
     }
     if not any(parts.values()):
         return
     lines = [f"these weights do not fit this {type(model).__name__}:"]
-    for title, listed in parts.items():
-        if listed:
-            lines += [f"  {title}:", *(f"    {line}" for line in listed)]
+    for title, names in parts.items():
+        if names:
+            lines += [f"  {title}:", *(f"    {line}" for line in names)]
     raise ValueError(
         "\n".join(lines)
         + "\nName the model they were trained as (experiments/models/zoo.py), and its "

@@ -88,8 +88,8 @@ def save_source(out: Path, source: Source) -> None:
 def source_digest(source: Source) -> str:
     """sha256 of the weights and of what the card says of the network and its images."""
     names = ("model", "norm", "clip", "levels", "mean", "std", "input_shape")
-    described = json.dumps({name: source.card.get(name) for name in names})
-    return digest((source.variables, np.frombuffer(described.encode(), np.uint8)))
+    description = json.dumps({name: source.card.get(name) for name in names})
+    return digest((source.variables, np.frombuffer(description.encode(), np.uint8)))
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
@@ -107,7 +107,7 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
             "channel of pixels in 0..255"
         )
     else:
-        model, description = _built(card)
+        model, description = _build(card)
     if any(name.startswith("params/") for name in weights):
         return Source(model, _variables(weights, model, description, file), description)
     try:
@@ -130,7 +130,7 @@ def _variables(weights: Mapping[str, np.ndarray], model, card, file: Path) -> di
 def _read_card(card_file: Path, option: Mapping[str, Any] | None):
     """The module and its card, whose model the options must not contradict."""
     try:
-        model, card = _built(json.loads(card_file.read_text()))
+        model, card = _build(json.loads(card_file.read_text()))
     except ValueError as error:
         raise ValueError(
             f"card {card_file} does not describe a source network: {error}"
@@ -144,64 +144,69 @@ def _read_card(card_file: Path, option: Mapping[str, Any] | None):
     return model, card
 
 
-# What a card may hold; the first three it must.
-_FIELDS = (
-    "model num_classes input_shape norm clip levels mean std dataset test_accuracy "
-    "sha256 epochs seconds seed command versions notes"
-).split()
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are(is_valid: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, Sequence) and all(map(is_valid, values))
+
+
+# Field of a card -> whether a value is allowed, and which values are. The first three
+# fields are required.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: isinstance(v, str), "a name"),
+    "num_classes": (_is_count, "a whole number > 0"),
+    "input_shape": (
+        lambda v: _are(_is_count, v) and len(v) == 3,
+        "[height, width, channels]",
+    ),
+    "norm": (lambda v: v is None or type(v) is bool, "true, false or null"),
+    "clip": (lambda v: v is None or _is_number(v) and v > 0, "a number > 0 or null"),
+    "levels": (
+        lambda v: v is None or _is_count(v) and v <= MOST_LEVELS,
+        f"1 to {MOST_LEVELS} or null",
+    ),
+    "mean": (
+        lambda v: _are(_is_number, v),
+        "a number per channel of pixels in 0..255",
+    ),
+    "std": (
+        lambda v: _are(lambda x: _is_number(x) and x > 0, v),
+        "a number > 0 per channel of pixels in 0..255",
+    ),
+    "test_accuracy": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in 0..1"),
+    "seconds": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
+}
+_REQUIRED = tuple(_FIELDS)[:3]
+_UNCHECKED = ("dataset", "sha256", "epochs", "seed", "command", "versions", "notes")
 
 
 def _check_fields(card: Any) -> None:
-    """Raise if a card lacks a field, has an unknown one, or one of another kind."""
+    """Raise if a card lacks a field, has an unknown one, or a value is not allowed."""
     if not isinstance(card, Mapping):
         raise ValueError(
-            f"it is {card!r}; allowed: a JSON object with {', '.join(_FIELDS[:3])}"
+            f"it is {card!r}; allowed: a JSON object with {', '.join(_REQUIRED)}"
         )
-    missing = [name for name in _FIELDS[:3] if name not in card]
-    unknown = [name for name in card if name not in _FIELDS]
-    if missing or unknown:
+    names = (*_FIELDS, *_UNCHECKED)
+    absent = [name for name in _REQUIRED if name not in card]
+    others = [name for name in card if name not in names]
+    if absent or others:
         raise ValueError(
-            f"it lacks {missing or 'nothing'}, and unknown are {unknown or 'none'}; "
-            f"allowed: {', '.join(_FIELDS)} (anything of your own in notes)"
+            f"it lacks {absent or 'nothing'}, and unknown are {others or 'none'}; "
+            f"allowed: {', '.join(names)} (anything of your own in notes)"
         )
-
-    def number(value) -> bool:
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        return plain and math.isfinite(value)
-
-    def positive(value) -> bool:
-        return type(value) is int and value > 0
-
-    def numbers(value) -> bool:
-        return isinstance(value, Sequence) and all(map(number, value))
-
-    rules = {
-        "model": (lambda v: isinstance(v, str), "a name"),
-        "num_classes": (positive, "a whole number > 0"),
-        "input_shape": (
-            lambda v: numbers(v) and len(v) == 3 and all(map(positive, v)),
-            "[height, width, channels]",
-        ),
-        "norm": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
-        "clip": (lambda v: v is None or number(v) and v > 0, "a number > 0 or null"),
-        "levels": (
-            lambda v: v is None or positive(v) and v <= MOST_LEVELS,
-            f"1 to {MOST_LEVELS} or null",
-        ),
-        "mean": (numbers, "a number per channel of pixels in 0..255"),
-        "std": (
-            lambda v: numbers(v) and all(x > 0 for x in v),
-            "a number > 0 per channel of pixels in 0..255",
-        ),
-        "test_accuracy": (lambda v: number(v) and 0 <= v <= 1, "a number in 0..1"),
-        "seconds": (lambda v: number(v) and v >= 0, "a number >= 0"),
-    }
-    for name, (fits, text) in rules.items():
-        if name in card and not fits(card[name]):
+    for name, (is_valid, text) in _FIELDS.items():
+        if name in card and not is_valid(card[name]):
             raise ValueError(f"{name} is {card[name]!r}; allowed: {text}")
 
 
-def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def _build(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The module of a card, and the card with all options of the module."""
     _check_fields(card)
     model = build_from(card)
     norm = getattr(model, "norm", True)
@@ -209,8 +214,7 @@ def _built(card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if card.get("sha256", digest) != digest:
         raise ValueError(
             f"{file} is not the file that its card describes: its sha256 is {digest}, "

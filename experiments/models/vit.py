@@ -55,10 +55,10 @@ class Transformer(nn.Module):
         batch, tokens, features = x.shape
         qkv = nn.Dense(3 * features)(nn.LayerNorm()(x))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, features // self.heads)
-        attended = jax.nn.dot_product_attention(
+        attention = jax.nn.dot_product_attention(
             qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         )
-        x = x + nn.Dense(features)(attended.reshape(x.shape))
+        x = x + nn.Dense(features)(attention.reshape(x.shape))
         y = self.activation(nn.Dense(self.hidden)(nn.LayerNorm()(x)))
         return x + nn.Dense(features)(y)
 

@@ -1,14 +1,14 @@
 """Source networks in flax.linen, in the shapes of the papers.
 
-ResNets (He et al. 2016; the ResNet-18 and ResNet-34 of Li et al. 2021,
-arXiv:2106.06984), VGG, MobileNet v1 to v3, and torchvision's shapes of them, whose
-weights ``torch_names.py`` reads; by name also those of `vit` and `convnext`. Each
-calls its activation inside the block that it belongs to, so sites have readable names.
+ResNets (He et al. 2016; the ResNet-18 of Li et al. 2021, arXiv:2106.06984), VGG,
+MobileNet v1 and v3, and torchvision's ResNets and VGGs; by name also `vit` and
+`convnext`. ``torch_names.py`` reads PyTorch weights of all of them. Each block calls
+its own activations, so sites have readable names.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -86,6 +86,54 @@ def build_from(card: Mapping[str, Any]) -> nn.Module:
     return build(card["model"], card["num_classes"], **options)
 
 
+class Layers(NamedTuple):
+    """A layer of a network: convolution, BatchNorm and activation.
+
+    Its parameters are submodules of the compact method that calls it.
+
+    Attributes:
+        norm: BatchNorm after each convolution; without it convolutions have a bias.
+        activation: the ReLU, or what stands in its place.
+        train: BatchNorm takes the statistics of the batch.
+    """
+
+    norm: bool
+    activation: Activation
+    train: bool
+
+    def __call__(self, x: jax.Array, channels: int, **shape: int) -> jax.Array:
+        """Convolution, norm and activation."""
+        return self.activation(self.linear(x, channels, **shape))
+
+    def linear(
+        self,
+        x: jax.Array,
+        channels: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> jax.Array:
+        """Convolution and norm.
+
+        The padding is explicit because "SAME" with a stride of 2 pads an even image on
+        one side only, unlike the networks in the papers.
+        """
+        pad = ((kernel - 1) // 2, (kernel - 1) // 2)
+        x = nn.Conv(
+            channels,
+            (kernel, kernel),
+            strides=(stride, stride),
+            padding=(pad, pad),
+            feature_group_count=groups,
+            use_bias=not self.norm,
+            kernel_init=_kernel_init(groups),
+        )(x)
+        if not self.norm:
+            return x
+        return nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(x)
+
+
 class ResNet(nn.Module):
     """Residual network of basic blocks; every stage but the first halves the image."""
 
@@ -101,52 +149,38 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        layer = Layers(self.norm, self.activation, train)
         for channels, stride in self.stem:
-            x = conv_norm(
-                x,
-                channels,
-                self.norm,
-                train,
-                kernel=self.stem_kernel,
-                stride=stride,
-            )
-            x = self.activation(x)
+            x = layer(x, channels, kernel=self.stem_kernel, stride=stride)
         if self.pool_stem is not None:
             x = self.pool_stem(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
-                x = Block(
-                    channels=self.channels[stage],
-                    stride=2 if stage > 0 and index == 0 else 1,
-                    projection=self.projection,
-                    norm=self.norm,
-                    activation=self.activation,
-                )(x, train)
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = Block(layer, self.channels[stage], stride, self.projection)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 class Block(nn.Module):
     """Basic block: two 3x3 convolutions, sum with the shortcut, activation."""
 
+    layer: Layers
     channels: int
     stride: int
     projection: bool
-    norm: bool
-    activation: Activation
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = conv_norm(x, self.channels, self.norm, train, stride=self.stride)
-        y = conv_norm(self.activation(y), self.channels, self.norm, train)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.layer(x, self.channels, stride=self.stride)
+        y = self.layer.linear(y, self.channels)
         if y.shape == x.shape:
             shortcut = x
         elif self.projection:
-            shortcut = conv_norm(
-                x, self.channels, self.norm, train, kernel=1, stride=self.stride
-            )
+            shape = {"kernel": 1, "stride": self.stride}
+            shortcut = self.layer.linear(x, self.channels, **shape)
         else:
             shortcut = _subsample(x, self.stride, self.channels)
-        return self.activation(y + shortcut)
+        return self.layer.activation(y + shortcut)
 
 
 class VGG(nn.Module):
@@ -175,9 +209,10 @@ class VGG(nn.Module):
                 f"{smallest}x{smallest} pixels, not {x.shape[1]}x{x.shape[2]}; "
                 "enlarge them or take a ResNet"
             )
+        layer = Layers(self.norm, self.activation, train)
         for stage in self.stages:
             for channels in stage:
-                x = self.activation(conv_norm(x, channels, self.norm, train))
+                x = layer(x, channels)
             x = self.pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for features in self.dense:
@@ -186,22 +221,20 @@ class VGG(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """MobileNet v1 (Howard et al. 2017); strides for 32x32 images by default."""
+    """MobileNet v1 (Howard et al. 2017) with strides for 32x32 images."""
 
     num_classes: int
     width: float = 1.0  # multiplies all channels but the stem's
-    stem_stride: int = 1  # 2 for ImageNet
-    first_stride: int = 1  # of the second separable block, where ImageNet also has 2
     norm: bool = True
     activation: Activation = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = conv_norm(x, 32, self.norm, train, stride=self.stem_stride)
-        x = self.activation(x)
+        layer = Layers(self.norm, self.activation, train)
+        x = layer(x, 32)
         for channels, stride in [
             (64, 1),
-            (128, self.first_stride),
+            (128, 1),
             (128, 1),
             (256, 2),
             (256, 1),
@@ -211,87 +244,46 @@ class MobileNet(nn.Module):
             (1024, 1),
         ]:
             channels = int(self.width * channels)
-            x = Separable(channels, stride, self.norm, self.activation)(x, train)
+            x = Separable(layer, channels, stride)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 class Separable(nn.Module):
     """Depthwise 3x3 convolution, then pointwise convolution, each with activation."""
 
+    layer: Layers
     channels: int
     stride: int
-    norm: bool
-    activation: Activation
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        x = conv_norm(x, inputs, self.norm, train, stride=self.stride, groups=inputs)
-        x = self.activation(x)
-        return self.activation(conv_norm(x, self.channels, self.norm, train, kernel=1))
-
-
-class MobileNetV2(nn.Module):
-    """MobileNet v2 (Sandler et al. 2018) for ImageNet, as torchvision has it."""
-
-    num_classes: int
-    width: float = 1.0  # multiplies all channels, in multiples of 8
-    norm: bool = True
-    activation: Activation = nn.relu6
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = conv_norm(x, _by_eight(32 * self.width), self.norm, train, stride=2)
-        x = self.activation(x)
-        for expansion, channels, count, stride in [
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
-            (6, 320, 1, 1),
-        ]:
-            for index in range(count):
-                x = Inverted(
-                    wide=expansion * x.shape[-1],
-                    channels=_by_eight(channels * self.width),
-                    stride=stride if index == 0 else 1,
-                    norm=self.norm,
-                    activation=self.activation,
-                )(x, train)
-        last = _by_eight(1280 * max(1.0, self.width))
-        x = self.activation(conv_norm(x, last, self.norm, train, kernel=1))
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+        x = self.layer(x, inputs, stride=self.stride, groups=inputs)
+        return self.layer(x, self.channels, kernel=1)
 
 
 class Inverted(nn.Module):
-    """Inverted residual: 1x1 to ``wide`` channels, depthwise, 1x1 without activation.
+    """Inverted residual: 1x1 to ``wide`` channels, depthwise, gate, 1x1 without ReLU.
 
-    ``gated`` scales the wide channels by a function of their means: squeeze to a
-    quarter of them, then excite.
+    The gate scales the wide channels by a function of their means: squeeze to a quarter
+    of them, then excite.
     """
 
+    layer: Layers
+    kernel: int
     wide: int
     channels: int
     stride: int
-    norm: bool
-    activation: Activation
-    kernel: int = 3
-    gated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y, norm, wide = x, self.norm, self.wide
-        if wide > x.shape[-1]:
-            y = self.activation(conv_norm(y, wide, norm, train, kernel=1))
-        depthwise = dict(kernel=self.kernel, stride=self.stride, groups=wide)
-        y = self.activation(conv_norm(y, wide, norm, train, **depthwise))
-        if self.gated:
-            squeezed = nn.relu(nn.Dense(wide // 4)(y.mean(axis=(1, 2))))
-            y = y * nn.hard_sigmoid(nn.Dense(wide)(squeezed))[:, None, None]
-        y = conv_norm(y, self.channels, norm, train, kernel=1)
-        return x + y if y.shape == x.shape and self.stride == 1 else y
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.layer(x, self.wide, kernel=1)
+        depthwise = {"kernel": self.kernel, "stride": self.stride, "groups": self.wide}
+        y = self.layer(y, self.wide, **depthwise)
+        means = nn.relu(nn.Dense(self.wide // 4)(y.mean(axis=(1, 2))))
+        y = y * nn.hard_sigmoid(nn.Dense(self.wide)(means))[:, None, None]
+        y = self.layer.linear(y, self.channels, kernel=1)
+        return x + y if y.shape == x.shape else y
 
 
 class MobileNetV3(nn.Module):
@@ -299,7 +291,7 @@ class MobileNetV3(nn.Module):
 
     num_classes: int
     blocks: tuple[tuple[int, int, int, int], ...] = (
-        (3, 48, 24, 2),  # kernel, expanded channels, channels, stride
+        (3, 48, 24, 2),  # of each `Inverted`: kernel, wide, channels, stride
         (3, 96, 24, 1),
         (5, 96, 40, 2),
         *[(5, 160, 40, 1)] * 2,
@@ -314,18 +306,11 @@ class MobileNetV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = self.activation(conv_norm(x, 16, self.norm, train))
-        for kernel, wide, channels, stride in self.blocks:
-            x = Inverted(
-                wide=wide,
-                channels=channels,
-                stride=stride,
-                norm=self.norm,
-                activation=self.activation,
-                kernel=kernel,
-                gated=True,
-            )(x, train)
-        x = self.activation(conv_norm(x, self.last, self.norm, train, kernel=1))
+        layer = Layers(self.norm, self.activation, train)
+        x = layer(x, 16)
+        for block in self.blocks:
+            x = Inverted(layer, *block)(x)
+        x = layer(x, self.last, kernel=1)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
@@ -343,30 +328,29 @@ class Whitened(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        layer = Layers(self.norm, self.activation, train)
         x = self.activation(nn.Conv(24, (2, 2), padding="VALID")(x))
         for channels, layers in self.stages:
-            x = Stage(channels, layers, self.norm, self.activation)(x, train)
+            x = Stage(layer, channels, layers)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 class Stage(nn.Module):
     """A convolution that halves the image; then none, one, or a residual block."""
 
+    layer: Layers
     channels: int
     layers: int
-    norm: bool
-    activation: Activation
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        convolve = partial(
-            conv_norm, channels=self.channels, norm=self.norm, train=train
-        )
-        x = self.activation(convolve(x, kernel=4, stride=2))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.layer(x, self.channels, kernel=4, stride=2)
         if not self.layers:
             return x
-        y = self.activation(convolve(x))
-        return y if self.layers == 1 else self.activation(x + convolve(y))
+        y = self.layer(x, self.channels)
+        if self.layers == 1:
+            return y
+        return self.layer.activation(x + self.layer.linear(y, self.channels))
 
 
 class Plain(nn.Module):
@@ -386,8 +370,9 @@ class Plain(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        layer = Layers(self.norm, self.activation, train)
         for channels, stride in self.convolutions:
-            x = self.activation(conv_norm(x, channels, self.norm, train, stride=stride))
+            x = layer(x, channels, stride=stride)
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
@@ -406,21 +391,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": partial(ResNet, blocks=(1, 1, 1)),
     "resnet20": ResNet,
     "resnet20_clipped": ResNet,  # `clip` says where
-    "resnet32": partial(ResNet, blocks=(5, 5, 5)),
     "resnet56": partial(ResNet, blocks=(9, 9, 9)),
     "resnet18": partial(
         ResNet,
         blocks=(2, 2, 2, 2),
         channels=(64, 128, 256, 512),
         stem=((64, 1), (64, 1), (64, 2)),
-        projection=True,
-    ),
-    "resnet34": partial(
-        ResNet,
-        blocks=(3, 4, 6, 3),
-        channels=(64, 128, 256, 512),
-        stem=((32, 2), (32, 1), (64, 1)),
-        pool_stem=nn.avg_pool,
         projection=True,
     ),
     "vgg16": VGG,
@@ -440,50 +416,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "torchvision_resnet34": partial(_torchvision_resnet, blocks=(3, 4, 6, 3)),
     "torchvision_vgg16": partial(_torchvision_vgg, norm=False),
     "torchvision_vgg16_bn": _torchvision_vgg,
-    "torchvision_mobilenet_v2": MobileNetV2,
 }
 NAMES = tuple(MODELS)
 
 
-def conv_norm(
-    x: jax.Array,
-    channels: int,
-    norm: bool,
-    train: bool,
-    *,
-    kernel: int = 3,
-    stride: int = 1,
-    groups: int = 1,
-) -> jax.Array:
-    """Convolution and BatchNorm, as submodules of the compact method that calls it.
-
-    The padding is written out because "SAME" pads an even image on one side only when
-    the stride is 2, unlike the networks in the papers.
-    """
-    pad = ((kernel - 1) // 2, (kernel - 1) // 2)
-    x = nn.Conv(
-        channels,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=(pad, pad),
-        feature_group_count=groups,
-        use_bias=not norm,
-        kernel_init=_kernel_init(groups),
-    )(x)
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x) if norm else x
-
-
 def _kernel_init(groups: int) -> nn.initializers.Initializer:
-    # He et al.'s initialisation. Its fan-out ignores groups, which would shrink the
+    # He et al.'s initialization. Its fan-out ignores groups, which would shrink the
     # signal of a depthwise convolution by the number of channels; the fan-in does not.
     mode = "fan_out" if groups == 1 else "fan_in"
     return nn.initializers.variance_scaling(2.0, mode, "normal")
-
-
-def _by_eight(channels: float) -> int:
-    # The nearest multiple of 8 that is not below 90 % of it (Sandler et al. 2018).
-    nearest = max(8, 8 * int(channels / 8 + 0.5))
-    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _subsample(x: jax.Array, stride: int, channels: int) -> jax.Array:

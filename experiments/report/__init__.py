@@ -1,4 +1,4 @@
-"""What a conversion gave: results and tables, figures, and a page with all of it.
+"""Results of a conversion: tables, figures, and an HTML page with both.
 
 ``results.py`` has the rows of one network and ``networks.py`` those of several.
 ``figures.py`` draws them in the style of ``drawing.py``. ``page.py`` fills the template

@@ -216,10 +216,10 @@ def write_rasters(
     """Spikes for one image, site below site: a row per neuron, a column per step."""
     from matplotlib.colors import ListedColormap
 
-    firing = [site for site in sites if site.fires]
-    size = 2 * WIDTH, 110 + 45 * len(firing)
-    with drawn(path, *size, nrows=len(firing), sharex=True) as (figure, axes):
-        for axis, site in zip(axes, firing, strict=True):
+    neurons = [site for site in sites if site.fires]
+    size = 2 * WIDTH, 110 + 45 * len(neurons)
+    with drawn(path, *size, nrows=len(neurons), sharex=True) as (figure, axes):
+        for axis, site in zip(axes, neurons, strict=True):
             first = 1 + site.depth * result.wait
             image = raster(trains[site.name], first, result.latency)
             extent = 0.5, result.latency + 0.5, len(image), 0

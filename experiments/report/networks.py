@@ -22,13 +22,13 @@ from experiments.report.results import (
 
 
 class NetworkResults(NamedTuple):
-    """What was measured of one network.
+    """The results of one network.
 
     Attributes:
         name: of the network.
         results: its rows.
         ann: accuracy of the ANN.
-        images: what it was evaluated on, e.g. "1000 test images of cifar10".
+        images: the images of the evaluation, e.g. "1000 test images of cifar10".
         epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
     """
 
@@ -161,7 +161,7 @@ def with_steps(
     Raises:
         ValueError: a network has no such row.
     """
-    selected = []
+    networks_with_rows = []
     for network in networks:
         rows = [result for result in network.results if result.steps in steps]
         if not rows:
@@ -170,8 +170,8 @@ def with_steps(
                 f"results of {network.name} have rows of T = "
                 f"{', '.join(map(str, available))} only; ask for one of these"
             )
-        selected.append(network._replace(results=rows))
-    return selected
+        networks_with_rows.append(network._replace(results=rows))
+    return networks_with_rows
 
 
 # ----------------------------------------------------------------------- tables
@@ -222,9 +222,9 @@ def _stacked(
     rows_of_networks: Iterable[Iterable[Sequence[str]]],
 ) -> str:
     """One table; the name of a network is beside its first row."""
-    stacked = [
+    lines = [
         ("" if i else f"`{network.name}`", *cells)
         for network, rows in zip(networks, rows_of_networks, strict=True)
         for i, cells in enumerate(rows)
     ]
-    return markdown_table(("network", *head), stacked)
+    return markdown_table(("network", *head), lines)

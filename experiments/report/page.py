@@ -115,7 +115,7 @@ def site_table(
     sites: snnjax.network.Sites,
     sources: Mapping[str, Sequence[str]],
 ) -> Table:
-    """Every site: what feeds it, and what was measured there.
+    """A row per site: the sites that feed it, and its measures.
 
     Errors are RMS in percent of the RMS activation, "–" where that is zero.
     """
@@ -167,7 +167,7 @@ def _lead(best: Result, facts: dict) -> str:
 
 
 def _chosen(facts: dict) -> str:
-    """Which SNN is shown, and why."""
+    """A sentence about the choice of the SNN."""
     if curve := facts.get("accuracy_after_epochs"):
         accuracies = ", ".join(f"{100 * accuracy:.1f}" for accuracy in curve)
         return (

@@ -81,9 +81,9 @@ def choice(results: Sequence[Result]) -> Result:
     """
 
     def order(result: Result):
-        spiking = snnjax.energy(result.measures).operations.spiking
+        energy = snnjax.energy(result.measures).operations.spiking
         hits = -1 if result.choice_hits is None else sum(result.choice_hits)
-        return hits, -result.latency, -float(spiking)
+        return hits, -result.latency, -float(energy)
 
     return max(results, key=order)
 
@@ -229,7 +229,7 @@ with an evaluation after each.
 
 
 def about_costs(facts: dict) -> str:
-    """What the columns of `cost_table` are, in Markdown."""
+    """The meaning of the columns of `cost_table`, in Markdown."""
     images, kind = facts["measured_images"], facts["evaluated_on"]
     return ABOUT_COSTS.format(images=images, kind=kind)
 

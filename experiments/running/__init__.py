@@ -9,12 +9,14 @@ from experiments.running.command_line import OF_A_MACHINE, command, parse, run
 from experiments.running.options import (
     CODES,
     MOST_LEVELS,
+    NOT_NEGATIVE,
     Convert,
     FineTune,
     TrainANN,
     TrainSNN,
     check_range,
     check_several,
+    one_of,
 )
 from experiments.running.output_folder import space, writable, write
 from experiments.running.training_loop import (
@@ -30,6 +32,7 @@ __all__ = [
     "Convert",
     "FineTune",
     "MOST_LEVELS",
+    "NOT_NEGATIVE",
     "OF_A_MACHINE",
     "TrainANN",
     "TrainSNN",
@@ -40,6 +43,7 @@ __all__ = [
     "devices",
     "digest",
     "fit",
+    "one_of",
     "parse",
     "read_log",
     "report",

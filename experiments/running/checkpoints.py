@@ -23,7 +23,7 @@ State = TypeVar("State")
 
 
 class Run(NamedTuple):
-    """What a checkpoint says of its run, as JSON has it.
+    """The description of a run in its checkpoint, as JSON.
 
     Attributes:
         options: name -> value.

@@ -154,7 +154,7 @@ def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
     """Options that stand alone; one that may be None would silently become None."""
     names = [f"--{o.name}" for o in options if not isinstance(o.default, bool)]
     pairs = itertools.pairwise([*argv, "--"])
-    return [w[2:] for w, following in pairs if w in names and following[:2] == "--"]
+    return [w[2:] for w, next_word in pairs if w in names and next_word[:2] == "--"]
 
 
 def command(module: str, config: Any) -> str:

@@ -6,6 +6,7 @@ JAX_PROCESS_ID; only the first one prints and writes files.
 """
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -141,6 +142,22 @@ def total(count: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None) -
     """The sum of ``count(images, labels)`` over batches of all images, in NumPy."""
     parts = batches(images, labels, images_at_once(), mesh)
     return np.sum([count(*part) for part in parts], axis=0)
+
+
+def accuracy(
+    predict: Callable, images: Any, labels: np.ndarray, mesh: Mesh | None = None
+) -> Callable[[Any], float]:
+    """Function `model -> accuracy`, 0..1, of the logits ``predict(model, images)``."""
+
+    @jax.jit
+    def hits(model, images, labels):
+        return (predict(model, images).argmax(-1) == labels).sum()
+
+    def accuracy_of(model: Any) -> float:
+        count = functools.partial(hits, model)
+        return int(total(count, images, labels, mesh)) / len(labels)
+
+    return accuracy_of
 
 
 def batches(

@@ -5,7 +5,7 @@ A field is an option of the command line, and the comment above it is its help t
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -52,21 +52,25 @@ def check_range(config: object, names: str, rule: Rule = POSITIVE) -> None:
                 raise ValueError(f"{name} must be {rule.text}, not {value}")
 
 
-def check_several(config: object, names: str, *, may_lack: bool = False) -> None:
+def check_several(config: object, names: str) -> None:
     """Raise unless each of these options has entries, and none of them twice.
+
+    None, for a default, is allowed.
 
     Args:
         names: of the options, separated by spaces.
-        may_lack: whether an option may have no entries.
     """
     for name in names.split():
-        _check_entries(name, getattr(config, name), may_lack)
+        check_entries(name, getattr(config, name))
 
 
-def _check_entries(name: str, entries: Any, may_lack: bool = False) -> None:
-    if not entries and not may_lack:
+def check_entries(name: str, entries: Sequence | None) -> None:
+    """Raise unless an option has entries, and none of them twice."""
+    if entries is None:
+        return
+    if not entries:
         raise ValueError(f"{name} is empty; give at least one")
-    repeats = [entry for entry, count in Counter(entries or ()).items() if count > 1]
+    repeats = [entry for entry, count in Counter(entries).items() if count > 1]
     if repeats:
         raise ValueError(f"{name} has {repeats[0]} more than once; give each one once")
 
@@ -141,8 +145,6 @@ class TrainANN(Training):
     padding: int = 4
     # BatchNorm after each convolution.
     norm: bool = True
-    # Share of the label that is spread evenly over all classes.
-    label_smoothing: float = 0.0
     # Maximum of a clipped ReLU; plain ReLU by default.
     clip: float | None = None
     # L of a quantized ReLU, whose maxima are trained: L + 1 values from 0.
@@ -153,7 +155,6 @@ class TrainANN(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "label_smoothing", BELOW_1)
         check_range(self, "clip")
         check_range(self, "levels", at_most(MOST_LEVELS))
         if self.levels is not None and self.clip is not None:
@@ -183,19 +184,10 @@ class TrainSNN(Training):
     neuron: str = "lif"
     # Factor on the potential before integration, in (0, 1]; 1 is IF.
     leak: float = 0.5
-    # The same factor of the synaptic current and of the threshold's adaptation.
-    synaptic_leak: float = 0.5
-    adaptation_leak: float = 0.9
-    # Increase of an adaptive threshold by a spike of size 1.
-    adaptation: float = 0.5
     # V_th of all neurons at the start.
     threshold: float = 1.0
     # After a spike: "zero" the potential or "subtract" the threshold.
     reset: str = "zero"
-    # No gradient through the reset.
-    detach_reset: bool = False
-    # Loss: "mean" (cross-entropy of the mean output) or "tet" (of every step).
-    loss: str = "mean"
     # Surrogate, one of experiments.train_snn.SURROGATES.
     surrogate: str = "dspike"
     # Temperature b at the start (of the other surrogates: width or slope).
@@ -218,10 +210,8 @@ class TrainSNN(Training):
         check_range(self, "threshold temperature lowest temperature_rate")
         check_range(self, "difference_step difference_images")
         check_range(self, "steps", at_most(MOST_STEPS))
-        check_range(self, "leak synaptic_leak adaptation_leak", FACTOR)
-        check_range(self, "adaptation", NOT_NEGATIVE)
+        check_range(self, "leak", FACTOR)
         check_range(self, "reset", one_of("zero", "subtract"))
-        check_range(self, "loss", one_of("mean", "tet"))
         check_range(self, "learn", one_of("fixed", "choose"))
         if self.learn == "choose" and self.temperature < self.lowest:
             raise ValueError(
@@ -230,7 +220,7 @@ class TrainSNN(Training):
             )
 
 
-# What --codes names.
+# The codes by their names for --codes.
 CODES = {
     "rate": snnjax.codes.rate(),
     "radix": snnjax.codes.radix(),
@@ -251,8 +241,6 @@ class Conversion(Work):
     model: str | None = None
     # Training images to calibrate with, without their labels.
     calibration_images: int = 256
-    # Adam steps per site of weight calibration in "advanced" (the paper: 5000).
-    iterations: int = 50
     # Test images to evaluate on, the first ones; by default all.
     test_images: int | None = None
     # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
@@ -265,10 +253,10 @@ class Conversion(Work):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "calibration_images iterations test_images")
+        check_range(self, "calibration_images test_images")
         check_range(self, "steps", at_most(MOST_STEPS))
         check_range(self, "dtype", one_of("float32", "bfloat16"))
-        _check_entries("levels", self.pairs())
+        check_entries("levels", self.pairs())
         for pair in self.pairs():
             snnjax.integrate_and_fire(levels=pair, dead_zone=self.dead_zone or 0)
 
@@ -314,17 +302,16 @@ class Convert(Conversion):
     codes: tuple[str, ...] = ("rate",)
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)
-    # Learning rate of weight calibration in "advanced".
-    rate: float = 1e-5
+    # Adam steps per site of weight calibration in "advanced" (the paper: 5000).
+    iterations: int = 50
     # Evaluate this spiking network (the --out folder of a conversion) and stop.
     restore: str | None = None
 
     def __post_init__(self):
-        check_several(self, "steps recipes seeds codes")
-        check_several(self, "waits", may_lack=True)
+        check_several(self, "steps recipes seeds codes waits")
         check_range(self, "codes", one_of(*CODES))
         super().__post_init__()
-        check_range(self, "rate")
+        check_range(self, "iterations")
         check_range(self, "seeds", NOT_NEGATIVE)
         waits = Rule(
             "a whole number >= 0 or T", lambda wait: wait == "T" or wait.isdecimal()
@@ -356,8 +343,6 @@ class FineTune(Conversion, Training):
 
     out: str = "runs/finetune"
     warmup: float = 0.05
-    # Start from this SNN (the --out folder of a conversion) and do not convert.
-    restore: str | None = None
     # Start from random weights and do not convert, for comparison; the source network
     # is only the teacher.
     from_scratch: bool = False
@@ -373,11 +358,6 @@ class FineTune(Conversion, Training):
     recipe: str = "best"
     # Weight in the loss of the distance from the ANN's answers; 0: labels alone.
     distillation: float = 0.5
-    # Surrogate, one of experiments.train_snn.SURROGATES.
-    surrogate: str = "dspike"
-    # Temperature b of Dspike, by default 3; for other surrogates the width or slope, by
-    # default their own. Leave it out if the SNN of --restore has temperatures.
-    temperature: float | None = None
     # BatchNorm keeps the running averages of the source network. By default it takes
     # mean and variance over time and batch, and updates its averages.
     keep_averages: bool = False
@@ -387,7 +367,6 @@ class FineTune(Conversion, Training):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self, "temperature")
         check_range(self, "distillation", FROM_0_TO_1)
         check_range(self, "held_back", NOT_NEGATIVE)
         within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
@@ -395,38 +374,23 @@ class FineTune(Conversion, Training):
         check_range(self, "code", one_of(*CODES))
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
-        if self.iterations != FineTune.iterations and self.recipe != "advanced":
-            raise ValueError(
-                f"--iterations is for the recipe advanced, not {self.recipe}; leave it "
-                "out"
-            )
-        if not self.converts():
-            self._check_start()
+        if self.from_scratch:
+            self._check_scratch()
 
-    def _check_start(self) -> None:
+    def _check_scratch(self) -> None:
         """Raise for options that do not suit a training without a conversion."""
-        start = "--restore" if self.restore is not None else "--from_scratch"
         for name in ("recipe", "calibration_images"):
             if getattr(self, name) != getattr(FineTune, name):
                 raise ValueError(
-                    f"with {start} nothing is converted, so it takes no --{name}; "
-                    "leave out one of them"
+                    f"--from_scratch converts nothing, so it takes no --{name}; leave "
+                    "out one of them"
                 )
-        if self.from_scratch and self.restore is not None:
-            raise ValueError(
-                "training starts either --from_scratch or from the SNN of --restore; "
-                "leave out one of them"
-            )
-        if self.from_scratch and self.keep_averages:
+        if self.keep_averages:
             raise ValueError(
                 "random weights have no running averages, so --from_scratch takes no "
                 "--keep_averages; a network with operators, which needs it, starts "
                 "from its conversion"
             )
-
-    def converts(self) -> bool:
-        """Whether training begins with a conversion."""
-        return self.restore is None and not self.from_scratch
 
     def conversion(self) -> Convert:
         """The conversion that training begins with."""

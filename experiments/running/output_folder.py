@@ -13,13 +13,13 @@ from typing import Any
 import jax
 
 
-def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
+def writable(folder: str | Path, option: str, size: float = 0) -> Path:
     """The folder, created if it is missing.
 
     Args:
         folder: folder for the files of a command.
         option: command-line option of the folder, such as "--out", for messages.
-        needed: estimated size of these files in bytes.
+        size: estimated size of these files in bytes.
 
     Raises:
         ValueError: it cannot be created or written to, or has less free space.
@@ -35,10 +35,10 @@ def writable(folder: str | Path, option: str, needed: float = 0) -> Path:
             f"{option} {folder} cannot be written to ({error.strerror}); give another "
             f"folder by {option}"
         ) from None
-    if free < needed:
+    if free < size:
         raise ValueError(
             f"{option} {folder} has {free / 1e6:.0f} MB free and about "
-            f"{needed / 1e6:.0f} MB are needed; free some space, or give another "
+            f"{size / 1e6:.0f} MB are needed; free some space, or give another "
             f"folder by {option}"
         )
     return out

@@ -62,7 +62,7 @@ def read_log(out: str | Path) -> list[dict]:
 
 
 def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> jax.Array:
-    """What a step reports: loss, accuracy, and whether loss and weights are finite."""
+    """The report of a step: loss, accuracy, whether loss and weights are finite."""
     finite = jnp.isfinite(loss + optax.tree.norm(weights))
     return jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
 
@@ -101,7 +101,7 @@ def fit(
           cannot be shared by the devices.
     """
     # Two checkpoints, one that is being written, the last network and the best.
-    out = writable(config.out, "--out", needed=space(state, 5)).resolve()
+    out = writable(config.out, "--out", size=space(state, 5)).resolve()
     run = checkpoints.run_of(config, inputs, log=[])
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)

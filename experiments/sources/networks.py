@@ -117,8 +117,8 @@ class Transformer(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         # Written out: on a CPU the gradient of the fused attention is slower.
         weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        attended = (weights @ v).transpose(1, 2).reshape(batch, tokens, features)
-        x = x + self.projection(attended)
+        attention = (weights @ v).transpose(1, 2).reshape(batch, tokens, features)
+        x = x + self.projection(attention)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
@@ -366,7 +366,6 @@ NETWORKS = {
     "resnet20_clipped": partial(
         ResNet, relu=partial(F.hardtanh, min_val=0, max_val=CLIP)
     ),
-    "resnet56": partial(ResNet, 9),
     "vgg8": partial(VGG, nn.AvgPool2d),
     "vgg8_max": partial(VGG, nn.MaxPool2d),
     "mobilenet_quarter": MobileNet,

@@ -215,11 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = {
         "model": options.network,
         "clip": CLIP if options.network == "resnet20_clipped" else None,
-        "dataset": data.name,
-        "num_classes": data.num_classes,
-        "input_shape": list(data.train_images.shape[1:]),
-        "mean": list(data.mean),
-        "std": list(data.std),
+        **data.facts(),
         "test_accuracy": accuracy,
         "epochs": options.epochs,
         "seconds": round(seconds),
