@@ -40,7 +40,7 @@ def shifted(params, x):
 
 def known(b):
     """The SNN of this problem with temperature b, and its loss."""
-    params = {"w": jnp.zeros(2)}
+    params = {"w": np.zeros(2, np.float32)}
     x = np.broadcast_to(SWEEP, COST.shape)
     neuron = snnjax.integrate_and_fire(temperature=b)
     snn = snnjax.init(shifted, params, x, model=neuron)

@@ -66,7 +66,7 @@ def finite_differences(
     leaves, tree = jax.tree.flatten(snn.params)
 
     def differences(leaf: int) -> jax.Array:
-        weights = leaves[leaf]
+        weights = jnp.asarray(leaves[leaf])
         flat = weights.reshape(-1)
 
         def difference(i: jax.Array) -> jax.Array:
