@@ -52,6 +52,16 @@ def converted(fn, params, x, **options):
     return run(params, x)
 
 
+def outputs_of(functions, *arguments):
+    """What each of the functions gives, in NumPy, computed by one program.
+
+    To compile one program of several simulations takes a quarter of the time of
+    compiling each.
+    """
+    functions = tuple(functions)
+    return jax.device_get(jax.jit(lambda *a: [f(*a) for f in functions])(*arguments))
+
+
 def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)
