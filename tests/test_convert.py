@@ -491,7 +491,7 @@ def test_a_kernel_that_a_sum_carries_to_a_second_site():
     (snn, outputs), ann = outputs_of(runs, p, images(64))
     assert np.abs(outputs.mean(0) - ann).mean() < 0.2 * ann.mean()
     differs = [bool(np.any(a != b)) for a, b in zip(p, snn.params, strict=True)]
-    assert not differs[1] and any(changed)
+    assert not differs[1] and any(differs)
 
 
 def test_calibration_asks_for_the_true_derivative():

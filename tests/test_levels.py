@@ -80,13 +80,9 @@ def oracle(neuron, given, into, **options):
 # the leak's own code does not depend on them.
 AT_A_SITE = [
     *(
-        (integrate_and_fire(levels=levels), wait)
-        for levels in LEVELS
-        for wait in (0, 2)
-    ),
-    *(
-        (integrate_and_fire(levels=levels, reset="zero"), wait)
-        for levels, wait in zip(LEVELS, (2, 0, 2, 0, 2), strict=True)
+        (integrate_and_fire(levels=levels, reset=reset), wait)
+        for reset, waits in (("subtract", (0, 2, 0, 2, 0)), ("zero", (2, 0, 2, 0, 2)))
+        for levels, wait in zip(LEVELS, waits, strict=True)
     ),
     (integrate_and_fire(levels=(-1, 1), dead_zone=0.75), 0),
     (integrate_and_fire(levels=(-100, 100), dead_zone=0.75), 0),
