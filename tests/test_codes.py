@@ -323,7 +323,7 @@ def measured(snn, kernels, x):
 
 
 def operations(trains):
-    """Per image; a spike reaches 32 neurons from the first layer, 10 from the second."""
+    """Per image; a spike of layer 1 reaches 32 neurons, one of layer 2 10."""
     return sum(
         fan_out * np.sum(train != 0) / train.shape[1]
         for fan_out, train in zip((32, 10), trains.values(), strict=True)
