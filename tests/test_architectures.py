@@ -11,8 +11,8 @@ import snnjax
 
 STEPS = 16
 # Their parts are those of others here, or of the published networks (test_models.py).
-LONG = ("BERT", "CaiT", "DeiT", "MobileNet", "ResNet", "SqueezeNet", "VGG")
-LONG += ("keyword transformer",)
+LONG = ("BERT", "CaiT", "DeiT", "EfficientNet", "MobileNet", "ResNet", "SqueezeNet")
+LONG += ("VGG", "ViT", "keyword transformer")
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.bias_shift()  # which rounds
 

@@ -1,6 +1,7 @@
 """Calibrators: their formulas against the oracle, and the error that each lowers."""
 
 import functools
+import itertools
 
 import hypothesis
 import jax
@@ -36,7 +37,6 @@ few = hypothesis.settings(max_examples=8)
 compiled_output = jax.jit(mean_and_pace, static_argnames=("neuron", "wait"))
 postpone = jax.jit(functools.partial(formulas.postpone, steps=STEPS))
 compiled_form = jax.jit(closed_form, static_argnums=(0, 3))
-search_of = functools.partial(functools.partial, formulas.least_squares)
 
 
 def activations(seed, shape=(6, 3, 2)):
@@ -94,6 +94,22 @@ def _current(weights, sources, rows):
 # ----------------------------------------------------------------- formulas
 
 
+def results_of(formula, a, *all_options):
+    """[formula(a, **options) for all these options], from one program."""
+    return outputs_of([functools.partial(formula, **o) for o in all_options], a)
+
+
+def options_of(**choices):
+    """All combinations of the choices of each option, as dicts."""
+    combinations = itertools.product(*choices.values())
+    return [dict(zip(choices, values, strict=True)) for values in combinations]
+
+
+@jax.jit
+def maxima(a):
+    return [formulas.maximum(a, per) for per in ("layer", "channel")]
+
+
 @hypothesis.given(seeds)
 def test_maximum_is_the_oracles(seed):
     a = activations(seed)
@@ -103,57 +119,48 @@ def test_maximum_is_the_oracles(seed):
     np.testing.assert_array_equal(channel, expected)
 
 
-@jax.jit
-def maxima(a):
-    return [formulas.maximum(a, per) for per in ("layer", "channel")]
-
-
-def test_percentile_is_the_oracles():
-    a, all_p = activations(1) + np.float32(0.1), (50.0, 90.0, 99.9, 100.0)
-    formula = functools.partial(functools.partial, formulas.percentile)
-    layers = outputs_of([formula(p=p) for p in all_p], a)
-    channels = outputs_of([formula(p=p, per="channel") for p in all_p], a)
-    for p, layer, channel in zip(all_p, layers, channels, strict=True):
-        oracle = functools.partial(reference.percentile_threshold, p=p)
-        np.testing.assert_allclose(layer, oracle(a), rtol=1e-5)
-        np.testing.assert_allclose(channel, reference.per_channel(oracle, a), rtol=1e-5)
-
-
-def test_least_squares_is_the_oracles():
-    a = activations(4)
-    numbers = np.asarray(a, np.float64)
-    cases = [(steps, objective) for steps in (1, 4, 16) for objective in half]
-    layers = outputs_of([search_of(steps=T, objective=o) for T, o in cases], a)
-    channels = outputs_of(
-        [search_of(steps=T, per="channel", objective=o) for T, o in cases], a
+def test_percentile_and_least_squares_are_the_oracles():
+    a = activations(4) + np.float32(0.1)
+    percentiles = options_of(per=("layer", "channel"), p=(50.0, 90.0, 99.9, 100.0))
+    searches = options_of(
+        per=("layer", "channel"), steps=(1, 4, 16), objective=("floor", "round")
     )
-    for (steps, objective), layer, channel in zip(cases, layers, channels, strict=True):
-
-        def oracle(a, steps=steps, half=half[objective]):
-            return reference.least_squares_threshold(a, steps, half)
-
-        np.testing.assert_allclose(layer, oracle(numbers), rtol=1e-5)
-        expected = reference.per_channel(oracle, numbers)
-        np.testing.assert_allclose(channel, expected, rtol=1e-5)
+    results = results_of(formulas.percentile, a, *percentiles)
+    results += results_of(formulas.least_squares, a, *searches)
+    for options, result in zip(percentiles + searches, results, strict=True):
+        if "p" in options:
+            oracle = functools.partial(reference.percentile_threshold, p=options["p"])
+        else:
+            oracle = functools.partial(
+                reference.least_squares_threshold,
+                steps=options["steps"],
+                half=half[options["objective"]],
+            )
+        numbers = np.asarray(a, np.float64)
+        layer = options["per"] == "layer"
+        expected = oracle(numbers) if layer else reference.per_channel(oracle, numbers)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, err_msg=str(options))
 
 
 def test_least_squares_with_a_prior_is_the_oracles():
     a = activations(4, (12, 3, 4))
     a[..., 0] = 0
-    cases = [(steps, k, o) for steps in (4, 256) for k in (1, 16) for o in half]
-    results = outputs_of(
-        [search_of(steps=T, per="channel", objective=o, prior=k) for T, k, o in cases],
-        a,
-    )
+    searches = options_of(steps=(4, 256), prior=(1, 16), objective=("floor", "round"))
+    search = functools.partial(formulas.least_squares, per="channel")
     numbers = np.asarray(a, np.float64).reshape(-1, 4)
-    for (steps, prior, objective), result in zip(cases, results, strict=True):
+    for options, result in zip(searches, results_of(search, a, *searches), strict=True):
+        steps, prior, objective = options.values()
         expected = reference.expected_threshold(numbers, steps, prior, half[objective])
         np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "activation, prior, scale, excess",
-    [
+@functools.partial(jax.jit, static_argnums=1)
+def expectation(activation, prior):
+    return formulas.expected(formulas.samples(activation), "channel", prior)
+
+
+def test_what_is_expected_of_new_activations():
+    for activation, prior, scale, excess in [
         # s is the mean of the active samples; M - m is 1 and 4.
         ([[1, 2], [2, 3], [3, 7]], 0, [2, 4], [0, 0]),
         # Three samples more, of the layer's mean 3: (6 + 9) / 6 and (12 + 9) / 6.
@@ -162,36 +169,20 @@ def test_least_squares_with_a_prior_is_the_oracles():
         ([[0, 1], [0, 4], [0, 4]], 3, [3, 3], [0, 0]),
         # A silent layer.
         ([[0, 0], [0, 0], [0, 0]], 3, [1, 1], [0, 0]),
-    ],
-)
-def test_what_is_expected_of_new_activations(activation, prior, scale, excess):
-    result = expectation(np.asarray(activation, np.float32), prior)
-    np.testing.assert_allclose(result.scale, scale)
-    np.testing.assert_allclose(result.excess, excess)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def expectation(activation, prior):
-    return formulas.expected(formulas.samples(activation), "channel", prior)
+    ]:
+        result = expectation(np.asarray(activation, np.float32), prior)
+        np.testing.assert_allclose(result.scale, scale)
+        np.testing.assert_allclose(result.excess, excess)
 
 
 def test_the_unseen_error_is_that_of_a_sample_beyond_the_largest():
     tail = formulas.Expected(*map(np.float32, (2.0, 1.0, 0.5, 9.0)))
     sample = 2 + np.random.default_rng(0).exponential(0.5, 10**6)
-    for threshold in (1.0, 2.0, 2.5, 4.0):
+    thresholds = np.float32([1.0, 2.0, 2.5, 4.0])
+    errors = jax.jit(jax.vmap(lambda v: formulas.unseen_error(v, tail)))(thresholds)
+    for threshold, error in zip(thresholds, errors, strict=True):
         clipped = np.maximum(sample - max(threshold, 2), 0)
-        error = unseen_error(np.float32(threshold), tail)
         assert error == pytest.approx((clipped**2).mean(), rel=0.03)
-
-
-unseen_error = jax.jit(formulas.unseen_error)
-
-
-@hypothesis.given(seeds)
-def test_samples_of_micro_batches_are_those_of_all(seed):
-    joined, whole = in_parts_and_at_once(activations(seed))
-    for name, value in whole._asdict().items():
-        np.testing.assert_allclose(getattr(joined, name), value, rtol=1e-6)
 
 
 @jax.jit
@@ -201,21 +192,30 @@ def in_parts_and_at_once(a):
     return joined, formulas.samples(a)
 
 
-def test_among_thousands_of_samples_a_prior_does_not_count():
-    a = activations(0, (16, 40, 40, 8))
-    searches = [search_of(steps=STEPS, per="channel", prior=k) for k in (0, 16)]
-    few, many = (outputs_of(searches, part) for part in (a[:1, :4, :4], a))
+@hypothesis.given(seeds)
+def test_samples_of_micro_batches_are_those_of_all(seed):
+    joined, whole = in_parts_and_at_once(activations(seed))
+    for name, value in whole._asdict().items():
+        np.testing.assert_allclose(getattr(joined, name), value, rtol=1e-6)
+
+
+def test_a_prior_counts_where_samples_are_few_and_only_there():
+    search = functools.partial(formulas.least_squares, per="channel")
+    a, priors = (
+        activations(0, (16, 40, 40, 8)),
+        options_of(steps=[STEPS], prior=(0, 16)),
+    )
+    few, many = (results_of(search, part, *priors) for part in (a[:1, :4, :4], a))
     assert (few[0] != few[1]).any()
     np.testing.assert_allclose(many[1], many[0], rtol=0.011)  # one candidate, or none
-
-
-def test_few_samples_and_many_steps_put_thresholds_above_the_largest():
-    a, options = activations(0, (16, 8)), {"objective": "round", "prior": 16}
-    searches = [search_of(steps=T, per="channel", **options) for T in (2, 256)]
-    few, many = outputs_of(searches, a)
-    assert not (few > a.max(0)).all() and (many > a.max(0)).all()
-    # Each channel reaches a maximum twice: nothing is beyond it.
-    assert (np.array(outputs_of(searches, np.minimum(a, 0.5))) <= 0.5).all()
+    # With many steps too it puts thresholds above the largest activation, unless each
+    # channel reaches that twice: then nothing is beyond it.
+    a = activations(0, (16, 8))
+    options = options_of(steps=(2, 256), prior=[16], objective=["round"])
+    few_steps, many_steps = results_of(search, a, *options)
+    assert not (few_steps > a.max(0)).all() and (many_steps > a.max(0)).all()
+    clipped = results_of(search, np.minimum(a, 0.5), *options)
+    assert (np.array(clipped) <= 0.5).all()
 
 
 @few
@@ -238,40 +238,25 @@ def test_corrections_are_the_oracles(seed, wait):
 # ------------------------------------------------- the error that each lowers
 
 
+@jax.jit
+def searched(a):
+    cases = itertools.product((1, 4, 16), half)
+    return {
+        case: formulas.least_squares(a, case[0], "layer", case[1]) for case in cases
+    }
+
+
 @few
 @hypothesis.given(seeds)
 def test_least_squares_has_no_larger_error_than_the_maximum(seed):
     a = activations(seed)
-    largest, _ = maxima(a)
+    numbers, (largest, _) = np.asarray(a, np.float64), maxima(a)
     for (steps, objective), threshold in searched(a).items():
-
-        def error(threshold, steps=steps, half=half[objective]):
-            numbers = np.asarray(a, np.float64)
-            return reference.squared_error(numbers, steps, float(threshold), half)
-
-        assert error(threshold) <= error(largest) + 1e-5
-
-
-def searched(a):
-    cases = [(steps, objective) for steps in (1, 4, 16) for objective in half]
-    return dict(zip(cases, all_searches(a), strict=True))
-
-
-@jax.jit
-def all_searches(a):
-    return [search_of(steps=T, objective=o)(a) for T in (1, 4, 16) for o in half]
-
-
-def test_shift_makes_the_expected_flooring_error_zero():
-    """Activations uniform in [0, V_th]: the floor loses V_th / 2T, a shift none."""
-    neuron = integrate_and_fire(threshold=2.0).init()
-    a = np.linspace(0, 2, 8001, dtype=np.float32).reshape(-1, 1)
-    floor = (a - compiled_form(NEURON, neuron, a, STEPS)).mean()
-    here, fit = view(0)
-    shifted = calibrate.shift_bias()(here, fit._replace(neurons=neuron)).neurons
-    assert floor == pytest.approx(reference.bias_shift(2.0, STEPS), rel=1e-2)
-    error = (a - compiled_form(NEURON, shifted, a, STEPS)).mean()
-    assert error == pytest.approx(0, abs=1e-3)
+        errors = [
+            reference.squared_error(numbers, steps, float(v), half[objective])
+            for v in (threshold, largest)
+        ]
+        assert errors[0] <= errors[1] + 1e-5
 
 
 def test_half_charge_equals_the_shift_once_all_input_is_in():
@@ -289,21 +274,17 @@ def test_half_charge_equals_the_shift_once_all_input_is_in():
 @pytest.mark.parametrize("wait", [0, 1, STEPS])
 def test_bias_correction_lowers_the_mean_error_of_the_channels(wait):
     """Of most sites: a spike more or less can make one of them worse."""
-    found = []
+    errors = []
     for seed in range(20):
         here, fit = view(seed, wait)
         fit = calibrate.shift_bias()(here, fit)
-        once, thrice = (calibrate.correct_bias(n)(here, fit) for n in (1, 3))
-        assert once.neurons.bias.shape == (2,)
-        lacking = [
-            reference.bias_correction(here.activation, here.output(f))
-            for f in (fit, once, thrice)
-        ]
-        found.append([np.abs(error).sum() for error in lacking])
-    before, once, thrice = np.mean(found, 0)
-
-    assert once < 0.8 * before
-    assert thrice < 0.8 * before
+        fits = [fit, *(calibrate.correct_bias(n)(here, fit) for n in (1, 3))]
+        assert fits[1].neurons.bias.shape == (2,)
+        outputs = [np.asarray(here.output(f)) for f in fits]
+        missing = [reference.bias_correction(here.activation, s) for s in outputs]
+        errors.append(np.abs(missing).sum(1))
+    before, once, thrice = np.mean(errors, 0)
+    assert once < 0.8 * before and thrice < 0.8 * before
 
 
 @few
@@ -493,25 +474,21 @@ def test_a_sample_of_many_steps_has_fewer_positions(monkeypatch):
     assert here.sample_currents({}).shape == (STEPS, 20, 2)
 
 
-def test_with_wait_T_the_time_of_a_charge_does_not_count():
-    here, fit = view(0, STEPS)
-    assert calibrate.postpone_charge()(here, fit) is fit
-
-
-@pytest.mark.parametrize("wait", [0, 1, STEPS])
-def test_streaming_only_means_without_wait(wait):
-    here, fit = view(0, wait)
-    charged = calibrate.streaming_only(calibrate.half_charge())(here, fit)
-    assert (charged is fit) == (wait > 0)
+def test_what_serves_streams_only_leaves_the_fit_where_layers_wait():
+    for wait in (0, 1, STEPS):
+        here, fit = view(0, wait)
+        charged = calibrate.streaming_only(calibrate.half_charge())(here, fit)
+        assert (charged is fit) == (wait > 0)
+    assert calibrate.postpone_charge()(here, fit) is fit  # with a wait of T
 
 
 def test_potential_correction_adds_to_the_charge_that_is_there():
     here, fit = view(0)
     charged = calibrate.half_charge()(here, fit)
-    lacking = here.activation - np.asarray(here.output(charged))
-    expected = charged.neurons.initial_potential + STEPS * lacking.mean(0)
-    corrected = calibrate.correct_potential()(here, charged)
-    np.testing.assert_allclose(corrected.neurons.initial_potential, expected, rtol=1e-5)
+    missing = here.activation - np.asarray(here.output(charged))
+    expected = charged.neurons.initial_potential + STEPS * missing.mean(0)
+    corrected = calibrate.correct_potential()(here, charged).neurons
+    np.testing.assert_allclose(corrected.initial_potential, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -748,9 +725,10 @@ def test_thresholds_are_positive_even_where_nothing_is_active():
 
 def test_a_bfloat16_search_is_as_good_as_a_float32_one():
     a = activations(0, (64, 8, 8, 16)).astype(jnp.bfloat16)
-    searches = [search_of(steps=steps) for steps in (4, 16, 64)]
-    results = outputs_of(searches, a), outputs_of(searches, np.float32(a))
-    np.testing.assert_allclose(*results, rtol=5e-3)
+    options = options_of(steps=(4, 16, 64))
+    search = functools.partial(results_of, formulas.least_squares)
+    half, exact = (search(b, *options) for b in (a, np.float32(a)))
+    np.testing.assert_allclose(half, exact, rtol=5e-3)
 
 
 def test_neuron_parameters_are_float32_in_a_bfloat16_network():
