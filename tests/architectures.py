@@ -102,26 +102,6 @@ def Inception(x):
 
 
 @of_linen(IMAGES)
-def SqueezeNet(x):
-    x = nn.relu(nn.Conv(8, (3, 3), 2)(x))
-    for _ in range(2):
-        x = nn.relu(nn.Conv(4, (1, 1))(x))
-        wide = [nn.relu(nn.Conv(6, (k, k))(x)) for k in (1, 3)]
-        x = jnp.concatenate(wide, -1)
-    return nn.relu(nn.Conv(3, (1, 1))(x)).mean((1, 2))
-
-
-@of_linen(IMAGES)
-def MobileNet(x):
-    x = nn.relu6(norm()(conv(8, (3, 3))(x)))
-    for channels, stride in ((8, 1), (16, 2)):
-        inputs = x.shape[-1]
-        x = conv(inputs, (3, 3), stride, feature_group_count=inputs)(x)
-        x = nn.relu6(norm()(conv(channels, (1, 1))(nn.relu6(norm()(x)))))
-    return nn.Dense(3)(x.mean((1, 2)))
-
-
-@of_linen(IMAGES)
 def MobileNet_v2(x):
     x = nn.relu6(norm()(conv(8, (3, 3))(x)))
     y = nn.relu6(norm()(conv(16, (1, 1))(x)))
@@ -246,13 +226,6 @@ def gMLP(x):
     return nn.Dense(3)((x + nn.Dense(8)(kept * gate)).mean(1))
 
 
-@of_linen(IMAGES)
-def ViT(x):
-    x = patches(x)
-    x = x + np.random.default_rng(3).normal(size=x.shape[1:]).astype("f4")
-    return nn.Dense(3)(nn.LayerNorm()(pre_norm(x)).mean(1))
-
-
 class WithTokens(nn.Module):
     """Learned tokens before those of the image."""
 
@@ -266,19 +239,10 @@ class WithTokens(nn.Module):
 
 
 @of_linen(IMAGES)
-def DeiT(x):
-    x = nn.LayerNorm()(pre_norm(WithTokens(2)(patches(x))))
-    return nn.Dense(3)(x[:, 0]) + nn.Dense(3)(x[:, 1])
-
-
-@of_linen(IMAGES)
-def CaiT(x):
-    x = patches(x)
-    x = x + 0.5 * attended(nn.LayerNorm()(x))
-    tokens = nn.LayerNorm()(WithTokens(1)(x))  # class attention: one query only
-    q, k, v = (nn.Dense(8)(part) for part in (tokens[:, :1], tokens, tokens))
-    weights = nn.softmax(q @ k.mT / np.sqrt(8))
-    return nn.Dense(3)((tokens[:, :1] + 0.5 * nn.Dense(8)(weights @ v))[:, 0])
+def ViT(x):
+    x = WithTokens(1)(patches(x))
+    x = x + np.random.default_rng(3).normal(size=x.shape[1:]).astype("f4")
+    return nn.Dense(3)(nn.LayerNorm()(pre_norm(x))[:, 0])
 
 
 @of_linen(IMAGES)
@@ -303,14 +267,6 @@ def Conformer(x):
     y = nn.silu(norm()(nn.Conv(8, (3,), feature_group_count=8)(y)))
     x = x + nn.Dense(8)(y)
     return nn.Dense(3)(nn.LayerNorm()(x).mean(1))
-
-
-@of_linen(SIGNALS)
-def keyword_transformer(x):
-    x = nn.Dense(8)(x)
-    x = nn.LayerNorm()(x + attended(x))
-    x = nn.LayerNorm()(x + mlp(x))
-    return nn.Dense(3)(x[:, 0])
 
 
 @of_linen({"tokens": TOKENS, "mask": TOKENS > 2})
