@@ -200,7 +200,8 @@ def test_increments_are_those_of_the_formula(name):
 def test_what_does_not_change_is_no_stream():
     stream, scale = np.ones((3, 2, 4), np.float32), np.full((2, 4), 2, np.float32)
     operator = Operator(lambda a, b: (a * b,), (True, False))
-    np.testing.assert_allclose(jax.jit(operator)(stream, scale)[0], 2 * stream)
+    ((increments,),) = outputs_of([lambda *a: operator(*a)], stream, scale)
+    np.testing.assert_allclose(increments, 2 * stream)
     still = Operator(lambda a, b: (a * b,), (False, False))
     np.testing.assert_array_equal(still(scale, scale)[0], scale * scale)
 
@@ -430,9 +431,9 @@ def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
 
     @jax.jit
     def errors(params, images, new):
-        answers, squares = attending(params, new), []
+        answers, squares = transformer(params, new), []
         for parts in ((WEIGHTS, *PARTS), PARTS):
-            run = fitted_run(attending, recipe=snnjax.Recipe(parts), images=images)
+            run = fitted_run(transformer, recipe=snnjax.Recipe(parts), images=images)
             squares.append(jnp.square(run(params, new).mean(0) - answers).mean())
         return squares
 
@@ -461,9 +462,10 @@ def test_an_encoder_sends_both_signs_whatever_the_other_neurons_do():
     assert snn.model_of(firing(fn)[-1]) == BINARY
     graded = snnjax.init(fn, PARAMS, X, model=snnjax.integrate_and_fire(levels=(0, 3)))
     assert graded.model_of(name).levels == (-3, 3)
-    trains = snnjax.measures.spike_trains(fn, snn, X)
+    measure = functools.partial(snnjax.measure, fn, params=PARAMS)
+    runs = [functools.partial(snnjax.measures.spike_trains, fn), measure]
+    trains, measures = outputs_of(runs, snn, X)
     assert trains[name].min() < 0 and trains[name].sum(0).min() < 0
-    measures = snnjax.measure(fn, snn, X, params=PARAMS)
     site = measures.sites[name]
     parts = site.inherited, site.clipping, site.flooring, site.unevenness
     assert all(np.isfinite(part) for part in parts) and site.firing_rate > 0
@@ -682,15 +684,15 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers(monkeypatch):
 
     options = {"steps": STEPS, "recipe": snnjax.Recipe([WEIGHTS, *PARTS])}
     x = jnp.asarray(np.random.default_rng(7).normal(size=(64, 6, 5)), "f4")
-    whole = snnjax.convert(fn, PARAMS, x, **options)
+    whole = converted(fn, PARAMS, x, **options)
     with monkeypatch.context() as patch:
         module = sys.modules["snnjax.conversion.convert"]
         patch.setattr(module, "_micro_batch", lambda *_: 24)
-        parts = snnjax.convert(fn, PARAMS, x, **options)
+        parts = converted(fn, PARAMS, x, **options)
     # Sums of other groups are rounded otherwise.
     for name in whole.params:
         np.testing.assert_allclose(whole.params[name], parts.params[name], rtol=1e-2)
-    assert any(jnp.any(whole.params[name] != PARAMS[name]) for name in "qk")
+    assert any(np.any(whole.params[name] != PARAMS[name]) for name in "qk")
     with pytest.raises(ValueError, match="with the batch on axis 1"):
         snnjax.convert(fn, PARAMS, on_devices(x, 2), **options)
 
@@ -715,16 +717,26 @@ def test_measures_show_the_error_of_every_operator():
         return jax.nn.gelu(relu(x @ p["in"]) @ p["up"])
 
     snn = converted(fn, PARAMS, X, steps=STEPS, recipe=LIGHT)
-    ((name, operator),) = snnjax.measure(fn, snn, X, params=PARAMS).operators.items()
+    ann, measure = lambda snn, x: fn(PARAMS, x), functools.partial(snnjax.measure, fn)
+    runs = [ann, snnjax.spiking(fn), functools.partial(measure, params=PARAMS)]
+    answers, outputs, measures = outputs_of(runs, snn, X)
+    ((name, operator),) = measures.operators.items()
     assert [site.name for site in snnjax.sites(fn, PARAMS, X).operators] == [name]
-    run = snnjax.spiking(fn)
-    ann, outputs = outputs_of([lambda snn, x: fn(PARAMS, x), run], snn, X)
-    error = ann - outputs.mean(0)
-    for number, values in ((operator.activation, ann), (operator.error, error)):
+    error = answers - outputs.mean(0)
+    for number, values in ((operator.activation, answers), (operator.error, error)):
         np.testing.assert_allclose(number, np.sqrt((values**2).mean()), rtol=1e-4)
-    measures = snnjax.measure(transformer, fitted("transformer")[1], X, params=PARAMS)
-    in_order = [site.name for site in snnjax.sites(transformer, PARAMS, X).operators]
-    assert list(measures.operators) == in_order
+
+
+def test_measures_show_operators_in_order():
+    names, snn = [], snnjax.init(transformer, PARAMS, X, model=BINARY)
+
+    def measure(snn, x):
+        measures = snnjax.measure(transformer, snn, x, params=PARAMS, steps=STEPS)
+        names.extend(measures.operators)
+
+    jax.eval_shape(measure, snn, X)
+    sites = snnjax.sites(transformer, PARAMS, X)
+    assert names == [operator.name for operator in sites.operators]
 
 
 # --------------------------------------------------------------- networks at random
@@ -751,7 +763,7 @@ BLOCKS = {
 
 
 @hypothesis.settings(max_examples=3)
-@hypothesis.given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=4))
+@hypothesis.given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=3))
 def test_any_chain_of_blocks_converges_to_its_ann(names):
     params = [weights(seed) for seed in range(len(names) + 1)]
 

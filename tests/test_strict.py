@@ -50,14 +50,11 @@ def network(p, x):
 
 
 def example(dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 4)
+    draw = np.random.default_rng(0).normal
     shapes = {"conv": (3, 3, 2, 4), "hidden": (16, 8), "readout": (8, 3)}
-    params = {
-        name: jax.random.normal(key, shape, dtype)
-        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
-    }
-    x = jax.random.normal(keys[3], (6, 4, 4, 2), dtype)
-    return params | {"bias": jnp.zeros(8, dtype)}, x
+    shapes |= {"bias": (8,), "x": (6, 4, 4, 2)}
+    params = {name: jnp.asarray(draw(size=s), dtype) for name, s in shapes.items()}
+    return params, params.pop("x")
 
 
 RECIPES = {
@@ -106,31 +103,25 @@ def test_other_measures_and_files(tmp_path):
     np.testing.assert_allclose(snnjax.load(path).run(x), outputs, rtol=1e-6)
 
 
-def test_many_levels_with_a_dead_zone():
-    params, x = example()
-    neuron = snnjax.integrate_and_fire(levels=(-4, 5), dead_zone=0.25)
-    snn = snnjax.init(network, params, x, model=neuron)
-    outputs = jax.jit(snnjax.spiking(network, steps=STEPS))(snn, x)
-    assert np.isfinite(outputs).all()
-
-
-def test_a_model_without_levels_is_measured_without_a_nan_of_jax():
-    params, x = example()
-    neuron = snnjax.neurons.recurrent(
-        snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
-    )
-    snn = snnjax.init(network, params, x, model=neuron, key=jax.random.key(0))
-    assert np.isnan(snnjax.measure(network, snn, x, params=params, steps=STEPS).bits)
-
-
 class WithoutLevels(Wrapper):
     levels = None
 
 
-def test_leaking_neurons_are_measured_without_a_nan_of_jax():
+def test_models_run_and_what_cannot_be_measured_is_a_nan_of_numpy():
     params, x = example()
-    snn = snnjax.init(network, params, x, model=snnjax.lif())
-    sites = snnjax.measure(network, snn, x, params=params, steps=STEPS).sites.values()
+    model = snnjax.integrate_and_fire(levels=(-4, 5), dead_zone=0.25)
+    snn = snnjax.init(network, params, x, model=model)
+    outputs = jax.jit(snnjax.spiking(network, steps=STEPS))(snn, x)
+    assert np.isfinite(outputs).all()
+
+    def measured(model):
+        key = jax.random.key(0)
+        snn = snnjax.init(network, params, x, model=model, key=key)
+        return snnjax.measure(network, snn, x, params=params, steps=STEPS)
+
+    wrapped = snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
+    assert np.isnan(measured(snnjax.neurons.recurrent(wrapped)).bits)
+    sites = measured(snnjax.lif()).sites.values()
     assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
 
 
