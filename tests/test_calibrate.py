@@ -250,13 +250,14 @@ def searched(a):
 @hypothesis.given(seeds)
 def test_least_squares_has_no_larger_error_than_the_maximum(seed):
     a = activations(seed)
-    numbers, (largest, _) = np.asarray(a, np.float64), maxima(a)
+    # At the maximum itself, float32 may round the largest activation one level down.
+    numbers, maximum = np.asarray(a, np.float64), float(maxima(a)[0]) * (1 + 1e-6)
     for (steps, objective), threshold in searched(a).items():
-        errors = [
+        error, bound = (
             reference.squared_error(numbers, steps, float(v), half[objective])
-            for v in (threshold, largest)
-        ]
-        assert errors[0] <= errors[1] + 1e-5
+            for v in (threshold, maximum)
+        )
+        assert error <= bound + 1e-5
 
 
 def test_half_charge_equals_the_shift_once_all_input_is_in():
