@@ -201,10 +201,7 @@ def test_samples_of_micro_batches_are_those_of_all(seed):
 
 def test_a_prior_counts_where_samples_are_few_and_only_there():
     search = functools.partial(formulas.least_squares, per="channel")
-    a, priors = (
-        activations(0, (16, 40, 40, 8)),
-        options_of(steps=[STEPS], prior=(0, 16)),
-    )
+    a, priors = activations(0, (16, 24, 24, 4)), options_of(steps=[4], prior=(0, 16))
     few, many = (results_of(search, part, *priors) for part in (a[:1, :4, :4], a))
     assert (few[0] != few[1]).any()
     np.testing.assert_allclose(many[1], many[0], rtol=0.011)  # one candidate, or none

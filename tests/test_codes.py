@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 import reference
-from networks import outputs_of
+from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import codes
@@ -206,8 +206,7 @@ def test_all_executions_give_the_same_answers(code, neuron, wait):
     snn, x = spiking_network(code, neuron)
     executions = ("by_layer", "by_step", *["closed_form"] * (wait >= T - 1))
     options = {"steps": T, "wait": wait}
-    runs = [snnjax.spiking(network, execution=e, **options) for e in executions]
-    by_layer, *others = outputs_of(runs, snn, x)
+    by_layer, *others = by_executions(network, executions, snn, x, **options)
     assert np.isfinite(by_layer).all()
     for other in others:
         np.testing.assert_allclose(other.mean(0), by_layer.mean(0), 1e-4, 1e-5)
@@ -441,12 +440,9 @@ def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
     snn, x = spiking_network(codes.rate(), MODELS[2])
     segments = snnjax.simulation.by_layer(segment=3)
     for wait, other in ((0, segments), (T, "auto")):
-        options = {"steps": T, "wait": wait}
-        runs = [
-            snnjax.spiking(network, execution=execution, **options)
-            for execution in ("by_layer", other)
-        ]
-        np.testing.assert_allclose(*outputs_of(runs, snn, x), 1e-4, 1e-5)
+        executions, options = ("by_layer", other), {"steps": T, "wait": wait}
+        pair = by_executions(network, executions, snn, x, **options)
+        np.testing.assert_allclose(*pair, 1e-4, 1e-5)
 
 
 def test_as_many_digits_as_float32_holds_are_converted():

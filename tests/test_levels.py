@@ -15,6 +15,7 @@ import reference
 from hypothesis import strategies as st
 from networks import (
     NETWORKS,
+    by_executions,
     compiled,
     converted,
     eighths,
@@ -243,11 +244,8 @@ def test_executions_give_the_same_spikes(name, levels, wait):
     executions = ["by_step", "by_layer", by_layer(remat=True)]
     executions += ["closed_form"] if wait == STEPS else []
     executions += [] if wait else [by_layer(segment=2)]
-    runs = [
-        snnjax.spiking(net.fn, steps=STEPS, wait=wait, execution=execution)
-        for execution in executions
-    ]
-    first, *others = outputs_of(runs, snn, net.x)
+    options = {"steps": STEPS, "wait": wait}
+    first, *others = by_executions(net.fn, executions, snn, net.x, **options)
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, first, other)
 

@@ -162,7 +162,8 @@ def test_paths_name_the_layers(build):
     for site, layer in ((first, "a"), (second, "b")):
         assert len(site.parameters) == 2
         assert all(f"/{layer}/" in f"/{path}" for path in site.parameters)
-        assert "value" not in site.name and "." not in site.name
+        # linen knows the module that calls jax.nn.relu.
+        assert site.name == f"{layer}/relu" or build is linen
 
 
 def test_haikus_batch_norm_takes_its_averages_from_the_state():
@@ -231,25 +232,6 @@ def test_arctan_is_that_of_spikingjelly_for_a_threshold_of_one():
     slopes = jax.vmap(jax.grad(spike))(jnp.asarray(u + 1, jnp.float32))
     expected = alpha / 2 / (1 + (np.pi / 2 * alpha * u) ** 2)
     np.testing.assert_allclose(slopes, expected, rtol=1e-5)
-
-
-def test_sites_of_nnx_are_named_after_their_modules():
-    class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.first = nnx.Linear(4, 8, rngs=rngs)
-            self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
-            self.second = nnx.Linear(8, 8, rngs=rngs)
-            self.last = nnx.Linear(8, 3, rngs=rngs)
-
-        def __call__(self, x):
-            x = nnx.relu(self.norm(self.first(x)))
-            return self.last(nnx.relu(self.second(x) + x))
-
-    graphdef, state = nnx.split(nnx.jit(lambda: Net(nnx.Rngs(0)))())
-    sites = snnjax.sites(
-        lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.ones((2, 4))
-    )
-    assert [site.name for site in sites] == ["first/relu", "second/relu"]
 
 
 def test_sites_of_equinox_are_named_after_attributes_and_not_after_classes():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import converted, outputs_of
+from networks import by_executions, converted, outputs_of
 
 import snnjax
 from snnjax import calibrators
@@ -111,8 +111,7 @@ def test_executions_agree(wait):
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
     executions = "auto", "by_step", by_layer(segment=3) if wait == 0 else "closed_form"
-    runs = [snnjax.spiking(gelu_network, execution=e) for e in executions]
-    expected, *others = outputs_of(runs, snn, X)
+    expected, *others = by_executions(gelu_network, executions, snn, X)
     for outputs in others:
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), atol=1e-5)
 
@@ -262,7 +261,6 @@ def test_in_bfloat16_bits_are_the_same_spikes():
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))
     snn = fitted(fn, neuron=neuron)
     executions = "by_layer", by_layer(remat=True)
-    runs = [snnjax.spiking(fn, execution=execution) for execution in executions]
-    np.testing.assert_array_equal(*outputs_of(runs, snn, X))
+    np.testing.assert_array_equal(*by_executions(fn, executions, snn, X))
     trains = snnjax.measures.spike_trains(fn, snn, X)
     assert all(np.abs(np.asarray(train, int)).max() <= 7 for train in trains.values())

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from networks import compiled, conv, converted, max_pool, outputs_of, relu
+from networks import (
+    by_executions,
+    compiled,
+    conv,
+    converted,
+    max_pool,
+    outputs_of,
+    relu,
+)
 
 import snnjax
 from snnjax.capture.capture import capture
@@ -346,11 +354,7 @@ def test_executions_agree(name, wait):
     fn, snn = fitted(name, wait=wait)
     executions = ["by_layer", "by_step", *([] if wait else [by_layer(segment=3)])]
     executions += [by_layer(remat=True)] if name == "mixed" else []
-    runs = [
-        snnjax.spiking(fn, steps=STEPS, wait=wait, execution=execution)
-        for execution in executions
-    ]
-    expected, *others = outputs_of(runs, snn, X)
+    expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
         # A potential within rounding of its threshold may differ in a spike.
         close = np.abs(outputs.mean(0) - expected.mean(0)) < 1e-4
@@ -778,6 +782,5 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
     error = np.abs(outputs.mean(0) - answers)
     assert error.mean() < 0.02 and error.max() < 0.2
     snn = converted(fn, params, X, steps=STEPS, recipe=LIGHT)
-    runs = [snnjax.spiking(fn, execution=e) for e in ("by_layer", "by_step")]
-    by_layer_, by_step = outputs_of(runs, snn, X)
+    by_layer_, by_step = by_executions(fn, ("by_layer", "by_step"), snn, X)
     assert (np.abs(by_step.mean(0) - by_layer_.mean(0)) < 1e-4).mean() > 0.9
