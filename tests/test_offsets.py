@@ -179,26 +179,30 @@ def mean_error(fn, recipe, images, **options):
     return jax.jit(run)(PARAMS, X, images)
 
 
+def measured(fn, snn):
+    """Measures, and the spikes of each site as whole numbers [T, B, ...]."""
+    measure = functools.partial(snnjax.measure, fn, params=PARAMS)
+    runs = [measure, functools.partial(snnjax.measures.spike_trains, fn)]
+    measures, trains = outputs_of(runs, snn, X)
+    return measures, {name: np.asarray(train, int) for name, train in trains.items()}
+
+
 @pytest.mark.parametrize("largest", [1, 3])
 def test_an_offset_is_no_spike_and_no_addition(largest):
     snn = fitted(neuron=snnjax.integrate_and_fire(levels=(-largest, largest)))
-    trains = snnjax.measures.spike_trains(gelu_network, snn, X)
-    trains = {name: np.asarray(train, int) for name, train in trains.items()}
+    measures, trains = measured(gelu_network, snn)
     assert {*np.unique(trains[ENCODER])} <= {*range(-largest, largest + 1)}
-    measures = snnjax.measure(gelu_network, snn, X, params=PARAMS)
     assert measures.sites[ENCODER].error < 0.3 * measures.sites[ENCODER].activation
-    fan_out = {ENCODER: 3, RELU: PARAMS["up"].shape[1]}
-    spikes, operations, additions = (
-        sum(np.sum(count(trains[name])) * n for name, n in weight.items())
-        for count, weight in (
-            (np.count_nonzero, dict.fromkeys(trains, 1)),
-            (np.count_nonzero, fan_out),
-            (np.abs, fan_out),
-        )
-    )
+    spikes = sum(np.count_nonzero(train) for train in trains.values())
     neurons = sum(train[0].size for train in trains.values())
     np.testing.assert_allclose(measures.firing_rate, spikes / STEPS / neurons, 1e-5)
-    operations, additions = operations / len(X), additions / len(X)
+    operations, additions = (
+        sum(
+            np.sum(count(trains[name])) * fan_out / len(X)
+            for name, fan_out in {ENCODER: 3, RELU: PARAMS["up"].shape[1]}.items()
+        )
+        for count in (np.count_nonzero, np.abs)
+    )
     np.testing.assert_allclose(measures.synaptic_operations, operations, 1e-5)
     np.testing.assert_allclose(measures.synaptic_additions, additions, 1e-5)
     if largest == 1:
@@ -250,7 +254,7 @@ def test_an_offset_of_zero_changes_no_count(fn):
     counts = []
     for neurons in (snn.neurons, zero):
         snn = dataclasses.replace(snn, neurons=neurons)
-        measures = snnjax.measure(fn, snn, X, params=PARAMS)
+        measures, _ = measured(fn, snn)
         bench = snnjax.measures.neurobench(fn, snn, X)["SynapticOperations"]
         counts.append((float(measures.synaptic_operations), bench))
     assert counts[0] == counts[1]
@@ -262,5 +266,5 @@ def test_in_bfloat16_bits_are_the_same_spikes():
     snn = fitted(fn, neuron=neuron)
     executions = "by_layer", by_layer(remat=True)
     np.testing.assert_array_equal(*by_executions(fn, executions, snn, X))
-    trains = snnjax.measures.spike_trains(fn, snn, X)
-    assert all(np.abs(np.asarray(train, int)).max() <= 7 for train in trains.values())
+    _, trains = measured(fn, snn)
+    assert all(np.abs(train).max() <= 7 for train in trains.values())
