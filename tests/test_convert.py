@@ -67,12 +67,17 @@ def converted(recipe, wait=0):
     return convert(recipe=RECIPES[recipe], wait=wait)
 
 
-def fitted_run(fn, recipe=RECIPES["light"], steps=STEPS, wait=0):
+def conversion(fn, recipe=RECIPES["light"], steps=STEPS, **options):
+    """(params, x) -> the SNN: for `outputs_of`."""
+    options |= {"steps": steps, "recipe": recipe}
+    return functools.partial(snnjax.convert, fn, **options)
+
+
+def fitted_run(fn, *arguments, **options):
     """(params, x) -> the SNN and its outputs: for `outputs_of`."""
 
     def run(params, x):
-        options = {"steps": steps, "wait": wait, "recipe": recipe}
-        snn = snnjax.convert(fn, params, x, **options)
+        snn = conversion(fn, *arguments, **options)(params, x)
         return snn, snnjax.spiking(fn)(snn, x)
 
     return run
@@ -122,7 +127,8 @@ def test_every_recipe_gives_a_network_that_runs(name, wait, in_groups_of):
     snn = convert(*net[:3], **options)
     assert (snn.steps, snn.wait) == (STEPS, wait)
     sites = snnjax.sites(*net[:3])
-    assert list(snn.neurons) == [site.name for site in sites]
+    names = [site.name for site in sites]
+    assert list(snn.neurons) == (names if name == "best" else sorted(names))  # by jit
     for site in sites:
         params = snn.neurons[site.name]
         assert (np.asarray(params.threshold) > 0).all()
@@ -231,12 +237,12 @@ def test_fn_is_traced_for_all_images_and_for_a_micro_batch(in_groups_of):
         return sizes
 
     assert traced_sizes() == [64]
-    in_groups_of(24)
-    assert traced_sizes() == [64, 24]
+    in_groups_of(32)
+    assert traced_sizes() == [64, 32]
 
 
 def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of):
-    """One in three of 96, which 20 does not divide."""
+    """One in three of 96, which 40 does not divide."""
     chain = (
         least_squares_weights(samples=1),
         least_squares_threshold("channel"),
@@ -244,7 +250,7 @@ def test_the_images_that_weights_are_fitted_to_are_always_the_same(in_groups_of)
     options = {"steps": 2, "recipe": Recipe(chain)}
     run = functools.partial(networks.converted, *NET[:2], images(96), **options)
     plain = run()
-    in_groups_of(20)
+    in_groups_of(40)
     assert_close(run(), plain)
     assert any(np.any(plain.params[name] != FLAT[name]) for name in FLAT)
 
@@ -276,17 +282,20 @@ def test_in_dtype_takes_what_the_function_takes_and_three_types():
             snnjax.in_dtype(NET.fn, dtype)
 
 
-def test_light_lowers_the_error_of_the_outputs_and_best_refits_kernels():
+def test_light_lowers_the_error_of_the_outputs():
     x, simulate = images(), jax.jit(snnjax.spiking(NET.fn))
     ann, errors = jax.jit(NET.fn)(NET.params, x), []
     for name in ("max_activation", "light", "best"):
         snn = converted(name)
         errors.append(np.abs(simulate(snn, x).mean(0) - ann).mean())
     assert errors[0] > errors[1] > errors[2]
-    # Those where spikes come in, and nothing else.
-    names = {n for n in FLAT if np.any(np.asarray(snn.params[n]) != FLAT[n])}
-    assert names and names < {name for name in FLAT if FLAT[name].ndim >= 2}
     assert_equal(converted("light").params, NET.params)
+
+
+def test_kernels_are_refitted_where_spikes_come_in_and_nothing_else():
+    new = jax.jit(conversion(NET.fn, REFITTING, steps=2))(FLAT, images()).params
+    names = {name for name in FLAT if np.any(np.asarray(new[name]) != FLAT[name])}
+    assert names and names < {name for name in FLAT if FLAT[name].ndim >= 2}
 
 
 @slow
@@ -350,8 +359,8 @@ def test_weight_calibration_changes_only_the_kernels_before_sites():
     def parameters(objective, wait):
         weights = calibrate_weights(objective, iterations=3, learning_rate=1e-2)
         recipe = Recipe([max_threshold(), weights])
-        run = fitted_run(NETWORKS["dense"].fn, recipe, wait=wait)
-        return lambda params, x: run(params, x)[0].params
+        run = conversion(NETWORKS["dense"].fn, recipe, wait=wait)
+        return lambda params, x: run(params, x).params
 
     cases = ("floor", STEPS), ("neuron", 0), ("spikes", 0)
     runs = [parameters(*case) for case in cases]
@@ -448,9 +457,9 @@ def carried(p, x):
 def test_weights_of_several_sites_stay_as_they_are(fn, shared):
     recipes = REFITTING, RECIPES["advanced"]
     with pytest.warns(UserWarning, match=f"the weights {shared} stay as they are"):
-        runs = [fitted_run(fn, recipe) for recipe in recipes]
-        results = outputs_of(runs, FLAT, images())
-    for snn, _ in results:
+        runs = [conversion(fn, recipe) for recipe in recipes]
+        snns = outputs_of(runs, FLAT, images())
+    for snn in snns:
         np.testing.assert_array_equal(snn.params[shared], FLAT[shared])
 
 
@@ -469,7 +478,7 @@ def test_a_kernel_that_a_sum_carries_to_a_second_site():
         return relu(y @ p[4])
 
     p = list(np.float32(np.random.default_rng(0).normal(size=(5, 4, 4))))
-    runs = [fitted_run(fn, REFITTING, steps=8), fn]
+    runs = [fitted_run(fn, REFITTING, steps=16, wait=16), fn]
     (snn, outputs), ann = outputs_of(runs, p, images())
     assert np.abs(outputs.mean(0) - ann).mean() < 0.2 * ann.mean()
     differs = [bool(np.any(a != b)) for a, b in zip(p, snn.params, strict=True)]
@@ -489,15 +498,15 @@ def test_calibration_asks_for_the_true_derivative():
         def fn(p, x):
             return relu(between(relu(x @ p["w1"]) @ p["w2"])) @ p["w3"]
 
-        return fitted_run(fn, recipe, steps=2)
+        return conversion(fn, recipe, steps=2)
 
     recipes = RECIPES["advanced"], REFITTING
     functions = stopped, lambda x: 2 * x
     runs = [run(function, recipe) for recipe in recipes for function in functions]
     results = outputs_of(runs, FLAT, images(seed=2))
     for own, plain in (results[:2], results[2:]):
-        assert_close(own, plain)
-        assert np.any(own[0].params["w2"] != FLAT["w2"])
+        assert_close(own, plain, rtol=1e-4)
+        assert np.any(own.params["w2"] != FLAT["w2"])
 
 
 def test_a_second_conversion_compiles_nothing():

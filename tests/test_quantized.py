@@ -115,7 +115,7 @@ def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
     simulate = jax.jit(snnjax.spiking(network))
     ann = np.asarray(jax.jit(network)(PARAMS, X))
     for recipe in (snnjax.light("channel"), REFINED):
-        snn = snnjax.convert(network, PARAMS, X, steps=32, recipe=recipe)
+        snn = snnjax.convert(network, PARAMS, X, steps=8, recipe=recipe)
         mean = simulate(snn, X).mean(0)
         assert np.square(mean - ann).mean() < 0.2 * ann.var()
 
