@@ -15,12 +15,14 @@ from networks import NETWORKS, REFINED, eighths, relu
 
 import snnjax
 from snnjax import sharding
+from snnjax.calibrators import least_squares_weights, max_threshold
 from snnjax.neurons import adaptive, recurrent, synaptic
 from snnjax.simulation import by_layer
 
 STEPS, BATCH = 4, 16
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LIGHT = snnjax.light("channel")
+REFITTING = snnjax.Recipe([least_squares_weights(), max_threshold("channel")])
 slow = pytest.mark.slow
 
 
@@ -173,8 +175,9 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
     net = NETWORKS["dense"]
     (x, _), labels = batch(net), np.arange(BATCH) % 3
     convert = functools.partial(snnjax.convert, net.fn, steps=STEPS, recipe=LIGHT)
-    simulate = jax.jit(snnjax.spiking(net.fn))
+    simulate = snnjax.spiking(net.fn)
 
+    @jax.jit
     def results(snn, x, labels):
         outputs = simulate(snn, x)
         measures = snnjax.measure(net.fn, snn, x, params=net.params)
@@ -192,7 +195,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
         *values, shared_trains = results(shared, shared_x, shared_labels)
         assert_close(values, expected)
         assert_equal(shared_trains, trains)
-        assert_close(simulate(alone, shared_x), expected[0])
+        assert_close(jax.jit(simulate)(alone, shared_x), expected[0])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
 def test_any_recipe_is_fitted_on_devices_as_on_one(
     devices, recipe, neuron, wait, monkeypatch
 ):
-    net = NETWORKS["concatenation"]
+    net = NETWORKS["dense"]
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     options = {"steps": STEPS, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
@@ -229,7 +232,7 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     parts = [not p.is_fully_replicated for p in jax.tree.leaves(params)]
     x = eighths(0, (BATCH, *net.x.shape[1:]))
     shared_x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    options = {"steps": STEPS, "recipe": REFINED}
+    options = {"steps": STEPS, "recipe": REFITTING}
     shared = snnjax.convert(net.fn, params, shared_x, **options)
     assert_close(shared, snnjax.convert(net.fn, net.params, x, **options), 1e-4)
     leaves = jax.tree.leaves(shared.params)
