@@ -432,12 +432,3 @@ def test_conversion_takes_if_neurons_only():
     ):
         with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
             snnjax.convert(*NET[:3], steps=STEPS, model=neuron)
-
-
-def test_a_folder_of_other_levels_is_refused(tmp_path):
-    recipe = snnjax.max_activation()
-    options = {"steps": STEPS, "folder": tmp_path / "fits", "recipe": recipe}
-    snnjax.convert(*NET[:3], **options)
-    with pytest.raises(ValueError, match="another conversion.*model"):
-        signed = integrate_and_fire(levels=(-1, 1))
-        snnjax.convert(*NET[:3], **options, model=signed)
