@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import by_executions, converted, outputs_of
+from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import calibrators
@@ -47,7 +47,7 @@ def gelu_network(p, x):
 @functools.cache  # most tests look at the same SNN
 def fitted(fn=gelu_network, wait=0, recipe=WITH, neuron=SIGNED):
     options = {"steps": STEPS, "wait": wait, "model": neuron}
-    return converted(fn, PARAMS, X, recipe=recipe, **options)
+    return snnjax.convert(fn, PARAMS, X, recipe=recipe, **options)
 
 
 RELU, ENCODER = "in/relu", "out/encoder"
@@ -162,21 +162,17 @@ def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
     def relu_network(p, x):
         return jax.nn.relu(jax.nn.relu(x @ p["in"]) @ p["up"]) @ p["out"]
 
-    options = {"steps": STEPS, "model": SIGNED}
-    convert = functools.partial(snnjax.convert, relu_network, **options)
-    runs = [functools.partial(convert, recipe=recipe) for recipe in (WITH, WITHOUT)]
-    jax.tree.map(np.testing.assert_array_equal, *outputs_of(runs, PARAMS, X))
+    pair = (fitted(relu_network, recipe=recipe) for recipe in (WITH, WITHOUT))
+    jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
 def mean_error(fn, recipe, images, **options):
     """Mean square of what the outputs for images lack."""
-    convert = functools.partial(snnjax.convert, fn, steps=STEPS, recipe=recipe)
-
-    def run(params, x, images):
-        outputs = snnjax.spiking(fn)(convert(params, x, **options), images)
-        return jnp.square(outputs.mean(0) - fn(params, images)).mean()
-
-    return jax.jit(run)(PARAMS, X, images)
+    options = {"steps": STEPS, "recipe": recipe} | options
+    snn = snnjax.convert(fn, PARAMS, X, **options)
+    ann = lambda snn, x: fn(PARAMS, x)  # noqa: E731
+    outputs, answers = outputs_of([snnjax.spiking(fn), ann], snn, images)
+    return np.square(outputs.mean(0) - answers).mean()
 
 
 def measured(fn, snn):
@@ -215,7 +211,7 @@ def test_micro_batches_give_the_same_offsets(monkeypatch):
     module = sys.modules["snnjax.conversion.convert"]
     monkeypatch.setattr(module, "_micro_batch", lambda *_: 16)
     options = {"steps": STEPS, "model": SIGNED, "recipe": WITH}
-    parts = converted(gelu_network, PARAMS, X, **options)
+    parts = snnjax.convert(gelu_network, PARAMS, X, **options)
     np.testing.assert_allclose(
         parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6
     )

@@ -175,9 +175,8 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
     net = NETWORKS["dense"]
     (x, _), labels = batch(net), np.arange(BATCH) % 3
     convert = functools.partial(snnjax.convert, net.fn, steps=STEPS, recipe=LIGHT)
-    simulate = snnjax.spiking(net.fn)
+    simulate = jax.jit(snnjax.spiking(net.fn))
 
-    @jax.jit
     def results(snn, x, labels):
         outputs = simulate(snn, x)
         measures = snnjax.measure(net.fn, snn, x, params=net.params)
@@ -195,7 +194,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images():
         *values, shared_trains = results(shared, shared_x, shared_labels)
         assert_close(values, expected)
         assert_equal(shared_trains, trains)
-        assert_close(jax.jit(simulate)(alone, shared_x), expected[0])
+        assert_close(simulate(alone, shared_x), expected[0])
 
 
 @pytest.mark.parametrize(
