@@ -221,9 +221,9 @@ def MLP_Mixer(x):
 def gMLP(x):
     x = patches(x)
     y = gelu(nn.Dense(16)(nn.LayerNorm()(x)))
-    kept, gate = jnp.split(y, 2, -1)
+    values, gate = jnp.split(y, 2, -1)
     gate = nn.Dense(gate.shape[1])(nn.LayerNorm()(gate).mT).mT
-    return nn.Dense(3)((x + nn.Dense(8)(kept * gate)).mean(1))
+    return nn.Dense(3)((x + nn.Dense(8)(values * gate)).mean(1))
 
 
 class WithTokens(nn.Module):
@@ -249,8 +249,8 @@ def ViT(x):
 def Swin(x):
     x = nn.Conv(8, (2, 2), 2)(x)
     for shift in (0, 1):
-        moved = jnp.roll(nn.LayerNorm()(x), (-shift, -shift), (1, 2))
-        windows = moved.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
+        rolled = jnp.roll(nn.LayerNorm()(x), (-shift, -shift), (1, 2))
+        windows = rolled.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
         windows = attended(windows.reshape(-1, 4, 4, 8).reshape(-1, 4, 8))
         windows = windows.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
         x = x + jnp.roll(windows.reshape(-1, 4, 4, 8), (shift, shift), (1, 2))

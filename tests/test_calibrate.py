@@ -58,8 +58,8 @@ def view(seed, wait=0):
 
     def feed(batch, time, every):
         del batch
-        chosen = sources[:, ::every]
-        return _current, chosen if time else chosen.mean(0)
+        part = sources[:, ::every]
+        return _current, part if time else part.mean(0)
 
     here = ArrayView(target, currents, feed, wait=wait)
     fresh = NEURON.init()._replace(threshold=np.maximum(target.max(), 0.1))
@@ -363,8 +363,8 @@ def test_of_the_same_spikes_those_are_chosen_that_come_evenly():
         np.testing.assert_allclose(paces, pace, rtol=1e-6)
     for weight, start in {0.1: -0.5, 0.0: 0.5}.items():  # of equals the least change
         search = calibrate.postpone_charge((2, 1, 0), pace=weight)
-        chosen = search(here, fit).neurons.initial_potential
-        np.testing.assert_allclose(chosen, start)
+        potential = search(here, fit).neurons.initial_potential
+        np.testing.assert_allclose(potential, start)
 
 
 def test_a_search_does_not_depend_on_the_scale_of_the_activations():
@@ -657,9 +657,9 @@ def test_shared_weights_stay_while_the_others_are_fitted():
         shared=frozenset({"tied"}),
         feed=lambda batch, time, every: (current, spikes[::every]),
     )
-    found = solve.least_squares_weights()(here, Fit(NEURON.init(), both)).weights
-    assert found["tied"] is both["tied"]
-    assert np.any(np.asarray(found["hidden"]) != np.asarray(both["hidden"]))
+    new = solve.least_squares_weights()(here, Fit(NEURON.init(), both)).weights
+    assert new["tied"] is both["tied"]
+    assert np.any(np.asarray(new["hidden"]) != np.asarray(both["hidden"]))
 
 
 def test_weights_keep_their_type_and_are_searched_for_in_float32():
@@ -684,8 +684,8 @@ def test_a_kernel_that_its_network_normalizes_gets_no_worse():
 
     here = search_view(target, spikes, feed=lambda *_: (current, spikes))
     fit = Fit(NEURON.init(), {"hidden": kernel})
-    found = solve.least_squares_weights(damping=1e-3)(here, fit)
-    assert error([found.weights["hidden"]]) <= 1.05 * error([kernel])
+    new = solve.least_squares_weights(damping=1e-3)(here, fit)
+    assert error([new.weights["hidden"]]) <= 1.05 * error([kernel])
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,10 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, monkeypatch):
         )
         rows = np.moveaxis(whole, view.site.channel, -1)
         rows = rows.reshape(*whole.shape[: -len(view.site.shape)], -1, rows.shape[-1])
-        chosen = rows[..., view.positions, :]
-        found = view.sample_currents(fit.weights)
-        np.testing.assert_array_equal(found, chosen.reshape(found.shape))
-        compared += found.size
+        sampled_rows = rows[..., view.positions, :]
+        sample = view.sample_currents(fit.weights)
+        np.testing.assert_array_equal(sample, sampled_rows.reshape(sample.shape))
+        compared += sample.size
         return fit
 
     fn, params, x, _ = NETWORKS["convolutions"]

@@ -62,16 +62,16 @@ def params(neuron):
     )
 
 
-def oracle(neuron, given, into, **options):
+def oracle(neuron, parameters, into, **options):
     """The spikes of `reference.simulate` with these parameters."""
     options = {"levels": neuron.levels, "dead_zone": neuron.dead_zone} | options
     return reference.simulate(
         into,
-        np.asarray(given.threshold),
-        bias=given.bias,
-        start=np.asarray(given.initial_potential),
+        np.asarray(parameters.threshold),
+        bias=parameters.bias,
+        start=np.asarray(parameters.initial_potential),
         reset=neuron.reset,
-        leak=1.0 if given.leak is None else float(given.leak),
+        leak=1.0 if parameters.leak is None else float(parameters.leak),
         **options,
     )
 
@@ -92,13 +92,13 @@ AT_A_SITE = [
 
 
 def test_spikes_are_those_of_the_oracle():
-    given, into = [params(neuron) for neuron, _ in AT_A_SITE], currents()
+    parameters, into = [params(neuron) for neuron, _ in AT_A_SITE], currents()
 
     @jax.jit
-    def run(given, into):
+    def run(parameters, into):
         """Spikes, their mean (also in closed form), and the spikes from their bits."""
         results = []
-        for (neuron, wait), p in zip(AT_A_SITE, given, strict=True):
+        for (neuron, wait), p in zip(AT_A_SITE, parameters, strict=True):
             train = spike_train(neuron, p, into, wait=wait)
             mean, _ = mean_and_pace(neuron, p, into, wait=wait)
             if wait == STEPS and neuron.reset == "subtract":
@@ -107,8 +107,8 @@ def test_spikes_are_those_of_the_oracle():
             results.append((spikes, mean, decode(train, STEPS)))
         return results
 
-    results = jax.device_get(run(given, into))
-    for (neuron, wait), p, result in zip(AT_A_SITE, given, results, strict=True):
+    results = jax.device_get(run(parameters, into))
+    for (neuron, wait), p, result in zip(AT_A_SITE, parameters, results, strict=True):
         spikes, mean, decoded = result
         expected = oracle(neuron, p, into, wait=wait)
         np.testing.assert_array_equal(spikes, expected, f"{neuron}, wait {wait}")
@@ -156,14 +156,14 @@ def test_the_derivative_is_the_sum_of_those_of_all_levels(levels, reset, x64):
     """That of the relaxed neuron, against central differences."""
     x64()
     neuron = integrate_and_fire(levels=levels, reset=reset)
-    given = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), neuron.init())
+    parameters = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), neuron.init())
     into = np.random.default_rng(0).normal(0.3, 1, (4, 3))
 
     def output(into):
-        state, total = neuron.start(given, into.shape[1:]), 0.0
+        state, total = neuron.start(parameters, into.shape[1:]), 0.0
         for current in into:
-            state = neuron.integrate(given, state, current)
-            state, spikes = neuron.fire(given, state, relaxed_dspike)
+            state = neuron.integrate(parameters, state, current)
+            state, spikes = neuron.fire(parameters, state, relaxed_dspike)
             total += (spikes * jnp.arange(1.0, 4.0)).sum()
         return total
 

@@ -147,9 +147,9 @@ def spiking_outputs(build):
 def test_every_library_gives_the_same_spiking_network(build):
     neurons, outputs = spiking_outputs(build)
     expected, outputs_expected = spiking_outputs(plain)
-    for found, params in zip(neurons, expected, strict=True):
+    for neuron, params in zip(neurons, expected, strict=True):
         # equinox puts channels first: [C, 1, 1] there is [C] here.
-        thresholds, biases = found.threshold.ravel(), found.bias.ravel()
+        thresholds, biases = neuron.threshold.ravel(), neuron.bias.ravel()
         np.testing.assert_allclose(thresholds, params.threshold.ravel(), rtol=1e-5)
         np.testing.assert_allclose(biases, params.bias.ravel(), atol=1e-5)
     np.testing.assert_allclose(outputs, outputs_expected, atol=1e-4)

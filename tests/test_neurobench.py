@@ -46,11 +46,11 @@ def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
 def test_zeros_among_the_weights_are_a_sparsity():
     w, x = jnp.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]), jnp.ones((1, 2))
     fn = lambda w, x: jax.nn.relu(x @ w) @ w.T  # noqa: E731
-    found = neurobench(fn, snnjax.init(fn, w, x), x, steps=2)
-    assert found["ConnectionSparsity"] == round(1 / 6, 4)
+    metrics = neurobench(fn, snnjax.init(fn, w, x), x, steps=2)
+    assert metrics["ConnectionSparsity"] == round(1 / 6, 4)
     fn = lambda p, x: jax.nn.relu(x * 2)  # noqa: E731
-    found = neurobench(fn, snnjax.init(fn, {}, x), x, steps=2)
-    assert found["ConnectionSparsity"] == found["SynapticOperations"]["Dense"] == 0
+    metrics = neurobench(fn, snnjax.init(fn, {}, x), x, steps=2)
+    assert metrics["ConnectionSparsity"] == metrics["SynapticOperations"]["Dense"] == 0
 
 
 # -------------------------------------------- against NeuroBench's own harness
@@ -132,15 +132,15 @@ def test_the_metrics_are_those_of_neurobench(leak, reset):
             [workload.ActivationSparsity, workload.SynapticOperations],
         ],
     ).run(quiet=True)
-    found = neurobench(network, snn, x, steps=STEPS)
+    metrics = neurobench(network, snn, x, steps=STEPS)
     # Theirs has other numbers in its neurons than ours; the weights are the same.
     own = [leaf for n in snn.neurons.values() for leaf in jax.tree.leaves(n)]
-    assert found["ParameterCount"] - len(own) == expected["ParameterCount"]
-    assert found["ConnectionSparsity"] == expected["ConnectionSparsity"] == 0
+    assert metrics["ParameterCount"] - len(own) == expected["ParameterCount"]
+    assert metrics["ConnectionSparsity"] == expected["ConnectionSparsity"] == 0
     np.testing.assert_allclose(
-        found["ActivationSparsity"], expected["ActivationSparsity"], rtol=1e-6
+        metrics["ActivationSparsity"], expected["ActivationSparsity"], rtol=1e-6
     )
-    counts = found["SynapticOperations"]
+    counts = metrics["SynapticOperations"]
     for name, count in expected["SynapticOperations"].items():
         np.testing.assert_allclose(counts[name], count, rtol=1e-6, err_msg=name)
         assert count > 0

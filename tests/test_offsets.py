@@ -101,8 +101,8 @@ def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output():
         own = params._replace(offset=offset)
         return lambda i: (run(own, i), run(params, i - offset) + offset)
 
-    for own, moved in outputs_of(map(pair, (0, 2, STEPS)), currents):
-        np.testing.assert_allclose(own, moved, atol=1e-6)
+    for own, expected in outputs_of(map(pair, (0, 2, STEPS)), currents):
+        np.testing.assert_allclose(own, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("wait", [0, STEPS])
