@@ -76,15 +76,14 @@ def ResNet(x):
 @of_linen(IMAGES)
 def VGG(x):
     for channels in (8, 16):
-        x = nn.relu(nn.Conv(channels, (3, 3))(x))
-        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.max_pool(nn.relu(nn.Conv(channels, (3, 3))(x)), (2, 2), (2, 2))
     return nn.Dense(3)(nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1))))
 
 
 @of_linen(IMAGES)
 def DenseNet(x):
     x = conv(8, (3, 3))(x)
-    for _ in range(3):
+    for _ in range(2):
         y = conv(4, (3, 3))(nn.relu(norm()(x)))
         x = jnp.concatenate([x, y], -1)
     x = pooled(conv(8, (1, 1))(nn.relu(norm()(x))))
@@ -103,32 +102,11 @@ def Inception(x):
 
 
 @of_linen(IMAGES)
-def SqueezeNet(x):
-    x = nn.relu(nn.Conv(8, (3, 3), 2)(x))
-    for _ in range(2):
-        x = nn.relu(nn.Conv(4, (1, 1))(x))
-        wide = [nn.relu(nn.Conv(6, (k, k))(x)) for k in (1, 3)]
-        x = jnp.concatenate(wide, -1)
-    return nn.relu(nn.Conv(3, (1, 1))(x)).mean((1, 2))
-
-
-@of_linen(IMAGES)
-def MobileNet(x):
-    x = nn.relu6(norm()(conv(8, (3, 3))(x)))
-    for channels, stride in ((8, 1), (16, 2)):
-        inputs = x.shape[-1]
-        x = conv(inputs, (3, 3), stride, feature_group_count=inputs)(x)
-        x = nn.relu6(norm()(conv(channels, (1, 1))(nn.relu6(norm()(x)))))
-    return nn.Dense(3)(x.mean((1, 2)))
-
-
-@of_linen(IMAGES)
 def MobileNet_v2(x):
     x = nn.relu6(norm()(conv(8, (3, 3))(x)))
-    for _ in range(2):
-        y = nn.relu6(norm()(conv(16, (1, 1))(x)))
-        y = nn.relu6(norm()(conv(16, (3, 3), feature_group_count=16)(y)))
-        x = x + norm()(conv(8, (1, 1))(y))
+    y = nn.relu6(norm()(conv(16, (1, 1))(x)))
+    y = nn.relu6(norm()(conv(16, (3, 3), feature_group_count=16)(y)))
+    x = x + norm()(conv(8, (1, 1))(y))
     return nn.Dense(3)(x.mean((1, 2)))
 
 
@@ -175,22 +153,19 @@ def ConvNeXt(x):
 
 @of_linen(IMAGES)
 def U_Net(x):
-    def double(x, channels):
-        for _ in range(2):
-            x = nn.silu(nn.GroupNorm(2)(nn.Conv(channels, (3, 3))(x)))
-        return x
+    def layer(x, channels):
+        return nn.silu(nn.GroupNorm(2)(nn.Conv(channels, (3, 3))(x)))
 
-    fine = double(x, 4)
-    coarse = double(pooled(fine), 8)
+    fine = layer(x, 4)
+    coarse = layer(pooled(fine), 8)
     upper = jax.image.resize(coarse, (*fine.shape[:3], 8), "nearest")
-    x = double(jnp.concatenate([fine, upper], -1), 4)
-    return nn.Conv(2, (1, 1))(x)
+    return nn.Conv(2, (1, 1))(layer(jnp.concatenate([fine, upper], -1), 4))
 
 
 @of_linen(SIGNALS)
 def WaveNet(x):
     x, outputs = nn.Dense(8)(x), []
-    for dilation in (1, 2, 4):
+    for dilation in (1, 2):
         causal = partial(
             nn.Conv, 8, (2,), kernel_dilation=dilation, padding=((dilation, 0),)
         )
@@ -246,16 +221,9 @@ def MLP_Mixer(x):
 def gMLP(x):
     x = patches(x)
     y = gelu(nn.Dense(16)(nn.LayerNorm()(x)))
-    kept, gate = jnp.split(y, 2, -1)
+    values, gate = jnp.split(y, 2, -1)
     gate = nn.Dense(gate.shape[1])(nn.LayerNorm()(gate).mT).mT
-    return nn.Dense(3)((x + nn.Dense(8)(kept * gate)).mean(1))
-
-
-@of_linen(IMAGES)
-def ViT(x):
-    x = patches(x)
-    x = x + np.random.default_rng(3).normal(size=x.shape[1:]).astype("f4")
-    return nn.Dense(3)(nn.LayerNorm()(pre_norm(x)).mean(1))
+    return nn.Dense(3)((x + nn.Dense(8)(values * gate)).mean(1))
 
 
 class WithTokens(nn.Module):
@@ -271,27 +239,18 @@ class WithTokens(nn.Module):
 
 
 @of_linen(IMAGES)
-def DeiT(x):
-    x = nn.LayerNorm()(pre_norm(WithTokens(2)(patches(x))))
-    return nn.Dense(3)(x[:, 0]) + nn.Dense(3)(x[:, 1])
-
-
-@of_linen(IMAGES)
-def CaiT(x):
-    x = patches(x)
-    x = x + 0.5 * attended(nn.LayerNorm()(x))
-    tokens = nn.LayerNorm()(WithTokens(1)(x))  # class attention: one query only
-    q, k, v = (nn.Dense(8)(part) for part in (tokens[:, :1], tokens, tokens))
-    weights = nn.softmax(q @ k.mT / np.sqrt(8))
-    return nn.Dense(3)((tokens[:, :1] + 0.5 * nn.Dense(8)(weights @ v))[:, 0])
+def ViT(x):
+    x = WithTokens(1)(patches(x))
+    x = x + np.random.default_rng(3).normal(size=x.shape[1:]).astype("f4")
+    return nn.Dense(3)(nn.LayerNorm()(pre_norm(x))[:, 0])
 
 
 @of_linen(IMAGES)
 def Swin(x):
     x = nn.Conv(8, (2, 2), 2)(x)
     for shift in (0, 1):
-        moved = jnp.roll(nn.LayerNorm()(x), (-shift, -shift), (1, 2))
-        windows = moved.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
+        rolled = jnp.roll(nn.LayerNorm()(x), (-shift, -shift), (1, 2))
+        windows = rolled.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
         windows = attended(windows.reshape(-1, 4, 4, 8).reshape(-1, 4, 8))
         windows = windows.reshape(-1, 2, 2, 2, 2, 8).swapaxes(2, 3)
         x = x + jnp.roll(windows.reshape(-1, 4, 4, 8), (shift, shift), (1, 2))
@@ -310,15 +269,6 @@ def Conformer(x):
     return nn.Dense(3)(nn.LayerNorm()(x).mean(1))
 
 
-@of_linen(SIGNALS)
-def keyword_transformer(x):
-    x = nn.Dense(8)(x)
-    for _ in range(2):
-        x = nn.LayerNorm()(x + attended(x))
-        x = nn.LayerNorm()(x + mlp(x))
-    return nn.Dense(3)(x[:, 0])
-
-
 @of_linen({"tokens": TOKENS, "mask": TOKENS > 2})
 def BERT(x):
     mask = x["mask"]
@@ -331,9 +281,7 @@ def BERT(x):
 
 @of_linen(TOKENS)
 def GPT(tokens):
-    x = nn.Embed(20, 8)(tokens)
-    for _ in range(2):
-        x = pre_norm(x, mask=np.tril(np.ones((6, 6), bool)))
+    x = pre_norm(nn.Embed(20, 8)(tokens), mask=np.tril(np.ones((6, 6), bool)))
     return nn.Dense(20)(nn.LayerNorm()(x))
 
 
@@ -360,13 +308,10 @@ def Llama():
     """In plain JAX: RMSNorm, rotary positions, grouped queries, SwiGLU."""
     shapes = {"q": (8, 8), "k": (8, 4), "v": (8, 4), "o": (8, 8)}
     shapes |= {"gate": (8, 16), "up": (8, 16), "down": (16, 8), "out": (8, 20)}
-    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
-    params = {
-        name: jax.random.normal(key, shape) / np.sqrt(shape[0])
-        for key, (name, shape) in zip(keys[1:], shapes.items(), strict=True)
-    }
-    params["embedding"] = jax.random.normal(keys[0], (20, 8))
-    params["scale"] = jnp.linspace(0.5, 1.5, 8)
+    draw = np.random.default_rng(4).normal
+    params = {n: np.float32(draw(size=s) / np.sqrt(s[0])) for n, s in shapes.items()}
+    params["embedding"] = np.float32(draw(size=(20, 8)))
+    params["scale"] = np.linspace(0.5, 1.5, 8, dtype="f4")
     angles = np.arange(6)[:, None] * 1e4 ** -np.linspace(0, 1, 2, endpoint=False)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
 
@@ -429,7 +374,8 @@ def nnx_transformer():
             x = x + self.dropout(self.attention(self.norm(x)))
             return self.out(jnp.tanh(x).mean(1))
 
-    graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+    net = nnx.jit(lambda: Net(nnx.Rngs(0)))()
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
     return lambda p, x: nnx.merge(graph, p, rest)(x), params, SIGNALS
 
 
@@ -456,5 +402,6 @@ def equinox_transformer():
             y = jax.vmap(self.norm)(x)
             return jax.vmap(self.out)(x + self.attention(y, y, y)).mean(0)
 
-    arrays, rest = eqx.partition(Net(jax.random.key(0)), eqx.is_array)
+    net = eqx.filter_jit(Net)(jax.random.key(0))
+    arrays, rest = eqx.partition(net, eqx.is_array)
     return lambda p, x: jax.vmap(eqx.combine(p, rest))(x), arrays, SIGNALS

@@ -68,6 +68,22 @@ def together(nets):
     return Net(fn, params, x, sum(net.sites for net in nets.values()))
 
 
+def outputs_of(functions, *arguments):
+    """What each of the functions gives, in NumPy, computed by one program.
+
+    To compile one program of several simulations takes a quarter of the time of
+    compiling each.
+    """
+    functions = tuple(functions)
+    return jax.device_get(jax.jit(lambda *a: [f(*a) for f in functions])(*arguments))
+
+
+def by_executions(fn, executions, snn, x, **options):
+    """Outputs of each of the executions, in NumPy, computed by one program."""
+    runs = [snnjax.spiking(fn, execution=e, **options) for e in executions]
+    return outputs_of(runs, snn, x)
+
+
 def eighths(seed, shape, low=-8, high=9):
     """Random multiples of 1/8 in [low / 8, high / 8)."""
     numbers = np.random.default_rng(seed).integers(low, high, shape)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import conv
+from networks import conv, outputs_of
 from sklearn.datasets import load_digits
 
 import snnjax
@@ -59,11 +59,11 @@ def mixer(p, x):
     return norm(x).mean(1) @ p["out"]
 
 
-def transformer(p, x):
+def transformer(p, x, blocks="12"):
     """Rows of an image as tokens; those that the last column masks are padding."""
     mask = x[..., -1] > 0
     x = x[..., :-1] @ p["in"] + p["position"][0]
-    for i in "12":
+    for i in blocks:
         q, k, v = (norm(x) @ p[name + i] for name in "qkv")
         q, k, v = (a.reshape(*a.shape[:2], 4, -1) for a in (q, k, v))
         y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
@@ -107,14 +107,18 @@ def inputs(fn):
     return padded(IMAGES) if fn is transformer else IMAGES
 
 
-@functools.cache
-def trained(fn, seed):
-    """Parameters after 300 steps of Adam on 1200 digits."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initial(fn, seed):
     keys = jax.random.split(jax.random.key(seed), len(SHAPES[fn]))
-    params = {
+    return {
         name: jax.random.normal(key, shape) * np.sqrt(2 / max(1, np.prod(shape[:-1])))
         for key, (name, shape) in zip(keys, SHAPES[fn].items(), strict=True)
     }
+
+
+@functools.cache
+def trained(fn, seed):
+    """Parameters after 300 steps of Adam on 1200 digits."""
     x, labels = jnp.asarray(inputs(fn)[:1200]), jnp.asarray(DIGITS.target[:1200])
     adam = optax.adam(3e-3)
 
@@ -128,18 +132,21 @@ def trained(fn, seed):
         changes, moments = adam.update(gradient, moments)
         return (optax.apply_updates(params, changes), moments), None
 
-    keys = jax.random.split(jax.random.key(seed), 300)
-    scan = jax.jit(lambda params: jax.lax.scan(step, (params, adam.init(params)), keys))
-    return scan(params)[0][0]
+    @jax.jit
+    def train(params):
+        keys = jax.random.split(jax.random.key(seed), 300)
+        return jax.lax.scan(step, (params, adam.init(params)), keys)[0][0]
+
+    return train(initial(fn, seed))
 
 
 def error(fn, seed, recipe, **options):
     """|y_snn - y_ann|^2 / |y_ann|^2 on images that no recipe has seen."""
-    params, x = trained(fn, seed), jnp.asarray(inputs(fn))
+    params, x = trained(fn, seed), inputs(fn)
     snn = snnjax.convert(fn, params, x[CALIBRATION], recipe=recipe, **options)
-    spiking = np.asarray(jax.jit(snnjax.spiking(fn))(snn, x[TEST]).mean(0))
-    exact = np.asarray(fn(params, x[TEST]))
-    return np.square(spiking - exact).sum() / np.square(exact).sum()
+    ann = lambda snn, x: fn(params, x)  # noqa: E731
+    outputs, exact = outputs_of([snnjax.spiking(fn), ann], snn, x[TEST])
+    return np.square(outputs.mean(0) - exact).sum() / np.square(exact).sum()
 
 
 QUICK = (dense, 0, 4)
@@ -172,16 +179,16 @@ def weighted_sites(fn, params, x):
 
 
 def test_an_effect_is_the_squared_gradient_of_the_output():
-    first, second, third = jax.random.split(jax.random.key(0), 3)
-    p = [jax.random.normal(first, (3, 5)), jax.random.normal(second, (5, 1))]
-    x = jax.random.normal(third, (16, 4, 3))
+    draw = np.random.default_rng(0).normal
+    p = [np.float32(draw(size=shape)) for shape in ((3, 5), (5, 1))]
+    x = np.float32(draw(size=(16, 4, 3)))
 
     def head(hidden):  # one output, so the sign of its gradient does not count
         return jnp.tanh(hidden[:, :3] @ p[1]).sum(1)
 
     effects = weighted_sites(lambda p, x: head(relu(x @ p[0])), p, x)["0/relu"]
-    hidden = relu(x @ p[0])
-    gradients = jax.vmap(jax.grad(lambda h: head(h[None])[0, 0]))(hidden)
+    gradient = jax.vmap(jax.grad(lambda h: head(h[None])[0, 0]))
+    gradients = jax.jit(gradient)(np.maximum(x @ p[0], 0))
     expected = np.square(gradients).mean(-1, keepdims=True)
     np.testing.assert_allclose(effects, expected / expected.mean(), rtol=1e-4)
     assert (effects[:, 3] == 0).all()  # the output does not depend on it
@@ -189,18 +196,15 @@ def test_an_effect_is_the_squared_gradient_of_the_output():
 
 def test_what_the_outputs_do_not_depend_on_changes_no_fit():
     """Other numbers at padded positions give the same neurons and weights."""
-    params, x = trained(transformer, 0), padded(IMAGES)[:64]
+    params, x = initial(transformer, 0), padded(IMAGES)[:64]
     noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     other = np.where(x[..., -1:] > 0, x, noise * (np.arange(9) < 8))
     recipe = snnjax.Recipe(
         [by_effect(*snnjax.light("channel").sweeps[0], half_charge())]
     )
-    one, two = (
-        snnjax.convert(transformer, params, images, steps=4, recipe=recipe)
-        for images in (x, other)
-    )
-    for name, neuron in one.neurons.items():
-        np.testing.assert_allclose(
-            neuron.threshold, two.neurons[name].threshold, rtol=1e-4
-        )
-        np.testing.assert_allclose(neuron.bias, two.neurons[name].bias, atol=1e-3)
+    fn = functools.partial(transformer, blocks="1")
+    run = jax.jit(functools.partial(snnjax.convert, fn, steps=4, recipe=recipe))
+    neurons, others = run(params, x).neurons, run(params, other).neurons
+    for name, neuron in neurons.items():
+        np.testing.assert_allclose(neuron.threshold, others[name].threshold, rtol=1e-4)
+        np.testing.assert_allclose(neuron.bias, others[name].bias, atol=1e-3)

@@ -66,10 +66,10 @@ def test_without_its_weights_the_sentence_encoder_says_what_to_install(monkeypat
 
 
 def test_thresholds_of_the_conversion_are_near_the_best(capsys):
-    factors, found = vmap_thresholds.main()
-    (converted,) = np.asarray(found)[np.asarray(factors) == 1]
+    factors, accuracies = vmap_thresholds.main()
+    (converted,) = np.asarray(accuracies)[np.asarray(factors) == 1]
     assert converted > 0.85
-    assert found[0] < converted and found[-1] < converted
+    assert accuracies[0] < converted and accuracies[-1] < converted
     assert len(capsys.readouterr().out.splitlines()) == len(factors)
 
 

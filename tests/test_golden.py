@@ -7,13 +7,14 @@ site and logits; also their threshold search on one tensor.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import conv, relu
+from networks import conv, outputs_of, relu
 
 import snnjax
 from snnjax import calibrators
@@ -84,9 +85,19 @@ def watched(p, x):
 
 
 @functools.cache
-def converted(recipe, steps):
-    x = jnp.asarray(golden()["x"])
-    return snnjax.convert(network, weights(), x, steps=steps, recipe=RECIPES[recipe])
+def site_names():
+    return [site.name for site in snnjax.sites(network, weights(), golden()["x"])]
+
+
+@functools.cache
+def converted(steps):
+    """{recipe: SNN}, by one program."""
+    runs = [
+        functools.partial(snnjax.convert, network, steps=steps, recipe=recipe)
+        for recipe in RECIPES.values()
+    ]
+    snns = outputs_of(runs, weights(), golden()["x"])
+    return dict(zip(RECIPES, snns, strict=True))
 
 
 @functools.cache
@@ -98,12 +109,12 @@ def simulation(steps):
 
 def simulated(recipe, steps):
     """What `simulation` gives, as NumPy's arrays."""
-    snn, x = converted(recipe, steps), jnp.asarray(golden()["x"])
+    snn, x = converted(steps)[recipe], golden()["x"]
     sites = snnjax.sites(network, weights(), x)
     # Of full shape, so that all recipes share a program.
     neurons = {s.name: calibrators.widen(snn.neurons[s.name], s) for s in sites}
     snn = dataclasses.replace(snn, neurons=neurons)
-    return jax.tree.map(np.asarray, simulation(steps)(snn, x))
+    return jax.device_get(simulation(steps)(snn, x))
 
 
 every = pytest.mark.parametrize(
@@ -112,15 +123,15 @@ every = pytest.mark.parametrize(
 
 
 def test_the_network_is_the_authors():
-    logits = network(weights(), jnp.asarray(golden()["x"]))
+    logits = jax.jit(network)(weights(), golden()["x"])
     np.testing.assert_allclose(logits, golden()["ann_logits"], atol=1e-5)
-    sites = snnjax.sites(network, weights(), jnp.asarray(golden()["x"]))
-    assert len(sites) == len(golden()["sites"])
+    assert len(site_names()) == len(golden()["sites"])
 
 
 @every
 def test_parameters_are_the_authors(recipe, steps):
-    for i, params in enumerate(converted(recipe, steps).neurons.values()):
+    for i, name in enumerate(site_names()):
+        params = converted(steps)[recipe].neurons[name]
         site = f"T{steps}/{recipe}/site{i}"
         threshold = golden()[f"{site}/threshold"]
         assert params.threshold == pytest.approx(threshold, rel=1e-5)
@@ -155,9 +166,11 @@ def test_mean_outputs_are_the_authors(recipe, steps):
     assert (error.max(1) > 1e-5).sum() <= flips
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
-@pytest.mark.parametrize("steps", [4, 32])
-def test_threshold_search_is_the_authors(steps, per):
-    activation = jnp.asarray(golden()["mmse/activation"])
-    threshold = formulas.least_squares(activation, steps, per)
-    np.testing.assert_allclose(threshold, golden()[f"mmse/T{steps}/{per}"], rtol=1e-5)
+def test_threshold_search_is_the_authors():
+    cases = list(itertools.product((4, 32), ("layer", "channel")))
+    search = functools.partial(functools.partial, formulas.least_squares)
+    runs = [search(steps=steps, per=per) for steps, per in cases]
+    thresholds = outputs_of(runs, golden()["mmse/activation"])
+    for (steps, per), threshold in zip(cases, thresholds, strict=True):
+        expected = golden()[f"mmse/T{steps}/{per}"]
+        np.testing.assert_allclose(threshold, expected, rtol=1e-5)

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import strategies as st
-from networks import NETWORKS, compiled, eighths, halves, relaxed_dspike, relu
+from networks import (
+    NETWORKS,
+    by_executions,
+    compiled,
+    converted,
+    eighths,
+    halves,
+    outputs_of,
+    relaxed_dspike,
+    relu,
+)
 
 import snnjax
 from snnjax.neurons import (
@@ -24,7 +34,6 @@ from snnjax.neurons import (
     mean_and_pace,
     unroll,
 )
-from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     decode,
@@ -42,7 +51,7 @@ LEVELS = [(0, 1), (-1, 1), (0, 3), (-2, 3), (-100, 100)]
 
 def currents(seed=0, steps=STEPS):
     """Of neurons that fire often, in both directions, [T, B, C]."""
-    return eighths(seed, (steps, 6, 4), -40, 41)
+    return np.asarray(eighths(seed, (steps, 6, 4), -40, 41))
 
 
 def params(neuron):
@@ -53,126 +62,127 @@ def params(neuron):
     )
 
 
-def oracle(given, into, **options):
+def oracle(neuron, parameters, into, **options):
     """The spikes of `reference.simulate` with these parameters."""
+    options = {"levels": neuron.levels, "dead_zone": neuron.dead_zone} | options
     return reference.simulate(
-        np.asarray(into),
-        np.asarray(given.threshold),
-        bias=given.bias,
-        start=np.asarray(given.initial_potential),
+        into,
+        np.asarray(parameters.threshold),
+        bias=parameters.bias,
+        start=np.asarray(parameters.initial_potential),
+        reset=neuron.reset,
+        leak=1.0 if parameters.leak is None else float(parameters.leak),
         **options,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("wait",))
-def at_a_site(neuron, given, into, wait=0):
-    """Spikes, their mean, and the spikes once more from their bits."""
-    train = spike_train(neuron, given, into, wait=wait)
-    mean, _ = mean_and_pace(neuron, given, into, wait=wait)
-    return unroll(neuron, given, into, wait=wait), mean, decode(train, STEPS)
+# Every range of levels with both resets, with and without a wait; the dead zone's and
+# the leak's own code does not depend on them.
+AT_A_SITE = [
+    *(
+        (integrate_and_fire(levels=levels, reset=reset), wait)
+        for reset, waits in (("subtract", (0, 2, 4, 0, 4)), ("zero", (2, 0, 2, 4, 2)))
+        for levels, wait in zip(LEVELS, waits, strict=True)
+    ),
+    (integrate_and_fire(levels=(-1, 1), dead_zone=0.75), 0),
+    (integrate_and_fire(levels=(-100, 100), dead_zone=0.75), 0),
+    (lif(levels=(0, 1), leak=0.5), 0),
+    (lif(levels=(-2, 3), leak=0.5), 0),
+]
 
 
-@pytest.mark.parametrize("wait", [0, 2])
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
-@pytest.mark.parametrize("levels", LEVELS)
-def test_spikes_are_those_of_the_oracle(levels, reset, wait):
-    neuron = integrate_and_fire(levels=levels, reset=reset)
-    given, into = params(neuron), currents()
-    expected = oracle(given, into, reset=reset, wait=wait, levels=levels)
-    spikes, mean, decoded = at_a_site(neuron, given, into, wait=wait)
-    np.testing.assert_array_equal(spikes, expected)
-    np.testing.assert_array_equal(decoded, expected)
-    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
-    assert (expected.sum(0) >= 0).all()  # as a ReLU's output
+def test_spikes_are_those_of_the_oracle():
+    parameters, into = [params(neuron) for neuron, _ in AT_A_SITE], currents()
 
+    @jax.jit
+    def run(parameters, into):
+        """Spikes, their mean (also in closed form), and the spikes from their bits."""
+        results = []
+        for (neuron, wait), p in zip(AT_A_SITE, parameters, strict=True):
+            train = spike_train(neuron, p, into, wait=wait)
+            mean, _ = mean_and_pace(neuron, p, into, wait=wait)
+            if wait == STEPS and neuron.reset == "subtract":
+                mean = closed_form(neuron, p, into.mean(0), STEPS)
+            spikes = unroll(neuron, p, into, wait=wait)
+            results.append((spikes, mean, decode(train, STEPS)))
+        return results
 
-@pytest.mark.parametrize("levels", [(-1, 1), (-100, 100)])
-def test_a_dead_zone_is_that_of_the_oracle(levels):
-    neuron = integrate_and_fire(levels=levels, dead_zone=0.75)
-    given, into = params(neuron), currents()
-    expected = oracle(given, into, dead_zone=0.75, levels=levels)
-    spikes, mean, decoded = at_a_site(neuron, given, into)
-    np.testing.assert_array_equal(spikes, expected)
-    np.testing.assert_array_equal(decoded, expected)
-    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
-    assert np.any(expected != oracle(given, into, levels=levels))
-
-
-@pytest.mark.parametrize("levels", [(0, 1), (-2, 3)])
-def test_a_leak_makes_no_difference_to_the_levels(levels):
-    neuron = lif(levels=levels, leak=0.5)
-    given, into = params(neuron), currents(1)
-    expected = oracle(given, into, leak=0.5, levels=levels)
-    np.testing.assert_array_equal(at_a_site(neuron, given, into)[0], expected)
-
-
-@pytest.mark.parametrize(
-    "neuron",
-    [
-        *(integrate_and_fire(levels=levels) for levels in LEVELS),
-        *(
-            as_encoder(integrate_and_fire(levels=(-3, 3), dead_zone=dead_zone))
-            for dead_zone in (0.0, 0.75)
-        ),
-    ],
-    ids=lambda neuron: f"{neuron.levels}, {neuron.rectifies}, {neuron.dead_zone}",
-)
-def test_the_closed_form_is_a_wait_of_t(neuron):
-    given, into = params(neuron), currents(2)
-    run = jax.jit(closed_form, static_argnums=(0, 3))
-    output = run(neuron, given, np.asarray(into).mean(0), STEPS)
-    spikes = at_a_site(neuron, given, into, wait=STEPS)[0]
-    np.testing.assert_allclose(output, np.asarray(spikes).mean(0), rtol=1e-6)
+    results = jax.device_get(run(parameters, into))
+    for (neuron, wait), p, result in zip(AT_A_SITE, parameters, results, strict=True):
+        spikes, mean, decoded = result
+        expected = oracle(neuron, p, into, wait=wait)
+        np.testing.assert_array_equal(spikes, expected, f"{neuron}, wait {wait}")
+        np.testing.assert_array_equal(decoded, expected)
+        np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
+        if neuron.dead_zone:
+            assert np.any(expected != oracle(neuron, p, into, dead_zone=0.0))
+        elif p.leak is None:
+            assert (expected.sum(0) >= 0).all()  # as a ReLU's output
 
 
 def test_spikes_are_encoded_in_as_few_bits_as_their_levels_need():
     threshold = np.array([0.3, 1.7], np.float32)
+    cases = [
+        (levels, group, steps)
+        for levels, group in (((0, 1), 8), ((-1, 1), 4), ((0, 3), 4), ((0, 99), 1))
+        for steps in (7, 8)
+    ]
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def to_bits_and_back(spikes, levels):
-        bits = pack(level_indices(spikes, threshold, levels), levels)
-        train = SpikeTrain(bits, jnp.asarray(threshold), levels)
-        return bits, decode(train, len(spikes))
+    @jax.jit
+    def to_bits_and_back(all_spikes):
+        results = []
+        for spikes, (levels, *_) in zip(all_spikes, cases, strict=True):
+            bits = pack(level_indices(spikes, threshold, levels), levels)
+            train = SpikeTrain(bits, jnp.asarray(threshold), levels)
+            results.append((bits, decode(train, len(spikes))))
+        return results
 
-    for levels, group in (((0, 1), 8), ((-1, 1), 4), ((0, 3), 4), ((0, 99), 1)):
-        for steps in (7, 8):
-            generator = np.random.default_rng(steps)
-            level = generator.integers(levels[0], levels[1] + 1, (steps, 3, 2))
-            spikes = np.float32(level) * threshold
-            bits, decoded = to_bits_and_back(spikes, levels)
-            assert (bits.dtype, per_byte(levels)) == (np.uint8, group)
-            assert len(bits) == -(-steps // group)
-            np.testing.assert_array_equal(decoded, spikes)
+    all_spikes = []
+    for (low, high), _, steps in cases:
+        generator = np.random.default_rng(steps)
+        level = generator.integers(low, high + 1, (steps, 3, 2))
+        all_spikes.append(np.float32(level) * threshold)
+    results = to_bits_and_back(all_spikes)
+    for (levels, group, steps), spikes, (bits, decoded) in zip(
+        cases, all_spikes, results, strict=True
+    ):
+        assert (bits.dtype, per_byte(levels)) == (np.uint8, group)
+        assert len(bits) == -(-steps // group)
+        np.testing.assert_array_equal(decoded, spikes)
 
 
-@pytest.mark.parametrize("levels", [(-2, 2), (0, 20)])
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("levels, reset", [((-2, 2), "zero"), ((0, 20), "subtract")])
 def test_the_derivative_is_the_sum_of_those_of_all_levels(levels, reset, x64):
     """That of the relaxed neuron, against central differences."""
     x64()
     neuron = integrate_and_fire(levels=levels, reset=reset)
-    given = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), neuron.init())
+    parameters = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), neuron.init())
     into = np.random.default_rng(0).normal(0.3, 1, (4, 3))
 
-    @jax.jit
     def output(into):
-        state, total = neuron.start(given, into.shape[1:]), 0.0
+        state, total = neuron.start(parameters, into.shape[1:]), 0.0
         for current in into:
-            state = neuron.integrate(given, state, current)
-            state, spikes = neuron.fire(given, state, relaxed_dspike)
+            state = neuron.integrate(parameters, state, current)
+            state, spikes = neuron.fire(parameters, state, relaxed_dspike)
             total += (spikes * jnp.arange(1.0, 4.0)).sum()
         return total
 
-    slope, step = jax.jit(jax.grad(output))(into), 1e-6
+    step = 1e-6
     ways = step * np.eye(into.size).reshape(-1, *into.shape)
-    differences = [float(output(into + way) - output(into - way)) for way in ways]
+
+    @jax.jit
+    def run(into, ways):
+        outputs = jax.vmap(output)
+        return jax.grad(output)(into), outputs(into + ways) - outputs(into - ways)
+
+    slope, differences = run(into, ways)
     expected = np.reshape(differences, into.shape) / (2 * step)
     np.testing.assert_allclose(slope, expected, 1e-4, 1e-6)
 
 
-@pytest.mark.parametrize("levels", [(-1, 1), (-3, 3)])
-def test_the_derivative_is_whole_where_all_spikes_are_taken_back(levels):
+def test_the_derivative_is_whole_where_all_spikes_are_taken_back():
     """A silent neuron is at k = -N, where a maximum would halve its derivative."""
+    levels = (-3, 3)
     neuron = integrate_and_fire(levels=levels)
 
     @jax.jit
@@ -211,8 +221,13 @@ NET = NETWORKS["dense"]
 @functools.cache
 def fitted(levels, wait=0):
     """An SNN of the dense network with these levels."""
-    neuron = integrate_and_fire(levels=levels)
-    return snnjax.convert(*NET[:3], steps=STEPS, wait=wait, model=neuron)
+    return converted(
+        *NET[:3],
+        steps=STEPS,
+        wait=wait,
+        recipe=snnjax.light(),
+        model=integrate_and_fire(levels=levels),
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +236,6 @@ def fitted(levels, wait=0):
         ("dense", (0, 20), 0),
         ("projection", (-3, 3), STEPS),
         ("max-pool before", (-1, 1), 2),
-        ("max-pool before", (-1, 1), 0),
     ],
 )
 def test_executions_give_the_same_spikes(name, levels, wait):
@@ -230,10 +244,8 @@ def test_executions_give_the_same_spikes(name, levels, wait):
     executions = ["by_step", "by_layer", by_layer(remat=True)]
     executions += ["closed_form"] if wait == STEPS else []
     executions += [] if wait else [by_layer(segment=2)]
-    first, *others = (
-        compiled(net.fn, steps=STEPS, wait=wait, execution=execution)(snn, net.x)
-        for execution in executions
-    )
+    options = {"steps": STEPS, "wait": wait}
+    first, *others = by_executions(net.fn, executions, snn, net.x, **options)
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, first, other)
 
@@ -241,38 +253,26 @@ def test_executions_give_the_same_spikes(name, levels, wait):
 def test_gradients_of_the_executions_agree():
     def gradient(execution):
         simulate = snnjax.spiking(NET.fn, execution=execution)
-        return jax.jit(jax.grad(lambda s: (simulate(s, NET.x) ** 2).mean()))
+        return jax.grad(lambda s: (simulate(s, NET.x) ** 2).mean())
 
-    snn = fitted((-2, 2))
-    first, *others = (
-        gradient(execution)(snn)
-        for execution in ("by_layer", "by_step", by_layer(remat=True))
-    )
+    executions = "by_layer", "by_step", by_layer(remat=True)
+    first, *others = outputs_of(map(gradient, executions), fitted((-2, 2)))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(first))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     for other in others:
         jax.tree.map(close, first, other)
 
 
-@pytest.mark.parametrize("levels", [(-1, 1), (0, 3)])
-def test_outputs_are_multiples_of_the_threshold_over_t(levels):
-    measure = jax.jit(functools.partial(snnjax.measures.spike_trains, NET.fn))
-    trains = measure(fitted(levels), NET.x)
-    for train in map(np.asarray, trains.values()):
-        assert levels[0] <= train.min() and levels[1] >= train.max()
-        assert np.issubdtype(train.dtype, np.integer)
-        assert (train.sum(0) >= 0).all()
-
-
 def test_with_a_wait_of_t_no_spike_is_taken_back():
     signed, binary = fitted((-1, 1), STEPS), fitted((0, 1), STEPS)
     jax.tree.map(np.testing.assert_array_equal, signed.neurons, binary.neurons)
-    outputs = [compiled(NET.fn)(snn, NET.x) for snn in (signed, binary)]
+    simulate = snnjax.spiking(NET.fn)
+    runs = [lambda x, snn=snn: simulate(snn, x) for snn in (signed, binary)]
+    outputs = outputs_of(runs, NET.x)
     np.testing.assert_array_equal(*outputs)
 
 
-@pytest.mark.parametrize("steps", [8, 128])
-def test_a_signed_neuron_takes_back_what_later_input_does_not_support(steps):
+def test_a_signed_neuron_takes_back_what_later_input_does_not_support():
     """An input whose mean is 0, all of it above 0 at first.
 
     A binary neuron answers the first half and keeps its error whatever T is; that of a
@@ -282,16 +282,19 @@ def test_a_signed_neuron_takes_back_what_later_input_does_not_support(steps):
     def fn(weights, x):
         return relu(relu(x @ weights)) @ weights
 
+    steps = 64
     weights, half = np.eye(1, dtype=np.float32), np.ones((steps // 2, 1, 1))
     x = np.concatenate([half, -half]).astype(np.float32)
-    outputs = {}
-    for low in (0, -1):
-        neuron = integrate_and_fire(levels=(low, 1))
-        snn = snnjax.init(fn, weights, x[0], model=neuron)
-        simulate = compiled(fn, steps=steps, inputs="sequence")
-        outputs[low] = np.asarray(simulate(snn, x)).mean()
-    assert outputs[0] == 0.5
-    assert abs(outputs[-1]) <= 1 / steps
+    simulate = snnjax.spiking(fn, steps=steps, inputs="sequence")
+
+    def mean_output(low):
+        model = integrate_and_fire(levels=(low, 1))
+        snn = snnjax.init(fn, weights, x[0], model=model)
+        return lambda x: simulate(snn, x).mean()
+
+    binary, signed = outputs_of(map(mean_output, (0, -1)), x)
+    assert binary == 0.5
+    assert abs(signed) <= 1 / steps
 
 
 @hypothesis.settings(max_examples=4)
@@ -318,23 +321,21 @@ def test_random_networks(seed, levels, reset, wait, residual):
     snn = halves(net, seed, model=integrate_and_fire(levels=levels, reset=reset))
     executions = ["by_layer", "by_step", by_layer(remat=True)]
     executions += [] if wait else [by_layer(segment=3)]
-    first, *others = (
-        compiled(fn, steps=STEPS, wait=wait, execution=execution)(snn, x)
-        for execution in executions
-    )
+    exact = reset == "subtract" and wait == STEPS
+    executions += ["closed_form"] if exact else []
+    options = {"steps": STEPS, "wait": wait}
+    runs = [snnjax.spiking(fn, execution=e, **options) for e in executions]
+    measure = functools.partial(snnjax.measures.spike_trains, fn, **options)
+    first, *others, trains = outputs_of([*runs, measure], snn, x)
+    closed = [others.pop()] if exact else []
     for other in others:
         np.testing.assert_array_equal(other, first)
-    options = {"steps": STEPS, "wait": wait}
-    measure = functools.partial(snnjax.measures.spike_trains, fn, **options)
-    trains = jax.jit(measure)(snn, x)
     for train in trains.values():
         train = np.asarray(train, int)
         assert levels[0] <= train.min() <= train.max() <= levels[1]
         assert (train.sum(0) >= 0).all()
-    if reset == "subtract" and wait == STEPS:
-        closed = compiled(fn, steps=STEPS, wait=wait, execution="closed_form")
-        means = (np.asarray(outputs).mean(0) for outputs in (closed(snn, x), first))
-        np.testing.assert_allclose(*means, rtol=1e-6)
+    for outputs in closed:
+        np.testing.assert_allclose(outputs.mean(0), first.mean(0), rtol=1e-6)
 
 
 def test_signed_networks_converge_to_the_ann_at_rate_one_over_t():
@@ -343,39 +344,41 @@ def test_signed_networks_converge_to_the_ann_at_rate_one_over_t():
             x = relu(x @ kernel)
         return x @ weights[-1]
 
-    neuron = integrate_and_fire(levels=(-1, 1), threshold=4.0)
-    programs = {steps: compiled(fn, steps=steps) for steps in (64, 1024)}
+    model = integrate_and_fire(levels=(-1, 1), threshold=4.0)
+    all_steps = 64, 1024
+
+    @jax.jit
+    def errors(weights, x):
+        snn = snnjax.init(fn, weights, x, model=model)
+        neurons = {
+            name: neuron._replace(initial_potential=jnp.float32(2))  # V_th / 2
+            for name, neuron in snn.neurons.items()
+        }
+        snn = dataclasses.replace(snn, neurons=neurons)
+        means = [snnjax.spiking(fn, steps=T)(snn, x).mean(0) for T in all_steps]
+        return [jnp.abs(mean - fn(weights, x)).max() for mean in means]
+
     for seed in range(3):
         generator = np.random.default_rng(seed)
         weights = list(np.float32(generator.normal(size=(4, 6, 6)) / 2))
         x = np.float32(generator.uniform(size=(16, 6)))
-        snn = snnjax.init(fn, weights, x, model=neuron)
-        neurons = {
-            name: params._replace(initial_potential=np.float32(2))  # V_th / 2
-            for name, params in snn.neurons.items()
-        }
-        snn = dataclasses.replace(snn, neurons=neurons)
-        for steps in programs:
-            mean = np.asarray(programs[steps](snn, x)).mean(0)
-            assert np.abs(mean - fn(weights, x)).max() < 16 / steps
+        for steps, error in zip(all_steps, errors(weights, x), strict=True):
+            assert error < 16 / steps
 
 
-@pytest.mark.parametrize(
-    "recipe", [snnjax.max_activation(), snnjax.percentile(99.0)], ids=["max", "p99"]
-)
-def test_the_highest_level_reaches_what_a_binary_threshold_would(recipe):
-    binary, graded = (
-        snnjax.convert(
-            *NET[:3],
-            steps=STEPS,
-            recipe=recipe,
-            model=integrate_and_fire(levels=(0, high)),
-        )
-        for high in (1, 3)
-    )
-    for name, neuron in binary.neurons.items():
-        reached = 3 * np.asarray(graded.neurons[name].threshold)
-        np.testing.assert_allclose(reached, neuron.threshold, rtol=1e-6)
+def test_the_highest_level_reaches_what_a_binary_threshold_would():
+    def neurons(recipe, high):
+        options = {"recipe": recipe, "model": integrate_and_fire(levels=(0, high))}
+        convert = functools.partial(snnjax.convert, NET.fn, steps=STEPS, **options)
+        return lambda params, x: convert(params, x).neurons
+
+    recipes = snnjax.max_activation(), snnjax.percentile(99.0)
+    runs = [neurons(recipe, high) for recipe in recipes for high in (1, 3)]
+    results = outputs_of(runs, *NET[1:3])
+    for binary, graded in (results[:2], results[2:]):
+        for name, neuron in binary.items():
+            reached = 3 * graded[name].threshold
+            np.testing.assert_allclose(reached, neuron.threshold, rtol=1e-6)
 
 
 def test_a_file_keeps_the_levels(tmp_path):
@@ -397,7 +400,11 @@ def test_levels_are_fields_beyond_nir(tmp_path):
     nir.write(tmp_path / "g.nir", snnjax.to_nir(NET.fn, snn, NET.x, extended=True))
     fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
     assert (again.model.levels, again.model.dead_zone) == ((-2, 3), 0.5)
-    outputs = compiled(fn, steps=STEPS)(again, NET.x), compiled(NET.fn)(snn, NET.x)
+    runs = [
+        lambda x, f=f, snn=snn: snnjax.spiking(f, steps=STEPS)(snn, x)
+        for f, snn in ((fn, again), (NET.fn, snn))
+    ]
+    outputs = outputs_of(runs, NET.x)
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
 
 
@@ -425,11 +432,3 @@ def test_conversion_takes_if_neurons_only():
     ):
         with pytest.raises(ValueError, match="model is .*allowed: an? (IF neuron|mod)"):
             snnjax.convert(*NET[:3], steps=STEPS, model=neuron)
-
-
-def test_a_folder_of_other_levels_is_refused(tmp_path):
-    options = {"steps": STEPS, "folder": tmp_path / "fits"}
-    snnjax.convert(*NET[:3], **options)
-    with pytest.raises(ValueError, match="another conversion.*model"):
-        signed = integrate_and_fire(levels=(-1, 1))
-        snnjax.convert(*NET[:3], **options, model=signed)

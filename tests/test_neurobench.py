@@ -1,12 +1,13 @@
 """NeuroBench's metrics: those of `measure`, and equal to those of its own harness."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, eighths
+from networks import NETWORKS, eighths, outputs_of
 
 import snnjax
 from snnjax.measures import neurobench
@@ -21,10 +22,12 @@ def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
     for levels in ((0, 1), (0, 3)):
         neuron = snnjax.integrate_and_fire(levels=levels, threshold=0.25)
         snn = snnjax.init(fn, params, net.x, model=neuron)
-        measures = snnjax.measure(fn, snn, net.x, params=params, steps=STEPS, wait=1)
-        found = neurobench(fn, snn, net.x, steps=STEPS, wait=1)
-        assert json.loads(json.dumps(found)) == found
-        rate, counts = 1 - found["ActivationSparsity"], found["SynapticOperations"]
+        options = {"steps": STEPS, "wait": 1}
+        measure = functools.partial(snnjax.measure, fn, params=params, **options)
+        (measures,) = outputs_of([measure], snn, net.x)
+        metrics = neurobench(fn, snn, net.x, **options)
+        assert json.loads(json.dumps(metrics)) == metrics
+        rate, counts = 1 - metrics["ActivationSparsity"], metrics["SynapticOperations"]
         np.testing.assert_allclose(rate, measures.firing_rate, rtol=1e-5)
         np.testing.assert_allclose(counts["Dense"], STEPS * measures.macs, rtol=1e-6)
         spiking = float(measures.synaptic_operations)
@@ -34,8 +37,8 @@ def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
         np.testing.assert_allclose(effective, sent, rtol=1e-6)
         own = [leaf for n in snn.neurons.values() for leaf in jax.tree.leaves(n)]
         numbers = [*own, *net.params.values()]
-        assert found["ParameterCount"] == sum(map(np.size, numbers)) + 2
-        assert found["Footprint"] == 4 * found["ParameterCount"]
+        assert metrics["ParameterCount"] == sum(map(np.size, numbers)) + 2
+        assert metrics["Footprint"] == 4 * metrics["ParameterCount"]
     with pytest.raises(ValueError, match="inside jit .* call it outside"):
         jax.jit(lambda snn: neurobench(fn, snn, net.x, steps=STEPS))(snn)
 
@@ -43,11 +46,11 @@ def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
 def test_zeros_among_the_weights_are_a_sparsity():
     w, x = jnp.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]), jnp.ones((1, 2))
     fn = lambda w, x: jax.nn.relu(x @ w) @ w.T  # noqa: E731
-    found = neurobench(fn, snnjax.init(fn, w, x), x, steps=2)
-    assert found["ConnectionSparsity"] == round(1 / 6, 4)
+    metrics = neurobench(fn, snnjax.init(fn, w, x), x, steps=2)
+    assert metrics["ConnectionSparsity"] == round(1 / 6, 4)
     fn = lambda p, x: jax.nn.relu(x * 2)  # noqa: E731
-    found = neurobench(fn, snnjax.init(fn, {}, x), x, steps=2)
-    assert found["ConnectionSparsity"] == found["SynapticOperations"]["Dense"] == 0
+    metrics = neurobench(fn, snnjax.init(fn, {}, x), x, steps=2)
+    assert metrics["ConnectionSparsity"] == metrics["SynapticOperations"]["Dense"] == 0
 
 
 # -------------------------------------------- against NeuroBench's own harness
@@ -129,15 +132,15 @@ def test_the_metrics_are_those_of_neurobench(leak, reset):
             [workload.ActivationSparsity, workload.SynapticOperations],
         ],
     ).run(quiet=True)
-    found = neurobench(network, snn, x, steps=STEPS)
+    metrics = neurobench(network, snn, x, steps=STEPS)
     # Theirs has other numbers in its neurons than ours; the weights are the same.
     own = [leaf for n in snn.neurons.values() for leaf in jax.tree.leaves(n)]
-    assert found["ParameterCount"] - len(own) == expected["ParameterCount"]
-    assert found["ConnectionSparsity"] == expected["ConnectionSparsity"] == 0
+    assert metrics["ParameterCount"] - len(own) == expected["ParameterCount"]
+    assert metrics["ConnectionSparsity"] == expected["ConnectionSparsity"] == 0
     np.testing.assert_allclose(
-        found["ActivationSparsity"], expected["ActivationSparsity"], rtol=1e-6
+        metrics["ActivationSparsity"], expected["ActivationSparsity"], rtol=1e-6
     )
-    counts = found["SynapticOperations"]
+    counts = metrics["SynapticOperations"]
     for name, count in expected["SynapticOperations"].items():
         np.testing.assert_allclose(counts[name], count, rtol=1e-6, err_msg=name)
         assert count > 0

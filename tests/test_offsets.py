@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import compiled
+from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import calibrators
@@ -45,11 +45,9 @@ def gelu_network(p, x):
 
 
 @functools.cache  # most tests look at the same SNN
-def fitted(fn=gelu_network, wait=0, recipe=None, neuron=SIGNED):
-    neuron = dict(neuron) if isinstance(neuron, tuple) else neuron
-    return snnjax.convert(
-        fn, PARAMS, X, steps=STEPS, wait=wait, recipe=recipe, model=neuron
-    )
+def fitted(fn=gelu_network, wait=0, recipe=WITH, neuron=SIGNED):
+    options = {"steps": STEPS, "wait": wait, "model": neuron}
+    return snnjax.convert(fn, PARAMS, X, recipe=recipe, **options)
 
 
 RELU, ENCODER = "in/relu", "out/encoder"
@@ -65,38 +63,46 @@ def errors_of_grids(a, intervals):
             yield ends.mean(), (np.abs(a[:, None] - grid).min(1) ** 2).sum()
 
 
-@pytest.mark.parametrize("intervals", [2, 8, 32])
-def test_the_middle_is_that_of_the_nearest_grid(intervals):
-    normal = np.random.default_rng(1).normal(size=(200, 3))
-    a = np.asarray(jax.nn.gelu(normal * [1, 3, 1] + [0, 0, 8]), np.float32)
-    middles = np.asarray(formulas.middle(jnp.asarray(a), intervals))
-    for channel, middle in zip(a.T, middles, strict=True):
-        grids = list(errors_of_grids(channel, intervals))
-        least = min(error for _, error in grids)
-        # Several grids may have this middle.
-        own = min(error for place, error in grids if abs(place - middle) < 1e-4)
-        assert own <= least * (1 + 1e-4)
+def test_the_middle_is_that_of_the_nearest_grid():
+    normal = np.random.default_rng(1).normal(size=(200, 3)) * [1, 3, 1] + [0, 0, 8]
+    sizes = 2, 8, 32
+    runs = [functools.partial(formulas.middle, intervals=n) for n in sizes]
+    a = np.asarray(jax.jit(jax.nn.gelu)(np.float32(normal)))
+    all_middles = outputs_of(runs, a)
+    for intervals, middles in zip(sizes, all_middles, strict=True):
+        for channel, middle in zip(a.T, middles, strict=True):
+            grids = list(errors_of_grids(channel, intervals))
+            least = min(error for _, error in grids)
+            # Several grids may have this middle.
+            own = min(error for place, error in grids if abs(place - middle) < 1e-4)
+            assert own <= least * (1 + 1e-4)
 
 
 def test_channels_may_lie_on_any_axis_and_may_be_constant():
     a = np.float32(np.random.default_rng(7).normal(size=(40, 3, 5)))
     a[:, 1] = 2
-    expected = formulas.middle(np.moveaxis(a, 1, -1), 8)
-    np.testing.assert_array_equal(formulas.middle(a, 8, channel=-2), expected)
+    last, middle = (
+        lambda a: formulas.middle(jnp.moveaxis(a, 1, -1), 8),
+        lambda a: formulas.middle(a, 8, channel=-2),
+    )
+    expected, middles = outputs_of([last, middle], a)
+    np.testing.assert_array_equal(middles, expected)
     assert expected[1] == 2
 
 
-@pytest.mark.parametrize("wait", [0, 2, STEPS])
-def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output(wait):
+def test_a_neuron_with_an_offset_is_one_of_moved_input_and_output():
     encoder = as_encoder(SIGNED)
-    currents = jnp.asarray(
-        np.random.default_rng(7).normal(size=(STEPS, 5, 3)), jnp.float32
-    )
-    offset = jnp.array([0.5, -1.25, 0.0])
-    params = encoder.init()._replace(bias=jnp.float32(0.125))
-    moved = unroll(encoder, params, currents - offset, wait=wait) + offset
-    own = unroll(encoder, params._replace(offset=offset), currents, wait=wait)
-    np.testing.assert_allclose(own, moved, atol=1e-6)
+    currents = np.float32(np.random.default_rng(7).normal(size=(STEPS, 5, 3)))
+    offset = np.float32([0.5, -1.25, 0.0])
+    params = encoder.init()._replace(bias=np.float32(0.125))
+
+    def pair(wait):
+        run = functools.partial(unroll, encoder, wait=wait)
+        own = params._replace(offset=offset)
+        return lambda i: (run(own, i), run(params, i - offset) + offset)
+
+    for own, expected in outputs_of(map(pair, (0, 2, STEPS)), currents):
+        np.testing.assert_allclose(own, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("wait", [0, STEPS])
@@ -104,11 +110,10 @@ def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    options = dict(steps=STEPS, wait=wait)
-    expected = compiled(gelu_network, **options)(snn, X).mean(0)
-    for execution in ("by_step", by_layer(segment=3) if wait == 0 else "closed_form"):
-        outputs = compiled(gelu_network, execution=execution, **options)(snn, X)
-        np.testing.assert_allclose(outputs.mean(0), expected, atol=1e-5)
+    executions = "auto", "by_step", by_layer(segment=3) if wait == 0 else "closed_form"
+    expected, *others = by_executions(gelu_network, executions, snn, X)
+    for outputs in others:
+        np.testing.assert_allclose(outputs.mean(0), expected.mean(0), atol=1e-5)
 
 
 def test_outputs_and_gradients_with_spikes_as_bits_are_those_with_spikes():
@@ -118,8 +123,11 @@ def test_outputs_and_gradients_with_spikes_as_bits_are_those_with_spikes():
         run = snnjax.spiking(gelu_network, steps=STEPS, execution=execution)
         return (run(snn, X) ** 2).mean()
 
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    plain, bits = (gradient(snn, e) for e in ("by_layer", by_layer(remat=True)))
+    gradients = (
+        functools.partial(jax.value_and_grad(loss), execution=execution)
+        for execution in ("by_layer", by_layer(remat=True))
+    )
+    plain, bits = outputs_of(gradients, snn)
     assert np.abs(plain[1].neurons[ENCODER].offset).max() > 0
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, bits
@@ -139,51 +147,58 @@ def test_with_a_wait_of_t_it_rounds_to_the_levels_around_the_offset():
         level = jnp.clip(jnp.floor(drive / p.threshold), low, STEPS)
         return offset + level * p.threshold / STEPS
 
-    expected = with_activation(gelu_network, quantized)(snn.params, X)
-    output = compiled(gelu_network, steps=STEPS, wait=STEPS)(snn, X).mean(0)
-    assert (jnp.abs(output - expected) < 1e-4).mean() > 0.9
+    ann = lambda snn, x: with_activation(gelu_network, quantized)(snn.params, x)  # noqa: E731
+    expected, outputs = outputs_of([ann, snnjax.spiking(gelu_network)], snn, X)
+    assert (np.abs(outputs.mean(0) - expected) < 1e-4).mean() > 0.9
 
 
 def test_offsets_lower_the_error_of_a_gelu_and_leave_relus_alone():
-    images = jnp.asarray(np.random.default_rng(7).normal(size=(256, 12)), jnp.float32)
-    fine = ((RELU, snnjax.integrate_and_fire(levels=(0, 100))), (ENCODER, SIGNED))
-    errors = []
-    for recipe in (WITH, WITHOUT):
-        snn = fitted(recipe=recipe, wait=STEPS, neuron=fine)
-        output = compiled(gelu_network, steps=STEPS, wait=STEPS)(snn, images)
-        error = output.mean(0) - gelu_network(PARAMS, images)
-        errors.append(float(jnp.square(error).mean()))
-    assert errors[0] < errors[1] / 1.5
+    images = np.float32(np.random.default_rng(7).normal(size=(256, 12)))
+    fine = {RELU: snnjax.integrate_and_fire(levels=(0, 100)), ENCODER: SIGNED}
+    assert mean_error(gelu_network, WITH, images, wait=STEPS, model=fine) < (
+        mean_error(gelu_network, WITHOUT, images, wait=STEPS, model=fine) / 1.5
+    )
 
     def relu_network(p, x):
         return jax.nn.relu(jax.nn.relu(x @ p["in"]) @ p["up"]) @ p["out"]
 
-    with_and_without = (
-        fitted(relu_network, recipe=recipe) for recipe in (WITH, WITHOUT)
-    )
-    jax.tree.map(np.testing.assert_array_equal, *with_and_without)
+    pair = (fitted(relu_network, recipe=recipe) for recipe in (WITH, WITHOUT))
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+def mean_error(fn, recipe, images, **options):
+    """Mean square of what the outputs for images lack."""
+    options = {"steps": STEPS, "recipe": recipe} | options
+    snn = snnjax.convert(fn, PARAMS, X, **options)
+    ann = lambda snn, x: fn(PARAMS, x)  # noqa: E731
+    outputs, answers = outputs_of([snnjax.spiking(fn), ann], snn, images)
+    return np.square(outputs.mean(0) - answers).mean()
+
+
+def measured(fn, snn):
+    """Measures, and the spikes of each site as whole numbers [T, B, ...]."""
+    measure = functools.partial(snnjax.measure, fn, params=PARAMS)
+    runs = [measure, functools.partial(snnjax.measures.spike_trains, fn)]
+    measures, trains = outputs_of(runs, snn, X)
+    return measures, {name: np.asarray(train, int) for name, train in trains.items()}
 
 
 @pytest.mark.parametrize("largest", [1, 3])
 def test_an_offset_is_no_spike_and_no_addition(largest):
     snn = fitted(neuron=snnjax.integrate_and_fire(levels=(-largest, largest)))
-    trains = snnjax.measures.spike_trains(gelu_network, snn, X)
-    trains = {name: np.asarray(train, int) for name, train in trains.items()}
+    measures, trains = measured(gelu_network, snn)
     assert {*np.unique(trains[ENCODER])} <= {*range(-largest, largest + 1)}
-    measures = snnjax.measure(gelu_network, snn, X, params=PARAMS)
     assert measures.sites[ENCODER].error < 0.3 * measures.sites[ENCODER].activation
-    fan_out = {ENCODER: 3, RELU: PARAMS["up"].shape[1]}
-    spikes, operations, additions = (
-        sum(np.sum(count(trains[name])) * n for name, n in weight.items())
-        for count, weight in (
-            (np.count_nonzero, dict.fromkeys(trains, 1)),
-            (np.count_nonzero, fan_out),
-            (np.abs, fan_out),
-        )
-    )
+    spikes = sum(np.count_nonzero(train) for train in trains.values())
     neurons = sum(train[0].size for train in trains.values())
     np.testing.assert_allclose(measures.firing_rate, spikes / STEPS / neurons, 1e-5)
-    operations, additions = operations / len(X), additions / len(X)
+    operations, additions = (
+        sum(
+            np.sum(count(trains[name])) * fan_out / len(X)
+            for name, fan_out in {ENCODER: 3, RELU: PARAMS["up"].shape[1]}.items()
+        )
+        for count in (np.count_nonzero, np.abs)
+    )
     np.testing.assert_allclose(measures.synaptic_operations, operations, 1e-5)
     np.testing.assert_allclose(measures.synaptic_additions, additions, 1e-5)
     if largest == 1:
@@ -195,7 +210,8 @@ def test_micro_batches_give_the_same_offsets(monkeypatch):
     snn = fitted()
     module = sys.modules["snnjax.conversion.convert"]
     monkeypatch.setattr(module, "_micro_batch", lambda *_: 16)
-    parts = snnjax.convert(gelu_network, PARAMS, X, steps=STEPS, model=SIGNED)
+    options = {"steps": STEPS, "model": SIGNED, "recipe": WITH}
+    parts = snnjax.convert(gelu_network, PARAMS, X, **options)
     np.testing.assert_allclose(
         parts.neurons[ENCODER].offset, snn.neurons[ENCODER].offset, atol=1e-6
     )
@@ -211,12 +227,10 @@ def test_a_value_far_from_zero_uses_all_levels():
     def fn(p, x):
         return (jnp.tanh(jax.nn.relu(x @ p["in"]) @ p["up"]) + 50) @ p["out"]
 
-    error = {}
-    for name, recipe in (("with", WITH), ("without", WITHOUT)):
-        snn = fitted(fn, recipe=recipe)
-        output = compiled(fn, steps=STEPS)(snn, X).mean(0)
-        error[name] = float(jnp.square(output - fn(PARAMS, X)).mean())
-    assert error["with"] < error["without"] / 10
+    error, without = (
+        mean_error(fn, recipe, X, model=SIGNED) for recipe in (WITH, WITHOUT)
+    )
+    assert error < without / 10
 
 
 @pytest.mark.parametrize(
@@ -236,7 +250,7 @@ def test_an_offset_of_zero_changes_no_count(fn):
     counts = []
     for neurons in (snn.neurons, zero):
         snn = dataclasses.replace(snn, neurons=neurons)
-        measures = snnjax.measure(fn, snn, X, params=PARAMS)
+        measures, _ = measured(fn, snn)
         bench = snnjax.measures.neurobench(fn, snn, X)["SynapticOperations"]
         counts.append((float(measures.synaptic_operations), bench))
     assert counts[0] == counts[1]
@@ -246,10 +260,7 @@ def test_in_bfloat16_bits_are_the_same_spikes():
     fn = snnjax.in_dtype(gelu_network, "bfloat16")
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))
     snn = fitted(fn, neuron=neuron)
-    outputs = (
-        compiled(fn, steps=STEPS, execution=execution)(snn, X)
-        for execution in ("by_layer", by_layer(remat=True))
-    )
-    np.testing.assert_array_equal(*outputs)
-    trains = snnjax.measures.spike_trains(fn, snn, X)
-    assert all(np.abs(np.asarray(train, int)).max() <= 7 for train in trains.values())
+    executions = "by_layer", by_layer(remat=True)
+    np.testing.assert_array_equal(*by_executions(fn, executions, snn, X))
+    _, trains = measured(fn, snn)
+    assert all(np.abs(train).max() <= 7 for train in trains.values())

@@ -218,32 +218,30 @@ def many_epochs(out):
     return options.items()
 
 
-@pytest.mark.parametrize(
-    "devices, message",
-    [(9, "mesh is 9, but JAX finds 8 devices"), (-1, "mesh must be >= 0, not -1")],
-)
-def test_devices_that_are_not_there_are_refused(devices, message, digits, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        config = dataclasses.replace(ANN, mesh=devices, out=str(tmp_path))
-        train_ann.train(config, data=digits)
+def test_devices_that_are_not_there_are_refused(digits, tmp_path):
+    for count, message in (
+        (9, "mesh is 9, but JAX finds 8 devices"),
+        (-1, "mesh must be >= 0, not -1"),
+    ):
+        config = dataclasses.replace(ANN, mesh=count, out=str(tmp_path))
+        with pytest.raises(ValueError, match=message):
+            train_ann.train(config, data=digits)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
+def test_half_an_address_is_refused(monkeypatch):
+    for variables in (
         {"COORDINATOR_ADDRESS": "127.0.0.1:1", "NUM_PROCESSES": "2"},
         {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"},
         {"PROCESS_ID": "1"},
-    ],
-)
-def test_half_an_address_is_refused(found, monkeypatch):
-    for name, value in found.items():
-        monkeypatch.setenv(f"JAX_{name}", value)
-    with (
-        pytest.raises(ValueError, match="belong together, the last two as whole"),
-        devices.together(),
     ):
-        pass
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(f"JAX_{name}", value)
+            with (
+                pytest.raises(ValueError, match="belong together, the last two as"),
+                devices.together(),
+            ):
+                pass
 
 
 def test_the_last_batch_is_filled_up_and_counts_once():

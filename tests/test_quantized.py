@@ -3,11 +3,14 @@
 maximum / L clip(floor(L x / maximum + 1/2), 0, L)      Bu et al., ICLR 2022
 """
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import REFINED, compiled, conv
+from networks import REFINED, conv, outputs_of
 
 import snnjax
 from experiments import convert
@@ -18,14 +21,17 @@ from snnjax import quantized_relu
 
 RNG = np.random.default_rng(0)
 LEVELS = 4
-X = jnp.asarray(RNG.integers(-8, 9, (20, 6, 6, 3)) / 8, jnp.float32)
+X = np.float32(RNG.integers(-8, 9, (20, 6, 6, 3)) / 8)
 PARAMS = {
-    "first": jnp.asarray(RNG.integers(-8, 9, (3, 3, 3, 8)) / 16, jnp.float32),
-    "maximum": jnp.asarray(RNG.uniform(0.5, 3, 8), jnp.float32),
-    "second": jnp.asarray(RNG.integers(-8, 9, (8, 12)) / 16, jnp.float32),
-    "log_maximum": jnp.float32(0.3),
-    "out": jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32),
+    "first": np.float32(RNG.integers(-8, 9, (3, 3, 3, 8)) / 16),
+    "maximum": np.float32(RNG.uniform(0.5, 3, 8)),
+    "second": np.float32(RNG.integers(-8, 9, (8, 12)) / 16),
+    "log_maximum": np.float32(0.3),
+    "out": np.float32(RNG.normal(size=(12, 5))),
 }
+
+
+ACTIVATIONS = [functools.partial(quantized_relu, levels=LEVELS), snnjax.clipped_relu]
 
 
 def network(p, x, levels=LEVELS):
@@ -33,28 +39,42 @@ def network(p, x, levels=LEVELS):
     return quantized_relu(x @ p["second"], jnp.exp(p["log_maximum"]), levels) @ p["out"]
 
 
-@pytest.mark.parametrize("maximum", [1.0, 0.7, np.array([0.5, 1.0, 2.5], np.float32)])
-@pytest.mark.parametrize("levels", [1, 4, 7])
-def test_it_is_the_nearest_of_its_values(maximum, levels):
+def exact_run(fn, steps=LEVELS, **options):
+    """(params, x) -> mean outputs of the SNN, with a wait of T."""
+
+    def run(params, x):
+        more = {"steps": steps, "wait": steps, "recipe": snnjax.quantized()} | options
+        snn = snnjax.convert(fn, params, x, **more)
+        return snnjax.spiking(fn)(snn, x).mean(0)
+
+    return run
+
+
+def test_it_is_the_nearest_of_its_values():
     x = np.random.default_rng(7).normal(size=(200, 3)).astype(np.float32) * 2
-    grid = np.asarray(maximum)[..., None] * np.arange(levels + 1) / levels
-    grid = np.broadcast_to(grid, (3, levels + 1))
-    distance = np.abs(x[..., None] - grid)
-    nearest = np.take_along_axis(grid[None], distance.argmin(-1)[..., None], -1)
-    y = quantized_relu(jnp.asarray(x), maximum, levels)
-    np.testing.assert_allclose(y, nearest[..., 0], atol=1e-6)
+    maxima = 1.0, 0.7, np.float32([0.5, 1.0, 2.5])
+    cases = [(maximum, levels) for maximum in maxima for levels in (1, 4, 7)]
+    runs = [lambda x, c=case: quantized_relu(x, *c) for case in cases]
+    for (maximum, levels), y in zip(cases, outputs_of(runs, x), strict=True):
+        grid = np.asarray(maximum)[..., None] * np.arange(levels + 1) / levels
+        grid = np.broadcast_to(grid, (3, levels + 1))
+        distance = np.abs(x[..., None] - grid)
+        nearest = np.take_along_axis(grid[None], distance.argmin(-1)[..., None], -1)
+        np.testing.assert_allclose(y, nearest[..., 0], atol=1e-6)
 
 
 def test_gradients_are_straight_through():
-    x, maximum = jnp.array([-0.4, -0.1, 0.3, 0.9, 1.1, 1.5]), jnp.float32(1.0)
-    y = quantized_relu(x, maximum, 4)
-    of_x = jax.vmap(jax.grad(lambda x: quantized_relu(x, maximum, 4)))(x)
+    x, maximum = np.float32([-0.4, -0.1, 0.3, 0.9, 1.1, 1.5]), np.float32(1.0)
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def slopes(x, maximum):
+        activation = functools.partial(quantized_relu, levels=4)
+        return jax.value_and_grad(activation, argnums=(0, 1))(x, maximum)
+
+    y, (of_x, of_maximum) = slopes(x, maximum)
     np.testing.assert_array_equal(of_x, [0, 1, 1, 1, 1, 0])
-    of_maximum = jax.vmap(
-        jax.grad(lambda m, x: quantized_relu(x, m, 4)), in_axes=(None, 0)
-    )(maximum, x)
-    inside = np.asarray(of_x, bool)
-    expected = np.where(inside, y - x, np.asarray(x) > 1)
+    expected = np.where(np.asarray(of_x, bool), y - x, x > 1)
     np.testing.assert_allclose(of_maximum, expected, atol=1e-6)
 
 
@@ -64,131 +84,115 @@ def test_it_is_a_site():
     assert sites.grade == "binary"
 
 
-@pytest.mark.parametrize("execution", ["by_step", "by_layer", "closed_form"])
-def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network(execution):
+def test_with_t_levels_and_a_wait_of_t_the_snn_is_the_network():
     options = {"steps": LEVELS, "wait": LEVELS}
     snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
     (first, second) = snn.neurons.values()
     np.testing.assert_array_equal(first.threshold, PARAMS["maximum"])
     np.testing.assert_allclose(second.threshold, np.full(12, np.exp(0.3)), rtol=1e-6)
     np.testing.assert_array_equal(2 * first.initial_potential, first.threshold)
-    mean = snnjax.spiking(network, execution=execution, **options)(snn, X).mean(0)
-    np.testing.assert_allclose(mean, network(PARAMS, X), rtol=1e-4, atol=1e-5)
+    executions = "by_step", "by_layer", "closed_form"
+    runs = [snnjax.spiking(network, execution=execution) for execution in executions]
+    ann = lambda snn, x: network(PARAMS, x)  # noqa: E731
+    *outputs, expected = outputs_of([*runs, ann], snn, X)
+    for output in outputs:
+        np.testing.assert_allclose(output.mean(0), expected, rtol=1e-4, atol=1e-5)
+    for site in snnjax.measure(network, snn, X, params=PARAMS).sites.values():
+        assert site.inherited < 1e-5 and site.error < 1e-5
 
 
-def test_graded_spikes_need_fewer_steps():
-    neuron = snnjax.integrate_and_fire(levels=(0, LEVELS))
-    options = {"steps": 1, "wait": 1}
-    recipe = snnjax.quantized()
-    snn = snnjax.convert(network, PARAMS, X, recipe=recipe, model=neuron, **options)
-    output = snnjax.spiking(network, **options)(snn, X)[0]
-    np.testing.assert_allclose(output, network(PARAMS, X), rtol=1e-4, atol=1e-5)
+def test_graded_spikes_need_fewer_steps_and_other_steps_round_otherwise():
+    graded = snnjax.integrate_and_fire(levels=(0, LEVELS))
+    runs = [exact_run(network, 1, model=graded), exact_run(network, 3)]
+    runs += [functools.partial(network, levels=levels) for levels in (LEVELS, 3)]
+    one_step, three_steps, ann, of_three = outputs_of(runs, PARAMS, X)
+    np.testing.assert_allclose(one_step, ann, rtol=1e-4, atol=1e-5)
+    assert np.abs(three_steps - of_three).max() < 1e-4
+    assert np.abs(three_steps - ann).max() > 0.01
 
 
 def test_other_recipes_convert_it_too_and_this_one_clipped_relus():
-    ann = network(PARAMS, X)
+    simulate = jax.jit(snnjax.spiking(network))
+    ann = np.asarray(jax.jit(network)(PARAMS, X))
     for recipe in (snnjax.light("channel"), REFINED):
-        snn = snnjax.convert(network, PARAMS, X, steps=32, recipe=recipe)
-        mean = compiled(network, steps=32)(snn, X).mean(0)
+        snn = snnjax.convert(network, PARAMS, X, steps=8, recipe=recipe)
+        mean = simulate(snn, X).mean(0)
         assert np.square(mean - ann).mean() < 0.2 * ann.var()
 
     def clipped(w, x):
         return snnjax.clipped_relu(x @ w, 0.5)
 
-    x = jnp.asarray(np.random.default_rng(7).normal(size=(20, 3)), jnp.float32)
-    snn = snnjax.convert(clipped, jnp.eye(3), x, steps=4, recipe=snnjax.quantized())
+    x = np.float32(np.random.default_rng(7).normal(size=(20, 3)))
+    snn = snnjax.convert(clipped, np.eye(3), x, steps=4, recipe=snnjax.quantized())
     (neuron,) = snn.neurons.values()
     np.testing.assert_array_equal(neuron.threshold, [0.5] * 3)
 
 
-def test_a_plain_relu_has_no_maximum():
-    def fn(w, x):
-        return jax.nn.relu(x @ w)
+def test_sites_without_a_maximum_are_refused():
+    def plain(p, x):
+        return jax.nn.relu(x.mean((1, 2)) @ p["first"][0, 0])
 
-    with pytest.raises(ValueError, match="has the kind .relu., which has no maximum"):
-        snnjax.convert(fn, jnp.eye(3), X[:, 0, 0], steps=4, recipe=snnjax.quantized())
+    def encoded(p, x):
+        x = quantized_relu(x.mean((1, 2)) @ p["first"][0, 0], 1.0, 4)
+        return jnp.tanh(x) @ p["second"]
+
+    for fn, kind in ((plain, "relu"), (encoded, "encoder")):
+        with pytest.raises(ValueError, match=f"kind '{kind}', which has no maximum"):
+            snnjax.convert(fn, PARAMS, X, steps=4, recipe=snnjax.quantized())
 
 
 def test_gradients_know_channels_and_bfloat16():
-    x = jnp.asarray(np.random.default_rng(7).normal(size=(50, 3)), jnp.float32)
-    maxima = jnp.array([0.5, 1.0, 2.0])
+    generator = np.random.default_rng(7)
+    x, maxima = np.float32(generator.normal(size=(50, 3))), np.float32([0.5, 1.0, 2.0])
 
     def total(x, maxima):
         return quantized_relu(x, maxima, 4).sum()
 
-    of_x, of_maxima = jax.grad(total, argnums=(0, 1))(x, maxima)
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))
+    of_x, of_maxima = slopes(x, maxima)
     for c in range(3):
-        own_x, own = jax.grad(total, argnums=(0, 1))(x[:, c], maxima[c])
+        own_x, own = slopes(x[:, c], maxima[c])
         np.testing.assert_array_equal(of_x[:, c], own_x)
         np.testing.assert_allclose(of_maxima[c], own, rtol=1e-5)
-    half = jnp.asarray(np.random.default_rng(7).normal(size=2000), jnp.bfloat16)
-    y = quantized_relu(half, 1.0, 4)
-    slope = jax.grad(lambda x: quantized_relu(x, 1.0, 4).sum())(half)
+    half = generator.normal(size=2000).astype(jnp.bfloat16)
+    runs = [lambda x: quantized_relu(x, 1.0, 4), jax.grad(lambda x: total(x, 1.0))]
+    y, slope = outputs_of(runs, half)
     assert (slope[(y > 0) & (y < 1)] == 1).all()  # as the value is rounded
 
 
-def test_encoders_have_no_maximum_and_other_steps_round_otherwise():
-    def fn(p, x):
-        x = quantized_relu(x.mean((1, 2)) @ p["first"][0, 0], 1.0, 4)
-        return jnp.tanh(x) @ p["second"]
-
-    with pytest.raises(ValueError, match="kind 'encoder', which has no maximum"):
-        snnjax.convert(fn, PARAMS, X, steps=4, recipe=snnjax.quantized())
-    recipe = snnjax.quantized()
-    snn = snnjax.convert(network, PARAMS, X, steps=3, wait=3, recipe=recipe)
-    output = snnjax.spiking(network, steps=3, wait=3)(snn, X).mean(0)
-    assert jnp.abs(output - network(PARAMS, X, 3)).max() < 1e-4
-    assert jnp.abs(output - network(PARAMS, X)).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "maximum, levels, message",
-    [
-        (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
-        (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
-        (1e39, 4, "maximum is 1e.39; allowed: finite and > 0, as float32"),
-        (1e-40, 4, "maximum is 1e-40; allowed: finite and > 0, as float32"),
-        (None, 4, "maximum is None; allowed: a number, or an array"),
-        (np.ones(2), 4, r"maximum has shape \(2,\) and x \(3,\); allowed: one"),
-        (np.ones((4, 3)), 4, r"maximum has shape \(4, 3\) and x \(3,\); allowed: one"),
-        (1.0, 2**23 + 1, "levels is 8388609; allowed: 1 to 8388608"),
-        (1.0, 0, "levels is 0; allowed"),
-        (1.0, 2.5, "levels is 2.5; allowed"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(maximum, levels, message):
-    with pytest.raises(ValueError, match=message):
-        quantized_relu(jnp.ones(3), maximum, levels)
+REFUSED = [
+    (0.0, 4, "maximum is 0.0; allowed: finite and > 0"),
+    (np.inf, 4, "maximum is inf; allowed: finite and > 0"),
+    (1e39, 4, "maximum is 1e.39; allowed: finite and > 0, as float32"),
+    (1e-40, 4, "maximum is 1e-40; allowed: finite and > 0, as float32"),
+    (None, 4, "maximum is None; allowed: a number, or an array"),
+    (np.ones(2), 4, r"maximum has shape \(2,\) and x \(3,\); allowed: one"),
+    (np.ones((4, 3)), 4, r"maximum has shape \(4, 3\) and x \(3,\); allowed: one"),
+    (1.0, 2**23 + 1, "levels is 8388609; allowed: 1 to 8388608"),
+    (1.0, 0, "levels is 0; allowed"),
+    (1.0, 2.5, "levels is 2.5; allowed"),
+]
 
 
-def test_inside_jit_and_in_bfloat16_it_is_the_same_function():
-    fast = jax.jit(network)(PARAMS, X)
-    np.testing.assert_allclose(fast, network(PARAMS, X), rtol=1e-5, atol=1e-5)
+def test_numbers_out_of_range_are_refused():
+    for maximum, levels, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            quantized_relu(np.ones(3, np.float32), maximum, levels)
+
+
+def test_in_bfloat16_it_is_the_same_function_and_exact_too():
     y = quantized_relu(jnp.array([0.26, 0.9], jnp.bfloat16), 1.0, 4)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(y.astype(jnp.float32), [0.25, 1.0])
-
-
-def test_it_inherits_no_error_from_layers_that_make_none():
-    options = {"steps": LEVELS, "wait": LEVELS}
-    snn = snnjax.convert(network, PARAMS, X, recipe=snnjax.quantized(), **options)
-    measures = snnjax.measure(network, snn, X, params=PARAMS)
-    for site in measures.sites.values():
-        assert site.inherited < 1e-5 and site.error < 1e-5
-
-
-def test_in_bfloat16_it_is_exact_too():
-    levels, options = 7, {"steps": 7, "wait": 7}
-    fn = snnjax.in_dtype(lambda p, x: network(p, x, levels), "bfloat16")
-    snn = snnjax.convert(fn, PARAMS, X, recipe=snnjax.quantized(), **options)
-    output = snnjax.spiking(fn, **options)(snn, X).astype(jnp.float32).mean(0)
-    close = jnp.abs(output - fn(PARAMS, X).astype(jnp.float32)) < 0.05
-    assert close.mean() > 0.98
+    np.testing.assert_array_equal(np.float32(y), [0.25, 1.0])
+    fn = snnjax.in_dtype(functools.partial(network, levels=7), "bfloat16")
+    mean, ann = outputs_of([exact_run(fn, 7), fn], PARAMS, X)
+    assert (np.abs(np.float32(mean) - np.float32(ann)) < 0.05).mean() > 0.98
 
 
 def test_the_command_refuses_it_before_it_converts(tmp_path):
     model = models.build("events", 10)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     card = {"model": "events", "num_classes": 10, "input_shape": [8, 8, 1]}
     save_source(tmp_path, Source(model, {"batch_stats": {}, **variables}, card))
     config = Convert(
@@ -198,12 +202,10 @@ def test_the_command_refuses_it_before_it_converts(tmp_path):
         convert.run(config)
 
 
-@pytest.mark.parametrize(
-    "activation", [lambda v, m: quantized_relu(v, m, LEVELS), snnjax.clipped_relu]
-)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
-    weights = jnp.asarray(RNG.normal(size=(4, 6, 4)), jnp.float32)  # as many channels
-    maxima, x = jnp.array([0.3, 1.0, 2.0, 4.0]), jnp.asarray(RNG.normal(size=(20, 6)))
+    weights = np.float32(RNG.normal(size=(4, 6, 4)))  # as many channels
+    maxima, x = np.float32([0.3, 1, 2, 4]), np.float32(RNG.normal(size=(20, 6)))
 
     def towers(p, x):
         def tower(weights, maximum):
@@ -215,15 +217,12 @@ def test_a_maximum_for_each_tower_stays_beside_it_under_vmap(activation):
         return jax.vmap(lambda x: towers(p, x))(x)
 
     rule = snnjax.network.evaluate.identity
-    same = snnjax.network.with_activation(fn, rule)((weights, maxima), x)
-    np.testing.assert_allclose(same, fn((weights, maxima), x), rtol=1e-5)
-    if activation is snnjax.clipped_relu:  # which spikes do not give exactly
-        return
-    options = {"steps": LEVELS, "wait": LEVELS}
-    recipe = snnjax.quantized()
-    snn = snnjax.convert(fn, (weights, maxima), x, recipe=recipe, **options)
-    mean = snnjax.spiking(fn, **options)(snn, x).mean(0)
-    np.testing.assert_allclose(mean, fn((weights, maxima), x), rtol=1e-4, atol=1e-5)
+    runs = [fn, snnjax.network.with_activation(fn, rule)]
+    if activation is not snnjax.clipped_relu:  # which spikes do not give exactly
+        runs.append(exact_run(fn))
+    expected, *others = outputs_of(runs, (weights, maxima), x)
+    for outputs in others:
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_maximum_that_vmap_moves_away_is_refused():
@@ -236,27 +235,25 @@ def test_a_maximum_that_vmap_moves_away_is_refused():
         snnjax.convert(fn, p, jnp.ones((8, 4, 4)), steps=4)
 
 
-@pytest.mark.parametrize("least", [-0.5, 0.0, np.nan, np.inf])
-@pytest.mark.parametrize("recipe", [snnjax.best(), snnjax.light("channel")])
-def test_a_maximum_among_params_must_be_a_threshold(least, recipe):
+def test_a_maximum_among_params_must_be_a_threshold():
     def fn(p, x):
         return quantized_relu(x, p, LEVELS) @ jnp.ones((2, 2))
 
-    p = jnp.array([1.0, least])
-    with pytest.raises(ValueError, match="the maximum of the quantized relu at site"):
-        snnjax.convert(fn, p, jnp.ones((8, 2)), steps=4, recipe=recipe)
+    recipes = snnjax.best(), snnjax.light("channel")
+    for least, recipe in itertools.product([-0.5, 0.0, np.nan, np.inf], recipes):
+        p, x = np.float32([1.0, least]), np.ones((8, 2), np.float32)
+        with pytest.raises(ValueError, match="the maximum of the quantized relu at"):
+            snnjax.convert(fn, p, x, steps=4, recipe=recipe)
 
 
-@pytest.mark.parametrize(
-    "activation", [lambda x, m: quantized_relu(x, m, LEVELS), snnjax.clipped_relu]
-)
-def test_the_gradient_of_a_maximum_is_summed_in_float32(activation):
-    x = jnp.full(70_000, 2.0, jnp.float16)  # whose largest number is 65504
+def test_the_gradient_of_a_maximum_is_summed_in_float32():
+    x = np.full(70_000, 2, np.float16)  # whose largest number is 65504
 
-    def loss(maximum):
-        return activation(x, maximum).astype(jnp.float32).sum()
+    def slope(activation):
+        return jax.grad(lambda m, x: activation(x, m).astype(jnp.float32).sum())
 
-    assert jax.grad(loss)(jnp.float32(1.0)) == 70_000
+    for gradient in outputs_of(map(slope, ACTIVATIONS), np.float32(1), x):
+        assert gradient == 70_000
 
 
 def test_a_maximum_per_channel_keeps_to_strict_ranks():
@@ -267,13 +264,12 @@ def test_a_maximum_per_channel_keeps_to_strict_ranks():
     np.testing.assert_array_equal(y[0], [0.5, 1, 1])
 
 
-@pytest.mark.parametrize("maximum", [6, 6.0, np.int64(6), np.float32(6)])
-@pytest.mark.parametrize(
-    "activation", [lambda x, m: quantized_relu(x, m, LEVELS), snnjax.clipped_relu]
-)
-def test_a_number_is_a_maximum_where_the_batch_is_last_too(activation, maximum):
-    def fn(w, x):
-        return activation(w @ x.T, maximum).T @ jnp.ones((4, 2))
+def test_a_number_is_a_maximum_where_the_batch_is_last_too():
+    maxima = 6, 6.0, np.int64(6), np.float32(6)
+    for activation, maximum in itertools.product(ACTIVATIONS, maxima):
 
-    (site,) = snnjax.sites(fn, jnp.ones((4, 5)), jnp.ones((8, 5)))
-    assert site.shape == (4,)
+        def fn(w, x, activation=activation, maximum=maximum):
+            return activation(w @ x.T, maximum).T @ jnp.ones((4, 2))
+
+        (site,) = snnjax.sites(fn, jnp.ones((4, 5)), jnp.ones((8, 5)))
+        assert site.shape == (4,)

@@ -15,12 +15,14 @@ from networks import NETWORKS, REFINED, eighths, relu
 
 import snnjax
 from snnjax import sharding
+from snnjax.calibrators import least_squares_weights, max_threshold
 from snnjax.neurons import adaptive, recurrent, synaptic
 from snnjax.simulation import by_layer
 
 STEPS, BATCH = 4, 16
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LIGHT = snnjax.light("channel")
+REFITTING = snnjax.Recipe([least_squares_weights(), max_threshold("channel")])
 slow = pytest.mark.slow
 
 
@@ -62,9 +64,8 @@ def communication(program):
     "name, inputs, kind, options",
     [
         ("projection", "constant", AUTO, {"micro_batch": 3}),
-        ("projection", "constant", EXPLICIT, {"micro_batch": 1}),
         ("max-pool before", "constant", AUTO, {"execution": "by_layer", "wait": 1}),
-        ("dense", "constant", EXPLICIT, {"execution": "by_layer"}),
+        ("dense", "constant", EXPLICIT, {"execution": "by_layer", "micro_batch": 1}),
         ("dense", "constant", AUTO, {"wait": STEPS}),
         ("several outputs", "poisson", AUTO, {"micro_batch": 1}),
         ("input skip", "sequence", AUTO, {}),
@@ -86,17 +87,18 @@ def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options
         assert communication(program) == set()
 
 
-@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-def test_devices_share_the_examples_without_jit_and_inside_set_mesh(kind):
+def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     net = NETWORKS["dense"]
     snn, (x, _) = snnjax.init(*net[:3]), batch(net)
     simulate = snnjax.spiking(net.fn, steps=STEPS)
-    expected, shared = simulate(snn, x), on_devices(x, kind=kind)
-    outputs = simulate(snn, shared)
-    assert outputs.sharding.shard_shape(outputs.shape)[1] == BATCH // 8
-    with jax.set_mesh(shared.sharding.mesh):
-        for result in (outputs, jax.jit(simulate)(snn, shared)):
-            assert_equal(np.asarray(result), expected)
+    expected, compiled = jax.jit(simulate)(snn, x), jax.jit(simulate)
+    for kind in (AUTO, EXPLICIT):
+        shared = on_devices(x, kind=kind)
+        outputs = simulate(snn, shared)
+        assert outputs.sharding.shard_shape(outputs.shape)[1] == BATCH // 8
+        with jax.set_mesh(shared.sharding.mesh):
+            for result in (outputs, compiled(snn, shared)):
+                assert_equal(np.asarray(result), expected)
 
 
 @pytest.mark.parametrize(
@@ -168,27 +170,31 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
         assert communication(program) == {"all-reduce"}
 
 
-@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
-def test_conversion_and_measures_follow_the_sharding_of_the_images(kind):
+def test_conversion_and_measures_follow_the_sharding_of_the_images():
     """The SNN lies on all devices of the mesh, whose axes may be of both kinds."""
     net = NETWORKS["dense"]
-    (x, _), labels = batch(net), jnp.arange(BATCH) % 3
-    shared_x, shared_labels = on_devices((x, labels), kind=kind)
-    run = functools.partial(snnjax.convert, net.fn, steps=STEPS, recipe=LIGHT)
-    alone, shared = run(net.params, x), run(net.params, shared_x)
-    assert_close(shared, alone)
-    for leaf in jax.tree.leaves(shared):
-        assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
-    simulate = snnjax.spiking(net.fn, steps=STEPS)
-    for snn in (alone, shared):
-        outputs = simulate(snn, shared_x)
-        assert_close(outputs, simulate(alone, x))
-        accuracy = snnjax.accuracy(outputs, shared_labels)
-        assert_close(accuracy, snnjax.accuracy(simulate(alone, x), labels))
-    measures = snnjax.measure(net.fn, shared, shared_x, params=net.params)
-    assert_close(measures, snnjax.measure(net.fn, alone, x, params=net.params))
-    trains = snnjax.measures.spike_trains(net.fn, shared, shared_x)
-    assert_equal(trains, snnjax.measures.spike_trains(net.fn, alone, x))
+    (x, _), labels = batch(net), np.arange(BATCH) % 3
+    convert = functools.partial(snnjax.convert, net.fn, steps=STEPS, recipe=LIGHT)
+    simulate = jax.jit(snnjax.spiking(net.fn))
+
+    def results(snn, x, labels):
+        outputs = simulate(snn, x)
+        measures = snnjax.measure(net.fn, snn, x, params=net.params)
+        trains = snnjax.measures.spike_trains(net.fn, snn, x)
+        return outputs, snnjax.accuracy(outputs, labels), measures, trains
+
+    alone = convert(net.params, x)
+    *expected, trains = results(alone, x, labels)
+    for kind in (AUTO, EXPLICIT):
+        shared_x, shared_labels = on_devices((x, labels), kind=kind)
+        shared = convert(net.params, shared_x)
+        assert_close(shared, alone)
+        for leaf in jax.tree.leaves(shared):
+            assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
+        *values, shared_trains = results(shared, shared_x, shared_labels)
+        assert_close(values, expected)
+        assert_equal(shared_trains, trains)
+        assert_close(simulate(alone, shared_x), expected[0])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,7 @@ def test_conversion_and_measures_follow_the_sharding_of_the_images(kind):
 def test_any_recipe_is_fitted_on_devices_as_on_one(
     devices, recipe, neuron, wait, monkeypatch
 ):
-    net = NETWORKS["concatenation"]
+    net = NETWORKS["dense"]
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     options = {"steps": STEPS, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
@@ -225,7 +231,7 @@ def test_parameters_may_be_sharded_on_another_axis_of_the_mesh(kind):
     parts = [not p.is_fully_replicated for p in jax.tree.leaves(params)]
     x = eighths(0, (BATCH, *net.x.shape[1:]))
     shared_x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    options = {"steps": STEPS, "recipe": REFINED}
+    options = {"steps": STEPS, "recipe": REFITTING}
     shared = snnjax.convert(net.fn, params, shared_x, **options)
     assert_close(shared, snnjax.convert(net.fn, net.params, x, **options), 1e-4)
     leaves = jax.tree.leaves(shared.params)
