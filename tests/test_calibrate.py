@@ -155,8 +155,7 @@ def test_least_squares_with_a_prior_is_the_oracles(steps, prior, objective):
     ],
 )
 def test_what_is_expected_of_new_activations(activation, prior, scale, excess):
-    samples = formulas.samples(jnp.asarray(activation, jnp.float32))
-    found = formulas.expected(samples, "channel", prior)
+    found = formulas.expected(jnp.asarray(activation, jnp.float32), "channel", prior)
     np.testing.assert_allclose(found.scale, scale)
     np.testing.assert_allclose(found.excess, excess)
 
@@ -168,15 +167,6 @@ def test_the_unseen_error_is_that_of_a_sample_beyond_the_largest(threshold):
     clipped = np.maximum(sample - max(threshold, 2), 0)
     found = formulas.unseen_error(jnp.asarray(threshold), tail)
     assert found == pytest.approx((clipped**2).mean(), rel=0.03)
-
-
-@hypothesis.given(seeds, st.integers(1, 5))
-def test_samples_of_micro_batches_are_those_of_all(seed, first):
-    a = activations(seed)
-    parts = [formulas.samples(a[:first]), formulas.samples(a[first:])]
-    found = formulas.joined(jax.tree.map(lambda *part: jnp.stack(part), *parts))
-    for name, value in formulas.samples(a)._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-6)
 
 
 def test_among_thousands_of_samples_a_prior_does_not_count():
@@ -377,15 +367,6 @@ def test_a_search_leaves_a_silent_channel_as_it_is():
         found = search(here, fit).neurons
         np.testing.assert_array_equal(found.threshold, 1)
         np.testing.assert_array_equal(found.initial_potential, 0)
-
-
-def test_a_view_whose_outputs_are_of_other_images_is_refused():
-    here, fit = view(0)
-    fewer = ArrayView(
-        here.activations, lambda weights: here.currents_of(weights)[:, :1]
-    )
-    with pytest.raises(ValueError, match="allowed: a view whose two show the same"):
-        fewer.mean(lambda a, s: (a - s).mean(), fit)
 
 
 @few

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from snnjax._arrays import promoted, wide
-from snnjax._checks import check_choice, check_count, check_positive, check_seed
+from snnjax._checks import check_choice, check_count, check_positive
 from snnjax._text import named
 from snnjax._types import WeightObjective
 from snnjax.calibrators.view import Calibrator, Fit, View, refitted
@@ -75,7 +75,7 @@ def calibrate_weights(
     check_count("iterations", iterations)
     check_count("batch", batch)
     check_positive("learning_rate", learning_rate)
-    check_seed(seed)
+    check_count("seed", seed, least=0)
     check_surrogate(surrogate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
