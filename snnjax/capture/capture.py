@@ -108,10 +108,10 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     [[1.]]
     """
     try:  # jnp.dtype(None) would be float64
-        allowed = dtype is not None and str(jnp.dtype(dtype)) in _FLOATING
+        is_allowed = dtype is not None and str(jnp.dtype(dtype)) in _FLOATING
     except TypeError:
-        allowed = False
-    if not allowed:
+        is_allowed = False
+    if not is_allowed:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_FLOATING)}")
 
     def cast(tree, to):
@@ -144,8 +144,8 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    closed, result = _trace(fn, params, x)
-    program = with_sites(flatten(closed, len(jax.tree_util.tree_leaves(x))))
+    closed_jaxpr, result = _trace(fn, params, x)
+    program = with_sites(flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))))
     program = _rewritten(program, training=has_aux)
     network, batch = _annotated(program, params, jax.tree_util.tree_structure(result))
     answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
@@ -183,10 +183,10 @@ def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
             "that params have weights for, and the network as fn(params, x) -> outputs."
         )
         if type(error) in (TypeError, ValueError):
-            explained = type(error)(f"{error}\n{note}")
+            explanation = type(error)(f"{error}\n{note}")
             for earlier_note in getattr(error, "__notes__", ()):
-                explained.add_note(earlier_note)
-            raise explained from error
+                explanation.add_note(earlier_note)
+            raise explanation from error
         error.add_note(note)
         raise
 
@@ -260,6 +260,7 @@ def _annotated(
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(direct[i]))
+    batch = Batch(equations, avals, x)
     outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     network = Network(
@@ -276,8 +277,9 @@ def _annotated(
         feeds=feeds,
         readout=frozenset().union(*outputs),
         operands=frozenset().union(*operands),
+        batch_axes={v: p.axis for v, p in batch.positions.items() if p.axis},
     )
-    return network, Batch(equations, avals, x)
+    return network, batch
 
 
 def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
@@ -299,8 +301,8 @@ def _reach(
     for eq in equations:
         parts = (reach.get(v, frozenset()) for v in eq.variables)
         direct.append(frozenset().union(*parts))
-        passed = frozenset() if eq.fires or eq.body else direct[-1]
-        reach.update(dict.fromkeys(eq.outputs, passed))
+        onward = frozenset() if eq.fires or eq.body else direct[-1]
+        reach.update(dict.fromkeys(eq.outputs, onward))
     return direct, reach
 
 
