@@ -68,46 +68,42 @@ def chosen_positions(
     return np.sort(order[:few]).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
 def sample_of(
-    parts: Sequence[tuple[jax.Array, jax.Array | None]],
-    positions: np.ndarray | None,
-    ndim: int,
-    channel: int,
-    everywhere: NamedSharding | None,
+    parts: Iterable[tuple[jax.Array, jax.Array | None]], *options: Any
 ) -> Sample:
     """The sample of activations and weights [B, ...] of every micro-batch.
 
     Args:
         parts: of each micro-batch; a weight of None is 1.
-        positions: see `chosen_positions`.
-        ndim, channel: number of axes of the site, and its channel axis.
-        everywhere: the sharding of what every device has; None: a single device.
+        options: the last four arguments of `_rows`.
     """
+    return _merged([_sample_of_part(*part, *options) for part in parts])
+
+
+@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
+def _sample_of_part(a, weight, positions, ndim, channel, everywhere) -> Sample:
     options = positions, ndim, channel, everywhere
-    samples = []
-    for a, weight in parts:
-        a = a.astype(jnp.float32)
-        if weight is None:
-            weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
-        ends = [
-            per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
-            for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
-        ]
-        samples.append(Sample(_rows(a, *options), _rows(weight, *options), *ends))
+    a = a.astype(jnp.float32)
+    if weight is None:
+        weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
+    ends = [
+        per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
+        for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+    ]
+    return Sample(_rows(a, *options), _rows(weight, *options), *ends)
+
+
+@jax.jit
+def _merged(samples: Sequence[Sample]) -> Sample:
     activations, weights, lowest, highest = zip(*samples, strict=True)
-    return Sample(
-        jnp.concatenate(activations),
-        jnp.concatenate(weights),
-        functools.reduce(jnp.minimum, lowest),
-        functools.reduce(jnp.maximum, highest),
-    )
+    rows = jnp.concatenate(activations), jnp.concatenate(weights)
+    return Sample(*rows, jnp.stack(lowest).min(0), jnp.stack(highest).max(0))
 
 
 def rows_of(parts: Iterable[jax.Array], *options: Any) -> jax.Array:
     """Currents [T, B, ...] or [B, ...] of every micro-batch as one [..., n, C].
 
-    ``options`` are the last four arguments of `sample_of`.
+    ``options`` are the last four arguments of `_rows`.
     """
     return jnp.concatenate([_rows(part, *options) for part in parts], -2)
 
@@ -120,7 +116,13 @@ def _rows(
     channel: int,
     everywhere: NamedSharding | None,
 ) -> jax.Array:
-    """[..., B, *shape of a site] as [..., B p, C]."""
+    """[..., B, *shape of a site] as [..., B p, C].
+
+    Args:
+        positions: see `chosen_positions`.
+        ndim, channel: number of axes of the site, and its channel axis.
+        everywhere: the sharding of what every device has; None: a single device.
+    """
     rows = at_positions(values, positions, ndim, channel)
     rows = rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
     if everywhere is None:

@@ -219,7 +219,7 @@ class View(abc.ABC):
     @functools.cached_property
     def sample(self) -> Sample:
         """All images at the `positions`."""
-        parts = list(zip(self.activations, self.weights(), strict=True))
+        parts = zip(self.activations, self.weights(), strict=True)
         return sample_of(parts, *self._thinning)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
