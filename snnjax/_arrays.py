@@ -107,14 +107,8 @@ def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array
     """
     samples, start = [], 0
     for part in parts:
-        count = part.shape[axis]
-        first = -start % every
+        count, first = part.shape[axis], -start % every
         if first < count:
-            samples.append(part if every == 1 else _strided(part, first, axis, every))
+            samples.append(jax.lax.slice_in_dim(part, first, None, every, axis))
         start += count
     return samples
-
-
-@functools.partial(jax.jit, static_argnames=("first", "axis", "every"))
-def _strided(part: jax.Array, first: int, axis: int, every: int) -> jax.Array:
-    return jax.lax.slice_in_dim(part, first, None, every, axis)

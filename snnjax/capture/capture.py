@@ -146,7 +146,10 @@ def capture(
     check_examples(x)
     closed_jaxpr, result = _trace(fn, params, x)
     program = with_sites(flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))))
-    program = _rewritten(program, training=has_aux)
+    if not has_aux:  # in training mode anything may stand between the sites
+        program = with_encoders(program)
+    program = without_inner_pools(program)
+    program = program if has_aux else with_operators(program)
     network, batch = _annotated(program, params, jax.tree_util.tree_structure(result))
     answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
     facts = Facts(network)
@@ -212,15 +215,6 @@ def _without_aux(result: Any) -> Any:
             "training mode does, or leave out has_aux"
         )
     return result[0]
-
-
-def _rewritten(program: Program, *, training: bool) -> Program:
-    """The program with encoders, and what is not affine gathered in operators."""
-    if training:
-        return without_inner_pools(program)
-    for rewrite in (with_encoders, without_inner_pools, with_operators):
-        program = rewrite(program)
-    return program
 
 
 # ------------------------------------------------------ what the whole network shows

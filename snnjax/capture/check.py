@@ -166,7 +166,10 @@ def check(
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq in spread_out(network.equations):
-        kind = _obstacle(eq, network, facts, batch) if affine else _hidden(eq)
+        if affine:
+            kind = _obstacle(eq, network, facts, batch)
+        else:
+            kind = "hidden" if hides_relu(eq) else None
         if kind is not None:
             names.setdefault((eq.path, kind), {})[eq.name] = None
     problems = [
@@ -213,10 +216,6 @@ def check_streams(network: Network) -> None:
     ]
     if problems:
         raise ConversionError(problems, "this network takes a constant input only")
-
-
-def _hidden(equation: Equation) -> str | None:
-    return "hidden" if hides_relu(equation) else None
 
 
 def _obstacle(
