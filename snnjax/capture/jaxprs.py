@@ -249,8 +249,8 @@ class _Flattener:
                 slice_of = functools.partial(
                     lax.index_in_dim, index=turn, keepdims=False
                 )
-                cut, layer_slice = self.apply(slice_of, [array], path, calls)
-                equations, slices = equations + cut, slices + layer_slice
+                cuts, layer_slice = self.apply(slice_of, [array], path, calls)
+                equations, slices = equations + cuts, slices + layer_slice
             here = _join(path, str(turn))
             arguments = [*constants, *carry, *slices]
             layer, of_layer = self.call(body, arguments, here, calls)

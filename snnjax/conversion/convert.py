@@ -148,9 +148,16 @@ def convert(
         judges=judges,
         effects=_effects(parts, network_of, params),
     )
-    conversion = {"network": str(network.sites), "images": images}
-    conversion |= {"parameters": params, "model": repr(models), "code": repr(code)}
-    conversion |= {"steps": steps, "wait": wait, "recipe": repr(recipe)}
+    conversion = {
+        "network": str(network.sites),
+        "parameters": params,
+        "images": images,
+        "steps": steps,
+        "wait": wait,
+        "model": repr(models),
+        "code": repr(code),
+        "recipe": repr(recipe),
+    }
     fits = open_folder(folder, conversion)
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites

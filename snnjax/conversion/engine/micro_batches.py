@@ -177,13 +177,13 @@ def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Arra
 
 
 def advance(
-    store: Values, stages: list[Stage], i: int, output: Any, carried: list[Any]
+    store: Values, stages: list[Stage], i: int, output: Any, values: list[Any]
 ) -> None:
     """Store the results of stage i, and drop what no later stage reads."""
     stage = stages[i]
     assert stage.output is not None
     store[stage.output] = output
-    store.update(zip(stage.carried, carried, strict=True))
+    store.update(zip(stage.carried, values, strict=True))
     later = {v for s in stages[i + 1 :] for v in s.sources}
     for v in set(store) - later:
         del store[v]
