@@ -11,7 +11,7 @@ algorithm 1.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import chex
@@ -162,10 +162,9 @@ def choose_temperature(
         )
 
     def cosine(change: jax.Array) -> jax.Array:
-        changed_snn = candidate(change)
-        gradient = jax.grad(lambda new: loss(with_leaves(changed_snn, new)))(weights)
-        # 0 where one of them is 0
-        return jnp.vdot(_unit([gradient[i] for i in by_leaf]), _unit(by_leaf.values()))
+        changed = candidate(change)
+        gradient = jax.grad(lambda new: loss(with_leaves(changed, new)))(weights)
+        return _cosine([gradient[i] for i in by_leaf], list(by_leaf.values()))
 
     cosines = jax.lax.map(cosine, changes)
     best = changes[jnp.argmax(cosines)]
@@ -194,7 +193,12 @@ def _by_leaf(snn: SNN, differences: chex.ArrayTree) -> dict[int, jax.Array]:
     return by_leaf
 
 
-def _unit(arrays: Iterable[jax.Array]) -> jax.Array:
+def _cosine(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
+    """Cosine of the angle between two lists of arrays; 0 where one of them is 0."""
+    return jnp.vdot(_unit(a), _unit(b))
+
+
+def _unit(arrays: Sequence[jax.Array]) -> jax.Array:
     """All numbers as one vector of length 1; 0 stays 0."""
     # In float32: the rounding of bfloat16 would decide between close candidates.
     vector = jnp.concatenate([wide(array).ravel() for array in arrays])
