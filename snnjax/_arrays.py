@@ -52,6 +52,14 @@ def aligned(*arrays: Any) -> list[jax.Array]:
     return [lead(array, ndim) for array in arrays]
 
 
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of the first shape broadcasts to the second."""
+    try:
+        return np.broadcast_shapes(shape, to) == tuple(to)
+    except ValueError:
+        return False
+
+
 def on_host(tree: Any) -> Any:
     """The same with NumPy's arrays in place of JAX's, unless they are traced.
 
@@ -92,21 +100,15 @@ def per_channel(reduce: Callable, x: jax.Array, channel: int = -1) -> jax.Array:
 
 
 def sampled(parts: Iterable[jax.Array], axis: int, every: int) -> list[jax.Array]:
-    """Of the images of all parts one in so many, the same whatever the parts are.
+    """Every n-th image, counted across all parts.
 
     >>> [part.tolist() for part in sampled([jnp.arange(3), jnp.arange(3, 7)], 0, 2)]
     [[0, 2], [4, 6]]
     """
-    chosen, start = [], 0
+    samples, start = [], 0
     for part in parts:
-        count = part.shape[axis]
-        first = -start % every
+        count, first = part.shape[axis], -start % every
         if first < count:
-            chosen.append(part if every == 1 else _strided(part, first, axis, every))
+            samples.append(jax.lax.slice_in_dim(part, first, None, every, axis))
         start += count
-    return chosen
-
-
-@functools.partial(jax.jit, static_argnames=("first", "axis", "every"))
-def _strided(part: jax.Array, first: int, axis: int, every: int) -> jax.Array:
-    return jax.lax.slice_in_dim(part, first, None, every, axis)
+    return samples

@@ -181,12 +181,6 @@ def _check_not_traced(name: str, number: Any) -> None:
         )
 
 
-def check_seed(seed: int) -> None:
-    """Raise unless ``seed`` is a whole number >= 0."""
-    if not _whole(seed) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; allowed: a whole number >= 0")
-
-
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise unless ``value`` is one of the words."""
     if value not in allowed:

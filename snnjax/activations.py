@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax._arrays import wide_dtype
+from snnjax._arrays import broadcasts, wide_dtype
 from snnjax._checks import check_count, check_floating
 
 _MOST_LEVELS = 2**23  # beyond it float32 has no halves to round by
@@ -146,7 +146,7 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
             raise ValueError(
                 f"maximum is {maximum}; allowed: finite and > 0, as float32"
             )
-    if not _broadcasts(jnp.shape(maximum), x.shape):
+    if not broadcasts(jnp.shape(maximum), x.shape):
         raise ValueError(
             f"maximum has shape {jnp.shape(maximum)} and x {x.shape}; allowed: one "
             "number, or one per channel of x"
@@ -157,11 +157,6 @@ def _checked_maximum(maximum: jax.Array | float, x: jax.Array) -> jax.Array | fl
         maximum = jnp.asarray(maximum, x.dtype)  # whole numbers have no tangent
     missing_axes = x.ndim - jnp.ndim(maximum)
     return jnp.reshape(maximum, (1,) * missing_axes + jnp.shape(maximum))
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    pairs = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(size in (1, axis) for size, axis in pairs)
 
 
 def encode(x: jax.Array) -> jax.Array:

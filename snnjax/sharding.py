@@ -237,11 +237,14 @@ def on_each_device(
     """
     if sharding is None:
         return function
+    in_specs, out_specs = jax.tree.map(
+        lambda each: each.spec, _shardings((in_axes, out_axes), sharding)
+    )
     return jax.shard_map(
         function,
         mesh=sharding.mesh,
-        in_specs=_specs(in_axes, sharding),
-        out_specs=_specs(out_axes, sharding),
+        in_specs=in_specs,
+        out_specs=out_specs,
         check_vma=False,  # Loops start from zeros, which do not vary over devices yet.
     )
 
@@ -260,24 +263,16 @@ def on_all_devices(
     """
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return function
-    specs = _specs(out_axes, sharding)
-    return jax.sharding.auto_axes(
-        function,
-        out_sharding=jax.tree.map(
-            lambda spec: NamedSharding(sharding.mesh, spec),
-            specs,
-            is_leaf=lambda spec: isinstance(spec, PartitionSpec),
-        ),
-    )
+    return jax.sharding.auto_axes(function, out_sharding=_shardings(out_axes, sharding))
 
 
-def _specs(axes: Any, sharding: NamedSharding) -> Any:
-    """The spec of each batch axis in a pytree; None: no batch."""
+def _shardings(axes: Any, sharding: NamedSharding) -> Any:
+    """The sharding for each batch axis in a pytree; None: no batch."""
 
-    def spec(axis: int | None) -> PartitionSpec:
-        return PartitionSpec() if axis is None else along(axis, sharding).spec
+    def of_axis(axis: int | None) -> NamedSharding | None:
+        return replicated(sharding) if axis is None else along(axis, sharding)
 
-    return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+    return jax.tree.map(of_axis, axes, is_leaf=lambda axis: axis is None)
 
 
 def in_groups(

@@ -26,7 +26,8 @@ hypothesis.settings.load_profile("short")
 
 
 def pytest_configure(config):
-    if jax.config.jax_compilation_cache_dir is None:
+    remembers = config.pluginmanager.hasplugin("cacheprovider")
+    if remembers and jax.config.jax_compilation_cache_dir is None:
         folder = config.cache.mkdir("programs")
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # An entry that another worker still writes cannot be read; JAX compiles it again.

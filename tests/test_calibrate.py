@@ -156,7 +156,7 @@ def test_least_squares_with_a_prior_is_the_oracles():
 
 @functools.partial(jax.jit, static_argnums=1)
 def expectation(activation, prior):
-    return formulas.expected(formulas.samples(activation), "channel", prior)
+    return formulas.expected(activation, "channel", prior)
 
 
 def test_what_is_expected_of_new_activations():
@@ -183,20 +183,6 @@ def test_the_unseen_error_is_that_of_a_sample_beyond_the_largest():
     for threshold, error in zip(thresholds, errors, strict=True):
         clipped = np.maximum(sample - max(threshold, 2), 0)
         assert error == pytest.approx((clipped**2).mean(), rel=0.03)
-
-
-@jax.jit
-def in_parts_and_at_once(a):
-    parts = formulas.samples(a[:2]), formulas.samples(a[2:])
-    joined = formulas.joined(jax.tree.map(lambda *part: jnp.stack(part), *parts))
-    return joined, formulas.samples(a)
-
-
-@hypothesis.given(seeds)
-def test_samples_of_micro_batches_are_those_of_all(seed):
-    joined, whole = in_parts_and_at_once(activations(seed))
-    for name, value in whole._asdict().items():
-        np.testing.assert_allclose(getattr(joined, name), value, rtol=1e-6)
 
 
 def test_a_prior_counts_where_samples_are_few_and_only_there():
@@ -392,15 +378,6 @@ def test_a_search_leaves_a_silent_channel_as_it_is():
         np.testing.assert_array_equal(neurons.initial_potential, 0)
 
 
-def test_a_view_whose_outputs_are_of_other_images_is_refused():
-    here, fit = view(0)
-    fewer = ArrayView(
-        here.activations, lambda weights: here.currents_of(weights)[:, :1]
-    )
-    with pytest.raises(ValueError, match="allowed: a view whose two show the same"):
-        fewer.mean(lambda a, s: (a - s).mean(), fit)
-
-
 @few
 @hypothesis.given(
     seeds,
@@ -459,7 +436,7 @@ def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
     axes = tuple(axis for axis in range(a.ndim) if axis != a.ndim + channel)
     np.testing.assert_allclose(sample.highest, counted.max(axes))
     np.testing.assert_allclose(sample.lowest, counted.min(axes))
-    halves = here.peaks(Fit(NEURON.init()._replace(offset=jnp.float32(0.5)), {}))
+    halves = sample.peaks(jnp.float32(0.5))
     sizes = np.where(weight > 0, np.abs(a - 0.5), 0).max(axes)
     np.testing.assert_allclose(np.ravel(halves), sizes, rtol=1e-6)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import broadcasts
 from snnjax._checks import check_finite
 from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Fit
@@ -65,18 +66,11 @@ def _checked_neuron(site: Site, neuron: NeuronParams, wrong: str) -> NeuronParam
         if not _is_real(value):
             raise ValueError(f"{wrong} {name} {value!r}; allowed: an array or a number")
         fields[name] = jnp.asarray(value, jnp.float32)
-        if not _broadcasts(fields[name].shape, shape):
+        if not broadcasts(fields[name].shape, shape):
             raise ValueError(
                 f"{wrong} {name} of shape {fields[name].shape}; allowed: () or {shape}"
             )
     return neuron._replace(**fields)
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
 
 
 def _is_real(value: Any) -> bool:

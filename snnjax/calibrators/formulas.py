@@ -1,7 +1,7 @@
 """The mathematics of calibration: functions of arrays that need no network.
 
-``activation`` a [N, ..., C] is the ANN's, ``output`` s the mean output over T steps of
-the spiking neurons for the same N images; the formulas bring s near a.
+``activation`` a [N, ..., C] is the ANN's. The mean output of the spiking neurons over T
+steps for the same N images is s, and the formulas bring s close to a.
 Sources: Deng and Gu, ICLR 2021 (bias shift); Li, Deng, Dong, Gong and Gu, ICML 2021
 (least-squares threshold, bias and potential correction); Bhalgat et al., CVPR workshops
 2020 (offsets); `postpone` and `Expected` are ours.
@@ -22,21 +22,13 @@ from snnjax.neurons.models import NeuronParams
 
 __all__ = [
     "Expected",
-    "Samples",
     "binary_unit",
-    "candidate_errors",
-    "candidates",
     "expected",
-    "joined",
     "least_squares",
     "maximum",
     "middle",
-    "nearest",
-    "peaks",
     "percentile",
-    "positive",
     "postpone",
-    "samples",
     "scale",
     "unseen_error",
 ]
@@ -57,91 +49,18 @@ def maximum(activation: jax.Array, per: Per = "layer", channel: int = -1) -> jax
     >>> print(maximum(jnp.array([[1.0, 0.0], [2.0, 0.0]]), "channel"))
     [2. 2.]
     """
-    return positive(peaks(activation, channel), per)
+    return _positive(per_channel(jnp.max, activation.astype(jnp.float32), channel), per)
 
 
-def peaks(activation: jax.Array, channel: int = -1) -> jax.Array:
-    """max a of each channel, [C]: of more images it is the maximum of theirs.
-
-    >>> import jax.numpy as jnp
-    >>> batches = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0]])
-    >>> print(jnp.maximum(*map(peaks, batches)))
-    [3. 0.]
-    """
-    return per_channel(jnp.max, activation.astype(jnp.float32), channel)
-
-
-def positive(peaks: jax.Array, per: Per = "layer") -> jax.Array:
-    """Thresholds of these `peaks`, as `maximum` gives them.
-
-    >>> import jax.numpy as jnp
-    >>> print(positive(jnp.array([3.0, 0.0]), "channel"))  # the second is silent
-    [3. 3.]
-    """
-    layer = peaks.max()
+def _positive(largest: jax.Array, per: Per) -> jax.Array:
+    """`maximum`, from the largest activation of each channel."""
+    layer = largest.max()
     layer = jnp.where(layer > 0, layer, 1)
-    return layer if per == "layer" else jnp.where(peaks > 0, peaks, layer)
-
-
-class Samples(NamedTuple):
-    """Statistics of some images, of each channel, [C], or of a layer, [].
-
-    Attributes:
-        largest, second: the two largest a; equal if the largest occurs twice.
-        total, count: sum and number of the active samples, a > 0.
-
-    >>> import jax.numpy as jnp
-    >>> statistics = samples(jnp.array([[1.0], [4.0], [0.0]]))
-    >>> print(statistics.total / statistics.count)  # mean of the active ones
-    [2.5]
-    """
-
-    largest: jax.Array
-    second: jax.Array
-    total: jax.Array
-    count: jax.Array
-
-
-def samples(activation: jax.Array, channel: int = -1) -> Samples:
-    """The statistics of each channel.
-
-    >>> import jax.numpy as jnp
-    >>> print(*samples(jnp.array([[1.0, 5.0], [4.0, 5.0], [3.0, 0.0]])))
-    [4. 5.] [3. 5.] [ 8. 10.] [3. 2.]
-    """
-    activation = activation.astype(jnp.float32)
-    over = functools.partial(per_channel, channel=channel)
-    largest = peaks(activation, channel)
-    twice = over(jnp.sum, activation == lead(largest, activation.ndim)) > 1
-    lower = jnp.where(activation < lead(largest, activation.ndim), activation, 0)
-    below = over(jnp.max, lower)
-    return Samples(
-        largest,
-        jnp.where(twice, largest, below),
-        over(jnp.sum, activation),
-        over(jnp.sum, activation > 0).astype(jnp.float32),
-    )
-
-
-def joined(parts: Samples) -> Samples:
-    """n parts, [n, ...] each, as one: micro-batches, or the channels of a layer.
-
-    >>> import jax.numpy as jnp
-    >>> channels = samples(jnp.array([[1.0, 5.0], [4.0, 6.0]]))
-    >>> print(*joined(channels))  # of all channels together
-    6.0 5.0 16.0 4.0
-    """
-    first = parts.largest.max(0)
-    # The part that holds it gives its second; if several do, one of them stays as such.
-    index = jax.lax.broadcasted_iota(jnp.int32, parts.largest.shape, 0)
-    others = jnp.where(
-        index == parts.largest.argmax(0)[None], parts.second, parts.largest
-    )
-    return Samples(first, others.max(0), parts.total.sum(0), parts.count.sum(0))
+    return layer if per == "layer" else jnp.where(largest > 0, largest, layer)
 
 
 class Expected(NamedTuple):
-    """What to expect of new activations, by `samples`: [C], or [] of a layer.
+    """What to expect of new activations, from a sample: [C], or [] for a layer.
 
     A channel of a dense layer has one sample per image. New activations soon exceed its
     largest one, and the best choice for its samples may be best by chance. So a channel
@@ -164,7 +83,7 @@ class Expected(NamedTuple):
 
     >>> import jax.numpy as jnp
     >>> activation = jnp.array([[1.0], [2.0], [4.0]])
-    >>> tail = expected(samples(activation), "channel", prior=1)
+    >>> tail = expected(activation, "channel", prior=1)
     >>> print(tail.largest, tail.excess)  # the next one may be so much larger
     [4.] [2.]
     """
@@ -175,29 +94,41 @@ class Expected(NamedTuple):
     count: jax.Array
 
 
-def expected(samples: Samples, per: Per = "layer", prior: int = 0) -> Expected:
+def expected(
+    activation: jax.Array, per: Per = "layer", prior: int = 0, channel: int = -1
+) -> Expected:
     """`Expected` for a layer or for its channels.
 
     Args:
-        samples: of each channel.
-        per: "layer" or "channel", as for `maximum`.
+        activation: ANN activations [N, ...], >= 0.
+        per, channel: as for `maximum`.
         prior: k, a whole number >= 0.
 
     >>> import jax.numpy as jnp
-    >>> statistics = samples(jnp.array([[1.0, 8.0], [2.0, 8.0]]))
+    >>> activation = jnp.array([[1.0, 8.0], [2.0, 8.0]])
     >>> for prior in (0, 2):  # a prior draws the channels together
-    ...     print(expected(statistics, "channel", prior).scale)
+    ...     print(expected(activation, "channel", prior).scale)
     [1.5 8. ]
     [3.125 6.375]
     """
-    layer = joined(jax.tree.map(jnp.ravel, samples))
-    mean = jnp.where(layer.count > 0, layer.total / jnp.maximum(layer.count, 1), 1)
-    part = layer if per == "layer" else samples
-    scale = (part.total + prior * mean) / jnp.maximum(part.count + prior, 1)
+    activation = activation.astype(jnp.float32)
+    over = functools.partial(per_channel, channel=channel)
+    total, largest = over(jnp.sum, activation), over(jnp.max, activation)
+    count = over(jnp.sum, activation > 0).astype(jnp.float32)
+    layer_count = jnp.maximum(count.sum(), 1)
+    mean = jnp.where(count.sum() > 0, total.sum() / layer_count, 1)
+    threshold = _positive(largest, per)
+    if per == "layer":
+        total, count, largest = total.sum(), count.sum(), largest.max()
+        over = lambda reduce, x: reduce(x)  # noqa: E731
+    scale = (total + prior * mean) / jnp.maximum(count + prior, 1)
     scale = jnp.where(scale > 0, scale, mean)  # of a silent channel, without a prior
-    gap = part.largest - part.second
+    top = lead(largest, activation.ndim)
+    second = over(jnp.max, jnp.where(activation < top, activation, 0))
+    twice = over(jnp.sum, activation == top) > 1
+    gap = jnp.where(twice, 0, largest - second)
     excess = jnp.where(gap > 0, min(prior, 1) * gap.sum() / scale.sum() * scale, 0)
-    return Expected(positive(samples.largest, per), scale, excess, part.count)
+    return Expected(threshold, scale, excess, count)
 
 
 def unseen_error(
@@ -297,67 +228,43 @@ def least_squares(
     >>> print(least_squares(a, 1000), least_squares(a, 1, objective="round"))
     5.0 5.0
     """
-    expectation = expected(samples(activation, channel), per, prior)
-    largest = expectation.largest if peaks is None else positive(peaks, per)
-    thresholds = candidates(largest, expectation.excess, prior)
-    errors = candidate_errors(activation, thresholds, steps, objective, channel, weight)
-    return nearest(expectation, thresholds, errors, prior)
+    tail = expected(activation, per, prior, channel)
+    largest = tail.largest if peaks is None else _positive(peaks, per)
+    thresholds = jnp.multiply.outer(_FRACTIONS, largest)
+    if prior:
+        multiples = np.arange(min(prior, 8), 0, -1).astype(np.float32)
+        beyond = largest[None] + jnp.multiply.outer(multiples, tail.excess)
+        thresholds = jnp.concatenate([beyond, thresholds])
+    shape, thresholds = largest.shape, thresholds.reshape(len(thresholds), -1)
+    errors = _candidate_errors(
+        activation, thresholds, steps, objective, channel, weight
+    )
+    if prior:
+        tail = Expected(*map(jnp.ravel, tail))
+        unit = binary_unit(thresholds[0])
+        squares = ((tail.scale / unit) ** 2)[None]
+        p = _layer_curve(thresholds / tail.scale[None], errors / squares, tail)
+        errors += prior * squares * p + unseen_error(thresholds, tail, unit)
+    return jnp.take_along_axis(thresholds, errors.argmin(0)[None], 0).reshape(shape)
 
 
 # Rounded once: a last bit more or less would change the spikes of a deep network.
 _FRACTIONS = (1 - 0.01 * np.arange(95)).astype(np.float32)
 
 
-def candidates(
-    largest: jax.Array, excess: jax.Array | None = None, prior: int = 0
-) -> jax.Array:
-    """Those of `least_squares`, the largest first: [K], or [K, C] if per channel.
-
-    Args:
-        largest, excess: M and b of `Expected`; b is needed with a prior only.
-        prior: k; K = 95 + min(k, 8).
-
-    >>> import jax.numpy as jnp
-    >>> print(candidates(jnp.array(2.0))[:3])
-    [2.   1.98 1.96]
-    >>> print(candidates(jnp.array(2.0), jnp.array(0.5), prior=2)[:3])
-    [3.  2.5 2. ]
-    """
-    within = jnp.multiply.outer(_FRACTIONS, largest)
-    if excess is None or not prior:
-        return within
-    multiples = np.arange(min(prior, 8), 0, -1).astype(np.float32)
-    beyond = largest[None] + jnp.multiply.outer(multiples, excess)
-    return jnp.concatenate([beyond, within])
-
-
-def candidate_errors(
+def _candidate_errors(
     activation: jax.Array,
     thresholds: jax.Array,
     steps: int,
-    objective: Objective = "floor",
-    channel: int = -1,
-    weight: jax.Array | None = None,
+    objective: Objective,
+    channel: int,
+    weight: jax.Array | None,
 ) -> jax.Array:
-    """e(V), the sum of w (ClipFloor(a) - a)^2, for each candidate of `least_squares`.
+    """e(V) of `least_squares` for each candidate V, [K, 1] or [K, C].
 
-    In the `binary_unit` of the largest, so that squares stay in float32's range.
-
-    Args:
-        activation, steps, objective, channel: as there.
-        thresholds: the `candidates`.
-        weight: w, shaped like the activations with one channel; None: 1.
-
-    Returns:
-        [K, 1] or [K, C]; of more images it is the sum of theirs.
-
-    >>> import jax.numpy as jnp
-    >>> activation, thresholds = jnp.array([[0.5], [1.0]]), jnp.array([1.0, 0.75])
-    >>> print(candidate_errors(activation, thresholds, steps=1)[:, 0])
-    [0.0625  0.078125]
+    In the `binary_unit` of the largest V, so that squares stay in float32's range.
     """
     half = {"floor": 0.0, "round": 0.5}[objective]
-    thresholds = thresholds.reshape(len(thresholds), -1)
     unit, channels = binary_unit(thresholds[0]), thresholds.shape[1]
     activation = jnp.moveaxis(activation.astype(jnp.float32), channel, -1)
     arrays = [activation]
@@ -389,31 +296,7 @@ def binary_unit(values: jax.Array) -> jax.Array:
     return jnp.ldexp(jnp.ones_like(values), jnp.frexp(jnp.abs(values))[1])
 
 
-def nearest(
-    expected: Expected | None, thresholds: jax.Array, errors: jax.Array, prior: int = 0
-) -> jax.Array:
-    """The candidate that `least_squares` takes, by the `candidate_errors` of all a.
-
-    ``expected`` is needed with a prior only.
-
-    >>> import jax.numpy as jnp
-    >>> batches = jnp.array([[0.1], [0.2]]), jnp.array([[0.3], [5.0]])
-    >>> thresholds = candidates(jnp.maximum(*map(maximum, batches)))
-    >>> errors = sum(candidate_errors(a, thresholds, steps=1) for a in batches)
-    >>> print(nearest(None, thresholds, errors))
-    5.0
-    """
-    thresholds, shape = thresholds.reshape(errors.shape), thresholds.shape[1:]
-    if expected is not None and prior:
-        expected = Expected(*map(jnp.ravel, expected))
-        unit = binary_unit(thresholds[0])
-        squares = ((expected.scale / unit) ** 2)[None]
-        p = _layer_curve(thresholds / expected.scale[None], errors / squares, expected)
-        errors += prior * squares * p + unseen_error(thresholds, expected, unit)
-    return jnp.take_along_axis(thresholds, errors.argmin(0)[None], 0).reshape(shape)
-
-
-def _layer_curve(places: jax.Array, errors: jax.Array, expected: Expected) -> jax.Array:
+def _layer_curve(places: jax.Array, errors: jax.Array, tail: Expected) -> jax.Array:
     """p of `least_squares` at g = V / s, [K, C].
 
     The candidates of each channel are other multiples of its s, so that its errors at
@@ -421,7 +304,7 @@ def _layer_curve(places: jax.Array, errors: jax.Array, expected: Expected) -> ja
     """
     grid = jnp.geomspace(places.min(), places.max(), 256)[:, None]
     curves = _interpolated(grid, places[::-1], errors[::-1])
-    return _interpolated(places, grid, of_layer(curves, expected.count)[:, None])
+    return _interpolated(places, grid, of_layer(curves, tail.count)[:, None])
 
 
 def _interpolated(x: jax.Array, knots: jax.Array, values: jax.Array) -> jax.Array:
@@ -477,9 +360,9 @@ def middle(
     counts = weights > 0
     low = jnp.where(counts, rows, jnp.inf).min(0)
     high = jnp.where(counts, rows, -jnp.inf).max(0)
-    scaled = (rows - low) / jnp.where(high > low, high - low, 1)
+    unit_rows = (rows - low) / jnp.where(high > low, high - low, 1)
     weights = jnp.broadcast_to(weights, rows.shape)
-    blocks = [in_blocks(scaled), in_blocks(weights)]
+    blocks = [in_blocks(unit_rows), in_blocks(weights)]
     pairs = [(i, 20 - j) for i in _TWENTIETHS for j in _TWENTIETHS if i + j < 20]
     lower, upper = np.asarray(pairs, np.float32).T / 20
 
@@ -498,7 +381,7 @@ def middle(
 
 
 def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParams:
-    """The same charge by the last step, but later.
+    """Move charge from v(0) into the bias, so that it arrives over the T steps.
 
         v(0) <- v(0) - c V_th,   bias <- bias + c V_th / T
 
@@ -512,16 +395,18 @@ def postpone(neuron: NeuronParams, charge: jax.Array, steps: int) -> NeuronParam
     >>> print(later.initial_potential, later.bias)
     -1.0 0.25
     """
-    moved = charge * neuron.threshold
-    start, of_start = aligned(neuron.initial_potential, moved)
+    potential = charge * neuron.threshold
+    start, delayed_potential = aligned(neuron.initial_potential, potential)
     return neuron._replace(
-        initial_potential=start - of_start,
-        bias=neuron.bias + moved / steps,
+        initial_potential=start - delayed_potential,
+        bias=neuron.bias + potential / steps,
     )
 
 
 def scale(neuron: NeuronParams, factor: jax.Array) -> NeuronParams:
-    """Threshold, bias and v(0) times a factor, scalar or [C]: larger spikes, fewer.
+    """Threshold, bias and v(0) times a factor, scalar or [C].
+
+    A larger factor gives fewer and larger spikes.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire

@@ -1,13 +1,12 @@
 """A sample of a site: some positions of all images, on which candidates are compared.
 
-Thresholds and searches try dozens of candidates, so on no more positions than
-necessary: the same ones, drawn at random, in every image. It is filled micro-batch by
-micro-batch, and every device has a copy.
+Thresholds and searches try dozens of candidates, so they use no more positions than
+necessary: the same random positions of every image. Every device has a copy.
 """
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,103 +69,75 @@ def chosen_positions(
 
 
 def sample_of(
-    parts: Iterable[tuple[jax.Array, jax.Array | None]],
-    count: int,
-    shape: tuple[int, ...],
-    positions: np.ndarray | None,
-    channel: int,
-    everywhere: NamedSharding | None,
+    parts: Iterable[tuple[jax.Array, jax.Array | None]], *options: Any
 ) -> Sample:
     """The sample of activations and weights [B, ...] of every micro-batch.
 
     Args:
         parts: of each micro-batch; a weight of None is 1.
-        count: images in all.
-        shape, channel: of the site.
-        positions: see `chosen_positions`.
-        everywhere: the sharding of what every device has; None: a single device.
+        options: the last four arguments of `_rows`.
     """
-    length, channels = _rows(count, shape, positions, channel)
-    lowest: Any = np.full(channels, np.inf, np.float32)
-    rows: Any = np.zeros((length, channels), np.float32)
-    weights: Any = np.zeros((length, 1), np.float32)
-    sample = Sample(rows, weights, lowest, -lowest)
-    start = 0
-    for a, weight in parts:
-        options = positions, len(shape), channel, everywhere
-        sample = _with_part(sample, a, weight, start, *options)
-        start += length // count * len(a)
-    return sample
+    return _merged([_sample_of_part(*part, *options) for part in parts])
 
 
-def rows_of(
-    parts: Iterable[jax.Array],
-    count: int,
-    shape: tuple[int, ...],
+@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
+def _sample_of_part(a, weight, positions, ndim, channel, everywhere) -> Sample:
+    options = positions, ndim, channel, everywhere
+    a = a.astype(jnp.float32)
+    if weight is None:
+        weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
+    ends = [
+        per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
+        for reduce, otherwise in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+    ]
+    return Sample(_rows(a, *options), _rows(weight, *options), *ends)
+
+
+@jax.jit
+def _merged(samples: Sequence[Sample]) -> Sample:
+    activations, weights, lowest, highest = zip(*samples, strict=True)
+    rows = jnp.concatenate(activations), jnp.concatenate(weights)
+    return Sample(*rows, jnp.stack(lowest).min(0), jnp.stack(highest).max(0))
+
+
+def rows_of(parts: Iterable[jax.Array], *options: Any) -> jax.Array:
+    """Currents [T, B, ...] or [B, ...] of every micro-batch as one [..., n, C].
+
+    ``options`` are the last four arguments of `_rows`.
+    """
+    return jnp.concatenate([_rows(part, *options) for part in parts], -2)
+
+
+@functools.partial(jax.jit, static_argnames=("ndim", "channel", "everywhere"))
+def _rows(
+    values: jax.Array,
     positions: np.ndarray | None,
+    ndim: int,
     channel: int,
     everywhere: NamedSharding | None,
 ) -> jax.Array:
-    """Currents [T, B, ...] or [B, ...] of every micro-batch as one [..., n, C]."""
-    total: Any = None
-    ndim, start = len(shape), 0
-    length, channels = _rows(count, shape, positions, channel)
-    for part in parts:
-        if total is None:
-            time = part.shape[: -ndim - 1]
-            total = np.zeros((*time, length, channels), part.dtype)
-        options = positions, ndim, channel, everywhere
-        total = _with_currents(total, part, start, *options)
-        start += length // count * part.shape[-ndim - 1]
-    return total
+    """[..., B, *shape of a site] as [..., B p, C].
 
-
-def _rows(count, shape, positions, channel) -> tuple[int, int]:
-    """n and C."""
-    few = math.prod(shape) // shape[channel] if positions is None else len(positions)
-    return count * few, shape[channel]
+    Args:
+        positions: see `chosen_positions`.
+        ndim, channel: number of axes of the site, and its channel axis.
+        everywhere: the sharding of what every device has; None: a single device.
+    """
+    rows = at_positions(values, positions, ndim, channel)
+    rows = rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
+    if everywhere is None:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, everywhere)
 
 
 def at_positions(
-    values: jax.Array, positions: jax.Array | None, ndim: int, channel: int
+    values: jax.Array, positions: Any, ndim: int, channel: int
 ) -> jax.Array:
     """[..., *shape of a site] as [..., p, C], at these positions; None: at all."""
     values = jnp.moveaxis(values, channel, -1)
     lead = values.shape[: values.ndim - ndim]
     rows = values.reshape(*lead, -1, values.shape[-1])
     return rows if positions is None else jnp.take(rows, positions, rows.ndim - 2)
-
-
-def _with_rows(total, values, start, positions, ndim, channel, everywhere):
-    """The total [..., n, C], with the rows of one micro-batch from ``start`` on."""
-    rows = at_positions(values, positions, ndim, channel)
-    rows = rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
-    total = jax.lax.dynamic_update_slice_in_dim(total, rows, start, rows.ndim - 2)
-    if everywhere is None:
-        return total
-    return jax.lax.with_sharding_constraint(total, everywhere)
-
-
-_with_currents = jax.jit(_with_rows, static_argnums=(4, 5, 6), donate_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=0)
-def _with_part(sample, a, weight, start, positions, ndim, channel, everywhere):
-    """The sample with the images of one micro-batch."""
-    a = a.astype(jnp.float32)
-    if weight is None:
-        weight = jnp.ones_like(jax.lax.slice_in_dim(a, 0, 1, axis=a.ndim + channel))
-    thinning = start, positions, ndim, channel, everywhere
-
-    def end(reduce, otherwise):
-        return per_channel(reduce, jnp.where(weight > 0, a, otherwise), channel).ravel()
-
-    return Sample(
-        _with_rows(sample.activation, a, *thinning),
-        _with_rows(sample.weight, weight, *thinning),
-        jnp.minimum(sample.lowest, end(jnp.min, jnp.inf)),
-        jnp.maximum(sample.highest, end(jnp.max, -jnp.inf)),
-    )
 
 
 def _flat(offset: jax.Array | None) -> jax.Array | None:

@@ -39,13 +39,12 @@ def search(
 ) -> Fit:
     """Per channel the neuron scaled and postponed by the best (factor, charge).
 
-    Each candidate is judged with its bias corrected, but applied without: the
-    calibrators that follow correct what the chosen one leaves. Of equal candidates the
-    first is taken.
+    The error of a candidate is measured with a corrected bias, but the result has no
+    correction: the calibrators that follow correct what remains. If several candidates
+    are equally good, the first is taken.
 
-    Where a channel has few samples, the errors of ``prior`` samples of the layer, and
-    of one sample beyond its largest, are added to those of its own
-    (`formulas.Expected`).
+    Where a channel has few samples, the errors of ``prior`` samples of the layer and of
+    one sample beyond the largest are added (`formulas.Expected`).
     """
     # Equally many candidates take the same program; of equal ones the first is taken.
     padded = [*candidates, *[candidates[0]] * (-len(candidates) % 12)]
@@ -92,7 +91,9 @@ def _best_of(
     """The neuron that `search` chooses."""
     count, channels = sample.activation.shape
     high = model.levels[1] * code.reach(steps)
-    flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), _small(neuron))
+    # v(0), which may be one number of each neuron, is an array of its own.
+    flat = neuron._replace(initial_potential=jnp.zeros(()))
+    flat = jax.tree.map(lambda p: jnp.broadcast_to(p.ravel(), channels), flat)
     unit = formulas.binary_unit(flat.threshold)
     start = jnp.broadcast_to(lead(neuron.initial_potential, len(shape)), shape)
     start = at_positions(start, positions, len(shape), channel)
@@ -129,23 +130,18 @@ def _best_of(
 
     total = jax.lax.map(trial, candidates)
     if prior:
-        samples = formulas.samples(sample.magnitudes(neuron.offset))
-        expected = formulas.expected(samples, "channel", prior)
+        sizes = sample.magnitudes(neuron.offset)
+        tail = formulas.expected(sizes, "channel", prior)
 
         def unseen(candidate: jax.Array) -> jax.Array:
             top = high * _changed(flat, candidate, steps).threshold
-            return formulas.unseen_error(top, expected, unit)
+            return formulas.unseen_error(top, tail, unit)
 
         total += (1 + pace) * jax.vmap(unseen)(candidates)
-        total += prior * formulas.of_layer(total, expected.count)[:, None]
+        total += prior * formulas.of_layer(total, tail.count)[:, None]
     best = candidates[total.argmin(0)].T
     best = best.reshape(2, -1, *[1] * (-channel - 1))
     return _changed(neuron, best, steps)
-
-
-def _small(neuron: NeuronParams) -> NeuronParams:
-    """The neuron's parameters of a channel; v(0) may be one of each neuron."""
-    return neuron._replace(initial_potential=jnp.zeros(()))
 
 
 def _changed(neuron: NeuronParams, candidate: jax.Array, steps: int) -> NeuronParams:

@@ -36,7 +36,7 @@ PRIOR = 16
 
 @named
 def max_threshold(per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.maximum` of the activations, over the highest level.
+    """V_th = `formulas.maximum` of the activations, divided by the highest level.
 
     Args:
         per: "layer", one threshold for the site, or "channel".
@@ -63,7 +63,7 @@ def max_threshold(per: Per = "layer") -> Calibrator:
 
 @named
 def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.percentile` of the activations, over the highest level.
+    """V_th = `formulas.percentile` of the activations, divided by the highest level.
 
     Rare large activations are clipped, and all others are rounded less.
 
@@ -135,9 +135,10 @@ def least_squares_threshold(
 
     Args:
         per, objective: as there.
-        prior: k, how many samples of the whole layer a channel is judged by beside its
-            own; the paper's fit has none. It matters where a channel has few samples,
-            as in a dense layer, which has one per image; from 4096 on it is left out.
+        prior: k, the number of samples of the whole layer that are added to those of
+            a channel. The paper adds none. They matter where a channel has few samples,
+            as in a dense layer, which has one per image. From 4096 samples on they are
+            left out.
 
     Raises:
         ValueError: another word, or a prior that is no whole number >= 0; from the
@@ -242,10 +243,10 @@ def half_charge() -> Calibrator:
 
 @named
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += mean of w (a - s) over images and positions, in each of some rounds.
+    """bias += mean of w (a - s) over images and positions, ``repeats`` times.
 
-    a is the ANN's activation, s the neuron's mean output, w the effect of an error
-    (`by_effect`; otherwise 1). Source: Li et al.
+    a is the ANN's activation, s the neuron's mean output, and w the effect of an error
+    within `by_effect`, otherwise 1. Source: Li et al.
 
     Args:
         repeats: rounds, 1 or more.
@@ -279,7 +280,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
 @named
 def correct_potential(repeats: int = 1) -> Calibrator:
-    """v(0) += T mean of w (a - s) over images, in each of some rounds.
+    """v(0) += T mean of w (a - s) over images, ``repeats`` times.
 
     a, s and w are those of `correct_bias`. Li et al. do it once, from v(0) = 0.
 
@@ -320,32 +321,32 @@ def postpone_charge(
     pace: float = _PACE,
     prior: int = PRIOR,
 ) -> Calibrator:
-    """Give each channel its charge as late as serves its output best.
+    """Delay a part c of each channel's charge by the amount that lowers its error most.
 
-    A neuron that acts on its input as it arrives fires on evidence that later input
-    takes back. Starting c thresholds lower, and getting them back evenly over the T
-    steps, it fires later, on more of its input. Each candidate c is tried by
-    `formulas.postpone`, with its bias corrected as `correct_bias` does. Each
-    channel gets the c of the least
+    A neuron that fires before it has all of its input may fire on input that is
+    inhibited later. If it starts c thresholds lower, and gets them back evenly over the
+    T steps, it fires later and has seen more of its input. Each candidate c is tried by
+    `formulas.postpone`, with the bias corrected as by `correct_bias`. A channel gets
+    the c that minimizes
 
         sum w (a - s)^2  +  pace sum w (a - p)^2
 
     s is the mean output, p its pace (`snnjax.neurons.mean_and_pace`), w the effect of
-    an error (`by_effect`). The next layer acts on spikes as they arrive: if early ones
-    misstate the mean, it fires on wrong evidence. The sums are over 2^15 positions of a
-    channel, or all if there are fewer. The answer at t < T gets worse: until T a part
-    of the charge is missing.
+    an error (`by_effect`). The pace counts because the next layer reacts to spikes as
+    they arrive. The sums are over 2^15 positions of a channel, or all if there are
+    fewer. Outputs at t < T get worse, because a part of the charge is missing until T.
 
-    With a wait of T there is nothing to gain, since the order of the input does not
-    count, nor where a neuron can take a spike back (levels below 0; on ResNet-20 the KL
-    divergence was the same): the fit is returned as it is. Source: ours.
+    The fit is returned unchanged with a wait of T, where the order of the input does
+    not matter, and where a neuron can take a spike back (levels below 0; on ResNet-20
+    the KL divergence was the same). Source: ours.
 
     Args:
-        charges: candidates c, in thresholds; of equally good ones the nearest to 0.
+        charges: candidates c, in thresholds. If several are equally good, the nearest
+            to 0 is taken.
         pace: weight of the second sum, >= 0.
-        prior: how many samples of the whole layer a channel is judged by beside its
-            own (`formulas.Expected`), and whether one larger than them all counts
-            (`formulas.unseen_error`); with 0, or from 4096 samples on, neither does.
+        prior: number of samples of the whole layer that are added to those of a channel
+            (`formulas.Expected`). If it is not 0, one sample beyond the largest is
+            added too (`formulas.unseen_error`). From 4096 samples on neither is.
 
     Raises:
         ValueError: charges that are not finite, or none; a pace or a prior outside its
@@ -384,14 +385,15 @@ def scale_threshold(
     pace: float = _PACE,
     prior: int = PRIOR,
 ) -> Calibrator:
-    """`formulas.scale` each channel by the factor that serves its spikes best.
+    """Scale each channel (`formulas.scale`) by the factor that lowers its error most.
 
     `formulas.least_squares` gives the threshold for input that arrives evenly. Here
-    every candidate is tried on the spikes that do arrive, as in `postpone_charge`, and
-    where samples are few, what it would clip of new images counts (``prior``).
+    every candidate is tried on the spikes that really arrive, as in `postpone_charge`.
+    Where samples are few, ``prior`` adds the error of clipping larger activations.
 
     Args:
-        factors: candidates, > 0; of equally good ones the nearest to 1.
+        factors: candidates, > 0. If several are equally good, the nearest to 1 is
+            taken.
         pace, prior: as for `postpone_charge`.
 
     Raises:
@@ -423,10 +425,9 @@ def scale_threshold(
 def by_effect(*calibrators: Calibrator) -> Calibrator:
     """These calibrators, with errors weighed by their effect on the outputs.
 
-    A position that the outputs do not depend on, as a padded token, then counts
-    nothing, and one that they depend on strongly counts most. `View.by_effect` has the
-    equation. Source of weighing by second-order terms: Li et al., arXiv 2205.10121;
-    of this weight: ours.
+    A position that does not affect the outputs, such as a padded token, then has weight
+    0. `View.by_effect` has the equation. Source of weights from second-order terms: Li
+    et al., arXiv 2205.10121; of this weight: ours.
 
     Raises:
         ValueError: no calibrator, or what does not take (view, fit).
@@ -455,10 +456,9 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
 
 @named
 def streaming_only(calibrator: Calibrator) -> Calibrator:
-    """The calibrator where layers do not wait; elsewhere the fit as it is.
+    """Apply the calibrator only with rate coding and a wait of 0.
 
-    That is with rate coding and a wait of 0. Digits of another code are few, and their
-    order is that of their size.
+    Otherwise the fit is returned unchanged.
 
     Raises:
         ValueError: what does not take (view, fit).
@@ -504,7 +504,7 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
 
 @functools.partial(jax.jit, static_argnames=("per", "high"))
 def _maximum(sample: Sample, offset: Any, per: Per, high: float) -> jax.Array:
-    return formulas.positive(sample.peaks(offset), per) / high
+    return formulas.maximum(sample.peaks(offset)[None], per) / high
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
@@ -516,32 +516,16 @@ def _percentile(activations, effects, offset, p, per, high, channel) -> jax.Arra
     return formulas.percentile(sizes, p, per, channel) / high
 
 
-@functools.partial(
-    jax.jit, static_argnames=("per", "objective", "values", "high", "prior")
-)
-def _least_squares(
-    sample: Sample,
-    offset: jax.Array | None,
-    per: Per,
-    objective: Objective,
-    values: int,
-    high: float,
-    prior: int,
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def _least_squares(sample, offset, per, objective, values, high, prior) -> jax.Array:
     """`formulas.least_squares` of a sample, whose peaks are those of all images.
 
     A neuron has the outputs of a binary one with as many steps as it has values.
     """
-    threshold = formulas.least_squares(
-        sample.magnitudes(offset),
-        values,
-        per,
-        objective,
-        prior=prior,
-        weight=sample.weight,
-        peaks=sample.peaks(offset),
-    )
-    return threshold / high
+    data = {"weight": sample.weight, "peaks": sample.peaks(offset)}
+    sizes = sample.magnitudes(offset)
+    options = {"channel": -1, "prior": prior, **data}
+    return formulas.least_squares(sizes, values, per, objective, **options) / high
 
 
 @functools.partial(jax.jit, static_argnames="intervals")

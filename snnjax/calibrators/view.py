@@ -7,7 +7,7 @@ import abc
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -74,8 +74,8 @@ class Product(NamedTuple):
 class View(abc.ABC):
     """A site as calibrators see it, for all N calibration images.
 
-    Images come in micro-batches, so that a large network need not be in memory: `mean`
-    combines what it is for each of them, and a `sample` holds some positions of all.
+    Images come in micro-batches, so that a large network need not be in memory.
+    `missing` sums errors over all of them, and a `sample` holds some positions of all.
 
     Attributes:
         site: its name, shape and parameters.
@@ -96,13 +96,13 @@ class View(abc.ABC):
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> def report(view, fit):
-    ...     missing = view.mean(lambda a, s: (a - s).mean(), fit)
-    ...     print(view.site.name, view.count, view.peaks(fit), missing)
+    ...     missing, weight = view.missing(fit)
+    ...     print(view.site.name, view.count, missing / weight)
     ...     return fit
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
     >>> recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), report])
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
-    relu 16 [15.] 1.640625
+    relu 16 [1.640625]
     """
 
     def __init__(
@@ -160,9 +160,8 @@ class View(abc.ABC):
             w = mean over the channels of (d (r y) / d a)^2,   scaled to a mean of 1
 
         y are the outputs of the ANN and r random signs, so w estimates how much an
-        error at a position changes the outputs. It is 0 where they do not depend on the
-        position, as at padded tokens. This view weighs all errors alike, unless a
-        conversion gives it `effects`.
+        error at a position changes the outputs. It is 0 at positions that do not affect
+        them, such as padded tokens. Without `effects` all errors have weight 1.
         """
         return self
 
@@ -211,40 +210,32 @@ class View(abc.ABC):
         """All activations in one array [N, ...]; needs memory for all images."""
         return self.join(self.activations)
 
-    def outputs(self, fit: Fit) -> Iterator[jax.Array]:
-        """Mean outputs [B, ...] of the spiking site over T steps, per micro-batch."""
-        for current in self.currents(fit.weights):
-            yield _output(fit.neurons, current, *self._run, len(self.site.shape))[0]
-
     def output(self, fit: Fit) -> jax.Array:
-        """All mean outputs in one array [N, ...]."""
-        return self.join(list(self.outputs(fit)))
+        """All mean outputs of the spiking site over T steps in one array [N, ...]."""
+        run = *self._run, len(self.site.shape)
+        currents = self.currents(fit.weights)
+        return self.join([_output(fit.neurons, c, *run)[0] for c in currents])
 
     @functools.cached_property
     def sample(self) -> Sample:
         """All images at the `positions`."""
         parts = zip(self.activations, self.weights(), strict=True)
-        return sample_of(parts, self.count, self.site.shape, *self._thinning)
+        return sample_of(parts, *self._thinning)
 
     def _sample_currents(self, weights: dict[str, jax.Array]) -> jax.Array:
         """The currents at the positions of the `sample`, [T, n, C] or [n, C]."""
-        currents = self.currents(weights)
-        return rows_of(currents, self.count, self.site.shape, *self._thinning)
+        return rows_of(self.currents(weights), *self._thinning)
 
     @property
     def _thinning(self) -> tuple[Any, ...]:
         everywhere = sharding.replicated(self.batch_sharding)
-        return self.positions, self.site.channel, everywhere
+        return self.positions, len(self.site.shape), self.site.channel, everywhere
 
     @functools.cached_property
     def positions(self) -> np.ndarray | None:
         """Which positions of an image the `sample` has; None: all of them."""
         shape, channel = self.site.shape, self.site.channel
         return chosen_positions(self.count, shape, channel, self.steps)
-
-    def peaks(self, fit: Fit) -> jax.Array:
-        """The largest activation of each channel, [C]; |a - offset| of an encoder."""
-        return _peaks(self.sample, fit.neurons.offset, self.site.channel)
 
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
@@ -262,29 +253,6 @@ class View(abc.ABC):
     @property
     def _run(self) -> tuple[IntegrateAndFire, int, int, Code]:
         return self.model, self.steps, self.wait, self.code
-
-    def mean(self, statistic: Callable[..., jax.Array], fit: Fit) -> jax.Array:
-        """A statistic over all images, from its means over the micro-batches.
-
-        Args:
-            statistic: (activation, output) -> one array or number, a mean over images;
-                in a view with `effects` it has a third argument, ``weight``.
-            fit: of the site.
-
-        Raises:
-            ValueError: outputs and activations have different shapes.
-        """
-        total: Any = 0
-        parts = self.activations, self.outputs(fit), self.weights()
-        for a, s, weight in zip(*parts, strict=True):
-            if s.shape != a.shape:
-                raise ValueError(
-                    f"outputs of shape {s.shape} meet activations of shape {a.shape}; "
-                    "allowed: a view whose two show the same"
-                )
-            options = {} if weight is None else {"weight": weight}
-            total = total + statistic(a, s, **options) * (len(a) / self.count)
-        return jnp.asarray(total)
 
     def spacing(self, samples: int, fewest: int) -> int:
         """Distance of images that give each channel so many samples or more.
@@ -389,11 +357,6 @@ def _add_missing(total, neuron, activation, current, weight, model, steps, wait,
     ones = jnp.ones_like(missing)
     weights = ones if weight is None else weight * ones
     return total[0] + (weights * missing).sum(0), total[1] + weights.sum(0)
-
-
-@functools.partial(jax.jit, static_argnames="channel")
-def _peaks(sample: Sample, offset: jax.Array | None, channel: int) -> jax.Array:
-    return sample.peaks(offset).reshape(-1, *[1] * (-channel - 1))
 
 
 @functools.partial(jax.jit, static_argnames=("every", "batch_sharding"))

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from snnjax._arrays import promoted, wide
-from snnjax._checks import check_choice, check_count, check_positive, check_seed
+from snnjax._checks import check_choice, check_count, check_positive
 from snnjax._text import named
 from snnjax._types import WeightObjective
 from snnjax.calibrators.view import Calibrator, Fit, View, refitted
@@ -75,7 +75,7 @@ def calibrate_weights(
     check_count("iterations", iterations)
     check_count("batch", batch)
     check_positive("learning_rate", learning_rate)
-    check_seed(seed)
+    check_count("seed", seed, least=0)
     check_surrogate(surrogate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
@@ -104,8 +104,8 @@ def calibrate_weights(
                 weights, state, rates[i], neuron, data, layer=layer
             )
         pairs = zip(fit.weights, refitted(original, weights), strict=True)
-        changed = {path: w for path, w in pairs if path not in view.shared}
-        return fit._replace(weights=fit.weights | changed)
+        weights = {path: w for path, w in pairs if path not in view.shared}
+        return fit._replace(weights=fit.weights | weights)
 
     return calibrate
 
@@ -145,37 +145,26 @@ class _Layer(NamedTuple):
 @functools.cache
 def _output(
     objective: WeightObjective,
-    neuron: IntegrateAndFire,
+    model: IntegrateAndFire,
     time: bool,
     wait: int,
     surrogate: Surrogate,
     code: Code,
 ) -> Callable:
     """(params, current, steps) -> mean output, as the objective defines it."""
-    if objective == "floor":
-        return functools.partial(_floored, neuron, code)
-    if not time:
-        return functools.partial(closed_form, neuron, code=code)
-    model = WithSurrogate(neuron, surrogate)
 
-    def spikes(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+    def of_spikes(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
         del steps
-        return unroll(model, params, current, wait=wait, code=code).mean(0)
+        spiking_model = WithSurrogate(model, surrogate)
+        return unroll(spiking_model, params, current, wait=wait, code=code).mean(0)
 
-    return spikes
+    def of_mean(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
+        if objective == "floor":  # the paper's ClipFloor depends on the threshold only
+            zero = jnp.zeros(())
+            params = params._replace(bias=zero, initial_potential=zero)
+        return closed_form(model, params, current, steps, code=code)
 
-
-def _floored(
-    neuron: IntegrateAndFire,
-    code: Code,
-    params: NeuronParams,
-    current: jax.Array,
-    steps: int,
-) -> jax.Array:
-    """The paper's ClipFloor, which depends on the threshold only."""
-    zero = jnp.zeros(())
-    params = params._replace(bias=zero, initial_potential=zero)
-    return closed_form(neuron, params, current, steps, code=code)
+    return of_spikes if time else of_mean
 
 
 @functools.partial(jax.jit, static_argnames="layer")

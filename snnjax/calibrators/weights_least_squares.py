@@ -35,23 +35,23 @@ Weights = tuple[jax.Array, ...]
 def least_squares_weights(
     *, iterations: int = 10, damping: float = 1.0, samples: int = 2**15
 ) -> Calibrator:
-    """W = the kernels whose current is nearest to the activation where it counts.
+    """Refit kernels so that the spiking current matches the ANN's activation.
 
         min over W and b of   sum m (a - I(W) - b)^2  +  damping k |W - W_0|^2
 
-    Spikes carry errors of earlier layers that are alike for many images. A neuron's
-    weights are refitted to compensate for those that its other inputs predict. b is
-    dropped again: biases or potentials, fitted next, replace it. Of the iterates, W_0
-    among them, the best for every fourth image is taken, which the sum leaves out:
-    images that are alike should not lie in groups of four.
+    m is 0 at inactive and clipped positions. Errors of earlier layers are similar for
+    many images, and the refitted weights compensate for them. b is dropped afterwards:
+    the biases or potentials that are fitted next replace it. The sum leaves out every
+    fourth image. The iterate with the least error on these images is kept, or W_0, so
+    similar images should not lie in groups of four.
 
-    On the way to an encoder, every product with weights is refitted by itself: a is its
-    result in the ANN, I the same of the spikes, and m is 1.
+    Before an encoder, every product with weights is refitted by itself: a is its result
+    in the ANN, I its result for the spikes, and m is 1.
 
-    Kernels that also reach another site, an operator or the readout stay as they are,
-    on the way to an encoder those of several products; and all do if there are fewer
-    than four images. Weights of 0 stay 0: a pruned network stays sparse. A kernel whose
-    derivative is 0, as that of a rounded one, stays, too.
+    Some kernels do not change: those that also reach another site, an operator or the
+    readout; before an encoder, those of several products; and all of them if there are
+    fewer than four images. Weights of 0 stay 0, so a pruned network stays sparse. A
+    kernel whose derivative is 0, such as a rounded one, does not change either.
 
     Args:
         iterations: of conjugate gradients, each about two passes of a layer; half as
@@ -79,8 +79,8 @@ def least_squares_weights(
     check_count("samples", samples)
 
     def refit(weights, free, current, sources, activation, **target):
-        """These weights, refitted; as they are if no spikes reach them, or if there
-        are fewer than four images.
+        """The refitted weights; unchanged if no spikes reach them, or if there are
+        fewer than four images.
         """
         dtypes = tuple(weight.dtype for weight in weights.values())
         original = tuple(
@@ -168,66 +168,6 @@ class _Layer(NamedTuple):
         return tuple(jnp.where(free & (w != 0), d, 0) for free, d, w in triples)
 
 
-class _Target(NamedTuple):
-    """What the current is fitted to, in units of its scale.
-
-    Attributes:
-        activation: a, [N, ...].
-        bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
-        counts: m w, 0 for images that are left out.
-        judges: w of the images that are left out.
-    """
-
-    activation: jax.Array
-    bottom: jax.Array
-    top: jax.Array
-    counts: jax.Array
-    judges: jax.Array
-
-    def centered(self, values: jax.Array) -> jax.Array:
-        """m w (values - their mean per channel, which b takes)."""
-        centered = self.counts * (values - self._mean(values))
-        return jnp.where(self.counts > 0, centered, jnp.zeros_like(centered))
-
-    def error(self, current: jax.Array) -> jax.Array:
-        """Sum of w (a - clip(I + b))^2 over the images that are left out."""
-        constant = self._mean(self.activation - current)
-        output = jnp.clip(current + constant, self.bottom, self.top)
-        errors = self.judges * (self.activation - output) ** 2
-        return jnp.where(self.judges > 0, errors, jnp.zeros_like(errors)).sum()
-
-    def _mean(self, values: jax.Array) -> jax.Array:
-        channels = self.top.shape
-        axes = tuple(a for a in range(values.ndim) if channels[a] == 1)
-        weighted = jnp.where(self.counts > 0, self.counts * values, 0)
-        total = weighted.sum(axes, keepdims=True)
-        weight = self.counts.sum(axes, keepdims=True)
-        return total / jnp.where(weight > 0, weight, jnp.ones_like(weight))
-
-
-def _target(
-    activation: jax.Array,
-    current: jax.Array,
-    weight: jax.Array | None,
-    channel: int,
-    rectified: bool,
-) -> _Target:
-    axes = other_axes(activation.ndim, channel)
-    top = activation.max(axes, keepdims=True)
-    bottom = jnp.zeros_like(top)
-    if not rectified:
-        bottom, top = jnp.full_like(top, -jnp.inf), jnp.full_like(top, jnp.inf)
-    silent = (activation <= bottom) & (current <= bottom)
-    saturated = (activation >= top) & (current >= top)
-    images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
-    judging = images.reshape(-1, *[1] * (activation.ndim - 1))
-    ones = jnp.ones_like(activation)
-    weights = ones if weight is None else weight.astype(ones.dtype) * ones
-    counts = jnp.where(silent | saturated | judging, 0, weights)
-    judges = jnp.where(judging, weights, 0)
-    return _Target(activation, bottom, top, counts, judges)
-
-
 class _Search(NamedTuple):
     """Conjugate gradients on their way.
 
@@ -248,19 +188,26 @@ class _Search(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What stays the same during a search.
+    """What stays the same during a search. Activations and currents are over `scale`.
 
     Attributes:
         weights: W_0.
         sources: of the current.
-        target: see there.
         scale: unit of the activations and currents, which keeps squares in range.
+        activation: a, [N, ...], to which the current is fitted.
+        bottom, top: 0 and the largest a of each channel, where a is of a ReLU.
+        counts: m w, 0 for images that are left out.
+        judges: w of the images that are left out.
     """
 
     weights: Weights
     sources: Any
-    target: _Target
     scale: jax.Array
+    activation: jax.Array
+    bottom: jax.Array
+    top: jax.Array
+    counts: jax.Array
+    judges: jax.Array
 
     def current(self, layer: _Layer, weights: Weights) -> jax.Array:
         return layer.into(self.sources)(weights) / self.scale
@@ -276,13 +223,33 @@ class _Problem(NamedTuple):
         Centered values add up like noise, so their sum grows with the root of their
         number: in a larger unit they would be too small for float16 themselves.
         """
-        values = self.target.centered(values)
+        values = self.centered(values)
         root = 2.0 ** (values.size.bit_length() // 2)
         unit = binary_unit(jnp.abs(values).max()) * root
-        _, transposed = jax.vjp(layer.into(self.sources), self.weights)
-        (change,) = transposed(values / unit)
-        scaled = tuple(unit / self.scale * d for d in change)
-        return layer.bound(scaled, self.weights)
+        _, transpose = jax.vjp(layer.into(self.sources), self.weights)
+        (change,) = transpose(values / unit)
+        in_unit = tuple(unit / self.scale * d for d in change)
+        return layer.bound(in_unit, self.weights)
+
+    def centered(self, values: jax.Array) -> jax.Array:
+        """m w (values - their mean per channel, which b takes)."""
+        values = self.counts * (values - self._mean(values))
+        return jnp.where(self.counts > 0, values, jnp.zeros_like(values))
+
+    def error(self, current: jax.Array) -> jax.Array:
+        """Sum of w (a - clip(I + b))^2 over the images that are left out."""
+        constant = self._mean(self.activation - current)
+        output = jnp.clip(current + constant, self.bottom, self.top)
+        errors = self.judges * (self.activation - output) ** 2
+        return jnp.where(self.judges > 0, errors, jnp.zeros_like(errors)).sum()
+
+    def _mean(self, values: jax.Array) -> jax.Array:
+        channels = self.top.shape
+        axes = tuple(a for a in range(values.ndim) if channels[a] == 1)
+        total = jnp.where(self.counts > 0, self.counts * values, 0)
+        total = total.sum(axes, keepdims=True)
+        weight = self.counts.sum(axes, keepdims=True)
+        return total / jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
 def _best_weights(
@@ -323,16 +290,35 @@ def _begin(
     """The problem, the search before its first step, and damping k."""
     activation = wide(activation)
     scale = binary_unit(jnp.abs(activation).max())
-    current = layer.into(sources)(weights) / scale
-    target = _target(activation / scale, current, weight, channel, rectified)
-    problem = _Problem(weights, sources, target, scale)
-    residual = problem.back(layer, target.activation - current)
+    activation, current = activation / scale, layer.into(sources)(weights) / scale
+    axes = other_axes(activation.ndim, channel)
+    top = activation.max(axes, keepdims=True)
+    bottom = jnp.zeros_like(top)
+    if not rectified:
+        bottom, top = jnp.full_like(top, -jnp.inf), jnp.full_like(top, jnp.inf)
+    is_clipped = (activation <= bottom) & (current <= bottom)
+    is_clipped |= (activation >= top) & (current >= top)
+    images = jnp.arange(len(activation)) % _LEFT_OUT == _LEFT_OUT - 1
+    judges = images.reshape(-1, *[1] * (activation.ndim - 1))
+    ones = jnp.ones_like(activation)
+    effects = ones if weight is None else weight.astype(ones.dtype) * ones
+    problem = _Problem(
+        weights=weights,
+        sources=sources,
+        scale=scale,
+        activation=activation,
+        bottom=bottom,
+        top=top,
+        counts=jnp.where(is_clipped | judges, 0, effects),
+        judges=jnp.where(judges, effects, 0),
+    )
+    residual = problem.back(layer, activation - current)
     # k = |P J W_0|^2 / |W_0|^2
     change, free = problem.along(layer, weights), layer.bound(weights, weights)
-    curvature = (change * target.centered(change)).sum()
+    curvature = (change * problem.centered(change)).sum()
     ridge = damping * curvature / _positive(_dot(free, free))
     none = tuple(map(jnp.zeros_like, residual))
-    first = target.error(current)
+    first = problem.error(current)
     return problem, _Search(none, current, residual, residual, first, none), ridge
 
 
@@ -343,7 +329,7 @@ def _iterate(
     """One step; the first of equally good ones stays the best."""
     change = problem.along(layer, search.direction)
     search = _advance(search, change, problem.back(layer, change), ridge)
-    error = problem.target.error(search.current)
+    error = problem.error(search.current)
     pairs = zip(search.step, search.best, strict=True)
     best = tuple(jnp.where(error < search.error, *pair) for pair in pairs)
     return search._replace(error=jnp.minimum(error, search.error), best=best)
@@ -356,7 +342,7 @@ def _chosen(
     """The best of the search, if its true error is less than the first one."""
     weights = problem.weights
     changed = tuple(w + d for w, d in zip(weights, search.best, strict=True))
-    error = problem.target.error(problem.current(layer, changed))
+    error = problem.error(problem.current(layer, changed))
     pairs = zip(changed, weights, strict=True)
     return tuple(jnp.where(error < first, *pair) for pair in pairs)
 

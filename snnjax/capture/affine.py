@@ -2,8 +2,8 @@
 
     f(sum_t s_t / T) = sum_t f(s_t) / T    holds for every affine f and no other
 
-so what is affine is applied to every step, and other known functions to running means
-(``increments.py``). What is neither is an obstacle.
+An affine function is applied to every step, and any other known function to running
+means (``increments.py``). All other operations are obstacles.
 """
 
 from snnjax.capture.axes import Avals, axes_of_maximum
@@ -83,9 +83,9 @@ POINTWISE = {
 def obstacle(
     equation: Equation, dependent: frozenset[int], live: frozenset[int], avals: Avals
 ) -> str | None:
-    """What keeps an equation from being affine: `OPERATOR`, or why it is refused.
+    """Why an equation is not affine: `OPERATOR`, or the reason of a refusal, or None.
 
-    What depends on the input alone may be any function of it: it is computed once.
+    Functions of the input alone are computed once, so they may be of any kind.
 
     Args:
         dependent: variables that depend on the input.
@@ -95,8 +95,8 @@ def obstacle(
     kind = _obstacle_to_spikes(equation, dependent, avals)
     once = not live.intersection((*equation.variables, *equation.outputs))
     if equation.name in ("gather", "dynamic_slice"):  # by numbers from the input
-        chosen = {i for i, v in enumerate(equation.inputs) if v in live}
-        return OPERATOR if kind and chosen <= {0} else kind
+        live_slots = {i for i, v in enumerate(equation.inputs) if v in live}
+        return OPERATOR if kind and live_slots <= {0} else kind
     return OPERATOR if kind in _ONCE and once else kind
 
 
@@ -107,11 +107,11 @@ def _obstacle_to_spikes(
     name = equation.name
     if name in _RANDOM:
         return "random"
-    reached = {i for i, v in enumerate(equation.inputs) if v in dependent}
-    if not reached:
+    dependent_slots = {i for i, v in enumerate(equation.inputs) if v in dependent}
+    if not dependent_slots:
         return None
     if equation.site is not None:
-        if reached > {0}:
+        if dependent_slots > {0}:
             return "maximum"
         others = axes_of_maximum(equation, avals) - {equation.site.channel}
         return "maxima" if others else None
@@ -122,11 +122,11 @@ def _obstacle_to_spikes(
             return "integer"
         of_truth = avals[equation.variables[0]].dtype.kind == "b"
         return OPERATOR if of_truth else None
-    if name == "select_n" and 0 not in reached:
+    if name == "select_n" and 0 not in dependent_slots:
         return None
-    if name in _ADDITIVE or (name in _BILINEAR and len(reached) == 1):
+    if name in _ADDITIVE or (name in _BILINEAR and len(dependent_slots) == 1):
         return None
-    if reached <= _AFFINE_IN.get(name, set()):
+    if dependent_slots <= _AFFINE_IN.get(name, set()):
         return None
     if name in _OPERATORS or name in CUSTOM:  # a ReLU that is part of an operator
         return OPERATOR

@@ -1,7 +1,7 @@
 """Axes: how operations move them, and where channels lie, equation by equation.
 
-Products make channels; what follows moves them about, or folds them into another axis.
-Thresholds are per channel. `batch` follows the examples.
+Products with weights make channels. Later operations move the channel axis, or merge it
+with another axis. Thresholds are per channel. ``batch.py`` follows the batch axis.
 """
 
 import math
@@ -26,9 +26,7 @@ def channel_axis(
     avals: Avals,
     channels: dict[int, int],
 ) -> int | None:
-    """Which axis of an equation's output counts channels; None if that is unknown.
-
-    Convolutions and matrix products make channels; what follows moves them about.
+    """The channel axis of an equation's output; None if it is unknown.
 
     Args:
         equation: one that depends on the input.
@@ -68,20 +66,20 @@ def moved(
     """Where an axis of the operand lies in the result; None if that is unknown.
 
     Args:
-        last: of several axes of size 1 that it could be.
+        last: whether the last of several possible axes is taken, or the first.
     """
     if name == "transpose":
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
     if name in REDUCTIONS:
-        reduced = params["axes"]
-        return None if axis in reduced else axis - sum(a < axis for a in reduced)
+        axes = params["axes"]
+        return None if axis in axes else axis - sum(a < axis for a in axes)
     if name == "stack":
         return axis + (axis >= params["axis"])
     if name == "unstack":
-        removed = params["axis"]
-        return None if axis == removed else axis - (axis > removed)
+        removed_axis = params["axis"]
+        return None if axis == removed_axis else axis - (axis > removed_axis)
     if len(before) == len(after) and name != "reshape":
         return axis
     # A reshape keeps the axis if as much stands behind it as before.
@@ -101,9 +99,9 @@ def _dot_channel(
     contract, batch = dimension_numbers
     free = []
     for side, v in enumerate(equation.inputs[:2]):
-        paired = {*contract[side], *batch[side]}
+        paired_axes = {*contract[side], *batch[side]}
         ndim = len(shape_of(avals, v))
-        axes = [a for a in range(ndim) if a not in paired]
+        axes = [a for a in range(ndim) if a not in paired_axes]
         free += [v not in dependent] * len(axes)
     if True not in free:
         return None

@@ -1,7 +1,7 @@
-"""The batch: where it lies, equation by equation, and that no example reaches another.
+"""The batch axis, equation by equation, and where one example would reach another.
 
-Neurons need it on the first axis. vmap may put it last, where weights are multiplied
-from the left, W @ x; and windows of an image may be folded into it.
+Neurons need the batch on the first axis. vmap puts it last where weights multiply from
+the left, W @ x, and windows of an image may be merged with it.
 """
 
 import math
@@ -46,7 +46,7 @@ class Batch:
         positions: variable -> `Position`, as far as it is known.
         axes: first output of an equation -> axis of its batch, likewise.
         meetings: first outputs of equations by which one example would reach another.
-        mixed: variables that hold no example of their own since such a meeting.
+        mixed: variables after such an equation, which have no batch axis.
     """
 
     def __init__(self, equations: Iterable[Equation], avals: Avals, x: Sequence[int]):
@@ -66,13 +66,13 @@ class Batch:
             places, meets = set(), True
         else:
             meets = len(places - {None}) > 1
-        known = [place for place in places if place is not None]
+        known_places = [place for place in places if place is not None]
         if meets and self.size != 1:  # with one example there is no other
             self.meetings.add(first)
-        if len(known) == 1:
-            self.axes[first] = known[0].axis
+        if len(known_places) == 1:
+            self.axes[first] = known_places[0].axis
             if len(places) == 1:
-                self.positions.update(dict.fromkeys(equation.outputs, known[0]))
+                self.positions.update(dict.fromkeys(equation.outputs, known_places[0]))
         elif first in self.meetings or self.mixed.intersection(equation.variables):
             self.mixed.update(equation.outputs)
 
@@ -92,8 +92,8 @@ class Batch:
         # With B = 1 it could be any axis: then as for other reshapes, `moved`.
         if name == "reshape" and self.size != 1:  # it may have no number
             return self._reshaped(before, after, axis, stride)
-        moved = self._axis_after(equation, i, name, axis, before, after)
-        return None if moved is None else Position(moved, stride)
+        after_axis = self._axis_after(equation, i, name, axis, before, after)
+        return None if after_axis is None else Position(after_axis, stride)
 
     def _axis_after(
         self,
@@ -175,8 +175,8 @@ def _after_dot(i: int, axis: int, numbers: Any, first_ndim: int) -> int:
         raise _Meeting
     if axis in batch[i]:
         return list(batch[i]).index(axis)
-    paired = {*contract[i], *batch[i]}
-    place = sum(a not in paired for a in range(axis)) + len(batch[0])
+    paired_axes = {*contract[i], *batch[i]}
+    place = sum(a not in paired_axes for a in range(axis)) + len(batch[0])
     free_of_first = first_ndim - len(contract[0]) - len(batch[0])
     return place + (free_of_first if i == 1 else 0)
 
@@ -185,13 +185,13 @@ def _after_gather(
     axis: int, before: Shape, after: Shape, numbers: Any, whole: bool
 ) -> int:
     """Where the batch axis of what is gathered lies; ``whole``: in every slice."""
-    paired, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
-    if axis in paired:  # each example by indices of its own
-        index = numbers.start_indices_batching_dims[list(paired).index(axis)]
+    batching_axes, single = numbers.operand_batching_dims, numbers.collapsed_slice_dims
+    if axis in batching_axes:  # each example by indices of its own
+        index = numbers.start_indices_batching_dims[list(batching_axes).index(axis)]
         return [a for a in range(len(after)) if a not in numbers.offset_dims][index]
     if axis in single or not whole:
         raise _Meeting
-    offset = [a for a in range(len(before)) if a not in {*paired, *single}]
+    offset = [a for a in range(len(before)) if a not in {*batching_axes, *single}]
     return numbers.offset_dims[offset.index(axis)]
 
 
@@ -204,11 +204,11 @@ def _after_lookup(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
 
 def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
     """Where the batch axis of the updates lies in what they are written to."""
-    paired, windows = numbers.operand_batching_dims, numbers.update_window_dims
+    batching_axes, windows = numbers.operand_batching_dims, numbers.update_window_dims
     if axis in windows:
-        inserted = {*paired, *numbers.inserted_window_dims}
-        remaining = [a for a in range(len(after)) if a not in inserted]
-        place = remaining[list(windows).index(axis)]
+        inserted_axes = {*batching_axes, *numbers.inserted_window_dims}
+        other_axes = [a for a in range(len(after)) if a not in inserted_axes]
+        place = other_axes[list(windows).index(axis)]
         if after[place] != before[axis]:
             raise _Meeting
         return place
@@ -216,26 +216,16 @@ def _after_scatter(axis: int, before: Shape, after: Shape, numbers: Any) -> int:
     own = list(numbers.scatter_indices_batching_dims)
     if index not in own:
         raise _Meeting
-    return paired[own.index(index)]
-
-
-def image_axes(equations: Sequence[Equation], avals: Avals, x: Sequence[int]):
-    """Variable -> axis of its batch, as far as that is known and not the first."""
-    positions = Batch(equations, avals, x).positions
-    return {v: place.axis for v, place in positions.items() if place.axis}
+    return batching_axes[own.index(index)]
 
 
 def batch_first(equations: Sequence[Equation], batch: Batch) -> list[Equation]:
-    """The equations, with moves around each site whose first axis is not the batch.
-
-    vmap puts it last where weights are multiplied from the left, W @ x; and windows of
-    an image may be folded into it.
-    """
-    placed = []
+    """The equations, with moves around each site whose first axis is not the batch."""
+    with_moves = []
     for eq in equations:
         alone = all(isinstance(v, Static) for v in eq.inputs[1:])  # no vector of maxima
-        placed += _with_batch_first(eq, batch) if eq.fires and alone else [eq]
-    return placed
+        with_moves += _with_batch_first(eq, batch) if eq.fires and alone else [eq]
+    return with_moves
 
 
 def _with_batch_first(eq: Equation, batch: Batch) -> list[Equation]:
@@ -247,23 +237,23 @@ def _with_batch_first(eq: Equation, batch: Batch) -> list[Equation]:
         stride = shape[0]  # of a single example, whose axis may have vanished
     outer = shape[axis] // (batch.size * stride) if shape else 1
     parts = [n for i, n in enumerate((outer, batch.size, stride)) if i == 1 or n != 1]
-    split = (*shape[:axis], *parts, *shape[axis + 1 :])
+    split_shape = (*shape[:axis], *parts, *shape[axis + 1 :])
     at = axis + (outer != 1)
     # A batch that is unknown may not fit; `check` then refuses the network.
-    if len(parts) == 1 and at == 0 or math.prod(split) != math.prod(shape):
+    if len(parts) == 1 and at == 0 or math.prod(split_shape) != math.prod(shape):
         return [eq]
 
     def to_front(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(split), at, 0)
+        return jnp.moveaxis(x.reshape(split_shape), at, 0)
 
     def back(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 0, at).reshape(shape)
 
     before, (front,) = traced(to_front, [v], avals, eq.path)
-    fired = len(avals)
-    avals[fired] = avals[front]
-    after, _ = traced(back, [fired], avals, eq.path)
+    spikes = len(avals)
+    avals[spikes] = avals[front]
+    after, _ = traced(back, [spikes], avals, eq.path)
     after[-1] = after[-1]._replace(outputs=(output,))
     site = eq.place._replace(shape=shape_of(avals, front)[1:])
-    eq = eq._replace(inputs=(front, *operands), outputs=(fired,), site=site)
+    eq = eq._replace(inputs=(front, *operands), outputs=(spikes,), site=site)
     return [*before, eq, *after]

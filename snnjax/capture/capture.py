@@ -108,10 +108,10 @@ def in_dtype(fn: Callable, dtype: Any) -> Callable:
     [[1.]]
     """
     try:  # jnp.dtype(None) would be float64
-        allowed = dtype is not None and str(jnp.dtype(dtype)) in _FLOATING
+        is_allowed = dtype is not None and str(jnp.dtype(dtype)) in _FLOATING
     except TypeError:
-        allowed = False
-    if not allowed:
+        is_allowed = False
+    if not is_allowed:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(_FLOATING)}")
 
     def cast(tree, to):
@@ -144,9 +144,12 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    closed, result = _trace(fn, params, x)
-    program = with_sites(flatten(closed, len(jax.tree_util.tree_leaves(x))))
-    program = _rewritten(program, training=has_aux)
+    closed_jaxpr, result = _trace(fn, params, x)
+    program = with_sites(flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))))
+    if not has_aux:  # in training mode anything may stand between the sites
+        program = with_encoders(program)
+    program = without_inner_pools(program)
+    program = program if has_aux else with_operators(program)
     network, batch = _annotated(program, params, jax.tree_util.tree_structure(result))
     answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
     facts = Facts(network)
@@ -183,10 +186,10 @@ def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
             "that params have weights for, and the network as fn(params, x) -> outputs."
         )
         if type(error) in (TypeError, ValueError):
-            explained = type(error)(f"{error}\n{note}")
+            explanation = type(error)(f"{error}\n{note}")
             for earlier_note in getattr(error, "__notes__", ()):
-                explained.add_note(earlier_note)
-            raise explained from error
+                explanation.add_note(earlier_note)
+            raise explanation from error
         error.add_note(note)
         raise
 
@@ -212,15 +215,6 @@ def _without_aux(result: Any) -> Any:
             "training mode does, or leave out has_aux"
         )
     return result[0]
-
-
-def _rewritten(program: Program, *, training: bool) -> Program:
-    """The program with encoders, and what is not affine gathered in operators."""
-    if training:
-        return without_inner_pools(program)
-    for rewrite in (with_encoders, without_inner_pools, with_operators):
-        program = rewrite(program)
-    return program
 
 
 # ------------------------------------------------------ what the whole network shows
@@ -260,6 +254,7 @@ def _annotated(
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(direct[i]))
+    batch = Batch(equations, avals, x)
     outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     network = Network(
@@ -276,8 +271,9 @@ def _annotated(
         feeds=feeds,
         readout=frozenset().union(*outputs),
         operands=frozenset().union(*operands),
+        batch_axes={v: p.axis for v, p in batch.positions.items() if p.axis},
     )
-    return network, Batch(equations, avals, x)
+    return network, batch
 
 
 def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
@@ -299,8 +295,8 @@ def _reach(
     for eq in equations:
         parts = (reach.get(v, frozenset()) for v in eq.variables)
         direct.append(frozenset().union(*parts))
-        passed = frozenset() if eq.fires or eq.body else direct[-1]
-        reach.update(dict.fromkeys(eq.outputs, passed))
+        onward = frozenset() if eq.fires or eq.body else direct[-1]
+        reach.update(dict.fromkeys(eq.outputs, onward))
     return direct, reach
 
 

@@ -166,7 +166,10 @@ def check(
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq in spread_out(network.equations):
-        kind = _obstacle(eq, network, facts, batch) if affine else _hidden(eq)
+        if affine:
+            kind = _obstacle(eq, network, facts, batch)
+        else:
+            kind = "hidden" if hides_relu(eq) else None
         if kind is not None:
             names.setdefault((eq.path, kind), {})[eq.name] = None
     problems = [
@@ -215,10 +218,6 @@ def check_streams(network: Network) -> None:
         raise ConversionError(problems, "this network takes a constant input only")
 
 
-def _hidden(equation: Equation) -> str | None:
-    return "hidden" if hides_relu(equation) else None
-
-
 def _obstacle(
     equation: Equation, network: Network, facts: Facts, batch: Batch
 ) -> str | None:
@@ -226,9 +225,9 @@ def _obstacle(
     first = equation.outputs[0]
     kind = facts.obstacles[first]
     if kind == OPERATOR:
-        leaving = facts.leaving.intersection(equation.outputs) & facts.live
-        floating = all(network.avals[v].dtype.kind in FLOATING for v in leaving)
-        kind = None if floating else "decision"
+        results = facts.leaving.intersection(equation.outputs) & facts.live
+        all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
+        kind = None if all_floating else "decision"
     if kind is not None:
         return kind
     if first in batch.meetings:
@@ -243,7 +242,7 @@ def _is_one_axis(network: Network) -> bool:
 
 
 def _shape_problems(
-    network: Network, outputs: Sequence[Any], followed: Batch
+    network: Network, outputs: Sequence[Any], layout: Batch
 ) -> Iterator[Problem]:
     """Sites and outputs whose first axis is not the batch."""
     avals, batch = network.avals, network.batch
@@ -263,7 +262,7 @@ def _shape_problems(
         if not shape or shape[0] != batch:
             reason = f"{what} has shape {shape}, but its first axis must be the batch"
             yield Problem(path, (), f"{reason} ({batch})", remedy)
-        elif what == "an output" and followed.positions.get(variable, FIRST) != FIRST:
+        elif what == "an output" and layout.positions.get(variable, FIRST) != FIRST:
             reason = "an output has the batch on another axis than the first"
             yield Problem(path, (), reason, remedy)
         elif len(shape) == 1 and what == "a site":

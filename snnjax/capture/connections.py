@@ -40,7 +40,7 @@ def connections(
     # variable -> the sites that it is affine in
     origins = {v: {INPUT} for v in network.x}
     order = [INPUT, *(site.name for site in network.sites)]
-    feeding: dict[str, tuple[str, ...]] = {}
+    sources_of: dict[str, tuple[str, ...]] = {}
 
     def sources(variables: Iterable[int]) -> set[str]:
         return {name for v in variables for name in origins.get(v, ())}
@@ -48,8 +48,8 @@ def connections(
     for equation in network.equations:
         names = sources(equation.variables)
         if equation.site is not None:
-            feeding[equation.site.name] = tuple(sorted(names, key=order.index))
+            sources_of[equation.site.name] = tuple(sorted(names, key=order.index))
             names = {equation.site.name}
         origins.update(dict.fromkeys(equation.outputs, names))
     ends = sources(v for v in network.outputs if isinstance(v, int))
-    return {**feeding, OUTPUT: tuple(sorted(ends, key=order.index))}
+    return {**sources_of, OUTPUT: tuple(sorted(ends, key=order.index))}

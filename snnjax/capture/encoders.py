@@ -1,8 +1,8 @@
-"""Where encoders stand: before products with weights, on what an operator has touched.
+"""Encoders: signed neurons between an operator and a product with weights.
 
-A value that an operator has touched since the last neuron, and that enters a product
-with weights, is encoded first, by neurons that may send negative spikes. Products that
-read the same value share its encoder. Other equations read the unencoded value.
+If a value depends on an operator since the last neuron, and enters a product with
+weights, an encoder is put before the product. Products that read the same value share
+its encoder. All other equations read the unencoded value.
 """
 
 import itertools
@@ -21,7 +21,7 @@ def with_encoders(program: Program) -> Program:
     Its avals get those of the encoders' outputs.
     """
     facts, avals = Facts(program), program.avals
-    encoded = _to_be_encoded(facts)
+    encoded_values = _to_be_encoded(facts)
     numbers = itertools.count(max(avals) + 1)
     spikes: dict[Any, Any] = {}  # value -> the output of its encoder
     equations = []
@@ -29,7 +29,7 @@ def with_encoders(program: Program) -> Program:
         if _leads_to_products(eq, facts):
             eq = eq._replace(inputs=tuple(spikes.get(v, v) for v in eq.inputs))
         equations.append(eq)
-        for v in encoded.intersection(eq.outputs):
+        for v in encoded_values.intersection(eq.outputs):
             fresh = next(numbers)
             avals[fresh] = avals[v]
             site = new_site("encoder", avals[v], signed=True)
@@ -47,37 +47,37 @@ def _leads_to_products(eq: Equation, facts: Facts) -> bool:
         return False
     readers = [r for v in eq.outputs for r in facts.readers.get(v, ())]
     read_outside = bool(set(facts.program.outputs).intersection(eq.outputs))
-    followed = (_leads_to_products(reader, facts) for reader in readers)
-    return bool(readers) and not read_outside and all(followed)
+    reader_leads = (_leads_to_products(reader, facts) for reader in readers)
+    return bool(readers) and not read_outside and all(reader_leads)
 
 
 def _to_be_encoded(facts: Facts) -> set[int]:
     """Values that enter a product with weights and need an encoder before it."""
-    encoded: set[int] = set()
-    touched: set[int] = set()  # by an operator, since the last neuron
-    weighted: set[int] = set()  # by a product with weights, at some time
+    encoded_values: set[int] = set()
+    operator_values: set[int] = set()  # by an operator, since the last neuron
+    weighted_values: set[int] = set()  # by a product with weights, at some time
     move_to: dict[int, Equation] = {}
     for eq in facts.equations:
         if eq.fires:
-            weighted.update(eq.outputs)
+            weighted_values.update(eq.outputs)
             continue
         operand = facts.operands.get(eq.outputs[0])
         inputs = facts.dependent.intersection(eq.variables)
         takes_spikes = False
         if operand is not None:
             sources = _moved_from(operand, move_to, facts)
-            takes_spikes = bool(encoded.intersection(sources))
-            if operand in touched & weighted and not takes_spikes:
-                encoded.add(_common_source(sources, move_to, facts))
+            takes_spikes = bool(encoded_values.intersection(sources))
+            if operand in operator_values & weighted_values and not takes_spikes:
+                encoded_values.add(_common_source(sources, move_to, facts))
                 takes_spikes = True
-        if inputs & weighted or operand is not None:
-            weighted.update(eq.outputs)
+        if inputs & weighted_values or operand is not None:
+            weighted_values.update(eq.outputs)
         operates = facts.is_operator(eq)
-        if operates or (inputs & touched and not takes_spikes):
-            touched.update(eq.outputs)
+        if operates or (inputs & operator_values and not takes_spikes):
+            operator_values.update(eq.outputs)
         if eq.name in MOVES and len(inputs) == 1 and not operates:
             move_to[eq.outputs[0]] = eq
-    return encoded
+    return encoded_values
 
 
 def _moved_from(v: int, move_to: Mapping[int, Equation], facts: Facts) -> list[int]:
@@ -92,7 +92,7 @@ def _moved_from(v: int, move_to: Mapping[int, Equation], facts: Facts) -> list[i
 def _common_source(
     sources: Sequence[int], move_to: Mapping[int, Equation], facts: Facts
 ) -> int:
-    """The operand, or what it is moved from where other products read that as well."""
+    """The operand, or the value before its moves if other products read that too."""
 
     def products_behind(v: int) -> int:
         readers = facts.readers.get(v, ())
@@ -108,10 +108,10 @@ def _common_source(
 
 def _path_of_reader(equations: Sequence[Equation], v: int) -> str:
     """Where the first product that follows from a value stands."""
-    reached = {v}
+    reached_values = {v}
     for eq in equations:
-        if reached.intersection(eq.variables):
+        if reached_values.intersection(eq.variables):
             if eq.name in PRODUCTS:
                 return eq.path
-            reached.update(eq.outputs)
+            reached_values.update(eq.outputs)
     return ""

@@ -70,15 +70,14 @@ class Program(NamedTuple):
     calls: Mapping[Call, Equation]
 
 
-def flatten(closed: Any, inputs: int) -> Program:
+def flatten(closed: Any, parameter_count: int) -> Program:
     """Inline all calls of a closed jaxpr but those of `snnjax.activations`.
 
-    Args:
-        inputs: how many of its last arguments are arrays of x.
+    The first arguments are the parameters, the others the arrays of x.
     """
     flat = _Flattener()
     arguments = [flat.variable(v) for v in closed.jaxpr.invars]
-    parameters, x = arguments[:-inputs], tuple(arguments[-inputs:])
+    parameters, x = arguments[:parameter_count], tuple(arguments[parameter_count:])
     flat.dependent.update(x)
     constants = {
         flat.variable(v): constant
@@ -86,8 +85,8 @@ def flatten(closed: Any, inputs: int) -> Program:
     }
     equations = flat.run(closed.jaxpr, "", ())
     outputs = tuple(flat.read(v) for v in closed.jaxpr.outvars)
-    used = needed(equations, [v for v in outputs if isinstance(v, int)])
-    return Program(used, flat.avals, parameters, x, constants, outputs, flat.calls)
+    needs = needed(equations, [v for v in outputs if isinstance(v, int)])
+    return Program(needs, flat.avals, parameters, x, constants, outputs, flat.calls)
 
 
 def traced(
@@ -102,13 +101,13 @@ def traced(
 def folded(
     equations: Sequence[Equation], calls: Mapping[Call, Equation], names: Sequence[str]
 ) -> tuple[Equation, ...]:
-    """The equations, with calls of these primitives put back where no site is in them.
+    """The equations, with calls of these primitives restored if they contain no site.
 
-    A call with a derivative of its own must stay a call, or the derivative would be
-    lost; a remat stays where it saves memory.
+    A call with a derivative of its own must stay a call to keep the derivative. A remat
+    stays to save memory.
     """
     with_sites = {call for eq in equations if eq.site is not None for call in eq.calls}
-    kept: dict[Call | int, Equation] = {}  # by call, or by first output
+    by_call: dict[Call | int, Equation] = {}  # by call, or by first output
     for eq in equations:
         whole = (
             call
@@ -117,10 +116,10 @@ def folded(
         )
         outermost = next(whole, None)
         if outermost is None:
-            kept[eq.outputs[0]] = eq
+            by_call[eq.outputs[0]] = eq
         else:
-            kept[outermost] = calls[outermost]
-    return tuple(kept.values())
+            by_call[outermost] = calls[outermost]
+    return tuple(by_call.values())
 
 
 def inner_programs(equation: Equation) -> Iterator[Program]:
@@ -131,7 +130,7 @@ def inner_programs(equation: Equation) -> Iterator[Program]:
         if isinstance(jaxpr, _ClosedJaxpr | jex.Jaxpr):
             closed = _closed(jaxpr)
             if closed.jaxpr.invars:
-                yield flatten(closed, len(closed.jaxpr.invars))
+                yield flatten(closed, parameter_count=0)
 
 
 class _Flattener:
@@ -203,12 +202,12 @@ class _Flattener:
         if eqn.primitive.name in CUSTOM:  # an input that it hands on has a derivative
             for i, v in enumerate(results):
                 if not any(v in eq.outputs for eq in equations):
-                    copying, (results[i],) = self.apply(_copy, [v], path, calls)
-                    equations += copying
+                    copies, (results[i],) = self.apply(_copy, [v], path, calls)
+                    equations += copies
         if eqn.primitive.name in (*CUSTOM, *REMAT):
-            made = {v for eq in equations for v in eq.outputs}
+            inner = {v for eq in equations for v in eq.outputs}
             outputs = [
-                v if v in made and v not in results[:i] else self.variable(outer)
+                v if v in inner and v not in results[:i] else self.variable(outer)
                 for i, (v, outer) in enumerate(zip(results, eqn.outvars, strict=True))
             ]
             self.calls[call] = self.equation(eqn, inputs, tuple(outputs), path, calls)
@@ -240,18 +239,18 @@ class _Flattener:
         body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
         carry_start, stacked_start = _parts_of_scan(eqn)
-        constants, stacked = inputs[:carry_start], inputs[stacked_start:]
+        constants, stacked_inputs = inputs[:carry_start], inputs[stacked_start:]
         carry = inputs[carry_start:stacked_start]
         equations, outputs = [], []
         turns = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
         for turn in turns:
             slices = []
-            for array in stacked:
-                slicing = functools.partial(
+            for array in stacked_inputs:
+                slice_of = functools.partial(
                     lax.index_in_dim, index=turn, keepdims=False
                 )
-                cutting, layer_slice = self.apply(slicing, [array], path, calls)
-                equations, slices = equations + cutting, slices + layer_slice
+                cuts, layer_slice = self.apply(slice_of, [array], path, calls)
+                equations, slices = equations + cuts, slices + layer_slice
             here = _join(path, str(turn))
             arguments = [*constants, *carry, *slices]
             layer, of_layer = self.call(body, arguments, here, calls)
@@ -264,8 +263,8 @@ class _Flattener:
         if not length:
             results = [*carry, *map(_zeros, eqn.outvars[len(carry) :])]
         for parts in zip(*outputs, strict=True):
-            stacking, (array,) = self.apply(_stack, parts, path, calls)
-            equations += stacking
+            stack_equations, (array,) = self.apply(_stack, parts, path, calls)
+            equations += stack_equations
             results.append(array)
         self.forwarded.update(zip(eqn.outvars, results, strict=True))
         return equations
@@ -353,10 +352,10 @@ def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
     places: dict[Any, int] = {jaxpr.invars[operand]: axis}
     for eqn in jaxpr.eqns:
         inputs = [(i, v) for i, v in enumerate(eqn.invars) if not _literal(v)]
-        reached = [(i, places[v]) for i, v in inputs if v in places]
-        if not reached:
+        operand_places = [(i, places[v]) for i, v in inputs if v in places]
+        if not operand_places:
             continue
-        i, place = reached[0]
+        i, place = operand_places[0]
         body, result = _body(eqn), eqn.outvars[0]
         if body is not None:
             place = _place(body.jaxpr, i, place)
@@ -371,11 +370,11 @@ def _place(jaxpr: Any, operand: int, axis: int) -> int | None:
 
 def depends_on_last(jaxpr: Any) -> bool:
     """Whether any output of a function follows from its last input."""
-    reached = {jaxpr.invars[-1]}
+    reach = {jaxpr.invars[-1]}
     for eqn in jaxpr.eqns:
-        if reached.intersection(v for v in eqn.invars if not _literal(v)):
-            reached.update(eqn.outvars)
-    return bool(reached.intersection(v for v in jaxpr.outvars if not _literal(v)))
+        if reach.intersection(v for v in eqn.invars if not _literal(v)):
+            reach.update(eqn.outvars)
+    return bool(reach.intersection(v for v in jaxpr.outvars if not _literal(v)))
 
 
 def _literal(v: Any) -> bool:

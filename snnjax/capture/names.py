@@ -1,7 +1,7 @@
 """Names of sites, for people and as keys.
 
-A site is called after its module, e.g. ``Net/hidden/relu``; where there is none, after
-the parameters that reach it. A second one of a name is numbered.
+A site has the name of its module, e.g. ``Net/hidden/relu``. Without a module, it has
+that of the parameters that reach it. Equal names are numbered.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,12 +43,12 @@ def site_names(
 
     def reader_of(i: int) -> str:
         """The parameter by which the output of equation ``i`` is multiplied first."""
-        reached = set(equations[i].outputs)
+        reached_values = set(equations[i].outputs)
         for eq, weights in zip(equations[i + 1 :], direct[i + 1 :], strict=True):
-            if reached.intersection(eq.variables):
+            if reached_values.intersection(eq.variables):
                 if weights:
                     return common_path([parameters[w] for w in sorted(weights)])
-                reached.update(eq.outputs)
+                reached_values.update(eq.outputs)
         return ""
 
     def name(i: int, eq: Equation) -> str:

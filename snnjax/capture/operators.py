@@ -1,9 +1,9 @@
 """Which equations become operators.
 
-An equation that is not affine in what depends on the input is computed on running means
-(`increments`). Equations that lead to each other without a cut, a neuron or a product
-with weights, are one operator: a softmax, a norm, a GELU, an attention with both of its
-products.
+An equation that is not affine in values that depend on the input is computed on running
+means (`increments`). A cut is a neuron or a product with weights. Equations that are
+connected without a cut are one operator: a softmax, a norm, a GELU, or an attention
+with both of its products.
 """
 
 import itertools
@@ -35,14 +35,14 @@ def without_inner_pools(program: Program) -> Program:
         follows = follows and all(inside[r.outputs[0]] for r in readers)
         is_inside = not cuts(eq) and (facts.is_operator(eq) or follows)
         inside.update(dict.fromkeys(eq.outputs, is_inside))
-    touched: set[int] = set()
+    operator_values: set[int] = set()
     equations = []
     for eq in program.equations:
-        operates = facts.is_operator(eq) or touched.intersection(eq.variables)
+        operates = facts.is_operator(eq) or operator_values.intersection(eq.variables)
         if operates and not cuts(eq):
-            touched.update(eq.outputs)
+            operator_values.update(eq.outputs)
         if eq.site is not None and eq.site.accumulates:
-            inner = eq.outputs[0] in touched or inside[eq.outputs[0]]
+            inner = eq.outputs[0] in operator_values or inside[eq.outputs[0]]
             eq = eq._replace(site=None) if inner else eq
         equations.append(eq)
     return program._replace(equations=tuple(equations))
@@ -52,15 +52,15 @@ def with_operators(program: Program) -> Program:
     """The program with what is not affine gathered in operators."""
     facts = Facts(program)
     group_of = {i: group for group in _groups(facts) for i in group}
-    gathered: list[Equation] = []
+    new_equations: list[Equation] = []
     for i, eq in enumerate(program.equations):
         group = group_of.get(i)
         if group is None:
-            gathered.append(eq)
+            new_equations.append(eq)
         elif i == group[0]:
             body = tuple(program.equations[j] for j in group)
-            gathered.append(_operator(body, facts))
-    return program._replace(equations=tuple(_in_order(gathered)))
+            new_equations.append(_operator(body, facts))
+    return program._replace(equations=tuple(_in_order(new_equations)))
 
 
 # ------------------------------------------------------------------------- groups
@@ -77,7 +77,7 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
     equations, live = facts.equations, facts.live
     made_by: dict[int, int] = {}  # variable -> number of its equation
     cuts: dict[int, int] = {}
-    leading: list[set[int]] = []  # to each equation, without a cut
+    predecessors: list[set[int]] = []  # to each equation, without a cut
     behind: set[int] = set()  # equations that are operators or follow from one
     for i, eq in enumerate(equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
@@ -85,18 +85,18 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
         is_cut = eq.site is not None or facts.is_product(eq)
         near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
         same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
-        leading.append(same & behind)
-        if facts.is_operator(eq) or leading[i]:
+        predecessors.append(same & behind)
+        if facts.is_operator(eq) or predecessors[i]:
             behind.add(i)
         cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
         made_by.update(dict.fromkeys(eq.outputs, i))
     members: set[int] = set()  # operators, and what leads from one to another
     for i in sorted(behind, reverse=True):
         if facts.is_operator(equations[i]) or i in members:
-            members |= {i, *leading[i]}
+            members |= {i, *predecessors[i]}
     group_of: dict[int, set[int]] = {}
     for i in sorted(members):
-        group = {i}.union(*(group_of[j] for j in leading[i]))
+        group = {i}.union(*(group_of[j] for j in predecessors[i]))
         group_of.update(dict.fromkeys(group, group))
     return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
 
@@ -174,37 +174,37 @@ def _kind(body: Sequence[Equation], near_relu: bool) -> str:
     products = (eq.inputs for eq in body if eq.name == "mul")
     if any((a, b) in curves or (b, a) in curves for a, b in products):
         operations.add("x logistic(x)")
-    fitting = (kind for kind, signature in _SIGNATURES if signature <= operations)
-    return next(fitting, "operator")
+    kinds = (kind for kind, signature in _SIGNATURES if signature <= operations)
+    return next(kinds, "operator")
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
     """The equations, each after those whose outputs it reads."""
     maker = {v: eq for eq in equations for v in eq.outputs}
-    ordered: list[Equation] = []
-    placed: set[int] = set()
+    sequence: list[Equation] = []
+    placed_ids: set[int] = set()
 
     def place(eq: Equation) -> None:
         stack: list[tuple[Equation, Iterator[int]]] = [(eq, iter(eq.variables))]
-        placed.add(id(eq))
+        placed_ids.add(id(eq))
         while stack:
-            current, remaining = stack[-1]
+            current, other_inputs = stack[-1]
             before = next(
                 (
                     maker[v]
-                    for v in remaining
-                    if v in maker and id(maker[v]) not in placed
+                    for v in other_inputs
+                    if v in maker and id(maker[v]) not in placed_ids
                 ),
                 None,
             )
             if before is None:
-                ordered.append(current)
+                sequence.append(current)
                 stack.pop()
             else:
-                placed.add(id(before))
+                placed_ids.add(id(before))
                 stack.append((before, iter(before.variables)))
 
     for eq in equations:
-        if id(eq) not in placed:
+        if id(eq) not in placed_ids:
             place(eq)
-    return ordered
+    return sequence

@@ -225,7 +225,7 @@ def _summands(facts: Facts, relus: Mapping[int, _Clip]) -> set[int]:
             continue
         for v in inputs:
             others = frozenset().union(*(sources(w) for w in inputs if w != v))
-            curves = {source for source, curved in others - sources(v) if curved}
+            curves = {source for source, is_curved in others - sources(v) if is_curved}
             own = {s for s, _ in sources(v)} - {s for s, _ in others}
             for relu in own & relus.keys():
                 if curves.intersection(s for s, _ in sources(relus[relu].x)):

@@ -20,17 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
-from snnjax.calibrators.view import Calibrator
-from snnjax.capture.batch import image_axes
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion.engine.effects import Effects, effects_of, scaled
-from snnjax.conversion.engine.micro_batches import Plan, images_of
+from snnjax.conversion.engine.micro_batches import Images, Plan, micro_batches
 from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.fits_folder import FitsFolder, open_folder, stored_or_fitted
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
@@ -120,55 +118,78 @@ def convert(
     (8,)
     """
     check_wait(steps, 0 if wait is None else wait)
+    check_examples(x)
     recipe = best() if recipe is None else recipe
     code = rate() if code is None else code
-    plan = _plan(fn, params, x, int(steps), wait, model, code)
-    network, _ = plan.captured(batch_of(x))
-    names = [site.name for site in network.sites if site.fires]
-    alternatives = sweeps_by_site(recipe, names)
-    plan = _with_judges(plan, len(alternatives) > 1)
-    parts = {
+    check_code(code)
+    images, params, batch_sharding = _on_devices(x, params)
+    network_of = _network_of(fn, params, shapes_of(images))
+    network, _ = network_of(batch_of(images))
+    models = models_of_sites(model, network.sites, _neuron_of(code))
+    _check_models(models, code)
+    if wait is None:
+        waits = (code.least_wait(each.levels, steps) for each in models_in(models))
+        wait = max(waits, default=0)
+    steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
+    if batch_sharding is not None:
+        _check_batch_comes_first(network)
+    check_finite("the calibration images", jax.tree.leaves(images))
+    _warn_of_equal_images(images)
+    firing_sites = [site for site in network.sites if site.fires]
+    alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
+    share = network.batch // sharding.size(batch_sharding)  # of each device
+    size = min(_micro_batch(network, steps, wait), share)
+    judges = len(alternatives) > 1
+    if judges:  # as many micro-batches as `split` likes to have
+        size = min(size, -(-share // 8))
+    parts = micro_batches(images, network.batch, size, batch_sharding)
+    plan = Plan(
+        images=parts,
+        batch_sharding=batch_sharding,
+        network_of=network_of,
+        params=params,
+        steps=steps,
+        wait=wait,
+        model=models,
+        code=code,
+        judges=judges,
+        effects=_effects(parts, network_of, params),
+    )
+    conversion = {
         "network": str(network.sites),
-        "parameters": plan.params,
-        "images": plan.x,
-        "steps": plan.steps,
-        "wait": plan.wait,
-        "model": repr(plan.model),
-        "code": repr(plan.code),
+        "parameters": params,
+        "images": images,
+        "steps": steps,
+        "wait": wait,
+        "model": repr(models),
+        "code": repr(code),
         "recipe": repr(recipe),
     }
-    fits = open_folder(folder, parts)
+    fits = open_folder(folder, conversion)
     neurons = {
-        site.name: model_of(plan.model, site.name).init(site.shape)
-        for site in network.sites
-        if site.fires
+        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
-    fresh = SNN(plan.params, neurons, plan.steps, plan.wait, plan.model, code)
-    candidates, numbers = [], itertools.count()
-    for sweeps in alternatives:
-        snn, error = fresh, None
-        for calibrators in sweeps:
-            number = next(numbers)
-            calibrator_of = functools.partial(
-                _calibrator, plan, fits, number, list(calibrators.values())
-            )
-            snn, error = sweep(plan, snn, calibrator_of, f"sweep {number + 1} ")
-        candidates.append((snn, error))
-    snn = _nearest(candidates)
+    fresh = SNN(params, neurons, steps, wait, models, code)
+    snn = _fitted(plan, fresh, alternatives, fits)
     _warn_of_fresh_thresholds(neurons, snn)
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _calibrator(
-    plan: Plan,
-    fits: FitsFolder | None,
-    number: int,
-    chains: Sequence[Sequence[Calibrator]],
-    site: int,
-) -> Calibrator:
-    """The calibrator of a site, or one that reads its stored fit."""
-    calibrate = functools.partial(chained, chains[site], plan.batch_sharding)
-    return stored_or_fitted(fits, number, calibrate, site)
+def _fitted(
+    plan: Plan, fresh: SNN, alternatives: Sequence[Any], fits: FitsFolder | None
+) -> SNN:
+    """The best of the SNNs that the alternatives of `sweeps_by_site` give."""
+    candidates, count = [], itertools.count()
+    for sweeps in alternatives:
+        snn, error = fresh, None
+        for chains, number in zip(sweeps, count, strict=False):
+            calibrators = [
+                stored_or_fitted(fits, number, chained(chain, plan.batch_sharding), i)
+                for i, chain in enumerate(chains.values())
+            ]
+            snn, error = sweep(plan, snn, calibrators, f"sweep {number + 1} ")
+        candidates.append((snn, error))
+    return _nearest(candidates)
 
 
 def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
@@ -215,79 +236,34 @@ def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
         )
 
 
-def _plan(
-    fn: Callable,
-    params: chex.ArrayTree,
-    x: chex.ArrayTree,
-    steps: int,
-    wait: int | None,
-    model: Any,
-    code: Code,
-) -> Plan:
-    """Check network, images and neurons; choose the wait and the size of a micro-batch.
-
-    ``steps`` and the plan's ``wait`` are Python's integers, since NumPy's are no static
-    arguments.
-    """
-    check_code(code)
-    check_examples(x)
+def _on_devices(
+    x: chex.ArrayTree, params: chex.ArrayTree
+) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
+    """Both as JAX's arrays on the mesh of x, and how its devices share the images."""
     # NumPy's arrays and Python's numbers become what they are to JAX.
-    params = jax.tree.map(_canonical, params)
-    x = jax.tree.map(jnp.asarray, x)
+    x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(_canonical, params)
     batch_sharding = sharding.batch_sharding(x)
-    if batch_sharding is not None and isinstance(batch_sharding.mesh, Mesh):
-        x, params = sharding.automatic(x, params)
-        batch_sharding = sharding.batch_sharding(x)
-    else:  # XLA shares the work of traced arrays.
-        batch_sharding = None
-    captured, images = _captured(fn, params, x), batch_of(x)
-    network, _ = captured(images)
-    dead_zone = 0 if code == rate() else 2 / 3
-    default = IntegrateAndFire(levels=code.levels, dead_zone=dead_zone)
-    model = models_of_sites(model, network.sites, default)
-    for each in models_in(model):
-        _check_model(each)
-    check_models(code, models_in(model))
-    if wait is None:
-        waits = (code.least_wait(each.levels, steps) for each in models_in(model))
-        wait = max(waits, default=0)
-    if batch_sharding is not None:
-        _check_batch_comes_first(network)
-    check_finite("the calibration images", jax.tree.leaves(x))
-    _warn_of_equal_images(x)
-    return Plan(
-        x=x,
-        batch_sharding=batch_sharding,
-        size=min(
-            _micro_batch(network, steps, int(wait)),
-            images // sharding.size(batch_sharding),
-        ),
-        captured=captured,
-        params=params,
-        steps=steps,
-        wait=int(wait),
-        model=model,
-        code=code,
-    )
+    if batch_sharding is None or not isinstance(batch_sharding.mesh, Mesh):
+        return x, params, None  # XLA shares the work of traced arrays.
+    x, params = sharding.automatic(x, params)
+    return x, params, sharding.batch_sharding(x)
 
 
-def _with_judges(plan: Plan, judges: bool) -> Plan:
-    """The plan, where some micro-batches perhaps judge what is fitted to the others."""
-    size, share = plan.size, batch_of(plan.x) // sharding.size(plan.batch_sharding)
-    if judges:  # as many micro-batches as `split` likes to have
-        size = min(size, -(-share // 8))
+def _effects(
+    images: Sequence[Images], network_of: Callable, params: chex.ArrayTree
+) -> Callable[[tuple[int, ...]], list[Effects]]:
+    """Numbers of micro-batches -> the effects of each, scaled together."""
 
     @functools.cache
     def effects(batches: tuple[int, ...]) -> list[Effects]:
         parts = []
         for number in batches:
-            x, numbers = images_of(plan.x, size, plan.batch_sharding, number)
-            network, _ = plan.captured(len(numbers))
-            rows = np.asarray(numbers, np.int32)
-            parts.append(effects_of(network, plan.params, x, rows))
+            x, rows = images[number]
+            network, _ = network_of(len(rows))
+            parts.append(effects_of(network, params, x, np.asarray(rows, np.int32)))
         return scaled(parts)
 
-    return plan._replace(size=size, judges=judges, effects=effects)
+    return effects
 
 
 def _warn_of_equal_images(x: chex.ArrayTree) -> None:
@@ -298,7 +274,7 @@ def _warn_of_equal_images(x: chex.ArrayTree) -> None:
     leaves = [[np.asarray(p.data) for p in leaf.addressable_shards] for leaf in leaves]
     if not any(part.any() for parts in leaves for part in parts):
         problem = "all zero"
-    elif batch_of(x) > 1 and all(map(_are_equal, leaves)):
+    elif all(map(_are_equal, leaves)):
         problem = "all equal"
     else:
         return
@@ -306,53 +282,63 @@ def _warn_of_equal_images(x: chex.ArrayTree) -> None:
         f"the calibration images are {problem}, so the recipe is fitted to a single "
         "input. Give images that the network was trained on, normalized in the same "
         "way",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 
 def _are_equal(parts: list[np.ndarray]) -> bool:
-    first = parts[0][0]
-    return all(np.array_equal(image, first) for part in parts for image in part)
+    first, *others = (image for part in parts for image in part)
+    return bool(others) and all(np.array_equal(image, first) for image in others)
 
 
 def _check_batch_comes_first(network: Network) -> None:
     """Raise if devices would have to share a value along another axis."""
-    elsewhere = image_axes(network.equations, network.avals, network.x)
+    axes = network.batch_axes
     for stage in stages(network):
-        for v in elsewhere.keys() & set(stage.carried):
+        for v in axes.keys() & set(stage.carried):
             raise ValueError(
                 f"a value of shape {network.avals[v].shape}, with the batch on axis "
-                f"{elsewhere[v]}, goes from one layer to later ones; allowed where "
+                f"{axes[v]}, goes from one layer to later ones; allowed where "
                 "devices share the images: the batch on the first axis. Transpose it "
                 "in fn where it is made, or give images on a single device"
             )
 
 
-def _check_model(model: Any) -> None:
-    is_if = is_plain(model) and counts_only(model, model.init())
-    if not is_if or model.temperature is not None:
-        raise ValueError(
-            f"model is {model!r}; allowed: an IF neuron with reset by subtraction "
-            "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), since "
-            "conversion fits how often it fires"
-        )
+def _neuron_of(code: Code) -> IntegrateAndFire:
+    """The neuron that sends a code unless the user chooses one."""
+    dead_zone = 0 if code == rate() else 2 / 3
+    return IntegrateAndFire(levels=code.levels, dead_zone=dead_zone)
 
 
-def _captured(
-    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree
+def _check_models(models: Any, code: Code) -> None:
+    """Raise unless every model is one that conversion fits, and the code serves it."""
+    for model in models_in(models):
+        is_if = is_plain(model) and counts_only(model, model.init())
+        if not is_if or model.temperature is not None:
+            raise ValueError(
+                f"model is {model!r}; allowed: an IF neuron with reset by subtraction "
+                "and no temperature, e.g. snnjax.integrate_and_fire(levels=(-1, 1)), "
+                "since conversion fits how often it fires"
+            )
+    check_models(code, models_in(models))
+
+
+def _network_of(
+    fn: Callable, params: chex.ArrayTree, shapes: Any
 ) -> Callable[[int], tuple[Network, list[Stage]]]:
     """size -> the network for that many images at a time, and its stages.
 
+    ``shapes`` are those of the images.
     Every call is inlined: calibration needs the derivative that the function has, not
     one that was written for training, and equal work must have equal equations.
     """
 
     @functools.cache
-    def captured(size: int) -> tuple[Network, list[Stage]]:
-        network = capture(fn, params, shapes_of(x, size), inline_all=True)
+    def network_of(size: int) -> tuple[Network, list[Stage]]:
+        network = capture(fn, params, shapes_of(shapes, size), inline_all=True)
         return network, stages(network)
 
-    return captured
+    return network_of
 
 
 def _micro_batch(network: Network, steps: int, wait: int) -> int:

@@ -106,10 +106,10 @@ def stored_or_fitted(
 
     def calibrate_or_read(view: View, fit: Fit) -> Fit:
         place = f"sweep {sweep}, site {view.site.name}"
-        stored = _read(file, place, view, fit)
-        _check_same_disk(stored is not None, file)
-        if stored is not None:
-            return stored
+        stored_fit = _read(file, place, view, fit)
+        _check_same_disk(stored_fit is not None, file)
+        if stored_fit is not None:
+            return stored_fit
         after = calibrate(view, fit)
         if jax.process_index() == 0:
             _write_identity(fits)
@@ -131,17 +131,19 @@ def _check_identity(path: Path, identity: dict[str, str]) -> None:
             )
         return
     try:
-        stored = dict(json.loads(file.read_text()))
+        stored_identity = dict(json.loads(file.read_text()))
     except (ValueError, TypeError):
         raise ValueError(
             f"{file} is damaged, so it is unknown which conversion the fits belong to; "
             "delete the folder, or give another one"
         ) from None
-    differing = [name for name in identity if stored.get(name) != identity[name]]
-    if differing:
+    other_names = [
+        name for name in identity if stored_identity.get(name) != identity[name]
+    ]
+    if other_names:
         raise ValueError(
             f"{path} holds the fits of another conversion, with other "
-            f"{', '.join(differing)}. Give another folder, or delete this one"
+            f"{', '.join(other_names)}. Give another folder, or delete this one"
         )
 
 
@@ -168,7 +170,7 @@ def _read(file: Path, place: str, view: View, before: Fit) -> Fit | None:
     if not file.exists():
         return None
     try:
-        with file.open("rb") as opened, np.load(opened) as entries:
+        with file.open("rb") as stream, np.load(stream) as entries:
             arrays = {name: entries[name] for name in entries.files}
         stored_place = str(arrays.pop("place"))
         if stored_place == place:

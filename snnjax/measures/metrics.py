@@ -180,8 +180,8 @@ class Measures(NamedTuple):
                 field: numbers(value, factor=100 if field in percent else 1)
                 for field, value in site._asdict().items()
             }
-            shown = [cells.get(field, "") for field in SiteMeasures._fields]
-            rows.append((name, *shown))
+            row = [cells.get(field, "") for field in SiteMeasures._fields]
+            rows.append((name, *row))
         totals = {
             "firing rate %": numbers(self.firing_rate, factor=100),
             "spikes per neuron": numbers(self.spikes),
@@ -219,9 +219,9 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     outputs, labels = automatic(jnp.asarray(outputs), jnp.asarray(labels))
     dtype = wide_dtype(outputs)  # sums in bfloat16 are inexact
     answers = jnp.cumsum(outputs, axis=0, dtype=dtype)
-    chosen = answers.argmax(-1)
+    classes = answers.argmax(-1)
     # Compare in the dtype of the answers: class 256 would become 0 in eight bits.
-    right = chosen == lead(labels.astype(chosen.dtype), outputs.ndim - 1)
+    right = classes == lead(labels.astype(classes.dtype), outputs.ndim - 1)
     return (right & ~jnp.isnan(answers).any(-1)).mean(-1)
 
 
@@ -273,22 +273,24 @@ def measure(
     def observe(params: chex.ArrayTree, snn: SNN, x: chex.ArrayTree) -> Any:
         return _observe(network, params, snn, x, steps, wait)
 
-    measured, operators, counts = observe(params, snn, x)
-    firing = [site for site in network.sites if site.fires]
-    sizes = [math.prod(site.shape) for site in firing]
-    rates = jnp.stack([measured[site.name].firing_rate for site in firing])
+    site_measures, operators, counts = observe(params, snn, x)
+    firing_sites = [site for site in network.sites if site.fires]
+    sizes = [math.prod(site.shape) for site in firing_sites]
+    rates = jnp.stack([site_measures[site.name].firing_rate for site in firing_sites])
     rate = rates @ jnp.array(sizes, jnp.float32) / sum(sizes)
     recurrent = sum(
         size * synapses_of_a_spike(snn.model_of(site.name), site.shape)
-        for size, site in zip(sizes, firing, strict=True)
+        for size, site in zip(sizes, firing_sites, strict=True)
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
     return Measures(
         # Restore the order of execution, because jit sorts the keys of a dict.
-        sites={site.name: _without_none(measured[site.name]) for site in firing},
+        sites={
+            site.name: _without_none(site_measures[site.name]) for site in firing_sites
+        },
         operators={site.name: operators[site.name] for site in network.sites.operators},
         firing_rate=rate,
-        **counts | _of_levels(snn, firing, steps),
+        **counts | _of_levels(snn, firing_sites, steps),
         neurons=jnp.asarray(sum(sizes)),
         weights=jnp.asarray(recurrent + sum(map(math.prod, shapes))),
         steps=jnp.asarray(steps),
@@ -300,10 +302,10 @@ def measure(
     )
 
 
-def _of_levels(snn: SNN, firing: Sequence[Site], steps: int) -> dict[str, Any]:
+def _of_levels(snn: SNN, firing_sites: Sequence[Site], steps: int) -> dict[str, Any]:
     """Fields of `Measures` that depend on levels; NaN if a model states no levels."""
     neurons, bits, high = 0, 0.0, 0
-    for site in firing:
+    for site in firing_sites:
         levels = levels_of(snn.model_of(site.name))
         if levels is None:
             return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
@@ -318,10 +320,10 @@ _MISSING = np.float32(np.nan)  # by NumPy: jax_debug_nans refuses NaN in JAX
 
 
 def _without_none(site: SiteMeasures) -> SiteMeasures:
-    missing = {
+    nan_fields = {
         name: _MISSING for name, value in site._asdict().items() if value is None
     }
-    return site._replace(**missing)
+    return site._replace(**nan_fields)
 
 
 def _observe(
@@ -334,29 +336,28 @@ def _observe(
 ) -> tuple[dict[str, SiteMeasures], dict[str, OperatorMeasures], dict[str, Any]]:
     """Measures of the sites and operators by name, and counts as in `Measures`."""
     activations, operands = _activations(network, params, x)
-    measured, inside = {}, {}
+    site_measures, inside = {}, {}
 
     def observe(site: Site, currents: jax.Array, spikes: jax.Array) -> None:
         name = site.name
         inside[name] = _inside(snn, site, spikes)
-        expected = identity(site, currents.mean(0), *operands[name])
-        measured[name] = _compared(
-            site, snn, activations[name], expected, currents, spikes
+        of_mean = identity(site, currents.mean(0), *operands[name])
+        site_measures[name] = _compared(
+            site, snn, activations[name], of_mean, currents, spikes
         )
 
     values, streams = observe_spikes(
         network, snn, x, steps=steps, wait=wait, observe=observe
     )
-    dense_sites = network.sites.operators
-    operators = {
-        eq.place.name: _of_operator(
-            activations[eq.place.name], snn.code.result(values[eq.outputs[0]])
-        )
-        for eq in network.equations
-        if eq.site in dense_sites
-    }
+    operators = {}
+    for eq in network.equations:
+        if eq.site in network.sites.operators:  # most have a single output
+            activation = wide(activations[eq.place.name][0])
+            error = activation - wide(snn.code.result(values[eq.outputs[0]]))
+            pair = _root_mean_square(activation), _root_mean_square(error)
+            operators[eq.place.name] = OperatorMeasures(*pair)
     counts = _counts(network, snn, x, values, streams, list(inside.values()))
-    return measured, operators, counts
+    return site_measures, operators, counts
 
 
 def _counts(
@@ -374,9 +375,10 @@ def _counts(
         inside: operations and additions within each site.
     """
     models = [snn.model_of(site.name) for site in network.sites if site.fires]
-    graded = _are_graded([levels_of(model) for model in models])
-    at_level_one = at_level(network, snn, x, 1) if graded else {}
-    highest = max(max(map(abs, levels_of(model) or (1,))) for model in models)
+    stated_levels = [pair for pair in map(levels_of, models) if pair is not None]
+    highest = max((abs(level) for pair in stated_levels for level in pair), default=1)
+    is_graded = len(stated_levels) == len(models) and highest > 1
+    at_level_one = at_level(network, snn, x, 1) if is_graded else {}
     offsets = of_offsets(network, snn, x)
     operations, additions = (sum(part) for part in zip(*inside, strict=True))
     dense = operator_macs(network, live=True)
@@ -389,7 +391,7 @@ def _counts(
             synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * synapses).sum() / network.batch
-            if graded:
+            if is_graded:
                 sizes = snn.code.sizes(len(stream))
                 active *= _levels(stream, at_level_one[v], sizes, highest)
             additions += (active.sum(0) * synapses).sum() / network.batch
@@ -406,27 +408,8 @@ def _counts(
     }
 
 
-def _of_operator(activations: Any, result: jax.Array) -> OperatorMeasures:
-    """Measures of an operator's first output; most operators have only one.
-
-    Args:
-        activations: its outputs in the ANN, [B, ...].
-        result: of the SNN after T steps, [B, ...].
-    """
-    activation = wide(activations[0])
-    error = activation - wide(result)
-    return OperatorMeasures(_root_mean_square(activation), _root_mean_square(error))
-
-
 def _root_mean_square(array: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.square(array).mean())
-
-
-def _are_graded(levels: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether all models state levels, and some level is not 0, 1 or -1."""
-    stated = [pair for pair in levels if pair is not None]
-    beyond_one = any(low < -1 or high > 1 for low, high in stated)
-    return beyond_one and len(stated) == len(levels)
 
 
 def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -463,7 +446,7 @@ def _compared(
     site: Site,
     snn: SNN,
     activation: jax.Array,
-    expected: jax.Array,
+    of_mean: jax.Array,
     currents: jax.Array,
     spikes: jax.Array,
 ) -> SiteMeasures:
@@ -476,13 +459,13 @@ def _compared(
     """
     model, params = snn.model_of(site.name), snn.neurons[site.name]
     steps, offset = len(spikes), field(params, "offset")
-    fired = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
+    spike_counts = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
     possible = steps * activation[0].size // activation.shape[site.channel]
     output = add_offset(spikes.mean(0), offset)
-    activation, expected, output, current = map(
-        wide, (activation, expected, output, currents.mean(0))
+    activation, of_mean, output, current = map(
+        wide, (activation, of_mean, output, currents.mean(0))
     )
-    split: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
+    parts: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
     if counts_only(model, params):
         clip_floor = closed_form(model, params, current, steps, code=snn.code)
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
@@ -490,20 +473,20 @@ def _compared(
         low, high = (number * reach * threshold for number in model.levels)
         low = jnp.zeros_like(low) if model.rectifies else low
         low, high = (add_offset(end, offset) for end in (low, high))
-        clipped = jnp.clip(expected, low, high)
-        split = {
-            "clipping": _root_mean_square(expected - clipped),
-            "flooring": _root_mean_square(clipped - clip_floor),
+        clipped_values = jnp.clip(of_mean, low, high)
+        parts = {
+            "clipping": _root_mean_square(of_mean - clipped_values),
+            "flooring": _root_mean_square(clipped_values - clip_floor),
             "unevenness": _root_mean_square(clip_floor - output),
         }
     return SiteMeasures(
-        firing_rate=fired.astype(jnp.float32).mean() / possible,
-        silent=(fired == 0).all(0).mean(),
-        saturated=(fired == possible).all(0).mean(),
+        firing_rate=spike_counts.astype(jnp.float32).mean() / possible,
+        silent=(spike_counts == 0).all(0).mean(),
+        saturated=(spike_counts == possible).all(0).mean(),
         activation=_root_mean_square(activation),
         error=_root_mean_square(activation - output),
-        inherited=_root_mean_square(activation - expected),
-        **split,
+        inherited=_root_mean_square(activation - of_mean),
+        **parts,
     )
 
 

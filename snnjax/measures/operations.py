@@ -62,8 +62,8 @@ def macs_of(equation: Equation, network: Network) -> int:
     left, right = (shape_of(network.avals, v) for v in equation.inputs)
     output, options = shape_of(network.avals, equation.outputs[0]), equation.options
     if equation.name == "dot_general":
-        (contracted, _), _ = options["dimension_numbers"]
-        return math.prod(output) * math.prod(left[axis] for axis in contracted)
+        (contracted_axes, _), _ = options["dimension_numbers"]
+        return math.prod(output) * math.prod(left[axis] for axis in contracted_axes)
     lhs_spec, rhs_spec, out_spec = options["dimension_numbers"]
     taps = 1
     for d, (before, _) in enumerate(options["padding"]):

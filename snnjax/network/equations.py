@@ -124,6 +124,7 @@ class Network(NamedTuple):
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
         operands: parameter variables that reach an operator directly.
+        batch_axes: variable -> axis of the batch, as far as it is known and not 0.
     """
 
     equations: tuple[Equation, ...]
@@ -139,6 +140,7 @@ class Network(NamedTuple):
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]
     operands: frozenset[int]
+    batch_axes: dict[int, int]
 
     @property
     def batch(self) -> int:

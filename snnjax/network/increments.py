@@ -136,14 +136,14 @@ class Operator(NamedTuple):
 
     def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
         """The outputs of one step, for running means in place of what changes."""
-        remaining = iter(means)
-        filled = []
+        next_means = iter(means)
+        step_arguments = []
         for argument, live in zip(arguments, self.live, strict=True):
-            mean = next(remaining) if live else argument
+            mean = next(next_means) if live else argument
             # Running sums stay wide: their function compares and chooses only.
             keep = self.homogeneous or not live
-            filled.append(mean if keep else mean.astype(argument.dtype))
-        return self.function(*filled)
+            step_arguments.append(mean if keep else mean.astype(argument.dtype))
+        return self.function(*step_arguments)
 
 
 def _without_nan(result: jax.Array) -> jax.Array:

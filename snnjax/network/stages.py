@@ -26,14 +26,14 @@ def needed(
     equations: Sequence[Equation], targets: Iterable[int], available: Iterable[int] = ()
 ) -> tuple[Equation, ...]:
     """The equations that ``targets`` depend on, not looking behind ``available``."""
-    required, available = set(targets), set(available)
-    chosen = []
+    needed_variables, available = set(targets), set(available)
+    needed_equations = []
     for equation in reversed(equations):
         outputs = set(equation.outputs)
-        if outputs & required and not outputs <= available:
-            chosen.append(equation)
-            required |= set(equation.variables) - available
-    return tuple(reversed(chosen))
+        if outputs & needed_variables and not outputs <= available:
+            needed_equations.append(equation)
+            needed_variables |= set(equation.variables) - available
+    return tuple(reversed(needed_equations))
 
 
 def streaming(
@@ -60,9 +60,9 @@ def delay_lines(
         The equations; shapes and types of what the lines put out, by variable.
     """
     fresh = max(network.avals) + 1
-    delayed: dict[int, Any] = {}
-    aligned: dict[tuple[int, int], int] = {}
-    lined = []
+    delay_avals: dict[int, Any] = {}
+    line_of: dict[tuple[int, int], int] = {}
+    with_lines = []
     for equation in equations:
         depth = max(
             (network.depths[v] for v in equation.variables if v in streams),
@@ -73,16 +73,16 @@ def delay_lines(
             if not isinstance(v, int) or v not in streams:
                 continue
             lag = depth - network.depths[v]
-            if lag and (v, depth) not in aligned:
-                aligned[v, depth] = fresh
-                delayed[fresh] = aval = network.avals[v]
+            if lag and (v, depth) not in line_of:
+                line_of[v, depth] = fresh
+                delay_avals[fresh] = aval = network.avals[v]
                 line = new_site("delay line", aval, fires=False, lag=lag)
                 line = line._replace(name=f"delay line {fresh}", depth=depth)
-                lined.append(Equation(None, (), (v,), (fresh,), line))
+                with_lines.append(Equation(None, (), (v,), (fresh,), line))
                 fresh += 1
-            inputs[i] = aligned.get((v, depth), v)
-        lined.append(equation._replace(inputs=tuple(inputs)))
-    return lined, delayed
+            inputs[i] = line_of.get((v, depth), v)
+        with_lines.append(equation._replace(inputs=tuple(inputs)))
+    return with_lines, delay_avals
 
 
 class Segment(NamedTuple):
@@ -145,8 +145,8 @@ def run_segment(
         streams: for each source whether it has a time axis.
     """
     values = dict(zip(segment.inputs, sources, strict=True))
-    timed = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
-    evaluate(segment.equations, values, rule, streams=segment.depending_on(timed))
+    in_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]
+    evaluate(segment.equations, values, rule, streams=segment.depending_on(in_time))
     outputs: list[Any] = [jnp.asarray(read(values, v)) for v in segment.outputs]
     return outputs, [values[v] for v in segment.carried]
 
@@ -156,7 +156,7 @@ def stages(network: Network) -> list[Stage]:
     available = {*network.parameters, *network.x, *network.constants}
     fires = [equation for equation in network.equations if equation.fires]
     remaining = [equation for equation in network.equations if not equation.fires]
-    cut = []
+    stage_list = []
     for i, equation in enumerate([*fires, None]):
         ends = network.outputs if equation is None else equation.inputs
         work = needed(remaining, [v for v in ends if isinstance(v, int)], available)
@@ -165,9 +165,9 @@ def stages(network: Network) -> list[Stage]:
         later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
         later |= {v for v in network.outputs if isinstance(v, int)}
         carried = () if equation is None else tuple(sorted(results & later))
-        cut.append(_stage(equation, work, ends, carried))
+        stage_list.append(_stage(equation, work, ends, carried))
         available |= results | set(equation.outputs if equation else ())
-    return cut
+    return stage_list
 
 
 def _stage(
@@ -189,7 +189,7 @@ def _stage(
             equations = tuple(map(numbered, body.equations))
             body = Body(equations, tuple(map(number, body.inputs)))
         outputs = tuple(map(number, eq.outputs))
-        site = _nameless(eq.site) if eq.site else None
+        site = nameless(eq.site) if eq.site else None
         return Equation(eq.primitive, eq.params, inputs, outputs, site, body=body)
 
     canonical = list(map(numbered, work))
@@ -201,5 +201,6 @@ def _stage(
     return Stage(site, output, segment, sources, carried)
 
 
-def _nameless(site: Site) -> Site:
+def nameless(site: Site) -> Site:
+    """The site without what tells it from those of equal layers."""
     return site._replace(name="", parameters=(), depth=0, channel=-1)

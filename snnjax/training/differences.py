@@ -86,9 +86,9 @@ def finite_differences(
         slopes = jax.lax.map(difference, jnp.arange(flat.size), batch_size=at_once)
         return slopes.reshape(weights.shape)
 
-    selected = _selected(snn.params, paths)
+    positions = _selected(snn.params, paths)
     return jax.tree.unflatten(
-        tree, [differences(i) if i in selected else None for i in range(len(leaves))]
+        tree, [differences(i) if i in positions else None for i in range(len(leaves))]
     )
 
 
@@ -109,7 +109,7 @@ def _selected(params: chex.ArrayTree, paths: Collection[str]) -> set[int]:
         raise ValueError(
             f"no parameter {sorted(unknown) or 'is named'}; parameters: {sorted(names)}"
         )
-    selected = set()
+    positions = set()
     for i, leaf in enumerate(jax.tree.leaves(params)):
         if names[i] in paths:
             if not is_floating(leaf):
@@ -117,8 +117,8 @@ def _selected(params: chex.ArrayTree, paths: Collection[str]) -> set[int]:
                     f"parameter {names[i]!r} is not floating point, so it has no "
                     "differences; leave it out of paths"
                 )
-            selected.add(i)
-    return selected
+            positions.add(i)
+    return positions
 
 
 def _rounded(number: jax.Array, dtype: Any) -> jax.Array:

@@ -151,9 +151,9 @@ def choose_temperature(
     check_positive("change", change)
     check_positive("lowest", lowest)
     own = temperatures(snn)
-    given = _by_leaf(snn, differences)
+    by_leaf = _by_leaf(snn, differences)
     leaves = jax.tree.leaves(snn.params)
-    weights = {i: leaves[i] for i in given}
+    weights = {i: leaves[i] for i in by_leaf}
     changes = jnp.array([0.0, change, -change])
 
     def candidate(change: jax.Array) -> SNN:
@@ -164,7 +164,7 @@ def choose_temperature(
     def cosine(change: jax.Array) -> jax.Array:
         changed = candidate(change)
         gradient = jax.grad(lambda new: loss(with_leaves(changed, new)))(weights)
-        return _cosine([gradient[i] for i in given], list(given.values()))
+        return _cosine([gradient[i] for i in by_leaf], list(by_leaf.values()))
 
     cosines = jax.lax.map(cosine, changes)
     best = changes[jnp.argmax(cosines)]

@@ -9,32 +9,17 @@ diagonal of the Gauss-Newton matrix. One backward pass gives w for all sites.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from snnjax.network.equations import Equation, Network, read
+from snnjax.network.equations import Network, read
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
+from snnjax.network.stages import Segment
 
 Effects = dict[str, jax.Array]  # site name -> [B, ...] with a single channel
-
-
-class _Work(NamedTuple):
-    """What of a network the effects depend on: hashable, for ``jit``.
-
-    Attributes:
-        equations: all of them.
-        inputs: variables of constants, parameters and images.
-        outputs: variables or constants.
-        avals: of each site that fires, the shape and type of what it puts out.
-    """
-
-    equations: tuple[Equation, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[Any, ...]
-    avals: tuple[tuple[tuple[int, ...], Any], ...]
 
 
 def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
@@ -43,19 +28,13 @@ def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
     An image has the same signs in every micro-batch.
     """
     equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
-    avals = [network.avals[eq.outputs[0]] for eq in equations if eq.fires]
     values = network.arguments(params, x)
-    work = _Work(
-        equations,
-        tuple(values),
-        network.outputs,
-        tuple((aval.shape, aval.dtype) for aval in avals),
-    )
+    work = Segment(equations, tuple(values), network.outputs, ())
     return _effects(work, list(values.values()), numbers)
 
 
 @functools.partial(jax.jit, static_argnames="work")
-def _effects(work: _Work, inputs: list[Any], numbers: Any) -> Effects:
+def _effects(work: Segment, inputs: list[Any], numbers: Any) -> Effects:
     sites = {eq.place.name: eq.place for eq in work.equations if eq.fires}
 
     def outputs(errors: Effects) -> list[jax.Array]:
@@ -69,10 +48,11 @@ def _effects(work: _Work, inputs: list[Any], numbers: Any) -> Effects:
         return [y for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
 
     no_errors = {
-        name: jnp.zeros(*aval) for name, aval in zip(sites, work.avals, strict=True)
+        name: jnp.zeros((len(numbers), *site.shape), site.dtype)
+        for name, site in sites.items()
     }
-    results, transposed = jax.vjp(outputs, no_errors)
-    (gradients,) = transposed([_signs(y, numbers) for y in results])
+    results, transpose = jax.vjp(outputs, no_errors)
+    (gradients,) = transpose([_signs(y, numbers) for y in results])
     return {
         name: jnp.square(gradient.astype(jnp.float32)).mean(
             sites[name].channel, keepdims=True

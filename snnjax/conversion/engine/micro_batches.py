@@ -1,14 +1,14 @@
 """Micro-batches: the calibration images on their way through the network.
 
-A `Plan` says what stays the same; a `MicroBatch` holds both streams of its images, the
-activations of the ANN and the spikes, as far as later stages read them, and carries
-them over one site at a time.
+A `Plan` holds what does not change during a conversion. A `MicroBatch` holds the ANN's
+activations and the spikes of its images, as far as later stages read them. `run_ann`
+and `run_snn` compute one stage, `advance` stores the results.
 """
 
 import collections
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,13 +16,12 @@ import jax
 from jax.sharding import NamedSharding
 
 from snnjax import sharding
-from snnjax._examples import batch_of
 from snnjax.codes import Code
-from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.effects import Effects
+from snnjax.conversion.engine.segments import Work, run
 from snnjax.network.equations import Network
 from snnjax.network.sites import Site
-from snnjax.network.stages import Stage, streaming
+from snnjax.network.stages import Stage, nameless, streaming
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.unroll import needs_no_time
@@ -31,14 +30,20 @@ from snnjax.neurons.unroll import needs_no_time
 Values = dict[int, Any]
 
 
+class Images(NamedTuple):
+    """The calibration images of a micro-batch, and their numbers among all."""
+
+    x: chex.ArrayTree
+    numbers: range
+
+
 class Plan(NamedTuple):
     """What stays the same during a conversion.
 
     Attributes:
-        x: all images.
+        images: of every micro-batch.
         batch_sharding: how devices share the images; None: a single device.
-        size: images at a time on each device.
-        captured: number of images -> the network for so many, and its stages.
+        network_of: number of images -> the network for so many, and its stages.
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
@@ -48,17 +53,16 @@ class Plan(NamedTuple):
         effects: numbers of micro-batches -> `effects.Effects` of each, scaled together.
     """
 
-    x: chex.ArrayTree
+    images: Sequence[Images]
     batch_sharding: NamedSharding | None
-    size: int
-    captured: Callable[[int], tuple[Network, list[Stage]]]
+    network_of: Callable[[int], tuple[Network, list[Stage]]]
     params: chex.ArrayTree
     steps: int
     wait: int
     model: IntegrateAndFire | BySite
     code: Code
-    judges: bool = False
-    effects: Callable[[tuple[int, ...]], list[Effects]] = lambda numbers: []
+    judges: bool
+    effects: Callable[[tuple[int, ...]], list[Effects]]
 
     @property
     def means(self) -> bool:
@@ -84,32 +88,16 @@ class MicroBatch(NamedTuple):
     snn: Values
 
 
-def begin(plan: Plan) -> list[MicroBatch]:
-    """All images, as they stand before the first stage."""
-    batches = []
-    devices = sharding.size(plan.batch_sharding)
-    for number in range(batch_count(plan.x, plan.size, plan.batch_sharding)):
-        x, numbers = images_of(plan.x, plan.size, plan.batch_sharding, number)
-        network, stages = plan.captured(len(numbers) // devices)
-        values = network.inputs(x)
-        batches.append(MicroBatch(number, network, stages, values, dict(values)))
-    return batches
-
-
-def batch_count(
-    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
-) -> int:
-    """How many micro-batches there are, of ``size`` images on each device."""
-    return -(-batch_of(x) // (size * sharding.size(batch_sharding)))
-
-
-def images_of(
-    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None, number: int
-) -> tuple[chex.ArrayTree, range]:
-    """The images of a micro-batch, and their numbers."""
+def micro_batches(
+    x: chex.ArrayTree, count: int, size: int, batch_sharding: NamedSharding | None
+) -> list[Images]:
+    """All ``count`` images, ``size`` of them at a time on each device."""
     at_once = size * sharding.size(batch_sharding)
-    numbers = range(number * at_once, min((number + 1) * at_once, batch_of(x)))
-    return sharding.put(_part(x, numbers.start, len(numbers)), batch_sharding), numbers
+    ranges = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+    return [
+        Images(sharding.put(_part(x, r.start, len(r)), batch_sharding), r)
+        for r in ranges
+    ]
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -119,16 +107,24 @@ def _part(x: chex.ArrayTree, start: int, count: int) -> chex.ArrayTree:
     )
 
 
+def begin(plan: Plan) -> list[MicroBatch]:
+    """All images, as they stand before the first stage."""
+    batches = []
+    for number, (x, numbers) in enumerate(plan.images):
+        share = len(numbers) // sharding.size(plan.batch_sharding)
+        network, stages = plan.network_of(share)
+        values = network.inputs(x)
+        batches.append(MicroBatch(number, network, stages, values, dict(values)))
+    return batches
+
+
 def split(plan: Plan, batches: list[MicroBatch]) -> tuple[list, list]:
     """(micro-batches to fit to, those that judge): every eighth judges, or the last."""
     if not plan.judges or len(batches) == 1:
         return batches, []
     every = min(8, len(batches))
-    judging = [batch.number % every == every - 1 for batch in batches]
-    return (
-        [batch for batch, judges in zip(batches, judging, strict=True) if not judges],
-        [batch for batch, judges in zip(batches, judging, strict=True) if judges],
-    )
+    judges = batches[every - 1 :: every]
+    return [batch for batch in batches if batch.number % every < every - 1], judges
 
 
 def run_ann(
@@ -136,8 +132,9 @@ def run_ann(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of stage i in the ANN (a site's activation), and what it carries on."""
     stage = batch.stages[i]
-    streams = (False,) * len(stage.sources)
-    return _run(plan, batch, stage, batch.ann, params, streams, 1, stage.site)
+    work = Work(stage.segment, (False,) * len(stage.sources), 1, plan.code)
+    site = None if stage.site is None else nameless(stage.site)
+    return _run(plan, batch, i, work, batch.ann, params, site)
 
 
 def run_snn(
@@ -146,45 +143,47 @@ def run_snn(
     """Results of stage i in the SNN (a site's current), and what it carries on."""
     stage = batch.stages[i]
     streams = are_streams(plan, batch.network, stage)
-    return _run(plan, batch, stage, batch.snn, params, streams, plan.steps)
+    work = Work(stage.segment, streams, plan.steps, plan.code)
+    return _run(plan, batch, i, work, batch.snn, params)
+
+
+def _run(
+    plan: Plan,
+    batch: MicroBatch,
+    i: int,
+    work: Work,
+    store: Values,
+    params: Values,
+    site: Site | None = None,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    # Constants may depend on the size of the micro-batch.
+    values = collections.ChainMap(store, batch.network.constants, params)
+    variables = batch.stages[i].sources
+    sources, has_images = (
+        [values[v] for v in variables],
+        [v in store for v in variables],
+    )
+    return run(work, sources, tuple(has_images), plan.batch_sharding, site)
 
 
 def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Array]:
     """The mean outputs of the SNN over its steps, once all sites are passed."""
     outputs, _ = run_snn(plan, batch, -1, params)
     segment = batch.stages[-1].segment
-    timed = are_streams(plan, batch.network, batch.stages[-1])
-    streams = segment.depending_on(itertools.compress(segment.inputs, timed))
+    in_time = are_streams(plan, batch.network, batch.stages[-1])
+    streams = segment.depending_on(itertools.compress(segment.inputs, in_time))
     pairs = zip(segment.outputs, outputs, strict=True)
     return [plan.code.result(y) if v in streams else y for v, y in pairs]
 
 
-def _run(
-    plan: Plan,
-    batch: MicroBatch,
-    stage: Stage,
-    store: Values,
-    params: Values,
-    streams: tuple[bool, ...],
-    steps: int,
-    site: Site | None = None,
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    # Constants may depend on the size of the micro-batch.
-    values = collections.ChainMap(store, batch.network.constants, params)
-    sources = [values[v] for v in stage.sources]
-    moving = tuple(v in store for v in stage.sources)
-    work = stage, moving, streams, steps, plan.code
-    return segments.run(plan.batch_sharding, *work, sources, site)
-
-
 def advance(
-    store: Values, stages: list[Stage], i: int, output: Any, carried: list[Any]
+    store: Values, stages: list[Stage], i: int, output: Any, values: list[Any]
 ) -> None:
     """Store the results of stage i, and drop what no later stage reads."""
     stage = stages[i]
     assert stage.output is not None
     store[stage.output] = output
-    store.update(zip(stage.carried, carried, strict=True))
+    store.update(zip(stage.carried, values, strict=True))
     later = {v for s in stages[i + 1 :] for v in s.sources}
     for v in set(store) - later:
         del store[v]

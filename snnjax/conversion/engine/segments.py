@@ -1,13 +1,13 @@
 """Compiled pieces of a conversion: from the spikes of some sites to the next site.
 
-Each carries micro-batches of activations, or of spikes (in bits), over a stage,
-every device its own images. Equal work of equal layers is compiled once.
+`run` carries a micro-batch of activations, or of spikes (in bits), over a stage. Each
+device computes its own images. Equal work of equal layers is compiled once.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,29 +20,51 @@ from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.evaluate import accumulating, identity
 from snnjax.network.sites import Site
-from snnjax.network.stages import Segment, Stage, run_segment
+from snnjax.network.stages import Segment, run_segment
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import SpikeTrain, decode
 from snnjax.neurons.unroll import closed_form, needs_no_time, spike_train
 
 
-class Current(NamedTuple):
-    """The current into a site as a pure function; hashable, for ``jit``.
+class Work(NamedTuple):
+    """A segment as a pure function of its sources; hashable, for ``jit``.
 
     Attributes:
-        segment: the work.
-        streams: which of its inputs are streams.
+        segment: what is computed.
+        streams: for each source whether it has a time axis.
         steps: T.
         code: of the spikes.
-        slots: positions among the inputs that the weights take.
-        axes: for each input the axis of the images, None if it has none.
-        ndim: axes of the site; None for the mean over time.
     """
 
     segment: Segment
     streams: tuple[bool, ...]
     steps: int
     code: Code
+
+    def __call__(
+        self, sources: Sequence[Any]
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Results of the segment, and what it carries on."""
+        accumulate = accumulating(self.code)
+
+        def rule(site: Site, *arguments: Any) -> Any:
+            return (accumulate if site.accumulates else identity)(site, *arguments)
+
+        values = [_decoded(source, self.steps) for source in sources]
+        return run_segment(self.segment, values, rule, self.streams)
+
+
+class Current(NamedTuple):
+    """The current into a site as a pure function; hashable, for ``jit``.
+
+    Attributes:
+        work: whose first result it is.
+        slots: positions among the sources that the weights take.
+        axes: for each source the axis of the images, None if it has none.
+        ndim: axes of the site; None for the mean over time.
+    """
+
+    work: Work
     slots: tuple[int, ...]
     axes: tuple[int | None, ...]
     ndim: int | None
@@ -52,119 +74,75 @@ class Current(NamedTuple):
 
         ``rows`` are the images' numbers, or None for all of them.
         """
-        chosen = [
+        values = [
             source if axis is None or rows is None else _take(source, rows, axis)
             for source, axis in zip(sources, self.axes, strict=True)
         ]
         for slot, weight in zip(self.slots, weights, strict=True):
-            chosen[slot] = weight
-        run = self.segment, self.streams, self.steps, self.code
-        (current, *_), _ = _run(*run, chosen)
+            values[slot] = weight
+        (current, *_), _ = self.work(values)
         if self.ndim is None:
             return current
-        return self.code.arriving(over_time(current, self.steps, self.ndim))
+        return self.work.code.arriving(over_time(current, self.work.steps, self.ndim))
 
 
 # ----------------------------------------------------------- compiled pieces
 
 
+@functools.partial(
+    jax.jit, static_argnames=("work", "has_images", "batch_sharding", "site")
+)
 def run(
-    batch_sharding: NamedSharding | None,
-    stage: Stage,
-    moving: tuple[bool, ...],
-    streams: tuple[bool, ...],
-    steps: int,
-    code: Code,
+    work: Work,
     sources: Sequence[Any],
+    has_images: tuple[bool, ...],
+    batch_sharding: NamedSharding | None,
     site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of a stage and what it carries on, each device for its own images.
 
     Args:
-        batch_sharding: how devices share the images.
-        stage: the work.
-        moving: for each source whether it has images.
-        streams: for each source whether it has a time axis.
-        steps, code: T, and the code of the spikes.
+        work: of the stage.
         sources: values; streams are arrays [T, B, ...] or a `SpikeTrain`.
+        has_images: for each source whether it has images.
+        batch_sharding: how devices share the images.
         site: whose activation is applied to the first result; the least and the
             largest of these numbers follow the other results. None: neither.
     """
-    site = site and site._replace(name="", parameters=(), depth=0)
-    program = _compiled(batch_sharding, moving)
-    return program(stage.segment, streams, steps, code, sources, site)
 
+    def on_one_device(sources: Sequence[Any]) -> tuple[list, list]:
+        results, carried_values = work(sources)
+        if site is not None:
+            results = [identity(site, *results), *results[1:]]
+        return results, carried_values
 
-@functools.cache
-def _compiled(
-    batch_sharding: NamedSharding | None, moving: tuple[bool, ...]
-) -> Callable:
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 5))
-    def program(
-        segment: Segment,
-        streams: tuple[bool, ...],
-        steps: int,
-        code: Code,
-        sources,
-        site,
-    ):
-        def here(sources):
-            results, carried = _run(segment, streams, steps, code, sources)
-            if site is not None:
-                results = [identity(site, *results), *results[1:]]
-            return results, carried
-
-        if batch_sharding is None:
-            return _with_range(*here(sources), site)
-        in_axes = [
-            _image_axes(source, 1 if stream else 0) if moves else None
-            for source, stream, moves in zip(sources, streams, moving, strict=True)
-        ]
-        timed, of_images = (
-            segment.depending_on(itertools.compress(segment.inputs, which))
-            for which in (streams, moving)
+    segment = work.segment
+    in_axes = [
+        _image_axes(source, 1 if stream else 0) if images else None
+        for source, stream, images in zip(
+            sources, work.streams, has_images, strict=True
         )
-        axes = [
-            [(1 if v in timed else 0) if v in of_images else None for v in results]
-            for results in (segment.outputs, segment.carried)
-        ]
-        share = sharding.on_each_device(here, batch_sharding, (in_axes,), tuple(axes))
-        results, carried = share(sources)
-        return _with_range(results, carried, site)
-
-    return program
-
-
-def _with_range(
-    results: list[jax.Array], carried: list[jax.Array], site: Site | None
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """For a site also the least and the largest of its activations."""
+    ]
+    in_time, of_images = (
+        segment.depending_on(itertools.compress(segment.inputs, which))
+        for which in (work.streams, has_images)
+    )
+    axes = tuple(
+        [(1 if v in in_time else 0) if v in of_images else None for v in results]
+        for results in (segment.outputs, segment.carried)
+    )
+    on_all = sharding.on_each_device(on_one_device, batch_sharding, (in_axes,), axes)
+    results, carried_values = on_all(sources)
     if site is not None:
         a = results[0].astype(jnp.float32)
         results = [*results, jnp.stack([a.min(), a.max()])]
-    return results, carried
+    return results, carried_values
 
 
 def _image_axes(source: Any, axis: int) -> Any:
     if isinstance(source, SpikeTrain):
         return dataclasses.replace(source, bits=axis, threshold=None, offset=None)
     return axis
-
-
-def _run(
-    segment: Segment,
-    streams: tuple[bool, ...],
-    steps: int,
-    code: Code,
-    sources: Sequence[Any],
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    decoded = [_decoded(value, steps) for value in sources]
-    accumulate = accumulating(code)
-
-    def rule(site: Site, *arguments: Any) -> Any:
-        return (accumulate if site.accumulates else identity)(site, *arguments)
-
-    return run_segment(segment, decoded, rule, streams)
 
 
 def _decoded(value: Any, steps: int) -> Any:
@@ -190,13 +168,13 @@ def fire(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("batch_sharding", "axes", "averaged", "steps", "code", "every"),
+    static_argnames=("batch_sharding", "axes", "takes_mean", "steps", "code", "every"),
 )
 def joined(
     batch_sharding: NamedSharding | None,
     sources: Sequence[Sequence[Any]],
     axes: tuple[int, ...],
-    averaged: tuple[bool, ...],
+    takes_mean: tuple[bool, ...],
     steps: int,
     code: Code,
     every: int,
@@ -207,7 +185,7 @@ def joined(
         batch_sharding: how devices share the images.
         sources: of each its parts.
         axes: of each the axis of the images.
-        averaged: of each whether only its value after the T steps is wanted.
+        takes_mean: of each whether only its value after the T steps is wanted.
         steps, code: T, and the code of the spikes.
         every: one image in so many is wanted.
     """
@@ -216,12 +194,12 @@ def joined(
         if over_time:
             parts = [code.result(_decoded(part, steps)) for part in parts]
         if not isinstance(parts[0], SpikeTrain):
-            chosen = sampled(parts, axis, every)
-            return sharding.shared(jnp.concatenate(chosen, axis), axis, batch_sharding)
+            images = jnp.concatenate(sampled(parts, axis, every), axis)
+            return sharding.shared(images, axis, batch_sharding)
         bits = join([train.bits for train in parts], axis, False)
         return dataclasses.replace(parts[0], bits=bits)
 
-    return list(map(join, sources, axes, averaged))
+    return list(map(join, sources, axes, takes_mean))
 
 
 def _take(values: Any, rows: jax.Array, axis: int) -> Any:

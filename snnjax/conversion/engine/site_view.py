@@ -1,7 +1,7 @@
 """The view of a site that all micro-batches have reached, for its calibrators.
 
-The currents of the spiking network are computed anew for the weights that a calibrator
-tries, or kept if they take less than `CACHE_BYTES`.
+The currents of the spiking network are computed for the weights that a calibrator
+tries. The latest ones stay in memory if they take less than `CACHE_BYTES`.
 """
 
 import collections
@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from snnjax import sharding
-from snnjax._examples import batch_of
 from snnjax._trees import is_kernel
 from snnjax.calibrators.view import Fit, Product, View, latest
-from snnjax.capture.batch import image_axes
-from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
     MicroBatch,
     Plan,
@@ -25,7 +22,7 @@ from snnjax.conversion.engine.micro_batches import (
     are_streams,
     run_snn,
 )
-from snnjax.conversion.engine.segments import Current
+from snnjax.conversion.engine.segments import Current, Work, joined
 from snnjax.network.equations import Network
 from snnjax.network.products import LoneProduct, lone_products
 from snnjax.network.sites import Site
@@ -82,19 +79,31 @@ class Arrival(NamedTuple):
         if self.site.signed:
             own = [product.kernel for product in self.lone_products()]
         else:
-            feeding = self.network.feeds[self.site.name]
-            own = [v for v in feeding if v in self.stage.sources]
+            feeds = self.network.feeds[self.site.name]
+            own = [v for v in feeds if v in self.stage.sources]
         return {
             self.network.parameters[v]: self.params[v]
             for v in own
             if is_kernel(self.params[v])
         }
 
+    @property
+    def shared(self) -> dict[str, list[str]]:
+        """Path of each weight that feeds something else too -> all that it feeds.
+
+        The kernels of an encoder's stage have no other reader (`lone_products`).
+        """
+        if self.site.signed:
+            return {}
+        network, feeds = self.network, self.network.feeds[self.site.name]
+        readers = {network.parameters[v]: _readers(network, v) for v in feeds}
+        return {path: names for path, names in readers.items() if len(names) > 1}
+
     def lone_products(self, batch: int | None = None) -> list[LoneProduct]:
         """Of the site's stage, as it is for so many images."""
         network, stages = self.network, self.batches[0].stages
         if batch is not None:
-            network, stages = self.plan.captured(batch)
+            network, stages = self.plan.network_of(batch)
         return lone_products(network, stages, self.i)
 
 
@@ -116,9 +125,7 @@ class SiteView(View):
             model=model_of(here.plan.model, here.site.name),
             code=here.plan.code,
             activations=activations,
-            shared=frozenset()
-            if here.site.signed
-            else shared_weights(here.network, here.site),
+            shared=frozenset(here.shared),
             maximum=maximum,
             effects=effects,
             batch_sharding=here.plan.batch_sharding,
@@ -137,46 +144,46 @@ class SiteView(View):
 
     def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
         here, plan = self._here, self._here.plan
-        network, stages = plan.captured(batch)
+        network, stages = plan.network_of(batch)
         stage = stages[here.i]
         streams = are_streams(plan, network, stage)
         stores = [batch.snn for batch in here.batches]
-        elsewhere = image_axes(network.equations, network.avals, network.x)
         axes = [
-            (1 if stream and time else 0) + elsewhere.get(v, 0)
+            (1 if stream and time else 0) + network.batch_axes.get(v, 0)
             if v in stores[0]
             else None
             for v, stream in zip(stage.sources, streams, strict=True)
         ]
-        fixed = collections.ChainMap(network.constants, here.params)
-        averaged = [stream and not time for stream in streams]
-        sources = self._sources(stage, stores, fixed, averaged, axes, every)
+        constants = collections.ChainMap(network.constants, here.params)
+        takes_mean = [stream and not time for stream in streams]
+        sources = self._sources(stage, stores, constants, takes_mean, axes, every)
         paths = [network.parameters.get(v) for v in stage.sources]
         slots = tuple(paths.index(path) for path in here.kernels)
         if time:
             steps, ndim = plan.steps, len(stage.place.shape)
         else:  # of means, T does not matter: one program for every T
             streams, steps, ndim = (False,) * len(streams), 1, None
-        shape = steps, plan.code, slots, tuple(axes), ndim
-        return Current(stage.segment, streams, *shape), sources
+        work = Work(stage.segment, streams, steps, plan.code)
+        return Current(work, slots, tuple(axes), ndim), sources
 
     def products(self, every: int = 1) -> list[Product]:
         here, plan = self._here, self._here.plan
         if not here.kernels:
             return []
         batch = len(range(0, self.count, every))
-        network, stages = plan.captured(batch)
+        network, stages = plan.network_of(batch)
         stage, originals = stages[here.i], network.arguments(plan.params)
         current, of_spikes = self.feed(batch, False, every)
-        averaged = [False] * len(stage.sources)
+        takes_mean = [False] * len(stage.sources)
         of_ann = self._sources(
-            stage, here.ann, originals, averaged, current.axes, every
+            stage, here.ann, originals, takes_mean, current.axes, every
         )
         views = []
         for product in here.lone_products(batch):
             path = network.parameters[product.kernel]
             own = current._replace(
-                segment=product.segment, slots=(stage.sources.index(product.kernel),)
+                work=current.work._replace(segment=product.segment),
+                slots=(stage.sources.index(product.kernel),),
             )
             result = _result(own, [originals[product.kernel]], of_ann)
             weight = None
@@ -189,8 +196,8 @@ class SiteView(View):
         self,
         stage: Stage,
         stores: Sequence[Values],
-        fixed: Mapping[Any, Any],
-        averaged: Sequence[bool],
+        constants: Mapping[Any, Any],
+        takes_mean: Sequence[bool],
         axes: Sequence[int | None],
         every: int,
     ) -> list[Any]:
@@ -198,26 +205,22 @@ class SiteView(View):
 
         Args:
             stores: of every micro-batch, what has images.
-            fixed: what has none.
-            averaged: for each source whether its mean over time is wanted.
+            constants: what has none.
+            takes_mean: for each source whether its mean over time is wanted.
             axes: for each source the axis of its images, None if it has none.
         """
-        moving, places = [], []
-        for place, axis in enumerate(axes):
-            if axis is not None:
-                moving.append([store[stage.sources[place]] for store in stores])
-                places.append(place)
-        sources = [fixed.get(v) for v in stage.sources]
-        joined = segments.joined(
+        places = [place for place, axis in enumerate(axes) if axis is not None]
+        of_images = joined(
             self.batch_sharding,
-            moving,
+            [[store[stage.sources[place]] for store in stores] for place in places],
             tuple(axes[place] for place in places),
-            tuple(averaged[place] for place in places),
+            tuple(takes_mean[place] for place in places),
             self.steps,
             self.code,
             every,
         )
-        for place, source in zip(places, joined, strict=True):
+        sources = [constants.get(v) for v in stage.sources]
+        for place, source in zip(places, of_images, strict=True):
             sources[place] = source
         return sources
 
@@ -247,11 +250,12 @@ def stage_results(here: Arrival) -> StageResults:
     plan = here.plan
 
     def compute(weights: WeightsByPath) -> Iterator[tuple[list, list]]:
-        changed = here.params | by_variable(here.network, weights)
-        return (run_snn(plan, batch, here.i, changed) for batch in here.batches)
+        params = here.params | by_variable(here.network, weights)
+        return (run_snn(plan, batch, here.i, params) for batch in here.batches)
 
     times = 1 if plan.means else plan.steps
-    share = batch_of(plan.x) // sharding.size(plan.batch_sharding)
+    images = sum(len(images.numbers) for images in plan.images)
+    share = images // sharding.size(plan.batch_sharding)
     if 4 * share * times * math.prod(here.site.shape) > CACHE_BYTES:
         return compute
     return latest(lambda weights: list(compute(weights)))
@@ -263,30 +267,23 @@ def by_variable(network: Network, weights: WeightsByPath) -> Values:
     return {variables[path]: weight for path, weight in weights.items()}
 
 
-def shared_weights(network: Network, site: Site) -> frozenset[str]:
-    """Paths of the parameters that feed a site, and something else too."""
-    return frozenset(
-        network.parameters[v]
-        for v in network.feeds[site.name]
-        if len(_readers(network, v)) > 1
-    )
-
-
-def check_unshared(network: Network, site: Site, before: Fit, after: Fit) -> None:
+def check_unshared(here: Arrival, before: Fit, after: Fit) -> None:
     """Raise if weights have changed that feed something else, too."""
-    variables = {path: v for v, path in network.parameters.items()}
-    for path in () if site.signed else before.weights:
-        readers = _readers(network, variables[path])
-        if after.weights[path] is not before.weights[path] and len(readers) > 1:
+    for path, readers in here.shared.items():
+        if path in before.weights and after.weights[path] is not before.weights[path]:
             raise ValueError(
                 f"the weights {path!r} feed {', '.join(readers)}, so calibrating them "
-                f"at {site.name!r} would change the others too; allowed: calibrators "
-                "that leave the paths in View.shared as they are"
+                f"at {here.site.name!r} would change the others too; allowed: "
+                "calibrators that leave the paths in View.shared as they are"
             )
 
 
 def _readers(network: Network, parameter: int) -> list[str]:
     """The sites that a parameter reaches directly, an operator, and the readout."""
-    readers = [name for name, feeding in network.feeds.items() if parameter in feeding]
+    readers = [
+        name
+        for name, feeding_variables in network.feeds.items()
+        if parameter in feeding_variables
+    ]
     readers += ["an operator"] * (parameter in network.operands)
     return readers + ["the readout"] * (parameter in network.readout)

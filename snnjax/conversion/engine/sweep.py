@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +52,13 @@ from snnjax.snn import SNN
 
 
 def sweep(
-    plan: Plan, snn: SNN, calibrator: Callable[[int], Calibrator], title: str = ""
+    plan: Plan, snn: SNN, calibrators: Sequence[Calibrator], title: str = ""
 ) -> tuple[SNN, jax.Array | None]:
-    """Carry all images from site to site, and fit site i by ``calibrator(i)``.
+    """Carry all images from site to site, and fit each site by its calibrator.
 
     Args:
         plan, snn: what is swept.
-        calibrator: site number -> its calibrator.
+        calibrators: of each site that fires.
         title: shown before the bar on a terminal.
 
     Returns:
@@ -66,41 +66,43 @@ def sweep(
         that no calibrator saw; None if the plan has no judges.
     """
     batches = begin(plan)
-    fitting, judging = split(plan, batches)
+    fit_batches, judge_batches = split(plan, batches)
     network, stages = batches[0].network, batches[0].stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
     for i, site in enumerate(shown(sites, title)):
-        ann = [dict(batch.ann) for batch in fitting] if site.signed else []
-        here = Arrival(plan, fitting, judging, i, params, ann)
-        fit = _fit_site(here, original, neurons[site.name], calibrator(i))
+        ann = [dict(batch.ann) for batch in fit_batches] if site.signed else []
+        here = Arrival(plan, fit_batches, judge_batches, i, params, ann)
+        fit = _fit_site(here, original, neurons[site.name], calibrators[i])
         neurons[site.name] = fit.neurons
         params = params | by_variable(network, fit.weights)
     outputs = _ann_outputs(plan, batches, original)
     error = None
     if plan.judges:
-        of_judges = [outputs[batch.number] for batch in judging or batches]
-        readouts = [mean_readout(plan, batch, params) for batch in judging or batches]
+        of_judges = [outputs[batch.number] for batch in judge_batches or batches]
+        readouts = [
+            mean_readout(plan, batch, params) for batch in judge_batches or batches
+        ]
         error = _output_error(readouts, of_judges)
     leaves = [params[v] for v in network.parameters]
     tree = jax.tree_util.tree_structure(snn.params)
-    calibrated = jax.tree_util.tree_unflatten(tree, leaves)
-    return dataclasses.replace(snn, params=calibrated, neurons=neurons), error
+    params_tree = jax.tree_util.tree_unflatten(tree, leaves)
+    return dataclasses.replace(snn, params=params_tree, neurons=neurons), error
 
 
 def _fit_site(
     here: Arrival, original: Values, neuron: NeuronParams, calibrate: Calibrator
 ) -> Fit:
-    """Fit the site, and carry both streams over it.
+    """Fit the site, and compute what later stages read, in the ANN and in the SNN.
 
-    A function of its own, so that activations and currents are freed before the next.
+    This is a function so that activations and currents are freed before the next site.
     """
     activations, maximum = _activations(here, original)
     results = stage_results(here)
     start = Fit(neuron, here.kernels)
     fit = calibrate(SiteView(here, activations, results, maximum), start)
-    check_unshared(here.network, here.site, start, fit)
+    check_unshared(here, start, fit)
     check_values(here.site, start, fit)
     _carry_spikes(here, fit, results)
     return fit
@@ -115,11 +117,11 @@ def _activations(
     """
     activations, ranges, maximum = [], [], None
     for batch in (*here.batches, *here.judges):
-        results, carried = run_ann(here.plan, batch, here.i, original)
+        results, carried_values = run_ann(here.plan, batch, here.i, original)
         activation, *maxima, ends = results
         if maxima:
             maximum = _shaped_like_threshold(maxima[0], here.site)
-        advance(batch.ann, batch.stages, here.i, activation, carried)
+        advance(batch.ann, batch.stages, here.i, activation, carried_values)
         activations.append(activation)
         ranges.append(ends)
     activations = activations[: len(here.batches)]
@@ -173,12 +175,12 @@ def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     neuron, params = model_of(plan.model, site.name), widen(fit.neurons, site)
     weights = here.params | by_variable(here.network, fit.weights)
     of_judges = (run_snn(plan, batch, here.i, weights) for batch in here.judges)
-    arriving = itertools.chain(results(fit.weights), of_judges)
+    all_results = itertools.chain(results(fit.weights), of_judges)
     batches = (*here.batches, *here.judges)
-    for batch, ((current, *_), carried) in zip(batches, arriving, strict=True):
-        shape = plan.steps, plan.wait, len(site.shape), plan.code
-        spikes = segments.fire(neuron, params, current, *shape)
-        advance(batch.snn, batch.stages, here.i, spikes, carried)
+    run = plan.steps, plan.wait, len(site.shape), plan.code
+    for batch, (currents, values) in zip(batches, all_results, strict=True):
+        spikes = segments.fire(neuron, params, currents[0], *run)
+        advance(batch.snn, batch.stages, here.i, spikes, values)
 
 
 def _ann_outputs(
@@ -203,11 +205,11 @@ def _output_error(
         readouts, outputs: of every micro-batch, all outputs of the SNN and of the ANN.
     """
     error = jnp.zeros(())
-    for spiking, exact in zip(
+    for snn_parts, ann_parts in zip(
         zip(*readouts, strict=True), zip(*outputs, strict=True), strict=True
     ):
-        if jnp.issubdtype(exact[0].dtype, jnp.floating):
-            parts = list(zip(spiking, exact, strict=True))
+        if jnp.issubdtype(ann_parts[0].dtype, jnp.floating):
+            parts = list(zip(snn_parts, ann_parts, strict=True))
             distance = sum(jnp.sum((wide(s) - wide(y)) ** 2) for s, y in parts)
             size = sum(jnp.sum(wide(y) ** 2) for _, y in parts)
             error += distance / jnp.where(size > 0, size, 1)
@@ -215,26 +217,27 @@ def _output_error(
 
 
 def chained(
-    calibrators: Sequence[Calibrator],
-    batch_sharding: NamedSharding | None,
-    view: View,
-    fit: Fit,
-) -> Fit:
+    calibrators: Sequence[Calibrator], batch_sharding: NamedSharding | None
+) -> Calibrator:
     """All calibrators, one after the other.
 
     Parameters of neurons are copied to all devices; weights keep their sharding.
     """
-    for calibrate in calibrators:
-        # A copy, so that what is changed in place is detected as well.
-        after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
-        after = checked(view.site, fit, after)
-        weights = {
-            path: _placed_like(after.weights[path], old, batch_sharding)
-            for path, old in fit.weights.items()
-        }
-        everywhere = sharding.replicated(batch_sharding)
-        fit = Fit(sharding.put(after.neurons, everywhere), weights)
-    return fit
+
+    def calibrate_all(view: View, fit: Fit) -> Fit:
+        for calibrate in calibrators:
+            # A copy, so that what is changed in place is detected as well.
+            after = calibrate(view, Fit(fit.neurons, dict(fit.weights)))
+            after = checked(view.site, fit, after)
+            weights = {
+                path: _placed_like(after.weights[path], old, batch_sharding)
+                for path, old in fit.weights.items()
+            }
+            everywhere = sharding.replicated(batch_sharding)
+            fit = Fit(sharding.put(after.neurons, everywhere), weights)
+        return fit
+
+    return calibrate_all
 
 
 def _placed_like(
