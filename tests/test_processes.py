@@ -223,8 +223,8 @@ def test_devices_that_are_not_there_are_refused(digits, tmp_path):
         (9, "mesh is 9, but JAX finds 8 devices"),
         (-1, "mesh must be >= 0, not -1"),
     ):
-        config = dataclasses.replace(ANN, mesh=count, out=str(tmp_path))
         with pytest.raises(ValueError, match=message):
+            config = dataclasses.replace(ANN, mesh=count, out=str(tmp_path))
             train_ann.train(config, data=digits)
 
 
