@@ -30,6 +30,21 @@ def wide(array: Any) -> jax.Array:
     return jnp.asarray(array, wide_dtype(array))
 
 
+def running_sum(array: jax.Array) -> jax.Array:
+    """The sums of the first 1, 2, .. entries along the first axis.
+
+    On a CPU, XLA computes ``jnp.cumsum`` in several passes, and this in one.
+
+    >>> print(running_sum(jnp.array([1.0, 2.0, 4.0])))
+    [1. 3. 7.]
+    """
+
+    def add(total, entry):
+        return (total + entry,) * 2
+
+    return jax.lax.scan(add, jnp.zeros_like(array[0]), array, unroll=8)[1]
+
+
 def lead(array: Any, ndim: int) -> jax.Array:
     """The array with axes of size 1 in front, ``ndim`` in all; a scalar stays one.
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._arrays import wide
+from snnjax._arrays import running_sum, wide
 from snnjax._checks import is_number
 
 __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
@@ -26,9 +26,9 @@ __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """What a spike is worth at each step: a value, which an `snnjax.SNN` carries.
+    """What a spike is worth at each step: immutable, hashable, stored in `SNN.code`.
 
-    A subclass gives the weights w_t. The rest follows from them:
+    A subclass gives the weights w_t. Sizes, values and answers follow from them:
 
     >>> code = radix(base=2)
     >>> code.weights(3), code.reach(3), code.finest(3)
@@ -65,11 +65,11 @@ class Code:
         return sizes
 
     def reach(self, steps: int) -> float:
-        """w_1 + .. + w_T: the largest value of a neuron, over high V_th."""
+        """w_1 + .. + w_T: the largest value of a neuron, in units of high V_th."""
         return math.fsum(self.weights(steps))
 
     def finest(self, steps: int) -> float:
-        """w_T, over V_th: the distance of neighboring values, if w_T is the least."""
+        """w_T: the distance of neighboring values in units of V_th, if w_T is least."""
         return self.weights(steps)[-1]
 
     def is_nearest(self, levels: tuple[int, int], dead_zone: float, steps: int) -> bool:
@@ -99,7 +99,7 @@ class Code:
         return -1, 1
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
-        """The wait that lets every layer send the value that it should, as measured.
+        """The wait that lets every layer send the value that it should.
 
         A digit of levels (0, n) cannot be corrected: a neuron needs all of its input
         before the first one, a wait of T - 1. A negative level corrects earlier digits,
@@ -113,12 +113,12 @@ class Code:
         return steps - 1 if levels[0] == 0 else min(1, steps - 1)
 
     def stream(self, spikes: jax.Array) -> jax.Array:
-        """What equations read of spikes [T, ...]: decoded values, or the spikes."""
+        """Spikes [T, ...] -> what equations read: decoded values, or the spikes."""
         dtype, steps = spikes.dtype, len(spikes)
-        return (jnp.cumsum(wide(spikes), axis=0) / steps).astype(dtype)
+        return (running_sum(wide(spikes)) / steps).astype(dtype)
 
     def arriving(self, stream: jax.Array) -> jax.Array:
-        """What arrives at each step, of a variable that is a `stream`: the inverse."""
+        """A variable that is a `stream` -> what arrives at each step: the inverse."""
         before = jnp.concatenate([jnp.zeros_like(stream[:1]), stream[:-1]])
         return len(stream) * (stream - before)
 
@@ -139,12 +139,12 @@ class Code:
         return jax.tree.map(self._answers, outputs)
 
     def _answers(self, output: jax.Array) -> jax.Array:
-        return jnp.cumsum(wide(output), axis=0) / len(output)
+        return self.stream(wide(output))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rate(Code):
-    """Affine equations may read the spikes themselves, since constants come with them.
+    """Constants arrive in shares of 1/T, so that affine layers act on spikes directly.
 
     What is not affine reads running means (`snnjax.network.increments`).
     """
@@ -200,7 +200,7 @@ class _Radix(Code):
         return -digit, digit
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
-        # Levels of three digits correct what comes in the same step.
+        # Levels that reach three digits correct all that comes later (docs/codes.md).
         is_redundant = min(-levels[0], levels[1]) >= 3 * (self.base - 1)
         return 0 if is_redundant else super().least_wait(levels, steps)
 
@@ -265,7 +265,7 @@ def radix(base: float = 2) -> Code:
 
 
 def harmonic() -> Code:
-    """w_t = 1/t: each spike changes a running mean. Source: arXiv 2503.00301.
+    """w_t = 1/t, so that the first spikes count most. Source: arXiv 2503.00301.
 
     >>> harmonic().weights(2)
     (1.0, 0.5)
@@ -280,7 +280,8 @@ def weighted(weights: Sequence[float]) -> Code:
         weights: w_1 .. w_T, finite and > 0.
 
     Raises:
-        ValueError: others, or none; later, steps that are not as many.
+        ValueError: no weight, or one outside this range. `Code.weights` raises later
+            if T is not their number.
 
     >>> weighted((1, 0.7, 0.49)).reach(3)
     2.19

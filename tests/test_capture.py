@@ -392,7 +392,7 @@ def test_one_image_is_converted_as_many_are(monkeypatch):
     convert = functools.partial(snnjax.convert, fn, kernel, x, steps=4, recipe=SHORT)
     expected = convert()
     module = sys.modules["snnjax.conversion.convert"]
-    monkeypatch.setattr(module, "_micro_batch", lambda *_: 1)
+    monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 1)
     _assert_equal(convert(), expected)
     simulate = compiled(fn, steps=4)
     alone, outputs = simulate(expected, x[:1]), np.asarray(simulate(expected, x))

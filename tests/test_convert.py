@@ -87,7 +87,8 @@ def fitted_run(fn, *arguments, **options):
 def in_groups_of(monkeypatch):
     """Called with a number, it sets how many images are computed at a time."""
     module = sys.modules["snnjax.conversion.convert"]
-    return lambda size: monkeypatch.setattr(module, "_micro_batch", lambda *_: size)
+    name = "_micro_batch_size"
+    return lambda size: monkeypatch.setattr(module, name, lambda *_: size)
 
 
 def assert_close(a, b, **tolerance):

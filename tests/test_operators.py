@@ -691,7 +691,7 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers(monkeypatch):
     whole = converted(fn, PARAMS, x, **options)
     with monkeypatch.context() as patch:
         module = sys.modules["snnjax.conversion.convert"]
-        patch.setattr(module, "_micro_batch", lambda *_: 24)
+        patch.setattr(module, "_micro_batch_size", lambda *_: 24)
         parts = converted(fn, PARAMS, x, **options)
     # Sums of other groups are rounded otherwise.
     for name in whole.params:

@@ -215,7 +215,7 @@ def test_any_recipe_is_fitted_on_devices_as_on_one(
     options = {"steps": STEPS, "recipe": recipe, "model": neuron, "wait": wait}
     alone = snnjax.convert(net.fn, net.params, x, **options)
     module = snnjax.conversion.convert.__globals__
-    monkeypatch.setitem(module, "_micro_batch", lambda *_: 5)
+    monkeypatch.setitem(module, "_micro_batch_size", lambda *_: 5)
     shared = snnjax.convert(net.fn, net.params, on_devices(x, devices), **options)
     assert_close(shared, alone, 1e-4)
 

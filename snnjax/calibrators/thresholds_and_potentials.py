@@ -36,14 +36,17 @@ PRIOR = 16
 
 @named
 def max_threshold(per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.maximum` of the activations, divided by the highest level.
+    """V_th = `formulas.maximum` of the activations, over `View.high`.
+
+    `View.high` is the largest output of a neuron with threshold 1: its highest level,
+    times w_1 + .. + w_T.
 
     Args:
         per: "layer", one threshold for the site, or "channel".
 
     Raises:
-        ValueError: another word; from the calibrator, "layer" at a site whose channels
-            are clipped at maxima of their own.
+        ValueError: per is neither of them; from the calibrator, "layer" at a site whose
+            channels are clipped at maxima of their own.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -63,9 +66,9 @@ def max_threshold(per: Per = "layer") -> Calibrator:
 
 @named
 def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
-    """V_th = `formulas.percentile` of the activations, divided by the highest level.
+    """V_th = `formulas.percentile` of the activations, over `View.high`.
 
-    Rare large activations are clipped, and all others are rounded less.
+    This clips rare large activations; all others are rounded to a finer grid.
 
     Args:
         p: 1 < p <= 100, in percent.
@@ -126,23 +129,22 @@ def own_maximum_threshold() -> Calibrator:
 def least_squares_threshold(
     per: Per = "layer", objective: Objective = "floor", *, prior: int = 0
 ) -> Calibrator:
-    """V_th = `formulas.least_squares` fit to the activations, for the model's levels.
+    """V_th = `formulas.least_squares` fit to the activations, over `View.high`.
 
-        high V_th = the V of T high steps
-
-    The errors are compared at 2^15 positions of a channel, or at all if there are
-    fewer; the largest activation is that of all positions.
+    The fit is that of a binary neuron whose steps are as many as the values above 0
+    that this one can send, `View.values`. The errors are compared at 2^15 positions of
+    a channel, or at all if there are fewer; the largest activation is that of all.
 
     Args:
-        per, objective: as there.
+        per, objective: as in `formulas.least_squares`.
         prior: k, the number of samples of the whole layer that are added to those of
             a channel. The paper adds none. They matter where a channel has few samples,
-            as in a dense layer, which has one per image. From 4096 samples on they are
-            left out.
+            as in a dense layer, which has one per image. With 4096 samples or more per
+            channel, none are added.
 
     Raises:
-        ValueError: another word, or a prior that is no whole number >= 0; from the
-            calibrator, as `max_threshold`.
+        ValueError: an argument outside its range; from the calibrator, as
+            `max_threshold`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -170,13 +172,12 @@ def least_squares_threshold(
 def least_squares_offset() -> Calibrator:
     """offset = `formulas.middle` of each channel of an encoder.
 
-    Half of the levels around 0 are unused where values are skewed, as those of GELU and
-    SiLU, or far from 0, as a mean; around the middle of the values all of them serve.
-    The price is spikes: a channel of GELU that rests near 0, the lowest of its values,
-    sends a negative spike at every step. Other sites keep their fit: what a ReLU gives
-    begins at 0, also where its spikes have both signs. With codes other than rate
-    coding no offset is fitted: there a value near 0 costs no spike. Source of offsets
-    for such functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
+    A grid that is symmetric around 0 wastes levels on values that are skewed, as those
+    of GELU and SiLU, or far from 0, as a mean. A grid around the middle of the values
+    uses all levels, but values near 0 then cost spikes. Other sites keep their fit,
+    since the values of a ReLU begin at 0. With codes other than rate coding no offset
+    is fitted: there a value near 0 costs no spike. Source of offsets for such
+    functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
 
     >>> import jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: snnjax.encode(x) @ w, 5 + jnp.arange(16.0)[:, None]
@@ -191,7 +192,7 @@ def least_squares_offset() -> Calibrator:
         if not view.site.signed or not view.code.clock_runs:
             return fit
         intervals = 2 * view.values
-        offset = _middle(view.sample, intervals).reshape(_channels(view))
+        offset = _middle(view.sample, intervals).reshape(_threshold_shape(view))
         return fit._replace(neurons=fit.neurons._replace(offset=offset))
 
     return calibrate
@@ -222,9 +223,9 @@ def shift_bias() -> Calibrator:
 
 @named
 def half_charge() -> Calibrator:
-    """v(0) = T w_T V_th / 2: the bias shift's charge, all of it before the first step.
+    """v(0) = T w_T V_th / 2, which is V_th / 2 with rate coding.
 
-    With rate coding it is V_th / 2.
+    This is all of the charge that `shift_bias` adds step by step.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
@@ -243,10 +244,11 @@ def half_charge() -> Calibrator:
 
 @named
 def correct_bias(repeats: int = 1) -> Calibrator:
-    """bias += mean of w (a - s) over images and positions, ``repeats`` times.
+    """bias += sum of w (a - s) / sum of w, ``repeats`` times.
 
-    a is the ANN's activation, s the neuron's mean output, and w the effect of an error
-    within `by_effect`, otherwise 1. Source: Li et al.
+    The sums are over images and positions. a is the ANN's activation, s the neuron's
+    mean output, and w the effect of an error within `by_effect`, otherwise 1. Source:
+    Li et al.
 
     Args:
         repeats: rounds, 1 or more.
@@ -266,11 +268,11 @@ def correct_bias(repeats: int = 1) -> Calibrator:
     check_count("repeats", repeats)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        _warn_of_few("biases", _per_channel(view))
+        _warn_of_few("biases", _samples_per_channel(view))
         axes = other_axes(len(view.site.shape), view.site.channel)
         for _ in range(repeats):
             missing, weight = (on_host(part).sum(axes) for part in view.missing(fit))
-            change = (missing / weight).reshape(_channels(view))
+            change = (missing / weight).reshape(_threshold_shape(view))
             bias = on_host(fit.neurons.bias) + change
             fit = fit._replace(neurons=fit.neurons._replace(bias=bias))
         return fit
@@ -280,7 +282,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
 
 @named
 def correct_potential(repeats: int = 1) -> Calibrator:
-    """v(0) += T mean of w (a - s) over images, ``repeats`` times.
+    """v(0) += T sum of w (a - s) / sum of w, over images, ``repeats`` times.
 
     a, s and w are those of `correct_bias`. Li et al. do it once, from v(0) = 0.
 
@@ -305,8 +307,9 @@ def correct_potential(repeats: int = 1) -> Calibrator:
         _warn_of_few("potentials", view.count)
         for _ in range(repeats):
             missing, weight = on_host(view.missing(fit))
-            without = (weight == 0).astype(weight.dtype)  # where missing is 0, too
-            change = view.steps * missing / (weight + without)
+            # Where no image has weight, missing is 0, too.
+            weight += (weight == 0).astype(weight.dtype)
+            change = view.steps * missing / weight
             start = lead(on_host(fit.neurons.initial_potential), change.ndim) + change
             fit = fit._replace(neurons=fit.neurons._replace(initial_potential=start))
         return fit
@@ -321,13 +324,13 @@ def postpone_charge(
     pace: float = _PACE,
     prior: int = PRIOR,
 ) -> Calibrator:
-    """Delay a part c of each channel's charge by the amount that lowers its error most.
+    """Move a charge of c thresholds from v(0) into the bias: neurons fire later.
 
     A neuron that fires before it has all of its input may fire on input that is
     inhibited later. If it starts c thresholds lower, and gets them back evenly over the
-    T steps, it fires later and has seen more of its input. Each candidate c is tried by
-    `formulas.postpone`, with the bias corrected as by `correct_bias`. A channel gets
-    the c that minimizes
+    T steps, it fires later and has seen more of its input. `formulas.postpone` computes
+    each candidate c, and the bias is corrected as by `correct_bias`. A channel gets the
+    c that minimizes
 
         sum w (a - s)^2  +  pace sum w (a - p)^2
 
@@ -337,8 +340,8 @@ def postpone_charge(
     fewer. Outputs at t < T get worse, because a part of the charge is missing until T.
 
     The fit is returned unchanged with a wait of T, where the order of the input does
-    not matter, and where a neuron can take a spike back (levels below 0; on ResNet-20
-    the KL divergence was the same). Source: ours.
+    not matter, under codes other than rate coding, and where a neuron can take a spike
+    back (levels below 0; on ResNet-20 the KL divergence was the same). Source: ours.
 
     Args:
         charges: candidates c, in thresholds. If several are equally good, the nearest
@@ -346,7 +349,8 @@ def postpone_charge(
         pace: weight of the second sum, >= 0.
         prior: number of samples of the whole layer that are added to those of a channel
             (`formulas.Expected`). If it is not 0, one sample beyond the largest is
-            added too (`formulas.unseen_error`). From 4096 samples on neither is.
+            added too (`formulas.unseen_error`). With 4096 samples or more per channel,
+            both additions are omitted.
 
     Raises:
         ValueError: charges that are not finite, or none; a pace or a prior outside its
@@ -423,11 +427,11 @@ def scale_threshold(
 
 @named
 def by_effect(*calibrators: Calibrator) -> Calibrator:
-    """These calibrators, with errors weighed by their effect on the outputs.
+    """These calibrators, with each error weighted by its effect on the outputs.
 
     A position that does not affect the outputs, such as a padded token, then has weight
-    0. `View.by_effect` has the equation. Source of weights from second-order terms: Li
-    et al., arXiv 2205.10121; of this weight: ours.
+    0. `View.by_effect` has the equation. Second-order weights follow Li et al., arXiv
+    2205.10121; this estimator of them is ours.
 
     Raises:
         ValueError: no calibrator, or what does not take (view, fit).
@@ -448,8 +452,10 @@ def by_effect(*calibrators: Calibrator) -> Calibrator:
         check_calibrator(calibrator)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        weighed = view.by_effect()
-        return functools.reduce(lambda fit, c: c(weighed, fit), calibrators, fit)
+        weighted = view.by_effect()
+        for calibrator in calibrators:
+            fit = calibrator(weighted, fit)
+        return fit
 
     return calibrate
 
@@ -483,7 +489,7 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
 
 
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
-    """V_th = ``compute(view, fit)``, the largest output, over the highest level."""
+    """V_th = ``compute(view, fit)``; refuse what it cannot be fitted to, or warn."""
 
     def calibrate(view: View, fit: Fit) -> Fit:
         if per == "layer" and view.site.own_maxima:
@@ -493,10 +499,10 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
         if per == "channel":
-            _warn_of_few("thresholds", _per_channel(view))
+            _warn_of_few("thresholds", _samples_per_channel(view))
         threshold = compute(view, fit)
         if per == "channel":
-            threshold = threshold.reshape(_channels(view))
+            threshold = threshold.reshape(_threshold_shape(view))
         return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
 
     return calibrate
@@ -509,7 +515,7 @@ def _maximum(sample: Sample, offset: Any, per: Per, high: float) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _percentile(activations, effects, offset, p, per, high, channel) -> jax.Array:
-    """Of all positions: a sample may lack those that a high percentile is about."""
+    """Of all positions: a sample may lack the largest values."""
     sizes = jnp.abs(subtract_offset(jnp.concatenate(activations), offset))
     if effects is not None:
         sizes = jnp.where(jnp.concatenate(effects) > 0, sizes, 0)
@@ -522,10 +528,17 @@ def _least_squares(sample, offset, per, objective, values, high, prior) -> jax.A
 
     A neuron has the outputs of a binary one with as many steps as it has values.
     """
-    data = {"weight": sample.weight, "peaks": sample.peaks(offset)}
-    sizes = sample.magnitudes(offset)
-    options = {"channel": -1, "prior": prior, **data}
-    return formulas.least_squares(sizes, values, per, objective, **options) / high
+    threshold = formulas.least_squares(
+        sample.magnitudes(offset),
+        values,
+        per,
+        objective,
+        channel=-1,
+        prior=prior,
+        weight=sample.weight,
+        peaks=sample.peaks(offset),
+    )
+    return threshold / high
 
 
 @functools.partial(jax.jit, static_argnames="intervals")
@@ -533,19 +546,19 @@ def _middle(sample: Sample, intervals: int) -> jax.Array:
     return formulas.middle(sample.activation, intervals, weight=sample.weight)
 
 
-def _channels(view: View) -> tuple[int, ...]:
-    """The shape of V_th."""
+def _threshold_shape(view: View) -> tuple[int, ...]:
+    """The shape of V_th of a neuron per channel."""
     return parameter_shapes(view.site)["threshold"]
 
 
-def _per_channel(view: View) -> int:
+def _samples_per_channel(view: View) -> int:
     """Samples of each channel: images times positions."""
     site = view.site
     return view.count * math.prod(site.shape) // site.shape[site.channel]
 
 
 def _warn_of_few(what: str, samples: int) -> None:
-    if samples < PRIOR:  # then the layer decides more about a channel than its samples
+    if samples < PRIOR:
         warnings.warn(
             f"{what} are fitted to {samples} samples each, and may not suit new "
             f"images; recommended: {PRIOR} calibration images or more",
@@ -554,7 +567,7 @@ def _warn_of_few(what: str, samples: int) -> None:
 
 
 def _checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
-    """Python's own, of several numbers in whatever form."""
+    """A sequence of finite real numbers as Python's floats; raise if it is none."""
     try:
         is_real = np.asarray(numbers).dtype.kind in "iuf"
         array = np.asarray(numbers if is_real else (), float)

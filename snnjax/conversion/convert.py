@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from snnjax import sharding
+from snnjax._arrays import aligned
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
@@ -41,6 +42,7 @@ from snnjax.neurons.models import (
     counts_only,
     is_plain,
 )
+from snnjax.neurons.unroll import needs_no_time
 from snnjax.snn import SNN, check_models, models_of_sites
 
 # The currents of the largest site in one micro-batch, over all T steps.
@@ -68,45 +70,47 @@ def convert(
             neurons will be, or all obstacles.
         params: its trained parameters, any pytree of arrays.
         x: calibration images [N, ...], or a pytree of arrays, tokens and masks
-            among them; no labels are needed. A recipe warns of
-            numbers that it fits to fewer than 16 samples. If x is sharded over a mesh,
+            among them; no labels are needed. If x is sharded over a mesh,
             ``jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))``, its
             devices share the work, in one process or in many.
         steps: T >= 1, for which the SNN is fitted.
-        recipe: what is fitted; `snnjax.best` by default. Or site name or pattern ->
-            recipe, as ``{"head/*": snnjax.light(), "*": snnjax.best()}``.
-        model: of all sites, an integrate-and-fire neuron with reset by
-            subtraction. By default it is binary for rate coding, and has the levels of
-            other codes with a dead zone of 2/3. ``snnjax.integrate_and_fire(levels=(-1,
-            1))`` can take spikes back: few steps lose less accuracy, for more spikes.
-            Or site name -> model, as for `snnjax.init`.
-        wait: 0..T, for which the SNN is fitted; see `snnjax.spiking`. By default the
+        recipe: what is fitted; `snnjax.best` by default. A mapping from site names or
+            patterns to recipes sets them by site: ``{"head/*": snnjax.light(), "*":
+            snnjax.best()}``.
+        model: of all sites, an integrate-and-fire neuron with reset by subtraction. By
+            default it is binary for rate coding; for other codes it has their levels
+            and a dead zone of 2/3. With ``snnjax.integrate_and_fire(levels=(-1, 1))`` a
+            neuron can cancel earlier spikes: higher accuracy at few steps, for more
+            spikes. Or site name -> model, as for `snnjax.init`.
+        wait: steps that each layer integrates before it fires, 0..T. By default the
             least that code and levels need (`snnjax.codes.Code.least_wait`), which is 0
             for rate coding.
         code: what a spike is worth at each step, see `snnjax.codes`. Rate coding by
-            default, which every chip runs; `snnjax.codes.radix` needs fewest steps.
-        folder: where the fit of every site is stored. An interrupted conversion
-            resumes from them when it is called again with the same arguments, and
-            gives the same bits. Give a new folder, on a disk that all processes share.
+            default, which plain integrate-and-fire neurons run; `snnjax.codes.radix`
+            needs fewest steps.
+        folder: where the fit of every site is stored. If it has fits of the same
+            conversion, interrupted or not, they are read instead of computed, and the
+            SNN is the same to the bit. Several processes need a folder that they share.
             A network is compared by its sites and parameters, a calibrator of your own
             by its ``repr``.
 
     Returns:
         An `SNN` for `snnjax.spiking` with the same steps and wait, on the mesh of x.
-        The same arguments give the same bits. Parameters that the recipe does not
-        change are the caller's own arrays, which ``donate_argnums`` would delete for
-        both.
+        The same arguments give the same bits. JAX arrays among the params that the
+        recipe does not change may be the caller's own, which ``donate_argnums`` would
+        delete for both.
 
     Raises:
         snnjax.ConversionError: before any work, as `snnjax.sites`.
-        ValueError: an argument outside its range; no recipe; x empty, of
+        ValueError: an argument outside its range or of another kind; x empty, of
             the wrong shape or type; a folder of another conversion; activations or
             outputs that are not finite.
         OSError: the folder cannot be written to.
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
-            activations are all zero; a recipe that fits no thresholds.
+            activations are all zero; a recipe that fits no thresholds, or that fits
+            numbers to fewer than 16 samples; a folder with damaged fits.
 
     >>> import jax, jax.numpy as jnp
     >>> def fn(params, x):
@@ -138,9 +142,10 @@ def convert(
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     share = network.batch // sharding.size(batch_sharding)  # of each device
-    size = min(_micro_batch(network, steps, wait), share)
+    steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
+    size = min(_micro_batch_size(network, steps_at_once), share)
     judges = len(alternatives) > 1
-    if judges:  # as many micro-batches as `split` likes to have
+    if judges:  # so many micro-batches that `split` can hold one in eight out
         size = min(size, -(-share // 8))
     parts = micro_batches(images, network.batch, size, batch_sharding)
     plan = Plan(
@@ -178,7 +183,7 @@ def convert(
 def _fitted(
     plan: Plan, fresh: SNN, alternatives: Sequence[Any], fits: FitsFolder | None
 ) -> SNN:
-    """The best of the SNNs that the alternatives of `sweeps_by_site` give."""
+    """Fit every alternative; return the SNN with the smallest error of the outputs."""
     candidates, count = [], itertools.count()
     for sweeps in alternatives:
         snn, error = fresh, None
@@ -193,7 +198,7 @@ def _fitted(
 
 
 def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
-    """The SNN of the smallest error; of equal ones the first."""
+    """The SNN of the smallest error, which is finite; of equal ones the first."""
     (nearest, least), *others = candidates
     for snn, error in others:
         if isinstance(error, Tracer):
@@ -205,7 +210,7 @@ def _nearest(candidates: Sequence[tuple[SNN, Any]]) -> SNN:
 
 
 def _where(condition: Any, first: SNN, second: SNN) -> SNN:
-    """The first SNN where a traced condition holds; an offset of one alone is 0."""
+    """Select leaf by leaf; if only one SNN has an offset, it is 0 in the other."""
 
     def with_offsets(snn: SNN, like: SNN) -> SNN:
         neurons = {
@@ -217,8 +222,7 @@ def _where(condition: Any, first: SNN, second: SNN) -> SNN:
         return dataclasses.replace(snn, neurons=neurons)
 
     def choose(a: Any, b: Any) -> jax.Array:
-        shape = jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))
-        return jnp.where(condition, jnp.broadcast_to(a, shape), b)
+        return jnp.where(condition, *aligned(a, b))
 
     pair = with_offsets(first, second), with_offsets(second, first)
     return jax.tree.map(choose, *pair)
@@ -230,7 +234,7 @@ def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
     if same:
         warnings.warn(
             f"no calibrator of the recipe fits the thresholds of {', '.join(same)}: "
-            "they stay 1. Begin a recipe with one that does, e.g. "
+            "they stay as they are. Begin a recipe with one that does, e.g. "
             "snnjax.calibrators.least_squares_threshold()",
             stacklevel=3,
         )
@@ -239,7 +243,7 @@ def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
 def _on_devices(
     x: chex.ArrayTree, params: chex.ArrayTree
 ) -> tuple[chex.ArrayTree, chex.ArrayTree, NamedSharding | None]:
-    """Both as JAX's arrays on the mesh of x, and how its devices share the images."""
+    """Both as JAX arrays on the mesh of x, and the sharding of the batch."""
     # NumPy's arrays and Python's numbers become what they are to JAX.
     x, params = jax.tree.map(jnp.asarray, x), jax.tree.map(_canonical, params)
     batch_sharding = sharding.batch_sharding(x)
@@ -252,7 +256,7 @@ def _on_devices(
 def _effects(
     images: Sequence[Images], network_of: Callable, params: chex.ArrayTree
 ) -> Callable[[tuple[int, ...]], list[Effects]]:
-    """Numbers of micro-batches -> the effects of each, scaled together."""
+    """Indices of micro-batches -> the effects of each, normalized jointly."""
 
     @functools.cache
     def effects(batches: tuple[int, ...]) -> list[Effects]:
@@ -341,11 +345,10 @@ def _network_of(
     return network_of
 
 
-def _micro_batch(network: Network, steps: int, wait: int) -> int:
+def _micro_batch_size(network: Network, steps_at_once: int) -> int:
     """Images at a time on each device; see `_MICRO_BATCH_BYTES`."""
     largest = max(math.prod(s.shape) for s in network.sites if s.fires)
-    times = 1 if wait == steps else steps
-    return max(1, _MICRO_BATCH_BYTES // (4 * times * largest))
+    return max(1, _MICRO_BATCH_BYTES // (4 * steps_at_once * largest))
 
 
 def _canonical(leaf: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import wide, wide_dtype
+from snnjax._arrays import running_sum, wide, wide_dtype
 
 # Sums are kept in this unit, a power of two and so exact: a mask that adds the lowest
 # number that there is would overflow at the second step.
@@ -99,7 +99,7 @@ class Operator(NamedTuple):
         counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
         unit = 1.0 if self.homogeneous else _UNIT
         sums = tuple(
-            jnp.cumsum(unit * wide(stream), axis=0) + before[None]
+            running_sum(unit * wide(stream)) + before[None]
             for stream, before in zip(streams, running.sums, strict=True)
         )
         means = tuple(self._means(total, counts) for total in sums)

@@ -7,8 +7,9 @@
     k   = 0  where |d| < z V_t                          dead zone, except at step T
     k  >= -N_t                                          a ReLU takes back what it sent
 
-N_t is what it has sent in units of V_t. v begins at V_T / 2, so that with rate coding,
-where all V_t are V_th, k is floor(v / V_th).
+N_t is what it has sent in units of V_t. v(0) = V_T / 2, which `half_charge` sets,
+rounds to the nearest value. With rate coding and binary spikes k is
+clip(floor(v / V_th), 0, 1).
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from snnjax.surrogate import Surrogate
 
 
 class Tick(NamedTuple):
-    """One step in which a site fires; of all steps each field is an array [T].
+    """What is different at a step; before a scan each field has an axis [T].
 
     Attributes:
         size: T w_t, what a spike of level 1 is worth, over V_th.
@@ -43,7 +44,7 @@ class Tick(NamedTuple):
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
-    """The ticks of all steps; None where every step is like the others.
+    """The ticks of all steps; None if all steps are alike.
 
     Args:
         code: what a spike is worth.
@@ -63,18 +64,22 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
 
 
 def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
-    """What arrives of a constant at some of T steps, times T: T at the first one.
+    """T times the share of a constant that arrives at each step: T at the first one.
 
     None with rate coding, where it is 1 at every step.
+
+    Args:
+        part: of the T steps; all of them by default.
     """
     if code.clock_runs:
         return None
-    of_all = np.where(np.arange(steps) == 0, steps, 0).astype(np.float32)
+    of_all = np.zeros(steps, np.float32)
+    of_all[0] = steps
     return of_all if part is None else of_all[part]
 
 
 def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
-    """The current with a share of the bias, and of the offset that it lies above.
+    """The current, plus a share of the bias, minus that share of the offset.
 
     Args:
         share: of `shares`, for each step along the first axis or for one step.
@@ -94,7 +99,7 @@ def fire_at(
     tick: Tick | None,
     spike: Surrogate | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Fire at a step of a schedule; other models than IF know no schedule.
+    """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
     The surrogate's derivative is that of the level, and within the dead zone that of
     the level 0 at d = 0.

@@ -30,6 +30,7 @@ from snnjax.neurons.spike_trains import (
 )
 
 RATE = rate()
+FEW_STEPS = 4  # A CPU computes so many several times faster outside of a loop.
 
 
 def unroll(
@@ -77,7 +78,8 @@ def unroll(
     state = _after_wait(neuron, params, currents, wait, code)
     arriving = arriving_while_firing(params, currents, wait, code)
     ticks = schedule(code, neuron, steps)
-    _, spikes = jax.lax.scan(_step(neuron, params), state, (arriving, ticks))
+    step, few = _step(neuron, params), steps <= FEW_STEPS
+    _, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
     return spikes.astype(currents.dtype)
 
 

@@ -11,7 +11,7 @@ from snnjax._types import Execution
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import counts_only, is_plain
 from snnjax.neurons.protocol import field
-from snnjax.neurons.unroll import needs_no_time
+from snnjax.neurons.unroll import FEW_STEPS, needs_no_time
 from snnjax.simulation.executions import ByLayer
 from snnjax.snn import SNN
 from snnjax.surrogate import Surrogate, holds_tracer, is_step
@@ -59,20 +59,20 @@ def choose(
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.ones((1, 2))
     >>> snn = snnjax.init(fn, jnp.eye(2), x, model=snnjax.integrate_and_fire())
-    >>> spike = {"steps": 4, "surrogate": snnjax.surrogate.dspike}
+    >>> spike = {"steps": 8, "surrogate": snnjax.surrogate.dspike}
     >>> for platform in ("cpu", "gpu", "tpu"):
-    ...     for wait in (0, 1, 4):
+    ...     for wait in (0, 1, 8):
     ...         choice = choose("auto", snn, wait=wait, **spike, platform=platform)
     ...         print(platform, wait, choice.execution, choice.group or "")
     cpu 0 by_step
     cpu 1 by_layer
-    cpu 4 closed_form
+    cpu 8 closed_form
     gpu 0 by_layer
     gpu 1 by_layer
-    gpu 4 closed_form
+    gpu 8 closed_form
     tpu 0 by_step 128
     tpu 1 by_layer
-    tpu 4 closed_form
+    tpu 8 closed_form
     """
     count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
     has_closed_form = count_only and needs_no_time(snn.code, steps, wait)
@@ -101,7 +101,7 @@ def choose(
         return Choice("closed_form", has_gradient_of_layers=True)
     if not snn.code.clock_runs:
         return Choice("by_layer")
-    if wait == 0 and platform == "cpu":
+    if wait == 0 and platform == "cpu" and steps > FEW_STEPS:
         return Choice("by_step", has_gradient_of_layers=True)
     if wait == 0 and platform == "tpu":
         return Choice("by_step", group=LANES)

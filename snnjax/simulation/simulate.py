@@ -177,10 +177,11 @@ def spiking(
             rate coding, and IF with reset by subtraction only; its floor has a
             straight-through gradient, so neither surrogate nor detach_reset can be
             given); or "auto". "auto" takes closed_form where its spikes are the same,
-            otherwise by_step without a wait on CPU and TPU, and by_layer elsewhere. It
-            also takes by_layer for models other than IF and LIF, and for a surrogate
-            that is not declared a step (`snnjax.surrogate.step`) or holds a traced
-            value. docs/accelerators.md has the reasons.
+            otherwise, without a wait, by_step on TPU and, for more than four steps, on
+            CPU, and by_layer elsewhere. It also takes by_layer for models other than IF
+            and LIF, and for a surrogate that is not declared a step
+            (`snnjax.surrogate.step`) or holds a traced value. docs/accelerators.md has
+            the reasons.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
