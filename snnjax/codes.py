@@ -99,11 +99,11 @@ class Code:
         return -1, 1
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
-        """The wait that lets every layer send the value that it should.
+        """The least wait from which on a layer loses little to input that comes late.
 
         A digit of levels (0, n) cannot be corrected: a neuron needs all of its input
         before the first one, a wait of T - 1. A negative level corrects earlier digits,
-        so that a wait of one step is enough.
+        so that a wait of one step is enough; with a dead zone near 1 another step pays.
 
         >>> radix().least_wait((0, 1), 4), radix().least_wait((-1, 1), 4)
         (3, 1)

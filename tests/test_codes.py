@@ -528,3 +528,17 @@ def test_digits_add_up_to_the_nearest_value_exactly_where_a_code_says_so(
     nearest = np.clip(np.rint(current / finest) * finest, lowest, reach)
     are_nearest = np.allclose(sent, nearest, atol=1e-5)
     assert code.is_nearest(levels, dead_zone, steps) == are_nearest
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (-1, 1)])
+def test_the_closed_form_has_a_straight_through_gradient_up_to_the_readout(levels):
+    fn, steps = lambda w, x: jax.nn.relu(x @ w), 4
+    x = np.linspace(-0.5, 2.5, 16, dtype=np.float32)[:, None]
+    neuron = integrate_and_fire(levels=levels)
+    snn = snnjax.init(
+        fn, np.eye(1, dtype=np.float32), x, model=neuron, code=codes.radix()
+    )
+    simulate = snnjax.spiking(fn, steps=steps, wait=steps, execution="closed_form")
+    slopes = jax.grad(lambda x: simulate(snn, x).mean(0).sum())(x)[:, 0]
+    is_inside = (x[:, 0] > 0) & (x[:, 0] < codes.radix().reach(steps))
+    np.testing.assert_array_equal(slopes, is_inside)

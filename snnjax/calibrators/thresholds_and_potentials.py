@@ -308,8 +308,8 @@ def correct_potential(repeats: int = 1) -> Calibrator:
         for _ in range(repeats):
             missing, weight = on_host(view.missing(fit))
             # Where no image has weight, missing is 0, too.
-            weight += (weight == 0).astype(weight.dtype)
-            change = view.steps * missing / weight
+            without = (weight == 0).astype(weight.dtype)
+            change = view.steps * missing / (weight + without)
             start = lead(on_host(fit.neurons.initial_potential), change.ndim) + change
             fit = fit._replace(neurons=fit.neurons._replace(initial_potential=start))
         return fit

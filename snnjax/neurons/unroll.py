@@ -178,7 +178,7 @@ def mean_and_pace(
 
     nothing = jnp.zeros_like(state.potential)
     carry = (state, nothing, nothing)
-    loops = min(steps, _steps_per_loop(neuron))
+    loops = min(steps, _steps_per_loop(neuron, ticks))
     early = jax.tree.map(lambda a: a[: steps - wait], ticks)
     late = jax.tree.map(lambda a: a[steps - wait :], ticks)
     arriving = (currents[wait:], shares(code, steps, slice(wait, None)), early)
@@ -228,7 +228,7 @@ def spike_train(
         return state, byte
 
     count = len(groups[0])
-    loops = min(count, max(1, _steps_per_loop(neuron) // group))
+    loops = min(count, max(1, _steps_per_loop(neuron, ticks) // group))
     _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
     threshold, offset = as_wide_as(state.potential, params.threshold, params.offset)
     return SpikeTrain(bits, threshold, levels, offset, currents.dtype, code)
@@ -296,7 +296,8 @@ def closed_form(
     This is the mean of `unroll` with a wait of T. With the levels (0, 1) it is the
     "ClipFloor" of the papers. Its floor has a straight-through gradient: 1 where it is
     not clipped. Where digits do not always add up to the nearest value
-    (`snnjax.codes.Code.is_nearest`), the neuron finds them one after the other.
+    (`snnjax.codes.Code.is_nearest`), the neuron finds them one after the other, with
+    the derivative of `snnjax.surrogate.dspike`.
 
     Args:
         neuron: an IF neuron with reset by subtraction.
@@ -362,13 +363,16 @@ def arriving_while_firing(
     return jnp.concatenate([rest, nothing]) if wait else rest
 
 
-def _steps_per_loop(neuron: Neuron) -> int:
+def _steps_per_loop(neuron: Neuron, ticks: Tick | None) -> int:
     """Steps that a forward loop unrolls.
 
-    More steps compile slowly, and so do many levels.
+    More steps compile slowly, and so do many levels. A dozen steps of a schedule took
+    XLA minutes.
     """
+    if ticks is not None:
+        return FEW_STEPS
     low, high = levels_of(neuron) or (0, 1)
-    return max(4, 32 // (high - low))
+    return max(FEW_STEPS, 32 // (high - low))
 
 
 def _step(neuron: Neuron, params: Any):

@@ -220,15 +220,17 @@ def run_closed_form(job: Job) -> Any:
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
         model = job.snn.model_of(site.name)
+        mean = closed_form(model, params, current, steps, code=code)
         if site.name not in last:
-            return closed_form(model, params, current, steps, code=code)
-        if code.clock_runs:
-            mean = closed_form(model, params, current, steps)
-            trains[last[site.name]] = _first_spikes(mean, params, steps, model.levels)
             return mean
-        spikes = after_all_input(model, params, current, steps, code=code)
-        trains[last[site.name]] = stream = code.stream(spikes)
-        return code.result(stream)
+        if code.clock_runs:
+            train = _first_spikes(mean, params, steps, model.levels)
+        else:  # digits as they are, with the derivative of the mean
+            spikes = after_all_input(model, params, current, steps, code=code)
+            stop = jax.lax.stop_gradient
+            train = stop(code.stream(spikes)) + (mean - stop(mean))[None]
+        trains[last[site.name]] = train
+        return mean
 
     evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
     values |= trains
