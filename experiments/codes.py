@@ -1,7 +1,9 @@
-"""Draws one neuron's spikes under several codes: ``python -m experiments.codes``.
+"""Codes side by side, as a table and as a figure: ``python -m experiments.codes``.
 
-Each panel shows the value that has been sent after every step, and what each spike
-adds. The input is the same for all of them, and complete before the first step.
+The table has published results of ResNet-20 under each code, and what a chip must do.
+The figure shows the spikes of one neuron: the value that it has sent after every step,
+and what each spike adds. The input is the same in all panels, and complete before the
+first step.
 """
 
 from collections.abc import Sequence
@@ -12,13 +14,49 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.report import markdown_table, read_results
 from experiments.report.drawing import BAR, INK, SERIES, drawn
-from experiments.running import parse, writable
+from experiments.report.results import percent, waits
+from experiments.results import PUBLISHED
+from experiments.running import CODES, parse, writable
 from experiments.running import run as run_command
 from snnjax import codes
 from snnjax.neurons import IntegrateAndFire, after_all_input, integrate_and_fire
 
 VALUE = 0.87  # that the neurons send, in thresholds
+
+
+class Choice(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        results: published results of ResNet-20, the end of their name.
+        steps: T; the results have one row for it.
+        chip: what a chip must do.
+    """
+
+    results: str
+    steps: int
+    chip: str
+
+
+CHOICES = (
+    Choice("best", 4, "integrate, compare and subtract"),
+    Choice("best", 16, "the same"),
+    Choice("radix", 4, "also send signed spikes, and change thresholds step by step"),
+    Choice(
+        "radix_binary",
+        4,
+        "also change thresholds step by step, and hold a layer back until its input "
+        "is complete; spikes are binary",
+    ),
+    Choice(
+        "radix_graded",
+        4,
+        "also send spikes that carry a number, and change thresholds step by step",
+    ),
+)
+HEAD = ("code", "levels", "wait", "T", "accuracy %", "latency", "spikes", "a chip must")
 
 
 class Panel(NamedTuple):
@@ -40,14 +78,15 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Draw:
-    """The figure of codes; it goes to the folder `out`."""
+    """The table of codes, and their figure in the folder `out`."""
 
     # Folder for codes.png.
     out: str = "runs/codes"
 
 
 def run(config: Draw) -> Path:
-    """Draw codes.png; its path."""
+    """Print the table, and draw codes.png; its path."""
+    print(table())
     path = writable(config.out, "--out") / "codes.png"
     with drawn(path, len(PANELS) * 300, 270, ncols=len(PANELS), sharey=True) as (
         _,
@@ -57,6 +96,25 @@ def run(config: Draw) -> Path:
             _draw(axis, panel, color)
     print(path)
     return path
+
+
+def table_of(argv: Sequence[str]) -> str:
+    """The table that the command prints; it draws nothing."""
+    parse(Draw, {}, argv)  # refuses other options
+    return table()
+
+
+def table() -> str:
+    """The table of all `CHOICES`; the last row is the ANN's."""
+    rows = []
+    for file, steps, chip in CHOICES:
+        network = read_results(PUBLISHED / f"convert_cifar10_resnet20_{file}.json")
+        [result] = [each for each in network.results if each.steps == steps]
+        code, levels = f"`{CODES[result.code]}`", str(result.levels)
+        costs = percent(result), str(result.latency), f"{result.spikes:.2f}"
+        rows.append((code, levels, waits(result), str(steps), *costs, chip))
+    ann = ("ANN", "", "", "", f"{100 * network.ann:.1f}", "", "", "")
+    return markdown_table(HEAD, [*rows, ann])
 
 
 def sent(panel: Panel) -> np.ndarray:

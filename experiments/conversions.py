@@ -160,29 +160,28 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
 def plan(config: Convert) -> list[Row]:
     """All rows without repetitions, since the waits "T" and "4" may be equal."""
     rows = []
-    groups = itertools.product(config.recipes, config.pairs(), config.codes)
-    for recipe, levels, code in groups:
-        waits = config.waits or _waits(recipe, levels, code)
-        for wait, steps in itertools.product(waits, config.steps):
-            number = {"T": steps, "T - 1": steps - 1}.get(wait)
-            number = int(wait) if number is None else number
-            rows.append(Row(recipe, steps, number, levels, code))
+    for recipe, name in itertools.product(config.recipes, config.codes):
+        code = CODES[name]
+        waits = config.waits or _waits(recipe, name)
+        pairs = config.pairs() or [code.levels]
+        for levels, wait, steps in itertools.product(pairs, waits, config.steps):
+            numbers = {"T": steps, "least": code.least_wait(levels, steps)}
+            number = numbers[wait] if wait in numbers else int(wait)
+            rows.append(Row(recipe, steps, number, levels, name))
     return list(dict.fromkeys(rows))
 
 
-def _waits(recipe: str, levels: tuple[int, int], code: str) -> tuple[str, ...]:
-    """The waits of a row, if the options name none."""
-    if code == "rate":
-        return ("0", "T") if recipe == "best" else ("0",)
-    return ("1",) if levels[0] < 0 else ("T - 1",)
+def _waits(recipe: str, code: str) -> tuple[str, ...]:
+    """The waits of a row, if the options name none: the least that the code needs."""
+    return ("least", "T") if (recipe, code) == ("best", "rate") else ("least",)
 
 
 def neuron_of(
     levels: tuple[int, int], code: str, dead_zone: float | None
 ) -> snnjax.neurons.IntegrateAndFire:
-    """The neuron of these options; signed digits have a dead zone by default."""
+    """The neuron of these options; by default with the dead zone of the code."""
     if dead_zone is None:
-        dead_zone = 2 / 3 if code.startswith("radix") and levels[0] < 0 else 0
+        dead_zone = CODES[code].dead_zone(levels)
     return snnjax.integrate_and_fire(levels=levels, dead_zone=dead_zone)
 
 

@@ -98,6 +98,17 @@ class Code:
         """The levels of the neurons that `snnjax.convert` takes by default."""
         return -1, 1
 
+    def dead_zone(self, levels: tuple[int, int]) -> float:
+        """The dead zone of the neurons that `snnjax.convert` takes by default.
+
+        With 2/3, digits (-1, 1) of base 2 are the non-adjacent form of a number, which
+        has the fewest digits that are not zero.
+
+        >>> radix().dead_zone((-1, 1)) == 2 / 3, radix().dead_zone((0, 1))
+        (True, 0.0)
+        """
+        return 2 / 3 if levels[0] < 0 else 0.0
+
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
         """The least wait from which on a layer loses little to input that comes late.
 
@@ -165,6 +176,9 @@ class _Rate(Code):
     @property
     def levels(self) -> tuple[int, int]:
         return 0, 1
+
+    def dead_zone(self, levels: tuple[int, int]) -> float:
+        return 0.0
 
     def least_wait(self, levels: tuple[int, int], steps: int) -> int:
         return 0

@@ -83,8 +83,8 @@ def test_what_a_tutorial_imports_and_calls_exists():
                 assert attribute(snnjax) is not None, file
 
 
-# A minute each or more, so the one with PyTorch stands for them.
-LONG = ("choices", "devices", "events", "fine_tuning", "five_minutes", "transformer")
+# All but the one with PyTorch, which stands for them.
+LONG = [file.stem for file in TUTORIALS if file.stem != "from_pytorch_to_nir"]
 
 
 @pytest.mark.parametrize(

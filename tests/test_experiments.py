@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -123,6 +124,25 @@ def test_every_published_source_has_a_preset_a_card_and_a_figure():
         assert card["test_accuracy"] > 0.82
         module = "train_ann" if card.get("levels") else f"sources.train {name}"
         assert card["command"].startswith(f"python -m experiments.{module} ")
+
+
+def test_the_command_of_the_gallery_draws_every_figure():
+    gallery = (ROOT / "docs" / "gallery.md").read_text()
+    _, _, command = gallery.partition("python -m experiments.results")
+    words = command.partition("```")[0].replace("\\\n", " ")
+    shell = ["bash", "-c", f"echo {words}"]  # expands the braces
+    _, folder, *names = subprocess.run(
+        shell, capture_output=True, text=True, check=True
+    ).stdout.split()
+    files = [results.PUBLISHED / f"{name}.json" for name in names]
+    networks = report.networks.merged([*map(report.read_results, files)])
+    figures = {network.name for network in networks}
+    figures |= {f"{network.name}_epochs" for network in networks if network.epochs}
+    # The fine-tuning of vgg8 has other test images than its conversions.
+    figures |= {"vgg8_epochs"}
+    assert figures == {file.stem for file in (ROOT / folder).glob("*.png")}
+    radix = {file.stem for file in results.PUBLISHED.glob("convert_*_radix*.json")}
+    assert radix <= set(names)
 
 
 def test_source_networks_are_one_table(tmp_path, capsys):
@@ -488,6 +508,23 @@ def test_every_recipe_wait_and_pair_of_levels_makes_one_row():
     ]
     config = Convert(steps=(2,), recipes=("light",), levels=(0, 1, -1, 1))
     assert [line.levels for line in conversions.plan(config)] == [(0, 1), (-1, 1)]
+
+
+def test_a_code_brings_its_levels_its_wait_and_its_dead_zone():
+    for line, rows in (
+        ("--codes rate radix", [((0, 1), 0), ((0, 1), 4), ((-1, 1), 1)]),
+        ("--codes radix4", [((-3, 3), 1)]),
+        ("--codes radix --levels 0 1 -3 3", [((0, 1), 3), ((-3, 3), 0)]),
+        ("--codes radix --levels -3 3 --waits 2", [((-3, 3), 2)]),
+    ):
+        words = f"--recipes best --steps 4 {line}".split()
+        config = parse(Convert, PRESETS_CONVERT, words)
+        plan = conversions.plan(config)
+        assert [(row.levels, row.wait) for row in plan] == rows, line
+        for row in plan:  # the neuron that snnjax.convert takes
+            neuron = conversions.neuron_of(row.levels, row.code, None)
+            is_signed_digit = row.code != "rate" and row.levels[0] < 0
+            assert neuron.dead_zone == (2 / 3 if is_signed_digit else 0)
 
 
 def test_a_source_of_other_images_is_refused(converted, tmp_path):

@@ -28,7 +28,8 @@ class Panel(NamedTuple):
         title, x_label: above the axis, and below it.
         series: name of a curve -> x, and y in percent.
         ann: accuracy of the ANN, 0..1.
-        is_log: whether x has a logarithmic axis.
+        is_log: whether x has a logarithmic axis, and y is stretched near the accuracy
+            of the ANN, where curves meet.
     """
 
     title: str
@@ -59,18 +60,40 @@ class Panel(NamedTuple):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if self.is_log:
             axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
-            axis.xaxis.set_major_formatter(lambda x, place: f"{x:.4g}")
+            axis.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+            axis.xaxis.set_major_formatter(
+                lambda x, place: f"{x:.3g}" if x < 1 else f"{x:.0f}"
+            )
             axis.minorticks_off()
+            _stretch(axis)
+
+
+def _stretch(axis: Any) -> None:
+    """Make y logarithmic in the distance to 2 points above the highest curve."""
+    low, high = (
+        max(0, axis.get_ylim()[0]),
+        max(y for line in axis.lines for y in line.get_ydata()),
+    )
+    ceiling = high + 2
+
+    def height(y):
+        return -np.log2(np.maximum(ceiling - y, 1e-3))
+
+    axis.set_yscale("function", functions=(height, lambda z: ceiling - 2.0**-z))
+    axis.set_ylim(low, high + 0.5)
+    # Ticks at round numbers, as many as leave space for their labels.
+    unit, space = 5 if high - low > 30 else 1, (height(high) - height(low)) / 8
+    ticks = [high // unit * unit]
+    for y in np.arange(ticks[0], low, -unit):
+        if height(ticks[-1]) - height(y) >= space:
+            ticks.append(y)
+    axis.set_yticks(ticks)
 
 
 COSTS: dict[str, tuple[str, Callable[[Result], float]]] = {
     "T": ("T", lambda result: result.steps),
     "latency": ("latency in steps", lambda result: result.latency),
-    "spikes": (
-        "spikes per neuron and image",
-        lambda result: result.firing_rate * result.steps,
-    ),
+    "spikes": ("spikes per neuron and image", lambda result: result.spikes),
 }
 
 

@@ -103,10 +103,10 @@ def line_name(result: Result) -> str:
 
 
 def waits(result: Result) -> str:
-    """The wait as a person writes it: a number, or T."""
+    """The wait as a person writes it: a number, T, or T - 1."""
     # At T = 1, a wait of one step is also T; it is shown as a number.
-    is_all = result.wait == result.steps and result.wait > 1
-    return "T" if is_all else str(result.wait)
+    by_steps = {result.steps: "T", result.steps - 1: "T - 1"} if result.wait > 1 else {}
+    return by_steps.get(result.wait, str(result.wait))
 
 
 def percent(result: Result) -> str:

@@ -246,7 +246,7 @@ class Conversion(Work):
     # Number format of the layers, "float32" or "bfloat16"; membranes stay float32.
     dtype: str = "float32"
     # A neuron is silent while less than this part of a spike is missing, except at step
-    # T. By default 2/3 for signed digits of a radix code, otherwise 0.
+    # T. By default that of the code: 0 for rate and for levels from 0, otherwise 2/3.
     dead_zone: float | None = None
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None
@@ -257,16 +257,20 @@ class Conversion(Work):
         check_range(self, "steps", at_most(MOST_STEPS))
         check_range(self, "dtype", one_of("float32", "bfloat16"))
         check_entries("levels", self.pairs())
-        for pair in self.pairs():
+        for pair in self.pairs() or ():
             snnjax.integrate_and_fire(levels=pair, dead_zone=self.dead_zone or 0)
 
-    def pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> list[tuple[int, int]] | None:
         """(lowest, highest) level of a spike, for each group of rows.
+
+        None: each code has its own.
 
         Raises:
             ValueError: the levels are no pairs.
         """
-        levels: tuple[int, ...] = getattr(self, "levels")  # noqa: B009 (of each kind)
+        levels = getattr(self, "levels")  # noqa: B009 (of each kind)
+        if levels is None:
+            return None
         if len(levels) % 2:
             raise ValueError(
                 "levels must be pairs of lowest and highest, e.g. --levels 0 1, not "
@@ -292,13 +296,15 @@ class Convert(Conversion):
         "best",
     )
     # Steps that each layer integrates before it fires: numbers, or T for all steps. By
-    # default 0 for every recipe, and also T for "best", with rate coding.
+    # default the least that the code needs with these levels: 0 for rate; for radix 1
+    # with the levels -1 1, T - 1 with 0 1, and 0 with -3 3. Rate also has T for "best".
     waits: tuple[str, ...] | None = None
     # Pairs of the lowest and the highest level of a spike; each pair has its own rows:
-    # 0 1 is binary, -1 1 signed, 0 3 graded.
-    levels: tuple[int, ...] = (0, 1)
+    # 0 1 is binary, -1 1 signed, 0 3 graded. By default those of the code: 0 1 for
+    # rate, -3 3 for radix4, -1 1 for the others.
+    levels: tuple[int, ...] | None = None
     # Codes, of experiments.running.CODES: what a spike is worth at each step. Each has
-    # its own rows. By default signed digits wait 1 step, and others T - 1.
+    # its own rows.
     codes: tuple[str, ...] = ("rate",)
     # Seeds; each draws other calibration images.
     seeds: tuple[int, ...] = (0, 1)

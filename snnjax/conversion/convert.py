@@ -310,8 +310,7 @@ def _check_batch_comes_first(network: Network) -> None:
 
 def _neuron_of(code: Code) -> IntegrateAndFire:
     """The neuron that sends a code unless the user chooses one."""
-    dead_zone = 0 if code == rate() else 2 / 3
-    return IntegrateAndFire(levels=code.levels, dead_zone=dead_zone)
+    return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
 
 
 def _check_models(models: Any, code: Code) -> None:
