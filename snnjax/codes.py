@@ -58,9 +58,9 @@ class Code:
             sizes = (steps * weights).astype(np.float32)
         if weights.shape != (steps,) or not (np.isfinite(sizes) & (sizes > 0)).all():
             raise ValueError(
-                f"the weights of {self!r} for {steps} steps are {weights}; allowed: "
-                "one number > 0 for each step, in the range of float32. Take fewer "
-                "steps or a smaller base"
+                f"{self!r} has {weights.size} weights for {steps} steps, the least "
+                f"{weights.min(initial=np.inf):.3g}; allowed: as many numbers > 0 as "
+                "steps, in the range of float32. Take fewer steps or a smaller base"
             )
         return sizes
 
@@ -76,22 +76,28 @@ class Code:
         """Whether T digits always add up to the nearest multiple of w_T.
 
         That holds for a neuron that knows all of its input, if all weights are
-        multiples of w_T and the digits to come can always send what is left.
+        multiples of w_T and there are no gaps, see `has_gaps`.
 
         >>> radix().is_nearest((0, 1), 0, 4), radix(base=4).is_nearest((0, 1), 0, 4)
         (True, False)
         """
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
-        whole = np.rint(weights)
-        to_come = whole.sum() - np.cumsum(whole)
+        are_multiples = np.allclose(weights, np.rint(weights), rtol=1e-6)
+        return bool(are_multiples) and not self.has_gaps(levels, dead_zone, steps)
+
+    def has_gaps(self, levels: tuple[int, int], dead_zone: float, steps: int) -> bool:
+        """Whether the digits to come cannot always send what is left after a step.
+
+        >>> radix(base=4).has_gaps((0, 1), 0, 4), radix(base=4).has_gaps((0, 3), 0, 4)
+        (True, False)
+        """
+        weights = np.asarray(self.weights(steps)) / self.finest(steps)
+        to_come = weights.sum() - np.cumsum(weights)
         low, high = levels
         # A neuron without negative levels rounds down to what it can send.
-        left = whole - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * whole
+        left = weights - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * weights
         sendable = min(-low or high, high) * to_come + 1 / 2
-        return bool(
-            np.allclose(weights, whole, rtol=1e-6)
-            and (left <= sendable + 1e-6)[:-1].all()
-        )
+        return bool((left > sendable * (1 + 1e-6))[:-1].any())
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -140,7 +146,7 @@ class Code:
     def answers(self, outputs: Any) -> Any:
         """The answer after each step, [T, B, ...], of what `snnjax.spiking` returns.
 
-        An early answer comes from the digits so far.
+        An early answer comes from the digits so far. `outputs` has all T steps.
 
         >>> import jax.numpy as jnp
         >>> outputs = jnp.array([2.0, 0.0, 1.0, 1.0])
@@ -300,7 +306,10 @@ def weighted(weights: Sequence[float]) -> Code:
     >>> weighted((1, 0.7, 0.49)).reach(3)
     2.19
     """
-    numbers = list(weights) if isinstance(weights, Sequence | np.ndarray) else []
+    is_listed = isinstance(weights, Sequence | np.ndarray | jax.Array)
+    numbers = (
+        np.asarray(weights).tolist() if is_listed and np.ndim(weights) == 1 else []
+    )
     if not numbers or not all(is_number(w) and 0 < w < math.inf for w in numbers):
         raise ValueError(
             f"weights are {weights!r}; allowed: one finite number > 0 for each step"

@@ -82,7 +82,9 @@ class SNN:
         names = list(self.neurons) if isinstance(self.neurons, Mapping) else []
         some = ", ".join([*map(str, names[:2]), *["..."][: len(names) > 2]])
         sites = f"{len(names)} site{'' if len(names) == 1 else 's'}"
-        fit = f"steps={self.steps}, wait={self.wait}, {self._size()} numbers in params"
+        fit = f"steps={self.steps}, wait={self.wait}, "
+        fit += "" if self.code == rate() else f"code={self.code!r}, "
+        fit += f"{self._size()} numbers in params"
         return f"SNN({fit}, {sites}{': ' * bool(names)}{some})"
 
     def _size(self) -> int:
@@ -167,8 +169,8 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
         raise ValueError(
             f"this SNN was fitted to steps={snn.steps}, wait={snn.wait} and cannot "
             f"run with steps={steps}, wait={wait}: its thresholds and biases depend "
-            "on both. Leave steps and wait out, convert again with others, or read the "
-            "first t outputs of a longer run"
+            "on both. Leave steps and wait out, convert again with others, or read an "
+            "early answer of a longer run, snn.code.answers(outputs)[t - 1]"
         )
     return steps, wait
 

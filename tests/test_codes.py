@@ -409,7 +409,7 @@ def test_codes_outside_their_range_are_refused():
     with pytest.raises(ValueError, match="has 2 weights, and there are 4 steps"):
         codes.weighted((1, 0.5)).weights(4)
     for code, steps in ((codes.radix(), 200), (codes.radix(1e30), 3), (Halves(), 0)):
-        with pytest.raises(ValueError, match="allowed: one number > 0 for each step"):
+        with pytest.raises(ValueError, match="allowed: as many numbers > 0 as"):
             code.sizes(steps) if steps else Thirds().sizes(4)
 
 
@@ -542,3 +542,19 @@ def test_the_closed_form_has_a_straight_through_gradient_up_to_the_readout(level
     slopes = jax.grad(lambda x: simulate(snn, x).mean(0).sum())(x)[:, 0]
     is_inside = (x[:, 0] > 0) & (x[:, 0] < codes.radix().reach(steps))
     np.testing.assert_array_equal(slopes, is_inside)
+
+
+def test_levels_that_leave_gaps_are_warned_of():
+    fn = lambda w, x: jax.nn.relu(x @ w)  # noqa: E731
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    recipe = snnjax.Recipe([snnjax.calibrators.max_threshold()])
+    convert = functools.partial(
+        snnjax.convert, fn, np.eye(4, dtype=np.float32), x, steps=3, recipe=recipe
+    )
+    with pytest.warns(UserWarning, match=r"recommended: the levels \(-3, 3\)"):
+        convert(code=codes.radix(base=4), model=integrate_and_fire())
+    snn = convert(code=codes.radix(base=4))  # without a warning
+    assert "code=radix(base=4)" in repr(snn)
+    with pytest.raises(ValueError, match=r"snn.code.answers\(outputs\)\[t - 1\]"):
+        snnjax.spiking(fn, steps=2)(snn, x)
+    assert codes.weighted(jnp.array([1, 0.5])) == codes.weighted((1, 0.5))

@@ -109,7 +109,8 @@ def convert(
 
     Warns:
         UserWarning: calibration images that are all zero or equal; a site whose
-            activations are all zero; a recipe that fits no thresholds, or that fits
+            activations are all zero; levels with which a code leaves gaps between the
+            values of a neuron; a recipe that fits no thresholds, or that fits
             numbers to fewer than 16 samples; a folder with damaged fits.
 
     >>> import jax, jax.numpy as jnp
@@ -135,6 +136,7 @@ def convert(
         waits = (code.least_wait(each.levels, steps) for each in models_in(models))
         wait = max(waits, default=0)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
+    _warn_of_gaps(code, models, steps)
     if batch_sharding is not None:
         _check_batch_comes_first(network)
     check_finite("the calibration images", jax.tree.leaves(images))
@@ -311,6 +313,18 @@ def _check_batch_comes_first(network: Network) -> None:
 def _neuron_of(code: Code) -> IntegrateAndFire:
     """The neuron that sends a code unless the user chooses one."""
     return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
+
+
+def _warn_of_gaps(code: Code, models: Any, steps: int) -> None:
+    for model in models_in(models):
+        if code.has_gaps(model.levels, model.dead_zone, steps):
+            warnings.warn(
+                f"with the levels {model.levels} and a dead zone of "
+                f"{model.dead_zone:.3g}, {code!r} leaves gaps between the values that "
+                f"a neuron can send; recommended: the levels {code.levels} and a dead "
+                f"zone of {code.dead_zone(code.levels):.3g}, or a smaller base",
+                stacklevel=3,
+            )
 
 
 def _check_models(models: Any, code: Code) -> None:

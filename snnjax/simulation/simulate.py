@@ -86,7 +86,8 @@ def init(
             matches it, and the default model stands at the others. The SNN carries
             it.
         code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
-            default. Others need integrate-and-fire neurons.
+            default. Others need integrate-and-fire neurons, and usually a wait, which
+            `spiking` is told (`snnjax.codes.Code.least_wait`).
         key: random key for models that draw parameters, such as recurrent ones.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
