@@ -24,7 +24,8 @@ SIBLINGS = {
     "simulation": set(),
     "measures": set(),
     "training": set(),
-    "nir": set(),
+    "layers": set(),
+    "nir": {"layers"},
     "storage": {"simulation"},
 }
 PUBLIC = (

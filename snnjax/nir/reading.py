@@ -25,7 +25,7 @@ from snnjax.capture.capture import capture
 from snnjax.neurons.by_site import by_name
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.sums import compact
+from snnjax.layers.sums import compact
 from snnjax.nir.writing import import_nir
 from snnjax.snn import SNN
 

@@ -27,8 +27,8 @@ from snnjax.capture.capture import capture
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.lowering import lower, without_surrogate
-from snnjax.nir.nodes import (
+from snnjax.layers.lowering import lower, without_surrogate
+from snnjax.layers.values import (
     Conv,
     Dense,
     Flatten,
@@ -40,7 +40,7 @@ from snnjax.nir.nodes import (
     Pool,
     Scale,
 )
-from snnjax.nir.sums import numbers
+from snnjax.layers.sums import numbers
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 if TYPE_CHECKING:

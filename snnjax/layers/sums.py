@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from snnjax.network.equations import Network, Values
-from snnjax.nir.nodes import Conv, Dense, Flatten, Node, Pool, Scale
+from snnjax.layers.values import Conv, Dense, Flatten, Node, Pool, Scale
 
 
 class Term(NamedTuple):
@@ -52,7 +52,7 @@ class Sum(NamedTuple):
     order: np.ndarray
 
 
-class NotInNIR(Exception):
+class NoLayer(Exception):
     """NIR has no node for an operation: the reason, and the remedy."""
 
 
@@ -247,10 +247,10 @@ def image_axes(
         candidates: choices of axes, the first that fits is taken; None: all.
 
     Raises:
-        NotInNIR: the nodes are vectors, or have none of these axes.
+        NoLayer: the nodes are vectors, or have none of these axes.
     """
     if total.order.ndim == 1:
-        raise NotInNIR(
+        raise NoLayer(
             f"it needs an image, and {tuple(shape[1:])} is a vector in NIR, which has "
             "no node that unflattens",
             "keep [H, W, C] from the input to the last operation on images",
@@ -268,12 +268,12 @@ def image_axes(
     if axes is not None:
         return axes
     if any(map(fits, every)):
-        raise NotInNIR(
+        raise NoLayer(
             f"its channels, rows and columns are other axes of {tuple(shape[1:])} than "
             "those of the images before it, and NIR cannot transpose",
             "keep one order of axes, mix channels only, and pool height and width only",
         )
-    raise NotInNIR(
+    raise NoLayer(
         f"the rows, columns or channels of {tuple(shape[1:])} were flipped or "
         "permuted, and NIR has no node for that",
         "reorder the images before fn, or the weights instead of the activations",
@@ -298,7 +298,7 @@ def _per_channel(factor: np.ndarray, constant: np.ndarray) -> np.ndarray:
     channels = product.mean(axis=(1, 2), keepdims=True)
     rounding = 1e-5 * np.abs(factor) * np.abs(constant).max()
     if (np.abs(product - channels) > rounding).any():
-        raise NotInNIR(
+        raise NoLayer(
             "its bias would differ between pixels, and NIR has one bias per channel",
             "use constants, thresholds and leaks per channel (also before a padded "
             "convolution)",

@@ -18,12 +18,12 @@ from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
-from snnjax.nir.layers import vectorize
-from snnjax.nir.nodes import Flatten, Graph, Input, Neurons, Output
-from snnjax.nir.rules import add_equation, check_operation, pads
-from snnjax.nir.sums import (
+from snnjax.layers.windows import vectorize
+from snnjax.layers.values import Flatten, Graph, Input, Neurons, Output
+from snnjax.layers.rules import add_equation, check_operation, pads
+from snnjax.layers.sums import (
     Builder,
-    NotInNIR,
+    NoLayer,
     Sum,
     Term,
     compact,
@@ -88,7 +88,7 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
                     add_equation(builder, equation)
                 else:
                     _add_site(builder, snn, equation)
-        except NotInNIR as reason:
+        except NoLayer as reason:
             operation = equation.site.kind if equation.site else equation.name
             problems.append(Problem(equation.path, (operation,), *reason.args))
     return problems or _add_outputs(builder)
@@ -99,12 +99,12 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
     if site.signed:
-        raise NotInNIR(
+        raise NoLayer(
             "NIR has no neuron that sends spikes of both signs",
             "put a ReLU here, or no encoder",
         )
     if params.offset is not None:
-        raise NotInNIR(
+        raise NoLayer(
             "NIR has no neuron that adds an offset to its spikes",
             "replace the neuron's offset by None, and calibrate or train without it",
         )
@@ -154,7 +154,7 @@ def _add_outputs(builder: Builder) -> list[Problem]:
         name = f"output/{where}" if where else "output"
         try:
             _add_output(builder, v, name)
-        except NotInNIR as reason:
+        except NoLayer as reason:
             problems.append(Problem(name, (), *reason.args))
     return problems
 
@@ -162,7 +162,7 @@ def _add_outputs(builder: Builder) -> list[Problem]:
 def _add_output(builder: Builder, v: Any, name: str) -> None:
     """An image [C, H, W], or else a vector, in the order of fn's elements."""
     if v not in builder.sums:
-        raise NotInNIR("it does not depend on x", "return only what the input reaches")
+        raise NoLayer("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
     total, shape = builder.sum_of(v), builder.network.avals[v].shape
     if total.order.ndim == 3 and len(shape) == 4:

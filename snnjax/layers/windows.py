@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.nir.nodes import Conv, Dense, Pool
-from snnjax.nir.sums import Builder, NotInNIR, Sum, Term, join, unscaled
+from snnjax.layers.values import Conv, Dense, Pool
+from snnjax.layers.sums import Builder, NoLayer, Sum, Term, join, unscaled
 
 
 class Window(NamedTuple):
@@ -155,7 +155,7 @@ def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
         ]
         if all(fronts):
             return width, [choices[0] for choices in fronts]
-    raise NotInNIR(
+    raise NoLayer(
         "no square kernel with the same padding on both sides reads this window",
         "pad both sides alike",
     )

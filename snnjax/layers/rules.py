@@ -19,10 +19,10 @@ import numpy as np
 
 from snnjax.network.equations import Equation, read
 from snnjax.network.evaluate import evaluate, identity
-from snnjax.nir.layers import Window, conv, dense, mix_channels, pool, vectorize
-from snnjax.nir.sums import (
+from snnjax.layers.windows import Window, conv, dense, mix_channels, pool, vectorize
+from snnjax.layers.sums import (
     Builder,
-    NotInNIR,
+    NoLayer,
     Sum,
     Term,
     compact,
@@ -34,18 +34,18 @@ from snnjax.nir.sums import (
 
 
 def check_operation(equation: Equation) -> None:
-    """Raise `NotInNIR` if no operands would give this equation a node."""
+    """Raise `NoLayer` if no operands would give this equation a node."""
     site = equation.site
     if site is None and equation.name not in {*_RULES, *_UNCHANGED, *_MOVES}:
-        raise NotInNIR(
+        raise NoLayer(
             "NIR has no node for it",
             "use convolutions, matrix products, sums, scales, sum and average "
             "pooling, flatten",
         )
     if site is not None and site.homogeneous:
-        raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
+        raise NoLayer("NIR has no max-pool", "use average pooling, or a stride")
     if site is not None and not site.fires:
-        raise NotInNIR(
+        raise NoLayer(
             "it is not affine, and NIR has no node for it",
             "put only affine operations between the neurons",
         )
@@ -55,7 +55,7 @@ def add_equation(builder: Builder, equation: Equation) -> None:
     """Add the sums of an equation's results, with the nodes that they need.
 
     Raises:
-        NotInNIR: NIR has no node for the operation.
+        NoLayer: NIR has no node for the operation.
     """
     name = equation.name
     if name in _UNCHANGED:
@@ -97,7 +97,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     side = equation.inputs.index(v)
     contract, batch = equation.options["dimension_numbers"]
     if any(batch):
-        raise NotInNIR(
+        raise NoLayer(
             "a batched matrix product (one for each element of an axis) is no NIR node",
             "write one matrix product, or a convolution with feature_group_count",
         )
@@ -115,7 +115,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
         terms = dense(builder, total, matrix.T, equation.path)
         return Sum(terms, np.arange(weight.shape[1]))
     if len(contracted) != 1 or len(free) != 1:
-        raise NotInNIR(
+        raise NoLayer(
             f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
@@ -138,7 +138,7 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
     out_shape = builder.network.avals[equation.outputs[0]].shape
     plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
-        raise NotInNIR(
+        raise NoLayer(
             "the only convolutions of NIR are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
@@ -176,7 +176,7 @@ def _pool(builder: Builder, equation: Equation) -> Sum:
     sizes, strides = options["window_dimensions"], options["window_strides"]
     pads = options["padding"]
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
-        raise NotInNIR("NIR has no pooling with dilation", "pool without dilation")
+        raise NoLayer("NIR has no pooling with dilation", "pool without dilation")
     axes = _axes_to_pool(
         total,
         shape,
@@ -212,7 +212,7 @@ def _axes_to_pool(
 ) -> tuple[int, ...]:
     """Channels, rows and columns of an image of which rows or columns are pooled."""
     if total.order.ndim == 1:
-        raise NotInNIR(
+        raise NoLayer(
             f"it sums over a part of the vector {tuple(shape[1:])}, and NIR only over "
             "the height and width of an image",
             "write the sum as a matrix product",
@@ -254,7 +254,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     order = sums[0].order
     if any(not np.array_equal(s.order, order) for s in sums):
         if all(s.order.ndim == 3 for s in sums):
-            raise NotInNIR(
+            raise NoLayer(
                 "it adds images of which one was flipped or permuted, and NIR has no "
                 "node for that",
                 "reorder the weights instead of the activations",
@@ -328,7 +328,7 @@ def _select(
         if np.array_equal(image, strided):
             terms = mix_channels(builder, total, weight, windows, path)
             return Sum(terms, flat_indices(source.shape, axes))
-    raise NotInNIR(
+    raise NoLayer(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "
         "a repetition or zeros around it, and NIR has no node for that",
         "crop before fn, and give zeros to the convolution as its padding; whole "
