@@ -29,7 +29,7 @@ SIBLINGS = {
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.measures "
+    "snnjax snnjax.calibrators snnjax.conversion snnjax.layers snnjax.measures "
     "snnjax.network snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage "
     "snnjax.training"
 ).split()

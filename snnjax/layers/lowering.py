@@ -1,10 +1,14 @@
-"""A spiking network as a network of layers (``nodes.py``): `lower`.
+"""`of`: a spiking network as a network of layers (``values.py``).
 
-The captured equations are taken one by one: ``rules.py`` has those between two sites,
-this file the sites and the outputs.
+    w_ji <- w_ji V_i       b_j <- b_j + c_j
+
+V_i is the threshold of the neuron that sends, c_j the current while x is 0 and no
+neuron fires: what BatchNorm and biases leave. The captured equations are taken one by
+one: ``rules.py`` has those between two sites, this file the sites and the outputs.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -12,14 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_examples
+from snnjax._examples import is_all_floating
+from snnjax.capture.capture import capture
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.network.equations import Equation, Network, Values
-from snnjax.network.evaluate import evaluate, identity
-from snnjax.network.sites import Site
-from snnjax.neurons.gradients import WithSurrogate
-from snnjax.neurons.models import NeuronParams
-from snnjax.layers.windows import vectorize
-from snnjax.layers.values import Flatten, Graph, Input, Neurons, Output
 from snnjax.layers.rules import add_equation, check_operation, pads
 from snnjax.layers.sums import (
     Builder,
@@ -31,23 +31,92 @@ from snnjax.layers.sums import (
     numbers,
     unscaled,
 )
-from snnjax.snn import SNN
+from snnjax.layers.values import Flatten, Input, Layers, Node, Output, Population
+from snnjax.layers.windows import vectorize
+from snnjax.network.equations import Equation, Network, Values
+from snnjax.network.evaluate import evaluate, identity
+from snnjax.network.sites import Site
+from snnjax.neurons.by_site import models_in
+from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.models import is_plain
+from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
 
-def lower(network: Network, snn: SNN) -> Graph:
+def of(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
+    """A spiking network as populations of neurons and the linear maps between them.
+
+        current_j = sum_i w_ji s_i + b_j
+
+    The spikes s_i are whole numbers, since w holds the threshold of the neuron that
+    sends them. BatchNorm, scales and means are part of w, constants of b. Strided and
+    zero-padded shortcuts and choices of channels are convolutions. `function` runs the
+    layers; all neurons send the spikes that they send in the SNN.
+
+    Args:
+        fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
+        snn: from `snnjax.convert` or `snnjax.init`; its neurons are IF or LIF.
+        x: float [B, ...] or a ``jax.ShapeDtypeStruct``: only the shape is used. An
+            image is [B, H, W, C], or [B, C, H, W] if fn's convolutions read it so.
+
+    Returns:
+        The layers, channels first. Images may be reordered from [H, W, C] to [C, H, W]
+        and back, and flattened.
+
+    Raises:
+        snnjax.ConversionError: with everything that is no layer, its path and the
+            remedy: operators, max-pools, images that fn flips, permutes or crops,
+            encoders, and offsets. What only follows from another is left out.
+        ValueError: x is not one array of floating point with an axis of features; the
+            neurons are not IF or LIF, or do not fit the network.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def fn(params, x):
+    ...     x = jax.nn.relu(x @ params["hidden"] - 1)
+    ...     return x @ params["readout"]
+    >>> params = {"hidden": jnp.ones((3, 8)), "readout": jnp.ones((8, 2))}
+    >>> neuron = snnjax.integrate_and_fire(threshold=0.5)
+    >>> snn = snnjax.init(fn, params, jnp.ones((1, 3)), model=neuron)
+    >>> layers = snnjax.layers.of(fn, snn, jnp.ones((1, 3)))
+    >>> print(layers)
+    receiver     shape  fan-in  weights  threshold  bias  reads
+    hidden/relu  8      3       24       0.5        -1    input > dense
+    output       2      8       16       -          0     hidden/relu > dense
+    >>> print(layers.connections[1].maps[0].weight[0])
+    [0.5 0.5 0.5 0.5 0.5 0.5 0.5 0.5]
+    """
+    check_snn(snn)
+    check_values(snn)
+    check_examples(x)
+    if not hasattr(x, "shape") or not is_all_floating(x):
+        raise ValueError(
+            f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
+            "of floating point, the input of the first layer"
+        )
+    if len(x.shape) < 2:
+        raise ValueError(
+            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
+            "x[:, None]"
+        )
+    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    network = capture(fn, snn.params, shape, inline_all=True)
+    check_neurons(snn, network.sites)
+    for model in map(without_surrogate, models_in(snn.model)):
+        if not is_plain(model):
+            raise ValueError(
+                f"populations of {model!r} are not known; allowed: models of "
+                "snnjax.integrate_and_fire and snnjax.lif"
+            )
+    nodes = lower(network, snn)
+    return Layers(nodes, steps=snn.steps, wait=snn.wait, code=snn.code)
+
+
+def lower(network: Network, snn: SNN) -> tuple[Node, ...]:
     """The layers and neurons of a network whose outputs depend on one array x.
 
     The channels of an image x are its last axis, or its first one if only then every
     convolution reads channels as channels.
 
-    Args:
-        network: captured with one example.
-        snn: its parameters and neurons; the models are IF or LIF.
-
-    Raises:
-        ConversionError: with every operation that has no node. What follows such an
-            operation is reported only if no input would give it a node.
-        ValueError: a site where some neurons leak and others do not.
+    What follows from an obstacle is reported only if no input would give it a layer.
     """
     (x,) = network.x
     shape = network.avals[x].shape[1:]
@@ -64,7 +133,7 @@ def lower(network: Network, snn: SNN) -> Graph:
             return _needed(builder)
         attempts.append((len(builder.sums), problems))
     _, problems = max(attempts, key=lambda attempt: attempt[0])  # the one that got on
-    raise ConversionError(problems, "this network cannot be written in NIR")
+    raise ConversionError(problems, "this network is no network of layers")
 
 
 def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
@@ -72,9 +141,10 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
     network = builder.network
     (x,) = network.x
     shape = network.avals[x].shape[1:]
-    name = builder.add("input", Input(order.shape if order.ndim == 3 else shape), ())
+    entrance = Input("input", (), order.shape if order.ndim == 3 else shape)
+    name = builder.add(entrance)
     if len(shape) > 1 and order.ndim == 1:
-        name = builder.add("input/flatten", Flatten(shape), [name])
+        name = builder.add(Flatten("input/flatten", (name,), shape))
     builder.sums[x] = Sum((unscaled(name),), order)
     problems = []
     for equation in network.equations:
@@ -95,56 +165,43 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
 
 
 def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
-    """Add the neurons of a site, and the weights that feed them."""
+    """Add the neurons of a site."""
     site, (current, *_) = equation.place, equation.variables
     params = snn.neurons[site.name]
     if site.signed:
         raise NoLayer(
-            "NIR has no neuron that sends spikes of both signs",
+            "an encoder sends spikes of both signs",
             "put a ReLU here, or no encoder",
         )
     if params.offset is not None:
         raise NoLayer(
-            "NIR has no neuron that adds an offset to its spikes",
-            "replace the neuron's offset by None, and calibrate or train without it",
+            "its neurons add an offset to their spikes",
+            "replace the neurons' offset by None, and calibrate or train without it",
         )
-    leak = np.zeros(()) if params.leak is None else numbers(params.leak)
-    leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
-    gain = 1 / ((1 - leak) * numbers(params.threshold))
-    sources, order = builder.feed(current, gain, numbers(params.bias), site.name)
-    node = Neurons(
-        without_surrogate(snn.model_of(site.name)),
-        _leak(params, site, order),
-        _of_each_neuron(params.initial_potential, site, order)
-        / _of_each_neuron(params.threshold, site, order),
+    order = builder.sums[current].order
+
+    def of_each_neuron(leaf: Any) -> np.ndarray:
+        return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
+
+    names, constant = builder.received(current, site.name)
+    population = Population(
+        site.name,
+        names,
+        order.shape,
+        snn.model_of(site.name),
+        threshold=compact(of_each_neuron(params.threshold)),
+        initial_potential=compact(of_each_neuron(params.initial_potential)),
+        bias=compact(constant + of_each_neuron(params.bias)),
+        leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
     )
-    name = builder.add(site.name, node, sources)
-    # A spike carries V_th in snnjax and 1 in NIR.
-    threshold = compact(_of_each_neuron(params.threshold, site, order))
-    builder.sums[equation.outputs[0]] = Sum((Term(name, threshold, False),), order)
+    builder.nodes[site.name] = population
+    spikes = Term(site.name, population.threshold, False)
+    builder.sums[equation.outputs[0]] = Sum((spikes,), order)
 
 
 def without_surrogate(model: Any) -> Any:
     """The model that sends the same spikes, but has no derivative of its own."""
     return model.neuron if isinstance(model, WithSurrogate) else model
-
-
-def _leak(params: NeuronParams, site: Site, order: np.ndarray) -> np.ndarray | None:
-    """The leak of each neuron, None for an IF."""
-    if params.leak is None or (numbers(params.leak) == 1).all():
-        return None
-    leak = _of_each_neuron(params.leak, site, order)
-    if not ((leak > 0) & (leak < 1)).all():
-        raise ValueError(
-            f"site {site.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
-            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
-        )
-    return leak
-
-
-def _of_each_neuron(leaf: Any, site: Site, order: np.ndarray) -> np.ndarray:
-    """A neuron's parameter, broadcast to the shape of the node."""
-    return np.broadcast_to(numbers(leaf), site.shape).ravel()[order]
 
 
 def _add_outputs(builder: Builder) -> list[Problem]:
@@ -170,8 +227,8 @@ def _add_output(builder: Builder, v: Any, name: str) -> None:
     else:
         total = vectorize(builder, total, path)
     builder.sums[v] = total
-    sources, order = builder.feed(v, np.ones(()), np.zeros(()), path)
-    builder.add(name, Output(order.shape), sources)
+    names, constant = builder.received(v, path)
+    builder.add(Output(name, names, total.order.shape, bias=compact(constant)))
 
 
 def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
@@ -200,14 +257,14 @@ def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
     return run(network.arguments(params, example))
 
 
-def _needed(builder: Builder) -> Graph:
+def _needed(builder: Builder) -> tuple[Node, ...]:
     """The input and the nodes that an output depends on, in order of execution."""
     needs = {n for n, node in builder.nodes.items() if isinstance(node, Output)}
-    for name in reversed(builder.nodes):
+    for name, node in reversed(builder.nodes.items()):
         if name in needs:
-            needs.update(builder.sources[name])
-    names = [name for name in builder.nodes if name in needs or name == "input"]
-    return Graph(
-        {name: builder.nodes[name] for name in names},
-        {name: builder.sources[name] for name in names},
+            needs.update(node.sources)
+    return tuple(
+        node
+        for name, node in builder.nodes.items()
+        if name in needs or isinstance(node, Input)
     )

@@ -17,9 +17,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network.equations import Equation, read
-from snnjax.network.evaluate import evaluate, identity
-from snnjax.layers.windows import Window, conv, dense, mix_channels, pool, vectorize
 from snnjax.layers.sums import (
     Builder,
     NoLayer,
@@ -31,6 +28,9 @@ from snnjax.layers.sums import (
     numbers,
     times,
 )
+from snnjax.layers.windows import Window, conv, dense, mix_channels, pool, vectorize
+from snnjax.network.equations import Equation, read
+from snnjax.network.evaluate import evaluate, identity
 
 
 def check_operation(equation: Equation) -> None:
@@ -38,15 +38,15 @@ def check_operation(equation: Equation) -> None:
     site = equation.site
     if site is None and equation.name not in {*_RULES, *_UNCHANGED, *_MOVES}:
         raise NoLayer(
-            "NIR has no node for it",
+            "it is no layer",
             "use convolutions, matrix products, sums, scales, sum and average "
             "pooling, flatten",
         )
     if site is not None and site.homogeneous:
-        raise NoLayer("NIR has no max-pool", "use average pooling, or a stride")
+        raise NoLayer("a max-pool is no layer", "use average pooling, or a stride")
     if site is not None and not site.fires:
         raise NoLayer(
-            "it is not affine, and NIR has no node for it",
+            "it is not affine, so it is no layer",
             "put only affine operations between the neurons",
         )
 
@@ -55,7 +55,7 @@ def add_equation(builder: Builder, equation: Equation) -> None:
     """Add the sums of an equation's results, with the nodes that they need.
 
     Raises:
-        NoLayer: NIR has no node for the operation.
+        NoLayer: no layer computes the operation.
     """
     name = equation.name
     if name in _UNCHANGED:
@@ -74,8 +74,8 @@ def pads(equation: Equation) -> bool:
 
         padded(nodes + constant) = padded(nodes) + padded(constant)
 
-    The last term differs at the border, and NIR has one bias per channel. So a constant
-    before a padded layer is first moved into the biases of the nodes.
+    The last term differs at the border, and a layer has one bias per channel. So a
+    constant before a padded layer is first moved into the biases of the nodes.
     """
     return equation.site is None and any(
         np.ravel(equation.options.get("padding", ())).astype(bool)
@@ -98,7 +98,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     contract, batch = equation.options["dimension_numbers"]
     if any(batch):
         raise NoLayer(
-            "a batched matrix product (one for each element of an axis) is no NIR node",
+            "a batched matrix product (one for each element of an axis) is no layer",
             "write one matrix product, or a convolution with feature_group_count",
         )
     total, shape = builder.sum_of(v), builder.network.avals[v].shape
@@ -116,7 +116,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
         return Sum(terms, np.arange(weight.shape[1]))
     if len(contracted) != 1 or len(free) != 1:
         raise NoLayer(
-            f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
+            f"a matrix product along axes {contracted} of shape {shape[1:]}: a layer "
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
         )
@@ -139,7 +139,7 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
     plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
         raise NoLayer(
-            "the only convolutions of NIR are 2-D, of activations, not transposed",
+            "the only convolutions are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
     total = builder.sum_of(v)
@@ -176,7 +176,7 @@ def _pool(builder: Builder, equation: Equation) -> Sum:
     sizes, strides = options["window_dimensions"], options["window_strides"]
     pads = options["padding"]
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
-        raise NoLayer("NIR has no pooling with dilation", "pool without dilation")
+        raise NoLayer("no layer pools with dilation", "pool without dilation")
     axes = _axes_to_pool(
         total,
         shape,
@@ -213,8 +213,8 @@ def _axes_to_pool(
     """Channels, rows and columns of an image of which rows or columns are pooled."""
     if total.order.ndim == 1:
         raise NoLayer(
-            f"it sums over a part of the vector {tuple(shape[1:])}, and NIR only over "
-            "the height and width of an image",
+            f"it sums over a part of the vector {tuple(shape[1:])}, and a pool only "
+            "over the height and width of an image",
             "write the sum as a matrix product",
         )
     # The batch axis comes last, so that it replaces no other axis of size 1.
@@ -255,8 +255,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     if any(not np.array_equal(s.order, order) for s in sums):
         if all(s.order.ndim == 3 for s in sums):
             raise NoLayer(
-                "it adds images of which one was flipped or permuted, and NIR has no "
-                "node for that",
+                "it adds images of which one was flipped or permuted; no layer does so",
                 "reorder the weights instead of the activations",
             )
         sums = [vectorize(builder, s, path) for s in sums]
@@ -330,13 +329,13 @@ def _select(
             return Sum(terms, flat_indices(source.shape, axes))
     raise NoLayer(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "
-        "a repetition or zeros around it, and NIR has no node for that",
+        "a repetition or zeros around it, and no layer does that",
         "crop before fn, and give zeros to the convolution as its padding; whole "
         "channels and every n-th row and column may be taken",
     )
 
 
-# Only the type of the numbers changes: NIR computes in float32.
+# Only the type of the numbers changes.
 _UNCHANGED = frozenset(
     "convert_element_type copy copy_p mesh_cast name optimization_barrier "
     "reduce_precision reshard sharding_constraint stop_gradient".split()

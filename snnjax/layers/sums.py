@@ -1,32 +1,40 @@
-"""Variables of a captured network as sums of nodes, while the graph is built.
+"""Variables of a captured network as sums of nodes, while its layers are built.
 
     variable = sum_i scale_i node_i + constant
 
 A scale is multiplied into the weights that follow, or into those of the node itself. A
-constant becomes the bias of a layer before the next neuron. Biases, BatchNorm and
-thresholds disappear in this way. For example, the current of the neurons in
+constant becomes the bias of the next population. BatchNorm and thresholds disappear in
+this way. For example, the current of the neurons in
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias
 
-is the sum of the terms (g, "w") and (1, "input"), and its constant is b. `Builder.feed`
-multiplies the weights of "w" by g, gives "w" the bias b and returns both nodes.
+is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
+`Builder.received` multiplies the weights of "w" by g and returns both nodes and b.
 
 ``order`` says which element of the (flat) variable each element of a node is.
 Transpose, reshape and flatten change the order and need no node.
 """
 
+import dataclasses
 import itertools
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from snnjax._trees import distinct
+from snnjax.layers.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Node,
+    Scale,
+)
 from snnjax.network.equations import Network, Values
-from snnjax.layers.values import Conv, Dense, Flatten, Node, Pool, Scale
 
 
 class Term(NamedTuple):
@@ -53,14 +61,99 @@ class Sum(NamedTuple):
 
 
 class NoLayer(Exception):
-    """NIR has no node for an operation: the reason, and the remedy."""
+    """No layer computes an operation: the reason, and the remedy."""
 
 
-class Builder:
+class Graph:
+    """Nodes by name, in order of execution, to which others are added.
+
+    Attributes:
+        nodes: name -> node.
+        reserved: names that no new node may take.
+    """
+
+    def __init__(self, reserved: Collection[str]):
+        self.nodes: dict[str, Any] = {}
+        self.reserved = reserved
+
+    def add(self, node: Node) -> str:
+        """Add a node; return its name, made unique."""
+        name = distinct([*self.reserved, *self.nodes, node.name])[-1]
+        self.nodes[name] = dataclasses.replace(node, name=name)
+        return name
+
+    def scaled(
+        self,
+        name: str,
+        factor: np.ndarray,
+        shape: Sequence[int],
+        path: str,
+        *,
+        owned: bool,
+    ) -> str:
+        """The name of a node whose output is ``factor`` times that of another.
+
+        Args:
+            name: of the other node.
+            factor: see `compact`.
+            shape: of the output.
+            path: for the name of a new node.
+            owned: whether nothing else reads the node, so that its weights may change.
+        """
+        if (factor == 1).all():
+            return name
+        node = self.nodes[name]
+        if not (owned and isinstance(node, Affine) and is_channelwise(factor)):
+            new = Scale(join(path, "scale"), (name,), factor, None, tuple(shape))
+            return self.add(new)
+        rows = np.broadcast_to(factor.ravel(), shape[:1])
+        bias = None if node.bias is None else node.bias * rows
+        if isinstance(node, Scale):
+            weight = compact(node.weight * factor)
+            if (weight == 1).all() and bias is None and len(node.sources) == 1:
+                del self.nodes[name]
+                return node.sources[0]
+        else:
+            weight = node.weight * rows.reshape(-1, *[1] * (node.weight.ndim - 1))
+        self.nodes[name] = dataclasses.replace(node, weight=weight, bias=bias)
+        return name
+
+    def biased(
+        self,
+        names: Sequence[str],
+        bias: np.ndarray,
+        shape: Sequence[int],
+        path: str,
+        owned: Collection[str],
+    ) -> list[str]:
+        """Names of nodes whose outputs have the sum of those of ``names``, plus b.
+
+        Args:
+            names: of nodes whose outputs have this shape.
+            bias: [C] or [N].
+            shape: of the outputs.
+            path: for the name of a new node.
+            owned: names of nodes whose biases may change.
+        """
+        names = [*names]
+        nodes = [self.nodes[name] for name in names if name in owned]
+        weights = [n for n in nodes if isinstance(n, Convolution | Dense)]
+        scales = [n for n in nodes if isinstance(n, Scale) and is_channelwise(n.weight)]
+        node = next(iter([*weights, *scales]), None)
+        if node is None:
+            path, one = join(path, "bias"), np.ones(())
+            names[0] = self.add(Scale(path, (names[0],), one, None, tuple(shape)))
+            node = self.nodes[names[0]]
+        bias = bias if node.bias is None else node.bias + bias
+        self.nodes[node.name] = dataclasses.replace(node, bias=bias)
+        return names
+
+
+class Builder(Graph):
     """The nodes of a network, added equation by equation.
 
     Attributes:
-        nodes, sources: see `Graph`; also nodes that no output needs.
+        nodes, reserved: see `Graph`; also nodes that no output needs.
         values: variable -> its value while x is 0 and no neuron fires. That is the
             variable's constant, if it depends on x; the biases of its nodes are not
             part of it.
@@ -69,21 +162,11 @@ class Builder:
     """
 
     def __init__(self, network: Network, values: Values):
+        super().__init__([site.name for site in network.sites])
         self.network, self.values = network, dict(values)
-        self.nodes: dict[str, Node] = {}
-        self.sources: dict[str, tuple[str, ...]] = {}
         self.sums: dict[int, Sum] = {}
         reads = [v for eq in network.equations for v in eq.inputs]
         self.uses = Counter(v for v in [*reads, *network.outputs] if isinstance(v, int))
-
-    def add(self, name: str, node: Node, sources: Sequence[str]) -> str:
-        """Add a node; return its name, made unique and free of punctuation."""
-        word = name = re.sub(r"\W+", "_", name).strip("_")
-        count = itertools.count(1)
-        while name in self.nodes:
-            name = f"{word}_{next(count)}"
-        self.nodes[name], self.sources[name] = node, tuple(sources)
-        return name
 
     def sum_of(self, v: int) -> Sum:
         """A variable's sum for one of its readers."""
@@ -92,55 +175,32 @@ class Builder:
             return total
         return total._replace(terms=tuple(t._replace(owned=False) for t in total.terms))
 
-    def feed(
-        self, v: int, factor: np.ndarray, bias: np.ndarray, path: str
-    ) -> tuple[list[str], np.ndarray]:
-        """Names of nodes that sum to ``factor * (v + bias)``, and their order.
+    def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names of the nodes that sum to a variable, and its constant in their order.
 
         Args:
             v: a variable that depends on x.
-            factor, bias: broadcast to the variable's shape without its batch axis.
             path: where in the network, for names.
         """
-        total, shape = self.sum_of(v), self.network.avals[v].shape[1:]
-        constant = numbers(self.values[v])[0] + bias
-        factor, constant = (
-            np.broadcast_to(a, shape).ravel()[total.order] for a in (factor, constant)
+        total = self.sum_of(v)
+        constant = numbers(self.values[v])[0].ravel()[total.order]
+        names = tuple(
+            self.scaled(t.node, t.scale, total.order.shape, path, owned=t.owned)
+            for t in total.terms
         )
-        terms = times(total, factor).terms
-        names = [self.scaled(term, total.order.shape, path) for term in terms]
-        if constant.any():
-            bias = _per_channel(factor, constant)
-            self._add_bias(names, terms, bias, total.order.shape, path)
-        return names, total.order
+        return names, constant
 
     def absorb_constant(self, v: int, path: str) -> None:
         """Move the variable's constant into the biases of its nodes."""
         if numbers(self.values[v]).any():
-            names, order = self.feed(v, np.ones(()), np.zeros(()), path)
-            self.sums[v] = Sum(tuple(unscaled(name) for name in names), order)
+            total = self.sum_of(v)
+            names, constant = self.received(v, path)
+            terms = zip(names, total.terms, strict=True)
+            owned = {name for name, t in terms if t.owned or name != t.node}
+            shape = total.order.shape
+            names = self.biased(names, per_channel(constant), shape, path, owned)
+            self.sums[v] = Sum(tuple(unscaled(name) for name in names), total.order)
             self.values[v] = np.zeros(self.network.avals[v].shape)
-
-    def scaled(self, term: Term, shape: Sequence[int], path: str) -> str:
-        """The name of a node whose output is the term, its scale included."""
-        node, scale = self.nodes[term.node], term.scale
-        if (scale == 1).all():
-            return term.node
-        channelwise = scale.ndim < 3 or scale.shape[1:] == (1, 1)
-        if term.owned and isinstance(node, Conv | Dense) and channelwise:
-            factor = np.broadcast_to(scale.ravel(), node.bias.shape)
-            factor = factor.reshape(-1, *[1] * (node.weight.ndim - 1))
-            self.nodes[term.node] = node._replace(weight=node.weight * factor)
-            return term.node
-        if term.owned and isinstance(node, Pool) and scale.size == 1:
-            if abs(scale.item() * math.prod(node.window) - 1) < 1e-6:
-                self.nodes[term.node] = node._replace(average=True)
-                return term.node
-        if len(shape) == 3 and channelwise:
-            new: Node = _pointwise(np.broadcast_to(scale.ravel(), shape[:1]), shape)
-        else:
-            new = Scale(np.array(np.broadcast_to(scale, shape)))
-        return self.add(join(path, "scale"), new, [term.node])
 
     def groups(self, total: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
         """Terms with equal scales together: names of nodes, and the scale, [] or [C].
@@ -148,10 +208,11 @@ class Builder:
         Scales that differ within a channel become nodes.
         """
         groups: list[tuple[list[str], np.ndarray]] = []
-        for term in total.terms:
-            name, scale = term.node, term.scale
-            if scale.ndim == 3 and scale.shape[1:] != (1, 1):
-                name, scale = self.scaled(term, total.order.shape, path), np.ones(())
+        shape = total.order.shape
+        for name, scale, owned in total.terms:
+            if not is_channelwise(scale):
+                name = self.scaled(name, scale, shape, path, owned=owned)
+                scale = np.ones(())
             same = [names for names, other in groups if np.array_equal(other, scale)]
             if same:
                 same[0].append(name)
@@ -161,36 +222,10 @@ class Builder:
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
         """The name of a node that flattens another one."""
-        for other, sources in self.sources.items():
-            if sources == (name,) and isinstance(self.nodes[other], Flatten):
-                return other
-        return self.add(f"{name}/flatten", Flatten(tuple(shape)), [name])
-
-    def _add_bias(
-        self,
-        names: list[str],
-        terms: Sequence[Term],
-        bias: np.ndarray,
-        shape: Sequence[int],
-        path: str,
-    ) -> None:
-        """Add the bias to one of the nodes, or to a new layer behind the first."""
-        can_have_bias = (
-            name
-            for name, term in zip(names, terms, strict=True)
-            if isinstance(self.nodes[name], Conv | Dense)
-            and (term.owned or name != term.node)
-        )
-        name = next(can_have_bias, None)
-        if name is None:
-            size = len(bias)
-            copy: Node = Dense(np.eye(size), np.zeros(size))
-            if len(shape) == 3:
-                copy = _pointwise(np.ones(size), shape)
-            name = names[0] = self.add(join(path, "bias"), copy, [names[0]])
-        node = self.nodes[name]
-        assert isinstance(node, Conv | Dense)
-        self.nodes[name] = node._replace(bias=node.bias + bias)
+        for node in self.nodes.values():
+            if isinstance(node, Flatten) and node.sources == (name,):
+                return node.name
+        return self.add(Flatten(join(name, "flatten"), (name,), tuple(shape)))
 
 
 def unscaled(name: str, *, owned: bool = False) -> Term:
@@ -212,6 +247,29 @@ def compact(factor: Any) -> np.ndarray:
     if factor.ndim == 3 and (factor == factor[:, :1, :1]).all():
         return factor[:, :1, :1]
     return factor
+
+
+def is_channelwise(factor: np.ndarray) -> bool:
+    """Whether a factor is one number per channel, or one of a vector's elements."""
+    return factor.ndim < 3 or factor.shape[1:] == (1, 1)
+
+
+def per_channel(constant: np.ndarray) -> np.ndarray:
+    """A constant [N] as it is, one of [C, H, W] as [C].
+
+    Raises:
+        NoLayer: it differs between the pixels of a channel.
+    """
+    if constant.ndim < 3:
+        return constant
+    channels = constant.mean(axis=(1, 2), keepdims=True)
+    if (np.abs(constant - channels) > 1e-5 * np.abs(constant).max()).any():
+        raise NoLayer(
+            "its bias would differ between pixels, and a layer has one per channel",
+            "use constants, thresholds and leaks per channel (also before a padded "
+            "convolution)",
+        )
+    return channels[:, 0, 0]
 
 
 def numbers(value: Any) -> np.ndarray:
@@ -251,8 +309,8 @@ def image_axes(
     """
     if total.order.ndim == 1:
         raise NoLayer(
-            f"it needs an image, and {tuple(shape[1:])} is a vector in NIR, which has "
-            "no node that unflattens",
+            f"it needs an image, and {tuple(shape[1:])} is a vector here; no layer "
+            "unflattens a vector",
             "keep [H, W, C] from the input to the last operation on images",
         )
     # The batch axis comes last, so that it replaces no other axis of size 1.
@@ -270,37 +328,11 @@ def image_axes(
     if any(map(fits, every)):
         raise NoLayer(
             f"its channels, rows and columns are other axes of {tuple(shape[1:])} than "
-            "those of the images before it, and NIR cannot transpose",
+            "those of the images before it, and no layer transposes",
             "keep one order of axes, mix channels only, and pool height and width only",
         )
     raise NoLayer(
         f"the rows, columns or channels of {tuple(shape[1:])} were flipped or "
-        "permuted, and NIR has no node for that",
+        "permuted, and no layer does that",
         "reorder the images before fn, or the weights instead of the activations",
     )
-
-
-# ------------------------------------------------------------------------ helpers
-
-
-def _pointwise(factor: np.ndarray, shape: Sequence[int]) -> Conv:
-    """A 1x1 convolution that scales channels."""
-    channels, *size = shape
-    weight = factor[:, None, None, None]
-    return Conv(weight, np.zeros(channels), tuple(size), groups=channels)
-
-
-def _per_channel(factor: np.ndarray, constant: np.ndarray) -> np.ndarray:
-    """The bias ``factor * constant``, [N] or [C]."""
-    product = factor * constant
-    if constant.ndim < 3:
-        return product
-    channels = product.mean(axis=(1, 2), keepdims=True)
-    rounding = 1e-5 * np.abs(factor) * np.abs(constant).max()
-    if (np.abs(product - channels) > rounding).any():
-        raise NoLayer(
-            "its bias would differ between pixels, and NIR has one bias per channel",
-            "use constants, thresholds and leaks per channel (also before a padded "
-            "convolution)",
-        )
-    return channels[:, 0, 0]

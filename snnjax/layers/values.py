@@ -1,87 +1,267 @@
-"""A network of layers as plain values, channels first: what `to_nir` writes.
+"""A network of layers as values: populations of neurons, and the maps between them.
 
-A node is a layer or a population of neurons. It reads the sum of its sources' outputs,
-each a vector [N] or an image [C, H, W]. Thresholds are 1: the weights that feed a
-population are divided by its thresholds, those that read its spikes multiplied by them.
+    current_j = sum_i w_ji s_i + b_j
+
+s_i are the elements of x or the levels of spikes, whole numbers: the thresholds of the
+neurons that sent them are factors of w. A node reads the sum of the outputs of its
+sources, each a vector [N] or an image [C, H, W]. Arrays are NumPy's, in double
+precision, and broadcast to that shape.
 """
 
-from typing import NamedTuple
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from snnjax.neurons.models import IntegrateAndFire
+from snnjax._text import Table, numbers, shown_as_table
+from snnjax.codes import Code, rate
 
 
-class Input(NamedTuple):
-    """Where x enters."""
-
-    shape: tuple[int, ...]
-
-
-class Output(NamedTuple):
-    """Where a result leaves."""
-
-    shape: tuple[int, ...]
+def _static(**options: Any) -> Any:
+    """A field that is structure and no array."""
+    return dataclasses.field(metadata={"static": True}, **options)
 
 
-class Neurons(NamedTuple):
-    """A population with threshold 1; ``leak`` is None for an IF."""
-
-    model: IntegrateAndFire
-    leak: np.ndarray | None
-    initial_potential: np.ndarray
-
-
-class Conv(NamedTuple):
-    """2-D convolution, weight [O, I / groups, K, K], padded alike on both sides."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    size: tuple[int, ...]
-    stride: tuple[int, ...] = (1, 1)
-    padding: tuple[int, ...] = (0, 0)
-    dilation: tuple[int, ...] = (1, 1)
-    groups: int = 1
-
-
-class Dense(NamedTuple):
-    """weight @ x + bias, x a vector."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-
-
-class Pool(NamedTuple):
-    """Sum over windows, or their average."""
-
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] = (0, 0)
-    average: bool = False
-
-
-class Scale(NamedTuple):
-    """x times a factor of x's shape."""
-
-    factor: np.ndarray
-
-
-class Flatten(NamedTuple):
-    """An array of this shape becomes a vector."""
-
-    shape: tuple[int, ...]
-
-
-Node = Input | Output | Neurons | Conv | Dense | Pool | Scale | Flatten
-
-
-class Graph(NamedTuple):
-    """A network of layers without cycles.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """What all nodes have.
 
     Attributes:
-        nodes: name -> node, in order of execution.
-        sources: name -> names of the nodes whose outputs it sums.
+        name: unique; that of a population is the name of its site.
+        sources: names of the nodes whose outputs it sums.
     """
 
-    nodes: dict[str, Node]
-    sources: dict[str, tuple[str, ...]]
+    name: str = _static()
+    sources: tuple[str, ...] = _static()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Input(Node):
+    """Where x enters, with its shape: [C, H, W] of an image [H, W, C]."""
+
+    shape: tuple[int, ...] = _static()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Population(Node):
+    """The neurons of a site, which send whole numbers.
+
+    Attributes:
+        shape: of its neurons.
+        model: their model, with levels and reset.
+        threshold, initial_potential, bias: V_th, v(0) and b; scalar, [C, 1, 1] or of
+            every neuron.
+        leak: factor on v before integration; None for IF.
+    """
+
+    shape: tuple[int, ...] = _static()
+    model: Any = _static()
+    threshold: np.ndarray
+    initial_potential: np.ndarray
+    bias: np.ndarray
+    leak: np.ndarray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Output(Node):
+    """Where a result leaves: what arrives, and b."""
+
+    shape: tuple[int, ...] = _static()
+    bias: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Convolution(Node):
+    """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
+
+    ``size`` are the rows and columns of its input, ``bias`` is [O]. Its padding is
+    "SAME" or two numbers. A depthwise convolution has as many groups as channels.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    size: tuple[int, ...] = _static()
+    stride: tuple[int, ...] = _static(default=(1, 1))
+    padding: tuple[int, ...] | str = _static(default=(0, 0))
+    dilation: tuple[int, ...] = _static(default=(1, 1))
+    groups: int = _static(default=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense(Node):
+    """weight @ x + bias, x a vector [N], weight [M, N]."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scale(Node):
+    """weight * x + bias, number by number; ``bias`` is [C] or [N]."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    shape: tuple[int, ...] = _static()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SumPool(Node):
+    """Sums over windows of rows and columns."""
+
+    window: tuple[int, ...] = _static()
+    stride: tuple[int, ...] = _static()
+    padding: tuple[int, ...] = _static(default=(0, 0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flatten(Node):
+    """An array of this shape becomes a vector."""
+
+    shape: tuple[int, ...] = _static()
+
+
+Affine = Convolution | Dense | Scale
+Map = Affine | SumPool | Flatten
+
+
+class Connection(NamedTuple):
+    """All ways of one kind from a sender to a receiver.
+
+    Attributes:
+        sender: the input or a population.
+        receiver: a population or an output.
+        maps: what happens on the way, one after the other; none: the spikes themselves.
+    """
+
+    sender: str
+    receiver: str
+    maps: tuple[Map, ...]
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers of the sender reach one of the receiver, at most."""
+        return math.prod(map(_fan_in, self.maps))
+
+    def __str__(self) -> str:
+        return " > ".join([self.sender, *map(_described, self.maps)])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@shown_as_table
+class Layers:
+    """A spiking network as a chip sees it; a pytree with NumPy arrays as leaves.
+
+    ``print`` shows a table of the populations and outputs.
+
+    Attributes:
+        nodes: in order of execution. The first one is the `Input`.
+        steps, wait, code: those of the SNN.
+    """
+
+    nodes: tuple[Node, ...]
+    steps: int | None = _static(default=None)
+    wait: int | None = _static(default=None)
+    code: Code = _static(default=rate())
+
+    @property
+    def populations(self) -> tuple[Population, ...]:
+        """The neurons, in order of execution."""
+        return tuple(n for n in self.nodes if isinstance(n, Population))
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The readouts, in the order of the function's results."""
+        return tuple(n for n in self.nodes if isinstance(n, Output))
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """All connections, in the order of their receivers."""
+        nodes = {node.name: node for node in self.nodes}
+
+        def ways(name: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+            node = nodes[name]
+            if isinstance(node, Input | Population):
+                yield name, ()
+            else:
+                for source in node.sources:
+                    for sender, maps in ways(source):
+                        yield sender, (*maps, node)
+
+        return tuple(
+            Connection(sender, receiver.name, maps)
+            for receiver in (*self.populations, *self.outputs)
+            for source in receiver.sources
+            for sender, maps in ways(source)
+        )
+
+    def __repr__(self) -> str:
+        weights = sum(n.weight.size for n in self.nodes if isinstance(n, Affine))
+        names = ", ".join(population.name for population in self.populations)
+        return (
+            f"Layers({weights} weights, {len(self.populations)} populations: {names})"
+        )
+
+    def _table(self) -> Table:
+        head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
+        rows: list[tuple[str, ...]] = [head]
+        incoming = self.connections
+        for node in (*self.populations, *self.outputs):
+            ways = [way for way in incoming if way.receiver == node.name]
+            weights = {
+                m.name: m.weight.size
+                for way in ways
+                for m in way.maps
+                if isinstance(m, Affine)
+            }
+            threshold = node.threshold if isinstance(node, Population) else None
+            rows.append(
+                (
+                    node.name,
+                    "x".join(map(str, node.shape)),
+                    str(sum(way.fan_in for way in ways)),
+                    str(sum(weights.values())),
+                    numbers(threshold),
+                    numbers(node.bias),
+                    " + ".join(map(str, ways)),
+                )
+            )
+        return Table(rows)
+
+
+def readers(nodes: tuple[Node, ...]) -> Counter[str]:
+    """Name -> how many nodes read its output."""
+    return Counter(source for node in nodes for source in node.sources)
+
+
+def _fan_in(node: Map) -> int:
+    match node:
+        case Convolution(weight=weight):
+            return math.prod(weight.shape[1:])
+        case Dense(weight=weight):
+            return weight.shape[1]
+        case SumPool(window=window):
+            return math.prod(window)
+    return 1
+
+
+def _described(node: Map) -> str:
+    match node:
+        case Convolution(weight=weight, groups=groups):
+            kind = "convolution" if groups == 1 else f"convolution in {groups} groups"
+            return f"{kind} {weight.shape[2]}x{weight.shape[3]}"
+        case SumPool(window=window):
+            return f"sum {window[0]}x{window[1]}"
+    return type(node).__name__.lower()

@@ -1,18 +1,19 @@
 """Matrices, convolutions and pools, with the scales of their inputs in the weights.
 
-NIR pads a convolution alike on both sides, and some of its readers assume a square
+Chips and their tools pad a convolution alike on both sides, and some assume a square
 kernel. A window that is padded on one side ("SAME" with a stride) becomes such a kernel
 by zeros among the weights: f rows of zeros before a kernel and f more rows of padding
 cancel.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.layers.values import Conv, Dense, Pool
 from snnjax.layers.sums import Builder, NoLayer, Sum, Term, join, unscaled
+from snnjax.layers.values import Convolution, Dense, SumPool
 
 
 class Window(NamedTuple):
@@ -31,7 +32,7 @@ class Window(NamedTuple):
     def fits(self, total: int, front: int) -> bool:
         """Whether a kernel ``total`` wide, ``front`` zeros before it, reads the same.
 
-        NIR pads alike on both sides, and the number of results follows from that.
+        Both sides have equal padding, and the number of results follows from that.
         """
         padding = self.low + front
         count = (self.size + 2 * padding - total) // self.stride + 1
@@ -49,8 +50,8 @@ def dense(
         if len(shape) > 1:
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
-        node = Dense(weight * scale, np.zeros(len(weight)))
-        terms.append(unscaled(builder.add(path or "affine", node, names), owned=True))
+        node = Dense(path or "affine", tuple(names), weight * scale, None)
+        terms.append(unscaled(builder.add(node), owned=True))
     return tuple(terms)
 
 
@@ -90,16 +91,18 @@ def conv(
         scale = np.broadcast_to(scale.ravel(), total.order.shape[:1])
         # Input channels of each group, repeated for its output channels.
         per_output = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
-        node = Conv(
+        node = Convolution(
+            path or "conv",
+            tuple(names),
             weight * per_output[:, :, None, None],
-            np.zeros(len(weight)),
+            None,
             tuple(w.size for w in windows),
             tuple(w.stride for w in windows),
             tuple(padding),
             tuple(dilation),
             groups,
         )
-        terms.append(unscaled(builder.add(path or "conv", node, names), owned=True))
+        terms.append(unscaled(builder.add(node), owned=True))
     return tuple(terms)
 
 
@@ -114,13 +117,11 @@ def mix_channels(
     (term, *others) = total.terms
     node = builder.nodes[term.node]
     keeps_pixels = all(w.size == w.out for w in windows)
-    plain = isinstance(node, Conv) and node.groups == 1 and term.scale.size == 1
+    plain = isinstance(node, Convolution) and node.groups == 1 and term.scale.size == 1
     if others or not (keeps_pixels and plain and term.owned):
         return conv(builder, total, weight[:, :, None, None], windows, path)
-    assert isinstance(node, Conv)
     kernel = np.tensordot(weight * term.scale, node.weight, axes=1)
-    node = node._replace(weight=kernel, bias=np.zeros(len(weight)))
-    builder.nodes[term.node] = node
+    builder.nodes[term.node] = dataclasses.replace(node, weight=kernel)
     return (unscaled(term.node, owned=True),)
 
 
@@ -130,17 +131,18 @@ def pool(
     """Terms of the sum over windows of rows and columns."""
     path = join(path, "pool")
     if not all(w.fits(w.reach, 0) for w in windows):
-        # A pool of NIR cannot read these windows; a convolution with weights 1 can.
+        # A pool that is padded alike cannot read these windows; a convolution can.
         channels = total.order.shape[0]
         ones = np.ones((channels, 1, *(w.reach for w in windows)))
         return conv(builder, total, ones, windows, path, groups=channels)
-    node = Pool(
-        tuple(w.reach for w in windows),
-        tuple(w.stride for w in windows),
-        tuple(w.low for w in windows),
+    sizes, strides, padding = (
+        tuple(getattr(w, field) for w in windows)
+        for field in ("reach", "stride", "low")
     )
     return tuple(
-        Term(builder.add(path, node, names), scale, True)
+        Term(
+            builder.add(SumPool(path, (*names,), sizes, strides, padding)), scale, True
+        )
         for names, scale in builder.groups(total, path)
     )
 
