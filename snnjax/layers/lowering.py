@@ -8,7 +8,7 @@ one: ``rules.py`` has those between two sites, this file the sites and the outpu
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -20,6 +20,7 @@ from snnjax._checks import check_examples
 from snnjax._examples import is_all_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import ConversionError, Problem
+from snnjax.layers.folding import folded
 from snnjax.layers.rules import add_equation, check_operation, pads
 from snnjax.layers.sums import (
     Builder,
@@ -29,7 +30,6 @@ from snnjax.layers.sums import (
     compact,
     image_axes,
     numbers,
-    unscaled,
 )
 from snnjax.layers.values import Flatten, Input, Layers, Node, Output, Population
 from snnjax.layers.windows import vectorize
@@ -130,7 +130,7 @@ def lower(network: Network, snn: SNN) -> tuple[Node, ...]:
         builder = Builder(network, values)
         problems = _build(builder, snn, order)
         if not problems:
-            return _needed(builder)
+            return folded(_needed(builder))
         attempts.append((len(builder.sums), problems))
     _, problems = max(attempts, key=lambda attempt: attempt[0])  # the one that got on
     raise ConversionError(problems, "this network is no network of layers")
@@ -145,7 +145,7 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
     name = builder.add(entrance)
     if len(shape) > 1 and order.ndim == 1:
         name = builder.add(Flatten("input/flatten", (name,), shape))
-    builder.sums[x] = Sum((unscaled(name),), order)
+    builder.sums[x] = Sum((Term(name),), order)
     problems = []
     for equation in network.equations:
         if not network.dependent.intersection(equation.outputs):
@@ -195,7 +195,7 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
         leak=None if params.leak is None else compact(of_each_neuron(params.leak)),
     )
     builder.nodes[site.name] = population
-    spikes = Term(site.name, population.threshold, False)
+    spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)
 
 
@@ -221,7 +221,7 @@ def _add_output(builder: Builder, v: Any, name: str) -> None:
     if v not in builder.sums:
         raise NoLayer("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    total, shape = builder.sums[v], builder.network.avals[v].shape
     if total.order.ndim == 3 and len(shape) == 4:
         image_axes(total, shape, [(3, 1, 2), (1, 2, 3)])  # channels last, or first
     else:
@@ -257,14 +257,10 @@ def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
     return run(network.arguments(params, example))
 
 
-def _needed(builder: Builder) -> tuple[Node, ...]:
+def _needed(builder: Builder) -> Iterator[Node]:
     """The input and the nodes that an output depends on, in order of execution."""
-    needs = {n for n, node in builder.nodes.items() if isinstance(node, Output)}
+    needs = {n for n, node in builder.nodes.items() if isinstance(node, Input | Output)}
     for name, node in reversed(builder.nodes.items()):
         if name in needs:
             needs.update(node.sources)
-    return tuple(
-        node
-        for name, node in builder.nodes.items()
-        if name in needs or isinstance(node, Input)
-    )
+    return (node for name, node in builder.nodes.items() if name in needs)

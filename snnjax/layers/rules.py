@@ -28,7 +28,7 @@ from snnjax.layers.sums import (
     numbers,
     times,
 )
-from snnjax.layers.windows import Window, conv, dense, mix_channels, pool, vectorize
+from snnjax.layers.windows import Window, conv, dense, pool, vectorize
 from snnjax.network.equations import Equation, read
 from snnjax.network.evaluate import evaluate, identity
 
@@ -59,7 +59,7 @@ def add_equation(builder: Builder, equation: Equation) -> None:
     """
     name = equation.name
     if name in _UNCHANGED:
-        results = [builder.sum_of(_operand(builder, equation))]
+        results = [builder.sums[_operand(builder, equation)]]
     elif name in _MOVES:
         results = _move(builder, equation)
     else:
@@ -101,7 +101,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
             "a batched matrix product (one for each element of an axis) is no layer",
             "write one matrix product, or a convolution with feature_group_count",
         )
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    total, shape = builder.sums[v], builder.network.avals[v].shape
     weight = numbers(read(builder.values, equation.inputs[1 - side]))
     free = [a for a in range(weight.ndim) if a not in contract[1 - side]]
     inputs = math.prod(shape[a] for a in contract[side])
@@ -123,7 +123,7 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
     axes = image_axes(total, shape, candidates)
     windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
-    terms = mix_channels(builder, total, weight.T, windows, equation.path)
+    terms = conv(builder, total, weight.T[:, :, None, None], windows, equation.path)
     # A result has the free axes of the left operand, then those of the right one.
     out_shape = builder.network.avals[equation.outputs[0]].shape
     channel = 0 if side == 1 else len(out_shape) - 1
@@ -142,7 +142,7 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
             "the only convolutions are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
-    total = builder.sum_of(v)
+    total = builder.sums[v]
     image_axes(total, shape, [tuple(spec.lhs_spec[1:])])
     weight = numbers(read(builder.values, equation.inputs[1])).transpose(spec.rhs_spec)
     windows = [
@@ -170,36 +170,41 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
 
 
 def _pool(builder: Builder, equation: Equation) -> Sum:
-    v, options = _operand(builder, equation), equation.options
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
-    out_shape = builder.network.avals[equation.outputs[0]].shape
-    sizes, strides = options["window_dimensions"], options["window_strides"]
-    pads = options["padding"]
+    options = equation.options
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
         raise NoLayer("no layer pools with dilation", "pool without dilation")
-    axes = _axes_to_pool(
-        total,
-        shape,
-        [a for a in range(len(shape)) if (sizes[a], strides[a], *pads[a]) != _ALONE],
-    )
+    sizes, strides = options["window_dimensions"], options["window_strides"]
+    return _pooled(builder, equation, sizes, strides, options["padding"])
+
+
+def _reduce(builder: Builder, equation: Equation) -> Sum:
+    shape = builder.network.avals[_operand(builder, equation)].shape
+    sizes = [n if a in equation.options["axes"] else 1 for a, n in enumerate(shape)]
+    return _pooled(builder, equation, sizes, sizes, [(0, 0)] * len(shape))
+
+
+def _pooled(
+    builder: Builder,
+    equation: Equation,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+) -> Sum:
+    """The sum over windows of an operand, one size for each of its axes."""
+    v = _operand(builder, equation)
+    total, shape = builder.sums[v], builder.network.avals[v].shape
+    out_shape = [
+        (n + sum(pad) - size) // stride + 1
+        for n, pad, size, stride in zip(shape, pads, sizes, strides, strict=True)
+    ]
+    every = range(len(shape))
+    pooled = [a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE]
+    axes = _axes_to_pool(total, shape, pooled)
     windows = [
         Window(shape[a], out_shape[a], pads[a][0], sizes[a], strides[a])
         for a in axes[1:]
     ]
     terms = pool(builder, total, windows, equation.path)
-    return Sum(terms, flat_indices(out_shape, axes))
-
-
-def _reduce(builder: Builder, equation: Equation) -> Sum:
-    v, summed_axes = _operand(builder, equation), equation.options["axes"]
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
-    axes = _axes_to_pool(total, shape, summed_axes)
-    windows = [
-        Window(n, 1, 0, n, n) if a in summed_axes else Window(n, n, 0, 1, 1)
-        for a, n in zip(axes[1:], total.order.shape[1:], strict=True)
-    ]
-    terms = pool(builder, total, windows, equation.path)
-    out_shape = [1 if a in summed_axes else n for a, n in enumerate(shape)]
     return Sum(terms, flat_indices(out_shape, axes))
 
 
@@ -230,7 +235,7 @@ def _axes_to_pool(
 def _add(builder: Builder, equation: Equation) -> Sum:
     signs = (1.0, -1.0 if equation.name == "sub" else 1.0)
     sums = [
-        times(builder.sum_of(v), sign)
+        times(builder.sums[v], sign)
         for v, sign in zip(equation.inputs, signs, strict=True)
         if isinstance(v, int) and v in builder.sums
     ]
@@ -238,13 +243,13 @@ def _add(builder: Builder, equation: Equation) -> Sum:
 
 
 def _negate(builder: Builder, equation: Equation) -> Sum:
-    return times(builder.sum_of(_operand(builder, equation)), -1.0)
+    return times(builder.sums[_operand(builder, equation)], -1.0)
 
 
 def _multiply(builder: Builder, equation: Equation) -> Sum:
     v = _operand(builder, equation)
     (constant,) = (numbers(read(builder.values, u)) for u in equation.inputs if u != v)
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    total, shape = builder.sums[v], builder.network.avals[v].shape
     factor = np.broadcast_to(constant, shape).ravel()[total.order]
     return times(total, 1 / factor if equation.name == "div" else factor)
 
@@ -263,7 +268,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     for term in itertools.chain.from_iterable(s.terms for s in sums):
         if term.node in merged:
             scale = compact(merged[term.node].scale + term.scale)
-            term = Term(term.node, scale, False)
+            term = Term(term.node, scale)
         merged[term.node] = term
     return Sum(tuple(merged.values()), sums[0].order)
 
@@ -275,7 +280,7 @@ def _move(builder: Builder, equation: Equation) -> list[Sum]:
     """A result of which each element is an element of an operand, or a constant."""
     summands: list[list[Sum]] = [[] for _ in equation.outputs]
     for v in dict.fromkeys(u for u in equation.variables if u in builder.sums):
-        total, shape = builder.sum_of(v), builder.network.avals[v].shape
+        total, shape = builder.sums[v], builder.network.avals[v].shape
         for sums, source in zip(summands, _elements(builder, equation, v), strict=True):
             if (source >= 0).any():
                 sums.append(_select(builder, total, source, shape, equation.path))
@@ -325,7 +330,7 @@ def _select(
         strided = order[weight.argmax(1)][:, rows, columns]
         strided = np.where(weight.any(1)[:, None, None], strided, -1)
         if np.array_equal(image, strided):
-            terms = mix_channels(builder, total, weight, windows, path)
+            terms = conv(builder, total, weight[:, :, None, None], windows, path)
             return Sum(terms, flat_indices(source.shape, axes))
     raise NoLayer(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "

@@ -2,14 +2,13 @@
 
     variable = sum_i scale_i node_i + constant
 
-A scale is multiplied into the weights that follow, or into those of the node itself. A
-constant becomes the bias of the next population. BatchNorm and thresholds disappear in
-this way. For example, the current of the neurons in
+A scale is multiplied into the weights that follow, or becomes a `Scale`, which
+``folding.py`` multiplies into the weights before it. A constant becomes the bias of the
+next population. For example, the current of the neurons in
 
     relu(g * (x @ w) + b + x)        g a scale, b a bias
 
 is the sum of the terms (g, "w") and (1, "input"), and its constant is b.
-`Builder.received` multiplies the weights of "w" by g and returns both nodes and b.
 
 ``order`` says which element of the (flat) variable each element of a node is.
 Transpose, reshape and flatten change the order and need no node.
@@ -18,34 +17,23 @@ Transpose, reshape and flatten change the order and need no node.
 import dataclasses
 import itertools
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from snnjax._trees import distinct
-from snnjax.layers.values import (
-    Affine,
-    Convolution,
-    Dense,
-    Flatten,
-    Node,
-    Scale,
-)
+from snnjax.layers.folding import is_channelwise
+from snnjax.layers.values import Flatten, Node, Scale
 from snnjax.network.equations import Network, Values
 
 
 class Term(NamedTuple):
-    """``scale`` times a node's output, of a shape that broadcasts to it.
-
-    ``owned``: no other term reads the node, so its weights may absorb the scale.
-    """
+    """``scale`` times a node's output, of a shape that broadcasts to it."""
 
     node: str
-    scale: np.ndarray
-    owned: bool
+    scale: np.ndarray = np.ones(())
 
 
 class Sum(NamedTuple):
@@ -64,116 +52,35 @@ class NoLayer(Exception):
     """No layer computes an operation: the reason, and the remedy."""
 
 
-class Graph:
-    """Nodes by name, in order of execution, to which others are added.
-
-    Attributes:
-        nodes: name -> node.
-        reserved: names that no new node may take.
-    """
-
-    def __init__(self, reserved: Collection[str]):
-        self.nodes: dict[str, Any] = {}
-        self.reserved = reserved
-
-    def add(self, node: Node) -> str:
-        """Add a node; return its name, made unique."""
-        name = distinct([*self.reserved, *self.nodes, node.name])[-1]
-        self.nodes[name] = dataclasses.replace(node, name=name)
-        return name
-
-    def scaled(
-        self,
-        name: str,
-        factor: np.ndarray,
-        shape: Sequence[int],
-        path: str,
-        *,
-        owned: bool,
-    ) -> str:
-        """The name of a node whose output is ``factor`` times that of another.
-
-        Args:
-            name: of the other node.
-            factor: see `compact`.
-            shape: of the output.
-            path: for the name of a new node.
-            owned: whether nothing else reads the node, so that its weights may change.
-        """
-        if (factor == 1).all():
-            return name
-        node = self.nodes[name]
-        if not (owned and isinstance(node, Affine) and is_channelwise(factor)):
-            new = Scale(join(path, "scale"), (name,), factor, None, tuple(shape))
-            return self.add(new)
-        rows = np.broadcast_to(factor.ravel(), shape[:1])
-        bias = None if node.bias is None else node.bias * rows
-        if isinstance(node, Scale):
-            weight = compact(node.weight * factor)
-            if (weight == 1).all() and bias is None and len(node.sources) == 1:
-                del self.nodes[name]
-                return node.sources[0]
-        else:
-            weight = node.weight * rows.reshape(-1, *[1] * (node.weight.ndim - 1))
-        self.nodes[name] = dataclasses.replace(node, weight=weight, bias=bias)
-        return name
-
-    def biased(
-        self,
-        names: Sequence[str],
-        bias: np.ndarray,
-        shape: Sequence[int],
-        path: str,
-        owned: Collection[str],
-    ) -> list[str]:
-        """Names of nodes whose outputs have the sum of those of ``names``, plus b.
-
-        Args:
-            names: of nodes whose outputs have this shape.
-            bias: [C] or [N].
-            shape: of the outputs.
-            path: for the name of a new node.
-            owned: names of nodes whose biases may change.
-        """
-        names = [*names]
-        nodes = [self.nodes[name] for name in names if name in owned]
-        weights = [n for n in nodes if isinstance(n, Convolution | Dense)]
-        scales = [n for n in nodes if isinstance(n, Scale) and is_channelwise(n.weight)]
-        node = next(iter([*weights, *scales]), None)
-        if node is None:
-            path, one = join(path, "bias"), np.ones(())
-            names[0] = self.add(Scale(path, (names[0],), one, None, tuple(shape)))
-            node = self.nodes[names[0]]
-        bias = bias if node.bias is None else node.bias + bias
-        self.nodes[node.name] = dataclasses.replace(node, bias=bias)
-        return names
-
-
-class Builder(Graph):
+class Builder:
     """The nodes of a network, added equation by equation.
 
     Attributes:
-        nodes, reserved: see `Graph`; also nodes that no output needs.
+        nodes: name -> node, in order of execution; also nodes that no output needs.
         values: variable -> its value while x is 0 and no neuron fires. That is the
             variable's constant, if it depends on x; the biases of its nodes are not
             part of it.
         sums: variable -> Sum, for variables that depend on x.
-        uses: variable -> number of equations and outputs that read it.
     """
 
     def __init__(self, network: Network, values: Values):
-        super().__init__([site.name for site in network.sites])
         self.network, self.values = network, dict(values)
+        self.nodes: dict[str, Any] = {}
         self.sums: dict[int, Sum] = {}
-        reads = [v for eq in network.equations for v in eq.inputs]
-        self.uses = Counter(v for v in [*reads, *network.outputs] if isinstance(v, int))
 
-    def sum_of(self, v: int) -> Sum:
-        """A variable's sum for one of its readers."""
-        total = self.sums[v]
-        if self.uses[v] == 1:
-            return total
-        return total._replace(terms=tuple(t._replace(owned=False) for t in total.terms))
+    def add(self, node: Node) -> str:
+        """Add a node; return its name, made unique. Those of sites are taken."""
+        sites = [site.name for site in self.network.sites]
+        name = distinct([*sites, *self.nodes, node.name])[-1]
+        self.nodes[name] = dataclasses.replace(node, name=name)
+        return name
+
+    def scaled(self, term: Term, shape: tuple[int, ...], path: str) -> str:
+        """The name of a node whose output is the term, its scale included."""
+        if (term.scale == 1).all():
+            return term.node
+        name = join(path, "scale")
+        return self.add(Scale(name, (term.node,), term.scale, None, shape))
 
     def received(self, v: int, path: str) -> tuple[tuple[str, ...], np.ndarray]:
         """Names of the nodes that sum to a variable, and its constant in their order.
@@ -182,24 +89,18 @@ class Builder(Graph):
             v: a variable that depends on x.
             path: where in the network, for names.
         """
-        total = self.sum_of(v)
-        constant = numbers(self.values[v])[0].ravel()[total.order]
-        names = tuple(
-            self.scaled(t.node, t.scale, total.order.shape, path, owned=t.owned)
-            for t in total.terms
-        )
-        return names, constant
+        terms, order = self.sums[v]
+        constant = numbers(self.values[v])[0].ravel()[order]
+        return tuple(self.scaled(t, order.shape, path) for t in terms), constant
 
     def absorb_constant(self, v: int, path: str) -> None:
-        """Move the variable's constant into the biases of its nodes."""
+        """Move the variable's constant into a node."""
         if numbers(self.values[v]).any():
-            total = self.sum_of(v)
-            names, constant = self.received(v, path)
-            terms = zip(names, total.terms, strict=True)
-            owned = {name for name, t in terms if t.owned or name != t.node}
-            shape = total.order.shape
-            names = self.biased(names, per_channel(constant), shape, path, owned)
-            self.sums[v] = Sum(tuple(unscaled(name) for name in names), total.order)
+            (first, *others), constant = self.received(v, path)
+            path, bias = join(path, "bias"), per_channel(constant)
+            copy = Scale(path, (first,), np.ones(()), bias, constant.shape)
+            terms = tuple(Term(name) for name in (self.add(copy), *others))
+            self.sums[v] = self.sums[v]._replace(terms=terms)
             self.values[v] = np.zeros(self.network.avals[v].shape)
 
     def groups(self, total: Sum, path: str) -> list[tuple[list[str], np.ndarray]]:
@@ -208,16 +109,14 @@ class Builder(Graph):
         Scales that differ within a channel become nodes.
         """
         groups: list[tuple[list[str], np.ndarray]] = []
-        shape = total.order.shape
-        for name, scale, owned in total.terms:
-            if not is_channelwise(scale):
-                name = self.scaled(name, scale, shape, path, owned=owned)
-                scale = np.ones(())
-            same = [names for names, other in groups if np.array_equal(other, scale)]
+        for term in total.terms:
+            if not is_channelwise(term.scale):
+                term = Term(self.scaled(term, total.order.shape, path))
+            same = [g for g, other in groups if np.array_equal(other, term.scale)]
             if same:
-                same[0].append(name)
+                same[0].append(term.node)
             else:
-                groups.append(([name], scale))
+                groups.append(([term.node], term.scale))
         return groups
 
     def flatten(self, name: str, shape: Sequence[int]) -> str:
@@ -226,11 +125,6 @@ class Builder(Graph):
             if isinstance(node, Flatten) and node.sources == (name,):
                 return node.name
         return self.add(Flatten(join(name, "flatten"), (name,), tuple(shape)))
-
-
-def unscaled(name: str, *, owned: bool = False) -> Term:
-    """A node's output as it is."""
-    return Term(name, np.ones(()), owned)
 
 
 def times(total: Sum, factor: np.ndarray | float) -> Sum:
@@ -247,11 +141,6 @@ def compact(factor: Any) -> np.ndarray:
     if factor.ndim == 3 and (factor == factor[:, :1, :1]).all():
         return factor[:, :1, :1]
     return factor
-
-
-def is_channelwise(factor: np.ndarray) -> bool:
-    """Whether a factor is one number per channel, or one of a vector's elements."""
-    return factor.ndim < 3 or factor.shape[1:] == (1, 1)
 
 
 def per_channel(constant: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ sources, each a vector [N] or an image [C, H, W]. Arrays are NumPy's, in double
 precision, and broadcast to that shape.
 """
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,10 @@ import numpy as np
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
-
-def _static(**options: Any) -> Any:
-    """A field that is structure and no array."""
-    return dataclasses.field(metadata={"static": True}, **options)
+STATIC = {"static": True}  # marks fields that are structure, no arrays
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Node:
     """What all nodes have.
 
@@ -35,20 +32,20 @@ class Node:
         sources: names of the nodes whose outputs it sums.
     """
 
-    name: str = _static()
-    sources: tuple[str, ...] = _static()
+    name: str = field(metadata=STATIC)
+    sources: tuple[str, ...] = field(metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Input(Node):
     """Where x enters, with its shape: [C, H, W] of an image [H, W, C]."""
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = field(metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Population(Node):
     """The neurons of a site, which send whole numbers.
 
@@ -60,8 +57,8 @@ class Population(Node):
         leak: factor on v before integration; None for IF.
     """
 
-    shape: tuple[int, ...] = _static()
-    model: Any = _static()
+    shape: tuple[int, ...] = field(metadata=STATIC)
+    model: Any = field(metadata=STATIC)
     threshold: np.ndarray
     initial_potential: np.ndarray
     bias: np.ndarray
@@ -69,16 +66,16 @@ class Population(Node):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Output(Node):
     """Where a result leaves: what arrives, and b."""
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = field(metadata=STATIC)
     bias: np.ndarray
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Convolution(Node):
     """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
 
@@ -88,15 +85,15 @@ class Convolution(Node):
 
     weight: np.ndarray
     bias: np.ndarray | None
-    size: tuple[int, ...] = _static()
-    stride: tuple[int, ...] = _static(default=(1, 1))
-    padding: tuple[int, ...] | str = _static(default=(0, 0))
-    dilation: tuple[int, ...] = _static(default=(1, 1))
-    groups: int = _static(default=1)
+    size: tuple[int, ...] = field(metadata=STATIC)
+    stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
+    padding: tuple[int, ...] | str = field(metadata=STATIC, default=(0, 0))
+    dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
+    groups: int = field(metadata=STATIC, default=1)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Dense(Node):
     """weight @ x + bias, x a vector [N], weight [M, N]."""
 
@@ -105,31 +102,31 @@ class Dense(Node):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Scale(Node):
     """weight * x + bias, number by number; ``bias`` is [C] or [N]."""
 
     weight: np.ndarray
     bias: np.ndarray | None
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = field(metadata=STATIC)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SumPool(Node):
     """Sums over windows of rows and columns."""
 
-    window: tuple[int, ...] = _static()
-    stride: tuple[int, ...] = _static()
-    padding: tuple[int, ...] = _static(default=(0, 0))
+    window: tuple[int, ...] = field(metadata=STATIC)
+    stride: tuple[int, ...] = field(metadata=STATIC)
+    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Flatten(Node):
     """An array of this shape becomes a vector."""
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = field(metadata=STATIC)
 
 
 Affine = Convolution | Dense | Scale
@@ -159,7 +156,7 @@ class Connection(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 @shown_as_table
 class Layers:
     """A spiking network as a chip sees it; a pytree with NumPy arrays as leaves.
@@ -172,9 +169,9 @@ class Layers:
     """
 
     nodes: tuple[Node, ...]
-    steps: int | None = _static(default=None)
-    wait: int | None = _static(default=None)
-    code: Code = _static(default=rate())
+    steps: int | None = field(metadata=STATIC, default=None)
+    wait: int | None = field(metadata=STATIC, default=None)
+    code: Code = field(metadata=STATIC, default=rate())
 
     @property
     def populations(self) -> tuple[Population, ...]:

@@ -6,13 +6,12 @@ by zeros among the weights: f rows of zeros before a kernel and f more rows of p
 cancel.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.layers.sums import Builder, NoLayer, Sum, Term, join, unscaled
+from snnjax.layers.sums import Builder, NoLayer, Sum, Term, join
 from snnjax.layers.values import Convolution, Dense, SumPool
 
 
@@ -51,7 +50,7 @@ def dense(
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
         node = Dense(path or "affine", tuple(names), weight * scale, None)
-        terms.append(unscaled(builder.add(node), owned=True))
+        terms.append(Term(builder.add(node)))
     return tuple(terms)
 
 
@@ -102,27 +101,8 @@ def conv(
             tuple(dilation),
             groups,
         )
-        terms.append(unscaled(builder.add(node), owned=True))
+        terms.append(Term(builder.add(node)))
     return tuple(terms)
-
-
-def mix_channels(
-    builder: Builder,
-    total: Sum,
-    weight: np.ndarray,
-    windows: Sequence[Window],
-    path: str,
-) -> tuple[Term, ...]:
-    """Terms of ``weight @`` the channels: in the convolution before, or a 1x1 one."""
-    (term, *others) = total.terms
-    node = builder.nodes[term.node]
-    keeps_pixels = all(w.size == w.out for w in windows)
-    plain = isinstance(node, Convolution) and node.groups == 1 and term.scale.size == 1
-    if others or not (keeps_pixels and plain and term.owned):
-        return conv(builder, total, weight[:, :, None, None], windows, path)
-    kernel = np.tensordot(weight * term.scale, node.weight, axes=1)
-    builder.nodes[term.node] = dataclasses.replace(node, weight=kernel)
-    return (unscaled(term.node, owned=True),)
 
 
 def pool(
@@ -140,9 +120,7 @@ def pool(
         for field in ("reach", "stride", "low")
     )
     return tuple(
-        Term(
-            builder.add(SumPool(path, (*names,), sizes, strides, padding)), scale, True
-        )
+        Term(builder.add(SumPool(path, (*names,), sizes, strides, padding)), scale)
         for names, scale in builder.groups(total, path)
     )
 

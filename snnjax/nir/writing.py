@@ -16,7 +16,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,9 @@ import numpy as np
 from snnjax._checks import check_positive
 from snnjax._trees import distinct
 from snnjax.capture.check import ConversionError, Problem
+from snnjax.layers.folding import folded, is_channelwise
 from snnjax.layers.lowering import of, without_surrogate
-from snnjax.layers.sums import (
-    Graph,
-    NoLayer,
-    compact,
-    is_channelwise,
-    numbers,
-    per_channel,
-)
+from snnjax.layers.sums import NoLayer, compact, numbers, per_channel
 from snnjax.layers.values import (
     Convolution,
     Dense,
@@ -228,23 +222,26 @@ def _with_unit_thresholds(layers: Layers) -> dict[str, Node]:
     Raises:
         ConversionError: a bias that differs between pixels.
     """
-    graph = Graph([node.name for node in layers.nodes])
+    nodes: dict[str, Node] = {}
     count, problems = readers(layers.nodes), []
     for node in layers.nodes:
-        if isinstance(node, Population | Output):
-            try:
-                node = _fed(graph, node, count)
-            except NoLayer as reason:
-                problems.append(Problem(node.name, (), *reason.args))
-        graph.nodes[node.name] = node
+        parts = [node]
+        try:
+            if isinstance(node, Population | Output):
+                parts = [*_fed(node, nodes, count)]
+        except NoLayer as reason:
+            problems.append(Problem(node.name, (), *reason.args))
+        nodes |= {part.name: part for part in parts}
     if problems:
         raise ConversionError(problems)
-    return graph.nodes
+    return {node.name: node for node in folded(nodes.values())}
 
 
-def _fed(graph: Graph, node: Population | Output, count: Counter[str]) -> Node:
-    """A population with threshold 1, or an output; neither has a bias of its own."""
-    gain = np.ones(())
+def _fed(
+    node: Population | Output, nodes: dict[str, Node], count: Counter[str]
+) -> Iterator[Node]:
+    """A population with threshold 1, or an output, behind scales and a bias."""
+    gain, bias, shape = np.ones(()), node.bias, node.shape
     if isinstance(node, Population):
         leak = np.zeros(()) if node.leak is None else node.leak
         leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
@@ -253,16 +250,20 @@ def _fed(graph: Graph, node: Population | Output, count: Counter[str]) -> Node:
         node = dataclasses.replace(
             node, threshold=np.ones(()), initial_potential=start, leak=_leak(node)
         )
-    shape, name = node.shape, node.name
-    sources = [
-        graph.scaled(source, gain, shape, name, owned=count[source] == 1)
-        for source in node.sources
-    ]
-    bias = np.broadcast_to(gain * node.bias, shape)
+    sources = []
+    for i, source in enumerate(node.sources):
+        scale = Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
+        sources.append(scale.name)
+        yield scale
+    bias = np.broadcast_to(gain * bias, shape)
     if bias.any():
-        owned = {source for source in sources if count[source] <= 1}
-        sources = graph.biased(sources, per_channel(bias), shape, name, owned)
-    return dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
+        owned = (nodes[s] if count[s] == 1 else None for s in node.sources)
+        has_bias = [isinstance(n, Convolution | Dense) for n in owned]
+        first = has_bias.index(True) if any(has_bias) else 0
+        name, one = f"{node.name}/bias", np.ones(())
+        yield Scale(name, (sources[first],), one, per_channel(bias), shape)
+        sources[first] = name
+    yield dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
 
 
 def _leak(node: Population) -> np.ndarray | None:
