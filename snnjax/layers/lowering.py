@@ -106,17 +106,15 @@ def of(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
                 f"populations of {model!r} are not known; allowed: models of "
                 "snnjax.integrate_and_fire and snnjax.lif"
             )
-    nodes = lower(network, snn)
-    return Layers(nodes, steps=snn.steps, wait=snn.wait, code=snn.code)
+    return Layers(_lowered(network, snn), snn.steps, snn.wait, snn.code)
 
 
-def lower(network: Network, snn: SNN) -> tuple[Node, ...]:
+def _lowered(network: Network, snn: SNN) -> tuple[Node, ...]:
     """The layers and neurons of a network whose outputs depend on one array x.
 
     The channels of an image x are its last axis, or its first one if only then every
-    convolution reads channels as channels.
-
-    What follows from an obstacle is reported only if no input would give it a layer.
+    convolution reads channels as channels. What follows from an obstacle is reported
+    only if no input would give it a layer.
     """
     (x,) = network.x
     shape = network.avals[x].shape[1:]

@@ -217,19 +217,15 @@ class Layers:
         incoming = self.connections
         for node in (*self.populations, *self.outputs):
             ways = [way for way in incoming if way.receiver == node.name]
-            weights = {
-                m.name: m.weight.size
-                for way in ways
-                for m in way.maps
-                if isinstance(m, Affine)
-            }
+            maps = {m.name: m for way in ways for m in way.maps}.values()
+            weights = sum(m.weight.size for m in maps if isinstance(m, Affine))
             threshold = node.threshold if isinstance(node, Population) else None
             rows.append(
                 (
                     node.name,
                     "x".join(map(str, node.shape)),
                     str(sum(way.fan_in for way in ways)),
-                    str(sum(weights.values())),
+                    str(weights),
                     numbers(threshold),
                     numbers(node.bias),
                     " + ".join(map(str, ways)),

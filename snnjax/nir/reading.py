@@ -90,12 +90,10 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     order = _execution_order(nir, graph, sources)
     nodes: list[Node] = []
     for name in order:
-        *before, last = _read(nir, name, graph.nodes[name], float(duration))
-        names = sources[name]
-        for node in before:
-            nodes.append(dataclasses.replace(node, sources=tuple(names)))
-            names = [node.name]
-        nodes.append(dataclasses.replace(last, sources=tuple(names)))
+        names = tuple(sources[name])
+        for node in _read(nir, name, graph.nodes[name], float(duration)):
+            nodes.append(dataclasses.replace(node, sources=names))
+            names = (node.name,)
     return function(Layers(tuple(nodes), steps=steps, wait=wait))
 
 
@@ -147,17 +145,13 @@ def _matrix(nir: Any, name: str, node: Any) -> Dense:
 
 
 def _convolution(name: str, node: Any) -> Convolution:
-    stride = _pair(node.stride)
-    padding: Any = node.padding
-    if not isinstance(padding, str):
-        padding = _pair(padding)
-    elif padding.upper() == "SAME" and stride != (1, 1):
+    stride, padding = _pair(node.stride), node.padding
+    padding = padding.upper() if isinstance(padding, str) else _pair(padding)
+    if padding == "SAME" and stride != (1, 1):
         raise ValueError(
             f"node {name!r} has padding 'same' with stride {stride}; allowed: "
             "padding in numbers, or stride 1"
         )
-    else:
-        padding = padding.upper()
     return Convolution(
         name,
         (),

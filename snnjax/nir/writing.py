@@ -31,6 +31,7 @@ from snnjax.layers.folding import folded, is_channelwise
 from snnjax.layers.lowering import of, without_surrogate
 from snnjax.layers.sums import NoLayer, compact, numbers, per_channel
 from snnjax.layers.values import (
+    Affine,
     Convolution,
     Dense,
     Flatten,
@@ -257,9 +258,12 @@ def _fed(
         yield scale
     bias = np.broadcast_to(gain * bias, shape)
     if bias.any():
-        owned = (nodes[s] if count[s] == 1 else None for s in node.sources)
-        has_bias = [isinstance(n, Convolution | Dense) for n in owned]
-        first = has_bias.index(True) if any(has_bias) else 0
+        # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
+        owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
+        ranks = [
+            isinstance(n, Affine) + isinstance(n, Convolution | Dense) for n in owned
+        ]
+        first = ranks.index(max(ranks))
         name, one = f"{node.name}/bias", np.ones(())
         yield Scale(name, (sources[first],), one, per_channel(bias), shape)
         sources[first] = name
