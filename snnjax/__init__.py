@@ -39,6 +39,7 @@ simulation          options of the executions
 training            losses, optimizers, trained leaves, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
+layers              the network that a chip sees: populations and linear maps
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """
@@ -46,6 +47,7 @@ storage, nir        files, and the format of other tools
 from snnjax import (
     calibrators,
     codes,
+    layers,
     measures,
     network,
     neurons,
@@ -99,6 +101,7 @@ __all__ = [
     "init",
     "integrate_and_fire",
     "latency",
+    "layers",
     "lif",
     "light",
     "load",

@@ -24,11 +24,12 @@ SIBLINGS = {
     "simulation": set(),
     "measures": set(),
     "training": set(),
-    "nir": set(),
+    "layers": set(),
+    "nir": {"layers"},
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.measures "
+    "snnjax snnjax.calibrators snnjax.conversion snnjax.layers snnjax.measures "
     "snnjax.network snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage "
     "snnjax.training"
 ).split()

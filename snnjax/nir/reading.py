@@ -10,22 +10,30 @@ snnjax fires at v >= V_th, so V_th is the smallest float32 above v_threshold.
 ``writing.py`` writes graphs and explains their thresholds, gains and tau.
 """
 
-import functools
+import dataclasses
 import graphlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_positive, check_wait
-from snnjax.capture.capture import capture
-from snnjax.neurons.by_site import by_name
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
+from snnjax.layers.function import function
+from snnjax.layers.values import (
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.sums import compact
 from snnjax.nir.writing import import_nir
 from snnjax.snn import SNN
 
@@ -80,40 +88,13 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
     for source, target in graph.edges:
         sources[target].append(source)
     order = _execution_order(nir, graph, sources)
-    layers = {
-        name: _layer(nir, name, graph.nodes[name], float(duration)) for name in order
-    }
-    (entrance,) = (n for n in order if isinstance(graph.nodes[n], nir.Input))
-    exits = [n for n in order if isinstance(graph.nodes[n], nir.Output)]
-
-    def fn(params: dict[str, Any], x: jax.Array) -> Any:
-        values = {}
-        for name in order:
-            inputs = [x] if name == entrance else [values[s] for s in sources[name]]
-            try:
-                into = functools.reduce(jnp.add, inputs)
-                values[name] = layers[name].apply(params.get(name, {}), into)
-            except (TypeError, ValueError) as error:
-                error.add_note(f"at node {name!r} of the graph, channels last")
-                raise
-        if len(exits) == 1:
-            return values[exits[0]]
-        return {name: values[name] for name in exits}
-
-    params = {n: layer.params for n, layer in layers.items() if layer.params}
-    shape = _channels_last(tuple(graph.nodes[entrance].input_type["input"]))
-    network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    names = [site.name for site in network.sites]
-    spiking = [layer for layer in layers.values() if layer.neurons is not None]
-    return fn, SNN(
-        params,
-        {name: layer.neurons for name, layer in zip(names, spiking, strict=True)},
-        steps=steps,
-        wait=wait,
-        model=by_name(
-            (name, layer.model) for name, layer in zip(names, spiking, strict=True)
-        ),
-    )
+    nodes: list[Node] = []
+    for name in order:
+        names = tuple(sources[name])
+        for node in _read(nir, name, graph.nodes[name], float(duration)):
+            nodes.append(dataclasses.replace(node, sources=names))
+            names = (node.name,)
+    return function(Layers(tuple(nodes), steps=steps, wait=wait))
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -131,101 +112,72 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
     return steps, wait
 
 
-class Layer(NamedTuple):
-    """A node as a function of its parameters and input; neurons have a model too."""
-
-    apply: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-    params: dict[str, jax.Array] = {}
-    neurons: NeuronParams | None = None
-    model: IntegrateAndFire | None = None
-
-
 # ------------------------------------------------------------------------ layers
 
 
-def _layer(nir: Any, name: str, node: Any, dt: float) -> Layer:
+def _read(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
+    """The nodes, one after the other, that do what a node of NIR does."""
     if isinstance(node, nir.IF | nir.LIF):
         return _spiking(nir, name, node, dt)
-    if isinstance(node, nir.Conv2d):
-        return _convolution(name, node)
-    if isinstance(node, nir.Affine | nir.Linear):
-        return _matrix(nir, name, node)
     if isinstance(node, nir.SumPool2d | nir.AvgPool2d):
-        return _pooling(nir, node)
+        return _pooling(nir, name, node)
+    if isinstance(node, nir.Conv2d):
+        return [_convolution(name, node)]
+    if isinstance(node, nir.Affine | nir.Linear):
+        return [_matrix(nir, name, node)]
     if isinstance(node, nir.Scale):
-        scale = _array(_channels_last_array(node.scale))
-        return Layer(lambda p, x: x * p["scale"], {"scale": scale})
+        return [Scale(name, (), _numbers(node.scale), None, np.shape(node.scale))]
     if isinstance(node, nir.Flatten):
-        return _flatten(name, node)
-    return Layer(lambda p, x: x)
+        return [_flatten(name, node)]
+    if isinstance(node, nir.Input):
+        return [Input(name, (), _shape(node.input_type["input"]))]
+    return [Output(name, (), _shape(node.output_type["output"]), np.zeros(()))]
 
 
-def _matrix(nir: Any, name: str, node: Any) -> Layer:
+def _matrix(nir: Any, name: str, node: Any) -> Dense:
     if np.ndim(node.weight) != 2:
         raise ValueError(
             f"node {name!r} has a weight of shape {np.shape(node.weight)}; allowed: "
             "[outputs, inputs]"
         )
-    params = {"weight": _array(np.transpose(node.weight))}
-    if not isinstance(node, nir.Linear):
-        params["bias"] = _array(node.bias)
-
-    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        if x.ndim > 3:
-            raise ValueError(
-                f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
-                "Flatten before it"
-            )
-        y = x @ p["weight"]
-        return y + p["bias"] if "bias" in p else y
-
-    return Layer(apply, params)
+    bias = None if isinstance(node, nir.Linear) else _numbers(node.bias)
+    return Dense(name, (), _numbers(node.weight), bias)
 
 
-def _convolution(name: str, node: Any) -> Layer:
-    stride, dilation = _pair(node.stride), _pair(node.dilation)
-    if isinstance(node.padding, str):
-        padding = node.padding.upper()
-        if padding == "SAME" and stride != (1, 1):
-            raise ValueError(
-                f"node {name!r} has padding 'same' with stride {stride}; allowed: "
-                "padding in numbers, or stride 1"
-            )
-    else:
-        padding = [(p, p) for p in _pair(node.padding)]
-    groups = int(node.groups)
-
-    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        dtype = jnp.result_type(x, p["weight"])
-        x = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            p["weight"].astype(dtype),
-            stride,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
+def _convolution(name: str, node: Any) -> Convolution:
+    stride, padding = _pair(node.stride), node.padding
+    padding = padding.upper() if isinstance(padding, str) else _pair(padding)
+    if padding == "SAME" and stride != (1, 1):
+        raise ValueError(
+            f"node {name!r} has padding 'same' with stride {stride}; allowed: "
+            "padding in numbers, or stride 1"
         )
-        return x + p["bias"]
-
-    weight = np.transpose(node.weight, (2, 3, 1, 0))
-    bias = np.zeros(weight.shape[-1]) if node.bias is None else node.bias
-    return Layer(apply, {"weight": _array(weight), "bias": _array(bias)})
-
-
-def _pooling(nir: Any, node: Any) -> Layer:
-    window, stride = (1, *_pair(node.kernel_size), 1), (1, *_pair(node.stride), 1)
-    padding = [(0, 0), *[(p, p) for p in _pair(node.padding)], (0, 0)]
-    count = math.prod(window) if isinstance(node, nir.AvgPool2d) else 1
-
-    def apply(_: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)
-        return total / count if count != 1 else total
-
-    return Layer(apply)
+    return Convolution(
+        name,
+        (),
+        _numbers(node.weight),
+        None if node.bias is None else _numbers(node.bias),
+        () if node.input_shape is None else _pair(node.input_shape),
+        stride,
+        padding,
+        _pair(node.dilation),
+        int(node.groups),
+    )
 
 
-def _flatten(name: str, node: Any) -> Layer:
+def _pooling(nir: Any, name: str, node: Any) -> list[Node]:
+    window = _pair(node.kernel_size)
+    pool = SumPool(name, (), window, _pair(node.stride), _pair(node.padding))
+    if not isinstance(node, nir.AvgPool2d):
+        return [pool]
+    mean = np.array(1 / math.prod(window))
+    return [
+        dataclasses.replace(pool, name=f"{name}/sum"),
+        Scale(name, (), mean, None, ()),
+    ]
+
+
+def _flatten(name: str, node: Any) -> Flatten:
     if node.input_type["input"] is None:
         raise ValueError(
             f"node {name!r} has no input shape; pass it as Flatten's input_type"
@@ -236,15 +188,10 @@ def _flatten(name: str, node: Any) -> Layer:
             f"node {name!r} flattens axes {node.start_dim} to {node.end_dim} of "
             f"{axes}; allowed: all of them, 0 to -1 (the batch is not counted)"
         )
-
-    def apply(_: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, -1, 1) if axes == 3 else x
-        return x.reshape(x.shape[0], -1)
-
-    return Layer(apply)
+    return Flatten(name, (), _shape(node.input_type["input"]))
 
 
-def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
+def _spiking(nir: Any, name: str, node: Any, dt: float) -> list[Node]:
     threshold, gain = _above(node.v_threshold), _numbers(node.r)
     leak, bias = None, np.zeros(())
     if isinstance(node, nir.LIF):
@@ -261,27 +208,19 @@ def _spiking(nir: Any, name: str, node: Any, dt: float) -> Layer:
             f"node {name!r} has v_threshold from {np.min(node.v_threshold)}; allowed: "
             "> 0"
         )
-    params = {}
-    if (gain != 1).any():
-        params["gain"] = _neuronwise(gain)
-    if (threshold != 1).any():
-        params["threshold"] = _neuronwise(threshold)
-
-    def apply(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        current = x * p["gain"] if "gain" in p else x
-        with jax.named_scope(name):
-            spikes = jax.nn.relu(current)
-        # A spike carries V_th in snnjax and 1 in NIR.
-        return spikes / p["threshold"] if "threshold" in p else spikes
-
-    start = _numbers((node.metadata or {}).get("v_init", 0.0))
-    neurons = NeuronParams(
-        threshold=_neuronwise(threshold),
-        bias=_neuronwise(bias),
-        initial_potential=_neuronwise(start),
-        leak=None if leak is None else _neuronwise(leak),
+    population = Population(
+        name,
+        (),
+        np.shape(node.v_threshold),
+        _model(name, node),
+        threshold,
+        _numbers((node.metadata or {}).get("v_init", 0.0)),
+        bias,
+        leak,
     )
-    return Layer(apply, params, neurons, _model(name, node))
+    if (gain == 1).all():
+        return [population]
+    return [Scale(f"{name}/gain", (), gain, None, gain.shape), population]
 
 
 # -------------------------------------------------------------------- the graph
@@ -363,14 +302,6 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
 # ----------------------------------------------------------------------- helpers
 
 
-def _neuronwise(values: np.ndarray) -> jax.Array:
-    """A scalar, [C] or, channels last, one number per neuron."""
-    values = compact(values)
-    if values.ndim == 3 and values.shape[1:] == (1, 1):
-        return _array(values.ravel())
-    return _array(_channels_last_array(values))
-
-
 def _above(threshold: Any) -> np.ndarray:
     """The smallest float32 numbers above a threshold."""
     exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
@@ -378,13 +309,8 @@ def _above(threshold: Any) -> np.ndarray:
     return _numbers(np.where(rounded > exact, rounded, next_number))
 
 
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in shape)
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
-
-
-def _channels_last_array(array: Any) -> np.ndarray:
-    return np.moveaxis(array, 0, -1) if np.ndim(array) == 3 else np.asarray(array)
+def _shape(shape: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in shape)
 
 
 def _pair(numbers: Any) -> tuple[int, int]:
@@ -394,7 +320,3 @@ def _pair(numbers: Any) -> tuple[int, int]:
 
 def _numbers(array: Any) -> np.ndarray:
     return np.asarray(array, np.float64)
-
-
-def _array(array: Any) -> jax.Array:
-    return jnp.asarray(np.asarray(array, np.float32))

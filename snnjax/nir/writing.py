@@ -8,12 +8,15 @@ multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
 
 All thresholds and resistances become 1, because several readers assume that. The number
 written is the largest float32 below 1: NIR fires at v > 1, snnjax at v >= V_th.
-``lowering.py`` makes the layers, this file writes them as nodes of the package nir.
+`snnjax.layers.of` makes the layers, this file writes them as nodes of the package nir.
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +24,30 @@ import chex
 import jax
 import numpy as np
 
-from snnjax._checks import check_examples, check_positive
-from snnjax._examples import is_all_floating
-from snnjax.capture.capture import capture
+from snnjax._checks import check_positive
+from snnjax._trees import distinct
+from snnjax.capture.check import ConversionError, Problem
+from snnjax.layers.folding import folded, is_channelwise
+from snnjax.layers.lowering import of, without_surrogate
+from snnjax.layers.sums import NoLayer, compact, numbers, per_channel
+from snnjax.layers.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+    readers,
+)
 from snnjax.neurons.by_site import models_in
 from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.nir.lowering import lower, without_surrogate
-from snnjax.nir.nodes import (
-    Conv,
-    Dense,
-    Flatten,
-    Graph,
-    Input,
-    Neurons,
-    Node,
-    Output,
-    Pool,
-    Scale,
-)
-from snnjax.nir.sums import numbers
-from snnjax.snn import SNN, check_neurons, check_snn, check_values
+from snnjax.snn import SNN, check_snn
 
 if TYPE_CHECKING:
     import nir
@@ -112,38 +118,30 @@ def to_nir(
     nir = import_nir()
     check_snn(snn)
     check_positive("dt", dt)
-    check_values(snn)
-    check_examples(x)
-    if not hasattr(x, "shape") or not is_all_floating(x):
-        raise ValueError(
-            f"x is {jax.tree.map(lambda leaf: str(leaf.dtype), x)}; allowed: one array "
-            "of floating point, which is all that an Input node of NIR takes"
-        )
-    if len(x.shape) < 2:
-        raise ValueError(
-            f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
-            "x[:, None]"
-        )
-    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    network = capture(fn, snn.params, shape, inline_all=True)
-    check_neurons(snn, network.sites)
     _check_models(snn)
-    graph = lower(network, snn)
+    try:
+        layers = of(fn, snn, x)
+        nodes = _with_averages(_with_unit_thresholds(layers))
+    except ConversionError as error:
+        headline = "this network cannot be written in NIR"
+        raise ConversionError(error.problems, headline) from None
     if not extended:
         _check_needs_no_metadata(snn)
-    names = _alphabetical(graph)
-    nodes = {names[n]: _node(nir, node, dt) for n, node in graph.nodes.items()}
-    edges = [
-        (names[source], names[n])
-        for n, sources in graph.sources.items()
-        for source in sources
-    ]
+    names = _alphabetical(nodes)
     metadata = {"dt": dt}
     if snn.steps is not None:
         metadata["steps"] = snn.steps
     if snn.wait:
         metadata["wait"] = snn.wait
-    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata)
+    return nir.NIRGraph(
+        nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
+        edges=[
+            (names[source], names[name])
+            for name, node in nodes.items()
+            for source in node.sources
+        ],
+        metadata=metadata,
+    )
 
 
 def import_nir() -> ModuleType:
@@ -162,17 +160,19 @@ def import_nir() -> ModuleType:
     return nir
 
 
-def _alphabetical(graph: Graph) -> dict[str, str]:
-    """Names that sort in order of execution.
+def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
+    """Names without punctuation that sort in order of execution.
 
     A file lists its nodes in the order of their names, and some readers execute them
     in that order.
     """
-    width = len(str(len(graph.nodes)))
-    return {
-        name: name if isinstance(node, Input | Output) else f"n{i:0{width}}_{name}"
-        for i, (name, node) in enumerate(graph.nodes.items())
-    }
+    width = len(str(len(nodes)))
+    words = [re.sub(r"\W+", "_", name).strip("_") for name in nodes]
+    names = [
+        word if isinstance(node, Input | Output) else f"n{i:0{width}}_{word}"
+        for i, (word, node) in enumerate(zip(words, nodes.values(), strict=True))
+    ]
+    return dict(zip(nodes, distinct(names), strict=True))
 
 
 def _check_models(snn: SNN) -> None:
@@ -217,29 +217,136 @@ def _check_needs_no_metadata(snn: SNN) -> None:
 # ------------------------------------------------------------------- NIR's nodes
 
 
+def _with_unit_thresholds(layers: Layers) -> dict[str, Node]:
+    """The nodes, with thresholds and biases in the weights that feed each population.
+
+    Raises:
+        ConversionError: a bias that differs between pixels.
+    """
+    nodes: dict[str, Node] = {}
+    count, problems = readers(layers.nodes), []
+    for node in layers.nodes:
+        parts = [node]
+        try:
+            if isinstance(node, Population | Output):
+                parts = [*_fed(node, nodes, count)]
+        except NoLayer as reason:
+            problems.append(Problem(node.name, (), *reason.args))
+        nodes |= {part.name: part for part in parts}
+    if problems:
+        raise ConversionError(problems)
+    return {node.name: node for node in folded(nodes.values())}
+
+
+def _fed(
+    node: Population | Output, nodes: dict[str, Node], count: Counter[str]
+) -> Iterator[Node]:
+    """A population with threshold 1, or an output, behind scales and a bias."""
+    gain, bias, shape = np.ones(()), node.bias, node.shape
+    if isinstance(node, Population):
+        leak = np.zeros(()) if node.leak is None else node.leak
+        leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
+        gain = compact(1 / ((1 - leak) * node.threshold))
+        start = node.initial_potential / node.threshold
+        node = dataclasses.replace(
+            node, threshold=np.ones(()), initial_potential=start, leak=_leak(node)
+        )
+    sources = []
+    for i, source in enumerate(node.sources):
+        scale = Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
+        sources.append(scale.name)
+        yield scale
+    bias = np.broadcast_to(gain * bias, shape)
+    if bias.any():
+        # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
+        owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
+        ranks = [
+            isinstance(n, Affine) + isinstance(n, Convolution | Dense) for n in owned
+        ]
+        first = ranks.index(max(ranks))
+        name, one = f"{node.name}/bias", np.ones(())
+        yield Scale(name, (sources[first],), one, per_channel(bias), shape)
+        sources[first] = name
+    yield dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
+
+
+def _leak(node: Population) -> np.ndarray | None:
+    """The leak of a population, None for an IF."""
+    leak = node.leak
+    if leak is None or (leak == 1).all():
+        return None
+    if not ((leak > 0) & (leak < 1)).all():
+        raise ValueError(
+            f"site {node.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
+            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
+        )
+    return leak
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _AveragePool(SumPool):
+    """The means of windows."""
+
+
+def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
+    """The nodes, with a mean in place of a sum over windows and its scale."""
+    count, nodes = readers(tuple(nodes.values())), dict(nodes)
+    for node in [*nodes.values()]:
+        pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
+        if not isinstance(node, Scale) or not isinstance(pool, SumPool):
+            continue
+        is_mean = np.allclose(node.weight * math.prod(pool.window), 1, 1e-6, 0)
+        if is_mean and node.bias is None and count[pool.name] == 1:
+            fields = {**vars(pool), "name": node.name}
+            nodes[node.name] = _AveragePool(**fields)
+            del nodes[pool.name]
+    return nodes
+
+
 def _node(nir: Any, node: Node, dt: float) -> Any:
     match node:
-        case Input(shape):
+        case Input(shape=shape):
             return nir.Input({"input": np.array(shape)})
-        case Output(shape):
+        case Output(shape=shape):
             return nir.Output({"output": np.array(shape)})
-        case Flatten(shape):
+        case Flatten(shape=shape):
             return nir.Flatten({"input": np.array(shape)}, 0, -1)
-        case Dense(weight, bias):
-            return nir.Affine(_float(weight), _float(bias))
-        case Scale(factor):
-            return nir.Scale(_float(factor))
-        case Pool(window, stride, padding, average):
-            kind = nir.AvgPool2d if average else nir.SumPool2d
+        case Dense(weight=weight, bias=bias):
+            return nir.Affine(_float(weight), _bias(bias, len(weight)))
+        case Scale():
+            return _scale(nir, node)
+        case SumPool(window=window, stride=stride, padding=padding):
+            kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
-        case Conv(_, bias, size, stride, padding, dilation):
-            weight = _float(_ungrouped(node))
-            return nir.Conv2d(size, weight, stride, padding, dilation, 1, _float(bias))
-        case Neurons():
+        case Convolution(weight=weight):
+            return nir.Conv2d(
+                node.size,
+                _float(_ungrouped(node)),
+                node.stride,
+                node.padding,
+                node.dilation,
+                1,
+                _bias(node.bias, len(weight)),
+            )
+        case Population():
             return _neurons(nir, node, dt)
 
 
-def _ungrouped(node: Conv) -> np.ndarray:
+def _scale(nir: Any, node: Scale) -> Any:
+    """A 1x1 convolution, which more tools read, or a Scale; that one has no bias."""
+    channels, *size = node.shape
+    bias = _bias(node.bias, channels)
+    if size and is_channelwise(node.weight):
+        weight = np.diag(np.broadcast_to(node.weight.ravel(), channels))
+        weight = _float(weight[:, :, None, None])
+        return nir.Conv2d(tuple(size), weight, (1, 1), (0, 0), (1, 1), 1, bias)
+    weight = np.broadcast_to(node.weight, node.shape)
+    if node.bias is None:
+        return nir.Scale(_float(weight))
+    return nir.Affine(_float(np.diag(weight)), bias)
+
+
+def _ungrouped(node: Convolution) -> np.ndarray:
     """The weights [O, I, K, K] for all inputs, with zeros between the groups.
 
     NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
@@ -254,8 +361,8 @@ def _ungrouped(node: Conv) -> np.ndarray:
     return wide
 
 
-def _neurons(nir: Any, node: Neurons, dt: float) -> Any:
-    shape, model = node.initial_potential.shape, node.model
+def _neurons(nir: Any, node: Population, dt: float) -> Any:
+    shape, model = node.shape, without_surrogate(node.model)
     one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
     below = np.nextafter(one, zero)  # v > below is v >= 1
     metadata: dict[str, Any] = {}
@@ -266,11 +373,16 @@ def _neurons(nir: Any, node: Neurons, dt: float) -> Any:
     if model.dead_zone:
         metadata["dead_zone"] = model.dead_zone
     if node.initial_potential.any():
-        metadata["v_init"] = _float(node.initial_potential)
+        metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, shape))
     fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
     if node.leak is None:
         return nir.IF(**fields)
-    return nir.LIF(tau=_float(dt / (1 - node.leak)), v_leak=zero, **fields)
+    tau = np.broadcast_to(dt / (1 - node.leak), shape)
+    return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
+
+
+def _bias(bias: np.ndarray | None, count: int) -> np.ndarray:
+    return _float(np.zeros(count) if bias is None else bias)
 
 
 def _float(array: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Matrices, convolutions and pools, with the scales of their inputs in the weights.
 
-NIR pads a convolution alike on both sides, and some of its readers assume a square
+Chips and their tools pad a convolution alike on both sides, and some assume a square
 kernel. A window that is padded on one side ("SAME" with a stride) becomes such a kernel
 by zeros among the weights: f rows of zeros before a kernel and f more rows of padding
 cancel.
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snnjax.nir.nodes import Conv, Dense, Pool
-from snnjax.nir.sums import Builder, NotInNIR, Sum, Term, join, unscaled
+from snnjax.layers.sums import Builder, NoLayer, Sum, Term, join
+from snnjax.layers.values import Convolution, Dense, SumPool
 
 
 class Window(NamedTuple):
@@ -31,7 +31,7 @@ class Window(NamedTuple):
     def fits(self, total: int, front: int) -> bool:
         """Whether a kernel ``total`` wide, ``front`` zeros before it, reads the same.
 
-        NIR pads alike on both sides, and the number of results follows from that.
+        Both sides have equal padding, and the number of results follows from that.
         """
         padding = self.low + front
         count = (self.size + 2 * padding - total) // self.stride + 1
@@ -49,8 +49,8 @@ def dense(
         if len(shape) > 1:
             names = [builder.flatten(name, shape) for name in names]
             scale = np.broadcast_to(scale, shape).ravel()
-        node = Dense(weight * scale, np.zeros(len(weight)))
-        terms.append(unscaled(builder.add(path or "affine", node, names), owned=True))
+        node = Dense(path or "affine", tuple(names), weight * scale, None)
+        terms.append(Term(builder.add(node)))
     return tuple(terms)
 
 
@@ -90,38 +90,19 @@ def conv(
         scale = np.broadcast_to(scale.ravel(), total.order.shape[:1])
         # Input channels of each group, repeated for its output channels.
         per_output = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
-        node = Conv(
+        node = Convolution(
+            path or "conv",
+            tuple(names),
             weight * per_output[:, :, None, None],
-            np.zeros(len(weight)),
+            None,
             tuple(w.size for w in windows),
             tuple(w.stride for w in windows),
             tuple(padding),
             tuple(dilation),
             groups,
         )
-        terms.append(unscaled(builder.add(path or "conv", node, names), owned=True))
+        terms.append(Term(builder.add(node)))
     return tuple(terms)
-
-
-def mix_channels(
-    builder: Builder,
-    total: Sum,
-    weight: np.ndarray,
-    windows: Sequence[Window],
-    path: str,
-) -> tuple[Term, ...]:
-    """Terms of ``weight @`` the channels: in the convolution before, or a 1x1 one."""
-    (term, *others) = total.terms
-    node = builder.nodes[term.node]
-    keeps_pixels = all(w.size == w.out for w in windows)
-    plain = isinstance(node, Conv) and node.groups == 1 and term.scale.size == 1
-    if others or not (keeps_pixels and plain and term.owned):
-        return conv(builder, total, weight[:, :, None, None], windows, path)
-    assert isinstance(node, Conv)
-    kernel = np.tensordot(weight * term.scale, node.weight, axes=1)
-    node = node._replace(weight=kernel, bias=np.zeros(len(weight)))
-    builder.nodes[term.node] = node
-    return (unscaled(term.node, owned=True),)
 
 
 def pool(
@@ -130,17 +111,16 @@ def pool(
     """Terms of the sum over windows of rows and columns."""
     path = join(path, "pool")
     if not all(w.fits(w.reach, 0) for w in windows):
-        # A pool of NIR cannot read these windows; a convolution with weights 1 can.
+        # A pool that is padded alike cannot read these windows; a convolution can.
         channels = total.order.shape[0]
         ones = np.ones((channels, 1, *(w.reach for w in windows)))
         return conv(builder, total, ones, windows, path, groups=channels)
-    node = Pool(
-        tuple(w.reach for w in windows),
-        tuple(w.stride for w in windows),
-        tuple(w.low for w in windows),
+    sizes, strides, padding = (
+        tuple(getattr(w, field) for w in windows)
+        for field in ("reach", "stride", "low")
     )
     return tuple(
-        Term(builder.add(path, node, names), scale, True)
+        Term(builder.add(SumPool(path, (*names,), sizes, strides, padding)), scale)
         for names, scale in builder.groups(total, path)
     )
 
@@ -155,7 +135,7 @@ def _square(windows: Sequence[Window]) -> tuple[int, list[int]]:
         ]
         if all(fronts):
             return width, [choices[0] for choices in fronts]
-    raise NotInNIR(
+    raise NoLayer(
         "no square kernel with the same padding on both sides reads this window",
         "pad both sides alike",
     )

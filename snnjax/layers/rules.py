@@ -17,12 +17,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network.equations import Equation, read
-from snnjax.network.evaluate import evaluate, identity
-from snnjax.nir.layers import Window, conv, dense, mix_channels, pool, vectorize
-from snnjax.nir.sums import (
+from snnjax.layers.sums import (
     Builder,
-    NotInNIR,
+    NoLayer,
     Sum,
     Term,
     compact,
@@ -31,22 +28,25 @@ from snnjax.nir.sums import (
     numbers,
     times,
 )
+from snnjax.layers.windows import Window, conv, dense, pool, vectorize
+from snnjax.network.equations import Equation, read
+from snnjax.network.evaluate import evaluate, identity
 
 
 def check_operation(equation: Equation) -> None:
-    """Raise `NotInNIR` if no operands would give this equation a node."""
+    """Raise `NoLayer` if no operands would give this equation a node."""
     site = equation.site
     if site is None and equation.name not in {*_RULES, *_UNCHANGED, *_MOVES}:
-        raise NotInNIR(
-            "NIR has no node for it",
+        raise NoLayer(
+            "it is no layer",
             "use convolutions, matrix products, sums, scales, sum and average "
             "pooling, flatten",
         )
     if site is not None and site.homogeneous:
-        raise NotInNIR("NIR has no max-pool", "use average pooling, or a stride")
+        raise NoLayer("a max-pool is no layer", "use average pooling, or a stride")
     if site is not None and not site.fires:
-        raise NotInNIR(
-            "it is not affine, and NIR has no node for it",
+        raise NoLayer(
+            "it is not affine, so it is no layer",
             "put only affine operations between the neurons",
         )
 
@@ -55,11 +55,11 @@ def add_equation(builder: Builder, equation: Equation) -> None:
     """Add the sums of an equation's results, with the nodes that they need.
 
     Raises:
-        NotInNIR: NIR has no node for the operation.
+        NoLayer: no layer computes the operation.
     """
     name = equation.name
     if name in _UNCHANGED:
-        results = [builder.sum_of(_operand(builder, equation))]
+        results = [builder.sums[_operand(builder, equation)]]
     elif name in _MOVES:
         results = _move(builder, equation)
     else:
@@ -74,8 +74,8 @@ def pads(equation: Equation) -> bool:
 
         padded(nodes + constant) = padded(nodes) + padded(constant)
 
-    The last term differs at the border, and NIR has one bias per channel. So a constant
-    before a padded layer is first moved into the biases of the nodes.
+    The last term differs at the border, and a layer has one bias per channel. So a
+    constant before a padded layer is first moved into the biases of the nodes.
     """
     return equation.site is None and any(
         np.ravel(equation.options.get("padding", ())).astype(bool)
@@ -97,11 +97,11 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
     side = equation.inputs.index(v)
     contract, batch = equation.options["dimension_numbers"]
     if any(batch):
-        raise NotInNIR(
-            "a batched matrix product (one for each element of an axis) is no NIR node",
+        raise NoLayer(
+            "a batched matrix product (one for each element of an axis) is no layer",
             "write one matrix product, or a convolution with feature_group_count",
         )
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    total, shape = builder.sums[v], builder.network.avals[v].shape
     weight = numbers(read(builder.values, equation.inputs[1 - side]))
     free = [a for a in range(weight.ndim) if a not in contract[1 - side]]
     inputs = math.prod(shape[a] for a in contract[side])
@@ -115,15 +115,15 @@ def _dot(builder: Builder, equation: Equation) -> Sum:
         terms = dense(builder, total, matrix.T, equation.path)
         return Sum(terms, np.arange(weight.shape[1]))
     if len(contracted) != 1 or len(free) != 1:
-        raise NotInNIR(
-            f"a matrix product along axes {contracted} of shape {shape[1:]}: NIR "
+        raise NoLayer(
+            f"a matrix product along axes {contracted} of shape {shape[1:]}: a layer "
             "has one of a whole vector, or (1x1) of the channels of an image",
             "flatten first, or contract the channels of [H, W, C]",
         )
     candidates = [(*contracted, *pair) for pair in itertools.permutations(rest, 2)]
     axes = image_axes(total, shape, candidates)
     windows = [Window(n, n, 0, 1, 1) for n in total.order.shape[1:]]
-    terms = mix_channels(builder, total, weight.T, windows, equation.path)
+    terms = conv(builder, total, weight.T[:, :, None, None], windows, equation.path)
     # A result has the free axes of the left operand, then those of the right one.
     out_shape = builder.network.avals[equation.outputs[0]].shape
     channel = 0 if side == 1 else len(out_shape) - 1
@@ -138,11 +138,11 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
     out_shape = builder.network.avals[equation.outputs[0]].shape
     plain = options["batch_group_count"] == 1 and set(options["lhs_dilation"]) <= {1}
     if equation.inputs[0] != v or len(shape) != 4 or not plain:
-        raise NotInNIR(
-            "the only convolutions of NIR are 2-D, of activations, not transposed",
+        raise NoLayer(
+            "the only convolutions are 2-D, of activations, not transposed",
             "use a 2-D convolution [B, H, W, C] without lhs_dilation",
         )
-    total = builder.sum_of(v)
+    total = builder.sums[v]
     image_axes(total, shape, [tuple(spec.lhs_spec[1:])])
     weight = numbers(read(builder.values, equation.inputs[1])).transpose(spec.rhs_spec)
     windows = [
@@ -170,36 +170,41 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
 
 
 def _pool(builder: Builder, equation: Equation) -> Sum:
-    v, options = _operand(builder, equation), equation.options
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
-    out_shape = builder.network.avals[equation.outputs[0]].shape
-    sizes, strides = options["window_dimensions"], options["window_strides"]
-    pads = options["padding"]
+    options = equation.options
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
-        raise NotInNIR("NIR has no pooling with dilation", "pool without dilation")
-    axes = _axes_to_pool(
-        total,
-        shape,
-        [a for a in range(len(shape)) if (sizes[a], strides[a], *pads[a]) != _ALONE],
-    )
+        raise NoLayer("no layer pools with dilation", "pool without dilation")
+    sizes, strides = options["window_dimensions"], options["window_strides"]
+    return _pooled(builder, equation, sizes, strides, options["padding"])
+
+
+def _reduce(builder: Builder, equation: Equation) -> Sum:
+    shape = builder.network.avals[_operand(builder, equation)].shape
+    sizes = [n if a in equation.options["axes"] else 1 for a, n in enumerate(shape)]
+    return _pooled(builder, equation, sizes, sizes, [(0, 0)] * len(shape))
+
+
+def _pooled(
+    builder: Builder,
+    equation: Equation,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+) -> Sum:
+    """The sum over windows of an operand, one size for each of its axes."""
+    v = _operand(builder, equation)
+    total, shape = builder.sums[v], builder.network.avals[v].shape
+    out_shape = [
+        (n + sum(pad) - size) // stride + 1
+        for n, pad, size, stride in zip(shape, pads, sizes, strides, strict=True)
+    ]
+    every = range(len(shape))
+    pooled = [a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE]
+    axes = _axes_to_pool(total, shape, pooled)
     windows = [
         Window(shape[a], out_shape[a], pads[a][0], sizes[a], strides[a])
         for a in axes[1:]
     ]
     terms = pool(builder, total, windows, equation.path)
-    return Sum(terms, flat_indices(out_shape, axes))
-
-
-def _reduce(builder: Builder, equation: Equation) -> Sum:
-    v, summed_axes = _operand(builder, equation), equation.options["axes"]
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
-    axes = _axes_to_pool(total, shape, summed_axes)
-    windows = [
-        Window(n, 1, 0, n, n) if a in summed_axes else Window(n, n, 0, 1, 1)
-        for a, n in zip(axes[1:], total.order.shape[1:], strict=True)
-    ]
-    terms = pool(builder, total, windows, equation.path)
-    out_shape = [1 if a in summed_axes else n for a, n in enumerate(shape)]
     return Sum(terms, flat_indices(out_shape, axes))
 
 
@@ -212,9 +217,9 @@ def _axes_to_pool(
 ) -> tuple[int, ...]:
     """Channels, rows and columns of an image of which rows or columns are pooled."""
     if total.order.ndim == 1:
-        raise NotInNIR(
-            f"it sums over a part of the vector {tuple(shape[1:])}, and NIR only over "
-            "the height and width of an image",
+        raise NoLayer(
+            f"it sums over a part of the vector {tuple(shape[1:])}, and a pool only "
+            "over the height and width of an image",
             "write the sum as a matrix product",
         )
     # The batch axis comes last, so that it replaces no other axis of size 1.
@@ -230,7 +235,7 @@ def _axes_to_pool(
 def _add(builder: Builder, equation: Equation) -> Sum:
     signs = (1.0, -1.0 if equation.name == "sub" else 1.0)
     sums = [
-        times(builder.sum_of(v), sign)
+        times(builder.sums[v], sign)
         for v, sign in zip(equation.inputs, signs, strict=True)
         if isinstance(v, int) and v in builder.sums
     ]
@@ -238,13 +243,13 @@ def _add(builder: Builder, equation: Equation) -> Sum:
 
 
 def _negate(builder: Builder, equation: Equation) -> Sum:
-    return times(builder.sum_of(_operand(builder, equation)), -1.0)
+    return times(builder.sums[_operand(builder, equation)], -1.0)
 
 
 def _multiply(builder: Builder, equation: Equation) -> Sum:
     v = _operand(builder, equation)
     (constant,) = (numbers(read(builder.values, u)) for u in equation.inputs if u != v)
-    total, shape = builder.sum_of(v), builder.network.avals[v].shape
+    total, shape = builder.sums[v], builder.network.avals[v].shape
     factor = np.broadcast_to(constant, shape).ravel()[total.order]
     return times(total, 1 / factor if equation.name == "div" else factor)
 
@@ -254,9 +259,8 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     order = sums[0].order
     if any(not np.array_equal(s.order, order) for s in sums):
         if all(s.order.ndim == 3 for s in sums):
-            raise NotInNIR(
-                "it adds images of which one was flipped or permuted, and NIR has no "
-                "node for that",
+            raise NoLayer(
+                "it adds images of which one was flipped or permuted; no layer does so",
                 "reorder the weights instead of the activations",
             )
         sums = [vectorize(builder, s, path) for s in sums]
@@ -264,7 +268,7 @@ def _sum_of_sums(builder: Builder, sums: Sequence[Sum], path: str) -> Sum:
     for term in itertools.chain.from_iterable(s.terms for s in sums):
         if term.node in merged:
             scale = compact(merged[term.node].scale + term.scale)
-            term = Term(term.node, scale, False)
+            term = Term(term.node, scale)
         merged[term.node] = term
     return Sum(tuple(merged.values()), sums[0].order)
 
@@ -276,7 +280,7 @@ def _move(builder: Builder, equation: Equation) -> list[Sum]:
     """A result of which each element is an element of an operand, or a constant."""
     summands: list[list[Sum]] = [[] for _ in equation.outputs]
     for v in dict.fromkeys(u for u in equation.variables if u in builder.sums):
-        total, shape = builder.sum_of(v), builder.network.avals[v].shape
+        total, shape = builder.sums[v], builder.network.avals[v].shape
         for sums, source in zip(summands, _elements(builder, equation, v), strict=True):
             if (source >= 0).any():
                 sums.append(_select(builder, total, source, shape, equation.path))
@@ -326,17 +330,17 @@ def _select(
         strided = order[weight.argmax(1)][:, rows, columns]
         strided = np.where(weight.any(1)[:, None, None], strided, -1)
         if np.array_equal(image, strided):
-            terms = mix_channels(builder, total, weight, windows, path)
+            terms = conv(builder, total, weight[:, :, None, None], windows, path)
             return Sum(terms, flat_indices(source.shape, axes))
-    raise NotInNIR(
+    raise NoLayer(
         f"it makes an image {tuple(source.shape[1:])} of {tuple(shape[1:])} by a crop, "
-        "a repetition or zeros around it, and NIR has no node for that",
+        "a repetition or zeros around it, and no layer does that",
         "crop before fn, and give zeros to the convolution as its padding; whole "
         "channels and every n-th row and column may be taken",
     )
 
 
-# Only the type of the numbers changes: NIR computes in float32.
+# Only the type of the numbers changes.
 _UNCHANGED = frozenset(
     "convert_element_type copy copy_p mesh_cast name optimization_barrier "
     "reduce_precision reshard sharding_constraint stop_gradient".split()
