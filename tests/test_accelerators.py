@@ -249,6 +249,18 @@ def test_what_is_asked_for_is_taken_as_it_is():
         assert choose(execution, SNN, **options) == Choice(execution)
 
 
+def test_few_steps_are_computed_layer_by_layer_on_a_tpu_in_groups():
+    radix = dataclasses.replace(SNN, code=snnjax.codes.radix())
+    for snn, steps, wait, choice in (
+        (radix, 4, 1, Choice("by_layer", group=128)),
+        (SNN, 4, 1, Choice("by_layer", group=128)),
+        (radix, 8, 1, Choice("by_layer")),
+        (radix, 4, 3, Choice("closed_form", has_gradient_of_layers=True)),
+    ):
+        options = {"steps": steps, "wait": wait, "platform": "tpu"}
+        assert choose("auto", snn, **options, surrogate=dspike) == choice
+
+
 def test_the_devices_of_the_images_decide_inside_jit_too():
     x = jnp.ones((8, 3))
     data = jax.NamedSharding(jax.make_mesh((2,), ("data",)), jax.P("data"))

@@ -99,10 +99,11 @@ def choose(
     delays = snn.code.clock_runs and any(model.dead_zone for model in models)
     if has_closed_form and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
-    if not snn.code.clock_runs:
-        return Choice("by_layer")
-    if wait == 0 and platform == "cpu" and steps > FEW_STEPS:
+    takes_steps = snn.code.clock_runs and wait == 0
+    if takes_steps and platform == "cpu" and steps > FEW_STEPS:
         return Choice("by_step", has_gradient_of_layers=True)
-    if wait == 0 and platform == "tpu":
+    if takes_steps and platform == "tpu":
         return Choice("by_step", group=LANES)
-    return Choice("by_layer")
+    # All steps of so many images stay on the chip only if the steps are few.
+    groups = platform == "tpu" and steps <= FEW_STEPS
+    return Choice("by_layer", group=LANES if groups else None)

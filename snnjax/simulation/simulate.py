@@ -187,9 +187,9 @@ def spiking(
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once. "auto" without a wait takes 128 on a TPU, since their
-            states stay on the chip. On CPU 16 to 32 are faster, since their states stay
-            in the cache.
+            None: all at once. On a TPU "auto" takes 128 without a wait, or for four
+            steps at most, since their states stay on the chip. On CPU 16 to 32 are
+            faster, since their states stay in the cache.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first (on each device): a BatchNorm takes its
             statistics over time and batch, and its running averages come back as aux.
