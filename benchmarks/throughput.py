@@ -29,6 +29,8 @@ from experiments.models import build
 GROUPS = ", groups of 16"
 SIGNED = "signed, by_step" + GROUPS
 INFERENCE = ("by_step" + GROUPS, "by_layer", "closed_form")
+RADIX = "radix, "  # the code, before an execution; neurons and waits are the code's own
+RADIX_SIDES = (RADIX + "by_layer", RADIX + "closed_form")
 TRAINING = "training, by_layer"
 FINE_TUNING = "fine-tuning, by_layer"  # with a teacher, BatchNorm over time
 ANN_OF = {TRAINING: "ANN, training", FINE_TUNING: "ANN, training with BatchNorm"}
@@ -64,13 +66,14 @@ class Side:
 def sides(quick: bool) -> list[Side]:
     """Every side, each after the ANN that it is compared with."""
     if quick:
-        modes = (*INFERENCE, SIGNED, *ANN_OF)
+        modes = (*INFERENCE, SIGNED, *RADIX_SIDES, *ANN_OF)
         spiking = [Side(mode, steps=2, batch=2, layers=8) for mode in modes]
     else:
         change = [{}, {"steps": 2}, {"steps": 32}, {"batch": 1}, {"batch": 16}]
         change += [{"layers": 56}]
         spiking = [Side(mode, **options) for mode in INFERENCE for options in change]
         spiking += [Side(SIGNED), Side(SIGNED, layers=56)]
+        spiking += [Side(mode, steps=4) for mode in ("by_layer", *RADIX_SIDES)]
         some = [{"steps": 4, "batch": 16}, {"steps": 2, "batch": 16}]
         some += [{"steps": 4, "batch": 64}, {"steps": 4, "batch": 16, "layers": 56}]
         spiking += [Side(TRAINING, **options) for options in some]
@@ -110,19 +113,17 @@ def work(side: Side, module: Any, params, x) -> tuple[Callable, tuple]:
         return gradient(side, module, fn, params, x)
     if side.mode == "ANN":
         return fn, (params, x)
-    wait = side.steps if side.mode == "closed_form" else 0
-    levels = (-1, 1) if side.mode == SIGNED else (0, 1)
-    neuron = snnjax.integrate_and_fire(levels=levels)
-    options = {"steps": side.steps, "wait": wait, "model": neuron}
-    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **options)
+    has_digits = side.mode.startswith(RADIX)
+    code = snnjax.codes.radix() if has_digits else snnjax.codes.rate()
     in_groups = side.mode.endswith(GROUPS)
-    simulate = snnjax.spiking(
-        fn,
-        steps=side.steps,
-        wait=wait,
-        execution="by_step" if in_groups else side.mode,
-        micro_batch=16 if in_groups else None,
-    )
+    execution = "by_step" if in_groups else side.mode.removeprefix(RADIX)
+    wait = side.steps - has_digits if execution == "closed_form" else None
+    signed = snnjax.integrate_and_fire(levels=(-1, 1))
+    options = {"steps": side.steps, "wait": wait, "code": code}
+    options |= {"model": signed} if side.mode == SIGNED else {}
+    snn = snnjax.convert(fn, params, x[:8], recipe=snnjax.light(), **options)
+    group = 16 if in_groups else None
+    simulate = snnjax.spiking(fn, execution=execution, micro_batch=group)
     return lambda snn, x: simulate(snn, x).mean(0), (snn, x)
 
 

@@ -95,9 +95,9 @@ class Code:
         to_come = weights.sum() - np.cumsum(weights)
         low, high = levels
         # A neuron without negative levels rounds down to what it can send.
-        left = weights - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * weights
+        rest = weights - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * weights
         sendable = min(-low or high, high) * to_come + 1 / 2
-        return bool((left > sendable * (1 + 1e-6))[:-1].any())
+        return bool((rest > sendable * (1 + 1e-6))[:-1].any())
 
     @property
     def levels(self) -> tuple[int, int]:

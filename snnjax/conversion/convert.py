@@ -316,6 +316,7 @@ def _neuron_of(code: Code) -> IntegrateAndFire:
 
 
 def _warn_of_gaps(code: Code, models: Any, steps: int) -> None:
+    """Warn if neurons cannot send all multiples of the last digit."""
     for model in models_in(models):
         if code.has_gaps(model.levels, model.dead_zone, steps):
             warnings.warn(

@@ -75,8 +75,8 @@ def _composed(before: Node, after: Node) -> Node | None:
     assert isinstance(before, Affine) and isinstance(after, Affine)
     bias = after.bias
     if before.bias is not None:
-        moved = rows @ before.bias if rows.ndim == 2 else rows * before.bias
-        bias = moved if bias is None else moved + bias
+        own = rows @ before.bias if rows.ndim == 2 else rows * before.bias
+        bias = own if bias is None else own + bias
     return dataclasses.replace(before, weight=weight, bias=bias)
 
 

@@ -225,11 +225,11 @@ def run_closed_form(job: Job) -> Any:
             return mean
         if code.clock_runs:
             train = _first_spikes(mean, params, steps, model.levels)
-        else:  # digits as they are, with the derivative of the mean
+        else:
             spikes = after_all_input(model, params, current, steps, code=code)
-            stop = jax.lax.stop_gradient
-            train = stop(code.stream(spikes)) + (mean - stop(mean))[None]
-        trains[last[site.name]] = train
+            train = code.stream(spikes)
+        stop = jax.lax.stop_gradient  # the derivative is that of the mean
+        trains[last[site.name]] = stop(train) + (mean - stop(mean))[None]
         return mean
 
     evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
@@ -398,7 +398,7 @@ def _first_spikes(
     and, where N is negative, clip(N - t low, low, 0).
     """
     threshold = wide(lead(params.threshold, mean.ndim + 1))
-    # A count is a whole number but for rounding; its gradient is that of the mean.
+    # A count is a whole number but for rounding.
     count = jnp.round(
         subtract_offset(wide(mean[None]), params.offset) * steps / threshold
     )
@@ -408,6 +408,4 @@ def _first_spikes(
     if low:
         level += jnp.clip(count - low * order, low, 0)
     spikes = add_offset(level * threshold.astype(count.dtype), params.offset)
-    mean_over_steps = jnp.broadcast_to(wide(mean), spikes.shape)
-    constant = jax.lax.stop_gradient(spikes - mean_over_steps)
-    return (mean_over_steps + constant).astype(mean.dtype)
+    return spikes.astype(mean.dtype)
