@@ -57,7 +57,8 @@ def test_throughput(capsys, tmp_path):
     out = tmp_path / "throughput.json"
     result = throughput.main(["--quick", "--out", str(out)])
     spiking = [n for n in result["sizes"] if not n.startswith("ANN")]
-    assert len(spiking) == len(throughput.INFERENCE) + 3
+    modes = throughput.INFERENCE + throughput.RADIX_SIDES
+    assert len(spiking) == len(modes) + 3
     for name in spiking:
         side = result["sides"][name]
         assert side["over_t_ann"] > 0 and side["images_per_s"]["best"] > 0

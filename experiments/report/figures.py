@@ -52,6 +52,7 @@ class Panel(NamedTuple):
             xycoords=("axes fraction", "data"),
             xytext=(0, 3),
             textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
         low, high = axis.get_ylim()
         low = min(low, high - 2)  # a tenth of a percent must not look like a slope
