@@ -63,6 +63,7 @@ class Side:
         network: of `NETWORKS`.
         steps, wait: T, and the wait of every layer.
         levels: of the spikes.
+        has_digits: a radix code in place of rate coding.
         leaky: LIF neurons in place of IF.
         batch: images.
         dtype: of weights and images.
@@ -75,6 +76,7 @@ class Side:
     steps: int = 8
     wait: int = 0
     levels: tuple[int, int] = (0, 1)
+    has_digits: bool = False
     leaky: bool = False
     batch: int = 256
     dtype: str = "float32"
@@ -86,6 +88,7 @@ class Side:
         words += [f"T={self.steps}"] if self.mode != "ANN" else []
         words += [f"wait={self.wait}"] if self.wait else []
         words += [f"levels {self.levels}"] if self.levels != (0, 1) else []
+        words += ["radix"] if self.has_digits else []
         words += ["LIF"] if self.leaky else []
         words += [f"B={self.batch}", self.dtype]
         words += [f"{self.devices} devices"] if self.devices > 1 else []
@@ -119,11 +122,15 @@ def sides(quick: bool) -> list[Side]:
         large = functools.partial(
             Side, network="torchvision_resnet34", steps=32, batch=64
         )
+        radix = functools.partial(Side, steps=4, levels=(-1, 1), has_digits=True)
         programs = [
             *(Side(mode) for mode in ("auto", "by_step", "by_layer")),
             Side("closed_form", wait=8),
             Side("by_layer", wait=1),
             Side("auto", levels=(-1, 1)),
+            *(radix(mode, wait=1) for mode in ("auto", "by_layer")),
+            radix("closed_form", wait=3),
+            radix("auto", wait=1, training=True),
             Side("auto", dtype="bfloat16"),
             Side("by_layer", dtype="bfloat16"),
             Side("auto", batch=2048, devices=8),
@@ -187,7 +194,8 @@ def of_network(side: Side) -> tuple[Callable, tuple]:
     if side.mode != "ANN":
         make = snnjax.lif if side.leaky else snnjax.integrate_and_fire
         neuron = make(levels=side.levels)
-        init = functools.partial(snnjax.init, fn, x=x, model=neuron)
+        code = snnjax.codes.radix() if side.has_digits else snnjax.codes.rate()
+        init = functools.partial(snnjax.init, fn, x=x, model=neuron, code=code)
         model = jax.eval_shape(init, params)
         options = {"steps": side.steps, "wait": side.wait}
         simulate = snnjax.spiking(fn, **options, execution=EXECUTIONS[side.mode])
