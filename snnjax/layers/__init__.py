@@ -8,6 +8,7 @@ on their way into weights. `function` runs them as an ordinary JAX function.
 from snnjax.layers.function import function
 from snnjax.layers.lowering import of
 from snnjax.layers.values import (
+    Arithmetic,
     Connection,
     Convolution,
     Dense,
@@ -21,6 +22,7 @@ from snnjax.layers.values import (
 )
 
 __all__ = [
+    "Arithmetic",
     "Connection",
     "Convolution",
     "Dense",

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,23 @@ from snnjax._text import Table, numbers, shown_as_table
 from snnjax.codes import Code, rate
 
 STATIC = {"static": True}  # marks fields that are structure, no arrays
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a chip computes a network of whole numbers, see `snnjax.quantize`.
+
+    Attributes:
+        weight_bits: largest number of bits of a weight, its sign included.
+        input_bits: of an element of x.
+        state_bits: of a membrane potential.
+        overflow: what happens to a potential outside of its bits: "saturate" or "wrap".
+    """
+
+    weight_bits: int
+    input_bits: int
+    state_bits: int
+    overflow: Literal["saturate", "wrap"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +56,14 @@ class Node:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Input(Node):
-    """Where x enters, with its shape: [C, H, W] of an image [H, W, C]."""
+    """Where x enters, with its shape: [C, H, W] of an image [H, W, C].
+
+    Attributes:
+        unit: what a whole number stands for, x is about unit n; None: x is not rounded.
+    """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
+    unit: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -68,10 +90,17 @@ class Population(Node):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Output(Node):
-    """Where a result leaves: what arrives, and b."""
+    """Where a result leaves: ``unit`` times the sum of what arrives and b.
+
+    Attributes:
+        shape: of the result.
+        bias: b; scalar, [C, 1, 1] or of every element.
+        unit: what a whole number stands for, of the shape of a bias; None: 1.
+    """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
     bias: np.ndarray
+    unit: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -166,12 +195,14 @@ class Layers:
     Attributes:
         nodes: in order of execution. The first one is the `Input`.
         steps, wait, code: those of the SNN.
+        arithmetic: how whole numbers are computed; None: the numbers are floats.
     """
 
     nodes: tuple[Node, ...]
     steps: int | None = field(metadata=STATIC, default=None)
     wait: int | None = field(metadata=STATIC, default=None)
     code: Code = field(metadata=STATIC, default=rate())
+    arithmetic: Arithmetic | None = field(metadata=STATIC, default=None)
 
     @property
     def populations(self) -> tuple[Population, ...]:
