@@ -40,6 +40,7 @@ training            losses, optimizers, trained leaves, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
 layers              the network that a chip sees: populations and linear maps
+integers            the same in whole numbers, computed bit for bit
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """
@@ -47,6 +48,7 @@ storage, nir        files, and the format of other tools
 from snnjax import (
     calibrators,
     codes,
+    integers,
     layers,
     measures,
     network,
@@ -72,6 +74,7 @@ from snnjax.conversion import (
     percentile,
     quantized,
 )
+from snnjax.integers import quantize
 from snnjax.measures import accuracy, energy, measure
 from snnjax.network import ConversionError, in_dtype, sites
 from snnjax.neurons import integrate_and_fire, lif
@@ -99,6 +102,7 @@ __all__ = [
     "from_nir",
     "in_dtype",
     "init",
+    "integers",
     "integrate_and_fire",
     "latency",
     "layers",
@@ -112,6 +116,7 @@ __all__ = [
     "neurons",
     "nir",
     "percentile",
+    "quantize",
     "quantized",
     "quantized_relu",
     "save",

@@ -30,6 +30,7 @@ from snnjax.neurons.models import (
     is_plain,
 )
 from snnjax.neurons.protocol import chain, check_model
+from snnjax.neurons.whole import off_grid
 
 # Labels of leaves in training, beside the names of neurons' parameters.
 WEIGHTS, FROZEN = "weights", "frozen"
@@ -189,7 +190,7 @@ def check_params(snn: SNN, params: chex.ArrayTree) -> None:
 def check_models(code: Code, models: Iterable[Any]) -> None:
     """Raise unless neurons of these models can send this code."""
     check_code(code)
-    for model in models:
+    for model in map(off_grid, models):
         plain = is_plain(model) and model.reset == "subtract" and model.leak is None
         if not code.clock_runs and not plain:
             raise ValueError(

@@ -28,11 +28,11 @@ def folded(nodes: Iterable[Node]) -> tuple[Node, ...]:
         sources = tuple(map(present, node.sources))
         node = dataclasses.replace(node, sources=sources)
         if len(sources) == 1 and count[sources[0]] == 1:
-            composed = _composed(results[sources[0]], node)
-            if composed is not None:
-                names[node.name] = composed.name
-                count[composed.name] = count[node.name]
-                node = composed
+            product = composed(results[sources[0]], node, may_grow=False)
+            if product is not None:
+                names[node.name] = product.name
+                count[product.name] = count[node.name]
+                node = product
         if _is_identity(node):
             (names[node.name],) = node.sources
             count[node.sources[0]] += count[node.name] - 1
@@ -53,8 +53,13 @@ def _is_identity(node: Node) -> bool:
     return bool((node.weight == 1).all())
 
 
-def _composed(before: Node, after: Node) -> Node | None:
-    """The first of two maps with the second one in its weights, if it can be."""
+def composed(before: Node, after: Node, *, may_grow: bool = True) -> Node | None:
+    """The first of two maps with the second one in its weights, if it can be.
+
+    Args:
+        before, after: nodes, the second of which reads only the first.
+        may_grow: whether the product may have more weights than both.
+    """
     match before, after:
         case Scale(), Scale():
             plain = is_channelwise(before.weight) and is_channelwise(after.weight)
@@ -68,8 +73,12 @@ def _composed(before: Node, after: Node) -> Node | None:
             rows = after.weight[:, :, 0, 0]
             weight = np.tensordot(rows, before.weight, axes=1)
             selects = (rows != 0).sum(axis=1).max() <= 1
-            if not selects and weight.size > before.weight.size + rows.size:
+            grows = not selects and weight.size > before.weight.size + rows.size
+            if grows and not may_grow:
                 return None
+        case Dense(), Dense() if may_grow:
+            rows = after.weight
+            weight = rows @ before.weight
         case _:
             return None
     assert isinstance(before, Affine) and isinstance(after, Affine)

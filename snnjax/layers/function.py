@@ -30,7 +30,9 @@ from snnjax.layers.values import (
     SumPool,
 )
 from snnjax.neurons.by_site import by_name
+from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.whole import WholeNumbers
 from snnjax.snn import SNN
 
 Params = dict[str, jax.Array]
@@ -59,7 +61,7 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
     >>> print(snnjax.spiking(same_fn)(same_snn, x).ravel())
     [2.25 2.25 2.25 2.25]
     """
-    params = {n.name: arrays for n in layers.nodes if (arrays := _params(n))}
+    params = {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
     outputs = [node.name for node in layers.outputs]
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:
@@ -68,7 +70,8 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
             inputs = [values[source] for source in node.sources] or [x]
             try:
                 total = functools.reduce(jnp.add, inputs)
-                values[node.name] = _apply(node, params.get(node.name, {}), total)
+                own = params.get(node.name, {})
+                values[node.name] = _node_output(node, own, total)
             except (TypeError, ValueError) as error:
                 error.add_note(f"at node {node.name!r}, channels last")
                 raise
@@ -81,18 +84,40 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
     network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
+    models = ((site, _model(population, layers)) for site, population in pairs)
     return fn, SNN(
         params,
         {site: _neurons(population) for site, population in pairs},
         steps=layers.steps,
         wait=layers.wait,
-        model=by_name((site, population.model) for site, population in pairs),
+        model=by_name(models),
         code=layers.code,
     )
 
 
-def _apply(node: Node, p: Params, x: jax.Array) -> jax.Array:
+def _node_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
     """The output of a node, channels last."""
+    if isinstance(node, Input):
+        return x / p["unit"] if p else x
+    x = map_output(node, p, x)
+    x = x + p["bias"] if "bias" in p else x
+    if isinstance(node, Population):
+        # A site is named after its scope: that of "block/relu_1" is "block".
+        matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
+        with jax.named_scope(matched[1] if matched else node.name):
+            x = jax.nn.relu(x)
+        x = x / p["threshold"] if "threshold" in p else x
+    return x * p["unit"] if "unit" in p else x
+
+
+def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
+    """The linear part of a node, channels last; that of a population is the identity.
+
+    Args:
+        node: with its structure; its arrays are not used.
+        p: `map_params` of the node.
+        x: [B, ...], floats or whole numbers.
+    """
     match node:
         case Convolution(padding=padding):
             dtype = jnp.result_type(x, p["weight"])
@@ -117,56 +142,68 @@ def _apply(node: Node, p: Params, x: jax.Array) -> jax.Array:
         case SumPool(window=window, stride=stride):
             padding = [(0, 0), *((n, n) for n in node.padding), (0, 0)]
             window, stride = (1, *window, 1), (1, *stride, 1)
-            x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)
+            # JAX differentiates only sums that start from a literal.
+            zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
+            x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
         case Flatten(shape=shape):
             x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
             x = x.reshape(x.shape[0], -1)
-    x = x + p["bias"] if "bias" in p else x
-    if isinstance(node, Population):
-        # A site is named after its scope: that of "block/relu_1" is "block".
-        matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
-        with jax.named_scope(matched[1] if matched else node.name):
-            x = jax.nn.relu(x)
-        x = x / p["threshold"] if "threshold" in p else x
     return x
+
+
+def map_params(node: Node) -> dict[str, np.ndarray]:
+    """The weight of a linear map in the order of `map_output`."""
+    match node:
+        case Convolution(weight=weight):
+            return {"weight": np.transpose(weight, (2, 3, 1, 0))}
+        case Dense(weight=weight):
+            return {"weight": np.transpose(weight)}
+        case Scale(weight=weight):
+            return {"weight": channels_last(weight)}
+    return {}
 
 
 def _params(node: Node) -> Params:
     """The arrays of a node that its function needs."""
-    arrays = {}
-    match node:
-        case Convolution(weight=weight):
-            arrays["weight"] = _array(np.transpose(weight, (2, 3, 1, 0)))
-        case Dense(weight=weight):
-            arrays["weight"] = _array(np.transpose(weight))
-        case Scale(weight=weight):
-            arrays["weight"] = _channels_last(weight)
-        case Population(threshold=threshold) if (threshold != 1).any():
-            arrays["threshold"] = _channels_last(threshold)
+    arrays = {name: _array(weight) for name, weight in map_params(node).items()}
     match node:
         case Convolution(bias=bias) | Dense(bias=bias) | Scale(bias=bias):
             arrays |= {} if bias is None else {"bias": _array(bias)}
         case Population(bias=bias) | Output(bias=bias) if bias.any():
-            arrays["bias"] = _channels_last(bias)
+            arrays["bias"] = _array(channels_last(bias))
+    match node:
+        case Population(threshold=threshold) if (threshold != 1).any():
+            arrays["threshold"] = _array(channels_last(threshold))
+        case Input(unit=unit) | Output(unit=unit) if unit is not None:
+            arrays["unit"] = _array(channels_last(unit))
     return arrays
+
+
+def _model(population: Population, layers: Layers) -> Any:
+    """The model of a population; that of whole numbers is exact in floats."""
+    if layers.arithmetic is None:
+        return population.model
+    assert layers.steps is not None
+    unit = float(layers.code.sizes(layers.steps)[-1])
+    return WholeNumbers(without_surrogate(population.model), unit)
 
 
 def _neurons(population: Population) -> NeuronParams:
     leak = population.leak
     return NeuronParams(
-        threshold=_channels_last(population.threshold),
+        threshold=_array(channels_last(population.threshold)),
         bias=_array(0),  # the function adds it
-        initial_potential=_channels_last(population.initial_potential),
-        leak=None if leak is None else _channels_last(leak),
+        initial_potential=_array(channels_last(population.initial_potential)),
+        leak=None if leak is None else _array(channels_last(leak)),
     )
 
 
-def _channels_last(values: np.ndarray) -> jax.Array:
+def channels_last(values: np.ndarray) -> np.ndarray:
     """A scalar, [C] or, channels last, one number per neuron."""
     values = compact(values)
     if values.ndim == 3 and values.shape[1:] == (1, 1):
-        return _array(values.ravel())
-    return _array(np.moveaxis(values, 0, -1) if values.ndim == 3 else values)
+        return values.ravel()
+    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
 
 
 def _array(values: Any) -> jax.Array:

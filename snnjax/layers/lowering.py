@@ -37,7 +37,7 @@ from snnjax.network.equations import Equation, Network, Values
 from snnjax.network.evaluate import evaluate, identity
 from snnjax.network.sites import Site
 from snnjax.neurons.by_site import models_in
-from snnjax.neurons.gradients import WithSurrogate
+from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import is_plain
 from snnjax.snn import SNN, check_neurons, check_snn, check_values
 
@@ -195,11 +195,6 @@ def _add_site(builder: Builder, snn: SNN, equation: Equation) -> None:
     builder.nodes[site.name] = population
     spikes = Term(site.name, population.threshold)
     builder.sums[equation.outputs[0]] = Sum((spikes,), order)
-
-
-def without_surrogate(model: Any) -> Any:
-    """The model that sends the same spikes, but has no derivative of its own."""
-    return model.neuron if isinstance(model, WithSurrogate) else model
 
 
 def _add_outputs(builder: Builder) -> list[Problem]:

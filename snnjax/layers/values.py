@@ -39,6 +39,11 @@ class Arithmetic:
     state_bits: int
     overflow: Literal["saturate", "wrap"]
 
+    @property
+    def largest_input(self) -> int:
+        """2^(bits - 1) - 1, the largest whole number of x."""
+        return 2 ** (self.input_bits - 1) - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Node:

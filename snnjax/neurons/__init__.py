@@ -1,10 +1,10 @@
 """Spiking neurons: models as values, and one site of them through time.
 
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
-``synaptic.py``, ``recurrent.py``: more of them; ``schedule.py``: a code as a schedule
-of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``phases.py``: a
-step of many; ``by_site.py``: a model for every site; ``spike_trains.py``: spikes as
-bits; ``gradients.py``: surrogates and resets.
+``synaptic.py``, ``recurrent.py``: more of them; ``whole.py``: potentials on a grid;
+``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
+or their closed form; ``phases.py``: a step of many; ``by_site.py``: a model for every
+site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and resets.
 """
 
 from snnjax.neurons.adaptive import Adaptive, AdaptiveParams, adaptive
@@ -27,6 +27,7 @@ from snnjax.neurons.unroll import (
     mean_output,
     unroll,
 )
+from snnjax.neurons.whole import WholeNumbers
 
 __all__ = [
     "Adaptive",
@@ -40,6 +41,7 @@ __all__ = [
     "RecurrentParams",
     "Synaptic",
     "SynapticParams",
+    "WholeNumbers",
     "WithSurrogate",
     "adaptive",
     "after_all_input",

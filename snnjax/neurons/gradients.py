@@ -121,3 +121,8 @@ def with_detached_reset(neuron: Any) -> Any:
     if inside is None or not dataclasses.is_dataclass(neuron):
         return _DetachedReset(neuron)
     return dataclasses.replace(neuron, neuron=with_detached_reset(inside))  # type: ignore
+
+
+def without_surrogate(model: Any) -> Any:
+    """The model that sends the same spikes, but has no derivative of its own."""
+    return model.neuron if isinstance(model, WithSurrogate) else model

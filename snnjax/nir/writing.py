@@ -28,7 +28,7 @@ from snnjax._checks import check_positive
 from snnjax._trees import distinct
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.layers.folding import folded, is_channelwise
-from snnjax.layers.lowering import of, without_surrogate
+from snnjax.layers.lowering import of
 from snnjax.layers.sums import NoLayer, compact, numbers, per_channel
 from snnjax.layers.values import (
     Affine,
@@ -45,6 +45,7 @@ from snnjax.layers.values import (
     readers,
 )
 from snnjax.neurons.by_site import models_in
+from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY
 from snnjax.snn import SNN, check_snn

@@ -23,10 +23,12 @@ from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.protocol import chain, inner
 from snnjax.neurons.recurrent import Recurrent
 from snnjax.neurons.synaptic import Synaptic
+from snnjax.neurons.whole import WholeNumbers
 
 # The classes that a file can describe. Their names and fields must never change.
 CLASSES: dict[str, Any] = {
-    cls.__name__: cls for cls in (IntegrateAndFire, Adaptive, Synaptic, Recurrent)
+    cls.__name__: cls
+    for cls in (IntegrateAndFire, Adaptive, Synaptic, Recurrent, WholeNumbers)
 }
 
 

@@ -1,0 +1,11 @@
+"""A network of whole numbers: what a digital chip computes, bit for bit.
+
+`snnjax.quantize` (``quantize.py``) makes it of `snnjax.layers`; ``rounding.py`` has the
+mathematics of scales and rounding, ``connections.py`` gives each receiver its own
+weights, `run` computes the network exactly.
+"""
+
+from snnjax.integers.exact import Trace, on_grid, outputs, run
+from snnjax.integers.quantize import quantize
+
+__all__ = ["Trace", "on_grid", "outputs", "quantize", "run"]

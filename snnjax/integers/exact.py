@@ -1,0 +1,498 @@
+"""`run`: a network of whole numbers, computed as a digital chip computes it.
+
+    v  <- fit(v + m_n (sum_i W_ji k_i + B_j))         integrate what arrives at step n
+    k   = clip(floor((v + (m_t - 1) V / 2) / (m_t V)), low, high)     fire
+    v  <- v - m_t V k    or 0                                          reset
+
+m_t = w_t / w_T says how many units a spike of step t is worth, 1 with rate coding. A
+register holds v / m_n, so with a radix code it is shifted as the weights fall, and
+``fit`` saturates or wraps it at its bits. All numbers are int32. Sums of products are
+computed in float32 where that is exact, below 2^24, because it is several times faster.
+"""
+
+import dataclasses
+import functools
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.codes import Code
+from snnjax.layers.function import channels_last, map_output, map_params
+from snnjax.layers.values import (
+    Arithmetic,
+    Convolution,
+    Dense,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+from snnjax.neurons.gradients import without_surrogate
+from snnjax.neurons.models import IntegrateAndFire
+
+FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
+Arrays = dict[str, dict[str, Any]]
+
+
+class Trace(NamedTuple):
+    """What a chip computes for a batch. Images are channels last.
+
+    Attributes:
+        outputs: float [T, B, ...] as `snnjax.spiking` returns them, several as a dict.
+        spikes: population -> levels k, int32 [T, B, ...].
+        potentials: population -> v / m_n after each reset, rounded down, int32
+            [T, B, ...].
+        extremes: population -> lowest and highest v / m_n, before and after resets.
+        overflows: population -> how many times a potential left its bits.
+        clipped: elements of x outside of the calibrated range.
+    """
+
+    outputs: Any
+    spikes: dict[str, jax.Array]
+    potentials: dict[str, jax.Array]
+    extremes: dict[str, tuple[jax.Array, jax.Array]]
+    overflows: dict[str, jax.Array]
+    clipped: jax.Array
+
+
+class Timing(NamedTuple):
+    """What a code does at each of the T + wait steps of a population, [T + wait].
+
+    Attributes:
+        inputs: units of the constant x that arrive.
+        biases: units of a bias, see `bias_unit`, that arrive.
+        arriving: m_n, units of a spike that arrives; that of step T after the last one.
+        firing: m_t of the spike that is sent; 0 before the first one.
+        is_last: whether it is the last spike.
+    """
+
+    inputs: np.ndarray
+    biases: np.ndarray
+    arriving: np.ndarray
+    firing: np.ndarray
+    is_last: np.ndarray
+
+
+def multiples(code: Code, steps: int) -> np.ndarray:
+    """m_1 .. m_T: the weights of a code in units of the last one, whole numbers.
+
+    Raises:
+        ValueError: they are no whole numbers, or a constant is no multiple of the unit.
+
+    >>> import snnjax
+    >>> print(multiples(snnjax.codes.radix(), 4))
+    [8 4 2 1]
+    """
+    weights = np.asarray(code.weights(steps)) / code.finest(steps)
+    constant = 1.0 if code.clock_runs else 1 / code.finest(steps)
+    numbers = np.array([*weights, constant])
+    if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
+        raise ValueError(
+            f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
+            "multiples of the last one, which divides 1, as those of "
+            "snnjax.codes.radix(base=2) and snnjax.codes.rate()"
+        )
+    return np.rint(weights).astype(np.int64)
+
+
+def unit(layers: Layers) -> float:
+    """T w_T: what one unit of a potential stands for; 1 with rate coding."""
+    assert layers.steps is not None
+    return float(layers.code.sizes(layers.steps)[-1])
+
+
+def bias_unit(layers: Layers) -> float:
+    """What one unit of a bias stands for: w_T, since it arrives once; or 1."""
+    assert layers.steps is not None
+    return 1.0 if layers.code.clock_runs else layers.code.finest(layers.steps)
+
+
+def check_state(layers: Layers) -> None:
+    """Raise if int32 does not hold the potentials at these bits."""
+    bits, most = _arithmetic(layers).state_bits, _most_state_bits(layers)
+    if bits > most:
+        raise ValueError(
+            f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
+            f"{layers.steps} steps, since potentials are simulated in 32 bits"
+        )
+
+
+def widest(layers: Layers) -> Layers:
+    """The layers with the most bits of a potential that int32 can simulate."""
+    bits = _most_state_bits(layers)
+    arithmetic = dataclasses.replace(_arithmetic(layers), state_bits=bits)
+    return dataclasses.replace(layers, arithmetic=arithmetic)
+
+
+def _most_state_bits(layers: Layers) -> int:
+    """Such that 4 m_1 potentials fit into 32 bits, as sums in `_fire` need."""
+    assert layers.steps is not None
+    first = int(multiples(layers.code, layers.steps)[0])
+    return 30 - (first - 1).bit_length()
+
+
+def _arithmetic(layers: Layers) -> Arithmetic:
+    assert layers.arithmetic is not None
+    return layers.arithmetic
+
+
+def timing(code: Code, steps: int, wait: int) -> Timing:
+    """What happens at each step of a population, see `Timing`."""
+    m = multiples(code, steps)
+    inputs, biases = np.zeros((2, steps + wait), np.int64)
+    if code.clock_runs:
+        inputs[:steps], biases[:steps] = 1, 1
+    else:
+        inputs[0], biases[0] = round(1 / code.finest(steps)), 1
+    return Timing(
+        inputs,
+        biases,
+        np.concatenate([m, np.full(wait, m[-1])]),
+        np.concatenate([np.zeros(wait, np.int64), m]),
+        np.arange(steps + wait) == steps + wait - 1,
+    )
+
+
+def run(layers: Layers, x: Any) -> Trace:
+    """Compute a batch as a chip does, in whole numbers, and keep all spikes.
+
+    Args:
+        layers: from `snnjax.quantize`.
+        x: float [B, ...], images channels last.
+
+    Returns:
+        A `Trace`, with T B levels and potentials for each neuron.
+
+    Raises:
+        ValueError: the layers are not of whole numbers; x does not fit them.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.eye(2), "readout": jnp.ones((2, 1))}
+    >>> x = jnp.array([[0.5, 0.25]])
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> integers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x)
+    >>> print(run(integers, x).spikes["hidden/relu"].sum(0))
+    [[4 2]]
+    """
+    return _compute(layers, x, keep=True)
+
+
+def outputs(layers: Layers, x: Any) -> Trace:
+    """`run` for large batches: the outputs and counts, no spikes and no potentials."""
+    return _compute(layers, x, keep=False)
+
+
+def on_grid(layers: Layers, x: Any) -> jax.Array:
+    """x as a chip reads it: rounded to multiples of its unit, and clipped.
+
+    What `snnjax.layers.function` makes of whole numbers takes such an x.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.eye(2), "readout": jnp.ones((2, 1))}
+    >>> x = jnp.array([[0.75, 0.5]])
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> layers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x, input_bits=3)
+    >>> print(on_grid(layers, x), on_grid(layers, 2 * x))
+    [[0.75 0.5 ]] [[0.75 0.75]]
+    """
+    entrance = _check(layers, x)
+    unit_of_x = jnp.float32(entrance.unit)
+    assert layers.arithmetic is not None
+    return unit_of_x * whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)[0]
+
+
+def _check(layers: Layers, x: Any) -> Input:
+    """The input node; raise unless x is for these layers of whole numbers."""
+    if not isinstance(layers, Layers) or layers.arithmetic is None:
+        raise ValueError(
+            f"layers is {layers!r}, not of whole numbers; allowed: what "
+            "snnjax.quantize(snnjax.layers.of(fn, snn, x), images) returns"
+        )
+    (entrance,) = (node for node in layers.nodes if isinstance(node, Input))
+    shape = entrance.shape
+    shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+    if np.shape(x)[1:] != shape:
+        raise ValueError(
+            f"x has shape {np.shape(x)}; allowed: [B, {', '.join(map(str, shape))}]"
+        )
+    return entrance
+
+
+def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
+    _check(layers, x)
+    largest = largest_values(layers)
+    inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
+    arrays = {node.name: _arrays(node, layers) for node in layers.nodes}
+    structure = jax.tree.structure(layers)
+    return _run(structure, inexact, keep, arrays, jnp.asarray(x))
+
+
+def largest_values(layers: Layers) -> dict[str, int]:
+    """Node -> a bound of every partial sum in it at one step, for whole numbers.
+
+    sum_i |W_ji| max |x_i|
+    """
+    assert layers.arithmetic is not None
+    largest: dict[str, int] = {}
+    for node in layers.nodes:
+        arriving = sum(largest[source] for source in node.sources)
+        match node:
+            case Input():
+                arriving = layers.arithmetic.largest_input
+            case Population(model=model):
+                arriving = max(map(abs, without_surrogate(model).levels))
+            case SumPool(window=window):
+                arriving *= int(np.prod(window))
+            case Scale(weight=weight):
+                arriving = int(arriving * np.abs(weight).max())
+            case Convolution(weight=weight) | Dense(weight=weight):
+                sums = np.abs(weight).reshape(len(weight), -1).sum(axis=1)
+                arriving = int(arriving * sums.max())
+        largest[node.name] = arriving
+    return largest
+
+
+def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
+    """The arrays of a node as int32, biases and potentials in units."""
+    arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
+    match node:
+        case Input(unit=unit_of_x):
+            arrays["unit"] = np.float32(unit_of_x)
+        case Population():
+            assert layers.steps is not None
+            threshold = channels_last(node.threshold)
+            start = channels_last(node.initial_potential) / unit(layers)
+            z = Fraction(without_surrogate(node.model).dead_zone)
+            z = z.limit_denominator(1000)
+            m = multiples(layers.code, layers.steps)
+            m = m.reshape(-1, *[1] * threshold.ndim)
+            # The least whole number that is not below 2 z m_t V.
+            bars = -(-2 * z.numerator * m * threshold // z.denominator)
+            arrays |= {
+                "threshold": _int32(threshold),
+                "start": _int32(start),
+                "bars": _int32(bars),
+            }
+    if isinstance(node, Population | Output):
+        bias = node.bias / bias_unit(layers)
+        arrays["bias"] = _int32(channels_last(bias))
+    if isinstance(node, Output):
+        arrays["unit"] = np.float32(channels_last(node.unit))
+    return arrays
+
+
+def _int32(numbers: np.ndarray) -> np.ndarray:
+    whole = np.rint(numbers)
+    assert np.allclose(numbers, whole, atol=1e-3), "an array is not of whole numbers"
+    return whole.astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(
+    structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
+) -> Trace:
+    layers = jax.tree.unflatten(structure, [None] * structure.num_leaves)
+    times = timing(layers.code, layers.steps, layers.wait or 0)
+    streams: dict[str, Stream] = {}
+    results: dict[str, jax.Array] = {}
+    fired: dict[str, Fired] = {}
+    clipped = jnp.zeros((), jnp.int32)
+    for node in layers.nodes:
+        p = arrays[node.name]
+        stream = total([streams[source] for source in node.sources])
+        match node:
+            case Input():
+                whole, clipped = whole_input(x, p["unit"], layers.arithmetic)
+                streams[node.name] = Stream(whole, None)
+            case Population(model=model):
+                currents = received(stream, p["bias"], times, layers.steps)
+                neuron = without_surrogate(model)
+                fired[node.name] = _fire(neuron, p, currents, times, layers.arithmetic)
+                streams[node.name] = Stream(None, fired[node.name].spikes)
+            case Output():
+                units = received(stream, p["bias"], times, layers.steps)
+                step = unit(layers)
+                results[node.name] = units.astype(jnp.float32) * (step * p["unit"])
+            case _:
+                streams[node.name] = mapped(node, p, stream, node.name not in inexact)
+    (single, *others) = results.values()
+    return Trace(
+        results if others else single,
+        {name: f.spikes for name, f in fired.items()} if keep else {},
+        {name: f.potentials for name, f in fired.items()} if keep else {},
+        {n: (f.extremes[0].min(), f.extremes[1].max()) for n, f in fired.items()},
+        {name: f.overflows for name, f in fired.items()},
+        clipped,
+    )
+
+
+# ------------------------------------------------------------- maps of whole numbers
+
+
+class Stream(NamedTuple):
+    """What a node sends: a constant [B, ...], and levels at each step [T, B, ...].
+
+    The constant comes from the input. None where there is nothing.
+    """
+
+    constant: jax.Array | None
+    spikes: jax.Array | None
+
+
+def total(streams: list[Stream]) -> Stream:
+    """The sum of what several nodes send."""
+
+    def add(parts: list[Any]) -> Any:
+        present = [part for part in parts if part is not None]
+        return functools.reduce(jnp.add, present) if present else None
+
+    return Stream(add([s.constant for s in streams]), add([s.spikes for s in streams]))
+
+
+def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Stream:
+    """A linear map of a stream; of int32 in float32, if that is exact."""
+    dtype = jnp.float32 if in_float32 else jnp.int32
+    p = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), p)
+
+    def output(x: jax.Array) -> jax.Array:
+        return map_output(node, p, x.astype(dtype)).astype(x.dtype)
+
+    constant, spikes = stream
+    with jax.default_matmul_precision("highest"):
+        if spikes is not None:
+            flat = output(spikes.reshape(-1, *spikes.shape[2:]))
+            spikes = flat.reshape(*spikes.shape[:2], *flat.shape[1:])
+        return Stream(None if constant is None else output(constant), spikes)
+
+
+def received(stream: Stream, bias: Any, times: Timing, steps: int) -> jax.Array:
+    """What arrives at each of the T steps, in units: [T, B, ...]."""
+
+    constant, spikes = stream
+    example = spikes[0] if constant is None else constant
+
+    def along(numbers: np.ndarray, array: jax.Array) -> jax.Array:
+        shape = (steps, *[1] * example.ndim)
+        return jnp.asarray(numbers[:steps], array.dtype).reshape(shape) * array
+
+    bias = jnp.asarray(bias, example.dtype)
+    units = along(times.biases, jnp.broadcast_to(bias, example.shape))
+    if constant is not None:
+        units += along(times.inputs, constant)
+    return units if spikes is None else units + along(times.arriving, spikes)
+
+
+def whole_input(
+    x: jax.Array, unit_of_x: jax.Array, arithmetic: Arithmetic
+) -> tuple[jax.Array, jax.Array]:
+    """x in its units, clipped to its bits, and how many elements were clipped."""
+    rounded = jnp.round(x / unit_of_x)
+    largest = arithmetic.largest_input
+    clipped = jnp.sum(jnp.abs(rounded) > largest, dtype=jnp.int32)
+    return jnp.clip(rounded, -largest, largest).astype(jnp.int32), clipped
+
+
+# ------------------------------------------------------------------------- neurons
+
+
+class Fired(NamedTuple):
+    """What the neurons of a population do, see `Trace`; extremes of each neuron."""
+
+    spikes: jax.Array
+    potentials: jax.Array
+    extremes: tuple[jax.Array, jax.Array]
+    overflows: jax.Array
+
+
+def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
+    """What a population of whole numbers does with currents [T, B, ...] in units."""
+    neuron, wait = without_surrogate(node.model), layers.wait or 0
+    p = {name: jnp.asarray(a) for name, a in _arrays(node, layers).items()}
+    return _fire_jitted(neuron, layers.code, wait, layers.arithmetic, p, currents)
+
+
+@functools.partial(jax.jit, static_argnums=range(4))
+def _fire_jitted(neuron, code, wait, arithmetic, p, currents) -> Fired:
+    times = timing(code, len(currents), wait)
+    return _fire(neuron, p, currents, times, arithmetic)
+
+
+def _fire(
+    neuron: IntegrateAndFire,
+    p: dict[str, jax.Array],
+    currents: jax.Array,
+    times: Timing,
+    arithmetic: Arithmetic,
+) -> Fired:
+    """All steps of a population.
+
+    Args:
+        neuron: its levels, reset and dead zone.
+        p: whole numbers: "threshold" V, "start" v(0), "bars" the dead zone 2 z m_t V of
+            each spike, [T, ...]; scalar, [C] or of every neuron.
+        currents: int32 [T, B, ...], what arrives, in units.
+        times: of the code.
+        arithmetic: bits of the state.
+    """
+    steps, shape = len(currents), currents.shape[1:]
+    wait = len(times.firing) - steps
+    low, high = neuron.levels
+    half = 2 ** (arithmetic.state_bits - 1)
+    threshold = p["threshold"]
+
+    def step(state, now):
+        v, sent, lowest, highest, overflows = state
+        current, arriving, firing, is_last, bar = now
+        v += current
+        lowest = jnp.minimum(lowest, (v // arriving).min(0))
+        highest = jnp.maximum(highest, (v // arriving).max(0))
+        limit = half * arriving
+        overflows += jnp.sum((v < -limit) | (v >= limit), dtype=jnp.int32)
+        if arithmetic.overflow == "saturate":
+            v = jnp.clip(v, -limit, limit - 1)
+        else:
+            v = (v + limit) % (2 * limit) - limit
+        m = jnp.maximum(firing, 1)
+        if low == 0:
+            k = v // (m * threshold)
+        else:
+            k = (2 * v + (m - 1) * threshold) // (2 * m * threshold)
+            is_silent = (jnp.abs(2 * v - threshold) < bar) & ~is_last
+            k = jnp.where(is_silent, 0, k)
+        k = jnp.where(firing > 0, jnp.clip(k, low, high), 0)
+        if low < 0:
+            k = jnp.maximum(k, -(sent // m))
+            sent += m * k
+        if neuron.reset == "subtract":
+            v -= m * threshold * k
+        else:
+            v = jnp.where(k == 0, v, 0)
+        register = v // arriving
+        lowest = jnp.minimum(lowest, register.min(0))
+        highest = jnp.maximum(highest, register.max(0))
+        return (v, sent, lowest, highest, overflows), (k, register)
+
+    v = jnp.broadcast_to(p["start"], shape)
+    sent = jnp.zeros(shape if low < 0 else (), jnp.int32)
+    filling = jnp.zeros((wait, *shape), jnp.int32)
+    before = jnp.zeros((wait, *p["bars"].shape[1:]), jnp.int32)
+    xs = (
+        jnp.concatenate([currents, filling]),
+        jnp.asarray(times.arriving, jnp.int32),
+        jnp.asarray(times.firing, jnp.int32),
+        jnp.asarray(times.is_last),
+        jnp.concatenate([before, p["bars"]]),
+    )
+    least = jnp.zeros(shape[1:], jnp.int32)
+    state = (v, sent, least, least, jnp.zeros((), jnp.int32))
+    state, (spikes, potentials) = jax.lax.scan(step, state, xs)
+    _, _, lowest, highest, overflows = state
+    return Fired(spikes[wait:], potentials[wait:], (lowest, highest), overflows)

@@ -1,0 +1,46 @@
+"""`WholeNumbers`: a neuron whose potential is a multiple of a unit, as on a chip.
+
+    v  <- unit round((v + I) / unit)
+
+In a network of whole numbers every current is a multiple of the unit. Products and
+sums of floats miss it by rounding errors; this model takes them back at every step, so
+each execution decides on the same whole numbers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from snnjax.neurons.protocol import Wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeNumbers(Wrapper):
+    """A model of IF neurons, with its potential on a grid. Gradients pass unchanged.
+
+    Attributes:
+        unit: distance of two potentials: T w_T of the code, 1 with rate coding.
+
+    >>> import jax.numpy as jnp
+    >>> from snnjax.neurons import integrate_and_fire, unroll
+    >>> neuron = WholeNumbers(integrate_and_fire(threshold=3.0))
+    >>> tenths = jnp.full((4, 1), 1.1)
+    >>> print(unroll(neuron, neuron.init(), tenths)[:, 0])  # of currents of 1
+    [0. 0. 3. 0.]
+    """
+
+    unit: float = 1.0
+
+    def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
+        """As the model does, and then v becomes the nearest multiple of the unit."""
+        state = self.neuron.integrate(params, state, current)
+        v = state.potential
+        error = self.unit * jnp.round(v / self.unit) - v
+        return state._replace(potential=v + jax.lax.stop_gradient(error))
+
+
+def off_grid(model: Any) -> Any:
+    """The model itself, or the one whose potential `WholeNumbers` keeps on a grid."""
+    return model.neuron if isinstance(model, WholeNumbers) else model
