@@ -40,12 +40,14 @@ training            losses, optimizers, trained leaves, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
 layers              the network that a chip sees: populations and linear maps
+chips               what a chip can run, and a report about a network
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """
 
 from snnjax import (
     calibrators,
+    chips,
     codes,
     layers,
     measures,
@@ -91,6 +93,7 @@ __all__ = [
     "best_of",
     "bias_shift",
     "calibrators",
+    "chips",
     "clipped_relu",
     "codes",
     "convert",
