@@ -60,7 +60,6 @@ class Chip:
             "layer", a "channel" or a "neuron".
         resets: of its neurons.
         levels: pairs (low, high) that a neuron may send in a step; high None: any.
-        message_bits: of a graded spike of a neuron that users write.
         leak: "factor" (any, rounded), "shift" (1 - 2^-k) or "constant" (v - c).
         synapse: "instant", or "exponential" if currents decay over steps.
         programmable: users can write neuron models for it.
@@ -129,7 +128,6 @@ class Chip:
     input_levels: tuple[int, int | None] | None = None
     readout: Literal["potential", "spikes"] | None = None
     # What single chips have beside these limits; None: nothing of the kind.
-    message_bits: int | None = None
     scale: Literal["channel", "layer", "power_of_two"] | None = None
     programmable: bool | None = None
     one_step: bool | None = None
@@ -155,7 +153,7 @@ class Chip:
     def not_stated(self) -> tuple[str, ...]:
         """Limits that no source states."""
         names = [field.name for field in dataclasses.fields(self)]
-        limits = names[names.index("weight_bits") : names.index("message_bits")]
+        limits = names[names.index("weight_bits") : names.index("scale")]
         return tuple(name for name in limits if getattr(self, name) is None)
 
     def __repr__(self) -> str:
@@ -317,7 +315,6 @@ def loihi2() -> Chip:
         initial_potentials="neuron",
         resets=("zero",),
         levels=((0, 1),),
-        message_bits=16,
         leak="factor",
         synapse="instant",
         programmable=True,
@@ -332,7 +329,6 @@ def loihi2() -> Chip:
                 "initial_potentials resets levels leak synapse one_step event_driven",
             ),
             (lava + "utils/weightutils.py", "weight_bits scale"),
-            ("lava-nc/lava-dl d825ac50, netx, sigma-delta networks", "message_bits"),
             (
                 "open-neuromorphic.org/neuromorphic-computing/hardware/loihi-2-intel",
                 "programmable neurons core_count",

@@ -146,8 +146,6 @@ def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
     problem, remedy = f"levels ({low}, {high}), not {known}", f"take levels {known}"
     if any(h is not None and h > high for h in highest):
         yield Finding("levels", "approximately", problem, remedy)
-    elif chip.message_bits and bits(np.array(levels)) > chip.message_bits:
-        yield Finding("message_bits", "no", problem, remedy)
     else:
         yield _model(chip, "levels", problem, remedy)
 
@@ -164,6 +162,7 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Kernels, strides, padding, channels, images and destinations."""
     reads_x = any(way.sender == input_of(layer.layers).name for way in layer.ways)
     kernels = layer.kernels
+    larger = [k for k in kernels if max(k.size) > 1]  # a kernel of any size holds 1x1
     maps = [m for way in layer.ways for m in way.maps]
     convolutions = [m for m in maps if isinstance(m, Convolution)]
     of_image = len(layer.node.shape) == 3 or chip.dense_as_kernel
@@ -171,11 +170,11 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
     yield from _within(
         chip,
         {
-            "kernels": ("kernel", [max(k.size) for k in kernels]),
+            "kernels": ("kernel", [max(k.size) for k in larger]),
             "strides": ("stride", [s for k in kernels for s in k.stride]),
             "strided_kernels": (
                 "kernel with a stride",
-                [max(k.size) for k in kernels if max(k.stride) > 1],
+                [max(k.size) for k in larger if max(k.stride) > 1],
             ),
             "paddings": ("padding", [p for k in kernels for p in k.padding]),
             "groups": ("groups", [m.groups for m in convolutions]),
