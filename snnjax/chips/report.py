@@ -146,10 +146,10 @@ def report(
     >>> snn = snnjax.init(fn, params, jnp.ones((1, 3)), model=model)
     >>> layers = snnjax.layers.of(fn, snn, jnp.ones((1, 3)))
     >>> found = report(layers, snnjax.chips.speck())
-    >>> found.grade, found["relu"].verdict
+    >>> found.grade, found["hidden/relu"].verdict
     ('does not run', 'no')
-    >>> print(found["relu"].findings[-1].problem)
-    levels (-1, 1), not (0, any)
+    >>> print(found["hidden/relu"].findings[-1].problem)
+    levels (-1, 1), not (0, n)
     """
     rates = dict(firing_rates or {})
     _check(layers, chip, inferences_per_second, rates)

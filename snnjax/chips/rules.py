@@ -154,7 +154,7 @@ def bias_clock(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """A chip without steps cannot add a bias at every step."""
     if chip.event_driven and any(b.any() for b in layer.numbers["bias_bits"]):
         problem = "bias at each step, not at ticks of a clock"
-        remedy = "train without biases and without BatchNorm, which becomes a bias"
+        remedy = "train without biases and BatchNorm, and fit v(0) instead of biases"
         yield Finding("event_driven", "approximately", problem, remedy)
 
 
