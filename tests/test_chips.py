@@ -1,4 +1,4 @@
-"""Profiles of chips have sources, and a report finds every violated property."""
+"""Profiles of chips have sources, and a report names every violated property."""
 
 import dataclasses
 import functools
@@ -140,13 +140,13 @@ def test_profiles_are_values():
 
 
 def test_networks_that_a_chip_runs_whole():
-    found = chips.report(network(), CLOCKED)
-    assert found.grade == "bit for bit"
-    assert {row.verdict for row in found.rows} == {"fits"}
-    assert len({row.core for row in found.rows[2:]}) == 3
-    found = chips.report(network(), SPECK)  # its spikes arrive one by one
-    assert found.grade == "approximately"
-    assert [row.name for row in found.rows if row.findings] == ["network", "output"]
+    result = chips.report(network(), CLOCKED)
+    assert result.grade == "bit for bit"
+    assert {row.verdict for row in result.rows} == {"fits"}
+    assert len({row.core for row in result.rows[2:]}) == 3
+    result = chips.report(network(), SPECK)  # its spikes arrive one by one
+    assert result.grade == "approximately"
+    assert [row.name for row in result.rows if row.findings] == ["network", "output"]
     assert chips.report(akida(), AKIDA).grade == "bit for bit"
     assert chips.report(network(arithmetic=None), CLOCKED).grade == "approximately"
 
@@ -235,11 +235,11 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_every_violated_property_is_found():
+def test_every_violated_property_is_named():
     for options, chip, row, field, verdict, words in CASES:
         findings = chips.report(network(**options), chip)[row].findings
-        found = {(f.field, f.verdict) for f in findings if words in f.problem}
-        assert (field, verdict) in found, (options, chip, findings)
+        result = {(f.field, f.verdict) for f in findings if words in f.problem}
+        assert (field, verdict) in result, (options, chip, findings)
         assert all(f.remedy for f in findings)
         # A network without the violation does not have the finding.
         if chip is SPECK and row != "network" and row != "output" and options:
@@ -302,24 +302,24 @@ def test_sizes_are_those_of_the_maps():
     for kernel, stride, padding in [(3, 1, 1), (5, 2, 2), (2, 2, 0), (3, 3, 0)]:
         layers = network(kernel=kernel, stride=stride, padding=padding, image=12)
         way = layers.connections[0]
-        reached = functools.partial(
+        convolve = functools.partial(
             jax.lax.conv_general_dilated,
             rhs=jnp.asarray(way.maps[0].weight, jnp.float32),
             window_strides=(stride, stride),
             padding=[(padding, padding)] * 2,
         )
-        reads = jax.jacobian(reached)(jnp.ones((1, 2, 12, 12)))
+        reads = jax.jacobian(convolve)(jnp.ones((1, 2, 12, 12)))
         reads = np.asarray(reads).reshape(-1, 2 * 12 * 12) != 0
         assert reads.sum(0).max() == geometry.fan_out(way)
-        (found,) = geometry.kernels(way, (2, 12, 12), SPECK)
-        assert found.size == (kernel, kernel) and found.image == (12, 12)
+        (result,) = geometry.kernels(way, (2, 12, 12), SPECK)
+        assert result.size == (kernel, kernel) and result.image == (12, 12)
     weight = ones(32, 16, 3, 3)
     node = Convolution("c", ("p",), weight, None, (64, 64), padding=(1, 1))
     way = Connection("p", "q", (node,))
-    found = geometry.kernels(way, (16, 64, 64), SPECK)
-    assert geometry.need(found, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
+    result = geometry.kernels(way, (16, 64, 64), SPECK)
+    assert geometry.need(result, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
     plain = dataclasses.replace(SPECK, kernel_memory="plain")
-    assert geometry.need(found, (32, 64, 64), plain).kernels == weight.size
+    assert geometry.need(result, (32, 64, 64), plain).kernels == weight.size
 
 
 def test_layers_get_cores_whenever_that_is_possible():
@@ -328,14 +328,14 @@ def test_layers_get_cores_whenever_that_is_possible():
         cores = [Core(*row) for row in rng.integers(1, 8, (4, 2)).tolist()]
         rows = rng.integers(1, 7, (3, 2)).tolist()
         needs = {name: Core(*row) for name, row in zip("abc", rows, strict=True)}
-        found = memory.assign(needs, cores)
-        assert all(memory.fits(needs[name], cores[i]) for name, i in found.items())
-        assert len({*found.values()}) == len(found)
+        result = memory.assign(needs, cores)
+        assert all(memory.fits(needs[name], cores[i]) for name, i in result.items())
+        assert len({*result.values()}) == len(result)
         possible = any(
             all(memory.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
             for some in itertools.permutations(cores, 3)
         )
-        assert (len(found) == 3) == possible
+        assert (len(result) == 3) == possible
     many = chips.report(network(copies=10), CLOCKED)
     without = [row for row in many.rows[2:] if row.core is None]
     assert len(without) == 3  # first, ten copies and the output on nine cores
@@ -344,13 +344,13 @@ def test_layers_get_cores_whenever_that_is_possible():
 
 def test_operations_per_second():
     layers = network(steps=4)
-    found = chips.report(layers, SPECK, inferences_per_second=10)
-    assert found["first"].operations == 10 * 4 * (2 * 256) * (9 * 4)
-    assert found["last0"].operations == 10 * 4 * (4 * 256) * 3
+    result = chips.report(layers, SPECK, inferences_per_second=10)
+    assert result["first"].operations == 10 * 4 * (2 * 256) * (9 * 4)
+    assert result["last0"].operations == 10 * 4 * (4 * 256) * 3
     rates = {"first": np.float32(0.25)}
     slower = chips.report(layers, SPECK, inferences_per_second=10, firing_rates=rates)
-    assert slower["last0"].operations == found["last0"].operations / 4
-    assert "SynOps/s" in str(found) and "SynOps/s" not in str(
+    assert slower["last0"].operations == result["last0"].operations / 4
+    assert "SynOps/s" in str(result) and "SynOps/s" not in str(
         chips.report(layers, SPECK)
     )
 
@@ -370,9 +370,9 @@ def test_layers_of_a_network_are_compared():
     x = jax.ShapeDtypeStruct((1, 16, 16, 2), jnp.float32)
     snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=8)
     layers = snnjax.layers.of(fn, snn, x)
-    found = chips.report(layers, CLOCKED)
-    assert found.grade == "approximately"
-    problems = {f.problem for row in found.rows[2:] for f in row.findings}
+    result = chips.report(layers, CLOCKED)
+    assert result.grade == "approximately"
+    problems = {f.problem for row in result.rows[2:] for f in row.findings}
     assert problems == {"floats"}
 
     def rounded(node):
@@ -389,15 +389,15 @@ def test_layers_of_a_network_are_compared():
     assert chips.report(whole, CLOCKED).grade == "bit for bit"
 
 
-def test_a_report_is_read_in_80_columns():
-    found = chips.report(network(channels=2000, arithmetic=None, model=SIGNED), XYLO)
-    lines = str(found).splitlines()
+def test_a_report_has_80_columns():
+    result = chips.report(network(channels=2000, arithmetic=None, model=SIGNED), XYLO)
+    lines = str(result).splitlines()
     assert lines[0] == "Xylo: does not run"
     assert max(map(len, lines)) <= 80
     remedy = "build the network within these limits"
     assert sum(remedy in line for line in lines) == 1  # once for all rows
-    assert lines[-1].startswith("  ") and "not stated" in str(found)
-    assert repr(found) == "Report(Xylo: does not run)"
+    assert lines[-1].startswith("  ") and "not stated" in str(result)
+    assert repr(result) == "Report(Xylo: does not run)"
     for chip in PROFILES:
         text = str(chip)
         assert text.startswith(chip.name) and "[1]" in text

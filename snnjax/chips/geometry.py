@@ -8,7 +8,6 @@ import numpy as np
 
 from snnjax.chips.profiles import Chip, Core
 from snnjax.layers.values import (
-    Affine,
     Connection,
     Convolution,
     Dense,
@@ -61,7 +60,7 @@ def share(array: np.ndarray) -> str:
 
 def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]:
     """Kernels on a way from a sender of this shape; a way without maps has 1x1."""
-    found = []
+    kernel_list = []
     for node in way.maps:
         image = (*shape[1:], 1, 1)[:2]
         match node:
@@ -71,20 +70,20 @@ def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]
                 if isinstance(zeros, str):
                     axes = zip(image, reach, stride, strict=True)
                     zeros = tuple(-(-_same(*axis) // 2) for axis in axes)
-                found.append(Kernel(shape[0], reach, stride, zeros, image))
+                kernel_list.append(Kernel(shape[0], reach, stride, zeros, image))
                 shape = (len(weight), *_windows(image, reach, stride, zeros))
             case SumPool(window=window, stride=stride, padding=zeros):
                 shape = (shape[0], *_windows(image, window, stride, zeros))
             case Dense(weight=weight):
                 if chip.dense_as_kernel:
-                    found.append(Kernel(shape[0], image, (1, 1), (0, 0), image))
+                    kernel_list.append(Kernel(shape[0], image, (1, 1), (0, 0), image))
                 shape = (len(weight),)
             case Flatten():
                 pass  # a dense layer still reads the image
             case _:
-                found.append(Kernel(shape[0], (1, 1), (1, 1), (0, 0), image))
+                kernel_list.append(Kernel(shape[0], (1, 1), (1, 1), (0, 0), image))
     if way.maps:
-        return found
+        return kernel_list
     return [Kernel(shape[0], (1, 1), (1, 1), (0, 0), (*shape[1:], 1, 1)[:2])]
 
 
@@ -102,23 +101,18 @@ def fan_out(way: Connection) -> int:
     return total
 
 
-def need(layer: Sequence[Kernel], shape: tuple[int, ...], chip: Chip) -> Core:
+def need(kernels: Sequence[Kernel], shape: tuple[int, ...], chip: Chip) -> Core:
     """Words of a layer: c f k for c input channels, f filters and k taps, and neurons.
 
     Kernels that meet in a layer are stored as one. Chips that address kernels by bits
     take c 2^(ceil log2 k + ceil log2 f) words.
     """
-    sizes = zip(*(kernel.size for kernel in layer), strict=True)
+    sizes = zip(*(kernel.size for kernel in kernels), strict=True)
     taps, filters = math.prod(map(max, sizes)), shape[0]
     if chip.kernel_memory == "powers_of_two":
         taps, filters = (2 ** math.ceil(math.log2(n)) for n in (taps, filters))
-    channels = sum(kernel.channels for kernel in layer)
+    channels = sum(kernel.channels for kernel in kernels)
     return Core(channels * taps * filters, math.prod(shape))
-
-
-def weights(way: Connection) -> list[np.ndarray]:
-    """Weights of the maps on a way."""
-    return [node.weight for node in way.maps if isinstance(node, Affine)]
 
 
 def _same(size: int, reach: int, stride: int) -> int:

@@ -21,23 +21,23 @@ def assign(needs: Mapping[str, Core], cores: Sequence[Core]) -> dict[str, int]:
     >>> assign({"a": Core(10, 60), "b": Core(10, 61)}, cores)
     {'b': 0}
     """
-    runs: dict[int, str] = {}
+    names_of_cores: dict[int, str] = {}
     order = sorted(range(len(cores)), key=lambda i: cores[i])
 
-    def place(name: str, tried: set[int]) -> bool:
+    def place(name: str, visited: set[int]) -> bool:
         for i in order:
-            if i in tried or not fits(needs[name], cores[i]):
+            if i in visited or not fits(needs[name], cores[i]):
                 continue
-            tried.add(i)
-            if i not in runs or place(runs[i], tried):
-                runs[i] = name
+            visited.add(i)
+            if i not in names_of_cores or place(names_of_cores[i], visited):
+                names_of_cores[i] = name
                 return True
         return False
 
     names = sorted(needs, key=lambda name: (max(needs[name]), name), reverse=True)
     for name in names:
         place(name, set())
-    numbers = {name: i for i, name in runs.items()}
+    numbers = {name: i for i, name in names_of_cores.items()}
     return {name: numbers[name] for name in names if name in numbers}
 
 

@@ -146,8 +146,8 @@ class Chip:
 
     def source(self, field: str) -> str | None:
         """The source of a field; None: there is none."""
-        named = (source for source, fields in self.sources if field in fields.split())
-        return next(named, None)
+        sources = (name for name, fields in self.sources if field in fields.split())
+        return next(sources, None)
 
     @property
     def not_stated(self) -> tuple[str, ...]:
@@ -162,9 +162,9 @@ class Chip:
     def _table(self) -> Table:
         order = [source for source, _ in self.sources]
         rows = [("property", "value", "source")]
-        shown = [f.name for f in dataclasses.fields(self)][1:-2]  # limits
+        names = [field.name for field in dataclasses.fields(self)][1:-2]
         for prefix, chip in (("", self), ("first: ", self.first or self)):
-            for name in shown:
+            for name in names:
                 value = getattr(chip, name)
                 is_repeated = bool(prefix) and value == getattr(self, name)
                 if value is not None and not is_repeated:
@@ -172,8 +172,8 @@ class Chip:
                     number = f"[{order.index(source) + 1}]" if source else ""
                     rows.append((prefix + name, _shown(value), number))
         notes = [f"[{n}] {source}" for n, source in enumerate(order, 1)]
-        missing = f"not stated: {', '.join(self.not_stated)}"
-        notes += textwrap.wrap(missing, 80, subsequent_indent="  ")
+        unknown = f"not stated: {', '.join(self.not_stated)}"
+        notes += textwrap.wrap(unknown, 80, subsequent_indent="  ")
         return Table(rows, above=self.name, below="\n".join(notes))
 
 

@@ -86,11 +86,11 @@ class Report:
             core = "" if row.core is None else str(row.core)
             rate = "" if row.operations is None else f"{row.operations:.3g}"
             cells.append((row.name, row.verdict, core, rate))
-        filled = [column for column in zip(*cells, strict=True) if any(column[1:])]
-        room = WIDTH - sum(2 + max(map(len, column)) for column in filled)
+        columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
+        room = WIDTH - sum(2 + max(map(len, column)) for column in columns)
         texts = ["; ".join(f.problem for f in row.findings) for row in self.rows]
         lines: list[tuple[str, ...]] = []
-        for *start, why in zip(*filled, ["why", *texts], strict=True):
+        for *start, why in zip(*columns, ["why", *texts], strict=True):
             for line in textwrap.wrap(why, max(room, 30)) or [""]:
                 lines.append((*start, line))
                 start = [""] * len(start)
@@ -106,8 +106,8 @@ class Report:
         notes = [f"{', '.join(fields)}: {r}" for r, fields in remedies.items()]
         if self.chip.not_stated:
             notes.append(f"not stated: {', '.join(self.chip.not_stated)}")
-        wrapped = (textwrap.wrap(n, WIDTH, subsequent_indent="  ") for n in notes)
-        return [line for lines in wrapped for line in lines]
+        paragraphs = (textwrap.wrap(n, WIDTH, subsequent_indent="  ") for n in notes)
+        return [line for lines in paragraphs for line in lines]
 
 
 def report(
@@ -145,28 +145,28 @@ def report(
     >>> model = snnjax.integrate_and_fire(levels=(-1, 1))
     >>> snn = snnjax.init(fn, params, jnp.ones((1, 3)), model=model)
     >>> layers = snnjax.layers.of(fn, snn, jnp.ones((1, 3)))
-    >>> found = report(layers, snnjax.chips.speck())
-    >>> found.grade, found["hidden/relu"].verdict
+    >>> speck = report(layers, snnjax.chips.speck())
+    >>> speck.grade, speck["hidden/relu"].verdict
     ('does not run', 'no')
-    >>> print(found["hidden/relu"].findings[-1].problem)
+    >>> print(speck["hidden/relu"].findings[-1].problem)
     levels (-1, 1), not (0, n)
     """
     rates = dict(firing_rates or {})
     _check(layers, chip, inferences_per_second, rates)
-    shown = [_layer(layers, node, chip) for node in _receivers(layers)]
+    table = [_layer(layers, node, chip) for node in _receivers(layers)]
     needs = {
         layer.node.name: need(layer.kernels, layer.node.shape, chip)
-        for layer in (shown if chip.cores else ())
+        for layer in (table if chip.cores else ())
     }
     cores = assign(needs, chip.cores or ())
-    of_network = [found for rule in NETWORK_RULES for found in rule(layers, chip)]
-    of_input = [found for rule in INPUT_RULES for found in rule(layers, chip)]
+    of_network = [f for rule in NETWORK_RULES for f in rule(layers, chip)]
+    of_input = [f for rule in INPUT_RULES for f in rule(layers, chip)]
     rows = [Row("network", tuple(of_network)), Row("input", tuple(of_input))]
-    for layer in shown:
+    for layer in table:
         name = layer.node.name
         reads_x = any(way.sender == input_of(layers).name for way in layer.ways)
         limits = chip.first if chip.first and reads_x else chip
-        findings = [found for rule in RULES for found in rule(layer, limits)]
+        findings = [f for rule in RULES for f in rule(layer, limits)]
         if name in needs and name not in cores:
             findings.append(no_core(needs[name], chip.cores or ()))
         operations = None
@@ -188,10 +188,10 @@ def _shapes(layers: Layers) -> dict[str, tuple[int, ...]]:
 def _layer(layers: Layers, node: Population | Output, chip: Chip) -> Layer:
     shapes = _shapes(layers)
     ways = [way for way in layers.connections if way.receiver == node.name]
-    found = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
+    maps = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
     readers = {way.receiver for way in layers.connections if way.sender == node.name}
-    return Layer(node, ways, found, images, readers, layers)
+    return Layer(node, ways, maps, images, readers, layers)
 
 
 def _operations(layer: Layer, rates: Mapping[str, float]) -> float:

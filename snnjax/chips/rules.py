@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snnjax.chips.geometry import SHARES, Kernel, bits, fan_out, share, weights
+from snnjax.chips.geometry import SHARES, Kernel, bits, fan_out, share
 from snnjax.chips.profiles import Chip, span
 from snnjax.layers.values import (
     Affine,
@@ -76,7 +76,10 @@ class Layer(NamedTuple):
 
 
 def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """All numbers are whole, and -2^(b-1) <= n <= 2^(b-1) - 1."""
+    """All numbers are whole, and -2^(b-1) <= n <= 2^(b-1) - 1.
+
+    Potentials of more bits than simulated are the same as long as none overflows.
+    """
     arithmetic = layer.layers.arithmetic
     arrays = [array for some in layer.numbers.values() for array in some]
     if arithmetic is None or any((a != np.rint(a)).any() for a in arrays):
@@ -138,13 +141,13 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
     low, high = levels
-    allowed = chip.levels or (levels,)
-    highest = [h for l, h in allowed if l == low]  # noqa: E741
-    if high in highest or None in highest:
+    pairs = chip.levels or (levels,)
+    tops = [top for bottom, top in pairs if bottom == low]
+    if high in tops or None in tops:
         return
-    known = " or ".join(map(str, allowed)).replace("None", "n")
-    problem, remedy = f"levels ({low}, {high}), not {known}", f"take levels {known}"
-    if any(h is not None and h > high for h in highest):
+    text = " or ".join(map(str, pairs)).replace("None", "n")
+    problem, remedy = f"levels ({low}, {high}), not {text}", f"take levels {text}"
+    if any(top is not None and top > high for top in tops):
         yield Finding("levels", "approximately", problem, remedy)
     else:
         yield _model(chip, "levels", problem, remedy)
@@ -204,7 +207,7 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 
 def paths(layer: Layer, chip: Chip) -> Iterator[Finding]:
-    """Sum-pools whose windows do not overlap, then at most one map with weights."""
+    """A sum-pool whose windows do not overlap, then at most one map with weights."""
     for way in layer.ways:
         pools = [m for m in way.maps if isinstance(m, SumPool)]
         for pool in pools:
@@ -212,18 +215,17 @@ def paths(layer: Layer, chip: Chip) -> Iterator[Finding]:
                 break
             window, image = pool.window, layer.images[way.sender]
             overlaps = window != pool.stride or any(pool.padding)
-            allowed = chip.global_pool if window == image else None
-            if overlaps or not {*window} <= {*chip.pools, *(allowed or ())}:
+            whole_images = (window == image and chip.global_pool) or ()
+            if overlaps or not {*window} <= {*chip.pools, *whole_images}:
                 size = f"sum-pool {window[0]}x{window[1]}, stride {pool.stride[0]}"
                 has = span(chip.pools) or "none but of a whole image"
                 yield _limit("pools", f"{size} (without overlap: {has})")
-        steps = [m for m in way.maps if not isinstance(m, Flatten)]
-        if chip.successive_maps is False and weights(way)[:-1] + pools[1:] != []:
-            yield _limit(
-                "successive_maps", "maps in a row, without neurons between them"
-            )
-        elif chip.successive_maps is False and pools and steps[0] is not pools[0]:
-            yield _limit("successive_maps", "a pool after weights, not before them")
+        if chip.successive_maps is False:
+            maps = [m for m in way.maps if not isinstance(m, Flatten)]
+            kinds = [isinstance(m, Affine) for m in maps]
+            if kinds not in ([], [False], [True], [False, True]):
+                problem = "maps in a row, without neurons between them"
+                yield _limit("successive_maps", problem)
 
 
 def readout(layer: Layer, chip: Chip) -> Iterator[Finding]:
@@ -248,7 +250,7 @@ RULES = (
 # ------------------------------------------------------------------ rules of a network
 
 
-def time(layers: Layers, chip: Chip) -> Iterator[Finding]:
+def timing(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """Steps, code, wait, and whether all spikes of a step arrive together."""
     one = layers.steps == 1
     if chip.one_step and not one:
@@ -268,21 +270,21 @@ def time(layers: Layers, chip: Chip) -> Iterator[Finding]:
 
 def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """Numbers of inputs, neurons, outputs and synapses of a neuron."""
-    reached: dict[str, int] = {}
+    fan_outs: dict[str, int] = {}
     for way in layers.connections:
-        reached[way.sender] = reached.get(way.sender, 0) + fan_out(way)
+        fan_outs[way.sender] = fan_outs.get(way.sender, 0) + fan_out(way)
     yield from _within(
         chip,
         {
             "inputs": ("inputs", [math.prod(input_of(layers).shape)]),
             "neurons": ("neurons", [sum(_sizes(layers.populations))]),
             "outputs": ("outputs", [sum(_sizes(layers.outputs))]),
-            "fan_out": ("fan-out", [*reached.values()]),
+            "fan_out": ("fan-out", [*fan_outs.values()]),
         },
     )
 
 
-NETWORK_RULES = (time, size)
+NETWORK_RULES = (timing, size)
 
 
 def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
@@ -313,8 +315,8 @@ def _within(
         if limit is None:
             continue
         is_most = isinstance(limit, int)
-        allowed = range(limit + 1) if is_most else limit
-        beyond = [n for n in numbers if n not in allowed]
+        values = range(limit + 1) if is_most else limit
+        beyond = [n for n in numbers if n not in values]
         if beyond:
             text = f"at most {limit}" if is_most else f"not {span(limit)}"
             yield _limit(field, f"{words} {max(beyond)}, {text}")
