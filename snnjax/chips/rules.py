@@ -117,7 +117,7 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Reset, levels, dead zone, leak and synapse."""
     for neurons in layer.neurons:
         model, resets = neurons.model, chip.resets
-        if resets and not chip.one_step and model.reset not in resets:
+        if resets and model.reset not in resets:
             problem = f"reset {model.reset!r}, not {resets[0]!r}"
             remedy = f"train neurons with reset={resets[0]!r}"
             yield _model(chip, "resets", problem, remedy)
