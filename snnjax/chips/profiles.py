@@ -85,7 +85,8 @@ class Chip:
         kernel_memory: "powers_of_two" or "plain" words of kernels, see `Core`.
         input_levels: (low, high) of an element of x in a step; high None: any.
         readout: "potential" if potentials of an output can be read, or "spikes".
-        first: the limits of layers that read x, where they differ.
+        first: the profile for layers that read x, where it differs; `replace` of a
+            field does not change it.
         sources: pairs of a source and the fields that it states.
 
     >>> import dataclasses

@@ -121,9 +121,8 @@ def report(
 
     Each property is compared with the chip's profile. What no source states is not
     compared, and listed. The grade is the worst of all verdicts: "bit for bit" if the
-    chip computes the whole numbers that `snnjax.layers.function` computes,
-    "approximately" if numbers are rounded or spikes arrive at other times, and "does
-    not run".
+    chip computes the same whole numbers, "approximately" if numbers are rounded or
+    spikes arrive at other times, and "does not run".
 
     Args:
         layers: from `snnjax.layers.of`, or of whole numbers, from `snnjax.quantize`.
