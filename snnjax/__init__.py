@@ -41,12 +41,14 @@ measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
 layers              the network that a chip sees: populations and linear maps
 integers            the same in whole numbers, computed bit for bit
+chips               what a chip can run, and a report about a network
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
 """
 
 from snnjax import (
     calibrators,
+    chips,
     codes,
     integers,
     layers,
@@ -94,6 +96,7 @@ __all__ = [
     "best_of",
     "bias_shift",
     "calibrators",
+    "chips",
     "clipped_relu",
     "codes",
     "convert",

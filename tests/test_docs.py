@@ -28,8 +28,8 @@ SITE = pytest.mark.skipif(
     not HAS_MKDOCS, reason="needs mkdocs: pip install -e '.[docs]'"
 )
 BY_HAND = [  # the pages that list their names, in groups
-    *"snnjax calibrators layers measures network neurons nir simulation".split(),
-    *"storage training".split(),
+    *"snnjax calibrators chips layers measures network neurons nir".split(),
+    *"simulation storage training".split(),
 ]
 
 

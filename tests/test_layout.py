@@ -25,13 +25,14 @@ SIBLINGS = {
     "measures": set(),
     "training": set(),
     "layers": set(),
+    "chips": {"layers"},
     "nir": {"layers"},
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.conversion snnjax.layers snnjax.measures "
-    "snnjax.network snnjax.neurons snnjax.nir snnjax.simulation snnjax.storage "
-    "snnjax.training"
+    "snnjax snnjax.calibrators snnjax.chips snnjax.conversion snnjax.layers "
+    "snnjax.measures snnjax.network snnjax.neurons snnjax.nir snnjax.simulation "
+    "snnjax.storage snnjax.training"
 ).split()
 
 

@@ -1,0 +1,447 @@
+"""Profiles of chips have sources, and a report names every violated property."""
+
+import dataclasses
+import functools
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import conv, relu, weights
+
+import snnjax
+from snnjax import chips
+from snnjax.chips import Core, geometry, memory
+from snnjax.layers import (
+    Arithmetic,
+    Connection,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+
+PROFILES = [
+    make()
+    for make in (
+        chips.speck,
+        chips.xylo,
+        chips.loihi2,
+        chips.akida1,
+        chips.spinnaker2,
+    )
+]
+SPECK, XYLO, LOIHI, AKIDA, SPINNAKER = PROFILES
+# A Speck with steps, whose potentials can be read: what is left are its limits.
+CLOCKED = dataclasses.replace(SPECK, event_driven=False, readout="potential")
+EIGHT_BITS = Arithmetic(weight_bits=8, input_bits=8, state_bits=16, overflow="saturate")
+IF = snnjax.integrate_and_fire()
+
+
+def ones(*shape, value=1):
+    return np.full(shape, float(value))
+
+
+def network(
+    *,
+    image=16,
+    inputs=2,
+    channels=4,
+    kernel=3,
+    stride=1,
+    padding=1,
+    groups=1,
+    weight=1,
+    threshold=3,
+    bias=0,
+    start=0,
+    model=IF,
+    leak=None,
+    pool=2,
+    overlap=0,
+    copies=1,
+    classes=3,
+    steps=4,
+    wait=0,
+    code=None,
+    arithmetic=EIGHT_BITS,
+):
+    """A convolution, a sum-pool and a dense layer; ``copies`` read the first spikes."""
+    size = (image + 2 * padding - kernel) // stride + 1
+    pooled = (size - pool) // (pool - overlap) + 1
+    shape = (channels, size, size)
+    window = (pool, pool)
+
+    def population(name, source, shape):
+        arrays = (np.asarray(n, float) for n in (threshold, start, bias))
+        return Population(name, (source,), shape, model, *arrays, leak)
+
+    nodes = [
+        Input("input", (), (inputs, image, image), np.ones(())),
+        Convolution(
+            "conv",
+            ("input",),
+            ones(channels, inputs // groups, kernel, kernel, value=weight),
+            None,
+            (image, image),
+            (stride, stride),
+            (padding, padding),
+            groups=groups,
+        ),
+        population("first", "conv", shape),
+    ]
+    for n in range(copies):
+        rows = (channels, pooled, pooled)
+        nodes += [
+            SumPool(f"pool{n}", ("first",), window, (pool - overlap,) * 2),
+            Flatten(f"flat{n}", (f"pool{n}",), rows),
+            Dense(f"dense{n}", (f"flat{n}",), ones(classes, np.prod(rows)), None),
+            population(f"last{n}", f"dense{n}", (classes,)),
+        ]
+    last = tuple(f"last{n}" for n in range(copies))
+    nodes.append(Output("output", last, (classes,), np.zeros(())))
+    code = code or snnjax.codes.rate()
+    return Layers(tuple(nodes), steps, wait, code, arithmetic)
+
+
+def akida(**options):
+    """What Akida 1.0 runs: T = 1, graded activations, weights of four bits."""
+    graded = snnjax.integrate_and_fire(levels=(0, 15))
+    options = dict(model=graded, steps=1, inputs=1, pool=16, weight=7) | options
+    return network(**options)
+
+
+def test_every_value_of_a_profile_has_a_source():
+    for chip in [*PROFILES, AKIDA.first]:
+        fields = {field.name for field in dataclasses.fields(chip)}
+        for field in fields - {"name", "first", "sources"}:
+            if getattr(chip, field) is not None:
+                assert chip.source(field), (chip, field)
+        named = [name for _, names in chip.sources for name in names.split()]
+        assert len(named) == len({*named}) and {*named} <= fields, chip
+
+
+def test_profiles_are_values():
+    assert len({*PROFILES}) == len(PROFILES)
+    assert chips.speck() == SPECK and hash(chips.speck()) == hash(SPECK)
+    assert pickle.loads(pickle.dumps(AKIDA)) == AKIDA
+    mine = chips.Chip("mine", kernels=(3,))
+    row = chips.report(network(kernel=5, padding=2), mine)["first"]
+    assert [f.problem for f in row.findings] == ["kernel 5, not 3"]
+    assert chips.report(network(), mine).grade == "bit for bit"
+    assert "overflow" in SPECK.not_stated and "state_bits" not in SPECK.not_stated
+
+
+def test_networks_that_a_chip_runs_whole():
+    result = chips.report(network(), CLOCKED)
+    assert result.grade == "bit for bit"
+    assert {row.verdict for row in result.rows} == {"fits"}
+    assert len({row.core for row in result.rows[2:]}) == 3
+    result = chips.report(network(), SPECK)  # its spikes arrive one by one
+    assert result.grade == "approximately"
+    assert [row.name for row in result.rows if row.findings] == ["network", "output"]
+    for options in ({}, {"wait": 1}, {"code": snnjax.codes.radix()}):  # T = 1
+        assert chips.report(akida(**options), AKIDA).grade == "bit for bit"
+    assert chips.report(network(arithmetic=None), CLOCKED).grade == "approximately"
+
+
+LEAKY = {"model": snnjax.lif(leak=0.5), "leak": np.array(0.5)}
+SIGNED, GRADED, ZERO, SILENT = (
+    snnjax.integrate_and_fire(**options)
+    for options in (
+        {"levels": (-1, 1)},
+        {"levels": (0, 3)},
+        {"reset": "zero"},
+        {"levels": (-1, 1), "dead_zone": 2 / 3},
+    )
+)
+PER_CHANNEL = np.arange(1.0, 5)[:, None, None]
+PER_NEURON = np.arange(4.0 * 256).reshape(4, 16, 16)
+RADIX = snnjax.codes.radix()
+WIDE = dataclasses.replace(EIGHT_BITS, state_bits=24)
+# (options of the network, chip, row, field, verdict, words of the problem)
+CASES = [
+    ({"kernel": 17, "padding": 0, "image": 32}, SPECK, "first", "kernels", "no", "17"),
+    ({"stride": 3}, SPECK, "first", "strides", "no", "3, not 1, 2, 4, 8"),
+    ({"padding": 8}, SPECK, "first", "paddings", "no", "8, not 0 to 7"),
+    ({"channels": 2000}, SPECK, "first", "channels", "no", "2000, at most 1024"),
+    ({"image": 200}, SPECK, "first", "input_rows", "no", "200, not 1 to 128"),
+    ({"image": 100}, SPECK, "first", "output_image", "no", "100, at most 64"),
+    ({"copies": 3}, SPECK, "first", "destinations", "no", "3, at most 2"),
+    ({"pool": 3}, SPECK, "last0", "pools", "no", "sum-pool 3x3"),
+    ({"pool": 4, "overlap": 2}, SPECK, "last0", "pools", "no", "stride 2"),
+    ({"channels": 1024, "image": 64}, SPECK, "first", "cores", "no", "no core has"),
+    ({"model": SIGNED}, SPECK, "first", "levels", "no", "(-1, 1), not (0, n)"),
+    (LEAKY, SPECK, "first", "leak", "no", "factor"),
+    ({"model": SILENT}, SPECK, "first", "programmable", "no", "dead zone 0.667"),
+    ({"bias": 1}, SPECK, "first", "event_driven", "approximately", "clock"),
+    ({}, SPECK, "network", "event_driven", "approximately", "no steps"),
+    ({}, SPECK, "output", "readout", "approximately", "not spikes"),
+    ({"code": RADIX}, SPECK, "network", "programmable", "no", "thresholds"),
+    ({"code": RADIX}, LOIHI, "network", "programmable", "approximately", "radix"),
+    ({"wait": 2}, SPECK, "network", "programmable", "no", "wait 2"),
+    ({"wait": 2}, SPINNAKER, "network", "programmable", "approximately", "wait 2"),
+    ({"arithmetic": None}, SPECK, "first", "weight_bits", "approximately", "floats"),
+    ({"threshold": 1.5}, SPECK, "first", "weight_bits", "approximately", "floats"),
+    ({"arithmetic": None}, XYLO, "input", "input_levels", "approximately", "0 to 15"),
+    ({}, XYLO, "input", "input_levels", "approximately", "8 bits, not"),
+    ({"weight": 128}, SPECK, "first", "weight_bits", "approximately", "9 bits, not 8"),
+    ({"threshold": 2**15}, SPECK, "first", "threshold_bits", "approximately", "17"),
+    ({"bias": -129}, SPECK, "first", "bias_bits", "approximately", "9 bits, not 8"),
+    ({"start": 2**15}, SPECK, "first", "state_bits", "approximately", "17 bits"),
+    ({"arithmetic": WIDE}, SPECK, "first", "state_bits", "approximately", "24 bits"),
+    (
+        {"arithmetic": dataclasses.replace(EIGHT_BITS, overflow="wrap")},
+        LOIHI,
+        "first",
+        "overflow",
+        "approximately",
+        "'wrap', not 'saturate'",
+    ),
+    ({"threshold": PER_CHANNEL}, SPECK, "first", "thresholds", "approximately", "per"),
+    ({"bias": PER_NEURON}, SPECK, "first", "biases", "approximately", "per neuron"),
+    (
+        {"start": PER_NEURON},
+        AKIDA,
+        "first",
+        "initial_potentials",
+        "approximately",
+        "per neuron, not per channel",
+    ),
+    ({}, LOIHI, "first", "resets", "approximately", "'subtract', not 'zero'"),
+    ({"model": ZERO}, XYLO, "first", "resets", "no", "'zero', not 'subtract'"),
+    ({"model": GRADED}, LOIHI, "first", "levels", "approximately", "(0, 3)"),
+    ({"model": GRADED}, XYLO, "first", "levels", "approximately", "not (0, 31)"),
+    (LEAKY, XYLO, "first", "leak", "approximately", "shift"),
+    ({}, XYLO, "first", "synapse", "no", "exponential"),
+    ({}, XYLO, "network", "inputs", "no", "512, at most 16"),
+    ({}, XYLO, "network", "neurons", "no", "1027, at most 1000"),
+    ({"classes": 9}, XYLO, "network", "outputs", "no", "9, at most 8"),
+    ({"channels": 9}, XYLO, "network", "fan_out", "no", "81, at most 64"),
+    ({"steps": 4}, AKIDA, "network", "one_step", "no", "T = 4, not 1"),
+    ({"groups": 2}, AKIDA, "first", "groups", "no", "2, not 1"),
+    ({}, AKIDA, "first", "input_channels", "no", "2, not 1, 3"),
+    ({}, AKIDA, "last0", "pools", "no", "of a whole image"),
+    ({"padding": 2}, AKIDA, "first", "padding_modes", "no", "(2, 2), not SAME"),
+    ({"image": 4}, AKIDA, "first", "input_columns", "no", "4, not 5 to 256"),
+    ({"image": 300}, AKIDA, "first", "input_columns", "no", "300, not 5 to 256"),
+    ({"image": 128, "pool": 1}, AKIDA, "last0", "dense_inputs", "no", "65536"),
+]  # fmt: skip
+
+
+def test_every_violated_property_is_named():
+    for options, chip, row, field, verdict, words in CASES:
+        findings = chips.report(network(**options), chip)[row].findings
+        result = {(f.field, f.verdict) for f in findings if words in f.problem}
+        assert (field, verdict) in result, (options, chip, findings)
+        assert all(f.remedy for f in findings)
+        # A network without the violation does not have the finding.
+        if chip is SPECK and row != "network" and row != "output" and options:
+            plain = chips.report(network(), chip)[row].findings
+            assert field not in [f.field for f in plain], field
+
+
+def test_limits_of_the_first_layer_and_of_strided_kernels():
+    """Akida reads x through weights of 8 bits; other layers have 4, and no 5x5 / 2."""
+    assert chips.report(akida(weight=127), AKIDA)["first"].verdict == "fits"
+    nodes = list(akida(weight=127).nodes)
+    deeper = dataclasses.replace(nodes[1], name="deeper", sources=("first",))
+    weight = ones(4, 4, 5, 5, value=127)
+    deeper = dataclasses.replace(
+        deeper, weight=weight, stride=(2, 2), padding=(2, 2), size=(16, 16)
+    )
+    second = dataclasses.replace(
+        nodes[2], name="second", sources=("deeper",), shape=(4, 8, 8)
+    )
+    output = Output("output", ("second",), (4, 8, 8), np.zeros(()))
+    layers = dataclasses.replace(akida(), nodes=(*nodes[:3], deeper, second, output))
+    fields = {f.field for f in chips.report(layers, AKIDA)["second"].findings}
+    assert fields == {"weight_bits", "strided_kernels", "padding_modes"}
+
+
+def test_maps_in_a_row_and_paths_that_meet():
+    """Speck has one kernel for all that a layer reads, and neurons after each map."""
+    nodes = list(network().nodes)
+    zero = np.zeros(())
+
+    def ending(*maps, shape=(4, 16, 16), sources=None):
+        last = Population(
+            "last", sources or (maps[-1].name,), shape, IF, zero + 1, zero, zero
+        )
+        output = Output("output", ("last",), shape, zero)
+        layers = Layers((*nodes[:3], *maps, last, output), 4, 0, arithmetic=EIGHT_BITS)
+        return [f.field for f in chips.report(layers, CLOCKED)["last"].findings]
+
+    def again(name, source):
+        weight = ones(4, 4, 3, 3)
+        return Convolution(name, (source,), weight, None, (16, 16), padding=(1, 1))
+
+    one = again("one", "first")
+    scale = Scale("scale", ("first",), ones(), None, (4, 16, 16))
+    assert ending(one) == []
+    assert ending(one, again("two", "one")) == ["successive_maps"]
+    pool = SumPool("pool", ("one",), (2, 2), (2, 2))
+    assert ending(one, pool, shape=(4, 8, 8)) == ["successive_maps"]
+    assert ending(one, scale, sources=("one", "scale")) == []
+    for options in ({"stride": (2, 2)}, {"size": (8, 8)}):
+        other = dataclasses.replace(again("other", "input"), **options)
+        other = dataclasses.replace(other, weight=ones(4, 2, 1, 1), padding=(0, 0))
+        assert ending(one, other, sources=("one", "other")) == ["one_kernel"]
+
+
+def test_sizes_are_those_of_the_maps():
+    """Fan-out by counting, and the example of kernel memory in Speck's manual."""
+    for kernel, stride, padding in [(3, 1, 1), (5, 2, 2), (2, 2, 0), (3, 3, 0)]:
+        layers = network(kernel=kernel, stride=stride, padding=padding, image=12)
+        way = layers.connections[0]
+        convolve = functools.partial(
+            jax.lax.conv_general_dilated,
+            rhs=jnp.asarray(way.maps[0].weight, jnp.float32),
+            window_strides=(stride, stride),
+            padding=[(padding, padding)] * 2,
+        )
+        reads = jax.jacobian(convolve)(jnp.ones((1, 2, 12, 12)))
+        reads = np.asarray(reads).reshape(-1, 2 * 12 * 12) != 0
+        assert reads.sum(0).max() == geometry.fan_out(way)
+        (result,) = geometry.kernels(way, (2, 12, 12), SPECK)
+        assert result.size == (kernel, kernel) and result.image == (12, 12)
+    grouped = network(groups=2).connections[0]
+    assert geometry.fan_out(grouped) == 2 * 9
+    # A way without neurons: a dilated convolution, a pool, a dense layer.
+    conv_node = Convolution(
+        "conv", ("input",), ones(4, 2, 3, 3), None, (12, 12), (1, 1), "SAME", (2, 2)
+    )
+    pool = SumPool("pool", ("conv",), (2, 2), (2, 2))
+    flatten = Flatten("flatten", ("pool",), (4, 6, 6))
+    dense = Dense("dense", ("flatten",), ones(5, 144), None)
+    way = Connection("input", "last", (conv_node, pool, flatten, dense))
+    one, other = geometry.kernels(way, (2, 12, 12), SPECK)
+    assert one == (2, (5, 5), (1, 1), (2, 2), (12, 12)) and one.modes == ["SAME"]
+    assert other == (4, (6, 6), (1, 1), (0, 0), (6, 6))
+    assert geometry.kernels(way, (2, 12, 12), XYLO) == [one]
+    padded = dataclasses.replace(pool, padding=(1, 1))
+    way = Connection("input", "last", (padded, flatten, dense))
+    assert geometry.kernels(way, (4, 12, 12), SPECK)[0].image == (7, 7)
+    assert geometry.need([one, other], (5, 1, 1), SPECK) == Core(6 * 64 * 8, 5)
+    weight = ones(32, 16, 3, 3)
+    node = Convolution("c", ("p",), weight, None, (64, 64), padding=(1, 1))
+    way = Connection("p", "q", (node,))
+    result = geometry.kernels(way, (16, 64, 64), SPECK)
+    assert geometry.need(result, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
+    plain = dataclasses.replace(SPECK, kernel_memory="plain")
+    assert geometry.need(result, (32, 64, 64), plain).kernels == weight.size
+
+
+def test_layers_get_cores_whenever_that_is_possible():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        cores = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
+        rows = rng.integers(1, 6, (4, 2)).tolist()
+        needs = {name: Core(*row) for name, row in zip("abcd", rows, strict=True)}
+        result = memory.assign(needs, cores)
+        assert all(memory.fits(needs[name], cores[i]) for name, i in result.items())
+        assert len({*result.values()}) == len(result)
+        possible = any(
+            all(memory.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
+            for some in itertools.permutations(cores)
+        )
+        assert (len(result) == 4) == possible
+    many = chips.report(network(copies=10), CLOCKED)
+    without = [row for row in many.rows[2:] if row.core is None]
+    assert len(without) == 3  # first, ten copies and the output on nine cores
+    assert all("take every core" in row.findings[-1].problem for row in without)
+
+
+def test_operations_per_second():
+    layers = network(steps=4)
+    result = chips.report(layers, SPECK, inferences_per_second=10)
+    assert result["first"].operations == 10 * 4 * (2 * 256) * (9 * 4)
+    assert result["last0"].operations == 10 * 4 * (4 * 256) * 3
+    rates = {"first": np.float32(0.25)}
+    slower = chips.report(layers, SPECK, inferences_per_second=10, firing_rates=rates)
+    assert slower["last0"].operations == result["last0"].operations / 4
+    assert "SynOps/s" in str(result) and "SynOps/s" not in str(
+        chips.report(layers, SPECK)
+    )
+
+
+def test_layers_of_a_network_are_compared():
+    """Of a float network, and of the same one whose numbers the test rounds."""
+
+    def fn(p, x):
+        x = relu(conv(x, p["w1"]))
+        x = jax.lax.reduce_window(
+            x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        )
+        x = relu(conv(x, p["w2"])).reshape(len(x), -1)
+        return relu(x @ p["w3"]) @ p["w4"]
+
+    params = weights(w1=(3, 3, 2, 8), w2=(3, 3, 8, 8), w3=(8 * 64, 16), w4=(16, 3))
+    x = jax.ShapeDtypeStruct((1, 16, 16, 2), jnp.float32)
+    snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=8)
+    layers = snnjax.layers.of(fn, snn, x)
+    result = chips.report(layers, CLOCKED)
+    assert result.grade == "approximately"
+    problems = {f.problem for row in result.rows[2:] for f in row.findings}
+    assert problems == {"floats"}
+
+    def rounded(node):
+        if isinstance(node, Input):
+            return dataclasses.replace(node, unit=np.ones(()))
+        if isinstance(node, Convolution | Dense):
+            return dataclasses.replace(node, weight=np.rint(20 * node.weight))
+        if isinstance(node, Population):
+            return dataclasses.replace(node, threshold=np.rint(20 * node.threshold))
+        return node
+
+    nodes = tuple(map(rounded, layers.nodes))
+    whole = dataclasses.replace(layers, nodes=nodes, arithmetic=EIGHT_BITS)
+    assert chips.report(whole, CLOCKED).grade == "bit for bit"
+
+
+def test_a_report_has_80_columns():
+    result = chips.report(network(channels=2000, arithmetic=None, model=SIGNED), XYLO)
+    lines = str(result).splitlines()
+    assert lines[0] == "Xylo: does not run"
+    assert max(map(len, lines)) <= 80
+    remedy = "build the network within these limits"
+    assert sum(remedy in line for line in lines) == 1  # once for all rows
+    assert lines[-1].startswith("  ") and "not stated" in str(result)
+    assert repr(result) == "Report(Xylo: does not run)"
+    for chip in PROFILES:
+        text = str(chip)
+        assert text.startswith(chip.name) and "[1]" in text
+    assert "first: weight_bits" in str(AKIDA)
+
+
+def test_wrong_arguments_are_refused():
+    layers = network()
+    for words, call in {
+        "layers is a dict; allowed: snnjax.layers.of": lambda: chips.report({}, SPECK),
+        "chip is speck; allowed: .* (called)": lambda: chips.report(
+            layers, chips.speck
+        ),
+        "inferences_per_second is -1": lambda: chips.report(
+            layers, SPECK, inferences_per_second=-1
+        ),
+        "layers.steps is None": lambda: chips.report(
+            network(steps=None), SPECK, inferences_per_second=1
+        ),
+        "firing_rates has 'other'; allowed: input, first": lambda: chips.report(
+            layers, SPECK, firing_rates={"other": 1}
+        ),
+        r"firing_rates\['first'\] is 2": lambda: chips.report(
+            layers, SPECK, firing_rates={"first": 2}
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=words.replace("(called)", r"\(called\)")):
+            call()
+    with pytest.raises(KeyError, match="allowed: network, input, first"):
+        chips.report(layers, SPECK)["nothing"]
