@@ -38,7 +38,7 @@ from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.unroll import unroll
 
 _MOST_SAMPLES = 1 << 16  # of a second moment
-_HEADROOM = 0.9  # of a potential's bits, for the calibration images
+_HEADROOM = 0.7  # of a potential's bits, for the calibration images
 _ATTEMPTS = 4  # to find scales whose potentials fit
 
 
