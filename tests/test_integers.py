@@ -1,15 +1,19 @@
 """Whole numbers: each execution computes what a chip in Python's numbers computes."""
 
+import dataclasses
 import itertools
+import re
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import by_executions
-from test_layers import AFFINE, CODES, fitted, spikes_and_outputs
+from networks import FLAT, IMAGES, PIXELS, VECTORS, by_executions, conv, relu
+from test_layers import AFFINE, CODES, RATE, fitted, spikes_and_outputs
 
 import snnjax
+from snnjax.integers import rounding
 from snnjax.layers import Convolution, Dense, Flatten, Input, Output, Population, Scale
 from snnjax.neurons.gradients import without_surrogate
 
@@ -162,3 +166,204 @@ def test_a_chip_and_every_execution_send_the_same_spikes(name, code):
     for outputs in by_executions(fn, ("by_step", "by_layer"), snn, x):
         for a, b in zip(*map(jax.tree.leaves, (outputs, trace.outputs)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
+    """A perceptron of whole numbers, and its function."""
+
+    def fn(p, x):
+        return relu(x @ p["w1"] + p["b1"]) @ p["w3"]
+
+    snn = snnjax.convert(
+        fn,
+        FLAT,
+        VECTORS,
+        steps=steps,
+        wait=wait,
+        code=code,
+        model=snnjax.integrate_and_fire(levels=levels),
+        recipe=snnjax.light(),
+    )
+    layers = snnjax.layers.of(fn, snn, VECTORS)
+    return snnjax.quantize(layers, VECTORS, weight_bits=weight_bits, **options), snn, fn
+
+
+def test_bits_bound_the_numbers_and_more_of_them_come_closer():
+    errors = []
+    for bits in (1, 2, 3, 4, 8):
+        integers, snn, fn = tiny(
+            bits, code=snnjax.codes.radix(), levels=(-1, 1), wait=3
+        )
+        weights = [m.weight for c in integers.connections for m in c.maps]
+        largest = max(1, 2 ** (bits - 1) - 1)
+        for weight in weights:
+            assert np.array_equal(weight, np.rint(weight))
+            assert np.abs(weight).max() <= largest
+            assert bits > 1 or (weight != 0).all()
+        (population,) = integers.populations
+        assert np.array_equal(population.threshold, np.rint(population.threshold))
+        assert (population.threshold >= 1).all()
+        floats = snnjax.spiking(fn)(snn, VECTORS).mean(0)
+        whole = snnjax.integers.run(integers, VECTORS).outputs.mean(0)
+        errors.append(float(jnp.linalg.norm(whole - floats) / jnp.linalg.norm(floats)))
+    assert 5 * errors[4] < errors[3] < errors[2] < 0.3, errors
+
+
+@pytest.mark.parametrize("scale", ["channel", "layer", "power_of_two"])
+def test_thresholds_follow_the_scale(scale):
+    integers, *_ = tiny(6, scale=scale)
+    threshold = integers.populations[0].threshold
+    assert (threshold.size > 1) == (scale == "channel")
+    is_power = np.log2(threshold) == np.rint(np.log2(threshold))
+    assert is_power.all() == (scale == "power_of_two")
+    outputs = np.unique(integers.outputs[0].unit)
+    assert (len(outputs) > 1) == (scale == "channel")
+
+
+def test_patterns_give_bits_to_receivers():
+    integers, *_ = tiny({"output": 3, "*": 5})
+    hidden, readout = (c.maps[0].weight for c in integers.connections)
+    assert np.abs(hidden).max() > 3 >= np.abs(readout).max()
+    assert integers.arithmetic.weight_bits == 5
+
+
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+def test_an_overflow_is_counted_and_exact(overflow):
+    """Potentials of half the bits that the calibration images need."""
+    integers, *_ = tiny(8, levels=(-1, 1), overflow=overflow)
+    arithmetic = dataclasses.replace(integers.arithmetic, state_bits=8)
+    narrow = dataclasses.replace(integers, arithmetic=arithmetic)
+    trace = snnjax.integers.run(narrow, VECTORS)
+    (name,) = trace.overflows
+    assert int(trace.overflows[name]) > 0
+    spikes, _ = chip(narrow, np.asarray(VECTORS))
+    np.testing.assert_array_equal(trace.spikes[name], spikes[name])
+    lowest, highest = trace.extremes[name]
+    assert lowest < -128 or highest > 127
+    assert np.abs(np.asarray(trace.potentials[name])).max() <= 2 * 128
+
+
+def test_inputs_beyond_the_calibrated_range_are_clipped_and_counted():
+    integers, *_ = tiny()
+    trace = snnjax.integers.outputs(integers, 3 * VECTORS)
+    beyond = np.abs(3 * np.asarray(VECTORS)) > np.abs(np.asarray(VECTORS)).max()
+    assert int(trace.clipped) == beyond.sum() > 0
+    assert not trace.spikes and not trace.potentials
+    whole = jnp.round(8 * VECTORS)  # whole numbers stay as they are
+    entrance = tiny()[0].nodes[0]
+    assert entrance.unit != 1
+    layers = snnjax.layers.of(*tiny()[2:0:-1], VECTORS)
+    assert snnjax.quantize(layers, whole).nodes[0].unit == 1
+
+
+def test_feedback_lowers_the_error_that_the_data_see():
+    """On correlated inputs, for nearly every draw, and on average by half."""
+    generator = np.random.default_rng(0)
+    ratios = []
+    for bits in (2, 3, 4, 6):
+        for _ in range(8):
+            samples = generator.normal(size=(400, 6)) @ generator.normal(size=(6, 24))
+            samples += 0.1 * generator.normal(size=samples.shape)
+            second = samples.T @ samples / len(samples)
+            rows = generator.normal(size=(5, 24)) * rounding.largest_weight(bits) / 3
+            fed_back = rows - rounding.with_feedback(rows, bits, second)
+            nearest = rows - rounding.to_grid(rows, bits)
+            errors = [np.einsum("oi,ij,oj", e, second, e) for e in (fed_back, nearest)]
+            ratios.append(errors[0] / errors[1])
+    assert np.mean(np.array(ratios) < 1) > 0.9 and np.mean(ratios) < 0.5, ratios
+
+
+def test_scales_minimize_the_error_and_keep_their_limits():
+    generator = np.random.default_rng(1)
+    rows = generator.normal(size=(6, 30))
+    power, most = generator.uniform(size=30), np.array([2.0, 5, 9, 90, 900, 1e9])
+    parts = [rounding.Part(rows, 4, power)]
+
+    def error(theta):
+        restored = rounding.to_grid(rows * theta[:, None], 4) / theta[:, None]
+        return (power * (rows - restored) ** 2).sum(1)
+
+    theta = rounding.scales(parts, most, "channel")
+    assert (theta <= most).all() and np.array_equal(theta, np.rint(theta))
+    free = rounding.scales(parts, np.full(6, 1e9), "channel", is_whole=False)
+    by_largest = 7 / np.abs(rows).max(1)
+    assert (error(free) <= error(by_largest) + 1e-9).all()
+
+
+def test_what_cannot_be_rounded_says_so():
+    integers, snn, fn = tiny()
+    layers = snnjax.layers.of(fn, snn, VECTORS)
+    quantize, nodes = snnjax.quantize, layers.nodes
+
+    def with_population(**changes):
+        return dataclasses.replace(
+            layers,
+            nodes=tuple(
+                dataclasses.replace(n, **changes) if isinstance(n, Population) else n
+                for n in nodes
+            ),
+        )
+
+    cases = {
+        "weight_bits of .* is 0; allowed: 1 .. 16": dict(weight_bits=0),
+        "weight_bits of .* is 4.5; allowed": dict(weight_bits=4.5),
+        "weight_bits of .* is 33": dict(weight_bits={"output": 33, "*": 8}),
+        "match no site": dict(weight_bits={"nowhere": 8, "*": 8}),
+        "state_bits is 33; allowed: 4 .. 30": dict(state_bits=33),
+        "input_bits is True": dict(input_bits=True),
+        "scale is 'row'": dict(scale="row"),
+        "overflow is 'crash'": dict(overflow="crash"),
+        "not of whole numbers|float layers": dict(layers=integers),
+        "layers is .*allowed: float layers": dict(layers=snn),
+        "NaN": dict(images=VECTORS * jnp.nan),
+        "leak": dict(layers=with_population(leak=np.array(0.5))),
+        "NaN or infinite": dict(layers=with_population(threshold=np.array(np.nan))),
+        "rounded to 0.*weight_bits >= 10": dict(
+            layers=with_population(threshold=np.array(1e-5)), weight_bits=4
+        ),
+        "have no T": dict(layers=dataclasses.replace(layers, steps=None)),
+        "whole multiples of the last one": dict(
+            layers=dataclasses.replace(layers, code=snnjax.codes.harmonic())
+        ),
+        "x has shape": dict(images=VECTORS[:, :2]),
+    }
+    for message, changes in cases.items():
+        arguments = {"layers": layers, "images": VECTORS} | changes
+        try:
+            quantize(**arguments)
+        except ValueError as error:
+            assert re.search(message, str(error)), (message, error)
+        else:
+            raise AssertionError(message)
+    for wrong, message in ((layers, "not of whole numbers"), (integers, "x has shape")):
+        with pytest.raises(ValueError, match=message):
+            snnjax.integers.run(wrong, VECTORS[:, :3])
+
+
+def test_two_maps_in_a_row_are_multiplied_or_refused():
+    def fn(p, x):
+        x = relu(x @ p["w1"]) @ p["w2"]
+        return relu(x @ p["w2"]) @ p["w3"] + relu(x) @ p["w3"]
+
+    neuron = snnjax.integrate_and_fire()
+    snn = snnjax.init(fn, FLAT, VECTORS, model=neuron)
+    snn = dataclasses.replace(snn, steps=4, wait=0)
+    layers = snnjax.layers.of(fn, snn, VECTORS)
+    integers = snnjax.quantize(layers, VECTORS)
+    assert all(len(c.maps) == 1 for c in integers.connections)
+    spikes, _ = chip(integers, np.asarray(VECTORS))
+    trace = snnjax.integers.run(integers, VECTORS)
+    for name in spikes:
+        np.testing.assert_array_equal(trace.spikes[name], spikes[name])
+
+    def pools_a_map(p, x):
+        x = relu(conv(x, p["w1"]))
+        x = conv(x, p["w2"])
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, *[(1, 2, 2, 1)] * 2, "VALID")
+        return relu(x).sum((1, 2)) @ p["w4"]
+
+    snn = snnjax.init(pools_a_map, IMAGES, PIXELS, model=neuron)
+    snn = dataclasses.replace(snn, steps=4, wait=0)
+    layers = snnjax.layers.of(pools_a_map, snn, PIXELS)
+    with pytest.raises(snnjax.ConversionError, match="reads the linear map"):
+        snnjax.quantize(layers, PIXELS)

@@ -229,6 +229,7 @@ def _check(layers: Layers, x: Any) -> Input:
 def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
     _check(layers, x)
     largest = largest_values(layers)
+    _check_sums(layers, largest)
     inexact = frozenset(name for name, most in largest.items() if most >= FLOAT_HOLDS)
     arrays = {node.name: _arrays(node, layers) for node in layers.nodes}
     structure = jax.tree.structure(layers)
@@ -248,6 +249,7 @@ def largest_values(layers: Layers) -> dict[str, int]:
             case Input():
                 arriving = layers.arithmetic.largest_input
             case Population(model=model):
+                largest[f"currents of {node.name}"] = arriving
                 arriving = max(map(abs, without_surrogate(model).levels))
             case SumPool(window=window):
                 arriving *= int(np.prod(window))
@@ -258,6 +260,20 @@ def largest_values(layers: Layers) -> dict[str, int]:
                 arriving = int(arriving * sums.max())
         largest[node.name] = arriving
     return largest
+
+
+def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
+    """Raise if a current could leave 32 bits."""
+    assert layers.steps is not None
+    times = timing(layers.code, layers.steps, 0)
+    worth = max(int(times.inputs.max()), int(times.arriving.max()))
+    name = max(largest, key=largest.__getitem__)
+    if largest[name] * worth >= 2**30:
+        raise ValueError(
+            f"the sum at {name!r} can reach {largest[name]} x {worth}, which is beyond "
+            "2^30, and potentials are simulated in 32 bits; allowed: fewer bits of "
+            "weights or inputs, or fewer steps of a code"
+        )
 
 
 def _arrays(node: Node, layers: Layers) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def quantize(
         images: float [N, ...], channels last: calibration images, from which the
             range of x, second moments and ranges of potentials are taken.
         weight_bits: 1 .. 16, or pattern of receivers -> bits. With 2 bits a weight is
-            -1, 0 or 1, with 1 bit -1 or 1.
+            -1, 0 or 1, with 1 bit -1 or 1. Shortcuts that scale spikes one by one
+            have at least 8 bits.
         state_bits: 4 .. 30, of a membrane potential.
         input_bits: 2 .. 16, of an element of x; x of whole numbers in that range stays
             as it is.
@@ -226,15 +227,21 @@ class _Receiver:
         assert self.layers.arithmetic is not None
         half = 2 ** (self.layers.arithmetic.state_bits - 1)
         is_population = isinstance(self.node, Population)
-        rows = np.concatenate(self.rows, axis=1)
-        power = np.concatenate([_power(s, len(rows)) for s in self.seconds], axis=1)
-        most = np.full(len(rows), half / 2)
+        parts = [
+            rounding.Part(rows, _bits_of(c.weights, bits), _power(second, len(rows)))
+            for c, rows, second in zip(
+                self.connections, self.rows, self.seconds, strict=True
+            )
+        ]
+        most = np.full(len(self.thresholds), half / 2)
         for _ in range(_ATTEMPTS):
-            theta = rounding.scales(rows, bits, power, most, scale, is_population)
+            theta = rounding.scales(parts, most, scale, is_population)
             maps = [
-                _with_rows(c.weights, _to_whole(r * theta[:, None], bits, second))
-                for c, r, second in zip(
-                    self.connections, self.rows, self.seconds, strict=True
+                _with_rows(
+                    c.weights, _to_whole(p.rows * theta[:, None], p.bits, second)
+                )
+                for c, p, second in zip(
+                    self.connections, parts, self.seconds, strict=True
                 )
             ]
             weighted = self._received(
@@ -325,17 +332,19 @@ class _Receiver:
         """Raise if a threshold would be rounded to 0."""
         if not isinstance(self.node, Population):
             return
-        peaks = max(float(np.abs(rows).max()) for rows in self.rows)
-        least = rounding.largest_weight(bits) / peaks if peaks else np.inf
-        if least < 0.5:
+        for connection, rows in zip(self.connections, self.rows, strict=True):
+            peak = float(np.abs(rows).max(initial=0))
+            own_bits = _bits_of(connection.weights, bits)
             enough = next(
-                b for b in range(bits, 64) if rounding.largest_weight(b) >= peaks / 2
+                b for b in range(1, 64) if rounding.largest_weight(b) >= peak / 2
             )
-            raise ValueError(
-                f"with weights of {bits} bits a threshold of {self.node.name!r} would "
-                f"be rounded to 0: a weight is {peaks:.3g} times the threshold; "
-                f"allowed: weight_bits >= {enough} there"
-            )
+            if enough > own_bits:
+                raise ValueError(
+                    f"with weights of {own_bits} bits a threshold of "
+                    f"{self.node.name!r} would be rounded to 0: a weight is "
+                    f"{peak:.3g} times the threshold; allowed: weight_bits >= "
+                    f"{enough} there"
+                )
 
     def _check_state(self, most: np.ndarray) -> None:
         """Raise if only a threshold below 1 would keep the potentials in their bits."""
@@ -431,6 +440,16 @@ def _second_moment(node: Affine, x: jax.Array) -> np.ndarray:
     samples = samples[:: max(1, len(samples) // _MOST_SAMPLES)]
     second = jnp.einsum("ngi,ngj->gij", samples, samples) / len(samples)
     return np.asarray(second, np.float64)
+
+
+def _bits_of(node: Affine, bits: int) -> int:
+    """At least 8 where each neuron has one weight, as in a shortcut of spikes.
+
+    Such a weight is the size of the sender's spikes, often several times as large as
+    the weights of a convolution beside it, and there is one per channel.
+    """
+    is_matrix = isinstance(node, Convolution | Dense)
+    return bits if is_matrix else max(bits, 8)
 
 
 def _power(second: np.ndarray, count: int) -> np.ndarray:

@@ -9,7 +9,8 @@ number Theta_j, which is then exact; only weights are rounded. Arrays are NumPy'
 Source of the error feedback: Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -39,56 +40,72 @@ def to_grid(rows: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(np.rint(rows), -largest, largest)
 
 
+class Part(NamedTuple):
+    """The weights of a connection.
+
+    Attributes:
+        rows: over the threshold of the neuron that reads them, [O, n].
+        bits: of a weight.
+        power: E[x_i^2] of what they read, [n] or [O, n].
+    """
+
+    rows: np.ndarray
+    bits: int
+    power: np.ndarray
+
+
 def scales(
-    rows: np.ndarray,
-    bits: int,
-    power: np.ndarray,
-    most: np.ndarray,
-    scale: Scale,
-    is_whole: bool = True,
+    parts: Sequence[Part], most: np.ndarray, scale: Scale, is_whole: bool = True
 ) -> np.ndarray:
     """Theta of each row, [O], which minimizes the error of the current.
 
         sum_i E[x_i^2] (w_ji - W_ji / Theta_j)^2
 
     Args:
-        rows: weights over the threshold, [O, N].
-        bits: of a weight.
-        power: E[x_i^2] of what the weights read, [N] or [O, N].
+        parts: all connections into the neurons.
         most: largest Theta of each row, [O].
         scale: "channel": one for each row; "layer": one for all; "power_of_two": one
             for all, a power of two.
         is_whole: whether Theta has to be a whole number, since it is a threshold.
 
-    >>> rows = np.array([[0.5, -0.25], [0.1, 0.05]])
-    >>> scales(rows, 8, np.ones(2), np.array([1000.0, 1000.0]), "channel")
-    array([ 254., 1000.])
-    >>> scales(rows, 8, np.ones(2), np.array([1000.0, 1000.0]), "power_of_two")
-    array([128., 128.])
+    >>> part = Part(np.array([[0.5, -0.25], [0.1, 0.05]]), 8, np.ones(2))
+    >>> print(scales([part], np.array([1000.0, 1000.0]), "channel"))
+    [ 254. 1000.]
+    >>> print(scales([part], np.array([1000.0, 1000.0]), "power_of_two"))
+    [128. 128.]
     """
-    rows = np.asarray(rows, np.float64)
-    peaks = np.abs(rows).max(axis=1, initial=0)
-    # A row of zeros gets the largest whole number as its threshold.
-    peaks = np.where(peaks > 0, peaks, 1)
+    # Up to here no weight is clipped. A row of zeros may take the largest number.
+    unclipped = np.min([_unclipped(part) for part in parts], axis=0)
     if scale != "channel":
-        peaks, most = np.full_like(peaks, peaks.max()), np.full_like(most, most.min())
-    best, least = np.minimum(1.0, most), np.full(len(rows), np.inf)
+        unclipped = np.full_like(unclipped, unclipped.min())
+        most = np.full_like(most, most.min())
+    best, least = np.minimum(1.0, most), np.full(len(most), np.inf)
     for fraction in _FRACTIONS[::-1]:
-        candidate = largest_weight(bits) / (fraction * peaks)
+        theta = np.minimum(unclipped / fraction, most)
         if scale == "power_of_two":
-            candidate = 2.0 ** np.floor(np.log2(candidate) + 1e-9)
+            theta = 2.0 ** np.floor(np.log2(theta) + 1e-9)
         elif is_whole:
-            candidate = np.rint(candidate)
-        candidate = np.minimum(candidate, most)
-        if is_whole and scale != "power_of_two":
-            candidate = np.maximum(np.floor(candidate), 1)
-        restored = to_grid(rows * candidate[:, None], bits) / candidate[:, None]
-        errors = (power * (rows - restored) ** 2).sum(axis=1)
+            theta = np.maximum(np.floor(np.minimum(np.rint(theta), most)), 1)
+        errors = np.sum([_errors(part, theta) for part in parts], axis=0)
         if scale != "channel":
             errors = np.full_like(errors, errors.sum())
-        best = np.where(errors < least, candidate, best)
+        best = np.where(errors < least, theta, best)
         least = np.minimum(errors, least)
     return best
+
+
+def _unclipped(part: Part) -> np.ndarray:
+    """The largest Theta of each row at which no weight is clipped, [O]."""
+    peaks = np.abs(part.rows).max(axis=1, initial=0)
+    largest = float(largest_weight(part.bits))
+    return np.divide(largest, peaks, out=np.full_like(peaks, 1e9), where=peaks > 0)
+
+
+def _errors(part: Part, theta: np.ndarray) -> np.ndarray:
+    """The error of each row's current with these thresholds, [O]."""
+    rows = np.asarray(part.rows, np.float64)
+    restored = to_grid(rows * theta[:, None], part.bits) / theta[:, None]
+    return (part.power * (rows - restored) ** 2).sum(axis=1)
 
 
 def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray:
