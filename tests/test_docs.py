@@ -28,7 +28,7 @@ SITE = pytest.mark.skipif(
     not HAS_MKDOCS, reason="needs mkdocs: pip install -e '.[docs]'"
 )
 BY_HAND = [  # the pages that list their names, in groups
-    *"snnjax calibrators chips layers measures network neurons nir".split(),
+    *"snnjax calibrators chips integers layers measures network neurons nir".split(),
     *"simulation storage training".split(),
 ]
 

@@ -26,11 +26,13 @@ SIBLINGS = {
     "training": set(),
     "layers": set(),
     "chips": {"layers"},
+    "integers": {"layers"},
     "nir": {"layers"},
     "storage": {"simulation"},
 }
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.chips snnjax.conversion snnjax.layers "
+    "snnjax snnjax.calibrators snnjax.chips snnjax.conversion snnjax.integers "
+    "snnjax.layers "
     "snnjax.measures snnjax.network snnjax.neurons snnjax.nir snnjax.simulation "
     "snnjax.storage snnjax.training"
 ).split()
@@ -109,7 +111,7 @@ def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
 
 def test_the_top_level_is_small():
     names = [n for n in snnjax.__all__ if not hasattr(getattr(snnjax, n), "__path__")]
-    assert len(names) <= 33
+    assert len(names) <= 34
 
 
 def test_every_public_module_lists_its_names_and_the_top_level_shows_no_others():

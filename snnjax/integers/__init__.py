@@ -6,6 +6,7 @@ weights, `run` computes the network exactly.
 """
 
 from snnjax.integers.exact import Trace, on_grid, outputs, run
+from snnjax.integers.memory import Memory, memory
 from snnjax.integers.quantize import quantize
 
-__all__ = ["Trace", "on_grid", "outputs", "quantize", "run"]
+__all__ = ["Memory", "Trace", "memory", "on_grid", "outputs", "quantize", "run"]

@@ -209,13 +209,8 @@ def on_grid(layers: Layers, x: Any) -> jax.Array:
     return unit_of_x * whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)[0]
 
 
-def _check(layers: Layers, x: Any) -> Input:
-    """The input node; raise unless x is for these layers of whole numbers."""
-    if not isinstance(layers, Layers) or layers.arithmetic is None:
-        raise ValueError(
-            f"layers is {layers!r}, not of whole numbers; allowed: what "
-            "snnjax.quantize(snnjax.layers.of(fn, snn, x), images) returns"
-        )
+def check_shape(layers: Layers, x: Any) -> Input:
+    """The input node; raise unless x has its shape."""
     (entrance,) = (node for node in layers.nodes if isinstance(node, Input))
     shape = entrance.shape
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
@@ -224,6 +219,16 @@ def _check(layers: Layers, x: Any) -> Input:
             f"x has shape {np.shape(x)}; allowed: [B, {', '.join(map(str, shape))}]"
         )
     return entrance
+
+
+def _check(layers: Layers, x: Any) -> Input:
+    """The input node; raise unless x is for these layers of whole numbers."""
+    if not isinstance(layers, Layers) or layers.arithmetic is None:
+        raise ValueError(
+            f"layers is {layers!r}, not of whole numbers; allowed: what "
+            "snnjax.quantize(snnjax.layers.of(fn, snn, x), images) returns"
+        )
+    return check_shape(layers, x)
 
 
 def _compute(layers: Layers, x: Any, keep: bool) -> Trace:

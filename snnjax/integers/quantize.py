@@ -492,6 +492,7 @@ def _check(
         )
     check_examples(images)
     check_numbers(images)
+    exact.check_shape(layers, images)
     check_choice("scale", scale, ("channel", "layer", "power_of_two"))
     check_choice("overflow", overflow, ("saturate", "wrap"))
     ranges = {f"weight_bits of {name}": (n, 1, 16) for name, n in bits.items()}

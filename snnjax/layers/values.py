@@ -243,9 +243,11 @@ class Layers:
     def __repr__(self) -> str:
         weights = sum(n.weight.size for n in self.nodes if isinstance(n, Affine))
         names = ", ".join(population.name for population in self.populations)
-        return (
-            f"Layers({weights} weights, {len(self.populations)} populations: {names})"
-        )
+        bits = ""
+        if self.arithmetic is not None:
+            bits = f" of {self.arithmetic.weight_bits} bits"
+        count = len(self.populations)
+        return f"Layers({weights} weights{bits}, {count} populations: {names})"
 
     def _table(self) -> Table:
         head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
