@@ -434,7 +434,7 @@ class Fired(NamedTuple):
 
 
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
-    """What a population of whole numbers does with currents [T, B, ...] in units."""
+    """What a population of whole numbers does with currents in units, without bias."""
     neuron, wait = without_surrogate(node.model), layers.wait or 0
     p = {name: jnp.asarray(a) for name, a in _arrays(node, layers).items()}
     return _fire_jitted(neuron, layers.code, wait, layers.arithmetic, p, currents)
@@ -443,7 +443,9 @@ def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
 @functools.partial(jax.jit, static_argnums=range(4))
 def _fire_jitted(neuron, code, wait, arithmetic, p, currents) -> Fired:
     times = timing(code, len(currents), wait)
-    return _fire(neuron, p, currents, times, arithmetic)
+    arrivals = times.biases[: len(currents)].reshape(-1, *[1] * (currents.ndim - 1))
+    biases = jnp.asarray(arrivals, jnp.int32) * p["bias"]
+    return _fire(neuron, p, currents + biases, times, arithmetic)
 
 
 def _fire(

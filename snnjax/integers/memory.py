@@ -1,6 +1,6 @@
 """`memory`: what a network of layers needs on a chip.
 
-    weights x their bits + neurons x bits of a potential
+weights x their bits + neurons x bits of a potential
 """
 
 from typing import NamedTuple
@@ -39,7 +39,8 @@ def memory(layers: Layers) -> Memory:
     >>> x = jnp.ones((1, 8))
     >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
     >>> layers = snnjax.layers.of(fn, snn, x)
-    >>> memory(layers).weights, memory(snnjax.quantize(layers, x, weight_bits=4)).weights
+    >>> integers = snnjax.quantize(layers, x, weight_bits=4)
+    >>> memory(layers).weights, memory(integers).weights
     (768.0, 96.0)
     """
     arithmetic = layers.arithmetic

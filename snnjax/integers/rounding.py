@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Scale = Literal["channel", "layer", "power_of_two"]
-_FRACTIONS = np.linspace(0.3, 1.0, 29)  # of the largest weight, which may be clipped
+_FRACTIONS = np.linspace(0.1, 1.0, 37)  # of the largest weight, which may be clipped
 _BLOCK = 64  # columns between two updates of all others
 
 
