@@ -26,7 +26,7 @@ SIBLINGS = {
     "training": set(),
     "layers": set(),
     "chips": {"layers"},
-    "integers": {"layers"},
+    "integers": {"layers", "chips"},
     "nir": {"layers"},
     "storage": {"simulation"},
 }

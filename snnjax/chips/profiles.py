@@ -186,6 +186,15 @@ def _shown(value: Any) -> str:
     return span(value) or "none"
 
 
+def check_chip(chip: Any) -> None:
+    """Raise unless this is a profile."""
+    if not isinstance(chip, Chip):
+        raise ValueError(
+            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
+            "e.g. snnjax.chips.speck() (called)"
+        )
+
+
 def speck() -> Chip:
     """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
 

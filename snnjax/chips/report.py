@@ -10,7 +10,7 @@ from snnjax._checks import check_positive, check_share
 from snnjax._text import Table, shown_as_table
 from snnjax.chips.geometry import fan_out, kernels, need
 from snnjax.chips.memory import assign, no_core
-from snnjax.chips.profiles import Chip
+from snnjax.chips.profiles import Chip, check_chip
 from snnjax.chips.rules import (
     INPUT_RULES,
     NETWORK_RULES,
@@ -221,11 +221,7 @@ def _check(
             f"layers is a {type(layers).__name__}; allowed: snnjax.layers.of(fn, snn, "
             "x), or snnjax.quantize of it"
         )
-    if not isinstance(chip, Chip):
-        raise ValueError(
-            f"chip is {getattr(chip, '__name__', repr(chip))}; allowed: a profile, "
-            "e.g. snnjax.chips.speck() (called)"
-        )
+    check_chip(chip)
     if inferences is not None:
         check_positive("inferences_per_second", inferences)
         if layers.steps is None:

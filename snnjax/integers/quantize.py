@@ -18,6 +18,9 @@ import numpy as np
 
 from snnjax._checks import check_choice, check_examples, check_numbers
 from snnjax._patterns import matching
+from snnjax.capture.check import ConversionError, Problem
+from snnjax.chips.profiles import Chip, check_chip
+from snnjax.chips.report import report
 from snnjax.integers import exact, fitting, rounding
 from snnjax.integers.connections import with_own_maps
 from snnjax.integers.fitting import Pair
@@ -39,11 +42,12 @@ def quantize(
     layers: Layers,
     images: Any,
     *,
-    weight_bits: int | Mapping[str, int] = 8,
-    state_bits: int = 16,
+    weight_bits: int | Mapping[str, int] | None = None,
+    state_bits: int | None = None,
     input_bits: int = 8,
-    scale: rounding.Scale = "channel",
-    overflow: Literal["saturate", "wrap"] = "saturate",
+    scale: rounding.Scale | None = None,
+    overflow: Literal["saturate", "wrap"] | None = None,
+    chip: Chip | None = None,
 ) -> Layers:
     """Layers of whole numbers, which a digital chip computes bit for bit.
 
@@ -67,6 +71,8 @@ def quantize(
             power of two.
         overflow: whether a potential beyond its bits stays at the limit ("saturate") or
             "wrap"s around.
+        chip: whose numbers are taken for all that is not given; None, or where its
+            profile states nothing: 8 and 16 bits, "channel" and "saturate".
 
     Returns:
         `Layers` with whole numbers and an `Arithmetic`. `snnjax.integers.run` computes
@@ -75,7 +81,8 @@ def quantize(
         T w_T, since constants arrive once.
 
     Raises:
-        snnjax.ConversionError: two linear maps follow each other without neurons.
+        snnjax.ConversionError: two linear maps follow each other without neurons; the
+            chip does not run the network, with every reason of `snnjax.chips.report`.
         ValueError: an argument outside its range; neurons with a leak; a code whose
             weights are no whole multiples of the last one; a threshold that would be
             rounded to 0.
@@ -91,6 +98,15 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
+    if chip is not None:
+        check_chip(chip)
+        widths = [bits for bits in chip.weight_bits or () if bits <= 8]
+        weight_bits = weight_bits or max(widths, default=None)
+        state_bits, scale = state_bits or chip.state_bits, scale or _scale_of(chip)
+        overflow = overflow or chip.overflow
+    weight_bits = 8 if weight_bits is None else weight_bits
+    state_bits = 16 if state_bits is None else state_bits
+    scale, overflow = scale or "channel", overflow or "saturate"
     is_mapping = isinstance(weight_bits, Mapping)
     bits = weight_bits if is_mapping else {"*": weight_bits}
     _check(layers, images, bits, state_bits, input_bits, scale, overflow)
@@ -100,7 +116,10 @@ def quantize(
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     exact.check_state(layers)
     nodes = _rounded(layers, jnp.asarray(images, jnp.float32), bits, scale)
-    return dataclasses.replace(layers, nodes=tuple(nodes))
+    integers = dataclasses.replace(layers, nodes=tuple(nodes))
+    if chip is not None:
+        _check_runs(integers, chip)
+    return integers
 
 
 def _rounded(
@@ -160,6 +179,24 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 
 
 # --------------------------------------------------------------------------- checks
+
+
+def _scale_of(chip: Chip) -> rounding.Scale | None:
+    """The scale of a chip: one threshold per population needs one scale."""
+    is_shared = chip.thresholds == "layer" and chip.scale == "channel"
+    return "layer" if is_shared else chip.scale
+
+
+def _check_runs(layers: Layers, chip: Chip) -> None:
+    """Raise if the report of a chip says that it does not run the layers."""
+    problems = [
+        Problem(row.name, (), finding.problem, finding.remedy)
+        for row in report(layers, chip).rows
+        for finding in row.findings
+        if finding.verdict == "no"
+    ]
+    if problems:
+        raise ConversionError(problems, f"{chip.name} does not run this network")
 
 
 def _check(
