@@ -30,6 +30,13 @@ from experiments.conversions import (
     images_to_test,
 )
 from experiments.data import Dataset, load, normalized_as
+from experiments.integers import (
+    Integers,
+    as_html,
+    in_whole_numbers,
+    printed,
+    write_integers,
+)
 from experiments.models import (
     NAMES,
     Source,
@@ -179,7 +186,10 @@ def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
     pairs = zip(results, snns, strict=True)
     snn = next(snn for result, snn in pairs if result is best)
     images = calibration_images(config, setup.task.data, config.seeds[0])
-    file = write_files(setup, facts, results, snn, images)
+    integers = None
+    if config.weight_bits or config.chip:
+        integers = in_whole_numbers(setup.task, snn, images, best.accuracies[0][-1])
+    file = write_files(setup, facts, results, snn, images, integers)
     out, page = config.out, setup.page
     print(
         f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
@@ -195,6 +205,7 @@ def write_files(
     results: list[Result],
     snn: snnjax.SNN,
     calibration: jax.Array | None,
+    integers: Integers | None = None,
 ) -> Path:
     """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
     task, config, best = setup.task, setup.task.config, choice(results)
@@ -208,6 +219,9 @@ def write_files(
         calibration=calibration,
     )
     write_results(out, facts, results)
+    if integers is not None:
+        print(f"\nThe saved SNN in whole numbers:\n{printed(integers)}")
+        write_integers(out, integers, facts)
     image = task.test.images[:1]
     trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
@@ -215,7 +229,8 @@ def write_files(
     figures.write_figures(out, results, ann, task.sites, trains, epochs)
     if setup.page is not None:
         sources = connections(task.fn, task.params, image)
-        write_page(setup.page, results, facts, task.sites, sources, out)
+        whole = None if integers is None else as_html(integers)
+        write_page(setup.page, results, facts, task.sites, sources, out, whole)
     return file
 
 

@@ -9,9 +9,11 @@ exports the names that other packages use.
 from experiments.report import figures, networks, training_figures
 from experiments.report.figures import spikes_of
 from experiments.report.networks import network_name, read_results
+from experiments.report.page import table as html_table
 from experiments.report.page import write_page
 from experiments.report.results import (
     Result,
+    Table,
     choice,
     console_table,
     deviation,
@@ -23,11 +25,13 @@ from experiments.report.results import (
 
 __all__ = [
     "Result",
+    "Table",
     "choice",
     "console_table",
     "deviation",
     "figures",
     "header",
+    "html_table",
     "markdown_table",
     "network_name",
     "networks",

@@ -38,6 +38,12 @@ FIGURES = {
 }
 
 
+_ABOUT_INTEGERS = """<h2>Whole numbers</h2>
+<p>The chosen SNN with weights of so many bits, as a chip computes it, on all test
+images. <b>overflows</b>: potentials that left their bits.</p>
+"""
+
+
 def write_page(
     path: str | Path,
     results: Sequence[Result],
@@ -45,17 +51,18 @@ def write_page(
     sites: snnjax.network.Sites,
     sources: Mapping[str, Sequence[str]],
     folder: Path,
+    integers: str | None = None,
 ) -> None:
     """Write the page of a conversion.
 
     Args:
         path: of the page.
-        results, facts, sites, sources: see `page`.
+        results, facts, sites, sources, integers: see `page`.
         folder: of `FIGURES`.
     """
     figures = {name: (folder / name).read_bytes() for name in FIGURES}
     facts = {**facts, "date": date.today().isoformat()}
-    text = page(results, facts, sites, sources, figures)
+    text = page(results, facts, sites, sources, figures, integers)
     write(Path(path).expanduser(), text)
 
 
@@ -65,6 +72,7 @@ def page(
     sites: snnjax.network.Sites,
     sources: Mapping[str, Sequence[str]],
     figures: Mapping[str, bytes],
+    integers: str | None = None,
 ) -> str:
     """The page as text.
 
@@ -78,6 +86,7 @@ def page(
         sites: of the network.
         sources: site -> the sites that feed it, from `snnjax.network.connections`.
         figures: PNGs by the names of `FIGURES`.
+        integers: HTML about the SNN in whole numbers; None: no such part.
     """
     best, source = choice(results), facts["source"]
     setup = {
@@ -97,6 +106,7 @@ def page(
         "chosen": escape(_chosen(facts)),
         "best": escape(f"{line_name(best)}, T = {best.steps}"),
         "sites": table(*site_table(best, sites, sources)),
+        "integers": "" if integers is None else f"{_ABOUT_INTEGERS}{integers}",
         "command": escape(facts["command"]),
         "setup": "".join(
             f"<div><h3>{title}</h3>{table((), _rows(part))}</div>"

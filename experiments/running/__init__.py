@@ -7,6 +7,7 @@ from experiments.running import devices
 from experiments.running.checkpoints import check_resumable, digest
 from experiments.running.command_line import OF_A_MACHINE, command, parse, run
 from experiments.running.options import (
+    CHIPS,
     CODES,
     MOST_LEVELS,
     NOT_NEGATIVE,
@@ -28,6 +29,7 @@ from experiments.running.training_loop import (
 )
 
 __all__ = [
+    "CHIPS",
     "CODES",
     "Convert",
     "FineTune",

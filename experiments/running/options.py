@@ -229,6 +229,16 @@ CODES = {
 }
 
 
+# The chips by their names for --chip.
+CHIPS = {
+    "speck": snnjax.chips.speck,
+    "xylo": snnjax.chips.xylo,
+    "loihi2": snnjax.chips.loihi2,
+    "akida1": snnjax.chips.akida1,
+    "spinnaker2": snnjax.chips.spinnaker2,
+}
+
+
 @dataclass(frozen=True)
 class Conversion(Work):
     """Options of every conversion."""
@@ -310,11 +320,22 @@ class Convert(Conversion):
     seeds: tuple[int, ...] = (0, 1)
     # Adam steps per site of weight calibration in "advanced" (the paper: 5000).
     iterations: int = 50
+    # Bits of the weights of the saved SNN in whole numbers; each has its own row, e.g.
+    # 8 4. By default, or without --chip, it is not rounded.
+    weight_bits: tuple[int, ...] | None = None
+    # Bits of a membrane potential in whole numbers; by default 16, or the chip's.
+    state_bits: int | None = None
+    # Scales of whole numbers, each with its own rows: channel, layer, power_of_two. By
+    # default channel, or the chip's.
+    scales: tuple[str, ...] | None = None
+    # A chip, of experiments.running.CHIPS, that reports what it can run of the SNN.
+    chip: str | None = None
     # Evaluate this spiking network (the --out folder of a conversion) and stop.
     restore: str | None = None
 
     def __post_init__(self):
-        check_several(self, "steps recipes seeds codes waits")
+        check_several(self, "steps recipes seeds codes waits weight_bits scales")
+        self._check_integers()
         check_range(self, "codes", one_of(*CODES))
         super().__post_init__()
         check_range(self, "iterations")
@@ -341,6 +362,20 @@ class Convert(Conversion):
                 f"{', '.join(other_options)}; allowed beside it: --data_dir, "
                 "--test_images, --mesh"
             )
+
+    def _check_integers(self) -> None:
+        """Raise for options of whole numbers that name none."""
+        check_range(self, "chip", one_of(*CHIPS))
+        check_range(self, "scales", one_of("channel", "layer", "power_of_two"))
+        check_range(self, "weight_bits", Rule("1 to 16", lambda bits: 1 <= bits <= 16))
+        check_range(self, "state_bits", Rule("4 to 30", lambda bits: 4 <= bits <= 30))
+        if self.weight_bits is None and self.chip is None:
+            for name in ("state_bits", "scales"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"--{name} is of an SNN in whole numbers; give --weight_bits, "
+                        "e.g. 8, or --chip too"
+                    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""The SNN of a conversion in whole numbers: accuracy, memory, and a chip's report.
+
+Called by ``python -m experiments.convert --weight_bits 8 4 --chip speck``. All test
+images run through `snnjax.integers`, which computes what a chip computes and counts
+overflows.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import snnjax
+from experiments.conversions import Experiment
+from experiments.report import Table, html_table, markdown_table, network_name
+from experiments.running import CHIPS, devices, write
+from snnjax._text import columns
+
+HEAD = (
+    "numbers",
+    "scale",
+    "accuracy %",
+    "weights KiB",
+    "potentials KiB",
+    "bits of potentials used",
+    "overflows",
+    "s",
+)
+
+
+class Row(NamedTuple):
+    """What a network of whole numbers does on the test images.
+
+    Attributes:
+        bits: of a weight; 32: floats.
+        scale: of `snnjax.quantize`; None: of floats.
+        accuracy: 0..1.
+        memory: in bytes.
+        used_bits: of a potential, by the largest that occurred.
+        overflows: of potentials, on all test images.
+        seconds: of the quantization.
+    """
+
+    bits: int
+    scale: str | None
+    accuracy: float
+    memory: snnjax.integers.Memory
+    used_bits: int | None = None
+    overflows: int | None = None
+    seconds: float | None = None
+
+
+class Integers(NamedTuple):
+    """All rows, and the report of a chip on the last one.
+
+    Attributes:
+        rows: floats first.
+        report: None without a chip.
+    """
+
+    rows: Sequence[Row]
+    report: snnjax.chips.Report | None
+
+
+def in_whole_numbers(
+    task: Experiment, snn: snnjax.SNN, calibration: jax.Array, accuracy: float
+) -> Integers:
+    """Quantize and run an SNN with all bits of the options.
+
+    Args:
+        task: network, test images and options.
+        snn: the spiking network.
+        calibration: images to fit scales, weights and biases with.
+        accuracy: of the SNN on the test images.
+
+    Raises:
+        snnjax.ConversionError: the SNN is no network of layers, or the chip does not
+            run it.
+    """
+    config, (images, labels) = task.config, task.test
+    layers = snnjax.layers.of(task.fn, snn, calibration)
+    chip = None if config.chip is None else CHIPS[config.chip]()
+    rows = [Row(32, None, accuracy, snnjax.integers.memory(layers))]
+    integers = layers
+    for bits in config.weight_bits or (None,):
+        for scale in config.scales or (None,):
+            start = time.perf_counter()
+            integers = snnjax.quantize(
+                layers,
+                calibration,
+                weight_bits=bits,
+                state_bits=config.state_bits,
+                scale=scale,
+                chip=chip,
+            )
+            seconds = time.perf_counter() - start
+            rows.append(_tested(integers, scale, images, labels, seconds))
+    report = None if chip is None else snnjax.chips.report(integers, chip)
+    return Integers(rows, report)
+
+
+def _tested(
+    layers: snnjax.layers.Layers,
+    scale: str | None,
+    images: Any,
+    labels: np.ndarray,
+    seconds: float,
+) -> Row:
+    counts = devices.total(functools.partial(_count, layers), images, labels, None)
+    hits, overflows, *_ = counts.tolist()
+    lowest, highest = _extremes(layers, images[:100])
+    arithmetic = layers.arithmetic
+    assert arithmetic is not None
+    return Row(
+        arithmetic.weight_bits,
+        scale or "chip",
+        hits / len(labels),
+        snnjax.integers.memory(layers),
+        1 + int(max(-lowest, highest + 1) - 1).bit_length(),
+        overflows,
+        seconds,
+    )
+
+
+def _count(layers: snnjax.layers.Layers, x: jax.Array, labels: jax.Array) -> np.ndarray:
+    """Right answers, and overflows; the copies that fill a batch count as well."""
+    trace = snnjax.integers.outputs(layers, x)
+    answers = trace.outputs.mean(0).argmax(-1)
+    overflows = sum(trace.overflows.values(), jnp.zeros((), jnp.int32))
+    return np.array([int((answers == labels).sum()), int(overflows)])
+
+
+def _extremes(layers: snnjax.layers.Layers, x: jax.Array) -> tuple[int, int]:
+    extremes = snnjax.integers.outputs(layers, x).extremes.values()
+    lowest, highest = zip(*extremes, strict=True)
+    return int(min(lowest)), int(max(highest))
+
+
+def table(integers: Integers) -> Table:
+    """The rows as text."""
+    return HEAD, [_cells(row) for row in integers.rows]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def text(value: Any, form: str = "") -> str:
+        return "" if value is None else format(value, form)
+
+    return (
+        "float32" if row.bits == 32 else f"{row.bits} bits",
+        row.scale or "",
+        f"{100 * row.accuracy:.1f}",
+        f"{row.memory.weights / 1024:.1f}",
+        f"{row.memory.potentials / 1024:.1f}",
+        text(row.used_bits),
+        text(row.overflows),
+        text(row.seconds, ".1f"),
+    )
+
+
+def as_html(integers: Integers) -> str:
+    """The table and the report for a page."""
+    text = html_table(*table(integers))
+    if integers.report is not None:
+        text += f"<pre>{escape(str(integers.report))}</pre>"
+    return text
+
+
+def printed(integers: Integers) -> str:
+    """The table for a terminal, and the report."""
+    head, rows = table(integers)
+    text = columns([head, *rows])
+    return text if integers.report is None else f"{text}\n\n{integers.report}"
+
+
+def write_integers(out: Path, integers: Integers, facts: dict) -> None:
+    """``integers.json`` and ``integers.md`` in a folder."""
+    name = network_name(facts["source"])
+    rows = [row._asdict() | {"memory": row.memory._asdict()} for row in integers.rows]
+    plain = {key: facts[key] for key in ("command", "versions", "source")}
+    data = {**plain, "network": name, "rows": rows}
+    write(out / "integers.json", json.dumps(data, indent=1) + "\n")
+    text = markdown_table(*table(integers))
+    if integers.report is not None:
+        text += f"\n```text\n{integers.report}\n```\n"
+    write(out / "integers.md", text)
