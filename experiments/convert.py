@@ -8,6 +8,7 @@ interrupted run again to resume it.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -188,7 +189,10 @@ def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
     images = calibration_images(config, setup.task.data, config.seeds[0])
     integers = None
     if config.weight_bits or config.chip:
-        integers = in_whole_numbers(setup.task, snn, images, best.accuracies[0][-1])
+        try:
+            integers = in_whole_numbers(setup.task, snn, images, best.accuracies[0][-1])
+        except ValueError as reason:  # the conversion itself is worth its files
+            print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     file = write_files(setup, facts, results, snn, images, integers)
     out, page = config.out, setup.page
     print(

@@ -53,6 +53,8 @@ def converted(tmp_path_factory):
         test_images=100,
         out=str(folder / "out"),
         report=str(folder / "pages" / "report.html"),
+        weight_bits=(8, 2),
+        chip="spinnaker2",
     )
     return config, convert.run(config, data=data), data
 
@@ -93,6 +95,23 @@ def test_all_files_are_written(converted):
     assert found["chosen_on"].startswith("100 training images that no calibration")
     assert load_snn(config.out).card["chosen_on"] == found["chosen_on"]
     assert found["results"][0]["choice_hits"] == results[0].choice_hits
+
+
+def test_the_saved_snn_is_tested_in_whole_numbers(converted):
+    config, results, _ = converted
+    data = json.loads((Path(config.out) / "integers.json").read_text())
+    floats, eight, two = data["rows"]
+    assert floats["accuracy"] == choice(results).accuracies[0][-1]
+    assert abs(eight["accuracy"] - floats["accuracy"]) <= 0.03
+    assert two["accuracy"] <= eight["accuracy"]
+    assert floats["memory"]["weights"] == 4 * eight["memory"]["weights"]
+    assert (eight["overflows"], eight["scale"]) == (0, "chip")
+    assert 2 < eight["used_bits"] <= 16
+    table = (Path(config.out) / "integers.md").read_text()
+    assert "| 2 bits | chip |" in table and "SpiNNaker 2: " in table
+    report_of_chip = table.split("```text\n")[1].split("\n")[0]
+    page = Path(config.report).read_text()
+    assert f"<pre>{report_of_chip}" in page and "<td>2 bits</td>" in page
 
 
 def test_the_checkpoint_restores_without_the_ann(converted):
