@@ -160,7 +160,7 @@ def test_a_chip_and_every_execution_send_the_same_spikes(name, code):
     for output, total, result in zip(
         integers.outputs, sums.values(), results.values(), strict=True
     ):
-        worth = np.asarray(output.unit).ravel() * snnjax.integers.exact.unit(integers)
+        worth = np.asarray(output.unit).ravel() * snnjax.integers.timing.unit(integers)
         total = np.moveaxis(total, 1, -1) * worth
         np.testing.assert_allclose(np.asarray(result).sum(0), total, 1e-5, 1e-5)
     fn, snn = snnjax.layers.function(integers)

@@ -10,7 +10,6 @@ register holds v / m_n, so with a radix code it is shifted as the weights fall, 
 computed in float32 where that is exact, below 2^24, because it is several times faster.
 """
 
-import dataclasses
 import functools
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -19,7 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.codes import Code
+from snnjax.integers.timing import (
+    Timing,
+    bias_unit,
+    code_of,
+    multiples,
+    timing,
+    unit,
+)
 from snnjax.layers.function import channels_last, map_output, map_params
 from snnjax.layers.values import (
     Arithmetic,
@@ -59,104 +65,6 @@ class Trace(NamedTuple):
     extremes: dict[str, tuple[jax.Array, jax.Array]]
     overflows: dict[str, jax.Array]
     clipped: jax.Array
-
-
-class Timing(NamedTuple):
-    """What a code does at each of the T + wait steps of a population, [T + wait].
-
-    Attributes:
-        inputs: units of the constant x that arrive.
-        biases: units of a bias, see `bias_unit`, that arrive.
-        arriving: m_n, units of a spike that arrives; that of step T after the last one.
-        firing: m_t of the spike that is sent; 0 before the first one.
-        is_last: whether it is the last spike.
-    """
-
-    inputs: np.ndarray
-    biases: np.ndarray
-    arriving: np.ndarray
-    firing: np.ndarray
-    is_last: np.ndarray
-
-
-def multiples(code: Code, steps: int) -> np.ndarray:
-    """m_1 .. m_T: the weights of a code in units of the last one, whole numbers.
-
-    Raises:
-        ValueError: they are no whole numbers, or a constant is no multiple of the unit.
-
-    >>> import snnjax
-    >>> print(multiples(snnjax.codes.radix(), 4))
-    [8 4 2 1]
-    """
-    weights = np.asarray(code.weights(steps)) / code.finest(steps)
-    constant = 1.0 if code.clock_runs else 1 / code.finest(steps)
-    numbers = np.array([*weights, constant])
-    if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
-        raise ValueError(
-            f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
-            "multiples of the last one, which divides 1, as those of "
-            "snnjax.codes.radix(base=2) and snnjax.codes.rate()"
-        )
-    return np.rint(weights).astype(np.int64)
-
-
-def unit(layers: Layers) -> float:
-    """T w_T: what one unit of a potential stands for; 1 with rate coding."""
-    assert layers.steps is not None
-    return float(layers.code.sizes(layers.steps)[-1])
-
-
-def bias_unit(layers: Layers) -> float:
-    """What one unit of a bias stands for: w_T, since it arrives once; or 1."""
-    assert layers.steps is not None
-    return 1.0 if layers.code.clock_runs else layers.code.finest(layers.steps)
-
-
-def check_state(layers: Layers) -> None:
-    """Raise if int32 does not hold the potentials at these bits."""
-    bits, most = _arithmetic(layers).state_bits, _most_state_bits(layers)
-    if bits > most:
-        raise ValueError(
-            f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
-            f"{layers.steps} steps, since potentials are simulated in 32 bits"
-        )
-
-
-def widest(layers: Layers) -> Layers:
-    """The layers with the most bits of a potential that int32 can simulate."""
-    bits = _most_state_bits(layers)
-    arithmetic = dataclasses.replace(_arithmetic(layers), state_bits=bits)
-    return dataclasses.replace(layers, arithmetic=arithmetic)
-
-
-def _most_state_bits(layers: Layers) -> int:
-    """Such that 4 m_1 potentials fit into 32 bits, as sums in `_fire` need."""
-    assert layers.steps is not None
-    first = int(multiples(layers.code, layers.steps)[0])
-    return 30 - (first - 1).bit_length()
-
-
-def _arithmetic(layers: Layers) -> Arithmetic:
-    assert layers.arithmetic is not None
-    return layers.arithmetic
-
-
-def timing(code: Code, steps: int, wait: int) -> Timing:
-    """What happens at each step of a population, see `Timing`."""
-    m = multiples(code, steps)
-    inputs, biases = np.zeros((2, steps + wait), np.int64)
-    if code.clock_runs:
-        inputs[:steps], biases[:steps] = 1, 1
-    else:
-        inputs[0], biases[0] = round(1 / code.finest(steps)), 1
-    return Timing(
-        inputs,
-        biases,
-        np.concatenate([m, np.full(wait, m[-1])]),
-        np.concatenate([np.zeros(wait, np.int64), m]),
-        np.arange(steps + wait) == steps + wait - 1,
-    )
 
 
 def run(layers: Layers, x: Any) -> Trace:
@@ -269,8 +177,7 @@ def largest_values(layers: Layers) -> dict[str, int]:
 
 def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
     """Raise if a current could leave 32 bits."""
-    assert layers.steps is not None
-    times = timing(layers.code, layers.steps, 0)
+    times = timing(*code_of(layers))
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
     if largest[name] * worth >= 2**30:
@@ -286,14 +193,13 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     match node:
         case Input(unit=unit_of_x):
-            arrays["unit"] = np.float32(unit_of_x)
+            arrays["unit"] = np.asarray(unit_of_x, np.float32)
         case Population():
-            assert layers.steps is not None
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / unit(layers)
             z = Fraction(without_surrogate(node.model).dead_zone)
             z = z.limit_denominator(1000)
-            m = multiples(layers.code, layers.steps)
+            m = multiples(*code_of(layers)[:2])
             m = m.reshape(-1, *[1] * threshold.ndim)
             # The least whole number that is not below 2 z m_t V.
             bars = -(-2 * z.numerator * m * threshold // z.denominator)
@@ -306,7 +212,8 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
         bias = node.bias / bias_unit(layers)
         arrays["bias"] = _int32(channels_last(bias))
     if isinstance(node, Output):
-        arrays["unit"] = np.float32(channels_last(node.unit))
+        assert node.unit is not None
+        arrays["unit"] = np.asarray(channels_last(node.unit), np.float32)
     return arrays
 
 
@@ -321,7 +228,7 @@ def _run(
     structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
 ) -> Trace:
     layers = jax.tree.unflatten(structure, [None] * structure.num_leaves)
-    times = timing(layers.code, layers.steps, layers.wait or 0)
+    times = timing(*code_of(layers))
     streams: dict[str, Stream] = {}
     results: dict[str, jax.Array] = {}
     fired: dict[str, Fired] = {}
@@ -398,7 +305,10 @@ def received(stream: Stream, bias: Any, times: Timing, steps: int) -> jax.Array:
     """What arrives at each of the T steps, in units: [T, B, ...]."""
 
     constant, spikes = stream
-    example = spikes[0] if constant is None else constant
+    example = constant
+    if spikes is not None:
+        example = spikes[0]
+    assert example is not None
 
     def along(numbers: np.ndarray, array: jax.Array) -> jax.Array:
         shape = (steps, *[1] * example.ndim)
@@ -435,14 +345,14 @@ class Fired(NamedTuple):
 
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents in units, without bias."""
-    neuron, wait = without_surrogate(node.model), layers.wait or 0
+    neuron, code = without_surrogate(node.model), code_of(layers)
     p = {name: jnp.asarray(a) for name, a in _arrays(node, layers).items()}
-    return _fire_jitted(neuron, layers.code, wait, layers.arithmetic, p, currents)
+    return _fire_jitted(neuron, *code, layers.arithmetic, p, currents)
 
 
-@functools.partial(jax.jit, static_argnums=range(4))
-def _fire_jitted(neuron, code, wait, arithmetic, p, currents) -> Fired:
-    times = timing(code, len(currents), wait)
+@functools.partial(jax.jit, static_argnums=range(5))
+def _fire_jitted(neuron, code, steps, wait, arithmetic, p, currents) -> Fired:
+    times = timing(code, steps, wait)
     arrivals = times.biases[: len(currents)].reshape(-1, *[1] * (currents.ndim - 1))
     biases = jnp.asarray(arrivals, jnp.int32) * p["bias"]
     return _fire(neuron, p, currents + biases, times, arithmetic)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.codes import Code
 from snnjax.integers import exact, rounding
+from snnjax.integers.timing import Timing, bias_unit, code_of, timing, unit, widest
 from snnjax.layers.function import channels_last, map_params
 from snnjax.layers.sums import compact
 from snnjax.layers.values import (
@@ -109,7 +109,7 @@ def read(
     thresholds = _per_row(v_th, node.shape)
     currents, moments = _read(
         _structures([c.weights for c in connections]),
-        *_code(layers),
+        *code_of(layers),
         [_params(c.weights) for c in connections],
         [c.floats for c in connections],
         [c.whole for c in connections],
@@ -143,7 +143,7 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         ]
         weighted = _weighted(
             _structures(maps),
-            *_code(layers),
+            *code_of(layers),
             [_params(m) for m in maps],
             [c.whole for c in connections],
         )
@@ -151,7 +151,7 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         if isinstance(whole, Output):
             return Fit(whole, maps, None)
         # Wide registers say how far potentials would go.
-        fired = exact.fire(whole, exact.widest(layers), weighted)
+        fired = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in fired.extremes)
         peaks = np.maximum(-lowest, highest + 1)
         peaks = peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
@@ -189,18 +189,18 @@ def _charged(
     """
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
-    times = exact.timing(*_code(layers))
+    times = timing(*code_of(layers))
     arrivals = times.biases.sum()
     missing = factor * _mean(reading.currents) - _mean(weighted)
-    own = channels_last(node.bias) / exact.bias_unit(layers)
+    own = channels_last(node.bias) / bias_unit(layers)
     total = factor * own * arrivals + missing
     bias = np.rint(total / arrivals)
-    own_bias = _channels_first(bias * exact.bias_unit(layers), node.shape)
+    own_bias = _channels_first(bias * bias_unit(layers), node.shape)
     if isinstance(node, Output):
-        unit = _channels_first(1 / factor, node.shape)
-        return dataclasses.replace(node, bias=own_bias, unit=unit)
-    start = factor * channels_last(node.initial_potential) / exact.unit(layers)
-    start = np.rint(start + total - arrivals * bias) * exact.unit(layers)
+        worth = _channels_first(1 / factor, node.shape)
+        return dataclasses.replace(node, bias=own_bias, unit=worth)
+    start = factor * channels_last(node.initial_potential) / unit(layers)
+    start = np.rint(start + total - arrivals * bias) * unit(layers)
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
         node,
@@ -217,7 +217,7 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     numbers = (node.threshold, node.initial_potential, node.bias)
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model = without_surrogate(node.model)
-    levels = _levels(model, *_code(layers), *arrays, reading.currents)
+    levels = _levels(model, *code_of(layers), *arrays, reading.currents)
     return exact.Stream(None, levels)
 
 
@@ -238,11 +238,6 @@ def _check_thresholds(reading: Reading, bits: int) -> None:
 # ------------------------------------------------------- programs, one for each shape
 
 
-def _code(layers: Layers) -> tuple[Code, int, int]:
-    assert layers.steps is not None
-    return layers.code, layers.steps, layers.wait or 0
-
-
 def _structures(nodes: Sequence[Any]) -> tuple[Any, ...]:
     """Nodes without names and arrays: equal ones share a program."""
     nameless = (dataclasses.replace(node, name="", sources=()) for node in nodes)
@@ -261,7 +256,7 @@ def _mapped(structure: Any, stream: exact.Stream) -> exact.Stream:
 @functools.partial(jax.jit, static_argnums=range(4))
 def _read(structures, code, steps, wait, params, floats, whole):
     """Currents of the float network, and moments of each connection."""
-    times = exact.timing(code, steps, wait)
+    times = timing(code, steps, wait)
     moments = []
     for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
         node, kernel = _node(structure), p["weight"].shape[:2]
@@ -273,16 +268,16 @@ def _read(structures, code, steps, wait, params, floats, whole):
 @functools.partial(jax.jit, static_argnums=range(4))
 def _weighted(structures, code, steps, wait, params, streams):
     """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...]."""
-    times = exact.timing(code, steps, wait)
+    times = timing(code, steps, wait)
     return _received(structures, params, streams, times, steps)
 
 
 @functools.partial(jax.jit, static_argnums=range(4))
 def _levels(model, code, steps, wait, threshold, start, bias, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
-    unit = code.sizes(steps)[-1]
     params = NeuronParams(threshold, bias, start)
-    spikes = unroll(model, params, currents * unit, wait=wait, code=code)
+    currents = currents * code.sizes(steps)[-1]
+    spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
     return jnp.round(spikes / (sizes * threshold))
 
@@ -311,7 +306,7 @@ def _received(structures, params, streams, times, steps) -> jax.Array:
     return exact.received(exact.total(arriving), zero, times, steps)
 
 
-def _decoded(stream: exact.Stream, times: exact.Timing) -> jax.Array:
+def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:
     """What all steps of a stream add up to, in units: float [N, ...]."""
     parts = []
     if stream.constant is not None:

@@ -24,17 +24,20 @@ from snnjax.chips.report import report
 from snnjax.integers import exact, fitting, rounding
 from snnjax.integers.connections import with_own_maps
 from snnjax.integers.fitting import Pair
+from snnjax.integers.timing import check_state
 from snnjax.layers.values import (
     Affine,
     Arithmetic,
     Convolution,
     Dense,
+    Flatten,
     Input,
     Layers,
     Node,
     Output,
     Population,
     Scale,
+    SumPool,
 )
 
 
@@ -114,7 +117,7 @@ def quantize(
     bits = matching(bits, receivers, "weight_bits")
     arithmetic = Arithmetic(max(bits.values()), input_bits, state_bits, overflow)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
-    exact.check_state(layers)
+    check_state(layers)
     nodes = _rounded(layers, jnp.asarray(images, jnp.float32), bits, scale)
     integers = dataclasses.replace(layers, nodes=tuple(nodes))
     if chip is not None:
@@ -155,7 +158,7 @@ def _rounded(
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
                 yield from fit.maps
                 node = fit.node
-            case _:
+            case SumPool() | Flatten():
                 pairs[node.name] = Pair(
                     *(fitting.pooled(node, s) for s in arriving(node))
                 )
