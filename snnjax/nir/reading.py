@@ -99,14 +99,9 @@ def to_layers(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
         ValueError, ImportError: as `from_nir`.
 
     >>> import nir, numpy as np
-    >>> graph = nir.NIRGraph.from_list(
-    ...     nir.Input({"input": np.array([2])}),
-    ...     nir.Linear(np.array([[3.0, 1.0]])),
-    ...     nir.IF(r=np.ones(1), v_threshold=np.array([2.0])))
-    >>> print(to_layers(graph))
-    receiver  shape  fan-in  weights  threshold  bias  reads
-    if        1      2       2        2 [1]      0     input > dense
-    output    1      1       0        -          0     if
+    >>> neurons = nir.IF(r=np.ones(2), v_threshold=np.ones(2))
+    >>> to_layers(nir.NIRGraph.from_list(nir.Linear(np.eye(2)), neurons))
+    Layers(4 weights, 1 populations: if)
     """
     nir = import_nir()
     _check_nodes(nir, graph)
@@ -145,28 +140,30 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
 
 def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
     """The layers with the arithmetic and the units of the graph's metadata."""
-    metadata, nodes = graph.metadata, []
+    metadata, nodes = graph.metadata, {node.name: node for node in layers.nodes}
     bits = ("weight_bits", "input_bits", "state_bits")
     try:
-        overflow = _text(metadata["overflow"])
-        check_choice("overflow", overflow, ("saturate", "wrap"))
-        check_choice("code", _text(metadata["code"]), ("rate",))
         for name in ("steps", *bits):
             check_count(name, metadata[name])
-        for node in layers.nodes:
+        check_choice("overflow", _text(metadata["overflow"]), ("saturate", "wrap"))
+        check_choice("code", _text(metadata["code"]), ("rate",))
+        for name, node in nodes.items():
             if isinstance(node, Input | Output):
-                unit = compact(graph.nodes[node.name].metadata["unit"])
-                node = dataclasses.replace(node, unit=unit)
-            nodes.append(node)
+                unit = compact(graph.nodes[name].metadata["unit"])
+                nodes[name] = dataclasses.replace(node, unit=unit)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the graph's metadata of whole numbers is not valid: {error}. Needed: "
-            'steps, code "rate", weight_bits, input_bits, state_bits, overflow, and a '
-            "unit of the input and of each output. Without weight_bits the numbers are "
-            "read as floats"
+            f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
+            "and each output. Without weight_bits the numbers are read as floats"
         ) from None
-    arithmetic = Arithmetic(**{b: int(metadata[b]) for b in bits}, overflow=overflow)
-    layers = dataclasses.replace(layers, nodes=tuple(nodes), arithmetic=arithmetic)
+    arithmetic = Arithmetic(
+        **{name: int(metadata[name]) for name in bits},
+        overflow=_text(metadata["overflow"]),
+    )
+    layers = dataclasses.replace(
+        layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
+    )
     return with_own_maps(layers)
 
 

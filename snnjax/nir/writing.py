@@ -137,19 +137,15 @@ def from_layers(
 
     A reader that ignores all metadata has the spikes of `snnjax.integers.run` if plain
     NIR expresses the neurons, see `to_nir`, and no potential leaves its bits.
+    `to_layers` reads the graph again.
 
     Args:
         layers: from `snnjax.layers.of` or `snnjax.quantize`.
         extended, dt: see `to_nir`, which writes ``snnjax.layers.of(fn, snn, x)``.
 
-    Returns:
-        A ``nir.NIRGraph``. `to_layers` reads it again.
-
     Raises:
-        snnjax.ConversionError: a bias that differs between the pixels of a channel.
-        ValueError: potentials of more than 25 bits, which float32 does not hold; and
-            what `to_nir` raises.
-        ImportError: the package ``nir`` is missing.
+        ValueError: potentials of more than 25 bits, which float32 does not hold.
+        ConversionError, ValueError, ImportError: as `to_nir`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
