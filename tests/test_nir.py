@@ -32,6 +32,7 @@ from networks import (
     together,
     weights,
 )
+from test_layers import RATE, fitted, spikes_and_outputs
 
 import snnjax
 from experiments.models import zoo as models
@@ -494,6 +495,87 @@ def test_leaky_neurons_come_back(name, reset, leak, tmp_path):
     check_same(outputs_of(net.fn, snn, net.x), graph, net.x)
 
 
+# ------------------------------------------------------------------------ whole numbers
+
+
+def whole(fn, snn, x, plain=False):
+    """Layers of small whole numbers, so that potentials often equal a threshold.
+
+    ``plain``: without the initial potentials.
+    """
+    layers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x, weight_bits=3)
+    if not plain:
+        return layers
+    zero = np.zeros(())
+    nodes = (
+        dataclasses.replace(node, initial_potential=zero)
+        if isinstance(node, snnjax.layers.Population)
+        else node
+        for node in layers.nodes
+    )
+    return dataclasses.replace(layers, nodes=tuple(nodes))
+
+
+def whole_input(layers, x):
+    """x as a reader of the graph gets it, channels first."""
+    numbers = np.rint(snnjax.integers.on_grid(layers, x) / layers.nodes[0].unit)
+    numbers = np.moveaxis(numbers, -1, 1) if numbers.ndim == 4 else numbers
+    return np.ascontiguousarray(numbers, np.float32)
+
+
+def check_sums(sums, layers, outputs):
+    """What a reader returns, [T, B, ...] for each output, times the unit of each."""
+    assert len(layers.outputs) == len(sums)
+    for node, total in zip(layers.outputs, sums, strict=True):
+        result = outputs[node.name] if isinstance(outputs, dict) else outputs
+        assert np.any(total), node.name
+        total = total * node.unit
+        total = np.moveaxis(total, 2, -1) if total.ndim == 5 else total
+        np.testing.assert_allclose(total, result, rtol=1e-5, err_msg=node.name)
+
+
+@pytest.mark.parametrize(
+    "net, neurons",
+    [
+        (FLATTENED, ((0, 1), "zero", 0)),
+        (NETWORKS["several outputs"], ((-1, 1), "subtract", 1)),
+    ],
+    ids=["plain", "extended"],
+)
+def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_path):
+    is_plain = neurons[1] == "zero"
+    integers = whole(net.fn, fitted(net, RATE, *neurons), net.x, is_plain)
+    graph = snnjax.nir.from_layers(integers, extended=not is_plain)
+    graph = through_file(graph, tmp_path)
+    for node in graph.nodes.values():
+        for array in (getattr(node, "weight", 0), getattr(node, "bias", 0)):
+            np.testing.assert_array_equal(array, np.rint(array))
+        if isinstance(node, nir.IF):
+            assert not (node.metadata and is_plain)
+            threshold = np.nextafter(node.v_threshold, np.float32(np.inf))
+            np.testing.assert_array_equal(threshold, np.rint(threshold))
+    layers = snnjax.nir.to_layers(graph)
+    assert layers.arithmetic == integers.arithmetic
+    trace, again = (snnjax.integers.run(n, net.x) for n in (integers, layers))
+    fn, snn = snnjax.from_nir(graph)
+    x = snnjax.integers.on_grid(layers, net.x)
+    sent, outputs = spikes_and_outputs(fn)(snn, x)
+    names = [node.name for node in integers.populations]
+    for spikes in (again.spikes, sent):  # names sort by execution
+        for name, other in zip(names, sorted(spikes), strict=True):
+            assert np.any(trace.spikes[name])
+            np.testing.assert_array_equal(spikes[other], trace.spikes[name])
+    for name, other in zip(names, sorted(again.potentials), strict=True):
+        np.testing.assert_array_equal(again.potentials[other], trace.potentials[name])
+    for others in (again.outputs, outputs):
+        leaves = map(jax.tree.leaves, (trace.outputs, others))
+        for a, b in zip(*leaves, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    if is_plain:
+        sums = run_graph(graph, whole_input(integers, net.x))
+        check_sums([*sums.values()], integers, trace.outputs)
+
+
 # --------------------------------------------------------------------- what is written
 
 
@@ -617,6 +699,37 @@ def spikes_and_graph(network, neuron, tmp_path, steps=12):
     return spikes, np.ascontiguousarray(x), through_file(graph, tmp_path)
 
 
+def whole_and_graph(network, neuron, tmp_path):
+    """Outputs of a chip, its layers, whole numbers channels first, and the graph."""
+    fn, params, x = network
+    channels = jax.eval_shape(fn, params, x).shape[-1]
+    params = params | weights(readout=(channels, 3))
+
+    def with_readout(p, x):
+        return fn(p, x) @ p["readout"]
+
+    snn = snnjax.init(with_readout, params, x, model=neuron)
+    snn = dataclasses.replace(snn, steps=12)
+    layers = whole(with_readout, snn, x, plain=True)
+    graph = snnjax.nir.from_layers(layers, extended=neuron.reset == "subtract")
+    trace = snnjax.integers.run(layers, x)
+    assert all(0.05 < np.mean(spikes) < 0.9 for spikes in trace.spikes.values())
+    graph = through_file(graph, tmp_path)
+    return trace.outputs, layers, whole_input(layers, x), graph
+
+
+def sinabs_steps(graph, x, steps):
+    """Outputs [T, B, N] of a graph in sinabs."""
+    import torch
+    from sinabs.nir import from_nir
+
+    module = from_nir(graph, batch_size=len(x))
+    frames = np.repeat(x, steps, axis=0)  # [batch x time, ...]
+    output = module(torch.tensor(frames))
+    output = output[0] if isinstance(output, tuple) else output
+    return output.detach().numpy().reshape(len(x), steps, -1).swapaxes(0, 1)
+
+
 def torch_steps(module, x, steps):
     """Outputs of a module that returns (spikes, state) for (x, state)."""
     import torch
@@ -643,6 +756,16 @@ def test_norse_reads_the_same_spikes(network, neuron, tmp_path):
     spikes, x, graph = spikes_and_graph(SIGNED[network], neuron, tmp_path)
     module = from_nir(graph, dt=graph.metadata["dt"])
     np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("network", SIGNED)
+def test_norse_reads_the_same_whole_numbers(network, tmp_path):
+    pytest.importorskip("norse")
+    from norse.torch.utils.import_nir import from_nir
+
+    outputs, layers, x, graph = whole_and_graph(SIGNED[network], ZERO, tmp_path)
+    check_sums([torch_steps(from_nir(graph), x, 12)], layers, outputs)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -687,16 +810,19 @@ def test_sinabs_reads_the_same_spikes_with_reset_by_subtraction(network, tmp_pat
     Here weights are positive and no potential reaches two thresholds.
     """
     pytest.importorskip("sinabs")
-    import torch
-    from sinabs.nir import from_nir
 
     spikes, x, graph = spikes_and_graph(POSITIVE[network], SUBTRACT, tmp_path)
-    module = from_nir(graph, batch_size=len(x))
-    frames = np.repeat(x, 12, axis=0)  # [batch x time, ...]
-    output = module(torch.tensor(frames))
-    output = output[0] if isinstance(output, tuple) else output
-    output = output.detach().numpy().reshape(len(x), 12, -1).swapaxes(0, 1)
-    np.testing.assert_array_equal(output, spikes)
+    np.testing.assert_array_equal(sinabs_steps(graph, x, 12), spikes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("network", POSITIVE)
+def test_sinabs_reads_the_same_whole_numbers(network, tmp_path):
+    """It fires at v >= v_threshold and subtracts v_threshold."""
+    pytest.importorskip("sinabs")
+
+    outputs, layers, x, graph = whole_and_graph(POSITIVE[network], SUBTRACT, tmp_path)
+    check_sums([sinabs_steps(graph, x, 12)], layers, outputs)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -834,7 +960,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         words = "threshold of site .*; allowed: finite and > 0"
         refused(words, changed(leaky, threshold=jnp.float32(threshold)))
     refused("leaks from 0.5 to 1.0", changed(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
-    refused("cannot express the neurons of Adaptive", adaptive)
+    refused("populations of Adaptive.* are not known", adaptive)
     refused("snn is dict; allowed: an SNN of", {})
     extended = dataclasses.replace(fitted_snn(net), steps=4, wait=2)
     refused("reset by subtraction.*potentials.*wait 2", extended)
@@ -842,6 +968,12 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
         refused("dt is", dt=dt)
         with pytest.raises(ValueError, match="dt is"):
             snnjax.from_nir(snnjax.to_nir(net.fn, hard, net.x), dt=dt)
+    with pytest.raises(ValueError, match="layers is SNN; allowed: Layers of"):
+        snnjax.nir.from_layers(hard)
+    layers = snnjax.layers.of(net.fn, hard, net.x)
+    wide = snnjax.layers.Arithmetic(8, 8, 26, "wrap")
+    with pytest.raises(ValueError, match="state_bits is 26; allowed in NIR: up to 25"):
+        snnjax.nir.from_layers(dataclasses.replace(layers, arithmetic=wide))
     scalar = Net(lambda p, x: relu(x[:, None] * p) @ p, jnp.ones(3), jnp.ones(2), 1)
     snn = snnjax.init(scalar.fn, scalar.params, scalar.x, model=HARD)
     refused("axis of features", snn, scalar)
@@ -951,7 +1083,13 @@ GRAPHS = {
     "no IF or LIF": [nir.Linear(np.eye(2))],
     "NaN in its r": [nir.IF(r=ONE * np.nan, v_threshold=ONE)],
 }
+BITS = {"weight_bits": 8, "input_bits": 8, "state_bits": 16}
+WHOLE = BITS | {"steps": 4, "overflow": "wrap", "code": "rate"}
 METADATA = {
+    "whole numbers is not valid: 'steps'. Needed": BITS,
+    "code is 'radix'; allowed: 'rate'": WHOLE | {"code": "radix"},
+    "state_bits is 0.5; allowed": WHOLE | {"state_bits": 0.5},
+    "not valid: 'unit'": WHOLE,
     "no valid steps and wait: steps is 0": {"steps": 0},
     "wait is 5; allowed": {"steps": 4, "wait": 5},
     "no valid steps and wait": {"steps": "many"},

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snnjax._checks import check_positive, check_wait
+from snnjax._checks import check_choice, check_count, check_positive, check_wait
+from snnjax.integers.connections import with_own_maps
 from snnjax.layers.function import function
+from snnjax.layers.sums import compact
 from snnjax.layers.values import (
+    Arithmetic,
     Convolution,
     Dense,
     Flatten,
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callable, SNN]:
     """Read a NIR graph, written by `to_nir` or by another tool.
 
-    A graph of `to_nir` has the same spikes as the network that it was written from.
+    A graph of `to_nir` or `from_layers` has the same spikes as the network that it was
+    written from. With whole numbers, x has to be multiples of the input's unit, see
+    `snnjax.integers.on_grid`.
 
     Args:
         graph: nodes Input, Output, Conv2d, Linear, Affine, Scale, SumPool2d,
@@ -78,6 +83,26 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
      [0. 1.]
      [1. 1.]]
     """
+    return function(to_layers(graph, dt=dt))
+
+
+def to_layers(graph: "nir.NIRGraph", *, dt: float | None = None) -> Layers:
+    """Read a NIR graph as layers, of which `from_nir` makes a function.
+
+    If the graph is one of whole numbers, `snnjax.integers.run` computes these layers
+    as a chip does.
+
+    Args:
+        graph, dt: see `from_nir`.
+
+    Raises:
+        ValueError, ImportError: as `from_nir`.
+
+    >>> import nir, numpy as np
+    >>> neurons = nir.IF(r=np.ones(2), v_threshold=np.ones(2))
+    >>> to_layers(nir.NIRGraph.from_list(nir.Linear(np.eye(2)), neurons))
+    Layers(4 weights, 1 populations: if)
+    """
     nir = import_nir()
     _check_nodes(nir, graph)
     metadata = graph.metadata or {}
@@ -94,7 +119,8 @@ def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None) -> tuple[Callabl
         for node in _read(nir, name, graph.nodes[name], float(duration)):
             nodes.append(dataclasses.replace(node, sources=names))
             names = (node.name,)
-    return function(Layers(tuple(nodes), steps=steps, wait=wait))
+    layers = Layers(tuple(nodes), steps=steps, wait=wait)
+    return _of_whole_numbers(layers, graph) if "weight_bits" in metadata else layers
 
 
 def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -110,6 +136,35 @@ def _steps_and_wait(metadata: dict[str, Any]) -> tuple[int | None, int | None]:
             "there; the SNN then runs with any steps"
         ) from None
     return steps, wait
+
+
+def _of_whole_numbers(layers: Layers, graph: "nir.NIRGraph") -> Layers:
+    """The layers with the arithmetic and the units of the graph's metadata."""
+    metadata, nodes = graph.metadata, {node.name: node for node in layers.nodes}
+    bits = ("weight_bits", "input_bits", "state_bits")
+    try:
+        for name in ("steps", *bits):
+            check_count(name, metadata[name])
+        check_choice("overflow", _text(metadata["overflow"]), ("saturate", "wrap"))
+        check_choice("code", _text(metadata["code"]), ("rate",))
+        for name, node in nodes.items():
+            if isinstance(node, Input | Output):
+                unit = compact(graph.nodes[name].metadata["unit"])
+                nodes[name] = dataclasses.replace(node, unit=unit)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the graph's metadata of whole numbers is not valid: {error}. Needed: "
+            f'steps, {", ".join(bits)}, overflow, code "rate", and a unit of the input '
+            "and each output. Without weight_bits the numbers are read as floats"
+        ) from None
+    arithmetic = Arithmetic(
+        **{name: int(metadata[name]) for name in bits},
+        overflow=_text(metadata["overflow"]),
+    )
+    layers = dataclasses.replace(
+        layers, nodes=tuple(nodes.values()), arithmetic=arithmetic
+    )
+    return with_own_maps(layers)
 
 
 # ------------------------------------------------------------------------ layers
@@ -285,8 +340,7 @@ def _execution_order(nir: Any, graph: Any, sources: dict[str, list[str]]) -> lis
 def _model(name: str, node: Any) -> IntegrateAndFire:
     """The model of a node; what plain NIR does not express is metadata."""
     metadata = node.metadata or {}
-    reset = metadata.get("reset", "zero")
-    reset = reset.decode() if isinstance(reset, bytes) else str(reset)
+    reset = _text(metadata.get("reset", "zero"))
     if reset == "zero" and node.v_reset is not None and np.any(node.v_reset):
         reset = f"v_reset from {np.min(node.v_reset)} to {np.max(node.v_reset)}"
     levels = tuple(np.asarray(metadata.get("levels", BINARY)).tolist())
@@ -307,6 +361,11 @@ def _above(threshold: Any) -> np.ndarray:
     exact, rounded = _numbers(threshold), np.asarray(threshold, np.float32)
     next_number = np.nextafter(rounded, np.float32(np.inf))
     return _numbers(np.where(rounded > exact, rounded, next_number))
+
+
+def _text(value: Any) -> Any:
+    """Metadata as text, which some versions of nir read as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`to_nir`: a spiking network as a graph of NIR, the format of neuromorphic tools.
+"""`to_nir`, `from_layers`: a spiking network as a graph of NIR.
 
     v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
 
@@ -6,9 +6,11 @@ is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it 
 snnjax's v <- leak v + I, if the input is (tau / dt) I / V_th and the next weights
 multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
 
-All thresholds and resistances become 1, because several readers assume that. The number
-written is the largest float32 below 1: NIR fires at v > 1, snnjax at v >= V_th.
-`snnjax.layers.of` makes the layers, this file writes them as nodes of the package nir.
+Thresholds of floats and all resistances become 1, because several readers assume that.
+Thresholds that are whole numbers stay. NIR fires at v > v_threshold, snnjax at v >= V,
+so v_threshold is the largest float32 below V. With it whole potentials give the same
+spikes in readers that fire at v >= v_threshold (V - 1 would not) and in readers that
+subtract v_threshold (V - 1/2 would not).
 Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
 """
 
@@ -29,7 +31,7 @@ from snnjax._trees import distinct
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.layers.folding import folded, is_channelwise
 from snnjax.layers.lowering import of
-from snnjax.layers.sums import NoLayer, compact, numbers, per_channel
+from snnjax.layers.sums import NoLayer, compact, per_channel
 from snnjax.layers.values import (
     Affine,
     Convolution,
@@ -44,14 +46,14 @@ from snnjax.layers.values import (
     SumPool,
     readers,
 )
-from snnjax.neurons.by_site import models_in
 from snnjax.neurons.gradients import without_surrogate
-from snnjax.neurons.models import is_plain
 from snnjax.neurons.spike_trains import BINARY
-from snnjax.snn import SNN, check_snn
+from snnjax.snn import SNN
 
 if TYPE_CHECKING:
     import nir
+
+_HEADLINE = "this network cannot be written in NIR"
 
 
 def to_nir(
@@ -116,24 +118,59 @@ def to_nir(
     >>> [type(node).__name__ for node in graph.nodes.values()]
     ['Input', 'Affine', 'LIF', 'Affine', 'Output']
     """
-    nir = import_nir()
-    check_snn(snn)
-    check_positive("dt", dt)
-    _check_models(snn)
     try:
-        layers = of(fn, snn, x)
-        nodes = _with_averages(_with_unit_thresholds(layers))
+        return from_layers(of(fn, snn, x), extended=extended, dt=dt)
     except ConversionError as error:
-        headline = "this network cannot be written in NIR"
-        raise ConversionError(error.problems, headline) from None
+        raise ConversionError(error.problems, _HEADLINE) from None
+
+
+def from_layers(
+    layers: Layers, *, extended: bool = False, dt: float = 1e-4
+) -> "nir.NIRGraph":
+    """Write layers as a NIR graph; whole numbers stay whole numbers.
+
+    A graph of whole numbers takes x / unit, rounded and clipped to its bits, and
+    returns whole sums. Multiply these by the unit of the output: it may differ between
+    classes. Both units are "unit" in the metadata of the input and of each output. The
+    graph's metadata has "weight_bits", "input_bits", "state_bits", "overflow" and
+    "code".
+
+    A reader that ignores all metadata has the spikes of `snnjax.integers.run` if plain
+    NIR expresses the neurons, see `to_nir`, and no potential leaves its bits.
+    `to_layers` reads the graph again.
+
+    Args:
+        layers: from `snnjax.layers.of` or `snnjax.quantize`.
+        extended, dt: see `to_nir`, which writes ``snnjax.layers.of(fn, snn, x)``.
+
+    Raises:
+        ValueError: potentials of more than 25 bits, which float32 does not hold.
+        ConversionError, ValueError, ImportError: as `to_nir`.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.array([[0.5, -1.0]]), "readout": jnp.ones((2, 1))}
+    >>> x = jnp.array([[1.0], [-0.5]])
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> integers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x, weight_bits=4)
+    >>> graph = from_layers(integers, extended=True)
+    >>> print(graph.nodes["n1_hidden_relu_0"].weight.ravel())
+    [ 7. -7.]
+    """
+    nir = import_nir()
+    check_positive("dt", dt)
+    _check(layers)
     if not extended:
-        _check_needs_no_metadata(snn)
+        _check_needs_no_metadata(layers)
+    nodes = _with_averages(_fed_by_weights(layers))
     names = _alphabetical(nodes)
-    metadata = {"dt": dt}
-    if snn.steps is not None:
-        metadata["steps"] = snn.steps
-    if snn.wait:
-        metadata["wait"] = snn.wait
+    metadata: dict[str, Any] = {"dt": dt}
+    if layers.steps is not None:
+        metadata["steps"] = layers.steps
+    if layers.wait:
+        metadata["wait"] = layers.wait
+    if layers.arithmetic is not None:
+        metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
     return nir.NIRGraph(
         nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
         edges=[
@@ -176,36 +213,41 @@ def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
     return dict(zip(nodes, distinct(names), strict=True))
 
 
-def _check_models(snn: SNN) -> None:
-    if not snn.code.clock_runs:
+def _check(layers: Layers) -> None:
+    """Raise if NIR has no form for these layers, not even with metadata."""
+    if not isinstance(layers, Layers):
         raise ValueError(
-            f"NIR cannot express the code {snn.code!r}: its neurons have another "
+            f"layers is {type(layers).__name__}; allowed: Layers of snnjax.layers.of "
+            "or snnjax.quantize"
+        )
+    if not layers.code.clock_runs:
+        raise ValueError(
+            f"NIR cannot express the code {layers.code!r}: its neurons have another "
             "threshold at each step, and bias and input enter once. A chip needs "
             "thresholds that it changes step by step and spikes that carry a number, "
             "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
         )
-    for model in map(without_surrogate, models_in(snn.model)):
-        if not is_plain(model):
-            raise ValueError(
-                f"NIR cannot express the neurons of {model!r}; allowed: models of "
-                "snnjax.integrate_and_fire and snnjax.lif"
-            )
+    if layers.arithmetic is not None and layers.arithmetic.state_bits > 25:
+        raise ValueError(
+            f"state_bits is {layers.arithmetic.state_bits}; allowed in NIR: up to 25, "
+            "since readers compute in float32"
+        )
 
 
-def _check_needs_no_metadata(snn: SNN) -> None:
+def _check_needs_no_metadata(layers: Layers) -> None:
     """Raise if plain NIR would describe another network."""
     extensions = []
-    for model in map(without_surrogate, models_in(snn.model)):
+    for model in (without_surrogate(p.model) for p in layers.populations):
         if model.reset == "subtract":
             extensions.append("reset by subtraction (in NIR: v <- v_reset)")
         if model.levels != BINARY:
             extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
         if model.dead_zone:
             extensions.append(f"the dead zone {model.dead_zone} (in NIR: none)")
-    if any(np.any(numbers(n.initial_potential)) for n in snn.neurons.values()):
+    if any(p.initial_potential.any() for p in layers.populations):
         extensions.append("initial potentials (in NIR: 0)")
-    if snn.wait:
-        extensions.append(f"wait {snn.wait} (in NIR: none)")
+    if layers.wait:
+        extensions.append(f"wait {layers.wait} (in NIR: none)")
     if extensions:
         raise ValueError(
             f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. "
@@ -218,33 +260,42 @@ def _check_needs_no_metadata(snn: SNN) -> None:
 # ------------------------------------------------------------------- NIR's nodes
 
 
-def _with_unit_thresholds(layers: Layers) -> dict[str, Node]:
-    """The nodes, with thresholds and biases in the weights that feed each population.
+def _fed_by_weights(layers: Layers) -> dict[str, Node]:
+    """The nodes, with biases and thresholds in the maps that feed each population.
+
+    Thresholds that are whole numbers stay where they are.
 
     Raises:
         ConversionError: a bias that differs between pixels.
     """
+    is_whole = layers.arithmetic is not None
     nodes: dict[str, Node] = {}
     count, problems = readers(layers.nodes), []
     for node in layers.nodes:
         parts = [node]
         try:
             if isinstance(node, Population | Output):
-                parts = [*_fed(node, nodes, count)]
+                parts = [*_fed(node, nodes, count, is_whole)]
         except NoLayer as reason:
             problems.append(Problem(node.name, (), *reason.args))
         nodes |= {part.name: part for part in parts}
     if problems:
-        raise ConversionError(problems)
+        raise ConversionError(problems, _HEADLINE)
     return {node.name: node for node in folded(nodes.values())}
 
 
 def _fed(
-    node: Population | Output, nodes: dict[str, Node], count: Counter[str]
+    node: Population | Output,
+    nodes: dict[str, Node],
+    count: Counter[str],
+    is_whole: bool,
 ) -> Iterator[Node]:
-    """A population with threshold 1, or an output, behind scales and a bias."""
+    """A population or an output, behind scales and a bias.
+
+    The threshold of the population becomes 1, unless it is a whole number.
+    """
     gain, bias, shape = np.ones(()), node.bias, node.shape
-    if isinstance(node, Population):
+    if isinstance(node, Population) and not is_whole:
         leak = np.zeros(()) if node.leak is None else node.leak
         leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
         gain = compact(1 / ((1 - leak) * node.threshold))
@@ -306,10 +357,10 @@ def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
 
 def _node(nir: Any, node: Node, dt: float) -> Any:
     match node:
-        case Input(shape=shape):
-            return nir.Input({"input": np.array(shape)})
-        case Output(shape=shape):
-            return nir.Output({"output": np.array(shape)})
+        case Input(shape=shape, unit=unit):
+            return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
+        case Output(shape=shape, unit=unit):
+            return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
         case Flatten(shape=shape):
             return nir.Flatten({"input": np.array(shape)}, 0, -1)
         case Dense(weight=weight, bias=bias):
@@ -331,6 +382,11 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             )
         case Population():
             return _neurons(nir, node, dt)
+
+
+def _unit(unit: np.ndarray | None) -> dict[str, Any]:
+    """The metadata of an input or output of whole numbers."""
+    return {} if unit is None else {"unit": np.atleast_1d(unit)}
 
 
 def _scale(nir: Any, node: Scale) -> Any:
@@ -365,7 +421,8 @@ def _ungrouped(node: Convolution) -> np.ndarray:
 def _neurons(nir: Any, node: Population, dt: float) -> Any:
     shape, model = node.shape, without_surrogate(node.model)
     one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-    below = np.nextafter(one, zero)  # v > below is v >= 1
+    # v > below is v >= threshold
+    below = np.nextafter(one * np.float32(node.threshold), zero)
     metadata: dict[str, Any] = {}
     if model.reset == "subtract":
         metadata["reset"] = model.reset
