@@ -21,7 +21,6 @@ import snnjax
 from experiments.conversions import Experiment
 from experiments.report import Table, html_table, markdown_table, network_name
 from experiments.running import CHIPS, devices, write
-from snnjax._text import columns
 
 HEAD = (
     "numbers",
@@ -97,7 +96,7 @@ def in_whole_numbers(
                 calibration,
                 weight_bits=bits,
                 state_bits=config.state_bits,
-                scale=scale,
+                scale=scale,  # type: ignore  # one of the three, by the options
                 chip=chip,
             )
             seconds = time.perf_counter() - start
@@ -175,7 +174,10 @@ def as_html(integers: Integers) -> str:
 def printed(integers: Integers) -> str:
     """The table for a terminal, and the report."""
     head, rows = table(integers)
-    text = columns([head, *rows])
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    text = "\n".join(
+        "  ".join(map(str.rjust, cells, widths)) for cells in (head, *rows)
+    )
     return text if integers.report is None else f"{text}\n\n{integers.report}"
 
 

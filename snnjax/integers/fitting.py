@@ -200,7 +200,8 @@ def _charged(
         worth = _channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / unit(layers)
-    start = np.rint(start + total - arrivals * bias) * unit(layers)
+    if start.any():  # otherwise a chip may have none
+        start = np.rint(start + total - arrivals * bias) * unit(layers)
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
         node,

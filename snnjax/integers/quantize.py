@@ -22,9 +22,9 @@ from snnjax.capture.check import ConversionError, Problem
 from snnjax.chips.profiles import Chip, check_chip
 from snnjax.chips.report import report
 from snnjax.integers import exact, fitting, rounding
-from snnjax.integers.connections import with_own_maps
 from snnjax.integers.fitting import Pair
 from snnjax.integers.timing import check_state
+from snnjax.layers.connections import with_own_maps
 from snnjax.layers.values import (
     Affine,
     Arithmetic,

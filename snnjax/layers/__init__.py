@@ -2,7 +2,8 @@
 
 `of` makes `Layers` of a function and its SNN (``lowering.py``). ``rules.py`` has a rule
 per primitive, ``windows.py`` convolutions and pools, ``sums.py`` the scales and biases
-on their way into weights. `function` runs them as an ordinary JAX function.
+on their way into weights, ``connections.py`` one map for each connection. `function`
+runs them as an ordinary JAX function.
 """
 
 from snnjax.layers.function import function

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snnjax._checks import check_choice, check_count, check_positive, check_wait
-from snnjax.integers.connections import with_own_maps
+from snnjax.layers.connections import with_own_maps
 from snnjax.layers.function import function
 from snnjax.layers.sums import compact
 from snnjax.layers.values import (
