@@ -194,13 +194,14 @@ def _charged(
     missing = factor * _mean(reading.currents) - _mean(weighted)
     own = channels_last(node.bias) / bias_unit(layers)
     total = factor * own * arrivals + missing
-    bias = np.rint(total / arrivals)
+    # What the float network does not have, the chip may not have either.
+    bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
     own_bias = _channels_first(bias * bias_unit(layers), node.shape)
     if isinstance(node, Output):
         worth = _channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / unit(layers)
-    if start.any():  # otherwise a chip may have none
+    if start.any():
         start = np.rint(start + total - arrivals * bias) * unit(layers)
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
