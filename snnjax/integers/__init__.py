@@ -9,5 +9,16 @@ when.
 from snnjax.integers.exact import Trace, on_grid, outputs, run
 from snnjax.integers.memory import Memory, memory
 from snnjax.integers.quantize import quantize
+from snnjax.integers.training import trainable, with_weights
 
-__all__ = ["Memory", "Trace", "memory", "on_grid", "outputs", "quantize", "run"]
+__all__ = [
+    "Memory",
+    "Trace",
+    "memory",
+    "on_grid",
+    "outputs",
+    "quantize",
+    "run",
+    "trainable",
+    "with_weights",
+]

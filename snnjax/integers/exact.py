@@ -83,7 +83,7 @@ def run(layers: Layers, x: Any) -> Trace:
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
     >>> params = {"hidden": jnp.eye(2), "readout": jnp.ones((2, 1))}
-    >>> x = jnp.array([[0.5, 0.25]])
+    >>> x = jnp.array([[0.5, 0.3]])
     >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
     >>> integers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x)
     >>> print(run(integers, x).spikes["hidden/relu"].sum(0))

@@ -19,8 +19,7 @@ import numpy as np
 
 from snnjax.integers import exact, rounding
 from snnjax.integers.timing import Timing, bias_unit, code_of, timing, unit, widest
-from snnjax.layers.function import channels_last, map_params
-from snnjax.layers.sums import compact
+from snnjax.layers.function import channels_first, channels_last, map_params
 from snnjax.layers.values import (
     Affine,
     Convolution,
@@ -196,9 +195,9 @@ def _charged(
     total = factor * own * arrivals + missing
     # What the float network does not have, the chip may not have either.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
-    own_bias = _channels_first(bias * bias_unit(layers), node.shape)
+    own_bias = channels_first(bias * bias_unit(layers), node.shape)
     if isinstance(node, Output):
-        worth = _channels_first(1 / factor, node.shape)
+        worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / unit(layers)
     if start.any():
@@ -206,8 +205,8 @@ def _charged(
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
         node,
-        threshold=_channels_first(threshold, node.shape),
-        initial_potential=_channels_first(start, node.shape),
+        threshold=channels_first(threshold, node.shape),
+        initial_potential=channels_first(start, node.shape),
         bias=own_bias,
     )
 
@@ -366,14 +365,6 @@ def _per_row(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """One number per channel or element of a vector, [O]; the mean of a channel."""
     values = np.broadcast_to(values, shape).reshape(shape[0], -1)
     return values.mean(axis=1)
-
-
-def _channels_first(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values [], [C] or [H, W, C] of a receiver of this shape, as `Layers` has them."""
-    if len(shape) == 3 and values.ndim:
-        image = np.reshape(values, (1,) * (3 - values.ndim) + values.shape)
-        values = np.moveaxis(image, -1, 0)
-    return compact(values)
 
 
 def _rows(node: Affine) -> np.ndarray:

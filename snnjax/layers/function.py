@@ -6,9 +6,10 @@ A spike carries V_j in snnjax and a whole number in the layers, so the function 
 Images are channels last here, arrays in float32.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -161,6 +162,36 @@ def map_params(node: Node) -> dict[str, np.ndarray]:
         case Scale(weight=weight):
             return {"weight": channels_last(weight)}
     return {}
+
+
+def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Layers:
+    """The layers with other weights and biases, in the order of `function`'s params."""
+    nodes = []
+    for node in layers.nodes:
+        changes = {}
+        arrays = {k: np.asarray(a, float) for k, a in params.get(node.name, {}).items()}
+        if "weight" in arrays:
+            match node:
+                case Convolution():
+                    changes["weight"] = np.transpose(arrays["weight"], (3, 2, 0, 1))
+                case Dense():
+                    changes["weight"] = np.transpose(arrays["weight"])
+                case Scale():
+                    changes["weight"] = channels_first(arrays["weight"], node.shape)
+        if "bias" in arrays:
+            is_receiver = isinstance(node, Population | Output)
+            bias = arrays["bias"]
+            changes["bias"] = channels_first(bias, node.shape) if is_receiver else bias
+        nodes.append(dataclasses.replace(node, **changes))
+    return dataclasses.replace(layers, nodes=tuple(nodes))
+
+
+def channels_first(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `channels_last` for a node of this shape."""
+    if len(shape) == 3 and values.ndim:
+        image = np.reshape(values, (1,) * (3 - values.ndim) + values.shape)
+        values = np.moveaxis(image, -1, 0)
+    return compact(values)
 
 
 def _params(node: Node) -> Params:
