@@ -147,7 +147,9 @@ def test_networks_that_a_chip_runs_whole():
     result = chips.report(network(), SPECK)  # its spikes arrive one by one
     assert result.grade == "approximately"
     assert [row.name for row in result.rows if row.findings] == ["network", "output"]
-    for options in ({}, {"wait": 1}, {"code": snnjax.codes.radix()}):  # T = 1
+    pixels = dataclasses.replace(EIGHT_BITS, input_bits=9)  # 0 to 255, and a sign
+    t_1 = ({}, {"wait": 1}, {"code": snnjax.codes.radix()}, {"arithmetic": pixels})
+    for options in t_1:
         assert chips.report(akida(**options), AKIDA).grade == "bit for bit"
     assert chips.report(network(arithmetic=None), CLOCKED).grade == "approximately"
 
@@ -226,6 +228,14 @@ CASES = [
     ({"classes": 9}, XYLO, "network", "outputs", "no", "9, at most 8"),
     ({"channels": 9}, XYLO, "network", "fan_out", "no", "81, at most 64"),
     ({"steps": 4}, AKIDA, "network", "one_step", "no", "T = 4, not 1"),
+    (
+        {"arithmetic": dataclasses.replace(EIGHT_BITS, input_bits=10)},
+        AKIDA,
+        "input",
+        "input_levels",
+        "approximately",
+        "10 bits, not whole numbers 0 to 255",
+    ),
     ({"groups": 2}, AKIDA, "first", "groups", "no", "2, not 1"),
     ({}, AKIDA, "first", "input_channels", "no", "2, not 1, 3"),
     ({}, AKIDA, "last0", "pools", "no", "of a whole image"),
