@@ -6,6 +6,7 @@ down in NumPy, from the sources that the functions name: their programs need an 
 Python or a chip.
 """
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def akida(layers: Layers, x: np.ndarray) -> Spikes:
     for node in layers.populations:
         (way,) = (c for c in layers.connections if c.receiver == node.name)
         *before, weights = way.maps
+        weights = _without_zeros(weights)
         is_first = not spikes
         bits = node.model.levels[1].bit_length()
         if is_first and isinstance(weights, Dense):
@@ -100,6 +102,15 @@ def _akida_kernel(
         images = matrix.reshape(len(matrix), *flatten.shape)
         matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
     return matrix.T[None, None]
+
+
+def _without_zeros(weights: Convolution | Dense) -> Convolution | Dense:
+    """A kernel without the zeros that layers put before it for "SAME" with a stride."""
+    kernel = weights.weight
+    while isinstance(weights, Convolution) and kernel.shape[-1] % 2 == 0:
+        assert not kernel[:, :, 0].any() and not kernel[:, :, :, 0].any()
+        kernel = kernel[:, :, 1:, 1:]
+    return dataclasses.replace(weights, weight=kernel)
 
 
 def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

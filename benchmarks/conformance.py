@@ -67,14 +67,14 @@ KERNELS = {
     "second": (3, 3, 6, 8),
     "third": (3, 3, 8, 8),
     "shortcut": (1, 1, 6, 8),
-    "dense": (200, 10),
+    "dense": (128, 10),
     "pooled": (32, 10),
     "readout": (10, 3),
 }
 IMAGES = 16
 FUNCTIONS = {  # function -> shape of an image, shapes of weights
     mlp: ((12,), WIDTHS),
-    cnn: ((9, 9, 1), KERNELS),
+    cnn: ((8, 8, 1), KERNELS),
     resnet: ((9, 9, 1), KERNELS),
 }
 
