@@ -147,7 +147,9 @@ def test_networks_that_a_chip_runs_whole():
     result = chips.report(network(), SPECK)  # its spikes arrive one by one
     assert result.grade == "approximately"
     assert [row.name for row in result.rows if row.findings] == ["network", "output"]
-    for options in ({}, {"wait": 1}, {"code": snnjax.codes.radix()}):  # T = 1
+    pixels = dataclasses.replace(EIGHT_BITS, input_bits=9)  # 0 to 255, and a sign
+    t_1 = ({}, {"wait": 1}, {"code": snnjax.codes.radix()}, {"arithmetic": pixels})
+    for options in t_1:
         assert chips.report(akida(**options), AKIDA).grade == "bit for bit"
     assert chips.report(network(arithmetic=None), CLOCKED).grade == "approximately"
 
@@ -226,6 +228,14 @@ CASES = [
     ({"classes": 9}, XYLO, "network", "outputs", "no", "9, at most 8"),
     ({"channels": 9}, XYLO, "network", "fan_out", "no", "81, at most 64"),
     ({"steps": 4}, AKIDA, "network", "one_step", "no", "T = 4, not 1"),
+    (
+        {"arithmetic": dataclasses.replace(EIGHT_BITS, input_bits=10)},
+        AKIDA,
+        "input",
+        "input_levels",
+        "approximately",
+        "10 bits, not whole numbers 0 to 255",
+    ),
     ({"groups": 2}, AKIDA, "first", "groups", "no", "2, not 1"),
     ({}, AKIDA, "first", "input_channels", "no", "2, not 1, 3"),
     ({}, AKIDA, "last0", "pools", "no", "of a whole image"),
@@ -323,8 +333,8 @@ def test_sizes_are_those_of_the_maps():
     dense = Dense("dense", ("flatten",), ones(5, 144), None)
     way = Connection("input", "last", (conv_node, pool, flatten, dense))
     one, other = geometry.kernels(way, (2, 12, 12), SPECK)
-    assert one == (2, (5, 5), (1, 1), (2, 2), (12, 12)) and one.modes == ["SAME"]
-    assert other == (4, (6, 6), (1, 1), (0, 0), (6, 6))
+    assert one == (2, (5, 5), (1, 1), (2, 2), (12, 12), ("SAME",))
+    assert other == (4, (6, 6), (1, 1), (0, 0), (6, 6), ("VALID",))
     assert geometry.kernels(way, (2, 12, 12), XYLO) == [one]
     padded = dataclasses.replace(pool, padding=(1, 1))
     way = Connection("input", "last", (padded, flatten, dense))
@@ -337,6 +347,33 @@ def test_sizes_are_those_of_the_maps():
     assert geometry.need(result, (32, 64, 64), SPECK) == Core(8 * 1024, 128 * 1024)
     plain = dataclasses.replace(SPECK, kernel_memory="plain")
     assert geometry.need(result, (32, 64, 64), plain).kernels == weight.size
+
+
+def test_same_padding_with_a_stride_is_that_of_the_function():
+    """Layers of it have kernels of 4x4 on even images; Akida computes 3x3."""
+    params = weights(first=(3, 3, 1, 4), second=(3, 3, 4, 4), last=(256, 3))
+
+    def fn(p, x):
+        x = relu(conv(relu(conv(x, p["first"])), p["second"], stride=2))
+        return x.reshape(len(x), -1) @ p["last"]
+
+    for size, kernel in ((16, 4), (15, 3)):
+        x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+        snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=1)
+        layers = snnjax.layers.of(fn, snn, x)
+        second = layers.populations[1].name
+        (way,) = (w for w in layers.connections if w.receiver == second)
+        (result,) = geometry.kernels(way, (4, size, size), SPECK)
+        assert result.size == (kernel, kernel) and result.padding == (1, 1)
+        (result,) = geometry.kernels(way, (4, size, size), AKIDA)
+        assert result.size == (3, 3) and result.modes == ("SAME",)
+        row = chips.report(layers, AKIDA)[second]
+        assert not {f.field for f in row.findings} & {"kernels", "padding_modes"}
+    # Padding (1, 1) of other tools reads other windows of an even image.
+    node = way.maps[0]
+    node = dataclasses.replace(node, size=(16, 16), padding=(1, 1))
+    (result,) = geometry.kernels(Connection("a", "b", (node,)), (4, 16, 16), AKIDA)
+    assert result.size == (3, 3) and result.modes == ()
 
 
 def test_layers_get_cores_whenever_that_is_possible():

@@ -19,21 +19,17 @@ SHARES = ("layer", "channel", "neuron")
 
 
 class Kernel(NamedTuple):
-    """A map: its input channels, reach, stride, zeros on each side, and image."""
+    """A map: its input channels, reach, stride, zeros on each side, and image.
+
+    ``modes`` are the names of its padding: "SAME", "VALID", both (1x1) or neither.
+    """
 
     channels: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     image: tuple[int, ...]
-
-    @property
-    def modes(self) -> list[str]:
-        """Names of its padding: "SAME", "VALID", both (1x1 kernels) or neither."""
-        zeros = [2 * p for p in self.padding]
-        axes = zip(self.image, self.size, self.stride, strict=True)
-        modes = ["SAME"] if zeros == [_same(*axis) for axis in axes] else []
-        return [*modes, "VALID"] if not any(zeros) else modes
+    modes: tuple[str, ...] = ("SAME", "VALID")
 
 
 def bits(*arrays: np.ndarray) -> int:
@@ -64,19 +60,15 @@ def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]
     for node in way.maps:
         image = (*shape[1:], 1, 1)[:2]
         match node:
-            case Convolution(weight=weight, stride=stride, padding=zeros, size=image):
-                taps = zip(weight.shape[2:], node.dilation, strict=True)
-                reach = tuple((k - 1) * d + 1 for k, d in taps)
-                if isinstance(zeros, str):
-                    axes = zip(image, reach, stride, strict=True)
-                    zeros = tuple(-(-_same(*axis) // 2) for axis in axes)
-                kernel_list.append(Kernel(shape[0], reach, stride, zeros, image))
-                shape = (len(weight), *_windows(image, reach, stride, zeros))
+            case Convolution():
+                kernel_list.append(_kernel(node, shape[0], chip))
+                shape = (len(node.weight), *_results(node))
             case SumPool(window=window, stride=stride, padding=zeros):
                 shape = (shape[0], *_windows(image, window, stride, zeros))
             case Dense(weight=weight):
                 if chip.dense_as_kernel:
-                    kernel_list.append(Kernel(shape[0], image, (1, 1), (0, 0), image))
+                    whole = Kernel(shape[0], image, (1, 1), (0, 0), image, ("VALID",))
+                    kernel_list.append(whole)
                 shape = (len(weight),)
             case Flatten():
                 pass  # a dense layer still reads the image
@@ -85,6 +77,56 @@ def kernels(way: Connection, shape: tuple[int, ...], chip: Chip) -> list[Kernel]
     if way.maps:
         return kernel_list
     return [Kernel(shape[0], (1, 1), (1, 1), (0, 0), (*shape[1:], 1, 1)[:2])]
+
+
+def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
+    """The kernel of a convolution; with a padding that the chip names, if it has one.
+
+    Layers pad alike on both sides, so the kernel of "SAME" with a stride may begin and
+    end with zeros (snnjax/layers/windows.py). They are cut off for such a chip.
+    """
+    reach, before = _reach(node), node.padding
+    if isinstance(before, str):
+        axes = zip(node.size, reach, node.stride, strict=True)
+        before = tuple(-(-_same(*axis) // 2) for axis in axes)
+        modes = ("SAME",) if any(before) else ("SAME", "VALID")
+        return Kernel(channels, reach, node.stride, before, node.size, modes)
+    modes = _modes(node, reach, before)
+    kernel = Kernel(channels, reach, node.stride, before, node.size, modes)
+    if not chip.padding_modes or node.dilation != (1, 1) or not node.weight.any():
+        return kernel
+    used = [np.flatnonzero(node.weight.any(axis)) for axis in ((0, 1, 3), (0, 1, 2))]
+    reach = tuple(int(taps[-1] - taps[0]) + 1 for taps in used)
+    before = tuple(p - int(taps[0]) for p, taps in zip(before, used, strict=True))
+    modes = _modes(node, reach, before)
+    if {*modes} & {*chip.padding_modes}:
+        return kernel._replace(size=reach, padding=before, modes=modes)
+    return kernel
+
+
+def _modes(
+    node: Convolution, reach: tuple[int, ...], before: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Names of the padding of a kernel with this reach and zeros before the image."""
+    axes = zip(node.size, reach, node.stride, strict=True)
+    same = [(-(-n // s), _same(n, k, s) // 2) for n, k, s in axes]
+    axes = zip(node.size, reach, node.stride, strict=True)
+    valid = [((n - k) // s + 1, 0) for n, k, s in axes]
+    own = [*zip(_results(node), before, strict=True)]
+    modes = {"SAME": same, "VALID": valid}
+    return tuple(name for name, windows in modes.items() if windows == own)
+
+
+def _reach(node: Convolution) -> tuple[int, ...]:
+    taps = zip(node.weight.shape[2:], node.dilation, strict=True)
+    return tuple((k - 1) * d + 1 for k, d in taps)
+
+
+def _results(node: Convolution) -> tuple[int, ...]:
+    """Rows and columns that a convolution computes."""
+    if isinstance(node.padding, str):
+        return tuple(-(-n // s) for n, s in zip(node.size, node.stride, strict=True))
+    return _windows(node.size, _reach(node), node.stride, node.padding)
 
 
 def fan_out(way: Connection) -> int:

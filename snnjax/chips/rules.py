@@ -295,7 +295,7 @@ def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
     remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
     if arithmetic is None or input_of(layers).unit is None:
         yield Finding("input_levels", "approximately", f"floats, not {takes}", remedy)
-    elif high is not None and 2**arithmetic.input_bits - 1 > high:
+    elif high is not None and arithmetic.largest_input > high:
         problem = f"{arithmetic.input_bits} bits, not {takes}"
         yield Finding("input_levels", "approximately", problem, remedy)
 

@@ -112,7 +112,8 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
     """Whole numbers W near the rows w, with (w - W) E[x x^T] (w - W)^T small.
 
     Columns are rounded one after the other, those with most power first; the columns
-    to come make up for the error of each.
+    to come make up for the error of each. Columns of zeros stay zeros, except with one
+    bit: a kernel that is padded on one side begins with some, which are no weights.
 
     Args:
         rows: [O, N], in units of the whole numbers.
@@ -122,10 +123,14 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
     >>> rows = np.array([[0.4, 0.4]])
     >>> print(with_feedback(rows, 8, np.array([[1.0, 0.9], [0.9, 1.0]])))
     [[0. 1.]]
+    >>> print(with_feedback(rows * [1, 0], 8, np.array([[1.0, 0.9], [0.9, 1.0]])))
+    [[0. 0.]]
     """
     damping = 0.01 * np.trace(second) / len(second) + 1e-9
-    order = np.argsort(-np.diag(second), kind="stable")
-    damped = second[np.ix_(order, order)] + damping * np.eye(len(second))
+    columns = np.flatnonzero(rows.any(axis=0) | (bits == 1))
+    order = columns[np.argsort(-np.diag(second)[columns], kind="stable")]
+    restored = np.zeros(rows.shape)
+    damped = second[np.ix_(order, order)] + damping * np.eye(len(order))
     # The upper Cholesky factor of the inverse has the feedback of each column.
     feedback = np.linalg.cholesky(np.linalg.inv(damped)).T
     rows = np.array(rows[:, order], np.float64)
@@ -140,6 +145,5 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
             rest = slice(column + 1, block.stop)
             rows[:, rest] -= errors[:, i : i + 1] * feedback[column, rest]
         rows[:, block.stop :] -= errors @ feedback[block, block.stop :]
-    restored = np.empty_like(whole)
     restored[:, order] = whole
     return restored

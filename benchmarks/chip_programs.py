@@ -1,0 +1,420 @@
+"""Programs for chips that are not ours, run on networks of whole numbers.
+
+Each is one function, (layers, x) -> {population: levels [T, B, ...], channels last}.
+The simulator of Akida and sinabs are packages. The rules of Loihi and Speck are written
+down in NumPy, from the sources that the functions name: their programs need an older
+Python or a chip.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from snnjax.layers import (
+    Convolution,
+    Dense,
+    Flatten,
+    Layers,
+    Population,
+    SumPool,
+)
+
+Spikes = dict[str, np.ndarray]
+
+
+# ---------------------------------------------------------------------------- Akida
+
+
+def akida(layers: Layers, x: np.ndarray) -> Spikes:
+    """The software simulator of Akida 1.0, for T = 1, levels (0, 2^b - 1) and a chain.
+
+    y = clip(ceil((sum w x - theta) / (Delta 2^(4 - b))), 0, 2^b - 1)
+    theta = V - b_j - v(0) - 1,  Delta = V 2^(b - 4)
+    """
+    import akida as program
+
+    model = program.Model()
+    images = x if x.ndim == 4 else x[:, None, None]
+    spikes: Spikes = {}
+    for node in layers.populations:
+        (way,) = (c for c in layers.connections if c.receiver == node.name)
+        *before, weights = way.maps
+        weights = _without_zeros(weights)
+        is_first = not spikes
+        bits = node.model.levels[1].bit_length()
+        if is_first and isinstance(weights, Dense):
+            model.add(program.InputData(images.shape[1:], 4))
+        model.add(_akida_layer(program, weights, images.shape[1:], bits, is_first))
+        kernel = _akida_kernel(weights, before, is_first)
+        threshold, start, bias = (
+            _per_channel(a, node.shape)
+            for a in (node.threshold, node.initial_potential, node.bias)
+        )
+        layer = model.layers[-1]
+        layer.set_variable("weights", np.ascontiguousarray(kernel, np.int8))
+        layer.set_variable("threshold", np.int32(threshold - bias - start - 1))
+        layer.set_variable("act_step", np.float32(threshold * 2.0 ** (bits - 4)))
+        levels = model.forward(images.astype(np.uint8))
+        spikes[node.name] = levels.reshape(1, len(x), *_channels_last(node.shape))
+    return spikes
+
+
+def _akida_layer(
+    program: ModuleType,
+    weights: Convolution | Dense,
+    image: tuple[int, ...],
+    bits: int,
+    is_first: bool,
+) -> Any:
+    """A layer of Akida, without its numbers."""
+    filters = len(weights.weight)
+    if isinstance(weights, Dense):
+        return program.FullyConnected(filters, weights_bits=4, act_bits=bits)
+    size, options = weights.weight.shape[2:], {"act_bits": bits}
+    options["kernel_stride"] = weights.stride
+    if is_first:
+        layer = program.InputConvolutional
+        return layer(image, size, filters, weights_bits=8, **options)
+    return program.Convolutional(size, filters, weights_bits=4, **options)
+
+
+def _akida_kernel(
+    weights: Convolution | Dense, before: list[Any], is_first: bool
+) -> np.ndarray:
+    """Weights as Akida stores them, found by trying.
+
+    Kernels are [rows, columns, I, O], and mirrored except in the first layer. A dense
+    layer reads images in the order channels, columns, rows.
+    """
+    if isinstance(weights, Convolution):
+        kernel = weights.weight.transpose(2, 3, 1, 0)
+        return kernel if is_first else kernel[::-1, ::-1]
+    matrix = weights.weight
+    if before:
+        (flatten,) = before
+        assert isinstance(flatten, Flatten)
+        images = matrix.reshape(len(matrix), *flatten.shape)
+        matrix = images.transpose(0, 1, 3, 2).reshape(len(matrix), -1)
+    return matrix.T[None, None]
+
+
+def _without_zeros(weights: Convolution | Dense) -> Convolution | Dense:
+    """A kernel without the zeros that layers put before it for "SAME" with a stride."""
+    kernel = weights.weight
+    while isinstance(weights, Convolution) and kernel.shape[-1] % 2 == 0:
+        assert not kernel[:, :, 0].any() and not kernel[:, :, :, 0].any()
+        kernel = kernel[:, :, 1:, 1:]
+    return dataclasses.replace(weights, weight=kernel)
+
+
+def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One number per channel, [C]; all neurons of a channel must have the same."""
+    rows = np.broadcast_to(values, shape).reshape(shape[0], -1)
+    assert (rows == rows[:, :1]).all(), "neurons of a channel have unlike numbers"
+    return rows[:, 0]
+
+
+# --------------------------------------------------------------------------- sinabs
+
+
+def sinabs(layers: Layers, x: np.ndarray) -> Spikes:
+    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers."""
+    return _sinabs(layers, x, is_discretized=False)
+
+
+def dynapcnn(layers: Layers, x: np.ndarray) -> Spikes:
+    """The same, after sinabs made each layer fit to DYNAP-CNN, the cores of Speck.
+
+    Its quantizer scales weights, biases, thresholds and potentials to 8 and 16 bits.
+
+    Raises:
+        ValueError: it changes a number.
+    """
+    return _sinabs(layers, x, is_discretized=True)
+
+
+def _sinabs(layers: Layers, x: np.ndarray, is_discretized: bool) -> Spikes:
+    import torch
+    from sinabs import layers as program
+
+    images = np.repeat(_channels_first(x)[:, None], layers.steps, axis=1)
+    images = torch.tensor(images, dtype=torch.float64)
+    values = {layers.nodes[0].name: images.flatten(0, 1)}  # all steps of all images
+    maps: dict[str, tuple[Any, Any]] = {}
+    spikes: Spikes = {}
+    for node in layers.nodes[1:]:
+        arriving = [values[name] for name in node.sources if name in values]
+        match node:
+            case Convolution() | Dense():
+                maps[node.name] = _convolution(node), _as_image(sum(arriving))
+            case SumPool(window=window, stride=stride):
+                pool = program.SumPool2d(window, stride)
+                values[node.name] = pool(sum(arriving))
+            case Flatten():
+                values[node.name] = sum(arriving).flatten(1)
+            case Population():
+                pairs = [maps[name] for name in node.sources]
+                neurons = _neurons(node, len(x))
+                bias = torch.tensor(_per_channel(node.bias, node.shape))
+                pairs[0][0].bias = torch.nn.Parameter(bias.double())
+                if is_discretized:
+                    ((convolution, _),) = pairs
+                    _discretize(convolution, neurons)
+                with torch.no_grad():
+                    currents = sum(convolution(image) for convolution, image in pairs)
+                    levels = neurons(currents.reshape(-1, *node.shape))
+                values[node.name] = levels.double()
+                levels = levels.reshape(len(x), layers.steps, *node.shape)
+                levels = np.moveaxis(levels.numpy(), 0, 1)
+                spikes[node.name] = np.moveaxis(levels, 2, -1)
+    return spikes
+
+
+def _convolution(node: Convolution | Dense) -> Any:
+    """A convolution of torch; that of a dense layer is 1x1."""
+    import torch
+
+    kernel, options = node.weight, {}
+    if isinstance(node, Dense):
+        kernel = kernel[:, :, None, None]
+    else:
+        options = {"stride": node.stride, "padding": node.padding}
+    filters, channels, *size = kernel.shape
+    module = torch.nn.Conv2d(channels, filters, size, bias=False, **options)
+    module.weight.data = torch.tensor(kernel, dtype=torch.float64)
+    return module
+
+
+def _as_image(x: Any) -> Any:
+    return x if x.ndim == 4 else x[:, :, None, None]
+
+
+def _neurons(node: Population, count: int) -> Any:
+    """`IAFSqueeze` with a threshold and v(0) of whole numbers, for ``count`` images."""
+    import torch
+    from sinabs import activation
+    from sinabs import layers as program
+
+    threshold = np.asarray(node.threshold)
+    if (threshold == threshold.flat[0]).all():
+        threshold = threshold.flat[0]  # its quantizer takes one threshold for a layer
+    reset = activation.MembraneSubtract()
+    if node.model.reset == "zero":
+        reset = activation.MembraneReset()
+    neurons = program.IAFSqueeze(
+        batch_size=count,
+        spike_threshold=torch.tensor(threshold, dtype=torch.float64),
+        spike_fn=activation.MaxSpike(node.model.levels[1]),
+        reset_fn=reset,
+    )
+    neurons.init_state_with_shape((count, *node.shape))
+    start = np.broadcast_to(node.initial_potential, (count, *node.shape))
+    neurons.v_mem = torch.tensor(start, dtype=torch.float64)
+    return neurons
+
+
+def _discretize(convolution: Any, neurons: Any) -> None:
+    """Let the quantizer of DYNAP-CNN change both in place.
+
+    Raises:
+        ValueError: a number is another one afterwards.
+    """
+
+    def numbers() -> list[np.ndarray]:
+        parts = convolution.weight, convolution.bias, neurons.spike_threshold
+        return [p.detach().numpy().copy() for p in (*parts, neurons.v_mem)]
+
+    before = numbers()
+    _discretizer().discretize_conv_spike_(convolution, neurons)
+    names = "weights", "biases", "thresholds", "initial potentials"
+    for name, old, new in zip(names, before, numbers(), strict=True):
+        if not np.array_equal(old, new):
+            count = np.sum(old != new)
+            raise ValueError(f"the quantizer of DYNAP-CNN changes {count} {name}")
+    for part in (convolution.weight, convolution.bias, neurons.v_mem):
+        part.data = part.data.double()
+
+
+@functools.cache
+def _discretizer() -> ModuleType:
+    """sinabs.backend.dynapcnn.discretize, alone.
+
+    To import the package around it would download and install drivers of chips.
+    """
+    import sinabs
+
+    (folder,) = sinabs.__path__
+    file = Path(folder, "backend", "dynapcnn", "discretize.py")
+    spec = importlib.util.spec_from_file_location("dynapcnn_discretize", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ----------------------------------------------------------------- rules, in NumPy
+
+
+def loihi(layers: Layers, x: np.ndarray) -> Spikes:
+    """The bit-accurate LIF neuron of Lava, with no leak and reset to zero.
+
+        u = 2^6 ((W' s) >> 1),  W' even        8 bits of weights with both signs
+        v <- clip(v + u + 2^6 B, +-(2^23 - 1))
+        s = v > 2^6 theta,  v <- 0 where s = 1
+
+    With W' = 2 W and theta = V - 1 it is our neuron. Populations are computed one after
+    the other: in Lava each connection delays spikes by one step, which is left out.
+    Sources: lava-nc/lava b6822fbc, src/lava/proc/lif/models.py (PyLifModelBitAcc),
+    proc/dense/models.py (PyDenseModelBitAcc), utils/weightutils.py.
+
+    Raises:
+        ValueError: a number does not fit into its bits.
+    """
+    most = 2**23 - 1
+    values, spikes = _inputs(layers, x), {}
+    for node, matrices in _receivers(layers):
+        bias = _whole(node.bias, node, "biases", -(2**12), 2**12 - 1)
+        vth = _whole(node.threshold - 1, node, "thresholds", 0, 2**17 - 1)
+        v = _whole(node.initial_potential * 2**6, node, "potentials", -most, most)
+        v = np.repeat(v[None], len(x), axis=0)
+        doubled = {
+            name: _whole(2 * matrix, node, "weights", -(2**8), 2**8 - 1)
+            for name, matrix in matrices.items()
+        }
+        sent = []
+        for step in range(layers.steps):
+            sums = [(values[n][step] @ w.T) >> 1 for n, w in doubled.items()]
+            # u is kept in 24 bits and wraps around.
+            u = (2**6 * sum(sums) + 2**23) % 2**24 - 2**23
+            v = np.clip(v + u + 2**6 * bias, -most, most)
+            fires = v > 2**6 * vth
+            v = np.where(fires, 0, v)
+            sent.append(fires)
+        values[node.name] = np.array(sent, np.int64)
+        spikes[node.name] = _as_images(values[node.name], node.shape)
+    return spikes
+
+
+def speck(layers: Layers, x: np.ndarray) -> Spikes:
+    """Neurons of DYNAP-CNN, which compute each event when it arrives.
+
+        v <- clip(v + w, 16 bits);  while v >= V: fire, v <- v - V
+
+    A layer computes all events of a step before the next layer does.
+    Sources: synsense/sinabs 904eb893, docs/speck/overview.md, docs/speck/dangers.md and
+    backend/dynapcnn/discretize.py.
+
+    In a step, each neuron gets the events that lower its potential first.
+
+    Raises:
+        ValueError: a number does not fit into its bits.
+    """
+    return _speck(layers, x, inhibition_first=True)
+
+
+def speck_by_address(layers: Layers, x: np.ndarray) -> Spikes:
+    """`speck`, but the events of a step arrive by channel, row and column."""
+    return _speck(layers, x, inhibition_first=False)
+
+
+def _speck(layers: Layers, x: np.ndarray, inhibition_first: bool) -> Spikes:
+    values, spikes = _inputs(layers, x), {}
+    for node, matrices in _receivers(layers):
+        threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
+        bias = _whole(node.bias, node, "biases", -(2**7), 2**7 - 1)
+        start = _whole(node.initial_potential, node, "potentials", -(2**15), 2**15 - 1)
+        weights = np.concatenate([*matrices.values()], axis=1)
+        weights = _whole(weights, node, "weights", -(2**7), 2**7 - 1)
+        events = np.concatenate([values[name] for name in matrices], axis=2)
+        sent = np.zeros((layers.steps, len(x), len(weights)), np.int64)
+        for b in range(len(x)):
+            v = start.copy()
+            for step in range(layers.steps):
+                arriving = np.repeat(weights.T, events[step, b], axis=0)
+                arriving = np.concatenate([bias[None], arriving])
+                if inhibition_first:
+                    arriving.sort(axis=0)
+                for w in arriving:
+                    v = np.clip(v + w, -(2**15), 2**15 - 1)
+                    fired = np.maximum(v // threshold, 0)
+                    v = v - fired * threshold
+                    sent[step, b] += fired
+        values[node.name] = sent
+        spikes[node.name] = _as_images(sent, node.shape)
+    return spikes
+
+
+def _receivers(layers: Layers) -> Iterator[tuple[Population, dict[str, np.ndarray]]]:
+    """Each population with a matrix [N, M] of weights for each of its senders."""
+    nodes = {node.name: node for node in layers.nodes}
+    for node in layers.populations:
+        matrices: dict[str, np.ndarray] = {}
+        for way in layers.connections:
+            if way.receiver == node.name:
+                shape = nodes[way.sender].shape
+                outputs = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+                for each in way.maps:
+                    outputs = _linear(each, outputs)
+                matrix = outputs.reshape(len(outputs), -1).T
+                matrices[way.sender] = matrices.get(way.sender, 0) + matrix
+        yield node, matrices
+
+
+def _linear(node: Any, x: np.ndarray) -> np.ndarray:
+    """A map of [B, ...], channels first, window by window."""
+    if isinstance(node, Flatten):
+        return x.reshape(len(x), -1)
+    if isinstance(node, Dense):
+        return x @ node.weight.T
+    assert isinstance(node, Convolution | SumPool)
+    is_pool = isinstance(node, SumPool)
+    size = node.window if is_pool else node.weight.shape[2:]
+    (down, right), (rows, columns) = node.stride, node.padding
+    x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, size, (2, 3))
+    windows = windows[:, :, ::down, ::right]
+    if is_pool:
+        return windows.sum((-1, -2))
+    return np.einsum("bihwkl,oikl->bohw", windows, node.weight)
+
+
+def _inputs(layers: Layers, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The input's name -> whole numbers [T, B, N], the same at each step."""
+    whole = _channels_first(x).reshape(len(x), -1).astype(np.int64)
+    return {layers.nodes[0].name: np.repeat(whole[None], layers.steps, axis=0)}
+
+
+def _whole(
+    values: np.ndarray, node: Population, name: str, least: int, most: int
+) -> np.ndarray:
+    """Whole numbers: of each neuron [N], or a matrix."""
+    whole = np.rint(values).astype(np.int64)
+    assert np.allclose(values, whole), f"{name} are no whole numbers"
+    if whole.min() < least or whole.max() > most:
+        raise ValueError(
+            f"{name} of {node.name!r} are {whole.min()} .. {whole.max()}; allowed: "
+            f"{least} .. {most}"
+        )
+    return whole if name == "weights" else np.broadcast_to(whole, node.shape).ravel()
+
+
+# --------------------------------------------------------------------------- shapes
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0])
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return np.moveaxis(x, -1, 1)
+
+
+def _as_images(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[T, B, N], channels first, as [T, B, ...], channels last."""
+    return np.moveaxis(levels.reshape(*levels.shape[:2], *shape), 2, -1)

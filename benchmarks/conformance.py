@@ -1,0 +1,285 @@
+"""Do other programs compute the spikes of our whole numbers? Compared one by one.
+
+    pip install -e '.[experiments,chips]'
+    python -m benchmarks.conformance --out benchmarks/results/conformance.json
+
+Random networks are converted, and `snnjax.quantize` makes whole numbers of them. Then
+`snnjax.integers.run` and a program that is not ours, see chip_programs.py, compute the
+same images. Every level of every neuron at every step is compared.
+"""
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import snnjax
+from benchmarks import chip_programs, timing
+from snnjax.layers import Layers
+
+# ------------------------------------------------------------------------- networks
+
+
+def mlp(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    for name in ("first", "second", "dense"):
+        x = _neurons(p, name, x @ p[name])
+    return x @ p["readout"]
+
+
+def cnn(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    for name, stride in (("first", 1), ("second", 2), ("third", 1)):
+        x = _neurons(p, name, _conv(x, p[name], stride))
+    x = _neurons(p, "dense", x.reshape(len(x), -1) @ p["dense"])
+    return x @ p["readout"]
+
+
+def resnet(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Two ways meet in a population, and another one reads means of windows."""
+    x = _neurons(p, "first", _conv(x, p["first"]))
+    y = _neurons(p, "second", _conv(x, p["second"], 2))
+    x = _neurons(p, "third", _conv(y, p["third"]) + _conv(x, p["shortcut"], 2))
+    window = (1, 2, 2, 1)
+    x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4
+    x = _neurons(p, "pooled", x.reshape(len(x), -1) @ p["pooled"])
+    return x @ p["readout"]
+
+
+def _neurons(p: dict[str, jax.Array], name: str, current: jax.Array) -> jax.Array:
+    with jax.named_scope(name):
+        return jax.nn.relu(current + p[f"{name}_bias"])
+
+
+def _conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=numbers
+    )
+
+
+WIDTHS = {"first": (12, 20), "second": (20, 16), "dense": (16, 10), "readout": (10, 3)}
+KERNELS = {
+    "first": (3, 3, 1, 6),
+    "second": (3, 3, 6, 8),
+    "third": (3, 3, 8, 8),
+    "shortcut": (1, 1, 6, 8),
+    "dense": (128, 10),
+    "pooled": (32, 10),
+    "readout": (10, 3),
+}
+IMAGES = 16
+FUNCTIONS = {  # function -> shape of an image, shapes of weights
+    mlp: ((12,), WIDTHS),
+    cnn: ((8, 8, 1), KERNELS),
+    resnet: ((9, 9, 1), KERNELS),
+}
+
+
+class Network(NamedTuple):
+    """How a random network becomes whole numbers.
+
+    Attributes:
+        fn: of `FUNCTIONS`.
+        steps: T.
+        levels: of the neurons, for which thresholds are fitted.
+        largest_x: x are whole numbers 0 .. largest_x.
+        quantize: options of `snnjax.quantize`.
+        changes: of the neurons after the fit, options of `snnjax.integrate_and_fire`.
+        has_biases: whether its layers add some.
+    """
+
+    fn: Callable
+    steps: int
+    levels: tuple[int, int]
+    largest_x: int
+    quantize: Mapping[str, Any]
+    changes: Mapping[str, Any] = {}  # noqa: RUF012
+    has_biases: bool = True
+
+    def drawn(self, seed: int) -> tuple[Layers, np.ndarray]:
+        """Layers of whole numbers, and images for them."""
+        image, shapes = FUNCTIONS[self.fn]
+        generator = np.random.default_rng(seed)
+        params = {}
+        for name, shape in shapes.items():
+            scale = np.prod(shape[:-1]) ** -0.5
+            params[name] = jnp.float32(generator.normal(0, scale, shape))
+            bias = generator.normal(0, 0.1, shape[-1]) * self.largest_x
+            params[f"{name}_bias"] = jnp.float32(self.has_biases * bias)
+        x = generator.integers(0, self.largest_x + 1, (IMAGES, *image))
+        x = np.float32(x * (generator.random(x.shape) < 0.7))
+        options = {"levels": self.levels}
+        neuron = snnjax.integrate_and_fire(**options)
+        snn = snnjax.convert(
+            self.fn, params, x, steps=self.steps, recipe=snnjax.light(), model=neuron
+        )
+        neuron = snnjax.integrate_and_fire(**options | self.changes)
+        snn = dataclasses.replace(snn, model=neuron)
+        layers = snnjax.layers.of(self.fn, snn, x)
+        bits = self.largest_x.bit_length() + 1  # one of them is a sign
+        return snnjax.quantize(layers, x, input_bits=bits, **self.quantize), x
+
+
+# ------------------------------------------------------------------------ comparison
+
+
+Program = Callable[[Layers, np.ndarray], dict[str, np.ndarray]]
+
+
+class Comparison(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        program: (layers, x) -> {population: levels}.
+        what: words for the table.
+        package: that has the program.
+        networks: each is drawn with every seed.
+        is_exact: whether the program should send the same spikes.
+    """
+
+    program: Program
+    what: str
+    package: str
+    networks: tuple[Network, ...]
+    is_exact: bool = True
+
+
+def comparisons() -> tuple[Comparison, ...]:
+    """All of them."""
+    four_bits = {"weight_bits": 4, "state_bits": 30}
+    first_has_eight = four_bits | {"weight_bits": {"first/*": 8, "*": 4}}
+    akida = tuple(
+        network
+        for levels in ((0, 15), (0, 3), (0, 1))
+        for network in (
+            Network(mlp, 1, levels, 15, four_bits),
+            Network(cnn, 1, levels, 255, first_has_eight),
+        )
+    )
+    sinabs = tuple(
+        Network(fn, 6, levels, 15, {"scale": scale}, changes)
+        for fn in (mlp, cnn, resnet)
+        for levels, scale, changes in (
+            ((0, 1), "channel", {}),
+            ((0, 3), "layer", {}),
+            ((0, 1), "channel", {"reset": "zero"}),
+        )
+    )
+    many = {"levels": (0, 255)}  # more than a neuron sends in a step
+    layer = {"scale": "layer"}
+    speck = tuple(
+        Network(fn, 6, (0, 1), 3, layer, many, has_biases=False) for fn in (mlp, cnn)
+    )
+    loihi = tuple(
+        Network(fn, 6, (0, 1), 15, {"scale": "power_of_two"}, {"reset": "zero"})
+        for fn in (mlp, cnn, resnet)
+    )
+    return (
+        Comparison(chip_programs.akida, "simulator of Akida 1.0", "akida", akida),
+        Comparison(chip_programs.sinabs, "neurons of sinabs", "sinabs", sinabs),
+        Comparison(
+            chip_programs.dynapcnn, "sinabs, quantized for DYNAP-CNN", "sinabs", speck
+        ),
+        Comparison(
+            chip_programs.loihi, "rule of Loihi (Lava b6822fbc)", "numpy", loihi
+        ),
+        Comparison(
+            chip_programs.speck,
+            "rule of Speck (sinabs 904eb893), inhibition first",
+            "numpy",
+            speck,
+        ),
+        Comparison(
+            chip_programs.speck_by_address,
+            "rule of Speck, events by address",
+            "numpy",
+            speck,
+            is_exact=False,
+        ),
+    )
+
+
+def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
+    """How many levels are compared, are not 0, and are others than ours.
+
+    Raises:
+        RuntimeError: a potential or x leaves its bits, which programs treat unlike.
+    """
+    trace = snnjax.integers.run(layers, x)
+    if any(map(int, trace.overflows.values())) or int(trace.clipped):
+        raise RuntimeError(f"potentials or x leave their bits in {layers!r}")
+    theirs, counts = program(layers, x), Counter()
+    for name, levels in trace.spikes.items():
+        ours = np.asarray(levels)
+        if ours.shape != theirs[name].shape:
+            raise RuntimeError(f"{name}: {theirs[name].shape}, not {ours.shape}")
+        counts["spikes"] += ours.size
+        counts["not_0"] += np.count_nonzero(ours)
+        counts["mismatches"] += np.count_nonzero(ours != theirs[name])
+    return counts
+
+
+def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
+    """All networks and seeds of a comparison; no counts if its package is missing."""
+    package = comparison.package
+    version = timing.versions([package])[package]
+    row = {"version": f"{package} {version}"}
+    if version == "not installed":
+        return row
+    counts: Counter[str] = Counter()
+    for network in comparison.networks:
+        for seed in range(seeds):
+            counts += counts_of(comparison.program, *network.drawn(seed))
+            counts["networks"] += 1
+    return row | {name: int(counts[name]) for name in COLUMNS}
+
+
+def result_of(options: Any) -> dict[str, Any]:
+    rows, targets = {}, []
+    seeds = 1 if options.quick else 5
+    for comparison in comparisons():
+        print(f"comparing {comparison.what}", file=sys.stderr, flush=True)
+        rows[comparison.what] = row = row_of(comparison, seeds)
+        if comparison.is_exact and "mismatches" in row:
+            name = f"mismatches, {comparison.what}"
+            targets.append(timing.target(name, row["mismatches"], at_most=0))
+    packages = ("jax", "numpy", "akida", "sinabs", "torch")
+    return {
+        "question": __doc__.splitlines()[0],
+        "sizes": {"seeds": seeds},
+        "machine": timing.machine(),
+        "versions": {"snnjax": timing.versions(packages)},
+        "sides": rows,
+        "targets": targets,
+    }
+
+
+COLUMNS = {
+    "networks": "networks",
+    "spikes": "spikes compared",
+    "not_0": "not 0",
+    "mismatches": "mismatches",
+}
+
+
+def text(result: dict[str, Any]) -> str:
+    rows = [
+        [what, row["version"], *(row.get(column) for column in COLUMNS)]
+        for what, row in result["sides"].items()
+    ]
+    return timing.table(["program", "version", *COLUMNS.values()], rows)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = timing.parser(__doc__).parse_args(arguments)
+    result = result_of(options)
+    timing.report(result, text(result), options.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,206 @@
+"""Programs that are not ours compute the spikes of our whole numbers.
+
+Small networks with random numbers; benchmarks/conformance.py compares converted ones.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import snnjax
+from benchmarks import chip_programs, conformance, timing
+from snnjax.layers import (
+    Arithmetic,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Output,
+    Population,
+    SumPool,
+)
+
+IMAGE = (1, 5, 5)
+
+
+def drawn(
+    steps=3,
+    levels=(0, 1),
+    reset="subtract",
+    largest_x=3,
+    weight=7,
+    per="channel",
+    has_branches=False,
+    has_biases=True,
+):
+    """Layers of random whole numbers, and images of events for them."""
+    generator = np.random.default_rng(0)
+    model = snnjax.integrate_and_fire(levels=levels, reset=reset)
+    high = max(levels[1], 2) if levels[1] < 16 else 2
+
+    def weights(*shape):
+        return generator.integers(-weight, weight + 1, shape).astype(float)
+
+    def neurons(name, sources, shape, fan_in):
+        each = (shape[0], *[1] * len(shape[1:])) if per == "channel" else ()
+        least = max(2, int(weight * fan_in**0.5 / high))
+        bias = generator.integers(-5, 6, (shape[0], *[1] * len(shape[1:])))
+        return Population(
+            name,
+            sources,
+            shape,
+            model,
+            threshold=generator.integers(least, 2 * least, each).astype(float),
+            initial_potential=generator.integers(0, least, each).astype(float),
+            bias=has_biases * bias.astype(float),
+        )
+
+    kernel = {"bias": None, "padding": (1, 1)}
+    nodes = [
+        Input("x", (), IMAGE, np.ones(())),
+        Convolution("a/0", ("x",), weights(4, 1, 3, 3), size=(5, 5), **kernel),
+        neurons("a", ("a/0",), (4, 5, 5), 9 * largest_x),
+        Convolution(
+            "b/0", ("a",), weights(3, 4, 3, 3), size=(5, 5), stride=(2, 2), **kernel
+        ),
+        neurons("b", ("b/0",), (3, 3, 3), 36),
+    ]
+    source, shape = "b", (3, 3, 3)
+    if has_branches:
+        nodes += [
+            Convolution("c/0", ("b",), weights(3, 3, 3, 3), size=(3, 3), **kernel),
+            Convolution(
+                "c/1", ("a",), weights(3, 4, 1, 1), None, size=(5, 5), stride=(2, 2)
+            ),
+            neurons("c", ("c/0", "c/1"), (3, 3, 3), 31),
+            SumPool("pool", ("c",), (2, 2), (1, 1)),
+        ]
+        source, shape = "pool", (3, 2, 2)
+    size = int(np.prod(shape))
+    nodes += [
+        Flatten("flat", (source,), shape),
+        Dense("d/0", ("flat",), weights(6, size), None),
+        neurons("d", ("d/0",), (6,), size),
+        Dense("out/0", ("d",), weights(2, 6), None),
+        Output("out", ("out/0",), (2,), np.zeros(()), np.ones(())),
+    ]
+    arithmetic = Arithmetic(8, 9, 16, "saturate")
+    layers = Layers(tuple(nodes), steps, 0, arithmetic=arithmetic)
+    x = generator.integers(0, largest_x + 1, (5, 5, 5, 1)).astype(np.float32)
+    return layers, x
+
+
+def with_higher_thresholds(layers):
+    """A quarter more in each threshold of the first population."""
+    nodes = [
+        dataclasses.replace(n, threshold=n.threshold * 5 // 4 + 1)
+        if n.name == "a"
+        else n
+        for n in layers.nodes
+    ]
+    return dataclasses.replace(layers, nodes=tuple(nodes))
+
+
+def check(program, layers, x):
+    """All spikes agree; and those of another network do not."""
+    counts = conformance.counts_of(program, layers, x)
+    assert counts["mismatches"] == 0
+    assert counts["not_0"] > counts["spikes"] / 20
+    trace = snnjax.integers.run(layers, x)
+    for name, levels in trace.spikes.items():
+        assert np.any(np.asarray(levels)), name
+    other = program(with_higher_thresholds(layers), x)
+    assert np.any(other["a"] != np.asarray(trace.spikes["a"]))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_akida(bits):
+    pytest.importorskip("akida")
+    options = {"steps": 1, "levels": (0, 2**bits - 1), "largest_x": 255}
+    check(chip_programs.akida, *drawn(**options))
+
+
+OPTIONS = {
+    "binary": {},
+    "several spikes": {"levels": (0, 3), "per": "layer"},
+    "reset to zero": {"reset": "zero", "weight": 127},
+}
+SPECK = {"levels": (0, 255), "per": "layer", "has_biases": False, "weight": 127}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sinabs(name):
+    pytest.importorskip("sinabs")
+    check(chip_programs.sinabs, *drawn(**OPTIONS[name], has_branches=True))
+
+
+def test_the_quantizer_of_dynapcnn_changes_nothing():
+    pytest.importorskip("sinabs")
+    check(chip_programs.dynapcnn, *drawn(**SPECK))
+    layers, x = drawn(**SPECK | {"weight": 255})
+    with pytest.raises(ValueError, match="DYNAP-CNN changes .* weights"):
+        chip_programs.dynapcnn(layers, x)
+
+
+def test_the_rules_of_chips():
+    check(
+        chip_programs.loihi,
+        *drawn(reset="zero", weight=31, largest_x=15, has_branches=True),
+    )
+    check(chip_programs.speck, *drawn(**SPECK))
+    layers, x = drawn(**SPECK)
+    counts = conformance.counts_of(chip_programs.speck_by_address, layers, x)
+    assert 0 < counts["mismatches"] < counts["spikes"] / 5
+
+
+def test_numbers_that_a_chip_does_not_have_are_refused():
+    layers, x = drawn(weight=300)
+    for rule, limits in (
+        (chip_programs.loihi, "-256 .. 255"),
+        (chip_programs.speck, "-128 .. 127"),
+    ):
+        with pytest.raises(ValueError, match=f"weights of 'a' are .* {limits}"):
+            rule(layers, x)
+
+
+def test_potentials_that_leave_their_bits_are_not_compared():
+    layers, x = drawn()
+    arithmetic = dataclasses.replace(layers.arithmetic, state_bits=4)
+    layers = dataclasses.replace(layers, arithmetic=arithmetic)
+    with pytest.raises(RuntimeError, match="leave their bits"):
+        conformance.counts_of(chip_programs.loihi, layers, x)
+
+
+def test_the_table_has_a_row_for_a_missing_package(monkeypatch, capsys, tmp_path):
+    class Small:
+        def drawn(self, seed):
+            return drawn(**OPTIONS["reset to zero"])
+
+    def rows():
+        loihi = chip_programs.loihi
+        yield conformance.Comparison(loihi, "there", "numpy", (Small(),))
+        yield conformance.Comparison(loihi, "not there", "no-such-package", (Small(),))
+
+    monkeypatch.setattr(conformance, "comparisons", rows)
+    out = tmp_path / "conformance.json"
+    result = conformance.main(["--quick", "--out", str(out)])
+    assert result["sides"]["there"]["mismatches"] == 0
+    assert [goal["met"] for goal in result["targets"]] == [True]
+    printed = capsys.readouterr().out
+    assert json.loads(out.read_text()) == result
+    assert out.with_suffix(".md").read_text() == printed
+    assert "no-such-package not installed | -" in printed
+
+
+@pytest.mark.slow
+def test_converted_networks_are_whole_numbers_within_their_bits():
+    network = conformance.Network(conformance.mlp, 1, (0, 15), 15, {"weight_bits": 4})
+    layers, x = network.drawn(0)
+    weights = [m.weight for way in layers.connections for m in way.maps]
+    assert max(np.abs(w).max() for w in weights) == 7
+    assert layers.nodes[0].unit == 1 and x.max() == 15
+    if timing.versions(["akida"])["akida"] != "not installed":
+        assert conformance.counts_of(chip_programs.akida, layers, x)["mismatches"] == 0
