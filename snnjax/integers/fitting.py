@@ -348,7 +348,7 @@ def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _corrected(rows: np.ndarray, moments: Moments) -> np.ndarray:
-    """W* of rows [O, n], group by group."""
+    """W* of rows [O, n], group by group; weights of 0 stay 0."""
     if not _is_matrix(rows, moments.own):
         return rows
     results = []
@@ -357,7 +357,8 @@ def _corrected(rows: np.ndarray, moments: Moments) -> np.ndarray:
     ):
         damping = _DAMPING * np.trace(own) / len(own) + 1e-9
         damped = own + damping * np.eye(len(own))
-        results.append(part + np.linalg.solve(damped, (cross - own).T @ part.T).T)
+        change = np.linalg.solve(damped, (cross - own).T @ part.T).T
+        results.append(np.where(part == 0, 0, part + change))
     return np.concatenate(results)
 
 

@@ -112,8 +112,8 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
     """Whole numbers W near the rows w, with (w - W) E[x x^T] (w - W)^T small.
 
     Columns are rounded one after the other, those with most power first; the columns
-    to come make up for the error of each. Columns of zeros stay zeros, except with one
-    bit: a kernel that is padded on one side begins with some, which are no weights.
+    to come make up for the error of each. Zeros stay zeros, except with one bit: pruned
+    weights, and what pads a kernel on one side.
 
     Args:
         rows: [O, N], in units of the whole numbers.
@@ -127,23 +127,24 @@ def with_feedback(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray
     [[0. 0.]]
     """
     damping = 0.01 * np.trace(second) / len(second) + 1e-9
-    columns = np.flatnonzero(rows.any(axis=0) | (bits == 1))
-    order = columns[np.argsort(-np.diag(second)[columns], kind="stable")]
-    restored = np.zeros(rows.shape)
-    damped = second[np.ix_(order, order)] + damping * np.eye(len(order))
+    order = np.argsort(-np.diag(second), kind="stable")
+    damped = second[np.ix_(order, order)] + damping * np.eye(len(second))
     # The upper Cholesky factor of the inverse has the feedback of each column.
     feedback = np.linalg.cholesky(np.linalg.inv(damped)).T
     rows = np.array(rows[:, order], np.float64)
+    is_weight = (rows != 0) | (bits == 1)
     whole = np.zeros_like(rows)
     for start in range(0, rows.shape[1], _BLOCK):
         block = slice(start, min(start + _BLOCK, rows.shape[1]))
         errors = np.zeros_like(rows[:, block])
         for i, column in enumerate(range(block.start, block.stop)):
-            whole[:, column] = to_grid(rows[:, column], bits)
+            nearest = to_grid(rows[:, column], bits)
+            whole[:, column] = np.where(is_weight[:, column], nearest, 0)
             difference = rows[:, column] - whole[:, column]
             errors[:, i] = difference / feedback[column, column]
             rest = slice(column + 1, block.stop)
             rows[:, rest] -= errors[:, i : i + 1] * feedback[column, rest]
         rows[:, block.stop :] -= errors @ feedback[block, block.stop :]
+    restored = np.empty_like(whole)
     restored[:, order] = whole
     return restored

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +72,7 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
     return rounds, dataclasses.replace(snn, params=trained)
 
 
-def with_weights(layers: Layers, params: chex.ArrayTree) -> Layers:
+def with_weights(layers: Layers, params: Params) -> Layers:
     """The layers with the trained weights and biases of `trainable`, rounded."""
     rounded, sizes = _rounding(layers), _sizes(layers)
     whole = {
