@@ -160,6 +160,12 @@ def restore(config: Convert, *, data: Dataset | None = None) -> float:
             f"{config.restore} was trained on events, {name}; --restore evaluates on "
             "images. Its accuracy is in the card, and snnjax.load reads the SNN"
         )
+    if card.get("weight_bits") is not None:
+        raise ValueError(
+            f"{config.restore} was trained in whole numbers of {card['weight_bits']} "
+            "bits, so its function is not that of its model. Its accuracy is in the "
+            "card, and snnjax.load reads the SNN"
+        )
     data = load(name, config.data_dir) if data is None else data
     _check_images("test_images", config.test_images, data.test_images, data.name)
     test = images_to_test(config, normalized_as(data, card))

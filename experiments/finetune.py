@@ -3,7 +3,8 @@
 With one to four steps a conversion loses accuracy. A few epochs of training with
 surrogate gradients recover a part of it. Adam trains all parameters of the SNN on
 cross-entropy and distillation from the ANN. BatchNorm takes its statistics over time
-and batch, or keeps those of the source network. Writes the same files as
+and batch, or keeps those of the source network. With ``--weight_bits`` it trains the
+weights of whole numbers, through their rounding. Writes the same files as
 `experiments.convert`, and the accuracy after every epoch. Start an interrupted run
 again to resume it; it ends with the same weights, bit for bit.
 """
@@ -12,10 +13,11 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import snnjax
@@ -26,6 +28,7 @@ from experiments.conversions import (
     calibration_images,
     carry_out,
     count_hits,
+    counter,
     forget,
     neuron_of,
     result_of,
@@ -76,7 +79,13 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     check_resumable(config, inputs)
     print(header(), flush=True)
     first, snn = _begin(config, setup)
-    snn, log = _train(config, setup, snn, inputs)
+    learner = _learner(config, setup, snn)
+    if config.weight_bits is not None:
+        name = f"{first.recipe}, {config.weight_bits} bits"
+        first = _evaluate(learner.task, name, learner.snn, first.seconds)
+        print(row(first, setup.ann), flush=True)
+    snn, log = _train(config, setup, learner, inputs)
+    setup = setup._replace(task=learner.task)
     seconds = sum(line["seconds"] for line in log)
     last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
     results = [first._replace(choice_hits=None), last]  # files show the second one
@@ -124,17 +133,20 @@ def _write(
     task = setup.task
     facts = facts_of(setup, "experiments.finetune", config)
     facts["chosen_on"] = None
+    facts["source"] = {**facts["source"], "weight_bits": config.weight_bits}
     facts["accuracy_after_epochs"] = accuracies
     images = None
     if not config.from_scratch:
         images = calibration_images(task.config, task.data, config.seed)
     file = write_files(setup, facts, results, snn, images)
     forget(task.config)
+    evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
+    if config.weight_bits is not None:
+        evaluation = "its function is that of snnjax.integers.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
         f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
-        f"python -m experiments.convert --restore {config.out}\nevaluates it."
-        + (f" The report is {setup.page}." if setup.page else "")
+        f"{evaluation}" + (f" The report is {setup.page}." if setup.page else "")
     )
 
 
@@ -171,26 +183,69 @@ def _evaluate(task: Experiment, name: str, snn: SNN, seconds: float) -> Result:
     return result_of(task, name, [Draw(snn, hits, hits[-1], seconds)])
 
 
+class Learner(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        task: with the function, test images and counter of the SNN that is trained.
+        snn: before training.
+        simulate: (snn, x) -> (outputs, what replaces the running averages).
+        read: normalized images -> what the network reads.
+        optimizer: of all leaves, or of the weights alone.
+    """
+
+    task: Experiment
+    snn: SNN
+    simulate: Callable
+    read: Callable
+    optimizer: optax.GradientTransformation
+
+
+def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
+    """The SNN of a conversion, or the same in whole numbers."""
+    task = setup.task
+    adam = _optimizer(config, task.data)
+    if config.weight_bits is None:
+        # A step returns averages in any case, and must not change what the state holds.
+        snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
+        return Learner(task, snn, _simulation(config, setup), lambda x: x, adam)
+    images = calibration_images(task.config, task.data, config.seed)
+    layers = snnjax.layers.of(task.fn, snn, images)
+    layers = snnjax.quantize(layers, images, weight_bits=config.weight_bits)
+    fn, snn = snnjax.integers.trainable(layers)
+    read = functools.partial(snnjax.integers.on_grid, layers)
+    test = task.test._replace(images=np.asarray(read(task.test.images)))
+    task = task._replace(
+        fn=fn,
+        params=snn.params,
+        sites=snnjax.sites(fn, snn.params, test.images[:1]),
+        test=test,
+        held_out=None,
+        count=counter(fn),
+    )
+    simulate = snnjax.spiking(fn)
+    optimizer = training.optimizer({"weights": adam})
+    return Learner(task, snn, lambda snn, x: (simulate(snn, x), {}), read, optimizer)
+
+
 def _train(
     config: FineTune,
     setup: Setup,
-    snn: SNN,
+    learner: Learner,
     inputs: dict[str, str],
 ) -> tuple[SNN, list[dict]]:
     """The SNN after the last epoch, and the log."""
-    task = setup.task
+    task, snn = learner.task, learner.snn
     init, step = training.descent(
-        _loss(config, setup), _optimizer(config, task.data), has_aux=True
+        _loss(config, setup, learner), learner.optimizer, has_aux=True
     )
 
     def measure(state: State) -> dict[str, Any]:
         hits = count_hits(task.count, state.snn, task.test, task.mesh)
         return {"test_accuracy": hits[-1] / len(task.test.labels)}
 
-    # A step returns averages in any case, and must not change what the state holds.
-    snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
     state = State(snn, init(snn))
-    step = _make_step(config, task.data, step)
+    step = _make_step(config, task.data, learner.read, step)
     state, log = fit(config, task.data, state, step, measure, inputs=inputs)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
     return state.snn if task.mesh is None else jax.device_get(state.snn), log
@@ -205,9 +260,9 @@ def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
     )
 
 
-def _loss(config: FineTune, setup: Setup) -> Callable:
+def _loss(config: FineTune, setup: Setup, learner: Learner) -> Callable:
     """(snn, x, labels) -> (loss, (accuracy, new running averages))."""
-    task, simulate = setup.task, _simulation(config, setup)
+    task, simulate = setup.task, learner.simulate
 
     def loss(snn: SNN, x: jax.Array, labels: jax.Array):
         (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
@@ -252,13 +307,15 @@ def _in_training(source: Source, dtype: str) -> Callable:
     return fn
 
 
-def _make_step(config: FineTune, data: Dataset, descent_step: Callable) -> Callable:
+def _make_step(
+    config: FineTune, data: Dataset, read: Callable, descent_step: Callable
+) -> Callable:
     """The step for `experiments.running.fit`."""
 
     @jax.jit
     def step(state: State, key, images, labels):
         images = augment(key, images, flip=config.flip, padding=config.padding)
-        x = normalize(data, images)
+        x = read(normalize(data, images))
         snn, opt_state, (loss, aux) = descent_step(*state, x, labels)
         accuracy, averages = aux
         snn = dataclasses.replace(snn, params={**snn.params, **averages})

@@ -97,6 +97,25 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     assert convert.restore(again, data=data) == last.final
 
 
+def test_training_through_the_rounding_gains_on_the_rounded_conversion(
+    finished, data, tmp_path
+):
+    """Weights of 3 bits; thresholds and potentials keep their whole numbers."""
+    changes = {"weight_bits": 3, "steps": 4, "report": None, "epochs": 4}
+    changes |= {"learning_rate": 0.01, "batch_size": 32}
+    config = dataclasses.replace(finished[0], out=str(tmp_path), **changes)
+    start, last = finetune.run(config, data=data)
+    assert (start.recipe, last.recipe) == ("light, 3 bits", "light, 3 bits, 4 epochs")
+    assert last.final > start.final + 0.05
+    stored = snnjax.load(tmp_path / "snn.safetensors").snn
+    for neurons in stored.neurons.values():
+        threshold = np.asarray(neurons.threshold)
+        assert np.array_equal(threshold, np.rint(threshold))
+    again = Convert(restore=config.out, test_images=100)
+    with pytest.raises(ValueError, match="in whole numbers of 3 bits"):
+        convert.restore(again, data=data)
+
+
 @pytest.fixture(scope="module")
 def on_devices(finished, data, tmp_path_factory):
     """An epoch with few images, which keeps averages, on one device and on four."""

@@ -402,6 +402,9 @@ class FineTune(Conversion, Training):
     # BatchNorm keeps the running averages of the source network. By default it takes
     # mean and variance over time and batch, and updates its averages.
     keep_averages: bool = False
+    # Bits of the weights: round the SNN to whole numbers, and train weights and biases
+    # through the rounding. Thresholds and potentials stay as they are.
+    weight_bits: int | None = None
     # Number of training images, the last ones, that are not trained on but replace the
     # test images, to choose options. The source network was trained on them.
     held_back: int = 0
@@ -413,6 +416,12 @@ class FineTune(Conversion, Training):
         within = Rule(f"0 to steps ({self.steps})", lambda w: 0 <= w <= self.steps)
         check_range(self, "wait", within)
         check_range(self, "code", one_of(*CODES))
+        check_range(self, "weight_bits", Rule("1 to 16", lambda bits: 1 <= bits <= 16))
+        if self.weight_bits is not None and self.from_scratch:
+            raise ValueError(
+                "--weight_bits rounds a conversion, and --from_scratch makes none; "
+                "leave out one of them"
+            )
         if len(self.levels) != 2:
             raise ValueError(f"levels must be lowest and highest, not {self.levels}")
         if self.from_scratch:
