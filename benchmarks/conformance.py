@@ -210,7 +210,8 @@ def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
         RuntimeError: a potential or x leaves its bits, which programs treat unlike.
     """
     trace = snnjax.integers.run(layers, x)
-    if any(map(int, trace.overflows.values())) or int(trace.clipped):
+    counts = (*trace.overflows.values(), *trace.below.values(), trace.clipped)
+    if any(map(int, counts)):
         raise RuntimeError(f"potentials or x leave their bits in {layers!r}")
     theirs, counts = program(layers, x), Counter()
     for name, levels in trace.spikes.items():

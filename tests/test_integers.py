@@ -249,7 +249,7 @@ def test_an_overflow_is_counted_and_exact(overflow):
     narrow = dataclasses.replace(integers, arithmetic=arithmetic)
     trace = snnjax.integers.run(narrow, VECTORS)
     (name,) = trace.overflows
-    assert int(trace.overflows[name]) > 0
+    assert int(trace.overflows[name]) > 0 and int(trace.below[name]) > 0
     spikes, _ = chip(narrow, np.asarray(VECTORS))
     np.testing.assert_array_equal(trace.spikes[name], spikes[name])
     lowest, highest = trace.extremes[name]
@@ -318,12 +318,15 @@ def test_what_cannot_be_rounded_says_so():
             ),
         )
 
+    each_its_own = with_population(
+        shape=(1, 2, 3), threshold=np.arange(1.0, 7).reshape(1, 2, 3)
+    )
     cases = {
-        "weight_bits of .* is 0; allowed: 1 .. 16": dict(weight_bits=0),
-        "weight_bits of .* is 4.5; allowed": dict(weight_bits=4.5),
-        "weight_bits of .* is 33": dict(weight_bits={"output": 33, "*": 8}),
+        "weight_bits is 0; allowed: whole numbers 1 .. 16": dict(weight_bits=0),
+        "weight_bits is 4.5; allowed": dict(weight_bits=4.5),
+        "weight_bits of 'output' is 33": dict(weight_bits={"output": 33, "*": 8}),
         "match no site": dict(weight_bits={"nowhere": 8, "*": 8}),
-        "state_bits is 33; allowed: 4 .. 30": dict(state_bits=33),
+        "state_bits is 33; allowed: whole numbers 4 .. 30": dict(state_bits=33),
         "input_bits is True": dict(input_bits=True),
         "scale is 'row'": dict(scale="row"),
         "overflow is 'crash'": dict(overflow="crash"),
@@ -331,6 +334,9 @@ def test_what_cannot_be_rounded_says_so():
         "layers is .*allowed: float layers": dict(layers=snn),
         "NaN": dict(images=VECTORS * jnp.nan),
         "leak": dict(layers=with_population(leak=np.array(0.5))),
+        "images hold 16 values": dict(images=VECTORS + jnp.inf),
+        "threshold each, and scale 'layer'": dict(layers=each_its_own, scale="layer"),
+        "all weights that .* would be rounded to 0": dict(state_bits=6, input_bits=12),
         "NaN or infinite": dict(layers=with_population(threshold=np.array(np.nan))),
         "rounded to 0.*weight_bits >= 10": dict(
             layers=with_population(threshold=np.array(1e-5)), weight_bits=4
@@ -349,9 +355,62 @@ def test_what_cannot_be_rounded_says_so():
             assert re.search(message, str(error)), (message, error)
         else:
             raise AssertionError(message)
-    for wrong, message in ((layers, "not of whole numbers"), (integers, "x has shape")):
+    run, learner = snnjax.integers.run, snnjax.integers.trainable(integers)[1]
+    for call, message in (
+        (lambda: run(layers, VECTORS), "float layers, not of whole numbers"),
+        (lambda: run(VECTORS, integers), "not of whole numbers"),
+        (lambda: run(integers, VECTORS[:, :3]), "x has shape"),
+        (lambda: run(integers, VECTORS[:0]), "B >= 1"),
+        (lambda: run(integers, {"x": VECTORS}), "x is a dict"),
+        (lambda: run(integers, VECTORS * jnp.nan), "NaN"),
+        (lambda: jax.jit(lambda i: run(i, VECTORS).outputs)(integers), "traced"),
+        (lambda: snnjax.integers.trainable(layers), "not of whole numbers"),
+        (lambda: snnjax.integers.with_weights(integers, {}), "another structure"),
+        (lambda: snnjax.integers.memory(learner), "layers is SNN"),
+    ):
         with pytest.raises(ValueError, match=message):
-            snnjax.integers.run(wrong, VECTORS[:, :3])
+            call()
+
+
+def test_readouts_of_any_size_are_computed():
+    """An output has no register, so tiny weights and huge biases keep their ratio."""
+
+    def fn(p, x):
+        return relu(x @ p["w1"]) @ p["w3"] * p["size"] + p["bias"]
+
+    for size, bias in ((1e-6, 0.0), (1.0, 1e5), (1e4, 0.0)):
+        params = FLAT | {"size": jnp.float32(size), "bias": jnp.float32([bias, 0, 0])}
+        snn = snnjax.convert(fn, params, VECTORS, steps=4, recipe=snnjax.light())
+        layers = snnjax.layers.of(fn, snn, VECTORS)
+        integers = snnjax.quantize(layers, VECTORS)
+        whole = snnjax.integers.run(integers, VECTORS).outputs.mean(0)
+        floats = snnjax.spiking(fn)(snn, VECTORS).mean(0)
+        error = np.abs(whole - floats).max(0) / np.abs(floats).max(0)
+        assert (error < 0.2).all(), (size, bias, error)
+
+
+def test_each_map_has_bits_of_its_own():
+    """In memory and in training: 1 bit beside 8, and a shortcut beside 1 bit."""
+    mixed, *_ = tiny({"w1/relu": 1, "*": 8})
+    eight, *_ = tiny(8)
+    sizes = [snnjax.integers.memory(n).weights for n in (eight, mixed)]
+    assert sizes[0] - sizes[1] == FLAT["w1"].size * 7 / 8
+
+    def fn(p, x):
+        x = relu(x @ p["w1"])
+        return relu(x @ p["w2"] + x) @ p["w3"]
+
+    snn = snnjax.convert(fn, FLAT, VECTORS, steps=4, recipe=snnjax.light())
+    layers = snnjax.layers.of(fn, snn, VECTORS)
+    layers = snnjax.quantize(layers, VECTORS, weight_bits={"output": 1, "*": 5})
+    rounds, learner = snnjax.integers.trainable(layers)
+    trace = snnjax.integers.run(layers, VECTORS)
+    x = snnjax.integers.on_grid(layers, VECTORS)
+    outputs = snnjax.spiking(rounds)(learner, x)
+    np.testing.assert_allclose(outputs, trace.outputs, rtol=1e-5, atol=1e-5)
+    flipped = jax.tree.map(lambda w: -0.3 * w, learner.params)
+    (readout,) = snnjax.integers.with_weights(layers, flipped).connections[-1].maps
+    assert (np.abs(readout.weight) == 1).all()
 
 
 def test_two_maps_in_a_row_are_multiplied_or_refused():

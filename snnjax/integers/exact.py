@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_numbers
 from snnjax.integers.timing import (
     Timing,
     bias_unit,
@@ -50,12 +51,16 @@ class Trace(NamedTuple):
     """What a chip computes for a batch. Images are channels last.
 
     Attributes:
-        outputs: float [T, B, ...] as `snnjax.spiking` returns them, several as a dict.
+        outputs: float [T, B, ...] as `snnjax.spiking` returns them; several as a dict
+            by the names of the outputs.
         spikes: population -> levels k, int32 [T, B, ...].
         potentials: population -> v / m_n after each reset, rounded down, int32
             [T, B, ...].
         extremes: population -> lowest and highest v / m_n, before and after resets.
-        overflows: population -> how many times a potential left its bits.
+        overflows: population -> how many times a potential went beyond its highest
+            number.
+        below: the same for the lowest number. A potential that saturates there sends
+            nothing, as it would without a limit.
         clipped: elements of x outside of the calibrated range.
     """
 
@@ -64,6 +69,7 @@ class Trace(NamedTuple):
     potentials: dict[str, jax.Array]
     extremes: dict[str, tuple[jax.Array, jax.Array]]
     overflows: dict[str, jax.Array]
+    below: dict[str, jax.Array]
     clipped: jax.Array
 
 
@@ -75,7 +81,8 @@ def run(layers: Layers, x: Any) -> Trace:
         x: float [B, ...], images channels last.
 
     Returns:
-        A `Trace`, with T B levels and potentials for each neuron.
+        A `Trace`, with T B levels and potentials for each neuron. It has no gradient;
+        `trainable` has one.
 
     Raises:
         ValueError: the layers are not of whole numbers; x does not fit them.
@@ -118,25 +125,40 @@ def on_grid(layers: Layers, x: Any) -> jax.Array:
 
 
 def check_shape(layers: Layers, x: Any) -> Input:
-    """The input node; raise unless x has its shape."""
+    """The input node; raise unless x is an array of its shape."""
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
     (entrance,) = (node for node in layers.nodes if isinstance(node, Input))
     shape = entrance.shape
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
-    if np.shape(x)[1:] != shape:
+    if x.shape[1:] != shape or not len(x):
         raise ValueError(
-            f"x has shape {np.shape(x)}; allowed: [B, {', '.join(map(str, shape))}]"
+            f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], B >= 1"
         )
     return entrance
 
 
-def _check(layers: Layers, x: Any) -> Input:
-    """The input node; raise unless x is for these layers of whole numbers."""
+def check_whole(layers: Any) -> None:
+    """Raise unless these are layers of whole numbers, with their values at hand."""
     if not isinstance(layers, Layers) or layers.arithmetic is None:
+        kind = "float layers" if isinstance(layers, Layers) else type(layers).__name__
         raise ValueError(
-            f"layers is {layers!r}, not of whole numbers; allowed: what "
+            f"layers is {kind}, not of whole numbers; allowed: what "
             "snnjax.quantize(snnjax.layers.of(fn, snn, x), images) returns"
         )
-    return check_shape(layers, x)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(layers)):
+        raise ValueError(
+            "layers are traced; allowed: layers that a jitted function closes over, "
+            "e.g. jax.jit(lambda x: run(layers, x).outputs)"
+        )
+
+
+def _check(layers: Layers, x: Any) -> Input:
+    """The input node; raise unless x is for these layers of whole numbers."""
+    check_whole(layers)
+    entrance = check_shape(layers, x)
+    check_numbers(x)
+    return entrance
 
 
 def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
@@ -198,7 +220,7 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / unit(layers)
             z = Fraction(without_surrogate(node.model).dead_zone)
-            z = z.limit_denominator(1000)
+            z = z.limit_denominator(10**6)
             m = multiples(*code_of(layers)[:2])
             m = m.reshape(-1, *[1] * threshold.ndim)
             # The least whole number that is not below 2 z m_t V.
@@ -219,7 +241,11 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
 
 def _int32(numbers: np.ndarray) -> np.ndarray:
     whole = np.rint(numbers)
-    assert np.allclose(numbers, whole, atol=1e-3), "an array is not of whole numbers"
+    if not np.allclose(numbers, whole, atol=1e-3) or np.abs(whole).max() >= 2**30:
+        raise ValueError(
+            "layers have numbers that are not whole or reach 2^30, and are simulated "
+            "in 32 bits; allowed: what snnjax.quantize returns, with fewer bits"
+        )
     return whole.astype(np.int32)
 
 
@@ -258,6 +284,7 @@ def _run(
         {name: f.potentials for name, f in fired.items()} if keep else {},
         {n: (f.extremes[0].min(), f.extremes[1].max()) for n, f in fired.items()},
         {name: f.overflows for name, f in fired.items()},
+        {name: f.below for name, f in fired.items()},
         clipped,
     )
 
@@ -341,6 +368,7 @@ class Fired(NamedTuple):
     potentials: jax.Array
     extremes: tuple[jax.Array, jax.Array]
     overflows: jax.Array
+    below: jax.Array
 
 
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
@@ -382,13 +410,14 @@ def _fire(
     threshold = p["threshold"]
 
     def step(state, now):
-        v, sent, lowest, highest, overflows = state
+        v, sent, lowest, highest, overflows, below = state
         current, arriving, firing, is_last, bar = now
         v += current
         lowest = jnp.minimum(lowest, (v // arriving).min(0))
         highest = jnp.maximum(highest, (v // arriving).max(0))
         limit = half * arriving
-        overflows += jnp.sum((v < -limit) | (v >= limit), dtype=jnp.int32)
+        overflows += jnp.sum(v >= limit, dtype=jnp.int32)
+        below += jnp.sum(v < -limit, dtype=jnp.int32)
         if arithmetic.overflow == "saturate":
             v = jnp.clip(v, -limit, limit - 1)
         else:
@@ -411,7 +440,7 @@ def _fire(
         register = v // arriving
         lowest = jnp.minimum(lowest, register.min(0))
         highest = jnp.maximum(highest, register.max(0))
-        return (v, sent, lowest, highest, overflows), (k, register)
+        return (v, sent, lowest, highest, overflows, below), (k, register)
 
     v = jnp.broadcast_to(p["start"], shape)
     sent = jnp.zeros(shape if low < 0 else (), jnp.int32)
@@ -425,7 +454,9 @@ def _fire(
         jnp.concatenate([before, p["bars"]]),
     )
     least = jnp.zeros(shape[1:], jnp.int32)
-    state = (v, sent, least, least, jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    state = (v, sent, least, least, none, none)
     state, (spikes, potentials) = jax.lax.scan(step, state, xs)
-    _, _, lowest, highest, overflows = state
-    return Fired(spikes[wait:], potentials[wait:], (lowest, highest), overflows)
+    _, _, lowest, highest, overflows, below = state
+    extremes = (lowest, highest)
+    return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)

@@ -133,13 +133,14 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         rounding.Part(rows, _bits_of(c.weights, bits), _power(m.own, len(rows)))
         for c, rows, m in zip(connections, reading.rows, reading.moments, strict=True)
     ]
-    most = np.full(len(reading.thresholds), half / 2)
+    most = _largest_scale(reading, half)
     for _ in range(_ATTEMPTS):
         theta = rounding.scales(parts, most, scale, is_population)
         maps = [
             _with_rows(c.weights, _to_whole(p.rows * theta[:, None], p.bits, m.own))
             for c, p, m in zip(connections, parts, reading.moments, strict=True)
         ]
+        _check_weights(reading, maps)
         weighted = _weighted(
             _structures(maps),
             *code_of(layers),
@@ -152,7 +153,9 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         # Wide registers say how far potentials would go.
         fired = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in fired.extremes)
-        peaks = np.maximum(-lowest, highest + 1)
+        # A saturated negative potential is silent as it would be without its limit.
+        is_wrapped = layers.arithmetic.overflow == "wrap"
+        peaks = np.maximum(-lowest, highest + 1) if is_wrapped else highest + 1
         peaks = peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
         is_too_large = peaks > _HEADROOM * half
         if not is_too_large.any():
@@ -220,6 +223,29 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     model = without_surrogate(node.model)
     levels = _levels(model, *code_of(layers), *arrays, reading.currents)
     return exact.Stream(None, levels)
+
+
+def _largest_scale(reading: Reading, half: int) -> np.ndarray:
+    """The largest Theta of each row: half of the register, or of 32 bits of a sum."""
+    bias = channels_last(reading.node.bias) / bias_unit(reading.layers)
+    sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
+    peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
+    most = 2.0**26 * reading.thresholds / np.maximum(peaks, 1e-20)
+    is_population = isinstance(reading.node, Population)
+    return np.minimum(most, half / 2) if is_population else most
+
+
+def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
+    """Raise if all weights of a map became 0."""
+    for connection, whole in zip(reading.connections, maps, strict=True):
+        if not connection.weights.weight.any() or whole.weight.any():
+            continue
+        assert reading.layers.arithmetic is not None
+        raise ValueError(
+            f"all weights that {reading.node.name!r} reads would be rounded to 0, for "
+            f"potentials of {reading.layers.arithmetic.state_bits} bits; allowed: more "
+            "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
+        )
 
 
 def _check_thresholds(reading: Reading, bits: int) -> None:

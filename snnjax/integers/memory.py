@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 def memory(layers: Layers) -> Memory:
     """Bytes of the weights, potentials and constants of layers.
 
-    Weights take `Arithmetic.weight_bits`, potentials and constants
+    A weight takes the bits of the largest one of its map, potentials and constants take
     `Arithmetic.state_bits`; floats take 32 bits.
 
     >>> import jax, jax.numpy as jnp, snnjax
@@ -43,10 +43,16 @@ def memory(layers: Layers) -> Memory:
     >>> memory(layers).weights, memory(integers).weights
     (768.0, 96.0)
     """
+    if not isinstance(layers, Layers):
+        raise ValueError(
+            f"layers is {type(layers).__name__}; allowed: snnjax.layers.of(fn, snn, "
+            "x), or snnjax.quantize of it"
+        )
     arithmetic = layers.arithmetic
-    weight_bits = _FLOAT if arithmetic is None else arithmetic.weight_bits
     state_bits = _FLOAT if arithmetic is None else arithmetic.state_bits
-    weights = sum(n.weight.size for n in layers.nodes if isinstance(n, Affine))
+    maps = [node.weight for node in layers.nodes if isinstance(node, Affine)]
+    bits_of = _float_bits if arithmetic is None else _bits
+    weight_bits = sum(weight.size * bits_of(weight) for weight in maps)
     neurons = sum(int(np.prod(p.shape)) for p in layers.populations)
     constants = sum(
         np.size(array)
@@ -54,6 +60,14 @@ def memory(layers: Layers) -> Memory:
         for array in (p.threshold, p.bias, p.initial_potential)
     )
     constants += sum(np.size(output.bias) for output in layers.outputs)
-    return Memory(
-        weights * weight_bits / 8, neurons * state_bits / 8, constants * state_bits / 8
-    )
+    return Memory(weight_bits / 8, neurons * state_bits / 8, constants * state_bits / 8)
+
+
+def _float_bits(weight: np.ndarray) -> int:
+    return _FLOAT
+
+
+def _bits(weight: np.ndarray) -> int:
+    """Of whole numbers up to the largest, with a sign; -1 and 1 take one bit."""
+    sizes = np.abs(weight)
+    return 1 if (sizes == 1).all() else 1 + int(sizes.max(initial=0)).bit_length()

@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_choice, check_examples, check_numbers
+from snnjax._checks import (
+    check_choice,
+    check_examples,
+    check_finite,
+    check_numbers,
+)
 from snnjax._patterns import matching
 from snnjax.capture.check import ConversionError, Problem
 from snnjax.chips.profiles import Chip, check_chip
@@ -25,6 +30,7 @@ from snnjax.integers import exact, fitting, rounding
 from snnjax.integers.fitting import Pair
 from snnjax.integers.timing import check_state
 from snnjax.layers.connections import with_own_maps
+from snnjax.layers.folding import is_channelwise
 from snnjax.layers.values import (
     Affine,
     Arithmetic,
@@ -104,14 +110,16 @@ def quantize(
     if chip is not None:
         check_chip(chip)
         widths = [bits for bits in chip.weight_bits or () if bits <= 8]
-        weight_bits = weight_bits or max(widths, default=None)
-        state_bits, scale = state_bits or chip.state_bits, scale or _scale_of(chip)
-        overflow = overflow or chip.overflow
-    weight_bits = 8 if weight_bits is None else weight_bits
-    state_bits = 16 if state_bits is None else state_bits
-    scale, overflow = scale or "channel", overflow or "saturate"
+        weight_bits = _first(weight_bits, max(widths, default=None))
+        state_bits = _first(state_bits, chip.state_bits)
+        scale = _first(scale, _scale_of(chip))
+        overflow = _first(overflow, chip.overflow)
+    weight_bits, state_bits = _first(weight_bits, 8), _first(state_bits, 16)
+    scale, overflow = _first(scale, "channel"), _first(overflow, "saturate")
     is_mapping = isinstance(weight_bits, Mapping)
     bits = weight_bits if is_mapping else {"*": weight_bits}
+    if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
+        images = np.asarray(images, np.float32)  # whole numbers, as pixels are
     _check(layers, images, bits, state_bits, input_bits, scale, overflow)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
@@ -184,6 +192,11 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 # --------------------------------------------------------------------------- checks
 
 
+def _first(value: Any, default: Any) -> Any:
+    """The value, or the default if it is None."""
+    return default if value is None else value
+
+
 def _scale_of(chip: Chip) -> rounding.Scale | None:
     """The scale of a chip: one threshold per population needs one scale."""
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
@@ -224,14 +237,20 @@ def _check(
     check_examples(images)
     check_numbers(images)
     exact.check_shape(layers, images)
+    check_finite("images", [images])
     check_choice("scale", scale, ("channel", "layer", "power_of_two"))
     check_choice("overflow", overflow, ("saturate", "wrap"))
-    ranges = {f"weight_bits of {name}": (n, 1, 16) for name, n in bits.items()}
+    ranges: dict[str, Any] = {
+        "weight_bits" if name == "*" else f"weight_bits of {name!r}": (n, 1, 16)
+        for name, n in bits.items()
+    }
     ranges |= {"state_bits": (state_bits, 4, 30), "input_bits": (input_bits, 2, 16)}
     for name, (number, least, largest) in ranges.items():
         is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
         if not is_whole or not least <= number <= largest:
-            raise ValueError(f"{name} is {number!r}; allowed: {least} .. {largest}")
+            raise ValueError(
+                f"{name} is {number!r}; allowed: whole numbers {least} .. {largest}"
+            )
     for node in layers.nodes:
         arrays = [a for a in jax.tree.leaves(node)]
         if not all(np.isfinite(a).all() for a in arrays):
@@ -239,6 +258,13 @@ def _check(
                 f"node {node.name!r} has numbers that are NaN or infinite; allowed: "
                 "finite weights, thresholds, potentials and biases"
             )
+        if isinstance(node, Population) and scale != "channel":
+            if not is_channelwise(node.threshold):
+                raise ValueError(
+                    f"the neurons of {node.name!r} have a threshold each, and scale "
+                    f"{scale!r} needs one per population; allowed: thresholds per "
+                    "channel, or scale 'channel'"
+                )
         if isinstance(node, Population) and node.leak is not None:
             if (node.leak != 1).any():
                 raise ValueError(

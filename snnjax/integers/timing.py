@@ -80,7 +80,8 @@ def check_state(layers: Layers) -> None:
     if bits > most:
         raise ValueError(
             f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
-            f"{layers.steps} steps, since potentials are simulated in 32 bits"
+            f"{layers.steps} steps, since potentials are simulated in 32 bits; or take "
+            "fewer steps"
         )
 
 

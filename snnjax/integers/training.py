@@ -15,9 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax.integers.exact import check_whole
 from snnjax.integers.timing import bias_unit
 from snnjax.layers.function import function, with_params
-from snnjax.layers.values import Affine, Layers, Output, Population
+from snnjax.layers.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Layers,
+    Output,
+    Population,
+)
 from snnjax.snn import SNN
 
 Params = dict[str, dict[str, jax.Array]]
@@ -50,6 +58,7 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
     >>> print(jax.grad(loss)(snn).params["output/0"]["weight"].ravel())
     [0.27857143 0.13928571]
     """
+    check_whole(layers)
     fn, snn = function(layers)
     rounded = _rounding(layers)
     sizes = _sizes(layers)
@@ -64,8 +73,7 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
 
     def rounds(params: Params, x: jax.Array) -> Any:
         whole = {
-            name: fixed[name] | rounded(arrays, sizes[name])
-            for name, arrays in params.items()
+            name: fixed[name] | rounded(name, arrays) for name, arrays in params.items()
         }
         return fn(whole, x)
 
@@ -74,9 +82,16 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
 
 def with_weights(layers: Layers, params: Params) -> Layers:
     """The layers with the trained weights and biases of `trainable`, rounded."""
-    rounded, sizes = _rounding(layers), _sizes(layers)
+    check_whole(layers)
+    _, learner = trainable(layers)
+    if jax.tree.structure(params) != jax.tree.structure(learner.params):
+        raise ValueError(
+            "params have another structure than those of "
+            "snnjax.integers.trainable(layers); allowed: its snn.params, trained"
+        )
+    rounded = _rounding(layers)
     whole = {
-        name: jax.tree.map(np.asarray, rounded(arrays, sizes[name]))
+        name: jax.tree.map(np.asarray, rounded(name, arrays))
         for name, arrays in params.items()
     }
     return with_params(layers, whole)
@@ -98,19 +113,26 @@ def _sizes(layers: Layers) -> dict[str, float]:
     return sizes
 
 
-def _rounding(layers: Layers) -> Callable[[dict[str, jax.Array], float], Any]:
-    """(arrays of a node, L) -> whole weights, and biases that are whole multiples."""
-    assert layers.arithmetic is not None
-    step, is_binary = bias_unit(layers), layers.arithmetic.weight_bits == 1
+def _rounding(layers: Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
+    """(node, its arrays) -> whole weights, and biases that are whole multiples."""
+    sizes = _sizes(layers)
+    # With one bit a weight is 1 or -1, never 0.
+    binary = {
+        node.name
+        for node in layers.nodes
+        if isinstance(node, Convolution | Dense) and (np.abs(node.weight) == 1).all()
+    }
+    step = bias_unit(layers)
 
     def through(value: jax.Array, whole: jax.Array) -> jax.Array:
         return value + jax.lax.stop_gradient(whole - value)
 
-    def rounded(arrays: dict[str, jax.Array], size: float) -> dict[str, jax.Array]:
-        results = {}
+    def rounded(name: str, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        results, size = {}, sizes[name]
         if "weight" in arrays:
             w = jnp.clip(arrays["weight"], -1, 1) * size
-            whole = jnp.where(w < 0, -size, size) if is_binary else jnp.round(w)
+            signs = jnp.where(w < 0, -1.0, 1.0)
+            whole = signs if name in binary else jnp.round(w)
             results["weight"] = through(w, whole)
         if "bias" in arrays:
             b = arrays["bias"] * size

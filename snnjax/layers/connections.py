@@ -71,7 +71,8 @@ class _TwoMaps(Exception):
             (),
             f"it reads the linear map {first.name!r} without neurons in between, and "
             "both cannot be multiplied into one",
-            "put a ReLU or snnjax.clipped_relu between them",
+            "put a ReLU or snnjax.clipped_relu between them; if neurons of a channel "
+            "have a threshold each, take one per channel",
         )
 
 

@@ -113,12 +113,14 @@ def fire_at(
         return jnp.asarray(number, v.dtype)
 
     threshold = lead(params.threshold, v.ndim).astype(v.dtype)
-    ahead = jnp.zeros_like(v)
+    # A neuron of whole numbers has a margin against rounding.
+    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
+    ahead = jnp.full_like(v, max(margins))
     if model.levels[0] < 0:
         ahead += per_step(tick.size - tick.finest) / 2 * threshold
     if model.dead_zone:
         missing = v - per_step(tick.finest) / 2 * threshold
-        bar = model.dead_zone * per_step(tick.size) * threshold
+        bar = model.dead_zone * (1 - _TIES) * per_step(tick.size) * threshold
         silent = (jnp.abs(missing) < bar) & ~jnp.asarray(tick.is_last)
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     fraction = jnp.zeros(())
@@ -140,6 +142,7 @@ def fire_at(
 
 # What was sent may be a whole number of spikes but for rounding.
 _ROUNDING = 1e-3
+_TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
 
 
 def _dead_zone(neuron: Any) -> float:

@@ -33,6 +33,14 @@ class WholeNumbers(Wrapper):
 
     unit: float = 1.0
 
+    @property
+    def margin(self) -> float:
+        """What is added to v before it is compared, so that rounding flips no tie.
+
+        The sizes of a code's spikes are not always exact in floats.
+        """
+        return self.unit / 4
+
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
         """As the model does, and then v becomes the nearest multiple of the unit."""
         state = self.neuron.integrate(params, state, current)
