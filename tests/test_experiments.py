@@ -104,7 +104,8 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     assert floats["accuracy"] == choice(results).accuracies[0][-1]
     assert abs(eight["accuracy"] - floats["accuracy"]) <= 0.03
     assert two["accuracy"] <= eight["accuracy"]
-    assert floats["memory"]["weights"] == 4 * eight["memory"]["weights"]
+    ratio = floats["memory"]["weights"] / eight["memory"]["weights"]
+    assert 4 <= ratio < 4.5  # a map whose potentials are too large has fewer bits
     assert (eight["overflows"], eight["scale"]) == (0, "chip")
     assert 2 < eight["used_bits"] <= 16
     table = (Path(config.out) / "integers.md").read_text()

@@ -40,7 +40,7 @@ FIGURES = {
 
 _ABOUT_INTEGERS = """<h2>Whole numbers</h2>
 <p>The chosen SNN with weights of so many bits, as a chip computes it, on all test
-images. <b>overflows</b>: potentials that left their bits.</p>
+images. <b>overflows</b>: potentials beyond the highest number of their bits.</p>
 """
 
 
