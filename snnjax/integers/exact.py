@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from snnjax._checks import check_numbers
 from snnjax.integers.timing import (
@@ -146,7 +147,7 @@ def check_whole(layers: Any) -> None:
             f"layers is {kind}, not of whole numbers; allowed: what "
             "snnjax.quantize(snnjax.layers.of(fn, snn, x), images) returns"
         )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(layers)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layers)):
         raise ValueError(
             "layers are traced; allowed: layers that a jitted function closes over, "
             "e.g. jax.jit(lambda x: run(layers, x).outputs)"

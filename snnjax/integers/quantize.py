@@ -9,7 +9,7 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -107,26 +107,21 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    if chip is not None:
-        check_chip(chip)
-        widths = [bits for bits in chip.weight_bits or () if bits <= 8]
-        weight_bits = _first(weight_bits, max(widths, default=None))
-        state_bits = _first(state_bits, chip.state_bits)
-        scale = _first(scale, _scale_of(chip))
-        overflow = _first(overflow, chip.overflow)
-    weight_bits, state_bits = _first(weight_bits, 8), _first(state_bits, 16)
-    scale, overflow = _first(scale, "channel"), _first(overflow, "saturate")
-    is_mapping = isinstance(weight_bits, Mapping)
-    bits = weight_bits if is_mapping else {"*": weight_bits}
+    given = (weight_bits, state_bits, scale, overflow)
+    defaults = (8, 16, "channel", "saturate")
+    choices = zip(given, _numbers_of(chip), defaults, strict=True)
+    bits, width, shared, limit = map(_first, choices)
+    if not isinstance(bits, Mapping):
+        bits = {"*": bits}
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, state_bits, input_bits, scale, overflow)
+    _check(layers, images, bits, width, input_bits, shared, limit)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(max(bits.values()), input_bits, state_bits, overflow)
+    arithmetic = Arithmetic(max(bits.values()), input_bits, width, limit)
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
-    nodes = _rounded(layers, jnp.asarray(images, jnp.float32), bits, scale)
+    nodes = _rounded(layers, jnp.asarray(images, jnp.float32), bits, shared)
     integers = dataclasses.replace(layers, nodes=tuple(nodes))
     if chip is not None:
         _check_runs(integers, chip)
@@ -192,15 +187,21 @@ def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
 # --------------------------------------------------------------------------- checks
 
 
-def _first(value: Any, default: Any) -> Any:
-    """The value, or the default if it is None."""
-    return default if value is None else value
+def _first(choices: Iterable[Any]) -> Any:
+    """The first one that is not None."""
+    return next(choice for choice in choices if choice is not None)
 
 
-def _scale_of(chip: Chip) -> rounding.Scale | None:
-    """The scale of a chip: one threshold per population needs one scale."""
+def _numbers_of(chip: Chip | None) -> tuple[Any, ...]:
+    """Bits of weights and potentials, scale and overflow; None where not stated."""
+    if chip is None:
+        return (None,) * 4
+    check_chip(chip)
+    widths = [bits for bits in chip.weight_bits or () if bits <= 8]
+    # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
-    return "layer" if is_shared else chip.scale
+    scale = "layer" if is_shared else chip.scale
+    return max(widths, default=None), chip.state_bits, scale, chip.overflow
 
 
 def _check_runs(layers: Layers, chip: Chip) -> None:

@@ -371,12 +371,12 @@ def _node(nir: Any, node: Node, dt: float) -> Any:
             kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
             return kind(np.array(window), np.array(stride), np.array(padding))
         case Convolution(weight=weight):
-            is_same = isinstance(node.padding, str)
+            padding = node.padding
             return nir.Conv2d(
                 node.size,
                 _float(_ungrouped(node)),
                 node.stride,
-                node.padding.lower() if is_same else node.padding,
+                padding.lower() if isinstance(padding, str) else padding,
                 node.dilation,
                 1,
                 _bias(node.bias, len(weight)),
