@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     Attributes:
         bits: of a weight; 32: floats.
-        scale: of `snnjax.quantize`; None: of floats.
+        scale: of `snnjax.quantize`, "chip" for that of the chip; None: of floats.
         accuracy: 0..1.
         memory: in bytes.
         used_bits: of a potential, by the highest that 100 images gave.
@@ -100,14 +100,15 @@ def in_whole_numbers(
                 chip=chip,
             )
             seconds = time.perf_counter() - start
-            rows.append(_tested(integers, scale, images, labels, seconds))
+            name = scale or ("channel" if chip is None else "chip")
+            rows.append(_tested(integers, name, images, labels, seconds))
     report = None if chip is None else snnjax.chips.report(integers, chip)
     return Integers(rows, report)
 
 
 def _tested(
     layers: snnjax.layers.Layers,
-    scale: str | None,
+    scale: str,
     images: Any,
     labels: np.ndarray,
     seconds: float,
@@ -119,7 +120,7 @@ def _tested(
     assert arithmetic is not None
     return Row(
         arithmetic.weight_bits,
-        scale or "chip",
+        scale,
         hits / len(labels),
         snnjax.integers.memory(layers),
         1 + highest.bit_length(),

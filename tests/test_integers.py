@@ -336,7 +336,9 @@ def test_what_cannot_be_rounded_says_so():
         "leak": dict(layers=with_population(leak=np.array(0.5))),
         "images hold 16 values": dict(images=VECTORS + jnp.inf),
         "threshold each, and scale 'layer'": dict(layers=each_its_own, scale="layer"),
-        "all weights that .* would be rounded to 0": dict(state_bits=6, input_bits=12),
+        "all weights of 'w1/relu/0' would be rounded to 0": dict(
+            state_bits=6, input_bits=12
+        ),
         "NaN or infinite": dict(layers=with_population(threshold=np.array(np.nan))),
         "rounded to 0.*weight_bits >= 10": dict(
             layers=with_population(threshold=np.array(1e-5)), weight_bits=4

@@ -1,12 +1,16 @@
 """`run`: a network of whole numbers, computed as a digital chip computes it.
 
-    v  <- fit(v + m_n (sum_i W_ji k_i + B_j))         integrate what arrives at step n
-    k   = clip(floor((v + (m_t - 1) V / 2) / (m_t V)), low, high)     fire
-    v  <- v - m_t V k    or 0                                          reset
+    v  <- limit(v + m_n sum_i W_ji k_i + a_n x_j + b_n B_j)   add what arrives at step n
+    k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
+    v  <- v - m_t V k    or 0 where k is not 0                reset
 
-m_t = w_t / w_T says how many units a spike of step t is worth, 1 with rate coding. A
-register holds v / m_n, so with a radix code it is shifted as the weights fall, and
-``fit`` saturates or wraps it at its bits. All numbers are int32. Sums of products are
+m_t = w_t / w_T says how many units a spike of step t is worth, 1 with rate coding. x_j
+is the weighted x. With rate coding a_n = b_n = 1; with another code x and B arrive at
+step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2; then k is 0 in
+the dead zone, and what a neuron has sent never falls below 0.
+
+A register holds v / m_n, so with a radix code it is shifted as the weights fall, and
+``limit`` saturates or wraps it at its bits. All numbers are int32. Sums of products are
 computed in float32 where that is exact, below 2^24, because it is several times faster.
 """
 
@@ -57,12 +61,13 @@ class Trace(NamedTuple):
         spikes: population -> levels k, int32 [T, B, ...].
         potentials: population -> v / m_n after each reset, rounded down, int32
             [T, B, ...].
-        extremes: population -> lowest and highest v / m_n, before and after resets.
+        extremes: population -> lowest and highest v / m_n, before the limit and after
+            each reset, or 0.
         overflows: population -> how many times a potential went beyond its highest
             number.
-        below: the same for the lowest number. A potential that saturates there sends
-            nothing, as it would without a limit.
-        clipped: elements of x outside of the calibrated range.
+        below: the same for the lowest number. Saturation raises such a potential, so
+            its neuron may fire earlier later on.
+        clipped: how many elements of x need more than `Arithmetic.input_bits`.
     """
 
     outputs: Any
@@ -173,9 +178,10 @@ def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
 
 
 def largest_values(layers: Layers) -> dict[str, int]:
-    """Node -> a bound of every partial sum in it at one step, for whole numbers.
+    """Bounds of all whole numbers at one step: sum_i |W_ji| max |x_i|.
 
-    sum_i |W_ji| max |x_i|
+    Node -> the largest number or partial sum that it sends; "currents of " and the name
+    of a population -> that of what it receives.
     """
     assert layers.arithmetic is not None
     largest: dict[str, int] = {}
@@ -199,7 +205,7 @@ def largest_values(layers: Layers) -> dict[str, int]:
 
 
 def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
-    """Raise if a current could leave 32 bits."""
+    """Raise if a weighted sum could reach 2^30; `_int32` keeps biases below it."""
     times = timing(*code_of(layers))
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
@@ -212,7 +218,7 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
 
 
 def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
-    """The arrays of a node as int32, biases and potentials in units."""
+    """The arrays of a node as int32: biases in `bias_unit`, potentials in `unit`."""
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     match node:
         case Input(unit=unit_of_x):

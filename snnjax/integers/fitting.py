@@ -3,9 +3,10 @@
     W* = w + w (C - H) (H + d)^-1      H = cov(x'), C = cov(x, x')
 
 x' is what the receiver reads in the network of whole numbers, x the same in the float
-network. W* makes up for the errors of the layers before (asymmetric calibration, Li et
-al., arXiv 2504.02692); then it is rounded with error feedback by H. The bias takes the
-difference of the means. Moments are of all steps together, the value that is decoded.
+network: the decoded values, sums over all steps. W* makes up for the errors of the
+layers before (asymmetric calibration, Li et al., arXiv 2504.02692); d is 0.1 times the
+mean variance. Then W* is rounded with error feedback by H. A row of one weight is only
+rounded, and a weight of 0 stays 0. A bias makes up for the difference of the means.
 """
 
 import dataclasses
@@ -36,14 +37,15 @@ from snnjax.neurons.unroll import unroll
 
 _MOST_SAMPLES = 1 << 16  # of a moment
 _DAMPING = 0.1  # of W*, over the mean variance
-_HEADROOM = 0.7  # of a potential's bits, for the calibration images
-_ATTEMPTS = 4  # to find scales whose potentials fit
+_LARGEST_SHARE = 0.5  # of 2^(state_bits - 1), for potentials of calibration images
+_ATTEMPTS = 4  # at scales whose potentials fit; after that the last one is kept
 
 
 class Pair(NamedTuple):
     """What a node sends in the float network, and in that of whole numbers.
 
-    Levels are whole numbers in both, x is in units of its whole numbers.
+    Spikes are levels in both. x is divided by the input's unit in both, and rounded
+    only in that of whole numbers.
     """
 
     floats: exact.Stream
@@ -59,7 +61,7 @@ class Connection(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Of what a map reads, for G groups of its rows, [G, n, n].
+    """Covariances of what a map reads, one matrix for each of G groups, [G, n, n].
 
     Attributes:
         own: H, in the network of whole numbers.
@@ -80,7 +82,8 @@ class Reading(NamedTuple):
         thresholds: V of each channel or element, [O]; 1 of an output.
         rows: W* over the threshold, [O, n] for each connection.
         moments: of each connection.
-        currents: of the float network, in units, without the bias, [T, N, ...].
+        currents: of the float network, without the bias, in units of T w_T,
+            [T, N, ...].
     """
 
     layers: Layers
@@ -130,10 +133,10 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         _check_thresholds(reading, bits)
     half = 2 ** (layers.arithmetic.state_bits - 1)
     parts = [
-        rounding.Part(rows, _bits_of(c.weights, bits), _power(m.own, len(rows)))
+        rounding.Part(rows, _bits_of(c.weights, bits), _variances(m.own, len(rows)))
         for c, rows, m in zip(connections, reading.rows, reading.moments, strict=True)
     ]
-    most = _largest_scale(reading, half)
+    most = _largest_theta(reading, half)
     for _ in range(_ATTEMPTS):
         theta = rounding.scales(parts, most, scale, is_population)
         maps = [
@@ -153,21 +156,24 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         # Wide registers say how far potentials would go.
         fired = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in fired.extremes)
-        # A saturated negative potential is silent as it would be without its limit.
+        # With "saturate" the lowest potentials do not bound the scale: a neuron far
+        # below its threshold is silent also at the limit. `Trace.below` counts them.
         is_wrapped = layers.arithmetic.overflow == "wrap"
         peaks = np.maximum(-lowest, highest + 1) if is_wrapped else highest + 1
         peaks = peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
-        is_too_large = peaks > _HEADROOM * half
+        is_too_large = peaks > _LARGEST_SHARE * half
         if not is_too_large.any():
             break
-        most = np.where(is_too_large, np.floor(theta * _HEADROOM * half / peaks), most)
+        most = np.where(
+            is_too_large, np.floor(theta * _LARGEST_SHARE * half / peaks), most
+        )
         if (most < 1).any():
             raise ValueError(
                 f"potentials of {node.name!r} do not fit into "
                 f"{layers.arithmetic.state_bits} bits, whatever the scale; allowed: "
                 "more state_bits, or fewer weight_bits"
             )
-    else:
+    else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         fired = exact.fire(whole, layers, weighted)
     floats = _float_spikes(reading)
     return Fit(whole, maps, Pair(floats, exact.Stream(None, fired.spikes)))
@@ -196,14 +202,14 @@ def _charged(
     missing = factor * _mean(reading.currents) - _mean(weighted)
     own = channels_last(node.bias) / bias_unit(layers)
     total = factor * own * arrivals + missing
-    # What the float network does not have, the chip may not have either.
+    # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
     own_bias = channels_first(bias * bias_unit(layers), node.shape)
     if isinstance(node, Output):
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
     start = factor * channels_last(node.initial_potential) / unit(layers)
-    if start.any():
+    if start.any():  # v(0) takes what the rounded biases leave.
         start = np.rint(start + total - arrivals * bias) * unit(layers)
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
@@ -225,8 +231,11 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     return exact.Stream(None, levels)
 
 
-def _largest_scale(reading: Reading, half: int) -> np.ndarray:
-    """The largest Theta of each row: half of the register, or of 32 bits of a sum."""
+def _largest_theta(reading: Reading, half: int) -> np.ndarray:
+    """The largest Theta of each row.
+
+    Sums of currents stay below 2^26, a threshold below a quarter of its register.
+    """
     bias = channels_last(reading.node.bias) / bias_unit(reading.layers)
     sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
     peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
@@ -242,7 +251,7 @@ def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
             continue
         assert reading.layers.arithmetic is not None
         raise ValueError(
-            f"all weights that {reading.node.name!r} reads would be rounded to 0, for "
+            f"all weights of {connection.weights.name!r} would be rounded to 0, for "
             f"potentials of {reading.layers.arithmetic.state_bits} bits; allowed: more "
             "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
         )
@@ -294,7 +303,10 @@ def _read(structures, code, steps, wait, params, floats, whole):
 
 @functools.partial(jax.jit, static_argnums=range(4))
 def _weighted(structures, code, steps, wait, params, streams):
-    """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...]."""
+    """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...].
+
+    Sums above 2^24 are rounded to float32, which is enough to choose scales and biases.
+    """
     times = timing(code, steps, wait)
     return _received(structures, params, streams, times, steps)
 
@@ -361,7 +373,7 @@ def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
         samples = x[:, None]
     else:
         samples = x.reshape(-1, x.shape[-1], 1)
-    return samples[:: max(1, len(samples) // _MOST_SAMPLES)]
+    return samples[:: -(-len(samples) // _MOST_SAMPLES)]
 
 
 def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -427,8 +439,8 @@ def _is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
     return rows.shape[1] == second.shape[1] > 1
 
 
-def _power(second: np.ndarray, count: int) -> np.ndarray:
-    """E[x_i^2] of each row, [O, n]."""
+def _variances(second: np.ndarray, count: int) -> np.ndarray:
+    """The variance of each number that a row reads, [O, n]."""
     return np.repeat(
         np.diagonal(second, axis1=1, axis2=2), count // len(second), axis=0
     )
