@@ -415,6 +415,45 @@ def test_each_map_has_bits_of_its_own():
     assert (np.abs(readout.weight) == 1).all()
 
 
+def test_x_and_spikes_that_one_map_reads_have_units_of_their_own():
+    """A shortcut of x to spikes of the same size, so that both share a matrix."""
+
+    def fn(p, x):
+        return relu((x + relu(x @ p["a"])) @ p["b"]) @ p["w3"]
+
+    draw = np.random.default_rng(0).normal
+    params = {name: jnp.float32(draw(size=(6, 6))) for name in ("a", "b", "w3")}
+    x = jnp.float32(3 * draw(size=(64, 6)))
+    neuron = snnjax.integrate_and_fire(levels=(0, 15))
+    snn = snnjax.init(fn, params, x, model=neuron)  # thresholds of 1
+    snn = dataclasses.replace(snn, steps=8, wait=0)
+    integers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x)
+    whole = snnjax.integers.run(integers, x).outputs.mean(0)
+    floats = snnjax.spiking(fn)(snn, x).mean(0)
+    assert np.linalg.norm(whole - floats) < 0.1 * np.linalg.norm(floats)
+
+
+def test_a_chip_gives_its_numbers_or_says_why_it_does_not_run():
+    _, snn, fn = tiny()
+    layers, chips = snnjax.layers.of(fn, snn, VECTORS), snnjax.chips
+    for chip in (chips.speck(), chips.loihi2(), chips.spinnaker2()):
+        integers = snnjax.quantize(layers, VECTORS, chip=chip)
+        assert integers.arithmetic.weight_bits == 8
+        assert chip.state_bits in (None, integers.arithmetic.state_bits)
+        assert chip.thresholds != "layer" or integers.populations[0].threshold.size == 1
+        assert chips.report(integers, chip).grade != "does not run"
+    four = snnjax.quantize(layers, VECTORS, chip=chips.speck(), weight_bits=4)
+    assert four.arithmetic.weight_bits == 4
+    radix = dataclasses.replace(layers, code=snnjax.codes.radix())
+    for network, chip, reason in (
+        (radix, chips.speck(), "thresholds that change by step"),
+        (layers, chips.akida1(), "T = 4, not 1"),
+        (layers, chips.xylo(), "exponential"),
+    ):
+        with pytest.raises(snnjax.ConversionError, match=reason):
+            snnjax.quantize(network, VECTORS, chip=chip)
+
+
 def test_two_maps_in_a_row_are_multiplied_or_refused():
     def fn(p, x):
         x = relu(x @ p["w1"]) @ p["w2"]

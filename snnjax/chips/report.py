@@ -18,9 +18,8 @@ from snnjax.chips.rules import (
     Finding,
     Layer,
     Verdict,
-    input_of,
 )
-from snnjax.layers.values import Layers, Output, Population
+from snnjax.layers.values import Connection, Layers, Output, Population
 
 GRADES: dict[Verdict, str] = {
     "fits": "bit for bit",
@@ -152,7 +151,9 @@ def report(
     """
     rates = dict(firing_rates or {})
     _check(layers, chip, inferences_per_second, rates)
-    table = [_layer(layers, node, chip) for node in _receivers(layers)]
+    ways = layers.connections
+    receivers = (*layers.populations, *layers.outputs)
+    table = [_layer(layers, ways, node, chip) for node in receivers]
     needs = {
         layer.node.name: need(layer.kernels, layer.node.shape, chip)
         for layer in (table if chip.cores else ())
@@ -163,8 +164,7 @@ def report(
     rows = [Row("network", tuple(of_network)), Row("input", tuple(of_input))]
     for layer in table:
         name = layer.node.name
-        reads_x = any(way.sender == input_of(layers).name for way in layer.ways)
-        limits = chip.first if chip.first and reads_x else chip
+        limits = chip.first if chip.first and layer.reads_x else chip
         findings = [f for rule in RULES for f in rule(layer, limits)]
         if name in needs and name not in cores:
             findings.append(no_core(needs[name], chip.cores or ()))
@@ -175,21 +175,22 @@ def report(
     return Report(chip, tuple(rows))
 
 
-def _receivers(layers: Layers) -> list[Population | Output]:
-    return [*layers.populations, *layers.outputs]
-
-
 def _shapes(layers: Layers) -> dict[str, tuple[int, ...]]:
-    senders = (input_of(layers), *layers.populations)
+    senders = (layers.input, *layers.populations)
     return {node.name: node.shape for node in senders}
 
 
-def _layer(layers: Layers, node: Population | Output, chip: Chip) -> Layer:
+def _layer(
+    layers: Layers,
+    all_ways: Sequence[Connection],
+    node: Population | Output,
+    chip: Chip,
+) -> Layer:
     shapes = _shapes(layers)
-    ways = [way for way in layers.connections if way.receiver == node.name]
+    ways = [way for way in all_ways if way.receiver == node.name]
     maps = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
-    readers = {way.receiver for way in layers.connections if way.sender == node.name}
+    readers = {way.receiver for way in all_ways if way.sender == node.name}
     return Layer(node, ways, maps, images, readers, layers)
 
 

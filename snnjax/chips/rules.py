@@ -19,7 +19,6 @@ from snnjax.layers.values import (
     Convolution,
     Dense,
     Flatten,
-    Input,
     Layers,
     Output,
     Population,
@@ -59,6 +58,11 @@ class Layer(NamedTuple):
     def neurons(self) -> list[Population]:
         """The population, if it is one: an output has no neurons."""
         return [self.node] if isinstance(self.node, Population) else []
+
+    @property
+    def reads_x(self) -> bool:
+        """Whether x reaches it without passing neurons."""
+        return any(way.sender == self.layers.input.name for way in self.ways)
 
     @property
     def numbers(self) -> dict[str, list[np.ndarray]]:
@@ -163,7 +167,6 @@ def bias_clock(layer: Layer, chip: Chip) -> Iterator[Finding]:
 
 def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
     """Kernels, strides, padding, channels, images and destinations."""
-    reads_x = any(way.sender == input_of(layer.layers).name for way in layer.ways)
     kernels = layer.kernels
     larger = [k for k in kernels if max(k.size) > 1]  # a kernel of any size holds 1x1
     maps = [m for way in layer.ways for m in way.maps]
@@ -184,7 +187,7 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
             "channels": ("channels", [*(k.channels for k in kernels), *filters]),
             "input_channels": (
                 "channels of x",
-                [k.channels for k in kernels if reads_x],
+                [k.channels for k in kernels if layer.reads_x],
             ),
             "dense_inputs": (
                 "inputs of a dense layer",
@@ -276,7 +279,7 @@ def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
     yield from _within(
         chip,
         {
-            "inputs": ("inputs", [math.prod(input_of(layers).shape)]),
+            "inputs": ("inputs", [math.prod(layers.input.shape)]),
             "neurons": ("neurons", [sum(_sizes(layers.populations))]),
             "outputs": ("outputs", [sum(_sizes(layers.outputs))]),
             "fan_out": ("fan-out", [*fan_outs.values()]),
@@ -293,7 +296,7 @@ def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
     takes = f"whole numbers {low} to {'n' if high is None else high} per step"
     arithmetic = layers.arithmetic
     remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
-    if arithmetic is None or input_of(layers).unit is None:
+    if arithmetic is None or layers.input.unit is None:
         yield Finding("input_levels", "approximately", f"floats, not {takes}", remedy)
     elif high is not None and arithmetic.largest_input > high:
         problem = f"{arithmetic.input_bits} bits, not {takes}"
@@ -340,12 +343,6 @@ def _quantize(chip: Chip) -> str:
     options += [f"state_bits={chip.state_bits}"] if chip.state_bits else []
     options += [f'scale="{chip.scale}"'] if chip.scale else []
     return f"snnjax.quantize(layers, images, {', '.join(options)})"
-
-
-def input_of(layers: Layers) -> Input:
-    """Where x enters."""
-    (node,) = (node for node in layers.nodes if isinstance(node, Input))
-    return node
 
 
 def _sizes(nodes: Sequence[Population] | Sequence[Output]) -> list[int]:

@@ -32,7 +32,12 @@ from snnjax.integers.timing import (
     timing,
     unit,
 )
-from snnjax.layers.function import channels_last, map_output, map_params
+from snnjax.layers.function import (
+    channels_last,
+    map_output,
+    map_params,
+    shape_of_x,
+)
 from snnjax.layers.values import (
     Arithmetic,
     Convolution,
@@ -124,24 +129,21 @@ def on_grid(layers: Layers, x: Any) -> jax.Array:
     >>> print(on_grid(layers, x), on_grid(layers, 2 * x))
     [[0.75 0.5 ]] [[0.75 0.75]]
     """
-    entrance = _check(layers, x)
-    unit_of_x = jnp.float32(entrance.unit)
+    _check(layers, x)
+    unit_of_x = jnp.float32(layers.input.unit)
     assert layers.arithmetic is not None
     return unit_of_x * whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)[0]
 
 
-def check_shape(layers: Layers, x: Any) -> Input:
-    """The input node; raise unless x is an array of its shape."""
+def check_shape(layers: Layers, x: Any) -> None:
+    """Raise unless x is an array of examples of the network."""
     if not hasattr(x, "shape"):
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
-    (entrance,) = (node for node in layers.nodes if isinstance(node, Input))
-    shape = entrance.shape
-    shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+    shape = shape_of_x(layers)
     if x.shape[1:] != shape or not len(x):
         raise ValueError(
             f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], B >= 1"
         )
-    return entrance
 
 
 def check_whole(layers: Any) -> None:
@@ -159,12 +161,11 @@ def check_whole(layers: Any) -> None:
         )
 
 
-def _check(layers: Layers, x: Any) -> Input:
-    """The input node; raise unless x is for these layers of whole numbers."""
+def _check(layers: Layers, x: Any) -> None:
+    """Raise unless x is for these layers of whole numbers."""
     check_whole(layers)
-    entrance = check_shape(layers, x)
+    check_shape(layers, x)
     check_numbers(x)
-    return entrance
 
 
 def _compute(layers: Layers, x: Any, keep: bool) -> Trace:
@@ -260,7 +261,7 @@ def _int32(numbers: np.ndarray) -> np.ndarray:
 def _run(
     structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
 ) -> Trace:
-    layers = jax.tree.unflatten(structure, [None] * structure.num_leaves)
+    layers = without_arrays(structure)
     times = timing(*code_of(layers))
     streams: dict[str, Stream] = {}
     results: dict[str, jax.Array] = {}
@@ -294,6 +295,11 @@ def _run(
         {name: f.below for name, f in fired.items()},
         clipped,
     )
+
+
+def without_arrays(structure: Any) -> Any:
+    """The layers or the node of a structure, None in place of each array."""
+    return jax.tree.unflatten(structure, [None] * structure.num_leaves)
 
 
 # ------------------------------------------------------------- maps of whole numbers
@@ -337,11 +343,8 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
 
 def received(stream: Stream, bias: Any, times: Timing, steps: int) -> jax.Array:
     """What arrives at each of the T steps, in units: [T, B, ...]."""
-
     constant, spikes = stream
-    example = constant
-    if spikes is not None:
-        example = spikes[0]
+    example = constant if spikes is None else spikes[0]
     assert example is not None
 
     def along(numbers: np.ndarray, array: jax.Array) -> jax.Array:
@@ -359,10 +362,10 @@ def whole_input(
     x: jax.Array, unit_of_x: jax.Array, arithmetic: Arithmetic
 ) -> tuple[jax.Array, jax.Array]:
     """x in its units, clipped to its bits, and how many elements were clipped."""
-    rounded = jnp.round(x / unit_of_x)
+    nearest = jnp.round(x / unit_of_x)
     largest = arithmetic.largest_input
-    clipped = jnp.sum(jnp.abs(rounded) > largest, dtype=jnp.int32)
-    return jnp.clip(rounded, -largest, largest).astype(jnp.int32), clipped
+    clipped = jnp.sum(jnp.abs(nearest) > largest, dtype=jnp.int32)
+    return jnp.clip(nearest, -largest, largest).astype(jnp.int32), clipped
 
 
 # ------------------------------------------------------------------------- neurons

@@ -103,7 +103,7 @@ class Fit(NamedTuple):
     spikes: Pair | None
 
 
-def read(
+def read_receiver(
     layers: Layers, node: Population | Output, connections: Sequence[Connection]
 ) -> Reading:
     """Currents and moments of a receiver."""
@@ -124,7 +124,7 @@ def read(
     return Reading(layers, node, connections, thresholds, rows, moments, currents)
 
 
-def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
+def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
     """The receiver with weights of these bits."""
     layers, node, connections = reading.layers, reading.node, reading.connections
     assert layers.arithmetic is not None
@@ -150,12 +150,12 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
             [_params(m) for m in maps],
             [c.whole for c in connections],
         )
-        whole = _charged(reading, theta, weighted)
+        whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, Output):
             return Fit(whole, maps, None)
         # Wide registers say how far potentials would go.
-        fired = exact.fire(whole, widest(layers), weighted)
-        lowest, highest = (np.asarray(e, float) for e in fired.extremes)
+        activity = exact.fire(whole, widest(layers), weighted)
+        lowest, highest = (np.asarray(e, float) for e in activity.extremes)
         # With "saturate" the lowest potentials do not bound the scale: a neuron far
         # below its threshold is silent also at the limit. `Trace.below` counts them.
         is_wrapped = layers.arithmetic.overflow == "wrap"
@@ -174,9 +174,9 @@ def rounded(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
                 "more state_bits, or fewer weight_bits"
             )
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
-        fired = exact.fire(whole, layers, weighted)
+        activity = exact.fire(whole, layers, weighted)
     floats = _float_spikes(reading)
-    return Fit(whole, maps, Pair(floats, exact.Stream(None, fired.spikes)))
+    return Fit(whole, maps, Pair(floats, exact.Stream(None, activity.spikes)))
 
 
 def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
@@ -185,7 +185,7 @@ def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
     return _mapped(structure, stream)
 
 
-def _charged(
+def _with_charge(
     reading: Reading, theta: np.ndarray, weighted: jax.Array
 ) -> Population | Output:
     """The receiver with a whole threshold, bias and potential.
@@ -286,7 +286,7 @@ def _params(node: Affine) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _mapped(structure: Any, stream: exact.Stream) -> exact.Stream:
-    return exact.mapped(_node(structure), {}, stream)
+    return exact.mapped(exact.without_arrays(structure), {}, stream)
 
 
 @functools.partial(jax.jit, static_argnums=range(4))
@@ -295,7 +295,7 @@ def _read(structures, code, steps, wait, params, floats, whole):
     times = timing(code, steps, wait)
     moments = []
     for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
-        node, kernel = _node(structure), p["weight"].shape[:2]
+        node, kernel = exact.without_arrays(structure), p["weight"].shape[:2]
         x, y = (_samples(node, kernel, _decoded(s, times)) for s in streams)
         moments.append((_covariance(y, y), _covariance(x, y)))
     return _received(structures, params, floats, times, steps), moments
@@ -332,13 +332,9 @@ def _mean(currents: jax.Array) -> np.ndarray:
     return np.asarray(_mean_of_channels(currents), np.float64)
 
 
-def _node(structure: Any) -> Any:
-    return jax.tree.unflatten(structure, [None] * structure.num_leaves)
-
-
 def _received(structures, params, streams, times, steps) -> jax.Array:
     arriving = [
-        exact.mapped(_node(structure), p, stream)
+        exact.mapped(exact.without_arrays(structure), p, stream)
         for structure, p, stream in zip(structures, params, streams, strict=True)
     ]
     zero = np.zeros((), np.int32)

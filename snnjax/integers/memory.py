@@ -51,8 +51,10 @@ def memory(layers: Layers) -> Memory:
     arithmetic = layers.arithmetic
     state_bits = _FLOAT if arithmetic is None else arithmetic.state_bits
     maps = [node.weight for node in layers.nodes if isinstance(node, Affine)]
-    bits_of = _float_bits if arithmetic is None else _bits
-    weight_bits = sum(weight.size * bits_of(weight) for weight in maps)
+    weight_bits = sum(
+        weight.size * (_FLOAT if arithmetic is None else _bits(weight))
+        for weight in maps
+    )
     neurons = sum(int(np.prod(p.shape)) for p in layers.populations)
     constants = sum(
         np.size(array)
@@ -61,10 +63,6 @@ def memory(layers: Layers) -> Memory:
     )
     constants += sum(np.size(output.bias) for output in layers.outputs)
     return Memory(weight_bits / 8, neurons * state_bits / 8, constants * state_bits / 8)
-
-
-def _float_bits(weight: np.ndarray) -> int:
-    return _FLOAT
 
 
 def _bits(weight: np.ndarray) -> int:

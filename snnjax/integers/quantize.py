@@ -10,7 +10,7 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,28 +107,40 @@ def quantize(
     >>> print(integers.connections[0].maps[0].weight.ravel())
     [ 7. -7.]
     """
-    given = (weight_bits, state_bits, scale, overflow)
-    defaults = (8, 16, "channel", "saturate")
-    choices = zip(given, _numbers_of(chip), defaults, strict=True)
-    bits, width, shared, limit = map(_first, choices)
-    if not isinstance(bits, Mapping):
-        bits = {"*": bits}
+    arguments = _Options(weight_bits, state_bits, scale, overflow)
+    defaults = _Options(8, 16, "channel", "saturate")
+    choices = zip(arguments, _options_of(chip), defaults, strict=True)
+    options = _Options(*map(_first, choices))
+    bits = options.weight_bits
+    bits = bits if isinstance(bits, Mapping) else {"*": bits}
     if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
         images = np.asarray(images, np.float32)  # whole numbers, as pixels are
-    _check(layers, images, bits, width, input_bits, shared, limit)
+    _check(layers, images, bits, input_bits, options)
     receivers = [node.name for node in (*layers.populations, *layers.outputs)]
     bits = matching(bits, receivers, "weight_bits")
-    arithmetic = Arithmetic(max(bits.values()), input_bits, width, limit)
+    arithmetic = Arithmetic(
+        max(bits.values()), input_bits, options.state_bits, options.overflow
+    )
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
-    nodes = _rounded(layers, jnp.asarray(images, jnp.float32), bits, shared)
-    integers = dataclasses.replace(layers, nodes=tuple(nodes))
+    x = jnp.asarray(images, jnp.float32)
+    nodes = tuple(_whole_nodes(layers, x, bits, options.scale))
+    integers = dataclasses.replace(layers, nodes=nodes)
     if chip is not None:
         _check_runs(integers, chip)
     return integers
 
 
-def _rounded(
+class _Options(NamedTuple):
+    """Arguments of `quantize` that a chip may state; None: not given."""
+
+    weight_bits: Any
+    state_bits: Any
+    scale: Any
+    overflow: Any
+
+
+def _whole_nodes(
     layers: Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
 ) -> Iterator[Node]:
     """The nodes with whole numbers, fitted in the order of execution."""
@@ -151,13 +163,14 @@ def _rounded(
             case Convolution() | Dense() | Scale():
                 pair = arriving(node)
                 if pair.whole.constant is not None:
+                    _check_is_x(node, pair)
                     node = dataclasses.replace(node, weight=node.weight * unit)
                 maps[node.name], pairs[node.name] = node, pair
                 continue
             case Population() | Output():
                 own = [fitting.Connection(maps[s], *pairs.pop(s)) for s in node.sources]
-                reading = fitting.read(layers, node, own)
-                fit = fitting.rounded(reading, bits[node.name], scale)
+                reading = fitting.read_receiver(layers, node, own)
+                fit = fitting.fit_receiver(reading, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
                 yield from fit.maps
                 node = fit.node
@@ -192,16 +205,28 @@ def _first(choices: Iterable[Any]) -> Any:
     return next(choice for choice in choices if choice is not None)
 
 
-def _numbers_of(chip: Chip | None) -> tuple[Any, ...]:
-    """Bits of weights and potentials, scale and overflow; None where not stated."""
+def _options_of(chip: Chip | None) -> _Options:
+    """What a chip states."""
     if chip is None:
-        return (None,) * 4
+        return _Options(None, None, None, None)
     check_chip(chip)
     widths = [bits for bits in chip.weight_bits or () if bits <= 8]
     # One threshold per population needs one scale.
     is_shared = chip.thresholds == "layer" and chip.scale == "channel"
     scale = "layer" if is_shared else chip.scale
-    return max(widths, default=None), chip.state_bits, scale, chip.overflow
+    bits = max(widths, default=None)
+    return _Options(bits, chip.state_bits, scale, chip.overflow)
+
+
+def _check_is_x(node: Node, pair: Pair) -> None:
+    """Raise if a map reads sums of x and of spikes, whose units differ."""
+    if pair.whole.spikes is not None:
+        problem = "it reads sums of x and of spikes, which have other units"
+        remedy = "pool x and the activations apart, or put a ReLU before the sum"
+        raise ConversionError(
+            [Problem(node.name, (), problem, remedy)],
+            "this network has no whole numbers",
+        )
 
 
 def _check_runs(layers: Layers, chip: Chip) -> None:
@@ -220,15 +245,14 @@ def _check(
     layers: Any,
     images: Any,
     bits: Mapping[str, Any],
-    state_bits: Any,
     input_bits: Any,
-    scale: Any,
-    overflow: Any,
+    options: _Options,
 ) -> None:
-    if not isinstance(layers, Layers) or layers.arithmetic is not None:
+    is_layers = isinstance(layers, Layers)
+    if not is_layers or layers.arithmetic is not None:
+        kind = "of whole numbers" if is_layers else type(layers).__name__
         raise ValueError(
-            f"layers is {layers!r}; allowed: float layers from "
-            "snnjax.layers.of(fn, snn, x)"
+            f"layers is {kind}; allowed: float layers from snnjax.layers.of(fn, snn, x)"
         )
     if layers.steps is None:
         raise ValueError(
@@ -239,13 +263,14 @@ def _check(
     check_numbers(images)
     exact.check_shape(layers, images)
     check_finite("images", [images])
-    check_choice("scale", scale, ("channel", "layer", "power_of_two"))
-    check_choice("overflow", overflow, ("saturate", "wrap"))
+    check_choice("scale", options.scale, ("channel", "layer", "power_of_two"))
+    check_choice("overflow", options.overflow, ("saturate", "wrap"))
     ranges: dict[str, Any] = {
         "weight_bits" if name == "*" else f"weight_bits of {name!r}": (n, 1, 16)
         for name, n in bits.items()
     }
-    ranges |= {"state_bits": (state_bits, 4, 30), "input_bits": (input_bits, 2, 16)}
+    ranges["state_bits"] = (options.state_bits, 4, 30)
+    ranges["input_bits"] = (input_bits, 2, 16)
     for name, (number, least, largest) in ranges.items():
         is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
         if not is_whole or not least <= number <= largest:
@@ -253,22 +278,20 @@ def _check(
                 f"{name} is {number!r}; allowed: whole numbers {least} .. {largest}"
             )
     for node in layers.nodes:
-        arrays = [a for a in jax.tree.leaves(node)]
-        if not all(np.isfinite(a).all() for a in arrays):
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(node)):
             raise ValueError(
                 f"node {node.name!r} has numbers that are NaN or infinite; allowed: "
                 "finite weights, thresholds, potentials and biases"
             )
-        if isinstance(node, Population) and scale != "channel":
-            if not is_channelwise(node.threshold):
-                raise ValueError(
-                    f"the neurons of {node.name!r} have a threshold each, and scale "
-                    f"{scale!r} needs one per population; allowed: thresholds per "
-                    "channel, or scale 'channel'"
-                )
-        if isinstance(node, Population) and node.leak is not None:
-            if (node.leak != 1).any():
-                raise ValueError(
-                    f"the neurons of {node.name!r} leak, and each chip rounds a leak "
-                    "in its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
-                )
+    for node in layers.populations:
+        if options.scale != "channel" and not is_channelwise(node.threshold):
+            raise ValueError(
+                f"the neurons of {node.name!r} have a threshold each, and scale "
+                f"{options.scale!r} needs one per population; allowed: thresholds per "
+                "channel, or scale 'channel'"
+            )
+        if node.leak is not None and (node.leak != 1).any():
+            raise ValueError(
+                f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
+                "its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
+            )

@@ -17,7 +17,7 @@ import numpy as np
 
 from snnjax.integers.exact import check_whole
 from snnjax.integers.timing import bias_unit
-from snnjax.layers.function import function, with_params
+from snnjax.layers.function import function, params_of, with_params
 from snnjax.layers.values import (
     Affine,
     Convolution,
@@ -60,16 +60,7 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
     """
     check_whole(layers)
     fn, snn = function(layers)
-    rounded = _rounding(layers)
-    sizes = _sizes(layers)
-    trained = {
-        name: {kind: arrays[kind] / sizes[name] for kind in arrays if kind in _TRAINED}
-        for name, arrays in snn.params.items()
-    }
-    fixed = {
-        name: {kind: arrays[kind] for kind in arrays if kind not in _TRAINED}
-        for name, arrays in snn.params.items()
-    }
+    rounded, (float_params, fixed) = _rounding(layers), _divided(layers)
 
     def rounds(params: Params, x: jax.Array) -> Any:
         whole = {
@@ -77,14 +68,14 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
         }
         return fn(whole, x)
 
-    return rounds, dataclasses.replace(snn, params=trained)
+    return rounds, dataclasses.replace(snn, params=float_params)
 
 
 def with_weights(layers: Layers, params: Params) -> Layers:
     """The layers with the trained weights and biases of `trainable`, rounded."""
     check_whole(layers)
-    _, learner = trainable(layers)
-    if jax.tree.structure(params) != jax.tree.structure(learner.params):
+    expected_params, _ = _divided(layers)
+    if jax.tree.structure(params) != jax.tree.structure(expected_params):
         raise ValueError(
             "params have another structure than those of "
             "snnjax.integers.trainable(layers); allowed: its snn.params, trained"
@@ -97,7 +88,16 @@ def with_weights(layers: Layers, params: Params) -> Layers:
     return with_params(layers, whole)
 
 
-_TRAINED = ("weight", "bias")
+def _divided(layers: Layers) -> tuple[Params, Params]:
+    """Weights and biases over their L, and the arrays that are not trained."""
+    float_params: Params = {}
+    fixed: Params = {}
+    sizes = _sizes(layers)
+    for name, arrays in params_of(layers).items():
+        names = {"weight", "bias"}.intersection(arrays)
+        float_params[name] = {kind: arrays[kind] / sizes[name] for kind in names}
+        fixed[name] = {kind: arrays[kind] for kind in arrays if kind not in names}
+    return float_params, fixed
 
 
 def _sizes(layers: Layers) -> dict[str, float]:

@@ -4,7 +4,8 @@
 
 A chip stores the weights of a connection with the neurons that receive them. So a map
 that several receivers read is copied, two maps in a row are multiplied, and spikes that
-arrive as they are get a weight of 1. Biases of maps become those of the receiver.
+arrive as they are get a weight of 1. x and spikes have maps of their own, since their
+whole numbers have other units. Biases of maps become those of the receiver.
 """
 
 import dataclasses
@@ -56,12 +57,11 @@ def with_own_maps(layers: Layers) -> Layers:
     if problems:
         raise ConversionError(problems, "a chip cannot hold this network's weights")
     needed = {source for node in results.values() for source in node.sources}
-    kept = (
-        n
-        for n in results.values()
-        if n.name in needed or isinstance(n, Input | Output | Population)
+    ends = (Input, Output, Population)
+    needed_nodes = (
+        n for n in results.values() if n.name in needed or isinstance(n, ends)
     )
-    return dataclasses.replace(layers, nodes=tuple(kept))
+    return dataclasses.replace(layers, nodes=tuple(needed_nodes))
 
 
 class _TwoMaps(Exception):
@@ -86,20 +86,29 @@ def _maps(node: Node, nodes: dict[str, Node], receiver: Node) -> Iterator[Affine
     direct = [s for s in node.sources if not isinstance(nodes[s], Affine)]
     for source in direct:
         _check_sums(nodes[source], nodes)
-    bias = node.bias
-    if direct:
-        yield dataclasses.replace(node, sources=tuple(direct))
-        bias = None
-    without_bias = dataclasses.replace(node, bias=bias)
+    of_x = tuple(s for s in direct if _reads_x(nodes[s], nodes))
+    of_spikes = tuple(s for s in direct if s not in of_x)
+    for sources in (of_x, of_spikes):
+        if sources:
+            yield dataclasses.replace(node, sources=sources)
+            node = dataclasses.replace(node, bias=None)  # the first part has it
     for source in node.sources:
         if source not in direct:
             for before in _maps(nodes[source], nodes, receiver):
-                product = composed(before, without_bias)
+                product = composed(before, node)
                 if product is None:
                     raise _TwoMaps(before, node)
                 assert isinstance(product, Affine)
                 yield product
-                without_bias = dataclasses.replace(node, bias=None)
+                node = dataclasses.replace(node, bias=None)
+
+
+def _reads_x(node: Node, nodes: dict[str, Node]) -> bool:
+    """Whether x reaches a node without passing neurons or weights."""
+    is_sum = isinstance(node, SumPool | Flatten)
+    return isinstance(node, Input) or (
+        is_sum and any(_reads_x(nodes[source], nodes) for source in node.sources)
+    )
 
 
 def _check_sums(node: Node, nodes: dict[str, Node]) -> None:

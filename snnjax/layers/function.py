@@ -39,6 +39,12 @@ from snnjax.snn import SNN
 Params = dict[str, jax.Array]
 
 
+def shape_of_x(layers: Layers) -> tuple[int, ...]:
+    """The shape of an example, [N] or [H, W, C]."""
+    shape = layers.input.shape
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
 def function(layers: Layers) -> tuple[Callable, SNN]:
     """Layers as an ordinary JAX function, and the spiking network of it.
 
@@ -62,7 +68,7 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
     >>> print(snnjax.spiking(same_fn)(same_snn, x).ravel())
     [2.25 2.25 2.25 2.25]
     """
-    params = {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
+    params = params_of(layers)
     outputs = [node.name for node in layers.outputs]
 
     def fn(params: dict[str, Params], x: jax.Array) -> Any:
@@ -80,9 +86,8 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
             return values[outputs[0]]
         return {name: values[name] for name in outputs}
 
-    (shape,) = [node.shape for node in layers.nodes if isinstance(node, Input)]
-    shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
-    network = capture(fn, params, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
+    network = capture(fn, params, x)
     sites = [site.name for site in network.sites]
     pairs = [*zip(sites, layers.populations, strict=True)]
     models = ((site, _model(population, layers)) for site, population in pairs)
@@ -194,8 +199,12 @@ def channels_first(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return compact(values)
 
 
+def params_of(layers: Layers) -> dict[str, Params]:
+    """The params of `function`: node -> the arrays that it needs."""
+    return {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
+
+
 def _params(node: Node) -> Params:
-    """The arrays of a node that its function needs."""
     arrays = {name: _array(weight) for name, weight in map_params(node).items()}
     match node:
         case Convolution(bias=bias) | Dense(bias=bias) | Scale(bias=bias):

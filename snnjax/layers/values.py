@@ -210,6 +210,12 @@ class Layers:
     arithmetic: Arithmetic | None = field(metadata=STATIC, default=None)
 
     @property
+    def input(self) -> Input:
+        """Where x enters."""
+        (node,) = (node for node in self.nodes if isinstance(node, Input))
+        return node
+
+    @property
     def populations(self) -> tuple[Population, ...]:
         """The neurons, in order of execution."""
         return tuple(n for n in self.nodes if isinstance(n, Population))
