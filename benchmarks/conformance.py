@@ -121,7 +121,9 @@ class Network(NamedTuple):
         snn = dataclasses.replace(snn, model=neuron)
         layers = snnjax.layers.of(self.fn, snn, x)
         bits = self.largest_x.bit_length() + 1  # one of them is a sign
-        return snnjax.quantize(layers, x, input_bits=bits, **self.quantize), x
+        # A scale with which all potentials fit, since programs treat overflows unlike.
+        options = {"overflow": "wrap"} | self.quantize
+        return snnjax.quantize(layers, x, input_bits=bits, **options), x
 
 
 # ------------------------------------------------------------------------ comparison
