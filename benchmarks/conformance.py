@@ -172,7 +172,7 @@ def comparisons() -> tuple[Comparison, ...]:
         )
     )
     many = {"levels": (0, 255)}  # more than a neuron sends in a step
-    layer = {"scale": "layer"}
+    layer = {"scale": "layer", "weight_bits": 7}  # so that biases have 8 bits
     speck = tuple(
         Network(fn, 6, (0, 1), 3, layer, many, has_biases=False) for fn in (mlp, cnn)
     )
