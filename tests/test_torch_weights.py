@@ -583,3 +583,35 @@ def test_every_weight_is_in_one_group_of_one_optimizer():
         assert len(by_muon) == (name in MUON)
         for part in by_muon:
             assert all(w.ndim == 4 for w in part.param_groups[0]["params"])
+
+
+def test_a_training_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from experiments.data import Dataset
+    from experiments.sources import train as sources
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (128, 8, 8, 3)).astype(np.uint8)
+    labels = rng.integers(0, 10, 128)
+    test, mean, std = (images[:8], labels[:8]), (128.0,) * 3, (64.0,) * 3
+    data = Dataset("noise", images, labels, *test, mean, std, 10)
+
+    def weights(checkpoint):
+        network, _, _ = sources.train("resnet20", data, 2, 0, tmp_path / checkpoint)
+        return [w.detach().numpy() for w in network.parameters()]
+
+    whole = weights("whole.checkpoint")
+    save, files = torch.save, []
+
+    def save_then_die(state, file):
+        save(state, file)
+        files.append(file)
+        if len(files) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        weights("killed.checkpoint")
+    monkeypatch.undo()
+    for resumed, w in zip(weights("killed.checkpoint"), whole, strict=True):
+        np.testing.assert_array_equal(resumed, w)

@@ -42,7 +42,7 @@ WHITENED = ("whitened_vgg8", "whitened_resnet9")  # trained as Jordan does
 MUON = ("whitened_resnet9",)
 
 
-def train(name: str, data: Dataset, epochs: int, seed: int):
+def train(name: str, data: Dataset, epochs: int, seed: int, checkpoint: Path):
     """Trains `name` on CIFAR-10.
 
     Batches of 128, a one-cycle learning rate, crops of images padded by 4 pixels,
@@ -54,6 +54,10 @@ def train(name: str, data: Dataset, epochs: int, seed: int):
     Taylor 2017). `MUON` networks have batches of 512 and `Muon` with peak 0.04 for the
     kernels of convolutions. Their other parameters have peak 0.05 and weight decay
     2e-2.
+
+    Args:
+        checkpoint: file of the state after the last epoch. If it exists, the training
+            goes on from there, with the same numbers at random.
 
     Returns:
         The network, its test accuracy, and the seconds of all epochs.
@@ -87,8 +91,15 @@ def train(name: str, data: Dataset, epochs: int, seed: int):
     steps = len(images) // batch_size
     optimizers = optimizers_of(name, network)
     rates = [one_cycle(optimizer, epochs * steps) for optimizer in optimizers]
-    total = 0.0
-    for epoch in range(1, epochs + 1):
+    total, begun = 0.0, 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        network.load_state_dict(state["network"])
+        for part, values in zip(optimizers + rates, state["parts"], strict=True):
+            part.load_state_dict(values)
+        torch.set_rng_state(state["random"])
+        total, begun, first_flips = state["seconds"], state["epoch"], state["flips"]
+    for epoch in range(begun + 1, epochs + 1):
         start, losses = time.perf_counter(), []
         order = torch.randperm(len(images))[: steps * batch_size]
         for batch in order.view(steps, batch_size):
@@ -116,6 +127,16 @@ def train(name: str, data: Dataset, epochs: int, seed: int):
             f"test {test_accuracy:.2%}  {seconds:.0f} s",
             flush=True,
         )
+        state = {
+            "network": network.state_dict(),
+            "parts": [part.state_dict() for part in optimizers + rates],
+            "random": torch.get_rng_state(),
+            "seconds": total,
+            "epoch": epoch,
+            "flips": first_flips,
+        }
+        torch.save(state, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").replace(checkpoint)  # a kill leaves a whole one
     if name in WHITENED:
         network.publish()
         for weights in network.parameters():
@@ -205,8 +226,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     writable(str(options.out), "--out")
     weights = options.out / f"{options.network}.safetensors"
     data = load("cifar10", options.data_dir)
+    run_name = f"{options.network}_{options.epochs}_{options.seed}.checkpoint"
+    checkpoint = options.out / run_name
     network, accuracy, seconds = train(
-        options.network, data, options.epochs, options.seed
+        options.network, data, options.epochs, options.seed, checkpoint
     )
     arrays = {n: w.contiguous() for n, w in network.state_dict().items() if w.ndim}
     if options.network in WHITENED:
@@ -226,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {"torch": torch.__version__},
     }
     weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    checkpoint.unlink()
     print(f"{weights}: {accuracy:.2%} of the test images")
 
 
