@@ -26,7 +26,7 @@ from tqdm import tqdm
 import snnjax
 from experiments.data import Dataset, normalize
 from experiments.report import Result, row
-from experiments.running import CODES, Convert, devices, digest
+from experiments.running import CODES, Conversion, Convert, devices, digest
 from snnjax.calibrators import widen
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
@@ -148,7 +148,9 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
                 for seed in seeds:
                     draws.append(_draw(task, line, seed, programs[line[1:]].result))
                     progress.update()
-                result = result_of(task, line.recipe, draws)
+                zone = task.config.last_zone
+                unusual = f", last zone {zone:g}" if zone > 1 / 2 else ""
+                result = result_of(task, line.recipe + unusual, draws)
                 tqdm.write(row(result, ann))
                 results.append(result)
                 snns.append(draws[0].snn)
@@ -177,12 +179,15 @@ def _waits(recipe: str, code: str) -> tuple[str, ...]:
 
 
 def neuron_of(
-    levels: tuple[int, int], code: str, dead_zone: float | None
+    levels: tuple[int, int], code: str, config: Conversion
 ) -> snnjax.neurons.IntegrateAndFire:
     """The neuron of these options; by default with the dead zone of the code."""
-    if dead_zone is None:
-        dead_zone = CODES[code].dead_zone(levels)
-    return snnjax.integrate_and_fire(levels=levels, dead_zone=dead_zone)
+    zone, of_code = config.dead_zone, CODES[code].dead_zone(levels)
+    return snnjax.integrate_and_fire(
+        levels=levels,
+        dead_zone=of_code if zone is None else zone,
+        last_zone=config.last_zone,
+    )
 
 
 def forget(config: Convert) -> None:
@@ -246,7 +251,8 @@ def _draw(
     images = calibration_images(config, task.data, seed)
     arrays = task.params, images, task.test.labels
     run = {"digest": digest(arrays), "dtype": config.dtype}
-    run |= {"iterations": config.iterations, "dead_zone": config.dead_zone}
+    names = "iterations", "dead_zone", "last_zone"
+    run |= {name: getattr(config, name) for name in names}
     file = _file(config, line, seed)
     if file.exists():
         snn, card, _ = snnjax.load(file)
@@ -259,7 +265,7 @@ def _draw(
         devices.rows(images, np.arange(len(images)), task.mesh),
         steps=line.steps,
         wait=line.wait,
-        model=neuron_of(line.levels, line.code, config.dead_zone),
+        model=neuron_of(line.levels, line.code, config),
         code=CODES[line.code],
         recipe=RECIPES[line.recipe](config, seed),
     )
@@ -355,7 +361,7 @@ def _run_once(
     task: Experiment, steps: int, wait: int, levels: tuple[int, int], code: str
 ) -> None:
     """Compile the programs of all recipes: run them on an SNN of the same shapes."""
-    neuron = neuron_of(levels, code, task.config.dead_zone)
+    neuron = neuron_of(levels, code, task.config)
     neurons = {site.name: neuron.init() for site in task.sites if site.fires}
     snn = snnjax.SNN(task.params, neurons, steps, wait, neuron, CODES[code])
     snn = widen_all(snn, task.sites)

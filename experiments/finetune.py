@@ -171,7 +171,7 @@ def _fresh(config: FineTune, setup: Setup) -> SNN:
     key, task = jax.random.key(config.seed), setup.task
     image = task.test.images[:1]
     variables = jax.jit(setup.source.model.init)(key, image)
-    neuron = neuron_of(config.levels, config.code, config.dead_zone)
+    neuron = neuron_of(config.levels, config.code, config)
     code = CODES[config.code]
     snn = snnjax.init(task.fn, variables, image, model=neuron, code=code)
     snn = dataclasses.replace(snn, steps=config.steps, wait=config.wait)

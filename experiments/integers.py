@@ -28,7 +28,7 @@ HEAD = (
     "accuracy %",
     "weights KiB",
     "potentials KiB",
-    "bits of potentials used",
+    "bits used",
     "overflows",
     "s",
 )
@@ -38,16 +38,16 @@ class Row(NamedTuple):
     """What a network of whole numbers does on the test images.
 
     Attributes:
-        bits: of a weight; 32: floats.
+        numbers: floats, the bits of a weight, or the ANN's whole numbers.
         scale: of `snnjax.quantize`, "chip" for that of the chip; None: of floats.
         accuracy: 0..1.
-        memory: in bytes.
+        memory: in bytes; an ANN has activations in place of potentials.
         used_bits: of a potential, by the highest that 100 images gave.
         overflows: potentials beyond their highest number, on all test images.
         seconds: of the quantization.
     """
 
-    bits: int
+    numbers: str
     scale: str | None
     accuracy: float
     memory: snnjax.integers.Memory
@@ -60,7 +60,7 @@ class Integers(NamedTuple):
     """All rows, and the report of a chip on the last one.
 
     Attributes:
-        rows: floats first.
+        rows: the ANN in whole numbers first, then floats.
         report: None without a chip.
     """
 
@@ -86,7 +86,8 @@ def in_whole_numbers(
     config, (images, labels) = task.config, task.test
     layers = snnjax.layers.of(task.fn, snn, calibration)
     chip = None if config.chip is None else CHIPS[config.chip]()
-    rows = [Row(32, None, accuracy, snnjax.integers.memory(layers))]
+    rows = [_int8_ann(task, calibration)]
+    rows.append(Row("float32", None, accuracy, snnjax.integers.memory(layers)))
     integers = layers
     for bits in config.weight_bits or (None,):
         for scale in config.scales or (None,):
@@ -101,17 +102,36 @@ def in_whole_numbers(
             )
             seconds = time.perf_counter() - start
             name = scale or ("channel" if chip is None else "chip")
-            rows.append(_tested(integers, name, images, labels, seconds))
+            tested = _tested(integers, name, images, labels)
+            rows.append(tested._replace(seconds=seconds))
     report = None if chip is None else snnjax.chips.report(integers, chip)
     return Integers(rows, report)
 
 
+def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
+    """The ANN with weights and activations of 8 bits.
+
+    It is an SNN of one step whose spikes have 255 sizes, since the closed form of a
+    neuron at T = 1 is a quantized ReLU.
+    """
+    snn = snnjax.convert(
+        task.fn,
+        task.params,
+        calibration,
+        steps=1,
+        model=snnjax.integrate_and_fire(levels=(0, 255)),
+        recipe=snnjax.bias_shift("channel"),
+    )
+    layers = snnjax.layers.of(task.fn, snn, calibration)
+    integers = snnjax.quantize(layers, calibration, weight_bits=8, state_bits=30)
+    row = _tested(integers, "channel", *task.test)
+    activations = row.memory.potentials * 8 / 30  # a byte for each of them
+    memory = row.memory._replace(potentials=activations)
+    return row._replace(numbers="ANN, 8 bits", memory=memory, used_bits=None)
+
+
 def _tested(
-    layers: snnjax.layers.Layers,
-    scale: str,
-    images: Any,
-    labels: np.ndarray,
-    seconds: float,
+    layers: snnjax.layers.Layers, scale: str, images: Any, labels: np.ndarray
 ) -> Row:
     counts = devices.total(functools.partial(_count, layers), images, labels, None)
     hits, overflows, *_ = counts.tolist()
@@ -119,13 +139,12 @@ def _tested(
     arithmetic = layers.arithmetic
     assert arithmetic is not None
     return Row(
-        arithmetic.weight_bits,
+        f"{arithmetic.weight_bits} bits",
         scale,
         hits / len(labels),
         snnjax.integers.memory(layers),
         1 + highest.bit_length(),
         overflows,
-        seconds,
     )
 
 
@@ -153,7 +172,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         return "" if value is None else format(value, form)
 
     return (
-        "float32" if row.bits == 32 else f"{row.bits} bits",
+        row.numbers,
         row.scale or "",
         f"{100 * row.accuracy:.1f}",
         f"{row.memory.weights / 1024:.1f}",

@@ -200,7 +200,7 @@ def check_models(code: Code, models: Iterable[Any]) -> None:
                 "snnjax.codes.rate()"
             )
         if not is_plain(model) and any(
-            getattr(part, "dead_zone", 0) for part in chain(model)
+            getattr(part, "has_zones", False) for part in chain(model)
         ):
             raise ValueError(
                 f"a dead zone is for snnjax.integrate_and_fire alone; found {model!r}. "

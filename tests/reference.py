@@ -17,6 +17,7 @@ def neuron(
     wait=0,
     levels=(0, 1),
     dead_zone=0.0,
+    last_zone=0.5,
     sizes=None,
     rectifies=True,
 ):
@@ -37,7 +38,8 @@ def neuron(
         ahead = (size - finest) / 2 if low < 0 else 0
         least = max(low, -np.floor(sent / size + 1e-3)) if rectifies else low
         level = int(min(max(np.floor((v + ahead) / size), least), high))
-        if abs(missing) < dead_zone * size and step - wait < steps - 1:
+        zone = dead_zone if step - wait < steps - 1 else last_zone
+        if abs(missing) < zone * size:
             level = 0
         sent += level * size
         spikes.append(level * size)

@@ -33,6 +33,8 @@ MODELS = [
     integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3),
     integrate_and_fire(levels=(-3, 3)),
     as_encoder(integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3)),
+    integrate_and_fire(levels=(-1, 1), dead_zone=2 / 3, last_zone=0.75),
+    integrate_and_fire(last_zone=0.9),
 ]
 
 
@@ -78,6 +80,7 @@ def test_spikes_are_those_of_the_oracle(index):
             wait=wait,
             levels=model.levels,
             dead_zone=model.dead_zone,
+            last_zone=model.last_zone,
             rectifies=model.rectifies,
             sizes=None if code == codes.rate() else code.sizes(T),
         )

@@ -99,8 +99,13 @@ def test_all_files_are_written(converted):
 
 def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     config, results, _ = converted
-    data = json.loads((Path(config.out) / "integers.json").read_text())
-    floats, eight, two = data["rows"]
+    out = Path(config.out)
+    data = json.loads((out / "integers.json").read_text())
+    found = json.loads((out / "metrics.json").read_text())
+    ann, floats, eight, two = data["rows"]
+    assert abs(ann["accuracy"] - found["ann_accuracy"]) <= 0.02
+    # An activation takes a byte, a potential two.
+    assert eight["memory"]["potentials"] == 2 * ann["memory"]["potentials"]
     assert floats["accuracy"] == choice(results).accuracies[0][-1]
     assert abs(eight["accuracy"] - floats["accuracy"]) <= 0.03
     assert two["accuracy"] <= eight["accuracy"]
@@ -108,7 +113,7 @@ def test_the_saved_snn_is_tested_in_whole_numbers(converted):
     assert 4 <= ratio < 4.5  # a map whose potentials are too large has fewer bits
     assert (eight["overflows"], eight["scale"]) == (0, "chip")
     assert 2 < eight["used_bits"] <= 16
-    table = (Path(config.out) / "integers.md").read_text()
+    table = (out / "integers.md").read_text()
     assert "| 2 bits | chip |" in table and "SpiNNaker 2: " in table
     report_of_chip = table.split("```text\n")[1].split("\n")[0]
     page = Path(config.report).read_text()
@@ -542,7 +547,7 @@ def test_a_code_brings_its_levels_its_wait_and_its_dead_zone():
         plan = conversions.plan(config)
         assert [(row.levels, row.wait) for row in plan] == rows, line
         for row in plan:  # the neuron that snnjax.convert takes
-            neuron = conversions.neuron_of(row.levels, row.code, None)
+            neuron = conversions.neuron_of(row.levels, row.code, config)
             is_signed_digit = row.code != "rate" and row.levels[0] < 0
             assert neuron.dead_zone == (2 / 3 if is_signed_digit else 0)
 

@@ -75,7 +75,7 @@ def chip(layers, x):
 def neuron(model, threshold, v, currents, m, wait, layers):
     """The levels of one neuron: nearest to what is missing, by fractions."""
     low, high = model.levels
-    zone = Fraction(model.dead_zone).limit_denominator(1000)
+    zones = [model.dead_zone] * (len(m) - 1) + [model.last_zone]
     bits, sent, levels = layers.arithmetic.state_bits, 0, []
     for n in range(len(m) + wait):
         v += currents[n] if n < len(m) else 0
@@ -87,14 +87,14 @@ def neuron(model, threshold, v, currents, m, wait, layers):
         if n < wait:
             continue
         size = m[n - wait] * threshold
+        missing = Fraction(2 * v - threshold, 2)
         if low == 0:
             k = v // size
         else:
-            missing = Fraction(2 * v - threshold, 2)
             k = (missing + Fraction(size, 2)) // size
-            is_last = n == len(m) + wait - 1
-            if abs(missing) < zone * size and not is_last:
-                k = 0
+        zone = Fraction(zones[n - wait]).limit_denominator(1000)
+        if abs(missing) < zone * size:
+            k = 0
         k = min(max(k, low), high)
         if low < 0:
             k = max(k, -(sent // m[n - wait]))

@@ -33,14 +33,14 @@ CODES = {
     "rate": (snnjax.codes.rate(), (0, 1), "subtract", 0),
     "signed rate": (snnjax.codes.rate(), (-1, 1), "subtract", 1),
     "hard reset": (snnjax.codes.rate(), (0, 1), "zero", 0),
-    "radix": (snnjax.codes.radix(), (-1, 1), "subtract", 1),
+    "radix": (snnjax.codes.radix(), (-1, 1), "subtract", 1, (2 / 3, 0.75)),
 }
 
 
 RATE = snnjax.codes.rate()
 
 
-def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0):
+def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.5)):
     """An SNN with other numbers in every channel and, if it can, in every neuron."""
     generator = np.random.default_rng(0)
     neurons = {}
@@ -54,7 +54,10 @@ def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0):
             bias=jnp.float32(generator.normal(size=channel) / 8),
             initial_potential=jnp.float32(start),
         )
-    model = snnjax.integrate_and_fire(levels=levels, reset=reset)
+    dead, last = zones
+    model = snnjax.integrate_and_fire(
+        levels=levels, reset=reset, dead_zone=dead, last_zone=last
+    )
     return snnjax.SNN(net.params, neurons, 4, wait, model=model, code=code)
 
 

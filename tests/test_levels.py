@@ -64,7 +64,8 @@ def params(neuron):
 
 def oracle(neuron, parameters, into, **options):
     """The spikes of `reference.simulate` with these parameters."""
-    options = {"levels": neuron.levels, "dead_zone": neuron.dead_zone} | options
+    names = "levels", "dead_zone", "last_zone"
+    options = {name: getattr(neuron, name) for name in names} | options
     return reference.simulate(
         into,
         np.asarray(parameters.threshold),
@@ -86,6 +87,7 @@ AT_A_SITE = [
     ),
     (integrate_and_fire(levels=(-1, 1), dead_zone=0.75), 0),
     (integrate_and_fire(levels=(-100, 100), dead_zone=0.75), 0),
+    (integrate_and_fire(levels=(-1, 1), last_zone=0.75), STEPS),
     (lif(levels=(0, 1), leak=0.5), 0),
     (lif(levels=(-2, 3), leak=0.5), 0),
 ]
@@ -114,8 +116,9 @@ def test_spikes_are_those_of_the_oracle():
         np.testing.assert_array_equal(spikes, expected, f"{neuron}, wait {wait}")
         np.testing.assert_array_equal(decoded, expected)
         np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6)
-        if neuron.dead_zone:
-            assert np.any(expected != oracle(neuron, p, into, dead_zone=0.0))
+        if neuron.has_zones:
+            none = {"dead_zone": 0.0, "last_zone": 0.5}
+            assert np.any(expected != oracle(neuron, p, into, wait=wait, **none))
         elif p.leak is None:
             assert (expected.sum(0) >= 0).all()  # as a ReLU's output
 
@@ -206,6 +209,9 @@ def test_levels_and_dead_zones_outside_the_range_are_refused():
     for dead_zone in (1.0, "a"):
         with pytest.raises(ValueError, match="dead_zone is .*allowed: 0 <= z < 1"):
             integrate_and_fire(levels=(-1, 1), dead_zone=dead_zone)
+    for last_zone in (0.4, 1.1, "a"):
+        with pytest.raises(ValueError, match="last_zone is .*allowed: 1/2 <= z <= 1"):
+            integrate_and_fire(last_zone=last_zone)
     with pytest.raises(ValueError, match="no spike is negative"):
         integrate_and_fire(dead_zone=0.5)
     with pytest.raises(ValueError, match="reset 'zero'.*keeps what is missing"):
@@ -393,13 +399,13 @@ def test_a_file_keeps_the_levels(tmp_path):
 
 def test_levels_are_fields_beyond_nir(tmp_path):
     nir = pytest.importorskip("nir")
-    neuron = integrate_and_fire(levels=(-2, 3), dead_zone=0.5)
+    neuron = integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75)
     snn = dataclasses.replace(fitted((-2, 3)), model=neuron)
     with pytest.raises(ValueError, match="NIR cannot express.*the levels"):
         snnjax.to_nir(NET.fn, snn, NET.x)
     nir.write(tmp_path / "g.nir", snnjax.to_nir(NET.fn, snn, NET.x, extended=True))
     fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
-    assert (again.model.levels, again.model.dead_zone) == ((-2, 3), 0.5)
+    assert again.model == neuron
     runs = [
         lambda x, f=f, snn=snn: snnjax.spiking(f, steps=STEPS)(snn, x)
         for f, snn in ((fn, again), (NET.fn, snn))

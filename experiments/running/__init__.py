@@ -11,6 +11,7 @@ from experiments.running.options import (
     CODES,
     MOST_LEVELS,
     NOT_NEGATIVE,
+    Conversion,
     Convert,
     FineTune,
     TrainANN,
@@ -31,6 +32,7 @@ from experiments.running.training_loop import (
 __all__ = [
     "CHIPS",
     "CODES",
+    "Conversion",
     "Convert",
     "FineTune",
     "MOST_LEVELS",

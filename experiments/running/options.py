@@ -258,6 +258,8 @@ class Conversion(Work):
     # A neuron is silent while less than this part of a spike is missing, except at step
     # T. By default that of the code: 0 for rate and for levels from 0, otherwise 2/3.
     dead_zone: float | None = None
+    # The same at step T, 0.5 .. 1: more saves last spikes, for a larger error.
+    last_zone: float = 0.5
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None
 
@@ -268,7 +270,8 @@ class Conversion(Work):
         check_range(self, "dtype", one_of("float32", "bfloat16"))
         check_entries("levels", self.pairs())
         for pair in self.pairs() or ():
-            snnjax.integrate_and_fire(levels=pair, dead_zone=self.dead_zone or 0)
+            zones = {"dead_zone": self.dead_zone or 0, "last_zone": self.last_zone}
+            snnjax.integrate_and_fire(levels=pair, **zones)
 
     def pairs(self) -> list[tuple[int, int]] | None:
         """(lowest, highest) level of a spike, for each group of rows.

@@ -52,6 +52,7 @@ from snnjax.layers.values import (
 )
 from snnjax.neurons.gradients import without_surrogate
 from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.schedule import dead_zones
 
 FLOAT_HOLDS = 2**24  # float32 represents every whole number up to here
 Arrays = dict[str, dict[str, Any]]
@@ -227,16 +228,17 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
         case Population():
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / unit(layers)
-            z = Fraction(without_surrogate(node.model).dead_zone)
-            z = z.limit_denominator(10**6)
-            m = multiples(*code_of(layers)[:2])
-            m = m.reshape(-1, *[1] * threshold.ndim)
-            # The least whole number that is not below 2 z m_t V.
-            bars = -(-2 * z.numerator * m * threshold // z.denominator)
+            code, steps, _ = code_of(layers)
+            zones = dead_zones(without_surrogate(node.model), steps)
+            # The least whole number that is not below 2 z_t m_t V.
+            bars = [
+                -(-2 * z.numerator * m * threshold // z.denominator)
+                for z, m in zip(map(_ratio, zones), multiples(code, steps), strict=True)
+            ]
             arrays |= {
                 "threshold": _int32(threshold),
                 "start": _int32(start),
-                "bars": _int32(bars),
+                "bars": _int32(np.stack(bars)),
             }
     if isinstance(node, Population | Output):
         bias = node.bias / bias_unit(layers)
@@ -245,6 +247,11 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
         assert node.unit is not None
         arrays["unit"] = np.asarray(channels_last(node.unit), np.float32)
     return arrays
+
+
+def _ratio(number: float) -> Fraction:
+    """2/3 and not the float beside it."""
+    return Fraction(float(number)).limit_denominator(10**6)
 
 
 def _int32(numbers: np.ndarray) -> np.ndarray:
@@ -407,8 +414,8 @@ def _fire(
 
     Args:
         neuron: its levels, reset and dead zone.
-        p: whole numbers: "threshold" V, "start" v(0), "bars" the dead zone 2 z m_t V of
-            each spike, [T, ...]; scalar, [C] or of every neuron.
+        p: whole numbers: "threshold" V, "start" v(0), "bars" the dead zone 2 z_t m_t V
+            of each spike, [T, ...]; scalar, [C] or of every neuron.
         currents: int32 [T, B, ...], what arrives, in units.
         times: of the code.
         arithmetic: bits of the state.
@@ -421,7 +428,7 @@ def _fire(
 
     def step(state, now):
         v, sent, lowest, highest, overflows, below = state
-        current, arriving, firing, is_last, bar = now
+        current, arriving, firing, bar = now
         v += current
         lowest = jnp.minimum(lowest, (v // arriving).min(0))
         highest = jnp.maximum(highest, (v // arriving).max(0))
@@ -437,8 +444,7 @@ def _fire(
             k = v // (m * threshold)
         else:
             k = (2 * v + (m - 1) * threshold) // (2 * m * threshold)
-            is_silent = (jnp.abs(2 * v - threshold) < bar) & ~is_last
-            k = jnp.where(is_silent, 0, k)
+        k = jnp.where(jnp.abs(2 * v - threshold) < bar, 0, k)
         k = jnp.where(firing > 0, jnp.clip(k, low, high), 0)
         if low < 0:
             k = jnp.maximum(k, -(sent // m))
@@ -460,7 +466,6 @@ def _fire(
         jnp.concatenate([currents, filling]),
         jnp.asarray(times.arriving, jnp.int32),
         jnp.asarray(times.firing, jnp.int32),
-        jnp.asarray(times.is_last),
         jnp.concatenate([before, p["bars"]]),
     )
     least = jnp.zeros(shape[1:], jnp.int32)

@@ -24,14 +24,12 @@ class Timing(NamedTuple):
         biases: units of a bias, see `bias_unit`, that arrive.
         arriving: m_n, units of a spike that arrives; that of step T after the last one.
         firing: m_t of the spike that is sent; 0 before the first one.
-        is_last: whether it is the last spike.
     """
 
     inputs: np.ndarray
     biases: np.ndarray
     arriving: np.ndarray
     firing: np.ndarray
-    is_last: np.ndarray
 
 
 def multiples(code: Code, steps: int) -> np.ndarray:
@@ -116,5 +114,4 @@ def timing(code: Code, steps: int, wait: int) -> Timing:
         biases,
         np.concatenate([m, np.full(wait, m[-1])]),
         np.concatenate([np.zeros(wait, np.int64), m]),
-        np.arange(steps + wait) == steps + wait - 1,
     )

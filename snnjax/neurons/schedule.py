@@ -4,10 +4,11 @@
     d   = v - V_T / 2                                   what is missing
     k   = clip(floor((d + V_t / 2) / V_t), low, high)   the nearest level, if low < 0
     k   = clip(floor((d + V_T / 2) / V_t), 0, high)     if nothing can be taken back
-    k   = 0  where |d| < z V_t                          dead zone, except at step T
+    k   = 0  where |d| < z_t V_t                        dead zone
     k  >= -N_t                                          a ReLU takes back what it sent
 
-N_t is what it has sent in units of V_t. v(0) = V_T / 2, which `half_charge` sets,
+z_t is the ``dead_zone`` of the neuron, and its ``last_zone`` at step T. N_t is what it
+has sent in units of V_t. v(0) = V_T / 2, which `half_charge` sets,
 rounds to the nearest value. With rate coding and binary spikes k is
 clip(floor(v / V_th), 0, 1).
 """
@@ -33,14 +34,14 @@ class Tick(NamedTuple):
         before: the size of the step before.
         finest: T w_T.
         share: of `shares`.
-        is_last: whether it is step T.
+        zone: z_t; 0 where it is at most 1/2, since that changes nothing.
     """
 
     size: Any
     before: Any
     finest: Any
     share: Any
-    is_last: Any
+    zone: Any
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
@@ -51,7 +52,8 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         neuron: the model of a site; None where none fires.
         steps: T.
     """
-    if code.clock_runs and not _dead_zone(neuron):
+    zones = dead_zones(neuron, steps)
+    if code.clock_runs and not zones.any():
         return None
     sizes = code.sizes(steps)
     return Tick(
@@ -59,7 +61,7 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         before=np.concatenate([sizes[:1], sizes[:-1]]),
         finest=np.full(steps, sizes[-1]),
         share=shares(code, steps),
-        is_last=np.arange(steps) == steps - 1,
+        zone=zones,
     )
 
 
@@ -118,10 +120,10 @@ def fire_at(
     ahead = jnp.full_like(v, max(margins))
     if model.levels[0] < 0:
         ahead += per_step(tick.size - tick.finest) / 2 * threshold
-    if model.dead_zone:
+    if model.has_zones:
         missing = v - per_step(tick.finest) / 2 * threshold
-        bar = model.dead_zone * (1 - _TIES) * per_step(tick.size) * threshold
-        silent = (jnp.abs(missing) < bar) & ~jnp.asarray(tick.is_last)
+        bar = per_step(tick.zone * (1 - _TIES)) * per_step(tick.size) * threshold
+        silent = jnp.abs(missing) < bar
         ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     fraction = jnp.zeros(())
     if total is not None:  # in units of this step's spikes, of which whole ones count
@@ -145,5 +147,14 @@ _ROUNDING = 1e-3
 _TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rounding.
 
 
-def _dead_zone(neuron: Any) -> float:
-    return max((getattr(part, "dead_zone", 0.0) for part in chain(neuron)), default=0.0)
+def dead_zones(neuron: Any, steps: int) -> np.ndarray:
+    """z_1 .. z_T of a neuron; 0 where it is at most 1/2, since that changes nothing.
+
+    >>> import snnjax
+    >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))
+    [0.   0.   0.75]
+    """
+    model = chain(neuron)[-1] if chain(neuron) else None
+    zones = np.full(steps, getattr(model, "dead_zone", 0.0))
+    zones[-1] = getattr(model, "last_zone", 0.0)
+    return np.where(zones > 1 / 2, zones, 0.0)

@@ -317,7 +317,8 @@ def closed_form(
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
-    if not code.is_nearest(neuron.levels, neuron.dead_zone, steps):
+    nearest = code.is_nearest(neuron.levels, neuron.dead_zone, steps)
+    if not nearest or neuron.last_zone > 1 / 2:
         return _last_value(neuron, params, current, steps, code)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]

@@ -349,8 +349,9 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
             f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
             'or metadata {"reset": "subtract"}'
         )
-    dead_zone = float(metadata.get("dead_zone", 0))
-    return IntegrateAndFire(levels, reset, dead_zone=dead_zone)
+    defaults = {"dead_zone": 0, "last_zone": 1 / 2}
+    zones = {name: float(metadata.get(name, z)) for name, z in defaults.items()}
+    return IntegrateAndFire(levels, reset, **zones)
 
 
 # ----------------------------------------------------------------------- helpers

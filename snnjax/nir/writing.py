@@ -78,10 +78,10 @@ def to_nir(
     NIR cannot express five properties of a converted network: reset by subtraction,
     levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
     to. With ``extended`` they are written to ``metadata``: "reset", "levels",
-    "dead_zone" and "v_init" of a neuron, "wait" and "steps" of the graph. `from_nir`
-    reads them. Other tools ignore them and compute something else; that is why this is
-    an argument and not a warning, which would not be in the file. T is always written,
-    because it changes no simulation.
+    "dead_zone", "last_zone" and "v_init" of a neuron, "wait" and "steps" of the graph.
+    `from_nir` reads them. Other tools ignore them and compute something else; that is
+    why this is an argument and not a warning, which would not be in the file. T is
+    always written, because it changes no simulation.
 
     Args:
         fn: network, ``fn(params, x) -> outputs``; it is traced with one example.
@@ -242,8 +242,9 @@ def _check_needs_no_metadata(layers: Layers) -> None:
             extensions.append("reset by subtraction (in NIR: v <- v_reset)")
         if model.levels != BINARY:
             extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
-        if model.dead_zone:
-            extensions.append(f"the dead zone {model.dead_zone} (in NIR: none)")
+        if model.has_zones:
+            zones = f"{model.dead_zone:.3g} and at the last step {model.last_zone:.3g}"
+            extensions.append(f"the dead zone {zones} (in NIR: none)")
     if any(p.initial_potential.any() for p in layers.populations):
         extensions.append("initial potentials (in NIR: 0)")
     if layers.wait:
@@ -431,6 +432,8 @@ def _neurons(nir: Any, node: Population, dt: float) -> Any:
         metadata["levels"] = np.array(model.levels)
     if model.dead_zone:
         metadata["dead_zone"] = model.dead_zone
+    if model.last_zone > 1 / 2:
+        metadata["last_zone"] = model.last_zone
     if node.initial_potential.any():
         metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, shape))
     fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=metadata)

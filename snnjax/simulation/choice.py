@@ -96,7 +96,7 @@ def choose(
     if not is_hard or not all(map(is_plain, models)):
         return Choice("by_layer")
     # A dead zone delays spikes of rate coding, and the closed form fires at once.
-    delays = snn.code.clock_runs and any(model.dead_zone for model in models)
+    delays = snn.code.clock_runs and any(model.has_zones for model in models)
     if has_closed_form and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
     takes_steps = snn.code.clock_runs and wait == 0

@@ -1,0 +1,238 @@
+"""What does the CNN of the NIR paper do on N-MNIST, as it is and converted here?
+
+    pip install -e '.[experiments,nir]' 'sinabs<3' torch
+    python -m benchmarks.nmnist --folder NIR/paper/02_cnn --recordings nmnist.npz \
+        --out benchmarks/results/nmnist.json
+
+The folder is paper/02_cnn of github.com/neuromorphs/NIR (BSD-3). It has the network,
+``cnn_sinabs.nir``, and the accuracy that each tool of the paper reached on all 10,000
+test recordings, ``NAME_accuracy.npy`` (Pedersen et al., Nature Communications 2024).
+Recordings are a file of `experiments.data.prepare_nmnist`.
+
+The graph reads events in 300 frames. It is run under both rules of reset and compared
+with sinabs, spike by spike (sinabs 3 needs an older nir). Its weights are those of an
+ANN that was trained on thirds of a recording, each the sum of its events. That ANN is
+converted and quantized.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import snnjax
+from benchmarks import timing
+from experiments.data import load_events
+
+FRAMES = 300  # of about one millisecond
+CALIBRATION = 256
+AT_A_TIME = 10  # recordings of all frames
+PUBLISHED = {
+    "lava": "Lava",
+    "nengo": "Nengo",
+    "norse": "Norse",
+    "s2_brian2": "SpiNNaker 2, simulated",
+    "s2": "SpiNNaker 2, the chip",
+    "sinabs": "sinabs",
+    "snntorch": "snnTorch",
+    "speck": "Speck, the chip",
+    "spyx": "Spyx",
+}
+
+
+class Network(NamedTuple):
+    """The graph, and what it reads.
+
+    Attributes:
+        graph: as the package nir reads it.
+        fn, snn: of `snnjax.from_nir`.
+        frames: [B, T, H, W, 2], counts of test events.
+        thirds: [3 B, H, W, 2], the sums of a third of a test recording.
+        calibration: [B, H, W, 2], such sums of training recordings.
+        labels: [B].
+    """
+
+    graph: Any
+    fn: Any
+    snn: snnjax.SNN
+    frames: np.ndarray
+    thirds: np.ndarray
+    calibration: np.ndarray
+    labels: np.ndarray
+
+
+def network_of(folder: Path, recordings: str, count: int | None) -> Network:
+    """Read the graph and the first `count` test recordings."""
+    import nir
+
+    graph = nir.read(str(folder / "cnn_sinabs.nir"))
+    frames = load_events(recordings, FRAMES).test_images[:count]
+    thirds = load_events(recordings, 3)
+    return Network(
+        graph,
+        *snnjax.from_nir(graph),
+        frames,
+        np.concatenate(thirds.test_images[:count]).astype(np.float32),
+        thirds.train_images[:CALIBRATION, 0].astype(np.float32),
+        thirds.test_labels[:count],
+    )
+
+
+def accuracy(outputs: Any, labels: np.ndarray) -> float:
+    """In percent, of outputs [T, B, classes]."""
+    return 100 * float((np.sum(outputs, 0).argmax(-1) == labels).mean())
+
+
+# ------------------------------------------------------------------ the graph as it is
+
+
+def events_through(network: Network, reset: str) -> np.ndarray:
+    """Output spikes [T, B, 10] of snnjax."""
+    model = snnjax.integrate_and_fire(levels=(0, 1), reset=reset)  # type: ignore
+    snn = dataclasses.replace(network.snn, model=model)
+    spiking = jax.jit(
+        snnjax.spiking(network.fn, steps=FRAMES, inputs="sequence", execution="by_step")
+    )
+    x = np.moveaxis(network.frames, 0, 1).astype(np.float32)
+    parts = range(0, x.shape[1], AT_A_TIME)
+    return np.concatenate([spiking(snn, x[:, i : i + AT_A_TIME]) for i in parts], 1)
+
+
+def sinabs_outputs(network: Network, reset: str) -> np.ndarray | None:
+    """Output spikes [T, B, 10] of sinabs under the same rule; None without sinabs."""
+    try:
+        import sinabs.layers
+        import torch
+        from sinabs import activation
+        from sinabs.nir import from_nir
+    except ImportError:
+        return None
+    rule = {"zero": activation.MembraneReset, "subtract": activation.MembraneSubtract}
+    outputs = []
+    for i in range(0, len(network.frames), AT_A_TIME):
+        x = torch.tensor(network.frames[i : i + AT_A_TIME]).float()
+        module = from_nir(network.graph, batch_size=len(x))
+        for part in module.modules():
+            if isinstance(part, sinabs.layers.IAFSqueeze):
+                part.spike_fn, part.min_v_mem = activation.SingleSpike, None
+                part.reset_fn = rule[reset]()
+        with torch.no_grad():
+            spikes = module(x.permute(0, 1, 4, 2, 3).flatten(0, 1))
+        spikes = spikes[0] if isinstance(spikes, tuple) else spikes
+        outputs.append(spikes.reshape(len(x), FRAMES, -1).numpy())
+    return np.concatenate(outputs).swapaxes(0, 1)
+
+
+def compared(network: Network, reset: str) -> dict[str, dict]:
+    """Rows of snnjax and sinabs under one rule."""
+    ours, theirs = events_through(network, reset), sinabs_outputs(network, reset)
+    row = {"T": FRAMES, "recordings": len(network.labels)}
+    rows = {
+        f"snnjax, reset {reset}": row | {"accuracy": accuracy(ours, network.labels)}
+    }
+    if theirs is not None:
+        rows[f"sinabs, reset {reset}"] = row | {
+            "accuracy": accuracy(theirs, network.labels),
+            "spikes": int(np.count_nonzero(theirs)),
+            "differ": int((ours != theirs).sum()),
+        }
+    return rows
+
+
+# ----------------------------------------------------------------- the ANN, converted
+
+
+def converted(network: Network) -> dict[str, dict]:
+    """The ANN, its conversions, and these in 8 bits."""
+    fn, params, x = network.fn, network.snn.params, network.thirds
+    labels = np.repeat(network.labels, 3)
+    row = {"recordings": len(network.labels)}
+    ann = np.asarray(jax.jit(fn)(params, x))[None]
+    rows = {"ANN, on thirds": row | {"accuracy": accuracy(ann, labels)}}
+    for name, code, steps, wait in (
+        ("rate", snnjax.codes.rate(), 8, 0),
+        ("radix", snnjax.codes.radix(), 4, 1),
+    ):
+        neuron = snnjax.integrate_and_fire(levels=(-1, 1))
+        snn = snnjax.convert(
+            fn,
+            params,
+            network.calibration,
+            steps=steps,
+            wait=wait,
+            code=code,
+            model=neuron,
+        )
+        outputs = jax.jit(snnjax.spiking(fn))(snn, x)
+        layers = snnjax.layers.of(fn, snn, network.calibration)
+        integers = snnjax.quantize(layers, network.calibration, weight_bits=8)
+        trace = snnjax.integers.outputs(integers, x)
+        for numbers, answers in (("", outputs), (", 8 bits", trace.outputs)):
+            rows[f"converted, {name}{numbers}"] = row | {
+                "T": steps,
+                "accuracy": accuracy(answers, labels),
+            }
+    return rows
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def published(folder: Path) -> dict[str, dict]:
+    """Accuracies that the paper measured."""
+    return {
+        f"{name}, by the paper": {
+            "T": FRAMES,
+            "recordings": 10_000,
+            "accuracy": 100 * float(np.load(folder / f"{file}_accuracy.npy")),
+        }
+        for file, name in PUBLISHED.items()
+        if (folder / f"{file}_accuracy.npy").exists()
+    }
+
+
+COLUMNS = {
+    "T": "T",
+    "recordings": "recordings",
+    "accuracy": "accuracy %",
+    "spikes": "output spikes",
+    "differ": "outputs that differ",
+}
+
+
+def text(result: dict[str, Any]) -> str:
+    rows = [
+        [side, *(row.get(column) for column in COLUMNS)]
+        for side, row in result["sides"].items()
+    ]
+    return timing.table(["network", *COLUMNS.values()], rows)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = timing.parser(__doc__)
+    options.add_argument(
+        "--folder", type=Path, required=True, help="of the paper's CNN"
+    )
+    options.add_argument("--recordings", required=True, help="a prepared .npz file")
+    choice = options.parse_args(arguments)
+    network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)
+    sides = converted(network)
+    for reset in ("zero", "subtract"):
+        sides |= compared(network, reset)
+    packages = ("jax", "numpy", "nir", "sinabs", "torch")
+    result = {
+        "question": __doc__.splitlines()[0],
+        "machine": timing.machine(),
+        "versions": {"snnjax": timing.versions(packages)},
+        "sides": sides | published(choice.folder),
+        "targets": [],
+    }
+    timing.report(result, text(result), choice.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
