@@ -3,10 +3,11 @@
 With one to four steps a conversion loses accuracy. A few epochs of training with
 surrogate gradients recover a part of it. Adam trains all parameters of the SNN on
 cross-entropy and distillation from the ANN. BatchNorm takes its statistics over time
-and batch, or keeps those of the source network. With ``--weight_bits`` it trains the
-weights of whole numbers, through their rounding. Writes the same files as
-`experiments.convert`, and the accuracy after every epoch. Start an interrupted run
-again to resume it; it ends with the same weights, bit for bit.
+and batch, or keeps those of the source network. Where layers wait for all of their
+input, the closed form is trained, and an epoch costs one of the ANN. With
+``--weight_bits`` it trains the weights of whole numbers, through their rounding. Writes
+the same files as `experiments.convert`, and the accuracy after every epoch. Start an
+interrupted run again to resume it; it ends with the same weights, bit for bit.
 """
 
 import dataclasses
@@ -283,12 +284,24 @@ def _loss(config: FineTune, setup: Setup, learner: Learner) -> Callable:
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
     """(snn, x) -> (outputs, what replaces the running averages)."""
-    steps, wait = config.steps, config.wait
+    options = {"steps": config.steps, "wait": config.wait}
+    if _has_closed_form(config):
+        options["execution"] = "closed_form"
     if config.keep_averages:
-        simulate = snnjax.spiking(setup.task.fn, steps=steps, wait=wait)
+        simulate = snnjax.spiking(setup.task.fn, **options)
         return lambda snn, x: (simulate(snn, x), {})
     network = _in_training(setup.source, config.dtype)
-    return snnjax.spiking(network, steps=steps, wait=wait, has_aux=True)
+    return snnjax.spiking(network, **options, has_aux=True)
+
+
+def _has_closed_form(config: FineTune) -> bool:
+    """Whether layers know all of their input before they fire.
+
+    Training then costs an epoch of the ANN, whatever T. Its gradient is the
+    straight-through one of a quantizer, and a BatchNorm sees final values alone.
+    """
+    one_step_late = CODES[config.code].clock_runs
+    return config.wait >= config.steps - (not one_step_late)
 
 
 def _in_training(source: Source, dtype: str) -> Callable:

@@ -218,3 +218,42 @@ def test_the_pages_have_the_medians_that_were_measured():
     assert sentence in " ".join((root / "benchmarks/README.md").read_text().split())
     ratio = f"processes {ours / jelly:.1f} times as many images per second"
     assert ratio in " ".join((root / "README.md").read_text().split())
+
+
+def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(tmp_path, capsys):
+    nir = pytest.importorskip("nir")
+    from benchmarks import nmnist
+
+    rng = np.random.default_rng(0)
+    graph = nir.NIRGraph.from_list(
+        nir.Input({"input": np.array([2, 4, 4])}),
+        nir.Conv2d((4, 4), rng.normal(size=(3, 2, 3, 3)), 1, 1, 1, 1, np.zeros(3)),
+        nir.IF(np.ones((3, 4, 4)), np.ones((3, 4, 4)), np.zeros((3, 4, 4))),
+        nir.Flatten({"input": np.array([3, 4, 4])}, start_dim=0, end_dim=-1),
+        nir.Linear(rng.normal(size=(2, 48))),
+        nir.IF(np.ones(2), np.ones(2), np.zeros(2)),
+    )
+    nir.write(str(tmp_path / "cnn_sinabs.nir"), graph)
+    np.save(tmp_path / "lava_accuracy.npy", 0.5)
+    arrays = {}
+    for part in ("train", "test"):
+        x, y, p = rng.integers(0, (4, 4, 2), (3 * 400, 3)).T
+        times = np.tile(np.arange(400) * 750, 3)
+        fields = {"x": x, "y": y, "p": p, "t_us": times, "labels": np.array([0, 1, 0])}
+        fields["offsets"] = np.arange(4) * 400
+        arrays |= {f"{part}_{name}": field for name, field in fields.items()}
+    np.savez(tmp_path / "events.npz", **arrays)
+    files = "--folder", str(tmp_path), "--recordings", str(tmp_path / "events.npz")
+    result = nmnist.main([*files, "--out", str(tmp_path / "out.json")])
+    sides = result["sides"]
+    assert sides["Lava, by the paper"]["accuracy"] == 50
+    assert sides["ANN, on thirds"]["recordings"] == 3
+    whole = {name for name in sides if name.endswith("8 bits")}
+    assert whole == {"converted, rate, 8 bits", "converted, radix, 8 bits"}
+    assert {"snnjax, reset zero", "snnjax, reset subtract"} < set(sides)
+    assert "| Lava, by the paper" in capsys.readouterr().out
+    # Each event is counted once, however the recordings are cut.
+    network = nmnist.network_of(tmp_path, files[-1], None)
+    spikes = nmnist.events_through(network, "subtract")
+    assert spikes.shape == (300, 3, 2) and set(np.unique(spikes)) <= {0, 1}
+    assert network.frames.sum() == 3 * 400 == network.thirds.sum()

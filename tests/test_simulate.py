@@ -590,8 +590,8 @@ OTHER_SITE = dataclasses.replace(
         (CLOSED | {"surrogate": arctan}, "straight-through gradient: leave surrogate"),
         (CLOSED | {"detach_reset": True}, "straight-through gradient: leave surrogate"),
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
-        ({"has_aux": True, "execution": "by_step"}, "'auto' or 'by_layer' without"),
-        ({"has_aux": True, "execution": by_layer(segment=2)}, "'auto' or 'by_layer' w"),
+        ({"has_aux": True, "execution": "by_step"}, "'closed_form' or 'by_layer' with"),
+        ({"has_aux": True, "execution": by_layer(segment=2)}, "'by_layer' without"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
             {"execution": by_layer(remat=True), "surrogate": jax.nn.sigmoid},

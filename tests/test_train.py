@@ -14,7 +14,7 @@ from flax import nnx
 from networks import NETWORKS, compiled, converted, eighths, relaxed_dspike, relu
 
 import snnjax
-from snnjax import surrogate
+from snnjax import integrate_and_fire, surrogate
 from snnjax.simulation import by_layer
 from snnjax.training import (
     check_gradients,
@@ -242,6 +242,32 @@ def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
     averages = aux["batch_stats"]["BatchNorm_0"]
     assert_close(averages["mean"], 0.5 * currents.mean(0))
     assert_close(averages["var"], 0.5 + 0.5 * currents.var(0))
+
+
+def test_the_closed_form_shows_a_network_in_training_its_final_values():
+    snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS, model=integrate_and_fire())
+    options = {"steps": STEPS, "wait": STEPS, "execution": "closed_form"}
+    outputs, aux = compiled(training, **options, has_aux=True)(snn, TOKENS)
+    assert outputs.shape == (STEPS, 4, 3)
+    averages = aux["batch_stats"]["BatchNorm_0"]
+    assert_close(averages["mean"], 0.5 * (np.asarray(TOKENS) @ KERNEL).mean((0, 1)))
+
+    net = NETWORKS["dense"]
+    snn = snnjax.init(*net[:3], model=integrate_and_fire(levels=(-1, 1)))
+
+    def answer_and_gradient(fn, **more):
+        def loss(snn):
+            result = snnjax.spiking(fn, **options, **more)(snn, net.x)
+            answer = (result[0] if more else result).mean(0)
+            return (answer**2).sum(), answer
+
+        return jax.jit(jax.grad(loss, has_aux=True))(snn)
+
+    with_aux = answer_and_gradient(lambda p, x: (net.fn(p, x), None), has_aux=True)
+    for one, other in zip(
+        *map(jax.tree.leaves, (with_aux, answer_and_gradient(net.fn))), strict=True
+    ):
+        assert_close(one, other, rtol=1e-4)
 
 
 def test_remat_gives_the_gradient_beside_whole_numbers_too():

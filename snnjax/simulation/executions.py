@@ -243,6 +243,24 @@ def run_closed_form(job: Job) -> Any:
     return over_steps(job, values, streams)
 
 
+def run_closed_training(job: Job) -> tuple[Any, Any]:
+    """A function in training mode, once, on the values that neurons end with.
+
+    Returns:
+        (outputs [T, B, ...], at each step the answer; aux as the function gave it).
+    """
+    network, neurons, steps = job.network, job.snn.neurons, job.steps
+
+    def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:
+        model = job.snn.model_of(site.name)
+        return closed_form(model, params, current, steps, code=job.snn.code)
+
+    values = network.arguments(job.snn.params, job.x)
+    evaluate(network.equations, values, firing(fire, neurons))
+    outputs, aux = network.results(values)
+    return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
+
+
 def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
     """The function itself on T B examples; its neurons separate the steps again.
 

@@ -48,6 +48,7 @@ from snnjax.simulation.executions import (
     run_by_layer,
     run_by_segment,
     run_closed_form,
+    run_closed_training,
     run_folded,
 )
 from snnjax.snn import (
@@ -193,7 +194,10 @@ def spiking(
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
             given T B examples, time first (on each device): a BatchNorm takes its
             statistics over time and batch, and its running averages come back as aux.
-            Whatever stands between the sites is allowed then.
+            Whatever stands between the sites is allowed then. With
+            execution="closed_form" fn is given the B examples once, with the values
+            that neurons end with: an epoch costs one of the ANN, and each step has the
+            same output.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
@@ -314,10 +318,6 @@ def simulate(
     batch_sharding = sharding.batch_sharding(x, 1 if sim.inputs == "sequence" else 0)
     x = encode(x, sim.inputs, sim.steps, key)
     axis = 1 if sim.sequence else 0
-    if sim.has_aux:
-        train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
-        return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
-
     choice = choose(
         sim.execution,
         snn,
@@ -326,6 +326,9 @@ def simulate(
         surrogate=sim.surrogate,
         platform=sharding.platform(x),
     )
+    if sim.has_aux:
+        train = functools.partial(simulate_training, sim, sharding.size(batch_sharding))
+        return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
         run = functools.partial(simulate_group, sim, choice, snn)
@@ -357,6 +360,10 @@ def simulate_training(
 
     ``shares`` is the number of devices that share the batch.
     """
+    if sim.execution == "closed_form":
+        x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
+        network = capture(sim.fn, snn.params, x, has_aux=True)
+        return run_closed_training(_job(sim, network, snn, x))
     if not sim.sequence:
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
@@ -518,15 +525,12 @@ def _check_code(sim: Simulation, snn: SNN) -> None:
 
 
 def _check_training(sim: Simulation, options: ByLayer) -> None:
-    by_layer = isinstance(sim.execution, ByLayer) or sim.execution in (
-        "auto",
-        "by_layer",
-    )
-    if not by_layer or sim.micro_batch or options.segment:
+    if sim.execution == "by_step" or sim.micro_batch or options.segment:
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto' or "
-            "'by_layer' without segments, and micro_batch=None. To save memory use "
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
+            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
+            "save memory use "
             "execution=snnjax.simulation.by_layer(remat=True)"
         )
