@@ -224,7 +224,8 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         held_out=None,
         count=counter(fn),
     )
-    simulate = snnjax.spiking(fn)
+    execution = "closed_form" if _has_closed_form(config) else "auto"
+    simulate = snnjax.spiking(fn, execution=execution)
     optimizer = training.optimizer({"weights": adam})
     return Learner(task, snn, lambda snn, x: (simulate(snn, x), {}), read, optimizer)
 
@@ -284,9 +285,8 @@ def _loss(config: FineTune, setup: Setup, learner: Learner) -> Callable:
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
     """(snn, x) -> (outputs, what replaces the running averages)."""
-    options = {"steps": config.steps, "wait": config.wait}
-    if _has_closed_form(config):
-        options["execution"] = "closed_form"
+    execution = "closed_form" if _has_closed_form(config) else "auto"
+    options = {"steps": config.steps, "wait": config.wait, "execution": execution}
     if config.keep_averages:
         simulate = snnjax.spiking(setup.task.fn, **options)
         return lambda snn, x: (simulate(snn, x), {})

@@ -483,6 +483,21 @@ def test_two_maps_in_a_row_are_multiplied_or_refused():
         snnjax.quantize(layers, PIXELS)
 
 
+def test_the_closed_form_has_the_outputs_of_a_chip():
+    radix, neurons = snnjax.codes.radix(), {"levels": (-1, 1)}
+    for options in (
+        {"code": radix, "wait": 3} | neurons,
+        {"code": radix, "wait": 3, "levels": (0, 1)},
+        {"wait": 4} | neurons,
+    ):
+        integers, *_ = tiny(5, **options)
+        fn, snn = snnjax.layers.function(integers)
+        x = snnjax.integers.on_grid(integers, VECTORS)
+        closed = jax.jit(snnjax.spiking(fn, execution="closed_form"))(snn, x).mean(0)
+        trace = snnjax.integers.run(integers, VECTORS)
+        np.testing.assert_allclose(closed, trace.outputs.mean(0), 1e-5, 1e-5)
+
+
 def test_training_through_the_rounding_recovers_few_bits():
     """Adam on float weights: the loss falls, and a chip computes what was trained."""
     code = snnjax.codes.radix()

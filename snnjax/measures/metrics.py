@@ -51,6 +51,7 @@ from snnjax.neurons.models import counts_only
 from snnjax.neurons.protocol import field, levels_of, synapses_of_a_spike
 from snnjax.neurons.spike_trains import BINARY, level_indices
 from snnjax.neurons.unroll import closed_form, needs_no_time
+from snnjax.neurons.whole import off_grid
 from snnjax.sharding import automatic
 from snnjax.snn import SNN, check_neurons, check_params, check_values, checked_fit
 
@@ -471,7 +472,7 @@ def _compared(
         threshold = lead(params.threshold, current.ndim).astype(current.dtype)
         reach = snn.code.reach(steps)
         low, high = (number * reach * threshold for number in model.levels)
-        low = jnp.zeros_like(low) if model.rectifies else low
+        low = jnp.zeros_like(low) if off_grid(model).rectifies else low
         low, high = (add_offset(end, offset) for end in (low, high))
         clipped_values = jnp.clip(of_mean, low, high)
         parts = {

@@ -23,6 +23,7 @@ from snnjax._arrays import add_offset, lead, wide_dtype
 from snnjax._checks import check_choice, check_leak, check_positive, is_number
 from snnjax._types import Reset
 from snnjax.neurons.protocol import checked_levels
+from snnjax.neurons.whole import off_grid
 from snnjax.surrogate import Surrogate, dspike
 
 
@@ -275,7 +276,8 @@ def counts_only(neuron: Any, params: Any) -> bool:
     That holds for IF with reset by subtraction. Only such neurons have a closed form,
     and conversion fits only them.
     """
-    return is_plain(neuron) and neuron.reset == "subtract" and params.leak is None
+    model = off_grid(neuron)
+    return is_plain(model) and model.reset == "subtract" and params.leak is None
 
 
 _NEAREST = 8  # levels whose steps are computed

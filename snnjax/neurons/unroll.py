@@ -28,6 +28,7 @@ from snnjax.neurons.spike_trains import (
     level_indices,
     per_byte,
 )
+from snnjax.neurons.whole import WholeNumbers, off_grid
 
 RATE = rate()
 FEW_STEPS = 4  # A CPU computes so many several times faster outside of a loop.
@@ -280,7 +281,7 @@ def needs_no_time(code: Code, steps: int, wait: int) -> bool:
 
 
 def closed_form(
-    neuron: IntegrateAndFire,
+    neuron: Neuron,
     params: NeuronParams,
     current: jax.Array,
     steps: int,
@@ -300,7 +301,7 @@ def closed_form(
     the derivative of `snnjax.surrogate.dspike`.
 
     Args:
-        neuron: an IF neuron with reset by subtraction.
+        neuron: an IF neuron with reset by subtraction, also of whole numbers.
         params: its parameters.
         current: mean current over T steps, without the bias, [B, ...].
         steps: T.
@@ -317,17 +318,21 @@ def closed_form(
     [0.  0.5 1.  2. ]
     """
     check_floating("current", current)
-    nearest = code.is_nearest(neuron.levels, neuron.dead_zone, steps)
-    if not nearest or neuron.last_zone > 1 / 2:
+    model = off_grid(neuron)
+    nearest = code.is_nearest(model.levels, model.dead_zone, steps)
+    if not nearest or model.last_zone > 1 / 2:
         return _last_value(neuron, params, current, steps, code)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
-    count = (start.astype(dtype) + total.astype(dtype)) / threshold.astype(dtype)
-    low, high = neuron.levels
+    v = start.astype(dtype) + total.astype(dtype)
+    if isinstance(neuron, WholeNumbers):
+        v = neuron.nearest(v) + neuron.margin
+    count = v / threshold.astype(dtype)
+    low, high = model.levels
     most = round(code.reach(steps) / code.finest(steps))
-    within = jnp.clip(count, 0 if neuron.rectifies else most * low, most * high)
+    within = jnp.clip(count, 0 if model.rectifies else most * low, most * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
     return output.astype(current.dtype)

@@ -44,9 +44,12 @@ class WholeNumbers(Wrapper):
     def integrate(self, params: Any, state: Any, current: jax.Array) -> Any:
         """As the model does, and then v becomes the nearest multiple of the unit."""
         state = self.neuron.integrate(params, state, current)
-        v = state.potential
+        return state._replace(potential=self.nearest(state.potential))
+
+    def nearest(self, v: jax.Array) -> jax.Array:
+        """The nearest multiple of the unit; its derivative is 1."""
         error = self.unit * jnp.round(v / self.unit) - v
-        return state._replace(potential=v + jax.lax.stop_gradient(error))
+        return v + jax.lax.stop_gradient(error)
 
 
 def off_grid(model: Any) -> Any:
