@@ -271,7 +271,7 @@ def radix(base: float = 2) -> Code:
     enough.
 
     Args:
-        base: > 1, finite.
+        base: 1 < base <= 128, since a level is at most 127.
 
     Raises:
         ValueError: another base.
@@ -279,8 +279,8 @@ def radix(base: float = 2) -> Code:
     >>> radix(base=4).weights(3)
     (1.0, 0.25, 0.0625)
     """
-    if not is_number(base) or not 1 < base < math.inf:
-        raise ValueError(f"base is {base!r}; allowed: a finite number > 1, e.g. 2")
+    if not is_number(base) or not 1 < base <= 128:
+        raise ValueError(f"base is {base!r}; allowed: 1 < base <= 128, e.g. 2")
     return _Radix(float(base))
 
 
@@ -297,7 +297,8 @@ def weighted(weights: Sequence[float]) -> Code:
     """Weights of your own, one for each step.
 
     Args:
-        weights: w_1 .. w_T, finite and > 0.
+        weights: w_1 .. w_T, finite and > 0, none above the one before: what an early
+            spike has not sent is left to finer ones.
 
     Raises:
         ValueError: no weight, or one outside this range. `Code.weights` raises later
@@ -313,6 +314,11 @@ def weighted(weights: Sequence[float]) -> Code:
     if not numbers or not all(is_number(w) and 0 < w < math.inf for w in numbers):
         raise ValueError(
             f"weights are {weights!r}; allowed: one finite number > 0 for each step"
+        )
+    if numbers != sorted(numbers, reverse=True):
+        raise ValueError(
+            f"weights are {weights!r}; allowed: none above the one before, since later "
+            "spikes correct earlier ones. Sort them, the largest first"
         )
     return _Weighted(tuple(map(float, numbers)))
 
