@@ -84,6 +84,7 @@ from snnjax.nir import from_nir, to_nir
 from snnjax.simulation import init, latency, spiking
 from snnjax.snn import SNN
 from snnjax.storage import load, save
+from snnjax.sweep import sweep
 
 __all__ = [
     "SNN",
@@ -128,6 +129,7 @@ __all__ = [
     "sites",
     "spiking",
     "storage",
+    "sweep",
     "surrogate",
     "to_nir",
     "training",
