@@ -32,7 +32,7 @@ class Table(NamedTuple):
 
     Attributes:
         rows: the first has the names of the columns.
-        above, below: a line each; "" for none.
+        above, below: lines of text; "" for none.
 
     >>> table = Table([("site", "kind"), ("hidden/relu", "relu")], below="1 site")
     >>> print(table)
@@ -59,7 +59,7 @@ class Table(NamedTuple):
             lines.append(f"<tr>{''.join(cells)}</tr>")
         table = f"<table>{''.join(lines)}</table>"
         above, below = (
-            f"<div>{escape(text)}</div>" if text else ""
+            "".join(f"<div>{escape(line)}</div>" for line in text.splitlines())
             for text in (self.above, self.below)
         )
         return above + table + below

@@ -68,8 +68,8 @@ class Sweep(NamedTuple):
             losses = (self.ann - p.accuracies[-1] for p in self.points)
             raise ValueError(
                 f"every point loses more than {lost:g}, the best of them "
-                f"{min(losses):.3g}; allowed: a larger loss, or a sweep with more steps "
-                "or code=snnjax.codes.radix()"
+                f"{min(losses):.3g}; allowed: a larger loss, or a sweep with more "
+                "steps or code=snnjax.codes.radix()"
             )
         return min(close, key=lambda point: float(point.measures.spikes))
 

@@ -71,8 +71,11 @@ def test_larger_memories_cost_more(measures):
 
 def test_the_table_shows_three_estimates_inside_of_jit_too(measures):
     estimates = snnjax.energy(measures)
-    head, *rows, below = str(estimates).splitlines()
-    assert head.split("  ")[0] == "estimate" and "idling" in below
+    head, *rows = str(estimates).splitlines()[:4]
+    sentence = " ".join(str(estimates).splitlines()[4:])
+    ratio = estimates.operations.spiking / estimates.operations.ann
+    assert f"takes {100 * ratio:.3g} % of the ANN's energy by operations" in sentence
+    assert head.split("  ")[0] == "estimate" and "idling" in sentence
     for row, name, joules in zip(rows, estimates._fields, estimates, strict=True):
         cells = row.split()
         assert cells[0] == name

@@ -76,7 +76,8 @@ def test_measures_are_a_table_of_the_sites(shown):
         cells = line_of(text, f"{name} ")
         assert cells[1] == f"{100 * site.firing_rate:.3g}"
         assert cells[5] == f"{site.error:.3g}"
-    assert f"MACs of the ANN {float(shown.measures.macs):.4g}" in text
+    assert f"the ANN has {float(shown.measures.macs):.4g} multiply-adds." in text
+    assert f"send {float(shown.measures.spikes):.3g} spikes each, in T = " in text
 
 
 def test_a_recipe_is_a_list_of_its_calibrators():

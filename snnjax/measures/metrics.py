@@ -183,16 +183,14 @@ class Measures(NamedTuple):
             }
             row = [cells.get(field, "") for field in SiteMeasures._fields]
             rows.append((name, *row))
-        totals = {
-            "firing rate %": numbers(self.firing_rate, factor=100),
-            "spikes per neuron": numbers(self.spikes),
-            "synaptic operations": numbers(self.synaptic_operations, 4),
-            "MACs of the ANN": numbers(self.macs, 4),
-            "neurons": numbers(self.neurons, 6),
-            "T": numbers(self.steps),
-            "wait": numbers(self.wait),
-        }
-        summary = ", ".join(f"{name} {value}" for name, value in totals.items())
+        neurons, spikes = numbers(self.neurons, 6), numbers(self.spikes)
+        steps, wait = numbers(self.steps), numbers(self.wait)
+        operations = numbers(self.synaptic_operations, 4)
+        summary = (
+            f"{neurons} neurons send {spikes} spikes each, in T = {steps} steps with "
+            f"wait {wait}.\nThey cause {operations} synaptic "
+            f"operations; the ANN has {numbers(self.macs, 4)} multiply-adds."
+        )
         return Table(rows, below=summary)
 
 
