@@ -1,7 +1,7 @@
 """PyTorch modules as functions of JAX, and calibrated weights back in PyTorch.
 
-torchax evaluates the module's own ``forward`` on JAX arrays. It and PyTorch are imported
-only where they are used (``pip install "snnjax[torch]"``).
+torchax evaluates the module's own ``forward`` on JAX arrays. PyTorch and torchax are
+imported only when these functions are called (``pip install "snnjax[torch]"``).
 """
 
 import contextlib
