@@ -44,6 +44,7 @@ integers            the same in whole numbers, computed bit for bit
 chips               what a chip can run, and a report about a network
 sharding            devices that share a batch
 storage, nir        files, and the format of other tools
+torch               PyTorch modules as functions
 """
 
 from snnjax import (
@@ -60,6 +61,7 @@ from snnjax import (
     simulation,
     storage,
     surrogate,
+    torch,
     training,
 )
 from snnjax._version import __version__
@@ -132,6 +134,7 @@ __all__ = [
     "sweep",
     "surrogate",
     "to_nir",
+    "torch",
     "training",
 ]
 

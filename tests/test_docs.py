@@ -29,7 +29,7 @@ SITE = pytest.mark.skipif(
 )
 BY_HAND = [  # the pages that list their names, in groups
     *"snnjax calibrators chips integers layers measures network neurons nir".split(),
-    *"simulation storage training".split(),
+    *"simulation storage torch training".split(),
 ]
 
 

@@ -32,6 +32,8 @@ _OWN = {
     "snnjax_quantized_relu": "quantized relu",
     "snnjax_encode": "encoder",
 }
+# The scope of a PyTorch module is this and its whole name, "layer1.0.relu".
+TORCH_SCOPE = "torch:"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +237,7 @@ class _Flattener:
         return any(on_x) and not any(on_x[_parts_of_scan(eqn)[1] :])
 
     def unroll(self, eqn: Any, path: str, calls: Calls) -> list[Equation]:
-        """Every turn of a scan in its place; its number becomes part of the path."""
+        """Every turn of a scan in its place; its number, [3], is a part of the path."""
         body, length = _closed(eqn.params["jaxpr"]), eqn.params["length"]
         inputs = [self.read(v) for v in eqn.invars]
         carry_start, stacked_start = _parts_of_scan(eqn)
@@ -251,7 +253,7 @@ class _Flattener:
                 )
                 cuts, layer_slice = self.apply(slice_of, [array], path, calls)
                 equations, slices = equations + cuts, slices + layer_slice
-            here = _join(path, str(turn))
+            here = _join(path, f"[{turn}]")
             arguments = [*constants, *carry, *slices]
             layer, of_layer = self.call(body, arguments, here, calls)
             equations += layer
@@ -387,5 +389,7 @@ def _join(path: str, stack: str) -> str:
     names, call = re.sub(r"/~", "", stack), re.compile(r"[\w.]*\(([^()]*)\)")
     while call.search(names):  # they may be nested
         names = call.sub(r"\1", names)
-    parts = f"{path}/{names}".split("/")
+    outside, *modules = f"{path}/{names}".split(TORCH_SCOPE)
+    # The innermost module has the names of all; what follows is torchax's.
+    parts = outside.split("/") + [module.split("/")[0] for module in modules[-1:]]
     return "/".join(part for part in parts if part and "->" not in part)

@@ -52,13 +52,15 @@ def site_names(
         return ""
 
     def name(i: int, eq: Equation) -> str:
-        # Names with a dot are those of a library's classes, as equinox gives them.
-        scope = [part for part in eq.path.split("/") if part and "." not in part]
-        if all(part.isdigit() for part in scope):  # no module, but turns of a scan
+        # Equinox gives the names of its own classes.
+        parts = eq.path.split("/")
+        scope = [part for part in parts if part and not part.startswith("eqx.")]
+        if all(part.startswith("[") for part in scope):  # no module, turns of a scan
             inner = above(direct[i])
             if not inner and eq.place.signed:
                 inner = reader_of(i)
             scope += [inner] if inner else []
+        scope = [part.strip("[]") for part in scope]
         return "/".join([*scope, _KINDS.get(eq.place.kind, eq.place.kind)])
 
     places = {i: name(i, eq) for i, eq in enumerate(equations) if eq.site is not None}

@@ -1,0 +1,159 @@
+"""PyTorch modules as functions of JAX, and calibrated weights back in PyTorch.
+
+torchax evaluates the module's own ``forward`` on JAX arrays. PyTorch and torchax are
+imported only when these functions are called (``pip install "snnjax[torch]"``).
+"""
+
+import contextlib
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from snnjax.capture.jaxprs import TORCH_SCOPE
+
+__all__ = ["function", "state_dict"]
+
+
+def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
+    """``fn(params, x)`` that computes what a PyTorch module computes, and its params.
+
+    ``fn`` is pure. It holds a copy of the module without weights, so it does not change
+    with the module. It takes batches of any size. Sites have the names of the modules
+    that they stand in.
+
+    Args:
+        module: a ``torch.nn.Module`` in evaluation mode, on any device.
+
+    Returns:
+        ``fn`` takes x as the module does, e.g. images [B, C, H, W], as an array of JAX
+        or NumPy. Several inputs are a tuple. ``params`` is a copy of
+        ``module.state_dict()``, as arrays of JAX; a parameter that several modules
+        share has only its first name.
+
+    Raises:
+        ImportError: torchax is missing, or too old for this PyTorch.
+        TypeError: it is no module.
+        ValueError: it is in training mode.
+
+    When ``fn`` is called, PyTorch, torchax or JAX may raise any error: torchax lacks an
+    operation, say, or an ``if`` depends on x. A note names the innermost module.
+
+    >>> import jax.numpy as jnp, snnjax, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU()).eval()
+    >>> fn, params = snnjax.torch.function(net)
+    >>> print(snnjax.sites(fn, params, jnp.ones((1, 3))))
+    site    kind  shape  depth  parameters
+    1/relu  relu  8      1      0.weight, 0.bias
+    """
+    with _torchax() as (torch, environment):
+        _check_module(module, torch)
+        in_state_dict = module.state_dict().keys()
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        # JAX may share memory with what it reads.
+        copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        arrays = environment.t2j_copy(copies)
+        # deepcopy takes from its memo what it must not copy.
+        memo = {id(t): t.detach().to("meta") for t in tensors.values()}
+        weightless = copy.deepcopy(module, memo)
+    for name, submodule in weightless.named_modules():
+        submodule.forward = _within(submodule.forward, name, type(submodule).__name__)
+    params = {name: a for name, a in arrays.items() if name in in_state_dict}
+    constants = {name: a for name, a in arrays.items() if name not in in_state_dict}
+
+    def fn(params: Mapping[str, Any], x: chex.ArrayTree) -> chex.ArrayTree:
+        arrays, x = jax.tree.map(jnp.asarray, ({**constants, **params}, x))
+        inputs = x if isinstance(x, tuple) else (x,)
+        with _torchax() as (torch, environment):
+            arrays, inputs = environment.j2t_iso((arrays, inputs))
+            with environment, torch.device("jax"), torch.no_grad():
+                outputs = torch.func.functional_call(weightless, arrays, inputs)
+            return environment.t2j_iso(outputs)
+
+    return fn, params
+
+
+def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` as tensors on the CPU, for ``module.load_state_dict``; a copy.
+
+    Args:
+        params: those of `function`, or ``snn.params`` of its SNN.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(3, 8).eval()
+    >>> fn, params = function(net)
+    >>> net.load_state_dict(state_dict(params))
+    <All keys matched successfully>
+    """
+    with _torchax() as (torch, _):
+        cpu = jax.local_devices(backend="cpu")[0]
+        arrays = jax.device_put(dict(params), cpu)
+        return {name: torch.from_dlpack(a).clone() for name, a in arrays.items()}
+
+
+@contextlib.contextmanager
+def _torchax() -> Iterator[tuple[Any, Any]]:
+    """PyTorch, and an environment of torchax, without effects on either or on JAX."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        is_fast = torch.backends.mha.get_fastpath_enabled()
+        import torchax  # pyright: ignore[reportMissingImports]
+    except (ImportError, AttributeError) as error:  # an old one asks torch for names
+        raise ImportError(
+            f'modules of PyTorch need torchax: pip install "snnjax[torch]" ({error})'
+        ) from error
+    # torchax cannot see into PyTorch's fast path of attention.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():  # whole numbers of PyTorch have 64 bits
+            warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+            # A random key would be a state of the environment.
+            environment = torchax.tensor.Environment()
+            with environment.override_property(prng=None):
+                yield torch, environment
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+def _check_module(module: Any, torch: Any) -> None:
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"module is a {type(module).__name__}; allowed: a torch.nn.Module"
+        )
+    for name, submodule in module.named_modules():
+        if submodule.training:
+            raise ValueError(
+                f"{_described(name, type(submodule).__name__)} is in training mode, in "
+                "which dropout is random and BatchNorm takes the statistics of each "
+                "batch; call module.eval() first"
+            )
+
+
+def _within(forward: Callable, name: str, kind: str) -> Callable:
+    """``forward`` in a scope that names its module, as its errors do."""
+    rule = (
+        "may not draw random numbers, decide on values of x, or read tensors that are "
+        "no parameters or buffers"
+    )
+
+    @functools.wraps(forward)
+    def within(*args, **kwargs):
+        with jax.named_scope(TORCH_SCOPE + name):
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                if rule not in str(getattr(error, "__notes__", "")):  # the innermost
+                    error.add_note(f"{_described(name, kind)} {rule}")
+                raise
+
+    return within
+
+
+def _described(name: str, kind: str) -> str:
+    return f"the module {name} ({kind})" if name else f"the module ({kind})"

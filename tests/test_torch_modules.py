@@ -1,0 +1,243 @@
+"""snnjax.torch: a PyTorch module is the same function in JAX, by name and by number."""
+
+import doctest
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import snnjax
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchax")
+nn = torch.nn
+PAGE = (Path(__file__).parents[1] / "docs" / "other_tools.md").read_text()
+
+
+def code_of(section):
+    """The Python of a section of docs/other_tools.md."""
+    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S))
+
+
+class Block(nn.Module):
+    """A ReLU used twice, one of functional; a shared weight, two kinds of buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.conv2 = self.conv1
+        self.relu = nn.ReLU(inplace=True)
+        self.register_buffer("shift", torch.tensor([0.1, 0.2]))
+        self.register_buffer("scale", torch.tensor([2.0, 3.0]), persistent=False)
+
+    def forward(self, x):
+        h = self.relu(self.norm(self.conv1(x)))
+        h = self.relu(self.conv2(h) + x)
+        means = h.mean((2, 3))[:, :2] * self.scale + self.shift
+        return nn.functional.relu(means - torch.ones(2) / 8)
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 3, 3), nn.ReLU6(), nn.MaxPool2d(2), Block()]
+    net = nn.Sequential(*parts, nn.Linear(2, 8), nn.GELU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        net[3].norm.running_mean += 0.2
+        net[3].norm.running_var *= 1.5
+    return net.eval()
+
+
+def images(batch):
+    draw = np.random.default_rng(0)
+    return draw.normal(size=(batch, 1, 8, 8)).astype(np.float32)
+
+
+def numbers(module, x):
+    with torch.no_grad():
+        return module(torch.from_numpy(x)).numpy()
+
+
+def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
+    fn, params = snnjax.torch.function(module)
+    for batch in (2, 5):
+        ours = jax.jit(fn)(params, images(batch))
+        np.testing.assert_allclose(ours, numbers(module, images(batch)), atol=1e-6)
+    names = set(module.state_dict())
+    assert set(params) == names - {"3.conv2.weight", "3.conv2.bias"}  # shared
+    sites = [(site.name, site.kind) for site in snnjax.sites(fn, params, images(1))]
+    assert sites == [
+        ("1/relu", "clipped relu"),
+        ("2/max_pool", "max-pool"),
+        ("3.relu/relu", "relu"),
+        ("3.relu/relu_1", "relu"),
+        ("3/relu", "relu"),
+        ("5/gelu", "gelu"),
+        ("6/encoder", "encoder"),
+    ]
+
+
+def test_calibrated_weights_return_to_pytorch():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    fn, params = snnjax.torch.function(net)
+    fit = snnjax.calibrators.percentile_threshold(99.9, "channel")
+    recipe = snnjax.Recipe([fit, snnjax.calibrators.least_squares_weights()])
+    snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe)
+    assert np.abs(snn.params["3.weight"] - params["3.weight"]).max() > 1e-3
+    net.load_state_dict(snnjax.torch.state_dict(snn.params))
+    np.testing.assert_allclose(numbers(net, x), fn(snn.params, x), atol=1e-6)
+
+
+def test_fn_is_pure_and_leaves_no_trace(module):
+    fast = torch.backends.mha.get_fastpath_enabled()
+    fn, params = snnjax.torch.function(module)
+    before, x = np.asarray(fn(params, images(2))), images(2)
+    weight = module[6].weight
+    with torch.no_grad():
+        weight += 1
+    module.train()
+    try:
+        np.testing.assert_array_equal(fn(params, x), before)
+        assert "forward" not in vars(module[6]) and module[6].weight is weight
+    finally:
+        module.eval()
+        with torch.no_grad():
+            weight -= 1
+    np.testing.assert_array_equal(x, images(2))  # the ReLUs in place had copies
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert (torch.ones(2) + module[6].bias[:2]).device.type == "cpu"
+
+
+class Computes(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+OUTSIDE = torch.ones(4)
+RULE = "the module 2 (Computes) may not draw random numbers"
+REFUSED = {
+    "random": (lambda x: x + torch.rand_like(x), TypeError, RULE),
+    "decision": (lambda x: x if x.sum() > 0 else -x, Exception, RULE),
+    "no buffer": (lambda x: x + OUTSIDE, AssertionError, RULE),
+    "NumPy": (lambda x: torch.from_numpy(x.numpy()), Exception, RULE),
+    "sort": (lambda x: x.sort()[0], snnjax.ConversionError, "  2: sort"),
+    "batch": (lambda x: x - x.mean(0), snnjax.ConversionError, "  2: reduce_sum"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_names_the_module(name):
+    function, kind, message = REFUSED[name]
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Computes(function)).eval()
+    fn, params = snnjax.torch.function(net)
+    with pytest.raises(kind) as caught:
+        snnjax.sites(fn, params, jnp.ones((2, 4)))
+    notes = getattr(caught.value, "__notes__", [])
+    assert message in "\n".join([str(caught.value), *notes])
+    assert sum("may not draw" in note for note in notes) <= 1
+
+
+def test_only_modules_in_evaluation_mode_are_taken():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    with pytest.raises(ValueError, match=r"the module \(Sequential\) is in training"):
+        snnjax.torch.function(net)
+    net.eval()[1].train()
+    with pytest.raises(ValueError, match=r"the module 1 \(Dropout\) .* module.eval"):
+        snnjax.torch.function(net)
+    with pytest.raises(TypeError, match="module is a type; allowed"):
+        snnjax.torch.function(nn.Linear)
+
+
+# Network of torchvision -> the number of its sites of some kinds, and a name.
+NETWORKS = {
+    "resnet18": ({"relu": 17, "max-pool": 1}, "layer4.1.relu/relu_1"),
+    "densenet121": ({"relu": 121}, "features.denseblock4.denselayer16.relu2/relu"),
+    "squeezenet1_1": (
+        {"relu": 26, "max-pool": 3},
+        "features.3.squeeze_activation/relu",
+    ),
+    "mobilenet_v2": ({"clipped relu": 35}, "features.18.2/relu"),
+    "vit_b_32": (
+        {"norm": 25, "attention": 12, "gelu": 12},
+        "encoder.layers.encoder_layer_3.self_attention/attention",
+    ),
+    "convnext_tiny": ({"norm": 23, "gelu": 18}, "features.5.2.block.4/gelu"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_torchvision_arrive_as_they_are(name):
+    pytest.importorskip("torchvision")
+    from benchmarks import torchvision
+
+    kinds, site_name = NETWORKS[name]
+    module, x = torchvision.network(name)
+    fn, params = snnjax.torch.function(module)
+    sites = snnjax.sites(fn, params, x)
+    assert {kind: sum(s.kind == kind for s in sites) for kind in kinds} == kinds
+    assert site_name in [site.name for site in sites]
+    if name in ("squeezenet1_1", "vit_b_32"):  # benchmarks.torchvision compares all
+        logits = numbers(module, x[:2])
+        difference = np.abs(jax.jit(fn)(params, x[:2]) - logits).max()
+        assert difference < 1e-5 * np.abs(logits).max()
+
+
+def test_the_examples_run():
+    assert not doctest.testmod(snnjax.torch).failed
+    names = {}
+    exec(code_of("PyTorch"), names)
+    assert names["snn"].steps == 4
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Keras
+def test_a_model_of_keras_converts(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    names = {}
+    exec(code_of("Keras"), names)
+    fn, snn, model, x = (names[n] for n in ("fn", "snn", "model", "images"))
+    np.testing.assert_allclose(fn(snn.params, x), model(x), atol=1e-5)  # assigned
+    kinds = [site.kind for site in snnjax.sites(fn, snn.params, x)]
+    assert kinds == ["relu", "max-pool", "relu"]
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the packages
+def test_a_file_of_onnx_converts(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx2torch")
+    make, reference = onnx.helper, pytest.importorskip("onnx.reference")
+    kernel = np.random.default_rng(0).normal(size=(5, 1, 3, 3)).astype(np.float32)
+    image = [make.make_tensor_value_info("x", 1, ["batch", 1, 8, 8])]
+    answer = [make.make_tensor_value_info("y", 1, ["batch", 5, 1, 1])]
+    nodes = [
+        make.make_node("Conv", ["x", "kernel"], ["h"]),
+        make.make_node("Relu", ["h"], ["r"]),
+        make.make_node("GlobalAveragePool", ["r"], ["y"]),
+    ]
+    arrays = [onnx.numpy_helper.from_array(kernel, "kernel")]
+    opset = [make.make_opsetid("", 17)]
+    graph = make.make_graph(nodes, "network", image, answer, arrays)
+    file = make.make_model(graph, opset_imports=opset, ir_version=8)
+    onnx.save(file, tmp_path / "network.onnx")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code_of("ONNX"), names)
+    (theirs,) = reference.ReferenceEvaluator(file).run(None, {"x": images(2)})
+    np.testing.assert_allclose(
+        names["fn"](names["params"], images(2)), theirs, atol=1e-5
+    )
+    (site,) = snnjax.sites(names["fn"], names["params"], images(2))
+    assert site.name == "Relu/relu"
