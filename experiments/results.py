@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = options.figures and writable(options.figures, "--figures")
         print(table, end="")
         if folder:
-            figures.draw_networks(_networks(options), folder)
+            costs = options.against or [*figures.COSTS]
+            figures.draw_networks(_networks(options), folder, costs)
 
     run(show, compiles=False)
 
@@ -51,10 +52,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="only the rows of these T; write it after the files",
     )
     add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
+    add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
     tables = parser.add_mutually_exclusive_group()
     add = tables.add_argument
     add("--costs", action="store_true", help="print the costs of every row")
     add("--epochs", action="store_true", help="print the accuracy after each epoch")
+    add("--summary", action="store_true", help="print the best row of each network")
     return parser.parse_args(argv)
 
 
@@ -69,6 +72,8 @@ def _table(options: argparse.Namespace) -> str:
         table = networks.costs_of_networks
     if options.epochs:
         table = networks.epochs_of_networks
+    if options.summary:
+        table = networks.summary_of_networks
     return table(_networks(options))
 
 

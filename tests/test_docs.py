@@ -5,13 +5,16 @@ import configparser
 import importlib
 import itertools
 import operator
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import types
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import jax
 import nbformat
@@ -57,17 +60,63 @@ def test_every_page_is_in_the_menu():
         assert str(page.relative_to(ROOT / "docs")) in menu
 
 
-@SITE
-def test_the_site_is_built_without_warnings(tmp_path):
-    options = ["build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site; a warning would fail."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ["build", "--strict", "--quiet", "--site-dir", str(folder)]
     command = [sys.executable, "-m", "mkdocs", *options]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    page = (tmp_path / "api" / "snnjax.html").read_text()
-    assert 'id="snnjax.integrate_and_fire"' in page
+    return folder
+
+
+@SITE
+def test_the_reference_shows_functions_with_examples_and_whole_sentences(site):
+    pages = {file.stem: file.read_text() for file in (site / "api").glob("*.html")}
+    assert 'id="snnjax.integrate_and_fire"' in pages["snnjax"]
     # An example is a block of code, and an equation one of its own.
-    assert "&gt;&gt;&gt;" in page and "<blockquote>" not in page
-    assert "http://" not in re.sub(r"<a [^>]*>|http://www.w3.org", "", page)
+    assert "&gt;&gt;&gt;" in pages["snnjax"] and "<blockquote>" not in pages["snnjax"]
+    for name, page in pages.items():
+        # A function and its file may have one name; the page then names both.
+        assert not re.search(r"<h3[^>]*>\s*<code class=[^>]*symbol-module", page), name
+        returns = re.findall(r"Returns:</span></p>\s*<ul>.*?</ul>", page, re.S)
+        assert all(part.count("<li") == 1 for part in returns), name
+
+
+@SITE
+def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it(site):
+    pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
+    dead = []
+    for file, page in pages.items():
+        for link in page.links:
+            path, _, place = unquote(link).partition("#")
+            folder = site if path.startswith("/") else file.parent  # as of 404.html
+            target = Path(os.path.normpath(folder / path.lstrip("/")) if path else file)
+            ids = pages[target].ids if target in pages else set()
+            if not target.exists() or place not in ids | {""}:
+                dead.append((str(file.relative_to(site)), link))
+    assert sum(len(page.links) for page in pages.values()) > 1000
+    assert dead == []
+
+
+class _Page(HTMLParser):
+    """The ids of a page, and its links to files of the site."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links = set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids |= {attributes[name] for name in ("id", "name") if name in attributes}
+        for name in ("href", "src"):
+            address = attributes.get(name) or ""
+            # A page of the site loads nothing from elsewhere.
+            assert tag == "a" or "://" not in address, (tag, address)
+            if address and not re.match(r"[a-z]+:", address):
+                self.links.append(address)
 
 
 def test_what_a_tutorial_imports_and_calls_exists():

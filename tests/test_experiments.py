@@ -215,6 +215,8 @@ def test_tables_of_published_results(capsys):
     assert [line.split("|")[4].strip() for line in lines] == ["2", "8"]
     assert "| | `best, 5 epochs` | 0 | 78.4 | |" in table(*names, "--steps", "1", "8")
     assert "`best, 5 epochs, T = 1`" in table(names[1], "--epochs", "--steps", "1")
+    *_, best = table(names[0], "--summary", "--steps", "2", "8").splitlines()
+    assert "| `resnet20` | `best` | 8 | 8 | 87.2 ± 0.0 | 90.8 |" in best
     for words, message in (
         ([*names, "--steps", "2"], "resnet20 have rows of T = 1 only; ask for one of"),
         ([names[0], "--epochs"], "none of these files is of a fine-tuning"),

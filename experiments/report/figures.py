@@ -135,12 +135,25 @@ def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
 
 
 def write_accuracy(path: Path, *panels: Panel) -> None:
-    """Panels side by side, with the legend of the first one below them."""
-    columns = 5 if len(panels) > 1 else 1
-    size = len(panels) * WIDTH, 310 + 20 * math.ceil(len(panels[0].series) / columns)
-    with drawn(path, *size, legend=columns, ncols=len(panels)) as (_, axes):
-        for axis, panel in zip(axes, panels, strict=True):
+    """Panels in rows of two; the legend of the first one is in an empty cell, or below.
+
+    A page shows two panels at the size of its text, three would be too small.
+    """
+    ncols = min(2, len(panels))
+    nrows = math.ceil(len(panels) / ncols)
+    has_empty_cell = len(panels) < nrows * ncols
+    columns = 0 if has_empty_cell else 5 if ncols == 2 else 1
+    height = 310 * nrows
+    if columns:
+        height += 20 * math.ceil(len(panels[0].series) / columns)
+    size = ncols * WIDTH, height
+    with drawn(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
+        for axis, panel in zip(axes, panels, strict=False):
             panel.draw(axis)
+        if has_empty_cell:
+            axes[-1].axis("off")
+            names = axes[0].get_legend_handles_labels()
+            axes[-1].legend(*names, loc="center", ncols=1 + (len(names[0]) > 8))
 
 
 def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
@@ -148,13 +161,15 @@ def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) 
     write_accuracy(path, after_epochs(curves, ann))
 
 
-def draw_networks(networks: Sequence[NetworkResults], folder: Path) -> None:
-    """Draw NAME.png for each network: accuracy against T, latency and spikes.
+def draw_networks(
+    networks: Sequence[NetworkResults], folder: Path, costs: Sequence[str] = (*COSTS,)
+) -> None:
+    """Draw NAME.png for each network: accuracy against some `COSTS`, a panel each.
 
     Where there are fine-tunings, also NAME_epochs.png: accuracy against epochs.
     """
     for name, results, ann, _, epochs in merged(networks):
-        panels = [against(results, ann, cost) for cost in COSTS]
+        panels = [against(results, ann, cost) for cost in costs]
         write_accuracy(folder / f"{name}.png", *panels)
         if epochs:
             write_epochs(epochs, ann, folder / f"{name}_epochs.png")
@@ -175,12 +190,14 @@ def write_sites(path: Path, result: Result) -> None:
     rows = np.arange(len(sites))
     errors = np.array([relative_errors(site) for site in sites.values()])
     rates = [100 * float(site.firing_rate) for site in sites.values()]
-    size = 2 * WIDTH, 130 + 25 * len(sites)
+    size = 2 * WIDTH, 130 + 34 * len(sites)
     options = {"ncols": 2, "sharey": True}
     with drawn(path, *size, legend=5, **options) as (figure, (left, right)):
-        left.barh(rows, np.nan_to_num(errors[:, 0]), 0.55, color=BAR, label="error")
-        for part, error in zip(PARTS, errors[:, 1:].T, strict=True):
-            left.plot(error, rows, linestyle="", label=part, clip_on=False)
+        left.barh(rows, np.nan_to_num(errors[:, 0]), 0.8, color=BAR, label="error")
+        # One below the other, so that equal parts do not hide each other.
+        shifts = np.linspace(-0.3, 0.3, len(PARTS))
+        for part, error, shift in zip(PARTS, errors[:, 1:].T, shifts, strict=True):
+            left.plot(error, rows + shift, linestyle="", label=part, clip_on=False)
         left.set(title="conversion error", xlabel="RMS in % of the RMS activation")
         left.set_xlim(left=0)
         left.set_yticks(rows, list(sites), fontsize=11)

@@ -191,6 +191,23 @@ def costs_of_networks(networks: Sequence[NetworkResults]) -> str:
     return _stacked(COSTS, networks, [map(cost_cells, n.results) for n in networks])
 
 
+SUMMARY = ("recipe", "T", "latency", "accuracy %", "ANN %", "spikes")
+SUMMARY += ("energy, % of ANN",)
+
+
+def summary_of_networks(networks: Sequence[NetworkResults]) -> str:
+    """The most accurate row of each network, with its ANN and some of its costs."""
+
+    def cells(network: NetworkResults) -> list[str]:
+        best = max(network.results, key=lambda result: result.final)
+        costs = dict(zip(COSTS, cost_cells(best), strict=True))
+        costs["ANN %"] = f"{100 * network.ann:.1f}"
+        return [costs[title] for title in SUMMARY]
+
+    networks = merged(networks)
+    return _stacked(SUMMARY, networks, [[cells(network)] for network in networks])
+
+
 def epochs_of_networks(networks: Sequence[NetworkResults]) -> str:
     """Accuracy of all fine-tunings, at the start and after each epoch; the ANN's.
 

@@ -116,6 +116,7 @@ def page(
     for name, words in FIGURES.items():
         data = base64.b64encode(figures[name]).decode()
         image = f'<img alt="{escape(words)}" src="data:image/png;base64,{data}" />'
+        image = f"<figure>{image}</figure>"
         values[Path(name).stem] = image
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
@@ -165,14 +166,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _lead(best: Result, facts: dict) -> str:
     """The most important numbers, in two sentences."""
     operations = snnjax.energy(best.measures).operations
+    energy = 100 * float(operations.spiking / operations.ann)
     return marked(
         f"The network `{network_name(facts['source'])}` classifies "
         f"{100 * facts['ann_accuracy']:.1f} % of {facts['test_images']} "
         f"{facts['evaluated_on']} of {facts['config']['dataset']}. The chosen SNN "
         f"(`{line_name(best)}`, T = {best.steps}) reaches {percent(best)} % after "
         f"{best.latency} steps. Its firing rate is {100 * best.firing_rate:.1f} %, and "
-        f"its operations take {float(operations.spiking / operations.ann):.2f} times "
-        "the energy of the ANN's."
+        f"its operations alone take {energy:.0f} % of the energy of the ANN's. That is "
+        "the column `energy, % of ANN`; the two columns beside it estimate more."
     )
 
 
