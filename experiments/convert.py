@@ -59,6 +59,7 @@ from experiments.report import (
 from experiments.running import (
     OF_A_MACHINE,
     Convert,
+    check_writable,
     command,
     devices,
     parse,
@@ -122,7 +123,7 @@ def prepare(
         ValueError: options, files or network do not fit together.
     """
     _check_recipes(config.recipes)
-    writable(config.out, "--out")
+    check_writable(config.out, "--out")
     page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
@@ -132,15 +133,13 @@ def prepare(
         _check_images("calibration_images", count, data.train_images, data.name)
         devices.check_shared("calibration_images", count, mesh)
     source = _source(config, data, data if whole is None else whole)
-    bytes_of_results = space(
-        source.variables, 2 + len(config.seeds) * len(config.steps)
-    )
-    writable(config.out, "--out", bytes_of_results)
     data = normalized_as(data, source.card)
     fn = in_dtype(source_function(source), config.dtype)
     task = experiment(config, data, fn, source.variables, mesh)
     _check_maxima(config, task)
     check(task)
+    copies = 2 + len(config.seeds) * len(config.steps)
+    writable(config.out, "--out", space(source.variables, copies))
     ann = devices.accuracy(fn, task.test.images, task.test.labels)(source.variables)
     images = len(task.test.labels)
     beside = _beside(source.card.get("test_accuracy"), ann, images)
@@ -338,7 +337,7 @@ def _report_file(name: str | None) -> Path | None:
             f"--report {name} is a folder; give a file, e.g. --report "
             f"{Path(name) / 'report.html'}"
         )
-    writable(path.parent, "--report")
+    check_writable(path.parent, "--report")
     return path
 
 

@@ -28,6 +28,7 @@ from experiments.report import training_figures
 from experiments.running import (
     TrainSNN,
     check_range,
+    check_writable,
     devices,
     fit,
     one_of,
@@ -36,7 +37,6 @@ from experiments.running import (
     run,
     schedule,
     steps_per_epoch,
-    writable,
 )
 from snnjax import SNN, training
 
@@ -125,7 +125,7 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     """
     check_range(config, "surrogate", one_of(*SURROGATES))
     check_range(config, "neuron", one_of(*NEURONS))
-    writable(config.out, "--out")
+    check_writable(config.out, "--out")
     data = (_load(config) if data is None else data).first(config.train_images)
     steps_per_epoch(config, data)  # fails early
     setting, state = _begin(config, data)

@@ -53,3 +53,15 @@ def test_the_space_is_that_of_the_arrays(digits):
     arrays = {"a": digits.train_images, "b": digits.train_labels}
     size = digits.train_images.nbytes + digits.train_labels.nbytes
     assert space(arrays, 3) == 3 * size + 20e6
+
+
+def test_a_command_that_fails_leaves_no_folder(tmp_path):
+    from experiments import convert, finetune, train_snn
+
+    out = tmp_path / "new" / "results"
+    missing = ["--dataset", "missing.npz", "--out", str(out)]
+    report = ["--report", str(tmp_path / "pages" / "page.html")]
+    for command, more in ((convert, report), (finetune, report), (train_snn, [])):
+        with pytest.raises(SystemExit, match=r"error: .*missing\.npz"):
+            command.main([*missing, *more])
+        assert not list(tmp_path.iterdir()), command.__name__

@@ -63,7 +63,9 @@ def write_page(
     figures = {name: (folder / name).read_bytes() for name in FIGURES}
     facts = {**facts, "date": date.today().isoformat()}
     text = page(results, facts, sites, sources, figures, integers)
-    write(Path(path).expanduser(), text)
+    file = Path(path).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, text)
 
 
 def page(

@@ -20,7 +20,7 @@ from experiments.running.options import (
     check_several,
     one_of,
 )
-from experiments.running.output_folder import space, writable, write
+from experiments.running.output_folder import check_writable, space, writable, write
 from experiments.running.training_loop import (
     fit,
     read_log,
@@ -43,6 +43,7 @@ __all__ = [
     "check_range",
     "check_resumable",
     "check_several",
+    "check_writable",
     "command",
     "devices",
     "digest",

@@ -14,10 +14,18 @@ import jax
 
 
 def writable(folder: str | Path, option: str, size: float = 0) -> Path:
-    """The folder, created if it is missing.
+    """The folder, created if it is missing; see `check_writable`."""
+    check_writable(folder, option, size)
+    out = Path(folder).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def check_writable(folder: str | Path, option: str, size: float = 0) -> None:
+    """Raise where a folder cannot be written to; nothing is left there.
 
     Args:
-        folder: folder for the files of a command.
+        folder: folder for the files of a command; it may be missing.
         option: command-line option of the folder, such as "--out", for messages.
         size: estimated size of these files in bytes.
 
@@ -25,11 +33,11 @@ def writable(folder: str | Path, option: str, size: float = 0) -> Path:
         ValueError: it cannot be created or written to, or has less free space.
     """
     out = Path(folder).expanduser()
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
-        free = shutil.disk_usage(out).free
+        free = shutil.disk_usage(nearest).free
     except OSError as error:
         raise ValueError(
             f"{option} {folder} cannot be written to ({error.strerror}); give another "
@@ -41,7 +49,6 @@ def writable(folder: str | Path, option: str, size: float = 0) -> Path:
             f"{size / 1e6:.0f} MB are needed; free some space, or give another "
             f"folder by {option}"
         )
-    return out
 
 
 def space(tree: Any, copies: int) -> float:
