@@ -8,6 +8,7 @@ interrupted run again to resume it.
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -274,6 +275,22 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
     }
 
 
+def is_finished(module: str, config: Any) -> bool:
+    """Whether the folder has the results of this command, which is then said."""
+    file = Path(config.out).expanduser() / "metrics.json"
+    page = _report_file(config.report)
+    if config.again or not file.is_file() or not (page is None or page.exists()):
+        return False
+    facts = json.loads(file.read_text())
+    same = facts.get("command") == command(module, config)
+    if same:
+        print(
+            f"{config.out} has the results of this command; nothing is done. "
+            "--again true runs it anew, and --out takes another folder."
+        )
+    return same
+
+
 def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
     """The accuracy in the card of the network, next to the measured one."""
     if card_accuracy is None:
@@ -371,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Convert, PRESETS_CONVERT, argv, names)
     if config.restore is not None:
         run_command(lambda: restore(config))
-    else:
+    elif not is_finished("experiments.convert", config):
         run_command(lambda: run(config), "the same command goes on from here")
 
 

@@ -35,7 +35,14 @@ from experiments.conversions import (
     result_of,
     widen_all,
 )
-from experiments.convert import Setup, facts_of, in_dtype, prepare, write_files
+from experiments.convert import (
+    Setup,
+    facts_of,
+    in_dtype,
+    is_finished,
+    prepare,
+    write_files,
+)
 from experiments.data import Dataset, augment, load, normalize
 from experiments.models import NAMES, Source, source_digest
 from experiments.presets import PRESETS_FINETUNE
@@ -342,6 +349,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"recipes": RECIPES, "models": NAMES}
     config = parse(FineTune, PRESETS_FINETUNE, argv, names)
+    if is_finished("experiments.finetune", config):
+        return
     run_command(lambda: run(config), "the same command goes on from the last epoch")
 
 

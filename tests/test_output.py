@@ -1,6 +1,7 @@
 """Output folders that cannot take the results are refused before the work."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -65,3 +66,20 @@ def test_a_command_that_fails_leaves_no_folder(tmp_path):
         with pytest.raises(SystemExit, match=r"error: .*missing\.npz"):
             command.main([*missing, *more])
         assert not list(tmp_path.iterdir()), command.__name__
+
+
+def test_a_finished_command_says_so_and_stops(tmp_path, capsys, monkeypatch):
+    from experiments import convert
+    from experiments.running import command
+
+    config = Convert(out=str(tmp_path), steps=(2,))
+    line = ["--out", str(tmp_path), "--steps", "2"]
+    facts = {"command": command("experiments.convert", config)}
+    (tmp_path / "metrics.json").write_text(json.dumps(facts))
+    calls = []
+    monkeypatch.setattr(convert, "run", calls.append)
+    convert.main(line)
+    assert not calls and "has the results of this command" in capsys.readouterr().out
+    for more in (["--again", "true"], ["--seeds", "7"], ["--report", f"{tmp_path}/r"]):
+        convert.main([*line, *more])
+    assert len(calls) == 3

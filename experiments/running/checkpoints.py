@@ -39,7 +39,7 @@ class Run(NamedTuple):
 def run_of(config: Any, inputs: Mapping[str, str] | None, log: list[dict]) -> Run:
     """The run of a configuration, with the options on which its results depend."""
     options = dataclasses.asdict(config)
-    for name in ("out", "data_dir", "mesh", "report"):
+    for name in ("out", "data_dir", "mesh", "report", "again"):
         options.pop(name, None)
     return Run(json.loads(json.dumps(options)), dict(inputs or {}), log)
 

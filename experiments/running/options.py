@@ -262,6 +262,8 @@ class Conversion(Work):
     last_zone: float = 0.5
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None
+    # Run even if `out` has the results of this very command.
+    again: bool = False
 
     def __post_init__(self):
         super().__post_init__()
