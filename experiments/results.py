@@ -62,7 +62,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _networks(options: argparse.Namespace) -> list[networks.NetworkResults]:
-    results = [networks.read_results(_file(name)) for name in options.files]
+    results = [networks.read_results(file_of(name)) for name in options.files]
     return networks.with_steps(results, options.steps) if options.steps else results
 
 
@@ -77,7 +77,7 @@ def _table(options: argparse.Namespace) -> str:
     return table(_networks(options))
 
 
-def _file(name: Path) -> Path:
+def file_of(name: Path) -> Path:
     """The file itself, or published results of this name."""
     file = PUBLISHED / f"{name}.json"
     return file if not name.exists() and file.is_file() else name

@@ -1,0 +1,173 @@
+"""Published conversions beside ours, as a table: ``python -m experiments.published``.
+
+benchmarks/published.json has what papers report, and where each number was read. A FILE
+is a result of ours, as for `experiments.results`. Rows are sorted by the points that
+the SNN loses to its ANN at T = 4. Rows without T = 4 follow, by T = 2, 1, 8, 16, 32.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.models import load_source
+from experiments.report import markdown_table, networks, read_results
+from experiments.report.results import line_name, lines
+from experiments.results import PUBLISHED, file_of
+from experiments.running import run
+
+PAPERS = PUBLISHED.parent / "published.json"
+WEIGHTS = Path(__file__).parent / "sources"
+STEPS = (1, 2, 4, 8, 16, 32)
+FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
+HEAD = ("method", "network", "ANN %", "for it", "epochs", "values")
+HEAD += (
+    *(f"T = {t}" for t in STEPS),
+    "lost, T = 2",
+    "lost, T = 4",
+    "latency",
+    "spikes",
+)
+
+
+class Row(NamedTuple):
+    """A conversion of one network.
+
+    Attributes:
+        method: how it was converted.
+        network: which network; empty if the source does not say.
+        accuracies: T -> percent.
+        latency: steps until the answer, at the T that the row is compared at.
+        ann: accuracy of the ANN in percent; NaN if the source does not say.
+        ann_trained_for_it: whether the ANN was trained for this conversion.
+        epochs_after_conversion: epochs of training of the SNN.
+        values_per_step: how many values a neuron can send in a step, 2 if binary.
+        spikes: per neuron and inference, at the same T as the latency.
+    """
+
+    method: str
+    network: str
+    accuracies: dict[int, float]
+    latency: int
+    ann: float
+    ann_trained_for_it: bool
+    epochs_after_conversion: int
+    values_per_step: int | None
+    spikes: float = math.nan
+
+    def lost(self, steps: int) -> float:
+        """Points that the SNN loses to the ANN; NaN if one of them is not reported."""
+        return self.ann - self.accuracies.get(steps, math.nan)
+
+
+def _paper(entry: dict[str, Any]) -> Row:
+    accuracies = {int(t): percent for t, percent in entry["accuracies"].items()}
+    network = entry["network"] or ""
+    if millions := entry.get("parameters_million"):
+        network += f", {millions} M"
+    return Row(
+        entry["method"],
+        network,
+        accuracies,
+        _fair_steps(entry["method"], accuracies) + entry.get("steps_before", 0),
+        math.nan if entry["ann"] is None else entry["ann"],
+        entry["ann_trained_for_it"],
+        entry["epochs_after_conversion"],
+        entry.get("values_per_step"),
+    )
+
+
+def _ours(files: Sequence[Path], dataset: str) -> Iterator[Row]:
+    for network in networks.merged([read_results(file_of(name)) for name in files]):
+        if not network.images.endswith(f" of {dataset}"):
+            raise ValueError(f"{network.name} has {network.images}, not of {dataset}")
+        source = load_source(WEIGHTS / f"{network.name}.safetensors")
+        millions = sum(leaf.size for leaf in jax.tree.leaves(source.variables)) / 1e6
+        for line in lines(network.results):
+            by_steps = {result.steps: result for result in line}
+            name = line_name(line[0])
+            fair = by_steps[_fair_steps(name, by_steps)]
+            low, high = fair.levels
+            curve = network.epochs.get(f"{line_name(fair)}, T = {fair.steps}", [0])
+            yield Row(
+                f"`{name}`",
+                f"`{network.name}`, {millions:.2g} M",
+                {t: 100 * result.final for t, result in by_steps.items()},
+                fair.latency,
+                100 * network.ann,
+                bool(source.card.get("levels") or source.card.get("clip")),
+                len(curve) - 1,
+                high - low + 1,
+                fair.spikes,
+            )
+
+
+def _fair_steps(name: str, by_steps: dict[int, Any]) -> int:
+    steps = [t for t in FAIR if t in by_steps]
+    if not steps:
+        raise ValueError(f"{name} has T = {list(by_steps)}, but none of {STEPS}")
+    return steps[0]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float, digits: int = 1) -> str:
+        return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+    return (
+        row.method,
+        row.network,
+        number(row.ann),
+        "yes" if row.ann_trained_for_it else "no",
+        str(row.epochs_after_conversion),
+        str(row.values_per_step or ""),
+        *(number(row.accuracies.get(t, math.nan)) for t in STEPS),
+        *(number(row.lost(t)) for t in (2, 4)),
+        str(row.latency),
+        number(row.spikes, 2),
+    )
+
+
+def _by_points_lost(row: Row) -> list[float]:
+    return [math.inf if math.isnan(row.lost(t)) else row.lost(t) for t in FAIR]
+
+
+def table_of(argv: Sequence[str] | None) -> str:
+    """The table that the command prints.
+
+    Raises:
+        ValueError: a file was not written by our commands, contradicts another, is of
+            another data set, or has no row at the T of the table.
+    """
+    parser = argparse.ArgumentParser(prog="published", description=__doc__)
+    add = parser.add_argument
+    entries = json.loads(PAPERS.read_text(encoding="utf-8"))
+    datasets = sorted({entry["dataset"] for entry in entries})
+    add("files", nargs="*", type=Path, metavar="FILE", help="results of ours")
+    add(
+        "--dataset",
+        default="cifar10",
+        choices=datasets,
+        help="write it after the files",
+    )
+    add("--sources", action="store_true", help="print where each number was read")
+    options = parser.parse_args(argv)
+    if options.sources:
+        sources = dict.fromkeys((entry["method"], entry["source"]) for entry in entries)
+        return markdown_table(("method", "source"), sorted(sources))
+    entries = [entry for entry in entries if entry["dataset"] == options.dataset]
+    rows = [*map(_paper, entries), *_ours(options.files, options.dataset)]
+    rows.sort(key=_by_points_lost)
+    return markdown_table(HEAD, [_cells(row) for row in rows])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: print the table."""
+    run(lambda: print(table_of(argv), end=""), compiles=False)
+
+
+if __name__ == "__main__":
+    main()
