@@ -349,9 +349,12 @@ def _model(name: str, node: Any) -> IntegrateAndFire:
             f"the neurons of node {name!r} have the reset {reset}; allowed: v_reset 0, "
             'or metadata {"reset": "subtract"}'
         )
-    defaults = {"dead_zone": 0, "last_zone": 1 / 2}
-    zones = {name: float(metadata.get(name, z)) for name, z in defaults.items()}
-    return IntegrateAndFire(levels, reset, **zones)
+    return IntegrateAndFire(
+        levels,
+        reset,
+        dead_zone=float(metadata.get("dead_zone", 0)),
+        last_zone=float(metadata.get("last_zone", 1 / 2)),
+    )
 
 
 # ----------------------------------------------------------------------- helpers
