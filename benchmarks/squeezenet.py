@@ -11,11 +11,12 @@ Converts SqueezeNet v1.0 (Iandola et al., 2016) for ImageNet. DIR holds two file
                       SPLIT_offsets (where each begins, and the end of the last) and
                       SPLIT_labels, of the splits calibration and test; 227 x 227
 
-A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait. It compares the
-spiking network with the ANN on the test images: accuracy, how often both give the same
-answer, and the KL divergence of their answers. ``--sites T`` also rounds one site at a
-time to the values of T steps and leaves the others exact: what each loses by itself, on
-calibration images that thresholds were not fitted to. JPEG needs Pillow.
+A row is LOW:HIGH:T:WAIT, the levels of a spike, the steps and the wait; with :radix
+behind it the spikes are digits. It compares the spiking network with the ANN on the
+test images: accuracy, how often both give the same answer, and the KL divergence of
+their answers. ``--sites T`` also rounds one site at a time to the values of T steps and
+leaves the others exact: what each loses by itself, on calibration images that
+thresholds were not fitted to. JPEG needs Pillow.
 """
 
 import functools
@@ -25,19 +26,37 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing
 
 MEAN = np.array([104, 117, 123], np.float32)  # of blue, green and red
-# Levels, T and wait -> points below the ANN that were hoped for.
+
+
+class Row(NamedTuple):
+    """A conversion; ``str`` is its name in the table."""
+
+    levels: tuple[int, int]
+    steps: int
+    wait: int
+    code: str = "rate"
+
+    def __str__(self) -> str:
+        (low, high), steps, wait, code = self
+        digits = "" if code == "rate" else f"{code}, "
+        return f"{digits}levels {low}:{high}, T = {steps}, wait {wait}"
+
+
+# Row -> points below the ANN that were hoped for.
 ROWS = {
-    ((-3, 3), 4, 0): 6,
-    ((-1, 1), 8, 0): 12,
-    ((-1, 1), 16, 0): 5,
-    ((0, 1), 16, 1): 8,
+    Row((-3, 3), 4, 0): 6,
+    Row((-1, 1), 8, 0): 12,
+    Row((-1, 1), 16, 0): 5,
+    Row((0, 1), 16, 1): 8,
+    Row((-1, 1), 4, 1, "radix"): 6,
+    Row((-1, 1), 6, 1, "radix"): 2,
 }
 RECIPES = ("best", "best, 3 iterations", "best, weights as they are")
 AT_A_TIME = 4  # images
@@ -160,33 +179,39 @@ def recipe(name: str):
     return snnjax.best() if name == "best" else one_sweep(*PARTS[1:])
 
 
-def row(params, calibration, test, ann, levels, steps, wait, name) -> dict[str, Any]:
+def measured(params, calibration, test, ann, row: Row, name: str) -> dict[str, Any]:
     """Convert for one row, and compare on the test images and labels."""
     import jax
 
     import snnjax
+    from experiments.running import CODES
 
     x, labels = test
+    code = CODES[row.code]
+    zone = code.dead_zone(row.levels)
     start, busy = time.perf_counter(), time.process_time()
     snn = snnjax.convert(
         squeezenet,
         params,
         calibration,
-        steps=steps,
-        wait=wait,
+        steps=row.steps,
+        wait=row.wait,
+        code=code,
         recipe=recipe(name),
-        model=snnjax.integrate_and_fire(levels=levels),
+        model=snnjax.integrate_and_fire(levels=row.levels, dead_zone=zone),
     )
     jax.block_until_ready(snn)
     seconds = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
     }
-    simulate = snnjax.spiking(squeezenet, steps=steps, wait=wait, micro_batch=1)
+    simulate = snnjax.spiking(squeezenet, micro_batch=1)
     run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return comparison(outputs, ann, labels) | seconds | {"peak_gib": peak}
+    measures = snnjax.measure(squeezenet, snn, x[:AT_A_TIME], params=params)
+    costs = {"peak_gib": peak, "spikes": float(measures.spikes)}
+    return comparison(outputs, ann, labels) | seconds | costs
 
 
 def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
@@ -237,46 +262,44 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
 # --------------------------------------------------------------------- report
 
 
-def read_row(text: str) -> tuple[tuple[int, int], int, int]:
-    """LOW:HIGH:T:WAIT.
+def read_row(text: str) -> Row:
+    """LOW:HIGH:T:WAIT, or LOW:HIGH:T:WAIT:CODE.
 
-    >>> read_row("-3:3:4:0")
-    ((-3, 3), 4, 0)
+    >>> print(read_row("-1:1:4:1:radix"))
+    radix, levels -1:1, T = 4, wait 1
     """
-    low, high, steps, wait = map(int, text.split(":"))
-    return (low, high), steps, wait
+    numbers, code = text.split(":")[:4], text.split(":")[4:]
+    low, high, steps, wait = map(int, numbers)
+    return Row((low, high), steps, wait, *code)
 
 
 def read_rows(text: str) -> list:
     """Rows with commas between them; none at all is "".
 
-    >>> read_rows("-1:1:8:0,0:1:16:1")
-    [((-1, 1), 8, 0), ((0, 1), 16, 1)]
+    >>> [row.steps for row in read_rows("-1:1:8:0,0:1:16:1")]
+    [8, 16]
     """
     return [read_row(part) for part in text.split(",") if part]
 
 
 def targets(rows: dict[str, dict], ann: float) -> list[dict]:
     goals = []
-    for (levels, steps, wait), points in ROWS.items():
-        name = label(levels, steps, wait)
+    for row, points in ROWS.items():
+        name = str(row)
         if name in rows:
             lost = ann - rows[name]["accuracy"]
             goals.append(timing.target(f"points lost by {name}", lost, at_most=points))
     return goals
 
 
-def label(levels: tuple[int, int], steps: int, wait: int) -> str:
-    return f"levels {levels[0]}:{levels[1]}, T = {steps}, wait {wait}"
-
-
 def text(result: dict) -> str:
-    head = ["row", "accuracy %", "same answer %", "KL", "s", "CPU s", "peak GiB"]
-    cells = [["ANN", result["ann"], 100.0, 0.0, None, None, None]]
-    columns = ("accuracy", "agreement", "divergence")
+    head = ["row", "accuracy %", "same answer %", "KL", "spikes"]
+    head += ["s", "CPU s", "peak GiB"]
+    cells = [["ANN", result["ann"], 100.0, 0.0, None, None, None, None]]
+    columns = ("accuracy", "agreement", "divergence", "spikes")
     columns += ("seconds", "cpu_seconds", "peak_gib")
     for name, row in result["rows"].items():
-        cells.append([name, *[row[column] for column in columns]])
+        cells.append([name, *[row.get(column) for column in columns]])
     tables = [timing.table(head, cells)]
     if result["sites"]:
         head = ["site that is rounded", "same answer %", "KL"]
@@ -322,9 +345,9 @@ def main(arguments: list[str] | None = None) -> dict:
         result["sites"] = one_at_a_time(
             params, calibration, whole[-HELD_OUT:], options.sites
         )
-    for levels, steps, wait in options.rows:
-        result["rows"][label(levels, steps, wait)] = row(
-            params, calibration, (x, labels), ann, levels, steps, wait, options.recipe
+    for row in options.rows:
+        result["rows"][str(row)] = measured(
+            params, calibration, (x, labels), ann, row, options.recipe
         )
         result["targets"] = targets(result["rows"], result["ann"])
         timing.report(result, text(result), options.out)  # rows take minutes each

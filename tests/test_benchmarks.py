@@ -187,7 +187,7 @@ def test_squeezenet_compares_answers():
     assert same["accuracy"] == pytest.approx(200 / 3)
     shifted = squeezenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    name = squeezenet.label((-3, 3), 4, 0)
+    name = str(squeezenet.Row((-3, 3), 4, 0))
     (lost,) = squeezenet.targets({name: {"accuracy": 70.0}}, 74.0)
     assert lost["met"] and lost["measured"] == 4
 
