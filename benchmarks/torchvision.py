@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "swin_v2_t": (64, {}),
     "maxvit_t": (224, {}),  # its windows have 7 x 7 pixels at all resolutions
 }
-CONVERTED = ("squeezenet1_1", "resnet18", "vit_b_32")
+CONVERTED = ("squeezenet1_1", "resnet18", "mobilenet_v2", "vit_b_32")
 COUNTED = {"relu", "clipped relu", "max-pool", "encoder"}  # in columns of their own
 
 

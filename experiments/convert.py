@@ -275,20 +275,29 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
     }
 
 
-def is_finished(module: str, config: Any) -> bool:
-    """Whether the folder has the results of this command, which is then said."""
-    file = Path(config.out).expanduser() / "metrics.json"
-    page = _report_file(config.report)
-    if config.again or not file.is_file() or not (page is None or page.exists()):
-        return False
-    facts = json.loads(file.read_text())
-    same = facts.get("command") == command(module, config)
-    if same:
+def unless_finished(module: str, config: Any, work: Callable) -> Callable:
+    """The work, or a line if its folder has the results of the same options."""
+
+    def carry_out_or_say() -> Any:
+        page = _report_file(config.report)
+        is_complete = page is None or page.exists()
+        if config.again or not is_complete or not _has_results(module, config):
+            return work()
         print(
-            f"{config.out} has the results of this command; nothing is done. "
-            "--again true runs it anew, and --out takes another folder."
+            f"{config.out} has the results of this command; nothing is done.\n"
+            "--again runs it anew, and --out takes another folder."
         )
-    return same
+
+    return carry_out_or_say
+
+
+def _has_results(module: str, config: Any) -> bool:
+    """Whether the folder has a metrics.json of the same command."""
+    try:
+        text = (Path(config.out).expanduser() / "metrics.json").read_text()
+        return json.loads(text)["command"] == command(module, config)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # another file, or a part of one: the run replaces it
 
 
 def _beside(card_accuracy: float | None, ann: float, images: int) -> str:
@@ -388,8 +397,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Convert, PRESETS_CONVERT, argv, names)
     if config.restore is not None:
         run_command(lambda: restore(config))
-    elif not is_finished("experiments.convert", config):
-        run_command(lambda: run(config), "the same command goes on from here")
+    else:
+        work = unless_finished("experiments.convert", config, lambda: run(config))
+        run_command(work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from experiments.convert import (
     Setup,
     facts_of,
     in_dtype,
-    is_finished,
     prepare,
+    unless_finished,
     write_files,
 )
 from experiments.data import Dataset, augment, load, normalize
@@ -349,9 +349,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; user errors end with one message and exit code 1."""
     names = {"recipes": RECIPES, "models": NAMES}
     config = parse(FineTune, PRESETS_FINETUNE, argv, names)
-    if is_finished("experiments.finetune", config):
-        return
-    run_command(lambda: run(config), "the same command goes on from the last epoch")
+    work = unless_finished("experiments.finetune", config, lambda: run(config))
+    run_command(work, "the same command goes on from the last epoch")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_examples
+from snnjax._checks import check_examples, check_share
 from snnjax._text import Table, shown_as_table
 from snnjax.capture.capture import sites
 from snnjax.conversion.convert import convert
@@ -58,12 +57,17 @@ class Sweep(NamedTuple):
     points: tuple[Point, ...]
 
     def best(self, lost: float = 0.01) -> Point:
-        """The point of fewest spikes that loses at most this share of right answers.
+        """The point of fewest spikes whose accuracy is at most so far below the ANN's.
+
+        Args:
+            lost: difference of the accuracies of ANN and SNN, 0.01 for one point.
 
         Raises:
-            ValueError: every point loses more.
+            ValueError: every point loses more, or `lost` is not in 0 .. 1.
         """
-        close = [p for p in self.points if self.ann - p.accuracies[-1] <= lost]
+        check_share("lost", lost)
+        limit = lost + 1e-6  # accuracies have the rounding errors of float32
+        close = [p for p in self.points if self.ann - p.accuracies[-1] <= limit]
         if not close:
             losses = (self.ann - p.accuracies[-1] for p in self.points)
             raise ValueError(
@@ -89,7 +93,8 @@ class Sweep(NamedTuple):
             )
         below = (
             f"ANN {100 * self.ann:.1f} %; energy in percent of the ANN's, by "
-            "operations and with memory"
+            "operations and with memory\n"
+            f"spikes and energy of the first {MEASURED} examples"
         )
         return Table(rows, below=below)
 
@@ -131,7 +136,7 @@ def sweep(
     x: chex.ArrayTree,
     labels: Any,
     *,
-    steps: Sequence[int] = (1, 2, 4, 8),
+    steps: int | Sequence[int] = (1, 2, 4, 8),
     **options: Any,
 ) -> Sweep:
     """Convert for several T, and compare accuracy, latency, spikes and energy.
@@ -141,7 +146,7 @@ def sweep(
         images: calibration images [N, ...], without labels.
         x: examples [B, ...] that accuracy is counted on.
         labels: their classes, int [B].
-        steps: numbers of time steps T, each a conversion.
+        steps: number of time steps T, or several, each a conversion.
         **options: of `snnjax.convert`, such as code, model, recipe and wait.
 
     Returns:
@@ -164,18 +169,20 @@ def sweep(
     2  1     4        87.5        12.5  0.44    25        73
     4  1     6        98.0        2.0   0.74    30        107
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
+    spikes and energy of the first 100 examples
     >>> result.best(lost=0.1).snn.steps
     4
     """
     check_examples(x)
-    steps = tuple(steps)
+    steps = tuple(np.atleast_1d(steps).tolist())
     if not steps:
         raise ValueError("steps is empty; allowed: one or more numbers >= 1")
     labels, count = np.asarray(labels), len(jax.tree.leaves(x)[0])
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels are {labels.dtype} {list(labels.shape)}; allowed: a whole number "
-            f"for each of the {count} examples of x, [{count}]"
+            f"for each of the {count} examples of x, [{count}], e.g. "
+            "labels.astype(int), or labels.argmax(-1) of one-hot ones"
         )
 
     def part(start: int, size: int) -> Any:
@@ -190,19 +197,19 @@ def sweep(
         )
         return sum(sums, np.zeros(())) / count
 
-    @jax.jit
-    def of_ann(params: Any, x: Any, labels: jax.Array) -> jax.Array:
-        return accuracy(jnp.asarray(fn(params, x))[None], labels)[0]
-
-    @jax.jit
-    def of_snn(snn: SNN, x: Any, labels: jax.Array) -> jax.Array:
-        return accuracy(spiking(fn)(snn, x), labels)
-
-    ann = mean(lambda x, labels: of_ann(params, x, labels))
+    # `accuracy` is called outside of jit, where it refuses labels that are no classes.
+    of_ann, of_snn = jax.jit(fn), jax.jit(spiking(fn))
+    outputs = jax.eval_shape(fn, params, part(0, 1))
+    if len(getattr(outputs, "shape", ())) != 2:
+        raise ValueError(
+            f"fn returns {outputs}; allowed: one array [B, classes], whose largest "
+            "element is the answer"
+        )
+    ann = mean(lambda x, labels: accuracy(of_ann(params, x)[None], labels)[0])
     network, points = sites(fn, params, part(0, 1)), []
     for number in steps:
         snn = convert(fn, params, images, steps=number, **options)
-        accuracies = mean(lambda x, labels, snn=snn: of_snn(snn, x, labels))
+        accuracies = mean(lambda x, labels, snn=snn: accuracy(of_snn(snn, x), labels))
         measures = measure(fn, snn, part(0, MEASURED), params=params)
         steps_of_answer = latency(network, steps=number, wait=snn.wait or 0)
         points.append(

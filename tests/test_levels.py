@@ -215,7 +215,7 @@ def test_levels_and_dead_zones_outside_the_range_are_refused():
     with pytest.raises(ValueError, match="no spike is negative"):
         integrate_and_fire(dead_zone=0.5)
     with pytest.raises(ValueError, match="reset 'zero'.*keeps what is missing"):
-        integrate_and_fire(levels=(-1, 1), dead_zone=0.5, reset="zero")
+        integrate_and_fire(levels=(-1, 1), dead_zone=0.75, reset="zero")
 
 
 # ----------------------------------------------------------------- networks

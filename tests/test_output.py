@@ -80,6 +80,11 @@ def test_a_finished_command_says_so_and_stops(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convert, "run", calls.append)
     convert.main(line)
     assert not calls and "has the results of this command" in capsys.readouterr().out
-    for more in (["--again", "true"], ["--seeds", "7"], ["--report", f"{tmp_path}/r"]):
+    for more in (["--again"], ["--seeds", "7"], ["--report", f"{tmp_path}/r"]):
         convert.main([*line, *more])
     assert len(calls) == 3
+    (tmp_path / "metrics.json").write_text('{"comm')
+    convert.main(line)
+    assert len(calls) == 4
+    with pytest.raises(SystemExit, match="--report .* is a folder; give a file"):
+        convert.main([*line, "--report", str(tmp_path)])

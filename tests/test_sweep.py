@@ -34,12 +34,17 @@ def test_the_best_point_has_the_fewest_spikes_within_a_loss():
     assert losses[0] > losses[1]
     assert RESULT.best(lost=losses[0] + 0.01) is few
     assert RESULT.best(lost=(losses[0] + losses[1]) / 2) is many
-    with pytest.raises(ValueError, match="every point loses more than -1.*radix"):
-        RESULT.best(lost=-1)
+    exact = RESULT._replace(ann=few.accuracies[-1] + 0.01)
+    assert exact.best(lost=0.01) is few  # whatever the rounding
+    with pytest.raises(ValueError, match="every point loses more than 0.5.*radix"):
+        RESULT._replace(ann=2.0).best(lost=0.5)
+    with pytest.raises(ValueError, match="lost is 2; allowed: 0 to 1"):
+        RESULT.best(lost=2)
 
 
 def test_it_prints_a_table_and_draws_a_figure(tmp_path):
-    head, *rows, below = str(RESULT).splitlines()
+    head, *rows, below, of_examples = str(RESULT).splitlines()
+    assert of_examples == "spikes and energy of the first 100 examples"
     assert head.split()[:3] == ["T", "wait", "latency"]
     accuracy = f"{100 * RESULT.points[1].accuracies[-1]:.1f}"
     assert rows[1].split()[:4] == ["3", "1", "6", accuracy]
@@ -61,7 +66,8 @@ def test_wrong_input_is_refused_before_any_conversion():
         "labels are int64 .399.; allowed: a whole number": (LABELS[1:], (2,)),
         "labels are float64": (LABELS / 2, (2,)),
         "steps is empty": (LABELS, ()),
-        "steps": (LABELS, (0,)),
+        "steps is 0": (LABELS, 0),
+        "label": (LABELS + 10, (2,)),
     }
     for message, (labels, steps) in wrong.items():
         with pytest.raises(ValueError, match=message):

@@ -29,12 +29,8 @@ Config = TypeVar("Config")
 Outcome = TypeVar("Outcome")
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
-OF_A_MACHINE = (
-    "data_dir",
-    "out",
-    "report",
-    "again",
-)  # options that no result depends on
+# Options that no result depends on.
+OF_A_MACHINE = ("data_dir", "out", "report", "again")
 OF_A_USER = MissingDataError, ValueError, FloatingPointError, OSError, ImportError
 
 

@@ -262,7 +262,7 @@ class Conversion(Work):
     last_zone: float = 0.5
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None
-    # Run even if `out` has the results of this very command.
+    # Run even if `out` has results of the same options; files are not compared.
     again: bool = False
 
     def __post_init__(self):
@@ -271,7 +271,7 @@ class Conversion(Work):
         check_range(self, "steps", at_most(MOST_STEPS))
         check_range(self, "dtype", one_of("float32", "bfloat16"))
         check_entries("levels", self.pairs())
-        for pair in self.pairs() or ():
+        for pair in self.pairs() or [(-1, 1)]:
             zones = {"dead_zone": self.dead_zone or 0, "last_zone": self.last_zone}
             snnjax.integrate_and_fire(levels=pair, **zones)
 

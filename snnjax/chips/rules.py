@@ -126,11 +126,11 @@ def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
             remedy = f"train neurons with reset={resets[0]!r}"
             yield _model(chip, "resets", problem, remedy)
         yield from _levels(model.levels, chip)
-        largest = max(model.dead_zone, model.last_zone)
-        if largest > 1 / 2:  # below it changes nothing
-            problem = f"dead zone {largest:.3g}, not 0"
-            remedy = "take dead_zone=0 and last_zone=1/2"
-            yield _model(chip, "programmable", problem, remedy)
+        for name in ("dead_zone", "last_zone"):
+            if (zone := getattr(model, name)) > 1 / 2:  # below it changes nothing
+                problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
+                remedy = f"take {name}=0.5"
+                yield _model(chip, "programmable", problem, remedy)
         remedy = "take snnjax.integrate_and_fire"
         if neurons.leak is not None and (neurons.leak != 1).any():
             if chip.leak == "constant":

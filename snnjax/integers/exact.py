@@ -6,8 +6,9 @@
 
 m_t = w_t / w_T says how many units a spike of step t is worth, 1 with rate coding. x_j
 is the weighted x. With rate coding a_n = b_n = 1; with another code x and B arrive at
-step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2; then k is 0 in
-the dead zone, and what a neuron has sent never falls below 0.
+step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2, and what a
+neuron has sent never falls below 0. k is 0 where |v - V / 2| < z_t m_t V, the dead zone
+of `snnjax.neurons.schedule`.
 
 A register holds v / m_n, so with a radix code it is shifted as the weights fall, and
 ``limit`` saturates or wraps it at its bits. All numbers are int32. Sums of products are
@@ -413,7 +414,7 @@ def _fire(
     """All steps of a population.
 
     Args:
-        neuron: its levels, reset and dead zone.
+        neuron: its levels and reset.
         p: whole numbers: "threshold" V, "start" v(0), "bars" the dead zone 2 z_t m_t V
             of each spike, [T, ...]; scalar, [C] or of every neuron.
         currents: int32 [T, B, ...], what arrives, in units.

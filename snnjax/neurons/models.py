@@ -138,11 +138,14 @@ class IntegrateAndFire:
                 "allowed: 0, since no spike is negative"
             )
         if not is_number(self.last_zone) or not 1 / 2 <= self.last_zone <= 1:
-            raise ValueError(f"last_zone is {self.last_zone!r}; allowed: 1/2 <= z <= 1")
+            raise ValueError(
+                f"last_zone is {self.last_zone!r}; allowed: 1/2 <= z <= 1; 1/2 rounds "
+                "to the nearest value"
+            )
         if self.has_zones and self.reset == "zero":
             raise ValueError(
                 f"dead_zone is {self.dead_zone!r} and last_zone {self.last_zone!r} "
-                "with the reset 'zero'; allowed: 0 and 1/2, or the reset 'subtract', "
+                "with the reset 'zero'; allowed: up to 1/2, or the reset 'subtract', "
                 "which keeps what is missing"
             )
         if self.leak is not None:
@@ -156,8 +159,8 @@ class IntegrateAndFire:
 
     @property
     def has_zones(self) -> bool:
-        """Whether the neuron is silent at some values that are not the nearest to 0."""
-        return self.dead_zone > 0 or self.last_zone > 1 / 2
+        """Whether the neuron is silent at some values whose nearest is not 0."""
+        return max(self.dead_zone, self.last_zone) > 1 / 2
 
     def init(self, shape: tuple[int, ...] = (), key: Any = None) -> NeuronParams:
         """Scalar parameters, whatever the shape; nothing is drawn."""

@@ -7,10 +7,10 @@
     k   = 0  where |d| < z_t V_t                        dead zone
     k  >= -N_t                                          a ReLU takes back what it sent
 
-z_t is the ``dead_zone`` of the neuron, and its ``last_zone`` at step T. N_t is what it
-has sent in units of V_t. v(0) = V_T / 2, which `half_charge` sets,
-rounds to the nearest value. With rate coding and binary spikes k is
-clip(floor(v / V_th), 0, 1).
+w_t are the weights of the code, and V_T is V_t at the last step T. z_t is the
+``dead_zone`` of the neuron, and at step T its ``last_zone``. N_t is what it has sent in
+units of V_t. v(0) = V_T / 2, which `half_charge` sets, rounds to the nearest value.
+With rate coding and binary spikes k is clip(floor(v / V_th), 0, 1).
 """
 
 from typing import Any, NamedTuple
@@ -148,7 +148,7 @@ _TIES = 1e-6  # Where exactly z V_t is missing, the neuron fires, also after rou
 
 
 def dead_zones(neuron: Any, steps: int) -> np.ndarray:
-    """z_1 .. z_T of a neuron; 0 where it is at most 1/2, since that changes nothing.
+    """z_1 .. z_T, the last zone included; 0 instead of 1/2 or less, which is the same.
 
     >>> import snnjax
     >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))

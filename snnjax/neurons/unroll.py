@@ -297,8 +297,8 @@ def closed_form(
     This is the mean of `unroll` with a wait of T. With the levels (0, 1) it is the
     "ClipFloor" of the papers. Its floor has a straight-through gradient: 1 where it is
     not clipped. Where digits do not always add up to the nearest value
-    (`snnjax.codes.Code.is_nearest`), the neuron finds them one after the other, with
-    the derivative of `snnjax.surrogate.dspike`.
+    (`snnjax.codes.Code.is_nearest`, or a last zone above 1/2), the neuron finds them
+    one after the other, with the derivative of `snnjax.surrogate.dspike`.
 
     Args:
         neuron: an IF neuron with reset by subtraction, also of whole numbers.
