@@ -55,10 +55,11 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
         _check_module(module, torch)
         in_state_dict = module.state_dict().keys()
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        sources = _sources(module, tensors)
         # JAX may share memory with what it reads.
         copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         arrays = environment.t2j_copy(copies)
-        # deepcopy takes from its memo what it must not copy.
+        # deepcopy takes from its memo what it must not copy: each tensor is empty there.
         memo = {id(t): t.detach().to("meta") for t in tensors.values()}
         weightless = copy.deepcopy(module, memo)
     for name, submodule in weightless.named_modules():
@@ -72,7 +73,10 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
         with _torchax() as (torch, environment):
             arrays, inputs = environment.j2t_iso((arrays, inputs))
             with environment, torch.device("jax"), torch.no_grad():
-                outputs = torch.func.functional_call(weightless, arrays, inputs)
+                of_modules = {name: arrays[source] for name, source in sources.items()}
+                outputs = torch.func.functional_call(
+                    weightless, of_modules, inputs, tie_weights=False
+                )
             return environment.t2j_iso(outputs)
 
     return fn, params
@@ -119,6 +123,21 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
                 yield torch, environment
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+def _sources(module: Any, tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a tensor in its own module -> its first name.
+
+    PyTorch's own way to find shared tensors leaves one of them in the module if a
+    module is shared as well.
+    """
+    first_names = {id(tensor): name for name, tensor in tensors.items()}
+    sources = {}
+    for path, submodule in module.named_modules():
+        parts = submodule.named_parameters(recurse=False, remove_duplicate=False)
+        for name, tensor in [*parts, *submodule.named_buffers(recurse=False)]:
+            sources[f"{path}.{name}" if path else name] = first_names[id(tensor)]
+    return sources
 
 
 def _check_module(module: Any, torch: Any) -> None:

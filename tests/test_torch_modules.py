@@ -24,20 +24,22 @@ def code_of(section):
 
 
 class Block(nn.Module):
-    """A ReLU used twice, one of functional; a shared weight, two kinds of buffers."""
+    """A ReLU used twice, a shared module, a shared weight, two kinds of buffers."""
 
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
         self.norm = nn.BatchNorm2d(3)
         self.conv2 = self.conv1
+        self.conv3 = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv3.weight = self.conv1.weight
         self.relu = nn.ReLU(inplace=True)
         self.register_buffer("shift", torch.tensor([0.1, 0.2]))
         self.register_buffer("scale", torch.tensor([2.0, 3.0]), persistent=False)
 
     def forward(self, x):
         h = self.relu(self.norm(self.conv1(x)))
-        h = self.relu(self.conv2(h) + x)
+        h = self.relu(self.conv3(self.conv2(h)) + x)
         means = h.mean((2, 3))[:, :2] * self.scale + self.shift
         return nn.functional.relu(means - torch.ones(2) / 8)
 
@@ -69,7 +71,8 @@ def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
         ours = jax.jit(fn)(params, images(batch))
         np.testing.assert_allclose(ours, numbers(module, images(batch)), atol=1e-6)
     names = set(module.state_dict())
-    assert set(params) == names - {"3.conv2.weight", "3.conv2.bias"}  # shared
+    shared = {"3.conv2.weight", "3.conv2.bias", "3.conv3.weight"}
+    assert set(params) == names - shared
     sites = [(site.name, site.kind) for site in snnjax.sites(fn, params, images(1))]
     assert sites == [
         ("1/relu", "clipped relu"),
