@@ -1,0 +1,262 @@
+"""What do the reference networks of MLPerf Tiny keep when they are converted?
+
+    pip install -e '.[experiments]' tflite
+    python -m benchmarks.mlperf_tiny --folder DIR --data_dir DATA \
+        --out benchmarks/results/mlperf_tiny.json
+
+DATA has CIFAR-10, as `experiments.data.load` reads it. DIR has these files of
+github.com/mlcommons/tiny (benchmark/training/*/trained_models) and of
+github.com/eembc/energyrunner (datasets/kws01):
+
+    kws_ref_model_float32.tflite    DS-CNN for keywords (Banbury et al., 2021)
+    pretrainedResnet.tflite         ResNet-8 for images
+    kws01/y_labels.csv, *.bin       the accuracy set of keywords: 1000 labels, and MFCCs
+                                    [49, 10] of each as int8
+
+Both networks are float, with folded BatchNorm. (Some kernels of the DS-CNN were rounded
+to 8 bits by its authors.) They are converted by `best` with 256 calibration inputs. The
+keyword set has no others: its first 256 inputs calibrate, without labels, and the other
+744 are the test. ResNet-8 is calibrated with training images. Its test has all 10,000
+test images, of which the accuracy set is 200. Costs are of 250 test inputs.
+"""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import snnjax
+from benchmarks import timing
+from experiments import data
+
+CALIBRATION = 256
+TEST = 1000  # images of CIFAR-10
+AT_A_TIME = 250  # inputs
+# Of the int8 inputs: MFCC = scale (integer - zero point), from kws_ref_model.tflite.
+SCALE, ZERO_POINT = 0.5847029, 83
+DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
+
+Layer = tuple[np.ndarray, np.ndarray]  # kernel, with outputs first, and bias
+
+
+class Task(NamedTuple):
+    """A network and its inputs.
+
+    Attributes:
+        fn, params: logits of the network, and its layers in order.
+        calibration, x: [B, H, W, C].
+        labels: [B], of x.
+        target: the accuracy in percent that the benchmark's rules ask for.
+    """
+
+    fn: Callable
+    params: list[Layer]
+    calibration: np.ndarray
+    x: np.ndarray
+    labels: np.ndarray
+    target: float
+
+
+# ---------------------------------------------------------------------- the networks
+
+
+def convolution(layer: Layer, x: Any, stride: int = 1, kernel: str = "OHWI"):
+    """With a kernel of axes "OHWI", or "IHWO" for one that is depthwise."""
+    weights, bias = layer
+    current = jax.lax.conv_general_dilated(
+        x,
+        weights,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", kernel, "NHWC"),
+        feature_group_count=x.shape[-1] if kernel == "IHWO" else 1,
+    )
+    return current + bias
+
+
+def dense(layer: Layer, x: Any):
+    weights, bias = layer
+    return x @ weights.T + bias
+
+
+def ds_cnn(params: list[Layer], x: Any):
+    """Logits [B, 12] of MFCCs [B, 49, 10, 1]."""
+    first, *separable, last = params
+    x = jax.nn.relu(convolution(first, x, stride=2))
+    for depthwise, pointwise in zip(separable[::2], separable[1::2], strict=True):
+        x = jax.nn.relu(convolution(depthwise, x, kernel="IHWO"))
+        x = jax.nn.relu(convolution(pointwise, x))
+    return dense(last, x[:, :24].mean((1, 2)))  # Its pool leaves out the 25th row.
+
+
+def resnet_8(params: list[Layer], x: Any):
+    """Logits [B, 10] of images [B, 32, 32, 3] of 0..255."""
+    first, a, b, *later, last = params
+    x = jax.nn.relu(convolution(first, x))
+    x = jax.nn.relu(x + convolution(b, jax.nn.relu(convolution(a, x))))
+    for a, b, shortcut in (later[:3], later[3:]):
+        branch = convolution(b, jax.nn.relu(convolution(a, x, stride=2)))
+        x = jax.nn.relu(convolution(shortcut, x, stride=2) + branch)
+    return dense(last, x.mean((1, 2)))
+
+
+# ------------------------------------------------------------------------- the files
+
+
+def weights(file: Path) -> list[Layer]:
+    """Kernel and bias of each layer of a .tflite file, in the order of execution."""
+    import tflite
+
+    model = tflite.Model.GetRootAs(file.read_bytes())
+    graph = model.Subgraphs(0)
+
+    def array(index: int) -> np.ndarray:
+        tensor = graph.Tensors(index)
+        stored = model.Buffers(tensor.Buffer()).DataAsNumpy().tobytes()
+        values = np.frombuffer(stored, DTYPES[tensor.Type()])
+        values = values.reshape(tensor.ShapeAsNumpy()).astype(np.float32)
+        if tensor.Type() == tflite.TensorType.INT8:
+            (scale,) = tensor.Quantization().ScaleAsNumpy()
+            values *= scale
+        return values
+
+    operators = (graph.Operators(i) for i in range(graph.OperatorsLength()))
+    inputs = (list(operator.InputsAsNumpy()) for operator in operators)
+    # Only layers with a kernel and a bias read three tensors.
+    return [(array(each[1]), array(each[2])) for each in inputs if len(each) == 3]
+
+
+def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """MFCCs [1000, 49, 10, 1] and labels of the accuracy set."""
+    with open(folder / "y_labels.csv", newline="") as file:
+        rows = [(name.strip(), int(label)) for name, _, label in csv.reader(file)]
+    names, labels = zip(*rows, strict=True)
+    whole = np.stack([np.fromfile(folder / name, np.int8) for name in names])
+    mfccs = SCALE * (whole.astype(np.float32) - ZERO_POINT)
+    return mfccs.reshape(-1, 49, 10, 1), np.array(labels)
+
+
+def tasks(folder: Path, data_dir: str | None) -> dict[str, Task]:
+    mfccs, of_mfccs = keywords(folder / "kws01")
+    cifar = data.load("cifar10", data_dir)
+    return {
+        "DS-CNN": Task(
+            ds_cnn,
+            weights(folder / "kws_ref_model_float32.tflite"),
+            mfccs[:CALIBRATION],
+            mfccs[CALIBRATION:],
+            of_mfccs[CALIBRATION:],
+            target=90,
+        ),
+        "ResNet-8": Task(
+            resnet_8,
+            weights(folder / "pretrainedResnet.tflite"),
+            cifar.train_images[:CALIBRATION].astype(np.float32),
+            cifar.test_images[:TEST].astype(np.float32),
+            cifar.test_labels[:TEST],
+            target=85,
+        ),
+    }
+
+
+# ------------------------------------------------------------------------- the table
+
+
+def accuracy(run: Callable, task: Task) -> float:
+    """In percent, of a function of inputs that returns outputs [T, B, classes]."""
+    starts = range(0, len(task.x), AT_A_TIME)
+    outputs = [run(task.x[start : start + AT_A_TIME]) for start in starts]
+    answers = jnp.concatenate(outputs, 1)
+    return 100 * float(snnjax.accuracy(answers, task.labels)[-1])
+
+
+def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
+    """Spikes of a neuron, operations in millions, energy in percent of the ANN's."""
+    x = task.x[:AT_A_TIME]
+    measures = snnjax.measure(task.fn, snn, x, params=task.params)
+    estimates = snnjax.energy(measures)
+    return {
+        "spikes": float(measures.spikes),
+        "synops": float(measures.synaptic_operations) / 1e6,
+        "macs": float(measures.macs) / 1e6,
+        "energy": 100 * float(estimates.operations.spiking / estimates.operations.ann),
+        "memory": 100 * float(estimates.memory.spiking / estimates.memory.ann),
+    }
+
+
+def converted(task: Task) -> list[dict[str, Any]]:
+    """Rows of the ANN, its conversions, and one of these in 8 bits."""
+    fn, params, x = task.fn, task.params, task.calibration
+    sites = snnjax.sites(fn, params, x)
+    ann = accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
+    common = {"inputs": len(task.labels), "target": task.target}
+    rows = [common | {"numbers": "ANN, float", "accuracy": ann}]
+    for name, code, steps in (
+        ("radix", snnjax.codes.radix(), 2),
+        ("radix", snnjax.codes.radix(), 4),
+        ("rate", snnjax.codes.rate(), 8),
+    ):
+        model = snnjax.integrate_and_fire(levels=(-1, 1))
+        snn = snnjax.convert(fn, params, x, steps=steps, code=code, model=model)
+        spiking = jax.jit(snnjax.spiking(fn))
+        latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
+        row = common | {"code": name, "T": steps, "latency": latency}
+        right = accuracy(lambda x, snn=snn, run=spiking: run(snn, x), task)
+        new = row | {"numbers": "float", "accuracy": right} | costs(task, snn)
+        rows.append(new)
+        if (name, steps) == ("radix", 4):
+            layers = snnjax.layers.of(fn, snn, x)
+            integers = snnjax.quantize(layers, x, weight_bits=8)
+            right = accuracy(lambda x: snnjax.integers.outputs(integers, x).outputs, task)
+            rows.append(row | {"numbers": "8 bits", "accuracy": right})
+    return rows
+
+
+COLUMNS = {
+    "numbers": "numbers",
+    "code": "code",
+    "T": "T",
+    "latency": "latency",
+    "inputs": "inputs",
+    "accuracy": "accuracy %",
+    "target": "target %",
+    "spikes": "spikes",
+    "synops": "SynOps M",
+    "energy": "energy, % of ANN",
+    "memory": "with memory",
+}
+
+
+def text(result: dict[str, Any]) -> str:
+    rows = [
+        [name, *(row.get(column) for column in COLUMNS)]
+        for name, side in result["sides"].items()
+        for row in side
+    ]
+    return timing.table(["network", *COLUMNS.values()], rows)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = timing.parser(__doc__)
+    options.add_argument("--folder", type=Path, required=True, help="of their files")
+    options.add_argument("--data_dir", help="of CIFAR-10")
+    choice = options.parse_args(arguments)
+    both = tasks(choice.folder, choice.data_dir)
+    result = {
+        "question": __doc__.splitlines()[0],
+        "machine": timing.machine(),
+        "versions": {"snnjax": timing.versions(("jax", "numpy"))},
+        "sides": {name: converted(task) for name, task in both.items()},
+        "targets": [],
+    }
+    timing.report(result, text(result), choice.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
