@@ -13,12 +13,12 @@ github.com/eembc/energyrunner (datasets/kws01):
     kws01/y_labels.csv, *.bin       the accuracy set of keywords: 1000 labels, and MFCCs
                                     [49, 10] of each as int8
 
-Both networks are float, with folded BatchNorm. (Some kernels of the DS-CNN were rounded
-to 8 bits by its authors.) They are converted by `best` with 256 calibration inputs. The
-keyword set has no others: its first 256 inputs calibrate, without labels, and the other
-744 are the test. ResNet-8 is calibrated with training images and tested with the first
-1000 test images. (Its accuracy set is 200 of the 10,000 test images, in an order that
-TFDS does not keep.) Costs are of 250 test inputs.
+Both are float networks with folded BatchNorm; some kernels of the DS-CNN were rounded
+to 8 bits by its authors. They are converted by `best` with 256 calibration inputs. Of
+keywords there are no others: the first 256 calibrate, without labels, and the other 744
+are the test. ResNet-8 is calibrated with training images and tested with 1000 of the
+10,000 test images. (Its accuracy set is 200 of these, in an order that TFDS does not
+keep.) Costs are of 250 test inputs.
 """
 
 import csv
@@ -37,7 +37,7 @@ from benchmarks import timing
 from experiments import data
 
 CALIBRATION = 256
-TEST = 1000  # images of CIFAR-10
+TEST = 1000  # inputs at most
 AT_A_TIME = 250  # inputs
 # Of the int8 inputs: MFCC = scale (integer - zero point), from kws_ref_model.tflite.
 SCALE, ZERO_POINT = 0.5847029, 83
@@ -45,7 +45,7 @@ DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
 CODES = {"radix": snnjax.codes.radix(), "rate": snnjax.codes.rate()}
 ROWS = (("radix", 2, None), ("radix", 4, 8), ("rate", 8, None))  # T, bits of weights
 
-Layer = tuple[np.ndarray, np.ndarray]  # kernel, with outputs first, and bias
+Layer = tuple[np.ndarray, np.ndarray]  # kernel and bias
 
 
 class Task(NamedTuple):
@@ -83,11 +83,6 @@ def convolution(layer: Layer, x: Any, stride: int = 1, kernel: str = "OHWI"):
     return current + bias
 
 
-def dense(layer: Layer, x: Any):
-    weights, bias = layer
-    return x @ weights.T + bias
-
-
 def ds_cnn(params: list[Layer], x: Any):
     """Logits [B, 12] of MFCCs [B, 49, 10, 1]."""
     first, *separable, last = params
@@ -97,7 +92,7 @@ def ds_cnn(params: list[Layer], x: Any):
         x = jax.nn.relu(convolution(pointwise, x))
     window = 1, 24, 5, 1  # of 25 rows; the pool of TensorFlow drops the last one
     pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
-    return dense(last, pooled[:, 0, 0] / (24 * 5))
+    return pooled[:, 0, 0] / (24 * 5) @ last[0].T + last[1]
 
 
 def resnet_8(params: list[Layer], x: Any):
@@ -108,7 +103,7 @@ def resnet_8(params: list[Layer], x: Any):
     for a, b, shortcut in (later[:3], later[3:]):
         branch = convolution(b, jax.nn.relu(convolution(a, x, stride=2)))
         x = jax.nn.relu(convolution(shortcut, x, stride=2) + branch)
-    return dense(last, x.mean((1, 2)))
+    return x.mean((1, 2)) @ last[0].T + last[1]
 
 
 # ------------------------------------------------------------------------- the files
@@ -131,8 +126,8 @@ def weights(file: Path) -> list[Layer]:
             values *= scale
         return values
 
-    operators = (graph.Operators(i) for i in range(graph.OperatorsLength()))
-    inputs = (list(operator.InputsAsNumpy()) for operator in operators)
+    operators = map(graph.Operators, range(graph.OperatorsLength()))
+    inputs = [operator.InputsAsNumpy() for operator in operators]
     # Only layers with a kernel and a bias read three tensors.
     return [(array(each[1]), array(each[2])) for each in inputs if len(each) == 3]
 
@@ -147,7 +142,8 @@ def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return mfccs.reshape(-1, 49, 10, 1), np.array(labels)
 
 
-def tasks(folder: Path, data_dir: str | None) -> dict[str, Task]:
+def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Task]:
+    """The networks, with the first `count` test inputs of each."""
     mfccs, of_mfccs = keywords(folder / "kws01")
     cifar = data.load("cifar10", data_dir)
     return {
@@ -155,16 +151,16 @@ def tasks(folder: Path, data_dir: str | None) -> dict[str, Task]:
             ds_cnn,
             weights(folder / "kws_ref_model_float32.tflite"),
             mfccs[:CALIBRATION],
-            mfccs[CALIBRATION:],
-            of_mfccs[CALIBRATION:],
+            mfccs[CALIBRATION:][:count],
+            of_mfccs[CALIBRATION:][:count],
             target=90,
         ),
         "ResNet-8": Task(
             resnet_8,
             weights(folder / "pretrainedResnet.tflite"),
             cifar.train_images[:CALIBRATION].astype(np.float32),
-            cifar.test_images[:TEST].astype(np.float32),
-            cifar.test_labels[:TEST],
+            cifar.test_images[:count].astype(np.float32),
+            cifar.test_labels[:count],
             target=85,
         ),
     }
@@ -250,7 +246,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--folder", type=Path, required=True, help="of their files")
     options.add_argument("--data_dir", help="of CIFAR-10")
     choice = options.parse_args(arguments)
-    both = tasks(choice.folder, choice.data_dir)
+    count = AT_A_TIME if choice.quick else TEST
+    both = tasks(choice.folder, choice.data_dir, count)
     result = {
         "question": __doc__.splitlines()[0],
         "machine": timing.machine(),
