@@ -1,5 +1,6 @@
 """Benchmarks at toy size: every side is there, timed, and its ratios are positive."""
 
+import functools
 import io
 import json
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import converter_cnn, squeezenet, throughput, timing
+import snnjax
+from benchmarks import converter_cnn, mlperf_tiny, squeezenet, throughput, timing
+from experiments import data
 
 
 def check_files(result, out, printed):
@@ -257,3 +260,50 @@ def test_the_network_of_the_nir_paper_runs_as_it_is_and_converted(tmp_path, caps
     spikes = nmnist.events_through(network, "subtract")
     assert spikes.shape == (300, 3, 2) and set(np.unique(spikes)) <= {0, 1}
     assert network.frames.sum() == 3 * 400 == network.thirds.sum()
+
+
+def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
+    """Small ones, whose own answers are the labels of random files."""
+    rng = np.random.default_rng(0)
+
+    def layers(*shapes):
+        """Kernels >= 0, so that no channel is silent, but a readout of both signs."""
+        kernels = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+        kernels = [*map(np.abs, kernels[:-1]), kernels[-1]]
+        biases = [np.zeros(max(shape[0], 2), np.float32) for shape in shapes]
+        return list(zip(kernels, biases, strict=True))
+
+    ds_cnn = layers((2, 10, 4, 1), (1, 3, 3, 2), (2, 1, 1, 2), (12, 2))
+    block = (2, 3, 3, 2), (2, 3, 3, 2)
+    resnet = layers((2, 3, 3, 3), *block, *[*block, (2, 1, 1, 2)] * 2, (10, 2))
+    networks = {"kws_ref_model_float32": ds_cnn, "pretrainedResnet": resnet}
+    monkeypatch.setattr(mlperf_tiny, "weights", lambda file: networks[file.stem])
+    monkeypatch.setattr(mlperf_tiny, "CALIBRATION", 16)
+    monkeypatch.setattr(mlperf_tiny, "ROWS", (("radix", 4, 8),))
+    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
+    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+
+    whole = rng.integers(60, 107, (24, 49, 10, 1)).astype(np.int8)
+    mfccs = 0.5847029 * (whole.astype(np.float32) - 83)
+    labels = mlperf_tiny.ds_cnn(ds_cnn, mfccs).argmax(-1)
+    (tmp_path / "kws01").mkdir()
+    lines = [f"{23 - i}.bin, 12, {label}\n" for i, label in enumerate(labels)]
+    (tmp_path / "kws01/y_labels.csv").write_text("".join(lines))
+    for i, of_word in enumerate(whole):
+        of_word.tofile(tmp_path / f"kws01/{23 - i}.bin")
+    images = rng.integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
+    answers = mlperf_tiny.resnet_8(resnet, images.astype(np.float32)).argmax(-1)
+    splits = [images, np.asarray(answers)] * 2
+    dataset = data.Dataset("cifar10", *splits, (0.0,), (1.0,), 10)
+    monkeypatch.setattr(data, "load", lambda name, data_dir: dataset)
+
+    words, pictures = mlperf_tiny.tasks(tmp_path, None).values()
+    np.testing.assert_array_equal(words.labels, labels[16:])
+    assert mlperf_tiny.accuracy(lambda x: pictures.fn(resnet, x)[None], pictures) == 100
+    ann, spiking, integers = rows = mlperf_tiny.converted(words)
+    assert ann["accuracy"] == 100 and ann["inputs"] == 8
+    assert spiking["spikes"] > 0 < spiking["energy"]
+    assert spiking["latency"] == integers["latency"] == 4 + 3  # a wait of 1
+    assert min(spiking["accuracy"], integers["accuracy"]) > 50
+    table = mlperf_tiny.text({"sides": {"DS-CNN": rows}})
+    assert "| 8 bits" in table and "| 90 " in table
