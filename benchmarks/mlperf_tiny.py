@@ -17,7 +17,7 @@ Both are float networks with folded BatchNorm; some kernels of the DS-CNN were r
 to 8 bits by its authors. They are converted by `best` with 256 calibration inputs. Of
 keywords there are no others: the first 256 calibrate, without labels, and the other 744
 are the test. ResNet-8 is calibrated with training images and tested with 1000 of the
-10,000 test images. (Its accuracy set is 200 of these, in an order that TFDS does not
+10,000 test images. (Its accuracy set is 200 of these, in an order that TFDS need not
 keep.) Costs are of 250 test inputs.
 """
 
