@@ -14,13 +14,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snnjax.capture.jaxprs import TORCH_SCOPE
 
 __all__ = ["function", "state_dict"]
 
 
-def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
+def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]:
     """``fn(params, x)`` that computes what a PyTorch module computes, and its params.
 
     ``fn`` is pure. It holds a copy of the module without weights, so it does not change
@@ -29,6 +30,8 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
 
     Args:
         module: a ``torch.nn.Module`` in evaluation mode, on any device.
+        example: what the module takes, as arrays or tensors; two images will do. Both
+            compute it, and must agree.
 
     Returns:
         ``fn`` takes x as the module does, e.g. images [B, C, H, W], as an array of JAX
@@ -39,14 +42,15 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
     Raises:
         ImportError: torchax is missing, or too old for this PyTorch.
         TypeError: it is no module.
-        ValueError: it is in training mode.
+        ValueError: it is in training mode, or the function's outputs for the example
+            differ from the module's by more than a thousandth of the largest one.
 
     When ``fn`` is called, PyTorch, torchax or JAX may raise any error: torchax lacks an
     operation, say, or an ``if`` depends on x. A note names the innermost module.
 
     >>> import jax.numpy as jnp, snnjax, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU()).eval()
-    >>> fn, params = snnjax.torch.function(net)
+    >>> fn, params = snnjax.torch.function(net, jnp.ones((2, 3)))
     >>> print(snnjax.sites(fn, params, jnp.ones((1, 3))))
     site    kind  shape  depth  parameters
     1/relu  relu  8      1      0.weight, 0.bias
@@ -59,7 +63,7 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
         # JAX may share memory with what it reads.
         copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         arrays = environment.t2j_copy(copies)
-        # deepcopy takes from its memo what it must not copy: each tensor is empty there.
+        # deepcopy takes from its memo what it must not copy: empty tensors.
         memo = {id(t): t.detach().to("meta") for t in tensors.values()}
         weightless = copy.deepcopy(module, memo)
     for name, submodule in weightless.named_modules():
@@ -79,6 +83,7 @@ def function(module: Any) -> tuple[Callable, dict[str, jax.Array]]:
                 )
             return environment.t2j_iso(outputs)
 
+    _check_equal(module, example, functools.partial(fn, params))
     return fn, params
 
 
@@ -90,7 +95,7 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> import torch
     >>> net = torch.nn.Linear(3, 8).eval()
-    >>> fn, params = function(net)
+    >>> fn, params = function(net, torch.ones(2, 3))
     >>> net.load_state_dict(state_dict(params))
     <All keys matched successfully>
     """
@@ -123,6 +128,37 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
                 yield torch, environment
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+def _check_equal(module: Any, example: Any, fn: Callable) -> None:
+    """Raise unless both compute the same: operations of torchax may have faults."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    with _torchax() as (torch, _):
+        device = next((p.device for p in module.parameters()), None)
+
+        def tensor(x: Any) -> Any:
+            x = x if isinstance(x, torch.Tensor) else torch.tensor(np.asarray(x))
+            return x.clone().to(device)
+
+        with torch.no_grad():
+            theirs = module(*map(tensor, inputs))
+        theirs = [t.cpu().double().numpy() for t in jax.tree.leaves(theirs)]
+        arrays = tuple(np.asarray(tensor(x).cpu()) for x in inputs)
+    outputs = fn(arrays if isinstance(example, tuple) else arrays[0])
+    for ours, of_module in zip(jax.tree.leaves(outputs), theirs, strict=True):
+        error = np.abs(np.asarray(ours, np.float64) - of_module).max()
+        largest = np.abs(of_module).max()
+        if not error <= _TOLERANCE * largest:
+            raise ValueError(
+                f"the outputs for the example differ by {error:.3g}, and the largest "
+                f"one is {largest:.3g}; allowed: {_TOLERANCE:g} of it. Either torchax "
+                "computes an operation in another way: compare the outputs of parts of "
+                "the module. Or the module amplifies rounding: compare it with "
+                "module.double()"
+            )
+
+
+_TOLERANCE = 1e-3
 
 
 def _sources(module: Any, tensors: Mapping[str, Any]) -> dict[str, str]:

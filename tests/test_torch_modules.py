@@ -66,7 +66,7 @@ def numbers(module, x):
 
 
 def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
-    fn, params = snnjax.torch.function(module)
+    fn, params = snnjax.torch.function(module, images(2))
     for batch in (2, 5):
         ours = jax.jit(fn)(params, images(batch))
         np.testing.assert_allclose(ours, numbers(module, images(batch)), atol=1e-6)
@@ -90,7 +90,7 @@ def test_calibrated_weights_return_to_pytorch():
     layers = [nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)]
     net = nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)).eval()
     x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    fn, params = snnjax.torch.function(net)
+    fn, params = snnjax.torch.function(net, x[:2])
     fit = snnjax.calibrators.percentile_threshold(99.9, "channel")
     recipe = snnjax.Recipe([fit, snnjax.calibrators.least_squares_weights()])
     snn = snnjax.convert(fn, params, x, steps=4, recipe=recipe)
@@ -101,7 +101,7 @@ def test_calibrated_weights_return_to_pytorch():
 
 def test_fn_is_pure_and_leaves_no_trace(module):
     fast = torch.backends.mha.get_fastpath_enabled()
-    fn, params = snnjax.torch.function(module)
+    fn, params = snnjax.torch.function(module, images(2))
     before, x = np.asarray(fn(params, images(2))), images(2)
     weight = module[6].weight
     with torch.no_grad():
@@ -134,7 +134,7 @@ REFUSED = {
     "random": (lambda x: x + torch.rand_like(x), TypeError, RULE),
     "decision": (lambda x: x if x.sum() > 0 else -x, Exception, RULE),
     "no buffer": (lambda x: x + OUTSIDE, AssertionError, RULE),
-    "NumPy": (lambda x: torch.from_numpy(x.numpy()), Exception, RULE),
+    "NumPy": (lambda x: torch.from_numpy(x.numpy()), AssertionError, "mixed math"),
     "sort": (lambda x: x.sort()[0], snnjax.ConversionError, "  2: sort"),
     "batch": (lambda x: x - x.mean(0), snnjax.ConversionError, "  2: reduce_sum"),
 }
@@ -144,23 +144,31 @@ REFUSED = {
 def test_what_is_refused_names_the_module(name):
     function, kind, message = REFUSED[name]
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Computes(function)).eval()
-    fn, params = snnjax.torch.function(net)
     with pytest.raises(kind) as caught:
+        fn, params = snnjax.torch.function(net, np.ones((2, 4), np.float32))
         snnjax.sites(fn, params, jnp.ones((2, 4)))
     notes = getattr(caught.value, "__notes__", [])
     assert message in "\n".join([str(caught.value), *notes])
     assert sum("may not draw" in note for note in notes) <= 1
 
 
+def test_a_function_that_computes_something_else_is_refused():
+    """As with an operation of torchax that has a fault."""
+    other = Computes(lambda x: x if type(x) is torch.Tensor else x + 1)
+    net = nn.Sequential(nn.Linear(4, 4), other).eval()
+    with pytest.raises(ValueError, match="the outputs for the example differ by 1"):
+        snnjax.torch.function(net, torch.zeros(2, 4))
+
+
 def test_only_modules_in_evaluation_mode_are_taken():
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
     with pytest.raises(ValueError, match=r"the module \(Sequential\) is in training"):
-        snnjax.torch.function(net)
+        snnjax.torch.function(net, images(1))
     net.eval()[1].train()
     with pytest.raises(ValueError, match=r"the module 1 \(Dropout\) .* module.eval"):
-        snnjax.torch.function(net)
+        snnjax.torch.function(net, images(1))
     with pytest.raises(TypeError, match="module is a type; allowed"):
-        snnjax.torch.function(nn.Linear)
+        snnjax.torch.function(nn.Linear, images(1))
 
 
 # Network of torchvision -> the number of its sites of some kinds, and a name.
@@ -187,7 +195,7 @@ def test_networks_of_torchvision_arrive_as_they_are(name):
 
     kinds, site_name = NETWORKS[name]
     module, x = torchvision.network(name)
-    fn, params = snnjax.torch.function(module)
+    fn, params = snnjax.torch.function(module, x[:2])
     sites = snnjax.sites(fn, params, x)
     assert {kind: sum(s.kind == kind for s in sites) for kind in kinds} == kinds
     assert site_name in [site.name for site in sites]
@@ -236,7 +244,7 @@ def test_a_file_of_onnx_converts(tmp_path, monkeypatch):
     file = make.make_model(graph, opset_imports=opset, ir_version=8)
     onnx.save(file, tmp_path / "network.onnx")
     monkeypatch.chdir(tmp_path)
-    names = {}
+    names = {"images": images(2)}
     exec(code_of("ONNX"), names)
     (theirs,) = reference.ReferenceEvaluator(file).run(None, {"x": images(2)})
     np.testing.assert_allclose(
