@@ -437,6 +437,7 @@ def test_an_interrupted_conversion_goes_on_with_its_own_draws(
 ):
     config, results, data = converted
     changes = {"recipes": ("max_activation",), "waits": ("0",), "report": None}
+    changes |= {"weight_bits": None, "chip": None}  # which convert the ANN as well
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
     convert_it, counts = snnjax.convert, []
 
