@@ -60,7 +60,7 @@ def site_names(
             if not inner and eq.place.signed:
                 inner = reader_of(i)
             scope += [inner] if inner else []
-        scope = [part.strip("[]") for part in scope]
+        scope = [part[1:-1] if part.startswith("[") else part for part in scope]
         return "/".join([*scope, _KINDS.get(eq.place.kind, eq.place.kind)])
 
     places = {i: name(i, eq) for i, eq in enumerate(equations) if eq.site is not None}
