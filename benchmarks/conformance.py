@@ -121,7 +121,7 @@ class Network(NamedTuple):
         snn = dataclasses.replace(snn, model=neuron)
         layers = snnjax.layers.of(self.fn, snn, x)
         bits = self.largest_x.bit_length() + 1  # one of them is a sign
-        # A scale with which all potentials fit, since programs treat overflows unlike.
+        # A scale with which all potentials fit: programs treat overflows differently.
         options = {"overflow": "wrap"} | self.quantize
         return snnjax.quantize(layers, x, input_bits=bits, **options), x
 

@@ -231,8 +231,7 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         held_out=None,
         count=counter(fn),
     )
-    execution = "closed_form" if _has_closed_form(config) else "auto"
-    simulate = snnjax.spiking(fn, execution=execution)
+    simulate = snnjax.spiking(fn, execution=_execution(config))
     optimizer = training.optimizer({"weights": adam})
     return Learner(task, snn, lambda snn, x: (simulate(snn, x), {}), read, optimizer)
 
@@ -292,8 +291,8 @@ def _loss(config: FineTune, setup: Setup, learner: Learner) -> Callable:
 
 def _simulation(config: FineTune, setup: Setup) -> Callable:
     """(snn, x) -> (outputs, what replaces the running averages)."""
-    execution = "closed_form" if _has_closed_form(config) else "auto"
-    options = {"steps": config.steps, "wait": config.wait, "execution": execution}
+    options = {"steps": config.steps, "wait": config.wait}
+    options["execution"] = _execution(config)
     if config.keep_averages:
         simulate = snnjax.spiking(setup.task.fn, **options)
         return lambda snn, x: (simulate(snn, x), {})
@@ -301,14 +300,15 @@ def _simulation(config: FineTune, setup: Setup) -> Callable:
     return snnjax.spiking(network, **options, has_aux=True)
 
 
-def _has_closed_form(config: FineTune) -> bool:
-    """Whether layers know all of their input before they fire.
+def _execution(config: FineTune) -> Any:
+    """The closed form where layers know all of their input before they fire.
 
-    Training then costs an epoch of the ANN, whatever T. Its gradient is the
-    straight-through one of a quantizer, and a BatchNorm sees final values alone.
+    An epoch then costs one of the ANN, whatever T. The gradient is the straight-through
+    one of a quantizer, and a BatchNorm sees final values alone.
     """
-    one_step_late = CODES[config.code].clock_runs
-    return config.wait >= config.steps - (not one_step_late)
+    is_late = CODES[config.code].clock_runs  # the bias comes a step later
+    has_closed_form = config.wait >= config.steps - (not is_late)
+    return "closed_form" if has_closed_form else "auto"
 
 
 def _in_training(source: Source, dtype: str) -> Callable:

@@ -4,6 +4,7 @@ For each T it converts, counts right answers on labeled examples, and measures s
 and energy: the loop that comes before the choice of T, code and levels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Sweep(NamedTuple):
     ann: float
     points: tuple[Point, ...]
 
-    def best(self, lost: float = 0.01) -> Point:
+    def cheapest(self, lost: float = 0.01) -> Point:
         """The point of fewest spikes whose accuracy is at most so far below the ANN's.
 
         Args:
@@ -170,7 +171,7 @@ def sweep(
     4  1     6        98.0        2.0   0.74    30        107
     ANN 100.0 %; energy in percent of the ANN's, by operations and with memory
     spikes and energy of the first 100 examples
-    >>> result.best(lost=0.1).snn.steps
+    >>> result.cheapest(lost=0.1).snn.steps
     4
     """
     check_examples(x)
@@ -188,28 +189,25 @@ def sweep(
     def part(start: int, size: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[start : start + size], x)
 
-    def mean(of_part: Callable) -> np.ndarray:
+    def accuracies_of(run: Callable) -> np.ndarray:
         starts = range(0, count, AT_A_TIME)
-        sums = (
-            np.asarray(of_part(part(s, AT_A_TIME), labels[s : s + AT_A_TIME]), float)
-            * len(labels[s : s + AT_A_TIME])
-            for s in starts
-        )
-        return sum(sums, np.zeros(())) / count
+        outputs = [np.asarray(run(part(start, AT_A_TIME))) for start in starts]
+        return np.asarray(accuracy(np.concatenate(outputs, 1), labels))
 
-    # `accuracy` is called outside of jit, where it refuses labels that are no classes.
-    of_ann, of_snn = jax.jit(fn), jax.jit(spiking(fn))
+    network = sites(fn, params, part(0, 1))
     outputs = jax.eval_shape(fn, params, part(0, 1))
     if len(getattr(outputs, "shape", ())) != 2:
         raise ValueError(
             f"fn returns {outputs}; allowed: one array [B, classes], whose largest "
             "element is the answer"
         )
-    ann = mean(lambda x, labels: accuracy(of_ann(params, x)[None], labels)[0])
-    network, points = sites(fn, params, part(0, 1)), []
+    # `accuracy` stays outside of jit, where it refuses labels that are no classes.
+    of_ann, of_snn = jax.jit(fn), jax.jit(spiking(fn))
+    (ann,) = accuracies_of(lambda x: of_ann(params, x)[None])
+    points = []
     for number in steps:
         snn = convert(fn, params, images, steps=number, **options)
-        accuracies = mean(lambda x, labels, snn=snn: accuracy(of_snn(snn, x), labels))
+        accuracies = accuracies_of(functools.partial(of_snn, snn))
         measures = measure(fn, snn, part(0, MEASURED), params=params)
         steps_of_answer = latency(network, steps=number, wait=snn.wait or 0)
         points.append(

@@ -132,33 +132,37 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
 
 def _check_equal(module: Any, example: Any, fn: Callable) -> None:
     """Raise unless both compute the same: operations of torchax may have faults."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    with _torchax() as (torch, _):
+    with _torchax() as (torch, environment):
         device = next((p.device for p in module.parameters()), None)
 
         def tensor(x: Any) -> Any:
             x = x if isinstance(x, torch.Tensor) else torch.tensor(np.asarray(x))
-            return x.clone().to(device)
+            return x.clone().to(device)  # a module may change its input in place
 
+        x = jax.tree.map(tensor, example)
+        arrays = environment.t2j_copy(jax.tree.map(lambda x: x.cpu(), x))
         with torch.no_grad():
-            theirs = module(*map(tensor, inputs))
-        theirs = [t.cpu().double().numpy() for t in jax.tree.leaves(theirs)]
-        arrays = tuple(np.asarray(tensor(x).cpu()) for x in inputs)
-    outputs = fn(arrays if isinstance(example, tuple) else arrays[0])
-    for ours, of_module in zip(jax.tree.leaves(outputs), theirs, strict=True):
-        error = np.abs(np.asarray(ours, np.float64) - of_module).max()
-        largest = np.abs(of_module).max()
-        if not error <= _TOLERANCE * largest:
+            of_module = module(*(x if isinstance(x, tuple) else (x,)))
+        of_module = torch.utils._pytree.tree_map(lambda y: y.cpu(), of_module)
+        of_module = environment.t2j_copy(of_module)
+    pairs = map(jax.tree.leaves, (fn(arrays), of_module))
+    for ours, theirs in zip(*pairs, strict=True):
+        is_floating = jnp.issubdtype(theirs.dtype, jnp.floating)
+        precision = float(jnp.finfo(theirs.dtype).eps) if is_floating else 0.0
+        tolerance = max(_TOLERANCE, 4 * precision)
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        error, largest = np.abs(ours - theirs).max(), np.abs(theirs).max()
+        if not error <= tolerance * largest:
             raise ValueError(
                 f"the outputs for the example differ by {error:.3g}, and the largest "
-                f"one is {largest:.3g}; allowed: {_TOLERANCE:g} of it. Either torchax "
+                f"one is {largest:.3g}; allowed: {tolerance:.3g} of it. Either torchax "
                 "computes an operation in another way: compare the outputs of parts of "
                 "the module. Or the module amplifies rounding: compare it with "
                 "module.double()"
             )
 
 
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # of the largest output, or four roundings of bfloat16
 
 
 def _sources(module: Any, tensors: Mapping[str, Any]) -> dict[str, str]:

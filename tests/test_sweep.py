@@ -27,19 +27,19 @@ def test_each_point_has_the_numbers_of_its_own_conversion():
     assert RESULT.ann == pytest.approx((answers == LABELS).mean())
 
 
-def test_the_best_point_has_the_fewest_spikes_within_a_loss():
+def test_the_cheapest_point_has_the_fewest_spikes_within_a_loss():
     few, many = RESULT.points
     assert few.measures.spikes < many.measures.spikes
     losses = [RESULT.ann - point.accuracies[-1] for point in RESULT.points]
     assert losses[0] > losses[1]
-    assert RESULT.best(lost=losses[0] + 0.01) is few
-    assert RESULT.best(lost=(losses[0] + losses[1]) / 2) is many
+    assert RESULT.cheapest(lost=losses[0] + 0.01) is few
+    assert RESULT.cheapest(lost=(losses[0] + losses[1]) / 2) is many
     exact = RESULT._replace(ann=few.accuracies[-1] + 0.01)
-    assert exact.best(lost=0.01) is few  # whatever the rounding
+    assert exact.cheapest(lost=0.01) is few  # whatever the rounding
     with pytest.raises(ValueError, match="every point loses more than 0.5.*radix"):
-        RESULT._replace(ann=2.0).best(lost=0.5)
+        RESULT._replace(ann=2.0).cheapest(lost=0.5)
     with pytest.raises(ValueError, match="lost is 2; allowed: 0 to 1"):
-        RESULT.best(lost=2)
+        RESULT.cheapest(lost=2)
 
 
 def test_it_prints_a_table_and_draws_a_figure(tmp_path):

@@ -152,6 +152,23 @@ def test_what_is_refused_names_the_module(name):
     assert sum("may not draw" in note for note in notes) <= 1
 
 
+class Several(nn.Module):
+    def forward(self, x, y):
+        return {"sum": torch.relu(x + y), "classes": (x - y).argmax(-1)}
+
+
+def test_the_example_may_have_other_numbers_or_several_inputs():
+    for dtype in (torch.bfloat16, torch.float64):
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        fn, params = snnjax.torch.function(net.to(dtype), torch.ones(2, 4, dtype=dtype))
+        assert fn(params, np.ones((5, 4), np.float32)).shape == (5, 3)
+    x = np.float32([[1, -2], [0, 3]])
+    fn, params = snnjax.torch.function(Several().eval(), (x, torch.ones(2, 2)))
+    outputs = fn(params, (x, np.ones((2, 2), np.float32)))
+    np.testing.assert_array_equal(outputs["sum"], [[2, 0], [1, 4]])
+    np.testing.assert_array_equal(outputs["classes"], [0, 1])
+
+
 def test_a_function_that_computes_something_else_is_refused():
     """As with an operation of torchax that has a fault."""
     other = Computes(lambda x: x if type(x) is torch.Tensor else x + 1)

@@ -258,7 +258,7 @@ class Conversion(Work):
     # A neuron is silent while less than this part of a spike is missing, except at step
     # T. By default that of the code: 0 for rate and for levels from 0, otherwise 2/3.
     dead_zone: float | None = None
-    # The same at step T, 0.5 .. 1: more saves last spikes, for a larger error.
+    # The dead zone at step T, 0.5 to 1: a larger one saves last spikes and adds error.
     last_zone: float = 0.5
     # File for a report: one HTML page that loads nothing else.
     report: str | None = None

@@ -57,7 +57,7 @@ def train(name: str, data: Dataset, epochs: int, seed: int, checkpoint: Path):
 
     Args:
         checkpoint: file of the state after the last epoch. If it exists, the training
-            goes on from there, with the same numbers at random.
+            goes on from there, with the same random numbers.
 
     Returns:
         The network, its test accuracy, and the seconds of all epochs.
@@ -91,15 +91,16 @@ def train(name: str, data: Dataset, epochs: int, seed: int, checkpoint: Path):
     steps = len(images) // batch_size
     optimizers = optimizers_of(name, network)
     rates = [one_cycle(optimizer, epochs * steps) for optimizer in optimizers]
-    total, begun = 0.0, 0
+    total, last_epoch = 0.0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         network.load_state_dict(state["network"])
         for part, values in zip(optimizers + rates, state["parts"], strict=True):
             part.load_state_dict(values)
         torch.set_rng_state(state["random"])
-        total, begun, first_flips = state["seconds"], state["epoch"], state["flips"]
-    for epoch in range(begun + 1, epochs + 1):
+        total, last_epoch = state["seconds"], state["epoch"]
+        first_flips = state["flips"]
+    for epoch in range(last_epoch + 1, epochs + 1):
         start, losses = time.perf_counter(), []
         order = torch.randperm(len(images))[: steps * batch_size]
         for batch in order.view(steps, batch_size):

@@ -97,8 +97,8 @@ class IntegrateAndFire:
         dead_zone: z in [0, 1): the neuron is silent while less than z V_t is missing,
             except at step T; see `snnjax.neurons.schedule`. Up to 1/2 it changes
             nothing.
-        last_zone: the same at step T, in [1/2, 1]: with 1/2 the neuron rounds to the
-            nearest value, and more saves last spikes for a larger error.
+        last_zone: the dead zone at step T, in [1/2, 1]: 1/2 rounds to the nearest
+            value; a larger one saves last spikes and adds error.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. A
@@ -310,9 +310,9 @@ def integrate_and_fire(
         dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
             step T. With a radix code of base 2, 2/3 gives the non-adjacent form of a
             number, whose digits are 0 two times out of three.
-        last_zone: z_T, 1/2 <= z_T <= 1: the same at step T. 1/2 rounds to the nearest
-            value. With 2/3 a third fewer neurons send a last spike, and the squared
-            error of rounding grows by a third.
+        last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
+            nearest value. With 2/3 a third fewer neurons send a last spike, and the
+            squared error of rounding grows by a third.
 
     Raises:
         ValueError: an argument outside its range.
