@@ -175,7 +175,7 @@ def _lead(best: Result, facts: dict) -> str:
         f"{facts['evaluated_on']} of {facts['config']['dataset']}. The chosen SNN "
         f"(`{line_name(best)}`, T = {best.steps}) reaches {percent(best)} % after "
         f"{best.latency} steps. Its firing rate is {100 * best.firing_rate:.1f} %, and "
-        f"its operations alone take {energy:.0f} % of the energy of the ANN's. That is "
+        f"its operations alone take {energy:.0f} % of the ANN's energy. That is "
         "the column `energy, % of ANN`; the two columns beside it estimate more."
     )
 
