@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snnjax._checks import check_examples, check_share
@@ -191,8 +192,8 @@ def sweep(
 
     def accuracies_of(run: Callable) -> np.ndarray:
         starts = range(0, count, AT_A_TIME)
-        outputs = [np.asarray(run(part(start, AT_A_TIME))) for start in starts]
-        return np.asarray(accuracy(np.concatenate(outputs, 1), labels))
+        outputs = [run(part(start, AT_A_TIME)) for start in starts]
+        return np.asarray(accuracy(jnp.concatenate(outputs, 1), labels))
 
     network = sites(fn, params, part(0, 1))
     outputs = jax.eval_shape(fn, params, part(0, 1))
