@@ -7,6 +7,7 @@ imported only when these functions are called (``pip install "snnjax[torch]"``).
 import contextlib
 import copy
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -109,10 +110,10 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
 def _torchax() -> Iterator[tuple[Any, Any]]:
     """PyTorch, and an environment of torchax, without effects on either or on JAX."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-
+        # By name: where PyTorch is missing, a type checker takes this file for it.
+        torch: Any = importlib.import_module("torch")
         is_fast = torch.backends.mha.get_fastpath_enabled()
-        import torchax  # pyright: ignore[reportMissingImports]
+        torchax: Any = importlib.import_module("torchax")
     except (ImportError, AttributeError) as error:  # an old one asks torch for names
         raise ImportError(
             f'modules of PyTorch need torchax: pip install "snnjax[torch]" ({error})'
