@@ -374,6 +374,23 @@ def test_what_cannot_be_rounded_says_so():
             call()
 
 
+def test_weights_far_above_a_threshold_are_clipped_and_named():
+    """One neuron that hardly ever fires does not keep a network from 4 bits."""
+    _, snn, fn = tiny()
+    layers = snnjax.layers.of(fn, snn, VECTORS)
+    first, *_ = (i for i, n in enumerate(layers.nodes) if isinstance(n, Population))
+    nodes = list(layers.nodes)
+    thresholds = np.full(6, 0.5)
+    thresholds[2] = 5e-4
+    nodes[first] = dataclasses.replace(nodes[first], threshold=thresholds)
+    layers = dataclasses.replace(layers, nodes=tuple(nodes))
+    with pytest.warns(UserWarning, match="4 bits are clipped there, in 1 of 6") as seen:
+        integers = snnjax.quantize(layers, VECTORS, weight_bits=4)
+    assert seen[0].filename == __file__
+    whole = integers.populations[0].threshold
+    assert np.argmin(whole) == 2 and whole.min() >= 1
+
+
 def test_readouts_of_any_size_are_computed():
     """An output has no register, so tiny weights and huge biases keep their ratio."""
 

@@ -11,6 +11,7 @@ rounded, and a weight of 0 stays 0. A bias makes up for the difference of the me
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -258,17 +259,32 @@ def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
 
 
 def _check_thresholds(reading: Reading, bits: int) -> None:
-    """Raise if a threshold would be rounded to 0."""
+    """Warn if weights are clipped at the least threshold, 1; raise if in all neurons.
+
+    It happens in neurons that hardly ever fire: their threshold is far below a weight.
+    """
+    node = reading.node
     for connection, rows in zip(reading.connections, reading.rows, strict=True):
-        peak = float(np.abs(rows).max(initial=0))
+        peaks = np.abs(rows).max(axis=1, initial=0) / 2  # a threshold of .5 becomes 1
         own_bits = _bits_of(connection.weights, bits)
-        enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak / 2)
-        if enough > own_bits:
+        is_clipped = peaks > rounding.largest_weight(own_bits)
+        if not is_clipped.any():
+            continue
+        peak = peaks.max()
+        enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak)
+        where = f"{connection.weights.name!r} is {2 * peak:.3g} times the threshold of"
+        if is_clipped.all():
             raise ValueError(
-                f"with weights of {own_bits} bits a threshold of "
-                f"{reading.node.name!r} would be rounded to 0: a weight is {peak:.3g} "
-                f"times the threshold; allowed: weight_bits >= {enough} there"
+                f"with weights of {own_bits} bits all thresholds of {node.name!r} "
+                f"would be rounded to 0: a weight of {where} its neuron; allowed: "
+                f"weight_bits >= {enough} there"
             )
+        warnings.warn(
+            f"a weight of {where} its neuron in {node.name!r}. Weights of {own_bits} "
+            f"bits are clipped there, in {is_clipped.sum()} of {len(peaks)} channels; "
+            f"weight_bits >= {enough} keep them",
+            stacklevel=5,
+        )
 
 
 # ------------------------------------------------------- programs, one for each shape

@@ -93,8 +93,11 @@ def quantize(
         snnjax.ConversionError: two linear maps follow each other without neurons; the
             chip does not run the network, with every reason of `snnjax.chips.report`.
         ValueError: an argument outside its range; neurons with a leak; a code whose
-            weights are no whole multiples of the last one; a threshold that would be
-            rounded to 0.
+            weights are no whole multiples of the last one; thresholds of a population
+            that would all be rounded to 0.
+
+    Warns:
+        UserWarning: a neuron whose threshold is so small that weights are clipped.
 
     Source: the scale of a neuron: arXiv 2305.09850; GPTQ: arXiv 2210.17323.
 
