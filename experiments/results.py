@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder:
             costs = options.against or [*figures.COSTS]
             figures.draw_networks(_networks(options), folder, costs)
+        if options.points_lost:
+            file = Path(options.points_lost)
+            writable(file.parent, "--points_lost")
+            figures.draw_points_lost(_networks(options), file)
 
     run(show, compiles=False)
 
@@ -53,6 +57,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--figures", metavar="FOLDER", help="draw accuracy against T, latency, spikes")
     add("--against", nargs="+", choices=figures.COSTS, help="draw only these panels")
+    add("--points_lost", metavar="PNG", help="draw points lost against spikes, of all")
     tables = parser.add_mutually_exclusive_group()
     add = tables.add_argument
     add("--costs", action="store_true", help="print the costs of every row")

@@ -317,7 +317,7 @@ def test_the_tables_beside_published_results_are_of_their_numbers(tmp_path):
 
 def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    files = map(str, (published("vgg8"), published("vgg8_best"), published("vit")))
+    files = [str(published(name)) for name in ("vgg8", "vgg8_best", "vit")]
     folder = tmp_path / "new" / "figures"
     results.main([*files, "--figures", "~/new/figures"])
     assert "`vit`" in capsys.readouterr().out
@@ -331,9 +331,24 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     )
     assert (folder / "resnet20_epochs.png").stat().st_size > 5_000
     capsys.readouterr()
+    results.main([*files, "--points_lost", str(folder / "lost.png")])
+    assert (folder / "lost.png").stat().st_size > 20_000
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="--figures .* cannot be written to"):
         results.main([str(published("vit")), "--figures", str(folder / "vit.png")])
     assert not capsys.readouterr().out
+
+
+def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
+    _, rows, ann, *_ = report.read_results(published("resnet20_radix_graded"))
+    points = report.figures.frontier(rows, ann)
+    by_spikes = {row.spikes: 100 * (ann - row.final) for row in rows}
+    assert [by_spikes[spikes] for spikes, _ in points] == [lost for _, lost in points]
+    for spikes, lost in by_spikes.items():
+        assert any(s <= spikes and least <= max(lost, 0.1) for s, least in points)
+    measures = rows[0].measures._replace(spikes=0.0)
+    silent = rows[0]._replace(measures=measures)
+    assert report.figures.frontier([*rows, silent], ann) == points
 
 
 def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():

@@ -175,6 +175,45 @@ def draw_networks(
             write_epochs(epochs, ann, folder / f"{name}_epochs.png")
 
 
+def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]:
+    """(spikes, points lost) of the conversions of which none loses less for fewer.
+
+    A tenth of a point, or a gain, counts as 0.1, the least that the figure shows.
+    """
+    points: list[tuple[float, float]] = []
+    for spikes, lost in sorted(
+        (float(row.spikes), max(0.1, 100 * (ann - row.final))) for row in results
+    ):
+        if spikes and (not points or lost < points[-1][1]):
+            points.append((spikes, lost))
+    return points
+
+
+def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
+    """Points lost against spikes: a color for each network, a line for each code."""
+    from matplotlib.ticker import LogLocator
+
+    names, height = merged(networks), 430
+    with drawn(path, 1.6 * WIDTH, height) as (_, (axis,)):
+        for color, (name, results, ann, *_) in zip(SERIES, names, strict=False):
+            for is_rate, line, marker in ((True, ":", "o"), (False, "-", "s")):
+                rows = [row for row in results if (row.code == "rate") == is_rate]
+                if points := frontier(rows, ann):
+                    style = {"color": color, "linestyle": line, "marker": marker}
+                    axis.plot(*zip(*points, strict=True), **style)
+            axis.plot([], [], color=color, marker="", label=name)
+        for line, marker, label in ((":", "o", "rate coding"), ("-", "s", "radix")):
+            style = {"color": INK, "linestyle": line, "marker": marker}
+            axis.plot([], [], label=label, **style)
+        axis.set(xscale="log", yscale="log", xlabel=COSTS["spikes"][0])
+        axis.set(ylabel="points lost", title="accuracy of the ANN less that of the SNN")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ticks.set_major_formatter(lambda x, place: f"{x:g}")
+        axis.minorticks_off()
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 # ------------------------------------------------------------------------ sites
 
 
