@@ -441,6 +441,18 @@ def test_layers_of_a_network_are_compared():
     nodes = tuple(map(rounded, layers.nodes))
     whole = dataclasses.replace(layers, nodes=nodes, arithmetic=EIGHT_BITS)
     assert chips.report(whole, CLOCKED).grade == "bit for bit"
+    # Digits have biases in units of w_T, potentials in units of T w_T.
+    nodes = tuple(
+        dataclasses.replace(node, initial_potential=np.array(1.5), bias=np.array(0.375))
+        if isinstance(node, Population)
+        else node
+        for node in nodes
+    )
+    digits = dataclasses.replace(whole, nodes=nodes, code=snnjax.codes.radix())
+    for steps, problems in ((2, {"floats"}), (4, set())):
+        layers = dataclasses.replace(digits, steps=steps)
+        rows = chips.report(layers, chips.Chip("anything")).rows[2:]
+        assert {f.problem for row in rows for f in row.findings} == problems
 
 
 def test_a_report_has_80_columns():

@@ -169,7 +169,7 @@ def test_a_chip_and_every_execution_send_the_same_spikes(name, code):
     for output, total, result in zip(
         integers.outputs, sums.values(), results.values(), strict=True
     ):
-        worth = np.asarray(output.unit).ravel() * snnjax.integers.timing.unit(integers)
+        worth = np.asarray(output.unit).ravel() * integers.unit
         total = np.moveaxis(total, 1, -1) * worth
         np.testing.assert_allclose(np.asarray(result).sum(0), total, 1e-5, 1e-5)
     fn, snn = snnjax.layers.function(integers)
@@ -498,6 +498,8 @@ def test_two_maps_in_a_row_are_multiplied_or_refused():
     layers = snnjax.layers.of(pools_a_map, snn, PIXELS)
     with pytest.raises(snnjax.ConversionError, match="reads the linear map"):
         snnjax.quantize(layers, PIXELS)
+    with pytest.raises(ValueError, match="Put its channels last: np.moveaxis"):
+        snnjax.quantize(layers, np.moveaxis(PIXELS, -1, 1))
 
 
 def test_the_closed_form_has_the_outputs_of_a_chip():

@@ -68,11 +68,13 @@ class Layer(NamedTuple):
     def numbers(self) -> dict[str, list[np.ndarray]]:
         """Field of `Chip` with a number of bits -> the arrays that must have them."""
         maps = [m for way in self.ways for m in way.maps if isinstance(m, Affine)]
+        biases = [m.bias for m in (*maps, self.node) if m.bias is not None]
+        potentials = [n.initial_potential for n in self.neurons]
         return {
             "weight_bits": [m.weight for m in maps],
             "threshold_bits": [n.threshold for n in self.neurons],
-            "bias_bits": [m.bias for m in (*maps, self.node) if m.bias is not None],
-            "state_bits": [n.initial_potential for n in self.neurons],
+            "bias_bits": [bias / self.layers.bias_unit for bias in biases],
+            "state_bits": [v / self.layers.unit for v in potentials],
         }
 
 

@@ -27,11 +27,9 @@ from jax.core import Tracer
 from snnjax._checks import check_numbers
 from snnjax.integers.timing import (
     Timing,
-    bias_unit,
     code_of,
     multiples,
     timing,
-    unit,
 )
 from snnjax.layers.function import (
     channels_last,
@@ -143,8 +141,11 @@ def check_shape(layers: Layers, x: Any) -> None:
         raise ValueError(f"x is a {type(x).__name__}; allowed: one array")
     shape = shape_of_x(layers)
     if x.shape[1:] != shape or not len(x):
+        is_first = x.ndim == 4 and (*x.shape[2:], x.shape[1]) == shape
+        remedy = ". Put its channels last: np.moveaxis(x, 1, -1)" if is_first else ""
         raise ValueError(
-            f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], B >= 1"
+            f"x has shape {x.shape}; allowed: [B, {', '.join(map(str, shape))}], "
+            f"B >= 1{remedy}"
         )
 
 
@@ -221,14 +222,14 @@ def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
 
 
 def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
-    """The arrays of a node as int32: biases in `bias_unit`, potentials in `unit`."""
+    """The arrays of a node as int32: biases and potentials in units."""
     arrays = {name: _int32(weight) for name, weight in map_params(node).items()}
     match node:
         case Input(unit=unit_of_x):
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
         case Population():
             threshold = channels_last(node.threshold)
-            start = channels_last(node.initial_potential) / unit(layers)
+            start = channels_last(node.initial_potential) / layers.unit
             code, steps, _ = code_of(layers)
             zones = dead_zones(without_surrogate(node.model), steps)
             # The least whole number that is not below 2 z_t m_t V.
@@ -242,7 +243,7 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
                 "bars": _int32(np.stack(bars)),
             }
     if isinstance(node, Population | Output):
-        bias = node.bias / bias_unit(layers)
+        bias = node.bias / layers.bias_unit
         arrays["bias"] = _int32(channels_last(bias))
     if isinstance(node, Output):
         assert node.unit is not None
@@ -289,7 +290,7 @@ def _run(
                 streams[node.name] = Stream(None, fired[node.name].spikes)
             case Output():
                 units = received(stream, p["bias"], times, layers.steps)
-                step = unit(layers)
+                step = layers.unit
                 results[node.name] = units.astype(jnp.float32) * (step * p["unit"])
             case _:
                 streams[node.name] = mapped(node, p, stream, node.name not in inexact)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.integers import exact, rounding
-from snnjax.integers.timing import Timing, bias_unit, code_of, timing, unit, widest
+from snnjax.integers.timing import Timing, code_of, timing, widest
 from snnjax.layers.function import channels_first, channels_last, map_params
 from snnjax.layers.values import (
     Affine,
@@ -201,17 +201,17 @@ def _with_charge(
     times = timing(*code_of(layers))
     arrivals = times.biases.sum()
     missing = factor * _mean(reading.currents) - _mean(weighted)
-    own = channels_last(node.bias) / bias_unit(layers)
+    own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
     # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
     bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
-    own_bias = channels_first(bias * bias_unit(layers), node.shape)
+    own_bias = channels_first(bias * layers.bias_unit, node.shape)
     if isinstance(node, Output):
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
-    start = factor * channels_last(node.initial_potential) / unit(layers)
+    start = factor * channels_last(node.initial_potential) / layers.unit
     if start.any():  # v(0) takes what the rounded biases leave.
-        start = np.rint(start + total - arrivals * bias) * unit(layers)
+        start = np.rint(start + total - arrivals * bias) * layers.unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
         node,
@@ -237,7 +237,7 @@ def _largest_theta(reading: Reading, half: int) -> np.ndarray:
 
     Sums of currents stay below 2^26, a threshold below a quarter of its register.
     """
-    bias = channels_last(reading.node.bias) / bias_unit(reading.layers)
+    bias = channels_last(reading.node.bias) / reading.layers.bias_unit
     sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
     peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
     most = 2.0**26 * reading.thresholds / np.maximum(peaks, 1e-20)

@@ -21,7 +21,7 @@ class Timing(NamedTuple):
 
     Attributes:
         inputs: units of the constant x that arrive.
-        biases: units of a bias, see `bias_unit`, that arrive.
+        biases: units of a bias, see `Layers.bias_unit`, that arrive.
         arriving: m_n, units of a spike that arrives; that of step T after the last one.
         firing: m_t of the spike that is sent; 0 before the first one.
     """
@@ -58,18 +58,6 @@ def code_of(layers: Layers) -> tuple[Code, int, int]:
     """Code, T and wait, as `timing` takes them."""
     assert layers.steps is not None
     return layers.code, layers.steps, layers.wait or 0
-
-
-def unit(layers: Layers) -> float:
-    """T w_T: what one unit of a potential stands for; 1 with rate coding."""
-    code, steps, _ = code_of(layers)
-    return float(code.sizes(steps)[-1])
-
-
-def bias_unit(layers: Layers) -> float:
-    """What one unit of a bias stands for: w_T, since it arrives once; or 1."""
-    code, steps, _ = code_of(layers)
-    return 1.0 if code.clock_runs else code.finest(steps)
 
 
 def check_state(layers: Layers) -> None:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.integers.exact import check_whole
-from snnjax.integers.timing import bias_unit
 from snnjax.layers.function import function, params_of, with_params
 from snnjax.layers.values import (
     Affine,
@@ -122,7 +121,7 @@ def _rounding(layers: Layers) -> Callable[[str, dict[str, jax.Array]], Any]:
         for node in layers.nodes
         if isinstance(node, Convolution | Dense) and (np.abs(node.weight) == 1).all()
     }
-    step = bias_unit(layers)
+    step = layers.bias_unit
 
     def through(value: jax.Array, whole: jax.Array) -> jax.Array:
         return value + jax.lax.stop_gradient(whole - value)

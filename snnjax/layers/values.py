@@ -216,6 +216,18 @@ class Layers:
         return node
 
     @property
+    def unit(self) -> float:
+        """T w_T: what one unit of a whole potential stands for; 1 with rate coding."""
+        return float(self.code.sizes(self.steps)[-1]) if self.steps else 1.0
+
+    @property
+    def bias_unit(self) -> float:
+        """What one unit of a whole bias stands for: w_T if it arrives once, or 1."""
+        if self.code.clock_runs or not self.steps:
+            return 1.0
+        return self.code.finest(self.steps)
+
+    @property
     def populations(self) -> tuple[Population, ...]:
         """The neurons, in order of execution."""
         return tuple(n for n in self.nodes if isinstance(n, Population))
