@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import snnjax
-from benchmarks import converter_cnn, mlperf_tiny, squeezenet, throughput, timing
+from benchmarks import converter_cnn, imagenet, mlperf_tiny, throughput, timing
 from experiments import data
 
 
@@ -137,7 +137,7 @@ def test_options_and_targets(capsys, tmp_path):
         converter_cnn.interpreters(["nobody=python"])
 
 
-# ------------------------------------------------------------------- squeezenet
+# --------------------------------------------------------------------- imagenet
 
 
 def small_squeezenet(folder, images=2, size=47):
@@ -172,26 +172,28 @@ def small_squeezenet(folder, images=2, size=47):
 
 def test_squeezenet_reads_its_images_and_weights(tmp_path):
     colors = small_squeezenet(tmp_path)
-    images, labels = squeezenet.images(tmp_path, "test")
+    network = imagenet.squeezenet_in(tmp_path)
+    images, labels = imagenet.images(tmp_path, "test")
+    images = network.read(images)
     for image, color in zip(images, colors, strict=True):  # JPEG rounds colors
+        blue_first = (color - imagenet.MEAN)[::-1]
         np.testing.assert_allclose(
-            image, np.broadcast_to(color[::-1] - squeezenet.MEAN, image.shape), atol=4
+            image, np.broadcast_to(blue_first, image.shape), atol=4
         )
     assert list(labels) == [0, 1]
-    params = squeezenet.weights(tmp_path)
-    assert params["fire2/e3"]["w"].shape == (3, 3, 3, 3)
-    assert squeezenet.squeezenet(params, images).shape == (2, 5)
+    assert network.params["fire2/e3"]["w"].shape == (3, 3, 3, 3)
+    assert network.fn(network.params, images).shape == (2, 5)
 
 
 def test_squeezenet_compares_answers():
     ann = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
-    same = squeezenet.comparison(ann, ann, labels=[1, 0, 1])
+    same = imagenet.comparison(ann, ann, labels=[1, 0, 1])
     assert same["agreement"] == 100 and same["divergence"] == 0
     assert same["accuracy"] == pytest.approx(200 / 3)
-    shifted = squeezenet.comparison(ann + 5, ann)  # the same probabilities
+    shifted = imagenet.comparison(ann + 5, ann)  # the same probabilities
     assert shifted["divergence"] == pytest.approx(0, abs=1e-12)
-    name = str(squeezenet.Row((-3, 3), 4, 0))
-    (lost,) = squeezenet.targets({name: {"accuracy": 70.0}}, 74.0)
+    name = str(imagenet.Row((-3, 3), 4, 0))
+    (lost,) = imagenet.targets({name: {"accuracy": 70.0}}, 74.0)
     assert lost["met"] and lost["measured"] == 4
 
 
@@ -202,7 +204,7 @@ def test_squeezenet(capsys, tmp_path):
     options = ["--data", str(tmp_path), "--rows=-1:1:2:0,0:1:16:1", "--sites", "2"]
     options += ["--recipe", "best, weights as they are", "--out", str(out)]
     with pytest.warns(UserWarning, match="2 samples"):
-        result = squeezenet.main(options)
+        result = imagenet.main(options)
     assert len(result["rows"]) == 2 and len(result["sites"]) == 27
     (goal,) = result["targets"]
     assert goal["target"] == "points lost by levels 0:1, T = 16, wait 1 <= 8"

