@@ -391,6 +391,19 @@ def test_weights_far_above_a_threshold_are_clipped_and_named():
     assert np.argmin(whole) == 2 and whole.min() >= 1
 
 
+def test_quotients_are_those_of_whole_numbers():
+    rng = np.random.default_rng(0)
+    divisors = np.concatenate([2 ** rng.integers(0, 20, 500), rng.integers(1, 99, 500)])
+    near = divisors * rng.integers(-260, 260, 1000) + rng.integers(-1, 2, 1000)
+    far = rng.integers(-(2**30), 2**30, 1000)
+    for low, high in ((0, 1), (-1, 1), (-3, 3), (0, 255), (-127, 127)):
+        for numbers in (near, far):
+            arrays = np.int32(numbers), np.int32(divisors)
+            quotients = snnjax.integers.exact._quotient(*arrays, low, high)
+            exact = np.clip(numbers // divisors, low, high)
+            np.testing.assert_array_equal(quotients, exact)
+
+
 def test_readouts_of_any_size_are_computed():
     """An output has no register, so tiny weights and huge biases keep their ratio."""
 

@@ -98,7 +98,9 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
             words = f"{field.removesuffix('_bits')} of {bits(*some)} bits, not {limit}"
             remedy = _quantize(chip)
             if field in ("bias_bits", "threshold_bits"):  # they follow the weights
-                remedy = "quantize with fewer weight_bits there: all numbers are smaller"
+                remedy = (
+                    "quantize with fewer weight_bits there: all numbers are smaller"
+                )
             yield Finding(field, "approximately", words, remedy)
     if layer.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
         words = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"

@@ -432,8 +432,8 @@ def _fire(
         v, sent, lowest, highest, overflows, below = state
         current, arriving, firing, bar = now
         v += current
-        lowest = jnp.minimum(lowest, (v // arriving).min(0))
-        highest = jnp.maximum(highest, (v // arriving).max(0))
+        lowest = jnp.minimum(lowest, v.min(0) // arriving)
+        highest = jnp.maximum(highest, v.max(0) // arriving)
         limit = half * arriving
         overflows += jnp.sum(v >= limit, dtype=jnp.int32)
         below += jnp.sum(v < -limit, dtype=jnp.int32)
@@ -443,22 +443,22 @@ def _fire(
             v = (v + limit) % (2 * limit) - limit
         m = jnp.maximum(firing, 1)
         if low == 0:
-            k = v // (m * threshold)
+            k = _quotient(v, m * threshold, 0, high)
         else:
-            k = (2 * v + (m - 1) * threshold) // (2 * m * threshold)
+            half_more = 2 * v + (m - 1) * threshold
+            k = _quotient(half_more, 2 * m * threshold, low, high)
         k = jnp.where(jnp.abs(2 * v - threshold) < bar, 0, k)
-        k = jnp.where(firing > 0, jnp.clip(k, low, high), 0)
+        k = jnp.where(firing > 0, k, 0)
         if low < 0:
-            k = jnp.maximum(k, -(sent // m))
+            k = jnp.maximum(k, -_quotient(sent, m, 0, -low))
             sent += m * k
         if neuron.reset == "subtract":
             v -= m * threshold * k
         else:
             v = jnp.where(k == 0, v, 0)
-        register = v // arriving
-        lowest = jnp.minimum(lowest, register.min(0))
-        highest = jnp.maximum(highest, register.max(0))
-        return (v, sent, lowest, highest, overflows, below), (k, register)
+        lowest = jnp.minimum(lowest, v.min(0) // arriving)
+        highest = jnp.maximum(highest, v.max(0) // arriving)
+        return (v, sent, lowest, highest, overflows, below), (k, v // arriving)
 
     v = jnp.broadcast_to(p["start"], shape)
     sent = jnp.zeros(shape if low < 0 else (), jnp.int32)
@@ -477,3 +477,16 @@ def _fire(
     _, _, lowest, highest, overflows, below = state
     extremes = (lowest, highest)
     return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)
+
+
+def _quotient(number: jax.Array, divisor: jax.Array, low: int, high: int) -> jax.Array:
+    """number // divisor, clipped, without a division of whole numbers.
+
+    CPUs divide floats many at a time. Levels are small, so the quotient of float32 is
+    wrong by at most one, and the remainder tells by how much.
+    """
+    ratio = number.astype(jnp.float32) / jnp.asarray(divisor, jnp.float32)
+    quotient = jnp.floor(jnp.clip(ratio, low - 1, high + 1)).astype(jnp.int32)
+    remainder = number - quotient * divisor
+    quotient += (remainder >= divisor).astype(jnp.int32) - (remainder < 0)
+    return jnp.clip(quotient, low, high)
