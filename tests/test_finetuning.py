@@ -188,7 +188,7 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             finetune(**{"snn": snn} | options)
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1; "):
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1 of 1"):
         finetune(snn, [(X[0], LABELS[0] - 1)])
     (tmp_path / "state.npz").write_bytes(b"half of")
     with pytest.raises(ValueError, match="no state of these rules, or is damaged"):

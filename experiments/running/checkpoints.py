@@ -85,7 +85,7 @@ def restore(out: Path, state: State) -> tuple[State, list[dict]]:
         return state, []
     file = _file(out, max(epochs))
     try:
-        with np.load(file) as entries:
+        with file.open("rb") as stream, np.load(stream) as entries:
             arrays = dict(entries)
         log = json.loads(str(arrays.pop("log")))
     except Exception as error:  # a damaged file may raise anything

@@ -200,7 +200,8 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
         return {}
     if labels.shape != outputs.shape[1:-1]:
         return {}
-    return {"accuracy": (outputs.mean(0).argmax(-1) == labels).mean()}
+    answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
+    return {"accuracy": (answers == labels).mean()}
 
 
 def _train_epoch(
@@ -251,7 +252,7 @@ def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     if unknown := sorted(new.keys() - set(names)):
         raise ValueError(
             f"fn returns {unknown} beside its outputs, which the params do not hold; "
-            f"allowed: a pytree like a part of the params, {names}"
+            f"allowed: a pytree like a part of the params, such as {names[:5]}"
         )
     return with_leaves(snn, {i: new[n] for i, n in enumerate(names) if n in new})
 
