@@ -250,7 +250,7 @@ def facts_of(setup: Setup, module: str, config: Any) -> dict:
     Args:
         module, config: module and options of the command.
     """
-    task, packages = setup.task, ("jax", "flax", "optax", "orbax-checkpoint")
+    task, packages = setup.task, ("jax", "flax", "optax")
     images = len(task.test.labels)
     evaluated_on = task.data.evaluated_on
     chosen_on = f"the {images} {evaluated_on}, since too few training images were left"

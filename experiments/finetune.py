@@ -13,11 +13,11 @@ interrupted run again to resume it; it ends with the same weights, bit for bit.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -50,16 +50,17 @@ from experiments.report import Result, console_table, header, row
 from experiments.running import (
     CODES,
     FineTune,
+    batches_of,
     check_resumable,
+    claim,
     devices,
-    fit,
     parse,
-    report,
+    print_line,
     schedule,
     steps_per_epoch,
+    write_log,
 )
 from experiments.running import run as run_command
-from experiments.train_snn import State
 from snnjax import SNN, training
 
 
@@ -197,26 +198,27 @@ class Learner(NamedTuple):
     Attributes:
         task: with the function, test images and counter of the SNN that is trained.
         snn: before training.
-        simulate: (snn, x) -> (outputs, what replaces the running averages).
+        fn: the function that is trained, in training mode with has_aux.
+        has_aux: whether it returns new running averages too.
         read: normalized images -> what the network reads.
-        optimizer: of all leaves, or of the weights alone.
+        rules: an optimizer of all leaves, or of the weights alone.
     """
 
     task: Experiment
     snn: SNN
-    simulate: Callable
+    fn: Callable
+    has_aux: bool
     read: Callable
-    optimizer: optax.GradientTransformation
+    rules: Any
 
 
 def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
     """The SNN of a conversion, or the same in whole numbers."""
-    task = setup.task
+    task, has_aux = setup.task, not config.keep_averages
     adam = _optimizer(config, task.data)
     if config.weight_bits is None:
-        # A step returns averages in any case, and must not change what the state holds.
-        snn = dataclasses.replace(snn, params={"batch_stats": {}, **snn.params})
-        return Learner(task, snn, _simulation(config, setup), lambda x: x, adam)
+        fn = _in_training(setup.source, config.dtype) if has_aux else task.fn
+        return Learner(task, snn, fn, has_aux, lambda x: x, adam)
     images = calibration_images(task.config, task.data, config.seed)
     layers = snnjax.layers.of(task.fn, snn, images)
     layers = snnjax.quantize(layers, images, weight_bits=config.weight_bits)
@@ -231,32 +233,56 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         held_out=None,
         count=counter(fn),
     )
-    simulate = snnjax.spiking(fn, execution=_execution(config))
-    optimizer = training.optimizer({"weights": adam})
-    return Learner(task, snn, lambda snn, x: (simulate(snn, x), {}), read, optimizer)
+    return Learner(task, snn, fn, False, read, {"weights": adam})
 
 
 def _train(
-    config: FineTune,
-    setup: Setup,
-    learner: Learner,
-    inputs: dict[str, str],
+    config: FineTune, setup: Setup, learner: Learner, inputs: dict[str, str]
 ) -> tuple[SNN, list[dict]]:
     """The SNN after the last epoch, and the log."""
-    task, snn = learner.task, learner.snn
-    init, step = training.descent(
-        _loss(config, setup, learner), learner.optimizer, has_aux=True
+    task, out = learner.task, Path(config.out).expanduser()
+
+    def measure(snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
+        hits = count_hits(task.count, snn, task.test, task.mesh)
+        accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
+        print_line({**line, **accuracy})
+        if devices.first():
+            claim(config, inputs)
+        return accuracy
+
+    snn, log = training.finetune(
+        learner.fn,
+        learner.snn,
+        _examples(config, task, learner.read),
+        epochs=config.epochs,
+        rules=learner.rules,
+        teacher=functools.partial(setup.task.fn, setup.task.params),
+        share=config.distillation,
+        measure=measure,
+        folder=out / "training",
+        has_aux=learner.has_aux,
     )
-
-    def measure(state: State) -> dict[str, Any]:
-        hits = count_hits(task.count, state.snn, task.test, task.mesh)
-        return {"test_accuracy": hits[-1] / len(task.test.labels)}
-
-    state = State(snn, init(snn))
-    step = _make_step(config, task.data, learner.read, step)
-    state, log = fit(config, task.data, state, step, measure, inputs=inputs)
+    if devices.first():
+        write_log(out, log)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
-    return state.snn if task.mesh is None else jax.device_get(state.snn), log
+    return snn if task.mesh is None else jax.device_get(snn), log
+
+
+def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:
+    """epoch -> pairs of augmented images and labels."""
+    data, mesh = task.data, task.mesh
+
+    @jax.jit
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = augment(key, images, flip=config.flip, padding=config.padding)
+        return read(normalize(data, images))
+
+    def examples(epoch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        for key, numbers in batches_of(config, data, epoch):
+            images = devices.rows(data.train_images, numbers, mesh)
+            yield prepare(key, images), devices.rows(data.train_labels, numbers, mesh)
+
+    return examples
 
 
 def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
@@ -266,49 +292,6 @@ def _optimizer(config: FineTune, data: Dataset) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=training.kernels,
     )
-
-
-def _loss(config: FineTune, setup: Setup, learner: Learner) -> Callable:
-    """(snn, x, labels) -> (loss, (accuracy, new running averages))."""
-    task, simulate = setup.task, learner.simulate
-
-    def loss(snn: SNN, x: jax.Array, labels: jax.Array):
-        (outputs, averages), teacher = simulate(snn, x), task.fn(task.params, x)
-        answers = outputs.mean(0).astype(jnp.float32)
-        entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
-            answers, labels
-        )
-        distance = optax.losses.kl_divergence_with_log_targets(
-            jax.nn.log_softmax(answers),
-            jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32)),
-        )
-        share = config.distillation
-        value = ((1 - share) * entropy + share * distance).mean()
-        return value, ((answers.argmax(-1) == labels).mean(), averages)
-
-    return loss
-
-
-def _simulation(config: FineTune, setup: Setup) -> Callable:
-    """(snn, x) -> (outputs, what replaces the running averages)."""
-    options = {"steps": config.steps, "wait": config.wait}
-    options["execution"] = _execution(config)
-    if config.keep_averages:
-        simulate = snnjax.spiking(setup.task.fn, **options)
-        return lambda snn, x: (simulate(snn, x), {})
-    network = _in_training(setup.source, config.dtype)
-    return snnjax.spiking(network, **options, has_aux=True)
-
-
-def _execution(config: FineTune) -> Any:
-    """The closed form where layers know all of their input before they fire.
-
-    An epoch then costs one of the ANN, whatever T. The gradient is the straight-through
-    one of a quantizer, and a BatchNorm sees final values alone.
-    """
-    is_late = CODES[config.code].clock_runs  # the bias comes a step later
-    has_closed_form = config.wait >= config.steps - (not is_late)
-    return "closed_form" if has_closed_form else "auto"
 
 
 def _in_training(source: Source, dtype: str) -> Callable:
@@ -321,28 +304,10 @@ def _in_training(source: Source, dtype: str) -> Callable:
     apply = in_dtype(network, dtype)  # running averages stay float32
 
     def fn(variables, x):
-        weights, averages = variables["params"], variables["batch_stats"]
-        return apply(weights, x, batch_stats=averages)
+        averages = variables.get("batch_stats", {})
+        return apply(variables["params"], x, batch_stats=averages)
 
     return fn
-
-
-def _make_step(
-    config: FineTune, data: Dataset, read: Callable, descent_step: Callable
-) -> Callable:
-    """The step for `experiments.running.fit`."""
-
-    @jax.jit
-    def step(state: State, key, images, labels):
-        images = augment(key, images, flip=config.flip, padding=config.padding)
-        x = read(normalize(data, images))
-        snn, opt_state, (loss, aux) = descent_step(*state, x, labels)
-        accuracy, averages = aux
-        snn = dataclasses.replace(snn, params={**snn.params, **averages})
-        floats, _ = training.differentiable(snn)
-        return State(snn, opt_state), report(loss, accuracy, floats)
-
-    return lambda state, key, images, labels, index: step(state, key, images, labels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -229,10 +229,7 @@ def _card(
         "seconds": round(seconds, 2),
         "seed": config.seed,
         "command": command("experiments.train_ann", config),
-        "versions": {
-            package: version(package)
-            for package in ("jax", "flax", "optax", "orbax-checkpoint")
-        },
+        "versions": {package: version(package) for package in ("jax", "flax", "optax")},
     }
 
 

@@ -36,7 +36,7 @@ codes               rate coding, radix codes, weights of your own
 neurons             neuron models, and one site through time
 surrogate           spike functions and their surrogate gradients
 simulation          options of the executions
-training            losses, optimizers, trained leaves, Dspike's temperature
+training            fine-tuning, losses, optimizers, Dspike's temperature
 measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
 layers              the network that a chip sees: populations and linear maps

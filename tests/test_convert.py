@@ -17,7 +17,7 @@ import reference
 from networks import FLAT, IMAGES, NETWORKS, REFINED, VECTORS, outputs_of, relu
 
 import snnjax
-from snnjax import Recipe
+from snnjax import Recipe, _progress
 from snnjax.calibrators import (
     calibrate_weights,
     half_charge,
@@ -27,7 +27,7 @@ from snnjax.calibrators import (
     scale_threshold,
 )
 from snnjax.calibrators import sample as sample_of_site
-from snnjax.conversion.engine import progress, site_view
+from snnjax.conversion.engine import site_view
 
 STEPS = 4
 RECIPES = {
@@ -427,7 +427,7 @@ def test_a_bar_on_a_terminal_shows_the_site(monkeypatch):
     for number, (line, name) in enumerate(zip(lines, names, strict=True), 1):
         assert line.startswith("sweep 1 [####")
         assert line.endswith(f"] site {number} of 3: {name}\x1b[K")
-    list(progress.shown(snnjax.sites(*NET[:2], images()), "a long title" * 9))
+    list(_progress.shown(names, "a long title" * 9, "site", str))
     assert max(map(len, terminal.getvalue().split("\r"))) <= 59 + len("\x1b[K")
     monkeypatch.setattr(sys, "stderr", file)
     convert()

@@ -15,9 +15,9 @@ import pytest
 from networks import NETWORKS, relu
 
 import snnjax
+from snnjax._folders import digest
 from snnjax.calibrators import least_squares_offset, max_threshold
 from snnjax.conversion.engine import sweep
-from snnjax.conversion.fits_folder import digest
 
 NET = NETWORKS["concatenation"]
 BEST = snnjax.best()
@@ -98,7 +98,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     (fits / "sweep_0_site_000.npz").mkdir(parents=True)
     (fits / "conversion.json").write_text("[1]")
     cases = (
-        (tmp_path, "is not a folder of fits: it holds 'file'"),
+        (tmp_path, "is not a folder of a conversion: it holds 'file'"),
         (file, "folder is .*file, a file; give a folder"),
         (fits, "conversion.json is damaged"),
         *((folder, "allowed: the path of a folder, or None") for folder in ("", True)),

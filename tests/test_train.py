@@ -11,7 +11,7 @@ import optax
 import pytest
 import reference
 from flax import nnx
-from networks import NETWORKS, compiled, converted, eighths, relaxed_dspike, relu
+from networks import NETWORKS, compiled, eighths, relaxed_dspike, relu
 
 import snnjax
 from snnjax import integrate_and_fire, surrogate
@@ -329,25 +329,6 @@ def test_training_mode_refuses_loops_that_fire_and_functions_without_aux():
     snn = snnjax.init(NORMED.apply, VARIABLES, TOKENS)
     with pytest.raises(ValueError, match=r"return \(outputs, aux\); found PyTreeDef"):
         snnjax.spiking(NORMED.apply, steps=STEPS, has_aux=True)(snn, TOKENS)
-
-
-def test_a_converted_network_is_fine_tuned_by_the_same_call():
-    recipe = snnjax.max_activation()
-    snn = converted(NORMED.apply, VARIABLES, TOKENS, steps=STEPS, recipe=recipe)
-    simulate = snnjax.spiking(training, steps=STEPS, has_aux=True)
-
-    def loss(snn):
-        outputs, aux = simulate(snn, TOKENS)
-        return mean_cross_entropy(outputs, LABELS), aux
-
-    rules = {"weights": optax.adam(0.01), "threshold": optax.sgd(0.01)}
-    init, step = descent(loss, rules, has_aux=True)
-    state, step, values = init(snn), jax.jit(step), []
-    for _ in range(30):
-        snn, state, (value, _) = step(snn, state)
-        values.append(value)
-    assert values[-1] < 0.8 * values[0]
-    assert snn.steps == STEPS
 
 
 # ---------------------------------------------------------- losses and readouts

@@ -1,11 +1,9 @@
 """Training of a source network: learning, resuming, divergence, saving and loading."""
 
 import dataclasses
-import gc
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +126,7 @@ def test_divergence_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
     message = "error: .* epoch 2, step 3 of 4; the checkpoint of epoch 1 is kept"
     with pytest.raises(SystemExit, match=message):
         train_ann.main(options)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1.npz"]
 
 
 def test_too_high_learning_rate_stops(digits, config, tmp_path):
@@ -152,24 +150,16 @@ def test_load_source_errors(trained, tmp_path):
         load_source(out)
 
 
-def cut_short(folder):
-    """Half of every file: a full disk, or a copy that was not finished."""
-    for file in filter(Path.is_file, folder.rglob("*")):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-# TensorStore may leave a coroutine behind when a read fails, which Python 3.13 reports.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
     trained, digits, config, tmp_path
 ):
     out = shutil.copytree(trained[0], tmp_path / "damaged")
     config = dataclasses.replace(config, out=str(out))
-    cut_short(out / "checkpoints" / "2")
-    with pytest.raises(ValueError, match="checkpoints/2 is damaged .*; delete it"):
+    file = out / "checkpoints" / "2.npz"
+    file.write_bytes(file.read_bytes()[:1000])  # a copy that was not finished
+    with pytest.raises(ValueError, match="checkpoints/2.npz is damaged .*; delete it"):
         train_ann.train(config, data=digits)
-    gc.collect()  # what orbax leaves behind would be an error of a later test
-    shutil.rmtree(out / "checkpoints" / "2")
+    file.unlink()
     again = train_ann.train(config, data=digits)
     _assert_equal(again.variables, trained[1].variables)
     (out / "source.safetensors").write_bytes(b"half a file")

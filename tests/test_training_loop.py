@@ -53,10 +53,11 @@ def test_a_finished_run_gives_its_state_whatever_it_would_begin_with(finished, d
 def test_a_killed_run_ends_in_the_same_bits(finished, digits, tmp_path):
     """Killed after the line of epoch 2, while its checkpoint was being written."""
     out, state, _ = finished
-    shutil.copytree(out / "checkpoints" / "1", tmp_path / "checkpoints" / "1")
-    shutil.copy(out / "metrics.jsonl", tmp_path)
-    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-0"
-    shutil.copytree(out / "checkpoints" / "2", unfinished)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("checkpoints/1.npz", "metrics.jsonl", "run.json"):
+        shutil.copy(out / name, tmp_path / name)
+    unfinished = tmp_path / "checkpoints" / ".2.npz.tmp"
+    unfinished.write_bytes(b"half of")
     resumed, log = run(tmp_path, digits, {"w": jnp.zeros(3)}, inputs={"network": "a"})
     np.testing.assert_array_equal(resumed["w"], state["w"])
     assert [line["epoch"] for line in log] == [1, 2]

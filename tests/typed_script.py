@@ -43,6 +43,7 @@ def loss(snn: snnjax.SNN, x, y):
 
 init, step = training.descent(loss, optax.adam(1e-3))
 snn2, state, value = step(snn, init(snn), images, jnp.zeros(256, int))
+tuned = training.finetune(network, snn, [(images, jnp.zeros(256, int))], epochs=1).snn
 measures = snnjax.measure(network, snn, images, params=params)
 for name, site in measures.sites.items():
     print(name, float(site.firing_rate))

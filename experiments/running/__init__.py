@@ -4,7 +4,7 @@ As in every package here, ``__init__`` exports the names that other packages use
 """
 
 from experiments.running import devices
-from experiments.running.checkpoints import check_resumable, digest
+from experiments.running.checkpoints import check_resumable, claim, digest
 from experiments.running.command_line import OF_A_MACHINE, command, parse, run
 from experiments.running.options import (
     CHIPS,
@@ -22,11 +22,14 @@ from experiments.running.options import (
 )
 from experiments.running.output_folder import check_writable, space, writable, write
 from experiments.running.training_loop import (
+    batches_of,
     fit,
+    print_line,
     read_log,
     report,
     schedule,
     steps_per_epoch,
+    write_log,
 )
 
 __all__ = [
@@ -40,16 +43,19 @@ __all__ = [
     "OF_A_MACHINE",
     "TrainANN",
     "TrainSNN",
+    "batches_of",
     "check_range",
     "check_resumable",
     "check_several",
     "check_writable",
+    "claim",
     "command",
     "devices",
     "digest",
     "fit",
     "one_of",
     "parse",
+    "print_line",
     "read_log",
     "report",
     "run",
@@ -58,4 +64,5 @@ __all__ = [
     "steps_per_epoch",
     "writable",
     "write",
+    "write_log",
 ]

@@ -1,119 +1,108 @@
-"""Checkpoints of a training, by orbax: the state after an epoch, and its run.
+"""Checkpoints of a training: the state after an epoch and the log, in one file.
 
-A folder belongs to one run. Besides the arrays, a checkpoint holds the options on which
-they depend, digests of the run's inputs, and the log of its epochs. A run with other
-options or inputs is refused, because resuming it would silently mix two experiments.
+A folder belongs to one run. A file in it holds the options on which the results depend,
+and digests of the run's inputs. A run with other options or inputs is refused, because
+resuming it would silently mix two experiments.
 """
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from experiments.running import devices
+from experiments.running.output_folder import write
 
 State = TypeVar("State")
 
-
-class Run(NamedTuple):
-    """The description of a run in its checkpoint, as JSON.
-
-    Attributes:
-        options: name -> value.
-        inputs: name -> `digest` of everything that the run started from.
-        log: a line for each epoch.
-    """
-
-    options: dict[str, Any]
-    inputs: dict[str, str]
-    log: list[dict[str, Any]]
-
-
-def run_of(config: Any, inputs: Mapping[str, str] | None, log: list[dict]) -> Run:
-    """The run of a configuration, with the options on which its results depend."""
-    options = dataclasses.asdict(config)
-    for name in ("out", "data_dir", "mesh", "report", "again"):
-        options.pop(name, None)
-    return Run(json.loads(json.dumps(options)), dict(inputs or {}), log)
-
-
-def manager_of(out: Path) -> ocp.CheckpointManager:
-    """A manager of this process alone.
-
-    All processes have the same state, and the first one writes it."""
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    process = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=process,
-        active_processes={process},
-        barrier_sync_key_prefix=str(process),
-    )
-    return ocp.CheckpointManager(
-        out / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=2,
-            create=False,
-            cleanup_tmp_directories=devices.first(),
-            multiprocessing_options=alone,
-        ),
-        item_handlers={
-            "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-            "run": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        },
-    )
-
-
-def save(manager: ocp.CheckpointManager, epoch: int, state: Any, run: Run) -> None:
-    """Write the state after an epoch, in the background."""
-    items = {
-        "state": ocp.args.StandardSave(_numbered(state)),
-        "run": ocp.args.JsonSave(run._asdict()),
-    }
-    manager.save(epoch, args=ocp.args.Composite(**items))
-
-
-def restore(
-    manager: ocp.CheckpointManager, epoch: int, state: State, run: Run
-) -> tuple[State, list[dict]]:
-    """The last saved state, in the structure of ``state``, and the log up to it.
-
-    Raises:
-        ValueError: the checkpoint is damaged, or of another run.
-    """
-    log = _check(manager, epoch, run)
-    target = _numbered(state)
-    arrays = _read(manager, epoch, state=ocp.args.StandardRestore())["state"]
-    shapes = [{n: np.shape(x) for n, x in tree.items()} for tree in (arrays, target)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{manager.directory} holds a state of {len(arrays)} arrays, "
-            f"{_size(arrays)} numbers; asked for are {len(target)} arrays, "
-            f"{_size(target)} numbers. Perhaps the source network has changed, or a "
-            "version: choose another --out"
-        )
-    leaves = [jnp.asarray(arrays[name]) for name in target]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves), log
+_RUN = "run.json"
+_KEPT = 2  # checkpoints
 
 
 def check_resumable(config: Any, inputs: Mapping[str, str] | None = None) -> None:
-    """Raise if ``config.out`` holds a run that `fit` would refuse to resume.
+    """Raise if ``config.out`` holds a run that this one would not resume.
 
     Args:
-        config: as for `fit`.
-        inputs: as for `fit`; None: they are not known yet.
+        config: the options, a dataclass.
+        inputs: name -> `digest` of everything that the run starts from; None: they are
+            not known yet.
     """
-    out = Path(config.out).expanduser().resolve()
-    if (out / "checkpoints").is_dir():
-        with manager_of(out) as manager:
-            if epoch := manager.latest_step():
-                _check(manager, epoch, run_of(config, inputs, []))
+    file = Path(config.out).expanduser() / _RUN
+    if not file.exists():
+        return
+    old = json.loads(file.read_text())
+    own_inputs = inputs or {}
+    new = {**_options(config), **own_inputs}
+    old = {**old["options"], **{n: old["inputs"].get(n) for n in own_inputs}}
+    names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
+    if names:
+        differences = (f"{n} {old.get(n)!r}, not {new.get(n)!r}" for n in names)
+        raise ValueError(
+            f"{file.parent} holds a run with {'; '.join(differences)}. Choose another "
+            "--out, delete that folder, or give the options of that run"
+        )
+
+
+def claim(config: Any, inputs: Mapping[str, str] | None) -> None:
+    """Note in ``config.out`` which run it holds, for `check_resumable`."""
+    run = {"options": _options(config), "inputs": dict(inputs or {})}
+    write(Path(config.out).expanduser() / _RUN, json.dumps(run, indent=1))
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """The options on which results depend, as JSON gives them back."""
+    options = dataclasses.asdict(config)
+    for name in ("out", "data_dir", "mesh", "report", "again"):
+        options.pop(name, None)
+    return json.loads(json.dumps(options))
+
+
+def save(out: Path, state: Any, log: list[dict]) -> None:
+    """Write the state after the last epoch of the log, and delete the oldest."""
+    buffer = io.BytesIO()
+    np.savez(buffer, log=np.array(json.dumps(log)), **_numbered(state))
+    (out / "checkpoints").mkdir(exist_ok=True)
+    write(_file(out, len(log)), buffer.getvalue())
+    _file(out, len(log) - _KEPT).unlink(missing_ok=True)
+
+
+def restore(out: Path, state: State) -> tuple[State, list[dict]]:
+    """The last saved state, in the structure of ``state``, and its log.
+
+    Without a checkpoint, this state and an empty log.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another state.
+    """
+    epochs = [int(file.stem) for file in (out / "checkpoints").glob("[0-9]*.npz")]
+    if not epochs:
+        return state, []
+    file = _file(out, max(epochs))
+    try:
+        with file.open("rb") as stream, np.load(stream) as entries:
+            arrays = dict(entries)
+        log = json.loads(str(arrays.pop("log")))
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}); delete it, and the same "
+            "command goes on from the checkpoint before it"
+        ) from None
+    target = _numbered(state)
+    shapes = [{n: np.shape(x) for n, x in tree.items()} for tree in (arrays, target)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{file} holds a state of {len(arrays)} arrays, {_size(arrays)} numbers; "
+            f"asked for are {len(target)} arrays, {_size(target)} numbers. Perhaps the "
+            "source network has changed, or a version: choose another --out"
+        )
+    leaves = [jnp.asarray(arrays[name]) for name in target]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), log
 
 
 def digest(tree: Any) -> str:
@@ -124,34 +113,12 @@ def digest(tree: Any) -> str:
     return total.hexdigest()
 
 
-def _check(manager: ocp.CheckpointManager, epoch: int, run: Run) -> list[dict]:
-    """The log of the run that is there; raises if it is another run."""
-    old_run = Run(**_read(manager, epoch, run=ocp.args.JsonRestore())["run"])
-    old = {**old_run.options, **{n: old_run.inputs.get(n) for n in run.inputs}}
-    new = {**run.options, **run.inputs}
-    names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
-    if names:
-        differences = (f"{n} {old.get(n)!r}, not {new.get(n)!r}" for n in names)
-        raise ValueError(
-            f"{manager.directory} holds a run with {'; '.join(differences)}. Choose "
-            "another --out, delete that folder, or give the options of that run"
-        )
-    return old_run.log
-
-
-def _read(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:
-    """Items of a checkpoint; any error of orbax's readers becomes one message."""
-    try:
-        return manager.restore(epoch, args=ocp.args.Composite(**items))
-    except Exception as error:
-        raise ValueError(
-            f"{manager.directory / str(epoch)} is damaged ({type(error).__name__}); "
-            "delete it, and the same command goes on from the checkpoint before it"
-        ) from None
+def _file(out: Path, epoch: int) -> Path:
+    return out / "checkpoints" / f"{epoch}.npz"
 
 
 def _numbered(state: Any) -> dict[str, np.ndarray]:
-    """The leaves by number: names of sites hold "/", which orbax takes for a folder."""
+    """The leaves by number, since names of sites may be no names of files."""
     leaves = jax.device_get(jax.tree.leaves(state))
     return {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 

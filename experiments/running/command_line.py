@@ -7,7 +7,6 @@ configuration. `run` carries the command out.
 
 import contextlib
 import itertools
-import logging
 import os
 import shlex
 import signal
@@ -44,7 +43,6 @@ def run(
         resume: what the same command does after Ctrl-C, for the message.
         compiles: keep compiled programs on disk, and say where.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs errors as well
     try:
         with _ended_by_ctrl_c(resume), devices.together():
             if compiles:

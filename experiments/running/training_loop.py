@@ -61,6 +61,16 @@ def read_log(out: str | Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def write_log(out: Path, log: list[dict]) -> None:
+    """Write what `read_log` reads."""
+    write(out / LOG, "".join(f"{json.dumps(line)}\n" for line in log))
+
+
+def print_line(line: dict) -> None:
+    """Print a line of the log."""
+    print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
+
+
 def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> jax.Array:
     """The report of a step: loss, accuracy, whether loss and weights are finite."""
     finite = jnp.isfinite(loss + optax.tree.norm(weights))
@@ -102,46 +112,53 @@ def fit(
     """
     # Two checkpoints, one that is being written, the last network and the best.
     out = writable(config.out, "--out", size=space(state, 5)).resolve()
-    run = checkpoints.run_of(config, inputs, log=[])
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
-    with checkpoints.manager_of(out) as manager:
-        last_epoch, log = manager.latest_step() or 0, run.log
-        if last_epoch:
-            state, log = checkpoints.restore(manager, last_epoch, state, run)
-        state = devices.everywhere(state, mesh)
-        for epoch in range(last_epoch + 1, config.epochs + 1):
-            start = time.perf_counter()
-            state, line = _train_epoch(step, state, data, config, epoch, mesh)
-            line |= measure(state)
-            line["seconds"] = round(time.perf_counter() - start, 2)
-            log = [*log, line]
-            print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
-            if devices.first():
-                write(out / LOG, "".join(f"{json.dumps(line)}\n" for line in log))
-                finished_epoch(state, log)
-                checkpoints.save(manager, epoch, state, run._replace(log=log))
+    checkpoints.check_resumable(config, inputs)
+    state, log = checkpoints.restore(out, state)
+    state = devices.everywhere(state, mesh)
+    for epoch in range(len(log) + 1, config.epochs + 1):
+        start = time.perf_counter()
+        state, line = _train_epoch(step, state, data, config, epoch, mesh)
+        line |= measure(state)
+        line["seconds"] = round(time.perf_counter() - start, 2)
+        log = [*log, line]
+        print_line(line)
+        if devices.first():
+            write_log(out, log)
+            finished_epoch(state, log)
+            checkpoints.claim(config, inputs)
+            checkpoints.save(out, state, log)
     return state, log
+
+
+def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.ndarray]]:
+    """A random key and the numbers of the images, for each step of an epoch.
+
+    They depend on seed, epoch and step only, so that a run can be resumed.
+    """
+    steps = steps_per_epoch(config, data)
+    order = np.random.default_rng((config.seed, epoch)).permutation(
+        len(data.train_images)
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    numbers = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+    return [(jax.random.fold_in(key, i), row) for i, row in enumerate(numbers)]
 
 
 def _train_epoch(step, state, data: Dataset, config, epoch: int, mesh):
     """The state after an epoch, and the mean loss and accuracy of its steps."""
-    # Order and keys depend on seed, epoch and step only, so that a run can be resumed.
-    count = len(data.train_images)
-    order = np.random.default_rng((config.seed, epoch)).permutation(count)
-    steps = count // config.batch_size
-    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
-    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    batches = batches_of(config, data, epoch)
+    steps = len(batches)
     title = f"epoch {epoch} of {config.epochs}"
     bar = tqdm(batches, title, leave=False, disable=devices.hidden())
     reports = []
     # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
     # inside lax.scan.
-    for index, numbers in enumerate(bar):
+    for index, (key, numbers) in enumerate(bar):
         images = devices.rows(data.train_images, numbers, mesh)
         labels = devices.rows(data.train_labels, numbers, mesh)
-        batch_key = jax.random.fold_in(key, index)
-        state, report = step(state, batch_key, images, labels, index)
+        state, report = step(state, key, images, labels, index)
         reports.append(report)
     loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
     if not finite.all():

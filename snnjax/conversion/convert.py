@@ -26,12 +26,13 @@ from snnjax import sharding
 from snnjax._arrays import aligned
 from snnjax._checks import check_examples, check_finite, check_wait
 from snnjax._examples import batch_of, shapes_of
+from snnjax._folders import Folder, open_folder
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion.engine.effects import Effects, effects_of, scaled
 from snnjax.conversion.engine.micro_batches import Images, Plan, micro_batches
 from snnjax.conversion.engine.sweep import chained, sweep
-from snnjax.conversion.fits_folder import FitsFolder, open_folder, stored_or_fitted
+from snnjax.conversion.fits_folder import stored_or_fitted
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import Stage, stages
@@ -172,7 +173,7 @@ def convert(
         "code": repr(code),
         "recipe": repr(recipe),
     }
-    fits = open_folder(folder, conversion)
+    fits = open_folder(folder, "conversion", conversion)
     neurons = {
         site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
     }
@@ -183,7 +184,7 @@ def convert(
 
 
 def _fitted(
-    plan: Plan, fresh: SNN, alternatives: Sequence[Any], fits: FitsFolder | None
+    plan: Plan, fresh: SNN, alternatives: Sequence[Any], fits: Folder | None
 ) -> SNN:
     """Fit every alternative; return the SNN with the smallest error of the outputs."""
     candidates, count = [], itertools.count()

@@ -74,10 +74,9 @@ def choose(
     tpu 1 by_layer
     tpu 8 closed_form
     """
-    count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
-    has_closed_form = count_only and needs_no_time(snn.code, steps, wait)
+    closed = has_closed_form(snn, steps, wait)
     models = models_in(snn.model)
-    if execution == "closed_form" and not has_closed_form:
+    if execution == "closed_form" and not closed:
         leaks = any(
             field(params, "leak") is not None for params in snn.neurons.values()
         )
@@ -97,7 +96,7 @@ def choose(
         return Choice("by_layer")
     # A dead zone delays spikes of rate coding, and the closed form fires at once.
     delays = snn.code.clock_runs and any(model.has_zones for model in models)
-    if has_closed_form and not delays:
+    if closed and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
     takes_steps = snn.code.clock_runs and wait == 0
     if takes_steps and platform == "cpu" and steps > FEW_STEPS:
@@ -107,3 +106,9 @@ def choose(
     # All steps of so many images stay on the chip only if the steps are few.
     groups = platform == "tpu" and steps <= FEW_STEPS
     return Choice("by_layer", group=LANES if groups else None)
+
+
+def has_closed_form(snn: SNN, steps: int, wait: int) -> bool:
+    """Whether the neurons only count, and have all of their input before they fire."""
+    count_only = all(counts_only(snn.model_of(n), p) for n, p in snn.neurons.items())
+    return count_only and needs_no_time(snn.code, steps, wait)

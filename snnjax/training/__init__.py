@@ -1,5 +1,6 @@
 """Training of SNNs by surrogate gradients.
 
+* ``finetuning.py``: the epochs of a training after a conversion.
 * ``losses.py``: losses and a readout.
 * ``leaves.py``: which leaves of an SNN are trained.
 * ``optimizers.py``: gradient descent that keeps neurons in their ranges.
@@ -8,13 +9,19 @@
 """
 
 from snnjax.training.differences import finite_differences
+from snnjax.training.finetuning import Finetuned, finetune
 from snnjax.training.leaves import (
     check_gradients,
     differentiable,
     kernels,
     param_labels,
 )
-from snnjax.training.losses import mean_cross_entropy, membrane_readout, tet
+from snnjax.training.losses import (
+    distillation,
+    mean_cross_entropy,
+    membrane_readout,
+    tet,
+)
 from snnjax.training.optimizers import Descent, descent, optimizer
 from snnjax.training.temperature import (
     Choice,
@@ -26,10 +33,13 @@ from snnjax.training.temperature import (
 __all__ = [
     "Choice",
     "Descent",
+    "Finetuned",
     "check_gradients",
     "choose_temperature",
     "descent",
     "differentiable",
+    "distillation",
+    "finetune",
     "finite_differences",
     "kernels",
     "mean_cross_entropy",

@@ -2,6 +2,7 @@
 
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
+    distillation         KL(softmax(z) || softmax(mean_t O(t))), z from a teacher
 
 Any loss of ``O.mean(0)`` works as well, such as those of ``optax.losses``.
 Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
@@ -24,7 +25,8 @@ def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
         labels: int [B].
 
     Raises:
-        ValueError: wrong shapes; outside of ``jit``, a label that is not a class.
+        ValueError: wrong shapes; outside of ``jit``, a label that is not a class, which
+            makes the loss NaN inside of it.
 
     >>> import jax.numpy as jnp
     >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
@@ -74,6 +76,34 @@ def tet(
     return (1 - regularization) * entropy + regularization * distance
 
 
+def distillation(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Distance of the mean output from the logits of a teacher, averaged over images.
+
+        KL(softmax(z) || softmax(mean_t O(t)))
+
+    Args:
+        outputs: readout at each step [T, B, classes].
+        teacher: z, logits [B, classes], as the ANN has them.
+
+    Raises:
+        ValueError: wrong shapes.
+
+    >>> import jax.numpy as jnp
+    >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
+    >>> print(distillation(outputs, jnp.array([[5.0, 5.0]])))
+    0.0
+    """
+    shape, own_shape = jnp.shape(teacher), jnp.shape(outputs)
+    if len(own_shape) != 3 or shape != own_shape[1:]:
+        raise ValueError(
+            f"outputs have shape {own_shape}, the teacher's {shape}; allowed: the "
+            "readout at each step [T, B, classes], and logits [B, classes]"
+        )
+    answers, target = jax.nn.log_softmax(wide(outputs).mean(0)), wide(teacher)
+    distance = optax.losses.kl_divergence_with_log_targets
+    return distance(answers, jax.nn.log_softmax(target)).mean()
+
+
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     """Potentials of output neurons that never fire, [T, B, ...], float32.
 
@@ -104,4 +134,6 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
 
 
 def _cross_entropy(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # A negative label would count from the last class.
+    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), entropy, jnp.nan)

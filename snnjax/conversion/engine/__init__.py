@@ -2,5 +2,5 @@
 
 ``sweep.py`` carries ``micro_batches.py`` of the images from site to site by the
 compiled ``segments.py`` of the network; ``site_view.py`` shows each site to its
-calibrators; ``progress.py`` shows on a terminal how far it is.
+calibrators.
 """

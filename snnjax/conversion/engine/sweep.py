@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from snnjax import sharding
 from snnjax._arrays import on_host, wide
 from snnjax._checks import check_finite
+from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
 from snnjax.calibrators.parameters import parameter_shapes, widen
 from snnjax.calibrators.view import Calibrator, Fit, View
@@ -36,7 +37,6 @@ from snnjax.conversion.engine.micro_batches import (
     run_snn,
     split,
 )
-from snnjax.conversion.engine.progress import shown
 from snnjax.conversion.engine.site_view import (
     Arrival,
     SiteView,
@@ -71,7 +71,7 @@ def sweep(
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
-    for i, site in enumerate(shown(sites, title)):
+    for i, site in enumerate(shown(sites, title, "site", lambda site: site.name)):
         ann = [dict(batch.ann) for batch in fit_batches] if site.signed else []
         here = Arrival(plan, fit_batches, judge_batches, i, params, ann)
         fit = _fit_site(here, original, neurons[site.name], calibrators[i])

@@ -1,0 +1,200 @@
+"""`training.finetune`: the loop that a user would write, its folder and its errors."""
+
+import dataclasses
+import io
+import re
+import sys
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import converted
+
+import snnjax
+from snnjax import training
+
+DRAW = np.random.default_rng(0)
+X = np.float32(DRAW.normal(size=(3, 16, 6)))
+LABELS = DRAW.integers(0, 3, (3, 16))
+BATCHES = list(zip(X, LABELS, strict=True))
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+        return nn.Dense(3)(nn.relu(norm(nn.Dense(8)(x))))
+
+
+NET = Net()
+VARIABLES = jax.jit(NET.init)(jax.random.key(0), X[0])
+
+
+def in_training(variables, x):
+    return NET.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+def teacher(x):
+    return NET.apply(VARIABLES, x)
+
+
+def shuffled(epoch):
+    for i in np.random.default_rng(epoch).permutation(3):
+        yield BATCHES[i]
+
+
+@pytest.fixture(scope="module")
+def snn():
+    return converted(NET.apply, VARIABLES, X[0], steps=2)
+
+
+def finetune(snn, examples=BATCHES, fn=NET.apply, **options):
+    options = {"epochs": 2, "rules": 0.01} | options
+    return training.finetune(fn, snn, examples, **options)
+
+
+def by_hand(snn, fn, *, has_aux, share, **options):
+    """Two epochs of `shuffled`, as a loop."""
+    simulate = snnjax.spiking(fn, has_aux=has_aux, **options)
+
+    def loss(snn, x, labels):
+        outputs, averages = simulate(snn, x) if has_aux else (simulate(snn, x), {})
+        entropy = training.mean_cross_entropy(outputs, labels)
+        distance = training.distillation(outputs, teacher(x))
+        return (1 - share) * entropy + share * distance, averages
+
+    init, descend = training.descent(loss, optax.adam(0.01), has_aux=True)
+    state, step = init(snn), jax.jit(descend)
+    for epoch in (1, 2):
+        for x, labels in shuffled(epoch):
+            snn, state, (_, averages) = step(snn, state, x, labels)
+            snn = dataclasses.replace(snn, params={**snn.params, **averages})
+    return snn
+
+
+@pytest.mark.parametrize("wait", [0, 2])
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_it_is_the_loop_that_one_would_write(has_aux, wait):
+    snn = converted(NET.apply, VARIABLES, X[0], steps=2, wait=wait)
+    fn = in_training if has_aux else NET.apply
+    options = {"has_aux": has_aux, "share": 0.3}
+    tuned = finetune(snn, shuffled, fn, teacher=teacher, **options).snn
+    execution = "closed_form" if wait else "auto"
+    expected = by_hand(snn, fn, execution=execution, **options)
+    chex.assert_trees_all_equal(tuned, expected)
+    old, new = (
+        tree.params["batch_stats"]["BatchNorm_0"]["mean"] for tree in (snn, tuned)
+    )
+    assert np.any(old != new) == has_aux
+
+
+def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
+    """NumPy stores neither bfloat16 nor a random key."""
+    narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), snn.params)
+    snn = dataclasses.replace(snn, params={"net": narrow, "key": jax.random.key(1)})
+
+    def fn(params, x):
+        return NET.apply(params["net"], x)
+
+    def interrupt(snn, line):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+        return {"numbers": np.arange(2), "mean": jnp.float32(0.5)}
+
+    def measure(snn, line):
+        return {"more": line["loss"]}
+
+    options = {"fn": fn, "examples": shuffled, "epochs": 3}
+    folder = {"folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        finetune(snn, measure=interrupt, **options, **folder)
+    resumed, log = finetune(snn, measure=measure, **options, **folder)
+    whole, whole_log = finetune(snn, **options)
+    assert jax.tree.structure(resumed) == jax.tree.structure(whole)
+    pairs = zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True)
+    assert all(a.dtype == b.dtype and bool((a == b).all()) for a, b in pairs)
+    assert [line["loss"] for line in log] == [line["loss"] for line in whole_log]
+    assert log[0]["numbers"] == [0, 1] and log[0]["mean"] == 0.5
+    assert log[2]["more"] == log[2]["loss"] and log[0]["epoch"] == 1
+    options["examples"] = lambda epoch: pytest.fail("a finished training reads them")
+    again = finetune(snn, **options, **folder)
+    assert again.log == log
+
+
+def test_a_teacher_pulls_and_a_loss_may_be_ones_own(snn):
+    options = {"examples": BATCHES, "epochs": 8, "rules": {"weights": optax.adam(0.02)}}
+
+    def distance(snn):
+        outputs = snnjax.spiking(NET.apply)(snn, X[0])
+        return float(training.distillation(outputs, teacher(X[0])))
+
+    pulled = finetune(snn, teacher=teacher, share=1.0, **options).snn
+    alone = finetune(snn, loss=training.tet, **options)
+    assert distance(pulled) < distance(snn) < distance(alone.snn)
+    assert alone.log[-1]["loss"] < alone.log[0]["loss"]
+    assert alone.log[-1]["accuracy"] > alone.log[0]["accuracy"]
+    chex.assert_trees_all_equal(pulled.neurons, snn.neurons)  # rules are for weights
+
+
+def test_devices_share_the_batches(snn):
+    mesh = jax.make_mesh((4,), ("data",))
+    place = jax.NamedSharding(mesh, jax.P("data"))
+    shared = [tuple(jax.device_put(part, place) for part in batch) for batch in BATCHES]
+    alone, ours = finetune(snn), finetune(snn, shared)
+    chex.assert_trees_all_close(alone.snn, jax.device_get(ours.snn), atol=1e-5)
+    assert len(jax.tree.leaves(ours.snn)[0].devices()) == 4
+
+
+def test_a_bar_on_a_terminal_shows_step_and_loss(snn, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    finetune(snn, shuffled)
+    lines = [line.removesuffix("\x1b[K") for line in terminal.getvalue().split("\r")]
+    assert lines[1] == "epoch 1 of 2 step 1: compiling"
+    assert re.fullmatch(r"epoch 1 of 2 step 2: loss [\d.]+", lines[2])
+    bar = r"epoch 2 of 2 \[#{6}\.{14}\] step 1 of 3: loss [\d.]+"
+    assert re.fullmatch(bar, lines[5])
+    assert lines[4] == lines[-1] == ""
+
+
+def test_errors_say_what_is_allowed(snn, tmp_path):
+    finetune(snn, epochs=2, folder=tmp_path)
+    (tmp_path / "file").write_text("")
+    other = dataclasses.replace(snn, neurons={"elsewhere": snn.neurons["Net/relu"]})
+    few = [(X[0], LABELS[0][:5])]
+    for options, message in (
+        ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
+        ({"snn": {}}, "snn is dict; allowed: an SNN of"),
+        ({"snn": other}, "sites without neurons: .'Net/relu'"),
+        ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
+        ({"examples": 3}, "examples is int; allowed: a list or a loader"),
+        ({"examples": []}, "examples of epoch 1 are empty; allowed: one pair"),
+        ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
+        ({"examples": few}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
+        ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
+        ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
+        ({"share": 2}, "share is 2; allowed: 0 to 1"),
+        ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
+        ({"measure": lambda snn, line: 0.5}, "measure returns float; allowed: a dict"),
+        ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
+        ({"folder": tmp_path / "file"}, "a file; give a folder"),
+        ({"folder": tmp_path, "rules": 0.02}, "another training, with other rules. "),
+        ({"folder": tmp_path, "epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(**{"snn": snn} | options)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1 of 1"):
+        finetune(snn, [(X[0], LABELS[0] - 1)])
+    (tmp_path / "state.npz").write_bytes(b"half of")
+    with pytest.raises(ValueError, match="no state of these rules, or is damaged"):
+        finetune(snn, folder=tmp_path)
+
+
+def with_strange_averages(variables, x):
+    outputs, averages = in_training(variables, x)
+    return outputs, {"far": averages}
