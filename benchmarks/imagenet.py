@@ -241,7 +241,7 @@ def measured(
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
     }
-    simulate = snnjax.spiking(fn, micro_batch=1)
+    simulate = snnjax.spiking(fn)
     run = jax.jit(lambda snn, x: simulate(snn, x).mean(0))
     outputs = in_parts(functools.partial(run, snn), x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
