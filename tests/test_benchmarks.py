@@ -22,6 +22,7 @@ from benchmarks import (
     timing,
 )
 from experiments import data, models
+from experiments.models.zoo import Plain
 
 
 def check_files(result, out, printed):
@@ -81,7 +82,7 @@ def test_equal_accuracy(monkeypatch, capsys, tmp_path):
     images = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     splits = [images, np.zeros(64, np.int32)] * 2
     dataset = data.Dataset("cifar10", *splits, (128.0,) * 3, (64.0,) * 3, 10)
-    model = models.build("digits_resnet", 10)
+    model = Plain(10, convolutions=((4, 2), (4, 2)))
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3)))
     source = models.Source(model, variables, dataset.facts())
     monkeypatch.setattr(data, "load", lambda name, data_dir: dataset)
