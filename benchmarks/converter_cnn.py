@@ -136,7 +136,6 @@ def spikingjelly(mode: str, channels_last: bool, steps: int, batch: int, size: i
     """Its RateCodingRecipe, run as in its own benchmark."""
     try:
         import torch
-        from spikingjelly.activation_based import functional
         from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe
     except ImportError as error:
         raise timing.NotInstalled(error) from None
@@ -163,6 +162,14 @@ def spikingjelly(mode: str, channels_last: bool, steps: int, batch: int, size: i
     facts = {"ann": float(ann(x).abs().mean()), "threads": torch.get_num_threads()}
     recipe = RateCodingRecipe(dataloader=[(x,)], mode="Max", fuse_flag=True)
     snn = Converter(recipe=recipe, device="cpu").convert(ann).eval()
+    return spikingjelly_run(snn, x, steps, mode, channels_last), facts
+
+
+def spikingjelly_run(snn, x, steps: int, mode: str, channels_last: bool):
+    """The sum over all steps of its network, for images [B, C, H, W] in a step mode."""
+    import torch
+    from spikingjelly.activation_based import functional
+
     if channels_last:
         snn = snn.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
@@ -182,8 +189,7 @@ def spikingjelly(mode: str, channels_last: bool, steps: int, batch: int, size: i
     else:
         outputs = snn(x.unsqueeze(0).expand(steps, *x.shape).contiguous())
     check_steps(outputs.numpy(), steps)
-    run = torch.inference_mode()(single if mode == "s" else multi)
-    return run, facts
+    return torch.inference_mode()(single if mode == "s" else multi)
 
 
 def sparxml(steps: int, batch: int, size: int):

@@ -16,14 +16,16 @@ import pytest
 import snnjax
 from benchmarks import (
     converter_cnn,
+    equal_accuracy,
     imagenet,
     mlperf_tiny,
     streams,
     throughput,
     timing,
 )
-from experiments import data
+from experiments import data, models
 from experiments.models import Source
+from experiments.models.zoo import Plain
 
 
 def check_files(result, out, printed):
@@ -63,6 +65,65 @@ def test_converter_cnn(monkeypatch, capsys, tmp_path):
     for side in peers:
         row = next(line for line in printed.splitlines() if f"| {side} " in line)
         assert "not installed" in row
+
+
+def test_a_side_takes_the_least_t_that_suffices():
+    logits, labels = np.eye(10), np.arange(10)  # the ANN knows all ten
+    tables = {2: {"a": 70.0, "b": 90.0}, 4: {"a": 99.0, "b": 98.0}, 8: {"a": 100.0}}
+    for choices, facts in (
+        ((2, 4, 8), {"steps": 4, "recipe": "a", "lost": 1}),
+        ((2,), {"steps": 2, "recipe": "b", "lost": 10}),
+    ):
+        result = equal_accuracy.facts_of(logits, labels, choices, tables.__getitem__)
+        assert facts.items() <= result.items()
+        assert list(result["accuracies"]) == list(choices[:2])
+
+
+def test_equal_accuracy(monkeypatch, capsys, tmp_path):
+    """A small network, and one mode of SpikingJelly that takes a second."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+    splits = [images, np.zeros(64, np.int32)] * 2
+    dataset = data.Dataset("cifar10", *splits, (128.0,) * 3, (64.0,) * 3, 10)
+    model = Plain(10, convolutions=((4, 2), (4, 2)))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3)))
+    source = models.Source(model, variables, dataset.facts())
+    monkeypatch.setattr(data, "load", lambda name, data_dir: dataset)
+    monkeypatch.setattr(models, "load_source", lambda path: source)
+    monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
+    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
+    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+    there, *missing = equal_accuracy.SPIKINGJELLY
+
+    def rounds(commands, count, repeats):
+        sides = {side: {"missing": "not here"} for side in missing}
+        for side in (equal_accuracy.ANN, *equal_accuracy.SNNJAX):
+            run, facts = equal_accuracy.snnjax_or_ann(side, tmp_path)
+            assert run().shape == (64, 10)
+            seconds = [timing.once(run) for _ in range(count * repeats)]
+            sides[side] = {"facts": facts, "versions": {}, "seconds": seconds}
+        assert commands.keys() == {there, *sides}
+        return sides | {there: sides[equal_accuracy.ANN] | {"seconds": [1.0]}}
+
+    monkeypatch.setattr(timing, "rounds", rounds)
+    out = tmp_path / "equal.json"
+    files = ["--folder", str(tmp_path), "--out", str(out)]
+    result = equal_accuracy.main(["--quick", *files])
+    assert result["sides"][there]["speed_over"] == {"best": 1, "median": 1}
+    for side in equal_accuracy.SNNJAX:
+        side = result["sides"][side]
+        speed = 1 / min(side["seconds"])  # that of the other side is 64 images a second
+        assert side["speed_over"]["best"] == pytest.approx(speed)
+        assert side["facts"]["steps"] == 2
+    goals = [goal["target"] for goal in result["targets"]]
+    assert len(goals) == 3 * (1 + len(timing.MEASURES))
+    assert goals[0] == f"points lost by {equal_accuracy.CLOSED_FORM} <= 1"
+    check_files(result, out, capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "radix_T2",
+        "radix_T2_wait",
+        "rate_T2",
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,248 @@
+"""How fast are converted networks at equal accuracy, against SpikingJelly's converter?
+
+    python -m benchmarks.equal_accuracy --data_dir DATA --spikingjelly PYTHON311 \
+        --out benchmarks/results/equal_accuracy.json
+
+The ResNet-20 of experiments/sources on CIFAR-10, with the same weights and the same 256
+training images for calibration on both sides. T of a side is the least one of `STEPS`
+that loses at most a point on the first 1000 test images. Each side is timed at its own
+T, in a process of its own. SpikingJelly converts by `RECIPES` and reads its output
+after the delay that it estimates. Its most accurate recipe is timed, in both step modes
+and both memory formats.
+
+--folder keeps our conversions and SpikingJelly's accuracies, so a second run takes
+minutes. There are no other peers: sparxml converts a sequence of layers, which a
+residual network is not, and snnTorch has no converter.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import converter_cnn, timing
+from benchmarks.converter_cnn import SPIKINGJELLY
+
+SOURCE = "experiments/sources/resnet20.safetensors"
+POINTS, BATCH = 1, 64  # of accuracy that a side may lose; images at a time
+STEPS = {"radix": (2, 3, 4, 5, 6), "rate": (8, 16, 32, 64, 128, 256)}
+ANN, RATE = "ANN", "snnjax rate, by_step"
+CLOSED_FORM = "snnjax radix, wait T - 1, closed_form"
+WAIT_1 = "snnjax radix, wait 1, by_layer"  # the execution that "auto" takes
+SNNJAX = {  # side -> options of `snnjax.spiking`
+    CLOSED_FORM: dict(execution="closed_form"),
+    WAIT_1: dict(execution="by_layer", micro_batch=16),
+    RATE: dict(execution="by_step", micro_batch=16),
+}
+TARGETS = {CLOSED_FORM: 12, WAIT_1: 8, RATE: 3.7}  # least speed over SpikingJelly's
+RECIPES = {  # of SpikingJelly; the last one is that of its example for ImageNet
+    "max": dict(mode="max"),
+    "99.9%": dict(mode="99.9%"),
+    "99.9% by channel": dict(mode="99.9%", channel_wise=True, half_threshold=True),
+}
+
+
+def write_inputs(file: Path, data_dir: str | None, images: int) -> None:
+    """PyTorch's weights, and normalized images, for the processes of all sides."""
+    from experiments.data import load, normalize, normalized_as
+    from experiments.models import load_source, read_weights
+
+    data = normalized_as(load("cifar10", data_dir), load_source(SOURCE).card)
+    splits = {
+        "calibration": normalize(data, data.train_images[:256]),
+        "x": normalize(data, data.test_images[:images]),
+        "labels": data.test_labels[:images],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **splits, **read_weights(SOURCE))
+
+
+Accuracies = dict[str, float]  # of recipes, in percent
+
+
+def percent(logits: Any, labels: np.ndarray) -> float:
+    return 100 * float((np.asarray(logits).argmax(-1) == labels).mean())
+
+
+def facts_of(logits: Any, labels: np.ndarray, choices: Sequence[int], measure) -> dict:
+    """Facts of a side, of the first T of the choices that suffices, or of the last.
+
+    Args:
+        logits, labels: of the ANN.
+        measure: T -> `Accuracies`.
+    """
+    ann, tried = percent(logits, labels), {}
+    for steps in choices:
+        accuracies = tried[steps] = measure(steps)
+        recipe = max(accuracies, key=accuracies.__getitem__)
+        lost = round(ann - accuracies[recipe], 6)
+        if lost <= POINTS:
+            break
+    facts = {"steps": steps, "recipe": recipe, "lost": lost, "accuracies": tried}
+    return facts | {"logits": float(abs(logits).mean())}
+
+
+def snnjax_or_ann(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
+    """(run, facts): conversions by `snnjax.best`, or the ANN itself."""
+    import jax
+
+    import snnjax
+    from experiments.models import load_source, source_function
+
+    source, arrays = load_source(SOURCE), np.load(folder / "inputs.npz")
+    fn, variables = source_function(source), source.variables
+    x, labels, network = arrays["x"], arrays["labels"], jax.jit(fn)
+    groups = [jax.device_put(x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
+    logits = network(variables, x)
+    if side == ANN:
+        ann = {"ANN": percent(logits, labels)}
+        facts = facts_of(logits, labels, [1], lambda steps: ann)
+        return lambda: network(variables, groups[0]), facts
+    spiking = snnjax.spiking(fn, **SNNJAX[side])
+    run = jax.jit(lambda snn, x: spiking(snn, x).mean(0))
+    name, waits = side.split()[1].strip(","), side == CLOSED_FORM
+    code, calibration = getattr(snnjax.codes, name)(), arrays["calibration"]
+
+    @functools.cache
+    def converted(steps: int) -> snnjax.SNN:
+        wait = steps - 1 if waits else None  # None: the least that the code needs
+        options = dict(steps=steps, wait=wait, code=code)
+        kept = folder / f"{name}_T{steps}{'_wait' * waits}"
+        return snnjax.convert(fn, variables, calibration, folder=kept, **options)
+
+    def accuracies(steps: int) -> Accuracies:
+        answers = [run(converted(steps), group) for group in groups]
+        return {"best": percent(np.concatenate(answers), labels)}
+
+    facts = facts_of(logits, labels, STEPS[name], accuracies)
+    return functools.partial(run, converted(facts["steps"]), groups[0]), facts
+
+
+def spikingjelly(side: str, folder: Path) -> tuple[Callable[[], Any], dict]:
+    """(run, facts); the facts are kept in a file, for these inputs."""
+    try:
+        import torch
+
+        from benchmarks import spikingjelly_resnet as theirs
+    except ImportError as error:
+        raise timing.NotInstalled(error) from None
+    torch.set_grad_enabled(False)
+    arrays = dict(np.load(folder / "inputs.npz"))
+    nchw = {
+        name: torch.tensor(arrays[name].transpose(0, 3, 1, 2).copy())
+        for name in ("calibration", "x")
+    }
+    x, labels = nchw["x"], arrays["labels"]
+
+    @functools.cache
+    def converted(recipe: str):
+        ann = theirs.network(arrays)
+        return theirs.converted(ann, nchw["calibration"], RECIPES[recipe])
+
+    def accuracies(steps: int) -> Accuracies:
+        options = dict(**nchw, steps=steps, batch=BATCH)
+        sums = {name: theirs.answers(converted(name), **options) for name in RECIPES}
+        return {name: percent(answers, labels) for name, answers in sums.items()}
+
+    digest = hashlib.sha256((folder / "inputs.npz").read_bytes()).hexdigest()
+    kept = folder / f"spikingjelly_{digest[:16]}.json"
+    if not kept.exists():
+        logits = theirs.network(arrays)(x)
+        facts = facts_of(logits, labels, STEPS["rate"], accuracies)
+        kept.write_text(json.dumps(facts))
+    facts = json.loads(kept.read_text())
+    options = x[:BATCH], facts["steps"], *SPIKINGJELLY[side]
+    return converter_cnn.spikingjelly_run(converted(facts["recipe"]), *options), facts
+
+
+# ------------------------------------------------------------------------- the table
+
+
+def library(side: str) -> str:
+    return "spikingjelly" if side in SPIKINGJELLY else "snnjax"
+
+
+def add_speeds(results: dict[str, dict]) -> list[dict]:
+    """Images per second, and over those of SpikingJelly's fastest mode; the targets."""
+    for side in results.values():
+        side["images_per_s"] = timing.measures(side["seconds"], lambda s: BATCH / s)
+    modes = [results[name]["images_per_s"] for name in SPIKINGJELLY if name in results]
+    fastest, goals = max(modes, key=lambda mode: mode["best"], default={}), []
+    for name, side in results.items():
+        speed = side["images_per_s"]
+        side["speed_over"] = {m: speed[m] / fastest[m] for m in fastest}
+        if name in SNNJAX:
+            goal, points = f"points lost by {name}", side["facts"]["lost"]
+            goals.append(timing.target(goal, points, at_most=POINTS))
+        for m, ratio in side["speed_over"].items() if name in SNNJAX else ():
+            goal = f"{m} speed of {name} / SpikingJelly's fastest"
+            goals.append(timing.target(goal, ratio, at_least=TARGETS[name]))
+    return goals
+
+
+def text(result: dict) -> str:
+    """A table of sides, and one of the accuracies for each T that was tried."""
+    head = ["side", "T", "points lost", "images/s best", "median", "/ SpikingJelly's"]
+    rows, tried = [], {}
+    for name, side in result["sides"].items():
+        if "missing" in side:
+            rows.append([name, "not installed", *[None] * (len(head) - 2)])
+            continue
+        facts, speed = side["facts"], side["images_per_s"]
+        row = [name, facts["steps"], facts["lost"], *speed.values()]
+        rows.append([*row, side["speed_over"].get("median")])
+        shared = "SpikingJelly" if name in SPIKINGJELLY else name
+        for steps, accuracies in facts["accuracies"].items():
+            for recipe, accuracy in accuracies.items():
+                row = [shared, recipe, steps, f"{accuracy:.1f}"]
+                tried[shared, recipe, steps] = row
+    accuracies = timing.table(["side", "recipe", "T", "accuracy %"], [*tried.values()])
+    return f"{timing.table(head, rows)}\n\n{accuracies}"
+
+
+def main(arguments: list[str] | None = None) -> dict | None:
+    """The command: a result, which is printed too; None in the process of a side."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data_dir", help="of CIFAR-10")
+    parser.add_argument("--folder", default="runs/equal_accuracy", help="of kept work")
+    parser.add_argument("--spikingjelly", metavar="PYTHON", default=sys.executable)
+    parser.add_argument("--rounds", metavar="N", type=timing.count, default=7)
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder).absolute()
+    if options.side:
+        prepare = spikingjelly if options.side in SPIKINGJELLY else snnjax_or_ann
+        work = functools.partial(prepare, options.side, folder)
+        timing.serve(work, converter_cnn.PACKAGES[library(options.side)])
+        return None
+    images, rounds = (BATCH, 1) if options.quick else (1000, options.rounds)
+    write_inputs(folder / "inputs.npz", options.data_dir, images)
+    machine = timing.machine()
+    pythons = {"snnjax": sys.executable, "spikingjelly": options.spikingjelly}
+    command = ["-m", "benchmarks.equal_accuracy", f"--folder={folder}"]
+    commands = {
+        side: [pythons[library(side)], *command, f"--side={side}"]
+        for side in (ANN, *SNNJAX, *SPIKINGJELLY)
+    }
+    sides = timing.rounds(commands, rounds, repeats=1)
+    results = converter_cnn.installed(sides)
+    logits = [side["facts"]["logits"] for side in results.values()]
+    assert np.allclose(logits, logits[0], rtol=1e-3), "the sides' ANNs differ"
+    result = {
+        "question": __doc__.splitlines()[0],
+        "sizes": {"batch": BATCH, "images": images, "rounds": rounds},
+        "machine": machine,
+        "versions": {library(name): side["versions"] for name, side in results.items()},
+        "sides": sides,
+        "targets": add_speeds(results),
+    }
+    timing.report(result, text(result), options.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
