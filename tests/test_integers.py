@@ -384,7 +384,7 @@ def test_weights_far_above_a_threshold_are_clipped_and_named():
     thresholds[2] = 5e-4
     nodes[first] = dataclasses.replace(nodes[first], threshold=thresholds)
     layers = dataclasses.replace(layers, nodes=tuple(nodes))
-    with pytest.warns(UserWarning, match="4 bits are clipped there, in 1 of 6") as seen:
+    with pytest.warns(UserWarning, match="of 4 bits, in 1 of 6 channels") as seen:
         integers = snnjax.quantize(layers, VECTORS, weight_bits=4)
     assert seen[0].filename == __file__
     whole = integers.populations[0].threshold

@@ -11,7 +11,6 @@ rounded, and a weight of 0 stays 0. A bias makes up for the difference of the me
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -97,11 +96,15 @@ class Reading(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A receiver and its maps of whole numbers, and the spikes of a population."""
+    """A receiver and its maps of whole numbers.
+
+    ``spikes`` are those of a population. ``clipped`` says which weights are clipped.
+    """
 
     node: Population | Output
     maps: list[Affine]
     spikes: Pair | None
+    clipped: list[str]
 
 
 def read_receiver(
@@ -130,8 +133,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
     layers, node, connections = reading.layers, reading.node, reading.connections
     assert layers.arithmetic is not None
     is_population = isinstance(node, Population)
-    if is_population:
-        _check_thresholds(reading, bits)
+    clipped = _clipped(reading, bits) if is_population else []
     half = 2 ** (layers.arithmetic.state_bits - 1)
     parts = [
         rounding.Part(rows, _bits_of(c.weights, bits), _variances(m.own, len(rows)))
@@ -153,7 +155,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         )
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, Output):
-            return Fit(whole, maps, None)
+            return Fit(whole, maps, None, clipped)
         # Wide registers say how far potentials would go.
         activity = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in activity.extremes)
@@ -177,7 +179,8 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
     else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
         activity = exact.fire(whole, layers, weighted)
     floats = _float_spikes(reading)
-    return Fit(whole, maps, Pair(floats, exact.Stream(None, activity.spikes)))
+    spikes = Pair(floats, exact.Stream(None, activity.spikes))
+    return Fit(whole, maps, spikes, clipped)
 
 
 def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
@@ -258,12 +261,15 @@ def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
         )
 
 
-def _check_thresholds(reading: Reading, bits: int) -> None:
-    """Warn if weights are clipped at the least threshold, 1; raise if in all neurons.
+def _clipped(reading: Reading, bits: int) -> list[str]:
+    """Weights that are clipped at the least threshold, 1, in words.
 
     It happens in neurons that hardly ever fire: their threshold is far below a weight.
+
+    Raises:
+        ValueError: it happens in all neurons of a population.
     """
-    node = reading.node
+    node, clipped = reading.node, []
     for connection, rows in zip(reading.connections, reading.rows, strict=True):
         peaks = np.abs(rows).max(axis=1, initial=0) / 2  # a threshold of .5 becomes 1
         own_bits = _bits_of(connection.weights, bits)
@@ -272,19 +278,18 @@ def _check_thresholds(reading: Reading, bits: int) -> None:
             continue
         peak = peaks.max()
         enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak)
-        where = f"{connection.weights.name!r} is {2 * peak:.3g} times the threshold of"
         if is_clipped.all():
             raise ValueError(
                 f"with weights of {own_bits} bits all thresholds of {node.name!r} "
-                f"would be rounded to 0: a weight of {where} its neuron; allowed: "
-                f"weight_bits >= {enough} there"
+                f"would be rounded to 0: a weight of {connection.weights.name!r} is "
+                f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
+                "there"
             )
-        warnings.warn(
-            f"a weight of {where} its neuron in {node.name!r}. Weights of {own_bits} "
-            f"bits are clipped there, in {is_clipped.sum()} of {len(peaks)} channels; "
-            f"weight_bits >= {enough} keep them",
-            stacklevel=5,
+        clipped.append(
+            f"{connection.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
+            f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
         )
+    return clipped
 
 
 # ------------------------------------------------------- programs, one for each shape

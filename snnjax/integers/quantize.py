@@ -9,6 +9,7 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -127,7 +128,14 @@ def quantize(
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    nodes = tuple(_whole_nodes(layers, x, bits, options.scale))
+    clipped: list[str] = []
+    nodes = tuple(_whole_nodes(layers, x, bits, options.scale, clipped))
+    if clipped:
+        warnings.warn(
+            "weights are clipped, since the thresholds of their neurons are small: "
+            + "; ".join(clipped),
+            stacklevel=2,
+        )
     integers = dataclasses.replace(layers, nodes=nodes)
     if chip is not None:
         _check_runs(integers, chip)
@@ -144,9 +152,16 @@ class _Options(NamedTuple):
 
 
 def _whole_nodes(
-    layers: Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
+    layers: Layers,
+    x: jax.Array,
+    bits: Mapping[str, int],
+    scale: rounding.Scale,
+    clipped: list[str],
 ) -> Iterator[Node]:
-    """The nodes with whole numbers, fitted in the order of execution."""
+    """The nodes with whole numbers, fitted in the order of execution.
+
+    `clipped` gets the descriptions of weights that are clipped.
+    """
     pairs: dict[str, Pair] = {}
     maps: dict[str, Affine] = {}
     unit = np.ones(())
@@ -175,6 +190,7 @@ def _whole_nodes(
                 reading = fitting.read_receiver(layers, node, own)
                 fit = fitting.fit_receiver(reading, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
+                clipped += fit.clipped
                 yield from fit.maps
                 node = fit.node
             case SumPool() | Flatten():
