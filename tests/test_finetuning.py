@@ -169,6 +169,7 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
     few = [(X[0], LABELS[0][:5])]
     for options, message in (
         ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
+        ({"rules": -1.0}, "rules is -1.0; allowed: > 0"),
         ({"snn": {}}, "snn is dict; allowed: an SNN of"),
         ({"snn": other}, "sites without neurons: .'Net/relu'"),
         ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),

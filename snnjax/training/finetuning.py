@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from snnjax import sharding
-from snnjax._checks import check_count, check_share, is_number
+from snnjax._checks import check_count, check_positive, check_share, is_number
 from snnjax._folders import (
     Folder,
     holds,
@@ -138,8 +138,10 @@ def finetune(
     if has_closed_form(snn, *fit) and not own_gradient:
         options = {"execution": "closed_form", **options}
     simulate = spiking(fn, has_aux=has_aux, **options)
-    rate = callable(rules) or is_number(rules)
-    optimizer: Any = optax.adam(rules) if rate else rules  # type: ignore[arg-type]
+    if is_number(rules):
+        check_positive("rules", rules)  # type: ignore[arg-type]
+    is_rate = callable(rules) or is_number(rules)
+    optimizer: Any = optax.adam(rules) if is_rate else rules  # type: ignore[arg-type]
     objective = _objective(simulate, loss, teacher, share, has_aux)
     init, descend = descent(objective, optimizer, has_aux=True)
 
