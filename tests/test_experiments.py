@@ -339,6 +339,13 @@ def test_figures_of_networks_are_drawn(tmp_path, capsys, monkeypatch):
     assert not capsys.readouterr().out
 
 
+def test_a_figure_of_more_networks_than_colors_is_refused(tmp_path):
+    network = report.read_results(published("vit"))
+    many = [network._replace(name=f"network{i}") for i in range(9)]
+    with pytest.raises(ValueError, match="9 networks; allowed in one figure: up to 8"):
+        report.figures.draw_points_lost(many, tmp_path / "lost.png")
+
+
 def test_a_frontier_has_no_row_that_loses_more_for_more_spikes():
     _, rows, ann, *_ = report.read_results(published("resnet20_radix_graded"))
     points = report.figures.frontier(rows, ann)

@@ -180,22 +180,30 @@ def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]
 
     A tenth of a point, or a gain, counts as 0.1, the least that the figure shows.
     """
-    points: list[tuple[float, float]] = []
-    for spikes, lost in sorted(
-        (float(row.spikes), max(0.1, 100 * (ann - row.final))) for row in results
-    ):
-        if spikes and (not points or lost < points[-1][1]):
-            points.append((spikes, lost))
-    return points
+    pairs = [(row.spikes, max(0.1, 100 * (ann - row.final))) for row in results]
+    best: list[tuple[float, float]] = []
+    for spikes, loss in sorted(pairs):
+        if spikes and (not best or loss < best[-1][1]):
+            best.append((spikes, loss))
+    return best
 
 
 def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
-    """Points lost against spikes: a color for each network, a line for each code."""
+    """Points lost against spikes: a color for each network, a line for each code.
+
+    Raises:
+        ValueError: there are more networks than colors.
+    """
     from matplotlib.ticker import LogLocator
 
-    names, height = merged(networks), 430
-    with drawn(path, 1.6 * WIDTH, height) as (_, (axis,)):
-        for color, (name, results, ann, *_) in zip(SERIES, names, strict=False):
+    networks = merged(networks)
+    if len(networks) > len(SERIES):
+        raise ValueError(
+            f"results are of {len(networks)} networks; allowed in one figure: up to "
+            f"{len(SERIES)}, a color for each"
+        )
+    with drawn(path, 1.6 * WIDTH, 430) as (_, (axis,)):
+        for color, (name, results, ann, *_) in zip(SERIES, networks, strict=False):
             for is_rate, line, marker in ((True, ":", "o"), (False, "-", "s")):
                 rows = [row for row in results if (row.code == "rate") == is_rate]
                 if points := frontier(rows, ann):

@@ -96,11 +96,10 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
         limit = max(limit) if isinstance(limit, tuple) else limit
         if limit is not None and some and bits(*some) > limit:
             words = f"{field.removesuffix('_bits')} of {bits(*some)} bits, not {limit}"
-            remedy = _quantize(chip)
-            if field in ("bias_bits", "threshold_bits"):  # they follow the weights
-                remedy = (
-                    "quantize with fewer weight_bits there: all numbers are smaller"
-                )
+            # Thresholds and biases have the scale of the weights.
+            follows = field in ("threshold_bits", "bias_bits")
+            fewer = "quantize with fewer weight_bits there: all numbers are smaller"
+            remedy = fewer if follows else _quantize(chip)
             yield Finding(field, "approximately", words, remedy)
     if layer.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
         words = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"

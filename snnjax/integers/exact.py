@@ -274,7 +274,7 @@ def _run(
     times = timing(*code_of(layers))
     streams: dict[str, Stream] = {}
     results: dict[str, jax.Array] = {}
-    fired: dict[str, Fired] = {}
+    activity: dict[str, Fired] = {}
     clipped = jnp.zeros((), jnp.int32)
     for node in layers.nodes:
         p = arrays[node.name]
@@ -286,8 +286,10 @@ def _run(
             case Population(model=model):
                 currents = received(stream, p["bias"], times, layers.steps)
                 neuron = without_surrogate(model)
-                fired[node.name] = _fire(neuron, p, currents, times, layers.arithmetic)
-                streams[node.name] = Stream(None, fired[node.name].spikes)
+                activity[node.name] = _fire(
+                    neuron, p, currents, times, layers.arithmetic
+                )
+                streams[node.name] = Stream(None, activity[node.name].spikes)
             case Output():
                 units = received(stream, p["bias"], times, layers.steps)
                 step = layers.unit
@@ -297,11 +299,11 @@ def _run(
     (single, *others) = results.values()
     return Trace(
         results if others else single,
-        {name: f.spikes for name, f in fired.items()} if keep else {},
-        {name: f.potentials for name, f in fired.items()} if keep else {},
-        {n: (f.extremes[0].min(), f.extremes[1].max()) for n, f in fired.items()},
-        {name: f.overflows for name, f in fired.items()},
-        {name: f.below for name, f in fired.items()},
+        {name: f.spikes for name, f in activity.items()} if keep else {},
+        {name: f.potentials for name, f in activity.items()} if keep else {},
+        {n: (f.extremes[0].min(), f.extremes[1].max()) for n, f in activity.items()},
+        {name: f.overflows for name, f in activity.items()},
+        {name: f.below for name, f in activity.items()},
         clipped,
     )
 

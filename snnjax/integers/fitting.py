@@ -98,13 +98,13 @@ class Reading(NamedTuple):
 class Fit(NamedTuple):
     """A receiver and its maps of whole numbers.
 
-    ``spikes`` are those of a population. ``clipped`` says which weights are clipped.
+    ``spikes`` are those of a population. ``clippings`` say which weights are clipped.
     """
 
     node: Population | Output
     maps: list[Affine]
     spikes: Pair | None
-    clipped: list[str]
+    clippings: list[str]
 
 
 def read_receiver(
@@ -133,7 +133,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
     layers, node, connections = reading.layers, reading.node, reading.connections
     assert layers.arithmetic is not None
     is_population = isinstance(node, Population)
-    clipped = _clipped(reading, bits) if is_population else []
+    clippings = _clippings(reading, bits) if is_population else []
     half = 2 ** (layers.arithmetic.state_bits - 1)
     parts = [
         rounding.Part(rows, _bits_of(c.weights, bits), _variances(m.own, len(rows)))
@@ -155,7 +155,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         )
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, Output):
-            return Fit(whole, maps, None, clipped)
+            return Fit(whole, maps, None, clippings)
         # Wide registers say how far potentials would go.
         activity = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in activity.extremes)
@@ -180,7 +180,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         activity = exact.fire(whole, layers, weighted)
     floats = _float_spikes(reading)
     spikes = Pair(floats, exact.Stream(None, activity.spikes))
-    return Fit(whole, maps, spikes, clipped)
+    return Fit(whole, maps, spikes, clippings)
 
 
 def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
@@ -261,7 +261,7 @@ def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
         )
 
 
-def _clipped(reading: Reading, bits: int) -> list[str]:
+def _clippings(reading: Reading, bits: int) -> list[str]:
     """Weights that are clipped at the least threshold, 1, in words.
 
     It happens in neurons that hardly ever fire: their threshold is far below a weight.
@@ -269,7 +269,7 @@ def _clipped(reading: Reading, bits: int) -> list[str]:
     Raises:
         ValueError: it happens in all neurons of a population.
     """
-    node, clipped = reading.node, []
+    node, clippings = reading.node, []
     for connection, rows in zip(reading.connections, reading.rows, strict=True):
         peaks = np.abs(rows).max(axis=1, initial=0) / 2  # a threshold of .5 becomes 1
         own_bits = _bits_of(connection.weights, bits)
@@ -285,11 +285,11 @@ def _clipped(reading: Reading, bits: int) -> list[str]:
                 f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
                 "there"
             )
-        clipped.append(
+        clippings.append(
             f"{connection.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
             f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
         )
-    return clipped
+    return clippings
 
 
 # ------------------------------------------------------- programs, one for each shape

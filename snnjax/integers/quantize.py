@@ -10,7 +10,7 @@ bias cannot hold goes into the initial potential. The readout divides by s_j.
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -128,12 +128,11 @@ def quantize(
     layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
     check_state(layers)
     x = jnp.asarray(images, jnp.float32)
-    clipped: list[str] = []
-    nodes = tuple(_whole_nodes(layers, x, bits, options.scale, clipped))
-    if clipped:
+    nodes, clippings = _whole_nodes(layers, x, bits, options.scale)
+    if clippings:
         warnings.warn(
             "weights are clipped, since the thresholds of their neurons are small: "
-            + "; ".join(clipped),
+            + "; ".join(clippings),
             stacklevel=2,
         )
     integers = dataclasses.replace(layers, nodes=nodes)
@@ -152,16 +151,11 @@ class _Options(NamedTuple):
 
 
 def _whole_nodes(
-    layers: Layers,
-    x: jax.Array,
-    bits: Mapping[str, int],
-    scale: rounding.Scale,
-    clipped: list[str],
-) -> Iterator[Node]:
-    """The nodes with whole numbers, fitted in the order of execution.
-
-    `clipped` gets the descriptions of weights that are clipped.
-    """
+    layers: Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
+) -> tuple[tuple[Node, ...], list[str]]:
+    """The nodes with whole numbers, fitted in order; and which weights are clipped."""
+    nodes: list[Node] = []
+    clippings: list[str] = []
     pairs: dict[str, Pair] = {}
     maps: dict[str, Affine] = {}
     unit = np.ones(())
@@ -190,14 +184,15 @@ def _whole_nodes(
                 reading = fitting.read_receiver(layers, node, own)
                 fit = fitting.fit_receiver(reading, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}
-                clipped += fit.clipped
-                yield from fit.maps
+                clippings += fit.clippings
+                nodes += fit.maps
                 node = fit.node
             case SumPool() | Flatten():
                 pairs[node.name] = Pair(
                     *(fitting.pooled(node, s) for s in arriving(node))
                 )
-        yield node
+        nodes.append(node)
+    return tuple(nodes), clippings
 
 
 def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:

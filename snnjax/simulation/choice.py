@@ -74,9 +74,9 @@ def choose(
     tpu 1 by_layer
     tpu 8 closed_form
     """
-    closed = has_closed_form(snn, steps, wait)
+    needs_no_steps = has_closed_form(snn, steps, wait)
     models = models_in(snn.model)
-    if execution == "closed_form" and not closed:
+    if execution == "closed_form" and not needs_no_steps:
         leaks = any(
             field(params, "leak") is not None for params in snn.neurons.values()
         )
@@ -96,7 +96,7 @@ def choose(
         return Choice("by_layer")
     # A dead zone delays spikes of rate coding, and the closed form fires at once.
     delays = snn.code.clock_runs and any(model.has_zones for model in models)
-    if closed and not delays:
+    if needs_no_steps and not delays:
         return Choice("closed_form", has_gradient_of_layers=True)
     takes_steps = snn.code.clock_runs and wait == 0
     if takes_steps and platform == "cpu" and steps > FEW_STEPS:
