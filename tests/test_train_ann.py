@@ -160,6 +160,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
     with pytest.raises(ValueError, match="checkpoints/2.npz is damaged .*; delete it"):
         train_ann.train(config, data=digits)
     file.unlink()
+    older = tmp_path / "older"
+    (older / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="checkpoints of an older version"):
+        train_ann.train(dataclasses.replace(config, out=str(older)), data=digits)
     again = train_ann.train(config, data=digits)
     _assert_equal(again.variables, trained[1].variables)
     (out / "source.safetensors").write_bytes(b"half a file")

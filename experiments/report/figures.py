@@ -52,6 +52,7 @@ class Panel(NamedTuple):
             xycoords=("axes fraction", "data"),
             xytext=(0, 3),
             textcoords="offset points",
+            zorder=1.5,  # behind the curves, so that it hides no mark
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
         low, high = axis.get_ylim()

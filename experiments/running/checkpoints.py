@@ -78,10 +78,16 @@ def restore(out: Path, state: State) -> tuple[State, list[dict]]:
     Without a checkpoint, this state and an empty log.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another state.
+        ValueError: the checkpoint is damaged, of another state or an older version.
     """
-    epochs = [int(file.stem) for file in (out / "checkpoints").glob("[0-9]*.npz")]
+    folder = out / "checkpoints"
+    epochs = [int(file.stem) for file in folder.glob("[0-9]*.npz")]
     if not epochs:
+        if any(folder.glob("[0-9]*")):
+            raise ValueError(
+                f"{folder} holds checkpoints of an older version; choose another "
+                "--out, or delete that folder"
+            )
         return state, []
     file = _file(out, max(epochs))
     try:
