@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,15 @@ import snnjax
 from experiments.data import load, normalize, normalized_as
 from experiments.models import load_source, source_function
 from experiments.report import markdown_table
-from experiments.running import check_range, parse, writable, write
+from experiments.running import (
+    CODES,
+    check_range,
+    command,
+    one_of,
+    parse,
+    writable,
+    write,
+)
 from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
@@ -39,7 +48,7 @@ def one_sweep(*chain: Calibrator) -> Recipe:
     return Recipe(chain)
 
 
-# The refined part of `best()`, with all errors alike.
+# The refined part of `best()`, without the weights of `by_effect`.
 PARTS = (
     LEAST_SQUARES,
     calibrators.least_squares_offset(),
@@ -50,8 +59,6 @@ PARTS = (
     calibrators.streaming_only(POSTPONE),
     POTENTIAL,
 )
-WEIGHTS_FIRST = (LEAST_SQUARES, THRESHOLD, CHARGE)
-SHIFT = calibrators.shift_bias()
 LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", "round")
 ANY_PACE = (
     calibrators.postpone_charge(pace=0),
@@ -60,17 +67,16 @@ ANY_PACE = (
 )
 ROWS: dict[str, Recipe] = {
     "light": snnjax.light(),
-    "advanced, weights as they are": one_sweep(
-        calibrators.least_squares_threshold(), SHIFT, calibrators.correct_potential()
-    ),
-    "advanced": snnjax.advanced(iterations=1000),
+    "thresholds, half charge": one_sweep(THRESHOLD, CHARGE),
     "potential correction": one_sweep(THRESHOLD, CHARGE, POTENTIAL),
     "+ scaled threshold": one_sweep(THRESHOLD, CHARGE, SCALE, POTENTIAL),
     "+ postponed charge": one_sweep(THRESHOLD, CHARGE, POSTPONE, POTENTIAL),
     "+ both": one_sweep(THRESHOLD, CHARGE, POSTPONE, SCALE, POSTPONE, POTENTIAL),
-    "+ weights by least squares": one_sweep(*WEIGHTS_FIRST, POTENTIAL),
-    "+ weights, scaled threshold": one_sweep(*WEIGHTS_FIRST, SCALE, POTENTIAL),
+    "+ weights by least squares": one_sweep(
+        LEAST_SQUARES, THRESHOLD, CHARGE, POTENTIAL
+    ),
     "best": snnjax.best(),
+    "best, whatever the effect": one_sweep(*PARTS),
     "best, weights as they are": one_sweep(*PARTS[1:]),
     "best, no offsets": one_sweep(LEAST_SQUARES, *PARTS[2:]),
     "best, one threshold per layer": one_sweep(*PARTS[:2], LAYER_THRESHOLD, *PARTS[3:]),
@@ -90,12 +96,12 @@ class Ablation:
     checkpoint: str = "experiments/sources/resnet20.safetensors"
     # Folder of the data sets; by default ~/tensorflow_datasets.
     data_dir: str | None = None
-    # T and wait of every column: T alone is wait 0.
-    columns: tuple[str, ...] = ("4", "8", "16", "8:1", "8:T")
-    # Lowest and highest level of a spike: 0 1 is binary, -1 1 signed.
-    levels: tuple[int, int] = (0, 1)
-    # Share of V_th below 0 at which a negative spike begins.
-    dead_zone: float = 0.0
+    # T and wait of every column; T alone has the least wait of the code.
+    columns: tuple[str, ...] = ("4", "8", "16")
+    # Code, one of experiments.running.CODES: what a spike is worth at each step.
+    code: str = "rate"
+    # Lowest and highest level of a spike, e.g. -1 1; by default those of the code.
+    levels: tuple[int, int] | None = None
     # Rows, by their names or the start of several; by default all.
     rows: tuple[str, ...] = ("",)
     # Training images to calibrate with, without their labels.
@@ -107,6 +113,7 @@ class Ablation:
 
     def __post_init__(self):
         check_range(self, "calibration_images images")
+        check_range(self, "code", one_of(*CODES))
         self.neuron()
         for row in self.rows:
             if not any(name.startswith(row) for name in ROWS):
@@ -123,7 +130,9 @@ class Ablation:
 
     def neuron(self) -> snnjax.neurons.IntegrateAndFire:
         """The model that all conversions take."""
-        return snnjax.integrate_and_fire(levels=self.levels, dead_zone=self.dead_zone)
+        levels = self.levels or CODES[self.code].levels
+        zone = CODES[self.code].dead_zone(levels)
+        return snnjax.integrate_and_fire(levels=levels, dead_zone=zone)
 
 
 class Cell(NamedTuple):
@@ -132,13 +141,13 @@ class Cell(NamedTuple):
     Attributes:
         loss: accuracy of the ANN minus that of the SNN, in points.
         divergence: KL divergence of the outputs, see `divergence`, in nats.
-        rate: spikes per neuron and step.
+        spikes: per neuron and image.
         seconds: duration of the conversion.
     """
 
     loss: float
     divergence: float
-    rate: float
+    spikes: float
     seconds: float
 
 
@@ -151,7 +160,6 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
     calibration, held_out = _split(config, len(data.train_images))
     x = normalize(data, data.train_images[calibration])
     images = normalize(data, data.train_images[held_out])
-    neuron = config.neuron()
     compare = make_compare(fn, params, images, jnp.asarray(data.train_labels[held_out]))
 
     @jax.jit
@@ -160,24 +168,32 @@ def run(config: Ablation) -> dict[str, dict[str, Cell]]:
 
     cells: dict[str, dict[str, Cell]] = {}
     for column in config.columns:
-        steps, wait = _steps_and_wait(column)
+        steps, wait = _steps_and_wait(column, config)
         for name in rows_named(config.rows):
             start = time.perf_counter()
             snn = snnjax.convert(
-                fn, params, x, steps=steps, wait=wait, model=neuron, recipe=ROWS[name]
+                fn,
+                params,
+                x,
+                steps=steps,
+                wait=wait,
+                model=config.neuron(),
+                code=CODES[config.code],
+                recipe=ROWS[name],
             )
             jax.block_until_ready(snn)
             seconds = time.perf_counter() - start
             measures = measure(snn, images[:100], params)
-            cell = Cell(*compare(snn), float(measures.firing_rate), seconds)
+            spikes = steps * float(measures.firing_rate)
+            cell = Cell(*compare(snn), spikes, seconds)
             cells.setdefault(name, {})[column] = cell
             print(
                 f"{name:<32}T:wait {column:<7}loss {cell.loss:6.2f}  "
-                f"KL {cell.divergence:.4f}  spikes {cell.rate:.3f}  "
+                f"KL {cell.divergence:.4f}  spikes {cell.spikes:.2f}  "
                 f"{cell.seconds:4.0f} s",
                 flush=True,
             )
-            _write(out, cells)
+            _write(out, config, cells)
     print(f"\n{table(cells)}")
     return cells
 
@@ -193,20 +209,25 @@ def _split(config: Ablation, count: int) -> tuple[np.ndarray, np.ndarray]:
     return order[: config.calibration_images], order[-config.images :]
 
 
-def _steps_and_wait(column: str) -> tuple[int, int]:
+def _steps_and_wait(column: str, config: Ablation) -> tuple[int, int]:
     """T and wait of a column, which is T, T:wait or T:T."""
     steps, _, wait = column.partition(":")
-    return int(steps), int(steps) if wait == "T" else int(wait or 0)
+    least = CODES[config.code].least_wait(config.neuron().levels, int(steps))
+    return int(steps), int({"": least, "T": steps}.get(wait, wait))
 
 
-def _write(out: Path, cells: dict[str, dict[str, Cell]]) -> None:
+def _write(out: Path, config: Ablation, cells: dict[str, dict[str, Cell]]) -> None:
     """The files ablation.md and ablation.json."""
     write(out / "ablation.md", table(cells))
-    rows = {
-        name: {column: cell._asdict() for column, cell in row.items()}
-        for name, row in cells.items()
+    facts = {
+        "command": command("experiments.ablation", config),
+        "versions": {name: version(name) for name in ("snnjax", "jax")},
+        "rows": {
+            name: {column: cell._asdict() for column, cell in row.items()}
+            for name, row in cells.items()
+        },
     }
-    write(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
+    write(out / "ablation.json", json.dumps(facts, indent=1) + "\n")
 
 
 def rows_named(words: Sequence[str]) -> list[str]:
@@ -251,14 +272,14 @@ def divergence(ann: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def table(cells: dict[str, dict[str, Cell]]) -> str:
-    """A row per composition, a column per T and wait: "loss (divergence; rate)"."""
+    """A row per composition, a column per T and wait: "loss (divergence; spikes)"."""
     columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     heads = [f"T = {c.replace(':', ', wait ')}" for c in columns]
     rows = [
         (
             name,
             *(
-                "{:.1f} ({:.3f}; {:.3f})".format(*row[c]) if c in row else ""
+                "{:.1f} ({:.3f}; {:.2f})".format(*row[c]) if c in row else ""
                 for c in columns
             ),
         )

@@ -598,7 +598,9 @@ def test_the_ablation_compares_every_composition_that_is_asked_for(converted, tm
     assert list(found) == ["light", "potential correction"]
     for cells in found.values():
         assert cells["4:T"].divergence < cells["4"].divergence  # waiting helps
-    assert json.loads((tmp_path / "ablation.json").read_text()).keys() == found.keys()
+    facts = json.loads((tmp_path / "ablation.json").read_text())
+    assert facts["rows"].keys() == found.keys()
+    assert "--columns 4 4:T" in facts["command"]
     assert len((tmp_path / "ablation.md").read_text().splitlines()) == 4
     with pytest.raises(ValueError, match="exceed the .* training images"):
         ablation.run(dataclasses.replace(config, images=10_000))
@@ -611,6 +613,7 @@ def test_rows_of_the_ablation_are_named_and_wrong_options_refused():
     for change, message in (
         ({"rows": ("worst",)}, "no row 'worst'; allowed: light"),
         ({"images": 0}, "images must be > 0"),
+        ({"code": "time"}, "code"),
         *(
             ({"columns": ("4", column)}, "a column must be T, T:wait or T:T")
             for column in ("0", "2:3", "x", "x:1", "4:-1", "8/1")
