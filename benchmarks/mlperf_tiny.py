@@ -55,7 +55,7 @@ class Task(NamedTuple):
         fn, params: logits of the network, and its layers in order.
         calibration, x: [B, H, W, C].
         labels: [B], of x.
-        target: the accuracy in percent that the benchmark's rules ask for.
+        target: the accuracy in percent that the benchmark's rules ask for, if any.
     """
 
     fn: Callable
@@ -63,7 +63,7 @@ class Task(NamedTuple):
     calibration: np.ndarray
     x: np.ndarray
     labels: np.ndarray
-    target: float
+    target: float | None = None
 
 
 # ---------------------------------------------------------------------- the networks
