@@ -52,18 +52,18 @@ class Task(NamedTuple):
     """A network and its inputs.
 
     Attributes:
-        fn, params: logits of the network, and its layers in order.
-        calibration, x: [B, H, W, C].
+        fn, params: logits of the network, and its parameters.
+        calibration, x: [B, ...].
         labels: [B], of x.
-        target: the accuracy in percent that the benchmark's rules ask for.
+        target: the accuracy in percent that the benchmark's rules ask for, if any.
     """
 
     fn: Callable
-    params: list[Layer]
+    params: Any
     calibration: np.ndarray
     x: np.ndarray
     labels: np.ndarray
-    target: float
+    target: float | None = None
 
 
 # ---------------------------------------------------------------------- the networks

@@ -1,5 +1,6 @@
 """Benchmarks at toy size: every side is there, timed, and its ratios are positive."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from benchmarks import (
     equal_accuracy,
     imagenet,
     mlperf_tiny,
+    sst2,
     streams,
     throughput,
     timing,
@@ -393,6 +396,80 @@ def test_the_networks_of_mlperf_tiny(monkeypatch, tmp_path):
     assert min(spiking["accuracy"], integers["accuracy"]) > 50
     table = mlperf_tiny.text({"sides": {"DS-CNN": rows}})
     assert "| 8 bits" in table and "| 90 " in table
+
+
+@pytest.fixture
+def phrases(monkeypatch, tmp_path):
+    """A folder of few phrases, and a transformer of few features."""
+    for name, value in {"LENGTH": 6, "EPOCHS": 1, "ROWS": [("radix", 2, None)]}.items():
+        monkeypatch.setattr(sst2, name, value)
+    small = functools.partial(sst2.Transformer, features=8, blocks=1)
+    monkeypatch.setattr(sst2, "Transformer", small)
+    convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
+    monkeypatch.setattr(snnjax, "convert", convert)  # compiles least
+    files = {
+        "train": ['a "good" film', "good fun", "good work", "a dull film", "dull film"],
+        "dev": ["good fun , a film", "is new"],
+    }
+    # Whole sentences, which are held out, and a phrase of theirs.
+    files["train"] += ["a good film is a good thing .", "long and dull .", "good thing"]
+    for name, of_file in files.items():
+        rows = [f"{phrase} \t{int('good' in phrase)}\n" for phrase in of_file]
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows))
+    return tmp_path
+
+
+def test_sst2_reads_phrases(phrases):
+    tokens, training, held_out, (x, labels) = sst2.read(phrases)
+    assert tokens == {"a": 2, "dull": 3, "film": 4, "good": 5}  # others occur once
+    assert sorted(training[1]) == [0, 0, 1, 1, 1] and sorted(held_out[1]) == [0, 1]
+    np.testing.assert_array_equal(x, [[5, 1, 1, 2, 4, 0], [1, 1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(labels, [1, 0])
+
+
+def test_sst2(phrases, monkeypatch, capsys):
+    """Trained once, converted, and blind to the embedding of the padding."""
+    out = phrases / "sst2.json"
+    weights = ["--weights", str(phrases / "weights")]
+    options = ["--data", str(phrases), *weights, "--out", str(out)]
+    tasks = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sst2, "converted", lambda task: tasks.append(task) or [])
+        sst2.main(options)
+    capsys.readouterr()
+    monkeypatch.setattr(sst2, "trained", None)  # the weights are there
+    result = sst2.main(options)
+    assert json.loads(out.read_text())["sides"] == result["sides"]
+    assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
+    ann, spiking = result["sides"]["transformer"]
+    assert ann["inputs"] == 2 and spiking["wait"] == 1
+    assert spiking["spikes"] > 0 < spiking["energy"]
+
+    (task,) = tasks
+    code, model = snnjax.codes.radix(), snnjax.integrate_and_fire(levels=(-1, 1))
+    snn = snnjax.convert(
+        task.fn, task.params, task.calibration, steps=2, code=code, model=model
+    )
+    simulate = jax.jit(snnjax.spiking(task.fn))
+
+    def answers(token):
+        """Of the ANN and the SNN, after the embedding of a token changed."""
+
+        def changed(variables):
+            params = variables["params"]
+            embeddings = jnp.asarray(params["Embed_0"]["embedding"])
+            embeddings = embeddings.at[token].add(jnp.arange(8) - 3)
+            return {"params": params | {"Embed_0": {"embedding": embeddings}}}
+
+        other = dataclasses.replace(snn, params=changed(snn.params))
+        ann = task.fn(changed(task.params), task.x)
+        return np.concatenate([ann[None], simulate(other, task.x)])
+
+    unchanged = answers(3)  # a word that no sentence has
+    np.testing.assert_array_equal(answers(sst2.PADDING), unchanged)
+    assert (answers(sst2.UNKNOWN)[[0, -1]] != unchanged[[0, -1]]).any(-1).all()
+    cut = task.fn(task.params, task.x[:, :5])
+    np.testing.assert_allclose(cut, unchanged[0], atol=1e-6)
 
 
 class _Small(nn.Module):

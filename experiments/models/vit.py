@@ -51,12 +51,14 @@ class Transformer(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = exact_gelu
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Of x [B, tokens, features]; mask [B, tokens] says which tokens are read."""
         batch, tokens, features = x.shape
         qkv = nn.Dense(3 * features)(nn.LayerNorm()(x))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, features // self.heads)
         attention = jax.nn.dot_product_attention(
-            qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            *(qkv[:, :, i] for i in range(3)),
+            mask=None if mask is None else mask[:, None, None],
         )
         x = x + nn.Dense(features)(attention.reshape(x.shape))
         y = self.activation(nn.Dense(self.hidden)(nn.LayerNorm()(x)))

@@ -1,0 +1,230 @@
+"""What does a small transformer for the sentiment of sentences keep when converted?
+
+    pip install -e '.[experiments]'
+    python -m benchmarks.sst2 --data DIR --weights sst2.msgpack \
+        --out benchmarks/results/sst2.json
+
+DIR has two files of SST-2 (Socher et al., 2013), as GLUE's SST-2.zip has them:
+train.tsv (67,349 phrases) and dev.tsv (872 sentences). Both are UTF-8, with a header
+that names the columns ``sentence`` (words with blanks between them) and ``label`` (0 or
+1), and a tab between the columns.
+
+The transformer has two blocks of the vision transformer in `experiments.models`. It
+reads words that occur at least twice, and one token for all others. It is trained from
+scratch: nothing is pretrained. 500 whole sentences of train.tsv are held out, and so
+are all phrases of theirs. They choose the epoch, and 256 of them calibrate, without
+labels. The weights stay in ``--weights``, so a second run only converts.
+
+In the SNN, embeddings become spikes (`snnjax.encode`): no product after them has a
+number of the input. Accuracies are of all sentences of dev.tsv, costs of the first 250.
+"""
+
+import collections
+import csv
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from flax import serialization
+
+import snnjax
+from benchmarks import mlperf_tiny, timing
+from experiments.models import vit
+
+LENGTH = 48  # words that are read
+PADDING, UNKNOWN = 0, 1  # tokens
+CALIBRATION, HELD_OUT = 256, 500  # sentences
+EPOCHS, BATCH, LEARNING_RATE = 4, 64, 1e-3
+DROPPED = 0.25  # share of words, and of features, in training
+# Code, T, wait; the wait that a code needs is None.
+ROWS = (
+    ("radix", 2, None),
+    ("radix", 4, None),
+    ("radix", 4, 3),
+    ("radix", 8, None),
+    ("rate", 8, None),
+)
+
+Examples = tuple[np.ndarray, np.ndarray]  # tokens [N, LENGTH] and labels [N]
+
+
+class Transformer(nn.Module):
+    """Logits [B, 2] of tokens [B, n], n <= LENGTH."""
+
+    tokens: int
+    features: int = 128
+    blocks: int = 2
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        mask = tokens != PADDING
+        dropout = nn.Dropout(DROPPED, deterministic=not train)
+        x = nn.Embed(self.tokens, self.features)(tokens)
+        small = nn.initializers.normal(0.02)
+        x = x + self.param("positions", small, (LENGTH, self.features))[: mask.shape[1]]
+        x = snnjax.encode(dropout(x))
+        for _ in range(self.blocks):
+            x = vit.Transformer(4, 2 * self.features, nn.relu)(x, mask)
+        total = (nn.LayerNorm()(x) * mask[..., None]).sum(1)
+        return nn.Dense(2)(dropout(total / mask.sum(1, keepdims=True)))
+
+
+# --------------------------------------------------------------------- the sentences
+
+
+def pairs_of(file: Path) -> list[tuple[str, int]]:
+    """Sentences and labels."""
+    with open(file, encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["sentence"].strip(), int(row["label"])) for row in table]
+
+
+def vocabulary(sentences: list[str]) -> dict[str, int]:
+    """Word -> token, of the words that occur at least twice."""
+    counts = collections.Counter(" ".join(sentences).split())
+    words = sorted(word for word, count in counts.items() if count > 1)
+    return {word: token for token, word in enumerate(words, UNKNOWN + 1)}
+
+
+def examples(pairs: list[tuple[str, int]], tokens: dict[str, int]) -> Examples:
+    """Padded behind the words; longer sentences are cut."""
+    padded = np.full((len(pairs), LENGTH), PADDING, np.int32)
+    for row, (sentence, _) in zip(padded, pairs, strict=True):
+        words = [tokens.get(word, UNKNOWN) for word in sentence.split()[:LENGTH]]
+        row[: len(words)] = words
+    return padded, np.array([label for _, label in pairs])
+
+
+def read(folder: Path) -> tuple[dict[str, int], Examples, Examples, Examples]:
+    """The vocabulary, and the examples to train with, held out, and to test with."""
+    pairs = sorted(pairs_of(folder / "train.tsv"))
+    pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
+    held_out = [pair for pair in pairs if pair[0].endswith(" .")][:HELD_OUT]
+    theirs = "\n".join(sentence for sentence, _ in held_out)
+    training = [pair for pair in pairs if pair[0] not in theirs]
+    tokens = vocabulary([sentence for sentence, _ in training])
+    test = pairs_of(folder / "dev.tsv")
+    return tokens, *(examples(part, tokens) for part in (training, held_out, test))
+
+
+# ---------------------------------------------------------------------- the training
+
+
+def batches(training: Examples, rng: np.random.Generator) -> Iterator[Examples]:
+    """An epoch of phrases of like length, cut behind it, with some words unknown."""
+    tokens, labels = training
+    order = rng.permutation(len(labels))
+    lengths = (tokens != PADDING).sum(1)
+    order = order[np.argsort(lengths[order], kind="stable")]
+    for start in rng.permutation(np.arange(0, len(order), BATCH)):
+        chosen = order[start : start + BATCH]
+        width = -(-lengths[chosen].max() // 16) * 16  # few shapes to compile
+        words = tokens[chosen, :width]
+        dropped = (rng.random(words.shape) < DROPPED) & (words != PADDING)
+        yield np.where(dropped, UNKNOWN, words), labels[chosen]
+
+
+def accuracy(model: nn.Module, params: Any, part: Examples) -> float:
+    """Of the ANN, in percent."""
+    logits = jax.jit(model.apply)(params, part[0])
+    return 100 * float((logits.argmax(-1) == part[1]).mean())
+
+
+def trained(model: nn.Module, training: Examples, held_out: Examples) -> Any:
+    """The weights after the epoch that is best on the held-out sentences."""
+    steps = EPOCHS * -(-len(training[1]) // BATCH)
+    rate = optax.cosine_onecycle_schedule(steps, LEARNING_RATE, pct_start=0.1)
+    optimizer = optax.adamw(rate, weight_decay=0.01)
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    params = model.init(key, training[0][:1])
+    state = optimizer.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, key, tokens, labels):
+        def loss(params):
+            logits = model.apply(params, tokens, train=True, rngs={"dropout": key})
+            entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+            return entropy(logits, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    best, most = params, 0.0
+    for epoch in range(EPOCHS):
+        for batch in batches(training, rng):
+            key, of_step = jax.random.split(key)
+            params, state = step(params, state, of_step, *batch)
+        right = accuracy(model, params, held_out)
+        print(f"epoch {epoch + 1}: {right:.1f} % of held-out sentences", flush=True)
+        if right > most:
+            best, most = jax.device_get(params), right
+    return best
+
+
+# ------------------------------------------------------------------------- the table
+
+
+def converted(task: mlperf_tiny.Task) -> Iterator[dict[str, Any]]:
+    """The ANN, and `ROWS` of conversions."""
+    fn, params, x = task.fn, task.params, task.calibration
+    sites = snnjax.sites(fn, params, x)
+    ann = mlperf_tiny.accuracy(jax.jit(lambda x: fn(params, x)[None]), task)
+    common = {"inputs": len(task.labels)}
+    yield common | {"numbers": "ANN, float", "accuracy": ann}
+    model = snnjax.integrate_and_fire(levels=(-1, 1))
+    for name, steps, wait in ROWS:
+        code = mlperf_tiny.CODES[name]
+        snn = snnjax.convert(
+            fn, params, x, steps=steps, wait=wait, code=code, model=model
+        )
+        latency = snnjax.latency(sites, steps=snn.steps, wait=snn.wait)
+        run = functools.partial(jax.jit(snnjax.spiking(fn)), snn)
+        row = {"numbers": "float", "code": name, "T": steps, "wait": snn.wait}
+        row |= {"latency": latency, "accuracy": mlperf_tiny.accuracy(run, task)}
+        yield common | row | mlperf_tiny.costs(task, snn)
+
+
+COLUMNS = ("numbers", "code", "T", "wait", "latency", "inputs", "accuracy")
+COLUMNS += ("spikes", "synops", "energy", "memory")
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = timing.parser(__doc__)
+    options.add_argument("--data", type=Path, required=True, metavar="DIR")
+    options.add_argument("--weights", type=Path, required=True, metavar="FILE")
+    choice = options.parse_args(arguments)
+    tokens, training, held_out, test = read(choice.data)
+    count = mlperf_tiny.AT_A_TIME if choice.quick else None
+    x, labels = (array[:count] for array in test)
+    model = Transformer(len(tokens) + UNKNOWN + 1)
+    if not choice.weights.exists():
+        params = trained(model, training, held_out)
+        choice.weights.write_bytes(serialization.to_bytes(params))
+    params = serialization.msgpack_restore(choice.weights.read_bytes())
+    calibration = held_out[0][:CALIBRATION]
+    task = mlperf_tiny.Task(model.apply, params, calibration, x, labels)
+    rows: list[dict[str, Any]] = []
+    result = {
+        "question": __doc__.splitlines()[0],
+        "machine": timing.machine(),
+        "versions": {"snnjax": timing.versions(("jax", "flax", "numpy"))},
+        "sizes": {"words": len(tokens), "phrases": len(training[1])},
+        "sides": {"transformer": rows},
+        "targets": [],
+    }
+    head = [mlperf_tiny.COLUMNS.get(name, name) for name in COLUMNS]
+    for row in converted(task):  # a row takes minutes
+        rows.append(row)
+        cells = [list(map(row.get, COLUMNS)) for row in rows]
+        timing.report(result, timing.table(head, cells), choice.out)
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
