@@ -132,27 +132,26 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(setting)
 
-    def measure(state: State) -> dict[str, Any]:
+    def measure(state: State, log: list[dict]) -> dict[str, Any]:
+        accuracy = evaluate(state.snn)
         temperatures = training.temperatures(state.snn).values()
-        return {
-            "test_accuracy": evaluate(state.snn),
-            "temperature": [float(b.mean()) for b in temperatures],
-        }
+        means = [float(b.mean()) for b in temperatures]
+        entries = {"test_accuracy": accuracy, "temperature": means}
+        log = [*log[:-1], log[-1] | entries]
+        if devices.first():
+            if accuracy == max(line["test_accuracy"] for line in log):
+                _save(setting, state.snn, accuracy, out / "best")
+            training_figures.training(log, list(state.snn.neurons), out / "curves.png")
+        return entries
 
-    def finished_epoch(state: State, log: list[dict]) -> None:
-        accuracies = [line["test_accuracy"] for line in log]
-        if accuracies[-1] == max(accuracies):
-            _save(setting, state.snn, accuracies[-1], out / "best")
-        training_figures.training(log, list(state.snn.neurons), out / "curves.png")
-
-    state, log = fit(config, data, state, make_step(setting), measure, finished_epoch)
+    state, log = fit(config, data, state, make_step(setting), measure)
     accuracy = log[-1]["test_accuracy"]
     if devices.first():
         _save(setting, state.snn, accuracy, out)
     return state.snn
 
 
-def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
+def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The step for `experiments.running.fit`; checks once that gradients arrive."""
     descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))

@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     assert finetune.run(again, data=data)[1].final == last.final
     assert (Path(again.out) / "metrics.jsonl").read_text() == log
     for changes, message in (
-        ({"epochs": 3}, "holds a run with epochs 2, not 3. Choose"),
+        ({"epochs": 3}, "of another training, with other epochs. Give"),
         ({"batch_size": 1000}, "batch_size 1000"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -18,7 +18,7 @@ def never(monkeypatch):
     def work(*arguments, **options):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(training_loop, "_train_epoch", work)
+    monkeypatch.setattr(training_loop.training, "train", work)
     monkeypatch.setattr(convert, "carry_out", work)
 
 
