@@ -245,4 +245,4 @@ def main(arguments: list[str] | None = None) -> dict | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -24,7 +24,6 @@ thresholds were not fitted to. JPEG needs Pillow.
 import functools
 import io
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -411,4 +410,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

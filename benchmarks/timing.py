@@ -157,6 +157,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of(
+    title: str, columns: Mapping[str, str], sides: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """A row for each side: its name under ``title``, and its numbers.
+
+    Args:
+        columns: name of a number -> title of its column.
+    """
+    rows = [[name, *map(side.get, columns)] for name, side in sides.items()]
+    return table([title, *columns.values()], rows)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -178,6 +190,24 @@ def target(
     else:
         text, met = f"{name} >= {at_least:g}", value >= at_least
     return {"target": text, "measured": value, "met": bool(met)}
+
+
+def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """A result without sides and targets yet, for `report`; made before the work.
+
+    Args:
+        doc: of the benchmark, whose first line is its question.
+        packages: distributions whose versions are reported.
+        facts: more entries.
+    """
+    return {
+        "question": doc.splitlines()[0],
+        **facts,
+        "machine": machine(),
+        "versions": {"snnjax": versions(packages)},
+        "sides": {},
+        "targets": [],
+    }
 
 
 def report(result: dict[str, Any], text: str, out: str | None) -> None:
