@@ -17,7 +17,7 @@ from experiments.data import Dataset
 from experiments.running import devices
 from experiments.running.command_line import options_of_results
 from experiments.running.output_folder import space, writable, write
-from snnjax import training
+from snnjax import sharding, training
 
 State = TypeVar("State")
 
@@ -129,7 +129,7 @@ def fit(
 
     return training.train(
         lambda state, batch: step(state, *batch),
-        devices.everywhere(state, mesh),
+        sharding.on_mesh(state, devices.by_image(mesh)),
         batches,
         epochs=config.epochs,
         measure=measure_and_note,
