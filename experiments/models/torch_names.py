@@ -108,12 +108,13 @@ def rules(model: nn.Module) -> Sequence[Rule]:
 def to_flax(
     model: nn.Module, weights: Mapping[str, np.ndarray], input_shape: Sequence[int]
 ) -> dict[str, Any]:
-    """PyTorch weights as the variables of a module, in float32.
+    """Weights of a file as the variables of a module, in float32.
 
     Args:
         model: from `zoo.build`.
         weights: arrays by their names in a `state_dict`. Prefixes such as "module." and
-            the arrays num_batches_tracked are ignored.
+            the arrays num_batches_tracked are ignored. Or by our own names, as
+            `save_source` writes them.
         input_shape: (height, width, channels) of an image.
 
     Returns:
@@ -126,6 +127,12 @@ def to_flax(
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     initial = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
+    if any(name.startswith("params/") for name in weights):  # of `save_source`
+        variables = {
+            path: np.float32(weights[path]) for path in shapes & weights.keys()
+        }
+        without_place = sorted(weights.keys() - shapes)
+        return _checked(model, variables, shapes, {}, without_place)
     layers, names, twice = _layers(weights)
     paths = _paths(layers, rules(model))
     _check_order(paths)
@@ -141,10 +148,7 @@ def to_flax(
                 continue
             variables[path] = _transposed(array, path, _flattened(model))
             origin[path] = names[layer, leaf]
-    _check(model, variables, shapes, origin, without_place)
-    arrays = {path: jnp.asarray(variables[path]) for path in shapes}
-    tree = unflatten_dict(arrays, sep="/")
-    return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
+    return _checked(model, variables, shapes, origin, without_place)
 
 
 # ------------------------------------------------------------------------- names
@@ -264,7 +268,7 @@ def _flattened(model: nn.Module) -> int | None:
 
 def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array  # `_check` refuses it: integers need a scale that the file lacks
+        return array  # `_checked` refuses it: integers need a scale that the file lacks
     array = array.astype(np.float32)
     if not path.endswith("/kernel"):
         return array
@@ -277,10 +281,18 @@ def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarra
     return array.T
 
 
-def _check(model, variables, shapes, origin, without_place: list[str]) -> None:
+def _checked(model, variables, shapes, origin, without_place) -> dict[str, Any]:
+    """The variables as a tree, if they are those of the model.
+
+    Args:
+        variables: path -> array.
+        shapes: path -> shape, as the model needs it.
+        origin: path -> name in the file, if that is another one.
+        without_place: names in the file that are of no variable.
+    """
     without_weight = [path for path in shapes if path not in variables]
     of_another_shape = [
-        f"{origin[path]}: {path} would be {array.dtype} {array.shape}, "
+        f"{origin.get(path, path)}: {path} would be {array.dtype} {array.shape}, "
         f"but is float32 {shapes[path]}"
         for path, array in variables.items()
         if array.shape != shapes[path] or array.dtype != np.float32
@@ -291,7 +303,8 @@ def _check(model, variables, shapes, origin, without_place: list[str]) -> None:
         "weights of another shape or type": of_another_shape,
     }
     if not any(parts.values()):
-        return
+        tree = unflatten_dict({n: jnp.asarray(variables[n]) for n in shapes}, sep="/")
+        return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
     lines = [f"these weights do not fit this {type(model).__name__}:"]
     for title, names in parts.items():
         if names:
