@@ -49,7 +49,7 @@ PEERS = {
     "sparxml": SPARXML,
 }
 PACKAGES = {
-    "snnjax": ("jax", "jaxlib", "numpy"),
+    "snnjax": ("jax", "jaxlib", "flax", "numpy"),
     "spikingjelly": ("spikingjelly", "torch"),
     "sparxml": ("sparxml", "jax", "jaxlib", "flax"),
 }
@@ -93,27 +93,15 @@ def prepare(side: str, steps: int, batch: int, size: int):
     import jax.numpy as jnp
 
     import snnjax
+    from experiments.models.zoo import VGG
 
-    def network(params, x):
-        *convolutions, hidden, readout = params
-        for kernel, norm in convolutions:
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = (x - norm["mean"]) * jax.lax.rsqrt(norm["variance"] + 1e-5)
-            x = jax.nn.relu(x * norm["scale"] + norm["bias"])
-            x = jax.lax.reduce_window(
-                x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-            )
-            x = x / 4
-        x = x.reshape(x.shape[0], -1)
-        return jax.nn.relu(x @ hidden) @ readout
-
-    kernels = jax.tree.map(jnp.asarray, weights(size))
-    zero, one = jnp.zeros(CHANNELS), jnp.ones(CHANNELS)
-    norm = {"mean": zero, "variance": one, "scale": one, "bias": zero}
-    params = [(kernel, norm) for kernel in kernels[:3]] + kernels[3:]
+    module = VGG(CLASSES, stages=((CHANNELS,),) * 3, dense=(HIDDEN,))
     x = jnp.asarray(images(batch, size))
+    params = module.init(jax.random.key(0), x[:1])
+    names = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
+    for name, kernel in zip(names, weights(size), strict=True):
+        params["params"][name]["kernel"] = jnp.asarray(kernel)
+    network = module.apply
     facts = {"ann": float(jnp.abs(network(params, x)).mean())}
     if side == ANN:
         ann = jax.jit(network)

@@ -225,19 +225,6 @@ def test_tables_of_published_results(capsys):
         with pytest.raises(SystemExit, match=message):
             results.main(words)
 
-    files = [published("vgg8_best"), Path(tuned)]
-    head, _, *lines = table(*map(str, files), "--costs").splitlines()
-    rows = [row for f in files for row in report.read_results(f).results]
-    assert head.endswith(
-        "| SynOps M | energy, % of ANN | with memory | of quantized ANN |"
-    )
-    for line, row in zip(lines, rows, strict=True):
-        cells = [cell.strip() for cell in line.split("|")[2:-1]]
-        assert cells[0] == f"`{row.name}`"
-        assert cells[2:4] == [str(row.steps), str(row.latency)]
-        assert cells[4] == report.results.percent(row)
-        assert cells[6] == f"{row.spikes:.2f}"
-
 
 def test_files_of_one_network_share_a_table_or_contradict_each_other(tmp_path, capsys):
     def table(*words):

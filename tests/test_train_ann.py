@@ -113,21 +113,6 @@ def test_a_network_of_another_kind_is_no_beginning(trained, digits, config, tmp_
                 train_ann.train(other, data=digits)
 
 
-def test_divergence_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
-    finite = iter([True] * 4 + [True, True, False, True])  # 4 steps per epoch
-
-    def step(state, key, images, labels):
-        return state, {"loss": 1.0, "train_accuracy": 0.5, "finite": next(finite)}
-
-    monkeypatch.setattr(train_ann, "make_step", lambda *args: step)
-    monkeypatch.setattr(train_ann, "load", lambda name, data_dir: digits)
-    options = ["--preset", "digits_resnet", "--norm", "false", "--out", str(tmp_path)]
-    message = "error: .* epoch 2, step 3 of 4; a folder keeps the state of the epoch"
-    with pytest.raises(SystemExit, match=message):
-        train_ann.main(options)
-    assert len(read_log(tmp_path)) == 1
-
-
 def test_too_high_learning_rate_stops(digits, config, tmp_path):
     config = dataclasses.replace(
         config, out=str(tmp_path), norm=False, learning_rate=1e30

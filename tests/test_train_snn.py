@@ -103,7 +103,9 @@ def test_divergence_names_the_step_and_a_fixed_temperature_is_not_chosen(
     # Such a temperature may be below the lowest of those that are chosen.
     changes = {"learn": "fixed", "temperature": 0.25, "learning_rate": 1e38}
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
-    with pytest.raises(FloatingPointError, match="epoch 1, step .* of 4; .* learning_"):
+    with pytest.raises(
+        FloatingPointError, match="epoch 1, step .* of 4; .* learning rate"
+    ):
         train_snn.train(config, data=digits)
 
 
@@ -119,17 +121,7 @@ def test_a_wrong_option_is_refused():
             TrainSNN(**changes)
 
 
-def test_what_cannot_run_is_told_before_anything_takes_time(
-    digits, config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(train_snn, "build", None)
-    (tmp_path / "file").touch()
-    inside = dataclasses.replace(config, out=str(tmp_path / "file" / "out"))
-    with pytest.raises(ValueError, match="--out .* cannot be written to"):
-        train_snn.train(inside, data=digits)
-    large = dataclasses.replace(config, batch_size=10**6, out=str(tmp_path))
-    with pytest.raises(ValueError, match="batch_size 1000000 exceeds"):
-        train_snn.train(large, data=digits)
+def test_a_name_of_nothing_is_refused_before_anything_takes_time(digits, tmp_path):
     for name in ("surrogate", "neuron"):
         other = TrainSNN(**{name: "step"}, out=str(tmp_path))
         with pytest.raises(ValueError, match=f"{name} must be one of .*, not step"):
