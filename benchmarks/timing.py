@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -122,6 +123,24 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     """
     both = min(seconds), statistics.median(seconds)
     return dict(zip(MEASURES, map(unit, both), strict=True))
+
+
+def with_speeds(
+    sides: dict[str, dict], name: str, batch: int, answer: str
+) -> dict[str, dict]:
+    """The sides of `rounds` that are installed, with images per second as ``name``.
+
+    Args:
+        batch: images of a timing.
+        answer: name of the fact that is of the ANN, and so of all sides the same.
+    """
+    results = {side: s for side, s in sides.items() if "missing" not in s}
+    first, *others = (side["facts"][answer] for side in results.values())
+    same = [math.isclose(first, other, rel_tol=1e-3) for other in others]
+    assert all(same), "the sides' ANNs differ"
+    for side in results.values():
+        side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
+    return results
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:

@@ -67,11 +67,9 @@ def finetune(
     Args:
         fn: network, ``fn(params, x) -> outputs``, with has_aux in training mode.
         snn: from `snnjax.convert`.
-        examples: pairs (x, labels), one for each step, that can be read once per epoch,
-            such as a list or a DataLoader. Or a function: number of the epoch, from 1
-            on, -> its pairs; so shuffle and augment by this number. Pairs of equal
-            shapes need one program. If x is sharded over a mesh, its devices share the
-            work.
+        examples: pairs (x, labels), one for each step, or a function: epoch -> its
+            pairs; see `train`. Pairs of equal shapes need one program. If x is sharded
+            over a mesh, its devices share the work.
         epochs: >= 1.
         rules: learning rate or schedule (step -> rate) of Adam, or an optimizer or
             several, as for `descent`.
@@ -82,10 +80,9 @@ def finetune(
         measure: called after each epoch with the SNN and its line of the log; the
             entries that it returns, or None, are added to the line. They must be
             numbers, texts, or lists of them.
-        folder: where the state after the last finished epoch is stored. If it has one
-            of the same call, the training resumes from it, and ends in the same bits.
-            It is of another call if SNN, options or versions differ. Examples, teacher
-            and the functions of an optimizer cannot be compared: keep them the same.
+        folder: from which the same call resumes, as in `train`. It is of another call
+            if SNN, options or versions differ. Examples, teacher and the functions of
+            an optimizer cannot be compared: keep them the same.
         depends_on: what else must be the same, by name, such as a seed; see `train`.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, averages)``, see
             `snnjax.spiking`. The averages, such as a BatchNorm's, are a pytree like a
