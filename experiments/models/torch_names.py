@@ -41,19 +41,26 @@ class Rule(NamedTuple):
 
 
 HEAD = Rule(r"(?:classifier|fc|linear|head)\d*(?:\.\d+)?", "Dense_{n}")
-BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)\."
+BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)"
+
+
+def _inside(block: str, module: str, names: Mapping[str, str]) -> list[Rule]:
+    """Rules for the layers inside of a block, which is such a module in flax."""
+    pairs = names.items()
+    return [
+        Rule(rf"{block}\.(?:{n})", f"{module}_{{block}}/{path}") for n, path in pairs
+    ]
 
 
 def rules(model: nn.Module) -> Sequence[Rule]:
     """The table of torch names for the family of `model`; the first match counts."""
     if isinstance(model, zoo.ResNet):
-        inside, shortcut = "Block_{block}/{kind}_{n}", "Block_{block}/{kind}_2"
+        names = {r"(?:conv|bn)\d|residual_function\.\d+": "{kind}_{n}"}
+        names |= {r"(?:downsample|shortcut|identity|skip)\.\d+": "{kind}_2"}
         return (
             Rule(r"conv1(?:\.\d+)?", "{kind}_{n}"),
             Rule(r"bn1", f"BatchNorm_{len(model.stem) - 1}"),
-            Rule(BLOCK + r"(?:conv|bn)\d", inside),
-            Rule(BLOCK + r"residual_function\.\d+", inside),
-            Rule(BLOCK + r"(?:downsample|shortcut|identity|skip)\.\d+", shortcut),
+            *_inside(BLOCK, "Block", names),
             HEAD,
         )
     if isinstance(model, zoo.VGG | zoo.Plain):
@@ -67,35 +74,30 @@ def rules(model: nn.Module) -> Sequence[Rule]:
     if isinstance(model, zoo.MobileNet):
         return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
     if isinstance(model, zoo.MobileNetV3):
+        names = {"squeeze": "Dense_0", "excite": "Dense_1"}
+        names |= {r"(?:conv|bn)\d": "{kind}_{n}"}
         return (
             Rule(r"stem\.\d+", "{kind}_0"),
-            Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "Inverted_{block}/{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.squeeze", "Inverted_{block}/Dense_0"),
-            Rule(r"(blocks\.\d+)\.excite", "Inverted_{block}/Dense_1"),
+            *_inside(r"(blocks\.\d+)", "Inverted", names),
             Rule(r"last\.\d+", "{kind}_1"),
             HEAD,
         )
     if isinstance(model, ViT):
-        inside = "Transformer_{block}/"
+        names = {r"norm\d": "LayerNorm_{n}", "qkv": "Dense_0", "projection": "Dense_1"}
+        names |= {"fc1": "Dense_2", "fc2": "Dense_3"}
         return (
             Rule(r"stem\.\d+", "{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.norm\d", inside + "LayerNorm_{n}"),
-            Rule(r"(blocks\.\d+)\.qkv", inside + "Dense_0"),
-            Rule(r"(blocks\.\d+)\.projection", inside + "Dense_1"),
-            Rule(r"(blocks\.\d+)\.fc1", inside + "Dense_2"),
-            Rule(r"(blocks\.\d+)\.fc2", inside + "Dense_3"),
+            *_inside(r"(blocks\.\d+)", "Transformer", names),
             Rule(r"norm", "LayerNorm_0"),
             HEAD,
         )
     if isinstance(model, ConvNeXt):
-        inside = "ConvNeXtBlock_{block}/"
+        names = {"conv": "Conv_0", "norm": "LayerNorm_0", r"fc\d": "Dense_{n}"}
         return (
             Rule(r"halvings\.\d+", "Conv_{n}"),
             Rule(r"norms\.\d+", "LayerNorm_{n}"),
-            Rule(r"(stages\.\d+\.\d+)", inside.rstrip("/")),
-            Rule(r"(stages\.\d+\.\d+)\.conv", inside + "Conv_0"),
-            Rule(r"(stages\.\d+\.\d+)\.norm", inside + "LayerNorm_0"),
-            Rule(r"(stages\.\d+\.\d+)\.fc\d", inside + "Dense_{n}"),
+            Rule(r"(stages\.\d+\.\d+)", "ConvNeXtBlock_{block}"),
+            *_inside(r"(stages\.\d+\.\d+)", "ConvNeXtBlock", names),
             HEAD,
         )
     raise ValueError(
