@@ -493,29 +493,6 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
         load_snn(tmp_path)
 
 
-def test_a_wrong_option_ends_with_one_message(capsys):
-    for line, message in (
-        ("--steps 0", "steps must be 1 to 10000, not 0"),
-        ("--steps 1000000000", "steps must be 1 to 10000, not 1000000000"),
-        ("--waits x", "whole number >= 0 or T"),
-        ("--waits 9 --steps 4", "exceeds steps 4"),
-        ("--preset nothing", "invalid choice"),
-        ("--calibration_images 0", "must be > 0"),
-        ("--seeds 1 1", "seeds has 1 more than once"),
-        ("--waits 0 T 0", "waits has 0 more than once"),
-        ("--levels 0 1 -1 1 0 1", "levels has (0, 1) more than once"),
-        ("--levels 0 1 2", "levels must be pairs of lowest and highest"),
-        ("--levels 1 1", "levels are"),
-        ("--dtype float16", "dtype must be one of float32, bfloat16, not float16"),
-        ("--restore x --dtype bfloat16", "takes no --dtype"),
-        ("--restore x --report y.html", "takes no --report"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            parse(Convert, PRESETS_CONVERT, line.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-
 def test_a_wrong_run_ends_with_one_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for the default --out
     for line, message in (

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import jax
@@ -14,7 +13,7 @@ import snnjax
 from experiments import data, train_ann
 from experiments.models import load_source, source_function
 from experiments.presets import PRESETS_ANN
-from experiments.running import TrainANN, parse, read_log
+from experiments.running import read_log
 
 
 @pytest.fixture(scope="module")
@@ -142,28 +141,3 @@ def test_more_images_than_there_are_are_refused(digits, config, tmp_path):
         other = dataclasses.replace(config, out=str(tmp_path), **{name: 300})
         with pytest.raises(ValueError, match=message):
             train_ann.train(other, data=digits)
-
-
-def test_options_and_presets(capsys):
-    for name, preset in PRESETS_ANN.items():
-        assert preset.out == f"runs/{name}"
-        train_ann.build(preset.model, 10)
-    options = ["--preset", "digits_resnet", "--epochs", "3", "--clip", "2.5"]
-    config = parse(TrainANN, PRESETS_ANN, options)
-    expected = dataclasses.replace(PRESETS_ANN["digits_resnet"], epochs=3, clip=2.5)
-    assert config == expected
-    assert parse(TrainANN, PRESETS_ANN, []) == TrainANN()
-    for wrong, message in [
-        (["--preset", "resnet9"], "choose from .*digits_resnet"),
-        (["--epochs", "0"], "epochs must be > 0, not 0"),
-        (["--preset", "digits_resnet", "--flip", "true"], "add --flip false"),
-        (["--levels", "0"], "levels must be 1 to 65535, not 0"),
-        (["--levels", "70000"], "levels must be 1 to 65535, not 70000"),
-        (["--levels"], "argument --levels: expected a value"),
-        (["--checkpoint", "--epochs", "3"], "argument --checkpoint: expected a value"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch"),
-    ]:
-        with pytest.raises(SystemExit) as caught:
-            parse(TrainANN, PRESETS_ANN, wrong)
-        assert caught.value.code == 2
-        assert re.search(message, capsys.readouterr().err)

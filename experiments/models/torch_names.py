@@ -46,9 +46,9 @@ BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)"
 
 def _inside(block: str, module: str, names: Mapping[str, str]) -> list[Rule]:
     """Rules for the layers inside of a block, which is such a module in flax."""
-    pairs = names.items()
     return [
-        Rule(rf"{block}\.(?:{n})", f"{module}_{{block}}/{path}") for n, path in pairs
+        Rule(rf"{block}\.(?:{name})", f"{module}_{{block}}/{path}")
+        for name, path in names.items()
     ]
 
 
