@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             sides[name] = row_of(name, converts)
     largest = max(side.get("error of fn", 0) for side in sides.values())
     result["targets"] = [timing.target("error of fn", largest, at_most=1e-5)]
-    columns = dict(zip(COLUMNS, COLUMNS, strict=True))
+    columns = {name: name for name in COLUMNS}
     timing.report(result, timing.table_of("network", columns, sides), options.out)
     return result
 
