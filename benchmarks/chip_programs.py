@@ -123,23 +123,17 @@ def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 # --------------------------------------------------------------------------- sinabs
 
 
-def sinabs(layers: Layers, x: np.ndarray) -> Spikes:
-    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers."""
-    return _sinabs(layers, x, is_discretized=False)
+def sinabs(layers: Layers, x: np.ndarray, *, is_discretized: bool = False) -> Spikes:
+    """`IAFSqueeze` neurons of sinabs, and layers of PyTorch, with whole numbers.
 
-
-def dynapcnn(layers: Layers, x: np.ndarray) -> Spikes:
-    """The same, after sinabs made each layer fit to DYNAP-CNN, the cores of Speck.
-
-    Its quantizer scales weights, biases, thresholds and potentials to 8 and 16 bits.
+    Args:
+        is_discretized: sinabs makes each layer fit to DYNAP-CNN, the cores of Speck:
+            its quantizer scales weights, biases, thresholds and potentials to 8 and 16
+            bits.
 
     Raises:
-        ValueError: it changes a number.
+        ValueError: the quantizer changes a number.
     """
-    return _sinabs(layers, x, is_discretized=True)
-
-
-def _sinabs(layers: Layers, x: np.ndarray, is_discretized: bool) -> Spikes:
     import torch
     from sinabs import layers as program
 
@@ -174,6 +168,9 @@ def _sinabs(layers: Layers, x: np.ndarray, is_discretized: bool) -> Spikes:
                 levels = np.moveaxis(levels.numpy(), 0, 1)
                 spikes[node.name] = np.moveaxis(levels, 2, -1)
     return spikes
+
+
+dynapcnn = functools.partial(sinabs, is_discretized=True)
 
 
 def _convolution(node: Convolution | Dense) -> Any:
@@ -301,7 +298,7 @@ def loihi(layers: Layers, x: np.ndarray) -> Spikes:
     return spikes
 
 
-def speck(layers: Layers, x: np.ndarray) -> Spikes:
+def speck(layers: Layers, x: np.ndarray, *, inhibition_first: bool = True) -> Spikes:
     """Neurons of DYNAP-CNN, which compute each event when it arrives.
 
         v <- clip(v + w, 16 bits);  while v >= V: fire, v <- v - V
@@ -310,20 +307,13 @@ def speck(layers: Layers, x: np.ndarray) -> Spikes:
     Sources: synsense/sinabs 904eb893, docs/speck/overview.md, docs/speck/dangers.md and
     backend/dynapcnn/discretize.py.
 
-    In a step, each neuron gets the events that lower its potential first.
+    Args:
+        inhibition_first: in a step, each neuron gets the events that lower its
+            potential first. Otherwise they arrive by channel, row and column.
 
     Raises:
         ValueError: a number does not fit into its bits.
     """
-    return _speck(layers, x, inhibition_first=True)
-
-
-def speck_by_address(layers: Layers, x: np.ndarray) -> Spikes:
-    """`speck`, but the events of a step arrive by channel, row and column."""
-    return _speck(layers, x, inhibition_first=False)
-
-
-def _speck(layers: Layers, x: np.ndarray, inhibition_first: bool) -> Spikes:
     values, spikes = _inputs(layers, x), {}
     for node, matrices in _receivers(layers):
         threshold = _whole(node.threshold, node, "thresholds", 1, 2**15 - 1)
@@ -348,6 +338,9 @@ def _speck(layers: Layers, x: np.ndarray, inhibition_first: bool) -> Spikes:
         values[node.name] = sent
         spikes[node.name] = _as_images(sent, node.shape)
     return spikes
+
+
+speck_by_address = functools.partial(speck, inhibition_first=False)
 
 
 def _receivers(layers: Layers) -> Iterator[tuple[Population, dict[str, np.ndarray]]]:

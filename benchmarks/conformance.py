@@ -241,26 +241,6 @@ def row_of(comparison: Comparison, seeds: int) -> dict[str, Any]:
     return row | {name: int(counts[name]) for name in COLUMNS}
 
 
-def result_of(options: Any) -> dict[str, Any]:
-    rows, targets = {}, []
-    seeds = 1 if options.quick else 5
-    for comparison in comparisons():
-        print(f"comparing {comparison.what}", file=sys.stderr, flush=True)
-        rows[comparison.what] = row = row_of(comparison, seeds)
-        if comparison.is_exact and "mismatches" in row:
-            name = f"mismatches, {comparison.what}"
-            targets.append(timing.target(name, row["mismatches"], at_most=0))
-    packages = ("jax", "numpy", "akida", "sinabs", "torch")
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": {"seeds": seeds},
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(packages)},
-        "sides": rows,
-        "targets": targets,
-    }
-
-
 COLUMNS = {
     "networks": "networks",
     "spikes": "spikes compared",
@@ -269,20 +249,22 @@ COLUMNS = {
 }
 
 
-def text(result: dict[str, Any]) -> str:
-    rows = [
-        [what, row["version"], *(row.get(column) for column in COLUMNS)]
-        for what, row in result["sides"].items()
-    ]
-    return timing.table(["program", "version", *COLUMNS.values()], rows)
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__).parse_args(arguments)
-    result = result_of(options)
-    timing.report(result, text(result), options.out)
+    seeds = 1 if options.quick else 5
+    packages = ("jax", "numpy", "akida", "sinabs", "torch")
+    result = timing.new_result(__doc__, packages, sizes={"seeds": seeds})
+    for comparison in comparisons():
+        print(f"comparing {comparison.what}", file=sys.stderr, flush=True)
+        result["sides"][comparison.what] = row = row_of(comparison, seeds)
+        if comparison.is_exact and "mismatches" in row:
+            goal = f"mismatches, {comparison.what}"
+            result["targets"] += [timing.target(goal, row["mismatches"], at_most=0)]
+    columns = {"version": "version"} | COLUMNS
+    text = timing.table_of("program", columns, result["sides"])
+    timing.report(result, text, options.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -14,6 +14,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ PEERS = {
     "sparxml": SPARXML,
 }
 PACKAGES = {
-    "snnjax": ("jax", "jaxlib", "numpy"),
+    "snnjax": ("jax", "jaxlib", "flax", "numpy"),
     "spikingjelly": ("spikingjelly", "torch"),
     "sparxml": ("sparxml", "jax", "jaxlib", "flax"),
 }
@@ -93,27 +94,15 @@ def prepare(side: str, steps: int, batch: int, size: int):
     import jax.numpy as jnp
 
     import snnjax
+    from experiments.models.zoo import VGG
 
-    def network(params, x):
-        *convolutions, hidden, readout = params
-        for kernel, norm in convolutions:
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = (x - norm["mean"]) * jax.lax.rsqrt(norm["variance"] + 1e-5)
-            x = jax.nn.relu(x * norm["scale"] + norm["bias"])
-            x = jax.lax.reduce_window(
-                x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-            )
-            x = x / 4
-        x = x.reshape(x.shape[0], -1)
-        return jax.nn.relu(x @ hidden) @ readout
-
-    kernels = jax.tree.map(jnp.asarray, weights(size))
-    zero, one = jnp.zeros(CHANNELS), jnp.ones(CHANNELS)
-    norm = {"mean": zero, "variance": one, "scale": one, "bias": zero}
-    params = [(kernel, norm) for kernel in kernels[:3]] + kernels[3:]
+    module = VGG(CLASSES, stages=((CHANNELS,),) * 3, dense=(HIDDEN,))
     x = jnp.asarray(images(batch, size))
+    params = module.init(jax.random.key(0), x[:1])
+    names = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
+    for name, kernel in zip(names, weights(size), strict=True):
+        params["params"][name]["kernel"] = jnp.asarray(kernel)
+    network = module.apply
     facts = {"ann": float(jnp.abs(network(params, x)).mean())}
     if side == ANN:
         ann = jax.jit(network)
@@ -244,8 +233,8 @@ def check_steps(outputs: np.ndarray, steps: int, silent_end: bool = False) -> No
 # --------------------------------------------------------------------- report
 
 
-def compare(options) -> tuple[dict[str, dict], list[dict]]:
-    """All sides, with speeds and ratios, and the targets."""
+def compare(options) -> dict[str, Any]:
+    """All sides, with speeds and ratios; their versions, and the targets."""
     pythons = interpreters(options.python)
     sizes = [f"--{name}={getattr(options, name)}" for name in SIZES]
     commands = {
@@ -256,14 +245,10 @@ def compare(options) -> tuple[dict[str, dict], list[dict]]:
         if side == ANN or timing.is_selected(side, options.only)
     }
     sides = timing.rounds(commands, options.rounds, options.repeats)
-    results = installed(sides)
-    answers = [s["facts"]["ann"] for s in results.values()]
-    assert np.allclose(answers, answers[0], rtol=1e-3), "the sides' ANNs differ"
-    for side in results.values():
-        speed = timing.measures(side["seconds"], lambda s: options.batch / s)
-        side["samples_per_s"] = speed
+    results = timing.with_speeds(sides, "samples_per_s", options.batch, "ann")
     add_ratios(results)
-    return sides, targets(results)
+    versions = {peer(name): side["versions"] for name, side in results.items()}
+    return {"versions": versions, "sides": sides, "targets": targets(results)}
 
 
 def interpreters(options: Sequence[str]) -> dict[str, str]:
@@ -280,11 +265,6 @@ def interpreters(options: Sequence[str]) -> dict[str, str]:
 def peer(side: str) -> str:
     """The library that a side belongs to."""
     return next(library for library, sides in PEERS.items() if side in sides)
-
-
-def installed(sides: dict[str, dict]) -> dict[str, dict]:
-    """The sides whose library can be imported."""
-    return {name: side for name, side in sides.items() if "missing" not in side}
 
 
 def ratios(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
@@ -368,18 +348,9 @@ def main(arguments: list[str] | None = None) -> dict | None:
         work = functools.partial(prepare, options.side, **sizes)
         timing.serve(work, PACKAGES[peer(options.side)])
         return None
-    machine = timing.machine()
-    sides, goals = compare(options)
-    result = {
-        "question": __doc__.splitlines()[0],
-        "sizes": sizes,
-        "rounds": options.rounds,
-        "repeats": options.repeats,
-        "machine": machine,
-        "versions": {peer(n): s["versions"] for n, s in installed(sides).items()},
-        "sides": sides,
-        "targets": goals,
-    }
+    repetitions = {name: getattr(options, name) for name in REPETITIONS}
+    result = timing.new_result(__doc__, (), sizes=sizes, **repetitions)
+    result |= compare(options)
     timing.report(result, text(result), options.out)
     return result
 
@@ -405,4 +376,4 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

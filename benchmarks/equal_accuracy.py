@@ -168,9 +168,7 @@ def library(side: str) -> str:
 
 
 def add_speeds(results: dict[str, dict]) -> list[dict]:
-    """Images per second, and over those of SpikingJelly's fastest mode; the targets."""
-    for side in results.values():
-        side["images_per_s"] = timing.measures(side["seconds"], lambda s: BATCH / s)
+    """Images per second over those of SpikingJelly's fastest mode; the targets."""
     modes = [results[name]["images_per_s"] for name in SPIKINGJELLY if name in results]
     fastest, goals = max(modes, key=lambda mode: mode["best"], default={}), []
     for name, side in results.items():
@@ -221,7 +219,8 @@ def main(arguments: list[str] | None = None) -> dict | None:
         return None
     images, rounds = (BATCH, 1) if options.quick else (1000, options.rounds)
     write_inputs(folder / "inputs.npz", options.data_dir, images)
-    machine = timing.machine()
+    sizes = {"batch": BATCH, "images": images, "rounds": rounds}
+    result = timing.new_result(__doc__, (), sizes=sizes)
     pythons = {"snnjax": sys.executable, "spikingjelly": options.spikingjelly}
     command = ["-m", "benchmarks.equal_accuracy", f"--folder={folder}"]
     commands = {
@@ -229,20 +228,13 @@ def main(arguments: list[str] | None = None) -> dict | None:
         for side in (ANN, *SNNJAX, *SPIKINGJELLY)
     }
     sides = timing.rounds(commands, rounds, repeats=1)
-    results = converter_cnn.installed(sides)
-    logits = [side["facts"]["logits"] for side in results.values()]
-    assert np.allclose(logits, logits[0], rtol=1e-3), "the sides' ANNs differ"
-    result = {
-        "question": __doc__.splitlines()[0],
-        "sizes": {"batch": BATCH, "images": images, "rounds": rounds},
-        "machine": machine,
-        "versions": {library(name): side["versions"] for name, side in results.items()},
-        "sides": sides,
-        "targets": add_speeds(results),
-    }
+    results = timing.with_speeds(sides, "images_per_s", BATCH, "logits")
+    versions = {library(name): side["versions"] for name, side in results.items()}
+    targets = add_speeds(results)
+    result |= {"versions": versions, "sides": sides, "targets": targets}
     timing.report(result, text(result), options.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -24,7 +24,6 @@ thresholds were not fitted to. JPEG needs Pillow.
 import functools
 import io
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,11 +72,8 @@ AT_A_TIME = 4  # images
 HELD_OUT = 32  # calibration images, the last, for --sites
 
 
-def squeezenet(params: Any, x, activation: Callable | None = None):
-    """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first.
-
-    ``activation(name, current)`` stands in place of the ReLU.
-    """
+def squeezenet(params: Any, x):
+    """Logits [B, 1000] of images [B, 227, 227, 3], minus `MEAN`, blue first."""
     import jax
     import jax.numpy as jnp
 
@@ -89,8 +85,7 @@ def squeezenet(params: Any, x, activation: Callable | None = None):
             [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        current += params[name]["b"]
-        return activation(name, current) if activation else jax.nn.relu(current)
+        return jax.nn.relu(current + params[name]["b"])
 
     def pool(x):
         window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
@@ -250,7 +245,9 @@ def measured(
     return comparison(outputs, ann, labels) | seconds | costs
 
 
-def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
+def one_at_a_time(
+    network: Network, calibration, held_out, steps: int
+) -> dict[str, dict]:
     """Site -> `comparison`, if it alone gives the values of ``steps`` steps.
 
     Thresholds are those of `least_squares_threshold`, per channel; all activations are
@@ -262,33 +259,33 @@ def one_at_a_time(params, calibration, held_out, steps: int) -> dict[str, dict]:
     import snnjax
     from experiments.ablation import one_sweep
     from snnjax import calibrators, neurons
+    from snnjax.network import identity, with_activation
 
     fit = (
         calibrators.least_squares_threshold("channel", "round"),
         calibrators.half_charge(),
     )
-    snn = snnjax.convert(
-        squeezenet,
-        params,
-        calibration,
-        steps=steps,
-        wait=steps,
-        recipe=one_sweep(*fit),
-    )
+    fn, params, _ = network
+    recipe = one_sweep(*fit)
+    options = {"steps": steps, "wait": steps, "recipe": recipe}
+    snn = snnjax.convert(fn, params, calibration, **options)
 
     @jax.jit
     def run(is_rounded, x):
-        def activation(name, current):
-            params = snn.neurons[f"{name}/relu"]
-            values = neurons.closed_form(snn.model, params, current, steps)
-            return jnp.where(is_rounded[name], values, jax.nn.relu(current))
+        def rule(site, current, *operands):
+            value = identity(site, current, *operands)
+            if not site.fires:
+                return value
+            neuron, params = snn.model_of(site.name), snn.neurons[site.name]
+            rounded = neurons.closed_form(neuron, params, current, steps)
+            return jnp.where(is_rounded[site.name], rounded, value)
 
-        return squeezenet(params, x, activation)
+        return with_activation(fn, rule)(params, x)
 
-    exact = dict.fromkeys(params, False)
+    exact = dict.fromkeys(snn.neurons, False)
     ann = in_parts(functools.partial(run, exact), held_out)
-    choices = {name: exact | {name: True} for name in params}
-    choices["all of them"] = dict.fromkeys(params, True)
+    choices = {name: exact | {name: True} for name in snn.neurons}
+    choices["all of them"] = dict.fromkeys(snn.neurons, True)
     return {
         name: comparison(in_parts(functools.partial(run, choice), held_out), ann)
         for name, choice in choices.items()
@@ -354,8 +351,6 @@ def main(arguments: list[str] | None = None) -> dict:
     options = _parser().parse_args(arguments)
     import jax
 
-    if options.sites and options.network != "squeezenet":
-        raise SystemExit("--sites needs --network squeezenet, whose sites it replaces")
     folder = options.data
     network = NETWORKS[options.network](folder)
     whole = network.read(images(folder, "calibration")[0])
@@ -384,7 +379,7 @@ def main(arguments: list[str] | None = None) -> dict:
     }
     if options.sites:
         result["sites"] = one_at_a_time(
-            network.params, calibration, whole[-HELD_OUT:], options.sites
+            network, calibration, whole[-HELD_OUT:], options.sites
         )
     for row in options.rows:
         result["rows"][str(row)] = measured(
@@ -411,4 +406,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

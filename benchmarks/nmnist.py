@@ -16,7 +16,6 @@ converted and quantized.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,14 +202,6 @@ COLUMNS = {
 }
 
 
-def text(result: dict[str, Any]) -> str:
-    rows = [
-        [side, *(row.get(column) for column in COLUMNS)]
-        for side, row in result["sides"].items()
-    ]
-    return timing.table(["network", *COLUMNS.values()], rows)
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
     options.add_argument(
@@ -218,21 +209,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     options.add_argument("--recordings", required=True, help="a prepared .npz file")
     choice = options.parse_args(arguments)
+    packages = ("jax", "numpy", "nir", "sinabs", "torch")
+    result = timing.new_result(__doc__, packages)
     network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)
     sides = converted(network)
     for reset in ("zero", "subtract"):
         sides |= compared(network, reset)
-    packages = ("jax", "numpy", "nir", "sinabs", "torch")
-    result = {
-        "question": __doc__.splitlines()[0],
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(packages)},
-        "sides": sides | published(choice.folder),
-        "targets": [],
-    }
-    timing.report(result, text(result), choice.out)
+    result["sides"] = sides = sides | published(choice.folder)
+    timing.report(result, timing.table_of("network", COLUMNS, sides), choice.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

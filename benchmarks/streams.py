@@ -27,7 +27,6 @@ differs enough from the last one that it has computed, and holds its answer.
 """
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -352,14 +351,6 @@ COLUMNS = {
 }
 
 
-def text(result: dict[str, Any]) -> str:
-    rows = [
-        [name, *(row.get(column) for column in COLUMNS)]
-        for name, row in result["sides"].items()
-    ]
-    return timing.table(["frames", *COLUMNS.values()], rows)
-
-
 def targets(rows: dict[str, dict]) -> list[dict]:
     goals = []
     for scene in SLOW_PANS:
@@ -378,9 +369,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--data_dir", help="of CIFAR-10")
     options.add_argument("--images", type=timing.count, default=200)
     choice = options.parse_args(arguments)
+    count = AT_A_TIME if choice.quick else choice.images
+    sizes = {"images": count, "tolerance %": TOLERANCE}
+    result = timing.new_result(__doc__, ("jax", "flax", "numpy"), sizes=sizes)
     source = load_source(SOURCES / f"{choice.network}.safetensors")
     data = normalized_as(load("cifar10", choice.data_dir), source.card)
-    count = AT_A_TIME if choice.quick else choice.images
     data = data._replace(
         test_images=data.test_images[:count], test_labels=data.test_labels[:count]
     )
@@ -392,17 +385,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     operators = radix.operator_steps * radix.operator_macs
     share = 100 * float(spikes + operators) / macs
     rows["radix code, T = 4"] = {"operations": share}
-    result = {
-        "question": __doc__.splitlines()[0],
-        "sizes": {"images": count, "tolerance %": TOLERANCE},
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(("jax", "flax", "numpy"))},
-        "sides": rows,
-        "targets": targets(rows),
-    }
-    timing.report(result, text(result), choice.out)
+    result |= {"sides": rows, "targets": targets(rows)}
+    timing.report(result, timing.table_of("frames", COLUMNS, rows), choice.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

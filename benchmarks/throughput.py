@@ -164,8 +164,12 @@ def peak() -> tuple[Callable[[], Any], dict]:
 
 
 def compare(options) -> dict:
-    machine, programs = timing.machine(), sides(options.quick)
-    runs, results = {}, {}
+    programs = sides(options.quick)
+    sizes = {side.name: dataclasses.asdict(side) for side in programs}
+    more = {"sizes": sizes, "rounds": options.rounds}
+    result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
+    result["machine"] |= {"device": jax.devices()[0].device_kind}
+    runs, results = {}, result["sides"]
     makers = {side.name: functools.partial(prepare, side) for side in programs}
     for name, make in {"peak": peak, **makers}.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
@@ -178,16 +182,7 @@ def compare(options) -> dict:
     fastest = results["peak"]["facts"]["gflop"] / min(results["peak"]["seconds"])
     for side in programs:
         add_measures(side, results, fastest)
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": {side.name: dataclasses.asdict(side) for side in programs},
-        "rounds": options.rounds,
-        "machine": machine | {"device": jax.devices()[0].device_kind},
-        "peak_gflop_per_s": fastest,
-        "versions": {"snnjax": timing.versions(("jax", "jaxlib", "flax"))},
-        "sides": results,
-        "targets": [],
-    }
+    return result | {"peak_gflop_per_s": fastest}
 
 
 def add_measures(side: Side, results: dict, fastest: float) -> None:
@@ -200,9 +195,8 @@ def add_measures(side: Side, results: dict, fastest: float) -> None:
     rounds = zip(here["seconds"], ann["seconds"], strict=True)
     ratios = [mine / (side.steps * its) for mine, its in rounds]
     here["over_t_ann"] = statistics.median(ratios)
-    if not side.mode.endswith(
-        "closed_form"
-    ):  # which does the work of one pass, not of T
+    # The closed form does the work of one pass, not of T.
+    if not side.mode.endswith("closed_form"):
         gflop = side.steps * ann["facts"]["gflop"]
         here["share_of_peak"] = gflop / statistics.median(here["seconds"]) / fastest
 
@@ -230,4 +224,4 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -124,6 +125,24 @@ def measures(seconds: Sequence[float], unit: Callable[[float], float] = float) -
     return dict(zip(MEASURES, map(unit, both), strict=True))
 
 
+def with_speeds(
+    sides: dict[str, dict], name: str, batch: int, answer: str
+) -> dict[str, dict]:
+    """The sides of `rounds` that are installed, with images per second as ``name``.
+
+    Args:
+        batch: images of a timing.
+        answer: name of the fact that is of the ANN, and so of all sides the same.
+    """
+    results = {side: s for side, s in sides.items() if "missing" not in s}
+    first, *others = (side["facts"][answer] for side in results.values())
+    same = [math.isclose(first, other, rel_tol=1e-3) for other in others]
+    assert all(same), "the sides' ANNs differ"
+    for side in results.values():
+        side[name] = measures(side["seconds"], lambda seconds: batch / seconds)
+    return results
+
+
 def versions(names: Sequence[str]) -> dict[str, str]:
     numbers = {"python": platform.python_version()}
     for name in names:
@@ -157,6 +176,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of(
+    title: str, columns: Mapping[str, str], sides: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """A row for each side: its name under ``title``, and its numbers.
+
+    Args:
+        columns: name of a number -> title of its column.
+    """
+    rows = [[name, *map(side.get, columns)] for name, side in sides.items()]
+    return table([title, *columns.values()], rows)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -178,6 +209,24 @@ def target(
     else:
         text, met = f"{name} >= {at_least:g}", value >= at_least
     return {"target": text, "measured": value, "met": bool(met)}
+
+
+def new_result(doc: str, packages: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """A result without sides and targets yet, for `report`; made before the work.
+
+    Args:
+        doc: of the benchmark, whose first line is its question.
+        packages: distributions whose versions are reported.
+        facts: more entries.
+    """
+    return {
+        "question": doc.splitlines()[0],
+        **facts,
+        "machine": machine(),
+        "versions": {"snnjax": versions(packages)},
+        "sides": {},
+        "targets": [],
+    }
 
 
 def report(result: dict[str, Any], text: str, out: str | None) -> None:

@@ -127,42 +127,28 @@ COLUMNS = (
 )
 
 
-def text(result: dict[str, Any]) -> str:
-    rows = [
-        [name, *(row.get(column) for column in COLUMNS)]
-        for name, row in result["sides"].items()
-    ]
-    return timing.table(["network", *COLUMNS], rows)
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = timing.parser(__doc__)
     timing.only_option(parser)
     options = parser.parse_args(arguments)
     out = Path(options.out) if options.out else None
     before = json.loads(out.read_text())["sides"] if out and out.exists() else {}
-    result = {
-        "question": __doc__.splitlines()[0],
-        "machine": timing.machine(),
-        "versions": {
-            "snnjax": timing.versions(("jax", "torch", "torchvision", "torchax"))
-        },
-        "sides": {},
-        "targets": [],
-    }
+    packages = ("jax", "torch", "torchvision", "torchax")
+    result = timing.new_result(__doc__, packages)
+    sides = result["sides"]
     for name in NETWORKS:
         if name in before:
-            result["sides"][name] = before[name]
+            sides[name] = before[name]
         elif timing.is_selected(name, options.only):
             print(f"tracing {name}", file=sys.stderr, flush=True)
             converts = name in CONVERTED and not options.quick
-            result["sides"][name] = row_of(name, converts)
-    rows = result["sides"].values()
-    largest = max(row.get("error of fn", 0) for row in rows)
+            sides[name] = row_of(name, converts)
+    largest = max(side.get("error of fn", 0) for side in sides.values())
     result["targets"] = [timing.target("error of fn", largest, at_most=1e-5)]
-    timing.report(result, text(result), options.out)
+    columns = {name: name for name in COLUMNS}
+    timing.report(result, timing.table_of("network", columns, sides), options.out)
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -289,21 +289,18 @@ def compare(options) -> dict:
             f"--only {options.only}: in no name; allowed: words of\n{names}"
         )
     devices(1)  # before anything takes time
-    results: dict[str, dict] = {}
+    sizes = {side.name: dataclasses.asdict(side) for side in programs}
+    packages = ("jax", "jaxlib", "libtpu", "flax")
+    result = timing.new_result(__doc__, packages, sizes=sizes)
+    result["machine"] |= {"device": "v5e, compiled, not run"}
+    results: dict[str, dict] = result["sides"]
     for side in programs:
         print(f"compiling {side.name}", file=sys.stderr, flush=True)
         results[side.name] = counts_of(side)
         if side.mode in EXECUTIONS and side.ann.name in results:
             ann = results[side.ann.name]
             results[side.name] = with_ratios(side, results[side.name], ann)
-    return {
-        "question": __doc__.splitlines()[0],
-        "sizes": {side.name: dataclasses.asdict(side) for side in programs},
-        "machine": timing.machine() | {"device": "v5e, compiled, not run"},
-        "versions": {"snnjax": timing.versions(("jax", "jaxlib", "libtpu", "flax"))},
-        "sides": results,
-        "targets": list(targets(results)),
-    }
+    return result | {"targets": list(targets(results))}
 
 
 def targets(results: dict) -> Iterator[dict]:
@@ -340,15 +337,6 @@ COLUMNS = {
 }
 
 
-def text(result: dict) -> str:
-    rows = [
-        [name, *(counts.get(column) for column in COLUMNS)]
-        for name, counts in result["sides"].items()
-    ]
-    head = ["compiled for a v5e, not run", *COLUMNS.values()]
-    return timing.table(head, rows)
-
-
 def draw(result: dict, path: Path) -> None:
     """The bound of every program over T times that of its ANN."""
     ratios = {
@@ -382,11 +370,13 @@ def main(arguments: list[str] | None = None) -> dict:
         raise SystemExit(
             f"{missing}\nInstall it by: pip install -e '.[experiments,tpu]'"
         ) from None
-    timing.report(result, text(result), options.out)
+    title = "compiled for a v5e, not run"
+    text = timing.table_of(title, COLUMNS, result["sides"])
+    timing.report(result, text, options.out)
     if options.out and not options.quick:
         draw(result, Path(options.out).with_suffix(".png"))
     return result
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

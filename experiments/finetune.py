@@ -51,9 +51,8 @@ from experiments.running import (
     CODES,
     FineTune,
     batches_of,
-    check_resumable,
-    claim,
     devices,
+    options_of_results,
     parse,
     print_line,
     schedule,
@@ -76,7 +75,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # fails early
-    check_resumable(config)
     setup = prepare(
         config.conversion(),
         data,
@@ -84,8 +82,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         calibrates=not config.from_scratch,
         check=functools.partial(_check_network, config),
     )
-    inputs = {"source network": source_digest(setup.source)}
-    check_resumable(config, inputs)
     print(header(), flush=True)
     first, snn = _begin(config, setup)
     learner = _learner(config, setup, snn)
@@ -93,7 +89,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         name = f"{first.recipe}, {config.weight_bits} bits"
         first = _evaluate(learner.task, name, learner.snn, first.seconds)
         print(row(first, setup.ann), flush=True)
-    snn, log = _train(config, setup, learner, inputs)
+    snn, log = _train(config, setup, learner)
     setup = setup._replace(task=learner.task)
     seconds = sum(line["seconds"] for line in log)
     last = _evaluate(setup.task, _name(config, first, setup), snn, seconds)
@@ -236,9 +232,7 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
     return Learner(task, snn, fn, False, read, {"weights": adam})
 
 
-def _train(
-    config: FineTune, setup: Setup, learner: Learner, inputs: dict[str, str]
-) -> tuple[SNN, list[dict]]:
+def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetuned:
     """The SNN after the last epoch, and the log."""
     task, out = learner.task, Path(config.out).expanduser()
 
@@ -246,8 +240,6 @@ def _train(
         hits = count_hits(task.count, snn, task.test, task.mesh)
         accuracy = {"test_accuracy": hits[-1] / len(task.test.labels)}
         print_line({**line, **accuracy})
-        if devices.first():
-            claim(config, inputs)
         return accuracy
 
     snn, log = training.finetune(
@@ -260,12 +252,16 @@ def _train(
         share=config.distillation,
         measure=measure,
         folder=out / "training",
+        depends_on={
+            **options_of_results(config),
+            "source_network": source_digest(setup.source),
+        },
         has_aux=learner.has_aux,
     )
     if devices.first():
         write_log(out, log)
     # Programs without the mesh, e.g. for the figures, need arrays of this process.
-    return snn if task.mesh is None else jax.device_get(snn), log
+    return training.Finetuned(snn if task.mesh is None else jax.device_get(snn), log)
 
 
 def _examples(config: FineTune, task: Experiment, read: Callable) -> Callable:

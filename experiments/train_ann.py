@@ -89,8 +89,8 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         data,
         _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
-        lambda state: {"test_accuracy": evaluate(_variables(state))},
-        inputs={} if origin is None else {"checkpoint": source_digest(origin)},
+        lambda state, log: {"test_accuracy": evaluate(_variables(state))},
+        source_network=None if origin is None else source_digest(origin),
     )
     variables = jax.device_get(_variables(state))
     seconds = sum(line["seconds"] for line in log)
@@ -117,7 +117,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: TrainANN,
     data: Dataset,
-) -> Callable[..., tuple[TrainState, jax.Array]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """A jitted step for `fit`, `step(state, key, images, labels) -> state, report`.
 
     A state must not be used again after it was passed in.

@@ -83,23 +83,29 @@ class Setting(NamedTuple):
         """Whether examples are event frames, with a time axis of their own."""
         return self.data.train_images.ndim == 5
 
-    def spiking(
-        self,
-        surrogate: Callable,
-        *,
-        train: bool,
-        remat: bool = False,
-    ) -> Callable:
+    def spiking(self, *, train: bool) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
-        options: dict[str, Any] = {"mutable": ["batch_stats"]} if train else {}
+        config, in_training = self.config, {"mutable": ["batch_stats"]} if train else {}
+        remat = snnjax.simulation.by_layer(remat=True)
         return snnjax.spiking(
-            functools.partial(self.model.apply, train=train, **options),
-            steps=self.config.steps,
-            surrogate=surrogate,
+            functools.partial(self.model.apply, train=train, **in_training),
+            steps=config.steps,
+            surrogate=SURROGATES[config.surrogate],
             inputs="sequence" if self.sequence else "constant",
-            execution=snnjax.simulation.by_layer(remat=True) if remat else "auto",
+            execution=remat if train and config.remat else "auto",
             has_aux=train,
         )
+
+    def loss(self, images: jax.Array, labels: jax.Array) -> Callable[[SNN], tuple]:
+        """snn -> (loss, (accuracy, new statistics)), in training mode."""
+        x, simulate = self.current(images), self.spiking(train=True)
+
+        def loss(snn: SNN) -> tuple:
+            outputs, updates = simulate(snn, x)
+            accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
+            return training.mean_cross_entropy(outputs, labels), (accuracy, updates)
+
+        return loss
 
     def current(self, images: jax.Array) -> jax.Array:
         """Images as they enter: [B, H, W, C], or frames [T, B, H, W, C]."""
@@ -132,27 +138,26 @@ def train(config: TrainSNN, *, data: Dataset | None = None) -> SNN:
     out = Path(config.out).expanduser().resolve()
     evaluate = make_evaluate(setting)
 
-    def measure(state: State) -> dict[str, Any]:
+    def measure(state: State, log: list[dict]) -> dict[str, Any]:
+        accuracy = evaluate(state.snn)
         temperatures = training.temperatures(state.snn).values()
-        return {
-            "test_accuracy": evaluate(state.snn),
-            "temperature": [float(b.mean()) for b in temperatures],
-        }
+        means = [float(b.mean()) for b in temperatures]
+        entries = {"test_accuracy": accuracy, "temperature": means}
+        log = [*log[:-1], log[-1] | entries]
+        if devices.first():
+            if accuracy == max(line["test_accuracy"] for line in log):
+                _save(setting, state.snn, accuracy, out / "best")
+            training_figures.training(log, list(state.snn.neurons), out / "curves.png")
+        return entries
 
-    def finished_epoch(state: State, log: list[dict]) -> None:
-        accuracies = [line["test_accuracy"] for line in log]
-        if accuracies[-1] == max(accuracies):
-            _save(setting, state.snn, accuracies[-1], out / "best")
-        training_figures.training(log, list(state.snn.neurons), out / "curves.png")
-
-    state, log = fit(config, data, state, make_step(setting), measure, finished_epoch)
+    state, log = fit(config, data, state, make_step(setting), measure)
     accuracy = log[-1]["test_accuracy"]
     if devices.first():
         _save(setting, state.snn, accuracy, out)
     return state.snn
 
 
-def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
+def make_step(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The step for `experiments.running.fit`; checks once that gradients arrive."""
     descend = jax.jit(functools.partial(_step, setting))
     choose = jax.jit(functools.partial(_choose, setting))
@@ -177,16 +182,7 @@ def make_step(setting: Setting) -> Callable[..., tuple[State, jax.Array]]:
 def _step(setting: Setting, state: State, key, images, labels):
     """(state, report, which leaves received a gradient)."""
     config, (snn, opt_state) = setting.config, state
-    x = setting.current(_augmented(config, key, images))
-    simulate = setting.spiking(
-        SURROGATES[config.surrogate], train=True, remat=config.remat
-    )
-
-    def loss_of(snn):
-        outputs, updates = simulate(snn, x)
-        accuracy = (outputs.mean(0).argmax(-1) == labels).mean()
-        return training.mean_cross_entropy(outputs, labels), (accuracy, updates)
-
+    loss_of = setting.loss(_augmented(config, key, images), labels)
     result, gradient = jax.value_and_grad(loss_of, has_aux=True)(snn)
     loss, (accuracy, updates) = result
     alive = jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(gradient)])
@@ -199,18 +195,11 @@ def _step(setting: Setting, state: State, key, images, labels):
 def _choose(setting: Setting, state: State, images, labels) -> State:
     """Algorithm 1 of the paper, on some of the first batch of an epoch."""
     config = setting.config
-    images, labels = (
-        images[: config.difference_images],
-        labels[: config.difference_images],
-    )
-    simulate = setting.spiking(
-        SURROGATES[config.surrogate], train=True, remat=config.remat
-    )
-    x = setting.current(images)
+    count = config.difference_images
+    loss_and_aux = setting.loss(images[:count], labels[:count])
 
     def loss(snn: SNN) -> jax.Array:
-        outputs, _ = simulate(snn, x)
-        return training.mean_cross_entropy(outputs, labels)
+        return loss_and_aux(snn)[0]
 
     differences = training.finite_differences(
         loss, state.snn, setting.first, step=config.difference_step
@@ -239,7 +228,7 @@ def _augmented(config: TrainSNN, key, images):
 
 def make_evaluate(setting: Setting) -> Callable[[SNN], float]:
     """Function `snn -> accuracy` of the mean output on the test images."""
-    simulate = setting.spiking(SURROGATES[setting.config.surrogate], train=False)
+    simulate = setting.spiking(train=False)
     data = setting.data
 
     def predict(snn, images):
@@ -270,11 +259,15 @@ def _begin(config: TrainSNN, data: Dataset) -> tuple[Setting, State]:
         model=_neuron(config, sites),
         key=jax.random.key(config.seed),
     )
-    kinds_to_train = {"weights"}
-    if config.neuron == "recurrent":
-        kinds_to_train.add("kernel")
-    kinds = training.param_labels(snn, kinds_to_train)
-    optimizer = make_optimizer(config, steps_per_epoch(config, data), kinds)
+    # All weights are trained, and nothing else.
+    names = ("weights", "kernel") if config.neuron == "recurrent" else ("weights",)
+    kinds = training.param_labels(snn, names)
+    adam = optax.adamw(
+        schedule(config, steps_per_epoch(config, data)),
+        weight_decay=config.weight_decay,
+        mask=training.kernels,
+    )
+    optimizer = training.optimizer(dict.fromkeys(names, adam))
     first = tuple(p for p in sites[0].parameters if p.endswith("kernel"))
     mesh = devices.make_mesh(config.mesh)
     setting = Setting(config, data, model, kinds, optimizer, first, mesh)
@@ -302,23 +295,6 @@ def _neuron(config: TrainSNN, sites: Sequence[snnjax.network.Site]) -> Any:
         )
     return (
         {**dict.fromkeys(names, model), "*": lif} if len(names) < len(sizes) else model
-    )
-
-
-def make_optimizer(config: TrainSNN, steps: int, kinds: SNN):
-    """Adam for all weights, nothing for the rest."""
-    weights = optax.adamw(
-        schedule(config, steps),
-        weight_decay=config.weight_decay,
-        mask=training.kernels,
-    )
-    return optax.multi_transform(
-        {
-            "weights": weights,
-            "kernel": weights,
-            "frozen": optax.set_to_zero(),
-        },
-        kinds,
     )
 
 

@@ -209,13 +209,6 @@ def test_a_command_gives_its_configuration_again():
         assert parsed == dataclasses.replace(config, out=parsed.out)
 
 
-def test_a_wrong_option_is_one_line(capsys):
-    with pytest.raises(SystemExit) as caught:
-        convert.main(["--step", "3"])
-    message = "error: unrecognized arguments: --step 3 (--help lists the options)\n"
-    assert caught.value.code == 2 and capsys.readouterr().err == message
-
-
 def test_without_devices_the_versions_are_shown_all_the_same(monkeypatch):
     def devices():
         raise RuntimeError("no backend foo")

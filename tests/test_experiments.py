@@ -225,19 +225,6 @@ def test_tables_of_published_results(capsys):
         with pytest.raises(SystemExit, match=message):
             results.main(words)
 
-    files = [published("vgg8_best"), Path(tuned)]
-    head, _, *lines = table(*map(str, files), "--costs").splitlines()
-    rows = [row for f in files for row in report.read_results(f).results]
-    assert head.endswith(
-        "| SynOps M | energy, % of ANN | with memory | of quantized ANN |"
-    )
-    for line, row in zip(lines, rows, strict=True):
-        cells = [cell.strip() for cell in line.split("|")[2:-1]]
-        assert cells[0] == f"`{row.name}`"
-        assert cells[2:4] == [str(row.steps), str(row.latency)]
-        assert cells[4] == report.results.percent(row)
-        assert cells[6] == f"{row.spikes:.2f}"
-
 
 def test_files_of_one_network_share_a_table_or_contradict_each_other(tmp_path, capsys):
     def table(*words):
@@ -504,29 +491,6 @@ def test_restore_says_what_a_folder_is_not(tmp_path):
     snnjax.save(file, snnjax.SNN({}, {}))
     with pytest.raises(ValueError, match="names no network of .*KeyError\\('model'\\)"):
         load_snn(tmp_path)
-
-
-def test_a_wrong_option_ends_with_one_message(capsys):
-    for line, message in (
-        ("--steps 0", "steps must be 1 to 10000, not 0"),
-        ("--steps 1000000000", "steps must be 1 to 10000, not 1000000000"),
-        ("--waits x", "whole number >= 0 or T"),
-        ("--waits 9 --steps 4", "exceeds steps 4"),
-        ("--preset nothing", "invalid choice"),
-        ("--calibration_images 0", "must be > 0"),
-        ("--seeds 1 1", "seeds has 1 more than once"),
-        ("--waits 0 T 0", "waits has 0 more than once"),
-        ("--levels 0 1 -1 1 0 1", "levels has (0, 1) more than once"),
-        ("--levels 0 1 2", "levels must be pairs of lowest and highest"),
-        ("--levels 1 1", "levels are"),
-        ("--dtype float16", "dtype must be one of float32, bfloat16, not float16"),
-        ("--restore x --dtype bfloat16", "takes no --dtype"),
-        ("--restore x --report y.html", "takes no --report"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            parse(Convert, PRESETS_CONVERT, line.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
 
 
 def test_a_wrong_run_ends_with_one_message(tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
         ({"snn": other}, "sites without neurons: .'Net/relu'"),
         ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
         ({"examples": 3}, "examples is int; allowed: a list or a loader"),
-        ({"examples": []}, "examples of epoch 1 are empty; allowed: one pair"),
+        ({"examples": []}, "examples of epoch 1 are empty; allowed: one batch"),
         ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
         ({"examples": few}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
         ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
@@ -192,7 +192,7 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
     with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1 of 1"):
         finetune(snn, [(X[0], LABELS[0] - 1)])
     (tmp_path / "state.npz").write_bytes(b"half of")
-    with pytest.raises(ValueError, match="no state of these rules, or is damaged"):
+    with pytest.raises(ValueError, match="is damaged, or holds the state of another"):
         finetune(snn, folder=tmp_path)
 
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from experiments import comparison, convert, train_ann, train_snn
+from experiments import comparison, convert, finetune, train_ann, train_snn
 from experiments.presets import PRESETS_ANN, PRESETS_SNN
-from experiments.running import Convert, space, training_loop
+from experiments.running import Convert, command, space, training_loop
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def never(monkeypatch):
     def work(*arguments, **options):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(training_loop, "_train_epoch", work)
+    monkeypatch.setattr(training_loop.training, "train", work)
     monkeypatch.setattr(convert, "carry_out", work)
 
 
@@ -57,21 +57,16 @@ def test_the_space_is_that_of_the_arrays(digits):
 
 
 def test_a_command_that_fails_leaves_no_folder(tmp_path):
-    from experiments import convert, finetune, train_snn
-
     out = tmp_path / "new" / "results"
     missing = ["--dataset", "missing.npz", "--out", str(out)]
     report = ["--report", str(tmp_path / "pages" / "page.html")]
-    for command, more in ((convert, report), (finetune, report), (train_snn, [])):
+    for module, more in ((convert, report), (finetune, report), (train_snn, [])):
         with pytest.raises(SystemExit, match=r"error: .*missing\.npz"):
-            command.main([*missing, *more])
-        assert not list(tmp_path.iterdir()), command.__name__
+            module.main([*missing, *more])
+        assert not list(tmp_path.iterdir()), module.__name__
 
 
 def test_a_finished_command_says_so_and_stops(tmp_path, capsys, monkeypatch):
-    from experiments import convert
-    from experiments.running import command
-
     config = Convert(out=str(tmp_path), steps=(2,))
     line = ["--out", str(tmp_path), "--steps", "2"]
     facts = {"command": command("experiments.convert", config)}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from experiments import convert, train_ann, train_snn
 from experiments.models import load_snn, load_source
 from experiments.presets import PRESETS_ANN, PRESETS_SNN
-from experiments.running import Convert, devices
+from experiments.running import Convert, command, devices
 
 OPTIONS = {"epochs": 2, "train_images": 128, "batch_size": 64, "padding": 0}
 ANN = dataclasses.replace(PRESETS_ANN["digits_resnet"], model="events", **OPTIONS)
@@ -25,15 +26,15 @@ SNN = dataclasses.replace(PRESETS_SNN["digits"], model="events", steps=2, **OPTI
 CONVERT = Convert(recipes=("light",), steps=(4,), seeds=(0,), calibration_images=64)
 
 
-def start(module, options, count=2):
+def start(module, config, out, count=2):
     """``python -m experiments.<module>`` as so many processes that work together."""
-    return pythons(["-m", f"experiments.{module}", *words(options)], count)
+    return pythons(["-m", f"experiments.{module}", *words(config, out)], count)
 
 
-def words(options):
-    """Options of a command, on all devices there are."""
-    named = [f"{word}" for name, value in options for word in (f"--{name}", value)]
-    return ["--mesh", "0", *named]
+def words(config, out):
+    """The options of a command, on all devices there are."""
+    line = command("module", dataclasses.replace(config, mesh=0))
+    return [*shlex.split(line.removeprefix("python -m module")), "--out", str(out)]
 
 
 def pythons(words, count):
@@ -67,13 +68,6 @@ def finish(workers, timeout=200):
     return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in ends]
 
 
-def training_options(preset, out):
-    """What makes the preset the configuration of this file."""
-    steps = {"steps": 2} if preset == "digits" else {}
-    given = {"preset": preset, "out": out, "model": "events"}
-    return [*(given | steps | OPTIONS).items()]
-
-
 def assert_near(a, b, atol=1e-4):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), a, b)
 
@@ -94,16 +88,8 @@ convert.main({conversion})
 def together(tmp_path_factory):
     """Of two processes that train and then convert: their folders, what they print."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("together")
-    training = words(training_options("digits_resnet", source))
-    conversion = {
-        "checkpoint": source,
-        "recipes": "light",
-        "steps": 4,
-        "seeds": 0,
-        "calibration_images": 64,
-        "out": out,
-    }
-    code = BOTH.format(training=training, conversion=words(conversion.items()))
+    conversion = dataclasses.replace(CONVERT, checkpoint=str(source))
+    code = BOTH.format(training=words(ANN, source), conversion=words(conversion, out))
     return source, out, finish(pythons(["-c", code], count=2))
 
 
@@ -172,7 +158,7 @@ def test_eight_devices_train_a_spiking_network_as_one_does(digits, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_a_spiking_network(tmp_path):
     together, single = tmp_path / "together", tmp_path / "single"
-    finish(start("train_snn", training_options("digits", together)))
+    finish(start("train_snn", SNN, together))
     train_snn.train(dataclasses.replace(SNN, out=str(single)))
     np.testing.assert_allclose(losses(together), losses(single), rtol=1e-3)
 
@@ -180,8 +166,8 @@ def test_two_processes_train_a_spiking_network(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
-    options = dict(training_options("digits_resnet", tmp_path)) | {"epochs": 40}
-    workers = start("train_ann", options.items())
+    config = dataclasses.replace(ANN, epochs=40)
+    workers = start("train_ann", config, tmp_path)
     log = tmp_path / "metrics.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < 3:
         assert workers[0].poll() is None
@@ -191,31 +177,27 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, tmp_path):
     workers[killed].communicate()
     assert workers[1 - killed].returncode not in (0, None)
     assert "error: another process has ended" in errors or "another task died" in errors
-    finish(start("train_ann", options.items()))
+    finish(start("train_ann", config, tmp_path))
     assert len(losses(tmp_path)) == 40
 
 
 @pytest.mark.slow
 def test_kills_at_any_moment_cost_an_epoch_at_most_and_no_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start("train_ann", many_epochs(whole), count=1))
+    config = dataclasses.replace(ANN, epochs=60)
+    finish(start("train_ann", config, whole, count=1))
     generator = np.random.default_rng(0)
     for _ in range(20):
         known = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
-        (worker,) = start("train_ann", many_epochs(killed), count=1)
+        (worker,) = start("train_ann", config, killed, count=1)
         time.sleep(generator.uniform(4, 12))
         worker.kill()
         worker.communicate()
         if (killed / "metrics.jsonl").exists():
             assert len(losses(killed)) >= known - 1
-    finish(start("train_ann", many_epochs(killed), count=1))
+    finish(start("train_ann", config, killed, count=1))
     assert losses(killed) == losses(whole)
     assert_near(load_source(killed).variables, load_source(whole).variables, atol=0)
-
-
-def many_epochs(out):
-    options = dict(training_options("digits_resnet", out)) | {"epochs": 60}
-    return options.items()
 
 
 def test_devices_that_are_not_there_are_refused(digits, tmp_path):

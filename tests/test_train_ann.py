@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -15,7 +13,7 @@ import snnjax
 from experiments import data, train_ann
 from experiments.models import load_source, source_function
 from experiments.presets import PRESETS_ANN
-from experiments.running import TrainANN, parse, read_log
+from experiments.running import read_log
 
 
 @pytest.fixture(scope="module")
@@ -114,26 +112,11 @@ def test_a_network_of_another_kind_is_no_beginning(trained, digits, config, tmp_
                 train_ann.train(other, data=digits)
 
 
-def test_divergence_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
-    finite = iter([True] * 4 + [True, True, False, True])  # 4 steps per epoch
-
-    def step(state, key, images, labels):
-        return state, jnp.array([1.0, 0.5, next(finite)])
-
-    monkeypatch.setattr(train_ann, "make_step", lambda *args: step)
-    monkeypatch.setattr(train_ann, "load", lambda name, data_dir: digits)
-    options = ["--preset", "digits_resnet", "--norm", "false", "--out", str(tmp_path)]
-    message = "error: .* epoch 2, step 3 of 4; the checkpoint of epoch 1 is kept"
-    with pytest.raises(SystemExit, match=message):
-        train_ann.main(options)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1.npz"]
-
-
 def test_too_high_learning_rate_stops(digits, config, tmp_path):
     config = dataclasses.replace(
         config, out=str(tmp_path), norm=False, learning_rate=1e30
     )
-    message = "epoch 1, step .* no checkpoint yet. Train with a learning_rate below"
+    message = "epoch 1, step .*. Lower the learning rate or let it warm up"
     with pytest.raises(FloatingPointError, match=message):
         train_ann.train(config, data=digits)
 
@@ -146,30 +129,8 @@ def test_load_source_errors(trained, tmp_path):
     out = shutil.copytree(trained[0], tmp_path / "copy")
     other = json.dumps(trained[1].card | {"model": "resnet20"})
     (out / "source.json").write_text(other)
-    with pytest.raises(ValueError, match="do not fit .* but resnet20 needs"):
+    with pytest.raises(ValueError, match="as resnet20: these weights do not fit this"):
         load_source(out)
-
-
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
-    trained, digits, config, tmp_path
-):
-    out = shutil.copytree(trained[0], tmp_path / "damaged")
-    config = dataclasses.replace(config, out=str(out))
-    file = out / "checkpoints" / "2.npz"
-    file.write_bytes(file.read_bytes()[:1000])  # a copy that was not finished
-    with pytest.raises(ValueError, match="checkpoints/2.npz is damaged .*; delete it"):
-        train_ann.train(config, data=digits)
-    file.unlink()
-    older = tmp_path / "older"
-    (older / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(ValueError, match="checkpoints of an older version"):
-        train_ann.train(dataclasses.replace(config, out=str(older)), data=digits)
-    again = train_ann.train(config, data=digits)
-    _assert_equal(again.variables, trained[1].variables)
-    (out / "source.safetensors").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="cannot be read as safetensors") as caught:
-        load_source(out / "source.safetensors")
-    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
 
 
 def test_more_images_than_there_are_are_refused(digits, config, tmp_path):
@@ -180,29 +141,3 @@ def test_more_images_than_there_are_are_refused(digits, config, tmp_path):
         other = dataclasses.replace(config, out=str(tmp_path), **{name: 300})
         with pytest.raises(ValueError, match=message):
             train_ann.train(other, data=digits)
-
-
-def test_options_and_presets(capsys):
-    for name, preset in PRESETS_ANN.items():
-        assert preset.out == f"runs/{name}"
-        train_ann.build(preset.model, 10)
-    options = ["--preset", "digits_resnet", "--epochs", "3", "--clip", "2.5"]
-    config = parse(TrainANN, PRESETS_ANN, options)
-    expected = dataclasses.replace(PRESETS_ANN["digits_resnet"], epochs=3, clip=2.5)
-    assert config == expected
-    assert parse(TrainANN, PRESETS_ANN, []) == TrainANN()
-    for wrong, message in [
-        (["--preset", "resnet9"], "choose from .*digits_resnet"),
-        (["--epochs", "0"], "epochs must be > 0, not 0"),
-        (["--preset", "digits_resnet", "--flip", "true"], "add --flip false"),
-        (["--levels", "0"], "levels must be 1 to 65535, not 0"),
-        (["--levels", "70000"], "levels must be 1 to 65535, not 70000"),
-        (["--levels"], "argument --levels: expected a value"),
-        (["--checkpoint", "--epochs", "3"], "argument --checkpoint: expected a value"),
-        (["--levels", "4", "--clip", "2"], "trains its maximum; leave out one"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch"),
-    ]:
-        with pytest.raises(SystemExit) as caught:
-            parse(TrainANN, PRESETS_ANN, wrong)
-        assert caught.value.code == 2
-        assert re.search(message, capsys.readouterr().err)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -58,15 +57,19 @@ def test_learns_logs_and_draws(trained, config):
 
 
 def test_interrupted_training_ends_in_the_same_network(
-    trained, digits, config, tmp_path
+    trained, digits, config, tmp_path, monkeypatch
 ):
     out, snn = trained
-    (tmp_path / "checkpoints").mkdir()
-    shutil.copy(out / "checkpoints/1.npz", tmp_path / "checkpoints")
-    resumed = train_snn.train(
-        dataclasses.replace(config, out=str(tmp_path)), data=digits
-    )
-    assert_equal(resumed, snn)
+    config = dataclasses.replace(config, out=str(tmp_path))
+
+    def killed(log, *_):
+        if len(log) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_snn.training_figures, "training", killed)
+        train_snn.train(config, data=digits)
+    assert_equal(train_snn.train(config, data=digits), snn)
     for ours, theirs in zip(read_log(tmp_path), read_log(out), strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
@@ -100,33 +103,13 @@ def test_divergence_names_the_step_and_a_fixed_temperature_is_not_chosen(
     # Such a temperature may be below the lowest of those that are chosen.
     changes = {"learn": "fixed", "temperature": 0.25, "learning_rate": 1e38}
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
-    with pytest.raises(FloatingPointError, match="epoch 1, step .* of 4; .* learning_"):
+    with pytest.raises(
+        FloatingPointError, match="epoch 1, step .* of 4; .* learning rate"
+    ):
         train_snn.train(config, data=digits)
 
 
-def test_a_wrong_option_is_refused():
-    for changes, message in (
-        ({"learn": "guess"}, "learn must be one of fixed, choose, not guess"),
-        ({"leak": 0.0}, "leak must be in \\(0, 1\\], not 0.0"),
-        ({"steps": 0}, "steps must be 1 to 10000, not 0"),
-        ({"temperature": 0.25}, "temperature 0.25 is below lowest 0.5"),
-        ({"flip": True}, "add --flip false"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            TrainSNN(**changes)
-
-
-def test_what_cannot_run_is_told_before_anything_takes_time(
-    digits, config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(train_snn, "build", None)
-    (tmp_path / "file").touch()
-    inside = dataclasses.replace(config, out=str(tmp_path / "file" / "out"))
-    with pytest.raises(ValueError, match="--out .* cannot be written to"):
-        train_snn.train(inside, data=digits)
-    large = dataclasses.replace(config, batch_size=10**6, out=str(tmp_path))
-    with pytest.raises(ValueError, match="batch_size 1000000 exceeds"):
-        train_snn.train(large, data=digits)
+def test_a_name_of_nothing_is_refused_before_anything_takes_time(digits, tmp_path):
     for name in ("surrogate", "neuron"):
         other = TrainSNN(**{name: "step"}, out=str(tmp_path))
         with pytest.raises(ValueError, match=f"{name} must be one of .*, not step"):
@@ -219,15 +202,3 @@ def test_every_surrogate_is_a_row_and_the_table_is_of_all_seeds(tmp_path, monkey
     rows = dataclasses.replace(comparison.PRESETS["neurons"], out=str(out))
     assert list(comparison.run(rows)) == list(train_snn.NEURONS)
     assert not (out / "surrogates.png").exists()
-
-
-def test_a_comparison_of_nothing_is_refused():
-    for options, message in (
-        ({"training": "imagenet"}, "training must be one of digits, cifar10_r"),
-        ({"rows": ("lif", "none")}, "rows must be one of rectangle, .* not none"),
-        ({"seeds": ()}, "seeds is empty"),
-        ({"seeds": (0, -1)}, "seeds must be >= 0, not -1"),
-        ({"epochs": 0}, "epochs must be > 0, not 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            comparison.Comparison(**options)

@@ -41,19 +41,26 @@ class Rule(NamedTuple):
 
 
 HEAD = Rule(r"(?:classifier|fc|linear|head)\d*(?:\.\d+)?", "Dense_{n}")
-BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)\."
+BLOCK = r"((?:(?:layer|stage|block)_?\d+|conv\d_x)\.\d+)"
+
+
+def _inside(block: str, module: str, names: Mapping[str, str]) -> list[Rule]:
+    """Rules for the layers inside of a block, which is such a module in flax."""
+    return [
+        Rule(rf"{block}\.(?:{name})", f"{module}_{{block}}/{path}")
+        for name, path in names.items()
+    ]
 
 
 def rules(model: nn.Module) -> Sequence[Rule]:
     """The table of torch names for the family of `model`; the first match counts."""
     if isinstance(model, zoo.ResNet):
-        inside, shortcut = "Block_{block}/{kind}_{n}", "Block_{block}/{kind}_2"
+        names = {r"(?:conv|bn)\d|residual_function\.\d+": "{kind}_{n}"}
+        names |= {r"(?:downsample|shortcut|identity|skip)\.\d+": "{kind}_2"}
         return (
             Rule(r"conv1(?:\.\d+)?", "{kind}_{n}"),
             Rule(r"bn1", f"BatchNorm_{len(model.stem) - 1}"),
-            Rule(BLOCK + r"(?:conv|bn)\d", inside),
-            Rule(BLOCK + r"residual_function\.\d+", inside),
-            Rule(BLOCK + r"(?:downsample|shortcut|identity|skip)\.\d+", shortcut),
+            *_inside(BLOCK, "Block", names),
             HEAD,
         )
     if isinstance(model, zoo.VGG | zoo.Plain):
@@ -67,35 +74,30 @@ def rules(model: nn.Module) -> Sequence[Rule]:
     if isinstance(model, zoo.MobileNet):
         return (Rule(r"features\.\d+(?:\.\d+)*", _separable), HEAD)
     if isinstance(model, zoo.MobileNetV3):
+        names = {"squeeze": "Dense_0", "excite": "Dense_1"}
+        names |= {r"(?:conv|bn)\d": "{kind}_{n}"}
         return (
             Rule(r"stem\.\d+", "{kind}_0"),
-            Rule(r"(blocks\.\d+)\.(?:conv|bn)\d", "Inverted_{block}/{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.squeeze", "Inverted_{block}/Dense_0"),
-            Rule(r"(blocks\.\d+)\.excite", "Inverted_{block}/Dense_1"),
+            *_inside(r"(blocks\.\d+)", "Inverted", names),
             Rule(r"last\.\d+", "{kind}_1"),
             HEAD,
         )
     if isinstance(model, ViT):
-        inside = "Transformer_{block}/"
+        names = {r"norm\d": "LayerNorm_{n}", "qkv": "Dense_0", "projection": "Dense_1"}
+        names |= {"fc1": "Dense_2", "fc2": "Dense_3"}
         return (
             Rule(r"stem\.\d+", "{kind}_{n}"),
-            Rule(r"(blocks\.\d+)\.norm\d", inside + "LayerNorm_{n}"),
-            Rule(r"(blocks\.\d+)\.qkv", inside + "Dense_0"),
-            Rule(r"(blocks\.\d+)\.projection", inside + "Dense_1"),
-            Rule(r"(blocks\.\d+)\.fc1", inside + "Dense_2"),
-            Rule(r"(blocks\.\d+)\.fc2", inside + "Dense_3"),
+            *_inside(r"(blocks\.\d+)", "Transformer", names),
             Rule(r"norm", "LayerNorm_0"),
             HEAD,
         )
     if isinstance(model, ConvNeXt):
-        inside = "ConvNeXtBlock_{block}/"
+        names = {"conv": "Conv_0", "norm": "LayerNorm_0", r"fc\d": "Dense_{n}"}
         return (
             Rule(r"halvings\.\d+", "Conv_{n}"),
             Rule(r"norms\.\d+", "LayerNorm_{n}"),
-            Rule(r"(stages\.\d+\.\d+)", inside.rstrip("/")),
-            Rule(r"(stages\.\d+\.\d+)\.conv", inside + "Conv_0"),
-            Rule(r"(stages\.\d+\.\d+)\.norm", inside + "LayerNorm_0"),
-            Rule(r"(stages\.\d+\.\d+)\.fc\d", inside + "Dense_{n}"),
+            Rule(r"(stages\.\d+\.\d+)", "ConvNeXtBlock_{block}"),
+            *_inside(r"(stages\.\d+\.\d+)", "ConvNeXtBlock", names),
             HEAD,
         )
     raise ValueError(
@@ -108,12 +110,13 @@ def rules(model: nn.Module) -> Sequence[Rule]:
 def to_flax(
     model: nn.Module, weights: Mapping[str, np.ndarray], input_shape: Sequence[int]
 ) -> dict[str, Any]:
-    """PyTorch weights as the variables of a module, in float32.
+    """Weights of a file as the variables of a module, in float32.
 
     Args:
         model: from `zoo.build`.
         weights: arrays by their names in a `state_dict`. Prefixes such as "module." and
-            the arrays num_batches_tracked are ignored.
+            the arrays num_batches_tracked are ignored. Or by our own names, as
+            `save_source` writes them.
         input_shape: (height, width, channels) of an image.
 
     Returns:
@@ -126,6 +129,12 @@ def to_flax(
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     initial = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
+    if any(name.startswith("params/") for name in weights):  # of `save_source`
+        variables = {
+            path: np.float32(weights[path]) for path in shapes & weights.keys()
+        }
+        without_place = sorted(weights.keys() - shapes)
+        return _checked(model, variables, shapes, {}, without_place)
     layers, names, twice = _layers(weights)
     paths = _paths(layers, rules(model))
     _check_order(paths)
@@ -141,10 +150,7 @@ def to_flax(
                 continue
             variables[path] = _transposed(array, path, _flattened(model))
             origin[path] = names[layer, leaf]
-    _check(model, variables, shapes, origin, without_place)
-    arrays = {path: jnp.asarray(variables[path]) for path in shapes}
-    tree = unflatten_dict(arrays, sep="/")
-    return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
+    return _checked(model, variables, shapes, origin, without_place)
 
 
 # ------------------------------------------------------------------------- names
@@ -264,7 +270,7 @@ def _flattened(model: nn.Module) -> int | None:
 
 def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array  # `_check` refuses it: integers need a scale that the file lacks
+        return array  # `_checked` refuses it: integers need a scale that the file lacks
     array = array.astype(np.float32)
     if not path.endswith("/kernel"):
         return array
@@ -277,10 +283,18 @@ def _transposed(array: np.ndarray, path: str, channels: int | None) -> np.ndarra
     return array.T
 
 
-def _check(model, variables, shapes, origin, without_place: list[str]) -> None:
+def _checked(model, variables, shapes, origin, without_place) -> dict[str, Any]:
+    """The variables as a tree, if they are those of the model.
+
+    Args:
+        variables: path -> array.
+        shapes: path -> shape, as the model needs it.
+        origin: path -> name in the file, if that is another one.
+        without_place: names in the file that are of no variable.
+    """
     without_weight = [path for path in shapes if path not in variables]
     of_another_shape = [
-        f"{origin[path]}: {path} would be {array.dtype} {array.shape}, "
+        f"{origin.get(path, path)}: {path} would be {array.dtype} {array.shape}, "
         f"but is float32 {shapes[path]}"
         for path, array in variables.items()
         if array.shape != shapes[path] or array.dtype != np.float32
@@ -291,7 +305,8 @@ def _check(model, variables, shapes, origin, without_place: list[str]) -> None:
         "weights of another shape or type": of_another_shape,
     }
     if not any(parts.values()):
-        return
+        tree = unflatten_dict({n: jnp.asarray(variables[n]) for n in shapes}, sep="/")
+        return {"params": tree["params"], "batch_stats": tree.get("batch_stats", {})}
     lines = [f"these weights do not fit this {type(model).__name__}:"]
     for title, names in parts.items():
         if names:

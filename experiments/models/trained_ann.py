@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
 from experiments.models.torch_names import to_flax
@@ -108,23 +107,11 @@ def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
         )
     else:
         model, description = _build(card)
-    if any(name.startswith("params/") for name in weights):
-        return Source(model, _variables(weights, model, description, file), description)
     try:
         variables = to_flax(model, weights, description["input_shape"])
     except ValueError as error:
         raise ValueError(f"{file} as {description['model']}: {error}") from None
     return Source(model, variables, description)
-
-
-def _variables(weights: Mapping[str, np.ndarray], model, card, file: Path) -> dict:
-    """The variables of a file that `save_source` has written, in float32."""
-    images = jax.ShapeDtypeStruct((1, *card["input_shape"]), jnp.float32)
-    initial = jax.eval_shape(model.init, jax.random.key(0), images)
-    shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
-    _check_shapes({n: w.shape for n, w in weights.items()}, shapes, file, card["model"])
-    arrays = {path: jnp.asarray(w, jnp.float32) for path, w in weights.items()}
-    return {"batch_stats": {}, **unflatten_dict(arrays, sep="/")}
 
 
 def _read_card(card_file: Path, option: Mapping[str, Any] | None):
@@ -221,14 +208,3 @@ def _check_sum(file: Path, card_file: Path, card: Mapping[str, Any]) -> None:
             f"in {card_file.name} {card['sha256']}; fetch both again, or correct the "
             "card if the weights were changed on purpose"
         )
-
-
-def _check_shapes(in_file, in_model, file: Path, model: str) -> None:
-    for path in sorted(in_file.keys() | in_model.keys()):
-        if in_file.get(path) != in_model.get(path):
-            raise ValueError(
-                f"weights in {file} do not fit its card: {path} has shape "
-                f"{in_file.get(path)}, but {model} needs {in_model.get(path)} (None is "
-                "absent); put the card that belongs to the weights beside them or "
-                "train again"
-            )

@@ -39,8 +39,8 @@ def build(
         norm: BatchNorm after each convolution; without it convolutions have a bias.
             None means the usual choice of the network; `vit` and `convnext` have no
             other.
-        clip: maximum of a clipped ReLU; None keeps the activation of the network.
-        levels: L of quantized ReLUs with trained maxima; None: no quantization.
+        clip: maximum of a clipped ReLU, > 0; None keeps the activation of the network.
+        levels: L >= 1 of quantized ReLUs with trained maxima; None: no quantization.
 
     Returns:
         A module with `apply(variables, images, train=False) -> logits`, where `images`
@@ -69,13 +69,8 @@ def build(
     if isinstance(default, ViT | ConvNeXt | MobileNetV3):
         raise ValueError(f"{name} has no ReLUs that clip or levels could replace")
     if clip is not None:
-        if clip <= 0:
-            raise ValueError(f"clip must be positive, not {clip}; None: plain ReLU")
         options["activation"] = partial(clipped_relu, maximum=clip)
-    else:
-        if not levels >= 1:
-            raise ValueError(f"levels must be >= 1, not {levels}; None: plain ReLU")
-        # A module of its own wherever it is called.
+    else:  # a module of its own wherever it is called
         options["activation"] = lambda x: QuantizedReLU(levels)(x)
     return MODELS[name](num_classes, **options)
 

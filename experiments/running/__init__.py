@@ -4,8 +4,13 @@ As in every package here, ``__init__`` exports the names that other packages use
 """
 
 from experiments.running import devices
-from experiments.running.checkpoints import check_resumable, claim, digest
-from experiments.running.command_line import OF_A_MACHINE, command, parse, run
+from experiments.running.command_line import (
+    OF_A_MACHINE,
+    command,
+    options_of_results,
+    parse,
+    run,
+)
 from experiments.running.options import (
     CHIPS,
     CODES,
@@ -20,7 +25,13 @@ from experiments.running.options import (
     check_several,
     one_of,
 )
-from experiments.running.output_folder import check_writable, space, writable, write
+from experiments.running.output_folder import (
+    check_writable,
+    digest,
+    space,
+    writable,
+    write,
+)
 from experiments.running.training_loop import (
     batches_of,
     fit,
@@ -45,15 +56,14 @@ __all__ = [
     "TrainSNN",
     "batches_of",
     "check_range",
-    "check_resumable",
     "check_several",
     "check_writable",
-    "claim",
     "command",
     "devices",
     "digest",
     "fit",
     "one_of",
+    "options_of_results",
     "parse",
     "print_line",
     "read_log",

@@ -156,6 +156,11 @@ def _without_value(argv: Sequence[str], options: Iterable[Field]) -> list[str]:
     return [w[2:] for w, next_word in pairs if w in names and next_word[:2] == "--"]
 
 
+def options_of_results(config: Any) -> dict[str, Any]:
+    """The options that results depend on."""
+    return {n: v for n, v in vars(config).items() if n not in (*OF_A_MACHINE, "mesh")}
+
+
 def command(module: str, config: Any) -> str:
     """The command line of this configuration, without file paths of this machine."""
     default = vars(type(config)())

@@ -111,6 +111,11 @@ def images_at_once() -> int:
     return 50 if jax.default_backend() == "cpu" else 500
 
 
+def by_image(mesh: Mesh | None) -> NamedSharding | None:
+    """The sharding of images that the devices of a mesh share."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+
+
 def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
     """Selected rows of an array, sharded over the devices of the mesh.
 
@@ -120,21 +125,8 @@ def rows(array: Any, numbers: np.ndarray, mesh: Mesh | None) -> jax.Array:
         return jnp.asarray(array[numbers])
     return jax.make_array_from_callback(
         (len(numbers), *array.shape[1:]),
-        NamedSharding(mesh, PartitionSpec("data")),
+        by_image(mesh),
         lambda part: np.asarray(array[numbers[part[0]]]),
-    )
-
-
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    """The same arrays on every device of the mesh; unchanged without one."""
-    if mesh is None:
-        return tree
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(
-            leaf.shape, sharding, np.asarray(leaf).__getitem__
-        ),
-        tree,
     )
 
 

@@ -157,11 +157,6 @@ class TrainANN(Training):
         super().__post_init__()
         check_range(self, "clip")
         check_range(self, "levels", at_most(MOST_LEVELS))
-        if self.levels is not None and self.clip is not None:
-            raise ValueError(
-                f"clip {self.clip} and levels {self.levels}: a quantized ReLU trains "
-                "its maximum; leave out one of them"
-            )
 
 
 @dataclass(frozen=True)

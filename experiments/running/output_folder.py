@@ -4,6 +4,7 @@ A process that is killed while it writes leaves a hidden ``.NAME.tmp``, which th
 run replaces.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def writable(folder: str | Path, option: str, size: float = 0) -> Path:
@@ -54,6 +56,15 @@ def check_writable(folder: str | Path, option: str, size: float = 0) -> None:
 def space(tree: Any, copies: int) -> float:
     """Bytes of copies of a pytree of arrays, plus 20 MB for logs and tables."""
     return copies * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 20e6
+
+
+def digest(tree: Any) -> str:
+    """sha256 of all arrays of a pytree, in their order."""
+    total = hashlib.sha256()
+    for leaf in jax.device_get(jax.tree.leaves(tree)):
+        array = np.asarray(leaf)
+        total.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -1,13 +1,10 @@
-"""The loop of a training: epochs, log and checkpoints.
+"""Trainings on the images of a data set: rates, batches and the log of a run.
 
-An epoch depends only on the seed, its number and the state at its start. The state is
-saved after every epoch, so a kill loses at most the current epoch. The resumed run ends
-with the same weights, bit for bit.
+A batch depends only on the seed, its epoch and its number, so a run can be resumed.
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from experiments.data import Dataset
-from experiments.running import checkpoints, devices
+from experiments.running import devices
+from experiments.running.command_line import options_of_results
 from experiments.running.output_folder import space, writable, write
+from snnjax import sharding, training
 
 State = TypeVar("State")
 
@@ -71,65 +69,73 @@ def print_line(line: dict) -> None:
     print("  ".join(_entry(n, v) for n, v in line.items()), flush=True)
 
 
-def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> jax.Array:
-    """The report of a step: loss, accuracy, whether loss and weights are finite."""
+def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> dict[str, jax.Array]:
+    """The report of a step, as `snnjax.training.train` reads it."""
     finite = jnp.isfinite(loss + optax.tree.norm(weights))
-    return jnp.stack([loss, accuracy, finite.astype(loss.dtype)])
+    return {"loss": loss, "train_accuracy": accuracy, "finite": finite}
 
 
 def fit(
     config: Any,
     data: Dataset,
     state: State,
-    step: Callable[..., tuple[State, jax.Array]],
-    measure: Callable[[State], dict[str, Any]],
-    finished_epoch: Callable[[State, list[dict]], None] = lambda state, log: None,
-    inputs: Mapping[str, str] | None = None,
+    step: Callable[..., tuple[State, dict[str, jax.Array]]],
+    measure: Callable[[State, list[dict]], dict[str, Any]],
+    **inputs: Any,
 ) -> tuple[State, list[dict]]:
     """Train, or resume the training in the folder ``config.out``.
 
     Args:
-        config: frozen dataclass with out, epochs, batch_size, seed and mesh, and with
-            learning_rate and warmup for a message. ``out`` must be new or hold a run of
-            the same options.
+        config: frozen dataclass with out, epochs, batch_size, seed and mesh. ``out``
+            must be new or hold a run of the same options.
         data: training images and labels.
         state: at the start; any pytree of arrays.
         step: (state, key, images, labels, index) -> (state, `report`); ``index`` counts
             the steps of the epoch. It may donate the buffers of the state.
-        measure: state -> further entries of the log's line of an epoch.
-        finished_epoch: called with the state and the log, one line per epoch.
-        inputs: name -> `digest` of everything that the run starts from. A run with
-            other digests is not resumed.
+        measure: as for `snnjax.training.train`.
+        inputs: what the run starts from, by name. A run of others is not resumed.
 
     Returns:
         The state after the last epoch, and the log.
 
     Raises:
-        FloatingPointError: the loss or the weights are not finite; the checkpoint of
-          the last good epoch is kept.
+        FloatingPointError: the loss or the weights are not finite; the state of the
+          last good epoch is kept.
         ValueError: `out` cannot take the results, or holds another run; the batch
           cannot be shared by the devices.
     """
-    # Two checkpoints, one that is being written, the last network and the best.
-    out = writable(config.out, "--out", size=space(state, 5)).resolve()
+    # Two states, one of which is being written, the last network and the best.
+    out = writable(config.out, "--out", size=space(state, 4)).resolve()
+    if (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out} holds checkpoints of an older version; choose another --out, or "
+            "delete that folder"
+        )
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
-    checkpoints.check_resumable(config, inputs)
-    state, log = checkpoints.restore(out, state)
-    state = devices.everywhere(state, mesh)
-    for epoch in range(len(log) + 1, config.epochs + 1):
-        start = time.perf_counter()
-        state, line = _train_epoch(step, state, data, config, epoch, mesh)
-        line |= measure(state)
-        line["seconds"] = round(time.perf_counter() - start, 2)
-        log = [*log, line]
+
+    def batches(epoch: int) -> Iterator[tuple]:
+        for index, (key, numbers) in enumerate(batches_of(config, data, epoch)):
+            images = devices.rows(data.train_images, numbers, mesh)
+            yield key, images, devices.rows(data.train_labels, numbers, mesh), index
+
+    def measure_and_note(state: State, log: list[dict]) -> dict[str, Any]:
+        entries = measure(state, log)
+        line = log[-1] | entries
         print_line(line)
         if devices.first():
-            write_log(out, log)
-            finished_epoch(state, log)
-            checkpoints.claim(config, inputs)
-            checkpoints.save(out, state, log)
-    return state, log
+            write_log(out, [*log[:-1], line])
+        return entries
+
+    return training.train(
+        lambda state, batch: step(state, *batch),
+        sharding.on_mesh(state, devices.by_image(mesh)),
+        batches,
+        epochs=config.epochs,
+        measure=measure_and_note,
+        folder=out / "training",
+        depends_on=options_of_results(config) | inputs,
+    )
 
 
 def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.ndarray]]:
@@ -144,37 +150,6 @@ def batches_of(config, data: Dataset, epoch: int) -> list[tuple[jax.Array, np.nd
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
     numbers = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     return [(jax.random.fold_in(key, i), row) for i, row in enumerate(numbers)]
-
-
-def _train_epoch(step, state, data: Dataset, config, epoch: int, mesh):
-    """The state after an epoch, and the mean loss and accuracy of its steps."""
-    batches = batches_of(config, data, epoch)
-    steps = len(batches)
-    title = f"epoch {epoch} of {config.epochs}"
-    bar = tqdm(batches, title, leave=False, disable=devices.hidden())
-    reports = []
-    # A Python loop: on CPU, XLA's gradients of convolutions are ten times slower
-    # inside lax.scan.
-    for index, (key, numbers) in enumerate(bar):
-        images = devices.rows(data.train_images, numbers, mesh)
-        labels = devices.rows(data.train_labels, numbers, mesh)
-        state, report = step(state, key, images, labels, index)
-        reports.append(report)
-    loss, accuracy, finite = np.asarray(jnp.stack(reports)).T
-    if not finite.all():
-        checkpoint = (
-            f"the checkpoint of epoch {epoch - 1} is kept"
-            if epoch > 1
-            else "there is no checkpoint yet"
-        )
-        raise FloatingPointError(
-            f"loss or weights are not finite in epoch {epoch}, step "
-            f"{np.argmin(finite) + 1} of {steps}; {checkpoint}. Train with a "
-            f"learning_rate below {config.learning_rate} or a warmup above "
-            f"{config.warmup}, in another folder than {config.out}"
-        )
-    means = {"loss": float(loss.mean()), "train_accuracy": float(accuracy.mean())}
-    return state, {"epoch": epoch, **means}
 
 
 def _entry(name: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """Training of SNNs by surrogate gradients.
 
-* ``finetuning.py``: the epochs of a training after a conversion.
+* ``finetuning.py``: a training after a conversion.
+* ``loop.py``: the epochs of any training, and how it resumes.
 * ``losses.py``: losses and a readout.
 * ``leaves.py``: which leaves of an SNN are trained.
 * ``optimizers.py``: gradient descent that keeps neurons in their ranges.
@@ -16,6 +17,7 @@ from snnjax.training.leaves import (
     kernels,
     param_labels,
 )
+from snnjax.training.loop import train
 from snnjax.training.losses import (
     distillation,
     mean_cross_entropy,
@@ -48,5 +50,6 @@ __all__ = [
     "param_labels",
     "temperatures",
     "tet",
+    "train",
     "with_temperatures",
 ]

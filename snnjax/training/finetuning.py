@@ -1,43 +1,27 @@
-"""Fine-tuning: the epochs of a training that begins with a converted network.
+"""Fine-tuning: a training that begins with a converted network.
 
-    L = (1 - c) loss(O, y) + c KL(softmax(teacher(x)) || softmax(mean_t O(t)))
-
-A state after an epoch is all that the next one needs, besides its examples. So a folder
-that holds it lets an interrupted training end in the same bits.
+L = (1 - c) loss(O, y) + c KL(softmax(teacher(x)) || softmax(mean_t O(t)))
 """
 
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from snnjax import sharding
-from snnjax._checks import check_count, check_positive, check_share, is_number
-from snnjax._folders import (
-    Folder,
-    holds,
-    open_folder,
-    read_arrays,
-    restored,
-    write_arrays,
-)
-from snnjax._progress import shown
+from snnjax._checks import check_positive, check_share, is_number
 from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN, checked_fit
 from snnjax.training.differences import with_leaves
 from snnjax.training.leaves import differentiable
+from snnjax.training.loop import train
 from snnjax.training.losses import distillation, mean_cross_entropy
 from snnjax.training.optimizers import Rules, descent
-
-_STATE = "state.npz"
 
 
 class Finetuned(NamedTuple):
@@ -68,6 +52,7 @@ def finetune(
     share: float | None = None,
     measure: Callable[[SNN, dict[str, Any]], Any] | None = None,
     folder: Any = None,
+    depends_on: Mapping[str, Any] | None = None,
     has_aux: bool = False,
     **options: Any,
 ) -> Finetuned:
@@ -82,11 +67,9 @@ def finetune(
     Args:
         fn: network, ``fn(params, x) -> outputs``, with has_aux in training mode.
         snn: from `snnjax.convert`.
-        examples: pairs (x, labels), one for each step, that can be read once per epoch,
-            such as a list or a DataLoader. Or a function: number of the epoch, from 1
-            on, -> its pairs; so shuffle and augment by this number. Pairs of equal
-            shapes need one program. If x is sharded over a mesh, its devices share the
-            work.
+        examples: pairs (x, labels), one for each step, or a function: epoch -> its
+            pairs; see `train`. Pairs of equal shapes need one program. If x is sharded
+            over a mesh, its devices share the work.
         epochs: >= 1.
         rules: learning rate or schedule (step -> rate) of Adam, or an optimizer or
             several, as for `descent`.
@@ -97,10 +80,10 @@ def finetune(
         measure: called after each epoch with the SNN and its line of the log; the
             entries that it returns, or None, are added to the line. They must be
             numbers, texts, or lists of them.
-        folder: where the state after the last finished epoch is stored. If it has one
-            of the same call, the training resumes from it, and ends in the same bits.
-            It is of another call if SNN, options or versions differ. Examples, teacher
-            and the functions of an optimizer cannot be compared: keep them the same.
+        folder: from which the same call resumes, as in `train`. It is of another call
+            if SNN, options or versions differ. Examples, teacher and the functions of
+            an optimizer cannot be compared: keep them the same.
+        depends_on: what else must be the same, by name, such as a seed; see `train`.
         has_aux: fn is in training mode, ``fn(params, x) -> (outputs, averages)``, see
             `snnjax.spiking`. The averages, such as a BatchNorm's, are a pytree like a
             part of the params, and replace that part after each step.
@@ -130,9 +113,7 @@ def finetune(
     >>> snnjax.spiking(fn)(tuned, x).shape
     (2, 64, 3)
     """
-    check_count("epochs", epochs)
     share = _share(teacher, share)
-    _check_readable(examples, epochs)
     fit = checked_fit(snn, options.get("steps"), options.get("wait"))
     own_gradient = options.keys() & {"surrogate", "detach_reset"}
     if has_closed_form(snn, *fit) and not own_gradient:
@@ -146,7 +127,7 @@ def finetune(
     init, descend = descent(objective, optimizer, has_aux=True)
 
     @jax.jit
-    def step(state: _State, x: chex.ArrayTree, labels: Any):
+    def step_on_devices(state: _State, x: chex.ArrayTree, labels: Any):
         snn, opt_state, (value, (averages, report)) = descend(*state, x, labels)
         snn = _with_averages(snn, averages)
         weights = jax.tree.leaves(differentiable(snn)[0])
@@ -154,25 +135,25 @@ def finetune(
         report |= {"loss": value, "finite": jnp.isfinite(value) & ~nan}
         return (snn, opt_state), report
 
-    state = jax.tree.map(jnp.asarray, (snn, init(snn)))
+    def step(state: _State, batch: Any):
+        x, labels, *on_devices = sharding.automatic(*_pair(batch), *state)
+        return step_on_devices(tuple(on_devices), x, labels)
+
+    def measure_snn(state: _State, log: list[dict[str, Any]]) -> Any:
+        return None if measure is None else measure(state[0], log[-1])
+
     call = {"SNN": snn, "rules": rules, "loss": loss, "share": share}
-    opened = open_folder(folder, "training", {**call, "options": (has_aux, options)})
-    state, log = (state, []) if opened is None else _stored(opened, state, epochs)
-    reports: list[dict[str, Any]] = []
-    for epoch in range(len(log) + 1, epochs + 1):
-        start = time.perf_counter()
-        batches = examples(epoch) if callable(examples) else examples
-        state, reports = _train_epoch(step, state, batches, epoch, epochs, reports)
-        means = {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
-        line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
-        if measure is not None:
-            line |= _measured(measure, state[0], line)
-        log.append(line)
-        if opened is not None:
-            leaves = {f"{i:06}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-            leaves["log"] = np.array(json.dumps(log))
-            write_arrays(opened, _STATE, leaves)
-    return Finetuned(state[0], log)
+    call |= {"options": (has_aux, options)}
+    (snn, _), log = train(
+        step,
+        (snn, init(snn)),
+        examples,
+        epochs=epochs,
+        measure=measure_snn,
+        folder=folder,
+        depends_on=call | dict(depends_on or {}),
+    )
+    return Finetuned(snn, log)
 
 
 def _objective(
@@ -206,47 +187,6 @@ def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
     return {"accuracy": (answers == labels).mean()}
 
 
-def _train_epoch(
-    step: Callable,
-    state: _State,
-    batches: Iterable,
-    epoch: int,
-    epochs: int,
-    last: list[dict[str, Any]],
-) -> tuple[_State, list[dict[str, Any]]]:
-    """The state after the steps of an epoch, and their reports.
-
-    ``last`` has those of the epoch before, for the bar; none in the first one.
-    """
-    reports: list[dict[str, Any]] = []
-
-    def about(_: Any) -> str:
-        before = reports or last
-        return f"loss {before[-1]['loss']:.4g}" if before else "compiling"
-
-    title, count = f"epoch {epoch} of {epochs} ", len(last) or None
-    for batch in shown(batches, title, "step", about, count):
-        jax.block_until_ready(reports[-1:])  # it computed while this batch was made
-        x, labels, *on_devices = sharding.automatic(*_pair(batch), *state)
-        state, report = step(tuple(on_devices), x, labels)
-        reports.append(report)
-    if not reports:
-        raise ValueError(
-            f"the examples of epoch {epoch} are empty; allowed: one pair (x, labels) "
-            "or more"
-        )
-    reports = jax.device_get(reports)
-    finite = [report.pop("finite") for report in reports]
-    if not all(finite):
-        raise FloatingPointError(
-            f"loss or weights are not finite in epoch {epoch}, step "
-            f"{finite.index(False) + 1} of {len(finite)}; a folder= keeps the state of "
-            "the epoch before. Lower the learning rate or let it warm up, and look for "
-            "labels that are no classes"
-        )
-    return state, reports
-
-
 def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     """The SNN with new averages in the place of the params with the same names."""
     names = paths_of(snn.params)
@@ -259,44 +199,6 @@ def _with_averages(snn: SNN, averages: chex.ArrayTree) -> SNN:
     return with_leaves(snn, {i: new[n] for i, n in enumerate(names) if n in new})
 
 
-def _stored(
-    folder: Folder, state: _State, epochs: int
-) -> tuple[_State, list[dict[str, Any]]]:
-    """The state and the log of a folder; without them, this state and no log."""
-    file = folder.path / _STATE
-    if not holds(file):
-        return state, []
-    leaves, structure = jax.tree.flatten(state)
-    try:
-        arrays = read_arrays(file)
-        log = json.loads(str(arrays.pop("log")))
-        own = zip(sorted(arrays), leaves, strict=True)
-        new = [restored(arrays[name], leaf) for name, leaf in own]
-        chex.assert_trees_all_equal_shapes(new, leaves)
-    except Exception as error:  # a damaged file may raise anything
-        raise ValueError(
-            f"{file} holds no state of these rules, or is damaged ({error}). Give the "
-            "rules that it was trained by, or another folder"
-        ) from None
-    if len(log) > epochs:
-        raise ValueError(
-            f"{folder.path} holds {len(log)} epochs; allowed: epochs >= {len(log)}, "
-            "or another folder"
-        )
-    return jax.tree.unflatten(structure, new), log
-
-
-def _measured(measure: Callable, snn: SNN, line: dict[str, Any]) -> dict[str, Any]:
-    """What it adds to a line of the log, as JSON gives it back."""
-    entries = measure(snn, line)
-    if not isinstance(entries, dict | None):
-        raise ValueError(
-            f"measure returns {type(entries).__name__}; allowed: a dict of numbers, "
-            'e.g. {"test_accuracy": 0.9}, or None'
-        )
-    return jax.tree.map(lambda value: np.asarray(value).tolist(), entries or {})
-
-
 def _pair(batch: Any) -> tuple[Any, Any]:
     """A batch as JAX arrays."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -306,20 +208,6 @@ def _pair(batch: Any) -> tuple[Any, Any]:
         )
     x, labels = jax.tree.map(jnp.asarray, tuple(batch))
     return x, labels
-
-
-def _check_readable(examples: Any, epochs: int) -> None:
-    """Raise unless the examples can be read in each epoch."""
-    if not callable(examples) and not isinstance(examples, Iterable):
-        kind = type(examples).__name__
-    elif isinstance(examples, Iterator) and epochs > 1:
-        kind = f"{type(examples).__name__}, which can be read once"
-    else:
-        return
-    raise ValueError(
-        f"examples is {kind}; allowed: a list or a loader of pairs (x, labels), or "
-        "a function: epoch -> pairs"
-    )
 
 
 def _share(teacher: Callable | None, share: float | None) -> float:
