@@ -67,7 +67,7 @@ ROWS = {
     Row((-1, 1), 4, 1, "radix"): 6,
     Row((-1, 1), 6, 1, "radix"): 2,
 }
-RECIPES = ("best", "best, 3 iterations", "best, weights as they are")
+RECIPES = ("best", "best, weights as they are")  # rows of experiments.ablation
 AT_A_TIME = 4  # images
 HELD_OUT = 32  # calibration images, the last, for --sites
 
@@ -196,17 +196,6 @@ def comparison(outputs: np.ndarray, ann: np.ndarray, labels=None) -> dict[str, f
     return measures
 
 
-def recipe(name: str):
-    """One of `RECIPES`."""
-    import snnjax
-    from experiments.ablation import PARTS, one_sweep
-
-    if name == "best, 3 iterations":
-        weights_fit = snnjax.calibrators.least_squares_weights(iterations=3)
-        return one_sweep(weights_fit, *PARTS[1:])
-    return snnjax.best() if name == "best" else one_sweep(*PARTS[1:])
-
-
 def measured(
     network: Network, calibration, test, ann, row: Row, name: str
 ) -> dict[str, Any]:
@@ -214,6 +203,7 @@ def measured(
     import jax
 
     import snnjax
+    from experiments.ablation import ROWS
     from experiments.running import CODES
 
     x, labels = test
@@ -228,7 +218,7 @@ def measured(
         steps=row.steps,
         wait=row.wait,
         code=code,
-        recipe=recipe(name),
+        recipe=ROWS[name],
         model=snnjax.integrate_and_fire(levels=row.levels, dead_zone=zone),
     )
     jax.block_until_ready(snn)

@@ -94,11 +94,11 @@ def vocabulary(sentences: list[str]) -> dict[str, int]:
 
 def examples(pairs: list[tuple[str, int]], tokens: dict[str, int]) -> Examples:
     """Padded behind the words; longer sentences are cut."""
-    padded = np.full((len(pairs), LENGTH), PADDING, np.int32)
-    for row, (sentence, _) in zip(padded, pairs, strict=True):
+    rows = np.full((len(pairs), LENGTH), PADDING, np.int32)
+    for row, (sentence, _) in zip(rows, pairs, strict=True):
         words = [tokens.get(word, UNKNOWN) for word in sentence.split()[:LENGTH]]
         row[: len(words)] = words
-    return padded, np.array([label for _, label in pairs])
+    return rows, np.array([label for _, label in pairs])
 
 
 def read(folder: Path) -> tuple[dict[str, int], Examples, Examples, Examples]:
@@ -123,11 +123,11 @@ def batches(training: Examples, rng: np.random.Generator) -> Iterator[Examples]:
     lengths = (tokens != PADDING).sum(1)
     order = order[np.argsort(lengths[order], kind="stable")]
     for start in rng.permutation(np.arange(0, len(order), BATCH)):
-        chosen = order[start : start + BATCH]
-        width = -(-lengths[chosen].max() // 16) * 16  # few shapes to compile
-        words = tokens[chosen, :width]
-        dropped = (rng.random(words.shape) < DROPPED) & (words != PADDING)
-        yield np.where(dropped, UNKNOWN, words), labels[chosen]
+        indices = order[start : start + BATCH]
+        width = -(-lengths[indices].max() // 16) * 16  # few shapes to compile
+        words = tokens[indices, :width]
+        is_dropped = (rng.random(words.shape) < DROPPED) & (words != PADDING)
+        yield np.where(is_dropped, UNKNOWN, words), labels[indices]
 
 
 def accuracy(model: nn.Module, params: Any, part: Examples) -> float:
@@ -160,10 +160,10 @@ def trained(model: nn.Module, training: Examples, held_out: Examples) -> Any:
         for batch in batches(training, rng):
             key, of_step = jax.random.split(key)
             params, state = step(params, state, of_step, *batch)
-        right = accuracy(model, params, held_out)
-        print(f"epoch {epoch + 1}: {right:.1f} % of held-out sentences", flush=True)
-        if right > most:
-            best, most = jax.device_get(params), right
+        percent = accuracy(model, params, held_out)
+        print(f"epoch {epoch + 1}: {percent:.1f} % of held-out sentences", flush=True)
+        if percent > most:
+            best, most = jax.device_get(params), percent
     return best
 
 

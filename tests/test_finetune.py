@@ -192,6 +192,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     log = (Path(again.out) / "metrics.jsonl").read_text()
     assert finetune.run(again, data=data)[1].final == last.final
     assert (Path(again.out) / "metrics.jsonl").read_text() == log
+    monkeypatch.setattr(finetune, "prepare", None)  # refused before it converts
     for changes, message in (
         ({"epochs": 3}, "of another training, with other epochs. Give"),
         ({"batch_size": 1000}, "batch_size 1000"),

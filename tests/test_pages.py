@@ -15,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEAD = re.compile(r"^(.*)\n\n\| (?:network|composition) \|", re.MULTILINE)
 PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.json")]
-COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_best -->\n"
+COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_radix -->\n"
 
 
 def test_the_tables_of_the_pages_are_those_of_their_commands():
@@ -29,7 +29,7 @@ def test_the_tables_of_the_pages_are_those_of_their_commands():
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
     stale = f"# A\n\n{COMMENT}\n| network |\n|---|\n| old |\n\ntext\n| other |\n"
     new = pages.with_new_tables(stale)
-    assert "old" not in new and "| `vgg8` | `best` | 0 | 4 |" in new
+    assert "old" not in new and "| `vgg8` | `best radix -1:1` | 1 | 4 |" in new
     assert new.startswith(f"# A\n\n{COMMENT}\n| network | recipe |")
     assert new.endswith(" |\n\ntext\n| other |\n")
     for first in (f"# A\n\n{COMMENT}\ntext\n| other |\n", f"# A\n\n{COMMENT}", new):
@@ -39,9 +39,9 @@ def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
 
 def test_spaces_do_not_matter():
     for comment in (
-        "<!--python -m experiments.results --costs convert_cifar10_vgg8_best-->",
-        "  <!-- python  -m experiments.results\nconvert_cifar10_vgg8_best -->\n",
-        "<!-- python -m experiments.results convert_cifar10_vgg8_best --costs --> \n\n",
+        "<!--python -m experiments.results --costs convert_cifar10_vgg8_radix-->",
+        "  <!-- python  -m experiments.results\nconvert_cifar10_vgg8_radix -->\n",
+        "<!-- python -m experiments.results convert_cifar10_vgg8_radix --costs --> \n\n",
     ):
         for rows in ("| old |", "| old |\n", "  | old |\n|---|\n"):
             new = pages.with_new_tables(f"# A\n\n{comment}\n{rows}")

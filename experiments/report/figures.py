@@ -67,6 +67,10 @@ class Panel(NamedTuple):
                 lambda x, place: f"{x:.3g}" if x < 1 else f"{x:.0f}"
             )
             axis.minorticks_off()
+            # An axis without points has a negative end.
+            left, right = np.log2(np.maximum(axis.get_xlim(), 1e-3))
+            if np.floor(right) <= np.ceil(left):  # show two powers of two or more
+                axis.set_xlim(2.0 ** np.floor(left), 2.0 ** np.ceil(right))
             _stretch(axis)
 
 

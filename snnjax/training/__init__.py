@@ -17,7 +17,7 @@ from snnjax.training.leaves import (
     kernels,
     param_labels,
 )
-from snnjax.training.loop import train
+from snnjax.training.loop import check_folder, train
 from snnjax.training.losses import (
     distillation,
     mean_cross_entropy,
@@ -36,6 +36,7 @@ __all__ = [
     "Choice",
     "Descent",
     "Finetuned",
+    "check_folder",
     "check_gradients",
     "choose_temperature",
     "descent",

@@ -105,6 +105,22 @@ def train(
     return state, log
 
 
+def check_folder(folder: Any, depends_on: Mapping[str, Any]) -> None:
+    """Raise if a folder is of another training than one with these values.
+
+    For a check before a long preparation of `train`, such as a conversion.
+
+    Args:
+        folder, depends_on: as for `train`; names that are left out are not compared.
+
+    Raises:
+        ValueError: the folder holds a training with others, or something else.
+
+    >>> check_folder(None, {"seed": 0})  # no folder, nothing to compare
+    """
+    open_folder(folder, "training", depends_on)
+
+
 def _train_epoch(
     step: Callable,
     state: _State,
