@@ -41,7 +41,7 @@ def test_spaces_do_not_matter():
     for comment in (
         "<!--python -m experiments.results --costs convert_cifar10_vgg8_radix-->",
         "  <!-- python  -m experiments.results\nconvert_cifar10_vgg8_radix -->\n",
-        "<!-- python -m experiments.results convert_cifar10_vgg8_radix --costs --> \n\n",
+        "<!-- python -m experiments.results convert_cifar10_vgg8 --costs --> \n\n",
     ):
         for rows in ("| old |", "| old |\n", "  | old |\n|---|\n"):
             new = pages.with_new_tables(f"# A\n\n{comment}\n{rows}")
