@@ -56,6 +56,7 @@ from experiments.running import (
     parse,
     print_line,
     schedule,
+    state_folder,
     steps_per_epoch,
     write_log,
 )
@@ -75,7 +76,7 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
     steps_per_epoch(config, data)  # fails early, and so does another run's folder
-    training.check_folder(_folder(config), options_of_results(config))
+    training.check_folder(state_folder(config), options_of_results(config))
     setup = prepare(
         config.conversion(),
         data,
@@ -101,11 +102,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
         _write(config, setup, results, snn, accuracies)
         print(f"{time.perf_counter() - start:.0f} s in all, with compilation")
     return results
-
-
-def _folder(config: FineTune) -> Path:
-    """Where the state of the training is stored."""
-    return Path(config.out).expanduser() / "training"
 
 
 def _name(config: FineTune, first: Result, setup: Setup) -> str:
@@ -257,7 +253,7 @@ def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetun
         teacher=functools.partial(setup.task.fn, setup.task.params),
         share=config.distillation,
         measure=measure,
-        folder=_folder(config),
+        folder=state_folder(config),
         depends_on={
             **options_of_results(config),
             "source_network": source_digest(setup.source),

@@ -70,6 +70,11 @@ def open_folder(
             "folder= cannot be used inside jit (or another transformation), where "
             f"values are unknown. Call the {call} outside of it, or leave folder out"
         )
+    if "versions" in parts:
+        raise ValueError(
+            "a part is named 'versions', which each folder compares by itself; give "
+            "it another name"
+        )
     path = Path(folder).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError(f"folder is {path}, a file; give a folder, or a new path")

@@ -185,6 +185,9 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
         ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
         ({"folder": tmp_path / "file"}, "a file; give a folder"),
         ({"folder": tmp_path, "rules": 0.02}, "another training, with other rules. "),
+        ({"depends_on": {"rules": 1}}, "depends_on names rules, which are compared"),
+        ({"folder": tmp_path / "new", "depends_on": {"versions": 1}}, "'versions', wh"),
+        ({"folder": tmp_path, "depends_on": {"seed": 1}}, "training, with other seed"),
         ({"folder": tmp_path, "epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
     ):
         with pytest.raises(ValueError, match=message):

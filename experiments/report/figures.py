@@ -68,9 +68,9 @@ class Panel(NamedTuple):
             )
             axis.minorticks_off()
             # An axis without points has a negative end.
-            left, right = np.log2(np.maximum(axis.get_xlim(), 1e-3))
-            if np.floor(right) <= np.ceil(left):  # show two powers of two or more
-                axis.set_xlim(2.0 ** np.floor(left), 2.0 ** np.ceil(right))
+            ends = np.log2(np.maximum(axis.get_xlim(), 1e-3))
+            if np.floor(ends[1]) <= np.ceil(ends[0]):  # show two powers of two or more
+                axis.set_xlim(2.0 ** np.floor(ends[0]), 2.0 ** np.ceil(ends[1]))
             _stretch(axis)
 
 

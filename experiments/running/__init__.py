@@ -39,6 +39,7 @@ from experiments.running.training_loop import (
     read_log,
     report,
     schedule,
+    state_folder,
     steps_per_epoch,
     write_log,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "report",
     "run",
     "schedule",
+    "state_folder",
     "space",
     "steps_per_epoch",
     "writable",

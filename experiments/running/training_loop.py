@@ -75,6 +75,11 @@ def report(loss: jax.Array, accuracy: jax.Array, weights: Any) -> dict[str, jax.
     return {"loss": loss, "train_accuracy": accuracy, "finite": finite}
 
 
+def state_folder(config: Any) -> Path:
+    """Where the state of a training is stored, from which it resumes."""
+    return Path(config.out).expanduser().resolve() / "training"
+
+
 def fit(
     config: Any,
     data: Dataset,
@@ -133,7 +138,7 @@ def fit(
         batches,
         epochs=config.epochs,
         measure=measure_and_note,
-        folder=out / "training",
+        folder=state_folder(config),
         depends_on=options_of_results(config) | inputs,
     )
 

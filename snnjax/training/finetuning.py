@@ -144,6 +144,12 @@ def finetune(
 
     call = {"SNN": snn, "rules": rules, "loss": loss, "share": share}
     call |= {"options": (has_aux, options)}
+    more = dict(depends_on or {})
+    if names := sorted(call.keys() & more.keys()):
+        raise ValueError(
+            f"depends_on names {', '.join(names)}, which are compared anyway; give "
+            "them other names, or leave them out"
+        )
     (snn, _), log = train(
         step,
         (snn, init(snn)),
@@ -151,7 +157,7 @@ def finetune(
         epochs=epochs,
         measure=measure_snn,
         folder=folder,
-        depends_on=call | dict(depends_on or {}),
+        depends_on=call | more,
     )
     return Finetuned(snn, log)
 

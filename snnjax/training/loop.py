@@ -153,9 +153,9 @@ def _train_epoch(
     if not all(finite):
         raise FloatingPointError(
             f"loss or weights are not finite in epoch {epoch}, step "
-            f"{finite.index(False) + 1} of {len(finite)}; a folder keeps the state of "
-            "the epoch before. Lower the learning rate or let it warm up, and look for "
-            "labels that are no classes"
+            f"{finite.index(False) + 1} of {len(finite)}; the state after the "
+            "last whole epoch is in the folder, if there is one. Lower the learning "
+            "rate or let it warm up, and look for labels that are no classes"
         )
     return state, reports
 
