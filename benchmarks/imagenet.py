@@ -33,6 +33,7 @@ import numpy as np
 
 from benchmarks import timing
 
+FILE = "images.npz"
 MEAN = np.array([123, 117, 104], np.float32)  # of red, green and blue
 
 
@@ -151,7 +152,7 @@ def images(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         raise SystemExit(
             "benchmarks.imagenet reads JPEG files by Pillow: pip install pillow"
         ) from None
-    with np.load(folder / "images.npz") as file:
+    with np.load(folder / FILE) as file:
         content, labels = file[f"{split}_jpeg"], file[f"{split}_labels"]
         offsets = file[f"{split}_offsets"]
 
@@ -385,7 +386,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def _parser():
     parser = timing.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    files = timing.folder_with(FILE)
+    parser.add_argument("--data", type=files, required=True, metavar="DIR")
     parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
     parser.add_argument("--rows", type=read_rows, default=list(ROWS))
     parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])

@@ -36,6 +36,7 @@ import snnjax
 from benchmarks import timing
 from experiments import data
 
+FILES = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite", "kws01/y_labels.csv"
 CALIBRATION = 256
 TEST = 1000  # inputs at most
 AT_A_TIME = 250  # inputs
@@ -149,7 +150,7 @@ def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Ta
     return {
         "DS-CNN": Task(
             ds_cnn,
-            weights(folder / "kws_ref_model_float32.tflite"),
+            weights(folder / FILES[0]),
             mfccs[:CALIBRATION],
             mfccs[CALIBRATION:][:count],
             of_mfccs[CALIBRATION:][:count],
@@ -157,7 +158,7 @@ def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Ta
         ),
         "ResNet-8": Task(
             resnet_8,
-            weights(folder / "pretrainedResnet.tflite"),
+            weights(folder / FILES[1]),
             cifar.train_images[:CALIBRATION].astype(np.float32),
             cifar.test_images[:count].astype(np.float32),
             cifar.test_labels[:count],
@@ -243,18 +244,14 @@ def text(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    options.add_argument("--folder", type=Path, required=True, help="of their files")
+    files = timing.folder_with(*FILES)
+    options.add_argument("--folder", type=files, required=True, help="of their files")
     options.add_argument("--data_dir", help="of CIFAR-10")
     choice = options.parse_args(arguments)
     count = AT_A_TIME if choice.quick else TEST
     both = tasks(choice.folder, choice.data_dir, count)
-    result = {
-        "question": __doc__.splitlines()[0],
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(("jax", "numpy"))},
-        "sides": {name: converted(task) for name, task in both.items()},
-        "targets": [],
-    }
+    result = timing.new_result(__doc__, ("jax", "numpy"))
+    result["sides"] = {name: converted(task) for name, task in both.items()}
     timing.report(result, text(result), choice.out)
     return result
 

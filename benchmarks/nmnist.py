@@ -26,6 +26,7 @@ import snnjax
 from benchmarks import timing
 from experiments.data import load_events
 
+FILE = "cnn_sinabs.nir"
 FRAMES = 300  # of about one millisecond
 CALIBRATION = 256
 AT_A_TIME = 10  # recordings of all frames
@@ -67,7 +68,7 @@ def network_of(folder: Path, recordings: str, count: int | None) -> Network:
     """Read the graph and the first `count` test recordings."""
     import nir
 
-    graph = nir.read(str(folder / "cnn_sinabs.nir"))
+    graph = nir.read(str(folder / FILE))
     frames = load_events(recordings, FRAMES).test_images[:count]
     thirds = load_events(recordings, 3)
     return Network(
@@ -204,9 +205,8 @@ COLUMNS = {
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    options.add_argument(
-        "--folder", type=Path, required=True, help="of the paper's CNN"
-    )
+    files = timing.folder_with(FILE)
+    options.add_argument("--folder", type=files, required=True, help="of the CNN")
     options.add_argument("--recordings", required=True, help="a prepared .npz file")
     choice = options.parse_args(arguments)
     packages = ("jax", "numpy", "nir", "sinabs", "torch")

@@ -1,7 +1,7 @@
 """What does a small transformer for the sentiment of sentences keep when converted?
 
     pip install -e '.[experiments]'
-    python -m benchmarks.sst2 --data DIR --weights sst2.msgpack \
+    python -m benchmarks.sst2 --data DIR --training sst2 \
         --out benchmarks/results/sst2.json
 
 DIR has two files of SST-2 (Socher et al., 2013), as GLUE's SST-2.zip has them:
@@ -29,14 +29,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import serialization
 
 import snnjax
 from benchmarks import mlperf_tiny, timing
 from experiments.models import vit
 
+FILES = "train.tsv", "dev.tsv"
 LENGTH = 48  # words that are read
 PADDING, UNKNOWN = 0, 1  # tokens
 CALIBRATION, HELD_OUT = 256, 500  # sentences
@@ -103,21 +104,22 @@ def examples(pairs: list[tuple[str, int]], tokens: dict[str, int]) -> Examples:
 
 def read(folder: Path) -> tuple[dict[str, int], Examples, Examples, Examples]:
     """The vocabulary, and the examples to train with, held out, and to test with."""
-    pairs = sorted(pairs_of(folder / "train.tsv"))
+    pairs, test = (pairs_of(folder / file) for file in FILES)
+    pairs.sort()
     pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
     held_out = [pair for pair in pairs if pair[0].endswith(" .")][:HELD_OUT]
     theirs = "\n".join(sentence for sentence, _ in held_out)
     training = [pair for pair in pairs if pair[0] not in theirs]
     tokens = vocabulary([sentence for sentence, _ in training])
-    test = pairs_of(folder / "dev.tsv")
     return tokens, *(examples(part, tokens) for part in (training, held_out, test))
 
 
 # ---------------------------------------------------------------------- the training
 
 
-def batches(training: Examples, rng: np.random.Generator) -> Iterator[Examples]:
-    """An epoch of phrases of like length, cut behind it, with some words unknown."""
+def batches(training: Examples, epoch: int) -> Iterator[tuple[Any, ...]]:
+    """Phrases of like length, cut behind it, some words unknown; labels; a seed."""
+    rng = np.random.default_rng(epoch)
     tokens, labels = training
     order = rng.permutation(len(labels))
     lengths = (tokens != PADDING).sum(1)
@@ -127,7 +129,8 @@ def batches(training: Examples, rng: np.random.Generator) -> Iterator[Examples]:
         width = -(-lengths[indices].max() // 16) * 16  # few shapes to compile
         words = tokens[indices, :width]
         is_dropped = (rng.random(words.shape) < DROPPED) & (words != PADDING)
-        yield np.where(is_dropped, UNKNOWN, words), labels[indices]
+        seed = rng.integers(2**31)
+        yield np.where(is_dropped, UNKNOWN, words), labels[indices], seed
 
 
 def accuracy(model: nn.Module, params: Any, part: Examples) -> float:
@@ -136,35 +139,45 @@ def accuracy(model: nn.Module, params: Any, part: Examples) -> float:
     return 100 * float((logits.argmax(-1) == part[1]).mean())
 
 
-def trained(model: nn.Module, training: Examples, held_out: Examples) -> Any:
-    """The weights after the epoch that is best on the held-out sentences."""
+def trained(
+    model: nn.Module, training: Examples, held_out: Examples, folder: Path
+) -> Any:
+    """The weights after `EPOCHS`; resumes from its folder."""
     steps = EPOCHS * -(-len(training[1]) // BATCH)
     rate = optax.cosine_onecycle_schedule(steps, LEARNING_RATE, pct_start=0.1)
     optimizer = optax.adamw(rate, weight_decay=0.01)
-    rng, key = np.random.default_rng(0), jax.random.key(0)
-    params = model.init(key, training[0][:1])
-    state = optimizer.init(params)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, key, tokens, labels):
-        def loss(params):
-            logits = model.apply(params, tokens, train=True, rngs={"dropout": key})
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        params, moments = state
+        tokens, labels, seed = batch
+
+        def mean_loss(params):
+            dropout = {"dropout": jax.random.key(seed)}
+            logits = model.apply(params, tokens, train=True, rngs=dropout)
             entropy = optax.losses.softmax_cross_entropy_with_integer_labels
             return entropy(logits, labels).mean()
 
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+        loss, slopes = jax.value_and_grad(mean_loss)(params)
+        updates, moments = optimizer.update(slopes, moments, params)
+        report = {"loss": loss, "finite": jnp.isfinite(loss)}
+        return (optax.apply_updates(params, updates), moments), report
 
-    best, most = params, 0.0
-    for epoch in range(EPOCHS):
-        for batch in batches(training, rng):
-            key, of_step = jax.random.split(key)
-            params, state = step(params, state, of_step, *batch)
-        percent = accuracy(model, params, held_out)
-        print(f"epoch {epoch + 1}: {percent:.1f} % of held-out sentences", flush=True)
-        if percent > most:
-            best, most = jax.device_get(params), percent
-    return best
+    def measure(state, log):
+        percent = accuracy(model, state[0], held_out)
+        print(f"epoch {len(log)}: {percent:.1f} % of held-out sentences", flush=True)
+
+    params = model.init(jax.random.key(0), training[0][:1])
+    (params, _), _ = snnjax.training.train(
+        step,
+        (params, optimizer.init(params)),
+        functools.partial(batches, training),
+        epochs=EPOCHS,
+        measure=measure,
+        folder=folder,
+        depends_on={"training": training, "options": (BATCH, LEARNING_RATE, DROPPED)},
+    )
+    return params
 
 
 # ------------------------------------------------------------------------- the table
@@ -196,28 +209,21 @@ COLUMNS += ("spikes", "synops", "energy", "memory")
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    options.add_argument("--data", type=Path, required=True, metavar="DIR")
-    options.add_argument("--weights", type=Path, required=True, metavar="FILE")
+    files = timing.folder_with(*FILES)
+    options.add_argument("--data", type=files, required=True, metavar="DIR")
+    options.add_argument("--training", type=Path, required=True, metavar="DIR")
     choice = options.parse_args(arguments)
     tokens, training, held_out, test = read(choice.data)
     count = mlperf_tiny.AT_A_TIME if choice.quick else None
     x, labels = (array[:count] for array in test)
     model = Transformer(len(tokens) + UNKNOWN + 1)
-    if not choice.weights.exists():
-        params = trained(model, training, held_out)
-        choice.weights.write_bytes(serialization.to_bytes(params))
-    params = serialization.msgpack_restore(choice.weights.read_bytes())
+    params = trained(model, training, held_out, choice.training)
     calibration = held_out[0][:CALIBRATION]
     task = mlperf_tiny.Task(model.apply, params, calibration, x, labels)
     rows: list[dict[str, Any]] = []
-    result = {
-        "question": __doc__.splitlines()[0],
-        "machine": timing.machine(),
-        "versions": {"snnjax": timing.versions(("jax", "flax", "numpy"))},
-        "sizes": {"words": len(tokens), "phrases": len(training[1])},
-        "sides": {"transformer": rows},
-        "targets": [],
-    }
+    sizes = {"words": len(tokens), "phrases": len(training[1])}
+    result = timing.new_result(__doc__, ("jax", "flax", "numpy"), sizes=sizes)
+    result["sides"] = {"transformer": rows}
     head = [mlperf_tiny.COLUMNS.get(name, name) for name in COLUMNS]
     for row in converted(task):  # a row takes minutes
         rows.append(row)

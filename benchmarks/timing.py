@@ -277,6 +277,21 @@ def count(text: str) -> int:
     return int(text)
 
 
+def folder_with(*files: str) -> Callable[[str], Path]:
+    """The argparse type of folders that have these files."""
+
+    def folder(text: str) -> Path:
+        missing_files = [file for file in files if not Path(text, file).exists()]
+        if missing_files:
+            raise argparse.ArgumentTypeError(
+                f"{text} has no {missing_files[0]}; allowed: a folder with "
+                f"{', '.join(files)}, see --help"
+            )
+        return Path(text)
+
+    return folder
+
+
 def _result_file(text: str) -> str:
     """The name, after its folder is made: a benchmark takes minutes."""
     path = Path(text)

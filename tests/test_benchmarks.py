@@ -196,13 +196,15 @@ def test_options_and_targets(capsys, tmp_path):
     assert timing.target("seconds", 4.0, at_most=5)["met"]
     assert not timing.target("speed", 3.4, at_least=3.5)["met"]
     (tmp_path / "file").touch()
-    for arguments, message in (
-        (["--out", "result.md"], "result.md; allowed: a file named NAME.json"),
-        (["--out", f"{tmp_path}/file/a.json"], "Not a directory|File exists"),
-        (["--rounds", "0"], "0; allowed: a whole number >= 1"),
+    sentences = ["--data", str(tmp_path), "--training", str(tmp_path)]
+    for main, arguments, message in (
+        (throughput.main, ["--out", "result.md"], "result.md; allowed: a file named"),
+        (throughput.main, ["--out", f"{tmp_path}/file/a.json"], "Not a d|File exists"),
+        (throughput.main, ["--rounds", "0"], "0; allowed: a whole number >= 1"),
+        (sst2.main, sentences, "no train.tsv; allowed: a folder with train.tsv, dev"),
     ):
         with pytest.raises(SystemExit):
-            throughput.main(arguments)
+            main(arguments)
         assert re.search(message, capsys.readouterr().err)
     paths = converter_cnn.interpreters(["sparxml=python3.13"])
     others = dict.fromkeys(("snnjax", "spikingjelly"), sys.executable)
@@ -430,14 +432,14 @@ def test_sst2_reads_phrases(phrases):
 def test_sst2(phrases, monkeypatch, capsys):
     """Trained once, converted, and blind to the embedding of the padding."""
     out = phrases / "sst2.json"
-    weights = ["--weights", str(phrases / "weights")]
-    options = ["--data", str(phrases), *weights, "--out", str(out)]
+    training = ["--training", str(phrases / "training")]
+    options = ["--data", str(phrases), *training, "--out", str(out)]
     tasks = []
     with monkeypatch.context() as patch:
         patch.setattr(sst2, "converted", lambda task: tasks.append(task) or [])
         sst2.main(options)
-    capsys.readouterr()
-    monkeypatch.setattr(sst2, "trained", None)  # the weights are there
+    assert "epoch 1: " in capsys.readouterr().out
+    monkeypatch.setattr(sst2, "batches", lambda *_: [])  # none is read again
     result = sst2.main(options)
     assert json.loads(out.read_text())["sides"] == result["sides"]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text())
