@@ -1,4 +1,4 @@
-"""Calibrators of a site's threshold, bias and initial potential.
+"""Calibrators of a site's threshold, bias, initial potential and offset.
 
 A calibrator is a function ``(View, Fit) -> Fit``: it takes a site's activations and the
 spikes that arrive there, and applies a formula of ``formulas.py`` to its parameters.
@@ -9,7 +9,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,11 @@ from snnjax.calibrators.sample import Sample
 from snnjax.calibrators.search import effective_prior, search
 from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
 
-_PER = ("layer", "channel")
 # Weight of the pace where a search compares spikes. On ResNet-20 without a wait it took
 # 63 % off the KL divergence at T = 16 and 78 % at T = 32.
 _PACE = 0.1
-# Samples of the layer to judge a channel by. Half as many cost a wide dense layer of 16
-# images up to 6 % of the threshold's error, twice as many gained 3 %.
+# Samples of the layer to judge a channel by. For a wide dense layer on 16 images, half
+# as many raised the threshold's error by up to 6 %; twice as many lowered it by 3 %.
 PRIOR = 16
 
 
@@ -56,7 +55,7 @@ def max_threshold(per: Per = "layer") -> Calibrator:
     >>> print(snn.neurons["relu"].threshold)
     [15.   1.5]
     """
-    check_choice("per", per, _PER)
+    check_choice("per", per, get_args(Per))
 
     def compute(view: View, fit: Fit) -> jax.Array:
         return _maximum(view.sample, fit.neurons.offset, per, view.high)
@@ -85,14 +84,14 @@ def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
     >>> print(snn.neurons["relu"].threshold)
     12.0
     """
-    check_choice("per", per, _PER)
+    check_choice("per", per, get_args(Per))
     if not is_number(p) or not 1 < p <= 100:
         raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
     p = float(p)  # of an array, which has no hash
 
     def compute(view: View, fit: Fit) -> jax.Array:
-        data = list(view.activations), view.effects, fit.neurons.offset
-        return _percentile(*data, p, per, view.high, view.site.channel)
+        arrays = list(view.activations), view.effects, fit.neurons.offset
+        return _percentile(*arrays, p, per, view.high, view.site.channel)
 
     return _threshold(compute, per)
 
@@ -119,8 +118,7 @@ def own_maximum_threshold() -> Calibrator:
                 "no maximum of its own; allowed: the kinds 'quantized relu' and "
                 "'clipped relu'. Take another recipe, e.g. snnjax.best()"
             )
-        threshold = on_host(view.maximum) / view.high
-        return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
+        return _with(fit, threshold=on_host(view.maximum) / view.high)
 
     return calibrate
 
@@ -131,9 +129,9 @@ def least_squares_threshold(
 ) -> Calibrator:
     """V_th = `formulas.least_squares` fit to the activations, over `View.high`.
 
-    The fit is that of a binary neuron whose steps are as many as the values above 0
-    that this one can send, `View.values`. The errors are compared at 2^15 positions of
-    a channel, or at all if there are fewer; the largest activation is that of all.
+    The formula is for binary neurons. Its T is `View.values` here: how many values
+    above 0 a neuron can send. The errors are those of 2^15 positions of a channel, or
+    of all if there are fewer; the largest activation is that of all.
 
     Args:
         per, objective: as in `formulas.least_squares`.
@@ -156,14 +154,14 @@ def least_squares_threshold(
     Four steps then give 0, 3, .. 12: the error of the clipped 13 to 15 is less than
     that of coarser steps up to 15.
     """
-    check_choice("per", per, _PER)
-    check_choice("objective", objective, ("floor", "round"))
+    check_choice("per", per, get_args(Per))
+    check_choice("objective", objective, get_args(Objective))
     check_count("prior", prior, least=0)
 
     def compute(view: View, fit: Fit) -> jax.Array:
-        sample = view.sample
-        options = per, objective, view.values, view.high, effective_prior(prior, sample)
-        return _least_squares(sample, fit.neurons.offset, *options)
+        arrays = view.sample, fit.neurons.offset
+        k = effective_prior(prior, view.sample)
+        return _least_squares(*arrays, per, objective, view.values, view.high, k)
 
     return _threshold(compute, per)
 
@@ -191,9 +189,8 @@ def least_squares_offset() -> Calibrator:
     def calibrate(view: View, fit: Fit) -> Fit:
         if not view.site.signed or not view.code.clock_runs:
             return fit
-        intervals = 2 * view.values
-        offset = _middle(view.sample, intervals).reshape(_threshold_shape(view))
-        return fit._replace(neurons=fit.neurons._replace(offset=offset))
+        offset = _middle(view.sample, intervals=2 * view.values)
+        return _with(fit, offset=offset.reshape(_threshold_shape(view)))
 
     return calibrate
 
@@ -215,8 +212,7 @@ def shift_bias() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         neuron = on_host(fit.neurons)
-        bias = neuron.bias + view.finest * neuron.threshold / 2
-        return fit._replace(neurons=fit.neurons._replace(bias=bias))
+        return _with(fit, bias=neuron.bias + view.finest * neuron.threshold / 2)
 
     return calibrate
 
@@ -237,7 +233,7 @@ def half_charge() -> Calibrator:
 
     def calibrate(view: View, fit: Fit) -> Fit:
         half = view.steps * view.finest * on_host(fit.neurons.threshold) / 2
-        return fit._replace(neurons=fit.neurons._replace(initial_potential=half))
+        return _with(fit, initial_potential=half)
 
     return calibrate
 
@@ -273,8 +269,7 @@ def correct_bias(repeats: int = 1) -> Calibrator:
         for _ in range(repeats):
             missing, weight = (on_host(part).sum(axes) for part in view.missing(fit))
             change = (missing / weight).reshape(_threshold_shape(view))
-            bias = on_host(fit.neurons.bias) + change
-            fit = fit._replace(neurons=fit.neurons._replace(bias=bias))
+            fit = _with(fit, bias=on_host(fit.neurons.bias) + change)
         return fit
 
     return calibrate
@@ -308,10 +303,10 @@ def correct_potential(repeats: int = 1) -> Calibrator:
         for _ in range(repeats):
             missing, weight = on_host(view.missing(fit))
             # Where no image has weight, missing is 0, too.
-            without = (weight == 0).astype(weight.dtype)
-            change = view.steps * missing / (weight + without)
+            has_none = (weight == 0).astype(weight.dtype)
+            change = view.steps * missing / (weight + has_none)
             start = lead(on_host(fit.neurons.initial_potential), change.ndim) + change
-            fit = fit._replace(neurons=fit.neurons._replace(initial_potential=start))
+            fit = _with(fit, initial_potential=start)
         return fit
 
     return calibrate
@@ -368,16 +363,13 @@ def postpone_charge(
     >>> print(neuron.initial_potential, neuron.bias)
     [-1.] [0.2]
     """
-    charges = sorted(_checked_numbers("charges", charges), key=abs)
-    _check_pace(pace)
-    check_count("prior", prior, least=0)
+    smallest_first = sorted(_checked_numbers("charges", charges), key=abs)
+    postpone = _search([(1.0, charge) for charge in smallest_first], pace, prior)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        streams = view.code.clock_runs and view.needs_time
-        if not streams or view.model.levels[0] < 0:
-            return fit
-        candidates = [(1.0, charge) for charge in charges]
-        return search(view, fit, candidates, pace, prior)
+        order_matters = view.code.clock_runs and view.needs_time
+        is_final = view.model.levels[0] >= 0  # no spike can be taken back
+        return postpone(view, fit) if order_matters and is_final else fit
 
     return calibrate
 
@@ -416,13 +408,10 @@ def scale_threshold(
     [1. 1.] [1.25]
     """
     numbers = _checked_numbers("factors", factors)
-    _check_pace(pace)
-    check_count("prior", prior, least=0)
     for factor in factors:
         check_positive("a factor", factor)
     nearest_first = sorted(numbers, key=lambda factor: abs(factor - 1))
-    candidates = [(factor, 0.0) for factor in nearest_first]
-    return lambda view, fit: search(view, fit, candidates, pace, prior)
+    return _search([(factor, 0.0) for factor in nearest_first], pace, prior)
 
 
 @named
@@ -482,10 +471,25 @@ def streaming_only(calibrator: Calibrator) -> Calibrator:
     check_calibrator(calibrator)
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        streams = view.code.clock_runs and view.wait == 0
-        return calibrator(view, fit) if streams else fit
+        is_streaming = view.code.clock_runs and view.wait == 0
+        return calibrator(view, fit) if is_streaming else fit
 
     return calibrate
+
+
+def _with(fit: Fit, **parameters: Any) -> Fit:
+    """The fit with other values of these parameters of its neurons."""
+    return fit._replace(neurons=fit.neurons._replace(**parameters))
+
+
+def _search(
+    candidates: Sequence[tuple[float, float]], pace: float, prior: int
+) -> Calibrator:
+    """The best (factor, charge) for each channel, by `search`."""
+    if not is_number(pace) or not 0 <= pace < np.inf:
+        raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
+    check_count("prior", prior, least=0)
+    return lambda view, fit: search(view, fit, candidates, pace, prior)
 
 
 def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
@@ -498,12 +502,11 @@ def _threshold(compute: Callable[[View, Fit], Any], per: Per) -> Calibrator:
                 "and one threshold per layer would clip at the largest; allowed: "
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
-        if per == "channel":
-            _warn_of_few("thresholds", _samples_per_channel(view))
-        threshold = compute(view, fit)
-        if per == "channel":
-            threshold = threshold.reshape(_threshold_shape(view))
-        return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
+        if per == "layer":
+            return _with(fit, threshold=compute(view, fit))
+        _warn_of_few("thresholds", _samples_per_channel(view))
+        threshold = compute(view, fit).reshape(_threshold_shape(view))
+        return _with(fit, threshold=threshold)
 
     return calibrate
 
@@ -524,10 +527,7 @@ def _percentile(activations, effects, offset, p, per, high, channel) -> jax.Arra
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
 def _least_squares(sample, offset, per, objective, values, high, prior) -> jax.Array:
-    """`formulas.least_squares` of a sample, whose peaks are those of all images.
-
-    A neuron has the outputs of a binary one with as many steps as it has values.
-    """
+    """`formulas.least_squares` of a sample, with the peaks of all positions."""
     threshold = formulas.least_squares(
         sample.magnitudes(offset),
         values,
@@ -579,8 +579,3 @@ def _checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
             "when the recipe is made"
         )
     return array.tolist()
-
-
-def _check_pace(pace: float) -> None:
-    if not is_number(pace) or not 0 <= pace < np.inf:
-        raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")

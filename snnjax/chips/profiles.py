@@ -8,7 +8,7 @@ import dataclasses
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from snnjax._text import Table, shown_as_table
@@ -152,9 +152,8 @@ class Chip:
 
     @property
     def not_stated(self) -> tuple[str, ...]:
-        """Limits that no source states."""
-        names = [field.name for field in dataclasses.fields(self)]
-        limits = names[names.index("weight_bits") : names.index("scale")]
+        """Limits that no source states: fields before `scale` that are None."""
+        limits = _VALUES[: _VALUES.index("scale")]
         return tuple(name for name in limits if getattr(self, name) is None)
 
     def __repr__(self) -> str:
@@ -163,9 +162,8 @@ class Chip:
     def _table(self) -> Table:
         order = [source for source, _ in self.sources]
         rows = [("property", "value", "source")]
-        names = [field.name for field in dataclasses.fields(self)][1:-2]
         for prefix, chip in (("", self), ("first: ", self.first or self)):
-            for name in names:
+            for name in _VALUES:
                 value = getattr(chip, name)
                 is_repeated = bool(prefix) and value == getattr(self, name)
                 if value is not None and not is_repeated:
@@ -176,6 +174,14 @@ class Chip:
         unknown = f"not stated: {', '.join(self.not_stated)}"
         notes += textwrap.wrap(unknown, 80, subsequent_indent="  ")
         return Table(rows, above=self.name, below="\n".join(notes))
+
+
+# Fields of a profile that have a source.
+_VALUES = tuple(
+    field.name
+    for field in dataclasses.fields(Chip)
+    if field.name not in ("name", "first", "sources")
+)
 
 
 def _shown(value: Any) -> str:
@@ -195,6 +201,13 @@ def check_chip(chip: Any) -> None:
         )
 
 
+def _profile(name: str, values_of: Mapping[str, Mapping[str, Any]]) -> Chip:
+    """A chip by its sources: source -> the fields that it states, with values."""
+    fields = {field: v for values in values_of.values() for field, v in values.items()}
+    sources = [(source, " ".join(values)) for source, values in values_of.items()]
+    return Chip(name, **fields, sources=tuple(sources))
+
+
 def speck() -> Chip:
     """Speck, with DYNAP-CNN: nine cores for convolutions, driven by events.
 
@@ -203,62 +216,49 @@ def speck() -> Chip:
     """
     kernels = [16, 16, 16, 32, 32, 64, 64, 16, 16]  # Ki words of each core
     neurons = [64, 64, 64, 32, 32, 16, 16, 16, 16]
+    cores = [Core(1024 * k, 1024 * n) for k, n in zip(kernels, neurons, strict=True)]
     sinabs = "synsense/sinabs 904eb893, "
     docs = "synsense/sinabs 13ad316c, docs/speck/faqs/"
-    return Chip(
+    return _profile(
         "Speck",
-        weight_bits=(8,),
-        state_bits=16,
-        threshold_bits=16,
-        bias_bits=8,
-        scale="layer",
-        thresholds="layer",
-        biases="channel",
-        initial_potentials="neuron",
-        resets=("subtract", "zero"),
-        levels=((0, None),),
-        leak="constant",
-        synapse="instant",
-        event_driven=True,
-        kernels=range(1, 17),
-        strides=(1, 2, 4, 8),
-        paddings=range(8),
-        pools=(1, 2, 4),
-        channels=1024,
-        input_rows=range(1, 129),
-        input_columns=range(1, 129),
-        output_image=64,
-        dense_as_kernel=True,
-        successive_maps=False,
-        one_kernel=True,
-        destinations=2,
-        core_count=9,
-        cores=tuple(
-            Core(1024 * k, 1024 * n) for k, n in zip(kernels, neurons, strict=True)
-        ),
-        kernel_memory="powers_of_two",
-        input_levels=(0, None),
-        readout="spikes",
-        sources=(
-            (
-                sinabs + "docs/speck/overview.md",
-                "weight_bits state_bits leak event_driven kernels strides paddings "
-                "pools channels input_rows input_columns output_image destinations "
-                "core_count kernel_memory",
+        {
+            sinabs + "docs/speck/overview.md": dict(
+                weight_bits=(8,),
+                state_bits=16,
+                leak="constant",
+                event_driven=True,
+                kernels=range(1, 17),
+                strides=(1, 2, 4, 8),
+                paddings=range(8),
+                pools=(1, 2, 4),
+                channels=1024,
+                input_rows=range(1, 129),
+                input_columns=range(1, 129),
+                output_image=64,
+                destinations=2,
+                core_count=9,
+                kernel_memory="powers_of_two",
             ),
-            (
-                sinabs + "chips/dynapcnn.py",
-                "resets thresholds biases initial_potentials one_kernel cores",
+            sinabs + "chips/dynapcnn.py": dict(
+                resets=("subtract", "zero"),
+                thresholds="layer",
+                biases="channel",
+                initial_potentials="neuron",
+                one_kernel=True,
+                cores=tuple(cores),
             ),
-            (sinabs + "discretize.py", "threshold_bits bias_bits scale"),
-            (sinabs + "docs/speck/dangers.md", "levels input_levels"),
-            (docs + "tips_for_training.md", "synapse"),
-            (docs + "available_network_arch.md", "successive_maps"),
-            (
-                "synsense/sinabs 283d3f13, docs/speck/specksim.md",
-                "dense_as_kernel readout",
+            sinabs + "discretize.py": dict(
+                threshold_bits=16, bias_bits=8, scale="layer"
             ),
-        ),
+            sinabs + "docs/speck/dangers.md": dict(
+                levels=((0, None),), input_levels=(0, None)
+            ),
+            docs + "tips_for_training.md": dict(synapse="instant"),
+            docs + "available_network_arch.md": dict(successive_maps=False),
+            "synsense/sinabs 283d3f13, docs/speck/specksim.md": dict(
+                dense_as_kernel=True, readout="spikes"
+            ),
+        },
     )
 
 
@@ -268,37 +268,29 @@ def xylo() -> Chip:
     >>> xylo().synapse, xylo().fan_out, xylo().levels
     ('exponential', 64, ((0, 31),))
     """
-    return Chip(
+    return _profile(
         "Xylo",
-        weight_bits=(8,),
-        state_bits=16,
-        threshold_bits=16,
-        bias_bits=16,
-        scale="channel",
-        thresholds="neuron",
-        biases="neuron",
-        resets=("subtract",),
-        levels=((0, 31),),
-        leak="shift",
-        synapse="exponential",
-        one_step=False,
-        event_driven=False,
-        fan_out=64,
-        inputs=16,
-        neurons=1000,
-        outputs=8,
-        input_levels=(0, 15),
-        sources=(
-            (
-                "rockpool.ai/devices/xylo-overview.html",
-                "weight_bits thresholds biases resets levels leak synapse one_step "
-                "event_driven fan_out inputs neurons outputs input_levels",
+        {
+            "rockpool.ai/devices/xylo-overview.html": dict(
+                weight_bits=(8,),
+                thresholds="neuron",
+                biases="neuron",
+                resets=("subtract",),
+                levels=((0, 31),),
+                leak="shift",
+                synapse="exponential",
+                one_step=False,
+                event_driven=False,
+                fan_out=64,
+                inputs=16,
+                neurons=1000,
+                outputs=8,
+                input_levels=(0, 15),
             ),
-            (
-                "synsense/rockpool 42cee1c9, transform/quantize_methods.py",
-                "state_bits threshold_bits bias_bits scale",
+            "synsense/rockpool 42cee1c9, transform/quantize_methods.py": dict(
+                state_bits=16, threshold_bits=16, bias_bits=16, scale="channel"
             ),
-        ),
+        },
     )
 
 
@@ -312,38 +304,29 @@ def loihi2() -> Chip:
     (18, ('zero',), True)
     """
     lava = "lava-nc/lava b6822fbc, src/lava/"
-    return Chip(
+    return _profile(
         "Loihi 2",
-        weight_bits=(8,),
-        state_bits=18,
-        threshold_bits=18,
-        bias_bits=13,
-        overflow="saturate",
-        scale="power_of_two",
-        thresholds="layer",
-        biases="neuron",
-        initial_potentials="neuron",
-        resets=("zero",),
-        levels=((0, 1),),
-        leak="factor",
-        synapse="instant",
-        programmable=True,
-        one_step=False,
-        event_driven=False,
-        neurons=1_000_000,
-        core_count=128,
-        sources=(
-            (
-                lava + "proc/lif/models.py",
-                "state_bits threshold_bits bias_bits overflow thresholds biases "
-                "initial_potentials resets levels leak synapse one_step event_driven",
+        {
+            lava + "proc/lif/models.py": dict(
+                state_bits=18,
+                threshold_bits=18,
+                bias_bits=13,
+                overflow="saturate",
+                thresholds="layer",
+                biases="neuron",
+                initial_potentials="neuron",
+                resets=("zero",),
+                levels=((0, 1),),
+                leak="factor",
+                synapse="instant",
+                one_step=False,
+                event_driven=False,
             ),
-            (lava + "utils/weightutils.py", "weight_bits scale"),
-            (
-                "open-neuromorphic.org/neuromorphic-computing/hardware/loihi-2-intel",
-                "programmable neurons core_count",
+            lava + "utils/weightutils.py": dict(weight_bits=(8,), scale="power_of_two"),
+            "open-neuromorphic.org/neuromorphic-computing/hardware/loihi-2-intel": dict(
+                programmable=True, neurons=1_000_000, core_count=128
             ),
-        ),
+        },
     )
 
 
@@ -357,53 +340,42 @@ def akida1() -> Chip:
     >>> akida1().levels, akida1().first.weight_bits
     (((0, 1), (0, 3), (0, 15)), (1, 2, 4, 8))
     """
-    docs = (
-        "brainchip-inc.github.io/akida_examples_2.4.0-doc-1/user_guide/"
-        "1.0_hw_constraints.html"
-    )
-    older = (
-        "brainchip-inc.github.io/akida_examples_2.3.0-doc-1/user_guide/"
-        "hw_constraints.html"
-    )
-    deep = Chip(
+    docs = "brainchip-inc.github.io/akida_examples_"
+    deep = _profile(
         "Akida 1.0",
-        weight_bits=(1, 2, 4),
-        threshold_bits=32,
-        bias_bits=32,
-        scale="channel",
-        thresholds="channel",
-        biases="channel",
-        initial_potentials="channel",
-        levels=((0, 1), (0, 3), (0, 15)),
-        synapse="instant",
-        one_step=True,
-        event_driven=False,
-        kernels=(1, 3, 5, 7),
-        strides=(1, 2),
-        strided_kernels=(3,),
-        padding_modes=("SAME",),
-        groups=(1,),
-        pools=(),
-        global_pool=range(1, 33),
-        dense_inputs=57334,
-        core_count=80,
-        input_levels=(0, 255),
-        sources=(
-            (
-                docs,
-                "weight_bits kernels strides padding_modes groups pools global_pool "
-                "levels dense_inputs input_levels input_channels input_rows "
-                "input_columns",
+        {
+            docs + "2.4.0-doc-1/user_guide/1.0_hw_constraints.html": dict(
+                weight_bits=(1, 2, 4),
+                kernels=(1, 3, 5, 7),
+                strides=(1, 2),
+                padding_modes=("SAME",),
+                groups=(1,),
+                pools=(),
+                global_pool=range(1, 33),
+                levels=((0, 1), (0, 3), (0, 15)),
+                dense_inputs=57334,
+                input_levels=(0, 255),
+                # Limits of the first layer alone.
+                input_channels=None,
+                input_rows=None,
+                input_columns=None,
             ),
-            (older, "strided_kernels"),
-            (
-                "akida 2.19.3, its software simulator: 245,760 outputs compared",
-                "threshold_bits bias_bits thresholds biases initial_potentials "
-                "synapse one_step event_driven",
+            docs + "2.3.0-doc-1/user_guide/hw_constraints.html": dict(
+                strided_kernels=(3,)
             ),
-            ("brainchip quantizeml 1.2.5, QuantizationParams", "scale"),
-            ("doc.brainchipinc.com", "core_count"),
-        ),
+            "akida 2.19.3, its software simulator: 245,760 outputs compared": dict(
+                threshold_bits=32,
+                bias_bits=32,
+                thresholds="channel",
+                biases="channel",
+                initial_potentials="channel",
+                synapse="instant",
+                one_step=True,
+                event_driven=False,
+            ),
+            "brainchip quantizeml 1.2.5, QuantizationParams": dict(scale="channel"),
+            "doc.brainchipinc.com": dict(core_count=80),
+        },
     )
     first = dataclasses.replace(
         deep,
@@ -425,28 +397,25 @@ def spinnaker2() -> Chip:
     >>> spinnaker2().scale, spinnaker2().readout, spinnaker2().state_bits
     ('layer', 'potential', None)
     """
-    return Chip(
+    return _profile(
         "SpiNNaker 2",
-        weight_bits=(8,),
-        scale="layer",
-        thresholds="neuron",
-        resets=("subtract", "zero"),
-        levels=((0, 1),),
-        leak="factor",
-        synapse="instant",
-        programmable=True,
-        one_step=False,
-        event_driven=False,
-        successive_maps=False,
-        core_count=152,
-        input_levels=(0, 1),
-        readout="potential",
-        sources=(
-            (
-                "py-spinnaker2, s2_nir.py (NIR importer)",
-                "weight_bits scale thresholds resets levels leak synapse one_step "
-                "event_driven successive_maps input_levels readout",
+        {
+            "py-spinnaker2, s2_nir.py (NIR importer)": dict(
+                weight_bits=(8,),
+                scale="layer",
+                thresholds="neuron",
+                resets=("subtract", "zero"),
+                levels=((0, 1),),
+                leak="factor",
+                synapse="instant",
+                one_step=False,
+                event_driven=False,
+                successive_maps=False,
+                input_levels=(0, 1),
+                readout="potential",
             ),
-            ("arXiv 2401.04491: Arm Cortex-M4F cores", "programmable core_count"),
-        ),
+            "arXiv 2401.04491: Arm Cortex-M4F cores": dict(
+                programmable=True, core_count=152
+            ),
+        },
     )

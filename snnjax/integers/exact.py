@@ -4,15 +4,15 @@
     k   = clip(floor((v + o_t) / (m_t V)), low, high)         fire
     v  <- v - m_t V k    or 0 where k is not 0                reset
 
-m_t = w_t / w_T says how many units a spike of step t is worth, 1 with rate coding. x_j
-is the weighted x. With rate coding a_n = b_n = 1; with another code x and B arrive at
-step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2, and what a
-neuron has sent never falls below 0. k is 0 where |v - V / 2| < z_t m_t V, the dead zone
-of `snnjax.neurons.schedule`.
+A spike of step t is worth m_t = w_t / w_T units, 1 with rate coding. x_j is the
+weighted x, B_j the bias. With rate coding a_n = b_n = 1; with another code x and B
+arrive at step 1 alone (``timing.py``). o_t is 0 if low = 0, else (m_t - 1) V / 2, and
+what a neuron has sent never falls below 0. k is 0 where |v - V / 2| < z_t m_t V, the
+dead zone of `snnjax.neurons.schedule`.
 
-A register holds v / m_n, so with a radix code it is shifted as the weights fall, and
-``limit`` saturates or wraps it at its bits. All numbers are int32. Sums of products are
-computed in float32 where that is exact, below 2^24, because it is several times faster.
+A register holds v / m_n: with a radix code it is shifted as the weights fall. ``limit``
+saturates or wraps it at its bits. All numbers are int32. Sums of products are computed
+in float32 where that is exact, below 2^24, because it is several times faster.
 """
 
 import functools
@@ -24,13 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._arrays import lead
 from snnjax._checks import check_numbers
-from snnjax.integers.timing import (
-    Timing,
-    code_of,
-    multiples,
-    timing,
-)
+from snnjax.integers.timing import Timing, code_of, multiples, timing
 from snnjax.layers.function import (
     channels_last,
     map_output,
@@ -229,7 +225,6 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
         case Population():
             threshold = channels_last(node.threshold)
-            start = channels_last(node.initial_potential) / layers.unit
             code, steps, _ = code_of(layers)
             zones = dead_zones(without_surrogate(node.model), steps)
             # The least whole number that is not below 2 z_t m_t V.
@@ -239,7 +234,7 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             ]
             arrays |= {
                 "threshold": _int32(threshold),
-                "start": _int32(start),
+                "start": _int32(channels_last(node.initial_potential) / layers.unit),
                 "bars": _int32(np.stack(bars)),
             }
     if isinstance(node, Population | Output):
@@ -271,7 +266,7 @@ def _run(
     structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
 ) -> Trace:
     layers = without_arrays(structure)
-    times = timing(*code_of(layers))
+    times, arithmetic = timing(*code_of(layers)), layers.arithmetic
     streams: dict[str, Stream] = {}
     results: dict[str, jax.Array] = {}
     activity: dict[str, Fired] = {}
@@ -281,19 +276,17 @@ def _run(
         stream = total([streams[source] for source in node.sources])
         match node:
             case Input():
-                whole, clipped = whole_input(x, p["unit"], layers.arithmetic)
+                whole, clipped = whole_input(x, p["unit"], arithmetic)
                 streams[node.name] = Stream(whole, None)
             case Population(model=model):
                 currents = received(stream, p["bias"], times, layers.steps)
-                neuron = without_surrogate(model)
-                activity[node.name] = _fire(
-                    neuron, p, currents, times, layers.arithmetic
-                )
-                streams[node.name] = Stream(None, activity[node.name].spikes)
+                fired = _fire(without_surrogate(model), p, currents, times, arithmetic)
+                streams[node.name] = Stream(None, fired.spikes)
+                activity[node.name] = fired
             case Output():
                 units = received(stream, p["bias"], times, layers.steps)
-                step = layers.unit
-                results[node.name] = units.astype(jnp.float32) * (step * p["unit"])
+                worth = lead(layers.unit * p["unit"], units.ndim)
+                results[node.name] = units.astype(jnp.float32) * worth
             case _:
                 streams[node.name] = mapped(node, p, stream, node.name not in inexact)
     (single, *others) = results.values()
@@ -355,18 +348,19 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
 def received(stream: Stream, bias: Any, times: Timing, steps: int) -> jax.Array:
     """What arrives at each of the T steps, in units: [T, B, ...]."""
     constant, spikes = stream
-    example = constant if spikes is None else spikes[0]
-    assert example is not None
-
-    def along(numbers: np.ndarray, array: jax.Array) -> jax.Array:
-        shape = (steps, *[1] * example.ndim)
-        return jnp.asarray(numbers[:steps], array.dtype).reshape(shape) * array
-
-    bias = jnp.asarray(bias, example.dtype)
-    units = along(times.biases, jnp.broadcast_to(bias, example.shape))
+    like = spikes if constant is None else constant[None]
+    assert like is not None
+    bias = jnp.broadcast_to(jnp.asarray(bias, like.dtype), like.shape)
+    units = _scaled(times.biases[:steps], bias)
     if constant is not None:
-        units += along(times.inputs, constant)
-    return units if spikes is None else units + along(times.arriving, spikes)
+        units += _scaled(times.inputs[:steps], constant[None])
+    return units if spikes is None else units + _scaled(times.arriving[:steps], spikes)
+
+
+def _scaled(numbers: np.ndarray, array: jax.Array) -> jax.Array:
+    """A number of each step times an array, [T, ...] or the same one [1, ...]."""
+    factors = jnp.asarray(numbers, array.dtype)
+    return factors.reshape(-1, *[1] * (array.ndim - 1)) * array
 
 
 def whole_input(
@@ -394,17 +388,16 @@ class Fired(NamedTuple):
 
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents in units, without bias."""
-    neuron, code = without_surrogate(node.model), code_of(layers)
-    p = {name: jnp.asarray(a) for name, a in _arrays(node, layers).items()}
-    return _fire_jitted(neuron, *code, layers.arithmetic, p, currents)
+    neuron, p = without_surrogate(node.model), _arrays(node, layers)
+    return _fire_jitted(neuron, *code_of(layers), layers.arithmetic, p, currents)
 
 
 @functools.partial(jax.jit, static_argnums=range(5))
 def _fire_jitted(neuron, code, steps, wait, arithmetic, p, currents) -> Fired:
     times = timing(code, steps, wait)
-    arrivals = times.biases[: len(currents)].reshape(-1, *[1] * (currents.ndim - 1))
-    biases = jnp.asarray(arrivals, jnp.int32) * p["bias"]
-    return _fire(neuron, p, currents + biases, times, arithmetic)
+    bias = jnp.broadcast_to(p["bias"], currents.shape)
+    currents += _scaled(times.biases[:steps], bias)
+    return _fire(neuron, p, currents, times, arithmetic)
 
 
 def _fire(
@@ -426,17 +419,15 @@ def _fire(
     """
     steps, shape = len(currents), currents.shape[1:]
     wait = len(times.firing) - steps
-    low, high = neuron.levels
-    half = 2 ** (arithmetic.state_bits - 1)
-    threshold = p["threshold"]
+    threshold = lead(p["threshold"], len(shape))
+    takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
 
     def step(state, now):
-        v, sent, lowest, highest, overflows, below = state
+        v, sent, extremes, overflows, below = state
         current, arriving, firing, bar = now
         v += current
-        lowest = jnp.minimum(lowest, v.min(0) // arriving)
-        highest = jnp.maximum(highest, v.max(0) // arriving)
-        limit = half * arriving
+        extremes = _widened(extremes, v, arriving)
+        limit = 2 ** (arithmetic.state_bits - 1) * arriving
         overflows += jnp.sum(v >= limit, dtype=jnp.int32)
         below += jnp.sum(v < -limit, dtype=jnp.int32)
         if arithmetic.overflow == "saturate":
@@ -444,41 +435,47 @@ def _fire(
         else:
             v = (v + limit) % (2 * limit) - limit
         m = jnp.maximum(firing, 1)
-        if low == 0:
-            k = _quotient(v, m * threshold, 0, high)
-        else:
-            half_more = 2 * v + (m - 1) * threshold
-            k = _quotient(half_more, 2 * m * threshold, low, high)
-        k = jnp.where(jnp.abs(2 * v - threshold) < bar, 0, k)
-        k = jnp.where(firing > 0, k, 0)
-        if low < 0:
-            k = jnp.maximum(k, -_quotient(sent, m, 0, -low))
-            sent += m * k
-        if neuron.reset == "subtract":
-            v -= m * threshold * k
-        else:
-            v = jnp.where(k == 0, v, 0)
-        lowest = jnp.minimum(lowest, v.min(0) // arriving)
-        highest = jnp.maximum(highest, v.max(0) // arriving)
-        return (v, sent, lowest, highest, overflows, below), (k, v // arriving)
+        k = _nearest_level(neuron, v, sent, m, threshold)
+        is_silent = jnp.abs(2 * v - threshold) < lead(bar, v.ndim)
+        k = jnp.where(is_silent | (firing == 0), 0, k)
+        sent += m * k if takes_back else 0
+        v = v - m * threshold * k if subtracts else jnp.where(k == 0, v, 0)
+        extremes = _widened(extremes, v, arriving)
+        return (v, sent, extremes, overflows, below), (k, v // arriving)
 
-    v = jnp.broadcast_to(p["start"], shape)
-    sent = jnp.zeros(shape if low < 0 else (), jnp.int32)
-    filling = jnp.zeros((wait, *shape), jnp.int32)
-    before = jnp.zeros((wait, *p["bars"].shape[1:]), jnp.int32)
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
     xs = (
-        jnp.concatenate([currents, filling]),
+        jnp.concatenate([currents, zeros(wait, *shape)]),
         jnp.asarray(times.arriving, jnp.int32),
         jnp.asarray(times.firing, jnp.int32),
-        jnp.concatenate([before, p["bars"]]),
+        jnp.concatenate([zeros(wait, *p["bars"].shape[1:]), p["bars"]]),
     )
-    least = jnp.zeros(shape[1:], jnp.int32)
-    none = jnp.zeros((), jnp.int32)
-    state = (v, sent, least, least, none, none)
+    start = jnp.broadcast_to(p["start"], shape)
+    sent = zeros(*shape) if takes_back else zeros()
+    extremes = zeros(*shape[1:]), zeros(*shape[1:])
+    state = start, sent, extremes, zeros(), zeros()
     state, (spikes, potentials) = jax.lax.scan(step, state, xs)
-    _, _, lowest, highest, overflows, below = state
-    extremes = (lowest, highest)
+    _, _, extremes, overflows, below = state
     return Fired(spikes[wait:], potentials[wait:], extremes, overflows, below)
+
+
+def _nearest_level(neuron, v, sent, m, threshold) -> jax.Array:
+    """k of potentials v that fire, outside of the dead zone."""
+    low, high = neuron.levels
+    if low == 0:
+        return _quotient(v, m * threshold, 0, high)
+    # Half a unit more, if (m - 1) V is odd, would change no floor.
+    k = _quotient(v + (m - 1) * threshold // 2, m * threshold, low, high)
+    return jnp.maximum(k, -_quotient(sent, m, 0, -low))
+
+
+def _widened(extremes: tuple[Any, Any], v: jax.Array, unit: Any) -> tuple[Any, Any]:
+    """The lowest and highest of each neuron so far, in units, with those of v."""
+    lowest, highest = extremes
+    lowest = jnp.minimum(lowest, v.min(0) // unit)
+    return lowest, jnp.maximum(highest, v.max(0) // unit)
 
 
 def _quotient(number: jax.Array, divisor: jax.Array, low: int, high: int) -> jax.Array:

@@ -14,6 +14,7 @@ compensate the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et 
 ICLR 2022 (unevenness).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -268,61 +269,60 @@ def measure(
     check_numbers(x)
     check_neurons(snn, network.sites)
 
-    @jax.jit
-    def observe(params: chex.ArrayTree, snn: SNN, x: chex.ArrayTree) -> Any:
-        return _observe(network, params, snn, x, steps, wait)
-
-    site_measures, operators, counts = observe(params, snn, x)
-    firing_sites = [site for site in network.sites if site.fires]
-    sizes = [math.prod(site.shape) for site in firing_sites]
-    rates = jnp.stack([site_measures[site.name].firing_rate for site in firing_sites])
+    observe = functools.partial(_observe, network, steps=steps, wait=wait)
+    site_measures, operators, counts = jax.jit(observe)(params, snn, x)
+    # The order of execution, because jit sorts the keys of a dict.
+    sites = [site for site in network.sites if site.fires]
+    site_measures = {site.name: site_measures[site.name] for site in sites}
+    sizes = [math.prod(site.shape) for site in sites]
+    rates = jnp.stack([site.firing_rate for site in site_measures.values()])
     rate = rates @ jnp.array(sizes, jnp.float32) / sum(sizes)
-    recurrent = sum(
+    recurrent_weights = sum(
         size * synapses_of_a_spike(snn.model_of(site.name), site.shape)
-        for size, site in zip(sizes, firing_sites, strict=True)
+        for size, site in zip(sizes, sites, strict=True)
     )
     shapes = [shape_of(network.avals, v) for v in weights_of(network)]
+    operator_steps = 1 if needs_no_time(snn.code, steps, wait) else steps
     return Measures(
-        # Restore the order of execution, because jit sorts the keys of a dict.
-        sites={
-            site.name: _without_none(site_measures[site.name]) for site in firing_sites
-        },
+        sites={name: _without_none(site) for name, site in site_measures.items()},
         operators={site.name: operators[site.name] for site in network.sites.operators},
         firing_rate=rate,
-        **counts | _of_levels(snn, firing_sites, steps),
+        **counts | _of_levels(snn, sites, steps),
         neurons=jnp.asarray(sum(sizes)),
-        weights=jnp.asarray(recurrent + sum(map(math.prod, shapes))),
+        weights=jnp.asarray(recurrent_weights + sum(map(math.prod, shapes))),
         steps=jnp.asarray(steps),
         wait=jnp.asarray(wait),
-        operator_steps=jnp.asarray(
-            1 if needs_no_time(snn.code, steps, wait) else steps
-        ),
+        operator_steps=jnp.asarray(operator_steps),
         spikes=steps * rate,
     )
 
 
-def _of_levels(snn: SNN, firing_sites: Sequence[Site], steps: int) -> dict[str, Any]:
-    """Fields of `Measures` that depend on levels; NaN if a model states no levels."""
-    neurons, bits, high = 0, 0.0, 0
-    for site in firing_sites:
-        levels = levels_of(snn.model_of(site.name))
-        if levels is None:
-            return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
-        neurons += math.prod(site.shape)
-        bits += math.prod(site.shape) * math.log2(levels[1] - levels[0] + 1)
-        high = max(high, levels[1])
-    values = 1 + high * snn.code.reach(steps) / snn.code.finest(steps)
-    return {"bits": jnp.asarray(steps * bits / neurons), "values": jnp.asarray(values)}
+def _of_levels(snn: SNN, sites: Sequence[Site], steps: int) -> dict[str, Any]:
+    """Fields of `Measures` that need levels; NaN if a model states no levels."""
+    levels = _levels_of_all(snn, sites)
+    if levels is None:
+        return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
+    sizes = [math.prod(site.shape) for site in sites]
+    pairs = zip(sizes, levels, strict=True)
+    bits = steps * sum(n * math.log2(high - low + 1) for n, (low, high) in pairs)
+    highest = max(high for _, high in levels)
+    values = 1 + highest * snn.code.reach(steps) / snn.code.finest(steps)
+    return {"bits": jnp.asarray(bits / sum(sizes)), "values": jnp.asarray(values)}
+
+
+def _levels_of_all(snn: SNN, sites: Sequence[Site]) -> list[tuple[int, int]] | None:
+    """(low, high) of each of these sites; None if a model states no levels."""
+    pairs = [levels_of(snn.model_of(site.name)) for site in sites]
+    stated = [pair for pair in pairs if pair is not None]
+    return stated if len(stated) == len(pairs) else None
 
 
 _MISSING = np.float32(np.nan)  # by NumPy: jax_debug_nans refuses NaN in JAX
 
 
 def _without_none(site: SiteMeasures) -> SiteMeasures:
-    nan_fields = {
-        name: _MISSING for name, value in site._asdict().items() if value is None
-    }
-    return site._replace(**nan_fields)
+    """The same with NaN, which jit could not return under ``jax_debug_nans``."""
+    return site._make(_MISSING if value is None else value for value in site)
 
 
 def _observe(
@@ -341,16 +341,14 @@ def _observe(
         name = site.name
         inside[name] = _inside(snn, site, spikes)
         of_mean = identity(site, currents.mean(0), *operands[name])
-        site_measures[name] = _compared(
-            site, snn, activations[name], of_mean, currents, spikes
-        )
+        arrays = activations[name], of_mean, currents, spikes
+        site_measures[name] = _compared(site, snn, *arrays)
 
-    values, streams = observe_spikes(
-        network, snn, x, steps=steps, wait=wait, observe=observe
-    )
+    run = {"steps": steps, "wait": wait, "observe": observe}
+    values, streams = observe_spikes(network, snn, x, **run)
     operators = {}
     for eq in network.equations:
-        if eq.site in network.sites.operators:  # most have a single output
+        if eq.site in network.sites.operators:  # of several outputs the first counts
             activation = wide(activations[eq.place.name][0])
             error = activation - wide(snn.code.result(values[eq.outputs[0]]))
             pair = _root_mean_square(activation), _root_mean_square(error)
@@ -373,16 +371,15 @@ def _counts(
         values, streams: of T steps, as from `observe_spikes`.
         inside: operations and additions within each site.
     """
-    models = [snn.model_of(site.name) for site in network.sites if site.fires]
-    stated_levels = [pair for pair in map(levels_of, models) if pair is not None]
-    highest = max((abs(level) for pair in stated_levels for level in pair), default=1)
-    is_graded = len(stated_levels) == len(models) and highest > 1
+    levels = _levels_of_all(snn, [site for site in network.sites if site.fires])
+    highest = max((abs(level) for pair in levels or () for level in pair), default=1)
+    is_graded = highest > 1
     at_level_one = at_level(network, snn, x, 1) if is_graded else {}
     offsets = of_offsets(network, snn, x)
     operations, additions = (sum(part) for part in zip(*inside, strict=True))
-    dense = operator_macs(network, live=True)
+    live_macs = operator_macs(network, live=True)
     input_macs = operator_macs(network, live=False)
-    macs = input_macs + dense
+    macs = input_macs + live_macs
     for equation, v in products(network):
         macs += macs_of(equation, network) / network.batch
         if v in streams:
@@ -392,7 +389,7 @@ def _counts(
             operations += (active.sum(0) * synapses).sum() / network.batch
             if is_graded:
                 sizes = snn.code.sizes(len(stream))
-                active *= _levels(stream, at_level_one[v], sizes, highest)
+                active *= _magnitudes(stream, at_level_one[v], sizes, highest)
             additions += (active.sum(0) * synapses).sum() / network.batch
         else:
             input_macs += macs_of(equation, network) / network.batch
@@ -401,7 +398,7 @@ def _counts(
         "synaptic_operations": operations,
         "synaptic_additions": additions,
         "input_macs": jnp.asarray(input_macs, jnp.float32),
-        "operator_macs": jnp.asarray(dense, jnp.float32),
+        "operator_macs": jnp.asarray(live_macs, jnp.float32),
         "macs": jnp.asarray(macs, jnp.float32),
         "zero_weights": jnp.asarray(sum(zeros)),
     }
@@ -426,19 +423,22 @@ def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Arr
     return per_image * active.sum(), per_image * level.sum()
 
 
-def _levels(stream: jax.Array, unit: jax.Array, sizes: Any, highest: int) -> jax.Array:
+def _magnitudes(
+    stream: jax.Array, level_one: jax.Array, sizes: Any, highest: int
+) -> jax.Array:
     """How many spikes of level 1 each value is worth, [T, B, ...].
 
     Args:
-        unit: the value if all neurons emit level 1, [B, ...]. Spikes of both signs may
-            cancel in it; even then a value is worth ``highest`` at most.
+        stream: what arrives at each step, [T, B, ...].
+        level_one: the value if all neurons emit level 1, [B, ...]. Spikes of both signs
+            may cancel in it; even then a value is worth ``highest`` at most.
         sizes: of a spike at each step, [T].
         highest: largest magnitude of a level.
     """
-    unit = jnp.abs(wide(unit))[None]
-    unit = unit * jnp.asarray(sizes, unit.dtype).reshape(-1, *[1] * (unit.ndim - 1))
-    worth = jnp.round(jnp.abs(wide(stream)) / jnp.where(unit > 0, unit, jnp.inf))
-    return jnp.clip(worth, 1, highest)
+    sizes = jnp.asarray(sizes, wide_dtype(level_one)).reshape(-1, *[1] * level_one.ndim)
+    worth = sizes * jnp.abs(wide(level_one))[None]
+    count = jnp.round(jnp.abs(wide(stream)) / jnp.where(worth > 0, worth, jnp.inf))
+    return jnp.clip(count, 1, highest)
 
 
 def _compared(
@@ -452,8 +452,8 @@ def _compared(
     """Measures of a site; None for parts of the error that its neurons do not have.
 
     Args:
-        activation: of the ANN, [B, ...].
-        expected: f(z), the ANN's function of the mean current, [B, ...].
+        activation: a, of the ANN, [B, ...].
+        of_mean: f(z), the ANN's function of the mean current, [B, ...].
         currents, spikes: [T, B, ...].
     """
     model, params = snn.model_of(site.name), snn.neurons[site.name]
@@ -539,9 +539,8 @@ def spike_trains(
         sizes = jnp.asarray(snn.code.sizes(len(spikes)), spikes.dtype)
         per_unit = spikes / sizes.reshape(-1, *[1] * (spikes.ndim - 1))
         indices = level_indices(per_unit, unit(snn.neurons[site.name], site), levels)
-        trains[site.name] = (
-            indices > 0 if levels == BINARY else indices.astype(jnp.int16) + levels[0]
-        )
+        whole = indices.astype(jnp.int16) + levels[0]
+        trains[site.name] = whole.astype(bool) if levels == BINARY else whole
 
     run = {"steps": steps, "wait": wait, "sequence": sequence}
     observe_spikes(network, snn, x, observe=observe, **run)

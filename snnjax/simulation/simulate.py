@@ -3,13 +3,14 @@
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
 `spiking` is a transform like ``jax.grad``; ``executions.py`` and ``by_step.py`` compute
-it. The wait is ours; docs/accuracy.md shows its gain and its cost.
+it. A layer may integrate for some steps before it fires. This wait is ours;
+docs/accuracy.md shows its gain and its cost.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import chex
 import jax
@@ -33,7 +34,6 @@ from snnjax.codes import Code, rate
 from snnjax.conformance import passes_gradient
 from snnjax.firing import capture_step
 from snnjax.inputs import INPUTS, encode
-from snnjax.network.equations import Network
 from snnjax.network.sites import Site, Sites
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
@@ -80,22 +80,20 @@ def init(
         fn: network, ``fn(params, x) -> outputs``.
         params: its parameters.
         x: float [B, ...] or a ``jax.ShapeDtypeStruct``, one step of the input.
-        model: of all sites, of `snnjax.lif` (by default, with leak 1/2),
-            `snnjax.integrate_and_fire`, `snnjax.neurons`, or one of your own
-            (docs/neurons.md); or site name -> model, where a name may be a pattern as
-            in a shell: a site's own name counts, or else the first pattern that
-            matches it, and the default model stands at the others. The SNN carries
-            it.
+        model: of all sites: `snnjax.lif` with leak 1/2 by default, or another of
+            `snnjax.neurons` or of your own (docs/neurons.md). Or a dict, site name or
+            shell pattern -> model: a site takes the model of its own name, else of the
+            first pattern that matches it, else the default. The SNN carries it.
         code: what a spike is worth at each step, see `snnjax.codes`; rate coding by
-            default. Others need integrate-and-fire neurons, and usually a wait, which
-            `spiking` is told (`snnjax.codes.Code.least_wait`).
+            default. Others need integrate-and-fire neurons, and usually a wait
+            (`snnjax.codes.Code.least_wait`), an argument of `spiking`.
         key: random key for models that draw parameters, such as recurrent ones.
         has_aux: fn returns (outputs, aux), see `spiking`.
 
     Raises:
         snnjax.ConversionError: as `snnjax.sites`.
-        ValueError: a model that is none, a pattern that decides for no site, a
-            missing key.
+        ValueError: model is no neuron model, a pattern decides for no site, or a key
+            is missing.
 
     >>> import jax, jax.numpy as jnp
     >>> fn = lambda w, x: jax.nn.relu(x @ w)
@@ -109,10 +107,9 @@ def init(
     check_models(code, models_in(model))
     for each in models_in(model):
         _check_no_surrogate(each)
-    keys = _keys(key, len(sites))
     neurons = {
         site.name: model_of(model, site.name).init(site.shape, own_key)
-        for site, own_key in zip(sites, keys, strict=True)
+        for site, own_key in zip(sites, _keys(key, len(sites)), strict=True)
     }
     return SNN(params, neurons, model=model, code=code)
 
@@ -165,39 +162,39 @@ def spiking(
     Args:
         fn: network, ``fn(params, x) -> outputs``, each output with the batch first.
         steps: T >= 1, for which every neuron fires. None: those that the SNN was fitted
-            to; an SNN of `init` has none, so it needs them.
-        wait: steps that each layer integrates before it fires, 0..T; in the last
-            ``wait`` of the T steps in which it fires, it gets neither input nor bias.
-            The answer comes after T + depth x wait steps (`latency`). None: that of the
-            SNN, and 0 for one of `init`.
+            to; an SNN of `init` was fitted to none, so give them.
+        wait: steps that each layer integrates before it fires, 0..T. It then fires for
+            T steps, and in the last ``wait`` of them gets neither input nor bias. The
+            answer comes after T + depth x wait steps (`latency`). None: that of the
+            SNN, or 0 for one of `init`.
         surrogate: spike function of (v - V_th) / (2 V_th) for the gradient, see
-            `snnjax.surrogate`; of a site with a temperature, that is its second
+            `snnjax.surrogate`. A site with a temperature passes it as the second
             argument.
         detach_reset: no gradient through the reset; the spikes stay the same.
-        execution: "by_step"; "by_layer", or `snnjax.simulation.by_layer` with options
-            for less memory; "closed_form" (wait T, or T - 1 under a code other than
-            rate coding, and IF with reset by subtraction only; its floor has a
-            straight-through gradient, so neither surrogate nor detach_reset can be
-            given); or "auto". "auto" takes closed_form where its spikes are the same,
-            otherwise, without a wait, by_step on TPU and, for more than four steps, on
-            CPU, and by_layer elsewhere. It also takes by_layer for models other than IF
-            and LIF, and for a surrogate that is not declared a step
-            (`snnjax.surrogate.step`) or holds a traced value. docs/accelerators.md has
-            the reasons.
+        execution: how to compute the spikes; docs/accelerators.md has the reasons.
+            "by_step" computes all layers at each step, and "by_layer" all steps of each
+            layer; `snnjax.simulation.by_layer` has options for less memory.
+            "closed_form" needs no loop over time, but IF neurons with reset by
+            subtraction and a wait of T, or T - 1 without rate coding. Its floor has a
+            straight-through gradient, so surrogate and detach_reset must be left out.
+            "auto" takes closed_form where its spikes are the same. With rate coding and
+            no wait it takes by_step on TPU and, for more than four steps, on CPU. It
+            takes by_layer otherwise, for models other than IF and LIF, and for a
+            surrogate that is not declared a step (`snnjax.surrogate.step`) or holds a
+            traced value.
         inputs: "constant": x [B, ...] is the current of every step (direct coding);
             "poisson": at each step a spike of size 1 with probability x in [0, 1],
             drawn by ``key``; "sequence": x [T, B, ...] has a leading time axis.
         micro_batch: examples at a time on each device, one group after the other;
-            None: all at once. On a TPU "auto" takes 128 without a wait, or for four
-            steps at most, since their states stay on the chip. On CPU 16 to 32 are
-            faster, since their states stay in the cache.
-        has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``, and is
-            given T B examples, time first (on each device): a BatchNorm takes its
-            statistics over time and batch, and its running averages come back as aux.
-            Whatever stands between the sites is allowed then. With
-            execution="closed_form" fn is given the B examples once, with the values
-            that neurons end with: an epoch costs one of the ANN, and each step has the
-            same output.
+            None: all at once, or 128 where "auto" runs on a TPU without a wait or for
+            at most four steps, since their states then stay on the chip. On CPU 16 to
+            32 are faster, since their states stay in the cache.
+        has_aux: fn is in training mode, ``fn(params, x) -> (outputs, aux)``. It gets
+            T B examples, time first (on each device): a BatchNorm takes its statistics
+            over time and batch, and its running averages come back as aux. Any
+            operation may stand between the sites. With execution="closed_form" fn gets
+            the B examples once, with the values that neurons end with: an epoch costs
+            one of the ANN, and each step has the same output.
 
     Returns:
         ``spiking_fn(snn, x, key=None) -> outputs`` [T, B, ...], what arrives at the
@@ -209,7 +206,7 @@ def spiking(
         with has_aux a BatchNorm takes its statistics over all of them.
 
     Raises:
-        ValueError: an argument is outside its range, or two exclude each other. From
+        ValueError: an argument is out of range, or two exclude each other. From
             spiking_fn: the SNN has other steps, wait or site names, numbers are out of
             range, a key is missing, the time axis is not T, or there is no closed form.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
@@ -235,13 +232,14 @@ def spiking(
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
     check_size("micro_batch", micro_batch)
     check_surrogate(surrogate)
+    _check_execution(execution)
     simulation = Simulation(
         fn=fn,
         steps=steps,
         wait=wait,
         surrogate=surrogate,
         detach_reset=bool(detach_reset),
-        execution=_execution(execution),
+        execution=execution,
         inputs=inputs,
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
@@ -284,7 +282,6 @@ class Simulation(NamedTuple):
 
     Attributes:
         steps, wait: numbers, or None until they are those of an SNN.
-        execution: one of `EXECUTIONS`, or "by_layer" as a `ByLayer` with its options.
     """
 
     fn: Callable
@@ -302,6 +299,11 @@ class Simulation(NamedTuple):
         """Whether the input has a time axis once it is encoded."""
         return self.inputs != "constant"
 
+    @property
+    def sets_gradient(self) -> bool:
+        """Whether surrogate or detach_reset differ from their defaults."""
+        return self.surrogate is not dspike or self.detach_reset
+
 
 def simulate(
     sim: Simulation, snn: SNN, x: chex.ArrayTree, key: jax.Array | None
@@ -312,12 +314,13 @@ def simulate(
     _check_segment(sim)
     _check_code(sim, snn)
     check_values(snn)
-    check_examples(x, axis=1 if sim.inputs == "sequence" else 0)
+    batch_axis = int(sim.inputs == "sequence")
+    check_examples(x, batch_axis)
     check_numbers(x)
     x, snn = sharding.automatic(x, snn)
-    batch_sharding = sharding.batch_sharding(x, 1 if sim.inputs == "sequence" else 0)
+    batch_sharding = sharding.batch_sharding(x, batch_axis)
     x = encode(x, sim.inputs, sim.steps, key)
-    axis = 1 if sim.sequence else 0
+    axis = int(sim.sequence)  # Poisson spikes have a time axis, too.
     choice = choose(
         sim.execution,
         snn,
@@ -346,8 +349,7 @@ def simulate(
 
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
     """Outputs [T, B, ...] of a group of examples on one device."""
-    network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
-    job = _job(sim, network, snn, x)
+    job = _job(sim, snn, x)
     if choice.has_gradient_of_layers:
         return _with_gradient_of_layers(job, choice.execution)
     return execute(job, choice.execution)
@@ -362,33 +364,40 @@ def simulate_training(
     """
     if sim.execution == "closed_form":
         x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
-        network = capture(sim.fn, snn.params, x, has_aux=True)
-        return run_closed_training(_job(sim, network, snn, x))
+        return run_closed_training(_job(sim, snn, x))
     if not sim.sequence:
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
     x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
-    network = capture(sim.fn, snn.params, x, has_aux=True)
-    remat = isinstance(sim.execution, ByLayer) and sim.execution.remat
-    return run_folded(_job(sim, network, snn, x), shares, remat=remat)
+    return run_folded(
+        _job(sim, snn, x), shares, remat=_layer_options(sim.execution).remat
+    )
 
 
 def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
-    if isinstance(execution, ByLayer) and execution.segment is not None:
-        return run_by_segment(job, execution.segment, remat=execution.remat)
-    if isinstance(execution, ByLayer):
-        return run_by_layer(job, remat=execution.remat)
-    runs = {
-        "by_step": run_by_step,
-        "by_layer": run_by_layer,
-        "closed_form": run_closed_form,
-    }
-    return runs[execution](job)
+    if execution == "by_step":
+        return run_by_step(job)
+    if execution == "closed_form":
+        return run_closed_form(job)
+    options = _layer_options(execution)
+    if options.segment is None:
+        return run_by_layer(job, remat=options.remat)
+    return run_by_segment(job, options.segment, remat=options.remat)
 
 
-def _job(sim: Simulation, network: Network, snn: SNN, x: chex.ArrayTree) -> Job:
+def _layer_options(execution: Execution | ByLayer) -> ByLayer:
+    """The options of by_layer; the defaults for another execution."""
+    return execution if isinstance(execution, ByLayer) else ByLayer()
+
+
+def _job(sim: Simulation, snn: SNN, x: chex.ArrayTree) -> Job:
+    """The simulation of the network that x goes through, with a model at each site."""
+    if sim.has_aux:
+        network = capture(sim.fn, snn.params, x, has_aux=True)
+    else:
+        network = capture_step(sim.fn, snn.params, x, sequence=sim.sequence)
     check_neurons(snn, network.sites)
     models = {
         site.name: _model_with_surrogate(sim, snn, site)
@@ -411,19 +420,17 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
     """The model of a site, with the surrogate of the simulation."""
     model, params = snn.model_of(site.name), snn.neurons[site.name]
     _check_no_surrogate(model)
-    if not takes_surrogate(model):
-        if sim.surrogate is not dspike or sim.detach_reset:
-            raise ValueError(
-                f"the model of site {site.name!r}, {model!r}, has a surrogate of its "
-                "own: leave surrogate and detach_reset out, or let its fire(params, "
-                "state, spike) use the spike function that it is given"
-            )
-    else:
+    if takes_surrogate(model):
         check_surrogate(sim.surrogate, field(params, "temperature") is not None)
+    elif sim.sets_gradient:
+        raise ValueError(
+            f"the model of site {site.name!r}, {model!r}, has a surrogate of its own: "
+            "leave surrogate and detach_reset out, or let its fire(params, state, "
+            "spike) use the spike function that it is given"
+        )
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
-    if is_plain(model) and is_step(sim.surrogate):
-        return simulated
-    if passes_gradient(simulated, params, site):
+    has_gradient = is_plain(model) and is_step(sim.surrogate)  # without a trace
+    if has_gradient or passes_gradient(simulated, params, site):
         return simulated
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
 
@@ -454,31 +461,27 @@ def _check_steps(steps: int | None, wait: int | None) -> None:
         check_count("wait", wait, least=0)
 
 
-def _execution(execution: Any) -> Execution | ByLayer:
-    """The execution; by_layer without options is "by_layer"."""
-    if isinstance(execution, ByLayer):
-        return "by_layer" if execution == ByLayer() else execution
-    if isinstance(execution, str) and execution in EXECUTIONS:
-        return cast(Execution, execution)
-    raise ValueError(
-        f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, or "
-        "snnjax.simulation.by_layer(segment=..., remat=...) (called)"
-    )
+def _check_execution(execution: Any) -> None:
+    """Raise unless this is an execution."""
+    is_word = isinstance(execution, str) and execution in EXECUTIONS
+    if not is_word and not isinstance(execution, ByLayer):
+        raise ValueError(
+            f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
+            "or snnjax.simulation.by_layer(segment=..., remat=...) (called)"
+        )
 
 
 def _check_combination(sim: Simulation) -> None:
     """Raise for arguments that exclude each other."""
-    if sim.execution == "closed_form" and (
-        sim.surrogate is not dspike or sim.detach_reset
-    ):
+    if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
     _check_segment(sim)
-    options = _options(sim)
+    options = _layer_options(sim.execution)
     if sim.has_aux:
-        _check_training(sim, options)
+        _check_training(sim)
     if options.remat and options.segment is None and not is_step(sim.surrogate):
         raise ValueError(
             "remat keeps spikes as bits, so the surrogate must be a step; found "
@@ -489,14 +492,9 @@ def _check_combination(sim: Simulation) -> None:
         )
 
 
-def _options(sim: Simulation) -> ByLayer:
-    """The options of by_layer; the defaults for another execution."""
-    return sim.execution if isinstance(sim.execution, ByLayer) else ByLayer()
-
-
 def _check_segment(sim: Simulation) -> None:
     """Raise for segments that do not fit steps or wait, as far as these are given."""
-    segment = _options(sim).segment
+    segment = _layer_options(sim.execution).segment
     if segment is None:
         return
     if sim.steps is not None and segment > sim.steps:
@@ -511,26 +509,27 @@ def _check_code(sim: Simulation, snn: SNN) -> None:
     """Raise for options that only rate coding has."""
     if snn.code.clock_runs:
         return
-    options = _options(sim)
-    found = [f"inputs={sim.inputs!r}"] if sim.sequence else []
-    found += ["by_layer(segment=...)"] if options.segment is not None else []
-    found += ["by_layer(remat=True)"] if options.remat else []
-    if found:
+    options = _layer_options(sim.execution)
+    arguments = [f"inputs={sim.inputs!r}"] if sim.sequence else []
+    arguments += ["by_layer(segment=...)"] if options.segment is not None else []
+    arguments += ["by_layer(remat=True)"] if options.remat else []
+    if arguments:
         raise ValueError(
-            f"{', '.join(found)} works with rate coding only, where every step is like "
-            f"the others; the SNN has the code {snn.code!r}, whose constant input "
+            f"{', '.join(arguments)} works with rate coding only, where every step is "
+            f"like the others; the SNN has the code {snn.code!r}, whose constant input "
             "arrives at the first step. Leave it out, or convert with "
             "code=snnjax.codes.rate()"
         )
 
 
-def _check_training(sim: Simulation, options: ByLayer) -> None:
-    if sim.execution == "by_step" or sim.micro_batch or options.segment:
+def _check_training(sim: Simulation) -> None:
+    """Raise for what would show a function in training mode a part of its examples."""
+    segment = _layer_options(sim.execution).segment
+    if sim.execution == "by_step" or sim.micro_batch or segment:
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
             "that a norm sees all of its statistics; found execution="
             f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
             "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use "
-            "execution=snnjax.simulation.by_layer(remat=True)"
+            "save memory use execution=snnjax.simulation.by_layer(remat=True)"
         )
