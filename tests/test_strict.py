@@ -103,6 +103,36 @@ def test_other_measures_and_files(tmp_path):
     np.testing.assert_allclose(snnjax.load(path).run(x), outputs, rtol=1e-6)
 
 
+def test_whole_numbers():
+    """Of images and of vectors; with digits of either sign, and through the rounding."""
+    params, images = example()
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def fn(p, x):
+        h = jax.lax.conv_general_dilated(
+            x, p["conv"], (1, 1), "SAME", dimension_numbers=numbers
+        )
+        h = jax.nn.relu(h).reshape(len(x), -1)
+        return jax.nn.relu(h @ p["hidden"] + p["bias"][None]) @ p["readout"]
+
+    params["hidden"] = jnp.concatenate([params["hidden"]] * 4) / 4
+    snn = snnjax.convert(
+        fn,
+        params,
+        images,
+        steps=STEPS,
+        code=snnjax.codes.radix(),
+        model=snnjax.integrate_and_fire(levels=(-1, 1)),
+        recipe=snnjax.max_activation(),
+    )
+    layers = snnjax.layers.of(fn, snn, images)
+    integers = snnjax.quantize(layers, images, weight_bits=8)
+    outputs = snnjax.integers.outputs(integers, images).outputs
+    trained_fn, start = snnjax.integers.trainable(integers)
+    same = snnjax.spiking(trained_fn)(start, snnjax.integers.on_grid(integers, images))
+    np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
+
+
 class WithoutLevels(Wrapper):
     levels = None
 

@@ -128,7 +128,8 @@ def on_grid(layers: Layers, x: Any) -> jax.Array:
     _check(layers, x)
     unit_of_x = jnp.float32(layers.input.unit)
     assert layers.arithmetic is not None
-    return unit_of_x * whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)[0]
+    whole, _ = whole_input(jnp.asarray(x), unit_of_x, layers.arithmetic)
+    return unit_of_x * whole.astype(jnp.float32)
 
 
 def check_shape(layers: Layers, x: Any) -> None:
@@ -487,5 +488,5 @@ def _quotient(number: jax.Array, divisor: jax.Array, low: int, high: int) -> jax
     ratio = number.astype(jnp.float32) / jnp.asarray(divisor, jnp.float32)
     quotient = jnp.floor(jnp.clip(ratio, low - 1, high + 1)).astype(jnp.int32)
     remainder = number - quotient * divisor
-    quotient += (remainder >= divisor).astype(jnp.int32) - (remainder < 0)
+    quotient += jnp.where(remainder >= divisor, 1, 0) - jnp.where(remainder < 0, 1, 0)
     return jnp.clip(quotient, low, high)

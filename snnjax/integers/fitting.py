@@ -395,7 +395,7 @@ def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
 
 def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
     """cov(x, y) of samples [samples, G, n]: [G, n, n]."""
-    x, y = x - x.mean(0), y - y.mean(0)
+    x, y = (z - z.mean(0, keepdims=True) for z in (x, y))
     return jnp.einsum("sgi,sgj->gij", x, y, precision="highest") / len(x)
 
 

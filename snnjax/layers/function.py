@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._arrays import lead
 from snnjax.capture.capture import capture
 from snnjax.layers.sums import compact
 from snnjax.layers.values import (
@@ -103,17 +104,21 @@ def function(layers: Layers) -> tuple[Callable, SNN]:
 
 def _node_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
     """The output of a node, channels last."""
+
+    def own(name: str) -> jax.Array:
+        return lead(p[name], x.ndim)
+
     if isinstance(node, Input):
-        return x / p["unit"] if p else x
+        return x / own("unit") if p else x
     x = map_output(node, p, x)
-    x = x + p["bias"] if "bias" in p else x
+    x = x + own("bias") if "bias" in p else x
     if isinstance(node, Population):
         # A site is named after its scope: that of "block/relu_1" is "block".
         matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
         with jax.named_scope(matched[1] if matched else node.name):
             x = jax.nn.relu(x)
-        x = x / p["threshold"] if "threshold" in p else x
-    return x * p["unit"] if "unit" in p else x
+        x = x / own("threshold") if "threshold" in p else x
+    return x * own("unit") if "unit" in p else x
 
 
 def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
@@ -144,7 +149,7 @@ def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
                 )
             x = x @ p["weight"]
         case Scale():
-            x = x * p["weight"]
+            x = x * lead(p["weight"], x.ndim)
         case SumPool(window=window, stride=stride):
             padding = [(0, 0), *((n, n) for n in node.padding), (0, 0)]
             window, stride = (1, *window, 1), (1, *stride, 1)
