@@ -104,7 +104,7 @@ def test_other_measures_and_files(tmp_path):
 
 
 def test_whole_numbers():
-    """Of images and of vectors; with digits of either sign, and through the rounding."""
+    """Of images and of vectors; digits of either sign, and through the rounding."""
     params, images = example()
     numbers = ("NHWC", "HWIO", "NHWC")
 
