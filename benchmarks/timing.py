@@ -263,6 +263,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return options
 
 
+def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> None:
+    """End the command with one line if the folder lacks one of the files."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        options.error(
+            f"{folder} has no {', '.join(missing)}; --help says what the folder holds"
+        )
+
+
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
     options.add_argument(

@@ -286,6 +286,24 @@ def test_squeezenet(capsys, tmp_path):
     assert "| all of them" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("module", "line", "message"),
+    [
+        (imagenet, "--data .", "has no images.npz, squeezenet.npz; --help says"),
+        (imagenet, "--data . --rows 1:2", "1:2; allowed: LOW:HIGH:T:WAIT"),
+        (imagenet, "--data . --test 0", "0; allowed: a whole number >= 1"),
+        (mlperf_tiny, "--folder .", "has no kws_ref_model_float32.tflite, pretrained"),
+    ],
+)
+def test_a_wrong_line_ends_with_one_message(
+    module, line, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        module.main(line.split())
+    assert message in capsys.readouterr().err
+
+
 def test_the_pages_have_the_medians_that_were_measured():
     root = Path(__file__).parents[1]
     result = json.loads((root / "benchmarks/results/converter_cnn.json").read_text())
