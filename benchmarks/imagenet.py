@@ -21,6 +21,7 @@ leaves the others exact: what each loses by itself, on calibration images that
 thresholds were not fitted to. JPEG needs Pillow.
 """
 
+import argparse
 import functools
 import io
 import resource
@@ -303,7 +304,13 @@ def read_rows(text: str) -> list:
     >>> [row.steps for row in read_rows("-1:1:8:0,0:1:16:1")]
     [8, 16]
     """
-    return [read_row(part) for part in text.split(",") if part]
+    try:
+        return [read_row(part) for part in text.split(",") if part]
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text}; allowed: LOW:HIGH:T:WAIT, with :radix behind it for digits, and "
+            "commas between rows, e.g. --rows=-1:1:8:0,-1:1:4:1:radix"
+        ) from None
 
 
 def targets(rows: dict[str, dict], ann: float) -> list[dict]:
@@ -339,10 +346,13 @@ def text(result: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    folder = options.data
+    files = ("squeezenet.npz",) if options.network == "squeezenet" else ()
+    timing.check_files(parser, folder, FILE, *files)
     import jax
 
-    folder = options.data
     network = NETWORKS[options.network](folder)
     whole = network.read(images(folder, "calibration")[0])
     calibration = whole[: options.calibration]
@@ -386,13 +396,12 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def _parser():
     parser = timing.parser(__doc__)
-    files = timing.folder_with(FILE)
-    parser.add_argument("--data", type=files, required=True, metavar="DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
     parser.add_argument("--rows", type=read_rows, default=list(ROWS))
     parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
-    parser.add_argument("--calibration", type=int, default=64, help="images")
-    parser.add_argument("--test", type=int, help="test images; default: all")
+    parser.add_argument("--calibration", type=timing.count, default=64, help="images")
+    parser.add_argument("--test", type=timing.count, help="test images; default: all")
     parser.add_argument("--sites", type=int, metavar="T", help="round one at a time")
     return parser
 

@@ -36,7 +36,6 @@ import snnjax
 from benchmarks import timing
 from experiments import data
 
-FILES = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite", "kws01/y_labels.csv"
 CALIBRATION = 256
 TEST = 1000  # inputs at most
 AT_A_TIME = 250  # inputs
@@ -45,6 +44,9 @@ SCALE, ZERO_POINT = 0.5847029, 83
 DTYPES = {0: np.float32, 9: np.int8}  # of tflite.TensorType
 CODES = {"radix": snnjax.codes.radix(), "rate": snnjax.codes.rate()}
 ROWS = (("radix", 2, None), ("radix", 4, 8), ("rate", 8, None))  # T, bits of weights
+
+LABELS = "kws01/y_labels.csv"
+DS_CNN, RESNET_8 = "kws_ref_model_float32.tflite", "pretrainedResnet.tflite"
 
 Layer = tuple[np.ndarray, np.ndarray]  # kernel and bias
 
@@ -133,24 +135,24 @@ def weights(file: Path) -> list[Layer]:
     return [(array(each[1]), array(each[2])) for each in inputs if len(each) == 3]
 
 
-def keywords(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def keywords(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """MFCCs [1000, 49, 10, 1] and labels of the accuracy set."""
-    with open(folder / "y_labels.csv", newline="") as file:
-        rows = [(name.strip(), int(label)) for name, _, label in csv.reader(file)]
+    with open(file, newline="") as lines:
+        rows = [(name.strip(), int(label)) for name, _, label in csv.reader(lines)]
     names, labels = zip(*rows, strict=True)
-    whole = np.stack([np.fromfile(folder / name, np.int8) for name in names])
+    whole = np.stack([np.fromfile(file.with_name(name), np.int8) for name in names])
     mfccs = SCALE * (whole.astype(np.float32) - ZERO_POINT)
     return mfccs.reshape(-1, 49, 10, 1), np.array(labels)
 
 
 def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Task]:
     """The networks, with the first `count` test inputs of each."""
-    mfccs, of_mfccs = keywords(folder / "kws01")
+    mfccs, of_mfccs = keywords(folder / LABELS)
     cifar = data.load("cifar10", data_dir)
     return {
         "DS-CNN": Task(
             ds_cnn,
-            weights(folder / FILES[0]),
+            weights(folder / DS_CNN),
             mfccs[:CALIBRATION],
             mfccs[CALIBRATION:][:count],
             of_mfccs[CALIBRATION:][:count],
@@ -158,7 +160,7 @@ def tasks(folder: Path, data_dir: str | None, count: int = TEST) -> dict[str, Ta
         ),
         "ResNet-8": Task(
             resnet_8,
-            weights(folder / FILES[1]),
+            weights(folder / RESNET_8),
             cifar.train_images[:CALIBRATION].astype(np.float32),
             cifar.test_images[:count].astype(np.float32),
             cifar.test_labels[:count],
@@ -244,10 +246,10 @@ def text(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    files = timing.folder_with(*FILES)
-    options.add_argument("--folder", type=files, required=True, help="of their files")
+    options.add_argument("--folder", type=Path, required=True, help="of their files")
     options.add_argument("--data_dir", help="of CIFAR-10")
     choice = options.parse_args(arguments)
+    timing.check_files(options, choice.folder, DS_CNN, RESNET_8, LABELS)
     count = AT_A_TIME if choice.quick else TEST
     both = tasks(choice.folder, choice.data_dir, count)
     result = timing.new_result(__doc__, ("jax", "numpy"))

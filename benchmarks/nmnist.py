@@ -205,10 +205,10 @@ COLUMNS = {
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    files = timing.folder_with(FILE)
-    options.add_argument("--folder", type=files, required=True, help="of the CNN")
+    options.add_argument("--folder", type=Path, required=True, help="of the CNN")
     options.add_argument("--recordings", required=True, help="a prepared .npz file")
     choice = options.parse_args(arguments)
+    timing.check_files(options, choice.folder, FILE)
     packages = ("jax", "numpy", "nir", "sinabs", "torch")
     result = timing.new_result(__doc__, packages)
     network = network_of(choice.folder, choice.recordings, 10 if choice.quick else None)

@@ -209,10 +209,10 @@ COLUMNS += ("spikes", "synops", "energy", "memory")
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = timing.parser(__doc__)
-    files = timing.folder_with(*FILES)
-    options.add_argument("--data", type=files, required=True, metavar="DIR")
+    options.add_argument("--data", type=Path, required=True, metavar="DIR")
     options.add_argument("--training", type=Path, required=True, metavar="DIR")
     choice = options.parse_args(arguments)
+    timing.check_files(options, choice.data, *FILES)
     tokens, training, held_out, test = read(choice.data)
     count = mlperf_tiny.AT_A_TIME if choice.quick else None
     x, labels = (array[:count] for array in test)

@@ -263,6 +263,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return options
 
 
+def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> None:
+    """End the command with one line if the folder lacks one of the files."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        options.error(
+            f"{folder} has no {', '.join(missing)}; --help says what the folder holds"
+        )
+
+
 def only_option(options: argparse.ArgumentParser) -> None:
     """``--only``: some of the sides, see `is_selected`."""
     options.add_argument(
@@ -275,21 +284,6 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number >= 1")
     return int(text)
-
-
-def folder_with(*files: str) -> Callable[[str], Path]:
-    """The argparse type of folders that have these files."""
-
-    def folder(text: str) -> Path:
-        missing_files = [file for file in files if not Path(text, file).exists()]
-        if missing_files:
-            raise argparse.ArgumentTypeError(
-                f"{text} has no {missing_files[0]}; allowed: a folder with "
-                f"{', '.join(files)}, see --help"
-            )
-        return Path(text)
-
-    return folder
 
 
 def _result_file(text: str) -> str:

@@ -19,7 +19,7 @@ OPTIONAL = {  # package: (extra, what it is for)
     "nir": ("nir", "to_nir and from_nir"),
     "flax": ("experiments", "the commands' networks"),
     "tensorflow-datasets": ("experiments", "data sets"),
-    "torch": ("torch", "training of the published source networks"),
+    "torch": ("torch", "snnjax.torch, and training of the source networks"),
 }
 
 

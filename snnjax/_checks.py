@@ -109,7 +109,7 @@ def check_numbers(x: Any) -> None:
         if nan_count:
             raise ValueError(
                 f"x{jax.tree_util.keystr(path)} holds {nan_count} NaN of {leaf.size} "
-                "numbers; allowed: none. Check the normalisation of the images"
+                "numbers; allowed: none. Check the normalization of the images"
             )
 
 
@@ -214,7 +214,7 @@ def check_finite(what: str, arrays: Sequence[Any]) -> None:
     if broken:
         raise ValueError(
             f"{what} hold {broken} values that are NaN or infinite, of {size}; "
-            "allowed: finite numbers. Check the normalisation of the images, the "
+            "allowed: finite numbers. Check the normalization of the images, the "
             "parameters, and calibrators of your own"
         )
 

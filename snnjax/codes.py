@@ -92,7 +92,8 @@ class Code:
         (True, False)
         """
         weights = np.asarray(self.weights(steps)) / self.finest(steps)
-        to_come = weights.sum() - np.cumsum(weights)
+        # Summed from the last one on: the first ones would round it away.
+        to_come = np.append(np.cumsum(weights[:0:-1])[::-1], 0)
         low, high = levels
         # A neuron without negative levels rounds down to what it can send.
         rest = weights - 1 / 2 if low == 0 else max(1 / 2, dead_zone) * weights

@@ -125,7 +125,7 @@ def max_threshold(activation):
 
 
 def percentile_threshold(activation, p):
-    """The number below which p percent lie, linear between neighbours."""
+    """The number below which p percent lie, linear between neighbors."""
     ordered = sorted(activation.flat)
     place = p / 100 * (len(ordered) - 1)
     below = int(np.floor(place))

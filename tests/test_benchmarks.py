@@ -196,15 +196,13 @@ def test_options_and_targets(capsys, tmp_path):
     assert timing.target("seconds", 4.0, at_most=5)["met"]
     assert not timing.target("speed", 3.4, at_least=3.5)["met"]
     (tmp_path / "file").touch()
-    sentences = ["--data", str(tmp_path), "--training", str(tmp_path)]
-    for main, arguments, message in (
-        (throughput.main, ["--out", "result.md"], "result.md; allowed: a file named"),
-        (throughput.main, ["--out", f"{tmp_path}/file/a.json"], "Not a d|File exists"),
-        (throughput.main, ["--rounds", "0"], "0; allowed: a whole number >= 1"),
-        (sst2.main, sentences, "no train.tsv; allowed: a folder with train.tsv, dev"),
+    for arguments, message in (
+        (["--out", "result.md"], "result.md; allowed: a file named NAME.json"),
+        (["--out", f"{tmp_path}/file/a.json"], "Not a directory|File exists"),
+        (["--rounds", "0"], "0; allowed: a whole number >= 1"),
     ):
         with pytest.raises(SystemExit):
-            main(arguments)
+            throughput.main(arguments)
         assert re.search(message, capsys.readouterr().err)
     paths = converter_cnn.interpreters(["sparxml=python3.13"])
     others = dict.fromkeys(("snnjax", "spikingjelly"), sys.executable)
@@ -286,6 +284,25 @@ def test_squeezenet(capsys, tmp_path):
     assert goal["target"] == "points lost by levels 0:1, T = 16, wait 1 <= 8"
     assert str(tmp_path) not in out.read_text()
     assert "| all of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "message"),
+    [
+        (imagenet, "--data .", "has no images.npz, squeezenet.npz; --help says"),
+        (imagenet, "--data . --rows 1:2", "1:2; allowed: LOW:HIGH:T:WAIT"),
+        (imagenet, "--data . --test 0", "0; allowed: a whole number >= 1"),
+        (mlperf_tiny, "--folder .", "has no kws_ref_model_float32.tflite, pretrained"),
+        (sst2, "--data . --training a", "has no train.tsv, dev.tsv; --help says"),
+    ],
+)
+def test_a_wrong_line_ends_with_one_message(
+    module, line, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        module.main(line.split())
+    assert message in capsys.readouterr().err
 
 
 def test_the_pages_have_the_medians_that_were_measured():

@@ -559,6 +559,9 @@ def test_levels_that_leave_gaps_are_warned_of():
     with pytest.warns(UserWarning, match=r"recommended: the levels \(-3, 3\)"):
         convert(code=codes.radix(base=4), model=integrate_and_fire())
     snn = convert(code=codes.radix(base=4))  # without a warning
+    for base, levels, has_gaps in ((2, (-1, 1), False), (4, (0, 1), True)):
+        many = codes.radix(base).has_gaps(levels, 0, steps=100)  # no rounding errors
+        assert many == has_gaps
     assert "code=radix(base=4)" in repr(snn)
     with pytest.raises(ValueError, match=r"snn.code.answers\(outputs\)\[t - 1\]"):
         snnjax.spiking(fn, steps=2)(snn, x)

@@ -154,6 +154,8 @@ def test_missing_data_names_the_ways_out(tmp_path):
         for way in ("--dataset digits", "array_record", "--data_dir", "train/<class>"):
             assert way in str(caught.value)
         assert caught.value.__suppress_context__
+    with pytest.raises(data.MissingDataError, match=r"the folder .* has no train/\)"):
+        data.load(str(tmp_path))
 
 
 def test_augment_depends_on_its_key_alone():

@@ -75,7 +75,7 @@ def test_a_finished_command_says_so_and_stops(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convert, "run", calls.append)
     convert.main(line)
     assert not calls and "has the results of this command" in capsys.readouterr().out
-    for more in (["--again"], ["--seeds", "7"], ["--report", f"{tmp_path}/r"]):
+    for more in (["--again"], ["--seeds", "7"], ["--report", f"{tmp_path}/r.html"]):
         convert.main([*line, *more])
     assert len(calls) == 3
     (tmp_path / "metrics.json").write_text('{"comm')

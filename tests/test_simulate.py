@@ -225,7 +225,7 @@ def test_rates_approach_the_ann(name):
 
 
 def test_a_maximum_of_each_step_would_not_converge():
-    """The reason for the running maximum: neighbours that take turns add up."""
+    """The reason for the running maximum: neighbors that take turns add up."""
 
     def fn(p, x):
         return max_pool(relu(x * p), 2, 2)

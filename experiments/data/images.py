@@ -46,6 +46,11 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
                 f"images of {root} differ: {train[0].shape[1:]} in train, "
                 f"{test[0].shape[1:]} in test; bring them to one size and mode"
             )
+    elif name.endswith(".npz"):
+        raise ValueError(
+            f"{name} would be a file of events, which experiments.train_snn reads; "
+            "allowed here: digits, a TFDS set, or a folder of images"
+        )
     else:
         train, test, num_classes = _tfds(name, data_dir)
     return Dataset(name, *train, *test, *_mean_and_std(train[0]), num_classes)
@@ -237,6 +242,7 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
         return f"--data_dir {data_dir} is no folder; give the one that holds {name!r}"
     where = f"{data_dir!r}" if data_dir else "TFDS's folder ~/tensorflow_datasets"
     reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+    here = f" (the folder {name} has no train/)" if Path(name).is_dir() else ""
     return f"""no data set {name!r} in {where}. Three ways to provide one:
   1. --dataset digits: 8x8 images that come with scikit-learn, no download.
   2. A TFDS set prepared as array_record; on a machine with network and TensorFlow
@@ -244,7 +250,7 @@ def _missing(name: str, data_dir: str | None, error: Exception) -> str:
        tfds.data_source('{name}', data_dir='DIR')"
      then copy DIR here (TensorFlow is not needed to read it) and add --data_dir DIR.
   3. A folder of images of one size, --dataset FOLDER, with
-     train/<class>/*.png|jpg and test/<class>/*.png|jpg.
+     train/<class>/*.png|jpg and test/<class>/*.png|jpg{here}.
 TFDS said: {type(error).__name__}: {reason}"""
 
 
