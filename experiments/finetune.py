@@ -51,6 +51,7 @@ from experiments.running import (
     CODES,
     FineTune,
     batches_of,
+    check_writable,
     devices,
     options_of_results,
     parse,
@@ -75,7 +76,9 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     start = time.perf_counter()
     whole = load(config.dataset, config.data_dir) if data is None else data
     data = whole.first(config.train_images).held_back(config.held_back)
-    steps_per_epoch(config, data)  # fails early, and so does another run's folder
+    # Before minutes of conversion: a batch, a disk or a folder that does not fit.
+    steps_per_epoch(config, data)
+    check_writable(config.out, "--out")
     training.check_folder(state_folder(config), options_of_results(config))
     setup = prepare(
         config.conversion(),

@@ -44,7 +44,11 @@ class Folder(NamedTuple):
 
 
 def open_folder(
-    folder: str | os.PathLike | None, call: str, parts: Mapping[str, Any]
+    folder: str | os.PathLike | None,
+    call: str,
+    parts: Mapping[str, Any],
+    *,
+    all_parts: bool = True,
 ) -> Folder | None:
     """Open a folder for the results of one call; None: nothing is stored.
 
@@ -53,12 +57,15 @@ def open_folder(
         call: such as "conversion".
         parts: what the results depend on, by name: pytrees of arrays, or values that
             are compared by their ``repr``.
+        all_parts: whether these are all; others that the folder depends on are not
+            compared otherwise.
 
     Raises:
         ValueError: the folder holds those of another call or other files; inside
             ``jit``.
         OSError: it cannot be written to.
     """
+    check_parts(parts)
     if folder is None:
         return None
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
@@ -83,8 +90,17 @@ def open_folder(
     path.mkdir(parents=True, exist_ok=True)
     _files.remove_unfinished(path, age=0)
     opened = Folder(path, call, identity)
-    _check_identity(opened)
+    _check_identity(opened, all_parts)
     return opened
+
+
+def check_parts(parts: Any) -> None:
+    """Raise unless this names what results depend on."""
+    if not isinstance(parts, Mapping) or not all(isinstance(n, str) for n in parts):
+        raise ValueError(
+            f"depends_on is {parts!r}; allowed: a dict, name -> value, such as "
+            '{"seed": 0}'
+        )
 
 
 def digest(tree: Any) -> str:
@@ -110,7 +126,7 @@ def digest(tree: Any) -> str:
     return total.hexdigest()[:16]
 
 
-def _check_identity(folder: Folder) -> None:
+def _check_identity(folder: Folder, all_parts: bool) -> None:
     """Raise if the folder holds other files, or the results of another call."""
     path, call, identity = folder
     file = folder.identity_file
@@ -129,8 +145,9 @@ def _check_identity(folder: Folder) -> None:
             f"{file} is damaged, so it is unknown which {call} the folder belongs to; "
             "delete the folder, or give another one"
         ) from None
+    names = {**identity, **stored_identity} if all_parts else identity
     other_names = [
-        name for name in identity if stored_identity.get(name) != identity[name]
+        name for name in names if stored_identity.get(name) != identity.get(name)
     ]
     if other_names:
         raise ValueError(

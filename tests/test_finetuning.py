@@ -164,12 +164,15 @@ def test_a_bar_on_a_terminal_shows_step_and_loss(snn, monkeypatch):
 
 def test_errors_say_what_is_allowed(snn, tmp_path):
     finetune(snn, epochs=2, folder=tmp_path)
+    seeded = tmp_path / "seeded"
+    finetune(snn, epochs=1, folder=seeded, depends_on={"seed": 1})
     (tmp_path / "file").write_text("")
     other = dataclasses.replace(snn, neurons={"elsewhere": snn.neurons["Net/relu"]})
     few = [(X[0], LABELS[0][:5])]
     for options, message in (
         ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
         ({"rules": -1.0}, "rules is -1.0; allowed: > 0"),
+        ({"rules": optax.adam}, r"rules\(0\) is Grad.*; allowed: a learning rate"),
         ({"snn": {}}, "snn is dict; allowed: an SNN of"),
         ({"snn": other}, "sites without neurons: .'Net/relu'"),
         ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
@@ -182,10 +185,13 @@ def test_errors_say_what_is_allowed(snn, tmp_path):
         ({"share": 2}, "share is 2; allowed: 0 to 1"),
         ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
         ({"measure": lambda snn, line: 0.5}, "measure returns float; allowed: a dict"),
+        ({"measure": lambda snn, line: line}, "returns accuracy, epoch, loss, seconds"),
         ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
         ({"folder": tmp_path / "file"}, "a file; give a folder"),
         ({"folder": tmp_path, "rules": 0.02}, "another training, with other rules. "),
         ({"depends_on": {"rules": 1}}, "depends_on names rules, which are compared"),
+        ({"depends_on": ["seed"]}, "depends_on is .'seed'.; allowed: a dict"),
+        ({"folder": seeded}, "training, with other seed. Give"),
         ({"folder": tmp_path / "new", "depends_on": {"versions": 1}}, "'versions', wh"),
         ({"folder": tmp_path, "depends_on": {"seed": 1}}, "training, with other seed"),
         ({"folder": tmp_path, "epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),

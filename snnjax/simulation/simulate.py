@@ -209,6 +209,7 @@ def spiking(
         ValueError: an argument is out of range, or two exclude each other. From
             spiking_fn: the SNN has other steps, wait or site names, numbers are out of
             range, a key is missing, the time axis is not T, or there is no closed form.
+            Inside ``jit`` numbers are unknown: NaN in x then causes no spikes.
         snnjax.ConversionError: from spiking_fn, as `snnjax.sites`.
 
     >>> import jax, jax.numpy as jnp, snnjax

@@ -13,6 +13,7 @@ import optax
 
 from snnjax import sharding
 from snnjax._checks import check_positive, check_share, is_number
+from snnjax._folders import check_parts
 from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
@@ -119,10 +120,7 @@ def finetune(
     if has_closed_form(snn, *fit) and not own_gradient:
         options = {"execution": "closed_form", **options}
     simulate = spiking(fn, has_aux=has_aux, **options)
-    if is_number(rules):
-        check_positive("rules", rules)  # type: ignore[arg-type]
-    is_rate = callable(rules) or is_number(rules)
-    optimizer: Any = optax.adam(rules) if is_rate else rules  # type: ignore[arg-type]
+    optimizer = _optimizer(rules)
     objective = _objective(simulate, loss, teacher, share, has_aux)
     init, descend = descent(objective, optimizer, has_aux=True)
 
@@ -144,7 +142,8 @@ def finetune(
 
     call = {"SNN": snn, "rules": rules, "loss": loss, "share": share}
     call |= {"options": (has_aux, options)}
-    more = dict(depends_on or {})
+    more = {} if depends_on is None else depends_on
+    check_parts(more)
     if names := sorted(call.keys() & more.keys()):
         raise ValueError(
             f"depends_on names {', '.join(names)}, which are compared anyway; give "
@@ -157,7 +156,7 @@ def finetune(
         epochs=epochs,
         measure=measure_snn,
         folder=folder,
-        depends_on=call | more,
+        depends_on={**call, **more},
     )
     return Finetuned(snn, log)
 
@@ -214,6 +213,20 @@ def _pair(batch: Any) -> tuple[Any, Any]:
         )
     x, labels = jax.tree.map(jnp.asarray, tuple(batch))
     return x, labels
+
+
+def _optimizer(rules: Any) -> Any:
+    """Adam with a learning rate or a schedule; optimizers as they are."""
+    if is_number(rules):
+        check_positive("rules", rules)
+    elif not callable(rules):
+        return rules
+    elif not is_number(rate := rules(0)):
+        raise ValueError(
+            f"rules(0) is {type(rate).__name__}; allowed: a learning rate, a schedule "
+            "(step -> rate), or an optimizer, e.g. optax.adam(1e-3) (called)"
+        )
+    return optax.adam(rules)
 
 
 def _share(teacher: Callable | None, share: float | None) -> float:

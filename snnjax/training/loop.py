@@ -54,8 +54,8 @@ def train(
             its batches; so shuffle and augment by this number.
         epochs: >= 1.
         measure: called after each epoch with the state and the log, of which the last
-            line is that of the epoch; the entries that it returns, or None, are added
-            to that line. They must be numbers, texts, or lists of them.
+            line is that of the epoch. The entries that it returns, or None, are added
+            to that line: under other names, numbers, texts, or lists of them.
         folder: where the state after the last finished epoch is stored. If it has one
             of the same training, this one resumes from it, and ends in the same bits.
         depends_on: what the results depend on, by name: pytrees of arrays, or values
@@ -86,7 +86,7 @@ def train(
     check_count("epochs", epochs)
     _check_readable(examples, epochs)
     state = jax.tree.map(jnp.asarray, state)
-    opened = open_folder(folder, "training", depends_on or {})
+    opened = open_folder(folder, "training", {} if depends_on is None else depends_on)
     state, log = (state, []) if opened is None else _stored(opened, state, epochs)
     reports: _Log = []
     for epoch in range(len(log) + 1, epochs + 1):
@@ -97,7 +97,7 @@ def train(
         line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
         log = [*log, line]
         if measure is not None:
-            log[-1] = line | _as_json(measure(state, log))
+            log[-1] = line | _entries(measure(state, log), line)
         if opened is not None:
             leaves = {f"{i:06}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
             leaves["log"] = np.array(json.dumps(log))
@@ -118,7 +118,7 @@ def check_folder(folder: Any, depends_on: Mapping[str, Any]) -> None:
 
     >>> check_folder(None, {"seed": 0})  # no folder, nothing to compare
     """
-    open_folder(folder, "training", depends_on)
+    open_folder(folder, "training", depends_on, all_parts=False)
 
 
 def _train_epoch(
@@ -155,7 +155,8 @@ def _train_epoch(
             f"loss or weights are not finite in epoch {epoch}, step "
             f"{finite.index(False) + 1} of {len(finite)}; the state after the "
             "last whole epoch is in the folder, if there is one. Lower the learning "
-            "rate or let it warm up, and look for labels that are no classes"
+            "rate or let it warm up, and look for NaN among the inputs and for labels "
+            "that are no classes"
         )
     return state, reports
 
@@ -185,14 +186,20 @@ def _stored(folder: Folder, state: _State, epochs: int) -> tuple[_State, _Log]:
     return jax.tree.unflatten(structure, new), log
 
 
-def _as_json(entries: Any) -> dict[str, Any]:
+def _entries(entries: Any, line: dict[str, Any]) -> dict[str, Any]:
     """What ``measure`` adds to a line of the log, as JSON gives it back."""
     if not isinstance(entries, dict | None):
         raise ValueError(
             f"measure returns {type(entries).__name__}; allowed: a dict of numbers, "
             'e.g. {"test_accuracy": 0.9}, or None'
         )
-    return jax.tree.map(lambda value: np.asarray(value).tolist(), entries or {})
+    entries = entries or {}
+    if names := sorted(entries.keys() & line.keys()):
+        raise ValueError(
+            f"measure returns {', '.join(names)}, which the log has already; give "
+            "other names"
+        )
+    return jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
 
 
 def _check_readable(examples: Any, epochs: int) -> None:
