@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset
-from snnjax._trees import is_floating
 from snnjax.capture.capture import capture
 from snnjax.capture.check import check_streams
 from snnjax.codes import Code
@@ -90,45 +89,33 @@ def observe_spikes(
     return values, streams
 
 
-def at_level(
-    network: Network, snn: SNN, x: chex.ArrayTree, level: int, *, offsets: bool = False
-) -> Values:
+def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Values:
     """The values [B, ...] of all variables if all neurons emit this level.
 
-    Args:
-        network, snn, x: as for `observe_spikes`.
-        level: the level of all spikes.
-        offsets: whether neurons add their offsets.
+    At level 0 these are the constants: biases, offsets and x on their way.
     """
     values = network.arguments(snn.params, x)
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
-        output = level * lead(unit(params, site), current.ndim).astype(current.dtype)
+        # Neurons without a threshold are silent too.
+        size = unit(params, site) if level else jnp.zeros(())
+        output = level * lead(size, current.ndim).astype(current.dtype)
         output = jnp.broadcast_to(output, current.shape)
-        return add_offset(output, field(params, "offset")) if offsets else output
+        return add_offset(output, field(params, "offset"))
 
     evaluate(network.equations, values, firing(fire, snn.neurons))
     return values
 
 
-def of_offsets(network: Network, snn: SNN, x: chex.ArrayTree) -> Values:
-    """What offsets add to every variable; an empty dict means zeros."""
-    if all(field(params, "offset") is None for params in snn.neurons.values()):
-        return {}
-    with_offsets = at_level(network, snn, x, 0, offsets=True)
-    without = at_level(network, snn, x, 0)
-    floating = (v for v, a in with_offsets.items() if is_floating(a))
-    return {v: with_offsets[v] - without[v] for v in floating}
+def events(code: Code, values: Values, constants: Values, v: int) -> jax.Array:
+    """What arrives of a variable at each step because of spikes.
 
+    A value that has not changed may differ in its last bits, which is no event.
 
-def events(code: Code, values: Values, offsets: Values, v: int) -> jax.Array:
-    """What arrives of a variable at each step, without what offsets add to it.
-
-    A decoded value that has not changed may differ in its last bits, which is no event.
+    Args:
+        constants: values at level 0, of `at_level`.
     """
-    arriving = _without(code, code.arriving(values[v]), offsets.get(v))
-    if code.clock_runs:
-        return arriving
+    arriving = _without(code, code.arriving(values[v]), constants[v])
     noise = _ROUNDING * jnp.abs(values[v]).max(0, keepdims=True)
     return jnp.where(jnp.abs(arriving) > noise, arriving, jnp.zeros_like(arriving))
 

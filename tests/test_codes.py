@@ -216,6 +216,19 @@ def test_all_executions_give_the_same_answers(code, neuron, wait):
         np.testing.assert_allclose(other.mean(0), by_layer.mean(0), 1e-4, 1e-5)
 
 
+def test_a_value_that_is_infinite_before_any_spike_is_0_there():
+    def logarithm(p, x):
+        return jnp.log(snnjax.encode(x)) @ p
+
+    params, x = np.ones((1, 1), np.float32), np.float32([[0.3], [0.4]])
+    options = {"model": MODELS[3], "code": codes.radix()}
+    snn = snnjax.init(logarithm, params, x, **options)
+    spikes = snnjax.measures.spike_trains(logarithm, snn, x, steps=T)
+    assert not spikes["encoder"][0].any()
+    for outputs in by_executions(logarithm, ("by_layer", "by_step"), snn, x, steps=T):
+        np.testing.assert_allclose(outputs.mean(0), np.log(x), atol=0.3)
+
+
 def test_the_gradient_of_the_executions_is_one_and_finite():
     snn, x = spiking_network(codes.radix(), MODELS[2])
 

@@ -127,6 +127,32 @@ def test_operations_of_a_dense_network_are_spikes_times_fan_out():
     assert found.input_macs == shapes[0][0] * shapes[0][1]
 
 
+def shifted(h, x):
+    return 1.5 * h + 0.25
+
+
+def beside(h, x):
+    return jnp.concatenate([h, x], -1)
+
+
+@pytest.mark.parametrize("between, analog", [(shifted, 0), (beside, 3)])
+@pytest.mark.parametrize("code", [snnjax.codes.rate(), snnjax.codes.radix()])
+def test_constants_beside_spikes_are_no_synaptic_operations(between, analog, code):
+    def fn(p, x):
+        return between(jax.nn.relu(x @ p["w"]), x) @ p["out"]
+
+    params = {"w": eighths(1, (3, 4)), "out": ONES((4 + analog, 5))}
+    x = np.abs(eighths(0, (16, 3))) + np.float32(0.125)
+    neuron = snnjax.integrate_and_fire(levels=(0, 3), threshold=0.125)
+    snn = snnjax.init(fn, params, x, model=neuron, code=code)
+    found = snnjax.measure(fn, snn, x, params=params, steps=2)
+    levels = spike_trains(fn, snn, x, steps=2)["w/relu"]
+    assert levels.max() > 1
+    assert found.synaptic_operations == 5 * np.sum(levels != 0) / 16
+    assert found.synaptic_additions == 5 * np.sum(levels) / 16
+    assert found.input_macs == 3 * 4 + 5 * analog
+
+
 def test_products_are_counted_whatever_their_options():
     """Without padding zeros; with all weights 1 the product itself counts the same."""
     for options in (

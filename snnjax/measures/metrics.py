@@ -34,7 +34,6 @@ from snnjax.firing import (
     capture_step,
     events,
     observe_spikes,
-    of_offsets,
     unit,
 )
 from snnjax.inputs import INPUTS, encode
@@ -116,15 +115,16 @@ class Measures(NamedTuple):
         operators: name -> `OperatorMeasures`, of each operator in `Sites.operators`.
         firing_rate: mean over all neurons of all sites.
         synaptic_operations: operations per image that spikes cause in T steps. Each
-            non-zero input of a convolution or matrix product causes one operation for
-            each output that it reaches. Each spike of a recurrent site causes one for
-            each neuron that it reaches, except at the last step. An operation is an
-            addition for spikes of level 1 or -1; for other levels it is a
-            multiplication and an addition.
+            input of a convolution or matrix product that spikes change causes one
+            operation for each output that it reaches. A constant beside them, such as
+            the shift of a BatchNorm, causes none, since the next bias can absorb it.
+            Each spike of a recurrent site causes one for each neuron that it reaches,
+            except at the last step. An operation is an addition for spikes of level 1
+            or -1; for other levels it is a multiplication and an addition.
         synaptic_additions: the same operations as additions alone; a spike of level k
             counts as |k| additions. NaN if a neuron model states no levels.
-        input_macs: multiply-adds per image that read the analog input directly. They
-            are computed once, because the input is constant.
+        input_macs: multiply-adds per image that read the analog input, alone or beside
+            spikes. They are computed once, because the input is constant.
         operator_macs: multiply-adds per image of products of two values, as in
             attention, each time that operators are computed. The other work of
             operators, such as exponentials and roots, is not counted.
@@ -375,7 +375,8 @@ def _counts(
     highest = max((abs(level) for pair in levels or () for level in pair), default=1)
     is_graded = highest > 1
     at_level_one = at_level(network, snn, x, 1) if is_graded else {}
-    offsets = of_offsets(network, snn, x)
+    constants = at_level(network, snn, x, 0)
+    without_input = at_level(network, snn, jax.tree.map(jnp.zeros_like, x), 0)
     operations, additions = (sum(part) for part in zip(*inside, strict=True))
     live_macs = operator_macs(network, live=True)
     input_macs = operator_macs(network, live=False)
@@ -383,14 +384,17 @@ def _counts(
     for equation, v in products(network):
         macs += macs_of(equation, network) / network.batch
         if v in streams:
-            stream = events(snn.code, values, offsets, v)
+            stream = events(snn.code, values, constants, v)
             synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * synapses).sum() / network.batch
             if is_graded:
                 sizes = snn.code.sizes(len(stream))
-                active *= _magnitudes(stream, at_level_one[v], sizes, highest)
+                of_level_one = wide(at_level_one[v]) - wide(constants[v])
+                active *= _magnitudes(stream, of_level_one, sizes, highest)
             additions += (active.sum(0) * synapses).sum() / network.batch
+            from_input = (constants[v] != without_input[v]).astype(jnp.float32)
+            input_macs += (from_input * synapses).sum() / network.batch
         else:
             input_macs += macs_of(equation, network) / network.batch
     zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]

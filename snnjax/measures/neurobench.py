@@ -5,8 +5,8 @@
     ConnectionSparsity   zeros among the weights, 0..1, to four decimals
     ActivationSparsity   1 - spikes / (neurons x steps), 0..1
     SynapticOperations   per image: Dense counts every connection at every step,
-                         Effective_ACs those that a spike of level 1 or -1 reaches,
-                         Effective_MACs those that any other input reaches
+                         Effective_ACs those that spikes reach, if all of them have
+                         level 1 or -1, Effective_MACs those that other inputs reach
 
 NeuroBench itself counts some operations differently. Its effective operations leave out
 weights and pixels that are 0; here they count. In NeuroBench, averaged spikes, as after

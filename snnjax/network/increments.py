@@ -60,13 +60,15 @@ class Operator(NamedTuple):
     def of_values(self, *arguments: Any) -> tuple[Any, ...]:
         """The function of decoded values [T, B, ...], step by step (`snnjax.codes`).
 
-        0 where the function is not a number, as 0 / 0 before any spike.
+        0 where the function is not a number, as 0 / 0 before any spike, and where one
+        that changes is infinite, as 1 / 0 then. A constant may be an infinite mask.
         """
-        function = self.function
-        if any(self.live):
+        function, changes = self.function, any(self.live)
+        if changes:
             function = jax.vmap(function, [0 if live else None for live in self.live])
         results = function(*arguments)
-        return tuple(map(_without_nan, results))
+        clean = _finite if changes and not self.homogeneous else _without_nan
+        return tuple(map(clean, results))
 
     def start(self, arguments: Sequence[Any]) -> Running:
         """Before the first step.
@@ -132,7 +134,7 @@ class Operator(NamedTuple):
         if self.homogeneous:
             return results
         totals = results * (_UNIT * _lead(counts, results))
-        return jnp.where(jnp.isfinite(totals), totals, 0)
+        return _finite(totals)
 
     def _of_means(self, means: Sequence[Any], arguments: Sequence[Any]) -> tuple:
         """The outputs of one step, for running means in place of what changes."""
@@ -150,6 +152,10 @@ def _without_nan(result: jax.Array) -> jax.Array:
     if not jnp.issubdtype(result.dtype, jnp.floating):
         return result
     return jnp.where(jnp.isnan(result), jnp.zeros_like(result), result)
+
+
+def _finite(result: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(result), result, jnp.zeros_like(result))
 
 
 def _lead(counts: jax.Array, like: jax.Array) -> jax.Array:
