@@ -219,14 +219,16 @@ def _optimizer(rules: Any) -> Any:
     """Adam with a learning rate or a schedule; optimizers as they are."""
     if is_number(rules):
         check_positive("rules", rules)
-    elif not callable(rules):
+        return optax.adam(rules)
+    if not callable(rules):
         return rules
-    elif not is_number(rate := rules(0)):
+    schedule: Any = rules
+    if not is_number(rate := schedule(0)):
         raise ValueError(
             f"rules(0) is {type(rate).__name__}; allowed: a learning rate, a schedule "
             "(step -> rate), or an optimizer, e.g. optax.adam(1e-3) (called)"
         )
-    return optax.adam(rules)
+    return optax.adam(schedule)
 
 
 def _share(teacher: Callable | None, share: float | None) -> float:
