@@ -175,7 +175,10 @@ def trained(
         epochs=EPOCHS,
         measure=measure,
         folder=folder,
-        depends_on={"training": training, "options": (BATCH, LEARNING_RATE, DROPPED)},
+        depends_on={
+            "training": training,
+            "options": (EPOCHS, BATCH, LEARNING_RATE, DROPPED),
+        },
     )
     return params
 

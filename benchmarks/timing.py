@@ -265,10 +265,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def check_files(options: argparse.ArgumentParser, folder: Path, *names: str) -> None:
     """End the command with one line if the folder lacks one of the files."""
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    missing_names = [name for name in names if not (folder / name).is_file()]
+    if missing_names:
         options.error(
-            f"{folder} has no {', '.join(missing)}; --help says what the folder holds"
+            f"{folder} has no {', '.join(missing_names)}; --help says what the folder "
+            "holds"
         )
 
 

@@ -358,14 +358,14 @@ def _report_file(name: str | None) -> Path | None:
     if name is None:
         return None
     path = Path(name).expanduser()
-    if path.suffix not in (".html", ".htm") and not path.is_dir():
-        raise ValueError(
-            f"--report {name} would be a page of HTML; give a file NAME.html"
-        )
     if path.is_dir():
         raise ValueError(
             f"--report {name} is a folder; give a file, e.g. --report "
             f"{Path(name) / 'report.html'}"
+        )
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(
+            f"--report {name} would be a page of HTML; give a file NAME.html"
         )
     check_writable(path.parent, "--report")
     return path

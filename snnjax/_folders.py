@@ -65,7 +65,6 @@ def open_folder(
             ``jit``.
         OSError: it cannot be written to.
     """
-    check_parts(parts)
     if folder is None:
         return None
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
@@ -94,13 +93,15 @@ def open_folder(
     return opened
 
 
-def check_parts(parts: Any) -> None:
-    """Raise unless this names what results depend on."""
+def parts_of(depends_on: Any) -> dict[str, Any]:
+    """The parts that a caller names by ``depends_on``; None names none."""
+    parts = {} if depends_on is None else depends_on
     if not isinstance(parts, Mapping) or not all(isinstance(n, str) for n in parts):
         raise ValueError(
             f"depends_on is {parts!r}; allowed: a dict, name -> value, such as "
             '{"seed": 0}'
         )
+    return dict(parts)
 
 
 def digest(tree: Any) -> str:

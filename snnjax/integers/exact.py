@@ -281,9 +281,9 @@ def _run(
                 streams[node.name] = Stream(whole, None)
             case Population(model=model):
                 currents = received(stream, p["bias"], times, layers.steps)
-                fired = _fire(without_surrogate(model), p, currents, times, arithmetic)
-                streams[node.name] = Stream(None, fired.spikes)
-                activity[node.name] = fired
+                neuron = without_surrogate(model)
+                activity[node.name] = _fire(neuron, p, currents, times, arithmetic)
+                streams[node.name] = Stream(None, activity[node.name].spikes)
             case Output():
                 units = received(stream, p["bias"], times, layers.steps)
                 worth = lead(layers.unit * p["unit"], units.ndim)

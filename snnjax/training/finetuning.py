@@ -13,7 +13,7 @@ import optax
 
 from snnjax import sharding
 from snnjax._checks import check_positive, check_share, is_number
-from snnjax._folders import check_parts
+from snnjax._folders import parts_of
 from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
@@ -142,8 +142,7 @@ def finetune(
 
     call = {"SNN": snn, "rules": rules, "loss": loss, "share": share}
     call |= {"options": (has_aux, options)}
-    more = {} if depends_on is None else depends_on
-    check_parts(more)
+    more = parts_of(depends_on)
     if names := sorted(call.keys() & more.keys()):
         raise ValueError(
             f"depends_on names {', '.join(names)}, which are compared anyway; give "
@@ -156,7 +155,7 @@ def finetune(
         epochs=epochs,
         measure=measure_snn,
         folder=folder,
-        depends_on={**call, **more},
+        depends_on=call | more,
     )
     return Finetuned(snn, log)
 

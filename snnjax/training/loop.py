@@ -19,6 +19,7 @@ from snnjax._folders import (
     Folder,
     holds,
     open_folder,
+    parts_of,
     read_arrays,
     restored,
     write_arrays,
@@ -86,7 +87,7 @@ def train(
     check_count("epochs", epochs)
     _check_readable(examples, epochs)
     state = jax.tree.map(jnp.asarray, state)
-    opened = open_folder(folder, "training", {} if depends_on is None else depends_on)
+    opened = open_folder(folder, "training", parts_of(depends_on))
     state, log = (state, []) if opened is None else _stored(opened, state, epochs)
     reports: _Log = []
     for epoch in range(len(log) + 1, epochs + 1):
@@ -118,7 +119,7 @@ def check_folder(folder: Any, depends_on: Mapping[str, Any]) -> None:
 
     >>> check_folder(None, {"seed": 0})  # no folder, nothing to compare
     """
-    open_folder(folder, "training", depends_on, all_parts=False)
+    open_folder(folder, "training", parts_of(depends_on), all_parts=False)
 
 
 def _train_epoch(
