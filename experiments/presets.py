@@ -133,6 +133,15 @@ PRESETS_CONVERT: dict[str, Convert] = {
         )
         for name in SOURCES
     },
+    # A network that others trained; `python -m experiments.sources.pretrained` writes
+    # this file.
+    "cifar10_resnet56": Convert(
+        dataset="cifar10",
+        checkpoint="runs/sources/resnet56.safetensors",
+        iterations=1000,
+        **DRAWS,
+        out="runs/convert_cifar10_resnet56",
+    ),
     # By the recipe that is exact with T = 4 and a wait of T, beside the best one.
     "cifar10_resnet20_quantized": Convert(
         dataset="cifar10",

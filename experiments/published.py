@@ -12,16 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
-from experiments.models import load_source
+from experiments.models import parameters_of
 from experiments.report import markdown_table, networks, read_results
 from experiments.report.results import line_name, lines
 from experiments.results import PUBLISHED, file_of
 from experiments.running import run
 
 PAPERS = PUBLISHED.parent / "published.json"
-WEIGHTS = Path(__file__).parent / "sources"
 STEPS = (1, 2, 4, 8, 16, 32)
 FAIR = (4, 2, 1, 8, 16, 32)  # a row is compared, and has its costs, at the first it has
 HEAD = ("method", "network", "ANN %", "for it", "epochs", "values")
@@ -85,8 +82,7 @@ def _ours(files: Sequence[Path], dataset: str) -> Iterator[Row]:
     for network in networks.merged([read_results(file_of(name)) for name in files]):
         if not network.images.endswith(f" of {dataset}"):
             raise ValueError(f"{network.name} has {network.images}, not of {dataset}")
-        source = load_source(WEIGHTS / f"{network.name}.safetensors")
-        millions = sum(leaf.size for leaf in jax.tree.leaves(source.variables)) / 1e6
+        millions = parameters_of(network.card) / 1e6
         for line in lines(network.results):
             by_steps = {result.steps: result for result in line}
             name = line_name(line[0])
@@ -99,7 +95,7 @@ def _ours(files: Sequence[Path], dataset: str) -> Iterator[Row]:
                 {t: 100 * result.final for t, result in by_steps.items()},
                 fair.latency,
                 100 * network.ann,
-                bool(source.card.get("levels") or source.card.get("clip")),
+                bool(network.card.get("levels") or network.card.get("clip")),
                 len(curve) - 1,
                 high - low + 1,
                 fair.spikes,

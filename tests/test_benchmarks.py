@@ -17,6 +17,7 @@ import pytest
 
 import snnjax
 from benchmarks import (
+    calibration,
     converter_cnn,
     equal_accuracy,
     imagenet,
@@ -82,8 +83,9 @@ def test_a_side_takes_the_least_t_that_suffices():
         assert list(result["accuracies"]) == list(choices[:2])
 
 
-def test_equal_accuracy(monkeypatch, capsys, tmp_path):
-    """A small network, and one mode of SpikingJelly that takes a second."""
+@pytest.fixture
+def small(monkeypatch):
+    """A small network in the place of ResNet-20, and noise in that of CIFAR-10."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     splits = [images, np.zeros(64, np.int32)] * 2
@@ -91,8 +93,28 @@ def test_equal_accuracy(monkeypatch, capsys, tmp_path):
     model = Plain(10, convolutions=((4, 2), (4, 2)))
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3)))
     source = models.Source(model, variables, dataset.facts())
-    monkeypatch.setattr(data, "load", lambda name, data_dir: dataset)
-    monkeypatch.setattr(models, "load_source", lambda path: source)
+    for module in (data, calibration):
+        monkeypatch.setattr(module, "load", lambda name, data_dir: dataset)
+    for module in (models, calibration):
+        monkeypatch.setattr(module, "load_source", lambda path: source)
+
+
+def test_calibration(small, capsys, tmp_path):
+    out = tmp_path / "calibration.json"
+    size = ["--quick", "--images", "16", "--rounds", "2"]
+    result = calibration.main([*size, "--out", str(out)])
+    [(name, side)] = result["sides"].items()
+    assert name == "light, rate, T = 4" and len(side["rounds"]) == 2
+    ratios = [r["seconds"] / r["ann"] for r in side["rounds"]]
+    assert side["passes"] == pytest.approx(sum(ratios) / 2)
+    assert side["over_t"] == pytest.approx(side["passes"] / 5)
+    [goal] = result["targets"]
+    assert goal["met"] == (side["over_t"] <= 2.2)
+    check_files(result, out, capsys.readouterr().out)
+
+
+def test_equal_accuracy(small, monkeypatch, capsys, tmp_path):
+    """With one mode of SpikingJelly, which takes a second."""
     monkeypatch.setattr(equal_accuracy, "STEPS", {"radix": (2,), "rate": (2,)})
     convert = functools.partial(snnjax.convert, recipe=snnjax.max_activation())
     monkeypatch.setattr(snnjax, "convert", convert)  # compiles least

@@ -455,6 +455,33 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix_and_lowers_a_loss():
     assert abs(kernel.norm().item() / 8**0.5 - 1) < 0.1
 
 
+def test_weights_that_others_trained_become_a_source_network(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from experiments.sources import pretrained
+    from experiments.sources.networks import ResNet
+
+    torch.manual_seed(0)
+    network = ResNet(blocks=9)
+    state = {f"module.{n}": w for n, w in network.state_dict().items()}
+    state = {name.replace("fc", "linear"): w for name, w in state.items()}
+    file = tmp_path / "network.th"
+    torch.save({"state_dict": state, "best_prec1": 93.39}, file)
+    argv = [str(file), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="is not the published resnet56-4bfd9763.th"):
+        pretrained.main(argv)
+    with pytest.raises(ValueError, match="no file none.th; fetch resnet56-4bfd9763.th"):
+        pretrained.main(["none.th"])
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(pretrained, "SHA256", digest)
+    pretrained.main(argv)
+    source = load_source(tmp_path / "out" / "resnet56.safetensors")
+    assert source.card["mean"] == [123.675, 116.28, 103.53]
+    kernel = source.variables["params"]["Block_26"]["Conv_1"]["kernel"]
+    expected = network.layer3[8].conv2.weight.detach().permute(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
+
+
 def test_every_weight_is_in_one_group_of_one_optimizer():
     torch = pytest.importorskip("torch")
     from experiments.sources.muon import Muon

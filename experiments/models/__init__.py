@@ -15,7 +15,7 @@ from experiments.models.trained_ann import (
     source_digest,
     source_function,
 )
-from experiments.models.zoo import NAMES, build
+from experiments.models.zoo import NAMES, build, parameters_of
 
 __all__ = [
     "NAMES",
@@ -23,6 +23,7 @@ __all__ = [
     "build",
     "load_snn",
     "load_source",
+    "parameters_of",
     "read_weights",
     "save_snn",
     "save_source",

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -126,8 +125,7 @@ def to_flax(
         ValueError: a weight has no place, one is missing, or a shape differs; the
             message lists them all.
     """
-    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    initial = jax.eval_shape(model.init, jax.random.key(0), images)
+    initial = zoo.shapes_of(model, input_shape)
     shapes = {path: x.shape for path, x in flatten_dict(initial, sep="/").items()}
     if any(name.startswith("params/") for name in weights):  # of `save_source`
         variables = {

@@ -6,7 +6,7 @@ MobileNet v1 and v3, and torchvision's ResNets and VGGs; by name also `vit` and
 its own activations, so sites have readable names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -79,6 +79,18 @@ def build_from(card: Mapping[str, Any]) -> nn.Module:
     """The network that a card describes."""
     options = {name: card.get(name) for name in ("norm", "clip", "levels")}
     return build(card["model"], card["num_classes"], **options)
+
+
+def shapes_of(model: nn.Module, input_shape: Sequence[int]) -> Any:
+    """Shapes of {"params", "batch_stats"} for images [height, width, channels]."""
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def parameters_of(card: Mapping[str, Any]) -> int:
+    """Number of parameters and running averages of the network of a card."""
+    shapes = shapes_of(build_from(card), card["input_shape"])
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 class Layers(NamedTuple):

@@ -30,6 +30,7 @@ class NetworkResults(NamedTuple):
         ann: accuracy of the ANN.
         images: the images of the evaluation, e.g. "1000 test images of cifar10".
         epochs: name of a fine-tuning -> accuracy at the start and after each epoch.
+        card: of the ANN.
     """
 
     name: str
@@ -37,6 +38,7 @@ class NetworkResults(NamedTuple):
     ann: float
     images: str
     epochs: dict[str, list[float]]
+    card: dict
 
 
 def read_results(file: Path) -> NetworkResults:
@@ -78,7 +80,8 @@ def _network_results(metrics: dict) -> NetworkResults:
         cost_cells(result)
         if any(len(accuracies) != result.steps for accuracies in result.accuracies):
             raise ValueError(f"not {result.steps} accuracies, one for each step")
-    name = network_name(metrics["source"])
+    card, ann = metrics["source"], float(metrics["ann_accuracy"])
+    name = network_name(card)
     if not name.isidentifier():  # it is also the name of a figure's file
         raise ValueError(f"model {name!r}")
     epochs = {}
@@ -87,8 +90,8 @@ def _network_results(metrics: dict) -> NetworkResults:
             raise ValueError("the last epoch has another accuracy than the row")
         epochs[f"{line_name(results[0])}, T = {results[0].steps}"] = curve
     count, kind = int(metrics["test_images"]), metrics["evaluated_on"]
-    images = f"{count} {kind} of {metrics['source']['dataset']}"
-    return NetworkResults(name, results, float(metrics["ann_accuracy"]), images, epochs)
+    images = f"{count} {kind} of {card['dataset']}"
+    return NetworkResults(name, results, ann, images, epochs, card)
 
 
 def read_row(plain: dict) -> Result:
@@ -114,17 +117,18 @@ def merged(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
         ValueError: files of one network differ in the images, in the ANN, or in a row.
     """
     by_name: dict[str, NetworkResults] = {}
-    for name, results, ann, images, epochs in networks:
-        network = by_name.setdefault(name, NetworkResults(name, [], ann, images, {}))
-        _check_same(f"the set of images of {name}", network.images, images)
+    for one in networks:
+        name = one.name
+        network = by_name.setdefault(name, one._replace(results=[], epochs={}))
+        _check_same(f"the set of images of {name}", network.images, one.images)
         # Some files have float32.
         _check_same(
             f"the accuracy of the ANN {name}",
-            *(f"{100 * a:.3f} %" for a in (network.ann, ann)),
+            *(f"{100 * accuracy:.3f} %" for accuracy in (network.ann, one.ann)),
         )
-        for result in results:
+        for result in one.results:
             _add(name, result, network.results)
-        for fine_tuning, curve in epochs.items():
+        for fine_tuning, curve in one.epochs.items():
             before = network.epochs.setdefault(fine_tuning, curve)
             _check_same(f"{fine_tuning} of {name}", before, curve)
     return list(by_name.values())

@@ -9,9 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
-from experiments.models import load_source
+from experiments.models import load_source, parameters_of
 from experiments.report import markdown_table, network_name
 from experiments.running import run
 
@@ -38,14 +36,12 @@ def sources(folder: Path) -> str:
 
 
 def _row(file: Path) -> tuple[str, ...]:
-    source = load_source(file)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(source.variables))
-    card = source.card
+    card = load_source(file).card
     accuracy, seconds = card.get("test_accuracy"), card.get("seconds")
     versions = card.get("versions") or {}
     return (
         f"`{network_name(card)}`",
-        f"{parameters / 1e6:.2f} M",
+        f"{parameters_of(card) / 1e6:.2f} M",
         f"{file.stat().st_size / 1e6:.1f}",
         "" if accuracy is None else f"{100 * accuracy:.2f}",
         str(card.get("epochs", "")),

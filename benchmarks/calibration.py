@@ -1,0 +1,119 @@
+"""What does calibration cost, in passes of the ANN?
+
+    python -m benchmarks.calibration --data_dir DATA \
+        --out benchmarks/results/calibration.json
+
+The ResNet-20 of experiments/sources, fitted to 256 training images of CIFAR-10. A
+conversion passes through the network layer by layer: T steps of the SNN and the ANN
+itself, so its unit is T + 1 passes of the ANN over the same images. Each side is
+converted once to compile it, and then timed on other images in every round, right
+behind a pass of the ANN; medians of the rounds.
+"""
+
+import functools
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+import snnjax
+from benchmarks import timing
+from experiments.data import load, normalize, normalized_as
+from experiments.models import load_source, source_function
+
+SOURCE = "experiments/sources/resnet20.safetensors"
+IMAGES, GROUP = 256, 64  # to calibrate with; of a pass of the ANN
+RECIPES = {"light": snnjax.light, "best": snnjax.best}
+TARGETS = {"light": 2.2, "best": 5}  # at most so many times T + 1 passes
+COLUMNS = {"seconds": "seconds", "passes": "ANN passes", "over_t": "/ (T + 1)"}
+COLUMNS |= {"compiling": "first, seconds"}
+
+
+class Side(NamedTuple):
+    """A conversion: the recipe, the code and T."""
+
+    recipe: str
+    code: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}, {self.code}, T = {self.steps}"
+
+
+SIDES = [Side(recipe, "rate", steps) for recipe in RECIPES for steps in (4, 8, 16)]
+SIDES += [Side(recipe, "radix", 4) for recipe in RECIPES]
+
+
+def draws(data_dir: str | None, count: int) -> Iterator[jax.Array]:
+    """Normalized training images, others in each draw."""
+    data = normalized_as(load("cifar10", data_dir), load_source(SOURCE).card)
+    while True:
+        for first in range(0, len(data.train_images) - count + 1, count):
+            yield normalize(data, data.train_images[first : first + count])
+
+
+def converted(fn: Callable, variables: Any, side: Side, images: jax.Array) -> Any:
+    """The SNN of a side."""
+    code = getattr(snnjax.codes, side.code)()
+    options: dict[str, Any] = {"recipe": RECIPES[side.recipe](), "code": code}
+    return snnjax.convert(fn, variables, images, steps=side.steps, **options)
+
+
+def compare(options) -> dict:
+    sides = SIDES[:1] if options.quick else SIDES
+    more = {"images": options.images, "rounds": options.rounds}
+    result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
+    source = load_source(SOURCE)
+    fn, variables = source_function(source), source.variables
+    network, images = jax.jit(fn), draws(options.data_dir, options.images)
+
+    def one_pass(x: jax.Array) -> list[jax.Array]:
+        return [network(variables, x[i : i + GROUP]) for i in range(0, len(x), GROUP)]
+
+    jax.block_until_ready(one_pass(next(images)))
+    convert = functools.partial(converted, fn, variables)
+    results = result["sides"]
+    for side in sides:
+        print(f"compiling {side.name}", file=sys.stderr, flush=True)
+        first = timing.once(functools.partial(convert, side, next(images)))
+        results[side.name] = {"compiling": first, "rounds": []}
+    for _ in range(options.rounds):
+        for side in sides:
+            x = next(images)
+            ann = timing.once(functools.partial(one_pass, x))
+            seconds = timing.once(functools.partial(convert, side, x))
+            results[side.name]["rounds"].append({"ann": ann, "seconds": seconds})
+    for side in sides:
+        _add_measures(side, results[side.name])
+        at_most = TARGETS[side.recipe]
+        goal = f"passes of {side.name}, over T + 1"
+        over_t = results[side.name]["over_t"]
+        result["targets"].append(timing.target(goal, over_t, at_most=at_most))
+    return result
+
+
+def _add_measures(side: Side, here: dict) -> None:
+    """Medians over the rounds."""
+    rounds = here["rounds"]
+    passes = statistics.median(r["seconds"] / r["ann"] for r in rounds)
+    here["seconds"] = statistics.median(r["seconds"] for r in rounds)
+    here |= {"passes": passes, "over_t": passes / (side.steps + 1)}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = timing.parser(__doc__)
+    parser.add_argument("--data_dir", help="of TFDS; --help of experiments.convert")
+    parser.add_argument("--images", metavar="N", type=timing.count, default=IMAGES)
+    parser.add_argument("--rounds", metavar="N", type=timing.count, default=3)
+    options = parser.parse_args(arguments)
+    result = compare(options)
+    text = timing.table_of("conversion", COLUMNS, result["sides"])
+    timing.report(result, text, options.out)
+    return result
+
+
+if __name__ == "__main__":
+    main()
