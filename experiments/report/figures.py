@@ -173,11 +173,12 @@ def draw_networks(
 
     Where there are fine-tunings, also NAME_epochs.png: accuracy against epochs.
     """
-    for name, results, ann, _, epochs in merged(networks):
-        panels = [against(results, ann, cost) for cost in costs]
+    for network in merged(networks):
+        name, ann = network.name, network.ann
+        panels = [against(network.results, ann, cost) for cost in costs]
         write_accuracy(folder / f"{name}.png", *panels)
-        if epochs:
-            write_epochs(epochs, ann, folder / f"{name}_epochs.png")
+        if network.epochs:
+            write_epochs(network.epochs, ann, folder / f"{name}_epochs.png")
 
 
 def frontier(results: Sequence[Result], ann: float) -> list[tuple[float, float]]:
