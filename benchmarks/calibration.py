@@ -11,12 +11,14 @@ behind a pass of the ANN; medians of the rounds.
 """
 
 import functools
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import snnjax
 from benchmarks import timing
@@ -50,9 +52,9 @@ SIDES += [Side(recipe, "radix", 4) for recipe in RECIPES]
 def draws(data_dir: str | None, count: int) -> Iterator[jax.Array]:
     """Normalized training images, others in each draw."""
     data = normalized_as(load("cifar10", data_dir), load_source(SOURCE).card)
-    while True:
-        for first in range(0, len(data.train_images) - count + 1, count):
-            yield normalize(data, data.train_images[first : first + count])
+    for draw in itertools.count():
+        numbers = np.arange(draw * count, (draw + 1) * count) % len(data.train_images)
+        yield normalize(data, data.train_images[numbers])
 
 
 def converted(fn: Callable, variables: Any, side: Side, images: jax.Array) -> Any:
