@@ -22,7 +22,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import timing
-from experiments.data import load, normalize, normalized_as
+from experiments.data import Dataset, load, normalize, normalized_as
 from experiments.models import load_source, source_function
 
 SOURCE = "experiments/sources/resnet20.safetensors"
@@ -49,9 +49,8 @@ SIDES = [Side(recipe, "rate", steps) for recipe in RECIPES for steps in (4, 8, 1
 SIDES += [Side(recipe, "radix", 4) for recipe in RECIPES]
 
 
-def draws(data_dir: str | None, count: int) -> Iterator[jax.Array]:
+def draws(data: Dataset, count: int) -> Iterator[jax.Array]:
     """Normalized training images, others in each draw."""
-    data = normalized_as(load("cifar10", data_dir), load_source(SOURCE).card)
     for draw in itertools.count():
         numbers = np.arange(draw * count, (draw + 1) * count) % len(data.train_images)
         yield normalize(data, data.train_images[numbers])
@@ -69,8 +68,9 @@ def compare(options) -> dict:
     more = {"images": options.images, "rounds": options.rounds}
     result = timing.new_result(__doc__, ("jax", "jaxlib", "flax"), **more)
     source = load_source(SOURCE)
+    data = normalized_as(load("cifar10", options.data_dir), source.card)
     fn, variables = source_function(source), source.variables
-    network, images = jax.jit(fn), draws(options.data_dir, options.images)
+    network, images = jax.jit(fn), draws(data, options.images)
 
     def one_pass(x: jax.Array) -> list[jax.Array]:
         return [network(variables, x[i : i + GROUP]) for i in range(0, len(x), GROUP)]
@@ -89,20 +89,14 @@ def compare(options) -> dict:
             seconds = timing.once(functools.partial(convert, side, x))
             results[side.name]["rounds"].append({"ann": ann, "seconds": seconds})
     for side in sides:
-        _add_measures(side, results[side.name])
-        at_most = TARGETS[side.recipe]
-        goal = f"passes of {side.name}, over T + 1"
-        over_t = results[side.name]["over_t"]
+        here = results[side.name]
+        here["seconds"] = statistics.median(r["seconds"] for r in here["rounds"])
+        passes = statistics.median(r["seconds"] / r["ann"] for r in here["rounds"])
+        over_t = passes / (side.steps + 1)
+        here |= {"passes": passes, "over_t": over_t}
+        goal, at_most = f"passes of {side.name}, over T + 1", TARGETS[side.recipe]
         result["targets"].append(timing.target(goal, over_t, at_most=at_most))
     return result
-
-
-def _add_measures(side: Side, here: dict) -> None:
-    """Medians over the rounds."""
-    rounds = here["rounds"]
-    passes = statistics.median(r["seconds"] / r["ann"] for r in rounds)
-    here["seconds"] = statistics.median(r["seconds"] for r in rounds)
-    here |= {"passes": passes, "over_t": passes / (side.steps + 1)}
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -112,6 +112,11 @@ SOURCES = (
 )
 WITH_OPERATORS = ("vit", "mobilenet_v3", "convnext")
 
+# Weights by network: ours, and those that others trained, which are not here but
+# written by `python -m experiments.sources.pretrained`.
+CHECKPOINTS = {name: f"experiments/sources/{name}.safetensors" for name in SOURCES}
+CHECKPOINTS["resnet56"] = "runs/sources/resnet56.safetensors"
+
 # Of the published tables.
 DRAWS: dict[str, Any] = {"steps": (2, 4, 8, 16), "seeds": (0, 1, 2)}
 
@@ -126,22 +131,13 @@ PRESETS_CONVERT: dict[str, Convert] = {
     **{
         f"cifar10_{name}": Convert(
             dataset="cifar10",
-            checkpoint=f"experiments/sources/{name}.safetensors",
+            checkpoint=checkpoint,
             iterations=1000,
             **DRAWS,
             out=f"runs/convert_cifar10_{name}",
         )
-        for name in SOURCES
+        for name, checkpoint in CHECKPOINTS.items()
     },
-    # A network that others trained; `python -m experiments.sources.pretrained` writes
-    # this file.
-    "cifar10_resnet56": Convert(
-        dataset="cifar10",
-        checkpoint="runs/sources/resnet56.safetensors",
-        iterations=1000,
-        **DRAWS,
-        out="runs/convert_cifar10_resnet56",
-    ),
     # By the recipe that is exact with T = 4 and a wait of T, beside the best one.
     "cifar10_resnet20_quantized": Convert(
         dataset="cifar10",

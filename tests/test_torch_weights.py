@@ -468,9 +468,9 @@ def test_weights_that_others_trained_become_a_source_network(tmp_path, monkeypat
     file = tmp_path / "network.th"
     torch.save({"state_dict": state, "best_prec1": 93.39}, file)
     argv = [str(file), "--out", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="is not the published resnet56-4bfd9763.th"):
+    with pytest.raises(ValueError, match=f"is not the published {pretrained.FILE}"):
         pretrained.main(argv)
-    with pytest.raises(ValueError, match="no file none.th; fetch resnet56-4bfd9763.th"):
+    with pytest.raises(ValueError, match=f"none.th; download {pretrained.FILE}"):
         pretrained.main(["none.th"])
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setattr(pretrained, "SHA256", digest)

@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(f"error: {error}; needed: pip install -e '.[experiments,torch]'")
 
+FILE = "resnet56-4bfd9763.th"
 SHA256 = "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"
 CARD = {
     "model": "resnet56",
@@ -34,7 +35,7 @@ CARD = {
     "mean": [123.675, 116.28, 103.53],
     "std": [58.395, 57.12, 57.375],
     "test_accuracy": 0.9339,  # as he states it
-    "command": "python -m experiments.sources.pretrained resnet56-4bfd9763.th",
+    "command": f"python -m experiments.sources.pretrained {FILE}",
     "notes": "trained by Yerlan Idelbayev, github.com/akamaster/pytorch_resnet_cifar10",
 }
 
@@ -47,14 +48,14 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise ValueError(
-            f"no file {file}; fetch resnet56-4bfd9763.th from pretrained_models of "
+            f"no file {file}; download {FILE} from pretrained_models of "
             "github.com/akamaster/pytorch_resnet_cifar10"
         )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHA256:
         raise ValueError(
-            f"{file} is not the published resnet56-4bfd9763.th: its sha256 is "
-            f"{digest}, not {SHA256}; fetch it again"
+            f"{file} is not the published {FILE}: its sha256 is {digest}, not "
+            f"{SHA256}; download it again"
         )
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     return {name: weights.clone() for name, weights in state.items()}
