@@ -32,8 +32,6 @@ class Site(NamedTuple):
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
         near_relu: an operator number by number, of comparisons and arithmetic only,
             such as a leaky ReLU or a hard swish.
-        lag: layers that a stream is held back here, by a delay line that `delay_lines`
-            put in; 0 at the sites of a network.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"])
@@ -55,7 +53,6 @@ class Site(NamedTuple):
     homogeneous: bool = False
     own_maxima: bool = False
     near_relu: bool = False
-    lag: int = 0
 
 
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:

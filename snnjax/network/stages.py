@@ -1,8 +1,7 @@
-"""Cuts through a network: stages between firing sites, and streams through time.
+"""Cuts through a network: stages between firing sites.
 
 A firing site needs all of its input before its neurons can be fitted, or their spikes
-encoded; between two of them lies a `Stage`. Where layers wait, `delay_lines` keep the
-inputs of a sum in step.
+encoded; between two of them lies a `Stage`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from snnjax.network.equations import (
     spread_out,
 )
 from snnjax.network.evaluate import Rule, evaluate
-from snnjax.network.sites import Site, new_site
+from snnjax.network.sites import Site
 
 
 def needed(
@@ -46,43 +45,6 @@ def streaming(
             streams.update(v for part in spread_out([equation]) for v in part.outputs)
             streams.update(equation.outputs)
     return frozenset(streams)
-
-
-def delay_lines(
-    equations: Sequence[Equation], network: Network, streams: frozenset[int]
-) -> tuple[list[Equation], dict[int, Any]]:
-    """The equations with delay lines, so that all inputs of each are in step.
-
-    A delay line is a site at which a stream is held back for deeper ones, by as many
-    layers (`Site.lag`) as they have passed more.
-
-    Returns:
-        The equations; shapes and types of what the lines put out, by variable.
-    """
-    fresh = max(network.avals) + 1
-    delay_avals: dict[int, Any] = {}
-    line_of: dict[tuple[int, int], int] = {}
-    with_lines = []
-    for equation in equations:
-        depth = max(
-            (network.depths[v] for v in equation.variables if v in streams),
-            default=0,
-        )
-        inputs = list(equation.inputs)
-        for i, v in enumerate(inputs):
-            if not isinstance(v, int) or v not in streams:
-                continue
-            lag = depth - network.depths[v]
-            if lag and (v, depth) not in line_of:
-                line_of[v, depth] = fresh
-                delay_avals[fresh] = aval = network.avals[v]
-                line = new_site("delay line", aval, fires=False, lag=lag)
-                line = line._replace(name=f"delay line {fresh}", depth=depth)
-                with_lines.append(Equation(None, (), (v,), (fresh,), line))
-                fresh += 1
-            inputs[i] = line_of.get((v, depth), v)
-        with_lines.append(equation._replace(inputs=tuple(inputs)))
-    return with_lines, delay_avals
 
 
 class Segment(NamedTuple):

@@ -3,7 +3,7 @@
 ``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
 ``synaptic.py``, ``recurrent.py``: more of them; ``whole.py``: potentials on a grid;
 ``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
-or their closed form; ``phases.py``: a step of many; ``by_site.py``: a model for every
+or their closed form; ``by_site.py``: a model for every
 site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and resets.
 """
 

@@ -96,46 +96,6 @@ def spikes_of(indices: jax.Array, train: SpikeTrain) -> jax.Array:
     return spikes if train.dtype is None else spikes.astype(train.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def through_bytes(
-    spikes: jax.Array,
-    levels: tuple[int, int],
-    threshold: jax.Array,
-    offset: jax.Array | None = None,
-) -> jax.Array:
-    """The same spikes [...], but in a program for a TPU their indices lie in memory.
-
-    What reads the spikes decodes them on its way, so a spike takes a byte. A gradient
-    goes by the spikes themselves, whose derivative has that of the threshold already:
-    there the bytes save nothing.
-
-    Args:
-        spikes: V_th k + offset, with whole numbers k of the levels; others are rounded
-            to these on a TPU.
-        levels, threshold, offset: as for `SpikeTrain`.
-
-    >>> print(through_bytes(jnp.array([0.0, 2.0, -2.0]), (-1, 1), jnp.array(2.0)))
-    [ 0.  2. -2.]
-    """
-
-    def by_indices(spikes: jax.Array, threshold: jax.Array, offset: Any) -> jax.Array:
-        indices = level_indices(spikes, threshold, levels, offset)
-        # Without the barrier the compiler would cancel both.
-        indices = jax.lax.optimization_barrier(indices)
-        units = as_wide_as(spikes, threshold, offset)
-        return spikes_of(indices, SpikeTrain(indices, units[0], levels, units[1]))
-
-    return jax.lax.platform_dependent(
-        spikes, threshold, offset, tpu=by_indices, default=lambda spikes, *_: spikes
-    )
-
-
-@through_bytes.defjvp
-def _derivative_of_spikes(levels, primals, tangents):
-    del levels
-    return primals[0], tangents[0]
-
-
 def as_wide_as(
     membranes: jax.Array, threshold: Any, offset: Any
 ) -> tuple[jax.Array, jax.Array | None]:

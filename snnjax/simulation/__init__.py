@@ -1,6 +1,6 @@
 """From a network to spikes: `snnjax.spiking` and the ways to compute it.
 
-``simulate.py`` is the transform, ``executions.py`` and ``by_step.py`` compute it, and
+``simulate.py`` is the transform, ``executions.py`` computes it, and
 ``remat.py`` does so with little memory for the gradient.
 """
 

@@ -3,8 +3,8 @@
 Layer by layer, time is folded into the batch between the sites, and each site scans
 over it: `run_by_layer` takes all T steps at once, `run_by_segment` some at a time.
 `run_closed_form` needs no loop over time, since each layer waits for all its input.
-`run_folded` calls the function itself on T B examples, for training mode. The loop over
-the whole network is in ``by_step.py``.
+`run_folded` calls the function itself on T B examples, for training mode. One step at a
+time is the loop over the whole network, as a chip runs it.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._arrays import add_offset, lead, subtract_offset, wide, wide_dtype
+from snnjax._arrays import add_offset, lead, subtract_offset, wide
 from snnjax._checks import check_flags, check_size
+from snnjax._trees import is_floating
 from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
@@ -142,14 +143,22 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
     """`run_by_layer` for ``size`` steps at a time, from one state to the next.
 
     With ``remat`` the gradient keeps only the states between the segments, and one
-    segment of steps while it is computed: the least memory if ``size`` is sqrt(T).
+    segment of steps while it is computed: the least memory if ``size`` is sqrt(T). One
+    step at a time it keeps the state of each neuron before it fires.
     """
     values, streams, live = prepare(job)
     network, neurons = job.network, job.snn.neurons
+    # The gradient of a constant of the loop is summed over all steps in its type, so it
+    # enters as float32. A number of Python has neither gradient nor type.
+    arrays = {v: a for v, a in values.items() if hasattr(a, "dtype")}
+    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
+    constants = {v: wide(a) if v in types else a for v, a in values.items()}
 
     def segment(length: int, states, x_and_ticks):
         x_now, ticks = x_and_ticks
-        local: dict[Any, Any] = dict(values)
+        local: dict[Any, Any] = {
+            v: a.astype(types[v]) if v in types else a for v, a in constants.items()
+        }
         after: dict[str, Any] = {}
         if job.sequence:
             local |= network.inputs(x_now)
@@ -174,6 +183,9 @@ def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
 
     def run(length: int) -> Callable:
         body = functools.partial(segment, length)
+        if size == 1 and not remat:
+            keep = jax.checkpoint_policies.save_only_these_names("state")
+            return jax.checkpoint(body, policy=keep, prevent_cse=False)
         return jax.checkpoint(body) if remat else body
 
     sites = [eq for eq in live if eq.site is not None]
@@ -364,24 +376,10 @@ def arriving(code: Code, output: jax.Array) -> jax.Array:
     return code.arriving(output) if floating else output
 
 
-class Decoding(NamedTuple):
-    """State of a site whose input and output are decoded values.
-
-    Attributes:
-        neurons: their own state.
-        arrived: the input so far, of which each step integrates the increment.
-        sent: the output so far.
-    """
-
-    neurons: Any
-    arrived: jax.Array
-    sent: jax.Array
-
-
 def start_state(
     job: Job, equation: Equation, values: Values, streams: frozenset[int]
 ) -> Any:
-    """State of a site, an operator or a delay line before its first step.
+    """State of a site or an operator before its first step.
 
     Args:
         values: of the variables that no step changes.
@@ -389,16 +387,8 @@ def start_state(
     """
     site, avals = equation.place, job.network.avals
     shape = avals[equation.variables[0]].shape
-    if site.lag:
-        return jnp.zeros((site.lag * job.wait, *shape), site.dtype)
     if not site.accumulates:
-        start = job.models[site.name].start(job.snn.neurons[site.name], shape)
-        if job.snn.code.clock_runs:
-            return start
-        zeros = jnp.zeros(shape, wide_dtype(avals[equation.variables[0]]))
-        return Decoding(start, zeros, zeros)
-    if not job.snn.code.clock_runs:
-        return ()
+        return job.models[site.name].start(job.snn.neurons[site.name], shape)
     live = tuple(v in streams for v in equation.inputs)
     arguments = [
         avals[v] if isinstance(v, int) and is_live else read(values, v)

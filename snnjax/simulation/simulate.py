@@ -39,7 +39,6 @@ from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
-from snnjax.simulation.by_step import run_by_step
 from snnjax.simulation.choice import Choice, choose
 from snnjax.simulation.executions import (
     ByLayer,
@@ -378,8 +377,8 @@ def simulate_training(
 
 def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
-    if execution == "by_step":
-        return run_by_step(job)
+    if execution == "by_step" and job.wait == 0 and job.snn.code.clock_runs:
+        return run_by_segment(job, 1)
     if execution == "closed_form":
         return run_closed_form(job)
     options = _layer_options(execution)
