@@ -140,7 +140,7 @@ class View(abc.ABC):
         """
 
     @abc.abstractmethod
-    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Callable, Any]:
+    def feed(self, time: bool, every: int = 1) -> tuple[Callable, Any]:
         """The current into the site as a function of the weights: (current, sources).
 
         ``current(weights, sources, rows)`` is a hashable pure function, differentiable
@@ -149,7 +149,6 @@ class View(abc.ABC):
         or [T, B, ...] with their time.
 
         Args:
-            batch: number of images that ``current`` is called with.
             time: whether sources and currents keep their time axis.
             every: sources of one image in so many.
         """

@@ -91,7 +91,7 @@ def calibrate_weights(
         # Where each layer waits for all of its input, mean currents are exact.
         time = objective == "spikes" and view.needs_time
         output = _output(objective, view.model, time, view.wait, surrogate, view.code)
-        current, sources = view.feed(size, time)
+        current, sources = view.feed(time)
         original = tuple(fit.weights.values())
         activation, sources, neuron, start = jax.lax.stop_gradient(
             (view.activation, sources, fit.neurons, original)

@@ -123,7 +123,7 @@ def least_squares_weights(
         every = view.spacing(samples, _FEWEST)
         images = list(zip(view.activations, view.weights(), strict=True))
         activation, weight = view.join(images, every)
-        current, sources = view.feed(len(activation), False, every)
+        current, sources = view.feed(False, every)
         weights = refit(
             fit.weights,
             free,

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._checks import check_examples, check_function, check_leaves
+from snnjax._examples import batch_of, shapes_of
 from snnjax._trees import is_floating, paths_of
 from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.capture.batch import Batch, batch_first
 from snnjax.capture.check import ConversionError, check
 from snnjax.capture.encoders import with_encoders
+from snnjax.capture.examples import mapped, mixed, of_one_example, statistics
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
 from snnjax.capture.names import site_names
@@ -144,17 +145,33 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    closed_jaxpr, result = _trace(fn, params, x)
-    program = with_sites(flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))))
+    count = len(jax.tree_util.tree_leaves(params))
+
+    def program_of(size: int) -> tuple[Program, Any]:
+        closed_jaxpr, result = _trace(fn, params, shapes_of(x, size))
+        return flatten(closed_jaxpr, count), result
+
+    size = batch_of(x) if has_aux else 1
+    program, result = program_of(size)
+    others = frozenset()
+    if has_aux:
+        others = statistics(program, program_of(2 * size)[0])
+    program = with_sites(program, others)
     if not has_aux:  # in training mode anything may stand between the sites
         program = with_encoders(program)
     program = without_inner_pools(program)
     program = program if has_aux else with_operators(program)
-    network, batch = _annotated(program, params, jax.tree_util.tree_structure(result))
     answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
+    inner = program.outputs[: len(answers)], program.avals, size
+    if not has_aux:
+        program = of_one_example(program)
+    network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
+    mixing: list[Equation] = []
+    if not has_aux:
+        mixing = [*mixed(program_of(2)[0], program_of(3)[0], 3 / 2)]
     try:
-        check(network, facts, batch, len(answers), affine=not has_aux)
+        check(network, facts, mixing, inner, affine=not has_aux)
     except ConversionError as error:
         if not has_aux and isinstance(result, tuple) and len(result) == 2:
             error.add_note(
@@ -164,10 +181,13 @@ def capture(
             )
         raise
     # An operator may hold parts of several calls.
-    if inline_all or facts.leaving:
+    if not inline_all and not facts.leaving:
+        names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
+        equations = folded(network.equations, program.calls, names)
+        network = network._replace(equations=equations)
+    if has_aux:
         return network
-    names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
-    equations = folded(network.equations, program.calls, names)
+    equations = tuple(mapped(eq, facts.dependent) for eq in network.equations)
     return network._replace(equations=equations)
 
 
@@ -222,17 +242,16 @@ def _without_aux(result: Any) -> Any:
 
 def _annotated(
     program: Program, params: chex.ArrayTree, tree: Any
-) -> tuple[Network, Batch]:
-    """The network of a program, whose sites know their place in it, and its batch.
+) -> Network:
+    """The network of a program, whose sites know their place in it.
 
     Args:
         program: the function, flattened.
         params: whose paths name the parameters.
         tree: structure of the function's result.
     """
-    avals, x = program.avals, program.x
-    equations = batch_first(program.equations, Batch(program.equations, avals, x))
-    facts = Facts(program._replace(equations=tuple(equations)))
+    avals, equations = program.avals, list(program.equations)
+    facts = Facts(program)
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
     direct, reach = _reach(equations, parameters)
@@ -254,14 +273,13 @@ def _annotated(
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(direct[i]))
-    batch = Batch(equations, avals, x)
     outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
-    network = Network(
+    return Network(
         equations=tuple(equations),
         avals=avals,
         parameters=parameters,
-        x=x,
+        x=program.x,
         constants=program.constants,
         outputs=program.outputs,
         tree=tree,
@@ -271,9 +289,7 @@ def _annotated(
         feeds=feeds,
         readout=frozenset().union(*outputs),
         operands=frozenset().union(*operands),
-        batch_axes={v: p.axis for v, p in batch.positions.items() if p.axis},
     )
-    return network, batch
 
 
 def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
@@ -321,8 +337,7 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
     if eq.place.signed:
         return -1
     own = axes_of_maximum(eq, avals)
-    batch = -len(avals[eq.outputs[0]].shape)
-    if len(own) == 1 and batch not in own:
+    if len(own) == 1 and -own.copy().pop() <= len(eq.place.shape):
         return own.pop()
     axis = channels.get(eq.outputs[0])
-    return -1 if axis is None else axis + batch
+    return -1 if axis is None else axis - len(avals[eq.outputs[0]].shape)

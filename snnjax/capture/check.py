@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from snnjax.capture.affine import FLOATING, OPERATOR
-from snnjax.capture.batch import FIRST, Batch
+from snnjax.capture.axes import Avals
 from snnjax.capture.facts import Facts
 from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
@@ -103,11 +103,6 @@ _EXPLANATIONS = {
         "keep the examples of a batch apart in fn (put statistics into params; use "
         "h[:, i], not h[jnp.arange(B), i]); pass a single example as x[None]",
     ),
-    "behind": (
-        "the batch is not the first axis here; vmap puts it last if weights multiply "
-        "from the left, W @ x",
-        "write x @ W.T in fn, or move the batch to the front before the activation",
-    ),
     "recurrence": (
         "a scan along an axis of the input is a recurrence with its own time axis; "
         "only a scan over stacked parameters is unrolled",
@@ -152,34 +147,41 @@ _EXPLANATIONS = {
 
 
 def check(
-    network: Network, facts: Facts, batch: Batch, count: int, *, affine: bool
+    network: Network,
+    facts: Facts,
+    mixing: Sequence[Equation],
+    outputs: tuple[Sequence[Any], Avals, int],
+    *,
+    affine: bool,
 ) -> None:
     """Raise `ConversionError` unless every activation can be converted.
 
     Args:
         network: with every call inlined.
-        facts, batch: of its equations.
-        count: the number of outputs, counted from the first, that are answers and must
-            have the batch on the first axis.
+        facts: of its equations.
+        mixing: equations by which one example would reach another.
+        outputs: the answers, shapes of variables, and the batch, of the function.
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq in spread_out(network.equations):
         if affine:
-            kind = _obstacle(eq, network, facts, batch)
+            kind = _obstacle(eq, network, facts)
         else:
             kind = "hidden" if hides_relu(eq) else None
         if kind is not None:
             names.setdefault((eq.path, kind), {})[eq.name] = None
+    for eq in mixing:
+        names.setdefault((eq.path, "batch"), {})[eq.name] = None
     problems = [
         Problem(path, tuple(operations), *_EXPLANATIONS[kind])
         for (path, kind), operations in names.items()
     ]
-    shape_problems = list(_shape_problems(network, network.outputs[:count], batch))
-    if (shape_problems or batch.meetings) and _is_one_axis(network):
+    shape_problems = list(_shape_problems(network, *outputs))
+    if (shape_problems or mixing) and _is_one_axis(network):
         reason = (
-            f"x has shape ({network.batch},), but its first axis must be the batch: "
+            "x has one axis, but its first axis must be the batch: "
             "every example is then a single number"
         )
         remedy = "pass a single example as x[None], and single numbers as x[:, None]"
@@ -218,54 +220,39 @@ def check_streams(network: Network) -> None:
         raise ConversionError(problems, "this network takes a constant input only")
 
 
-def _obstacle(
-    equation: Equation, network: Network, facts: Facts, batch: Batch
-) -> str | None:
+def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     """Which explanation applies to an equation; None if nothing is in its way."""
-    first = equation.outputs[0]
-    kind = facts.obstacles[first]
+    kind = facts.obstacles[equation.outputs[0]]
     if kind == OPERATOR:
         results = facts.leaving.intersection(equation.outputs) & facts.live
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
-        kind = None if all_floating else "decision"
-    if kind is not None:
-        return kind
-    if first in batch.meetings:
-        return "batch"
-    return "behind" if equation.site is not None and batch.axes.get(first) else None
+        return None if all_floating else "decision"
+    return kind
 
 
 def _is_one_axis(network: Network) -> bool:
     """Whether x has no axis besides the batch, and is no list of tokens."""
     arrays = [network.avals[v] for v in network.x]
-    return all(len(a.shape) == 1 and a.dtype.kind in FLOATING for a in arrays)
+    return all(len(a.shape) == 0 and a.dtype.kind in FLOATING for a in arrays)
 
 
 def _shape_problems(
-    network: Network, outputs: Sequence[Any], layout: Batch
+    network: Network, outputs: Sequence[Any], avals: Avals, batch: int
 ) -> Iterator[Problem]:
-    """Sites and outputs whose first axis is not the batch."""
-    avals, batch = network.avals, network.batch
+    """Outputs whose first axis is not the batch, and sites of single numbers."""
     remedy = (
         "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
     )
-    sites = [eq for eq in network.equations if eq.site is not None]
-    sites = [eq for eq in sites if not eq.body]  # an operator may move the batch
-    places = [(eq.path, eq.outputs[0], "a site") for eq in sites]
-    places += [("", v, "an output") for v in outputs]
-    for path, variable, what in places:
+    for eq in network.equations:
+        if eq.fires and not eq.place.shape:
+            reason = "a site has a batch of single numbers"
+            fix = "give it an axis of features: x[:, None], or keepdims=True"
+            yield Problem(eq.path, (), reason, fix)
+    for variable in outputs:
         if not isinstance(variable, int):
             reason = "an output does not depend on x, so it has no batch axis"
-            yield Problem(path, (), reason, "return only what depends on x")
-            continue
-        shape = tuple(avals[variable].shape)
-        if not shape or shape[0] != batch:
-            reason = f"{what} has shape {shape}, but its first axis must be the batch"
-            yield Problem(path, (), f"{reason} ({batch})", remedy)
-        elif what == "an output" and layout.positions.get(variable, FIRST) != FIRST:
-            reason = "an output has the batch on another axis than the first"
-            yield Problem(path, (), reason, remedy)
-        elif len(shape) == 1 and what == "a site":
-            reason = f"a site has shape {shape}: a batch of single numbers"
-            remedy = "give it an axis of features: x[:, None], or keepdims=True"
-            yield Problem(path, (), reason, remedy)
+            yield Problem("", (), reason, "return only what depends on x")
+        elif tuple(avals[variable].shape[:1]) != (batch,):
+            shape = tuple(avals[variable].shape)
+            reason = f"an output has shape {shape}, but its first axis must be the batch"
+            yield Problem("", (), f"{reason} ({batch})", remedy)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from snnjax.capture.affine import FLOATING, POINTWISE
-from snnjax.capture.batch import Batch
 from snnjax.capture.facts import MOVES, Facts
 from snnjax.capture.jaxprs import CUSTOM, Program, inner_programs
 from snnjax.network.equations import Equation, Static
@@ -37,11 +36,12 @@ class _Clip(NamedTuple):
     high: float = math.inf
 
 
-def with_sites(program: Program) -> Program:
-    """The program with a site for every ReLU, clipped ReLU and max-pool."""
+def with_sites(program: Program, statistics: frozenset[int]) -> Program:
+    """The program with a site for every ReLU, clipped ReLU and max-pool.
+
+    A statistic of the whole batch, as of a BatchNorm in training, is no activation.
+    """
     facts = Facts(program)
-    # A statistic of the whole batch, as of a BatchNorm in training, is no activation.
-    statistics = Batch(program.equations, program.avals, program.x).mixed
     relus = _relus(facts)
     equations = []
     for eq in program.equations:

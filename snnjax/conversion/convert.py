@@ -35,7 +35,7 @@ from snnjax.conversion.engine.sweep import chained, sweep
 from snnjax.conversion.fits_folder import stored_or_fitted
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
-from snnjax.network.stages import Stage, stages
+from snnjax.network.stages import stages
 from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.models import (
     IntegrateAndFire,
@@ -129,8 +129,9 @@ def convert(
     code = rate() if code is None else code
     check_code(code)
     images, params, batch_sharding = _on_devices(x, params)
-    network_of = _network_of(fn, params, shapes_of(images))
-    network, _ = network_of(batch_of(images))
+    # Calibration needs the derivative that the function has, not one that was written
+    # for training, and equal work must have equal equations: every call is inlined.
+    network = capture(fn, params, shapes_of(images), inline_all=True)
     models = models_of_sites(model, network.sites, _neuron_of(code))
     _check_models(models, code)
     if wait is None:
@@ -138,30 +139,29 @@ def convert(
         wait = max(waits, default=0)
     steps, wait = int(steps), int(wait)  # NumPy's integers are no static arguments.
     _warn_of_gaps(code, models, steps)
-    if batch_sharding is not None:
-        _check_batch_comes_first(network)
     check_finite("the calibration images", jax.tree.leaves(images))
     _warn_of_equal_images(images)
     firing_sites = [site for site in network.sites if site.fires]
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
-    share = network.batch // sharding.size(batch_sharding)  # of each device
+    share = batch_of(images) // sharding.size(batch_sharding)  # of each device
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
     size = min(_micro_batch_size(network, steps_at_once), share)
     judges = len(alternatives) > 1
     if judges:  # so many micro-batches that `split` can hold one in eight out
         size = min(size, -(-share // 8))
-    parts = micro_batches(images, network.batch, size, batch_sharding)
+    parts = micro_batches(images, batch_of(images), size, batch_sharding)
     plan = Plan(
         images=parts,
         batch_sharding=batch_sharding,
-        network_of=network_of,
+        network=network,
+        stages=stages(network),
         params=params,
         steps=steps,
         wait=wait,
         model=models,
         code=code,
         judges=judges,
-        effects=_effects(parts, network_of, params),
+        effects=_effects(parts, network, params),
     )
     conversion = {
         "network": str(network.sites),
@@ -257,7 +257,7 @@ def _on_devices(
 
 
 def _effects(
-    images: Sequence[Images], network_of: Callable, params: chex.ArrayTree
+    images: Sequence[Images], network: Network, params: chex.ArrayTree
 ) -> Callable[[tuple[int, ...]], list[Effects]]:
     """Indices of micro-batches -> the effects of each, normalized jointly."""
 
@@ -266,7 +266,6 @@ def _effects(
         parts = []
         for number in batches:
             x, rows = images[number]
-            network, _ = network_of(len(rows))
             parts.append(effects_of(network, params, x, np.asarray(rows, np.int32)))
         return scaled(parts)
 
@@ -298,19 +297,6 @@ def _are_equal(parts: list[np.ndarray]) -> bool:
     return bool(others) and all(np.array_equal(image, first) for image in others)
 
 
-def _check_batch_comes_first(network: Network) -> None:
-    """Raise if devices would have to share a value along another axis."""
-    axes = network.batch_axes
-    for stage in stages(network):
-        for v in axes.keys() & set(stage.carried):
-            raise ValueError(
-                f"a value of shape {network.avals[v].shape}, with the batch on axis "
-                f"{axes[v]}, goes from one layer to later ones; allowed where "
-                "devices share the images: the batch on the first axis. Transpose it "
-                "in fn where it is made, or give images on a single device"
-            )
-
-
 def _neuron_of(code: Code) -> IntegrateAndFire:
     """The neuron that sends a code unless the user chooses one."""
     return IntegrateAndFire(levels=code.levels, dead_zone=code.dead_zone(code.levels))
@@ -340,24 +326,6 @@ def _check_models(models: Any, code: Code) -> None:
                 "since conversion fits how often it fires"
             )
     check_models(code, models_in(models))
-
-
-def _network_of(
-    fn: Callable, params: chex.ArrayTree, shapes: Any
-) -> Callable[[int], tuple[Network, list[Stage]]]:
-    """size -> the network for that many images at a time, and its stages.
-
-    ``shapes`` are those of the images.
-    Every call is inlined: calibration needs the derivative that the function has, not
-    one that was written for training, and equal work must have equal equations.
-    """
-
-    @functools.cache
-    def network_of(size: int) -> tuple[Network, list[Stage]]:
-        network = capture(fn, params, shapes_of(shapes, size), inline_all=True)
-        return network, stages(network)
-
-    return network_of
 
 
 def _micro_batch_size(network: Network, steps_at_once: int) -> int:

@@ -97,8 +97,7 @@ def of(fn: Callable, snn: SNN, x: chex.Array | jax.ShapeDtypeStruct) -> Layers:
             f"x has shape {x.shape}; allowed: [B, ...], with an axis of features as in "
             "x[:, None]"
         )
-    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    network = capture(fn, snn.params, shape, inline_all=True)
+    network = capture(fn, snn.params, x, inline_all=True)
     check_neurons(snn, network.sites)
     for model in map(without_surrogate, models_in(snn.model)):
         if not is_plain(model):
@@ -117,7 +116,7 @@ def _lowered(network: Network, snn: SNN) -> tuple[Node, ...]:
     only if no input would give it a layer.
     """
     (x,) = network.x
-    shape = network.avals[x].shape[1:]
+    shape = network.avals[x].shape
     values = _at_rest(network, snn.params)
     index = np.arange(math.prod(shape)).reshape(shape)
     orders = [index.ravel()]
@@ -138,7 +137,7 @@ def _build(builder: Builder, snn: SNN, order: np.ndarray) -> list[Problem]:
     """Add all nodes; return everything that has none."""
     network = builder.network
     (x,) = network.x
-    shape = network.avals[x].shape[1:]
+    shape = network.avals[x].shape
     entrance = Input("input", (), order.shape if order.ndim == 3 else shape)
     name = builder.add(entrance)
     if len(shape) > 1 and order.ndim == 1:
@@ -215,8 +214,8 @@ def _add_output(builder: Builder, v: Any, name: str) -> None:
         raise NoLayer("it does not depend on x", "return only what the input reaches")
     path = "readout" if name == "output" else f"readout/{name}"
     total, shape = builder.sums[v], builder.network.avals[v].shape
-    if total.order.ndim == 3 and len(shape) == 4:
-        image_axes(total, shape, [(3, 1, 2), (1, 2, 3)])  # channels last, or first
+    if total.order.ndim == 3 and len(shape) == 3:
+        image_axes(total, shape, [(2, 0, 1), (0, 1, 2)])  # channels last, or first
     else:
         total = vectorize(builder, total, path)
     builder.sums[v] = total
@@ -241,7 +240,7 @@ def _at_rest(network: Network, params: chex.ArrayTree) -> Values:
             if pads(equation):
                 for v in network.dependent.intersection(equation.variables):
                     values[v] = jnp.zeros_like(values[v])
-            evaluate([equation], values, silent)
+            evaluate([equation._replace(mapped=())], values, silent)
             at_production |= {v: values[v] for v in equation.outputs}
         return values | at_production
 

@@ -302,7 +302,7 @@ def _elements(builder: Builder, equation: Equation, v: int) -> list[np.ndarray]:
             operand = jnp.zeros(operand.shape, int)
         operands.append(operand)
     values = dict(enumerate(operands))
-    renumbered = equation._replace(inputs=tuple(range(len(operands))))
+    renumbered = equation._replace(inputs=tuple(range(len(operands))), mapped=())
     evaluate([renumbered], values, identity)
     return [np.maximum(np.asarray(values[v]) - 1, -1) for v in equation.outputs]
 

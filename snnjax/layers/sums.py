@@ -90,7 +90,7 @@ class Builder:
             path: where in the network, for names.
         """
         terms, order = self.sums[v]
-        constant = numbers(self.values[v])[0].ravel()[order]
+        constant = numbers(self.values[v]).ravel()[order]
         return tuple(self.scaled(t, order.shape, path) for t in terms), constant
 
     def absorb_constant(self, v: int, path: str) -> None:

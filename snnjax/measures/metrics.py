@@ -26,6 +26,7 @@ import numpy as np
 
 from snnjax._arrays import add_offset, lead, other_axes, wide, wide_dtype
 from snnjax._checks import check_choice, check_examples, check_labels, check_numbers
+from snnjax._examples import batch_of
 from snnjax._text import Table, numbers, shown_as_table
 from snnjax._types import Inputs
 from snnjax.capture.capture import capture
@@ -382,21 +383,21 @@ def _counts(
     input_macs = operator_macs(network, live=False)
     macs = input_macs + live_macs
     for equation, v in products(network):
-        macs += macs_of(equation, network) / network.batch
+        macs += macs_of(equation, network)
         if v in streams:
             stream = events(snn.code, values, constants, v)
             synapses = fan_out(equation, network, v)
             active = (stream != 0).astype(jnp.float32)
-            operations += (active.sum(0) * synapses).sum() / network.batch
+            operations += (active.sum(0) * synapses).sum() / batch_of(x)
             if is_graded:
                 sizes = snn.code.sizes(len(stream))
                 of_level_one = wide(at_level_one[v]) - wide(constants[v])
                 active *= _magnitudes(stream, of_level_one, sizes, highest)
-            additions += (active.sum(0) * synapses).sum() / network.batch
+            additions += (active.sum(0) * synapses).sum() / batch_of(x)
             from_input = (constants[v] != without_input[v]).astype(jnp.float32)
-            input_macs += (from_input * synapses).sum() / network.batch
+            input_macs += (from_input * synapses).sum() / batch_of(x)
         else:
-            input_macs += macs_of(equation, network) / network.batch
+            input_macs += macs_of(equation, network)
     zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
     return {
         "synaptic_operations": operations,

@@ -96,7 +96,7 @@ def operator_macs(network: Network, *, live: bool) -> float:
         for equation in operator.body.equations
         if equation.name == "dot_general"
     )
-    return macs / network.batch
+    return float(macs)
 
 
 _ELEMENT_TYPE = "preferred_element_type"
@@ -110,6 +110,8 @@ def _product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
     )
     inputs, output = tuple(range(len(operands))), len(operands)
     values = dict(enumerate(operands))
-    equation = equation._replace(inputs=inputs, outputs=(output,), params=params)
+    equation = equation._replace(
+        inputs=inputs, outputs=(output,), params=params, mapped=()
+    )
     evaluate([equation], values, identity)
     return values[output]

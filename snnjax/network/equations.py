@@ -73,6 +73,7 @@ class Equation(NamedTuple):
     path: str = ""
     calls: tuple[Any, ...] = ()
     body: Body | None = None
+    mapped: tuple[bool, ...] = ()  # inputs that each example has its own of
 
     @property
     def name(self) -> str:
@@ -112,7 +113,7 @@ class Network(NamedTuple):
 
     Attributes:
         equations: in order of execution, only those that the outputs need.
-        avals: variable -> shape and dtype.
+        avals: variable -> shape and dtype, of one example.
         parameters: variable -> path of the parameter leaf.
         x: variables of the input, one for each of its arrays.
         constants: variable -> array that the function closed over.
@@ -124,7 +125,6 @@ class Network(NamedTuple):
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
         operands: parameter variables that reach an operator directly.
-        batch_axes: variable -> axis of the batch, as far as it is known and not 0.
     """
 
     equations: tuple[Equation, ...]
@@ -140,12 +140,6 @@ class Network(NamedTuple):
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]
     operands: frozenset[int]
-    batch_axes: dict[int, int]
-
-    @property
-    def batch(self) -> int:
-        """How many examples it was captured with."""
-        return self.avals[self.x[0]].shape[0]
 
     def inputs(self, x: chex.ArrayTree) -> Values:
         """Variable -> array for an ``x`` of the captured structure."""

@@ -43,7 +43,7 @@ def evaluate(
         axes = [0 if v in streams else None for v in equation.inputs]
         site = equation.site
         if site is None:
-            function = functools.partial(_bind, equation)
+            function = _of_examples(functools.partial(_bind, equation), equation)
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
             results = function(*arguments)
@@ -58,7 +58,7 @@ def evaluate(
 
 def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
     """The function of an equation that accumulates; ``live`` inputs change in time."""
-    function = functools.partial(_bound, equation)
+    function = _of_examples(functools.partial(_bound, equation), equation)
     return Operator(function, live, equation.place.homogeneous)
 
 
@@ -123,6 +123,13 @@ def firing(
         return fire(site, neurons[site.name], x)
 
     return rule
+
+
+def _of_examples(function: Callable, equation: Equation) -> Callable:
+    """A function of one example, mapped over all of them."""
+    if not any(equation.mapped):
+        return function
+    return jax.vmap(function, [0 if each else None for each in equation.mapped])
 
 
 def _bind(equation: Equation, *arguments):

@@ -152,7 +152,9 @@ def _stage(
             body = Body(equations, tuple(map(number, body.inputs)))
         outputs = tuple(map(number, eq.outputs))
         site = nameless(eq.site) if eq.site else None
-        return Equation(eq.primitive, eq.params, inputs, outputs, site, body=body)
+        return Equation(
+            eq.primitive, eq.params, inputs, outputs, site, "", (), body, eq.mapped
+        )
 
     canonical = list(map(numbered, work))
     outputs, inner_carried = tuple(map(number, ends)), tuple(map(number, carried))

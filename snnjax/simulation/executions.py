@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
 from snnjax._checks import check_flags, check_size
+from snnjax._examples import batch_of
 from snnjax._trees import is_floating
 from snnjax.codes import Code
 from snnjax.firing import over_time
@@ -385,13 +386,15 @@ def start_state(
         values: of the variables that no step changes.
         streams: variables that have a time axis.
     """
-    site, avals = equation.place, job.network.avals
-    shape = avals[equation.variables[0]].shape
+    site, avals, batch = equation.place, job.network.avals, batch_of(job.x, job.sequence)
     if not site.accumulates:
+        shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
     live = tuple(v in streams for v in equation.inputs)
     arguments = [
-        avals[v] if isinstance(v, int) and is_live else read(values, v)
+        jax.ShapeDtypeStruct((batch, *avals[v].shape), avals[v].dtype)
+        if isinstance(v, int) and is_live
+        else read(values, v)
         for v, is_live in zip(equation.inputs, live, strict=True)
     ]
     return operator(equation, live).start(arguments)

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     Attributes:
         images: of every micro-batch.
         batch_sharding: how devices share the images; None: a single device.
-        network_of: number of images -> the network for so many, and its stages.
+        network, stages: of one image.
         params: of the ANN.
         steps: T.
         wait: steps that every layer waits.
@@ -55,7 +55,8 @@ class Plan(NamedTuple):
 
     images: Sequence[Images]
     batch_sharding: NamedSharding | None
-    network_of: Callable[[int], tuple[Network, list[Stage]]]
+    network: Network
+    stages: list[Stage]
     params: chex.ArrayTree
     steps: int
     wait: int
@@ -75,15 +76,12 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         number: of the micro-batch.
-        network, stages: for the images that one device has of it.
         ann: activations.
         snn: means where ``Plan.means``; otherwise each a `SpikeTrain`, or an array
             [T, B, ...] where a sum of several sites has to wait.
     """
 
     number: int
-    network: Network
-    stages: list[Stage]
     ann: Values
     snn: Values
 
@@ -110,11 +108,9 @@ def _part(x: chex.ArrayTree, start: int, count: int) -> chex.ArrayTree:
 def begin(plan: Plan) -> list[MicroBatch]:
     """All images, as they stand before the first stage."""
     batches = []
-    for number, (x, numbers) in enumerate(plan.images):
-        share = len(numbers) // sharding.size(plan.batch_sharding)
-        network, stages = plan.network_of(share)
-        values = network.inputs(x)
-        batches.append(MicroBatch(number, network, stages, values, dict(values)))
+    for number, (x, _) in enumerate(plan.images):
+        values = plan.network.inputs(x)
+        batches.append(MicroBatch(number, values, dict(values)))
     return batches
 
 
@@ -131,7 +127,7 @@ def run_ann(
     plan: Plan, batch: MicroBatch, i: int, params: Values
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of stage i in the ANN (a site's activation), and what it carries on."""
-    stage = batch.stages[i]
+    stage = plan.stages[i]
     work = Work(stage.segment, (False,) * len(stage.sources), 1, plan.code)
     site = None if stage.site is None else nameless(stage.site)
     return _run(plan, batch, i, work, batch.ann, params, site)
@@ -141,8 +137,8 @@ def run_snn(
     plan: Plan, batch: MicroBatch, i: int, params: Values
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Results of stage i in the SNN (a site's current), and what it carries on."""
-    stage = batch.stages[i]
-    streams = are_streams(plan, batch.network, stage)
+    stage = plan.stages[i]
+    streams = are_streams(plan, stage)
     work = Work(stage.segment, streams, plan.steps, plan.code)
     return _run(plan, batch, i, work, batch.snn, params)
 
@@ -156,9 +152,8 @@ def _run(
     params: Values,
     site: Site | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    # Constants may depend on the size of the micro-batch.
-    values = collections.ChainMap(store, batch.network.constants, params)
-    variables = batch.stages[i].sources
+    values = collections.ChainMap(store, plan.network.constants, params)
+    variables = plan.stages[i].sources
     sources, has_images = (
         [values[v] for v in variables],
         [v in store for v in variables],
@@ -169,8 +164,8 @@ def _run(
 def mean_readout(plan: Plan, batch: MicroBatch, params: Values) -> list[jax.Array]:
     """The mean outputs of the SNN over its steps, once all sites are passed."""
     outputs, _ = run_snn(plan, batch, -1, params)
-    segment = batch.stages[-1].segment
-    in_time = are_streams(plan, batch.network, batch.stages[-1])
+    segment = plan.stages[-1].segment
+    in_time = are_streams(plan, plan.stages[-1])
     streams = segment.depending_on(itertools.compress(segment.inputs, in_time))
     pairs = zip(segment.outputs, outputs, strict=True)
     return [plan.code.result(y) if v in streams else y for v, y in pairs]
@@ -189,7 +184,7 @@ def advance(
         del store[v]
 
 
-def are_streams(plan: Plan, network: Network, stage: Stage) -> tuple[bool, ...]:
+def are_streams(plan: Plan, stage: Stage) -> tuple[bool, ...]:
     """Which sources of a stage have a time axis."""
-    streams = frozenset() if plan.means else streaming(network.equations)
+    streams = frozenset() if plan.means else streaming(plan.network.equations)
     return tuple(v in streams for v in stage.sources)

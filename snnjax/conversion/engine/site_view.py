@@ -58,11 +58,11 @@ class Arrival(NamedTuple):
 
     @property
     def network(self) -> Network:
-        return self.batches[0].network
+        return self.plan.network
 
     @property
     def stage(self) -> Stage:
-        return self.batches[0].stages[self.i]
+        return self.plan.stages[self.i]
 
     @property
     def site(self) -> Site:
@@ -99,12 +99,9 @@ class Arrival(NamedTuple):
         readers = {network.parameters[v]: _readers(network, v) for v in feeds}
         return {path: names for path, names in readers.items() if len(names) > 1}
 
-    def lone_products(self, batch: int | None = None) -> list[LoneProduct]:
-        """Of the site's stage, as it is for so many images."""
-        network, stages = self.network, self.batches[0].stages
-        if batch is not None:
-            network, stages = self.plan.network_of(batch)
-        return lone_products(network, stages, self.i)
+    def lone_products(self) -> list[LoneProduct]:
+        """Of the site's stage."""
+        return lone_products(self.network, self.plan.stages, self.i)
 
 
 class SiteView(View):
@@ -142,16 +139,12 @@ class SiteView(View):
     def currents(self, weights: WeightsByPath) -> Iterator[jax.Array]:
         return (current for (current, *_), _ in self._results(weights))
 
-    def feed(self, batch: int, time: bool, every: int = 1) -> tuple[Current, list]:
-        here, plan = self._here, self._here.plan
-        network, stages = plan.network_of(batch)
-        stage = stages[here.i]
-        streams = are_streams(plan, network, stage)
+    def feed(self, time: bool, every: int = 1) -> tuple[Current, list]:
+        here, plan, stage = self._here, self._here.plan, self._here.stage
+        network, streams = plan.network, are_streams(plan, stage)
         stores = [batch.snn for batch in here.batches]
         axes = [
-            (1 if stream and time else 0) + network.batch_axes.get(v, 0)
-            if v in stores[0]
-            else None
+            (1 if stream and time else 0) if v in stores[0] else None
             for v, stream in zip(stage.sources, streams, strict=True)
         ]
         constants = collections.ChainMap(network.constants, here.params)
@@ -170,16 +163,15 @@ class SiteView(View):
         here, plan = self._here, self._here.plan
         if not here.kernels:
             return []
-        batch = len(range(0, self.count, every))
-        network, stages = plan.network_of(batch)
-        stage, originals = stages[here.i], network.arguments(plan.params)
-        current, of_spikes = self.feed(batch, False, every)
+        network, stage = plan.network, here.stage
+        originals = network.arguments(plan.params)
+        current, of_spikes = self.feed(False, every)
         takes_mean = [False] * len(stage.sources)
         of_ann = self._sources(
             stage, here.ann, originals, takes_mean, current.axes, every
         )
         views = []
-        for product in here.lone_products(batch):
+        for product in here.lone_products():
             path = network.parameters[product.kernel]
             own = current._replace(
                 work=current.work._replace(segment=product.segment),

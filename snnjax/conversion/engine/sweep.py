@@ -67,7 +67,7 @@ def sweep(
     """
     batches = begin(plan)
     fit_batches, judge_batches = split(plan, batches)
-    network, stages = batches[0].network, batches[0].stages
+    network, stages = plan.network, plan.stages
     original, params = network.arguments(plan.params), network.arguments(snn.params)
     neurons = dict(snn.neurons)
     sites = [stage.place for stage in stages[:-1]]
@@ -121,7 +121,7 @@ def _activations(
         activation, *maxima, ends = results
         if maxima:
             maximum = _shaped_like_threshold(maxima[0], here.site)
-        advance(batch.ann, batch.stages, here.i, activation, carried_values)
+        advance(batch.ann, here.plan.stages, here.i, activation, carried_values)
         activations.append(activation)
         ranges.append(ends)
     activations = activations[: len(here.batches)]
@@ -180,7 +180,7 @@ def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     run = plan.steps, plan.wait, len(site.shape), plan.code
     for batch, (currents, values) in zip(batches, all_results, strict=True):
         spikes = segments.fire(neuron, params, currents[0], *run)
-        advance(batch.snn, batch.stages, here.i, spikes, values)
+        advance(batch.snn, plan.stages, here.i, spikes, values)
 
 
 def _ann_outputs(
@@ -188,7 +188,7 @@ def _ann_outputs(
 ) -> list[list[jax.Array]]:
     """The ANN's outputs of each micro-batch; raise unless all of them are finite."""
     outputs = [run_ann(plan, batch, -1, original)[0] for batch in batches]
-    names = batches[0].network.output_names()
+    names = plan.network.output_names()
     for name, parts in zip(names, zip(*outputs, strict=True), strict=True):
         which = f" {name!r}" if name else ""
         check_finite(f"the outputs{which} of the network", parts)
