@@ -471,15 +471,19 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
     ),
     "a mean": lambda h: h - h.mean(0),
     "a running sum": lambda h: jnp.cumsum(h, 0),
-    "neighbours": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
+    "examples shifted": lambda h: jnp.roll(h, 1, 0),
+    "examples moved down": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
+    "a reverse behind a gather": lambda h: h[:, [1, 0, 2, 3, 5, 4]][::-1],
     "windows": lambda h: jax.lax.reduce_window(
         h, 0.0, jax.lax.add, (3, 1), (1, 1), "SAME"
     ),
     "a product from the left": lambda h: jnp.ones((len(h), len(h))) @ h,
     "pairs": lambda h: (h[:, None] - h[None]).sum(1),
     "rows of others": lambda h: h[jnp.arange(len(h))[::-1]],
+    "sums of rows": lambda h: jax.ops.segment_sum(h, jnp.arange(len(h)) // 2, len(h)),
+    "chosen rows": lambda h: h[np.array([0, 0, 1])],
     "one row": lambda h: h.at[0].set(1.0),
-    "axes in another order": lambda h: h.reshape(6, -1).T,
+    "axes exchanged": lambda h: h.T.reshape(h.shape),
     "tokens in another order": lambda h: h.reshape(-1, 2).reshape(3, -1, 2)[0],
 }
 SIZES = {  # what is different in a batch of another size, or at another place in it
