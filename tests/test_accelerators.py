@@ -6,6 +6,7 @@ the others lower programs, or let a CPU take the way of a TPU.
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_groups_on_a_tpu_have_the_outputs_and_the_gradient_of_the_layers(as_on_a
 
 def rows_of_products(program):
     """How many examples the matrix products of a jaxpr take at a time."""
-    return set(map(int, re.findall(r":f32\[(\d+),\d+\] = dot_general", program)))
+    shapes = re.findall(r":f32\[([\d,]+),\d+\] = dot_general", program)
+    return {math.prod(map(int, shape.split(","))) for shape in shapes}
 
 
 @pytest.mark.parametrize("batch, sizes", [(128, {128}), (200, {128, 72}), (384, {128})])

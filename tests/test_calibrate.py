@@ -631,7 +631,7 @@ def test_shared_weights_stay_while_the_others_are_fitted():
         target,
         spikes,
         shared=frozenset({"tied"}),
-        feed=lambda batch, time, every: (current, spikes[::every]),
+        feed=lambda time, every: (current, spikes[::every]),
     )
     new = solve.least_squares_weights()(here, Fit(NEURON.init(), both)).weights
     assert new["tied"] is both["tied"]

@@ -132,7 +132,7 @@ REFUSED_BETWEEN = {
     "noise": (noisy, "random_bits", "out of fn"),
     "product along the batch": (lambda x: x * x[::-1], "rev", "apart"),
     "softmax along the batch": (lambda x: jax.nn.softmax(x, 0), "reduce_max", "apart"),
-    "likeness": (lambda x: x @ x.T @ jnp.ones((4, 6)), "dot_general", "apart"),
+    "likeness": (lambda x: x @ x.T @ jnp.ones((len(x), 6)), "dot_general", "apart"),
     "sort": (lambda x: jnp.sort(x, -1), "sort", "logits"),
     "one-hot": (lambda x: jax.nn.one_hot(x.argmax(-1), 6), "argmax", "logits"),
     "quantized": (

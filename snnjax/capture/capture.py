@@ -153,12 +153,10 @@ def capture(
     check_examples(x)
     # In training mode a norm takes its statistics over all examples, so the network is
     # that of the whole batch; otherwise it is that of one example.
-    size = batch_of(x)
-    sizes = (size, size, 2 * size) if has_aux else (1, 2, 3)
-    (program, result), (few, _), (more, _) = (
-        _program(fn, params, x, size) for size in sizes
-    )
-    growth = Growth(few, more)
+    size = batch_of(x) if has_aux else 1
+    program, result = _program(fn, params, x, size)
+    few = program if has_aux else _program(fn, params, x, 2)[0]
+    growth = Growth(few, _program(fn, params, x, 2 * size if has_aux else 3)[0])
     if has_aux:  # anything may stand between the sites
         program = with_sites(program, growth.statistics())
         program = without_inner_pools(program)
