@@ -525,7 +525,7 @@ def test_an_output_that_does_not_depend_on_x_has_all_examples():
 
     w, x = jnp.ones((3, 6)), jnp.ones((4, 3))
     _assert_equal(with_activation(fn, identity)(w, x), fn(w, x))
-    for execution in ("by_step", "by_layer", snnjax.simulation.by_layer(segment=2)):
+    for execution in ("by_step", "by_layer", snnjax.simulation.ByLayer(segment=2)):
         simulate = snnjax.spiking(fn, steps=3, execution=execution)
         outputs = simulate(snnjax.init(fn, w, x), x)
         assert [leaf.shape for leaf in jax.tree.leaves(outputs)] == [(3, 4, 6)] * 2

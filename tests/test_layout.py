@@ -14,7 +14,7 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _files _folders _progress _types _text _patterns _trees _arrays "
+    "_version _renamed _files _folders _progress _types _text _patterns _trees _arrays "
     "_examples _checks codes inputs surrogate activations sharding neurons network "
     "capture conformance snn firing calibrators"
 ).split()

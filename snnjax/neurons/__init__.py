@@ -1,13 +1,13 @@
 """Spiking neurons: models as values, and one site of them through time.
 
-``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
-``synaptic.py``, ``recurrent.py``: more of them; ``whole.py``: potentials on a grid;
-``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
-or their closed form; ``by_site.py``: a model for every
-site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and resets.
+``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
+around them; ``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule
+of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a
+model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates
+and resets.
 """
 
-from snnjax.neurons.adaptive import Adaptive, AdaptiveParams, adaptive
+from snnjax._renamed import renamed
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
@@ -18,8 +18,6 @@ from snnjax.neurons.models import (
     lif,
 )
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.recurrent import Recurrent, RecurrentParams, recurrent
-from snnjax.neurons.synaptic import Synaptic, SynapticParams, synaptic
 from snnjax.neurons.unroll import (
     after_all_input,
     closed_form,
@@ -28,6 +26,14 @@ from snnjax.neurons.unroll import (
     unroll,
 )
 from snnjax.neurons.whole import WholeNumbers
+from snnjax.neurons.wrappers import (
+    Adaptive,
+    AdaptiveParams,
+    Recurrent,
+    RecurrentParams,
+    Synaptic,
+    SynapticParams,
+)
 
 __all__ = [
     "Adaptive",
@@ -43,14 +49,18 @@ __all__ = [
     "SynapticParams",
     "WholeNumbers",
     "WithSurrogate",
-    "adaptive",
     "after_all_input",
     "closed_form",
     "integrate_and_fire",
     "lif",
     "mean_and_pace",
     "mean_output",
-    "recurrent",
-    "synaptic",
     "unroll",
 ]
+__getattr__ = renamed(
+    __name__,
+    {
+        name: f"snnjax.neurons.{name.title()}"
+        for name in ("adaptive", "recurrent", "synaptic")
+    },
+)

@@ -65,27 +65,8 @@ class Job(NamedTuple):
     sequence: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ByLayer:
-    """Options of the execution layer by layer, see `by_layer`.
-
-    Attributes:
-        segment: steps at a time; None: all at once.
-        remat: keep less for the gradient and recompute the rest.
-
-    >>> by_layer(segment=8) == ByLayer(segment=8, remat=False)
-    True
-    """
-
-    segment: int | None = None
-    remat: bool = False
-
-    def __post_init__(self):
-        check_size("segment", self.segment)
-        check_flags(remat=self.remat)
-
-
-def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
     """The execution layer by layer, with options for less memory.
 
     Args:
@@ -99,16 +80,21 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
             trades the memory for speed again. There the gradient of a convolution is
             ten times slower in segments.
 
-    Returns:
-        A value for ``snnjax.spiking(..., execution=...)``.
-
     Raises:
         ValueError: segment is no whole number >= 1, or remat no flag.
 
-    >>> by_layer(segment=25)
+    A value for ``snnjax.spiking(..., execution=...)``:
+
+    >>> ByLayer(segment=25)
     ByLayer(segment=25, remat=False)
     """
-    return ByLayer(segment, remat)
+
+    segment: int | None = None
+    remat: bool = False
+
+    def __post_init__(self):
+        check_size("segment", self.segment)
+        check_flags(remat=self.remat)
 
 
 def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:

@@ -171,7 +171,7 @@ def spiking(
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: how to compute the spikes; docs/accelerators.md has the reasons.
             "by_step" computes all layers at each step, and "by_layer" all steps of each
-            layer; `snnjax.simulation.by_layer` has options for less memory.
+            layer; `snnjax.simulation.ByLayer` has options for less memory.
             "closed_form" needs no loop over time, but IF neurons with reset by
             subtraction and a wait of T, or T - 1 without rate coding. Its floor has a
             straight-through gradient, so surrogate and detach_reset must be left out.
@@ -465,7 +465,7 @@ def _check_execution(execution: Any) -> None:
     if not is_word and not isinstance(execution, ByLayer):
         raise ValueError(
             f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
-            "or snnjax.simulation.by_layer(segment=..., remat=...) (called)"
+            "or snnjax.simulation.ByLayer(segment=..., remat=...) (called)"
         )
 
 
@@ -509,8 +509,8 @@ def _check_code(sim: Simulation, snn: SNN) -> None:
         return
     options = _layer_options(sim.execution)
     arguments = [f"inputs={sim.inputs!r}"] if sim.sequence else []
-    arguments += ["by_layer(segment=...)"] if options.segment is not None else []
-    arguments += ["by_layer(remat=True)"] if options.remat else []
+    arguments += ["ByLayer(segment=...)"] if options.segment is not None else []
+    arguments += ["ByLayer(remat=True)"] if options.remat else []
     if arguments:
         raise ValueError(
             f"{', '.join(arguments)} works with rate coding only, where every step is "
@@ -529,5 +529,5 @@ def _check_training(sim: Simulation) -> None:
             "that a norm sees all of its statistics; found execution="
             f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
             "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use execution=snnjax.simulation.by_layer(remat=True)"
+            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
         )
