@@ -224,3 +224,19 @@ def test_the_sdist_holds_what_its_tests_need(tmp_path):
     needed = [*ROOT.glob("tests/*.py"), *ROOT.glob("tests/golden/*.*")]
     needed += [m for user in USERS for m in (ROOT / user).rglob("*.py")]
     assert {path.relative_to(ROOT) for path in needed} <= names
+
+
+@pytest.mark.parametrize(
+    "older, newer",
+    {
+        "neurons.adaptive": "neurons.Adaptive",
+        "neurons.synaptic": "neurons.Synaptic",
+        "neurons.recurrent": "neurons.Recurrent",
+        "simulation.by_layer": "simulation.ByLayer",
+    }.items(),
+)
+def test_a_name_that_is_gone_says_what_stands_in_its_place(older, newer):
+    module, _, name = older.rpartition(".")
+    with pytest.raises(AttributeError, match=f"use snnjax.{newer}"):
+        getattr(getattr(snnjax, module), name)
+    assert getattr(getattr(snnjax, module), newer.rpartition(".")[2])
