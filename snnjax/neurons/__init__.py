@@ -7,7 +7,7 @@ model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: sur
 and resets.
 """
 
-from snnjax._renamed import renamed
+from snnjax import _renamed
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
@@ -57,7 +57,7 @@ __all__ = [
     "mean_output",
     "unroll",
 ]
-__getattr__ = renamed(
+__getattr__ = _renamed.renamed(
     __name__,
     {
         name: f"snnjax.neurons.{name.title()}"

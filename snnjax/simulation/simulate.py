@@ -243,7 +243,7 @@ def spiking(
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
     )
-    _check_combination(simulation)
+    _check_options(simulation)
 
     def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
         return simulate(simulation, snn, x, key)
@@ -310,8 +310,7 @@ def simulate(
     """Check SNN and input, encode the input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
-    _check_segment(sim)
-    _check_code(sim, snn)
+    _check_options(sim, snn.code)
     check_values(snn)
     batch_axis = int(sim.inputs == "sequence")
     check_examples(x, batch_axis)
@@ -469,18 +468,35 @@ def _check_execution(execution: Any) -> None:
         )
 
 
-def _check_combination(sim: Simulation) -> None:
-    """Raise for arguments that exclude each other."""
+def _check_options(sim: Simulation, code: Code | None = None) -> None:
+    """Raise for options that exclude each other, or that the code does not have.
+
+    Args:
+        sim: whose steps and wait may be unknown yet.
+        code: that of the SNN, once it is known.
+    """
+    options = _layer_options(sim.execution)
+    segment, remat = options.segment, options.remat
     if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    _check_segment(sim)
-    options = _layer_options(sim.execution)
-    if sim.has_aux:
-        _check_training(sim)
-    if options.remat and options.segment is None and not is_step(sim.surrogate):
+    if segment is not None and sim.steps is not None and segment > sim.steps:
+        raise ValueError(
+            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
+        )
+    if segment is not None and sim.wait:
+        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+    if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
+        raise ValueError(
+            "has_aux=True shows the function all steps of the whole batch at once, so "
+            "that a norm sees all of its statistics; found execution="
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
+            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
+            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
+        )
+    if remat and segment is None and not is_step(sim.surrogate):
         raise ValueError(
             "remat keeps spikes as bits, so the surrogate must be a step; found "
             f"{sim.surrogate!r}, which is not declared as one. Make it by "
@@ -488,46 +504,18 @@ def _check_combination(sim: Simulation) -> None:
             "snnjax.surrogate.step, or leave remat out"
             + ("" if sim.has_aux else ", or give a segment with it: segment=...")
         )
-
-
-def _check_segment(sim: Simulation) -> None:
-    """Raise for segments that do not fit steps or wait, as far as these are given."""
-    segment = _layer_options(sim.execution).segment
-    if segment is None:
+    if code is None or code.clock_runs:
         return
-    if sim.steps is not None and segment > sim.steps:
+    options_of_rate = {
+        f"inputs={sim.inputs!r}": sim.sequence,
+        "ByLayer(segment=...)": segment is not None,
+        "ByLayer(remat=True)": remat,
+    }
+    taken = [option for option, is_taken in options_of_rate.items() if is_taken]
+    if taken:
         raise ValueError(
-            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
-        )
-    if sim.wait:
-        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
-
-
-def _check_code(sim: Simulation, snn: SNN) -> None:
-    """Raise for options that only rate coding has."""
-    if snn.code.clock_runs:
-        return
-    options = _layer_options(sim.execution)
-    arguments = [f"inputs={sim.inputs!r}"] if sim.sequence else []
-    arguments += ["ByLayer(segment=...)"] if options.segment is not None else []
-    arguments += ["ByLayer(remat=True)"] if options.remat else []
-    if arguments:
-        raise ValueError(
-            f"{', '.join(arguments)} works with rate coding only, where every step is "
-            f"like the others; the SNN has the code {snn.code!r}, whose constant input "
+            f"{', '.join(taken)} works with rate coding only, where every step is "
+            f"like the others; the SNN has the code {code!r}, whose constant input "
             "arrives at the first step. Leave it out, or convert with "
             "code=snnjax.codes.rate()"
-        )
-
-
-def _check_training(sim: Simulation) -> None:
-    """Raise for what would show a function in training mode a part of its examples."""
-    segment = _layer_options(sim.execution).segment
-    if sim.execution == "by_step" or sim.micro_batch or segment:
-        raise ValueError(
-            "has_aux=True shows the function all steps of the whole batch at once, so "
-            "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
-            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
         )
