@@ -14,7 +14,7 @@ from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import codes
-from snnjax.neurons import integrate_and_fire, mean_output, unroll
+from snnjax.neurons import integrate_and_fire, mean_and_pace, unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode
 from snnjax.neurons.unroll import after_all_input, spike_train
@@ -66,7 +66,7 @@ def test_spikes_are_those_of_the_oracle(index):
             arguments, options = (model, params, currents), {"wait": wait, "code": code}
             stream = decode(spike_train(*arguments, **options), T)
             spikes = unroll(*arguments, **options)
-            results.append((spikes, mean_output(*arguments, **options), stream))
+            results.append((spikes, mean_and_pace(*arguments, **options)[0], stream))
         return results
 
     results = run(neurons, currents)

@@ -232,6 +232,7 @@ def test_the_sdist_holds_what_its_tests_need(tmp_path):
         "neurons.adaptive": "neurons.Adaptive",
         "neurons.synaptic": "neurons.Synaptic",
         "neurons.recurrent": "neurons.Recurrent",
+        "neurons.mean_output": "neurons.mean_and_pace",
         "simulation.by_layer": "simulation.ByLayer",
     }.items(),
 )

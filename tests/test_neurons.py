@@ -30,7 +30,6 @@ def at_a_site(neuron, params, currents, *, wait):
     train = unrolled_train(neuron, params, currents, **options)
     return {
         "spikes": neurons.unroll(neuron, params, currents, **options),
-        "mean": neurons.mean_output(neuron, params, currents, **options),
         "mean and pace": neurons.mean_and_pace(neuron, params, currents, **options),
         "decoded": spike_trains.decode(train, len(currents)),
     }
@@ -141,7 +140,7 @@ def test_a_current_within_the_threshold_is_met_to_one_spike():
     current = np.linspace(0, 2, 41, dtype=np.float32)
     constant = np.broadcast_to(current, (steps, 41))
     error = current - np.asarray(
-        neurons.mean_output(neuron, neuron.init(), jnp.asarray(constant))
+        neurons.mean_and_pace(neuron, neuron.init(), jnp.asarray(constant))[0]
     )
     assert (error > -1e-5).all() and (error < 2 / steps + 1e-5).all()
 
@@ -156,7 +155,7 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
         after = neuron.integrate(params, state, currents[0])
         outputs = [
             neurons.unroll(neuron, params, currents),
-            neurons.mean_output(neuron, params, currents),
+            *neurons.mean_and_pace(neuron, params, currents),
             neurons.closed_form(plain, plain.init(), currents[0], 4),
         ]
         return (state, after), outputs
@@ -195,7 +194,7 @@ def test_currents_of_whole_numbers_are_refused():
     params, state = neuron.init(), neurons.NeuronState(np.zeros(1, np.float32))
     for run in (
         lambda: neurons.unroll(neuron, params, currents),
-        lambda: neurons.mean_output(neuron, params, currents),
+        lambda: neurons.mean_and_pace(neuron, params, currents),
         lambda: unrolled_train(neuron, params, currents),
         lambda: fold(neuron, params, state, currents),
         lambda: neurons.closed_form(neuron, params, currents[0], 4),
@@ -206,7 +205,7 @@ def test_currents_of_whole_numbers_are_refused():
 
 def test_a_wait_outside_the_steps_is_refused():
     neuron, currents = neurons.integrate_and_fire(), np.ones((4, 1), np.float32)
-    for run in (neurons.unroll, neurons.mean_output, unrolled_train):
+    for run in (neurons.unroll, neurons.mean_and_pace, unrolled_train):
         for wait in (-1, 5, 1.0):
             with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
                 run(neuron, neuron.init(), currents, wait=wait)

@@ -22,7 +22,6 @@ from snnjax.neurons.unroll import (
     after_all_input,
     closed_form,
     mean_and_pace,
-    mean_output,
     unroll,
 )
 from snnjax.neurons.whole import WholeNumbers
@@ -54,13 +53,14 @@ __all__ = [
     "integrate_and_fire",
     "lif",
     "mean_and_pace",
-    "mean_output",
     "unroll",
 ]
 __getattr__ = _renamed.renamed(
     __name__,
     {
-        name: f"snnjax.neurons.{name.title()}"
-        for name in ("adaptive", "recurrent", "synaptic")
+        "adaptive": "snnjax.neurons.Adaptive",
+        "mean_output": "snnjax.neurons.mean_and_pace(...)[0]",
+        "recurrent": "snnjax.neurons.Recurrent",
+        "synaptic": "snnjax.neurons.Synaptic",
     },
 )
