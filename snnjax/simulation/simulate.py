@@ -336,13 +336,33 @@ def simulate(
         batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
-        if group is not None and size is not None and batch > size:
+        if size is not None and not isinstance(batch, int):
+            raise ValueError(
+                f"micro_batch={size} needs a number of examples; found {batch}, a "
+                "symbol of jax.export. Leave micro_batch out, or export for one batch "
+                "size"
+            )
+        if size is None or batch <= size:
+            return run(x)
+        if group is not None:
             # Without recomputation the gradient would keep the states of all groups.
             run = jax.checkpoint(run)
-        return sharding.in_groups(run, x, size, axis, out_axis=1)
+        return _in_groups(run, x, size, axis)
 
     run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), 1)
     return run(snn, x)
+
+
+def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
+    """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
+
+    def of_one(example: chex.ArrayTree) -> Any:
+        batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
+        return jax.tree.map(lambda y: y[:, 0], run(batch))
+
+    examples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), x)
+    outputs = jax.lax.map(of_one, examples, batch_size=size)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), outputs)
 
 
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
