@@ -169,8 +169,8 @@ class Network(NamedTuple):
         """
         outputs = [read(values, output) for output in self.outputs]
         leading = next(
-            jnp.shape(values[v])[: jnp.ndim(values[v]) - len(self.avals[v].shape)]
-            for v in self.outputs
+            jnp.shape(output)[: jnp.ndim(output) - len(shape_of(self.avals, v))]
+            for v, output in zip(self.outputs, outputs, strict=True)
             if v in self.dependent
         )
         if leading:  # time and examples; none in training mode

@@ -122,7 +122,9 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
         x, ticks = now
-        values = narrowed(widened) | (job.network.inputs(x) if job.sequence else {})
+        values: dict[Any, Any] = narrowed(widened)
+        if job.sequence:
+            values |= job.network.inputs(x)
         after: dict[str, Any] = {}
         rule = functools.partial(_advance, job, length, states, ticks, after)
         evaluate(live, values, rule, streams=streams)
@@ -182,7 +184,7 @@ def _in_float32(constants: Values) -> tuple[Values, Callable[[Values], Values]]:
     types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
 
     def narrowed(widened: Values) -> Values:
-        return widened | {v: widened[v].astype(dtype) for v, dtype in types.items()}
+        return widened | {v: widened[v].astype(types[v]) for v in types}
 
     return constants | {v: wide(constants[v]) for v in types}, narrowed
 
