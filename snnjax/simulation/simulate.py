@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax._checks import (
+    called_as,
     check_choice,
     check_count,
     check_examples,
@@ -143,6 +144,7 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
+@called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
     *,
@@ -245,6 +247,7 @@ def spiking(
     )
     _check_options(simulation)
 
+    @called_as("snnjax.spiking(fn)(snn, x, key=None)")
     def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
         return simulate(simulation, snn, x, key)
 
@@ -497,6 +500,20 @@ def _check_options(sim: Simulation, code: Code | None = None) -> None:
     """
     options = _layer_options(sim.execution)
     segment, remat = options.segment, options.remat
+    if code is not None and not code.clock_runs:
+        options_of_rate = {
+            f"inputs={sim.inputs!r}": sim.sequence,
+            "ByLayer(segment=...)": segment is not None,
+            "ByLayer(remat=True)": remat,
+        }
+        taken = [option for option, is_taken in options_of_rate.items() if is_taken]
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)} works with rate coding only, where every step is "
+                f"like the others; the SNN has the code {code!r}, whose constant input "
+                "arrives at the first step. Leave it out, or convert with "
+                "code=snnjax.codes.rate()"
+            )
     if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
@@ -507,7 +524,10 @@ def _check_options(sim: Simulation, code: Code | None = None) -> None:
             f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
         )
     if segment is not None and sim.wait:
-        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+        raise ValueError(
+            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
+            "the segment out"
+        )
     if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
         raise ValueError(
             "has_aux=True shows the function all steps of the whole batch at once, so "
@@ -523,19 +543,4 @@ def _check_options(sim: Simulation, code: Code | None = None) -> None:
             "snnjax.surrogate.step_with_derivative or declare it by "
             "snnjax.surrogate.step, or leave remat out"
             + ("" if sim.has_aux else ", or give a segment with it: segment=...")
-        )
-    if code is None or code.clock_runs:
-        return
-    options_of_rate = {
-        f"inputs={sim.inputs!r}": sim.sequence,
-        "ByLayer(segment=...)": segment is not None,
-        "ByLayer(remat=True)": remat,
-    }
-    taken = [option for option, is_taken in options_of_rate.items() if is_taken]
-    if taken:
-        raise ValueError(
-            f"{', '.join(taken)} works with rate coding only, where every step is "
-            f"like the others; the SNN has the code {code!r}, whose constant input "
-            "arrives at the first step. Leave it out, or convert with "
-            "code=snnjax.codes.rate()"
         )
