@@ -312,6 +312,7 @@ WITHIN = {
     "rolled": lambda x: jnp.roll(x, 1, axis=1),
     "reversed and added up": lambda x: jnp.cumsum(jnp.flip(x, 1), axis=1),
     "a new axis in front": lambda x: x.reshape(1, -1, 6).sum(0),
+    "squeezed": lambda x: x.sum(1, keepdims=True).squeeze(),
     "its mirror image after it": lambda x: (
         jnp.concatenate([x, x[:, ::-1]]).reshape(2, *x.shape).mean(0)
     ),
@@ -517,6 +518,16 @@ def test_a_number_of_examples_that_fn_holds_is_named(size):
     match = rf"fn takes {size} examples? and not [12], .*any number\n.*len\(x\)"
     with pytest.raises(snnjax.ConversionError, match=match):
         snnjax.sites(fn, jnp.ones((3, 6)), jnp.ones((size, 3)))
+
+
+def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
+    def fn(w, x):
+        return relu(x @ w).mean(1, keepdims=True).squeeze()
+
+    w, x = jnp.ones((3, 1)), jnp.ones((4, 2, 3))
+    outputs = with_activation(fn, identity)(w, x)
+    _assert_equal(outputs, fn(w, x))
+    assert outputs.shape == (4,)
 
 
 def test_an_output_that_does_not_depend_on_x_has_all_examples():

@@ -165,7 +165,8 @@ def capture(
         answers, mixing = _without_aux(result), []
     else:
         program = with_encoders(with_sites(program))
-        program = of_one_example(with_operators(without_inner_pools(program)))
+        program = with_operators(without_inner_pools(program))
+        program = of_one_example(program, few)
         answers, mixing = result, [*growth.problems()]
     network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
