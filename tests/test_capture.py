@@ -493,6 +493,7 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
     "an output": lambda h: (h, jnp.arange(len(h))),
+    "an output each": lambda h: list(h),
 }
 REASONS = {"one example would reach another": MEETINGS, "number of examples": SIZES}
 

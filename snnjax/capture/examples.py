@@ -30,7 +30,7 @@ def of_one_example(program: Program, few: Program) -> Program:
         equations += _reshape(x[-1], v, avals)
     for eq in program.equations:
         equations += _site_of_one(eq, avals) if eq.fires else [eq]
-    for v, of_few in zip(program.outputs, few.outputs, strict=True):
+    for v, of_few in zip(program.outputs, few.outputs, strict=False):
         shape = shape_of(few.avals, of_few)[1:]
         # Other outputs are refused later, together with all that is wrong besides.
         fits = math.prod(shape_of(avals, v)) == math.prod(shape)
