@@ -261,7 +261,9 @@ def test_a_program_takes_any_batch_and_returns_what_the_function_does(name, path
     assert_same(stored.snn, snn)
     simulate = compiled(fn, steps=2, wait=1)
     for x in (DENSE.x[:1], np.concatenate([DENSE.x, DENSE.x])):
-        assert_same(stored.run(x), simulate(snn, x))
+        outputs = stored.run(x)
+        assert_same(outputs, simulate(snn, x))
+        assert all(leaf.shape[:2] == (2, len(x)) for leaf in jax.tree.leaves(outputs))
 
 
 def test_outputs_of_a_class_become_dicts(path):
