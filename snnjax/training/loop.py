@@ -173,13 +173,15 @@ def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
         max_to_keep=1, step_prefix="epoch", enable_async_checkpointing=False
     )
     path = Path(folder).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)  # a file is refused before the first epoch
     return orbax.CheckpointManager(path, options=options)
 
 
 def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> None:
     from orbax.checkpoint import args
 
-    parts = {"state": args.StandardSave(state), "notes": args.JsonSave(notes)}
+    # In a list, since orbax takes no single array for a tree.
+    parts = {"state": args.StandardSave([state]), "notes": args.JsonSave(notes)}
     checkpoints.save(epoch, args=args.Composite(**parts))
 
 
@@ -205,8 +207,9 @@ def _resumed(
             f"{folder} holds {len(log)} epochs; allowed: epochs >= {len(log)}, or "
             "another folder"
         )
-    parts = args.Composite(state=args.StandardRestore(start))
-    return checkpoints.restore(last, args=parts)["state"], log
+    parts = args.Composite(state=args.StandardRestore([start]))
+    (state,) = checkpoints.restore(last, args=parts)["state"]
+    return state, log
 
 
 def _digest(tree: Any) -> str:
