@@ -94,7 +94,7 @@ def sweep(
     spikes and energy of the first 100 examples
     """
     check_examples(x)
-    if not (steps := np.atleast_1d(steps).tolist()):
+    if not (all_steps := np.atleast_1d(steps).tolist()):
         raise ValueError("steps is empty; allowed: one or more numbers >= 1")
 
     starts = range(0, len(jax.tree.leaves(x)[0]), AT_A_TIME)
@@ -109,7 +109,7 @@ def sweep(
     ann_outputs, simulate = jax.jit(lambda p, x: fn(p, x)[None]), jax.jit(spiking(fn))
     (ann,), network = accuracies_of(ann_outputs, params), sites(fn, params, some(0, 1))
     points = []
-    for number in steps:
+    for number in all_steps:
         snn = convert(fn, params, images, steps=number, **options)
         accuracies = accuracies_of(simulate, snn)
         measures = measure(fn, snn, some(0, MEASURED), params=params)

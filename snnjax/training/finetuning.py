@@ -15,7 +15,7 @@ import optax
 from snnjax import sharding
 from snnjax._arrays import wide
 from snnjax._checks import check_share
-from snnjax._trees import is_floating, paths_of
+from snnjax._trees import paths_of
 from snnjax.simulation.choice import has_closed_form
 from snnjax.simulation.simulate import spiking
 from snnjax.snn import SNN, checked_fit
@@ -172,14 +172,17 @@ def _distance(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
             f"outputs have shape {outputs.shape}, the teacher's {teacher.shape}; "
             "allowed: the readout at each step [T, B, classes], and logits [B, classes]"
         )
-    pair = map(jax.nn.log_softmax, (wide(outputs).mean(0), wide(teacher)))
-    return optax.losses.kl_divergence_with_log_targets(*pair).mean()
+    answers = jax.nn.log_softmax(wide(outputs).mean(0))
+    distance = optax.losses.kl_divergence_with_log_targets
+    return distance(answers, jax.nn.log_softmax(wide(teacher))).mean()
 
 
 def _accuracy(outputs: Any, labels: Any) -> dict[str, jax.Array]:
     """That of the mean output, where labels are classes of one array of outputs."""
-    shapes = [getattr(array, "shape", None) for array in (outputs, labels)]
-    if None in shapes or shapes[0][1:-1] != shapes[1] or is_floating(labels):
+    arrays = isinstance(outputs, jax.Array) and isinstance(labels, jax.Array)
+    if not arrays or labels.shape != outputs.shape[1:-1]:
+        return {}
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
         return {}
     answers = outputs.mean(0).argmax(-1).astype(labels.dtype)
     return {"accuracy": (answers == labels).mean()}

@@ -227,6 +227,8 @@ def _digest(tree: Any) -> str:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         total.update(f"{leaf.dtype} {leaf.shape}".encode())
-        if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable:
-            total.update(np.asarray(leaf).tobytes())
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+            if not leaf.is_fully_addressable:
+                continue
+        total.update(np.asarray(leaf).tobytes())
     return total.hexdigest()[:16]
