@@ -160,12 +160,12 @@ def test_a_bar_on_a_terminal_shows_step_and_loss(snn, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    finetune(snn, shuffled)
+    finetune(snn, lambda epoch: list(shuffled(epoch)) if epoch > 1 else shuffled(1))
     lines = [line.removesuffix("\x1b[K") for line in terminal.getvalue().split("\r")]
-    assert lines[1] == "epoch 1 of 2 step 1: compiling"
+    assert lines[1] == "epoch 1 of 2 step 1: no loss yet"
     assert re.fullmatch(r"epoch 1 of 2 step 2: loss [\d.]+", lines[2])
-    bar = r"epoch 2 of 2 \[#{6}\.{14}\] step 1 of 3: loss [\d.]+"
-    assert re.fullmatch(bar, lines[5])
+    bar = r"epoch 2 of 2 \[#{13}\.{7}\] step 2 of 3: loss [\d.]+"
+    assert re.fullmatch(bar, lines[6])
     assert lines[4] == lines[-1] == ""
 
 
@@ -185,7 +185,7 @@ FEW = [(X[0], LABELS[0][:5])]
         ({"snn": {}}, "snn is dict; allowed: an SNN of"),
         ({"elsewhere": True}, "sites without neurons: .'Net/relu'"),
         ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
-        ({"examples": []}, "examples of epoch 1 are empty; allowed: one batch"),
+        ({"examples": []}, "examples of epoch 1 of 2 are empty; allowed: one batch"),
         ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
         ({"examples": FEW}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
         ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
@@ -206,7 +206,9 @@ def test_what_cannot_be_trained_is_refused(snn, options, message):
 
 
 def test_a_loss_that_is_not_finite_names_its_step(snn):
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1 of 1"):
+    with pytest.raises(
+        FloatingPointError, match="not finite in epoch 1 of 2, step 1 of 1"
+    ):
         finetune(snn, [(X[0], LABELS[0] - 1)])
 
 

@@ -82,7 +82,7 @@ def train(
             f"examples is {type(examples).__name__}, which can be read once; allowed: "
             "a list or a loader of batches, or a function: epoch -> batches"
         )
-    state, log, reports = jax.tree.map(jnp.asarray, state), [], []
+    state, log = jax.tree.map(jnp.asarray, state), []
     with _checkpoints_in(folder) as checkpoints:
         if checkpoints is not None:
             parts = {"state at the start": state, **(depends_on or {})}
@@ -91,8 +91,7 @@ def train(
         for epoch in range(len(log) + 1, epochs + 1):
             start = time.perf_counter()
             batches = examples(epoch) if callable(examples) else examples
-            state, reports = _train_epoch(step, state, batches, epoch, epochs, reports)
-            means = {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
+            state, means = _train_epoch(step, state, batches, f"{epoch} of {epochs}")
             line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
             log = [*log, line]
             if measure is not None:
@@ -103,25 +102,15 @@ def train(
 
 
 def _train_epoch(
-    step: Callable,
-    state: _State,
-    batches: Iterable,
-    epoch: int,
-    epochs: int,
-    last: _Log,
-) -> tuple[_State, _Log]:
-    """The state after the steps of an epoch, and their reports.
-
-    ``last`` has those of the epoch before, for the bar; none in the first one.
-    """
+    step: Callable, state: _State, batches: Iterable, epoch: str
+) -> tuple[_State, dict[str, float]]:
+    """The state after the steps of an epoch, and the means of their reports."""
     reports: _Log = []
 
     def about(_: Any) -> str:
-        before = reports or last
-        return f"loss {before[-1]['loss']:.4g}" if before else "compiling"
+        return f"loss {reports[-1]['loss']:.4g}" if reports else "no loss yet"
 
-    title, count = f"epoch {epoch} of {epochs} ", len(last) or None
-    for batch in shown(batches, title, "step", about, count):
+    for batch in shown(batches, f"epoch {epoch} ", "step", about):
         jax.block_until_ready(reports[-1:])  # it computed while this batch was made
         state, report = step(state, batch)
         reports.append(report)
@@ -139,7 +128,7 @@ def _train_epoch(
             "rate or let it warm up, and look for NaN among the inputs and for labels "
             "that are no classes"
         )
-    return state, reports
+    return state, {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
 
 
 def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
