@@ -107,6 +107,13 @@ def test_what_arrives_of_a_stream_is_what_was_sent():
         np.testing.assert_allclose(answer, spikes.mean(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_choices_counts_and_masks_are_answers_as_they_are(code):
+    outputs = {"count": np.full((T, 2), 3), "mask": np.array([[True, False]] * T)}
+    answers = code.answers(outputs)
+    jax.tree.map(np.testing.assert_array_equal, answers, outputs)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def digits_of(neuron, code, params, values, steps):
     """Levels [T, n] of neurons that have all of their input, and what they sent."""
