@@ -281,8 +281,6 @@ def test_accuracy_adds_up_in_more_than_the_outputs_type():
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_operations_are_those_of_an_image_whatever_the_batch(batch):
-    """The program differs: a batch of one needs no broadcast of the token."""
-
     def fn(p, x):
         token = jnp.broadcast_to(p["token"], (x.shape[0], 2))
         return jax.nn.relu(jnp.concatenate([x, token], 1) @ p["w"]) @ p["v"]
