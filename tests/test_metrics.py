@@ -116,18 +116,6 @@ def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
         spike_trains(net.fn, snn, net.x, steps=STEPS, key=jax.random.key(0))
 
 
-def test_operations_of_a_dense_network_are_spikes_times_fan_out():
-    net, snn, found = measured("dense")
-    trains = spike_trains(net.fn, snn, net.x, steps=STEPS)
-    shapes = [net.params[name].shape for name in ("w1", "w2", "w3")]
-    per_image = [float(t.sum()) / len(net.x) for t in trains.values()]
-    fan_outs = [shape[1] for shape in shapes[1:]]
-    expected = sum(n * f for n, f in zip(per_image, fan_outs, strict=True))
-    np.testing.assert_allclose(found.synaptic_operations, expected, rtol=1e-6)
-    assert found.macs == sum(a * b for a, b in shapes)
-    assert found.input_macs == shapes[0][0] * shapes[0][1]
-
-
 def shifted(h, x):
     return 1.5 * h + 0.25
 

@@ -219,8 +219,9 @@ def _check_counts(counts: dict[str, jax.Array]) -> None:
 
 def _of_levels(snn: SNN, sites: Sequence[Site], steps: int) -> dict[str, Any]:
     """Fields of `Measures` that need levels; NaN if a model states no levels."""
-    levels = [levels_of(snn.model_of(site.name)) for site in sites]
-    if None in levels:
+    every = [levels_of(snn.model_of(site.name)) for site in sites]
+    levels = [pair for pair in every if pair is not None]
+    if len(levels) < len(sites):
         return dict.fromkeys(("synaptic_additions", "bits", "values"), _MISSING)
     sizes = [math.prod(site.shape) for site in sites]
     pairs = zip(sizes, levels, strict=True)

@@ -8,7 +8,6 @@ spikes by it (jax 0.10.2).
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -79,8 +78,8 @@ def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarr
     reached = (output[out_spec[1]] // groups, output[out_spec[0]])[position]
     counts = np.full((1,) * ndim, reached)
     for d in range(len(output) - 2):
-        sizes = [s[spec[2 + d]] for s, spec in zip(shapes, specs, strict=True)]
-        along_axis = _taps(options, d, *sizes, output[out_spec[2 + d]])[position]
+        size, kernel = (s[spec[2 + d]] for s, spec in zip(shapes, specs, strict=True))
+        along_axis = _taps(options, d, size, kernel, output[out_spec[2 + d]])[position]
         axes = np.delete(np.arange(ndim), specs[position][2 + d])
         counts = counts * np.expand_dims(along_axis, tuple(axes))
     return counts
@@ -170,8 +169,8 @@ def counts(
         input_macs += _weighed(from_input, synapses) / batch
     zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
     return {
-        "synaptic_operations": operations,
-        "synaptic_additions": additions,
+        "synaptic_operations": jnp.asarray(operations),
+        "synaptic_additions": jnp.asarray(additions),
         "input_macs": jnp.asarray(input_macs, jnp.float32),
         "operator_macs": jnp.asarray(operator_steps * live_macs, jnp.float32),
         "macs": jnp.asarray(macs, jnp.float32),
@@ -201,7 +200,7 @@ def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _magnitudes(
-    stream: jax.Array, level_one: jax.Array, sizes: Sequence[float], highest: int
+    stream: jax.Array, level_one: jax.Array, sizes: np.ndarray, highest: int
 ) -> jax.Array:
     """How many spikes of level 1 each value is worth, [T, B, ...].
 
