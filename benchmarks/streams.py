@@ -379,11 +379,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     published = read_results(PUBLISHED / f"convert_cifar10_{choice.network}_radix.json")
     radix = published.results[-1].measures  # T = 4
-    macs, dense = float(radix.macs), float(radix.input_macs + radix.operator_macs)
+    macs, of_one_step = float(radix.macs), radix.operator_macs / radix.steps
+    dense = float(radix.input_macs + of_one_step)
     rows = compared(network_of(source), data, macs, dense)
     spikes = radix.synaptic_operations + radix.input_macs
-    operators = radix.operator_steps * radix.operator_macs
-    share = 100 * float(spikes + operators) / macs
+    share = 100 * float(spikes + radix.operator_macs) / macs
     rows["radix code, T = 4"] = {"operations": share}
     result |= {"sides": rows, "targets": targets(rows)}
     timing.report(result, timing.table_of("frames", COLUMNS, rows), choice.out)
