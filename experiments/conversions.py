@@ -310,6 +310,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         [draw.choice_hits for draw in draws],
         levels_of(task.sites, snn),
         code_name(snn.code),
+        len((task.held_out or task.test).labels),
     )
 
 

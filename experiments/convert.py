@@ -3,8 +3,9 @@
 Loads a source network (for digits, trains one) and converts it for every number of
 steps T. Prints the sites and the results, and writes figures, `metrics.json` and one
 spiking network, which ``--restore`` evaluates again. This network is the first draw of
-the row with the best accuracy on training images that no calibration used. Start an
-interrupted run again to resume it.
+the row that answers earliest, of those that are as accurate as the best one, but for
+chance, on training images that no calibration used. Start an interrupted run again to
+resume it.
 """
 
 import dataclasses
@@ -49,6 +50,7 @@ from experiments.models import (
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import (
+    LEGEND,
     Result,
     choice,
     figures,
@@ -94,7 +96,7 @@ def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
     setup = prepare(config, data)
-    print(header(), flush=True)
+    print(f"{LEGEND}\n{header()}", flush=True)
     results, snns = carry_out(setup.task, setup.ann)
     if devices.first():
         _write(setup, results, snns)

@@ -149,6 +149,8 @@ def test_every_published_source_has_a_preset_a_card_and_a_figure():
         assert card["test_accuracy"] > 0.82
         module = "train_ann" if card.get("levels") else f"sources.train {name}"
         assert card["command"].startswith(f"python -m experiments.{module} ")
+        # Those that were trained in PyTorch name the version that has this command.
+        assert ("torch" in card["versions"]) == ("snnjax" in card["versions"])
 
 
 def test_the_command_of_the_gallery_draws_every_figure():

@@ -50,7 +50,7 @@ def test_spaces_do_not_matter():
 
 
 def test_a_file_gives_its_first_table():
-    rows = pages.rows_of("benchmarks/results/tpu.md")
+    rows = pages.rows_of("benchmarks/results/torchvision.md")
     assert rows.count("\n") > 20
     assert all(line.startswith("|") for line in rows.splitlines())
 
@@ -68,7 +68,10 @@ def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(tmp_path):
         ("python -m experiments.results none", "no file none; give"),
         ("python -m experiments.results 'none", "No closing quotation"),
         ("benchmarks/results/none.md", "none.md is not a file with a table"),
-        ("benchmarks/results/tpu.json", "tpu.json is not a file with a table"),
+        (
+            "benchmarks/results/torchvision.json",
+            "torchvision.json is not a file with a table",
+        ),
         ("CONTRIBUTING.md", "or benchmarks/results/NAME.md"),
     ):
         bad.write_text(f"# Title\n\n<!-- {source} -->\n\n| old |\n")

@@ -26,7 +26,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no file {path} of weights; give a {' or '.join(SUFFIXES)} file, or write "
-            "one by experiments.sources.train or experiments.sources.pretrained"
+            "one by experiments.train_ann or experiments.sources.pretrained"
         )
     if path.suffix in PICKLES:
         raise ValueError(_refusal(path))

@@ -12,6 +12,7 @@ from experiments.report.networks import network_name, read_results
 from experiments.report.page import table as html_table
 from experiments.report.page import write_page
 from experiments.report.results import (
+    LEGEND,
     Result,
     Table,
     choice,
@@ -24,6 +25,7 @@ from experiments.report.results import (
 )
 
 __all__ = [
+    "LEGEND",
     "Result",
     "Table",
     "choice",

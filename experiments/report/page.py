@@ -189,8 +189,8 @@ def _chosen(facts: dict) -> str:
             f"the start and after each epoch: {accuracies} %."
         )
     return (
-        f"The chosen SNN answers best on {facts['chosen_on']}. Ties go to the lowest "
-        "latency, then to the least energy."
+        "The chosen SNN answers earliest, of those that are within a standard error of "
+        f"the best one on {facts['chosen_on']}. Ties go to the fewest spikes."
     )
 
 
