@@ -284,6 +284,8 @@ def unless_finished(module: str, config: Any, work: Callable) -> Callable:
         page = _report_file(config.report)
         is_complete = page is None or page.exists()
         if config.again or not is_complete or not _has_results(module, config):
+            if (Path(config.out).expanduser() / "metrics.json").exists():
+                print(f"{config.out} has results; the files of this run replace them.")
             return work()
         print(
             f"{config.out} has the results of this command; nothing is done.\n"

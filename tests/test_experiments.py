@@ -375,25 +375,48 @@ def test_a_figure_has_the_accuracy_of_each_conversion_against_its_cost():
     report.figures.against(silent, ann, "spikes").draw(Figure().subplots())
 
 
-def row(measures, recipe, steps, energy, hits, accuracies):
-    """A row with the measures of another one, but this energy."""
-    measures = measures._replace(synaptic_additions=energy)
-    curves = [[accuracy] * steps for accuracy in accuracies]
-    return Result(recipe, 0, steps, curves, steps, 0.1, energy, 1.0, measures, hits)
+def test_a_panel_has_no_more_lines_than_colors():
+    name = "convert_cifar10_resnet20_best"
+    rows = report.read_results(results.PUBLISHED / f"{name}.json").results[:1]
+    few = [rows[0]._replace(recipe=str(i)) for i in range(report.figures.MOST)]
+    assert report.figures.groups_of(few) == [few]
+    digits = rows[0]._replace(code="radix", levels=(-1, 1))
+    signed = [row._replace(levels=(-1, 1)) for row in few]
+    groups = report.figures.groups_of([*few, digits, *signed, digits])
+    assert groups == [few, [digits, digits], signed]
+    binary = [*few, few[0]._replace(recipe="another")]
+    assert list(map(len, report.figures.groups_of(binary))) == [len(few), 1]
 
 
-def test_the_choice_is_by_hits_on_other_images_then_by_latency_and_energy(converted):
-    make = functools.partial(row, converted[1][0].measures)
-    # 497 of 500 right in two draws, as float32 and as float64 round it.
-    light = make("light", 16, 2e3, [497, 497], [0.99400001764, 0.994])
-    best = make("best", 8, 1e3, [498, 496], [0.994, 0.994])
-    assert light.final > best.final
-    for order in ([light, best], [best, light]):
-        assert choice(order).recipe == "best"  # of equal hits the lowest latency
-    cheap = make("cheap", 8, 1.0, [497, 497], [0.9, 0.9])
-    assert choice([light, best, cheap]).recipe == "cheap"
+def row(measures, recipe, steps, spikes, hits, *, accuracy=0.9, images=None):
+    """A row with the measures of another one, but so many spikes and right answers."""
+    curves, rate = [[accuracy] * steps], spikes / steps
+    numbers = (steps, rate, 1.0, 1.0, measures, [hits])
+    return Result(recipe, 0, steps, curves, *numbers, choice_images=images)
+
+
+def test_the_choice_is_the_earliest_of_the_rows_that_differ_by_chance(converted):
+    make = functools.partial(row, converted[1][0].measures, images=500)
+    # As in the demo: 99.4 % after 64 steps, 99.6 % after 8 steps, and a poor early one.
+    best, early = make("best", 64, 2.0, 498), make("light", 8, 2.0, 497)
+    poor, frugal = make("poor", 2, 0.1, 480), make("frugal", 8, 1.0, 496)
+    of_more_images = [
+        row._replace(choice_images=50_000, choice_hits=[100 * row.choice_hits[0]])
+        for row in (best, early)
+    ]
+    for rows, recipe in (
+        ([best, early, poor], "light"),  # a hit of 500 less, but 56 steps earlier
+        ([best, early, poor, frugal], "frugal"),  # as early, for fewer spikes
+        ([best, poor], "best"),  # 18 hits are no chance
+        ([make("all", 4, 1.0, 500), make("all but one", 1, 1.0, 499)], "all but one"),
+        (of_more_images, "best"),  # of which the same share is no chance
+    ):
+        for order in (rows, rows[::-1]):
+            assert choice(order).recipe == recipe
+    make = functools.partial(row, converted[1][0].measures)  # files of older versions
+    assert choice([make("a", 8, 1.0, 10), make("b", 8, 2.0, 11)]).recipe == "b"
     # Reported images do not decide; a row without hits is the last choice.
-    less, more = make("a", 4, 1.0, [10], [0.9]), make("b", 4, 1.0, [11], [0.8])
+    less, more = make("a", 4, 1, 10), make("b", 4, 1, 11, accuracy=0.8)
     assert choice([less, more]).recipe == "b"
     without, none_right = (best._replace(choice_hits=hits) for hits in (None, [0]))
     assert choice([without, none_right]) == none_right

@@ -16,6 +16,7 @@ from snnjax.measures import SiteMeasures
 
 PARTS = ("inherited", "clipping", "flooring", "unevenness")
 NEURONS = 12  # most neurons of a site in a raster
+MOST = len(SERIES)  # lines of a panel, each with a color of its own
 
 
 # --------------------------------------------------------------------- accuracy
@@ -139,31 +140,53 @@ def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
     return Panel("accuracy after each epoch of training", "epochs", series, ann)
 
 
-def write_accuracy(path: Path, *panels: Panel) -> None:
-    """Panels in rows of two; the legend of the first one is in an empty cell, or below.
+def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
+    """Panels in rows of two; the legend of each group is in an empty cell, or below.
 
     A page shows two panels at the size of its text, three would be too small.
     """
+    panels = groups[0]
     ncols = min(2, len(panels))
-    nrows = math.ceil(len(panels) / ncols)
-    has_empty_cell = len(panels) < nrows * ncols
+    has_empty_cell = len(panels) % 2 == 1 and len(panels) > 1
+    # Beside each other, several groups need a cell each for their legends.
+    has_empty_cell |= len(groups) > 1
+    rows_of_group = math.ceil((len(panels) + has_empty_cell) / ncols)
+    nrows = rows_of_group * len(groups)
     columns = 0 if has_empty_cell else 5 if ncols == 2 else 1
     height = 310 * nrows
     if columns:
         height += 20 * math.ceil(len(panels[0].series) / columns)
     size = ncols * WIDTH, height
     with drawn(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
-        for axis, panel in zip(axes, panels, strict=False):
-            panel.draw(axis)
-        if has_empty_cell:
-            axes[-1].axis("off")
-            names = axes[0].get_legend_handles_labels()
-            axes[-1].legend(*names, loc="center", ncols=1 + (len(names[0]) > 8))
+        for cells, group in zip(np.split(axes, len(groups)), groups, strict=True):
+            for axis, panel in zip(cells, group, strict=False):
+                panel.draw(axis)
+            for axis in cells[len(group) :]:
+                axis.axis("off")
+            if has_empty_cell:
+                names = cells[0].get_legend_handles_labels()
+                cells[len(group)].legend(*names, loc="center")
+
+
+def groups_of(results: Sequence[Result]) -> list[list[Result]]:
+    """All rows; for more than `MOST` lines those of a kind of spikes, `MOST` at most."""
+    if len(lines(results)) <= MOST:
+        return [list(results)]
+    kinds: dict[tuple[bool, bool], list[Result]] = {}
+    for row in results:
+        is_rate, is_binary = row.code == "rate", row.levels == (0, 1)
+        kinds.setdefault((is_rate, is_rate and is_binary), []).append(row)
+    groups = []
+    for rows in kinds.values():
+        of_kind = lines(rows)
+        for start in range(0, len(of_kind), MOST):
+            groups.append(sum(of_kind[start : start + MOST], []))
+    return groups
 
 
 def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
     """Accuracy of fine-tunings against epochs, see `after_epochs`."""
-    write_accuracy(path, after_epochs(curves, ann))
+    write_accuracy(path, [after_epochs(curves, ann)])
 
 
 def draw_networks(
@@ -175,7 +198,8 @@ def draw_networks(
     """
     for network in merged(networks):
         name, ann = network.name, network.ann
-        panels = [against(network.results, ann, cost) for cost in costs]
+        groups = groups_of(network.results)
+        panels = [[against(rows, ann, cost) for cost in costs] for rows in groups]
         write_accuracy(folder / f"{name}.png", *panels)
         if network.epochs:
             write_epochs(network.epochs, ann, folder / f"{name}_epochs.png")
@@ -344,9 +368,12 @@ def write_figures(
         epochs: accuracy at the start and after each epoch, of a fine-tuning.
     """
     best = choice(results)
-    early, second = read_early(results, ann), against(results, ann, "latency")
-    if epochs:
-        second = after_epochs({"training": epochs}, ann)
-    write_accuracy(out / "accuracy.png", early, second)
+    groups = []
+    for rows in groups_of(results):
+        second = against(rows, ann, "latency")
+        if epochs:
+            second = after_epochs({"training": epochs}, ann)
+        groups.append([read_early(rows, ann), second])
+    write_accuracy(out / "accuracy.png", *groups)
     write_sites(out / "layers.png", best)
     write_rasters(out / "raster.png", trains, sites, best)
