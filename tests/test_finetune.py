@@ -53,7 +53,6 @@ def finished(tmp_path_factory, source, data):
         calibration_images=64,
         train_images=640,
         out=str(folder / "out"),
-        report=str(folder / "report.html"),
     )
     return config, finetune.run(config, data=data)
 
@@ -89,10 +88,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     for name in ("accuracy.png", "layers.png", "raster.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None
-    page = Path(config.report).read_text()
-    assert "light, 2 epochs" in page
-    assert "The chosen SNN is that after the last epoch of training." in page
-    assert f"after each epoch: {', '.join(percent)} %." in page
+    assert "Sites of `light, 2 epochs`, T = 1, which is saved:" in table
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == last.final
 
@@ -173,7 +169,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     finished, data, tmp_path, monkeypatch
 ):
     config, (_, last) = finished
-    again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
+    again = dataclasses.replace(config, out=str(tmp_path / "out"))
     evaluations = []
 
     def killed(*arguments):

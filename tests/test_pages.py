@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pages, report
+from experiments import pages, prices, report
 from experiments.models import load_source
 from experiments.presets import PRESETS_CONVERT
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 HEAD = re.compile(r"^(.*)\n\n\| (?:network|composition) \|", re.MULTILINE)
 PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.json")]
 COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_radix -->\n"
@@ -24,6 +24,11 @@ def test_the_tables_of_the_pages_are_those_of_their_commands():
         assert pages.with_new_tables(text) == text, page
         above = HEAD.findall(text)  # a table of networks has its command above it
         assert [line for line in above if not line.endswith("-->")] == [], page
+
+
+def test_no_part_costs_more_than_is_allowed():
+    for name, (size, budget) in prices.sizes().items():
+        assert size <= budget, f"{name}: see the prices in CONTRIBUTING.md"
 
 
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():

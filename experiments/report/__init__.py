@@ -1,16 +1,13 @@
-"""Results of a conversion: tables, figures, and an HTML page with both.
+"""Results of a conversion: tables, files and figures.
 
 ``results.py`` has the rows of one network and ``networks.py`` those of several.
-``figures.py`` draws them in the style of ``drawing.py``. ``page.py`` fills the template
-``report.html`` with the same tables and figures. As in every package here, ``__init__``
-exports the names that other packages use.
+``figures.py`` draws them in the style of ``drawing.py``. As in every package here,
+``__init__`` exports the names that other packages use.
 """
 
 from experiments.report import figures, networks, training_figures
 from experiments.report.figures import spikes_of
 from experiments.report.networks import network_name, read_results
-from experiments.report.page import table as html_table
-from experiments.report.page import write_page
 from experiments.report.results import (
     LEGEND,
     Result,
@@ -33,7 +30,6 @@ __all__ = [
     "deviation",
     "figures",
     "header",
-    "html_table",
     "markdown_table",
     "network_name",
     "networks",
@@ -41,6 +37,5 @@ __all__ = [
     "row",
     "spikes_of",
     "training_figures",
-    "write_page",
     "write_results",
 ]

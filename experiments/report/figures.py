@@ -11,10 +11,15 @@ import numpy as np
 import snnjax
 from experiments.report.drawing import BAR, INK, SERIES, WIDTH, WINDOW, drawn
 from experiments.report.networks import NetworkResults, merged
-from experiments.report.results import Result, choice, line_name, lines
-from snnjax.measures import SiteMeasures
+from experiments.report.results import (
+    PARTS,
+    Result,
+    choice,
+    line_name,
+    lines,
+    relative_errors,
+)
 
-PARTS = ("inherited", "clipping", "flooring", "unevenness")
 NEURONS = 12  # most neurons of a site in a raster
 MOST = len(SERIES)  # lines of a panel, each with a color of its own
 
@@ -169,7 +174,7 @@ def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
 
 
 def groups_of(results: Sequence[Result]) -> list[list[Result]]:
-    """All rows; for more than `MOST` lines those of a kind of spikes, `MOST` at most."""
+    """All rows; of more than `MOST` lines each kind of spikes, `MOST` lines at most."""
     if len(lines(results)) <= MOST:
         return [list(results)]
     kinds: dict[tuple[bool, bool], list[Result]] = {}
@@ -253,12 +258,6 @@ def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
 
 
 # ------------------------------------------------------------------------ sites
-
-
-def relative_errors(site: SiteMeasures) -> list[float]:
-    """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
-    activation = float(site.activation) or float("nan")
-    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
 
 
 def write_sites(path: Path, result: Result) -> None:

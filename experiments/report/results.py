@@ -7,7 +7,7 @@ numbers of right answers, so that rounding decides nothing.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -259,16 +259,74 @@ def about_costs(facts: dict) -> str:
     return ABOUT_COSTS.format(images=images, kind=kind)
 
 
-def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
-    """Write metrics.json, and results.md with the same numbers as tables, to `out`."""
+PARTS = ("inherited", "clipping", "flooring", "unevenness")
+
+
+def relative_errors(site: snnjax.measures.SiteMeasures) -> list[float]:
+    """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
+    activation = float(site.activation) or float("nan")
+    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
+
+
+def site_table(
+    result: Result,
+    sites: snnjax.network.Sites,
+    sources: Mapping[str, Sequence[str]],
+) -> Table:
+    """A row per site: the sites that feed it, and its measures.
+
+    Errors are RMS in percent of the RMS activation, "–" where that is zero.
+
+    Args:
+        sources: site -> the sites that feed it, from `snnjax.network.connections`.
+    """
+    head = ["site", "kind", "shape", "depth", "fed by", "rate %", "silent %"]
+    head += ["saturated %", "error %", *(f"{part} %" for part in PARTS)]
+    rows = []
+    for site in sites:
+        fed_by = ", ".join(f"`{name}`" for name in sources[site.name])
+        shape = "×".join(map(str, site.shape))
+        cells = [f"`{site.name}`", site.kind, shape, str(site.depth), fed_by]
+        if measures := result.measures.sites.get(site.name):
+            shares = measures.firing_rate, measures.silent, measures.saturated
+            numbers = [100 * float(share) for share in shares]
+            numbers += relative_errors(measures)
+            cells += ["–" if math.isnan(x) else f"{x:.1f}" for x in numbers]
+        rows.append(cells + [""] * (len(head) - len(cells)))
+    return head, rows
+
+
+def write_results(
+    out: Path,
+    facts: dict,
+    results: Sequence[Result],
+    sites: snnjax.network.Sites,
+    sources: Mapping[str, Sequence[str]],
+) -> None:
+    """Write metrics.json, and results.md with the same numbers and the figures.
+
+    Args:
+        facts: what all rows share, as in ``experiments.convert.facts_of``.
+        sites, sources: see `site_table`.
+    """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    best = choice(results)
+    text = f"Sites of `{line_name(best)}`, T = {best.steps}, which is saved:\n"
+    parts = [tables_of(facts, results), text]
+    parts += [markdown_table(*site_table(best, sites, sources))]
+    parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers", "raster")]
+    write(out / "results.md", "\n".join(parts))
+
+
+def tables_of(facts: dict, results: Sequence[Result]) -> str:
+    """Accuracies, those of a fine-tuning after its epochs, and costs."""
     parts = [markdown_table(*accuracy_table(results, facts["ann_accuracy"]))]
     if curve := facts.get("accuracy_after_epochs"):
         cells = ("accuracy %", *(f"{100 * accuracy:.1f}" for accuracy in curve))
         parts.append(markdown_table(("epoch", *map(str, range(len(curve)))), [cells]))
     parts += [about_costs(facts), markdown_table(*cost_table(results))]
-    write(out / "results.md", "\n".join(parts))
+    return "\n".join(parts)
 
 
 def _plain(value):

@@ -255,8 +255,6 @@ class Conversion(Work):
     dead_zone: float | None = None
     # The dead zone at step T, 0.5 to 1: a larger one saves last spikes and adds error.
     last_zone: float = 0.5
-    # File for a report: one HTML page that loads nothing else.
-    report: str | None = None
     # Run even if `out` has results of the same options; files are not compared.
     again: bool = False
 
