@@ -54,7 +54,6 @@ from experiments.report import (
     choice,
     figures,
     header,
-    spikes_of,
     write_results,
 )
 from experiments.running import (
@@ -199,10 +198,10 @@ def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
     file = write_files(setup, facts, results, snn, images, integers)
     out = config.out
     print(
-        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
-        f"first seed, chosen on\n{facts['chosen_on']};\n"
-        f"--restore {out} evaluates it."
+        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
+        f"{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, first seed: "
+        f"the earliest\nof the rows within a standard error of the best, on\n"
+        f"{facts['chosen_on']};\n--restore {out} evaluates it."
     )
 
 
@@ -231,10 +230,9 @@ def write_files(
     if integers is not None:
         print(f"\nThe saved SNN in whole numbers:\n{printed(integers)}")
         write_integers(out, integers, facts)
-    trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
-    figures.write_figures(out, results, ann, task.sites, trains, epochs)
+    figures.write_figures(out, results, ann, epochs)
     return file
 
 

@@ -155,7 +155,7 @@ def _write(
         evaluation = "its function is that of snnjax.integers.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
-        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
+        f"layers.png; {file.name} holds the SNN after the last epoch:\n"
         f"{evaluation}"
     )
 

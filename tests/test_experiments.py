@@ -82,7 +82,7 @@ def test_all_files_are_written(converted):
     text = (out / "results.md").read_text()
     assert "| `light` | T |" in text
     assert "| `light` | T | 4 | 16 |" in text.split("energy, % of ANN")[1]
-    for name in ("accuracy.png", "layers.png", "raster.png"):
+    for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
     rate = choice(results).measures.sites["Plain/relu_1"].firing_rate

@@ -85,7 +85,7 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     percent = [f"{100 * accuracy:.1f}" for accuracy in (start.final, *of_epochs)]
     table = (out / "results.md").read_text()
     assert f"| accuracy % | {' | '.join(percent)} |" in table
-    for name in ("accuracy.png", "layers.png", "raster.png"):
+    for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None
     assert "Sites of `light, 2 epochs`, T = 1, which is saved:" in table

@@ -6,7 +6,6 @@
 """
 
 from experiments.report import figures, networks, training_figures
-from experiments.report.figures import spikes_of
 from experiments.report.networks import network_name, read_results
 from experiments.report.results import (
     LEGEND,
@@ -35,7 +34,6 @@ __all__ = [
     "networks",
     "read_results",
     "row",
-    "spikes_of",
     "training_figures",
     "write_results",
 ]

@@ -1,15 +1,13 @@
-"""Figures of results: accuracy, errors and firing rates of the sites, spikes."""
+"""Figures of results: accuracy, errors and firing rates of the sites."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-import snnjax
-from experiments.report.drawing import BAR, INK, SERIES, WIDTH, WINDOW, drawn
+from experiments.report.drawing import BAR, INK, SERIES, WIDTH, drawn
 from experiments.report.networks import NetworkResults, merged
 from experiments.report.results import (
     PARTS,
@@ -20,7 +18,6 @@ from experiments.report.results import (
     relative_errors,
 )
 
-NEURONS = 12  # most neurons of a site in a raster
 MOST = len(SERIES)  # lines of a panel, each with a color of its own
 
 
@@ -289,84 +286,17 @@ def write_sites(path: Path, result: Result) -> None:
         figure.suptitle(f"{line_name(result)}, T = {result.steps}")
 
 
-def spikes_of(fn, snn: snnjax.SNN, image: jax.Array) -> dict[str, np.ndarray]:
-    """Site -> spikes [T, ...] of an image [1, ...], bool or levels."""
-
-    @jax.jit
-    def trains(snn, x):
-        run = {"steps": snn.steps, "wait": snn.wait}
-        return snnjax.measures.spike_trains(fn, snn, x, **run)
-
-    return {name: np.asarray(t)[:, 0] for name, t in trains(snn, image).items()}
-
-
-def raster(spikes: np.ndarray, first: int, latency: int) -> np.ndarray:
-    """Signs of the spikes of one site; NaN in the steps in which it may not fire.
-
-    Args:
-        spikes: [T, ...], bool or levels.
-        first: step, from 1, in which the site may fire for the first time.
-        latency: steps until the network's answer.
-
-    Returns:
-        [neurons, latency], of at most `NEURONS` neurons at even distances.
-
-    >>> raster(np.array([[True, False], [False, True]]), first=2, latency=4)
-    array([[nan,  1.,  0., nan],
-           [nan,  0.,  1., nan]])
-    """
-    steps = len(spikes)
-    signs = np.sign(spikes.reshape(steps, -1).astype(float)).T
-    count = min(NEURONS, len(signs))
-    some = np.linspace(0, len(signs) - 1, count).round().astype(int)
-    image = np.full((count, latency), np.nan)
-    image[:, first - 1 : first - 1 + steps] = signs[some]
-    return image
-
-
-def write_rasters(
-    path: Path,
-    trains: Mapping[str, np.ndarray],
-    sites: snnjax.network.Sites,
-    result: Result,
-) -> None:
-    """Spikes for one image, site below site: a row per neuron, a column per step."""
-    from matplotlib.colors import ListedColormap
-
-    neurons = [site for site in sites if site.fires]
-    size = 2 * WIDTH, 110 + 45 * len(neurons)
-    with drawn(path, *size, nrows=len(neurons), sharex=True) as (figure, axes):
-        for axis, site in zip(axes, neurons, strict=True):
-            first = 1 + site.depth * result.wait
-            image = raster(trains[site.name], first, result.latency)
-            extent = 0.5, result.latency + 0.5, len(image), 0
-            colors = ListedColormap([SERIES[1], WINDOW, INK])
-            options = {"cmap": colors, "vmin": -1, "vmax": 1, "extent": extent}
-            axis.imshow(image, aspect="auto", interpolation="nearest", **options)
-            axis.set_yticks([len(image) / 2], [site.name], fontsize=11)
-            axis.grid(visible=False)
-            axis.tick_params(length=0)
-            axis.spines["left"].set_visible(False)
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
-        axes[-1].set_xlabel("step")
-        figure.suptitle(f"{line_name(result)}, T = {result.steps}")
-
-
 def write_figures(
     out: Path,
     results: Sequence[Result],
     ann: float,
-    sites: snnjax.network.Sites,
-    trains: Mapping[str, np.ndarray],
     epochs: Sequence[float] | None = None,
 ) -> None:
-    """Write accuracy.png of all rows, layers.png and raster.png of the `choice`.
+    """Write accuracy.png of all rows, and layers.png of the `choice`.
 
     Args:
-        trains: of the chosen SNN, from `spikes_of`.
         epochs: accuracy at the start and after each epoch, of a fine-tuning.
     """
-    best = choice(results)
     groups = []
     for rows in groups_of(results):
         second = against(rows, ann, "latency")
@@ -374,5 +304,4 @@ def write_figures(
             second = after_epochs({"training": epochs}, ann)
         groups.append([read_early(rows, ann), second])
     write_accuracy(out / "accuracy.png", *groups)
-    write_sites(out / "layers.png", best)
-    write_rasters(out / "raster.png", trains, sites, best)
+    write_sites(out / "layers.png", choice(results))

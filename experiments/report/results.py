@@ -315,7 +315,7 @@ def write_results(
     text = f"Sites of `{line_name(best)}`, T = {best.steps}, which is saved:\n"
     parts = [tables_of(facts, results), text]
     parts += [markdown_table(*site_table(best, sites, sources))]
-    parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers", "raster")]
+    parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
     write(out / "results.md", "\n".join(parts))
 
 
