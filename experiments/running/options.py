@@ -239,7 +239,7 @@ class Conversion(Work):
     """Options of every conversion."""
 
     # Source network: the --out folder of a train_ann run, or PyTorch weights in a
-    # .safetensors or .npz file. If the default (for digits) is missing, it is trained.
+    # .safetensors file. If the default (for digits) is missing, it is trained.
     checkpoint: str = "runs/digits_resnet"
     # Network, one of experiments.models.NAMES, if the weights have no card (.json)
     # beside them; images are then normalized by mean and deviation of the data set.
