@@ -467,7 +467,7 @@ def test_an_interrupted_conversion_goes_on_with_its_own_draws(
     converted, tmp_path, monkeypatch
 ):
     config, results, data = converted
-    changes = {"recipes": ("max_activation",), "waits": ("0",), "report": None}
+    changes = {"recipes": ("max_activation",), "waits": ("0",)}
     changes |= {"weight_bits": None, "chip": None}  # which convert the ANN as well
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
     convert_it, counts = snnjax.convert, []

@@ -97,7 +97,7 @@ def test_training_through_the_rounding_gains_on_the_rounded_conversion(
     finished, data, tmp_path
 ):
     """Weights of 3 bits; thresholds and potentials keep their whole numbers."""
-    changes = {"weight_bits": 3, "steps": 4, "report": None, "epochs": 4}
+    changes = {"weight_bits": 3, "steps": 4, "epochs": 4}
     changes |= {"learning_rate": 0.01, "batch_size": 32}
     config = dataclasses.replace(finished[0], out=str(tmp_path), **changes)
     start, last = finetune.run(config, data=data)
@@ -117,7 +117,7 @@ def on_devices(finished, data, tmp_path_factory):
     """An epoch with few images, which keeps averages, on one device and on four."""
     runs = []
     for mesh in (1, 4):
-        changes = {"train_images": 192, "held_back": 64, "epochs": 1, "report": None}
+        changes = {"train_images": 192, "held_back": 64, "epochs": 1}
         out = str(tmp_path_factory.mktemp("out"))
         config = dataclasses.replace(
             finished[0], keep_averages=True, mesh=mesh, out=out, **changes
