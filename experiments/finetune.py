@@ -154,8 +154,8 @@ def _write(
         evaluation = "its function is that of snnjax.integers.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
-        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
-        f"{evaluation}" + (f" The report is {setup.page}." if setup.page else "")
+        f"layers.png; {file.name} holds the SNN after the last epoch:\n"
+        f"{evaluation}"
     )
 
 

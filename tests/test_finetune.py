@@ -51,7 +51,6 @@ def finished(tmp_path_factory, source, data):
         calibration_images=64,
         train_images=640,
         out=str(folder / "out"),
-        report=str(folder / "report.html"),
     )
     return config, finetune.run(config, data=data)
 
@@ -84,13 +83,10 @@ def test_training_gains_on_the_conversion_and_writes_all_files(finished, source,
     percent = [f"{100 * accuracy:.1f}" for accuracy in (start.final, *of_epochs)]
     table = (out / "results.md").read_text()
     assert f"| accuracy % | {' | '.join(percent)} |" in table
-    for name in ("accuracy.png", "layers.png", "raster.png"):
+    for name in ("accuracy.png", "layers.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert facts["chosen_on"] is None
-    page = Path(config.report).read_text()
-    assert "light, 2 epochs" in page
-    assert "The chosen SNN is that after the last epoch of training." in page
-    assert f"after each epoch: {', '.join(percent)} %." in page
+    assert "Sites of `light, 2 epochs`, T = 1, which is saved:" in table
     again = Convert(restore=config.out, test_images=100)
     assert convert.restore(again, data=data) == last.final
 
@@ -99,7 +95,7 @@ def test_training_through_the_rounding_gains_on_the_rounded_conversion(
     finished, data, tmp_path
 ):
     """Weights of 3 bits; thresholds and potentials keep their whole numbers."""
-    changes = {"weight_bits": 3, "steps": 4, "report": None, "epochs": 4}
+    changes = {"weight_bits": 3, "steps": 4, "epochs": 4}
     changes |= {"learning_rate": 0.01, "batch_size": 32}
     config = dataclasses.replace(finished[0], out=str(tmp_path), **changes)
     start, last = finetune.run(config, data=data)
@@ -119,7 +115,7 @@ def on_devices(finished, data, tmp_path_factory):
     """An epoch with few images, which keeps averages, on one device and on four."""
     runs = []
     for mesh in (1, 4):
-        changes = {"train_images": 192, "held_back": 64, "epochs": 1, "report": None}
+        changes = {"train_images": 192, "held_back": 64, "epochs": 1}
         out = str(tmp_path_factory.mktemp("out"))
         config = dataclasses.replace(
             finished[0], keep_averages=True, mesh=mesh, out=out, **changes
@@ -162,7 +158,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     finished, data, tmp_path, monkeypatch
 ):
     config, (_, last) = finished
-    again = dataclasses.replace(config, out=str(tmp_path / "out"), report=None)
+    again = dataclasses.replace(config, out=str(tmp_path / "out"))
     evaluations = []
 
     def killed(*arguments):

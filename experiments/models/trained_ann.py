@@ -1,7 +1,7 @@
 """A trained source network on disk: weights, and a card that describes them.
 
-The weights are a file NAME.safetensors or NAME.npz, under flax's names or PyTorch's,
-and the card is NAME.json. It names the network, and says how images are normalized and
+The weights are a file NAME.safetensors, under flax's names or PyTorch's, and the card
+is NAME.json. It names the network, and says how images are normalized and
 what accuracy to expect.
 """
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
+from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
 from experiments.running import MOST_LEVELS, write
@@ -53,7 +53,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     file = Path(path).expanduser().resolve()
-    if file.is_file() or not file.is_dir() and file.suffix in SUFFIXES + PICKLES:
+    if file.is_file() or not file.is_dir() and file.suffix in (SUFFIX, *PICKLES):
         return _load_file(file, card)
     if not file.exists():
         raise FileNotFoundError(
