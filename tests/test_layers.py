@@ -21,7 +21,8 @@ from networks import (
 )
 
 import snnjax
-from snnjax.layers import Convolution, Dense, Scale, SumPool
+from snnjax import deploy
+from snnjax.deploy import Convolution, Dense, Scale, SumPool
 
 AFFINE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 # Networks of one input are one program, which is compiled several times faster.
@@ -66,8 +67,8 @@ def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.
 def test_layers_send_the_same_spikes(name, code):
     net = TOGETHER[name]
     snn = fitted(net, *CODES[code])
-    layers = snnjax.layers.of(net.fn, snn, net.x)
-    fn, same = snnjax.layers.function(layers)
+    layers = deploy.layers(net.fn, snn, net.x)
+    fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
     before = spikes_and_outputs(net.fn)(snn, net.x)
     after = spikes_and_outputs(fn)(same, net.x)
@@ -107,7 +108,7 @@ def test_weights_hold_the_threshold_of_the_sender_and_batch_norm():
     net = Net(fn, params, PIXELS, 2)
     snn = fitted(net)
     first, second = (neurons.threshold for neurons in snn.neurons.values())
-    layers = snnjax.layers.of(fn, snn, jax.ShapeDtypeStruct(PIXELS.shape, "float32"))
+    layers = deploy.layers(fn, snn, jax.ShapeDtypeStruct(PIXELS.shape, "float32"))
     stem, block, shortcut, readout = layers.connections
     kinds = [[type(m) for m in connection.maps] for connection in layers.connections]
     assert kinds[:3] == [[Convolution], [Convolution], [Scale]]
@@ -134,7 +135,7 @@ def test_weights_hold_the_threshold_of_the_sender_and_batch_norm():
 
 def test_layers_are_a_pytree_with_hashable_structure():
     net = NETWORKS["dense"]
-    layers, others = (snnjax.layers.of(net.fn, s, net.x) for s in (fitted(net),) * 2)
+    layers, others = (deploy.layers(net.fn, s, net.x) for s in (fitted(net),) * 2)
     structure = jax.tree.structure(layers)
     assert structure == jax.tree.structure(others)
     assert hash(structure) == hash(jax.tree.structure(others))
@@ -155,7 +156,7 @@ def test_everything_that_is_no_layer_is_in_one_error():
     params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(36, 2))
     snn = snnjax.init(fn, params, PIXELS, model=snnjax.integrate_and_fire())
     with pytest.raises(snnjax.ConversionError, match="no network of layers") as error:
-        snnjax.layers.of(fn, snn, PIXELS)
+        deploy.layers(fn, snn, PIXELS)
     found = [(problem.path, *problem.operations) for problem in error.value.problems]
     assert found == [("first", "max-pool"), ("second", "gelu")]
     assert all(problem.remedy in str(error.value) for problem in error.value.problems)
@@ -164,7 +165,7 @@ def test_everything_that_is_no_layer_is_in_one_error():
 def test_what_has_no_layers_is_refused():
     net = NETWORKS["dense"]
     plain = fitted(net)
-    of = functools.partial(snnjax.layers.of, net.fn)
+    of = functools.partial(deploy.layers, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
     adaptive = snnjax.neurons.adaptive(snnjax.integrate_and_fire())
     adaptive = snnjax.init(net.fn, net.params, net.x, model=adaptive)
@@ -175,7 +176,7 @@ def test_what_has_no_layers_is_refused():
     signed = snnjax.init(encoded, FLAT, VECTORS, model=snnjax.integrate_and_fire())
     for words, call in {
         "add an offset": lambda: of(dataclasses.replace(plain, neurons=offsets), net.x),
-        "both signs": lambda: snnjax.layers.of(encoded, signed, VECTORS),
+        "both signs": lambda: deploy.layers(encoded, signed, VECTORS),
         "populations of Adaptive": lambda: of(adaptive, net.x),
         "snn is dict": lambda: of({}, net.x),
         "x is .*; allowed: one array": lambda: of(plain, {"a": net.x}),
