@@ -56,8 +56,7 @@ def view(seed, wait=0):
     def currents(weights):
         return sources @ np.asarray(weights["hidden"])
 
-    def feed(batch, time, every):
-        del batch
+    def feed(time, every):
         part = sources[:, ::every]
         return _current, part if time else part.mean(0)
 
@@ -81,8 +80,8 @@ class ArrayView(View):
             start += len(activation)
             yield part.mean(0) if self.wait == self.steps else part
 
-    def feed(self, batch, time, every=1):
-        return self.feed_of(batch, time, every)
+    def feed(self, time, every=1):
+        return self.feed_of(time, every)
 
 
 def _current(weights, sources, rows):
@@ -477,7 +476,7 @@ def test_weight_calibration_lowers_its_objective(objective, wait):
 
     @jax.jit
     def error(kernel):
-        current, sources = here.feed(8, time)
+        current, sources = here.feed(time)
         into = current([kernel], sources, np.arange(8))
         if time:
             output = unroll(NEURON, fit.neurons, into).mean(0)
@@ -528,7 +527,7 @@ def refitted(target, spikes, kernel, **options):
 
 
 def search_view(target, spikes, **changes):
-    def feed(batch, time, every):
+    def feed(time, every):
         return _current, spikes[::every]
 
     return ArrayView(target, **{"feed": feed} | changes)
@@ -632,7 +631,7 @@ def test_shared_weights_stay_while_the_others_are_fitted():
         target,
         spikes,
         shared=frozenset({"tied"}),
-        feed=lambda batch, time, every: (current, spikes[::every]),
+        feed=lambda time, every: (current, spikes[::every]),
     )
     new = solve.least_squares_weights()(here, Fit(NEURON.init(), both)).weights
     assert new["tied"] is both["tied"]
