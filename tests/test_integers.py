@@ -359,6 +359,8 @@ def test_what_cannot_be_rounded_says_so():
         else:
             raise AssertionError(message)
     run, learner = deploy.run, deploy.trainable(integers)[1]
+    row = jax.tree.map(lambda leaf: leaf[:1], learner.params)
+    infinite = jax.tree.map(lambda leaf: leaf / 0, learner.params)
     for call, message in (
         (lambda: run(layers, VECTORS), "float layers, not of whole numbers"),
         (lambda: run(VECTORS, integers), "not of whole numbers"),
@@ -368,7 +370,9 @@ def test_what_cannot_be_rounded_says_so():
         (lambda: run(integers, VECTORS * jnp.nan), "NaN"),
         (lambda: jax.jit(lambda i: run(i, VECTORS).outputs)(integers), "traced"),
         (lambda: deploy.trainable(layers), "not of whole numbers"),
-        (lambda: deploy.with_weights(integers, {}), "another structure"),
+        (lambda: deploy.with_weights(integers, {}), "are missing, missing"),
+        (lambda: deploy.with_weights(integers, row), r"weight': \(1, 5\)),
+        (lambda: deploy.with_weights(integers, infinite), "params hold .* infinite"),
         (lambda: deploy.memory(learner), "layers is SNN"),
     ):
         with pytest.raises(ValueError, match=message):

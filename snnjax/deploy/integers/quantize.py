@@ -25,9 +25,9 @@ from snnjax._checks import (
 )
 from snnjax._patterns import matching
 from snnjax.capture.check import ConversionError, Problem
-from snnjax.deploy.integers import exact, fitting, rounding
 from snnjax.deploy.chips.profiles import Chip, check_chip
 from snnjax.deploy.chips.report import report
+from snnjax.deploy.integers import exact, fitting, rounding
 from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import check_state
 from snnjax.deploy.lowering.connections import with_own_maps

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snnjax._checks import check_finite
 from snnjax.deploy.integers.exact import check_whole
 from snnjax.deploy.lowering.function import as_function, params_of, with_params
 from snnjax.deploy.lowering.values import (
@@ -72,14 +73,27 @@ def trainable(layers: Layers) -> tuple[Callable, SNN]:
 
 
 def with_weights(layers: Layers, params: Params) -> Layers:
-    """The layers with the trained weights and biases of `trainable`, rounded."""
+    """The layers with the trained weights and biases of `trainable`, rounded.
+
+    Args:
+        layers: those that `trainable` took.
+        params: of its SNN, trained: of the same structure and shapes.
+
+    Raises:
+        ValueError: other parameters, or numbers that are NaN or infinite.
+    """
     check_whole(layers)
-    expected_params, _ = _divided(layers)
-    if jax.tree.structure(params) != jax.tree.structure(expected_params):
+    own, _ = _divided(layers)
+    shapes, own_shapes = (jax.tree.map(np.shape, tree) for tree in (params, own))
+    if shapes != own_shapes:
+        shapes = shapes if isinstance(shapes, dict) else {}
+        names = [n for n in own_shapes | shapes if shapes.get(n) != own_shapes.get(n)]
         raise ValueError(
-            "params have another structure than those of "
-            "snnjax.deploy.trainable(layers); allowed: its snn.params, trained"
+            f"params of {', '.join(map(repr, names))} are "
+            f"{', '.join(str(shapes.get(n, 'missing')) for n in names)}; allowed: the "
+            "structure and shapes of snnjax.deploy.trainable(layers)[1].params"
         )
+    check_finite("params", jax.tree.leaves(params))
     rounded = _rounding(layers)
     whole = {
         name: jax.tree.map(np.asarray, rounded(name, arrays))

@@ -170,36 +170,21 @@ def _convolve(builder: Builder, equation: Equation) -> Sum:
 
 
 def _pool(builder: Builder, equation: Equation) -> Sum:
+    """The sum over windows, which has a size for each axis of the operand."""
     options = equation.options
     if {*options["base_dilation"], *options["window_dilation"]} != {1}:
         raise NoLayer("no layer pools with dilation", "pool without dilation")
     sizes, strides = options["window_dimensions"], options["window_strides"]
-    return _pooled(builder, equation, sizes, strides, options["padding"])
-
-
-def _reduce(builder: Builder, equation: Equation) -> Sum:
-    shape = builder.network.avals[_operand(builder, equation)].shape
-    sizes = [n if a in equation.options["axes"] else 1 for a, n in enumerate(shape)]
-    return _pooled(builder, equation, sizes, sizes, [(0, 0)] * len(shape))
-
-
-def _pooled(
-    builder: Builder,
-    equation: Equation,
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    pads: Sequence[tuple[int, int]],
-) -> Sum:
-    """The sum over windows of an operand, one size for each of its axes."""
+    pads = options["padding"]
     v = _operand(builder, equation)
     total, shape = builder.sums[v], builder.network.avals[v].shape
-    out_shape = [
-        (n + sum(pad) - size) // stride + 1
-        for n, pad, size, stride in zip(shape, pads, sizes, strides, strict=True)
-    ]
+    _check_is_image(total, shape)
+    out_shape = builder.network.avals[equation.outputs[0]].shape
     every = range(len(shape))
-    pooled = [a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE]
-    axes = _axes_to_pool(total, shape, pooled)
+    pooled = {a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE}
+    # The batch axis comes last, so that it replaces no other axis of size 1.
+    choices = itertools.permutations([*range(1, len(shape)), 0], 3)
+    axes = image_axes(total, shape, [c for c in choices if pooled <= {*c[1:]}])
     windows = [
         Window(shape[a], out_shape[a], pads[a][0], sizes[a], strides[a])
         for a in axes[1:]
@@ -212,21 +197,44 @@ def _pooled(
 _ALONE = (1, 1, 0, 0)
 
 
-def _axes_to_pool(
-    total: Sum, shape: Sequence[int], pooled_axes: Sequence[int]
-) -> tuple[int, ...]:
-    """Channels, rows and columns of an image of which rows or columns are pooled."""
+def _reduce(builder: Builder, equation: Equation) -> Sum:
+    """A sum over axes: a pool if it adds whole windows of rows and columns.
+
+    The axes may be those of a reshaped image: [4, 2, 4, 2, C] summed over both axes of
+    size 2 is a pool 2x2 of an image [8, 8, C]. So the elements of the image are asked
+    to which element of the result each is added, and not the axes what they are.
+    """
+    v = _operand(builder, equation)
+    total, shape = builder.sums[v], builder.network.avals[v].shape
+    _check_is_image(total, shape)
+    sizes = [1 if a in equation.options["axes"] else n for a, n in enumerate(shape)]
+    target = np.arange(math.prod(sizes)).reshape(sizes)
+    target = np.broadcast_to(target, shape).ravel()[total.order]  # [C, H, W]
+    rows, columns = (len(np.unique(line)) for line in (target[0, :, 0], target[0, 0]))
+    _, height, width = target.shape
+    h, w = -(-height // rows), -(-width // columns)
+    order = target[:, ::h, ::w]
+    is_pool = len(np.unique(order)) == order.size and np.array_equal(
+        order.repeat(h, axis=1)[:, :height].repeat(w, axis=2)[:, :, :width], target
+    )
+    if not is_pool or height % h or width % w:
+        raise NoLayer(
+            f"it sums {tuple(shape)} over the axes {equation.options['axes']}, which "
+            "are no windows of rows and columns of the image before it",
+            "sum over rows and columns; a sum over channels is a 1x1 convolution",
+        )
+    windows = [Window(height, height // h, 0, h, h), Window(width, width // w, 0, w, w)]
+    return Sum(pool(builder, total, windows, equation.path), order)
+
+
+def _check_is_image(total: Sum, shape: Sequence[int]) -> None:
+    """Raise `NoLayer` if what is pooled is a vector."""
     if total.order.ndim == 1:
         raise NoLayer(
             f"it sums over a part of the vector {tuple(shape[1:])}, and a pool only "
             "over the height and width of an image",
             "write the sum as a matrix product",
         )
-    # The batch axis comes last, so that it replaces no other axis of size 1.
-    choices = itertools.permutations([*range(1, len(shape)), 0], 3)
-    return image_axes(
-        total, shape, [axes for axes in choices if {*pooled_axes} <= {*axes[1:]}]
-    )
 
 
 # ------------------------------------------------------------------ sums and scales
