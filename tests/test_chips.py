@@ -27,7 +27,7 @@ from snnjax.deploy import (
     Scale,
     SumPool,
 )
-from snnjax.deploy.chips import geometry, memory
+from snnjax.deploy.chips import cores, geometry
 
 PROFILES = [
     make()
@@ -380,15 +380,15 @@ def test_same_padding_with_a_stride_is_that_of_the_function():
 def test_layers_get_cores_whenever_that_is_possible():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        cores = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
+        four = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
         rows = rng.integers(1, 6, (4, 2)).tolist()
         needs = {name: Core(*row) for name, row in zip("abcd", rows, strict=True)}
-        result = memory.assign(needs, cores)
-        assert all(memory.fits(needs[name], cores[i]) for name, i in result.items())
+        result = cores.assign(needs, four)
+        assert all(cores.fits(needs[name], four[i]) for name, i in result.items())
         assert len({*result.values()}) == len(result)
         possible = any(
-            all(memory.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
-            for some in itertools.permutations(cores)
+            all(cores.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
+            for some in itertools.permutations(four)
         )
         assert (len(result) == 4) == possible
     many = deploy.report(network(copies=10), CLOCKED)

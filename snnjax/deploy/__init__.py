@@ -21,8 +21,8 @@ from snnjax.deploy.chips.profiles import (
     spinnaker2,
     xylo,
 )
+from snnjax.deploy.chips.properties import Finding
 from snnjax.deploy.chips.report import Report, Row, report
-from snnjax.deploy.chips.rules import Finding
 from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
 from snnjax.deploy.integers.memory import Memory, memory
 from snnjax.deploy.integers.quantize import quantize

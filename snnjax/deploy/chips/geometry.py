@@ -15,7 +15,7 @@ from snnjax.deploy.lowering.values import (
     SumPool,
 )
 
-SHARES = ("layer", "channel", "neuron")
+GRANULARITIES = ("layer", "channel", "neuron")
 
 
 class Kernel(NamedTuple):
@@ -42,11 +42,11 @@ def bits(*arrays: np.ndarray) -> int:
     return int(reach).bit_length() + 1
 
 
-def share(array: np.ndarray) -> str:
+def granularity(array: np.ndarray) -> str:
     """What needs a number of its own: the "layer", each "channel" or each "neuron".
 
-    >>> share(np.ones(3)), share(np.array([[[1]], [[2]]])), share(np.eye(2)[None])
-    ('layer', 'channel', 'neuron')
+    >>> [granularity(a) for a in (np.ones(3), np.arange(2.0), np.eye(2)[None])]
+    ['layer', 'channel', 'neuron']
     """
     if (array == array.flat[0]).all():
         return "layer"
@@ -83,7 +83,7 @@ def _kernel(node: Convolution, channels: int, chip: Chip) -> Kernel:
     """The kernel of a convolution; with a padding that the chip names, if it has one.
 
     Layers pad alike on both sides, so the kernel of "SAME" with a stride may begin and
-    end with zeros (snnjax/layers/windows.py). They are cut off for such a chip.
+    end with zeros (lowering/windows.py). They are cut off for such a chip.
     """
     reach, before = _reach(node), node.padding
     if isinstance(before, str):

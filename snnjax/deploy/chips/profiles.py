@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from snnjax._text import Table, shown_as_table
 
 Numbers = tuple[int, ...] | range
-Share = Literal["layer", "channel", "neuron"]  # who has a number of its own
+Granularity = Literal["layer", "channel", "neuron"]  # what has a number of its own
 
 
 class Core(NamedTuple):
@@ -103,9 +103,9 @@ class Chip:
     threshold_bits: int | None = None
     bias_bits: int | None = None
     overflow: Literal["saturate", "wrap"] | None = None
-    thresholds: Share | None = None
-    biases: Share | None = None
-    initial_potentials: Share | None = None
+    thresholds: Granularity | None = None
+    biases: Granularity | None = None
+    initial_potentials: Granularity | None = None
     resets: tuple[str, ...] | None = None
     levels: tuple[tuple[int, int | None], ...] | None = None
     leak: Literal["factor", "shift", "constant"] | None = None

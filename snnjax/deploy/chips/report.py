@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from snnjax._checks import check_positive, check_share
 from snnjax._text import Table, shown_as_table
+from snnjax.deploy.chips.cores import assign, no_core
 from snnjax.deploy.chips.geometry import fan_out, kernels, need
-from snnjax.deploy.chips.memory import assign, no_core
 from snnjax.deploy.chips.profiles import Chip, check_chip
-from snnjax.deploy.chips.rules import (
-    INPUT_RULES,
-    NETWORK_RULES,
-    RULES,
+from snnjax.deploy.chips.properties import (
+    OF_INPUT,
+    OF_NETWORK,
+    OF_RECEIVER,
     Finding,
-    Layer,
+    Receiver,
     Verdict,
 )
 from snnjax.deploy.lowering.values import Connection, Layers, Output, Population
@@ -152,25 +152,25 @@ def report(
     rates = dict(firing_rates or {})
     _check(layers, chip, inferences_per_second, rates)
     ways = layers.connections
-    receivers = (*layers.populations, *layers.outputs)
-    table = [_layer(layers, ways, node, chip) for node in receivers]
+    nodes = (*layers.populations, *layers.outputs)
+    table = [_receiver(layers, ways, node, chip) for node in nodes]
     needs = {
-        layer.node.name: need(layer.kernels, layer.node.shape, chip)
-        for layer in (table if chip.cores else ())
+        receiver.node.name: need(receiver.kernels, receiver.node.shape, chip)
+        for receiver in (table if chip.cores else ())
     }
     cores = assign(needs, chip.cores or ())
-    of_network = [f for rule in NETWORK_RULES for f in rule(layers, chip)]
-    of_input = [f for rule in INPUT_RULES for f in rule(layers, chip)]
+    of_network = [f for compare in OF_NETWORK for f in compare(layers, chip)]
+    of_input = [f for compare in OF_INPUT for f in compare(layers, chip)]
     rows = [Row("network", tuple(of_network)), Row("input", tuple(of_input))]
-    for layer in table:
-        name = layer.node.name
-        limits = chip.first if chip.first and layer.reads_x else chip
-        findings = [f for rule in RULES for f in rule(layer, limits)]
+    for receiver in table:
+        name = receiver.node.name
+        limits = chip.first if chip.first and receiver.reads_x else chip
+        findings = [f for compare in OF_RECEIVER for f in compare(receiver, limits)]
         if name in needs and name not in cores:
             findings.append(no_core(needs[name], chip.cores or ()))
         operations = None
         if inferences_per_second is not None:
-            operations = inferences_per_second * _operations(layer, rates)
+            operations = inferences_per_second * _operations(receiver, rates)
         rows.append(Row(name, tuple(findings), cores.get(name), operations))
     return Report(chip, tuple(rows))
 
@@ -180,29 +180,29 @@ def _shapes(layers: Layers) -> dict[str, tuple[int, ...]]:
     return {node.name: node.shape for node in senders}
 
 
-def _layer(
+def _receiver(
     layers: Layers,
     all_ways: Sequence[Connection],
     node: Population | Output,
     chip: Chip,
-) -> Layer:
+) -> Receiver:
     shapes = _shapes(layers)
     ways = [way for way in all_ways if way.receiver == node.name]
     maps = [k for way in ways for k in kernels(way, shapes[way.sender], chip)]
     images = {way.sender: shapes[way.sender][1:] for way in ways}
     readers = {way.receiver for way in all_ways if way.sender == node.name}
-    return Layer(node, ways, maps, images, readers, layers)
+    return Receiver(node, ways, maps, images, readers, layers)
 
 
-def _operations(layer: Layer, rates: Mapping[str, float]) -> float:
+def _operations(receiver: Receiver, rates: Mapping[str, float]) -> float:
     """Synaptic operations per inference, at most."""
-    steps, shapes = layer.layers.steps or 1, _shapes(layer.layers)
+    steps, shapes = receiver.layers.steps or 1, _shapes(receiver.layers)
     return sum(
         steps
         * math.prod(shapes[way.sender])
         * float(rates.get(way.sender, 1))
         * fan_out(way)
-        for way in layer.ways
+        for way in receiver.ways
     )
 
 

@@ -227,6 +227,7 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             arrays["unit"] = np.asarray(unit_of_x, np.float32)
         case Population():
             threshold = channels_last(node.threshold)
+            start = channels_last(node.initial_potential) / layers.potential_unit
             code, steps, _ = code_of(layers)
             zones = dead_zones(without_surrogate(node.model), steps)
             # The least whole number that is not below 2 z_t m_t V.
@@ -236,7 +237,7 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
             ]
             arrays |= {
                 "threshold": _int32(threshold),
-                "start": _int32(channels_last(node.initial_potential) / layers.unit),
+                "start": _int32(start),
                 "bars": _int32(np.stack(bars)),
             }
     if isinstance(node, Population | Output):
@@ -287,7 +288,7 @@ def _run(
                 streams[node.name] = Stream(None, activity[node.name].spikes)
             case Output():
                 units = received(stream, p["bias"], times, layers.steps)
-                worth = lead(layers.unit * p["unit"], units.ndim)
+                worth = lead(layers.potential_unit * p["unit"], units.ndim)
                 results[node.name] = units.astype(jnp.float32) * worth
             case _:
                 streams[node.name] = mapped(node, p, stream, node.name not in inexact)

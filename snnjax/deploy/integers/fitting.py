@@ -52,24 +52,20 @@ class Pair(NamedTuple):
     whole: exact.Stream
 
 
-class Connection(NamedTuple):
-    """A map with weights, and what it reads in both networks."""
-
-    weights: Affine
-    floats: exact.Stream
-    whole: exact.Stream
-
-
-class Moments(NamedTuple):
-    """Covariances of what a map reads, one matrix for each of G groups, [G, n, n].
+class Incoming(NamedTuple):
+    """A map into a receiver, with what its weights are fitted to.
 
     Attributes:
-        own: H, in the network of whole numbers.
-        cross: C, of the float network with it.
+        weights: of the float network.
+        whole: what it reads in the network of whole numbers.
+        rows: W* over the threshold, [O, n].
+        second: H of each of its G groups, [G, n, n].
     """
 
-    own: np.ndarray
-    cross: np.ndarray
+    weights: Affine
+    whole: exact.Stream
+    rows: np.ndarray
+    second: np.ndarray
 
 
 class Reading(NamedTuple):
@@ -78,24 +74,20 @@ class Reading(NamedTuple):
     Attributes:
         layers: the network, its numbers floats.
         node: the receiver.
-        connections: into it.
+        incoming: the maps into it.
         thresholds: V of each channel or element, [O]; 1 of an output.
-        rows: W* over the threshold, [O, n] for each connection.
-        moments: of each connection.
         currents: of the float network, without the bias, in units of T w_T,
             [T, N, ...].
     """
 
     layers: Layers
     node: Population | Output
-    connections: Sequence[Connection]
+    incoming: Sequence[Incoming]
     thresholds: np.ndarray
-    rows: Sequence[np.ndarray]
-    moments: Sequence[Moments]
     currents: jax.Array
 
 
-class Fit(NamedTuple):
+class WholeReceiver(NamedTuple):
     """A receiver and its maps of whole numbers.
 
     ``spikes`` are those of a population. ``clippings`` say which weights are clipped.
@@ -108,54 +100,58 @@ class Fit(NamedTuple):
 
 
 def read_receiver(
-    layers: Layers, node: Population | Output, connections: Sequence[Connection]
+    layers: Layers,
+    node: Population | Output,
+    maps: Sequence[tuple[Affine, Pair]],
 ) -> Reading:
-    """Currents and moments of a receiver."""
+    """Currents and moments of a receiver, from its maps and what each of them reads."""
     v_th = node.threshold if isinstance(node, Population) else np.ones(())
     thresholds = _per_row(v_th, node.shape)
     currents, moments = _read(
-        _structures([c.weights for c in connections]),
+        _structures([weights for weights, _ in maps]),
         *code_of(layers),
-        [_params(c.weights) for c in connections],
-        [c.floats for c in connections],
-        [c.whole for c in connections],
+        [_params(weights) for weights, _ in maps],
+        [pair.floats for _, pair in maps],
+        [pair.whole for _, pair in maps],
     )
-    moments = [Moments(*(np.asarray(m, np.float64) for m in pair)) for pair in moments]
-    rows = [
-        _corrected(_rows(c.weights) / thresholds[:, None], m)
-        for c, m in zip(connections, moments, strict=True)
-    ]
-    return Reading(layers, node, connections, thresholds, rows, moments, currents)
+    incoming = []
+    for (weights, pair), both in zip(maps, moments, strict=True):
+        second, cross = (np.asarray(moment, np.float64) for moment in both)
+        rows = _corrected(_rows(weights) / thresholds[:, None], second, cross)
+        incoming.append(Incoming(weights, pair.whole, rows, second))
+    return Reading(layers, node, incoming, thresholds, currents)
 
 
-def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
+def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> WholeReceiver:
     """The receiver with weights of these bits."""
-    layers, node, connections = reading.layers, reading.node, reading.connections
+    layers, node, incoming = reading.layers, reading.node, reading.incoming
     assert layers.arithmetic is not None
     is_population = isinstance(node, Population)
     clippings = _clippings(reading, bits) if is_population else []
     half = 2 ** (layers.arithmetic.state_bits - 1)
     parts = [
-        rounding.Part(rows, _bits_of(c.weights, bits), _variances(m.own, len(rows)))
-        for c, rows, m in zip(connections, reading.rows, reading.moments, strict=True)
+        rounding.Part(
+            c.rows, _bits_of(c.weights, bits), _variances(c.second, len(c.rows))
+        )
+        for c in incoming
     ]
     most = _largest_theta(reading, half)
     for _ in range(_ATTEMPTS):
         theta = rounding.scales(parts, most, scale, is_population)
         maps = [
-            _with_rows(c.weights, _to_whole(p.rows * theta[:, None], p.bits, m.own))
-            for c, p, m in zip(connections, parts, reading.moments, strict=True)
+            _with_rows(c.weights, _to_whole(p.rows * theta[:, None], p.bits, c.second))
+            for c, p in zip(incoming, parts, strict=True)
         ]
         _check_weights(reading, maps)
         weighted = _weighted(
             _structures(maps),
             *code_of(layers),
             [_params(m) for m in maps],
-            [c.whole for c in connections],
+            [c.whole for c in incoming],
         )
         whole = _with_charge(reading, theta, weighted)
         if isinstance(whole, Output):
-            return Fit(whole, maps, None, clippings)
+            return WholeReceiver(whole, maps, None, clippings)
         # Wide registers say how far potentials would go.
         activity = exact.fire(whole, widest(layers), weighted)
         lowest, highest = (np.asarray(e, float) for e in activity.extremes)
@@ -180,7 +176,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> Fit:
         activity = exact.fire(whole, layers, weighted)
     floats = _float_spikes(reading)
     spikes = Pair(floats, exact.Stream(None, activity.spikes))
-    return Fit(whole, maps, spikes, clippings)
+    return WholeReceiver(whole, maps, spikes, clippings)
 
 
 def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
@@ -212,9 +208,9 @@ def _with_charge(
     if isinstance(node, Output):
         worth = channels_first(1 / factor, node.shape)
         return dataclasses.replace(node, bias=own_bias, unit=worth)
-    start = factor * channels_last(node.initial_potential) / layers.unit
+    start = factor * channels_last(node.initial_potential) / layers.potential_unit
     if start.any():  # v(0) takes what the rounded biases leave.
-        start = np.rint(start + total - arrivals * bias) * layers.unit
+        start = np.rint(start + total - arrivals * bias) * layers.potential_unit
     threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
     return dataclasses.replace(
         node,
@@ -250,12 +246,12 @@ def _largest_theta(reading: Reading, half: int) -> np.ndarray:
 
 def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
     """Raise if all weights of a map became 0."""
-    for connection, whole in zip(reading.connections, maps, strict=True):
-        if not connection.weights.weight.any() or whole.weight.any():
+    for own, whole in zip(reading.incoming, maps, strict=True):
+        if not own.weights.weight.any() or whole.weight.any():
             continue
         assert reading.layers.arithmetic is not None
         raise ValueError(
-            f"all weights of {connection.weights.name!r} would be rounded to 0, for "
+            f"all weights of {own.weights.name!r} would be rounded to 0, for "
             f"potentials of {reading.layers.arithmetic.state_bits} bits; allowed: more "
             "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
         )
@@ -270,9 +266,10 @@ def _clippings(reading: Reading, bits: int) -> list[str]:
         ValueError: it happens in all neurons of a population.
     """
     node, clippings = reading.node, []
-    for connection, rows in zip(reading.connections, reading.rows, strict=True):
-        peaks = np.abs(rows).max(axis=1, initial=0) / 2  # a threshold of .5 becomes 1
-        own_bits = _bits_of(connection.weights, bits)
+    for own in reading.incoming:
+        # A threshold of .5 becomes 1.
+        peaks = np.abs(own.rows).max(axis=1, initial=0) / 2
+        own_bits = _bits_of(own.weights, bits)
         is_clipped = peaks > rounding.largest_weight(own_bits)
         if not is_clipped.any():
             continue
@@ -281,12 +278,12 @@ def _clippings(reading: Reading, bits: int) -> list[str]:
         if is_clipped.all():
             raise ValueError(
                 f"with weights of {own_bits} bits all thresholds of {node.name!r} "
-                f"would be rounded to 0: a weight of {connection.weights.name!r} is "
+                f"would be rounded to 0: a weight of {own.weights.name!r} is "
                 f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
                 "there"
             )
         clippings.append(
-            f"{connection.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
+            f"{own.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
             f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
         )
     return clippings
@@ -402,17 +399,16 @@ def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------ rows of weights
 
 
-def _corrected(rows: np.ndarray, moments: Moments) -> np.ndarray:
-    """W* of rows [O, n], group by group; weights of 0 stay 0."""
-    if not _is_matrix(rows, moments.own):
+def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """W* of rows [O, n], group by group, from H and C; weights of 0 stay 0."""
+    if not _is_matrix(rows, second):
         return rows
     results = []
-    for part, own, cross in zip(
-        np.split(rows, len(moments.own)), *moments, strict=True
-    ):
-        damping = _DAMPING * np.trace(own) / len(own) + 1e-9
-        damped = own + damping * np.eye(len(own))
-        change = np.linalg.solve(damped, (cross - own).T @ part.T).T
+    groups = np.split(rows, len(second))
+    for part, h, c in zip(groups, second, cross, strict=True):
+        damping = _DAMPING * np.trace(h) / len(h) + 1e-9
+        damped = h + damping * np.eye(len(h))
+        change = np.linalg.solve(damped, (c - h).T @ part.T).T
         results.append(np.where(part == 0, 0, part + change))
     return np.concatenate(results)
 

@@ -180,7 +180,7 @@ def _whole_nodes(
                 maps[node.name], pairs[node.name] = node, pair
                 continue
             case Population() | Output():
-                own = [fitting.Connection(maps[s], *pairs.pop(s)) for s in node.sources]
+                own = [(maps[s], pairs.pop(s)) for s in node.sources]
                 reading = fitting.read_receiver(layers, node, own)
                 fit = fitting.fit_receiver(reading, bits[node.name], scale)
                 pairs |= {node.name: fit.spikes} if fit.spikes else {}

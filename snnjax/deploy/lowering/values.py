@@ -216,7 +216,7 @@ class Layers:
         return node
 
     @property
-    def unit(self) -> float:
+    def potential_unit(self) -> float:
         """T w_T: what one unit of a whole potential stands for; 1 with rate coding."""
         return float(self.code.sizes(self.steps)[-1]) if self.steps else 1.0
 

@@ -7,7 +7,7 @@ have a core, they do.
 from collections.abc import Mapping, Sequence
 
 from snnjax.deploy.chips.profiles import Core
-from snnjax.deploy.chips.rules import Finding
+from snnjax.deploy.chips.properties import Finding
 
 
 def assign(needs: Mapping[str, Core], cores: Sequence[Core]) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""Rules: properties of a layer, and of a whole network, against a chip's profile.
+"""Properties of a receiver, and of a whole network, against a chip's profile.
 
-A rule is a function (layer, chip) that yields findings. It compares nothing where the
+Each is a function (receiver, chip) that yields findings. It compares nothing where the
 chip states nothing. "approximately" means that some spikes differ from the simulated
 ones, or do so until the remedy is taken; "no" means that the chip cannot run it.
 """
@@ -11,7 +11,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snnjax.deploy.chips.geometry import SHARES, Kernel, bits, fan_out, share
+from snnjax.deploy.chips.geometry import (
+    GRANULARITIES,
+    Kernel,
+    bits,
+    fan_out,
+    granularity,
+)
 from snnjax.deploy.chips.profiles import Chip, span
 from snnjax.deploy.lowering.values import (
     Affine,
@@ -44,7 +50,7 @@ class Finding(NamedTuple):
     remedy: str
 
 
-class Layer(NamedTuple):
+class Receiver(NamedTuple):
     """A population or an output, and the maps between it and others."""
 
     node: Population | Output
@@ -74,24 +80,24 @@ class Layer(NamedTuple):
             "weight_bits": [m.weight for m in maps],
             "threshold_bits": [n.threshold for n in self.neurons],
             "bias_bits": [bias / self.layers.bias_unit for bias in biases],
-            "state_bits": [v / self.layers.unit for v in potentials],
+            "state_bits": [v / self.layers.potential_unit for v in potentials],
         }
 
 
-# --------------------------------------------------------------------- rules of a layer
+# ------------------------------------------------------------------------ of a receiver
 
 
-def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def number_of_bits(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """All numbers are whole, and -2^(b-1) <= n <= 2^(b-1) - 1.
 
     Potentials of more bits than simulated are the same as long as none overflows.
     """
-    arithmetic = layer.layers.arithmetic
-    arrays = [array for some in layer.numbers.values() for array in some]
+    arithmetic = receiver.layers.arithmetic
+    arrays = [array for some in receiver.numbers.values() for array in some]
     if arithmetic is None or any((a != np.rint(a)).any() for a in arrays):
         yield Finding("weight_bits", "approximately", "floats", _quantize(chip))
         return
-    for field, some in layer.numbers.items():
+    for field, some in receiver.numbers.items():
         limit = getattr(chip, field)
         limit = max(limit) if isinstance(limit, tuple) else limit
         if limit is not None and some and bits(*some) > limit:
@@ -101,31 +107,32 @@ def number_of_bits(layer: Layer, chip: Chip) -> Iterator[Finding]:
             fewer = "quantize with fewer weight_bits there: all numbers are smaller"
             remedy = fewer if follows else _quantize(chip)
             yield Finding(field, "approximately", words, remedy)
-    if layer.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
+    if receiver.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
         words = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"
         yield Finding("state_bits", "approximately", words, _quantize(chip))
-    if layer.neurons and chip.overflow not in (None, arithmetic.overflow):
+    if receiver.neurons and chip.overflow not in (None, arithmetic.overflow):
         words = f"overflow {arithmetic.overflow!r}, not {chip.overflow!r}"
         yield Finding("overflow", "approximately", words, _quantize(chip))
 
 
-def shared_numbers(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def shared_numbers(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """Thresholds, biases and v(0) differ only where the chip has a number for each."""
-    arrays = {"biases": layer.node.bias}
-    for neurons in layer.neurons:
+    arrays = {"biases": receiver.node.bias}
+    for neurons in receiver.neurons:
         arrays["thresholds"] = neurons.threshold
         arrays["initial_potentials"] = neurons.initial_potential
     for field, array in arrays.items():
         limit = getattr(chip, field)
-        if limit and SHARES.index(share(array)) > SHARES.index(limit):
+        own = granularity(array)
+        if limit and GRANULARITIES.index(own) > GRANULARITIES.index(limit):
             words = field.replace("_", " ")
-            problem = f"{words} per {share(array)}, not per {limit}"
+            problem = f"{words} per {own}, not per {limit}"
             yield Finding(field, "approximately", problem, f"fit {words} per {limit}")
 
 
-def neuron_model(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def neuron_model(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """Reset, levels, dead zone, leak and synapse."""
-    for neurons in layer.neurons:
+    for neurons in receiver.neurons:
         model, resets = neurons.model, chip.resets
         if resets and model.reset not in resets:
             problem = f"reset {model.reset!r}, not {resets[0]!r}"
@@ -165,22 +172,22 @@ def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
         yield _model(chip, "levels", problem, remedy)
 
 
-def bias_clock(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def bias_clock(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """A chip without steps cannot add a bias at every step."""
-    if chip.event_driven and any(b.any() for b in layer.numbers["bias_bits"]):
+    if chip.event_driven and any(b.any() for b in receiver.numbers["bias_bits"]):
         problem = "bias at each step, not at ticks of a clock"
         remedy = "train without biases and BatchNorm, and fit v(0) instead of biases"
         yield Finding("event_driven", "approximately", problem, remedy)
 
 
-def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def geometry(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """Kernels, strides, padding, channels, images and destinations."""
-    kernels = layer.kernels
+    kernels = receiver.kernels
     larger = [k for k in kernels if max(k.size) > 1]  # a kernel of any size holds 1x1
-    maps = [m for way in layer.ways for m in way.maps]
+    maps = [m for way in receiver.ways for m in way.maps]
     convolutions = [m for m in maps if isinstance(m, Convolution)]
-    of_image = len(layer.node.shape) == 3 or chip.dense_as_kernel
-    filters = [layer.node.shape[0]] if of_image else []
+    of_image = len(receiver.node.shape) == 3 or chip.dense_as_kernel
+    filters = [receiver.node.shape[0]] if of_image else []
     yield from _within(
         chip,
         {
@@ -195,7 +202,7 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
             "channels": ("channels", [*(k.channels for k in kernels), *filters]),
             "input_channels": (
                 "channels of x",
-                [k.channels for k in kernels if layer.reads_x],
+                [k.channels for k in kernels if receiver.reads_x],
             ),
             "dense_inputs": (
                 "inputs of a dense layer",
@@ -203,8 +210,8 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
             ),
             "input_rows": ("rows of its input", [k.image[0] for k in kernels]),
             "input_columns": ("columns of its input", [k.image[1] for k in kernels]),
-            "output_image": ("rows or columns", layer.node.shape[1:]),
-            "destinations": ("destinations", [len(layer.readers)]),
+            "output_image": ("rows or columns", receiver.node.shape[1:]),
+            "destinations": ("destinations", [len(receiver.readers)]),
         },
     )
     for kernel in kernels:
@@ -217,14 +224,14 @@ def geometry(layer: Layer, chip: Chip) -> Iterator[Finding]:
         yield _limit("one_kernel", "inputs of unlike stride or size, not one kernel")
 
 
-def paths(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def paths(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """A sum-pool whose windows do not overlap, then at most one map with weights."""
-    for way in layer.ways:
+    for way in receiver.ways:
         pools = [m for m in way.maps if isinstance(m, SumPool)]
         for pool in pools:
             if chip.pools is None:
                 break
-            window, image = pool.window, layer.images[way.sender]
+            window, image = pool.window, receiver.images[way.sender]
             overlaps = window != pool.stride or any(pool.padding)
             whole_images = (window == image and chip.global_pool) or ()
             if overlaps or not {*window} <= {*chip.pools, *whole_images}:
@@ -239,15 +246,15 @@ def paths(layer: Layer, chip: Chip) -> Iterator[Finding]:
                 yield _limit("successive_maps", problem)
 
 
-def readout(layer: Layer, chip: Chip) -> Iterator[Finding]:
+def readout(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
     """An output sums currents, as a potential that never fires."""
-    if chip.readout == "spikes" and not layer.neurons:
+    if chip.readout == "spikes" and not receiver.neurons:
         problem = "a sum, not spikes"
         remedy = "compute the last layer on the host, from the spikes that it reads"
         yield Finding("readout", "approximately", problem, remedy)
 
 
-RULES = (
+OF_RECEIVER = (
     number_of_bits,
     shared_numbers,
     neuron_model,
@@ -258,10 +265,10 @@ RULES = (
 )
 
 
-# ------------------------------------------------------------------ rules of a network
+# ------------------------------------------------------------------------- of a network
 
 
-def timing(layers: Layers, chip: Chip) -> Iterator[Finding]:
+def steps_and_code(layers: Layers, chip: Chip) -> Iterator[Finding]:
     """Steps, code, wait, and whether all spikes of a step arrive together."""
     one = layers.steps == 1
     if chip.one_step and not one:
@@ -295,7 +302,7 @@ def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
     )
 
 
-NETWORK_RULES = (timing, size)
+OF_NETWORK = (steps_and_code, size)
 
 
 def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
@@ -311,7 +318,7 @@ def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
         yield Finding("input_levels", "approximately", problem, remedy)
 
 
-INPUT_RULES = (elements_of_x,)
+OF_INPUT = (elements_of_x,)
 
 
 # ------------------------------------------------------------------------------ words
