@@ -26,7 +26,7 @@ from jax.core import Tracer
 
 from snnjax._arrays import lead
 from snnjax._checks import check_numbers
-from snnjax.deploy.integers.timing import Timing, code_of, multiples, timing
+from snnjax.deploy.integers.timing import Timing, timing
 from snnjax.deploy.lowering.function import (
     channels_last,
     map_output,
@@ -208,7 +208,7 @@ def largest_values(layers: Layers) -> dict[str, int]:
 
 def _check_sums(layers: Layers, largest: dict[str, int]) -> None:
     """Raise if a weighted sum could reach 2^30; `_int32` keeps biases below it."""
-    times = timing(*code_of(layers))
+    times = timing(layers)
     worth = max(int(times.inputs.max()), int(times.arriving.max()))
     name = max(largest, key=largest.__getitem__)
     if largest[name] * worth >= 2**30:
@@ -228,12 +228,12 @@ def _arrays(node: Node, layers: Layers) -> dict[str, Any]:
         case Population():
             threshold = channels_last(node.threshold)
             start = channels_last(node.initial_potential) / layers.potential_unit
-            code, steps, _ = code_of(layers)
-            zones = dead_zones(without_surrogate(node.model), steps)
+            times = timing(layers)
+            zones = dead_zones(without_surrogate(node.model), times.steps)
             # The least whole number that is not below 2 z_t m_t V.
             bars = [
                 -(-2 * z.numerator * m * threshold // z.denominator)
-                for z, m in zip(map(_ratio, zones), multiples(code, steps), strict=True)
+                for z, m in zip(map(_ratio, zones), times.multiples, strict=True)
             ]
             arrays |= {
                 "threshold": _int32(threshold),
@@ -269,7 +269,7 @@ def _run(
     structure: Any, inexact: frozenset[str], keep: bool, arrays: Arrays, x: jax.Array
 ) -> Trace:
     layers = without_arrays(structure)
-    times, arithmetic = timing(*code_of(layers)), layers.arithmetic
+    times, arithmetic = timing(layers), layers.arithmetic
     streams: dict[str, Stream] = {}
     results: dict[str, jax.Array] = {}
     activity: dict[str, Fired] = {}
@@ -282,12 +282,12 @@ def _run(
                 whole, clipped = whole_input(x, p["unit"], arithmetic)
                 streams[node.name] = Stream(whole, None)
             case Population(model=model):
-                currents = received(stream, p["bias"], times, layers.steps)
+                currents = received(stream, p["bias"], times)
                 neuron = without_surrogate(model)
                 activity[node.name] = _fire(neuron, p, currents, times, arithmetic)
                 streams[node.name] = Stream(None, activity[node.name].spikes)
             case Output():
-                units = received(stream, p["bias"], times, layers.steps)
+                units = received(stream, p["bias"], times)
                 worth = lead(layers.potential_unit * p["unit"], units.ndim)
                 results[node.name] = units.astype(jnp.float32) * worth
             case _:
@@ -348,9 +348,9 @@ def mapped(node: Node, p: Any, stream: Stream, in_float32: bool = True) -> Strea
         return Stream(None if constant is None else output(constant), spikes)
 
 
-def received(stream: Stream, bias: Any, times: Timing, steps: int) -> jax.Array:
+def received(stream: Stream, bias: Any, times: Timing) -> jax.Array:
     """What arrives at each of the T steps, in units: [T, B, ...]."""
-    constant, spikes = stream
+    (constant, spikes), steps = stream, times.steps
     like = spikes if constant is None else constant[None]
     assert like is not None
     bias = jnp.broadcast_to(jnp.asarray(bias, like.dtype), like.shape)
@@ -392,14 +392,13 @@ class Fired(NamedTuple):
 def fire(node: Population, layers: Layers, currents: jax.Array) -> Fired:
     """What a population of whole numbers does with currents in units, without bias."""
     neuron, p = without_surrogate(node.model), _arrays(node, layers)
-    return _fire_jitted(neuron, *code_of(layers), layers.arithmetic, p, currents)
+    return _fire_jitted(neuron, timing(layers), layers.arithmetic, p, currents)
 
 
-@functools.partial(jax.jit, static_argnums=range(5))
-def _fire_jitted(neuron, code, steps, wait, arithmetic, p, currents) -> Fired:
-    times = timing(code, steps, wait)
+@functools.partial(jax.jit, static_argnums=range(3))
+def _fire_jitted(neuron, times, arithmetic, p, currents) -> Fired:
     bias = jnp.broadcast_to(p["bias"], currents.shape)
-    currents += _scaled(times.biases[:steps], bias)
+    currents += _scaled(times.biases[: times.steps], bias)
     return _fire(neuron, p, currents, times, arithmetic)
 
 
@@ -420,8 +419,7 @@ def _fire(
         times: of the code.
         arithmetic: bits of the state.
     """
-    steps, shape = len(currents), currents.shape[1:]
-    wait = len(times.firing) - steps
+    wait, shape = times.wait, currents.shape[1:]
     threshold = lead(p["threshold"], len(shape))
     takes_back, subtracts = neuron.levels[0] < 0, neuron.reset == "subtract"
 

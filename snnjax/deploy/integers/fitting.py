@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax.deploy.integers import exact, rounding
-from snnjax.deploy.integers.timing import Timing, code_of, timing, widest
+from snnjax.deploy.integers.timing import Timing, timing, widest
 from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
 from snnjax.deploy.lowering.values import (
     Affine,
@@ -109,7 +109,7 @@ def read_receiver(
     thresholds = _per_row(v_th, node.shape)
     currents, moments = _read(
         _structures([weights for weights, _ in maps]),
-        *code_of(layers),
+        timing(layers),
         [_params(weights) for weights, _ in maps],
         [pair.floats for _, pair in maps],
         [pair.whole for _, pair in maps],
@@ -145,7 +145,7 @@ def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> WholeRec
         _check_weights(reading, maps)
         weighted = _weighted(
             _structures(maps),
-            *code_of(layers),
+            timing(layers),
             [_params(m) for m in maps],
             [c.whole for c in incoming],
         )
@@ -197,8 +197,7 @@ def _with_charge(
     """
     node, layers = reading.node, reading.layers
     factor = theta / reading.thresholds
-    times = timing(*code_of(layers))
-    arrivals = times.biases.sum()
+    arrivals = timing(layers).biases.sum()
     missing = factor * _mean(reading.currents) - _mean(weighted)
     own = channels_last(node.bias) / layers.bias_unit
     total = factor * own * arrivals + missing
@@ -227,7 +226,7 @@ def _float_spikes(reading: Reading) -> exact.Stream:
     numbers = (node.threshold, node.initial_potential, node.bias)
     arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
     model = without_surrogate(node.model)
-    levels = _levels(model, *code_of(layers), *arrays, reading.currents)
+    levels = _levels(model, timing(layers), *arrays, reading.currents)
     return exact.Stream(None, levels)
 
 
@@ -307,32 +306,31 @@ def _mapped(structure: Any, stream: exact.Stream) -> exact.Stream:
     return exact.mapped(exact.without_arrays(structure), {}, stream)
 
 
-@functools.partial(jax.jit, static_argnums=range(4))
-def _read(structures, code, steps, wait, params, floats, whole):
+@functools.partial(jax.jit, static_argnums=range(2))
+def _read(structures, times, params, floats, whole):
     """Currents of the float network, and moments of each connection."""
-    times = timing(code, steps, wait)
     moments = []
     for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
         node, kernel = exact.without_arrays(structure), p["weight"].shape[:2]
         x, y = (_samples(node, kernel, _decoded(s, times)) for s in streams)
         moments.append((_covariance(y, y), _covariance(x, y)))
-    return _received(structures, params, floats, times, steps), moments
+    return _received(structures, params, floats, times), moments
 
 
-@functools.partial(jax.jit, static_argnums=range(4))
-def _weighted(structures, code, steps, wait, params, streams):
+@functools.partial(jax.jit, static_argnums=range(2))
+def _weighted(structures, times, params, streams):
     """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...].
 
     Sums above 2^24 are rounded to float32, which is enough to choose scales and biases.
     """
-    times = timing(code, steps, wait)
-    return _received(structures, params, streams, times, steps)
+    return _received(structures, params, streams, times)
 
 
-@functools.partial(jax.jit, static_argnums=range(4))
-def _levels(model, code, steps, wait, threshold, start, bias, currents):
+@functools.partial(jax.jit, static_argnums=range(2))
+def _levels(model, times, threshold, start, bias, currents):
     """Levels of float neurons, from currents in units: [T, N, ...]."""
     params = NeuronParams(threshold, bias, start)
+    code, steps, wait = times
     currents = currents * code.sizes(steps)[-1]
     spikes = unroll(model, params, currents, wait=wait, code=code)
     sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
@@ -350,13 +348,13 @@ def _mean(currents: jax.Array) -> np.ndarray:
     return np.asarray(_mean_of_channels(currents), np.float64)
 
 
-def _received(structures, params, streams, times, steps) -> jax.Array:
+def _received(structures, params, streams, times) -> jax.Array:
     arriving = [
         exact.mapped(exact.without_arrays(structure), p, stream)
         for structure, p, stream in zip(structures, params, streams, strict=True)
     ]
     zero = np.zeros((), np.int32)
-    return exact.received(exact.total(arriving), zero, times, steps)
+    return exact.received(exact.total(arriving), zero, times)
 
 
 def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:

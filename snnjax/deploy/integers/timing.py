@@ -17,47 +17,70 @@ from snnjax.deploy.lowering.values import Arithmetic, Layers
 
 
 class Timing(NamedTuple):
-    """What a code does at each of the T + wait steps of a population, [T + wait].
-
-    Attributes:
-        inputs: units of the constant x that arrive.
-        biases: units of a bias, see `Layers.bias_unit`, that arrive.
-        arriving: m_n, units of a spike that arrives; that of step T after the last one.
-        firing: m_t of the spike that is sent; 0 before the first one.
-    """
-
-    inputs: np.ndarray
-    biases: np.ndarray
-    arriving: np.ndarray
-    firing: np.ndarray
-
-
-def multiples(code: Code, steps: int) -> np.ndarray:
-    """m_1 .. m_T: the weights of a code in units of the last one, whole numbers.
-
-    Raises:
-        ValueError: they are no whole numbers, or a constant is no multiple of the unit.
+    """What a code does at each of the T + wait steps of a population, in units.
 
     >>> import snnjax
-    >>> print(multiples(snnjax.codes.radix(), 4))
-    [8 4 2 1]
+    >>> times = Timing(snnjax.codes.radix(), 4, 1)
+    >>> print(times.multiples, times.arriving, times.firing)
+    [8 4 2 1] [8 4 2 1 1] [0 8 4 2 1]
+    >>> print(times.inputs, times.biases)
+    [8 0 0 0 0] [1 0 0 0 0]
     """
-    weights = np.asarray(code.weights(steps)) / code.finest(steps)
-    constant = 1.0 if code.clock_runs else 1 / code.finest(steps)
-    numbers = np.array([*weights, constant])
-    if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
-        raise ValueError(
-            f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
-            "multiples of the last one, which divides 1, as those of "
-            "snnjax.codes.radix(base=2) and snnjax.codes.rate()"
-        )
-    return np.rint(weights).astype(np.int64)
+
+    code: Code
+    steps: int
+    wait: int
+
+    @property
+    def multiples(self) -> np.ndarray:
+        """m_1 .. m_T: the weights of the code in units of the last one.
+
+        Raises:
+            ValueError: they are no whole numbers, or a constant is no multiple of the
+                unit.
+        """
+        code, steps = self.code, self.steps
+        weights = np.asarray(code.weights(steps)) / code.finest(steps)
+        numbers = np.array([*weights, self._constant])
+        if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
+            raise ValueError(
+                f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
+                "multiples of the last one, which divides 1, as those of "
+                "snnjax.codes.radix(base=2) and snnjax.codes.rate()"
+            )
+        return np.rint(weights).astype(np.int64)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """Units of the constant x that arrive."""
+        return round(self._constant) * self.biases
+
+    @property
+    def biases(self) -> np.ndarray:
+        """Units of a bias, see `Layers.bias_unit`, that arrive."""
+        last = self.steps if self.code.clock_runs else 1
+        return (np.arange(self.steps + self.wait) < last).astype(np.int64)
+
+    @property
+    def arriving(self) -> np.ndarray:
+        """m_n, units of a spike that arrives; that of step T after the last one."""
+        return np.pad(self.multiples, (0, self.wait), "edge")
+
+    @property
+    def firing(self) -> np.ndarray:
+        """m_t of the spike that is sent; 0 before the first one."""
+        return np.pad(self.multiples, (self.wait, 0))
+
+    @property
+    def _constant(self) -> float:
+        """Units of a constant of 1 when it arrives."""
+        return 1.0 if self.code.clock_runs else 1 / self.code.finest(self.steps)
 
 
-def code_of(layers: Layers) -> tuple[Code, int, int]:
-    """Code, T and wait, as `timing` takes them."""
+def timing(layers: Layers) -> Timing:
+    """That of layers with a number of steps."""
     assert layers.steps is not None
-    return layers.code, layers.steps, layers.wait or 0
+    return Timing(layers.code, layers.steps, layers.wait or 0)
 
 
 def check_state(layers: Layers) -> None:
@@ -80,26 +103,10 @@ def widest(layers: Layers) -> Layers:
 
 def _most_state_bits(layers: Layers) -> int:
     """Such that 4 m_1 potentials fit into 32 bits, as sums in `_fire` need."""
-    first = int(multiples(*code_of(layers)[:2])[0])
+    first = int(timing(layers).multiples[0])
     return 30 - (first - 1).bit_length()
 
 
 def _arithmetic(layers: Layers) -> Arithmetic:
     assert layers.arithmetic is not None
     return layers.arithmetic
-
-
-def timing(code: Code, steps: int, wait: int) -> Timing:
-    """What happens at each step of a population, see `Timing`."""
-    m = multiples(code, steps)
-    inputs, biases = np.zeros((2, steps + wait), np.int64)
-    if code.clock_runs:
-        inputs[:steps], biases[:steps] = 1, 1
-    else:
-        inputs[0], biases[0] = round(1 / code.finest(steps)), 1
-    return Timing(
-        inputs,
-        biases,
-        np.concatenate([m, np.full(wait, m[-1])]),
-        np.concatenate([np.zeros(wait, np.int64), m]),
-    )
