@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax._checks import (
+    called_as,
     check_choice,
     check_count,
     check_examples,
@@ -143,6 +144,7 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
+@called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
     *,
@@ -245,6 +247,7 @@ def spiking(
     )
     _check_combination(simulation)
 
+    @called_as("snnjax.spiking(fn)(snn, x, key=None)")
     def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
         return simulate(simulation, snn, x, key)
 
@@ -310,8 +313,8 @@ def simulate(
     """Check SNN and input, encode the input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
+    _check_code(sim, snn)  # first: a code may be why a segment has a wait
     _check_segment(sim)
-    _check_code(sim, snn)
     check_values(snn)
     batch_axis = int(sim.inputs == "sequence")
     check_examples(x, batch_axis)
@@ -500,7 +503,10 @@ def _check_segment(sim: Simulation) -> None:
             f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
         )
     if sim.wait:
-        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
+        raise ValueError(
+            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
+            "the segment out"
+        )
 
 
 def _check_code(sim: Simulation, snn: SNN) -> None:
