@@ -30,8 +30,8 @@ from snnjax.deploy.chips.report import report
 from snnjax.deploy.integers import exact, fitting, rounding
 from snnjax.deploy.integers.fitting import Pair
 from snnjax.deploy.integers.timing import check_state
-from snnjax.deploy.lowering.connections import with_own_maps
 from snnjax.deploy.lowering.folding import is_channelwise
+from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.values import (
     Affine,
     Arithmetic,

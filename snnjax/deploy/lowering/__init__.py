@@ -3,6 +3,6 @@
 ``layers.py`` takes the captured equations one by one, ``values.py`` has the nodes.
 ``rules.py`` has a rule per primitive, ``windows.py`` convolutions and pools,
 ``sums.py`` the scales and biases on their way into weights, ``folding.py`` products of
-maps and ``connections.py`` one map for each connection. ``function.py`` is the way
+maps and ``own_maps.py`` one map for each connection. ``function.py`` is the way
 back.
 """

@@ -182,7 +182,7 @@ def _pool(builder: Builder, equation: Equation) -> Sum:
     out_shape = builder.network.avals[equation.outputs[0]].shape
     every = range(len(shape))
     pooled = {a for a in every if (sizes[a], strides[a], *pads[a]) != _ALONE}
-    # The batch axis comes last, so that it replaces no other axis of size 1.
+    # Axis 0, that of the one example, comes last as in `image_axes`.
     choices = itertools.permutations([*range(1, len(shape)), 0], 3)
     axes = image_axes(total, shape, [c for c in choices if pooled <= {*c[1:]}])
     windows = [

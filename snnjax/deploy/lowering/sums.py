@@ -190,7 +190,7 @@ def image_axes(
 
     Args:
         total: the variable's sum.
-        shape: of the variable, with its batch axis of size 1.
+        shape: of the variable; the axis of its one example, of size 1, may be in it.
         candidates: choices of axes, the first that fits is taken; None: all.
 
     Raises:
@@ -202,7 +202,8 @@ def image_axes(
             "unflattens a vector",
             "keep [H, W, C] from the input to the last operation on images",
         )
-    # The batch axis comes last, so that it replaces no other axis of size 1.
+    # Axis 0 comes last: it counts examples as a rule, of which there is one, and must
+    # not stand for rows or columns if another axis of size 1 can.
     every = [*itertools.permutations([*range(1, len(shape)), 0], 3)]
 
     def fits(axes: tuple[int, ...]) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snnjax._checks import check_choice, check_count, check_positive, check_wait
-from snnjax.deploy.lowering.connections import with_own_maps
+from snnjax.deploy.lowering.own_maps import with_own_maps
 from snnjax.deploy.lowering.sums import compact
 from snnjax.deploy.lowering.values import (
     Arithmetic,
