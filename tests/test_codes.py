@@ -492,7 +492,7 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     with pytest.raises(ValueError, match=r"code is .*allowed: a code, .*radix\(\)"):
         snnjax.convert(dense, kernels, x, steps=T, code=codes.radix)
     with pytest.raises(ValueError, match="NIR cannot express the code radix"):
-        snnjax.to_nir(dense, radix, x)
+        snnjax.deploy.to_nir(snnjax.deploy.layers(dense, radix, x))
 
 
 @pytest.mark.parametrize(

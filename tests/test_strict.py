@@ -12,7 +12,7 @@ import pytest
 from networks import outputs_of
 
 import snnjax
-from snnjax import training
+from snnjax import deploy, training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
 from snnjax.neurons.protocol import Wrapper
@@ -125,11 +125,11 @@ def test_whole_numbers():
         model=snnjax.integrate_and_fire(levels=(-1, 1)),
         recipe=snnjax.max_activation(),
     )
-    layers = snnjax.layers.of(fn, snn, images)
-    integers = snnjax.quantize(layers, images, weight_bits=8)
-    outputs = snnjax.integers.outputs(integers, images).outputs
-    trained_fn, start = snnjax.integers.trainable(integers)
-    same = snnjax.spiking(trained_fn)(start, snnjax.integers.on_grid(integers, images))
+    layers = deploy.layers(fn, snn, images)
+    integers = deploy.quantize(layers, images, weight_bits=8)
+    outputs = deploy.outputs(integers, images).outputs
+    trained_fn, start = deploy.trainable(integers)
+    same = snnjax.spiking(trained_fn)(start, deploy.on_grid(integers, images))
     np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
 
 
