@@ -149,38 +149,6 @@ def least_squares_threshold(activation, steps, half=0.0):
     return best
 
 
-def expected_threshold(activation, steps, prior, half=0.0):
-    """Per channel of [n, C]: least squares with ``prior`` samples of the layer more."""
-    channels = [activation[:, c] for c in range(activation.shape[1])]
-    active = [a[a > 0] for a in channels]
-    mean = np.concatenate(active).mean()
-    scales = [(a.sum() + prior * mean) / (len(a) + prior) for a in active]
-    two = [sorted(a)[-2:] for a in channels]
-    gaps = [first - second for second, first in two]
-    tried, errors = [], []
-    for a, scale, gap in zip(channels, scales, gaps, strict=True):
-        excess = scale * sum(gaps) / sum(scales) if gap > 0 else 0.0
-        largest = max(a) or max(activation.flat)
-        tried.append([largest + i * excess for i in range(min(prior, 8), 0, -1)])
-        tried[-1] += [largest * (1 - 0.01 * i) for i in range(95)]
-        errors.append([squared_error(a, steps, v, half) for v in tried[-1]])
-    places = [np.array(v) / s for v, s in zip(tried, scales, strict=True)]
-    grid = np.geomspace(min(map(min, places)), max(map(max, places)), 256)
-    pool = 0.0
-    for place, error, scale in zip(places, errors, scales, strict=True):
-        pool = pool + np.interp(grid, place[::-1], error[::-1]) / scale**2
-    pool = pool / sum(map(len, active))
-    best = []
-    for c, scale in enumerate(scales):
-        total = errors[c] + prior * scale**2 * np.interp(places[c], grid, pool)
-        excess = scale * sum(gaps) / sum(scales) if gaps[c] > 0 else 0.0
-        if excess:
-            margin = np.maximum(np.array(tried[c]) - max(channels[c]), 0)
-            total = total + 2 * excess**2 * np.exp(-margin / excess)
-        best.append(tried[c][int(np.argmin(total))])
-    return np.array(best)
-
-
 def bias_shift(threshold, steps):
     return threshold / (2 * steps)
 

@@ -6,6 +6,7 @@ necessary: the same random positions of every image. Every device has a copy.
 
 import functools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from snnjax._arrays import per_channel, subtract_offset
 SAMPLES = 2**15
 # What a sample and its currents may take, which a large T would exceed.
 _SAMPLE_BYTES = 2**29
+# FEW
+FEW = 64
 
 
 class Sample(NamedTuple):
@@ -43,7 +46,7 @@ class Sample(NamedTuple):
         size = jnp.abs(subtract_offset(self.activation, _flat(offset)))
         return jnp.where(self.weight > 0, size, 0)
 
-    def peaks(self, offset: jax.Array | None) -> jax.Array:
+    def maxima(self, offset: jax.Array | None) -> jax.Array:
         """The largest magnitude of each channel at all positions, [C]."""
         lowest, highest = (subtract_offset(end, _flat(offset)) for end in self[2:])
         return jnp.maximum(jnp.maximum(highest, -lowest), 0)
@@ -138,6 +141,16 @@ def at_positions(
     lead = values.shape[: values.ndim - ndim]
     rows = values.reshape(*lead, -1, values.shape[-1])
     return rows if positions is None else jnp.take(rows, positions, rows.ndim - 2)
+
+
+def warn_of_few(what: str, samples: int) -> None:
+    """Warn of parameters that are fitted to fewer samples each than `FEW`."""
+    if samples < FEW:
+        warnings.warn(
+            f"{what} are fitted to {samples} samples each, and may not suit new "
+            f"images; recommended: {FEW} calibration images or more",
+            stacklevel=2,
+        )
 
 
 def _flat(offset: jax.Array | None) -> jax.Array | None:
