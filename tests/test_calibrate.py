@@ -373,7 +373,7 @@ def test_a_sample_is_the_same_positions_of_activations_spikes_and_weights(
     axes = tuple(axis for axis in range(a.ndim) if axis != a.ndim + channel)
     np.testing.assert_allclose(sample.highest, counted.max(axes))
     np.testing.assert_allclose(sample.lowest, counted.min(axes))
-    halves = sample.peaks(jnp.float32(0.5))
+    halves = sample.maxima(jnp.float32(0.5))
     sizes = np.where(weight > 0, np.abs(a - 0.5), 0).max(axes)
     np.testing.assert_allclose(np.ravel(halves), sizes, rtol=1e-6)
 
