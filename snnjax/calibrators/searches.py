@@ -60,14 +60,15 @@ def search(
         raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
     pairs = sorted(pairs, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
     # Equally many candidates take the same program; of equal ones the first is taken.
-    padded = np.float32([*pairs, *[pairs[0]] * (-len(pairs) % 12)])
+    padded = [*pairs, *[pairs[0]] * (-len(pairs) % 12)]
+    table = np.asarray(padded, np.float32)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         # Each parameter in full but v(0), which is small until each neuron has its own.
         start = fit.neurons.initial_potential
         neuron = _best_of(
             broadcast(fit.neurons, view.site)._replace(initial_potential=start),
-            padded,
+            table,
             view.sample,
             view.sample_currents(fit.weights),
             view.positions,
