@@ -258,17 +258,6 @@ def test_a_program_takes_any_batch_and_keeps_the_nesting_of_outputs(path):
         jax.tree.map(np.testing.assert_array_equal, stored.run(batch), expected)
 
 
-def test_a_network_of_one_batch_size_takes_no_other(path):
-    def fn(p, x):
-        return DENSE.fn(p, x.reshape(len(DENSE.x), -1))
-
-    stored = snnjax.load(snnjax.save(path, converted(), fn=fn, x=DENSE.x))
-    np.testing.assert_array_equal(stored.run(DENSE.x), outputs_of_dense())
-    assert stored.card["program"]["why_this_batch"]
-    with pytest.raises(ValueError, match=r"takes \[\d+, 4\] .* \(no other batch"):
-        stored.run(DENSE.x[:2])
-
-
 def test_a_sequence_and_numbers_in_params_are_part_of_the_program(path):
     def fn(p, x):
         return jax.nn.relu(x @ p["w"] * p["scale"])

@@ -16,23 +16,31 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_examples, check_function, check_leaves
+from snnjax._checks import called_as, check_examples, check_function, check_leaves
 from snnjax._examples import batch_of, shapes_of
 from snnjax._trees import is_floating, paths_of
 from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.capture.check import ConversionError, check
+from snnjax.capture.check import (
+    ConversionError,
+    check,
+    check_has_batch,
+    hard_coded,
+)
 from snnjax.capture.encoders import with_encoders
-from snnjax.capture.examples import mapped, mixed, of_one_example, statistics
+from snnjax.capture.examples import of_one_example, with_mapped_inputs
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
+from snnjax.capture.mixing import Growth
 from snnjax.capture.names import site_names
 from snnjax.capture.operators import with_operators, without_inner_pools
 from snnjax.capture.recognize import with_sites
+from snnjax.capture.trace import trace
 from snnjax.network.equations import Equation, Network, shape_of, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Sites
 
 
+@called_as("snnjax.sites(fn, params, x)")
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
     """Where neurons would fire: name, kind, shape, depth and parameters of each site.
 
@@ -145,33 +153,25 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    count = len(jax.tree_util.tree_leaves(params))
-
-    def program_of(size: int) -> tuple[Program, Any]:
-        closed_jaxpr, result = _trace(fn, params, shapes_of(x, size))
-        return flatten(closed_jaxpr, count), result
-
+    # In training mode a norm takes its statistics over all examples, so the network is
+    # that of the whole batch; otherwise it is that of one example.
     size = batch_of(x) if has_aux else 1
-    program, result = program_of(size)
-    others = frozenset()
-    if has_aux:
-        others = statistics(program, program_of(2 * size)[0])
-    program = with_sites(program, others)
-    if not has_aux:  # in training mode anything may stand between the sites
-        program = with_encoders(program)
-    program = without_inner_pools(program)
-    program = program if has_aux else with_operators(program)
-    answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
-    inner = program.outputs[: len(answers)], program.avals, size
-    if not has_aux:
-        program = of_one_example(program)
+    program, result = _program(fn, params, x, size)
+    few = program if has_aux else _program(fn, params, x, 2)[0]
+    growth = Growth(few, _program(fn, params, x, 2 * size if has_aux else 3)[0])
+    if has_aux:  # anything may stand between the sites
+        program = with_sites(program, growth.statistics())
+        program = without_inner_pools(program)
+        answers, mixing = _without_aux(result), []
+    else:
+        program = with_encoders(with_sites(program))
+        program = of_one_example(with_operators(without_inner_pools(program)))
+        answers, mixing = result, [*growth.problems()]
     network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
-    mixing: list[Equation] = []
-    if not has_aux:
-        mixing = [*mixed(program_of(2)[0], program_of(3)[0], 3 / 2)]
+    wrong_outputs = growth.wrong_outputs(len(jax.tree_util.tree_leaves(answers)))
     try:
-        check(network, facts, mixing, inner, affine=not has_aux)
+        check(network, facts, x, mixing, wrong_outputs, affine=not has_aux)
     except ConversionError as error:
         if not has_aux and isinstance(result, tuple) and len(result) == 2:
             error.add_note(
@@ -180,51 +180,26 @@ def capture(
                 "snnjax.init; all else takes the network in inference mode."
             )
         raise
-    # An operator may hold parts of several calls.
-    if not inline_all and not facts.leaving:
+    equations = network.equations
+    if not inline_all and not facts.leaving:  # an operator may hold parts of calls
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
-        equations = folded(network.equations, program.calls, names)
-        network = network._replace(equations=equations)
-    if has_aux:
-        return network
-    equations = tuple(mapped(eq, facts.dependent) for eq in network.equations)
-    return network._replace(equations=equations)
+        equations = folded(equations, program.calls, names)
+    if not has_aux:
+        equations = [with_mapped_inputs(eq, facts.dependent) for eq in equations]
+    return network._replace(equations=tuple(equations))
 
 
-def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
-    """The jaxpr of a function, and the shapes of its result."""
-
-    def anew(params, x):  # JAX would remember what fn itself closed over at first
-        return fn(params, x)
-
+def _program(
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, size: int
+) -> tuple[Program, Any]:
+    """The equations of fn for so many examples, and the shapes of its result."""
     try:
-        return jax.make_jaxpr(anew, return_shape=True)(params, x)
-    except Exception as error:  # the user's own function failed: say with what
-        note = (
-            f"snnjax called fn(params, x) with x of {_described(x)}, and params of "
-            f"{_shapes(params)}. Pass x with the batch axis first and the features "
-            "that params have weights for, and the network as fn(params, x) -> outputs."
-        )
-        if type(error) in (TypeError, ValueError):
-            explanation = type(error)(f"{error}\n{note}")
-            for earlier_note in getattr(error, "__notes__", ()):
-                explanation.add_note(earlier_note)
-            raise explanation from error
-        error.add_note(note)
-        raise
-
-
-def _described(x: Any) -> str:
-    leaves = jax.tree_util.tree_leaves(x)
-    return ", ".join(f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves)
-
-
-def _shapes(params: chex.ArrayTree, most: int = 4) -> str:
-    """Names and shapes of the first parameters."""
-    leaves = jax.tree_util.tree_leaves(params)
-    pairs = list(zip(paths_of(params), leaves, strict=True))
-    shapes = [f"{path or 'shape'} {jnp.shape(leaf)}" for path, leaf in pairs[:most]]
-    return ", ".join(shapes + ["..."] * (len(pairs) > most)) or "no arrays"
+        closed_jaxpr, result = trace(fn, params, shapes_of(x, size))
+    except Exception as error:
+        trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
+        check_has_batch(x)
+        raise hard_coded(x, size, error) from None
+    return flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))), result
 
 
 def _without_aux(result: Any) -> Any:
@@ -240,9 +215,7 @@ def _without_aux(result: Any) -> Any:
 # ------------------------------------------------------ what the whole network shows
 
 
-def _annotated(
-    program: Program, params: chex.ArrayTree, tree: Any
-) -> Network:
+def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
     """The network of a program, whose sites know their place in it.
 
     Args:

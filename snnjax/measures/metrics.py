@@ -386,7 +386,7 @@ def _counts(
         macs += macs_of(equation, network)
         if v in streams:
             stream = events(snn.code, values, constants, v)
-            synapses = fan_out(equation, network, v)
+            synapses = fan_out(equation, network, v)[None]  # of each example
             active = (stream != 0).astype(jnp.float32)
             operations += (active.sum(0) * synapses).sum() / batch_of(x)
             if is_graded:

@@ -58,7 +58,7 @@ def fan_out(equation: Equation, network: Network, v: int) -> jax.Array:
 
 
 def macs_of(equation: Equation, network: Network) -> int:
-    """Multiply-adds of a product for the whole batch, without those with padding."""
+    """Multiply-adds of a product for one image, without those with padding."""
     left, right = (shape_of(network.avals, v) for v in equation.inputs)
     output, options = shape_of(network.avals, equation.outputs[0]), equation.options
     if equation.name == "dot_general":
