@@ -60,9 +60,7 @@ def example(dtype=jnp.float32):
 RECIPES = {
     "percentile": snnjax.percentile(99.0, "channel"),
     "light": snnjax.light(),
-    "spikes": snnjax.Recipe(
-        [max_threshold(), calibrate_weights("spikes", iterations=2)]
-    ),
+    "spikes": snnjax.Recipe([max_threshold(), calibrate_weights(iterations=2)]),
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
