@@ -80,7 +80,7 @@ def sizes() -> dict[str, tuple[int, int]]:
 def users_of(part: Part) -> str:
     """Folders whose other files name a module, or what the top level shows of it."""
     modules = "|".join(part.modules.split()) or "sweep"
-    shown = [(n, getattr(getattr(snnjax, n), "__module__", "")) for n in snnjax.__all__]
+    shown = [(n, getattr(getattr(snnjax, n), "__module__", "")) for n in dir(snnjax)]
     top = [n for n, m in shown if re.match(rf"snnjax\.(deploy\.)?({modules})\b", m)]
     pattern = rf"\bsnnjax\.((deploy\.)?({modules})|{'|'.join([modules, *top])})\b"
     names = []
