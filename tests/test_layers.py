@@ -278,7 +278,7 @@ def test_what_has_no_layers_is_refused():
     plain = fitted(net)
     of = functools.partial(deploy.layers, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
-    adaptive = snnjax.neurons.adaptive(IF)
+    adaptive = snnjax.neurons.Adaptive(IF)
     adaptive = snnjax.init(net.fn, net.params, net.x, model=adaptive)
 
     def encoded(p, x):
