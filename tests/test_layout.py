@@ -136,8 +136,7 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    names = {name for _, name in imports(file)} - {"_renamed"}
-    assert set(package.__all__) == names
+    assert set(package.__all__) == {name for _, name in imports(file)} - {"_renamed"}
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public
