@@ -96,20 +96,9 @@ def mixed(p, x):
     return jnp.tanh(x @ p["v"]).mean(1) @ p["out"]
 
 
-def looped(p, x):
-    """Three blocks whose parameters are stacked; the last axis of x is as wide."""
-
-    def block(x, weights):
-        w, b = weights
-        return x + relu(norm(x) @ w + b), None
-
-    x, _ = jax.lax.scan(block, x @ p["in"], (p["stack"], p["offset"]))
-    return x.mean(1) @ p["out"]
-
-
 NETWORKS = {
     function.__name__: function
-    for function in (transformer, gated, regated, squeezed, hard, mixed, looped)
+    for function in (transformer, gated, regated, squeezed, hard, mixed)
 }
 FINE = snnjax.integrate_and_fire(levels=(-100, 100))
 RECIPE = snnjax.max_activation()
@@ -120,17 +109,15 @@ def weights(seed=0):
     generator = np.random.default_rng(seed)
     shapes = dict.fromkeys("qkvo", (8, 8))
     shapes |= {"in": (5, 8), "up": (8, 16), "down": (16, 8), "out": (8, 3)}
-    shapes |= {"stack": (3, 8, 8), "offset": (3, 8), "window": (3, 3, 8, 8)}
+    shapes |= {"stack": (3, 8, 8), "window": (3, 3, 8, 8)}
     return {
-        name: jnp.asarray(
-            generator.normal(size=shape) / np.sqrt(shape[-2]), jnp.float32
-        )
+        name: np.float32(generator.normal(size=shape) / np.sqrt(shape[-2]))
         for name, shape in shapes.items()
     }
 
 
 PARAMS = weights()
-X = jnp.asarray(np.random.default_rng(1).normal(size=(16, 6, 5)), jnp.float32)
+X = np.float32(np.random.default_rng(1).normal(size=(16, 6, 5)))
 
 
 @functools.cache
@@ -226,6 +213,7 @@ def test_encoders_stand_before_the_weights_that_read_an_operator():
         "hard": ["q/encoder", "out/encoder"],
     }.items():
         assert encoders(NETWORKS[name])[: len(names)] == names, name
+    assert len(encoders(transformer)) == 5  # all readers of a value share one
 
 
 def test_an_encoder_of_ones_own_is_a_site_and_the_identity():
@@ -249,18 +237,6 @@ def test_an_encoder_of_ones_own_is_a_site_and_the_identity():
         snnjax.encode(jnp.arange(3))
 
 
-def test_all_readers_of_a_value_share_its_encoder():
-    (first, *_) = encoders(transformer)
-    seen = []
-
-    def rule(site, x, *operands):
-        seen.append(site.name)
-        return identity(site, x, *operands)
-
-    jax.eval_shape(with_activation(transformer, rule), PARAMS, X)
-    assert seen.count(first) == 1 and len(encoders(transformer)) == 5
-
-
 def test_a_relu_that_only_scales_is_part_of_its_operator():
     assert [name for name in firing(regated) if "relu" in name] == ["in/relu"]
     assert not any("relu" in name for name in firing(hard))
@@ -280,11 +256,14 @@ def test_a_scan_over_layers_is_the_loop_that_it_stands_for():
             x, inputs[i] = block(x, p["stack"][i])
         return (x + inputs[0]).mean(1) @ p["out"]
 
+    def squashed(site, x, *operands):
+        return jnp.tanh(identity(site, x, *operands))
+
     for reverse, turns in ((True, "210"), (False, "012")):
         fn = functools.partial(scanned, reverse=reverse)
         assert firing(fn)[1::2] == [f"{turn}/stack/relu" for turn in turns]
-    runs = [fitted_run(fn) for fn in (scanned, unrolled)]
-    np.testing.assert_array_equal(*outputs_of(runs, PARAMS, X))
+    runs = [with_activation(fn, squashed) for fn in (scanned, unrolled)]
+    np.testing.assert_allclose(*outputs_of(runs, PARAMS, X), rtol=1e-5, atol=1e-6)
 
 
 def test_constants_of_a_scan_and_empty_keys_need_no_rule():
@@ -345,14 +324,11 @@ def test_examples_that_meet_in_an_operator_are_refused():
 # -------------------------------------------------------------------- conversion
 
 
-@pytest.mark.parametrize(
-    "name, wait",
-    # What the others are made of is among the random chains below.
-    [("transformer", 0), ("squeezed", 1), ("mixed", 0), ("mixed", 1), ("looped", 0)],
-)
-def test_executions_agree(name, wait):
-    fn, snn = fitted(name, wait=wait)
-    executions = ["by_layer", "by_step", *([] if wait else [ByLayer(segment=3)])]
+# What the others are made of is among the random chains below.
+@pytest.mark.parametrize("name", ["transformer", "mixed"])
+def test_executions_agree(name):
+    fn, snn = fitted(name)
+    executions = ["by_layer", "by_step", ByLayer(segment=3)]
     executions += [ByLayer(remat=True)] if name == "mixed" else []
     expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
@@ -361,7 +337,7 @@ def test_executions_agree(name, wait):
         assert close.mean() > 0.9, execution
 
 
-@pytest.mark.parametrize("name", ["transformer", "squeezed", "mixed"])
+@pytest.mark.parametrize("name", ["transformer", "mixed"])
 def test_with_a_wait_of_t_an_snn_is_the_quantized_ann(name):
     fn, snn = fitted(name, wait=STEPS)
 
@@ -379,11 +355,6 @@ def test_with_a_wait_of_t_an_snn_is_the_quantized_ann(name):
     *outputs, expected = outputs_of([*runs, ann], snn, X)
     for output in outputs:
         assert (np.abs(output.mean(0) - expected) < 1e-4).mean() > 0.9
-
-
-@pytest.mark.parametrize("name", ["gated", "hard", "mixed"])
-def test_fine_levels_give_the_numbers_of_the_ann(name):
-    near_the_ann(NETWORKS[name], PARAMS, X, atol=0.02)
 
 
 def test_more_steps_are_nearer_to_the_ann():
@@ -431,13 +402,13 @@ def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
 
 
 def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
-    images, new = np.float32(np.random.default_rng(4).normal(size=(2, 256, 6, 5)))
+    images, new = np.float32(np.random.default_rng(4).normal(size=(2, 128, 6, 5)))
 
     @jax.jit
     def errors(params, images, new):
-        answers, squares = transformer(params, new), []
+        answers, squares = attending(params, new), []
         for parts in ((WEIGHTS, *PARTS), PARTS):
-            run = fitted_run(transformer, recipe=snnjax.Recipe(parts), images=images)
+            run = fitted_run(attending, recipe=snnjax.Recipe(parts), images=images)
             squares.append(jnp.square(run(params, new).mean(0) - answers).mean())
         return squares
 
@@ -482,7 +453,7 @@ def on_devices(x, count):
 
 
 def test_devices_share_the_examples():
-    fn, snn = fitted("transformer")
+    fn, snn = fitted("gated")
     simulate = compiled(fn, steps=STEPS, execution="by_layer")
     alone, shared = simulate(snn, X), simulate(snn, on_devices(X, 8))
     np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
@@ -524,7 +495,7 @@ def test_a_convolution_after_a_norm_is_encoded_per_channel():
 
 
 def test_sequences_pass_operators():
-    fn, snn = fitted("squeezed")
+    fn, snn = fitted("gated")
     snn = dataclasses.replace(snn, steps=None, wait=None)
     of_sequence = snnjax.spiking(fn, steps=STEPS, inputs="sequence")
     repeated = lambda snn, x: of_sequence(snn, jnp.stack([x] * STEPS))  # noqa: E731
@@ -561,13 +532,14 @@ def test_a_mask_may_add_the_lowest_number():
         mask = jnp.where(x["mask"], 0.0, jnp.finfo(jnp.float32).min)[..., None]
         return (jax.nn.softmax(y @ p["q"][:, :1] + mask, axis=1) * y).sum(1) @ p["out"]
 
-    mask = jnp.ones((len(X), 6), bool).at[3].set(False).at[5, 2:].set(False)
+    mask = np.ones((len(X), 6), bool)
+    mask[3], mask[5, 2:] = False, False
     near_the_ann(fn, PARAMS, {"numbers": X, "mask": mask}, atol=0.1)
 
 
 # ---------------------------------------------------------- what x itself may decide
 
-TOKENS = jnp.asarray(np.random.default_rng(6).integers(0, 3, (16, 6)))
+TOKENS = np.int32(np.random.default_rng(6).integers(0, 3, (16, 6)))
 
 
 def embedded(p, tokens):
@@ -615,13 +587,13 @@ def test_tokens_and_masks_may_come_as_several_arrays():
 
 def test_examples_that_are_none_are_refused():
     for x, message in (
-        ({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, "arrays of 2, 3 examples"),
-        ({"a": jnp.ones((2, 3), jnp.int8)}, r"x\['a'\] has dtype int8"),
+        ({"a": np.ones((2, 3)), "b": np.ones((3, 3))}, "arrays of 2, 3 examples"),
+        ({"a": np.ones((2, 3), np.int8)}, r"x\['a'\] has dtype int8"),
         ({"a": 1.0}, r"x\['a'\] is a float"),
         ({}, "without an array"),
     ):
         with pytest.raises(ValueError, match=message):
-            snnjax.sites(lambda p, x: relu(x["a"] @ p), jnp.ones((3, 2)), x)
+            snnjax.sites(lambda p, x: relu(x["a"] @ p), np.ones((3, 2)), x)
 
 
 # -------------------------------------------------------- what stays as it was written
@@ -639,18 +611,13 @@ def test_what_is_no_product_reads_the_value_and_not_its_spikes():
     np.testing.assert_array_equal(moved, outputs["value"])
 
 
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda x: max_pool(jax.nn.gelu(x)),
-        lambda x: norm(max_pool(relu(x))),
-    ],
-)
-def test_a_max_pool_beside_an_operator_is_part_of_it(between):
+def test_a_max_pool_beside_an_operator_is_part_of_it():
     def fn(p, x):
         x = relu(x.reshape(-1, 2, 3, 5) @ p["in"])
-        x = between(jnp.pad(x @ p["q"], ((0, 0), (0, 0), (0, 1), (0, 0))))
-        return relu(x @ p["k"]).mean((1, 2)) @ p["out"]
+        x = jnp.pad(x @ p["q"], ((0, 0), (0, 0), (0, 1), (0, 0)))
+        both = [max_pool(jax.nn.gelu(x)), norm(max_pool(relu(x)))]
+        both = jnp.stack([relu(y @ p["k"]).mean((1, 2)) for y in both], 1)
+        return both @ p["out"]
 
     near_the_ann(fn, PARAMS, X, atol=0.1)
 
@@ -687,7 +654,7 @@ def test_a_value_with_the_batch_elsewhere_goes_on_to_later_layers(monkeypatch):
         return y.mean(1) @ p["out"]
 
     options = {"steps": STEPS, "recipe": snnjax.Recipe([WEIGHTS, *PARTS])}
-    x = jnp.asarray(np.random.default_rng(7).normal(size=(64, 6, 5)), "f4")
+    x = np.float32(np.random.default_rng(7).normal(size=(64, 6, 5)))
     whole = converted(fn, PARAMS, x, **options)
     module = sys.modules["snnjax.conversion.convert"]
     monkeypatch.setattr(module, "_micro_batch_size", lambda *_: 12)
@@ -747,10 +714,13 @@ def test_any_chain_of_blocks_converges_to_its_ann(names):
             x = BLOCKS[name](p, x)
         return jnp.tanh(x @ params[-1]["o"]).mean(1) @ params[-1]["out"]
 
+    def coarse(params, x):
+        snn = snnjax.convert(fn, params, x, steps=STEPS, recipe=LIGHT)
+        executions = "by_layer", "by_step"
+        return [snnjax.spiking(fn, execution=e)(snn, x) for e in executions]
+
     fine = fitted_run(fn, 32, recipe=RECIPE, model=FINE)
-    outputs, answers = outputs_of([fine, fn], params, X)
+    outputs, answers, (layers, by_step) = outputs_of([fine, fn, coarse], params, X)
     error = np.abs(outputs.mean(0) - answers)
     assert error.mean() < 0.02 and error.max() < 0.2
-    snn = converted(fn, params, X, steps=STEPS, recipe=LIGHT)
-    by_layer_, by_step = by_executions(fn, ("by_layer", "by_step"), snn, X)
-    assert (np.abs(by_step.mean(0) - by_layer_.mean(0)) < 1e-4).mean() > 0.9
+    assert (np.abs(by_step.mean(0) - layers.mean(0)) < 1e-4).mean() > 0.9
