@@ -1,7 +1,8 @@
 """Well-known architectures, as small as they can be with random weights.
 
 Each is ``make() -> (fn, params, x)`` with what makes it that architecture: its norm,
-its activation, its connections. In flax.linen, nnx, equinox or plain JAX.
+its activation, its connections. In flax.linen, nnx, equinox or plain JAX. ResNets and
+VGGs are among the source networks of test_models.py.
 """
 
 import zlib
@@ -62,22 +63,6 @@ def pooled(x, size=2):
 
 
 # ------------------------------------------------------------------ convolutions
-
-
-@of_linen(IMAGES)
-def ResNet(x):
-    x = nn.relu(norm()(conv(8, (3, 3))(x)))
-    y = norm()(conv(16, (3, 3), 2)(x))
-    y = norm()(conv(16, (3, 3))(nn.relu(y)))
-    x = nn.relu(y + norm()(conv(16, (1, 1), 2)(x)))
-    return nn.Dense(3)(x.mean((1, 2)))
-
-
-@of_linen(IMAGES)
-def VGG(x):
-    for channels in (8, 16):
-        x = nn.max_pool(nn.relu(nn.Conv(channels, (3, 3))(x)), (2, 2), (2, 2))
-    return nn.Dense(3)(nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1))))
 
 
 @of_linen(IMAGES)

@@ -402,13 +402,13 @@ def test_a_product_may_be_refitted_if_nothing_else_reads_its_kernel():
 
 
 def test_products_refitted_to_their_spikes_are_nearer_to_the_ann():
-    images, new = np.float32(np.random.default_rng(4).normal(size=(2, 128, 6, 5)))
+    images, new = np.float32(np.random.default_rng(4).normal(size=(2, 64, 6, 5)))
 
     @jax.jit
     def errors(params, images, new):
-        answers, squares = attending(params, new), []
+        answers, squares = mixed(params, new), []
         for parts in ((WEIGHTS, *PARTS), PARTS):
-            run = fitted_run(attending, recipe=snnjax.Recipe(parts), images=images)
+            run = fitted_run(mixed, recipe=snnjax.Recipe(parts), images=images)
             squares.append(jnp.square(run(params, new).mean(0) - answers).mean())
         return squares
 
