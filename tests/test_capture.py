@@ -190,34 +190,12 @@ def test_names_follow_the_modules_or_else_the_parameters():
         assert names == expected
 
 
-def test_the_table_shows_every_site():
-    text = str(snnjax.sites(*NETWORKS["max-pool after"][:3]))
-    head, *rows = text.splitlines()
-    assert head.split() == ["site", "kind", "shape", "depth", "parameters"]
-    assert len(rows) == 4
-    assert rows[0].split() == ["w1/relu", "relu", "6x6x4", "1", "w1"]
-    kinds = [row.split()[1] for row in rows]
-    assert kinds == ["relu", "max-pool"] * 2
-    starts = {row.index(kind, 8) for row, kind in zip(rows, kinds, strict=True)}
-    assert starts == {head.index("kind")}
-
-
 def test_work_that_the_outputs_do_not_need_is_dropped():
     def fn(p, x):
         jnp.tanh(x @ p["w1"])
         return relu(x @ p["w1"])
 
     assert len(capture(fn, FLAT, VECTORS).sites) == 1
-
-
-def test_a_function_that_is_only_called_relu_is_no_site():
-    @jax.custom_jvp
-    def relu(x):
-        return jnp.where(x > 0, x * x, 0)
-
-    relu.defjvps(lambda dx, _, x: dx)
-    with pytest.raises(snnjax.ConversionError):
-        snnjax.sites(lambda p, x: relu(x @ p["w1"]), FLAT, VECTORS)
 
 
 def test_clipped_relu_has_the_papers_derivative():
@@ -344,21 +322,6 @@ def test_a_call_hides_neither_products_nor_channels():
         measures = snnjax.measure(fn, snn, x, params=kernel, steps=2)
         assert measures.macs == 5 * 3 * 16**2 + 25  # 3x3 on 6x6, borders apart
         assert measures.weights == 5 * 3 * 9 + 25
-
-
-def test_an_image_alone_is_what_it_is_among_others():
-    """Where all axes have one entry, none is taken for another."""
-    kernel = eighths(1, (1, 1, 2, 1))
-
-    def fn(kernel, x):
-        y = relu(conv(x, kernel)).mean((1, 2), keepdims=True)
-        y = relu(y.reshape(len(x), -1) - 0.125)
-        return (y.reshape(1, -1, 1) * jnp.ones((3, 1, 1))).sum(0)
-
-    x = eighths(2, (3, 2, 2, 2))
-    snn, simulate = converted(fn, kernel, x, recipe=SHORT, steps=4), compiled(fn)
-    alone, outputs = simulate(snn, x[:1]), np.asarray(simulate(snn, x))
-    np.testing.assert_array_equal(alone, outputs[:, :1])
 
 
 def test_vmap_may_leave_the_batch_behind():

@@ -94,7 +94,7 @@ AT_A_SITE = [
 @pytest.mark.parametrize("steps", [1, 9])
 def test_spikes_are_those_of_the_oracle(steps):
     parameters = [params(neuron) for neuron, _ in AT_A_SITE]
-    into = currents(steps=steps)
+    into = currents(6, steps)
     even = np.arange(1, steps + 1).mean()  # what is read early of even spikes
 
     @jax.jit
