@@ -28,27 +28,27 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden resume", 1300),
-    Part("fit a site", "calibrators", "calibrate offsets", 1900),
-    Part("train", "training", "train descent finetuning temperature", 900),
-    Part("layers, as a chip sees them", "layers", "layers", 1750),
-    Part("whole numbers", "integers", "integers", 1500),
-    Part("reports for chips", "chips", "chips", 1200),
-    Part("NIR, both ways", "nir", "nir", 750),
-    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 850),
-    Part("files", "storage", "storage", 600),
-    Part("run in time", "simulation", "simulate levels accelerators", 1150),
+    Part("convert by recipes", "conversion", "convert best golden resume", 1800),
+    Part("fit a site", "calibrators", "calibrate offsets", 2500),
+    Part("train", "training", "train descent finetuning temperature", 1400),
+    Part("layers, as a chip sees them", "layers", "layers", 1850),
+    Part("whole numbers", "integers", "integers", 1800),
+    Part("reports for chips", "chips", "chips", 1300),
+    Part("NIR, both ways", "nir", "nir", 850),
+    Part("spikes, errors, energy", "measures", "metrics costs neurobench", 1050),
+    Part("files", "storage", "storage", 1150),
+    Part("run in time", "simulation", "simulate levels accelerators", 1300),
     Part("codes", "codes", "codes", 350),
-    Part("activations", "activations surrogate", "surrogate quantized", 450),
-    Part("many devices", "sharding", "sharding processes", 300),
+    Part("activations", "activations surrogate", "surrogate quantized", 500),
+    Part("many devices", "sharding", "sharding processes", 350),
     Part("PyTorch modules", "torch", "torch_modules", 250),
-    Part("the SNN as a value", "snn", "strict types", 350),
-    Part("trace fn", "capture", "capture operators refusals architectures", 1900),
-    Part("equations", "network", "soak", 750),
-    Part("neurons", "neurons", "neurons neuron_models libraries", 1800),
-    Part("checks, texts, small files", "", "layout sweep text conformance", 750),
+    Part("the SNN as a value", "snn", "strict types", 450),
+    Part("trace fn", "capture", "capture operators refusals architectures", 2450),
+    Part("equations", "network", "soak", 950),
+    Part("neurons", "neurons", "neurons neuron_models libraries", 2150),
+    Part("checks, texts, small files", "", "layout sweep text conformance", 1950),
 )
-FOLDERS = {"snnjax": 18_500, "experiments": 6500, "benchmarks": 3500, "tests": 15_500}
+FOLDERS = {"snnjax": 23_950, "experiments": 7_400, "benchmarks": 3500, "tests": 19_450}
 
 
 def files_of(part: Part) -> list[Path]:
