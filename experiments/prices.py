@@ -80,8 +80,8 @@ def sizes() -> dict[str, tuple[int, int]]:
 def users_of(part: Part) -> str:
     """Folders whose other files name a module, or what the top level shows of it."""
     modules = part.modules.split() or ["sweep"]
-    shown = [(n, getattr(snnjax, n)) for n in snnjax.__all__]
-    shown += [(n, getattr(snnjax.deploy, n)) for n in snnjax.deploy.__all__]
+    levels = (snnjax, snnjax.deploy)
+    shown = [(n, getattr(level, n)) for level in levels for n in level.__all__]
     own = re.compile(rf"snnjax\.(deploy\.)?({'|'.join(modules)})\b")
     theirs = [n for n, v in shown if own.match(getattr(v, "__module__", None) or "")]
     names = "|".join([*modules, *theirs])
