@@ -27,7 +27,7 @@ import snnjax
 from experiments.data import Dataset, normalize
 from experiments.report import Result, row
 from experiments.running import CODES, Conversion, Convert, devices, digest
-from snnjax.calibrators import widen
+from snnjax.calibrators import broadcast
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -389,5 +389,5 @@ def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
             params = snn.neurons[site.name]
             if site.signed and params.offset is None:  # of recipes that fit none
                 params = params._replace(offset=jnp.zeros(()))
-            neurons[site.name] = widen(params, site)
+            neurons[site.name] = broadcast(params, site)
     return replace(snn, neurons={**snn.neurons, **neurons})

@@ -30,9 +30,8 @@ def results(seeds=2):
             if site.fires
         }
         operations = uniform(1e3, 1e6)
-        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait
-        counts += steps, 2, steps, 0.1 * steps
-        measures = Measures(of_sites, {}, 0.1, *counts)
+        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait, steps, 2
+        measures = Measures(of_sites, 0.1, *counts)
         latency = snnjax.latency(SITES, steps=steps, wait=wait)
         curves = uniform(0, 1, (seeds, steps)).tolist()
         costs = latency, uniform(0, 1), operations, uniform(0, 9), measures

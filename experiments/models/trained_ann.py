@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import MOST_LEVELS, digest, write
+from experiments.running import MOST_LEVELS, write
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -82,13 +82,6 @@ def save_source(out: Path, source: Source) -> None:
     card = source.card | {"sha256": hashlib.sha256(data).hexdigest()}
     write(out / FILE, data)
     write(out / "source.json", json.dumps(card, indent=2) + "\n")
-
-
-def source_digest(source: Source) -> str:
-    """sha256 of the weights and of what the card says of the network and its images."""
-    names = ("model", "norm", "clip", "levels", "mean", "std", "input_shape")
-    description = json.dumps({name: source.card.get(name) for name in names})
-    return digest((source.variables, np.frombuffer(description.encode(), np.uint8)))
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:
