@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("convert by recipes", "conversion", "convert best golden resume", 1800),
+    Part("convert by recipes", "conversion", "convert best golden", 1800),
     Part("fit a site", "calibrators", "calibrate offsets", 2500),
     Part("train", "training", "train descent finetuning temperature", 1400),
     Part("layers, as a chip sees them", "lowering", "layers", 1850),
