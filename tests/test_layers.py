@@ -166,7 +166,7 @@ def test_what_has_no_layers_is_refused():
     plain = fitted(net)
     of = functools.partial(snnjax.layers.of, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
-    adaptive = snnjax.neurons.adaptive(snnjax.integrate_and_fire())
+    adaptive = snnjax.neurons.Adaptive(snnjax.integrate_and_fire())
     adaptive = snnjax.init(net.fn, net.params, net.x, model=adaptive)
 
     def encoded(p, x):

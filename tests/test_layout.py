@@ -14,7 +14,7 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _files _folders _progress _types _text _patterns _trees _arrays "
+    "_version _renamed _files _folders _progress _types _text _patterns _trees _arrays "
     "_examples _checks codes inputs surrogate activations sharding neurons network "
     "capture conformance snn firing calibrators"
 ).split()
@@ -105,7 +105,7 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    assert set(package.__all__) == {name for _, name in imports(file)}
+    assert set(package.__all__) == {name for _, name in imports(file)} - {"_renamed"}
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public
@@ -224,3 +224,20 @@ def test_the_sdist_holds_what_its_tests_need(tmp_path):
     needed = [*ROOT.glob("tests/*.py"), *ROOT.glob("tests/golden/*.*")]
     needed += [m for user in USERS for m in (ROOT / user).rglob("*.py")]
     assert {path.relative_to(ROOT) for path in needed} <= names
+
+
+@pytest.mark.parametrize(
+    "older, newer",
+    {
+        "neurons.adaptive": "neurons.Adaptive",
+        "neurons.synaptic": "neurons.Synaptic",
+        "neurons.recurrent": "neurons.Recurrent",
+        "neurons.mean_output": "neurons.mean_and_pace",
+        "simulation.by_layer": "simulation.ByLayer",
+    }.items(),
+)
+def test_a_name_that_is_gone_says_what_stands_in_its_place(older, newer):
+    module, _, name = older.rpartition(".")
+    with pytest.raises(AttributeError, match=f"use snnjax.{newer}"):
+        getattr(getattr(snnjax, module), name)
+    assert getattr(getattr(snnjax, module), newer.rpartition(".")[2])

@@ -943,7 +943,7 @@ def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     net = NETWORKS["dense"]
     hard, leaky, adaptive = (
         snnjax.init(net.fn, net.params, net.x, model=neuron)
-        for neuron in (HARD, LEAKY, snnjax.neurons.adaptive(HARD))
+        for neuron in (HARD, LEAKY, snnjax.neurons.Adaptive(HARD))
     )
 
     def refused(words, snn=hard, net=net, **options):

@@ -16,7 +16,7 @@ from snnjax import training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
 from snnjax.neurons.protocol import Wrapper
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike, rectangle
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -149,14 +149,14 @@ def test_models_run_and_what_cannot_be_measured_is_a_nan_of_numpy():
         snn = snnjax.init(network, params, x, model=model, key=key)
         return snnjax.measure(network, snn, x, params=params, steps=STEPS)
 
-    wrapped = snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
-    assert np.isnan(measured(snnjax.neurons.recurrent(wrapped)).bits)
+    wrapped = snnjax.neurons.Synaptic(WithoutLevels(snnjax.lif()))
+    assert np.isnan(measured(snnjax.neurons.Recurrent(wrapped)).bits)
     sites = measured(snnjax.lif()).sites.values()
     assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
 
 
-EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (by_layer(segment=3), 0)]
-EXECUTIONS += [(by_layer(remat=True), 1), (by_layer(segment=3, remat=True), 0)]
+EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (ByLayer(segment=3), 0)]
+EXECUTIONS += [(ByLayer(remat=True), 1), (ByLayer(segment=3, remat=True), 0)]
 INPUTS = ("constant", "poisson", "sequence")
 
 

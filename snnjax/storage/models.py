@@ -17,13 +17,11 @@ import jax
 
 from snnjax import codes
 from snnjax.codes import Code
-from snnjax.neurons.adaptive import Adaptive
 from snnjax.neurons.by_site import BySite, models_in
 from snnjax.neurons.models import IntegrateAndFire
 from snnjax.neurons.protocol import chain, inner
-from snnjax.neurons.recurrent import Recurrent
-from snnjax.neurons.synaptic import Synaptic
 from snnjax.neurons.whole import WholeNumbers
+from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
 # The classes that a file can describe. Their names and fields must never change.
 CLASSES: dict[str, Any] = {
@@ -64,8 +62,8 @@ def _is_described(model: Any) -> bool:
 def describe_model(model: Any) -> dict[str, Any]:
     """A model, or those of all sites, as JSON.
 
-    >>> from snnjax.neurons import recurrent, lif
-    >>> describe_model(recurrent(lif(leak=0.25)))["model"]["leak"]
+    >>> from snnjax.neurons import Recurrent, lif
+    >>> describe_model(Recurrent(lif(leak=0.25)))["model"]["leak"]
     0.25
     """
     if isinstance(model, BySite):
