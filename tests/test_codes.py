@@ -295,7 +295,7 @@ def converted():
     x = np.float32(generator.uniform(0, 1, (64, 8)))
     recipe = snnjax.Recipe(
         [
-            snnjax.calibrators.least_squares_threshold("channel", "round"),
+            snnjax.calibrators.least_squares_threshold("channel", 0.5),
             snnjax.calibrators.half_charge(),
             snnjax.calibrators.correct_potential(),
         ]
@@ -347,7 +347,7 @@ def operations(trains):
 def test_decoded_values_that_stay_are_no_events():
     """A third is no binary number, so that sums differ in their last bits."""
     kernels, x, *_ = converted()
-    recipe = snnjax.light("channel", "round")
+    recipe = snnjax.light("channel")
     options = {"model": MODELS[2], "code": codes.radix(), "wait": 1, "recipe": recipe}
     snn = networks.converted(dense, kernels, x, steps=3, **options)
     measures, trains = measured(snn, kernels, x)
@@ -464,7 +464,7 @@ def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
 
 def test_as_many_digits_as_float32_holds_are_converted():
     (first, _, last), x, *_ = converted()
-    recipe = snnjax.light("channel", "round")
+    recipe = snnjax.light("channel")
     options = {"wait": 1, "model": MODELS[2], "code": codes.radix(), "recipe": recipe}
 
     def run(kernels, x):
@@ -492,7 +492,7 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     with pytest.raises(ValueError, match=r"code is .*allowed: a code, .*radix\(\)"):
         snnjax.convert(dense, kernels, x, steps=T, code=codes.radix)
     with pytest.raises(ValueError, match="NIR cannot express the code radix"):
-        snnjax.to_nir(dense, radix, x)
+        snnjax.deploy.to_nir(snnjax.deploy.layers(dense, radix, x))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 import tarfile
 import types
 from pathlib import Path
@@ -24,19 +26,21 @@ SIBLINGS = {
     "simulation": set(),
     "measures": set(),
     "training": {"simulation"},
-    "layers": set(),
-    "chips": {"layers"},
-    "integers": {"layers", "chips"},
-    "nir": {"layers"},
+    "deploy": set(),
     "storage": {"simulation"},
     "sweep": {"conversion", "measures", "simulation"},
     "torch": set(),
 }
+# Inside of deploy: what a chip and its profile need, before what rounds for it.
+DEPLOY = {
+    "lowering": {"lowering"},
+    "chips": {"chips", "lowering"},
+    "integers": {"integers", "chips", "lowering"},
+    "nir": {"nir", "lowering"},
+}
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.chips snnjax.conversion snnjax.integers "
-    "snnjax.layers "
-    "snnjax.measures snnjax.network snnjax.neurons snnjax.nir snnjax.simulation "
-    "snnjax.storage snnjax.training"
+    "snnjax snnjax.calibrators snnjax.conversion snnjax.deploy snnjax.measures "
+    "snnjax.network snnjax.neurons snnjax.simulation snnjax.storage snnjax.training"
 ).split()
 
 
@@ -78,6 +82,33 @@ def test_imports_point_one_way(part):
     assert files(part)
     for module in files(part):
         assert parts(module) <= allowed, module
+
+
+def test_deploy_is_a_door_that_opens_when_it_is_used():
+    """No other part imports it, and its own parts import one way."""
+    folder = FOLDER / "deploy"
+    assert {p.name for p in folder.iterdir() if (p / "__init__.py").exists()} == {
+        *DEPLOY
+    }
+    for part, allowed in DEPLOY.items():
+        for module in (folder / part).glob("*.py"):
+            paths = [source.split(".") for source, _ in imports(module)]
+            assert {p[2] for p in paths if p[1] == "deploy"} <= allowed, module
+    script = (
+        "import sys, snnjax;"
+        "early = [m for m in sys.modules if m.startswith('snnjax.deploy')];"
+        "assert not early, early;"
+        "assert callable(snnjax.deploy.quantize) and 'deploy' in dir(snnjax)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=FOLDER.parent)
+
+
+@pytest.mark.parametrize(
+    "name", "chips from_nir integers layers nir quantize to_nir".split()
+)
+def test_a_name_of_the_last_release_says_where_it_is_now(name):
+    with pytest.raises(AttributeError, match=rf"snnjax\.{name} is now snnjax\.deploy"):
+        getattr(snnjax, name)
 
 
 def test_the_library_imports_a_name_from_the_module_that_defines_it():

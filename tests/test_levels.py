@@ -26,6 +26,7 @@ from networks import (
 )
 
 import snnjax
+from snnjax import deploy
 from snnjax.neurons import (
     NeuronState,
     closed_form,
@@ -402,9 +403,12 @@ def test_levels_are_fields_beyond_nir(tmp_path):
     neuron = integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75)
     snn = dataclasses.replace(fitted((-2, 3)), model=neuron)
     with pytest.raises(ValueError, match="NIR cannot express.*the levels"):
-        snnjax.to_nir(NET.fn, snn, NET.x)
-    nir.write(tmp_path / "g.nir", snnjax.to_nir(NET.fn, snn, NET.x, extended=True))
-    fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
+        deploy.to_nir(deploy.layers(NET.fn, snn, NET.x))
+    nir.write(
+        tmp_path / "g.nir",
+        deploy.to_nir(deploy.layers(NET.fn, snn, NET.x), extended=True),
+    )
+    fn, again = deploy.as_function(deploy.from_nir(nir.read(tmp_path / "g.nir")))
     assert again.model == neuron
     runs = [
         lambda x, f=f, snn=snn: snnjax.spiking(f, steps=STEPS)(snn, x)

@@ -35,7 +35,7 @@ from snnjax.simulation import ByLayer
 STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
 PARTS = (
-    snnjax.calibrators.least_squares_threshold("channel", "round"),
+    snnjax.calibrators.least_squares_threshold("channel", 0.5),
     snnjax.calibrators.half_charge(),
 )
 BINARY = snnjax.integrate_and_fire()

@@ -12,7 +12,7 @@ import pytest
 from networks import outputs_of
 
 import snnjax
-from snnjax import training
+from snnjax import deploy, training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
 from snnjax.neurons.protocol import Wrapper
@@ -60,9 +60,7 @@ def example(dtype=jnp.float32):
 RECIPES = {
     "percentile": snnjax.percentile(99.0, "channel"),
     "light": snnjax.light(),
-    "spikes": snnjax.Recipe(
-        [max_threshold(), calibrate_weights("spikes", iterations=2)]
-    ),
+    "spikes": snnjax.Recipe([max_threshold(), calibrate_weights(iterations=2)]),
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
@@ -125,11 +123,11 @@ def test_whole_numbers():
         model=snnjax.integrate_and_fire(levels=(-1, 1)),
         recipe=snnjax.max_activation(),
     )
-    layers = snnjax.layers.of(fn, snn, images)
-    integers = snnjax.quantize(layers, images, weight_bits=8)
-    outputs = snnjax.integers.outputs(integers, images).outputs
-    trained_fn, start = snnjax.integers.trainable(integers)
-    same = snnjax.spiking(trained_fn)(start, snnjax.integers.on_grid(integers, images))
+    layers = deploy.layers(fn, snn, images)
+    integers = deploy.quantize(layers, images, weight_bits=8)
+    outputs = deploy.outputs(integers, images).outputs
+    trained_fn, start = deploy.trainable(integers)
+    same = snnjax.spiking(trained_fn)(start, deploy.on_grid(integers, images))
     np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
 
 
@@ -205,6 +203,7 @@ def test_temperatures():
         outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)
         return training.mean_cross_entropy(outputs, LABELS)
 
-    differences = training.finite_differences(jax.jit(loss), snn, ["bias"], step=0.1)
-    choice = training.choose_temperature(jax.jit(loss), snn, differences, change=0.2)
-    assert choice.cosines.shape == (3,)
+    _, cosines = training.choose_temperature(
+        jax.jit(loss), snn, ["bias"], step=0.1, change=0.2
+    )
+    assert cosines.shape == (3,)
