@@ -34,7 +34,7 @@ from benchmarks import hlo, timing
 from experiments.models import build
 from snnjax.calibrators import formulas
 from snnjax.neurons.unroll import mean_and_pace, spike_train
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 
 PEAK = 197e12  # operations per second, of bfloat16
 BANDWIDTH = 819e9  # bytes per second of HBM
@@ -106,7 +106,7 @@ EXECUTIONS: dict[str, Any] = {
     "auto": "auto",
     "by_step": "by_step",
     "by_layer": "by_layer",
-    "by_layer, remat": by_layer(remat=True),
+    "by_layer, remat": ByLayer(remat=True),
     "closed_form": "closed_form",
 }
 

@@ -152,7 +152,7 @@ def _write(
     forget(task.config)
     evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
     if config.weight_bits is not None:
-        evaluation = "its function is that of snnjax.integers.trainable."
+        evaluation = "its function is that of snnjax.deploy.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
         f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
@@ -221,10 +221,10 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         fn = _in_training(setup.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
     images = calibration_images(task.config, task.data, config.seed)
-    layers = snnjax.layers.of(task.fn, snn, images)
-    layers = snnjax.quantize(layers, images, weight_bits=config.weight_bits)
-    fn, snn = snnjax.integers.trainable(layers)
-    read = functools.partial(snnjax.integers.on_grid, layers)
+    layers = snnjax.deploy.layers(task.fn, snn, images)
+    layers = snnjax.deploy.quantize(layers, images, weight_bits=config.weight_bits)
+    fn, snn = snnjax.deploy.trainable(layers)
+    read = functools.partial(snnjax.deploy.on_grid, layers)
     test = task.test._replace(images=np.asarray(read(task.test.images)))
     task = task._replace(
         fn=fn,

@@ -13,7 +13,7 @@ import snnjax
 
 OPTIONAL = {  # package: (extra, what it is for)
     "safetensors": ("share", "save and load"),
-    "nir": ("nir", "to_nir and from_nir"),
+    "nir": ("nir", "snnjax.deploy.to_nir and from_nir"),
     "flax": ("experiments", "the commands' networks"),
     "tensorflow-datasets": ("experiments", "data sets"),
     "torch": ("torch", "snnjax.torch, and training of the source networks"),

@@ -23,7 +23,7 @@ from benchmarks import timing, tpu
 from experiments.data import load
 from snnjax import sharding
 from snnjax.neurons import integrate_and_fire, lif
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.simulation.choice import Choice, choose
 from snnjax.surrogate import dspike
 
@@ -137,7 +137,7 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(neuron, coun
 
 def test_what_is_asked_for_is_taken_as_it_is():
     options = {"steps": 4, "wait": 0, "surrogate": dspike, "platform": "tpu"}
-    for execution in ("by_step", "by_layer", by_layer(segment=2)):
+    for execution in ("by_step", "by_layer", ByLayer(segment=2)):
         assert choose(execution, SNN, **options) == Choice(execution)
 
 
@@ -176,8 +176,8 @@ def test_the_devices_of_the_images_decide_inside_jit_too():
     [
         ("by_step", 0),
         ("by_layer", 1),
-        (by_layer(remat=True), 0),
-        (by_layer(segment=2), 0),
+        (ByLayer(remat=True), 0),
+        (ByLayer(segment=2), 0),
         ("closed_form", 4),
     ],
 )

@@ -14,7 +14,7 @@ from networks import by_executions, outputs_of
 
 import snnjax
 from snnjax import codes
-from snnjax.neurons import integrate_and_fire, mean_output, unroll
+from snnjax.neurons import integrate_and_fire, mean_and_pace, unroll
 from snnjax.neurons.models import as_encoder
 from snnjax.neurons.spike_trains import decode
 from snnjax.neurons.unroll import after_all_input, spike_train
@@ -66,7 +66,7 @@ def test_spikes_are_those_of_the_oracle(index):
             arguments, options = (model, params, currents), {"wait": wait, "code": code}
             stream = decode(spike_train(*arguments, **options), T)
             spikes = unroll(*arguments, **options)
-            results.append((spikes, mean_output(*arguments, **options), stream))
+            results.append((spikes, mean_and_pace(*arguments, **options)[0], stream))
         return results
 
     results = run(neurons, currents)
@@ -450,14 +450,14 @@ def test_neurons_that_do_not_keep_what_is_missing_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             run(snn, x)
-    within = snnjax.neurons.synaptic(MODELS[2])
+    within = snnjax.neurons.Synaptic(MODELS[2])
     with pytest.raises(ValueError, match="a dead zone is for .*alone"):
         snnjax.init(dense, kernels, x, model=within)
 
 
 def test_a_dead_zone_is_the_same_in_segments_and_where_layers_wait():
     snn, x = spiking_network(codes.rate(), MODELS[2])
-    segments = snnjax.simulation.by_layer(segment=3)
+    segments = snnjax.simulation.ByLayer(segment=3)
     for wait, other in ((0, segments), (T, "auto")):
         executions, options = ("by_layer", other), {"steps": T, "wait": wait}
         pair = by_executions(network, executions, snn, x, **options)
@@ -479,12 +479,12 @@ def test_as_many_digits_as_float32_holds_are_converted():
 
 def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     kernels, x, _, radix, _ = converted()
-    by_layer = snnjax.simulation.by_layer
+    ByLayer = snnjax.simulation.ByLayer
     for options, message in (
         ({"inputs": "sequence"}, "inputs='sequence' works with rate coding only"),
         ({"inputs": "poisson"}, "inputs='poisson' works with rate coding only"),
-        ({"execution": by_layer(segment=2), "wait": None}, "segment"),
-        ({"execution": by_layer(remat=True)}, r"by_layer\(remat=True\) works with"),
+        ({"execution": ByLayer(segment=2), "wait": None}, "segment"),
+        ({"execution": ByLayer(remat=True)}, r"ByLayer\(remat=True\) works with"),
     ):
         data = jnp.ones((T, *x.shape)) if "sequence" in str(options) else x
         with pytest.raises(ValueError, match=message):
@@ -494,7 +494,7 @@ def test_what_only_rate_coding_has_is_refused_with_a_way_out():
     with pytest.raises(ValueError, match=r"code is .*allowed: a code, .*radix\(\)"):
         snnjax.convert(dense, kernels, x, steps=T, code=codes.radix)
     with pytest.raises(ValueError, match="NIR cannot express the code radix"):
-        snnjax.to_nir(dense, radix, x)
+        snnjax.deploy.to_nir(snnjax.deploy.layers(dense, radix, x))
 
 
 @pytest.mark.parametrize(

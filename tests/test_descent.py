@@ -36,8 +36,8 @@ def fresh(neuron=None):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_no_update_takes_a_neuron_out_of_its_range(sign):
-    inside = snnjax.neurons.synaptic(snnjax.lif(temperature=2.0))
-    neuron = snnjax.neurons.adaptive(inside, adaptation=0.3)
+    inside = snnjax.neurons.Synaptic(snnjax.lif(temperature=2.0))
+    neuron = snnjax.neurons.Adaptive(inside, adaptation=0.3)
     floats, merge = training.differentiable(fresh(neuron))
     optimizer = training.optimizer(optax.sgd(1.0))
     state = optimizer.init(floats)

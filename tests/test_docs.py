@@ -31,7 +31,7 @@ SITE = pytest.mark.skipif(
     not HAS_MKDOCS, reason="needs mkdocs: pip install -e '.[docs]'"
 )
 BY_HAND = [  # the pages that list their names, in groups
-    *"snnjax calibrators chips integers layers measures network neurons nir".split(),
+    *"snnjax calibrators deploy measures network neurons".split(),
     *"simulation storage torch training".split(),
 ]
 

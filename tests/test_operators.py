@@ -30,7 +30,7 @@ from snnjax.network import identity, with_activation
 from snnjax.network.increments import Operator
 from snnjax.network.products import lone_products
 from snnjax.network.stages import stages as cut_at_sites
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 
 STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
@@ -352,8 +352,8 @@ def test_examples_that_meet_in_an_operator_are_refused():
 )
 def test_executions_agree(name, wait):
     fn, snn = fitted(name, wait=wait)
-    executions = ["by_layer", "by_step", *([] if wait else [by_layer(segment=3)])]
-    executions += [by_layer(remat=True)] if name == "mixed" else []
+    executions = ["by_layer", "by_step", *([] if wait else [ByLayer(segment=3)])]
+    executions += [ByLayer(remat=True)] if name == "mixed" else []
     expected, *others = by_executions(fn, executions, snn, X)
     for outputs, execution in zip(others, executions[1:], strict=True):
         # A potential within rounding of its threshold may differ in a spike.

@@ -307,7 +307,7 @@ def test_a_program_of_64_bits_says_what_it_needs(x64, path):
 
 
 def golden_snn():
-    models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.adaptive(snnjax.lif())}
+    models = {"w2/*": snnjax.lif(leak=0.25), "*": snnjax.neurons.Adaptive(snnjax.lif())}
     return snnjax.init(*DENSE[:3], model=models)
 
 

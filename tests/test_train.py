@@ -15,7 +15,7 @@ from networks import NETWORKS, compiled, eighths, relaxed_dspike, relu
 
 import snnjax
 from snnjax import integrate_and_fire, surrogate
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.training import (
     check_gradients,
     descent,
@@ -107,13 +107,13 @@ def test_soft_spikes_have_the_same_gradient_in_segments_with_remat():
         )
         return jax.jit(jax.grad(lambda snn: (simulate(snn, net.x) ** 2).mean()))(snn)
 
-    slope = gradient(execution=by_layer(segment=2, remat=True))
+    slope = gradient(execution=ByLayer(segment=2, remat=True))
     assert_close(slope, gradient(), rtol=1e-4, atol=1e-5)
     assert all(np.any(n.temperature) for n in slope.neurons.values())
 
 
-SEGMENTS = [by_layer(segment=4), by_layer(segment=3, remat=True)]
-ALL = ["by_layer", by_layer(remat=True), *SEGMENTS]
+SEGMENTS = [ByLayer(segment=4), ByLayer(segment=3, remat=True)]
+ALL = ["by_layer", ByLayer(remat=True), *SEGMENTS]
 
 slow = pytest.mark.slow
 
@@ -188,11 +188,11 @@ def test_remat_keeps_less_for_the_gradient():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
 
     everything = residual_bytes("by_layer")
-    assert residual_bytes(by_layer(remat=True)) < 0.1 * everything
-    assert residual_bytes(by_layer(remat=True, segment=6)) < 0.3 * everything
+    assert residual_bytes(ByLayer(remat=True)) < 0.1 * everything
+    assert residual_bytes(ByLayer(remat=True, segment=6)) < 0.3 * everything
 
 
-@pytest.mark.parametrize("execution", [by_layer(remat=True), by_layer(segment=2)])
+@pytest.mark.parametrize("execution", [ByLayer(remat=True), ByLayer(segment=2)])
 def test_no_array_of_a_gradient_lives_on(execution):
     net = NETWORKS["branches"]  # of one depth: the check traces slowly
     snn = snnjax.init(*net[:3])
@@ -234,7 +234,7 @@ def test_batch_norm_takes_its_statistics_over_time_and_batch(inputs, remat):
         steps=STEPS,
         inputs=inputs,
         has_aux=True,
-        execution=by_layer(remat=remat),
+        execution=ByLayer(remat=remat),
     )
     outputs, aux = simulate(snn, x)
     assert outputs.shape == (STEPS, 4, 3)
@@ -281,7 +281,7 @@ def test_remat_gives_the_gradient_beside_whole_numbers_too():
 
     def gradient(remat):
         simulate = snnjax.spiking(
-            counting, steps=STEPS, has_aux=True, execution=by_layer(remat=remat)
+            counting, steps=STEPS, has_aux=True, execution=ByLayer(remat=remat)
         )
         loss = lambda snn: (simulate(snn, net.x)[0][1] ** 2).sum()  # noqa: E731
         return jax.jit(jax.grad(loss))(snn)

@@ -226,11 +226,11 @@ CODES = {
 
 # The chips by their names for --chip.
 CHIPS = {
-    "speck": snnjax.chips.speck,
-    "xylo": snnjax.chips.xylo,
-    "loihi2": snnjax.chips.loihi2,
-    "akida1": snnjax.chips.akida1,
-    "spinnaker2": snnjax.chips.spinnaker2,
+    "speck": snnjax.deploy.speck,
+    "xylo": snnjax.deploy.xylo,
+    "loihi2": snnjax.deploy.loihi2,
+    "akida1": snnjax.deploy.akida1,
+    "spinnaker2": snnjax.deploy.spinnaker2,
 }
 
 

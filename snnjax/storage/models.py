@@ -14,12 +14,10 @@ from typing import Any
 import jax
 
 from snnjax import codes
-from snnjax.neurons.adaptive import Adaptive
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.models import IntegrateAndFire
-from snnjax.neurons.recurrent import Recurrent
-from snnjax.neurons.synaptic import Synaptic
 from snnjax.neurons.whole import WholeNumbers
+from snnjax.neurons.wrappers import Adaptive, Recurrent, Synaptic
 
 _MODELS = (IntegrateAndFire, Adaptive, Synaptic, Recurrent, WholeNumbers, BySite)
 _CODES = map(type, (codes.rate(), codes.radix(), codes.harmonic(), codes.weighted([1])))
@@ -31,8 +29,8 @@ CLASSES: dict[str, Any] = {cls.__name__.lstrip("_"): cls for cls in (*_MODELS, *
 def describe(value: Any) -> Any:
     """A model or a code as JSON.
 
-    >>> from snnjax.neurons import adaptive, lif
-    >>> describe(adaptive(lif(leak=0.25)))["neuron"]["leak"]
+    >>> from snnjax.neurons import Recurrent, lif
+    >>> describe(Recurrent(lif(leak=0.25)))["neuron"]["leak"]
     0.25
     >>> describe(codes.radix(base=4))
     {'class': 'Radix', 'base': 4.0}
