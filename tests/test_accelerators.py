@@ -8,22 +8,20 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, compiled, eighths, halves, relaxed_dspike
+from networks import NETWORKS, compiled, eighths, halves
 from numpy.testing import assert_allclose, assert_array_equal
 
 import snnjax
 from benchmarks import timing, tpu
 from experiments.data import load
 from snnjax import sharding
-from snnjax.neurons import adaptive, integrate_and_fire, lif
-from snnjax.neurons.spike_trains import through_bytes
+from snnjax.neurons import integrate_and_fire, lif
 from snnjax.simulation import by_layer
 from snnjax.simulation.choice import Choice, choose
 from snnjax.surrogate import dspike
@@ -37,90 +35,12 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tpu.json"
 @pytest.fixture
 def as_on_a_tpu(monkeypatch):
     """A CPU that takes the way of a TPU."""
-
-    def tpu_branch(*arguments, tpu, default):
-        del default
-        return tpu(*arguments)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", tpu_branch)
     monkeypatch.setattr(sharding, "platform", lambda x: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 def run(snn, x=NET.x, fn=NET.fn, **options):
     return np.asarray(compiled(fn, **{"steps": STEPS} | options)(snn, x))
-
-
-# --------------------------------------------------------------------- spikes
-
-
-@pytest.mark.parametrize(
-    "levels, dtype", [((0, 1), "float32"), ((-4, 4), "bfloat16"), ((0, 255), "float32")]
-)
-def test_spikes_come_back_from_their_bytes(levels, dtype, as_on_a_tpu):
-    level = np.random.default_rng(0).integers(levels[0], levels[1] + 1, (50, 3))
-    threshold = np.array([0.1, 0.7, 3.3], np.float32)
-    store = jax.jit(through_bytes, static_argnums=1)
-    for offset in (None, np.full(3, -0.3, np.float32)):
-        spikes = np.float32(level) * threshold + (0 if offset is None else offset)
-        spikes = spikes.astype(dtype)
-        stored = store(spikes, levels, threshold, offset)
-        assert stored.dtype == spikes.dtype
-        # Neurons compute in float32 and round to bfloat16 afterwards.
-        rtol = 0 if dtype == "float32" else 1e-2
-        assert_allclose(*(np.float32(x) for x in (stored, spikes)), rtol=rtol)
-
-
-def test_the_derivative_of_spikes_passes_their_bytes(as_on_a_tpu):
-    def through(spikes, threshold):
-        return (
-            through_bytes(spikes, (0, 1), threshold) * np.arange(3, dtype="f4")
-        ).sum()
-
-    arguments = np.float32([0, 2, 2]), np.float32(2)
-    slope = jax.jit(jax.grad(through, (0, 1)))
-    of_spikes, of_threshold = slope(*arguments)
-    assert_array_equal(of_spikes, [0, 1, 2])
-    assert of_threshold == 0  # which is that of the spikes already
-    assert "barrier" not in str(jax.make_jaxpr(slope)(*arguments))  # they save nothing
-    assert "barrier" in str(jax.make_jaxpr(through)(*arguments))
-
-
-@pytest.mark.parametrize(
-    "neuron, wait",
-    [
-        (integrate_and_fire(), 0),
-        (integrate_and_fire(levels=(-2, 2), reset="zero"), 0),
-        (lif(leak=0.75), 1),
-        (adaptive(lif()), 0),
-    ],
-    ids=["binary", "graded", "leaky", "adaptive"],
-)
-def test_spikes_are_the_same_on_a_tpu(neuron, wait, as_on_a_tpu):
-    snn = snnjax.init(*NET[:3], model=neuron)
-    layers = run(snn, execution="by_layer", wait=wait)
-    assert_array_equal(run(snn, execution="by_step", wait=wait), layers)
-    assert np.any(layers)
-
-
-def test_offsets_are_the_same_on_a_tpu(as_on_a_tpu):
-    neurons = {
-        name: params._replace(offset=np.full(params.threshold.shape, -0.25, np.float32))
-        for name, params in SNN.neurons.items()
-    }
-    snn = dataclasses.replace(SNN, neurons=neurons)
-    for wait in (0, 1):
-        layers = run(snn, execution="by_layer", wait=wait)
-        assert_array_equal(run(snn, execution="by_step", wait=wait), layers)
-
-
-def test_a_soft_surrogate_is_not_rounded_to_levels(as_on_a_tpu):
-    soft, layers = (
-        run(SNN, execution=execution, surrogate=relaxed_dspike)
-        for execution in ("by_step", "by_layer")
-    )
-    assert_allclose(soft, layers, rtol=1e-5, atol=1e-5)
-    assert len(np.unique(soft)) > STEPS + 1
 
 
 # ------------------------------------------------------------- what auto takes
@@ -161,31 +81,6 @@ def test_each_device_makes_groups_of_its_own_examples(as_on_a_tpu):
     assert rows_of_products(program) == {128}
 
 
-def test_a_model_with_levels_but_no_threshold_runs_by_step(as_on_a_tpu):
-    class Plain(NamedTuple):
-        leak: float
-
-    class Unit:
-        """Emits 1 where the current is positive."""
-
-        levels = (0, 1)
-
-        def init(self, shape=(), key=None):
-            return Plain(0.5)
-
-        def start(self, params, shape):
-            return jnp.zeros(shape)
-
-        def integrate(self, params, state, current):
-            return params.leak * state + current
-
-        def fire(self, params, state):
-            return jnp.zeros_like(state), (state > 0).astype(state.dtype)
-
-    snn = snnjax.init(*NET[:3], model=Unit())
-    assert_array_equal(run(snn, execution="by_step"), run(snn, execution="by_layer"))
-
-
 def test_images_on_explicit_axes_of_one_device_are_cut_into_groups(as_on_a_tpu):
     axes = (jax.sharding.AxisType.Explicit,)
     alone = jax.make_mesh((1,), ("data",), axis_types=axes)
@@ -223,10 +118,7 @@ def test_a_narrow_network_has_its_gradient_summed_in_float32():
 
 
 @pytest.mark.parametrize("neuron, count", [(integrate_and_fire(), 1), (lif(), 2)])
-@pytest.mark.parametrize("wait", [0, 8])
-def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(
-    neuron, count, wait
-):
+def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(neuron, count):
     def fn(params, x):
         hidden = jax.nn.relu(x @ params["a"])
         late = jax.nn.relu(jax.nn.relu(hidden @ params["b"]) @ params["c"] + hidden)
@@ -234,13 +126,11 @@ def test_the_gradient_by_step_keeps_few_numbers_per_neuron_and_step(
 
     eye, x = np.eye(16, dtype=np.float32), np.ones((8, 16), np.float32)
     snn, steps = snnjax.init(fn, dict.fromkeys("abcd", eye), x, model=neuron), 32
-    simulate = snnjax.spiking(fn, steps=steps, wait=wait, execution="by_step")
+    simulate = snnjax.spiking(fn, steps=steps, execution="by_step")
     pull = jax.make_jaxpr(lambda snn: jax.vjp(simulate, snn, x)[1])(snn).jaxpr
     residuals = {id(v): v.aval.size for v in pull.outvars if v not in pull.invars}
-    states = (steps + 3 * wait) * 3 * x.size
-    delayed = (steps + 3 * wait) * x.size if wait else 0
-    size = sum(residuals.values())
-    assert 0.8 * count * states < size < 1.2 * (count * states + delayed)
+    states = steps * 3 * x.size
+    assert 0.8 * count * states < sum(residuals.values()) < 1.2 * count * states
 
 
 def test_what_is_asked_for_is_taken_as_it_is():
@@ -298,9 +188,7 @@ def test_every_execution_and_its_gradient_are_lowered(platform, execution, wait)
         return simulate(snn, x), slope(snn)
 
     export = jax.export.export(jax.jit(both), platforms=[platform])
-    program = export(SNN, NET.x).mlir_module()
-    as_bytes = "optimization_barrier" in program
-    assert as_bytes == (platform == "tpu" and execution == "by_step")
+    assert export(SNN, NET.x).mlir_module()
 
 
 # ------------------------------------------------------------ compiled for a v5e

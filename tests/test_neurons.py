@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snnjax import neurons, surrogate
 from snnjax.neurons import spike_trains
-from snnjax.neurons.unroll import resume
+from snnjax.neurons.unroll import fold
 from snnjax.neurons.unroll import spike_train as unrolled_train
 
 PER_CHANNEL = (2, 3, 2)  # [B, ..., C]
@@ -197,7 +197,7 @@ def test_currents_of_whole_numbers_are_refused():
         lambda: neurons.unroll(neuron, params, currents),
         lambda: neurons.mean_output(neuron, params, currents),
         lambda: unrolled_train(neuron, params, currents),
-        lambda: resume(neuron, params, state, currents),
+        lambda: fold(neuron, params, state, currents),
         lambda: neurons.closed_form(neuron, params, currents[0], 4),
     ):
         with pytest.raises(ValueError, match="dtype int32; allowed: floating point"):

@@ -20,11 +20,17 @@ from snnjax._checks import check_examples, check_function, check_leaves
 from snnjax._examples import batch_of, shapes_of
 from snnjax._trees import is_floating, paths_of
 from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
-from snnjax.capture.check import ConversionError, check
+from snnjax.capture.check import (
+    ConversionError,
+    check,
+    check_has_batch,
+    hard_coded,
+)
 from snnjax.capture.encoders import with_encoders
-from snnjax.capture.examples import mapped, mixed, of_one_example, statistics
+from snnjax.capture.examples import of_one_example, with_mapped_inputs
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import CUSTOM, REMAT, Program, flatten, folded
+from snnjax.capture.mixing import Growth
 from snnjax.capture.names import site_names
 from snnjax.capture.operators import with_operators, without_inner_pools
 from snnjax.capture.recognize import with_sites
@@ -145,33 +151,27 @@ def capture(
     check_function(fn)
     check_leaves(params)
     check_examples(x)
-    count = len(jax.tree_util.tree_leaves(params))
-
-    def program_of(size: int) -> tuple[Program, Any]:
-        closed_jaxpr, result = _trace(fn, params, shapes_of(x, size))
-        return flatten(closed_jaxpr, count), result
-
-    size = batch_of(x) if has_aux else 1
-    program, result = program_of(size)
-    others = frozenset()
-    if has_aux:
-        others = statistics(program, program_of(2 * size)[0])
-    program = with_sites(program, others)
-    if not has_aux:  # in training mode anything may stand between the sites
-        program = with_encoders(program)
-    program = without_inner_pools(program)
-    program = program if has_aux else with_operators(program)
-    answers = jax.tree_util.tree_leaves(_without_aux(result) if has_aux else result)
-    inner = program.outputs[: len(answers)], program.avals, size
-    if not has_aux:
-        program = of_one_example(program)
+    # In training mode a norm takes its statistics over all examples, so the network is
+    # that of the whole batch; otherwise it is that of one example.
+    size = batch_of(x)
+    sizes = (size, size, 2 * size) if has_aux else (1, 2, 3)
+    (program, result), (few, _), (more, _) = (
+        _program(fn, params, x, size) for size in sizes
+    )
+    growth = Growth(few, more)
+    if has_aux:  # anything may stand between the sites
+        program = with_sites(program, growth.statistics())
+        program = without_inner_pools(program)
+        answers, mixing = _without_aux(result), []
+    else:
+        program = with_encoders(with_sites(program))
+        program = of_one_example(with_operators(without_inner_pools(program)))
+        answers, mixing = result, [*growth.problems()]
     network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
-    mixing: list[Equation] = []
-    if not has_aux:
-        mixing = [*mixed(program_of(2)[0], program_of(3)[0], 3 / 2)]
+    wrong_outputs = growth.wrong_outputs(len(jax.tree_util.tree_leaves(answers)))
     try:
-        check(network, facts, mixing, inner, affine=not has_aux)
+        check(network, facts, x, mixing, wrong_outputs, affine=not has_aux)
     except ConversionError as error:
         if not has_aux and isinstance(result, tuple) and len(result) == 2:
             error.add_note(
@@ -180,15 +180,26 @@ def capture(
                 "snnjax.init; all else takes the network in inference mode."
             )
         raise
-    # An operator may hold parts of several calls.
-    if not inline_all and not facts.leaving:
+    equations = network.equations
+    if not inline_all and not facts.leaving:  # an operator may hold parts of calls
         names = (*CUSTOM, *REMAT) if has_aux else CUSTOM
-        equations = folded(network.equations, program.calls, names)
-        network = network._replace(equations=equations)
-    if has_aux:
-        return network
-    equations = tuple(mapped(eq, facts.dependent) for eq in network.equations)
-    return network._replace(equations=equations)
+        equations = folded(equations, program.calls, names)
+    if not has_aux:
+        equations = [with_mapped_inputs(eq, facts.dependent) for eq in equations]
+    return network._replace(equations=tuple(equations))
+
+
+def _program(
+    fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, size: int
+) -> tuple[Program, Any]:
+    """The equations of fn for so many examples, and the shapes of its result."""
+    try:
+        closed_jaxpr, result = _trace(fn, params, shapes_of(x, size))
+    except Exception as error:
+        _trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
+        check_has_batch(x)
+        raise hard_coded(x, size, error) from None
+    return flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))), result
 
 
 def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
@@ -240,9 +251,7 @@ def _without_aux(result: Any) -> Any:
 # ------------------------------------------------------ what the whole network shows
 
 
-def _annotated(
-    program: Program, params: chex.ArrayTree, tree: Any
-) -> Network:
+def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
     """The network of a program, whose sites know their place in it.
 
     Args:

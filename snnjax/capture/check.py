@@ -4,11 +4,13 @@ Obstacles are operations that mix examples, loops, random and whole numbers, and
 sorting. Each is reported with its path and a remedy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
+from snnjax._examples import batch_of
 from snnjax.capture.affine import FLOATING, OPERATOR
-from snnjax.capture.axes import Avals
 from snnjax.capture.facts import Facts
 from snnjax.capture.recognize import hides_relu
 from snnjax.network.equations import Equation, Network, spread_out
@@ -103,6 +105,12 @@ _EXPLANATIONS = {
         "keep the examples of a batch apart in fn (put statistics into params; use "
         "h[:, i], not h[jnp.arange(B), i]); pass a single example as x[None]",
     ),
+    "size": (
+        "fn computes with the number of examples, len(x), or with the place of one in "
+        "the batch; allowed: the same numbers for an example in every batch",
+        "use len(x) for shapes only, as in h.reshape(len(x), -1), and no loop over "
+        "examples (jax.vmap has none)",
+    ),
     "recurrence": (
         "a scan along an axis of the input is a recurrence with its own time axis; "
         "only a scan over stacked parameters is unrolled",
@@ -149,8 +157,9 @@ _EXPLANATIONS = {
 def check(
     network: Network,
     facts: Facts,
-    mixing: Sequence[Equation],
-    outputs: tuple[Sequence[Any], Avals, int],
+    x: Any,
+    mixing: Sequence[tuple[Equation | None, str]],
+    wrong_outputs: Iterable[str],
     *,
     affine: bool,
 ) -> None:
@@ -159,33 +168,28 @@ def check(
     Args:
         network: with every call inlined.
         facts: of its equations.
-        mixing: equations by which one example would reach another.
-        outputs: the answers, shapes of variables, and the batch, of the function.
+        x: what it was captured for.
+        mixing: equations by which one example would reach another, and the kind.
+        wrong_outputs: shapes of answers whose first axis is not the batch.
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
+    found: list[tuple[Equation | None, str | None]] = [
+        (eq, _obstacle(eq, network, facts) if affine else _hidden(eq))
+        for eq in spread_out(network.equations)
+    ]
     names: dict[tuple[str, str], dict[str, None]] = {}
-    for eq in spread_out(network.equations):
-        if affine:
-            kind = _obstacle(eq, network, facts)
-        else:
-            kind = "hidden" if hides_relu(eq) else None
+    for eq, kind in [*found, *mixing]:
         if kind is not None:
-            names.setdefault((eq.path, kind), {})[eq.name] = None
-    for eq in mixing:
-        names.setdefault((eq.path, "batch"), {})[eq.name] = None
+            path, name = ("", "") if eq is None else (eq.path, eq.name)
+            names.setdefault((path, kind), {})[name] = None
     problems = [
-        Problem(path, tuple(operations), *_EXPLANATIONS[kind])
+        Problem(path, tuple(filter(None, operations)), *_EXPLANATIONS[kind])
         for (path, kind), operations in names.items()
     ]
-    shape_problems = list(_shape_problems(network, *outputs))
-    if (shape_problems or mixing) and _is_one_axis(network):
-        reason = (
-            "x has one axis, but its first axis must be the batch: "
-            "every example is then a single number"
-        )
-        remedy = "pass a single example as x[None], and single numbers as x[:, None]"
-        raise ConversionError([Problem("", (), reason, remedy)])
+    shape_problems = [*_shape_problems(network, wrong_outputs)]
+    if shape_problems or mixing:
+        check_has_batch(x)
     problems += shape_problems
     if not problems and not any(site.fires for site in network.sites):
         problems = [
@@ -230,29 +234,43 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     return kind
 
 
-def _is_one_axis(network: Network) -> bool:
-    """Whether x has no axis besides the batch, and is no list of tokens."""
-    arrays = [network.avals[v] for v in network.x]
-    return all(len(a.shape) == 0 and a.dtype.kind in FLOATING for a in arrays)
+def _hidden(equation: Equation) -> str | None:
+    return "hidden" if hides_relu(equation) else None
 
 
 def _shape_problems(
-    network: Network, outputs: Sequence[Any], avals: Avals, batch: int
+    network: Network, wrong_outputs: Iterable[str]
 ) -> Iterator[Problem]:
-    """Outputs whose first axis is not the batch, and sites of single numbers."""
-    remedy = (
-        "give x a batch axis, and keep it first: reshape(batch, ...), not (-1, ...)"
-    )
+    """Sites of single numbers, and outputs whose first axis is not the batch."""
     for eq in network.equations:
         if eq.fires and not eq.place.shape:
             reason = "a site has a batch of single numbers"
-            fix = "give it an axis of features: x[:, None], or keepdims=True"
-            yield Problem(eq.path, (), reason, fix)
-    for variable in outputs:
-        if not isinstance(variable, int):
-            reason = "an output does not depend on x, so it has no batch axis"
-            yield Problem("", (), reason, "return only what depends on x")
-        elif tuple(avals[variable].shape[:1]) != (batch,):
-            shape = tuple(avals[variable].shape)
-            reason = f"an output has shape {shape}, but its first axis must be the batch"
-            yield Problem("", (), f"{reason} ({batch})", remedy)
+            remedy = "give it an axis of features: x[:, None], or keepdims=True"
+            yield Problem(eq.path, (), reason, remedy)
+    for shape in wrong_outputs:
+        reason = f"an output has shape {shape}, but its first axis must be the batch"
+        remedy = "return only what depends on x, with the batch first"
+        yield Problem("", (), reason, remedy)
+
+
+def check_has_batch(x: Any) -> None:
+    """Raise if each example of x would be a single number, and not a choice."""
+    leaves = jax.tree.leaves(x)
+    if all(len(a.shape) == 1 and a.dtype.kind in FLOATING for a in leaves):
+        reason = (
+            f"x has shape {tuple(leaves[0].shape)}, but its first axis must be the "
+            "batch: every example is then a single number"
+        )
+        remedy = "pass a single example as x[None], and single numbers as x[:, None]"
+        raise ConversionError([Problem("", (), reason, remedy)])
+
+
+def hard_coded(x: Any, size: int, error: Exception) -> ConversionError:
+    """The error of an fn that takes x as it is, but not ``size`` examples."""
+    examples = "example" if batch_of(x) == 1 else "examples"
+    reason = (
+        f"fn takes {batch_of(x)} {examples} and not {size}, so it holds their number "
+        f"({str(error).splitlines()[0]}); allowed: any number"
+    )
+    remedy = "take it from x, as in h.reshape(len(x), -1), or leave it to -1"
+    return ConversionError([Problem("", (), reason, remedy)])

@@ -1,102 +1,81 @@
-"""Examples: a network is captured for one of them, and mapped over the others.
+"""A network is that of one example, and is mapped over all of them.
 
-So no equation knows the batch, and no example can reach another. A function that mixes
-examples, as by a statistic of the batch, would compute something else then. Traces of
-two and of three examples show it: the size of what belongs to one example grows with
-their number.
+    fn(params, x)[b] = network(params, x[b])    for every example b
+
+fn is traced with one example. Here x, sites and outputs lose their axis of size 1, and
+each equation learns which of its inputs every example has its own of. Then no example
+can reach another. That fn means the same for many is checked in ``mixing.py``.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-
-import numpy as np
-
-from snnjax.capture.facts import Facts
+from snnjax.capture.axes import Avals, Shape
 from snnjax.capture.jaxprs import Program, traced
-from snnjax.network.equations import Equation, Static, shape_of
-
-# They reorder or add up along an axis, and keep its size.
-_ALONG = {"sort": "dimension", "rev": "dimensions"}
-_ALONG |= dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), "axis")
-
-
-def mixed(few: Program, more: Program, ratio: float) -> Iterator[Equation]:
-    """The first equations by which one example reaches another.
-
-    Args:
-        few, more: the same function of some examples, and of ``ratio`` times as many.
-    """
-    reached: set[int] = set()
-    if [eq.name for eq in few.equations] != [eq.name for eq in more.equations]:
-        return  # its equations depend on the number of examples
-    dependent = Facts(few).dependent
-    for eq, other in zip(few.equations, more.equations, strict=True):
-        if reached.intersection(eq.variables):
-            reached.update(eq.outputs)
-        elif dependent.intersection(eq.outputs):
-            pairs = zip(eq.outputs, other.outputs, strict=True)
-            shapes = [(shape_of(few.avals, v), shape_of(more.avals, w)) for v, w in pairs]
-            grows = all(math.prod(b) == ratio * math.prod(a) for a, b in shapes)
-            if not grows or _is_along(eq, *shapes[0]):
-                reached.update(eq.outputs)
-                yield eq
-
-
-def statistics(few: Program, more: Program) -> frozenset[int]:
-    """Variables that do not grow with the number of examples, as a batch's mean."""
-    if len(few.avals) != len(more.avals):
-        return frozenset()
-    return frozenset(v for v in few.avals if few.avals[v].shape == more.avals[v].shape)
-
-
-def _is_along(eq: Equation, few: Sequence[int], more: Sequence[int]) -> bool:
-    axes = np.atleast_1d(eq.options[_ALONG[eq.name]]) if eq.name in _ALONG else ()
-    return any(few[axis] != more[axis] for axis in axes)
+from snnjax.network.equations import Equation, Static
 
 
 def of_one_example(program: Program) -> Program:
-    """The program without a batch axis, of x, outputs and sites, from one with B = 1."""
-    avals, equations = program.avals, []
-    fresh_x = []
+    """The program without the axis of its one example, of x, sites and outputs.
+
+    Everything between them keeps its shapes, and so fn its meaning, wherever the axis
+    lies there: reshapes remove it before a site and bring it back behind it.
+    """
+    avals, equations, x, outputs = program.avals, [], [], []
     for v in program.x:
-        fresh_x.append(len(avals))
-        avals[len(avals)] = avals[v].update(shape=avals[v].shape[1:])
-        equations += _reshaped(fresh_x[-1], v, avals)
+        x.append(_with_shape(v, avals[v].shape[1:], avals))
+        equations += _reshape(x[-1], v, avals)
     for eq in program.equations:
         equations += _site_of_one(eq, avals) if eq.fires else [eq]
-    outputs: list[int | Static] = []
     for v in program.outputs:
-        if isinstance(v, int) and avals[v].shape[:1] == (1,):
-            fresh = len(avals)
-            avals[fresh] = avals[v].update(shape=avals[v].shape[1:])
-            equations += _reshaped(v, fresh, avals)
-            v = fresh
-        outputs.append(v)
+        # Other outputs are refused later, together with all that is wrong besides.
+        if not isinstance(v, Static) and avals[v].shape[:1] == (1,):
+            outputs.append(_with_shape(v, avals[v].shape[1:], avals))
+            equations += _reshape(v, outputs[-1], avals)
+        else:
+            outputs.append(v)
     return program._replace(
-        equations=tuple(equations), x=tuple(fresh_x), outputs=tuple(outputs)
+        equations=tuple(equations), x=tuple(x), outputs=tuple(outputs)
     )
 
 
-def _site_of_one(eq: Equation, avals) -> list[Equation]:
-    """A site, and reshapes that take the batch axis away and bring it back."""
-    v, (output,) = eq.inputs[0], eq.outputs
-    shape = shape_of(avals, v)
-    own = next((s for s in (shape[1:], shape[:-1]) if math.prod(s) == math.prod(shape)), shape)
-    own = own if shape[:1] == (1,) or shape[-1:] == (1,) else shape
-    current, spikes = len(avals), len(avals) + 1
-    avals[current] = avals[spikes] = avals[v].update(shape=own)
-    site = eq.place._replace(shape=own)
-    fires = eq._replace(inputs=(current, *eq.inputs[1:]), outputs=(spikes,), site=site)
-    return [*_reshaped(v, current, avals), fires, *_reshaped(spikes, output, avals)]
-
-
-def _reshaped(v: int, result: int, avals) -> list[Equation]:
-    shape = avals[result].shape
-    equations, _ = traced(lambda a: a.reshape(shape), [v], avals, "")
-    equations[-1] = equations[-1]._replace(outputs=(result,))
-    return equations
-
-
-def mapped(eq: Equation, dependent: frozenset[int]) -> Equation:
+def with_mapped_inputs(eq: Equation, dependent: frozenset[int]) -> Equation:
     """The equation, which says which of its inputs each example has its own of."""
     return eq._replace(mapped=tuple(v in dependent for v in eq.inputs))
+
+
+def _site_of_one(eq: Equation, avals: Avals) -> list[Equation]:
+    """A site of one example's neurons, between two reshapes."""
+    (v, *operands), (output,) = eq.inputs, eq.outputs
+    assert isinstance(v, int)
+    shape = _shape_of_one(avals[v].shape)
+    site = eq.place._replace(shape=shape)
+    if shape == avals[v].shape:
+        return [eq._replace(site=site)]
+    current, spikes = (_with_shape(v, shape, avals) for _ in range(2))
+    fires = eq._replace(inputs=(current, *operands), outputs=(spikes,), site=site)
+    return [*_reshape(v, current, avals), fires, *_reshape(spikes, output, avals)]
+
+
+def _shape_of_one(shape: Shape) -> Shape:
+    """A shape without the axis of its one example.
+
+    It is the first axis as a rule, and the last one where vmap meets W @ x. It may
+    have been merged with another one, as windows or tokens with a batch: then nothing
+    is left of it.
+    """
+    for axis in dict.fromkeys((0, len(shape) - 1, *range(len(shape)))):
+        if shape and shape[axis] == 1:
+            return (*shape[:axis], *shape[axis + 1 :])
+    return shape
+
+
+def _with_shape(v: int, shape: Shape, avals: Avals) -> int:
+    """A new variable, with the numbers of another one in another shape."""
+    fresh = len(avals)
+    avals[fresh] = avals[v].update(shape=shape)
+    return fresh
+
+
+def _reshape(v: int, result: int, avals: Avals) -> list[Equation]:
+    """The equation result = reshape(v)."""
+    shape = avals[result].shape
+    (eq,), _ = traced(lambda a: a.reshape(shape), [v], avals, "")
+    return [eq._replace(outputs=(result,))]

@@ -36,7 +36,7 @@ class _Clip(NamedTuple):
     high: float = math.inf
 
 
-def with_sites(program: Program, statistics: frozenset[int]) -> Program:
+def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Program:
     """The program with a site for every ReLU, clipped ReLU and max-pool.
 
     A statistic of the whole batch, as of a BatchNorm in training, is no activation.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -160,8 +161,23 @@ class Network(NamedTuple):
         return [name_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(numbered)]
 
     def results(self, values: Values) -> Any:
-        """The function's result, from the values of its output variables."""
+        """The function's result, from the values of its output variables.
+
+        An output that does not depend on x is the same for every example.
+        """
         outputs = [read(values, output) for output in self.outputs]
+        leading = next(
+            jnp.shape(values[v])[: jnp.ndim(values[v]) - len(self.avals[v].shape)]
+            for v in self.outputs
+            if v in self.dependent
+        )
+        if leading:  # time and examples; none in training mode
+            outputs = [
+                output
+                if v in self.dependent
+                else jnp.broadcast_to(output, (*leading, *jnp.shape(output)))
+                for v, output in zip(self.outputs, outputs, strict=True)
+            ]
         return jax.tree_util.tree_unflatten(self.tree, outputs)
 
 

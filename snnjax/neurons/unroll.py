@@ -76,40 +76,43 @@ def unroll(
     """
     steps = currents.shape[0]
     check_wait(steps, wait)
-    state = _after_wait(neuron, params, currents, wait, code)
-    arriving = arriving_while_firing(params, currents, wait, code)
+    state = neuron.start(params, currents.shape[1:])
     ticks = schedule(code, neuron, steps)
-    step, few = _step(neuron, params), steps <= FEW_STEPS
-    _, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
-    return spikes.astype(currents.dtype)
+    return fold(neuron, params, state, currents, ticks, wait=wait, code=code)[1]
 
 
-def resume(
+def fold(
     neuron: Neuron,
     params: Any,
     state: Any,
     currents: jax.Array,
     ticks: Tick | None = None,
+    *,
+    wait: int = 0,
+    code: Code = RATE,
 ) -> tuple[Any, jax.Array]:
-    """Continue from a state for as many steps as there are currents [t, B, ...].
+    """`unroll` from a state, for as many steps as there are currents [t, B, ...].
 
     Args:
         ticks: of these steps, see `schedule`.
+        wait, code: as for `unroll`; what is not 0 or not rate coding needs all T steps.
 
     Returns:
-        The state after them, and the spikes [t, B, ...] as `unroll` gives them.
+        The state after them, and the spikes [t, B, ...].
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import NeuronState, integrate_and_fire
     >>> neuron = integrate_and_fire()
-    >>> state, spikes = resume(neuron, neuron.init(),
-    ...                        NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
+    >>> state, spikes = fold(neuron, neuron.init(),
+    ...                      NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
     >>> print(spikes[:, 0], state.potential)
     [0. 1.] [0.]
     """
     check_floating("currents", currents)
-    step = _step(neuron, params)
-    state, spikes = jax.lax.scan(step, state, (drive(params, currents), ticks))
+    state = _integrated(neuron, params, state, currents, wait, code)
+    arriving = arriving_while_firing(params, currents, wait, code)
+    step, few = _step(neuron, params), len(currents) <= FEW_STEPS
+    state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
     return state, spikes.astype(currents.dtype)
 
 
@@ -396,15 +399,27 @@ def _step(neuron: Neuron, params: Any):
 def _after_wait(
     neuron: Neuron, params: Any, currents: jax.Array, wait: int, code: Code
 ) -> Any:
-    """The state of a site after it has integrated ``wait`` steps."""
+    """The state of a fresh site after it has integrated ``wait`` steps."""
+    check_floating("currents", currents)
+    state = neuron.start(params, currents.shape[1:])
+    return _integrated(neuron, params, state, currents, wait, code)
+
+
+def _integrated(
+    neuron: Neuron,
+    params: Any,
+    state: Any,
+    currents: jax.Array,
+    wait: int,
+    code: Code,
+) -> Any:
+    """The state after the first ``wait`` currents, in which nothing fires."""
+    if not wait:
+        return state
 
     def integrate(state, current_and_share):
         arriving = driven(params, *current_and_share)
         return neuron.integrate(params, state, arriving), None
 
-    check_floating("currents", currents)
-    state = neuron.start(params, currents.shape[1:])
-    if wait:
-        share = shares(code, len(currents), slice(0, wait))
-        state, _ = jax.lax.scan(integrate, state, (currents[:wait], share))
-    return state
+    share = shares(code, len(currents), slice(0, wait))
+    return jax.lax.scan(integrate, state, (currents[:wait], share))[0]

@@ -1,10 +1,8 @@
 """Executions: several ways to compute the same spikes.
 
-Layer by layer, time is folded into the batch between the sites, and each site scans
-over it: `run_by_layer` takes all T steps at once, `run_by_segment` some at a time.
+`run_in_time` computes n steps at a time, from one (by step) to all of them (by layer).
 `run_closed_form` needs no loop over time, since each layer waits for all its input.
-`run_folded` calls the function itself on T B examples, for training mode. One step at a
-time is the loop over the whole network, as a chip runs it.
+`run_folded` calls the function itself on T B examples, for training mode.
 """
 
 import dataclasses
@@ -28,6 +26,7 @@ from snnjax.network.evaluate import (
     evaluate,
     firing,
     identity,
+    of_values,
     operator,
 )
 from snnjax.network.increments import Operator
@@ -36,7 +35,7 @@ from snnjax.network.stages import needed, streaming
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import NeuronParams
 from snnjax.neurons.schedule import schedule
-from snnjax.neurons.unroll import after_all_input, closed_form, resume, unroll
+from snnjax.neurons.unroll import after_all_input, closed_form, fold, unroll
 from snnjax.simulation.remat import outputs_from_bits
 from snnjax.snn import SNN
 
@@ -112,15 +111,98 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
     return ByLayer(segment, remat)
 
 
-def run_by_layer(job: Job, *, remat: bool = False) -> Any:
-    """All steps at once: time folded into the batch, and a scan inside each site.
+def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
+    """T steps in segments of ``size`` steps, from one state to the next.
 
-    With ``remat`` the gradient keeps only the spikes, as bits.
+    Within a segment it goes layer by layer: time is folded into the batch between the
+    sites, and each site scans over it. All T steps at once are "by_layer". One at a
+    time is "by_step", a loop over the whole network as a chip runs it. A wait, and a
+    code whose clock does not run, need all of them.
+
+    A gradient of one step at a time keeps the state of each neuron before it fires.
+    With ``remat`` it keeps the states between the segments, and one segment of steps
+    while it is computed: the least memory if ``size`` is sqrt(T). In a single segment
+    it keeps only the spikes, as bits.
     """
-    values, streams, live = prepare(job)
+    if remat and size == job.steps:
+        return _run_from_bits(job)
+    network, code, neurons, models = (
+        job.network,
+        job.snn.code,
+        job.snn.neurons,
+        job.models,
+    )
+    constants, streams, live = prepare(job)
+    arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
+    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
+    # The gradient of a constant of a loop is summed over the segments in its type, so
+    # it enters as float32. A number of Python has neither gradient nor type.
+    widened = {v: wide(a) if v in types else a for v, a in constants.items()}
+
+    def segment(length: int, states, x_and_ticks):
+        x_now, ticks = x_and_ticks
+        values: dict[Any, Any] = {
+            v: a.astype(types[v]) if v in types else a for v, a in widened.items()
+        }
+        if job.sequence:
+            values |= network.inputs(x_now)
+        after: dict[str, Any] = {}
+
+        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
+            if site.accumulates and not code.clock_runs:
+                return of_values(site, current, *operands)
+            state, name = states[site.name], site.name
+            if site.accumulates:
+                *others, function = operands
+                outputs, after[name] = function.over_time((current, *others), state)
+                return outputs
+            currents = code.arriving(over_time(current, length, len(site.shape)))
+            neurons_now = models[name], neurons[name], state, currents, ticks[name]
+            after[name], spikes = fold(*neurons_now, wait=job.wait, code=code)
+            return code.stream(spikes)
+
+        evaluate(live, values, rule, streams=streams)
+        return after, {v: values[v] for v in network.outputs if v in streams}
+
+    def body(length: int) -> Callable:
+        function = functools.partial(segment, length)
+        if remat:
+            return jax.checkpoint(function)
+        if size > 1:
+            return function
+        keep = jax.checkpoint_policies.save_only_these_names("state")
+        return jax.checkpoint(function, policy=keep, prevent_cse=False)
+
+    states = {
+        eq.place.name: start_state(job, eq, constants, streams)
+        for eq in live
+        if eq.fires or (eq.site is not None and code.clock_runs)
+    }
+    ticks = {name: schedule(code, model, job.steps) for name, model in models.items()}
+    in_time = (job.x if job.sequence else None, ticks)  # None has no leaves
+    if size == job.steps:
+        _, outputs = segment(size, states, in_time)
+        return over_steps(job, constants | outputs, streams)
+    segments, rest = divmod(job.steps, size)
+
+    def in_segments(leaf: jax.Array) -> jax.Array:
+        return leaf[: segments * size].reshape(segments, size, *leaf.shape[1:])
+
+    whole = jax.tree.map(in_segments, in_time)
+    states, outputs = jax.lax.scan(body(size), states, whole, length=segments)
+    outputs = jax.tree.map(lambda a: a.reshape(segments * size, *a.shape[2:]), outputs)
+    if rest:
+        last = jax.tree.map(lambda leaf: leaf[segments * size :], in_time)
+        _, more = body(rest)(states, last)
+        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
+    return over_steps(job, constants | outputs, streams)
+
+
+def _run_from_bits(job: Job) -> Any:
+    """All steps at once; the gradient keeps only the spikes, as bits."""
+    values, streams, _ = prepare(job)
     if job.sequence:
         values |= job.network.inputs(job.x)
-
     # A gradient keeps `fire`, which must not close over the job and its arrays.
     models, steps, wait, code = job.models, job.steps, job.wait, job.snn.code
 
@@ -129,84 +211,12 @@ def run_by_layer(job: Job, *, remat: bool = False) -> Any:
         spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
         return code.stream(spikes)
 
-    neurons = job.snn.neurons
-    if remat:
-        results = outputs_from_bits(job.network, values, fire, streams, neurons, models)
-        pairs = zip(job.network.outputs, results, strict=True)
-        values |= {v: output for v, output in pairs if isinstance(v, int)}
-    else:
-        rule = firing(fire, neurons, accumulating(code))
-        evaluate(live, values, rule, streams=streams)
+    results = outputs_from_bits(
+        job.network, values, fire, streams, job.snn.neurons, models
+    )
+    pairs = zip(job.network.outputs, results, strict=True)
+    values |= {v: output for v, output in pairs if isinstance(v, int)}
     return over_steps(job, values, streams)
-
-
-def run_by_segment(job: Job, size: int, *, remat: bool = False) -> Any:
-    """`run_by_layer` for ``size`` steps at a time, from one state to the next.
-
-    With ``remat`` the gradient keeps only the states between the segments, and one
-    segment of steps while it is computed: the least memory if ``size`` is sqrt(T). One
-    step at a time it keeps the state of each neuron before it fires.
-    """
-    values, streams, live = prepare(job)
-    network, neurons = job.network, job.snn.neurons
-    # The gradient of a constant of the loop is summed over all steps in its type, so it
-    # enters as float32. A number of Python has neither gradient nor type.
-    arrays = {v: a for v, a in values.items() if hasattr(a, "dtype")}
-    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
-    constants = {v: wide(a) if v in types else a for v, a in values.items()}
-
-    def segment(length: int, states, x_and_ticks):
-        x_now, ticks = x_and_ticks
-        local: dict[Any, Any] = {
-            v: a.astype(types[v]) if v in types else a for v, a in constants.items()
-        }
-        after: dict[str, Any] = {}
-        if job.sequence:
-            local |= network.inputs(x_now)
-
-        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
-            state = states[site.name]
-            if site.accumulates:
-                *others, function = operands
-                outputs, after[site.name] = function.over_time(
-                    (current, *others), state
-                )
-                return outputs
-            currents = over_time(current, length, len(site.shape))
-            params = neurons[site.name]
-            model = job.models[site.name]
-            now = ticks[site.name]
-            after[site.name], spikes = resume(model, params, state, currents, now)
-            return spikes
-
-        evaluate(live, local, rule, streams=streams)
-        return after, {v: local[v] for v in network.outputs if v in streams}
-
-    def run(length: int) -> Callable:
-        body = functools.partial(segment, length)
-        if size == 1 and not remat:
-            keep = jax.checkpoint_policies.save_only_these_names("state")
-            return jax.checkpoint(body, policy=keep, prevent_cse=False)
-        return jax.checkpoint(body) if remat else body
-
-    sites = [eq for eq in live if eq.site is not None]
-    states = {eq.place.name: start_state(job, eq, values, streams) for eq in sites}
-    segments, rest = divmod(job.steps, size)
-    code, models = job.snn.code, job.models
-    ticks = {name: schedule(code, m, job.steps) for name, m in models.items()}
-    with_time = (job.x if job.sequence else None, ticks)  # None has no leaves
-
-    def in_segments(leaf: jax.Array) -> jax.Array:
-        return leaf[: segments * size].reshape(segments, size, *leaf.shape[1:])
-
-    whole = jax.tree.map(in_segments, with_time)
-    states, outputs = jax.lax.scan(run(size), states, whole, length=segments)
-    outputs = jax.tree.map(lambda a: a.reshape(segments * size, *a.shape[2:]), outputs)
-    if rest:
-        last = jax.tree.map(lambda leaf: leaf[segments * size :], with_time)
-        _, more = run(rest)(states, last)
-        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
-    return over_steps(job, values | outputs, streams)
 
 
 def run_closed_form(job: Job) -> Any:
@@ -279,14 +289,14 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
 
     Args:
         job: of a network that was captured for the folded x, and with aux; its x is
-            folded by `fold`.
+            folded by `folded`.
         shares: as there.
-        remat: as for `run_by_layer`.
+        remat: the gradient keeps only the spikes, as bits.
 
     Returns:
         (outputs [T, B, ...], aux as the function gave it).
     """
-    models, steps, wait = job.models, job.steps, job.wait  # as in `run_by_layer`
+    models, steps, wait = job.models, job.steps, job.wait  # see `_run_from_bits`
     code = job.snn.code
 
     def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
@@ -296,7 +306,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(split(current))
         spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return fold(code.stream(spikes), shares)
+        return folded(code.stream(spikes), shares)
 
     def accumulate(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
@@ -306,7 +316,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         ((increments,), _) = function._replace(live=(True,)).over_time(
             (split(current),)
         )
-        return fold(increments, shares)
+        return folded(increments, shares)
 
     network, neurons = job.network, job.snn.neurons
     values = network.arguments(job.snn.params, job.x)
@@ -322,7 +332,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
 
-def fold(stream: jax.Array, shares: int = 1) -> jax.Array:
+def folded(stream: jax.Array, shares: int = 1) -> jax.Array:
     """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
 
     Each device keeps its share: no example moves to another device.
@@ -364,8 +374,8 @@ def prepare(job: Job) -> Prepared:
 def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:
     """The outputs with a time axis, even those that no spike reaches."""
     outputs: dict[Any, Any] = dict(values)
-    for v in job.network.outputs:
-        if isinstance(v, int) and v not in streams:
+    for v in job.network.dependent.intersection(job.network.outputs):
+        if v not in streams:
             outputs[v] = jnp.broadcast_to(values[v], (job.steps, *values[v].shape))
     code = job.snn.code
     return jax.tree.map(functools.partial(arriving, code), job.network.results(outputs))
@@ -386,7 +396,11 @@ def start_state(
         values: of the variables that no step changes.
         streams: variables that have a time axis.
     """
-    site, avals, batch = equation.place, job.network.avals, batch_of(job.x, job.sequence)
+    site, avals, batch = (
+        equation.place,
+        job.network.avals,
+        batch_of(job.x, job.sequence),
+    )
     if not site.accumulates:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)

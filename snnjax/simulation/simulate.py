@@ -2,9 +2,9 @@
 
     outputs[t] = fn(params, x) with spikes of step t in the place of activations
 
-`spiking` is a transform like ``jax.grad``; ``executions.py`` and ``by_step.py`` compute
-it. A layer may integrate for some steps before it fires. This wait is ours;
-docs/accuracy.md shows its gain and its cost.
+`spiking` is a transform like ``jax.grad``; ``executions.py`` computes it. A layer may
+integrate for some steps before it fires. This wait is ours; docs/accuracy.md shows its
+gain and its cost.
 """
 
 import dataclasses
@@ -43,12 +43,11 @@ from snnjax.simulation.choice import Choice, choose
 from snnjax.simulation.executions import (
     ByLayer,
     Job,
-    fold,
-    run_by_layer,
-    run_by_segment,
+    folded,
     run_closed_form,
     run_closed_training,
     run_folded,
+    run_in_time,
 )
 from snnjax.snn import (
     SNN,
@@ -369,7 +368,7 @@ def simulate_training(
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
-    x = jax.tree.map(lambda leaf: fold(leaf, shares), x)
+    x = jax.tree.map(lambda leaf: folded(leaf, shares), x)
     return run_folded(
         _job(sim, snn, x), shares, remat=_layer_options(sim.execution).remat
     )
@@ -377,14 +376,13 @@ def simulate_training(
 
 def execute(job: Job, execution: Execution | ByLayer) -> Any:
     """The outputs of a job by one of the executions."""
-    if execution == "by_step" and job.wait == 0 and job.snn.code.clock_runs:
-        return run_by_segment(job, 1)
     if execution == "closed_form":
         return run_closed_form(job)
     options = _layer_options(execution)
-    if options.segment is None:
-        return run_by_layer(job, remat=options.remat)
-    return run_by_segment(job, options.segment, remat=options.remat)
+    # As a pipeline of layers that wait, a chip has the same numbers as layer by layer.
+    by_step = execution == "by_step" and not job.wait and job.snn.code.clock_runs
+    size = 1 if by_step else options.segment or job.steps
+    return run_in_time(job, size, remat=options.remat)
 
 
 def _layer_options(execution: Execution | ByLayer) -> ByLayer:

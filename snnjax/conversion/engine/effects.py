@@ -29,7 +29,8 @@ def effects_of(network: Network, params: Any, x: Any, numbers: Any) -> Effects:
     """
     equations = tuple(eq._replace(path="", calls=()) for eq in network.equations)
     values = network.arguments(params, x)
-    work = Segment(equations, tuple(values), network.outputs, ())
+    outputs = tuple(v for v in network.outputs if v in network.dependent)
+    work = Segment(equations, tuple(values), outputs, ())
     return _effects(work, list(values.values()), numbers)
 
 
