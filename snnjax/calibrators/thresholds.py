@@ -92,7 +92,7 @@ def percentile(p: float) -> Statistic:
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
         _warn_of_few(view, per)
-        arrays = list(view.activations), view.effects, fit.neurons.offset
+        arrays = view.activation, view.effects, fit.neurons.offset
         return _percentile(*arrays, p, per, view.site.channel)
 
     return of
@@ -227,11 +227,11 @@ def _maximum(sample: Sample, offset: jax.Array | None, per: Per) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _percentile(activations, effects, offset, p, per, channel) -> jax.Array:
+def _percentile(activation, effects, offset, p, per, channel) -> jax.Array:
     """Of all positions: a sample may lack the largest values."""
-    sizes = jnp.abs(subtract_offset(jnp.concatenate(activations), offset))
+    sizes = jnp.abs(subtract_offset(activation, offset))
     if effects is not None:
-        sizes = jnp.where(jnp.concatenate(effects) > 0, sizes, 0)
+        sizes = jnp.where(effects > 0, sizes, 0)
     return formulas.percentile(sizes, p, per, channel)
 
 

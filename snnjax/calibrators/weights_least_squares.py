@@ -121,8 +121,7 @@ def least_squares_weights(
         if not any(free):
             return fit
         every = _spacing(view, samples)
-        images = list(zip(view.activations, view.weights(), strict=True))
-        activation, weight = view.join(images, every)
+        activation, weight = view.thinned(every)
         current, sources = view.feed(every)
         weights = refit(
             fit.weights,
