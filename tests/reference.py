@@ -267,3 +267,18 @@ def least_squares_weights(activation, spikes, kernel, damping, images):
         step = np.linalg.solve(gram + damping * k * np.eye(len(gram)), right)
         found.append(kernel[:, c] + step)
     return np.stack(found, 1)
+
+
+def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
+    """Connections of each pixel [H, W, C] of a convolution, counted one by one."""
+    counts = np.zeros(shape, int)
+    outputs = [
+        (n + sum(pads) - k) // stride + 1
+        for n, k, pads in zip(shape, kernel, padding, strict=False)
+    ]
+    for out in np.ndindex(*outputs):
+        for tap in np.ndindex(*kernel[:2]):
+            row, column = (out[d] * stride + tap[d] - padding[d][0] for d in (0, 1))
+            if 0 <= row < shape[0] and 0 <= column < shape[1]:
+                counts[row, column] += kernel[3] // groups
+    return counts

@@ -312,6 +312,7 @@ WITHIN = {
     "rolled": lambda x: jnp.roll(x, 1, axis=1),
     "reversed and added up": lambda x: jnp.cumsum(jnp.flip(x, 1), axis=1),
     "a new axis in front": lambda x: x.reshape(1, -1, 6).sum(0),
+    "squeezed": lambda x: x.sum(1, keepdims=True).squeeze(),
     "its mirror image after it": lambda x: (
         jnp.concatenate([x, x[:, ::-1]]).reshape(2, *x.shape).mean(0)
     ),
@@ -492,6 +493,7 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
     "an output": lambda h: (h, jnp.arange(len(h))),
+    "an output each": lambda h: list(h),
 }
 REASONS = {"one example would reach another": MEETINGS, "number of examples": SIZES}
 
@@ -519,13 +521,23 @@ def test_a_number_of_examples_that_fn_holds_is_named(size):
         snnjax.sites(fn, jnp.ones((3, 6)), jnp.ones((size, 3)))
 
 
+def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
+    def fn(w, x):
+        return relu(x @ w).mean(1, keepdims=True).squeeze()
+
+    w, x = jnp.ones((3, 1)), jnp.ones((4, 2, 3))
+    outputs = with_activation(fn, identity)(w, x)
+    _assert_equal(outputs, fn(w, x))
+    assert outputs.shape == (4,)
+
+
 def test_an_output_that_does_not_depend_on_x_has_all_examples():
     def fn(w, x):
         return {"logits": relu(x @ w), "bias": jnp.broadcast_to(w[0], (len(x), 6))}
 
     w, x = jnp.ones((3, 6)), jnp.ones((4, 3))
     _assert_equal(with_activation(fn, identity)(w, x), fn(w, x))
-    for execution in ("by_step", "by_layer", snnjax.simulation.by_layer(segment=2)):
+    for execution in ("by_step", "by_layer", snnjax.simulation.ByLayer(segment=2)):
         simulate = snnjax.spiking(fn, steps=3, execution=execution)
         outputs = simulate(snnjax.init(fn, w, x), x)
         assert [leaf.shape for leaf in jax.tree.leaves(outputs)] == [(3, 4, 6)] * 2
@@ -581,7 +593,7 @@ def test_a_wrong_feature_size_says_what_was_called(tmp_path):
         lambda: snnjax.save(path, snn, fn=fn, x=wrong),
     ):
         with pytest.raises(
-            TypeError, match=r"x of shape \(2, 5\) .*, and params of b1"
+            TypeError, match=r"x of shape \((2|batch), 5\) .*, and params of b1"
         ):
             door()
 

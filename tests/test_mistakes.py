@@ -99,7 +99,7 @@ def test_segments_under_a_code_blame_the_code_and_not_its_wait():
     options = {"recipe": snnjax.max_activation(), "code": snnjax.codes.radix()}
     x = np.linspace(0, 1, 80, dtype="float32").reshape(16, 5)
     snn = snnjax.convert(network, PARAMS, x, steps=2, **options)
-    execution = snnjax.simulation.by_layer(segment=1)
+    execution = snnjax.simulation.ByLayer(segment=1)
     with pytest.raises(ValueError, match="works with rate coding only"):
         snnjax.spiking(network, execution=execution)(snn, x)
 

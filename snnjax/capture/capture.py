@@ -165,7 +165,8 @@ def capture(
         answers, mixing = _without_aux(result), []
     else:
         program = with_encoders(with_sites(program))
-        program = of_one_example(with_operators(without_inner_pools(program)))
+        program = with_operators(without_inner_pools(program))
+        program = of_one_example(program, few)
         answers, mixing = result, [*growth.problems()]
     network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
@@ -196,10 +197,12 @@ def _program(
     try:
         closed_jaxpr, result = trace(fn, params, shapes_of(x, size))
     except Exception as error:
-        trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
-        check_has_batch(x)
-        raise hard_coded(x, size, error) from None
-    return flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))), result
+        failure = error
+    else:
+        return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
+    trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
+    check_has_batch(x)
+    raise hard_coded(x, size, failure)
 
 
 def _without_aux(result: Any) -> Any:

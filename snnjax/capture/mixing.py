@@ -136,9 +136,10 @@ class Growth:
         if not isinstance(a, Static) or not isinstance(b, Static):
             return False
         axes = self._axes(a, b)
-        array = np.asarray(a.value) if axes else None
-        differ = [(array != array.take([0], axis)).any() for axis in axes]
-        return any(differ) if axes else a != b
+        if not axes:
+            return a != b
+        array = np.asarray(a.value)
+        return any((array != array.take([0], axis)).any() for axis in axes)
 
     def _numbers_examples(self, eq: Equation) -> bool:
         """Whether an equation counts the examples, as ``arange(len(x))`` does."""

@@ -168,17 +168,18 @@ class Network(NamedTuple):
         An output that does not depend on x is the same for every example.
         """
         outputs = [read(values, output) for output in self.outputs]
-        leading = next(
-            jnp.shape(values[v])[: jnp.ndim(values[v]) - len(self.avals[v].shape)]
-            for v in self.outputs
+        pairs = list(zip(self.outputs, outputs, strict=True))
+        leading = next(  # time and examples; none in training mode
+            jnp.shape(output)[: jnp.ndim(output) - len(shape_of(self.avals, v))]
+            for v, output in pairs
             if v in self.dependent
         )
-        if leading:  # time and examples; none in training mode
+        if leading:
             outputs = [
                 output
                 if v in self.dependent
                 else jnp.broadcast_to(output, (*leading, *jnp.shape(output)))
-                for v, output in zip(self.outputs, outputs, strict=True)
+                for v, output in pairs
             ]
         return jax.tree_util.tree_unflatten(self.tree, outputs)
 
