@@ -170,7 +170,7 @@ def weighted_sites(fn, params, x):
 
     def look(view, fit):
         assert view.effects is None
-        effects[view.site.name] = np.concatenate(view.with_effects().effects)
+        effects[view.site.name] = np.asarray(view.with_effects().effects)
         return fit
 
     recipe = snnjax.Recipe([max_threshold(), look])
