@@ -254,7 +254,7 @@ def one_at_a_time(
     from snnjax.network import identity, with_activation
 
     fit = (
-        calibrators.least_squares_threshold("channel", "round"),
+        calibrators.least_squares_threshold("channel", 0.5),
         calibrators.half_charge(),
     )
     fn, params, _ = network

@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
     Attributes:
         graph: as the package nir reads it.
-        fn, snn: of `snnjax.deploy.from_nir`.
+        fn, snn: of the graph, by `snnjax.deploy.as_function`.
         frames: [B, T, H, W, 2], counts of test events.
         thirds: [3 B, H, W, 2], the sums of a third of a test recording.
         calibration: [B, H, W, 2], such sums of training recordings.

@@ -35,7 +35,7 @@ from experiments.running import run as run_command
 from snnjax import Recipe, calibrators
 from snnjax.calibrators import Calibrator
 
-THRESHOLD = calibrators.least_squares_threshold("channel", "round", prior=16)
+THRESHOLD = calibrators.least_squares_threshold("channel", 0.5)
 CHARGE = calibrators.half_charge()
 POSTPONE = calibrators.postpone_charge()
 SCALE = calibrators.scale_threshold()
@@ -59,7 +59,7 @@ PARTS = (
     calibrators.streaming_only(POSTPONE),
     POTENTIAL,
 )
-LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", "round")
+LAYER_THRESHOLD = calibrators.least_squares_threshold("layer", 0.5)
 ANY_PACE = (
     calibrators.postpone_charge(pace=0),
     calibrators.streaming_only(calibrators.scale_threshold(pace=0)),

@@ -27,7 +27,7 @@ import snnjax
 from experiments.data import Dataset, normalize
 from experiments.report import Result, row
 from experiments.running import CODES, Conversion, Convert, devices, digest
-from snnjax.calibrators import widen
+from snnjax.calibrators import broadcast
 
 RECIPES: dict[str, Callable[[Convert, int], snnjax.Recipe]] = {
     "max_activation": lambda config, seed: snnjax.max_activation(),
@@ -129,6 +129,13 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
     """
     rows, seeds = plan(task.config), task.config.seeds
     results, snns = [], []
+    draws_of_rows = itertools.product(rows, seeds)
+    finished = sum(_file(task.config, *each).exists() for each in draws_of_rows)
+    if finished and devices.first():
+        print(
+            f"{finished} of {len(rows) * len(seeds)} conversions of an interrupted run "
+            "are read, not repeated, if their images and options are the same\n"
+        )
     # XLA's compiler takes half of the time: it works ahead, on another core. Devices of
     # a mesh must all run the same programs in the same order, so there each row
     # compiles its own.
@@ -310,6 +317,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         [draw.choice_hits for draw in draws],
         levels_of(task.sites, snn),
         code_name(snn.code),
+        len((task.held_out or task.test).labels),
     )
 
 
@@ -381,5 +389,5 @@ def widen_all(snn: snnjax.SNN, sites: snnjax.network.Sites) -> snnjax.SNN:
             params = snn.neurons[site.name]
             if site.signed and params.offset is None:  # of recipes that fit none
                 params = params._replace(offset=jnp.zeros(()))
-            neurons[site.name] = widen(params, site)
+            neurons[site.name] = broadcast(params, site)
     return replace(snn, neurons={**snn.neurons, **neurons})

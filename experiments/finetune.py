@@ -44,7 +44,7 @@ from experiments.convert import (
     write_files,
 )
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, Source, source_digest
+from experiments.models import NAMES, Source
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, header, row
 from experiments.running import (
@@ -79,7 +79,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
     steps_per_epoch(config, data)
     check_writable(config.out, "--out")
-    training.check_folder(state_folder(config), options_of_results(config))
     setup = prepare(
         config.conversion(),
         data,
@@ -155,8 +154,8 @@ def _write(
         evaluation = "its function is that of snnjax.deploy.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
-        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
-        f"{evaluation}" + (f" The report is {setup.page}." if setup.page else "")
+        f"layers.png; {file.name} holds the SNN after the last epoch:\n"
+        f"{evaluation}"
     )
 
 
@@ -257,10 +256,8 @@ def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetun
         share=config.distillation,
         measure=measure,
         folder=state_folder(config),
-        depends_on={
-            **options_of_results(config),
-            "source_network": source_digest(setup.source),
-        },
+        # The teacher is a function, which cannot be compared; its network can.
+        depends_on=options_of_results(config) | {"source_network": setup.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():

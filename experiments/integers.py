@@ -9,7 +9,6 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 
 import snnjax
 from experiments.conversions import Experiment, count_hits, counter
-from experiments.report import Table, html_table, markdown_table, network_name
+from experiments.report import Table, markdown_table, network_name
 from experiments.running import CHIPS, devices, write
 
 HEAD = (
@@ -185,14 +184,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         text(row.overflows),
         text(row.seconds, ".1f"),
     )
-
-
-def as_html(integers: Integers) -> str:
-    """The table and the report for a page."""
-    text = html_table(*table(integers))
-    if integers.report is not None:
-        text += f"<pre>{escape(str(integers.report))}</pre>"
-    return text
 
 
 def printed(integers: Integers) -> str:

@@ -201,17 +201,15 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     def loss(snn: SNN) -> jax.Array:
         return loss_and_aux(snn)[0]
 
-    differences = training.finite_differences(
-        loss, state.snn, setting.first, step=config.difference_step
-    )
-    choice = training.choose_temperature(
+    snn, _ = training.choose_temperature(
         loss,
         state.snn,
-        differences,
+        setting.first,
+        step=config.difference_step,
         change=config.temperature_rate,
         lowest=config.lowest,
     )
-    return state._replace(snn=choice.snn)
+    return state._replace(snn=snn)
 
 
 def _augmented(config: TrainSNN, key, images):

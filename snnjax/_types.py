@@ -3,8 +3,6 @@
 from typing import Literal
 
 Per = Literal["layer", "channel"]
-Objective = Literal["floor", "round"]
-WeightObjective = Literal["floor", "neuron", "spikes"]
 Reset = Literal["subtract", "zero"]
 Inputs = Literal["constant", "poisson", "sequence"]
 Execution = Literal["auto", "by_step", "by_layer", "closed_form"]

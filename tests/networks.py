@@ -115,7 +115,7 @@ def weights(**shapes):
 REFINED = snnjax.Recipe(
     [
         calibrators.least_squares_weights(),
-        calibrators.least_squares_threshold("channel", "round", prior=16),
+        calibrators.least_squares_threshold("channel", 0.5),
         calibrators.half_charge(),
         calibrators.postpone_charge(),
         calibrators.streaming_only(calibrators.scale_threshold()),

@@ -42,7 +42,7 @@ RECIPES = {
 REFITTING = Recipe(
     [
         least_squares_weights(),
-        least_squares_threshold("channel", "round"),
+        least_squares_threshold("channel", 0.5),
         half_charge(),
     ]
 )

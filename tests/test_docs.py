@@ -85,6 +85,14 @@ def test_the_reference_shows_functions_with_examples_and_whole_sentences(site):
 
 
 @SITE
+def test_search_works_in_pages_from_the_disk(site):
+    index = (site / "search" / "search_index.js").read_text()
+    assert index.startswith("var __index = ")
+    shim = '<script src="theme/iframe-worker.js"></script>'  # runs the worker there
+    assert shim in (site / "index.html").read_text()
+
+
+@SITE
 def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it(site):
     pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
     dead = []

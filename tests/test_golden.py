@@ -19,20 +19,19 @@ from networks import conv, outputs_of, relu
 import snnjax
 from snnjax import calibrators
 from snnjax.calibrators import formulas
-from snnjax.calibrators import thresholds_and_potentials as calibrate
 from snnjax.conversion.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
 PATH = pathlib.Path(__file__).parent / "golden" / "snn_calibration.npz"
-SEARCH = calibrate.least_squares_threshold()
-SHIFT = calibrate.shift_bias()
+SEARCH = calibrators.least_squares_threshold()
+SHIFT = calibrators.shift_bias()
 RECIPES = {
     "max": snnjax.max_activation(),
     "max_shift": snnjax.bias_shift(),
     "mmse_shift": Recipe([SEARCH, SHIFT]),
     "light": snnjax.light(),
-    "pc": Recipe([SEARCH, SHIFT, calibrate.correct_potential()]),
+    "pc": Recipe([SEARCH, SHIFT, calibrators.correct_potential()]),
 }
 # Spikes that may differ by rounding, among all neurons of all sites. "max": the image
 # and neuron that hold the maximum have a potential of T V_th at the last step. "pc",
@@ -112,7 +111,7 @@ def simulated(recipe, steps):
     snn, x = converted(steps)[recipe], golden()["x"]
     sites = snnjax.sites(network, weights(), x)
     # Of full shape, so that all recipes share a program.
-    neurons = {s.name: calibrators.widen(snn.neurons[s.name], s) for s in sites}
+    neurons = {s.name: calibrators.broadcast(snn.neurons[s.name], s) for s in sites}
     snn = dataclasses.replace(snn, neurons=neurons)
     return jax.device_get(simulation(steps)(snn, x))
 

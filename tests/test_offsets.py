@@ -25,7 +25,7 @@ from snnjax.simulation import ByLayer
 STEPS = 4
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
 THRESHOLDS = (
-    calibrators.least_squares_threshold("channel", "round", prior=16),
+    calibrators.least_squares_threshold("channel", 0.5),
     calibrators.half_charge(),
     calibrators.correct_potential(3),
 )

@@ -35,7 +35,7 @@ from snnjax.simulation import ByLayer
 STEPS = 4
 WEIGHTS = snnjax.calibrators.least_squares_weights()
 PARTS = (
-    snnjax.calibrators.least_squares_threshold("channel", "round"),
+    snnjax.calibrators.least_squares_threshold("channel", 0.5),
     snnjax.calibrators.half_charge(),
 )
 BINARY = snnjax.integrate_and_fire()
@@ -711,33 +711,6 @@ def test_an_operator_without_a_call_of_its_own_is_named_after_what_it_computes()
 
         (operator,) = snnjax.sites(fn, PARAMS, X).operators
         assert operator.kind == kind
-
-
-def test_measures_show_the_error_of_every_operator():
-    def fn(p, x):
-        return jax.nn.gelu(relu(x @ p["in"]) @ p["up"])
-
-    snn = converted(fn, PARAMS, X, steps=STEPS, recipe=LIGHT)
-    ann, measure = lambda snn, x: fn(PARAMS, x), functools.partial(snnjax.measure, fn)
-    runs = [ann, snnjax.spiking(fn), functools.partial(measure, params=PARAMS)]
-    answers, outputs, measures = outputs_of(runs, snn, X)
-    ((name, operator),) = measures.operators.items()
-    assert [site.name for site in snnjax.sites(fn, PARAMS, X).operators] == [name]
-    error = answers - outputs.mean(0)
-    for number, values in ((operator.activation, answers), (operator.error, error)):
-        np.testing.assert_allclose(number, np.sqrt((values**2).mean()), rtol=1e-4)
-
-
-def test_measures_show_operators_in_order():
-    names, snn = [], snnjax.init(transformer, PARAMS, X, model=BINARY)
-
-    def measure(snn, x):
-        measures = snnjax.measure(transformer, snn, x, params=PARAMS, steps=STEPS)
-        names.extend(measures.operators)
-
-    jax.eval_shape(measure, snn, X)
-    sites = snnjax.sites(transformer, PARAMS, X)
-    assert names == [operator.name for operator in sites.operators]
 
 
 # --------------------------------------------------------------- networks at random

@@ -60,9 +60,7 @@ def example(dtype=jnp.float32):
 RECIPES = {
     "percentile": snnjax.percentile(99.0, "channel"),
     "light": snnjax.light(),
-    "spikes": snnjax.Recipe(
-        [max_threshold(), calibrate_weights("spikes", iterations=2)]
-    ),
+    "spikes": snnjax.Recipe([max_threshold(), calibrate_weights(iterations=2)]),
     "advanced": snnjax.advanced(iterations=2),
     "best": snnjax.best(),
 }
@@ -205,6 +203,7 @@ def test_temperatures():
         outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)
         return training.mean_cross_entropy(outputs, LABELS)
 
-    differences = training.finite_differences(jax.jit(loss), snn, ["bias"], step=0.1)
-    choice = training.choose_temperature(jax.jit(loss), snn, differences, change=0.2)
-    assert choice.cosines.shape == (3,)
+    _, cosines = training.choose_temperature(
+        jax.jit(loss), snn, ["bias"], step=0.1, change=0.2
+    )
+    assert cosines.shape == (3,)

@@ -34,5 +34,5 @@ class QuantizedReLU(nn.Module):
 def _initial(x: jax.Array, levels: int) -> jax.Array:
     """Logarithm of the first maximum; of 1 where no value is positive."""
     values = jax.nn.relu(x).astype(jnp.float32)
-    maximum = formulas.least_squares(values, levels, "layer", "round")
+    maximum = formulas.least_squares(values, levels, shift=0.5)
     return jnp.log(jnp.where(maximum > 0, maximum, 1.0))

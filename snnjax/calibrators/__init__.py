@@ -1,29 +1,34 @@
 """Calibrators: what a recipe does at each site, one pure function each.
 
-``thresholds_and_potentials.py``, ``weights_least_squares.py`` and ``weights_adam.py``
-apply the mathematics of ``formulas.py`` to what ``view.py`` shows of a site. Those that
-compare candidates do so on a ``sample.py`` of it. You can write your own; these have no
-special access:
-
     def calibrator(view: View, fit: Fit) -> Fit
+
+There are four families. A `threshold` is a statistic of the activations, and a `search`
+compares candidates on the spikes that arrive. Corrections add what outputs lack on
+average, and weights are refitted by least squares or by descent. The mathematics is in
+``formulas.py``, what a calibrator sees of a site in ``view.py``. Those of your own have
+the same access.
 """
 
 from snnjax.calibrators import formulas
-from snnjax.calibrators.parameters import widen
-from snnjax.calibrators.thresholds_and_potentials import (
-    by_effect,
+from snnjax.calibrators.conditions import by_effect, streaming_only
+from snnjax.calibrators.corrections import (
     correct_bias,
     correct_potential,
     half_charge,
+    shift_bias,
+)
+from snnjax.calibrators.parameters import broadcast
+from snnjax.calibrators.searches import postpone_charge, scale_threshold, search
+from snnjax.calibrators.thresholds import (
+    least_squares,
     least_squares_offset,
     least_squares_threshold,
     max_threshold,
+    maximum,
     own_maximum_threshold,
+    percentile,
     percentile_threshold,
-    postpone_charge,
-    scale_threshold,
-    shift_bias,
-    streaming_only,
+    threshold,
 )
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.calibrators.weights_adam import calibrate_weights
@@ -33,21 +38,33 @@ __all__ = [
     "Calibrator",
     "Fit",
     "View",
+    "broadcast",
     "by_effect",
     "calibrate_weights",
     "correct_bias",
     "correct_potential",
     "formulas",
     "half_charge",
+    "least_squares",
     "least_squares_offset",
     "least_squares_threshold",
     "least_squares_weights",
     "max_threshold",
+    "maximum",
     "own_maximum_threshold",
+    "percentile",
     "percentile_threshold",
     "postpone_charge",
     "scale_threshold",
+    "search",
     "shift_bias",
     "streaming_only",
-    "widen",
+    "threshold",
 ]
+
+
+def __getattr__(name: str):
+    """Say what an older name is called today."""
+    if name == "widen":
+        raise AttributeError("snnjax.calibrators.widen is now called broadcast")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

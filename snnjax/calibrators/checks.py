@@ -17,6 +17,7 @@ from snnjax.calibrators.parameters import parameter_shapes
 from snnjax.calibrators.view import Fit
 from snnjax.network.sites import Site
 from snnjax.neurons.models import NeuronParams
+from snnjax.snn import range_of
 
 
 def checked(site: Site, before: Fit, after: Any) -> Fit:
@@ -84,7 +85,7 @@ def _is_real(value: Any) -> bool:
 
 
 def check_values(site: Site, before: Fit, after: Fit) -> None:
-    """Raise unless a site's thresholds are positive, and all that changed is finite."""
+    """Raise unless neurons are in their ranges, and changed weights are finite."""
     neuron = after.neurons
     if any(isinstance(leaf, Tracer) for leaf in neuron):
         return
@@ -94,11 +95,10 @@ def check_values(site: Site, before: Fit, after: Fit) -> None:
     for name in parameter_shapes(site):
         if getattr(neuron, name) is None:
             continue
-        value = np.asarray(getattr(neuron, name))
-        positive = name != "threshold" or value.min() > 0
-        if not (np.isfinite(value).all() and positive):
+        value, limits = np.asarray(getattr(neuron, name)), range_of(name)
+        within = np.isfinite(value) if limits is None else limits.holds(value)
+        if not within.all():
             raise ValueError(
                 f"the recipe gave site {site.name!r} {name} from {value.min()} to "
-                f"{value.max()}; allowed: finite numbers"
-                + (", > 0" if name == "threshold" else "")
+                f"{value.max()}; allowed: {limits or 'finite numbers'}"
             )

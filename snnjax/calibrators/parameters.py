@@ -20,22 +20,21 @@ def parameter_shapes(site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def widen(neuron: NeuronParams, site: Site) -> NeuronParams:
-    """The same neuron with parameters of full shape, whatever its recipe gave.
+def broadcast(neurons: NeuronParams, site: Site) -> NeuronParams:
+    """The same neurons with parameters of full shape, whatever their recipe gave.
 
     Threshold, bias and offset get one number per channel, the initial potential one per
     neuron, so that one compiled program serves the SNNs of all recipes.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> (site,) = snnjax.sites(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
-    >>> neuron = snnjax.integrate_and_fire().init()
-    >>> print(widen(neuron, site).threshold)
+    >>> print(broadcast(snnjax.integrate_and_fire().init(), site).threshold)
     [1. 1.]
     """
-    wide = {}
+    in_full = {}
     for name, shape in parameter_shapes(site).items():
-        value = on_host(getattr(neuron, name))
+        value = on_host(getattr(neurons, name))
         if value is not None:
             traced = isinstance(value, Tracer)
-            wide[name] = (jnp if traced else np).broadcast_to(value, shape)
-    return neuron._replace(**wide)
+            in_full[name] = (jnp if traced else np).broadcast_to(value, shape)
+    return neurons._replace(**in_full)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from snnjax import sharding
 from snnjax._arrays import sampled
-from snnjax.calibrators.parameters import widen
+from snnjax.calibrators.parameters import broadcast
 from snnjax.calibrators.sample import Sample, chosen_positions, rows_of, sample_of
 from snnjax.codes import Code, rate
 from snnjax.firing import over_time
@@ -33,21 +33,15 @@ class Fit(NamedTuple):
         neurons: their `snnjax.neurons.NeuronParams`.
         weights: path -> array, the kernels (two axes or more) that feed it.
 
-    A calibrator takes one and returns another:
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> def halve(view, fit):
-    ...     weights = {path: kernel / 2 for path, kernel in fit.weights.items()}
-    ...     return Fit(fit.neurons._replace(threshold=jnp.array(0.5)), weights)
-    >>> fn, params = lambda p, x: jax.nn.relu(x @ p["w"]), {"w": jnp.ones((1, 1))}
-    >>> recipe = snnjax.Recipe([halve])
-    >>> snn = snnjax.convert(fn, params, jnp.ones((4, 1)), steps=4, recipe=recipe)
-    >>> print(snn.params["w"], snn.neurons["w/relu"].threshold)
-    [[0.5]] 0.5
+    A calibrator takes one and returns another, see `Calibrator`.
     """
 
     neurons: NeuronParams
     weights: dict[str, jax.Array]
+
+    def with_neurons(self, **parameters: Any) -> "Fit":
+        """The same with other values of these parameters of its neurons."""
+        return self._replace(neurons=self.neurons._replace(**parameters))
 
 
 class Product(NamedTuple):
@@ -86,23 +80,11 @@ class View(abc.ABC):
         activations: of the ANN, one array [B, ...] for each micro-batch.
         shared: paths of the weights that feed other sites, an operator or the
             readout, too.
-        maximum: of a clipped or quantized ReLU, one number per channel, shaped like
-            V_th; None of others.
+        own_maximum: that of a clipped or quantized ReLU, one number per channel, shaped
+            like V_th; None of others.
         effects: how much an error counts, one array [B, ...] with a single channel for
-            each micro-batch, see `by_effect`; None: all errors count alike.
+            each micro-batch, see `with_effects`; None: all errors count alike.
         batch_sharding: how devices share the images; None: a single device.
-
-    This calibrator prints what it reads and returns the fit as it is:
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> def report(view, fit):
-    ...     missing, weight = view.missing(fit)
-    ...     print(view.site.name, view.count, missing / weight)
-    ...     return fit
-    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe([snnjax.calibrators.max_threshold(), report])
-    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
-    relu 16 [1.640625]
     """
 
     def __init__(
@@ -115,11 +97,11 @@ class View(abc.ABC):
         model: IntegrateAndFire | None = None,
         code: Code | None = None,
         shared: frozenset[str] = frozenset(),
-        maximum: jax.Array | None = None,
+        own_maximum: jax.Array | None = None,
         effects: Sequence[jax.Array] | None = None,
         batch_sharding: NamedSharding | None = None,
     ):
-        self.maximum, self.effects = maximum, effects
+        self.own_maximum, self.effects = own_maximum, effects
         self.site, self.steps, self.wait = site, steps, wait
         self.model = IntegrateAndFire() if model is None else model
         self.code = rate() if code is None else code
@@ -140,20 +122,18 @@ class View(abc.ABC):
         """
 
     @abc.abstractmethod
-    def feed(self, time: bool, every: int = 1) -> tuple[Callable, Any]:
-        """The current into the site as a function of the weights: (current, sources).
+    def feed(self, every: int = 1) -> tuple[Callable, Any]:
+        """The mean current over T steps as a function of weights: (current, sources).
 
         ``current(weights, sources, rows)`` is a hashable pure function, differentiable
-        in the weights (in the order of ``Fit.weights``). It gives the current of the
-        images with these numbers (rows; None: of all), [B, ...]: the mean over T steps,
-        or [T, B, ...] with their time.
+        in the weights (in the order of ``Fit.weights``). It gives the mean current of
+        the images with these numbers (rows; None: of all), [B, ...].
 
         Args:
-            time: whether sources and currents keep their time axis.
             every: sources of one image in so many.
         """
 
-    def by_effect(self) -> "View":
+    def with_effects(self) -> "View":
         """The same with errors weighed by their effect on the network's outputs.
 
             w = mean over the channels of (d (r y) / d a)^2,   scaled to a mean of 1
@@ -181,6 +161,12 @@ class View(abc.ABC):
     def count(self) -> int:
         """N, the number of images."""
         return sum(len(activation) for activation in self.activations)
+
+    @property
+    def samples_per_channel(self) -> int:
+        """Images times positions."""
+        positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
+        return self.count * positions
 
     @property
     def high(self) -> float:
@@ -239,7 +225,7 @@ class View(abc.ABC):
     def missing(self, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """(sum w (a - s), sum w) over all images, of each neuron: [...] both."""
         nothing: Any = np.zeros(self.site.shape, np.float32)
-        total, neuron = (nothing, nothing), widen(fit.neurons, self.site)
+        total, neuron = (nothing, nothing), broadcast(fit.neurons, self.site)
         parts = self.activations, self.currents(fit.weights), self.weights()
         for a, current, weight in zip(*parts, strict=True):
             total = _add_missing(total, neuron, a, current, weight, *self._run)
@@ -253,16 +239,6 @@ class View(abc.ABC):
     def _run(self) -> tuple[IntegrateAndFire, int, int, Code]:
         return self.model, self.steps, self.wait, self.code
 
-    def spacing(self, samples: int, fewest: int) -> int:
-        """Distance of images that give each channel so many samples or more.
-
-        Args:
-            samples: positions of a channel, over all images that remain.
-            fewest: images that must remain, if there are as many.
-        """
-        positions = math.prod(self.site.shape) // self.site.shape[self.site.channel]
-        return max(1, min(self.count * positions // samples, self.count // fewest))
-
 
 class Calibrator(Protocol):
     """What a recipe consists of: a pure function ``(View, Fit) -> Fit``.
@@ -270,16 +246,15 @@ class Calibrator(Protocol):
     One of your own:
 
     >>> import jax, jax.numpy as jnp, snnjax
-    >>> def mean_threshold(factor: float) -> Calibrator:
-    ...     def calibrate(view: View, fit: Fit) -> Fit:
-    ...         threshold = factor * view.activation.mean()
-    ...         return fit._replace(neurons=fit.neurons._replace(threshold=threshold))
-    ...     return calibrate
+    >>> def add_what_is_missing(view: View, fit: Fit) -> Fit:
+    ...     missing, weight = view.missing(fit)
+    ...     print(view.site.name, view.count, missing / weight)
+    ...     return fit.with_neurons(bias=fit.neurons.bias + missing / weight)
     >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
-    >>> recipe = snnjax.Recipe([mean_threshold(2.0)])
+    >>> chain = snnjax.calibrators.max_threshold(), add_what_is_missing
+    >>> recipe = snnjax.Recipe(chain)
     >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
-    >>> print(snn.neurons["relu"].threshold)
-    15.0
+    relu 16 [1.640625]
     """
 
     def __call__(self, view: View, fit: Fit, /) -> Fit: ...
@@ -299,13 +274,13 @@ def check_calibrator(calibrator: Any) -> None:
 
 
 @jax.custom_jvp
-def refitted(original: Any, fitted: Any) -> Any:
+def straight_through(original: Any, fitted: Any) -> Any:
     """``fitted``, but to a gradient it is ``original`` plus a constant."""
     del original
     return fitted
 
 
-refitted.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
+straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
 def latest(compute: Callable[[dict[str, jax.Array]], Any]) -> Callable:

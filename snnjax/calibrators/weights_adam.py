@@ -1,8 +1,9 @@
 """Weight calibration: the kernels that feed a site, fitted by gradient descent.
 
-    min_W  mean over images and positions of sum_C (a - s(W))^2
+    min_W  mean over images and positions of sum_C (a - ClipFloor(I(W)))^2
 
-Source of the objective "floor": Li, Deng, Dong, Gong and Gu, ICML 2021.
+I(W) is the mean current of the spikes that arrive, biases of the network included. The
+gradient of the floor is taken as 1. Source: Li, Deng, Dong, Gong and Gu, ICML 2021.
 """
 
 import functools
@@ -16,41 +17,35 @@ import numpy as np
 import optax
 
 from snnjax._arrays import promoted, wide
-from snnjax._checks import check_choice, check_count, check_positive
+from snnjax._checks import check_count, check_positive
 from snnjax._text import named
-from snnjax._types import WeightObjective
-from snnjax.calibrators.view import Calibrator, Fit, View, refitted
+from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
 from snnjax.codes import Code
-from snnjax.neurons.gradients import WithSurrogate
-from snnjax.neurons.models import IntegrateAndFire, NeuronParams
-from snnjax.neurons.unroll import closed_form, unroll
-from snnjax.surrogate import Surrogate, check_surrogate, dspike
+from snnjax.neurons.models import IntegrateAndFire
+from snnjax.neurons.unroll import closed_form
 
 
 @named
 def calibrate_weights(
-    objective: WeightObjective = "floor",
     *,
     iterations: int = 5000,
     learning_rate: float = 1e-5,
     batch: int = 32,
     seed: int = 0,
-    surrogate: Surrogate = dspike,
 ) -> Calibrator:
     """Fit the kernels that feed the site, by Adam, so that s comes near a.
 
         min_W  mean over images and positions of sum_C (a - s(W))^2
 
+    s(W) is the paper's ClipFloor of the mean current: the output of a neuron that has
+    the site's threshold, but neither the bias of the shift nor v(0). With
+    `least_squares_weights` no descent is needed.
+
     Args:
-        objective: what s(W) is. "floor": the paper's ClipFloor of the mean current,
-            which leaves out bias correction, shift and v(0); "neuron": `closed_form`
-            of the neuron as it is; "spikes": the T steps themselves. The first two
-            take the floor's gradient as 1 (straight through), the last a surrogate.
         iterations: Adam steps per site, cosine schedule to zero.
         learning_rate: at first.
         batch: images per step; at most the number of calibration images is used.
         seed: of the order of the images.
-        surrogate: spike function for "spikes".
 
     Kernels that also feed another site, an operator or the readout stay as they are; a
     warning names them.
@@ -71,12 +66,10 @@ def calibrate_weights(
     >>> print(f"{snn.params[0, 0]:.2f}")
     1.33
     """
-    check_choice("objective", objective, ("floor", "neuron", "spikes"))
     check_count("iterations", iterations)
     check_count("batch", batch)
     check_positive("learning_rate", learning_rate)
     check_count("seed", seed, least=0)
-    check_surrogate(surrogate)
     with jax.ensure_compile_time_eval():  # a recipe may be made inside jit
         schedule = optax.cosine_decay_schedule(learning_rate, iterations)
         rates = np.asarray(schedule(jnp.arange(iterations, dtype=jnp.float32)))
@@ -86,24 +79,23 @@ def calibrate_weights(
         _note_shared(view, fit)
         if not any(free):
             return fit
-        images = view.count
-        size = min(batch, images)
-        # Where each layer waits for all of its input, mean currents are exact.
-        time = objective == "spikes" and view.needs_time
-        output = _output(objective, view.model, time, view.wait, surrogate, view.code)
-        current, sources = view.feed(time)
+        current, sources = view.feed()
         original = tuple(fit.weights.values())
-        activation, sources, neuron, start = jax.lax.stop_gradient(
-            (view.activation, sources, fit.neurons, original)
+        zero = jnp.zeros(())
+        plain = fit.neurons._replace(bias=zero, initial_potential=zero)
+        activation, sources, neurons, start = jax.lax.stop_gradient(
+            (view.activation, sources, plain, original)
         )
-        layer = _Layer(current, output, free, view.steps, view.site.channel)
+        site = view.site.channel, view.model, view.steps, view.code
+        layer = _Layer(current, free, *site)
         weights, state = start, _ADAM.init(start)
-        for i, rows in enumerate(_shuffled(seed, images, size, iterations)):
+        size = min(batch, view.count)
+        for i, rows in enumerate(_shuffled(seed, view.count, size, iterations)):
             data = activation, sources, rows
             weights, state = _weight_step(
-                weights, state, rates[i], neuron, data, layer=layer
+                weights, state, rates[i], neurons, data, layer=layer
             )
-        pairs = zip(fit.weights, refitted(original, weights), strict=True)
+        pairs = zip(fit.weights, straight_through(original, weights), strict=True)
         weights = {path: w for path, w in pairs if path not in view.shared}
         return fit._replace(weights=fit.weights | weights)
 
@@ -125,57 +117,33 @@ _ADAM = optax.scale_by_adam()
 
 
 class _Layer(NamedTuple):
-    """What is fitted, and how: hashable, for ``jit``.
+    """What is fitted: hashable, for ``jit``.
 
     Attributes:
-        current: (weights, sources, rows) -> current, see `View.feed`.
-        output: (params, current, steps) -> mean output.
+        current: (weights, sources, rows) -> mean current, see `View.feed`.
         free: which of the weights may change.
-        steps: T.
         channel: axis of the channels, from the end.
+        model, steps, code: of the neurons.
     """
 
     current: Callable
-    output: Callable
     free: tuple[bool, ...]
-    steps: int
     channel: int
-
-
-@functools.cache
-def _output(
-    objective: WeightObjective,
-    model: IntegrateAndFire,
-    time: bool,
-    wait: int,
-    surrogate: Surrogate,
-    code: Code,
-) -> Callable:
-    """(params, current, steps) -> mean output, as the objective defines it."""
-
-    def of_spikes(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
-        del steps
-        spiking_model = WithSurrogate(model, surrogate)
-        return unroll(spiking_model, params, current, wait=wait, code=code).mean(0)
-
-    def of_mean(params: NeuronParams, current: jax.Array, steps: int) -> jax.Array:
-        if objective == "floor":  # the paper's ClipFloor depends on the threshold only
-            zero = jnp.zeros(())
-            params = params._replace(bias=zero, initial_potential=zero)
-        return closed_form(model, params, current, steps, code=code)
-
-    return of_spikes if time else of_mean
+    model: IntegrateAndFire
+    steps: int
+    code: Code
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _weight_step(weights, state, rate, neuron, data, *, layer: _Layer):
+def _weight_step(weights, state, rate, neurons, data, *, layer: _Layer):
     """One Adam step. ``data``: activations and sources of all images, and its rows."""
     activation, sources, rows = data
     target = activation[rows]
 
     def loss(weights):
         current = layer.current(weights, sources, rows)
-        output = layer.output(neuron, current, layer.steps)
+        run = layer.model, neurons, current, layer.steps
+        output = closed_form(*run, code=layer.code)
         dtype = promoted(target, output)
         error = target.astype(dtype) - output.astype(dtype)
         return (error**2).sum(layer.channel).mean()

@@ -23,7 +23,7 @@ from snnjax._checks import check_count, check_positive
 from snnjax._text import named
 from snnjax._trees import add_scaled
 from snnjax.calibrators.formulas import binary_unit
-from snnjax.calibrators.view import Calibrator, Fit, View, refitted
+from snnjax.calibrators.view import Calibrator, Fit, View, straight_through
 
 _LEFT_OUT = 4  # every fourth image judges what the others give
 _FEWEST = 32  # images, however many positions each has
@@ -89,7 +89,7 @@ def least_squares_weights(
         )
         fixed = jax.lax.stop_gradient((original, sources, activation))
         best = _best_weights(_Layer(current, dtypes, free), *fixed, damping, **target)
-        columns = weights, refitted(original, best), dtypes, free
+        columns = weights, straight_through(original, best), dtypes, free
         return weights | {
             path: weight.astype(dtype)
             for path, weight, dtype, may_change in zip(*columns, strict=True)
@@ -98,7 +98,7 @@ def least_squares_weights(
 
     def of_products(view: View, fit: Fit) -> Fit:
         weights = dict(fit.weights)
-        for product in view.products(view.spacing(samples, _FEWEST)):
+        for product in view.products(_spacing(view, samples)):
             kernel = {product.path: weights[product.path]}
             weights |= refit(
                 kernel,
@@ -120,10 +120,10 @@ def least_squares_weights(
         free = tuple(path not in view.shared for path in fit.weights)
         if not any(free):
             return fit
-        every = view.spacing(samples, _FEWEST)
+        every = _spacing(view, samples)
         images = list(zip(view.activations, view.weights(), strict=True))
         activation, weight = view.join(images, every)
-        current, sources = view.feed(False, every)
+        current, sources = view.feed(every)
         weights = refit(
             fit.weights,
             free,
@@ -138,6 +138,12 @@ def least_squares_weights(
         return fit._replace(weights=weights)
 
     return calibrate
+
+
+def _spacing(view: View, samples: int) -> int:
+    """Distance of images that give each channel so many samples, or the fewest."""
+    every = view.samples_per_channel // samples, view.count // _FEWEST
+    return max(1, min(every))
 
 
 class _Layer(NamedTuple):

@@ -11,22 +11,21 @@ from typing import Any
 
 from snnjax._patterns import matching
 from snnjax._text import name_of_value, repr_pretty
-from snnjax._types import Objective, Per
-from snnjax.calibrators.thresholds_and_potentials import (
-    PRIOR,
-    by_effect,
+from snnjax._types import Per
+from snnjax.calibrators.conditions import by_effect, streaming_only
+from snnjax.calibrators.corrections import (
     correct_bias,
     correct_potential,
     half_charge,
+    shift_bias,
+)
+from snnjax.calibrators.searches import postpone_charge, scale_threshold
+from snnjax.calibrators.thresholds import (
     least_squares_offset,
     least_squares_threshold,
     max_threshold,
     own_maximum_threshold,
     percentile_threshold,
-    postpone_charge,
-    scale_threshold,
-    shift_bias,
-    streaming_only,
 )
 from snnjax.calibrators.view import Calibrator, check_calibrator
 from snnjax.calibrators.weights_adam import calibrate_weights
@@ -169,26 +168,20 @@ def bias_shift(per: Per = "layer") -> Recipe:
     return Recipe([max_threshold(per), shift_bias()])
 
 
-def light(per: Per = "layer", objective: Objective = "floor") -> Recipe:
+def light(per: Per = "layer") -> Recipe:
     """Least-squares threshold, bias shift, bias correction (ICML 2021).
-
-    Per channel, the threshold also allows for activations beyond the samples
-    (`formulas.Expected`), unlike the paper's.
 
     >>> print(light())
     sweep 1 of 1, at every site:
-      least_squares_threshold('layer', 'floor', prior=0)
+      least_squares_threshold('layer')
       shift_bias()
       correct_bias()
     """
-    prior = PRIOR if per == "channel" else 0
-    threshold = least_squares_threshold(per, objective, prior=prior)
-    return Recipe([threshold, shift_bias(), correct_bias()])
+    return Recipe([least_squares_threshold(per), shift_bias(), correct_bias()])
 
 
 def advanced(
     per: Per = "layer",
-    objective: Objective = "floor",
     *,
     iterations: int = 5000,
     learning_rate: float = 1e-5,
@@ -200,17 +193,18 @@ def advanced(
 
     >>> print(advanced())
     sweep 1 of 2, at every site:
-      least_squares_threshold('layer', 'floor')
+      least_squares_threshold('layer')
       shift_bias()
       calibrate_weights(iterations=5000, learning_rate=1e-05, seed=0)
     sweep 2 of 2, at every site:
       correct_potential()
     """
-    threshold = least_squares_threshold(per, objective)
     weights = calibrate_weights(
         iterations=iterations, learning_rate=learning_rate, seed=seed
     )
-    return Recipe([threshold, shift_bias(), weights], [correct_potential()])
+    return Recipe(
+        [least_squares_threshold(per), shift_bias(), weights], [correct_potential()]
+    )
 
 
 def quantized() -> Recipe:
@@ -231,13 +225,12 @@ def quantized() -> Recipe:
     return Recipe([own_maximum_threshold(), half_charge()])
 
 
-def best() -> BestOf:
+def best(per: Per = "channel") -> BestOf:
     """The most accurate training-free recipe that we know of.
 
     Two recipes, of which the one with the better outputs is kept (`best_of`). The first
-    one fits thresholds per channel for a neuron that rounds, with a margin for new
-    images where a channel has few samples (`formulas.Expected`), and sets v(0) = V_th /
-    2, so that the neuron rounds from the first step on. The second one refines it:
+    one fits thresholds for a neuron that rounds, and sets v(0) = V_th / 2, so that the
+    neuron rounds from the first step on. The second one refines it:
 
     1. Weights are refitted to compensate for errors of earlier layers.
     2. The levels of an encoder lie around the middle of each channel.
@@ -245,13 +238,17 @@ def best() -> BestOf:
        the charge comes later, where spikes cannot be taken back.
     4. The initial potential removes the mean error of each neuron, in three rounds.
 
-    Both weigh errors by their effect on the outputs (`by_effect`).
+    Both weigh errors by their effect on the outputs (`by_effect`). With fewer than 64
+    images for a dense layer, one threshold per layer suits new images better.
+
+    Args:
+        per: "channel", or "layer", one threshold for each site.
 
     >>> print(best().alternatives[0])
     sweep 1 of 1, at every site:
-      by_effect(least_squares_threshold('channel', 'round', prior=16), half_charge())
+      by_effect(least_squares_threshold('channel', 0.5), half_charge())
     """
-    thresholds = least_squares_threshold("channel", "round", prior=PRIOR), half_charge()
+    thresholds = least_squares_threshold(per, 0.5), half_charge()
     plain = by_effect(*thresholds)
     refined = by_effect(
         least_squares_weights(),

@@ -2,7 +2,6 @@
 
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
-    distillation         KL(softmax(z) || softmax(mean_t O(t))), z from a teacher
 
 Any loss of ``O.mean(0)`` works as well, such as those of ``optax.losses``.
 Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
@@ -50,8 +49,7 @@ def tet(
         (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
 
     Args:
-        outputs: readout at each step [T, B, classes].
-        labels: int [B].
+        outputs, labels: as for `mean_cross_entropy`.
         regularization: c in [0, 1], weight of the squared distance (mean over classes).
         target: the value that this distance pulls all outputs towards, usually the
             threshold.
@@ -76,41 +74,12 @@ def tet(
     return (1 - regularization) * entropy + regularization * distance
 
 
-def distillation(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Distance of the mean output from the logits of a teacher, averaged over images.
-
-        KL(softmax(z) || softmax(mean_t O(t)))
-
-    Args:
-        outputs: readout at each step [T, B, classes].
-        teacher: z, logits [B, classes], as the ANN has them.
-
-    Raises:
-        ValueError: wrong shapes.
-
-    >>> import jax.numpy as jnp
-    >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
-    >>> print(distillation(outputs, jnp.array([[5.0, 5.0]])))
-    0.0
-    """
-    shape, own_shape = jnp.shape(teacher), jnp.shape(outputs)
-    if len(own_shape) != 3 or shape != own_shape[1:]:
-        raise ValueError(
-            f"outputs have shape {own_shape}, the teacher's {shape}; allowed: the "
-            "readout at each step [T, B, classes], and logits [B, classes]"
-        )
-    answers, target = jax.nn.log_softmax(wide(outputs).mean(0)), wide(teacher)
-    distance = optax.losses.kl_divergence_with_log_targets
-    return distance(answers, jax.nn.log_softmax(target)).mean()
-
-
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     """Potentials of output neurons that never fire, [T, B, ...], float32.
 
         v[t] = leak v[t - 1] + O[t],   v[-1] = 0
 
-    The answer is ``membrane_readout(outputs)[-1]``. The mean ``outputs.mean(0)`` and
-    the last step ``outputs[-1]`` are other readouts.
+    The answer is ``membrane_readout(outputs)[-1]``.
 
     Args:
         outputs: readout at each step [T, B, ...].

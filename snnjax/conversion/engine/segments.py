@@ -55,25 +55,20 @@ class Work(NamedTuple):
 
 
 class Current(NamedTuple):
-    """The current into a site as a pure function; hashable, for ``jit``.
+    """The mean current into a site as a pure function; hashable, for ``jit``.
 
     Attributes:
         work: whose first result it is.
         slots: positions among the sources that the weights take.
         axes: for each source the axis of the images, None if it has none.
-        ndim: axes of the site; None for the mean over time.
     """
 
     work: Work
     slots: tuple[int, ...]
     axes: tuple[int | None, ...]
-    ndim: int | None
 
     def __call__(self, weights: Sequence[jax.Array], sources: Sequence[Any], rows):
-        """The current of these images: its mean [B, ...], or all of it [T, B, ...].
-
-        ``rows`` are the images' numbers, or None for all of them.
-        """
+        """That of the images with these numbers, None: of all; [B, ...]."""
         values = [
             source if axis is None or rows is None else _take(source, rows, axis)
             for source, axis in zip(sources, self.axes, strict=True)
@@ -81,9 +76,7 @@ class Current(NamedTuple):
         for slot, weight in zip(self.slots, weights, strict=True):
             values[slot] = weight
         (current, *_), _ = self.work(values)
-        if self.ndim is None:
-            return current
-        return self.work.code.arriving(over_time(current, self.work.steps, self.ndim))
+        return current
 
 
 # ----------------------------------------------------------- compiled pieces

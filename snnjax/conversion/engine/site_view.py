@@ -112,7 +112,7 @@ class SiteView(View):
         here: Arrival,
         activations: Sequence[jax.Array],
         results: StageResults,
-        maximum: jax.Array | None = None,
+        own_maximum: jax.Array | None = None,
         effects: Sequence[jax.Array] | None = None,
     ):
         super().__init__(
@@ -123,41 +123,34 @@ class SiteView(View):
             code=here.plan.code,
             activations=activations,
             shared=frozenset(here.shared),
-            maximum=maximum,
+            own_maximum=own_maximum,
             effects=effects,
             batch_sharding=here.plan.batch_sharding,
         )
         self._here, self._results = here, results
 
-    def by_effect(self) -> "SiteView":
+    def with_effects(self) -> "SiteView":
         here = self._here
         effects = here.plan.effects(tuple(batch.number for batch in here.batches))
         effects = [of_batch[self.site.name] for of_batch in effects]
-        data = self.activations, self._results, self.maximum, effects
+        data = self.activations, self._results, self.own_maximum, effects
         return SiteView(here, *data)
 
     def currents(self, weights: WeightsByPath) -> Iterator[jax.Array]:
         return (current for (current, *_), _ in self._results(weights))
 
-    def feed(self, time: bool, every: int = 1) -> tuple[Current, list]:
+    def feed(self, every: int = 1) -> tuple[Current, list]:
         here, plan, stage = self._here, self._here.plan, self._here.stage
         network, streams = plan.network, are_streams(plan, stage)
         stores = [batch.snn for batch in here.batches]
-        axes = [
-            (1 if stream and time else 0) if v in stores[0] else None
-            for v, stream in zip(stage.sources, streams, strict=True)
-        ]
+        axes = [0 if v in stores[0] else None for v in stage.sources]
         constants = collections.ChainMap(network.constants, here.params)
-        takes_mean = [stream and not time for stream in streams]
-        sources = self._sources(stage, stores, constants, takes_mean, axes, every)
+        sources = self._sources(stage, stores, constants, streams, axes, every)
         paths = [network.parameters.get(v) for v in stage.sources]
         slots = tuple(paths.index(path) for path in here.kernels)
-        if time:
-            steps, ndim = plan.steps, len(stage.place.shape)
-        else:  # of means, T does not matter: one program for every T
-            streams, steps, ndim = (False,) * len(streams), 1, None
-        work = Work(stage.segment, streams, steps, plan.code)
-        return Current(work, slots, tuple(axes), ndim), sources
+        # Of means, T does not matter: one program for every T.
+        work = Work(stage.segment, (False,) * len(streams), 1, plan.code)
+        return Current(work, slots, tuple(axes)), sources
 
     def products(self, every: int = 1) -> list[Product]:
         here, plan = self._here, self._here.plan
@@ -165,7 +158,7 @@ class SiteView(View):
             return []
         network, stage = plan.network, here.stage
         originals = network.arguments(plan.params)
-        current, of_spikes = self.feed(False, every)
+        current, of_spikes = self.feed(every)
         takes_mean = [False] * len(stage.sources)
         of_ann = self._sources(
             stage, here.ann, originals, takes_mean, current.axes, every

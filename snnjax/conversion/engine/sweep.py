@@ -23,7 +23,7 @@ from snnjax._arrays import on_host, wide
 from snnjax._checks import check_finite
 from snnjax._progress import shown
 from snnjax.calibrators.checks import check_values, checked
-from snnjax.calibrators.parameters import parameter_shapes, widen
+from snnjax.calibrators.parameters import broadcast, parameter_shapes
 from snnjax.calibrators.view import Calibrator, Fit, View
 from snnjax.conversion.engine import segments
 from snnjax.conversion.engine.micro_batches import (
@@ -172,7 +172,7 @@ def _shaped_like_threshold(maximum: jax.Array, site: Site) -> jax.Array:
 def _carry_spikes(here: Arrival, fit: Fit, results: StageResults) -> None:
     """The spikes of the fitted site become sources of later stages."""
     plan, site = here.plan, here.site
-    neuron, params = model_of(plan.model, site.name), widen(fit.neurons, site)
+    neuron, params = model_of(plan.model, site.name), broadcast(fit.neurons, site)
     weights = here.params | by_variable(here.network, fit.weights)
     of_judges = (run_snn(plan, batch, here.i, weights) for batch in here.judges)
     all_results = itertools.chain(results(fit.weights), of_judges)

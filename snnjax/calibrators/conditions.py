@@ -1,0 +1,75 @@
+"""Calibrators of calibrators: which errors they weigh, and where they apply."""
+
+from collections.abc import Callable
+
+from snnjax._text import named
+from snnjax.calibrators.view import Calibrator, Fit, View, check_calibrator
+
+
+@named
+def by_effect(*calibrators: Calibrator) -> Calibrator:
+    """These calibrators, with each error weighted by its effect on the outputs.
+
+    A position that does not affect the outputs, such as a padded token, then has weight
+    0. `View.with_effects` has the equation. Second-order weights follow Li et al.,
+    arXiv 2205.10121; this estimator of them is ours.
+
+    Raises:
+        ValueError: no calibrator, or what does not take (view, fit).
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> max_threshold = snnjax.calibrators.max_threshold()
+    >>> images = jnp.stack([jnp.arange(16.0), jnp.full(16, 100.0)], 1)[..., None]
+    >>> fn = lambda w, x: jax.nn.relu(w * x)[:, 0]  # of two positions
+    >>> for calibrator in (max_threshold, by_effect(max_threshold)):
+    ...     recipe = snnjax.Recipe([calibrator])
+    ...     snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    ...     print(snn.neurons["relu"].threshold)
+    100.0
+    15.0
+    """
+    if not calibrators:
+        raise ValueError("by_effect has no calibrator; allowed: one or more")
+    for calibrator in calibrators:
+        check_calibrator(calibrator)
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        weighted = view.with_effects()
+        for calibrator in calibrators:
+            fit = calibrator(weighted, fit)
+        return fit
+
+    return calibrate
+
+
+@named
+def streaming_only(calibrator: Calibrator) -> Calibrator:
+    """Apply the calibrator only with rate coding and a wait of 0.
+
+    Otherwise the fit is returned unchanged.
+
+    Raises:
+        ValueError: what does not take (view, fit).
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> from snnjax.calibrators import half_charge, max_threshold
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe([max_threshold(), streaming_only(half_charge())])
+    >>> for wait in (0, 1):
+    ...     snn = snnjax.convert(
+    ...         fn, jnp.ones(1), images, steps=4, recipe=recipe, wait=wait)
+    ...     print(snn.neurons["relu"].initial_potential)
+    7.5
+    0.0
+    """
+    check_calibrator(calibrator)
+    return where(lambda view: view.code.clock_runs and view.wait == 0, calibrator)
+
+
+def where(condition: Callable[[View], bool], calibrator: Calibrator) -> Calibrator:
+    """The calibrator at sites that meet the condition; others keep their fit."""
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        return calibrator(view, fit) if condition(view) else fit
+
+    return calibrate

@@ -1,0 +1,256 @@
+"""Thresholds and offsets: what a neuron should send when it fires all the time.
+
+    V_th = statistic of the activations / high
+
+high is `View.high`, the largest output of a neuron with threshold 1. Papers differ in
+the statistic: `threshold` takes it, and the papers' names are one line each.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import on_host, subtract_offset
+from snnjax._checks import check_choice, is_number
+from snnjax._text import named
+from snnjax._types import Per
+from snnjax.calibrators import formulas
+from snnjax.calibrators.parameters import parameter_shapes
+from snnjax.calibrators.sample import Sample, warn_of_few
+from snnjax.calibrators.view import Calibrator, Fit, View
+
+Statistic = Callable[[View, Fit, Per], jax.Array]
+
+
+@named
+def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
+    """V_th = ``of(view, fit, per)`` / `View.high`.
+
+    Args:
+        of: `maximum`, `percentile(p)` or `least_squares()`; or a statistic of your own,
+            which gives [], or [C] per channel.
+        per: "layer", one threshold for the site, or "channel".
+
+    Raises:
+        ValueError: per is neither of them; from the calibrator, "layer" at a site whose
+            channels are clipped at maxima of their own.
+
+    Twice the mean, as a statistic of one's own:
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> def twice_the_mean(view, fit, per):
+    ...     return 2 * view.activation.mean()
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> w = jnp.array([1.0, 0.1])  # two channels
+    >>> for fit in (threshold(twice_the_mean), threshold(maximum, "channel")):
+    ...     recipe = snnjax.Recipe([fit])
+    ...     snn = snnjax.convert(fn, w, images, steps=4, recipe=recipe)
+    ...     print(snn.neurons["relu"].threshold)
+    8.25
+    [15.   1.5]
+    """
+    check_choice("per", per, get_args(Per))
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if per == "layer" and view.site.own_maxima:
+            raise ValueError(
+                f"site {view.site.name!r} clips each channel at a maximum of its own, "
+                "and one threshold per layer would clip at the largest; allowed: "
+                "per='channel', as in snnjax.light('channel') or snnjax.best()"
+            )
+        value = _divided(of(view, fit, per), view.high)
+        if per == "channel":
+            value = value.reshape(parameter_shapes(view.site)["threshold"])
+        return fit.with_neurons(threshold=value)
+
+    return calibrate
+
+
+# -------------------------------------------------------------------- statistics
+
+
+def maximum(view: View, fit: Fit, per: Per) -> jax.Array:
+    """`formulas.maximum` of all activations."""
+    _warn_of_few(view, per)
+    return _maximum(view.sample, fit.neurons.offset, per)
+
+
+@named
+def percentile(p: float) -> Statistic:
+    """`formulas.percentile` of all activations.
+
+    Raises:
+        ValueError: not 1 < p <= 100, in percent.
+    """
+    if not is_number(p) or not 1 < p <= 100:
+        raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
+    p = float(p)  # of an array, which has no hash
+
+    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+        _warn_of_few(view, per)
+        arrays = list(view.activations), view.effects, fit.neurons.offset
+        return _percentile(*arrays, p, per, view.site.channel)
+
+    return of
+
+
+@named
+def least_squares(shift: float = 0.0) -> Statistic:
+    """`formulas.least_squares` for as many values as a neuron can send.
+
+    The formula is for binary neurons. Its T is `View.values` here. The errors are those
+    of 2^15 positions of a channel, or of all if there are fewer; the largest activation
+    is that of all.
+
+    Raises:
+        ValueError: not 0 <= shift < 1.
+    """
+    if not is_number(shift) or not 0 <= shift < 1:
+        raise ValueError(
+            f"shift is {shift!r}; allowed: 0 <= shift < 1, e.g. 0 (the paper's floor, "
+            "once 'floor') or 0.5 (rounds, once 'round')"
+        )
+    shift = float(shift)
+
+    def of(view: View, fit: Fit, per: Per) -> jax.Array:
+        _warn_of_few(view, per)
+        return _least_squares(view.sample, fit.neurons.offset, per, shift, view.values)
+
+    return of
+
+
+# ------------------------------------------------------------- the papers' names
+
+
+@named
+def max_threshold(per: Per = "layer") -> Calibrator:
+    """``threshold(maximum, per)``: threshold balancing, Diehl et al., IJCNN 2015."""
+    return threshold(maximum, per)
+
+
+@named
+def percentile_threshold(p: float, per: Per = "layer") -> Calibrator:
+    """``threshold(percentile(p), per)``: clips rare large activations, and rounds all
+    others to a finer grid. Rueckauer et al., Frontiers in Neuroscience 2017.
+    """
+    return threshold(percentile(p), per)
+
+
+@named
+def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrator:
+    """``threshold(least_squares(shift), per)``: Li et al., ICML 2021 (shift = 0).
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: jax.nn.relu(w * x), jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe([least_squares_threshold()])
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    12.0
+
+    Four steps then give 0, 3, .. 12: the error of the clipped 13 to 15 is less than
+    that of coarser steps up to 15.
+    """
+    return threshold(least_squares(shift), per)
+
+
+@named
+def own_maximum_threshold() -> Calibrator:
+    """V_th = maximum / `View.high`, of a clipped or quantized ReLU.
+
+    No activation counts. Source: Bu et al., ICLR 2022 (QCFS).
+
+    Raises:
+        ValueError: from the calibrator, at a site without a maximum of its own.
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: snnjax.clipped_relu(w * x, 6.0)
+    >>> images = jnp.arange(4.0)[:, None]  # none of them reaches the maximum
+    >>> recipe = snnjax.Recipe([own_maximum_threshold()])
+    >>> snn = snnjax.convert(fn, jnp.ones(1), images, steps=4, recipe=recipe)
+    >>> print(snn.neurons["relu"].threshold)
+    [6.]
+    """
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if view.own_maximum is None:
+            raise ValueError(
+                f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
+                "no maximum of its own; allowed: the kinds 'quantized relu' and "
+                "'clipped relu'. Take another recipe, e.g. snnjax.best()"
+            )
+        return fit.with_neurons(threshold=on_host(view.own_maximum) / view.high)
+
+    return calibrate
+
+
+@named
+def least_squares_offset() -> Calibrator:
+    """offset = `formulas.middle` of each channel of an encoder.
+
+    A grid that is symmetric around 0 wastes levels on values that are skewed, as those
+    of GELU and SiLU, or far from 0, as a mean. A grid around the middle of the values
+    uses all levels, but values near 0 then cost spikes. Other sites keep their fit,
+    since the values of a ReLU begin at 0. With codes other than rate coding no offset
+    is fitted: there a value near 0 costs no spike. Source of offsets for such
+    functions: Bhalgat et al., "LSQ+", CVPR workshops 2020.
+
+    >>> import jax.numpy as jnp, snnjax
+    >>> fn, images = lambda w, x: snnjax.encode(x) @ w, 5 + jnp.arange(16.0)[:, None]
+    >>> recipe = snnjax.Recipe([least_squares_offset(), max_threshold()])
+    >>> snn = snnjax.convert(fn, jnp.ones((1, 1)), images, steps=4, recipe=recipe)
+    >>> neuron = snn.neurons["encoder"]
+    >>> print(neuron.offset, neuron.threshold)  # V_th is 20 without it
+    [12.5] 7.5
+    """
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if not view.site.signed or not view.code.clock_runs:
+            return fit
+        offset = _middle(view.sample, intervals=2 * view.values)
+        shape = parameter_shapes(view.site)["offset"]
+        return fit.with_neurons(offset=offset.reshape(shape))
+
+    return calibrate
+
+
+_divided = jax.jit(operator.truediv, static_argnums=1)
+
+
+def _warn_of_few(view: View, per: Per) -> None:
+    if per == "channel":
+        warn_of_few("thresholds", view.samples_per_channel)
+
+
+@functools.partial(jax.jit, static_argnames="per")
+def _maximum(sample: Sample, offset: jax.Array | None, per: Per) -> jax.Array:
+    return formulas.maximum(sample.maxima(offset)[None], per)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _percentile(activations, effects, offset, p, per, channel) -> jax.Array:
+    """Of all positions: a sample may lack the largest values."""
+    sizes = jnp.abs(subtract_offset(jnp.concatenate(activations), offset))
+    if effects is not None:
+        sizes = jnp.where(jnp.concatenate(effects) > 0, sizes, 0)
+    return formulas.percentile(sizes, p, per, channel)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _least_squares(sample: Sample, offset, per, shift, values) -> jax.Array:
+    return formulas.least_squares(
+        sample.magnitudes(offset),
+        values,
+        per,
+        shift,
+        weight=sample.weight,
+        maxima=sample.maxima(offset),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="intervals")
+def _middle(sample: Sample, intervals: int) -> jax.Array:
+    return formulas.middle(sample.activation, intervals, weight=sample.weight)
