@@ -27,7 +27,8 @@ from snnjax.calibrators import (
     scale_threshold,
 )
 from snnjax.calibrators import sample as sample_of_site
-from snnjax.conversion.engine import site_view
+from snnjax.conversion.engine import segments, site_view
+from snnjax.conversion.engine.segments import NOTHING, Work
 
 STEPS = 4
 RECIPES = {
@@ -167,9 +168,7 @@ def test_a_search_sees_the_same_neurons_at_fewer_positions(name, monkeypatch):
 
     def look(view, fit):
         nonlocal compared
-        whole = np.concatenate(
-            list(view.currents(fit.weights)), -len(view.site.shape) - 1
-        )
+        whole = np.asarray(view.currents(fit.weights))
         rows = np.moveaxis(whole, view.site.channel, -1)
         rows = rows.reshape(*whole.shape[: -len(view.site.shape)], -1, rows.shape[-1])
         sampled_rows = rows[..., view.positions, :]
@@ -215,15 +214,17 @@ def test_conversion_may_be_jitted(recipe):
 
 
 def test_currents_are_computed_once_for_all_calibrators(monkeypatch):
-    step, calls = site_view.run_snn, []
+    each, computed = segments.each, []
 
-    def counted(plan, chunk, i, params):
-        calls.append(i)
-        return step(plan, chunk, i, params)
+    def counted(function, *arguments):
+        if isinstance(function, Work) and function.segment != NOTHING:
+            computed.append(function.then)
+        return each(function, *arguments)
 
-    monkeypatch.setattr(site_view, "run_snn", counted)
+    monkeypatch.setattr(segments, "each", counted)
     convert(recipe=snnjax.best().alternatives[1])
-    assert calls == [0, 1, 2]
+    assert computed.count(None) == NET.sites + 1  # and once the outputs of the ANN
+    assert len(computed) == 2 * NET.sites + 1  # and once each site's activations
 
 
 def test_fn_is_traced_for_one_example_whatever_the_micro_batches_are(in_groups_of):
@@ -327,11 +328,11 @@ def test_few_calibration_images_cause_a_warning():
     best, light = (trace(recipe=RECIPES[name]) for name in ("best", "light"))
     with pytest.warns(UserWarning, match="potentials are fitted to 15 samples each"):
         best(images(15))
-    with pytest.warns(UserWarning, match="biases are .* 15 .* recommended: 16 cal"):
+    with pytest.warns(UserWarning, match="biases are .* 15 .* recommended: 64 cal"):
         light(images(15))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        best(images(16))
+        best(images(64))
         net = NETWORKS["batch norm"]  # four images of 36 positions
         trace(net, recipe=RECIPES["light"])(net.x)
 
@@ -354,15 +355,13 @@ def test_images_that_do_not_vary_cause_a_warning():
 
 
 def test_weight_calibration_changes_only_the_kernels_before_sites():
-    def parameters(objective, wait):
-        weights = calibrate_weights(objective, iterations=3, learning_rate=1e-2)
+    def parameters(wait):
+        weights = calibrate_weights(iterations=3, learning_rate=1e-2)
         recipe = Recipe([max_threshold(), weights])
         run = conversion(NETWORKS["dense"].fn, recipe, wait=wait)
         return lambda params, x: run(params, x).params
 
-    cases = ("floor", STEPS), ("neuron", 0), ("spikes", 0)
-    runs = [parameters(*case) for case in cases]
-    for params in outputs_of(runs, FLAT, images()):
+    for params in outputs_of(map(parameters, (0, STEPS)), FLAT, images()):
         refitted = {name for name in FLAT if np.any(params[name] != FLAT[name])}
         assert refitted == {"w1", "w2"}
 
