@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from snnjax.layers import (
+from snnjax.deploy import (
     Convolution,
     Dense,
     Flatten,

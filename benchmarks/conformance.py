@@ -3,9 +3,9 @@
     pip install -e '.[experiments,chips]'
     python -m benchmarks.conformance --out benchmarks/results/conformance.json
 
-Random networks are converted, and `snnjax.quantize` makes whole numbers of them. Then
-`snnjax.integers.run` and a program that is not ours, see chip_programs.py, compute the
-same images. Every level of every neuron at every step is compared.
+Random networks are converted, and `snnjax.deploy.quantize` makes whole numbers of
+them. Then `snnjax.deploy.run` and a program that is not ours, see chip_programs.py,
+compute the same images. Every level of every neuron at every step is compared.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 
 import snnjax
 from benchmarks import chip_programs, timing
-from snnjax.layers import Layers
+from snnjax.deploy import Layers
 
 # ------------------------------------------------------------------------- networks
 
@@ -87,7 +87,7 @@ class Network(NamedTuple):
         steps: T.
         levels: of the neurons, for which thresholds are fitted.
         largest_x: x are whole numbers 0 .. largest_x.
-        quantize: options of `snnjax.quantize`.
+        quantize: options of `snnjax.deploy.quantize`.
         changes: of the neurons after the fit, options of `snnjax.integrate_and_fire`.
         has_biases: whether its layers add some.
     """
@@ -119,11 +119,11 @@ class Network(NamedTuple):
         )
         neuron = snnjax.integrate_and_fire(**options | self.changes)
         snn = dataclasses.replace(snn, model=neuron)
-        layers = snnjax.layers.of(self.fn, snn, x)
+        layers = snnjax.deploy.layers(self.fn, snn, x)
         bits = self.largest_x.bit_length() + 1  # one of them is a sign
         # A scale with which all potentials fit: programs treat overflows differently.
         options = {"overflow": "wrap"} | self.quantize
-        return snnjax.quantize(layers, x, input_bits=bits, **options), x
+        return snnjax.deploy.quantize(layers, x, input_bits=bits, **options), x
 
 
 # ------------------------------------------------------------------------ comparison
@@ -211,7 +211,7 @@ def counts_of(program: Program, layers: Layers, x: np.ndarray) -> Counter[str]:
     Raises:
         RuntimeError: a potential or x leaves its bits, which programs treat unlike.
     """
-    trace = snnjax.integers.run(layers, x)
+    trace = snnjax.deploy.run(layers, x)
     counts = (*trace.overflows.values(), *trace.below.values(), trace.clipped)
     if any(map(int, counts)):
         raise RuntimeError(f"potentials or x leave their bits in {layers!r}")

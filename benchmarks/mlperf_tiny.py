@@ -180,8 +180,8 @@ def accuracy(run: Callable, task: Task) -> float:
     return 100 * float(snnjax.accuracy(answers, task.labels)[-1])
 
 
-def integer_outputs(layers: snnjax.layers.Layers, x: np.ndarray):
-    return snnjax.integers.outputs(layers, x).outputs
+def integer_outputs(layers: snnjax.deploy.Layers, x: np.ndarray):
+    return snnjax.deploy.outputs(layers, x).outputs
 
 
 def costs(task: Task, snn: snnjax.SNN) -> dict[str, float]:
@@ -213,8 +213,8 @@ def converted(task: Task) -> list[dict[str, Any]]:
         right = accuracy(functools.partial(jax.jit(snnjax.spiking(fn)), snn), task)
         rows.append(row | {"numbers": "float", "accuracy": right} | costs(task, snn))
         if bits:
-            layers = snnjax.layers.of(fn, snn, x)
-            integers = snnjax.quantize(layers, x, weight_bits=bits)
+            layers = snnjax.deploy.layers(fn, snn, x)
+            integers = snnjax.deploy.quantize(layers, x, weight_bits=bits)
             right = accuracy(functools.partial(integer_outputs, integers), task)
             rows.append(row | {"numbers": f"{bits} bits", "accuracy": right})
     return rows

@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
     Attributes:
         graph: as the package nir reads it.
-        fn, snn: of `snnjax.from_nir`.
+        fn, snn: of the graph, by `snnjax.deploy.as_function`.
         frames: [B, T, H, W, 2], counts of test events.
         thirds: [3 B, H, W, 2], the sums of a third of a test recording.
         calibration: [B, H, W, 2], such sums of training recordings.
@@ -73,7 +73,7 @@ def network_of(folder: Path, recordings: str, count: int | None) -> Network:
     thirds = load_events(recordings, 3)
     return Network(
         graph,
-        *snnjax.from_nir(graph),
+        *snnjax.deploy.as_function(snnjax.deploy.from_nir(graph)),
         frames,
         np.concatenate(thirds.test_images[:count]).astype(np.float32),
         thirds.train_images[:CALIBRATION, 0].astype(np.float32),
@@ -167,9 +167,9 @@ def converted(network: Network) -> dict[str, dict]:
             model=neuron,
         )
         outputs = jax.jit(snnjax.spiking(fn))(snn, x)
-        layers = snnjax.layers.of(fn, snn, network.calibration)
-        integers = snnjax.quantize(layers, network.calibration, weight_bits=8)
-        trace = snnjax.integers.outputs(integers, x)
+        layers = snnjax.deploy.layers(fn, snn, network.calibration)
+        integers = snnjax.deploy.quantize(layers, network.calibration, weight_bits=8)
+        trace = snnjax.deploy.outputs(integers, x)
         for numbers, answers in (("", outputs), (", 8 bits", trace.outputs)):
             rows[f"converted, {name}{numbers}"] = row | {
                 "T": steps,

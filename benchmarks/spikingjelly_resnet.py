@@ -1,9 +1,11 @@
-"""The ResNet-20 of experiments/sources, converted by SpikingJelly.
+"""The ResNet-20 of experiments/sources in PyTorch, converted by SpikingJelly.
 
-`equal_accuracy.py` runs it, with an interpreter that has SpikingJelly and torch.
+`equal_accuracy.py` runs it, with an interpreter that has SpikingJelly and torch. The
+converter accepts neither functions in the place of ReLU modules nor padding, so the
+shortcut that He et al. (2016) pad with zeros is a 1x1 convolution with an identity for
+a kernel.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,30 +14,65 @@ import torch
 from spikingjelly.activation_based import ann2snn, functional
 from torch import nn
 
-from experiments.sources.networks import Block, ResNet
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv3x3(inputs, channels, stride)
+        self.conv2, self.bn2 = _conv3x3(channels, channels, 1)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.shortcut = nn.Identity()
+        if channels > inputs:
+            self.shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False)
+            before = (channels - inputs) // 2
+            identity = torch.eye(channels).roll(before, 0)[:, :inputs]
+            self.shortcut.weight = nn.Parameter(identity[..., None, None])
+
+    def forward(self, x):
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """He et al.'s network, with the names of the published weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = _conv3x3(3, 16, 1)
+        self.relu = nn.ReLU()
+        self.layer1 = nn.Sequential(*[Block(16, 16, 1) for _ in range(3)])
+        self.layer2 = nn.Sequential(
+            Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1)
+        )
+        self.layer3 = nn.Sequential(
+            Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1)
+        )
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def _stage(inputs: int, channels: int, stride: int) -> nn.Module:
+    """Three blocks, the first of which changes the size."""
+    rest = [Block(channels, channels, 1) for _ in range(2)]
+    return nn.Sequential(Block(inputs, channels, stride), *rest)
+
+
+def _conv3x3(inputs: int, channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    """A convolution and its norm."""
+    convolution = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+    return convolution, nn.BatchNorm2d(channels)
 
 
 def network(arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """The network as it was trained, in operations that the converter accepts.
-
-    It takes neither functions in the place of ReLU modules nor padding. A shortcut that
-    pads becomes a 1x1 convolution with an identity for a kernel.
-    """
-
-    def forward(block: Block, x):
-        current = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
-        return block.relu(current + block.shortcut(x))
-
-    resnet = ResNet(relu=nn.ReLU())
+    """The network with these weights."""
+    resnet = ResNet20()
     weights = {name: torch.tensor(arrays[name]) for name in arrays if "." in name}
-    resnet.load_state_dict(weights, strict=False)
-    for block in list(resnet.modules()):
-        if isinstance(block, Block) and block.added:
-            outputs, inputs = block.conv1.weight.shape[:2]
-            block.shortcut = nn.Conv2d(inputs, outputs, 1, block.stride, bias=False)
-            identity = torch.eye(outputs).roll(block.added // 2, 0)[:, :inputs]
-            block.shortcut.weight.copy_(identity[..., None, None])
-            block.forward = functools.partial(forward, block)
+    resnet.load_state_dict(weights, strict=False)  # the shortcuts are in no file
     return resnet.eval()
 
 

@@ -129,6 +129,13 @@ def carry_out(task: Experiment, ann: float) -> tuple[list[Result], list[snnjax.S
     """
     rows, seeds = plan(task.config), task.config.seeds
     results, snns = [], []
+    draws_of_rows = itertools.product(rows, seeds)
+    finished = sum(_file(task.config, *each).exists() for each in draws_of_rows)
+    if finished and devices.first():
+        print(
+            f"{finished} of {len(rows) * len(seeds)} conversions of an interrupted run "
+            "are read, not repeated, if their images and options are the same\n"
+        )
     # XLA's compiler takes half of the time: it works ahead, on another core. Devices of
     # a mesh must all run the same programs in the same order, so there each row
     # compiles its own.
@@ -310,6 +317,7 @@ def result_of(task: Experiment, recipe: str, draws: Sequence[Draw]) -> Result:
         [draw.choice_hits for draw in draws],
         levels_of(task.sites, snn),
         code_name(snn.code),
+        len((task.held_out or task.test).labels),
     )
 
 

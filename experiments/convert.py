@@ -3,8 +3,9 @@
 Loads a source network (for digits, trains one) and converts it for every number of
 steps T. Prints the sites and the results, and writes figures, `metrics.json` and one
 spiking network, which ``--restore`` evaluates again. This network is the first draw of
-the row with the best accuracy on training images that no calibration used. Start an
-interrupted run again to resume it.
+the row that answers earliest, of those that are as accurate as the best one, but for
+chance, on training images that no calibration used. Start an interrupted run again to
+resume it.
 """
 
 import dataclasses
@@ -34,7 +35,6 @@ from experiments.conversions import (
 from experiments.data import Dataset, load, normalized_as
 from experiments.integers import (
     Integers,
-    as_html,
     in_whole_numbers,
     printed,
     write_integers,
@@ -49,12 +49,11 @@ from experiments.models import (
 )
 from experiments.presets import PRESETS_ANN, PRESETS_CONVERT
 from experiments.report import (
+    LEGEND,
     Result,
     choice,
     figures,
     header,
-    spikes_of,
-    write_page,
     write_results,
 )
 from experiments.running import (
@@ -81,20 +80,18 @@ class Setup(NamedTuple):
         task: network, images and options.
         ann: accuracy of the source network.
         source: network, with its card.
-        page: file of the report; None: no report.
     """
 
     task: Experiment
     ann: float
     source: Source
-    page: Path | None
 
 
 def run(config: Convert, *, data: Dataset | None = None) -> list[Result]:
     """Carry out all conversions of a configuration and write their results."""
     start = time.perf_counter()
     setup = prepare(config, data)
-    print(header(), flush=True)
+    print(f"{LEGEND}\n{header()}", flush=True)
     results, snns = carry_out(setup.task, setup.ann)
     if devices.first():
         _write(setup, results, snns)
@@ -125,7 +122,6 @@ def prepare(
     """
     _check_recipes(config.recipes)
     check_writable(config.out, "--out")
-    page = _report_file(config.report)
     data = load(config.dataset, config.data_dir) if data is None else data
     mesh = devices.make_mesh(config.mesh)
     _check_images("test_images", config.test_images, data.test_images, data.name)
@@ -148,7 +144,7 @@ def prepare(
         f"{task.sites}\n\nANN: {100 * ann:.2f} % of {images} "
         f"{data.evaluated_on}{beside}\n"
     )
-    return Setup(task, ann, source, page)
+    return Setup(task, ann, source)
 
 
 def restore(config: Convert, *, data: Dataset | None = None) -> float:
@@ -200,12 +196,12 @@ def _write(setup: Setup, results: list[Result], snns: list[snnjax.SNN]) -> None:
         except ValueError as reason:  # the conversion itself is worth its files
             print(f"\nThe saved SNN stays in floats: {reason}", file=sys.stderr)
     file = write_files(setup, facts, results, snn, images, integers)
-    out, page = config.out, setup.page
+    out = config.out
     print(
-        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png, "
-        f"raster.png;\n{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, "
-        f"first seed, chosen on\n{facts['chosen_on']};\n"
-        f"--restore {out} evaluates it." + (f"\nThe report is {page}." if page else "")
+        f"\n{out}: metrics.json, results.md, accuracy.png, layers.png;\n"
+        f"{file.name}: {best.name}, T = {best.steps}, wait {best.wait}, first seed: "
+        f"the earliest\nof the rows within a standard error of the best, on\n"
+        f"{facts['chosen_on']};\n--restore {out} evaluates it."
     )
 
 
@@ -217,7 +213,7 @@ def write_files(
     calibration: jax.Array | None,
     integers: Integers | None = None,
 ) -> Path:
-    """Tables, figures, the SNN of the `choice` and the report; the SNN's file."""
+    """Tables, figures, and the SNN of the `choice`; the SNN's file."""
     task, config, best = setup.task, setup.task.config, choice(results)
     out = Path(config.out).expanduser()
     file = save_snn(
@@ -228,19 +224,15 @@ def write_files(
         accuracy=best.accuracies[0][-1],  # of the first seed, as the SNN is
         calibration=calibration,
     )
-    write_results(out, facts, results)
+    image = task.test.images[:1]
+    sources = connections(task.fn, task.params, image)
+    write_results(out, facts, results, task.sites, sources)
     if integers is not None:
         print(f"\nThe saved SNN in whole numbers:\n{printed(integers)}")
         write_integers(out, integers, facts)
-    image = task.test.images[:1]
-    trains = spikes_of(task.fn, snn, image)
     ann = facts["ann_accuracy"]
     epochs = facts.get("accuracy_after_epochs")
-    figures.write_figures(out, results, ann, task.sites, trains, epochs)
-    if setup.page is not None:
-        sources = connections(task.fn, task.params, image)
-        whole = None if integers is None else as_html(integers)
-        write_page(setup.page, results, facts, task.sites, sources, out, whole)
+    figures.write_figures(out, results, ann, epochs)
     return file
 
 
@@ -279,9 +271,9 @@ def unless_finished(module: str, config: Any, work: Callable) -> Callable:
     """The work, or a line if its folder has the results of the same options."""
 
     def carry_out_or_say() -> Any:
-        page = _report_file(config.report)
-        is_complete = page is None or page.exists()
-        if config.again or not is_complete or not _has_results(module, config):
+        if config.again or not _has_results(module, config):
+            if (Path(config.out).expanduser() / "metrics.json").exists():
+                print(f"{config.out} has results; the files of this run replace them.")
             return work()
         print(
             f"{config.out} has the results of this command; nothing is done.\n"
@@ -351,24 +343,6 @@ def _source(config: Convert, data: Dataset, whole: Dataset) -> Source:
 def in_dtype(fn: Callable, dtype: str) -> Callable:
     """`snnjax.in_dtype`, but the function as it is for float32."""
     return fn if dtype == "float32" else snnjax.in_dtype(fn, dtype)
-
-
-def _report_file(name: str | None) -> Path | None:
-    """Where the report goes; checked before the work too."""
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise ValueError(
-            f"--report {name} is a folder; give a file, e.g. --report "
-            f"{Path(name) / 'report.html'}"
-        )
-    if path.suffix not in (".html", ".htm"):
-        raise ValueError(
-            f"--report {name} would be a page of HTML; give a file NAME.html"
-        )
-    check_writable(path.parent, "--report")
-    return path
 
 
 def _check_maxima(config: Convert, task: Experiment) -> None:

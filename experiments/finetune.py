@@ -44,7 +44,7 @@ from experiments.convert import (
     write_files,
 )
 from experiments.data import Dataset, augment, load, normalize
-from experiments.models import NAMES, Source, source_digest
+from experiments.models import NAMES, Source
 from experiments.presets import PRESETS_FINETUNE
 from experiments.report import Result, console_table, header, row
 from experiments.running import (
@@ -79,7 +79,6 @@ def run(config: FineTune, *, data: Dataset | None = None) -> list[Result]:
     # Before minutes of conversion: a batch, a disk or a folder that does not fit.
     steps_per_epoch(config, data)
     check_writable(config.out, "--out")
-    training.check_folder(state_folder(config), options_of_results(config))
     setup = prepare(
         config.conversion(),
         data,
@@ -152,11 +151,11 @@ def _write(
     forget(task.config)
     evaluation = f"python -m experiments.convert --restore {config.out}\nevaluates it."
     if config.weight_bits is not None:
-        evaluation = "its function is that of snnjax.integers.trainable."
+        evaluation = "its function is that of snnjax.deploy.trainable."
     print(
         f"\n{config.out}: metrics.jsonl, metrics.json, results.md, accuracy.png,\n"
-        f"layers.png, raster.png; {file.name} holds the SNN after the last epoch:\n"
-        f"{evaluation}" + (f" The report is {setup.page}." if setup.page else "")
+        f"layers.png; {file.name} holds the SNN after the last epoch:\n"
+        f"{evaluation}"
     )
 
 
@@ -221,10 +220,10 @@ def _learner(config: FineTune, setup: Setup, snn: SNN) -> Learner:
         fn = _in_training(setup.source, config.dtype) if has_aux else task.fn
         return Learner(task, snn, fn, has_aux, lambda x: x, adam)
     images = calibration_images(task.config, task.data, config.seed)
-    layers = snnjax.layers.of(task.fn, snn, images)
-    layers = snnjax.quantize(layers, images, weight_bits=config.weight_bits)
-    fn, snn = snnjax.integers.trainable(layers)
-    read = functools.partial(snnjax.integers.on_grid, layers)
+    layers = snnjax.deploy.layers(task.fn, snn, images)
+    layers = snnjax.deploy.quantize(layers, images, weight_bits=config.weight_bits)
+    fn, snn = snnjax.deploy.trainable(layers)
+    read = functools.partial(snnjax.deploy.on_grid, layers)
     test = task.test._replace(images=np.asarray(read(task.test.images)))
     task = task._replace(
         fn=fn,
@@ -257,10 +256,8 @@ def _train(config: FineTune, setup: Setup, learner: Learner) -> training.Finetun
         share=config.distillation,
         measure=measure,
         folder=state_folder(config),
-        depends_on={
-            **options_of_results(config),
-            "source_network": source_digest(setup.source),
-        },
+        # The teacher is a function, which cannot be compared; its network can.
+        depends_on=options_of_results(config) | {"source_network": setup.source[1:]},
         has_aux=learner.has_aux,
     )
     if devices.first():

@@ -1,7 +1,7 @@
 """The SNN of a conversion in whole numbers: accuracy, memory, and a chip's report.
 
 Called by ``python -m experiments.convert --weight_bits 8 4 --chip speck``. All test
-images run through `snnjax.integers`, which computes what a chip computes and counts
+images run through `snnjax.deploy`, which computes what a chip computes and counts
 overflows.
 """
 
@@ -9,7 +9,6 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 
 import snnjax
 from experiments.conversions import Experiment, count_hits, counter
-from experiments.report import Table, html_table, markdown_table, network_name
+from experiments.report import Table, markdown_table, network_name
 from experiments.running import CHIPS, devices, write
 
 HEAD = (
@@ -39,7 +38,7 @@ class Row(NamedTuple):
 
     Attributes:
         numbers: floats, the bits of a weight, or the ANN's whole numbers.
-        scale: of `snnjax.quantize`, "chip" for that of the chip; None: of floats.
+        scale: of `snnjax.deploy.quantize`, "chip" for that of the chip; None: floats.
         accuracy: 0..1.
         memory: in bytes; an ANN has activations in place of potentials.
         used_bits: of a potential, by the highest that 100 images gave.
@@ -50,7 +49,7 @@ class Row(NamedTuple):
     numbers: str
     scale: str | None
     accuracy: float
-    memory: snnjax.integers.Memory
+    memory: snnjax.deploy.Memory
     used_bits: int | None = None
     overflows: int | None = None
     seconds: float | None = None
@@ -65,7 +64,7 @@ class Integers(NamedTuple):
     """
 
     rows: Sequence[Row]
-    report: snnjax.chips.Report | None
+    report: snnjax.deploy.Report | None
 
 
 def in_whole_numbers(
@@ -84,15 +83,15 @@ def in_whole_numbers(
             run it.
     """
     config, (images, labels) = task.config, task.test
-    layers = snnjax.layers.of(task.fn, snn, calibration)
+    layers = snnjax.deploy.layers(task.fn, snn, calibration)
     chip = None if config.chip is None else CHIPS[config.chip]()
     rows = [_int8_ann(task, calibration)]
-    rows.append(Row("float32", None, accuracy, snnjax.integers.memory(layers)))
+    rows.append(Row("float32", None, accuracy, snnjax.deploy.memory(layers)))
     integers = layers
     for bits in config.weight_bits or (None,):
         for scale in config.scales or (None,):
             start = time.perf_counter()
-            integers = snnjax.quantize(
+            integers = snnjax.deploy.quantize(
                 layers,
                 calibration,
                 weight_bits=bits,
@@ -104,7 +103,7 @@ def in_whole_numbers(
             name = scale or ("channel" if chip is None else "chip")
             tested = _tested(integers, name, images, labels)
             rows.append(tested._replace(seconds=seconds))
-    report = None if chip is None else snnjax.chips.report(integers, chip)
+    report = None if chip is None else snnjax.deploy.report(integers, chip)
     return Integers(rows, report)
 
 
@@ -122,20 +121,20 @@ def _int8_ann(task: Experiment, calibration: jax.Array) -> Row:
         model=snnjax.integrate_and_fire(levels=(0, 255)),
         recipe=snnjax.bias_shift("channel"),
     )
-    layers = snnjax.layers.of(task.fn, snn, calibration)
-    integers = snnjax.quantize(layers, calibration, weight_bits=8, state_bits=30)
+    layers = snnjax.deploy.layers(task.fn, snn, calibration)
+    integers = snnjax.deploy.quantize(layers, calibration, weight_bits=8, state_bits=30)
     # As floats, since sums beyond 2^24 take int32, for which CPUs have no fast
     # convolution.
-    fn, snn = snnjax.layers.function(integers)
-    images = np.asarray(snnjax.integers.on_grid(integers, task.test.images))
+    fn, snn = snnjax.deploy.as_function(integers)
+    images = np.asarray(snnjax.deploy.on_grid(integers, task.test.images))
     hits = count_hits(counter(fn), snn, task.test._replace(images=images), None)[-1]
-    memory = snnjax.integers.memory(integers)
+    memory = snnjax.deploy.memory(integers)
     memory = memory._replace(potentials=memory.potentials * 8 / 30)  # a byte for each
     return Row("ANN, 8 bits", "channel", hits / len(images), memory)
 
 
 def _tested(
-    layers: snnjax.layers.Layers, scale: str, images: Any, labels: np.ndarray
+    layers: snnjax.deploy.Layers, scale: str, images: Any, labels: np.ndarray
 ) -> Row:
     counts = devices.total(functools.partial(_count, layers), images, labels, None)
     hits, overflows, *_ = counts.tolist()
@@ -146,23 +145,23 @@ def _tested(
         f"{arithmetic.weight_bits} bits",
         scale,
         hits / len(labels),
-        snnjax.integers.memory(layers),
+        snnjax.deploy.memory(layers),
         1 + highest.bit_length(),
         overflows,
     )
 
 
-def _count(layers: snnjax.layers.Layers, x: jax.Array, labels: jax.Array) -> np.ndarray:
+def _count(layers: snnjax.deploy.Layers, x: jax.Array, labels: jax.Array) -> np.ndarray:
     """Right answers, and overflows; the copies that fill a batch count as well."""
-    trace = snnjax.integers.outputs(layers, x)
+    trace = snnjax.deploy.outputs(layers, x)
     answers = trace.outputs.mean(0).argmax(-1)
     overflows = sum(trace.overflows.values(), jnp.zeros((), jnp.int32))
     return np.array([int((answers == labels).sum()), int(overflows)])
 
 
-def _highest(layers: snnjax.layers.Layers, x: jax.Array) -> int:
+def _highest(layers: snnjax.deploy.Layers, x: jax.Array) -> int:
     """The highest potential; negative ones may saturate."""
-    extremes = snnjax.integers.outputs(layers, x).extremes.values()
+    extremes = snnjax.deploy.outputs(layers, x).extremes.values()
     return max(int(highest) for _, highest in extremes)
 
 
@@ -185,14 +184,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         text(row.overflows),
         text(row.seconds, ".1f"),
     )
-
-
-def as_html(integers: Integers) -> str:
-    """The table and the report for a page."""
-    text = html_table(*table(integers))
-    if integers.report is not None:
-        text += f"<pre>{escape(str(integers.report))}</pre>"
-    return text
 
 
 def printed(integers: Integers) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
-from experiments import codes, published, results
+from experiments import codes, prices, published, results
 from experiments.running import run
 from experiments.sources import __main__ as source_networks
 
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], str]] = {
     "python -m experiments.sources": source_networks.table_of,
     "python -m experiments.codes": codes.table_of,
     "python -m experiments.published": published.table_of,
+    "python -m experiments.prices": prices.table_of,
 }
 FILES = "benchmarks/results/"
 # A comment, and the table below it, if there is one yet.

@@ -125,9 +125,9 @@ PRESETS_CONVERT: dict[str, Convert] = {
     # ResNet-8 on 8x8 digits; trains it first, 12 seconds. Under two minutes in all on
     # two CPU cores.
     "digits": Convert(),
-    # Published networks, trained by `python -m experiments.sources.train NAME`. All
-    # recipes on all test images take hours on two CPU cores; docs/accuracy.md has the
-    # commands for a part of them.
+    # Published networks; their cards say how they were trained. All recipes on all test
+    # images take hours on two CPU cores; docs/accuracy.md has the commands for a part
+    # of them.
     **{
         f"cifar10_{name}": Convert(
             dataset="cifar10",

@@ -26,7 +26,6 @@ from experiments.models import (
     build,
     load_source,
     save_source,
-    source_digest,
 )
 from experiments.presets import PRESETS_ANN
 from experiments.running import (
@@ -90,7 +89,6 @@ def train(config: TrainANN, *, data: Dataset | None = None) -> Source:
         _initial_state(model, optimizer, config, data, origin),
         lambda state, key, images, labels, index: step(state, key, images, labels),
         lambda state, log: {"test_accuracy": evaluate(_variables(state))},
-        source_network=None if origin is None else source_digest(origin),
     )
     variables = jax.device_get(_variables(state))
     seconds = sum(line["seconds"] for line in log)

@@ -51,11 +51,11 @@ SURROGATES: dict[str, Callable] = {
 # name -> the model around a LIF neuron.
 NEURONS: dict[str, Callable[[Any], Any]] = {
     "lif": lambda lif: lif,
-    "synaptic": lambda lif: snnjax.neurons.synaptic(lif, synaptic_leak=0.5),
-    "adaptive": lambda lif: snnjax.neurons.adaptive(
+    "synaptic": lambda lif: snnjax.neurons.Synaptic(lif, synaptic_leak=0.5),
+    "adaptive": lambda lif: snnjax.neurons.Adaptive(
         lif, adaptation=0.5, adaptation_leak=0.9
     ),
-    "recurrent": snnjax.neurons.recurrent,
+    "recurrent": snnjax.neurons.Recurrent,
 }
 MOST_RECURRENT = 2048  # neurons of a site: their kernel has the square of it
 
@@ -86,7 +86,7 @@ class Setting(NamedTuple):
     def spiking(self, *, train: bool) -> Callable:
         """The network in time; in training mode with new statistics as aux."""
         config, in_training = self.config, {"mutable": ["batch_stats"]} if train else {}
-        remat = snnjax.simulation.by_layer(remat=True)
+        remat = snnjax.simulation.ByLayer(remat=True)
         return snnjax.spiking(
             functools.partial(self.model.apply, train=train, **in_training),
             steps=config.steps,
@@ -201,17 +201,15 @@ def _choose(setting: Setting, state: State, images, labels) -> State:
     def loss(snn: SNN) -> jax.Array:
         return loss_and_aux(snn)[0]
 
-    differences = training.finite_differences(
-        loss, state.snn, setting.first, step=config.difference_step
-    )
-    choice = training.choose_temperature(
+    snn, _ = training.choose_temperature(
         loss,
         state.snn,
-        differences,
+        setting.first,
+        step=config.difference_step,
         change=config.temperature_rate,
         lowest=config.lowest,
     )
-    return state._replace(snn=choice.snn)
+    return state._replace(snn=snn)
 
 
 def _augmented(config: TrainSNN, key, images):

@@ -29,34 +29,34 @@ execution           order in which the same numbers are computed: by_step, by_la
 stream              values with a time axis, [T, B, ...]
 T, B, H, W, C       axes: time, batch, height, width, channel; N images in all
 
-The modules:
+Three doors:
 
-calibrators         the parts of recipes, and the tools to write your own
+convert             conversion, calibrators: of a trained network (`convert`, `best`)
+train               training: of an SNN, after a conversion or from `init`
+deploy              whole numbers, chips, NIR; loaded when it is used
+
+over one core:
+
 codes               rate coding, radix codes, weights of your own
 neurons             neuron models, and one site through time
 surrogate           spike functions and their surrogate gradients
-simulation          options of the executions
-training            fine-tuning, losses, optimizers, Dspike's temperature
-measures            rates, errors, operations, energy, NeuroBench's metrics
 network             the sites of a function, and the function with other activations
-layers              the network that a chip sees: populations and linear maps
-integers            the same in whole numbers, computed bit for bit
-chips               what a chip can run, and a report about a network
+simulation          options of the executions
+measures            rates, errors, operations, energy, NeuroBench's metrics
+storage             files
 sharding            devices that share a batch
-storage, nir        files, and the format of other tools
 torch               PyTorch modules as functions
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from snnjax import (
     calibrators,
-    chips,
     codes,
-    integers,
-    layers,
     measures,
     network,
     neurons,
-    nir,
     sharding,
     simulation,
     storage,
@@ -78,15 +78,16 @@ from snnjax.conversion import (
     percentile,
     quantized,
 )
-from snnjax.integers import quantize
 from snnjax.measures import accuracy, energy, measure
 from snnjax.network import ConversionError, in_dtype, sites
 from snnjax.neurons import integrate_and_fire, lif
-from snnjax.nir import from_nir, to_nir
 from snnjax.simulation import init, latency, spiking
 from snnjax.snn import SNN
 from snnjax.storage import load, save
 from snnjax.sweep import sweep
+
+if TYPE_CHECKING:
+    from snnjax import deploy
 
 __all__ = [
     "SNN",
@@ -99,19 +100,16 @@ __all__ = [
     "best_of",
     "bias_shift",
     "calibrators",
-    "chips",
     "clipped_relu",
     "codes",
     "convert",
+    "deploy",
     "encode",
     "energy",
-    "from_nir",
     "in_dtype",
     "init",
-    "integers",
     "integrate_and_fire",
     "latency",
-    "layers",
     "lif",
     "light",
     "load",
@@ -120,9 +118,7 @@ __all__ = [
     "measures",
     "network",
     "neurons",
-    "nir",
     "percentile",
-    "quantize",
     "quantized",
     "quantized_relu",
     "save",
@@ -133,10 +129,36 @@ __all__ = [
     "storage",
     "sweep",
     "surrogate",
-    "to_nir",
     "torch",
     "training",
 ]
+
+
+# Names of the last release, and where they are now. Gone with the next one.
+_MOVED = {
+    "chips": "snnjax.deploy, e.g. snnjax.deploy.report(layers, snnjax.deploy.speck())",
+    "from_nir": (
+        "snnjax.deploy.from_nir(graph), which returns layers; "
+        "fn, snn = snnjax.deploy.as_function(layers)"
+    ),
+    "integers": "snnjax.deploy, e.g. snnjax.deploy.run(layers, x)",
+    "layers": (
+        "snnjax.deploy.layers(fn, snn, x), and snnjax.layers.function is "
+        "snnjax.deploy.as_function"
+    ),
+    "nir": "snnjax.deploy.to_nir(layers) and snnjax.deploy.from_nir(graph)",
+    "quantize": "snnjax.deploy.quantize",
+    "to_nir": "snnjax.deploy.to_nir(snnjax.deploy.layers(fn, snn, x))",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """`snnjax.deploy`, which is loaded when it is used first."""
+    if name == "deploy":
+        return importlib.import_module("snnjax.deploy")
+    if name in _MOVED:
+        raise AttributeError(f"snnjax.{name} is now {_MOVED[name]}")
+    raise AttributeError(f"module 'snnjax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

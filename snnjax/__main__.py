@@ -1,13 +1,10 @@
-"""``python -m snnjax``: what a report of a bug needs; ``renew``: a file's program anew.
+"""``python -m snnjax``: what a report of a bug needs.
 
-The report lists versions, devices, and which optional packages are installed, with the
+It lists versions, devices, and which optional packages are installed, with the
 extra that installs the missing ones.
 """
 
-import argparse
-import importlib
 import platform
-from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import jax
@@ -16,7 +13,7 @@ import snnjax
 
 OPTIONAL = {  # package: (extra, what it is for)
     "safetensors": ("share", "save and load"),
-    "nir": ("nir", "to_nir and from_nir"),
+    "nir": ("nir", "snnjax.deploy.to_nir and from_nir"),
     "flax": ("experiments", "the commands' networks"),
     "tensorflow-datasets": ("experiments", "data sets"),
     "torch": ("torch", "snnjax.torch, and training of the source networks"),
@@ -55,39 +52,5 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _function(name: str) -> Callable:
-    """The function that MODULE:FUNCTION names."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"no function {name} ({error}); allowed: MODULE:FUNCTION, e.g. my_code:fn "
-            "for the function fn(params, x) of my_code.py"
-        ) from None
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; a user's error ends with one message and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m snnjax", description="Without a command: versions and devices."
-    )
-    commands = parser.add_subparsers(dest="command")
-    renew = commands.add_parser(
-        "renew", help="write the program of a file anew, for this version of JAX"
-    )
-    renew.add_argument("file", help="a file of snnjax.save; it is replaced")
-    renew.add_argument("function", help="MODULE:FUNCTION, the network fn(params, x)")
-    options = parser.parse_args(argv)
-    if options.command is None:
-        print(report())
-        return
-    try:
-        path = snnjax.storage.renew(options.file, _function(options.function))
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
-    print(f"{path}: the program is now of jax {jax.__version__}")
-
-
 if __name__ == "__main__":
-    main()
+    print(report())

@@ -1,15 +1,42 @@
 """Checks at the door: what was found, what is allowed, and the way out."""
 
+import functools
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from snnjax._ranges import COUNT, is_whole
 from snnjax._trees import name_of
+
+_F = TypeVar("_F", bound=Callable)
+
+
+def called_as(form: str) -> Callable[[_F], _F]:
+    """A function whose wrong calls end with the right one, besides Python's words.
+
+    Args:
+        form: how the function is called, e.g. ``"snnjax.spiking(fn)(snn, x)"``.
+    """
+
+    def decorate(function: Any) -> Any:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            try:
+                signature.bind(*args, **options)
+            except TypeError as error:
+                raise TypeError(f"{error}; allowed: {form}") from None
+            return function(*args, **options)
+
+        return checked
+
+    return decorate
 
 
 def check_function(fn: Any) -> None:
@@ -19,6 +46,7 @@ def check_function(fn: Any) -> None:
             f"fn is a {type(fn).__name__}; allowed: a function fn(params, x) -> "
             "outputs, e.g. model.apply"
         )
+    _check_no_module(fn)
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # it has none that could be read
@@ -34,11 +62,27 @@ def check_function(fn: Any) -> None:
         ) from None
 
 
+def _check_no_module(fn: Any) -> None:
+    """Raise for a module of PyTorch or flax.linen, which is called with x alone."""
+    parents = {parent.__module__.split(".")[0] for parent in type(fn).__mro__}
+    if "torch" in parents:
+        way_out = "fn, params = snnjax.torch.function(module, x)"
+    elif hasattr(fn, "apply"):
+        way_out = "model.apply, with the variables of model.init as params"
+    else:
+        return
+    raise ValueError(
+        f"fn is the module {type(fn).__name__}; allowed: a function fn(params, x) -> "
+        f"outputs, here {way_out}"
+    )
+
+
 def check_leaves(params: Any) -> None:
     """Raise unless all leaves of a pytree are arrays or numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         where = name_of(path) or "the top"
+        _check_own_array(f"the leaf of params at {where}", leaf)
         if not array and not isinstance(leaf, int | float | complex):
             raise ValueError(
                 f"params hold {type(leaf).__name__} {leaf!r} at {where}; allowed: "
@@ -69,7 +113,8 @@ def check_examples(x: Any, axis: int = 0) -> None:
     if len(sizes) > 1:
         raise ValueError(
             f"x has arrays of {', '.join(map(str, sorted(sizes)))} examples; allowed: "
-            f"the same number in each, on axis {axis}"
+            f"the same number in each, on axis {axis}. Parameters come before x, as in "
+            "fn(params, x)"
         )
 
 
@@ -80,6 +125,7 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
             f"{name} is a {type(leaf).__name__}; allowed: an array {form}, e.g. "
             "jnp.asarray(x)"
         )
+    _check_own_array(name, leaf)
     kinds = jnp.floating, jnp.integer, jnp.bool_
     allowed = any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
     if not allowed or leaf.dtype in (jnp.uint8, jnp.int8):
@@ -93,6 +139,18 @@ def _check_example(name: str, leaf: Any, axis: int) -> None:
             f"{name} has shape {tuple(leaf.shape)}; allowed: {form} with at least one "
             "example"
         )
+
+
+def _check_own_array(name: str, leaf: Any) -> None:
+    """Raise for a tensor of another library, whose type NumPy does not know."""
+    try:
+        jnp.issubdtype(getattr(leaf, "dtype", float), jnp.floating)
+    except TypeError:
+        library = type(leaf).__module__.split(".")[0]
+        raise ValueError(
+            f"{name} is a {library}.{type(leaf).__name__} of {leaf.dtype}; allowed: "
+            "arrays of JAX and NumPy, e.g. tensor.numpy()"
+        ) from None
 
 
 def check_numbers(x: Any) -> None:
@@ -129,55 +187,11 @@ def check_floating(name: str, array: Any) -> None:
 
 def check_wait(steps: int, wait: int) -> None:
     """Raise unless steps >= 1 and 0 <= wait <= steps, both whole numbers."""
-    check_count("steps", steps)
-    if not _whole(wait) or not 0 <= wait <= steps:
+    COUNT.check("steps", steps)
+    if not is_whole(wait) or not 0 <= wait <= steps:
         raise ValueError(
             f"wait is {wait!r}; allowed: a whole number from 0 (streaming) to "
             f"steps={steps} (each layer waits for all of its input)"
-        )
-
-
-def check_count(name: str, count: int, least: int = 1) -> None:
-    """Raise unless ``count`` is a whole number >= ``least``."""
-    if not _whole(count) or count < least:
-        raise ValueError(
-            f"{name} is {count!r}; allowed: a whole number >= {least} of Python or "
-            "NumPy"
-        )
-
-
-def check_size(name: str, size: int | None) -> None:
-    """Raise unless ``size`` is a whole number >= 1, or None."""
-    if size is not None and (not _whole(size) or size < 1):
-        raise ValueError(f"{name} is {size!r}; allowed: a whole number >= 1, or None")
-
-
-def check_leak(name: str, leak: float) -> None:
-    """Raise unless 0 < ``leak`` <= 1."""
-    _check_not_traced(name, leak)
-    if not is_number(leak) or not 0 < leak <= 1:
-        raise ValueError(f"{name} is {leak!r}; allowed: 0 < {name} <= 1 (1: no leak)")
-
-
-def check_positive(name: str, number: float) -> None:
-    """Raise unless 0 < ``number`` < infinity."""
-    _check_not_traced(name, number)
-    if not is_number(number) or not 0 < number < np.inf:
-        raise ValueError(f"{name} is {number!r}; allowed: > 0, and finite")
-
-
-def check_share(name: str, share: float) -> None:
-    """Raise unless 0 <= ``share`` <= 1."""
-    _check_not_traced(name, share)
-    if not is_number(share) or not 0 <= share <= 1:
-        raise ValueError(f"{name} is {share!r}; allowed: 0 to 1")
-
-
-def _check_not_traced(name: str, number: Any) -> None:
-    if isinstance(number, Tracer):
-        raise ValueError(
-            f"{name} is traced, so its value is not known yet; allowed: a number that "
-            "is given outside of jit, or to it as one of its static_argnames"
         )
 
 
@@ -260,14 +274,3 @@ def check_labels(outputs: Any, labels: Any) -> None:
             f"labels range from {least} to {most}; allowed: 0 to {shape[-1] - 1}, the "
             "classes of the outputs"
         )
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is one real number, of Python, NumPy or JAX, and not traced."""
-    if isinstance(value, Tracer):
-        return False
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
-
-
-def _whole(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)

@@ -47,8 +47,6 @@ def open_folder(
     folder: str | os.PathLike | None,
     call: str,
     parts: Mapping[str, Any],
-    *,
-    all_parts: bool = True,
 ) -> Folder | None:
     """Open a folder for the results of one call; None: nothing is stored.
 
@@ -57,8 +55,6 @@ def open_folder(
         call: such as "conversion".
         parts: what the results depend on, by name: pytrees of arrays, or values that
             are compared by their ``repr``.
-        all_parts: whether these are all; others that the folder depends on are not
-            compared otherwise.
 
     Raises:
         ValueError: the folder holds those of another call or other files; inside
@@ -89,19 +85,8 @@ def open_folder(
     path.mkdir(parents=True, exist_ok=True)
     _files.remove_unfinished(path, age=0)
     opened = Folder(path, call, identity)
-    _check_identity(opened, all_parts)
+    _check_identity(opened)
     return opened
-
-
-def parts_of(depends_on: Any) -> dict[str, Any]:
-    """The parts that a caller names by ``depends_on``; None names none."""
-    parts = {} if depends_on is None else depends_on
-    if not isinstance(parts, Mapping) or not all(isinstance(n, str) for n in parts):
-        raise ValueError(
-            f"depends_on is {parts!r}; allowed: a dict, name -> value, such as "
-            '{"seed": 0}'
-        )
-    return dict(parts)
 
 
 def digest(tree: Any) -> str:
@@ -127,7 +112,7 @@ def digest(tree: Any) -> str:
     return total.hexdigest()[:16]
 
 
-def _check_identity(folder: Folder, all_parts: bool) -> None:
+def _check_identity(folder: Folder) -> None:
     """Raise if the folder holds other files, or the results of another call."""
     path, call, identity = folder
     file = folder.identity_file
@@ -146,7 +131,7 @@ def _check_identity(folder: Folder, all_parts: bool) -> None:
             f"{file} is damaged, so it is unknown which {call} the folder belongs to; "
             "delete the folder, or give another one"
         ) from None
-    names = {**identity, **stored_identity} if all_parts else identity
+    names = {**identity, **stored_identity}
     other_names = [
         name for name in names if stored_identity.get(name) != identity.get(name)
     ]

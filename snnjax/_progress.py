@@ -17,7 +17,6 @@ def shown(
     title: str,
     noun: str,
     about: Callable[[_Item], str],
-    count: int | None = None,
 ) -> Iterator[_Item]:
     """The items, and a bar on stderr while each of them is worked on.
 
@@ -26,17 +25,16 @@ def shown(
     terminal, as in notebooks and files, and in other processes than the first.
 
     Args:
-        items: what is worked on, one after the other.
+        items: what is worked on, one after the other; without a length there is no bar,
+            only the number.
         title: shown before the bar.
         noun: what an item is, such as "site".
         about: item -> what is said about it behind its number.
-        count: of the items, if they have no length but it is known. Without both there
-            is no bar, only the number.
     """
     if not sys.stderr.isatty() or jax.process_index() > 0:
         yield from items
         return
-    count = len(items) if isinstance(items, Sized) else count
+    count = len(items) if isinstance(items, Sized) else None
     try:
         for number, item in enumerate(items, 1):
             line = f"{title}{noun} {number}: {about(item)}"

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import running_sum, wide
-from snnjax._checks import is_number
+from snnjax._ranges import Range, is_number
 
 __all__ = ["Code", "harmonic", "radix", "rate", "weighted"]
 
@@ -147,16 +147,22 @@ class Code:
     def answers(self, outputs: Any) -> Any:
         """The answer after each step, [T, B, ...], of what `snnjax.spiking` returns.
 
-        An early answer comes from the digits so far. `outputs` has all T steps.
+        An early answer comes from the digits so far. `outputs` has all T steps. What is
+        not of floating point, a choice, count or mask, is an answer already.
 
         >>> import jax.numpy as jnp
         >>> outputs = jnp.array([2.0, 0.0, 1.0, 1.0])
         >>> print(rate().answers(outputs), radix().answers(outputs))
         [2. 1. 1. 1.] [0.5  0.5  0.75 1.  ]
         """
-        return jax.tree.map(self._answers, outputs)
 
-    def _answers(self, output: jax.Array) -> jax.Array:
+        def answer(output: jax.Array) -> jax.Array:
+            is_floating = jnp.issubdtype(output.dtype, jnp.floating)
+            return self._means(output) if is_floating else output
+
+        return jax.tree.map(answer, outputs)
+
+    def _means(self, output: jax.Array) -> jax.Array:
         return self.stream(wide(output))
 
 
@@ -199,7 +205,7 @@ class _Rate(Code):
     def result(self, stream: jax.Array) -> jax.Array:
         return stream.mean(0)
 
-    def _answers(self, output: jax.Array) -> jax.Array:
+    def _means(self, output: jax.Array) -> jax.Array:
         output = wide(output)
         counts = jnp.arange(1, 1 + len(output), dtype=output.dtype)
         return jnp.cumsum(output, axis=0) / counts.reshape(-1, *[1] * (output.ndim - 1))
@@ -280,8 +286,7 @@ def radix(base: float = 2) -> Code:
     >>> radix(base=4).weights(3)
     (1.0, 0.25, 0.0625)
     """
-    if not is_number(base) or not 1 < base <= 128:
-        raise ValueError(f"base is {base!r}; allowed: 1 < base <= 128, e.g. 2")
+    Range(1, 128, open_least=True).check("base", base)
     return _Radix(float(base))
 
 

@@ -47,7 +47,7 @@ def capture_step(
     return network
 
 
-def observe_spikes(
+def evaluate_in_time(
     network: Network,
     snn: SNN,
     x: chex.ArrayTree,
@@ -98,7 +98,7 @@ def at_level(network: Network, snn: SNN, x: chex.ArrayTree, level: int) -> Value
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         # Neurons without a threshold are silent too.
-        size = unit(params, site) if level else jnp.zeros(())
+        size = threshold_of(params, site) if level else jnp.zeros(())
         output = level * lead(size, current.ndim).astype(current.dtype)
         output = jnp.broadcast_to(output, current.shape)
         return add_offset(output, field(params, "offset"))
@@ -135,7 +135,7 @@ def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
     return arriving - share * constant
 
 
-def unit(params: Any, site: Site) -> jax.Array:
+def threshold_of(params: Any, site: Site) -> jax.Array:
     """The size of a spike of level 1: the threshold.
 
     Raises:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import (
@@ -24,17 +23,20 @@ from jax.sharding import (
     Sharding,
 )
 
+from snnjax import _renamed
 from snnjax._examples import batch_of
 
 __all__ = [
     "batch_sharding",
-    "in_groups",
     "on_each_device",
     "on_mesh",
     "put",
     "size",
 ]
 
+__getattr__ = _renamed.renamed(
+    __name__, {"in_groups": "jax.lax.map(..., batch_size=n)"}
+)
 _Tree = TypeVar("_Tree")
 
 
@@ -52,7 +54,7 @@ def batch_sharding(x: Any, axis: int = 0) -> NamedSharding | None:
         The sharding of an array whose batch is on axis 0; None if x is on no mesh, or
         each device sees its own examples already, inside ``shard_map``.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> on_devices = jax.NamedSharding(mesh, jax.P("data"))
     >>> batch_sharding(jax.device_put(jnp.ones((8, 3)), on_devices)).spec[0]
@@ -273,59 +275,3 @@ def _shardings(axes: Any, sharding: NamedSharding) -> Any:
         return replicated(sharding) if axis is None else along(axis, sharding)
 
     return jax.tree.map(of_axis, axes, is_leaf=lambda axis: axis is None)
-
-
-def in_groups(
-    function: Callable, x: Any, size: int | None, axis: int, *, out_axis: int
-) -> Any:
-    """``function(x)`` of ``size`` examples at a time, one group after the other.
-
-    Args:
-        function: of such an x; no example may affect another.
-        x: the examples, arrays that have them along ``axis``.
-        size: examples in a group; None: all of them.
-        axis, out_axis: the batch axis of x, and of all results.
-
-    Returns:
-        The results of all examples; the last group may be smaller.
-
-    Raises:
-        ValueError: the number of examples is a symbol of jax.export.
-
-    >>> import jax.numpy as jnp
-    >>> sizes = lambda x: jnp.full(len(x), len(x))  # of the group of each example
-    >>> print(in_groups(sizes, jnp.zeros((5, 3)), 2, 0, out_axis=0))
-    [2 2 2 2 1]
-    """
-    batch = batch_of(x, axis)
-    if size is None:
-        return function(x)
-    if not isinstance(batch, int):
-        raise ValueError(
-            f"micro_batch={size} needs a number of examples; found {batch}, a symbol "
-            "of jax.export. Leave micro_batch out, or export for one batch size"
-        )
-    if batch <= size:
-        return function(x)
-    groups, rest = divmod(batch, size)
-
-    def examples(start: int, stop: int) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.lax.slice_in_dim(leaf, start, stop, axis=axis), x
-        )
-
-    def split(leaf: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
-        shape = (*leaf.shape[:axis], groups, size, *leaf.shape[axis + 1 :])
-        return jnp.moveaxis(leaf.reshape(shape), axis, 0)
-
-    def merge(results: jax.Array) -> jax.Array:  # [groups, ..., size, ...]
-        adjacent = jnp.moveaxis(results, 0, out_axis)
-        shape = results.shape[1:]
-        return adjacent.reshape(*shape[:out_axis], -1, *shape[out_axis + 1 :])
-
-    grouped = jax.tree.map(split, examples(0, groups * size))
-    results = jax.tree.map(merge, jax.lax.map(function, grouped))
-    if not rest:
-        return results
-    last = function(examples(groups * size, batch))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], out_axis), results, last)

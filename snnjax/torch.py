@@ -8,6 +8,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from snnjax.capture.jaxprs import TORCH_SCOPE
 __all__ = ["function", "state_dict"]
 
 
-def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]:
+def function(module: Any, example: Any) -> tuple[Callable, dict[str, Any]]:
     """``fn(params, x)`` that computes what a PyTorch module computes, and its params.
 
     ``fn`` is pure. It holds a copy of the module without weights, so it does not change
@@ -37,8 +38,8 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]
     Returns:
         ``fn`` takes x as the module does, e.g. images [B, C, H, W], as an array of JAX
         or NumPy. Several inputs are a tuple. ``params`` is a copy of
-        ``module.state_dict()``, as arrays of JAX; a parameter that several modules
-        share has only its first name.
+        ``module.state_dict()``, as arrays of JAX. A tensor of several names is under
+        the first one; ``{first: None}``, which has no leaf, is under each other one.
 
     Raises:
         ImportError: torchax is missing, or too old for this PyTorch.
@@ -58,9 +59,13 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]
     """
     with _torchax() as (torch, environment):
         _check_module(module, torch)
-        in_state_dict = module.state_dict().keys()
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        sources = _sources(module, tensors)
+        first_names = {id(tensor): name for name, tensor in tensors.items()}
+        sources = _sources(module, first_names)
+        in_state_dict = {
+            name: first_names.get(id(tensor), name)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
         # JAX may share memory with what it reads.
         copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         arrays = environment.t2j_copy(copies)
@@ -69,7 +74,10 @@ def function(module: Any, example: Any) -> tuple[Callable, dict[str, jax.Array]]
         weightless = copy.deepcopy(module, memo)
     for name, submodule in weightless.named_modules():
         submodule.forward = _within(submodule.forward, name, type(submodule).__name__)
-    params = {name: a for name, a in arrays.items() if name in in_state_dict}
+    params = {
+        name: arrays[name] if name == first else {first: None}
+        for name, first in in_state_dict.items()
+    }
     constants = {name: a for name, a in arrays.items() if name not in in_state_dict}
 
     def fn(params: Mapping[str, Any], x: chex.ArrayTree) -> chex.ArrayTree:
@@ -103,7 +111,17 @@ def state_dict(params: Mapping[str, Any]) -> dict[str, Any]:
     with _torchax() as (torch, _):
         cpu = jax.local_devices(backend="cpu")[0]
         arrays = jax.device_put(dict(params), cpu)
-        return {name: torch.from_dlpack(a).clone() for name, a in arrays.items()}
+        tensors = {
+            name: torch.from_dlpack(array).clone()
+            for name, array in arrays.items()
+            if not isinstance(array, Mapping)
+        }
+        # The other names of shared tensors: ``{first: None}``, see `function`.
+        first_names = {
+            name: next(iter(array)) if isinstance(array, Mapping) else name
+            for name, array in arrays.items()
+        }
+        return {name: tensors[first] for name, first in first_names.items()}
 
 
 @contextlib.contextmanager
@@ -115,8 +133,11 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
         is_fast = torch.backends.mha.get_fastpath_enabled()
         torchax: Any = importlib.import_module("torchax")
     except (ImportError, AttributeError) as error:  # an old one asks torch for names
+        packages = ", ".join(map(_with_version, ("torch", "torchax")))
         raise ImportError(
-            f'modules of PyTorch need torchax: pip install "snnjax[torch]" ({error})'
+            "modules of PyTorch need torchax, with PyTorch from 2.13 on "
+            f"torchax >= {_NEEDED}; found {packages} ({error}). Install them by pip "
+            'install --upgrade "snnjax[torch]"'
         ) from error
     # torchax cannot see into PyTorch's fast path of attention.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -129,6 +150,17 @@ def _torchax() -> Iterator[tuple[Any, Any]]:
                 yield torch, environment
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+# The first torchax that runs with PyTorch 2.13 and later.
+_NEEDED = "0.0.14.dev20261026"
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package}"
 
 
 def _check_equal(module: Any, example: Any, fn: Callable) -> None:
@@ -166,13 +198,12 @@ def _check_equal(module: Any, example: Any, fn: Callable) -> None:
 _TOLERANCE = 1e-3  # of the largest output, or four roundings of bfloat16
 
 
-def _sources(module: Any, tensors: Mapping[str, Any]) -> dict[str, str]:
+def _sources(module: Any, first_names: Mapping[int, str]) -> dict[str, str]:
     """Name of a tensor in its own module -> its first name.
 
     PyTorch's own way to find shared tensors leaves one of them in the module if a
     module is shared as well.
     """
-    first_names = {id(tensor): name for name, tensor in tensors.items()}
     sources = {}
     for path, submodule in module.named_modules():
         parts = submodule.named_parameters(recurse=False, remove_duplicate=False)

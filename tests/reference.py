@@ -104,12 +104,12 @@ def simulate(currents, threshold, *, bias=0.0, start=0.0, **options):
     return spikes
 
 
-def clip_floor(a, steps, threshold, half=0.0):
-    """(V / T) clip(floor(a T / V + half), 0, T), element by element."""
+def clip_floor(a, steps, threshold, shift=0.0):
+    """(V / T) clip(floor(a T / V + shift), 0, T), element by element."""
     out = np.zeros(np.shape(a))
     threshold = np.broadcast_to(threshold, out.shape)
     for index in np.ndindex(*out.shape):
-        count = np.floor(a[index] * steps / threshold[index] + half)
+        count = np.floor(a[index] * steps / threshold[index] + shift)
         out[index] = threshold[index] / steps * min(max(count, 0), steps)
     return out
 
@@ -133,17 +133,17 @@ def percentile_threshold(activation, p):
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def squared_error(activation, steps, threshold, half=0.0):
-    error = clip_floor(activation, steps, threshold, half) - activation
+def squared_error(activation, steps, threshold, shift=0.0):
+    error = clip_floor(activation, steps, threshold, shift) - activation
     return sum(e**2 for e in error.flat)
 
 
-def least_squares_threshold(activation, steps, half=0.0):
+def least_squares_threshold(activation, steps, shift=0.0):
     """The best of 95 candidates: max, 0.99 max, ..., 0.06 max."""
     best, least = None, np.inf
     for i in range(95):
         candidate = max_threshold(activation) * (1 - 0.01 * i)
-        error = squared_error(activation, steps, candidate, half)
+        error = squared_error(activation, steps, candidate, shift)
         if error < least:
             best, least = candidate, error
     return best
@@ -267,3 +267,18 @@ def least_squares_weights(activation, spikes, kernel, damping, images):
         step = np.linalg.solve(gram + damping * k * np.eye(len(gram)), right)
         found.append(kernel[:, c] + step)
     return np.stack(found, 1)
+
+
+def fan_out(shape, kernel, stride=1, padding=((0, 0), (0, 0)), groups=1):
+    """Connections of each pixel [H, W, C] of a convolution, counted one by one."""
+    counts = np.zeros(shape, int)
+    outputs = [
+        (n + sum(pads) - k) // stride + 1
+        for n, k, pads in zip(shape, kernel, padding, strict=False)
+    ]
+    for out in np.ndindex(*outputs):
+        for tap in np.ndindex(*kernel[:2]):
+            row, column = (out[d] * stride + tap[d] - padding[d][0] for d in (0, 1))
+            if 0 <= row < shape[0] and 0 <= column < shape[1]:
+                counts[row, column] += kernel[3] // groups
+    return counts

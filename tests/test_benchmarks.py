@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,12 +22,10 @@ from benchmarks import (
     imagenet,
     mlperf_tiny,
     sst2,
-    streams,
     throughput,
     timing,
 )
 from experiments import data, models
-from experiments.models import Source
 from experiments.models.zoo import Plain
 
 
@@ -510,74 +507,3 @@ def test_sst2(phrases, monkeypatch, capsys):
     assert (answers(sst2.UNKNOWN)[[0, -1]] != unchanged[[0, -1]]).any(-1).all()
     cut = task.fn(task.params, task.x[:, :5])
     np.testing.assert_allclose(cut, unchanged[0], atol=1e-6)
-
-
-class _Small(nn.Module):
-    """Two ReLUs, the second over positions whose mean is classified."""
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(nn.Conv(2, (3, 3), padding=1)(x))
-        x = nn.relu(nn.Conv(4, (3, 3), padding=1, use_bias=False)(x))
-        return nn.Dense(3)(x.mean((1, 2)))
-
-
-def test_streams(monkeypatch):
-    """Events, operations and outputs of a small network, beside a loop in NumPy."""
-    rng, size = np.random.default_rng(0), 12
-    monkeypatch.setattr(streams, "FRAMES", 5)
-    monkeypatch.setattr(streams, "FIRST", 1)
-    monkeypatch.setattr(streams, "AT_A_TIME", 4)
-    model = _Small()
-    x = np.zeros((1, size, size, 1), np.float32)
-    variables = model.init(jax.random.key(0), x)
-    source = Source(model, variables, {"input_shape": x.shape[1:]})
-    network = streams.network_of(source)
-    first, second = network.fan_outs.values()
-    window = np.convolve(np.ones(size), np.ones(3), "same")
-    np.testing.assert_array_equal(first[..., 0], 4 * np.outer(window, window))
-    assert first.shape == (size, size, 2) and (second == 3).all()
-
-    images = rng.integers(0, 256, (4, size, size, 1)).astype(np.uint8)
-    frames = streams.SCENES["pan, 0.25 pixels"](images / np.float32(256))
-    thresholds = {name: np.full(1, 0.01, np.float32) for name in network.fan_outs}
-    outputs, *counts = streams.follow(*network, thresholds, frames)
-
-    # The parts of the network, and a neuron that sends the levels of its own errors.
-    bound = model.bind(variables)
-    layers = [bound.variables["params"][name] for name in ("Conv_0", "Conv_1")]
-    sent: list = [0.0, 0.0]
-    for t, frame in enumerate(frames):
-        value, operations, events = frame, 0, 0
-        for i, (layer, reached) in enumerate(zip(layers, (first, second), strict=True)):
-            conv = nn.Conv(layer["kernel"].shape[-1], (3, 3), padding=1, use_bias=i < 1)
-            value = np.maximum(conv.apply({"params": layer}, value), 0)
-            levels = (value - sent[i]) / np.float32(0.01)
-            levels = np.where(np.abs(levels) < streams.ZONE, 0, np.round(levels))
-            sent[i] = value = sent[i] + np.float32(0.01) * levels
-            operations += ((levels != 0) * np.asarray(reached)).sum() / 4
-            events += (levels != 0).sum() / 4
-        dense = bound.variables["params"]["Dense_0"]
-        answer = value.mean((1, 2)) @ dense["kernel"] + dense["bias"]
-        np.testing.assert_allclose(outputs[t], answer, atol=1e-5)
-        np.testing.assert_allclose([c[t] for c in counts], [operations, events], 1e-2)
-    assert events < first.size + second.size
-
-    # A still image is news only once, and at a share of 1 nothing is held.
-    still = np.repeat(frames[:1], len(frames), 0)
-    _, _, events = streams.follow(*network, thresholds, still)
-    assert events[0] > 0 == events[1] == events[-1]
-    exact, *_ = streams.follow(*network, None, frames)
-    np.testing.assert_allclose(exact[2], model.apply(variables, frames[2]), atol=1e-5)
-    exact = np.asarray(exact)
-    assert streams.error(streams.held(frames, exact, 1.0), exact) == 0
-    np.testing.assert_array_equal(streams.held(frames, exact, 0.0)[-1], exact[0])
-
-    labels = np.asarray(exact[0]).argmax(-1)
-    dataset = data.Dataset("", *[images, labels] * 2, (0.0,), (256.0,), 3)
-    rows = streams.compared(network, dataset, float(first.sum() + second.sum()), 0.0)
-    row = rows[streams.SLOW_PANS[-1]]
-    assert row["delta error"] < 1.01 * streams.TOLERANCE and row["operations"] < 100
-    table = timing.table_of("frames", streams.COLUMNS, rows)
-    assert "| ANN, zeros skipped" in table
-    assert len(streams.targets(rows)) == 4

@@ -312,6 +312,7 @@ WITHIN = {
     "rolled": lambda x: jnp.roll(x, 1, axis=1),
     "reversed and added up": lambda x: jnp.cumsum(jnp.flip(x, 1), axis=1),
     "a new axis in front": lambda x: x.reshape(1, -1, 6).sum(0),
+    "squeezed": lambda x: x.sum(1, keepdims=True).squeeze(),
     "its mirror image after it": lambda x: (
         jnp.concatenate([x, x[:, ::-1]]).reshape(2, *x.shape).mean(0)
     ),
@@ -471,15 +472,19 @@ MEETINGS = {  # what fn does with its activations h [B, 6], or with x
     ),
     "a mean": lambda h: h - h.mean(0),
     "a running sum": lambda h: jnp.cumsum(h, 0),
-    "neighbours": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
+    "examples shifted": lambda h: jnp.roll(h, 1, 0),
+    "examples moved down": lambda h: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
+    "a reverse behind a gather": lambda h: h[:, [1, 0, 2, 3, 5, 4]][::-1],
     "windows": lambda h: jax.lax.reduce_window(
         h, 0.0, jax.lax.add, (3, 1), (1, 1), "SAME"
     ),
     "a product from the left": lambda h: jnp.ones((len(h), len(h))) @ h,
     "pairs": lambda h: (h[:, None] - h[None]).sum(1),
     "rows of others": lambda h: h[jnp.arange(len(h))[::-1]],
+    "sums of rows": lambda h: jax.ops.segment_sum(h, jnp.arange(len(h)) // 2, len(h)),
+    "chosen rows": lambda h: h[np.array([0, 0, 1])],
     "one row": lambda h: h.at[0].set(1.0),
-    "axes in another order": lambda h: h.reshape(6, -1).T,
+    "axes exchanged": lambda h: h.T.reshape(h.shape),
     "tokens in another order": lambda h: h.reshape(-1, 2).reshape(3, -1, 2)[0],
 }
 SIZES = {  # what is different in a batch of another size, or at another place in it
@@ -488,6 +493,7 @@ SIZES = {  # what is different in a batch of another size, or at another place i
     "places of NumPy": lambda h: h * np.arange(len(h), dtype=np.float32)[:, None],
     "a loop": lambda h: jnp.stack([jnp.sin(row) for row in h]),
     "an output": lambda h: (h, jnp.arange(len(h))),
+    "an output each": lambda h: list(h),
 }
 REASONS = {"one example would reach another": MEETINGS, "number of examples": SIZES}
 
@@ -515,13 +521,23 @@ def test_a_number_of_examples_that_fn_holds_is_named(size):
         snnjax.sites(fn, jnp.ones((3, 6)), jnp.ones((size, 3)))
 
 
+def test_an_output_keeps_its_shape_where_fn_squeezes_a_single_example():
+    def fn(w, x):
+        return relu(x @ w).mean(1, keepdims=True).squeeze()
+
+    w, x = jnp.ones((3, 1)), jnp.ones((4, 2, 3))
+    outputs = with_activation(fn, identity)(w, x)
+    _assert_equal(outputs, fn(w, x))
+    assert outputs.shape == (4,)
+
+
 def test_an_output_that_does_not_depend_on_x_has_all_examples():
     def fn(w, x):
         return {"logits": relu(x @ w), "bias": jnp.broadcast_to(w[0], (len(x), 6))}
 
     w, x = jnp.ones((3, 6)), jnp.ones((4, 3))
     _assert_equal(with_activation(fn, identity)(w, x), fn(w, x))
-    for execution in ("by_step", "by_layer", snnjax.simulation.by_layer(segment=2)):
+    for execution in ("by_step", "by_layer", snnjax.simulation.ByLayer(segment=2)):
         simulate = snnjax.spiking(fn, steps=3, execution=execution)
         outputs = simulate(snnjax.init(fn, w, x), x)
         assert [leaf.shape for leaf in jax.tree.leaves(outputs)] == [(3, 4, 6)] * 2
@@ -577,7 +593,7 @@ def test_a_wrong_feature_size_says_what_was_called(tmp_path):
         lambda: snnjax.save(path, snn, fn=fn, x=wrong),
     ):
         with pytest.raises(
-            TypeError, match=r"x of shape \(2, 5\) .*, and params of b1"
+            TypeError, match=r"x of shape \((2|batch), 5\) .*, and params of b1"
         ):
             door()
 

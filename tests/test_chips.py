@@ -12,12 +12,12 @@ import pytest
 from networks import conv, relu, weights
 
 import snnjax
-from snnjax import chips
-from snnjax.chips import Core, geometry, memory
-from snnjax.layers import (
+from snnjax import deploy
+from snnjax.deploy import (
     Arithmetic,
     Connection,
     Convolution,
+    Core,
     Dense,
     Flatten,
     Input,
@@ -27,15 +27,16 @@ from snnjax.layers import (
     Scale,
     SumPool,
 )
+from snnjax.deploy.chips import cores, geometry
 
 PROFILES = [
     make()
     for make in (
-        chips.speck,
-        chips.xylo,
-        chips.loihi2,
-        chips.akida1,
-        chips.spinnaker2,
+        deploy.speck,
+        deploy.xylo,
+        deploy.loihi2,
+        deploy.akida1,
+        deploy.spinnaker2,
     )
 ]
 SPECK, XYLO, LOIHI, AKIDA, SPINNAKER = PROFILES
@@ -130,28 +131,28 @@ def test_every_value_of_a_profile_has_a_source():
 
 def test_profiles_are_values():
     assert len({*PROFILES}) == len(PROFILES)
-    assert chips.speck() == SPECK and hash(chips.speck()) == hash(SPECK)
+    assert deploy.speck() == SPECK and hash(deploy.speck()) == hash(SPECK)
     assert pickle.loads(pickle.dumps(AKIDA)) == AKIDA
-    mine = chips.Chip("mine", kernels=(3,))
-    row = chips.report(network(kernel=5, padding=2), mine)["first"]
+    mine = deploy.Chip("mine", kernels=(3,))
+    row = deploy.report(network(kernel=5, padding=2), mine)["first"]
     assert [f.problem for f in row.findings] == ["kernel 5, not 3"]
-    assert chips.report(network(), mine).grade == "bit for bit"
+    assert deploy.report(network(), mine).grade == "bit for bit"
     assert "overflow" in SPECK.not_stated and "state_bits" not in SPECK.not_stated
 
 
 def test_networks_that_a_chip_runs_whole():
-    result = chips.report(network(), CLOCKED)
+    result = deploy.report(network(), CLOCKED)
     assert result.grade == "bit for bit"
     assert {row.verdict for row in result.rows} == {"fits"}
     assert len({row.core for row in result.rows[2:]}) == 3
-    result = chips.report(network(), SPECK)  # its spikes arrive one by one
+    result = deploy.report(network(), SPECK)  # its spikes arrive one by one
     assert result.grade == "approximately"
     assert [row.name for row in result.rows if row.findings] == ["network", "output"]
     pixels = dataclasses.replace(EIGHT_BITS, input_bits=9)  # 0 to 255, and a sign
     t_1 = ({}, {"wait": 1}, {"code": snnjax.codes.radix()}, {"arithmetic": pixels})
     for options in t_1:
-        assert chips.report(akida(**options), AKIDA).grade == "bit for bit"
-    assert chips.report(network(arithmetic=None), CLOCKED).grade == "approximately"
+        assert deploy.report(akida(**options), AKIDA).grade == "bit for bit"
+    assert deploy.report(network(arithmetic=None), CLOCKED).grade == "approximately"
 
 
 LEAKY = {"model": snnjax.lif(leak=0.5), "leak": np.array(0.5)}
@@ -248,19 +249,19 @@ CASES = [
 
 def test_every_violated_property_is_named():
     for options, chip, row, field, verdict, words in CASES:
-        findings = chips.report(network(**options), chip)[row].findings
+        findings = deploy.report(network(**options), chip)[row].findings
         result = {(f.field, f.verdict) for f in findings if words in f.problem}
         assert (field, verdict) in result, (options, chip, findings)
         assert all(f.remedy for f in findings)
         # A network without the violation does not have the finding.
         if chip is SPECK and row != "network" and row != "output" and options:
-            plain = chips.report(network(), chip)[row].findings
+            plain = deploy.report(network(), chip)[row].findings
             assert field not in [f.field for f in plain], field
 
 
 def test_limits_of_the_first_layer_and_of_strided_kernels():
     """Akida reads x through weights of 8 bits; other layers have 4, and no 5x5 / 2."""
-    assert chips.report(akida(weight=127), AKIDA)["first"].verdict == "fits"
+    assert deploy.report(akida(weight=127), AKIDA)["first"].verdict == "fits"
     nodes = list(akida(weight=127).nodes)
     deeper = dataclasses.replace(nodes[1], name="deeper", sources=("first",))
     weight = ones(4, 4, 5, 5, value=127)
@@ -272,7 +273,7 @@ def test_limits_of_the_first_layer_and_of_strided_kernels():
     )
     output = Output("output", ("second",), (4, 8, 8), np.zeros(()))
     layers = dataclasses.replace(akida(), nodes=(*nodes[:3], deeper, second, output))
-    fields = {f.field for f in chips.report(layers, AKIDA)["second"].findings}
+    fields = {f.field for f in deploy.report(layers, AKIDA)["second"].findings}
     assert fields == {"weight_bits", "strided_kernels", "padding_modes"}
 
 
@@ -287,7 +288,7 @@ def test_maps_in_a_row_and_paths_that_meet():
         )
         output = Output("output", ("last",), shape, zero)
         layers = Layers((*nodes[:3], *maps, last, output), 4, 0, arithmetic=EIGHT_BITS)
-        return [f.field for f in chips.report(layers, CLOCKED)["last"].findings]
+        return [f.field for f in deploy.report(layers, CLOCKED)["last"].findings]
 
     def again(name, source):
         weight = ones(4, 4, 3, 3)
@@ -360,14 +361,14 @@ def test_same_padding_with_a_stride_is_that_of_the_function():
     for size, kernel in ((16, 4), (15, 3)):
         x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
         snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=1)
-        layers = snnjax.layers.of(fn, snn, x)
+        layers = deploy.layers(fn, snn, x)
         second = layers.populations[1].name
         (way,) = (w for w in layers.connections if w.receiver == second)
         (result,) = geometry.kernels(way, (4, size, size), SPECK)
         assert result.size == (kernel, kernel) and result.padding == (1, 1)
         (result,) = geometry.kernels(way, (4, size, size), AKIDA)
         assert result.size == (3, 3) and result.modes == ("SAME",)
-        row = chips.report(layers, AKIDA)[second]
+        row = deploy.report(layers, AKIDA)[second]
         assert not {f.field for f in row.findings} & {"kernels", "padding_modes"}
     # Padding (1, 1) of other tools reads other windows of an even image.
     node = way.maps[0]
@@ -379,18 +380,18 @@ def test_same_padding_with_a_stride_is_that_of_the_function():
 def test_layers_get_cores_whenever_that_is_possible():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        cores = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
+        four = [Core(*row) for row in rng.integers(2, 9, (4, 2)).tolist()]
         rows = rng.integers(1, 6, (4, 2)).tolist()
         needs = {name: Core(*row) for name, row in zip("abcd", rows, strict=True)}
-        result = memory.assign(needs, cores)
-        assert all(memory.fits(needs[name], cores[i]) for name, i in result.items())
+        result = cores.assign(needs, four)
+        assert all(cores.fits(needs[name], four[i]) for name, i in result.items())
         assert len({*result.values()}) == len(result)
         possible = any(
-            all(memory.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
-            for some in itertools.permutations(cores)
+            all(cores.fits(n, c) for n, c in zip(needs.values(), some, strict=True))
+            for some in itertools.permutations(four)
         )
         assert (len(result) == 4) == possible
-    many = chips.report(network(copies=10), CLOCKED)
+    many = deploy.report(network(copies=10), CLOCKED)
     without = [row for row in many.rows[2:] if row.core is None]
     assert len(without) == 3  # first, ten copies and the output on nine cores
     assert all("take every core" in row.findings[-1].problem for row in without)
@@ -398,14 +399,14 @@ def test_layers_get_cores_whenever_that_is_possible():
 
 def test_operations_per_second():
     layers = network(steps=4)
-    result = chips.report(layers, SPECK, inferences_per_second=10)
+    result = deploy.report(layers, SPECK, inferences_per_second=10)
     assert result["first"].operations == 10 * 4 * (2 * 256) * (9 * 4)
     assert result["last0"].operations == 10 * 4 * (4 * 256) * 3
     rates = {"first": np.float32(0.25)}
-    slower = chips.report(layers, SPECK, inferences_per_second=10, firing_rates=rates)
+    slower = deploy.report(layers, SPECK, inferences_per_second=10, firing_rates=rates)
     assert slower["last0"].operations == result["last0"].operations / 4
     assert "SynOps/s" in str(result) and "SynOps/s" not in str(
-        chips.report(layers, SPECK)
+        deploy.report(layers, SPECK)
     )
 
 
@@ -423,8 +424,8 @@ def test_layers_of_a_network_are_compared():
     params = weights(w1=(3, 3, 2, 8), w2=(3, 3, 8, 8), w3=(8 * 64, 16), w4=(16, 3))
     x = jax.ShapeDtypeStruct((1, 16, 16, 2), jnp.float32)
     snn = dataclasses.replace(snnjax.init(fn, params, x, model=IF), steps=8)
-    layers = snnjax.layers.of(fn, snn, x)
-    result = chips.report(layers, CLOCKED)
+    layers = deploy.layers(fn, snn, x)
+    result = deploy.report(layers, CLOCKED)
     assert result.grade == "approximately"
     problems = {f.problem for row in result.rows[2:] for f in row.findings}
     assert problems == {"floats"}
@@ -440,7 +441,7 @@ def test_layers_of_a_network_are_compared():
 
     nodes = tuple(map(rounded, layers.nodes))
     whole = dataclasses.replace(layers, nodes=nodes, arithmetic=EIGHT_BITS)
-    assert chips.report(whole, CLOCKED).grade == "bit for bit"
+    assert deploy.report(whole, CLOCKED).grade == "bit for bit"
     # Digits have biases in units of w_T, potentials in units of T w_T.
     nodes = tuple(
         dataclasses.replace(node, initial_potential=np.array(1.5), bias=np.array(0.375))
@@ -451,12 +452,12 @@ def test_layers_of_a_network_are_compared():
     digits = dataclasses.replace(whole, nodes=nodes, code=snnjax.codes.radix())
     for steps, problems in ((2, {"floats"}), (4, set())):
         layers = dataclasses.replace(digits, steps=steps)
-        rows = chips.report(layers, chips.Chip("anything")).rows[2:]
+        rows = deploy.report(layers, deploy.Chip("anything")).rows[2:]
         assert {f.problem for row in rows for f in row.findings} == problems
 
 
 def test_a_report_has_80_columns():
-    result = chips.report(network(channels=2000, arithmetic=None, model=SIGNED), XYLO)
+    result = deploy.report(network(channels=2000, arithmetic=None, model=SIGNED), XYLO)
     lines = str(result).splitlines()
     assert lines[0] == "Xylo: does not run"
     assert max(map(len, lines)) <= 80
@@ -473,24 +474,26 @@ def test_a_report_has_80_columns():
 def test_wrong_arguments_are_refused():
     layers = network()
     for words, call in {
-        "layers is a dict; allowed: snnjax.layers.of": lambda: chips.report({}, SPECK),
-        "chip is speck; allowed: .* (called)": lambda: chips.report(
-            layers, chips.speck
+        "layers is a dict; allowed: snnjax.deploy.layers": lambda: deploy.report(
+            {}, SPECK
         ),
-        "inferences_per_second is -1": lambda: chips.report(
+        "chip is speck; allowed: .* (called)": lambda: deploy.report(
+            layers, deploy.speck
+        ),
+        "inferences_per_second is -1": lambda: deploy.report(
             layers, SPECK, inferences_per_second=-1
         ),
-        "layers.steps is None": lambda: chips.report(
+        "layers.steps is None": lambda: deploy.report(
             network(steps=None), SPECK, inferences_per_second=1
         ),
-        "firing_rates has 'other'; allowed: input, first": lambda: chips.report(
+        "firing_rates has 'other'; allowed: input, first": lambda: deploy.report(
             layers, SPECK, firing_rates={"other": 1}
         ),
-        r"firing_rates\['first'\] is 2": lambda: chips.report(
+        r"firing_rates\['first'\] is 2": lambda: deploy.report(
             layers, SPECK, firing_rates={"first": 2}
         ),
     }.items():
         with pytest.raises(ValueError, match=words.replace("(called)", r"\(called\)")):
             call()
     with pytest.raises(KeyError, match="allowed: network, input, first"):
-        chips.report(layers, SPECK)["nothing"]
+        deploy.report(layers, SPECK)["nothing"]

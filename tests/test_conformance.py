@@ -11,7 +11,7 @@ import pytest
 
 import snnjax
 from benchmarks import chip_programs, conformance, timing
-from snnjax.layers import (
+from snnjax.deploy import (
     Arithmetic,
     Convolution,
     Dense,
@@ -109,7 +109,7 @@ def check(program, layers, x):
     counts = conformance.counts_of(program, layers, x)
     assert counts["mismatches"] == 0
     assert counts["not_0"] > counts["spikes"] / 20
-    trace = snnjax.integers.run(layers, x)
+    trace = snnjax.deploy.run(layers, x)
     for name, levels in trace.spikes.items():
         assert np.any(np.asarray(levels)), name
     other = program(with_higher_thresholds(layers), x)

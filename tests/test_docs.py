@@ -31,7 +31,7 @@ SITE = pytest.mark.skipif(
     not HAS_MKDOCS, reason="needs mkdocs: pip install -e '.[docs]'"
 )
 BY_HAND = [  # the pages that list their names, in groups
-    *"snnjax calibrators chips integers layers measures network neurons nir".split(),
+    *"snnjax calibrators deploy measures network neurons".split(),
     *"simulation storage torch training".split(),
 ]
 
@@ -82,6 +82,14 @@ def test_the_reference_shows_functions_with_examples_and_whole_sentences(site):
         assert not re.search(r"<h3[^>]*>\s*<code class=[^>]*symbol-module", page), name
         returns = re.findall(r"Returns:</span></p>\s*<ul>.*?</ul>", page, re.S)
         assert all(part.count("<li") == 1 for part in returns), name
+
+
+@SITE
+def test_search_works_in_pages_from_the_disk(site):
+    index = (site / "search" / "search_index.js").read_text()
+    assert index.startswith("var __index = ")
+    shim = '<script src="theme/iframe-worker.js"></script>'  # runs the worker there
+    assert shim in (site / "index.html").read_text()
 
 
 @SITE

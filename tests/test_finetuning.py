@@ -16,6 +16,7 @@ from networks import converted
 
 import snnjax
 from snnjax import training
+from snnjax.training import loop
 
 DRAW = np.random.default_rng(0)
 X = np.float32(DRAW.normal(size=(3, 16, 6)))
@@ -53,8 +54,14 @@ def snn():
 
 
 def finetune(snn, examples=BATCHES, fn=NET.apply, **options):
-    options = {"epochs": 2, "rules": 0.01} | options
+    options = {"epochs": 2, "rules": optax.adam(0.01)} | options
     return training.finetune(fn, snn, examples, **options)
+
+
+def distance_of(outputs, logits):
+    """KL(softmax(logits) || softmax(mean_t outputs))."""
+    logs = (jax.nn.log_softmax(a) for a in (outputs.mean(0), logits))
+    return optax.losses.kl_divergence_with_log_targets(*logs).mean()
 
 
 def by_hand(snn, fn, *, has_aux, share, **options):
@@ -64,7 +71,7 @@ def by_hand(snn, fn, *, has_aux, share, **options):
     def loss(snn, x, labels):
         outputs, averages = simulate(snn, x) if has_aux else (simulate(snn, x), {})
         entropy = training.mean_cross_entropy(outputs, labels)
-        distance = training.distillation(outputs, teacher(x))
+        distance = distance_of(outputs, teacher(x))
         return (1 - share) * entropy + share * distance, averages
 
     init, descend = training.descent(loss, optax.adam(0.01), has_aux=True)
@@ -93,7 +100,7 @@ def test_it_is_the_loop_that_one_would_write(has_aux, wait):
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(snn, tmp_path):
-    """NumPy stores neither bfloat16 nor a random key."""
+    """Also of bfloat16 and a random key, which NumPy does not store."""
     narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), snn.params)
     snn = dataclasses.replace(snn, params={"net": narrow, "key": jax.random.key(1)})
 
@@ -130,7 +137,7 @@ def test_a_teacher_pulls_and_a_loss_may_be_ones_own(snn):
 
     def distance(snn):
         outputs = snnjax.spiking(NET.apply)(snn, X[0])
-        return float(training.distillation(outputs, teacher(X[0])))
+        return float(distance_of(outputs, teacher(X[0])))
 
     pulled = finetune(snn, teacher=teacher, share=1.0, **options).snn
     alone = finetune(snn, loss=training.tet, **options)
@@ -153,58 +160,86 @@ def test_a_bar_on_a_terminal_shows_step_and_loss(snn, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    finetune(snn, shuffled)
+    finetune(snn, lambda epoch: list(shuffled(epoch)) if epoch > 1 else shuffled(1))
     lines = [line.removesuffix("\x1b[K") for line in terminal.getvalue().split("\r")]
-    assert lines[1] == "epoch 1 of 2 step 1: compiling"
+    assert lines[1] == "epoch 1 of 2 step 1: no loss yet"
     assert re.fullmatch(r"epoch 1 of 2 step 2: loss [\d.]+", lines[2])
-    bar = r"epoch 2 of 2 \[#{6}\.{14}\] step 1 of 3: loss [\d.]+"
-    assert re.fullmatch(bar, lines[5])
+    bar = r"epoch 2 of 2 \[#{13}\.{7}\] step 2 of 3: loss [\d.]+"
+    assert re.fullmatch(bar, lines[6])
     assert lines[4] == lines[-1] == ""
-
-
-def test_errors_say_what_is_allowed(snn, tmp_path):
-    finetune(snn, epochs=2, folder=tmp_path)
-    seeded = tmp_path / "seeded"
-    finetune(snn, epochs=1, folder=seeded, depends_on={"seed": 1})
-    (tmp_path / "file").write_text("")
-    other = dataclasses.replace(snn, neurons={"elsewhere": snn.neurons["Net/relu"]})
-    few = [(X[0], LABELS[0][:5])]
-    for options, message in (
-        ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
-        ({"rules": -1.0}, "rules is -1.0; allowed: > 0"),
-        ({"rules": optax.adam}, r"rules\(0\) is Grad.*; allowed: a learning rate"),
-        ({"snn": {}}, "snn is dict; allowed: an SNN of"),
-        ({"snn": other}, "sites without neurons: .'Net/relu'"),
-        ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
-        ({"examples": 3}, "examples is int; allowed: a list or a loader"),
-        ({"examples": []}, "examples of epoch 1 are empty; allowed: one batch"),
-        ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
-        ({"examples": few}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
-        ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
-        ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
-        ({"share": 2}, "share is 2; allowed: 0 to 1"),
-        ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
-        ({"measure": lambda snn, line: 0.5}, "measure returns float; allowed: a dict"),
-        ({"measure": lambda snn, line: line}, "returns accuracy, epoch, loss, seconds"),
-        ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
-        ({"folder": tmp_path / "file"}, "a file; give a folder"),
-        ({"folder": tmp_path, "rules": 0.02}, "another training, with other rules. "),
-        ({"depends_on": {"rules": 1}}, "depends_on names rules, which are compared"),
-        ({"depends_on": ["seed"]}, "depends_on is .'seed'.; allowed: a dict"),
-        ({"folder": seeded}, "training, with other seed. Give"),
-        ({"folder": tmp_path / "new", "depends_on": {"versions": 1}}, "'versions', wh"),
-        ({"folder": tmp_path, "depends_on": {"seed": 1}}, "training, with other seed"),
-        ({"folder": tmp_path, "epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            finetune(**{"snn": snn} | options)
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1 of 1"):
-        finetune(snn, [(X[0], LABELS[0] - 1)])
-    (tmp_path / "state.npz").write_bytes(b"half of")
-    with pytest.raises(ValueError, match="is damaged, or holds the state of another"):
-        finetune(snn, folder=tmp_path)
 
 
 def with_strange_averages(variables, x):
     outputs, averages = in_training(variables, x)
     return outputs, {"far": averages}
+
+
+FEW = [(X[0], LABELS[0][:5])]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epochs": 0}, "epochs is 0; allowed: a whole number >= 1"),
+        ({"rules": 0.01}, "rules hold 0.01; allowed: an optimizer of optax"),
+        ({"snn": {}}, "snn is dict; allowed: an SNN of"),
+        ({"elsewhere": True}, "sites without neurons: .'Net/relu'"),
+        ({"examples": iter(BATCHES)}, "list_iterator, which can be read once; allowed"),
+        ({"examples": []}, "examples of epoch 1 of 2 are empty; allowed: one batch"),
+        ({"examples": X}, r"is ndarray; allowed: a pair \(x, labels\)"),
+        ({"examples": FEW}, r"shape \(2, 16, 3\), labels \(5,\); allowed"),
+        ({"examples": [(X[0], X[0])]}, r"labels \(16, 6\)"),
+        ({"share": 0.5}, "share is 0.5 without a teacher; give one"),
+        ({"share": 2, "teacher": teacher}, "share is 2; allowed: 0 <= share <= 1"),
+        ({"teacher": lambda x: x}, r"the teacher's \(16, 6\); allowed"),
+        ({"measure": lambda snn, line: 0.5}, "measure returns 0.5; allowed: None, or"),
+        ({"measure": lambda snn, line: line}, "other names than epoch, accuracy, loss"),
+        ({"has_aux": True, "fn": with_strange_averages}, r"returns .'far/batch_stats"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(snn, options, message):
+    if options.pop("elsewhere", False):
+        neurons = {"elsewhere": snn.neurons["Net/relu"]}
+        snn = dataclasses.replace(snn, neurons=neurons)
+    with pytest.raises(ValueError, match=message):
+        finetune(**{"snn": snn} | options)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(snn):
+    with pytest.raises(
+        FloatingPointError, match="not finite in epoch 1 of 2, step 1 of 1"
+    ):
+        finetune(snn, [(X[0], LABELS[0] - 1)])
+
+
+def test_a_folder_belongs_to_one_training(snn, tmp_path):
+    finetune(snn, folder=tmp_path, depends_on={"seed": 1})
+    threshold = snn.neurons["Net/relu"]._replace(threshold=jnp.float32(2.0))
+    other = dataclasses.replace(snn, neurons={"Net/relu": threshold})
+    steps = converted(NET.apply, VARIABLES, X[0], steps=3)
+    for options, message in (
+        ({"snn": other}, "another training, with other state at the start. Give"),
+        ({"snn": steps}, "another training, with other state at the start. Give"),
+        ({"rules": optax.sgd(0.1)}, "with other state at the start. Give"),
+        ({"loss": training.tet}, "with other loss. Give"),
+        ({"surrogate": snnjax.surrogate.arctan}, "with other options. Give"),
+        ({"depends_on": {"seed": 2}}, "with other seed. Give"),
+        ({"depends_on": None}, "with other seed. Give"),
+        ({"epochs": 1}, "holds 2 epochs; allowed: epochs >= 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call = {"snn": snn, "folder": tmp_path, "depends_on": {"seed": 1}}
+            finetune(**call | options)
+    with pytest.raises(TypeError, match="loss"):  # a name of its own
+        finetune(snn, folder=tmp_path, depends_on={"loss": 1})
+    (tmp_path / "file").write_text("of somebody else")
+    with pytest.raises(OSError, match="file"):
+        finetune(snn, folder=tmp_path / "file")
+
+
+def test_a_digest_is_of_values_and_not_of_addresses():
+    trees = [jnp.ones(3), jnp.ones((3, 1)), jnp.ones(3, int), {"a": jnp.ones(3)}]
+    trees += [jax.random.key(0), jax.random.key(1), 1e-3, training.tet]
+    assert len({*map(loop._digest, trees)}) == len(trees)
+    assert loop._digest({"w": jnp.ones(3)}) == loop._digest({"w": np.ones(3, "f4")})
+    assert loop._digest(object()) == loop._digest(object())

@@ -1,6 +1,7 @@
 """Whole numbers: each execution computes what a chip in Python's numbers computes."""
 
 import dataclasses
+import functools
 import itertools
 import re
 from fractions import Fraction
@@ -14,8 +15,9 @@ from networks import FLAT, IMAGES, PIXELS, VECTORS, by_executions, conv, relu, t
 from test_layers import AFFINE, CODES, RATE, fitted, spikes_and_outputs
 
 import snnjax
-from snnjax.integers import rounding
-from snnjax.layers import Convolution, Dense, Flatten, Input, Output, Population, Scale
+from snnjax import deploy
+from snnjax.deploy import Convolution, Dense, Flatten, Input, Output, Population, Scale
+from snnjax.deploy.integers import exact, rounding
 from snnjax.neurons.gradients import without_surrogate
 
 # -------------------------------------------------------------- a chip, event by event
@@ -157,10 +159,10 @@ TOGETHER = {
 )
 def test_a_chip_and_every_execution_send_the_same_spikes(name, code):
     net = TOGETHER[name]
-    layers = snnjax.layers.of(net.fn, fitted(net, *CODES[code]), net.x)
-    integers = snnjax.quantize(layers, net.x, weight_bits=5)
+    layers = deploy.layers(net.fn, fitted(net, *CODES[code]), net.x)
+    integers = deploy.quantize(layers, net.x, weight_bits=5)
     spikes, sums = chip(integers, np.asarray(net.x))
-    trace = snnjax.integers.run(integers, net.x)
+    trace = deploy.run(integers, net.x)
     for site, levels in spikes.items():
         np.testing.assert_array_equal(channels_first(trace.spikes[site]), levels, site)
         assert levels.any(), site
@@ -169,27 +171,28 @@ def test_a_chip_and_every_execution_send_the_same_spikes(name, code):
     for output, total, result in zip(
         integers.outputs, sums.values(), results.values(), strict=True
     ):
-        worth = np.asarray(output.unit).ravel() * integers.unit
+        worth = np.asarray(output.unit).ravel() * integers.potential_unit
         total = np.moveaxis(total, 1, -1) * worth
         np.testing.assert_allclose(np.asarray(result).sum(0), total, 1e-5, 1e-5)
-    fn, snn = snnjax.layers.function(integers)
-    x = snnjax.integers.on_grid(integers, net.x)
-    sent, _ = spikes_and_outputs(fn)(snn, x)
+    fn, snn = deploy.as_function(integers)
+    x = deploy.on_grid(integers, net.x)
+    sent, by_layer = spikes_and_outputs(fn)(snn, x)  # four steps, so layer by layer
     for site in trace.spikes:
         np.testing.assert_array_equal(sent[site], np.asarray(trace.spikes[site]))
-    for outputs in by_executions(fn, ("by_step", "by_layer"), snn, x):
+    for outputs in (by_layer, *by_executions(fn, ("by_step",), snn, x)):
         for a, b in zip(*map(jax.tree.leaves, (outputs, trace.outputs)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
-    """A perceptron of whole numbers, and its function."""
+def perceptron(p, x):
+    return relu(x @ p["w1"] + p["b1"]) @ p["w3"]
 
-    def fn(p, x):
-        return relu(x @ p["w1"] + p["b1"]) @ p["w3"]
 
-    snn = snnjax.convert(
-        fn,
+@functools.cache  # many tests read the same few SNNs
+def light(levels=(0, 1), code=RATE, steps=4, wait=0):
+    """The SNN of the perceptron."""
+    return snnjax.convert(
+        perceptron,
         FLAT,
         VECTORS,
         steps=steps,
@@ -198,16 +201,19 @@ def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
         model=snnjax.integrate_and_fire(levels=levels),
         recipe=snnjax.light(),
     )
-    layers = snnjax.layers.of(fn, snn, VECTORS)
-    return snnjax.quantize(layers, VECTORS, weight_bits=weight_bits, **options), snn, fn
+
+
+def tiny(weight_bits=8, levels=(0, 1), code=RATE, steps=4, wait=0, **options):
+    """The perceptron of whole numbers, and its SNN of floats."""
+    snn = light(levels, code, steps, wait)
+    layers = deploy.layers(perceptron, snn, VECTORS)
+    return deploy.quantize(layers, VECTORS, weight_bits=weight_bits, **options), snn
 
 
 def test_bits_bound_the_numbers_and_more_of_them_come_closer():
     errors = []
     for bits in (1, 2, 3, 4, 8):
-        integers, snn, fn = tiny(
-            bits, code=snnjax.codes.radix(), levels=(-1, 1), wait=3
-        )
+        integers, snn = tiny(bits, code=snnjax.codes.radix(), levels=(-1, 1), wait=3)
         weights = [m.weight for c in integers.connections for m in c.maps]
         largest = max(1, 2 ** (bits - 1) - 1)
         for weight in weights:
@@ -217,15 +223,15 @@ def test_bits_bound_the_numbers_and_more_of_them_come_closer():
         (population,) = integers.populations
         assert np.array_equal(population.threshold, np.rint(population.threshold))
         assert (population.threshold >= 1).all()
-        floats = snnjax.spiking(fn)(snn, VECTORS).mean(0)
-        whole = snnjax.integers.run(integers, VECTORS).outputs.mean(0)
+        floats = snnjax.spiking(perceptron)(snn, VECTORS).mean(0)
+        whole = deploy.run(integers, VECTORS).outputs.mean(0)
         errors.append(float(jnp.linalg.norm(whole - floats) / jnp.linalg.norm(floats)))
     assert errors[4] < errors[3] < errors[2] < 0.3, errors
 
 
 @pytest.mark.parametrize("scale", ["channel", "layer", "power_of_two"])
 def test_thresholds_follow_the_scale(scale):
-    integers, *_ = tiny(6, scale=scale)
+    integers, _ = tiny(6, scale=scale)
     threshold = integers.populations[0].threshold
     assert (threshold.size > 1) == (scale == "channel")
     is_power = np.log2(threshold) == np.rint(np.log2(threshold))
@@ -235,7 +241,7 @@ def test_thresholds_follow_the_scale(scale):
 
 
 def test_patterns_give_bits_to_receivers():
-    integers, *_ = tiny({"output": 3, "*": 5})
+    integers, _ = tiny({"output": 3, "*": 5})
     hidden, readout = (c.maps[0].weight for c in integers.connections)
     assert np.abs(hidden).max() > 3 >= np.abs(readout).max()
     assert integers.arithmetic.weight_bits == 5
@@ -244,10 +250,10 @@ def test_patterns_give_bits_to_receivers():
 @pytest.mark.parametrize("overflow", ["saturate", "wrap"])
 def test_an_overflow_is_counted_and_exact(overflow):
     """Potentials of half the bits that the calibration images need."""
-    integers, *_ = tiny(8, levels=(-1, 1), overflow=overflow)
+    integers, _ = tiny(8, levels=(-1, 1), overflow=overflow)
     arithmetic = dataclasses.replace(integers.arithmetic, state_bits=8)
     narrow = dataclasses.replace(integers, arithmetic=arithmetic)
-    trace = snnjax.integers.run(narrow, VECTORS)
+    trace = deploy.run(narrow, VECTORS)
     (name,) = trace.overflows
     assert int(trace.overflows[name]) > 0 and int(trace.below[name]) > 0
     spikes, _ = chip(narrow, np.asarray(VECTORS))
@@ -258,16 +264,16 @@ def test_an_overflow_is_counted_and_exact(overflow):
 
 
 def test_inputs_beyond_the_calibrated_range_are_clipped_and_counted():
-    integers, *_ = tiny()
-    trace = snnjax.integers.outputs(integers, 3 * VECTORS)
+    integers, _ = tiny()
+    trace = deploy.outputs(integers, 3 * VECTORS)
     beyond = np.abs(3 * np.asarray(VECTORS)) > np.abs(np.asarray(VECTORS)).max()
     assert int(trace.clipped) == beyond.sum() > 0
     assert not trace.spikes and not trace.potentials
     whole = jnp.round(8 * VECTORS)  # whole numbers stay as they are
     entrance = tiny()[0].nodes[0]
     assert entrance.unit != 1
-    layers = snnjax.layers.of(*tiny()[2:0:-1], VECTORS)
-    assert snnjax.quantize(layers, whole).nodes[0].unit == 1
+    layers = deploy.layers(perceptron, light(), VECTORS)
+    assert deploy.quantize(layers, whole).nodes[0].unit == 1
 
 
 def test_feedback_lowers_the_error_that_the_data_see():
@@ -305,9 +311,9 @@ def test_scales_minimize_the_error_and_keep_their_limits():
 
 
 def test_what_cannot_be_rounded_says_so():
-    integers, snn, fn = tiny()
-    layers = snnjax.layers.of(fn, snn, VECTORS)
-    quantize, nodes = snnjax.quantize, layers.nodes
+    integers, snn = tiny()
+    layers = deploy.layers(perceptron, snn, VECTORS)
+    quantize, nodes = deploy.quantize, layers.nodes
 
     def with_population(**changes):
         return dataclasses.replace(
@@ -357,7 +363,9 @@ def test_what_cannot_be_rounded_says_so():
             assert re.search(message, str(error)), (message, error)
         else:
             raise AssertionError(message)
-    run, learner = snnjax.integers.run, snnjax.integers.trainable(integers)[1]
+    run, learner = deploy.run, deploy.trainable(integers)[1]
+    row = jax.tree.map(lambda leaf: leaf[:1], learner.params)
+    infinite = jax.tree.map(lambda leaf: leaf / 0, learner.params)
     for call, message in (
         (lambda: run(layers, VECTORS), "float layers, not of whole numbers"),
         (lambda: run(VECTORS, integers), "not of whole numbers"),
@@ -366,9 +374,11 @@ def test_what_cannot_be_rounded_says_so():
         (lambda: run(integers, {"x": VECTORS}), "x is a dict"),
         (lambda: run(integers, VECTORS * jnp.nan), "NaN"),
         (lambda: jax.jit(lambda i: run(i, VECTORS).outputs)(integers), "traced"),
-        (lambda: snnjax.integers.trainable(layers), "not of whole numbers"),
-        (lambda: snnjax.integers.with_weights(integers, {}), "another structure"),
-        (lambda: snnjax.integers.memory(learner), "layers is SNN"),
+        (lambda: deploy.trainable(layers), "not of whole numbers"),
+        (lambda: deploy.with_weights(integers, {}), "are missing, missing"),
+        (lambda: deploy.with_weights(integers, row), r"are .*'weight': \(1, "),
+        (lambda: deploy.with_weights(integers, infinite), "params hold .* infinite"),
+        (lambda: deploy.memory(learner), "layers is SNN"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -376,8 +386,8 @@ def test_what_cannot_be_rounded_says_so():
 
 def test_weights_far_above_a_threshold_are_clipped_and_named():
     """One neuron that hardly ever fires does not keep a network from 4 bits."""
-    _, snn, fn = tiny()
-    layers = snnjax.layers.of(fn, snn, VECTORS)
+    _, snn = tiny()
+    layers = deploy.layers(perceptron, snn, VECTORS)
     first, *_ = (i for i, n in enumerate(layers.nodes) if isinstance(n, Population))
     nodes = list(layers.nodes)
     thresholds = np.full(6, 0.5)
@@ -385,7 +395,7 @@ def test_weights_far_above_a_threshold_are_clipped_and_named():
     nodes[first] = dataclasses.replace(nodes[first], threshold=thresholds)
     layers = dataclasses.replace(layers, nodes=tuple(nodes))
     with pytest.warns(UserWarning, match="of 4 bits, in 1 of 6 channels") as seen:
-        integers = snnjax.quantize(layers, VECTORS, weight_bits=4)
+        integers = deploy.quantize(layers, VECTORS, weight_bits=4)
     assert seen[0].filename == __file__
     whole = integers.populations[0].threshold
     assert np.argmin(whole) == 2 and whole.min() >= 1
@@ -399,9 +409,9 @@ def test_quotients_are_those_of_whole_numbers():
     for low, high in ((0, 1), (-1, 1), (-3, 3), (0, 255), (-127, 127)):
         for numbers in (near, far):
             arrays = np.int32(numbers), np.int32(divisors)
-            quotients = snnjax.integers.exact._quotient(*arrays, low, high)
-            exact = np.clip(numbers // divisors, low, high)
-            np.testing.assert_array_equal(quotients, exact)
+            quotients = exact._quotient(*arrays, low, high)
+            expected = np.clip(numbers // divisors, low, high)
+            np.testing.assert_array_equal(quotients, expected)
 
 
 def test_readouts_of_any_size_are_computed():
@@ -413,9 +423,9 @@ def test_readouts_of_any_size_are_computed():
     for size, bias in ((1e-6, 0.0), (1.0, 1e5), (1e4, 0.0)):
         params = FLAT | {"size": jnp.float32(size), "bias": jnp.float32([bias, 0, 0])}
         snn = snnjax.convert(fn, params, VECTORS, steps=4, recipe=snnjax.light())
-        layers = snnjax.layers.of(fn, snn, VECTORS)
-        integers = snnjax.quantize(layers, VECTORS)
-        whole = snnjax.integers.run(integers, VECTORS).outputs.mean(0)
+        layers = deploy.layers(fn, snn, VECTORS)
+        integers = deploy.quantize(layers, VECTORS)
+        whole = deploy.run(integers, VECTORS).outputs.mean(0)
         floats = snnjax.spiking(fn)(snn, VECTORS).mean(0)
         error = np.abs(whole - floats).max(0) / np.abs(floats).max(0)
         assert (error < 0.2).all(), (size, bias, error)
@@ -423,9 +433,9 @@ def test_readouts_of_any_size_are_computed():
 
 def test_each_map_has_bits_of_its_own():
     """In memory and in training: 1 bit beside 8, and a shortcut beside 1 bit."""
-    mixed, *_ = tiny({"w1/relu": 1, "*": 8})
-    eight, *_ = tiny(8)
-    sizes = [snnjax.integers.memory(n).weights for n in (eight, mixed)]
+    mixed, _ = tiny({"w1/relu": 1, "*": 8})
+    eight, _ = tiny(8)
+    sizes = [deploy.memory(n).weights for n in (eight, mixed)]
     assert sizes[0] - sizes[1] == FLAT["w1"].size * 7 / 8
 
     def fn(p, x):
@@ -433,15 +443,15 @@ def test_each_map_has_bits_of_its_own():
         return relu(x @ p["w2"] + x) @ p["w3"]
 
     snn = snnjax.convert(fn, FLAT, VECTORS, steps=4, recipe=snnjax.light())
-    layers = snnjax.layers.of(fn, snn, VECTORS)
-    layers = snnjax.quantize(layers, VECTORS, weight_bits={"output": 1, "*": 5})
-    rounds, learner = snnjax.integers.trainable(layers)
-    trace = snnjax.integers.run(layers, VECTORS)
-    x = snnjax.integers.on_grid(layers, VECTORS)
+    layers = deploy.layers(fn, snn, VECTORS)
+    layers = deploy.quantize(layers, VECTORS, weight_bits={"output": 1, "*": 5})
+    rounds, learner = deploy.trainable(layers)
+    trace = deploy.run(layers, VECTORS)
+    x = deploy.on_grid(layers, VECTORS)
     outputs = snnjax.spiking(rounds)(learner, x)
     np.testing.assert_allclose(outputs, trace.outputs, rtol=1e-5, atol=1e-5)
     flipped = jax.tree.map(lambda w: -0.3 * w, learner.params)
-    (readout,) = snnjax.integers.with_weights(layers, flipped).connections[-1].maps
+    (readout,) = deploy.with_weights(layers, flipped).connections[-1].maps
     assert (np.abs(readout.weight) == 1).all()
 
 
@@ -457,31 +467,31 @@ def test_x_and_spikes_that_one_map_reads_have_units_of_their_own():
     neuron = snnjax.integrate_and_fire(levels=(0, 15))
     snn = snnjax.init(fn, params, x, model=neuron)  # thresholds of 1
     snn = dataclasses.replace(snn, steps=8, wait=0)
-    integers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x)
-    whole = snnjax.integers.run(integers, x).outputs.mean(0)
+    integers = deploy.quantize(deploy.layers(fn, snn, x), x)
+    whole = deploy.run(integers, x).outputs.mean(0)
     floats = snnjax.spiking(fn)(snn, x).mean(0)
     assert np.linalg.norm(whole - floats) < 0.1 * np.linalg.norm(floats)
 
 
 def test_a_chip_gives_its_numbers_or_says_why_it_does_not_run():
-    _, snn, fn = tiny()
-    layers, chips = snnjax.layers.of(fn, snn, VECTORS), snnjax.chips
-    for chip in (chips.speck(), chips.loihi2(), chips.spinnaker2()):
-        integers = snnjax.quantize(layers, VECTORS, chip=chip)
+    _, snn = tiny()
+    layers = deploy.layers(perceptron, snn, VECTORS)
+    for chip in (deploy.speck(), deploy.loihi2(), deploy.spinnaker2()):
+        integers = deploy.quantize(layers, VECTORS, chip=chip)
         assert integers.arithmetic.weight_bits == 8
         assert chip.state_bits in (None, integers.arithmetic.state_bits)
         assert chip.thresholds != "layer" or integers.populations[0].threshold.size == 1
-        assert chips.report(integers, chip).grade != "does not run"
-    four = snnjax.quantize(layers, VECTORS, chip=chips.speck(), weight_bits=4)
+        assert deploy.report(integers, chip).grade != "does not run"
+    four = deploy.quantize(layers, VECTORS, chip=deploy.speck(), weight_bits=4)
     assert four.arithmetic.weight_bits == 4
     radix = dataclasses.replace(layers, code=snnjax.codes.radix())
     for network, chip, reason in (
-        (radix, chips.speck(), "thresholds that change by step"),
-        (layers, chips.akida1(), "T = 4, not 1"),
-        (layers, chips.xylo(), "exponential"),
+        (radix, deploy.speck(), "thresholds that change by step"),
+        (layers, deploy.akida1(), "T = 4, not 1"),
+        (layers, deploy.xylo(), "exponential"),
     ):
         with pytest.raises(snnjax.ConversionError, match=reason):
-            snnjax.quantize(network, VECTORS, chip=chip)
+            deploy.quantize(network, VECTORS, chip=chip)
 
 
 def test_two_maps_in_a_row_are_multiplied_or_refused():
@@ -492,11 +502,11 @@ def test_two_maps_in_a_row_are_multiplied_or_refused():
     neuron = snnjax.integrate_and_fire()
     snn = snnjax.init(fn, FLAT, VECTORS, model=neuron)
     snn = dataclasses.replace(snn, steps=4, wait=0)
-    layers = snnjax.layers.of(fn, snn, VECTORS)
-    integers = snnjax.quantize(layers, VECTORS)
+    layers = deploy.layers(fn, snn, VECTORS)
+    integers = deploy.quantize(layers, VECTORS)
     assert all(len(c.maps) == 1 for c in integers.connections)
     spikes, _ = chip(integers, np.asarray(VECTORS))
-    trace = snnjax.integers.run(integers, VECTORS)
+    trace = deploy.run(integers, VECTORS)
     for name in spikes:
         np.testing.assert_array_equal(trace.spikes[name], spikes[name])
 
@@ -508,11 +518,11 @@ def test_two_maps_in_a_row_are_multiplied_or_refused():
 
     snn = snnjax.init(pools_a_map, IMAGES, PIXELS, model=neuron)
     snn = dataclasses.replace(snn, steps=4, wait=0)
-    layers = snnjax.layers.of(pools_a_map, snn, PIXELS)
+    layers = deploy.layers(pools_a_map, snn, PIXELS)
     with pytest.raises(snnjax.ConversionError, match="reads the linear map"):
-        snnjax.quantize(layers, PIXELS)
+        deploy.quantize(layers, PIXELS)
     with pytest.raises(ValueError, match="Put its channels last: np.moveaxis"):
-        snnjax.quantize(layers, np.moveaxis(PIXELS, -1, 1))
+        deploy.quantize(layers, np.moveaxis(PIXELS, -1, 1))
 
 
 def test_the_closed_form_has_the_outputs_of_a_chip():
@@ -522,21 +532,21 @@ def test_the_closed_form_has_the_outputs_of_a_chip():
         {"code": radix, "wait": 3, "levels": (0, 1)},
         {"wait": 4} | neurons,
     ):
-        integers, *_ = tiny(5, **options)
-        fn, snn = snnjax.layers.function(integers)
-        x = snnjax.integers.on_grid(integers, VECTORS)
+        integers, _ = tiny(5, **options)
+        fn, snn = deploy.as_function(integers)
+        x = deploy.on_grid(integers, VECTORS)
         closed = jax.jit(snnjax.spiking(fn, execution="closed_form"))(snn, x).mean(0)
-        trace = snnjax.integers.run(integers, VECTORS)
+        trace = deploy.run(integers, VECTORS)
         np.testing.assert_allclose(closed, trace.outputs.mean(0), 1e-5, 1e-5)
 
 
 def test_training_through_the_rounding_recovers_few_bits():
     """Adam on float weights: the loss falls, and a chip computes what was trained."""
     code = snnjax.codes.radix()
-    integers, snn, fn = tiny(2, code=code, levels=(-1, 1), wait=1)
-    rounds, learner = snnjax.integers.trainable(integers)
-    x = snnjax.integers.on_grid(integers, VECTORS)
-    target = fn(FLAT, VECTORS)
+    integers, snn = tiny(2, code=code, levels=(-1, 1), wait=1)
+    rounds, learner = deploy.trainable(integers)
+    x = deploy.on_grid(integers, VECTORS)
+    target = perceptron(FLAT, VECTORS)
     optimizer = snnjax.training.optimizer({"weights": optax.adam(0.02)})
 
     @jax.jit
@@ -548,7 +558,7 @@ def test_training_through_the_rounding_recovers_few_bits():
         updates, state = optimizer.update(gradient, state, learner)
         return optax.apply_updates(learner, updates), state, value
 
-    same = snnjax.integers.with_weights(integers, learner.params)
+    same = deploy.with_weights(integers, learner.params)
     for before, after in zip(integers.nodes, same.nodes, strict=True):
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
             np.testing.assert_array_equal(np.broadcast_to(a, np.shape(b)), b)
@@ -558,12 +568,12 @@ def test_training_through_the_rounding_recovers_few_bits():
         learner, state, value = step(learner, state)
         losses.append(float(value))
     assert min(losses[-10:]) < 0.6 * losses[0], losses
-    whole = snnjax.integers.with_weights(integers, trained.params)
+    whole = deploy.with_weights(integers, trained.params)
     assert {float(w) for m in whole.connections[0].maps for w in m.weight.ravel()} <= {
         -1.0,
         0.0,
         1.0,
     }
-    computed = snnjax.integers.run(whole, VECTORS).outputs
+    computed = deploy.run(whole, VECTORS).outputs
     outputs = snnjax.spiking(rounds)(trained, x)
     np.testing.assert_allclose(computed, outputs, rtol=1e-5, atol=1e-5)

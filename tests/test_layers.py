@@ -14,6 +14,7 @@ from networks import (
     VECTORS,
     Net,
     conv,
+    eighths,
     max_pool,
     relu,
     together,
@@ -21,7 +22,8 @@ from networks import (
 )
 
 import snnjax
-from snnjax.layers import Convolution, Dense, Scale, SumPool
+from snnjax import deploy
+from snnjax.deploy import Convolution, Dense, Scale, SumPool
 
 AFFINE = {name: net for name, net in NETWORKS.items() if "max-pool" not in name}
 # Networks of one input are one program, which is compiled several times faster.
@@ -38,9 +40,12 @@ CODES = {
 
 
 RATE = snnjax.codes.rate()
+IF = snnjax.integrate_and_fire()
 
 
-def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.5)):
+def fitted(
+    net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.5), leak=None
+):
     """An SNN with other numbers in every channel and, if it can, in every neuron."""
     generator = np.random.default_rng(0)
     neurons = {}
@@ -53,6 +58,7 @@ def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.
             threshold=jnp.float32(generator.uniform(0.4, 0.9, channel)),
             bias=jnp.float32(generator.normal(size=channel) / 8),
             initial_potential=jnp.float32(start),
+            leak=None if leak is None else jnp.float32(np.broadcast_to(leak, channel)),
         )
     dead, last = zones
     model = snnjax.integrate_and_fire(
@@ -66,8 +72,8 @@ def fitted(net, code=RATE, levels=(0, 1), reset="subtract", wait=0, zones=(0, 0.
 def test_layers_send_the_same_spikes(name, code):
     net = TOGETHER[name]
     snn = fitted(net, *CODES[code])
-    layers = snnjax.layers.of(net.fn, snn, net.x)
-    fn, same = snnjax.layers.function(layers)
+    layers = deploy.layers(net.fn, snn, net.x)
+    fn, same = deploy.as_function(layers)
     assert (same.steps, same.wait, same.code) == (snn.steps, snn.wait, snn.code)
     before = spikes_and_outputs(net.fn)(snn, net.x)
     after = spikes_and_outputs(fn)(same, net.x)
@@ -90,6 +96,33 @@ def spikes_and_outputs(fn):
     )
 
 
+POOLS = {  # spellings of an average pool of an image [6, 6, 4], and its window
+    "windows": (lambda x: x.reshape(-1, 3, 2, 3, 2, 4).mean((2, 4)), (2, 2)),
+    "one axis": (lambda x: x.reshape(-1, 3, 2, 6, 4).mean(2), (2, 1)),
+    "sums of sums": (lambda x: x.reshape(-1, 2, 3, 6, 4).sum(2).sum(2) / 18, (3, 1)),
+    "flipped": (lambda x: x[:, ::-1].mean((1, 2)), (6, 6)),
+    "flattened": (lambda x: x.reshape(-1, 36, 4).mean(1), (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_mean_over_windows_is_a_pool_however_it_is_written(name):
+    average, window = POOLS[name]
+
+    def fn(p, x):
+        x = average(relu(conv(x, p["w1"])))
+        return relu(x @ p["w2"]).reshape(len(x), -1)
+
+    params = weights(w1=(3, 3, 2, 4), w2=(4, 4))
+    snn = snnjax.init(fn, params, PIXELS, model=IF)
+    layers = deploy.layers(fn, snn, PIXELS)
+    pool = next(node for node in layers.nodes if isinstance(node, SumPool))
+    assert pool.window == pool.stride == window
+    same, same_snn = deploy.as_function(layers)
+    outputs = same(same_snn.params, PIXELS)
+    np.testing.assert_allclose(outputs, fn(params, PIXELS), rtol=1e-5, atol=1e-6)
+
+
 def test_weights_hold_the_threshold_of_the_sender_and_batch_norm():
     """Maps, fan-in and bias of a residual block of a depthwise convolution."""
 
@@ -107,7 +140,7 @@ def test_weights_hold_the_threshold_of_the_sender_and_batch_norm():
     net = Net(fn, params, PIXELS, 2)
     snn = fitted(net)
     first, second = (neurons.threshold for neurons in snn.neurons.values())
-    layers = snnjax.layers.of(fn, snn, jax.ShapeDtypeStruct(PIXELS.shape, "float32"))
+    layers = deploy.layers(fn, snn, jax.ShapeDtypeStruct(PIXELS.shape, "float32"))
     stem, block, shortcut, readout = layers.connections
     kinds = [[type(m) for m in connection.maps] for connection in layers.connections]
     assert kinds[:3] == [[Convolution], [Convolution], [Scale]]
@@ -134,7 +167,7 @@ def test_weights_hold_the_threshold_of_the_sender_and_batch_norm():
 
 def test_layers_are_a_pytree_with_hashable_structure():
     net = NETWORKS["dense"]
-    layers, others = (snnjax.layers.of(net.fn, s, net.x) for s in (fitted(net),) * 2)
+    layers, others = (deploy.layers(net.fn, s, net.x) for s in (fitted(net),) * 2)
     structure = jax.tree.structure(layers)
     assert structure == jax.tree.structure(others)
     assert hash(structure) == hash(jax.tree.structure(others))
@@ -144,38 +177,117 @@ def test_layers_are_a_pytree_with_hashable_structure():
     assert "populations" in repr(layers) and "dense" in str(layers)
 
 
-def test_everything_that_is_no_layer_is_in_one_error():
+def test_every_root_obstacle_is_in_one_error_and_nothing_that_follows_from_it():
     def fn(p, x):
         with jax.named_scope("first"):
             x = max_pool(relu(conv(x, p["w1"])))
         with jax.named_scope("second"):
-            x = jax.nn.gelu(conv(x, p["w2"]))
-        return relu(x).reshape(len(x), -1) @ p["w3"]
+            x = relu(conv(x, p["w2"]))  # the graph has no image to convolve
+        with jax.named_scope("third"):
+            x = max_pool(relu(jnp.cumsum(x, 1)), 3, 3)
+        return x.reshape(len(x), -1) @ p["w3"]
 
-    params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(36, 2))
-    snn = snnjax.init(fn, params, PIXELS, model=snnjax.integrate_and_fire())
-    with pytest.raises(snnjax.ConversionError, match="no network of layers") as error:
-        snnjax.layers.of(fn, snn, PIXELS)
-    found = [(problem.path, *problem.operations) for problem in error.value.problems]
-    assert found == [("first", "max-pool"), ("second", "gelu")]
-    assert all(problem.remedy in str(error.value) for problem in error.value.problems)
+    params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(4, 2))
+    snn = snnjax.init(fn, params, PIXELS, model=IF)
+    with pytest.raises(snnjax.ConversionError, match="no network of layers") as e:
+        deploy.layers(fn, snn, PIXELS)
+    operations = [(problem.path, *problem.operations) for problem in e.value.problems]
+    roots = [("first", "max-pool"), ("third", "cumsum"), ("third", "max-pool")]
+    assert operations == roots
+    assert all(problem.remedy in str(e.value) for problem in e.value.problems)
+
+
+def test_what_follows_from_an_obstacle_is_not_reported():
+    def gelu(p, x):
+        return relu(jax.nn.gelu(x @ p["w1"]) @ p["w2"])
+
+    def encoded(p, x):
+        return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
+
+    for net, operations in [
+        (NETWORKS["max-pool after"], ["max-pool", "max-pool"]),
+        (NETWORKS["max-pool before"], ["max-pool", "max-pool"]),
+        (Net(gelu, FLAT, VECTORS, 3), ["gelu"]),
+        (Net(encoded, FLAT, VECTORS, 2), ["encoder"]),
+    ]:
+        snn = snnjax.init(net.fn, net.params, net.x, model=IF)
+        with pytest.raises(snnjax.ConversionError) as e:
+            deploy.layers(net.fn, snn, net.x)
+        assert [*sum((p.operations for p in e.value.problems), ())] == operations
+
+
+REFUSED_IMAGES = [  # two convolutions, and what is done to the image between them
+    (lambda x: x[:, ::-1], "flipped or permuted"),
+    (lambda x: x[..., jnp.array([1, 0, 2])], "flipped or permuted"),
+    (lambda x: x.swapaxes(1, 2), "other axes"),
+    (lambda x: jnp.roll(x, 1, 1), "by a crop, a repetition"),
+    (lambda x: x[:, 1:], "by a crop, a repetition or zeros"),
+    (lambda x: x[:, ::-2], "flipped or permuted"),
+    (lambda x: jnp.repeat(x, 2, 1), "by a crop, a repetition or zeros"),
+    (lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "as its padding"),
+    (lambda x: x + x[:, ::-1], "adds images of which one was flipped"),
+    (lambda x: x + jnp.eye(5)[:, :, None], "differ between pixels"),
+    (lambda x: x.sum(-1, keepdims=True) * jnp.ones(3), "sums .* no windows of rows"),
+    (lambda x: jnp.einsum("bhwc,hij->bijc", x, jnp.ones((5, 5, 5))), "along axes"),
+]
+
+
+def test_images_that_are_moved_about_are_refused_with_a_remedy():
+    x = eighths(3, (2, 5, 5, 3))
+    params = weights(w1=(3, 3, 3, 3))
+    for between, words in REFUSED_IMAGES:
+
+        def fn(p, x, between=between):
+            x = relu(conv(x, p["w1"]))
+            return relu(conv(between(x), p["w1"]))
+
+        snn = snnjax.init(fn, params, x, model=IF)
+        with pytest.raises(snnjax.ConversionError, match=words) as error:
+            deploy.layers(fn, snn, x)
+        for problem in error.value.problems:
+            assert problem.reason and problem.remedy
+
+    def flipped(p, x):
+        return relu(conv(x, p["w1"]))[:, ::-1]
+
+    snn = snnjax.init(flipped, params, x, model=IF)
+    with pytest.raises(snnjax.ConversionError, match="output\n *the rows, columns"):
+        deploy.layers(flipped, snn, x)
+
+    def unflattened(x):
+        return conv(x.reshape(-1, 3, 2, 1), jnp.ones((1, 1, 1, 1))).reshape(-1, 6)
+
+    def summed(x):
+        return x - x.sum(-1, keepdims=True) / 6
+
+    for between, words in (
+        (unflattened, "unflattens"),
+        (summed, "a part of the vector"),
+    ):
+
+        def fn(p, x, between=between):
+            return relu(between(relu(x @ p["w1"]))) @ p["w3"]
+
+        snn = snnjax.init(fn, FLAT, VECTORS, model=IF)
+        with pytest.raises(snnjax.ConversionError, match=words):
+            deploy.layers(fn, snn, VECTORS)
 
 
 def test_what_has_no_layers_is_refused():
     net = NETWORKS["dense"]
     plain = fitted(net)
-    of = functools.partial(snnjax.layers.of, net.fn)
+    of = functools.partial(deploy.layers, net.fn)
     offsets = {n: p._replace(offset=jnp.float32(1)) for n, p in plain.neurons.items()}
-    adaptive = snnjax.neurons.adaptive(snnjax.integrate_and_fire())
+    adaptive = snnjax.neurons.Adaptive(IF)
     adaptive = snnjax.init(net.fn, net.params, net.x, model=adaptive)
 
     def encoded(p, x):
         return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
 
-    signed = snnjax.init(encoded, FLAT, VECTORS, model=snnjax.integrate_and_fire())
+    signed = snnjax.init(encoded, FLAT, VECTORS, model=IF)
     for words, call in {
         "add an offset": lambda: of(dataclasses.replace(plain, neurons=offsets), net.x),
-        "both signs": lambda: snnjax.layers.of(encoded, signed, VECTORS),
+        "both signs": lambda: deploy.layers(encoded, signed, VECTORS),
         "populations of Adaptive": lambda: of(adaptive, net.x),
         "snn is dict": lambda: of({}, net.x),
         "x is .*; allowed: one array": lambda: of(plain, {"a": net.x}),

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 import tarfile
 import types
 from pathlib import Path
@@ -14,9 +16,9 @@ import snnjax
 FOLDER = Path(snnjax.__file__).parent
 # From the bottom: each part imports only those before it.
 LAYERS = (
-    "_version _files _folders _progress _types _text _patterns _trees _arrays "
-    "_examples _checks codes inputs surrogate activations sharding neurons network "
-    "capture conformance snn firing calibrators"
+    "_version _renamed _files _folders _progress _types _text _patterns _trees "
+    "_ranges _arrays _examples _checks codes inputs surrogate activations sharding "
+    "neurons network capture conformance snn firing calibrators"
 ).split()
 # Above them, parts that meet only in the layers; a file holds a simulation, compiled.
 SIBLINGS = {
@@ -24,19 +26,21 @@ SIBLINGS = {
     "simulation": set(),
     "measures": set(),
     "training": {"simulation"},
-    "layers": set(),
-    "chips": {"layers"},
-    "integers": {"layers", "chips"},
-    "nir": {"layers"},
+    "deploy": set(),
     "storage": {"simulation"},
     "sweep": {"conversion", "measures", "simulation"},
     "torch": set(),
 }
+# Inside of deploy: what a chip and its profile need, before what rounds for it.
+DEPLOY = {
+    "lowering": {"lowering"},
+    "chips": {"chips", "lowering"},
+    "integers": {"integers", "chips", "lowering"},
+    "nir": {"nir", "lowering"},
+}
 PUBLIC = (
-    "snnjax snnjax.calibrators snnjax.chips snnjax.conversion snnjax.integers "
-    "snnjax.layers "
-    "snnjax.measures snnjax.network snnjax.neurons snnjax.nir snnjax.simulation "
-    "snnjax.storage snnjax.training"
+    "snnjax snnjax.calibrators snnjax.conversion snnjax.deploy snnjax.measures "
+    "snnjax.network snnjax.neurons snnjax.simulation snnjax.storage snnjax.training"
 ).split()
 
 
@@ -80,6 +84,33 @@ def test_imports_point_one_way(part):
         assert parts(module) <= allowed, module
 
 
+def test_deploy_is_a_door_that_opens_when_it_is_used():
+    """No other part imports it, and its own parts import one way."""
+    folder = FOLDER / "deploy"
+    assert {p.name for p in folder.iterdir() if (p / "__init__.py").exists()} == {
+        *DEPLOY
+    }
+    for part, allowed in DEPLOY.items():
+        for module in (folder / part).glob("*.py"):
+            paths = [source.split(".") for source, _ in imports(module)]
+            assert {p[2] for p in paths if p[1] == "deploy"} <= allowed, module
+    script = (
+        "import sys, snnjax;"
+        "early = [m for m in sys.modules if m.startswith('snnjax.deploy')];"
+        "assert not early, early;"
+        "assert callable(snnjax.deploy.quantize) and 'deploy' in dir(snnjax)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=FOLDER.parent)
+
+
+@pytest.mark.parametrize(
+    "name", "chips from_nir integers layers nir quantize to_nir".split()
+)
+def test_a_name_of_the_last_release_says_where_it_is_now(name):
+    with pytest.raises(AttributeError, match=rf"snnjax\.{name} is now snnjax\.deploy"):
+        getattr(snnjax, name)
+
+
 def test_the_library_imports_a_name_from_the_module_that_defines_it():
     for module in FOLDER.rglob("*.py"):
         if module.name == "__init__.py":
@@ -105,7 +136,7 @@ def test_no_file_asks_for_the_name_of_an_activation():
 def test_a_package_hands_on_what_it_imports_and_nothing_else(name):
     package = importlib.import_module(name)
     file = FOLDER.parent / Path(*name.split(".")) / "__init__.py"
-    assert set(package.__all__) == {name for _, name in imports(file)}
+    assert set(package.__all__) == {name for _, name in imports(file)} - {"_renamed"}
     for public in package.__all__:
         if public not in ("__version__", "Calibrator"):  # a string, a type alias
             assert getattr(package, public).__doc__, public
@@ -224,3 +255,20 @@ def test_the_sdist_holds_what_its_tests_need(tmp_path):
     needed = [*ROOT.glob("tests/*.py"), *ROOT.glob("tests/golden/*.*")]
     needed += [m for user in USERS for m in (ROOT / user).rglob("*.py")]
     assert {path.relative_to(ROOT) for path in needed} <= names
+
+
+@pytest.mark.parametrize(
+    "older, newer",
+    {
+        "neurons.adaptive": "neurons.Adaptive",
+        "neurons.synaptic": "neurons.Synaptic",
+        "neurons.recurrent": "neurons.Recurrent",
+        "neurons.mean_output": "neurons.mean_and_pace",
+        "simulation.by_layer": "simulation.ByLayer",
+    }.items(),
+)
+def test_a_name_that_is_gone_says_what_stands_in_its_place(older, newer):
+    module, _, name = older.rpartition(".")
+    with pytest.raises(AttributeError, match=f"use snnjax.{newer}"):
+        getattr(getattr(snnjax, module), name)
+    assert getattr(getattr(snnjax, module), newer.rpartition(".")[2])

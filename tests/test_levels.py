@@ -26,6 +26,7 @@ from networks import (
 )
 
 import snnjax
+from snnjax import deploy
 from snnjax.neurons import (
     NeuronState,
     closed_form,
@@ -42,7 +43,7 @@ from snnjax.neurons.spike_trains import (
     per_byte,
 )
 from snnjax.neurons.unroll import spike_train
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.surrogate import triangle
 
 STEPS = 4
@@ -207,10 +208,14 @@ def test_levels_and_dead_zones_outside_the_range_are_refused():
         with pytest.raises(ValueError, match="levels are .*allowed: two whole numbers"):
             integrate_and_fire(levels=levels)
     for dead_zone in (1.0, "a"):
-        with pytest.raises(ValueError, match="dead_zone is .*allowed: 0 <= z < 1"):
+        with pytest.raises(
+            ValueError, match="dead_zone is .*allowed: 0 <= dead_zone < 1"
+        ):
             integrate_and_fire(levels=(-1, 1), dead_zone=dead_zone)
     for last_zone in (0.4, 1.1, "a"):
-        with pytest.raises(ValueError, match="last_zone is .*allowed: 1/2 <= z <= 1"):
+        with pytest.raises(
+            ValueError, match="last_zone is .*allowed: 0.5 <= last_zone <= 1"
+        ):
             integrate_and_fire(last_zone=last_zone)
     with pytest.raises(ValueError, match="no spike is negative"):
         integrate_and_fire(dead_zone=0.5)
@@ -247,9 +252,9 @@ def fitted(levels, wait=0):
 def test_executions_give_the_same_spikes(name, levels, wait):
     net = NETWORKS[name]
     snn = halves(net, model=integrate_and_fire(levels=levels))
-    executions = ["by_step", "by_layer", by_layer(remat=True)]
+    executions = ["by_step", "by_layer", ByLayer(remat=True)]
     executions += ["closed_form"] if wait == STEPS else []
-    executions += [] if wait else [by_layer(segment=2)]
+    executions += [] if wait else [ByLayer(segment=2)]
     options = {"steps": STEPS, "wait": wait}
     first, *others = by_executions(net.fn, executions, snn, net.x, **options)
     for other in others:
@@ -261,7 +266,7 @@ def test_gradients_of_the_executions_agree():
         simulate = snnjax.spiking(NET.fn, execution=execution)
         return jax.grad(lambda s: (simulate(s, NET.x) ** 2).mean())
 
-    executions = "by_layer", "by_step", by_layer(remat=True)
+    executions = "by_layer", "by_step", ByLayer(remat=True)
     first, *others = outputs_of(map(gradient, executions), fitted((-2, 2)))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(first))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -325,8 +330,8 @@ def test_random_networks(seed, levels, reset, wait, residual):
 
     net = NETWORKS["dense"]._replace(fn=fn, params=weights, x=x)
     snn = halves(net, seed, model=integrate_and_fire(levels=levels, reset=reset))
-    executions = ["by_layer", "by_step", by_layer(remat=True)]
-    executions += [] if wait else [by_layer(segment=3)]
+    executions = ["by_layer", "by_step", ByLayer(remat=True)]
+    executions += [] if wait else [ByLayer(segment=3)]
     exact = reset == "subtract" and wait == STEPS
     executions += ["closed_form"] if exact else []
     options = {"steps": STEPS, "wait": wait}
@@ -402,9 +407,12 @@ def test_levels_are_fields_beyond_nir(tmp_path):
     neuron = integrate_and_fire(levels=(-2, 3), dead_zone=0.5, last_zone=0.75)
     snn = dataclasses.replace(fitted((-2, 3)), model=neuron)
     with pytest.raises(ValueError, match="NIR cannot express.*the levels"):
-        snnjax.to_nir(NET.fn, snn, NET.x)
-    nir.write(tmp_path / "g.nir", snnjax.to_nir(NET.fn, snn, NET.x, extended=True))
-    fn, again = snnjax.from_nir(nir.read(tmp_path / "g.nir"))
+        deploy.to_nir(deploy.layers(NET.fn, snn, NET.x))
+    nir.write(
+        tmp_path / "g.nir",
+        deploy.to_nir(deploy.layers(NET.fn, snn, NET.x), extended=True),
+    )
+    fn, again = deploy.as_function(deploy.from_nir(nir.read(tmp_path / "g.nir")))
     assert again.model == neuron
     runs = [
         lambda x, f=f, snn=snn: snnjax.spiking(f, steps=STEPS)(snn, x)

@@ -1,6 +1,7 @@
 """Measures: accuracy over time, rates, the parts of the error, operations, energy."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from networks import NETWORKS, compiled, converted, eighths
 
 import snnjax
 from snnjax import calibrators
-from snnjax.capture.capture import capture
 from snnjax.measures import operations, spike_trains
+from snnjax.network.equations import Equation, Static
 from snnjax.training import mean_cross_entropy, tet
 
 STEPS = 4
@@ -115,18 +116,6 @@ def test_spikes_of_a_sequence_refuse_what_spiking_refuses():
         spike_trains(net.fn, snn, net.x, steps=STEPS, key=jax.random.key(0))
 
 
-def test_operations_of_a_dense_network_are_spikes_times_fan_out():
-    net, snn, found = measured("dense")
-    trains = spike_trains(net.fn, snn, net.x, steps=STEPS)
-    shapes = [net.params[name].shape for name in ("w1", "w2", "w3")]
-    per_image = [float(t.sum()) / len(net.x) for t in trains.values()]
-    fan_outs = [shape[1] for shape in shapes[1:]]
-    expected = sum(n * f for n, f in zip(per_image, fan_outs, strict=True))
-    np.testing.assert_allclose(found.synaptic_operations, expected, rtol=1e-6)
-    assert found.macs == sum(a * b for a, b in shapes)
-    assert found.input_macs == shapes[0][0] * shapes[0][1]
-
-
 def shifted(h, x):
     return 1.5 * h + 0.25
 
@@ -153,29 +142,65 @@ def test_constants_beside_spikes_are_no_synaptic_operations(between, analog, cod
     assert found.input_macs == 3 * 4 + 5 * analog
 
 
-def test_products_are_counted_whatever_their_options():
-    """Without padding zeros; with all weights 1 the product itself counts the same."""
-    for options in (
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+LISTED = {  # dimension numbers may be in any order
+    "padding": "VALID",
+    "dimension_numbers": ("NCHW", "HWOI", "NHWC"),
+    "window_strides": (1, 2),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
         {"padding": "SAME"},
         {"padding": [(1, 2), (0, 3)], "window_strides": (2, 1)},
         {"padding": [(2, 1), (2, 2)], "lhs_dilation": (2, 1), "rhs_dilation": (1, 2)},
-        {"padding": "VALID", "feature_group_count": 2},
-    ):
-        options = {"window_strides": (1, 1), **options}
-        numbers = ("NHWC", "HWIO", "NHWC")
-        convolve = functools.partial(
-            jax.lax.conv_general_dilated, dimension_numbers=numbers, **options
-        )
-        groups = options.get("feature_group_count", 1)
-        kernel, x = ONES((3, 3, 2 // groups, 2)), ONES((3, 4, 4, 2))
-        fn = lambda k, x, convolve=convolve: jax.nn.relu(convolve(x, k))  # noqa: E731
-        network = capture(fn, kernel, x, inline_all=True)
-        ((equation, v),) = operations.products(network)
-        macs = operations.macs_of(equation, network)
-        assert macs == operations.fan_out(equation, network, v).sum()
-        if options["padding"] == "SAME":
-            # Taps inside 4x4 pixels: 4 corners of 4, 8 edges of 6, 4 inner ones of 9.
-            assert macs == 3 * 2 * 2 * (4 * 4 + 8 * 6 + 4 * 9)
+        {"padding": [(-1, 0), (0, -1)], "feature_group_count": 2},
+        {"padding": "VALID", "batch_group_count": 2},
+        {"padding": "SAME", "window_strides": (7, 7)},
+        LISTED,
+    ],
+    ids=lambda options: next(reversed(options)),
+)
+def test_the_fan_out_of_a_product_is_its_gradient_with_ones(options):
+    """As NumPy counts it from shapes, and as XLA does by the product itself."""
+    options = {"window_strides": (1, 1), "dimension_numbers": NUMBERS, **options}
+    groups = options.get("feature_group_count", 1)
+    left, right = (2, 5, 4, 2), (3, 3, 2 // groups, 2)
+    if options["dimension_numbers"] != NUMBERS:
+        left, right = (2, 2, 5, 4), (3, 3, 2, 2)
+    product = functools.partial(jax.lax.conv_general_dilated, **options)
+    check_fan_out(product, ONES(left), ONES(right))
+
+
+def test_the_fan_out_of_a_matrix_product_is_its_gradient_with_ones():
+    numbers = (((2,), (1,)), ((0,), (2,)))
+    product = functools.partial(jax.lax.dot_general, dimension_numbers=numbers)
+    check_fan_out(product, ONES((3, 4, 5)), ONES((2, 5, 3)))
+
+
+def check_fan_out(product, left, right):
+    (eqn,) = jax.make_jaxpr(product)(left, right).eqns
+    params = tuple((name, Static(value)) for name, value in eqn.params.items())
+    equation = Equation(eqn.primitive, params, (0, 1), (2,))
+    avals = dict(enumerate([left, right, eqn.outvars[0].aval]))
+    network = types.SimpleNamespace(avals=avals)
+    gradients = jax.grad(lambda a, b: product(a, b).sum(), (0, 1))(left, right)
+    for position, gradient in enumerate(gradients):
+        fan_out = operations.fan_out(equation, network, position)
+        assert fan_out.ndim == gradient.ndim
+        every = np.broadcast_to(fan_out, gradient.shape)
+        np.testing.assert_array_equal(every, gradient)
+    assert operations.macs_of(equation, network) == gradients[0].sum()
+
+
+def test_a_count_that_is_not_finite_is_refused(monkeypatch):
+    net, snn, _ = measured("dense")
+    monkeypatch.setattr(operations, "fan_out", lambda *_: np.full((1,), np.inf))
+    monkeypatch.setattr(operations, "macs_of", lambda *_: 1)
+    with pytest.raises(FloatingPointError, match="counts are finite .*XLA of jax"):
+        snnjax.measure(net.fn, snn, net.x, params=net.params)
 
 
 def test_measuring_may_be_jitted():
@@ -244,8 +269,6 @@ def test_accuracy_adds_up_in_more_than_the_outputs_type():
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_operations_are_those_of_an_image_whatever_the_batch(batch):
-    """The program differs: a batch of one needs no broadcast of the token."""
-
     def fn(p, x):
         token = jnp.broadcast_to(p["token"], (x.shape[0], 2))
         return jax.nn.relu(jnp.concatenate([x, token], 1) @ p["w"]) @ p["v"]
@@ -255,16 +278,6 @@ def test_operations_are_those_of_an_image_whatever_the_batch(batch):
     snn = converted(fn, p, x, steps=4, recipe=MAXIMUM)
     found = snnjax.measure(fn, snn, x, params=p, steps=4)
     assert (found.macs, found.synaptic_operations) == (36 + 18, 4 * 6 * 3)
-
-
-def test_a_function_of_one_number_of_images_is_measured():
-    def fn(p, x):
-        return jax.nn.relu(x.reshape(5, 4) @ p[0]) @ p[1]
-
-    params = ONES((4, 6)), ONES((6, 3))
-    x = eighths(0, (5, 2, 2))
-    snn = snnjax.init(fn, params, x)
-    assert snnjax.measure(fn, snn, x, params=params, steps=2).macs == 24 + 18
 
 
 def test_operations_do_not_depend_on_the_order_of_axes():

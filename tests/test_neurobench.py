@@ -1,13 +1,12 @@
 """NeuroBench's metrics: those of `measure`, and equal to those of its own harness."""
 
-import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import NETWORKS, eighths, outputs_of
+from networks import NETWORKS, eighths
 
 import snnjax
 from snnjax.measures import neurobench
@@ -15,32 +14,25 @@ from snnjax.measures import neurobench
 STEPS = 6
 
 
-def test_metrics_are_the_counts_of_measure_and_numbers_for_json():
-    net = NETWORKS["projection"]
-    params = {**net.params, "key": jax.random.key(0)}  # counts as its two integers
-    fn = lambda p, x: net.fn({n: p[n] for n in net.params}, x)  # noqa: E731
-    for levels in ((0, 1), (0, 3)):
-        neuron = snnjax.integrate_and_fire(levels=levels, threshold=0.25)
-        snn = snnjax.init(fn, params, net.x, model=neuron)
-        options = {"steps": STEPS, "wait": 1}
-        measure = functools.partial(snnjax.measure, fn, params=params, **options)
-        (measures,) = outputs_of([measure], snn, net.x)
-        metrics = neurobench(fn, snn, net.x, **options)
-        assert json.loads(json.dumps(metrics)) == metrics
-        rate, counts = 1 - metrics["ActivationSparsity"], metrics["SynapticOperations"]
-        np.testing.assert_allclose(rate, measures.firing_rate, rtol=1e-5)
-        np.testing.assert_allclose(counts["Dense"], STEPS * measures.macs, rtol=1e-6)
-        spiking = float(measures.synaptic_operations)
-        analog = STEPS * float(measures.input_macs)
-        sent = (spiking, analog) if levels == (0, 1) else (0, analog + spiking)
-        effective = counts["Effective_ACs"], counts["Effective_MACs"]
-        np.testing.assert_allclose(effective, sent, rtol=1e-6)
-        own = [leaf for n in snn.neurons.values() for leaf in jax.tree.leaves(n)]
-        numbers = [*own, *net.params.values()]
-        assert metrics["ParameterCount"] == sum(map(np.size, numbers)) + 2
-        assert metrics["Footprint"] == 4 * metrics["ParameterCount"]
-    with pytest.raises(ValueError, match="inside jit .* call it outside"):
-        jax.jit(lambda snn: neurobench(fn, snn, net.x, steps=STEPS))(snn)
+@pytest.mark.parametrize("levels", [(0, 1), (0, 3)])
+def test_metrics_are_the_counts_of_measure_and_numbers_for_json(levels):
+    fn, params, x, _ = NETWORKS["dense"]
+    neuron = snnjax.integrate_and_fire(levels=levels, threshold=0.25)
+    snn = snnjax.init(fn, params, x, model=neuron)
+    measures = snnjax.measure(fn, snn, x, params=params, steps=STEPS, wait=1)
+    metrics = neurobench(fn, snn, x, steps=STEPS, wait=1)
+    assert json.loads(json.dumps(metrics)) == metrics
+    rate, counts = 1 - metrics["ActivationSparsity"], metrics["SynapticOperations"]
+    np.testing.assert_allclose(rate, measures.firing_rate, rtol=1e-5)
+    np.testing.assert_allclose(counts["Dense"], STEPS * measures.macs, rtol=1e-6)
+    spiking = float(measures.synaptic_operations)
+    analog = STEPS * float(measures.input_macs)
+    sent = (spiking, analog) if levels == (0, 1) else (0, analog + spiking)
+    effective = counts["Effective_ACs"], counts["Effective_MACs"]
+    np.testing.assert_allclose(effective, sent, rtol=1e-6)
+    numbers = jax.tree.leaves(snn)
+    assert metrics["ParameterCount"] == sum(map(np.size, numbers))
+    assert metrics["Footprint"] == 4 * metrics["ParameterCount"]
 
 
 def test_zeros_among_the_weights_are_a_sparsity():

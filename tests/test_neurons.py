@@ -30,7 +30,6 @@ def at_a_site(neuron, params, currents, *, wait):
     train = unrolled_train(neuron, params, currents, **options)
     return {
         "spikes": neurons.unroll(neuron, params, currents, **options),
-        "mean": neurons.mean_output(neuron, params, currents, **options),
         "mean and pace": neurons.mean_and_pace(neuron, params, currents, **options),
         "decoded": spike_trains.decode(train, len(currents)),
     }
@@ -100,9 +99,8 @@ def test_a_site_is_the_oracles(case):
     spikes, steps = found["spikes"], len(case.currents)
     np.testing.assert_array_equal(spikes, case.expected())
     np.testing.assert_array_equal(found["decoded"], spikes)
-    np.testing.assert_allclose(found["mean"], spikes.mean(0), rtol=1e-6)
     mean, pace = found["mean and pace"]
-    np.testing.assert_array_equal(mean, found["mean"])
+    np.testing.assert_allclose(mean, spikes.mean(0), rtol=1e-6)
     # The pace is the mean of what one would read early, over that of even spikes.
     even = np.arange(1, steps + 1).mean()
     np.testing.assert_allclose(pace, spikes.cumsum(0).mean(0) / even, rtol=1e-5)
@@ -141,7 +139,7 @@ def test_a_current_within_the_threshold_is_met_to_one_spike():
     current = np.linspace(0, 2, 41, dtype=np.float32)
     constant = np.broadcast_to(current, (steps, 41))
     error = current - np.asarray(
-        neurons.mean_output(neuron, neuron.init(), jnp.asarray(constant))
+        neurons.mean_and_pace(neuron, neuron.init(), jnp.asarray(constant))[0]
     )
     assert (error > -1e-5).all() and (error < 2 / steps + 1e-5).all()
 
@@ -156,7 +154,7 @@ def test_membranes_are_float32_and_spikes_keep_the_dtype(dtype):
         after = neuron.integrate(params, state, currents[0])
         outputs = [
             neurons.unroll(neuron, params, currents),
-            neurons.mean_output(neuron, params, currents),
+            *neurons.mean_and_pace(neuron, params, currents),
             neurons.closed_form(plain, plain.init(), currents[0], 4),
         ]
         return (state, after), outputs
@@ -195,7 +193,7 @@ def test_currents_of_whole_numbers_are_refused():
     params, state = neuron.init(), neurons.NeuronState(np.zeros(1, np.float32))
     for run in (
         lambda: neurons.unroll(neuron, params, currents),
-        lambda: neurons.mean_output(neuron, params, currents),
+        lambda: neurons.mean_and_pace(neuron, params, currents),
         lambda: unrolled_train(neuron, params, currents),
         lambda: fold(neuron, params, state, currents),
         lambda: neurons.closed_form(neuron, params, currents[0], 4),
@@ -206,7 +204,7 @@ def test_currents_of_whole_numbers_are_refused():
 
 def test_a_wait_outside_the_steps_is_refused():
     neuron, currents = neurons.integrate_and_fire(), np.ones((4, 1), np.float32)
-    for run in (neurons.unroll, neurons.mean_output, unrolled_train):
+    for run in (neurons.unroll, neurons.mean_and_pace, unrolled_train):
         for wait in (-1, 5, 1.0):
             with pytest.raises(ValueError, match="wait is .*; allowed: .* to steps=4"):
                 run(neuron, neuron.init(), currents, wait=wait)

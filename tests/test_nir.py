@@ -27,7 +27,6 @@ from networks import (
     conv,
     converted,
     eighths,
-    max_pool,
     relu,
     together,
     weights,
@@ -36,6 +35,7 @@ from test_layers import RATE, fitted, spikes_and_outputs
 
 import snnjax
 from experiments.models import zoo as models
+from snnjax import deploy
 
 nir = pytest.importorskip("nir")
 STEPS = 4
@@ -46,25 +46,6 @@ LEAKY = snnjax.lif(leak=0.8, reset="zero", threshold=0.7)
 def through_file(graph, tmp_path):
     nir.write(tmp_path / "graph.nir", graph)
     return nir.read(tmp_path / "graph.nir")
-
-
-def fitted_snn(net, reset="subtract", leak=None):
-    """An SNN with other numbers in every channel and, if it can, in every neuron."""
-    generator = np.random.default_rng(0)
-    neurons = {}
-    for site in snnjax.sites(net.fn, net.params, net.x):
-        channel: tuple[int, ...] = ()
-        if site.parameters:  # otherwise nothing says which axis counts channels
-            channel = (site.shape[site.channel], *[1] * (-site.channel - 1))
-        start = generator.uniform(0, 0.4, site.shape) * (reset == "subtract")
-        neurons[site.name] = snnjax.neurons.NeuronParams(
-            threshold=np.float32(generator.uniform(0.4, 0.9, channel)),
-            bias=np.float32(generator.normal(size=channel) / 8),
-            initial_potential=np.float32(start),
-            leak=None if leak is None else np.float32(np.broadcast_to(leak, channel)),
-        )
-    model = snnjax.integrate_and_fire(reset=reset)
-    return snnjax.SNN(net.params, neurons, model=model)
 
 
 # -------------------------------------------------------------- the graph by itself
@@ -148,7 +129,7 @@ def check_graph(outputs, graph, x, channel=-1):
 
 def check_same(outputs, graph, x, **options):
     """`from_nir`'s network has these outputs, of the SNN the graph was written from."""
-    other, other_snn = snnjax.from_nir(graph)
+    other, other_snn = deploy.as_function(deploy.from_nir(graph))
     again = compiled(other, **{"steps": STEPS} | options)(other_snn, x)
     again = again if isinstance(again, dict) else {"output": again}
     for a, (name, b) in zip(outputs, again.items(), strict=True):
@@ -269,8 +250,8 @@ WRITTEN = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_graph_has_the_spikes_of_its_network(name, tmp_path):
     net = WRITTEN[name]
-    snn = fitted_snn(net)
-    graph = snnjax.to_nir(net.fn, snn, net.x, extended=True)
+    snn = fitted(net)
+    graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x), extended=True)
     graph = through_file(graph, tmp_path)
     outputs = outputs_of(net.fn, snn, net.x)
     check_graph(outputs, graph, net.x)
@@ -283,8 +264,8 @@ def test_other_ways_to_write_a_network_do_not_matter(build):
     """equinox maps over the batch and moves axes; nnx nests calls."""
     fn, params = build()
     net = Net(fn, params, test_libraries.X, 2)
-    snn = fitted_snn(net)
-    graph = snnjax.to_nir(fn, snn, net.x, extended=True)
+    snn = fitted(net)
+    graph = deploy.to_nir(deploy.layers(fn, snn, net.x), extended=True)
     check_graph(outputs_of(fn, snn, net.x), graph, net.x)
 
 
@@ -301,8 +282,8 @@ def test_channels_first_networks_have_the_same_graph():
 
     params = weights(w1=(4, 2, 3, 3), w2=(3, 4, 3, 3), w3=(144, 3))
     x = np.moveaxis(PIXELS, -1, 1)
-    snn = fitted_snn(Net(fn, params, x, 2))
-    graph = snnjax.to_nir(fn, snn, x, extended=True)
+    snn = fitted(Net(fn, params, x, 2))
+    graph = deploy.to_nir(deploy.layers(fn, snn, x), extended=True)
     assert list(graph.nodes["input"].input_type["input"]) == [2, 6, 6]
     assert list(graph.nodes)[-2:] == ["output_0", "output_1"]
     images, logits = outputs_of(fn, snn, x)
@@ -369,9 +350,9 @@ def check_random_networks(seeds):
     refusals = 0
     for seed in seeds:
         net = random_network(seed)
-        snn = fitted_snn(net)
+        snn = fitted(net)
         try:
-            graph = snnjax.to_nir(net.fn, snn, net.x, extended=True)
+            graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x), extended=True)
         except snnjax.ConversionError:
             refusals += 1
             continue
@@ -440,7 +421,9 @@ def test_converted_networks_come_back_with_the_same_spikes(
     fn, params, x, _ = SOURCES[source]()
     convert = converted if recipe is snnjax.max_activation else snnjax.convert
     snn = convert(fn, params, x, steps=4, recipe=recipe(), wait=wait)
-    graph = through_file(snnjax.to_nir(fn, snn, x, extended=True), tmp_path)
+    graph = through_file(
+        deploy.to_nir(deploy.layers(fn, snn, x), extended=True), tmp_path
+    )
     outputs = outputs_of(fn, snn, x, steps=None)
     other, other_snn = check_same(outputs, graph, x, steps=None)
     assert (other_snn.steps, other_snn.wait) == (4, wait)
@@ -451,47 +434,36 @@ def test_converted_networks_come_back_with_the_same_spikes(
         np.testing.assert_array_equal(a, b > 0)
 
 
-def test_a_written_ann_is_still_the_same_function():
-    """Thresholds cancel: the next layer receives relu(I / V_th) V_th = relu(I)."""
-    net = NETWORKS["projection"]
-    snn = fitted_snn(net)
-    no_bias = {k: n._replace(bias=np.float32(0)) for k, n in snn.neurons.items()}
-    snn = dataclasses.replace(snn, neurons=no_bias)
-    fn, other_snn = snnjax.from_nir(snnjax.to_nir(net.fn, snn, net.x, extended=True))
-    outputs = jax.jit(fn)(other_snn.params, net.x)
-    ann = jax.jit(net.fn)(net.params, net.x)
-    np.testing.assert_allclose(outputs, ann, rtol=1e-5, atol=1e-5)
-
-
-def test_thresholds_and_leaks_may_differ_between_neurons(tmp_path):
-    """NIR has a tau per neuron; a threshold per neuron scales the neuron's weights."""
-    net = NETWORKS["zero padding"]
+def of_each_neuron(net):
+    """Neurons with a threshold and a leak each."""
     generator = np.random.default_rng(1)
-    neurons = {}
+    neurons, zero = {}, np.float32(0)
     for site in snnjax.sites(*net[:3]):
         threshold, leak = np.float32(generator.uniform(0.4, 0.9, (2, *site.shape)))
-        zero = np.float32(0)
         neurons[site.name] = snnjax.neurons.NeuronParams(threshold, zero, zero, leak)
-    snn = snnjax.SNN(net.params, neurons, model=ZERO)
-    graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
-    check_same(outputs_of(net.fn, snn, net.x), graph, net.x)
+    return snnjax.SNN(net.params, neurons, model=ZERO)
 
 
-@pytest.mark.parametrize(
-    "name, reset, leak",
-    [
-        ("dense", "subtract", 0.9),
-        ("pre-activation", "zero", np.linspace(0.4, 0.9, 4)),
-        ("dense", "zero", 1.0),
-    ],
-)
-def test_leaky_neurons_come_back(name, reset, leak, tmp_path):
-    net = NETWORKS[name]
-    snn = fitted_snn(net, reset, leak)
-    graph = snnjax.to_nir(net.fn, snn, net.x, extended=reset == "subtract")
+LEAKS = {
+    "one leak": ("dense", lambda net: fitted(net, leak=0.9)),
+    "by channel": (
+        "pre-activation",
+        lambda net: fitted(net, reset="zero", leak=np.linspace(0.4, 0.9, 4)),
+    ),
+    "no leak": ("dense", lambda net: fitted(net, reset="zero", leak=1.0)),
+    "thresholds and leaks by neuron": ("zero padding", of_each_neuron),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_leaky_neurons_come_back(name, tmp_path):
+    net, snn_of = NETWORKS[LEAKS[name][0]], LEAKS[name][1]
+    snn = snn_of(net)
+    layers = deploy.layers(net.fn, snn, net.x)
+    graph = deploy.to_nir(layers, extended=snn.model.reset == "subtract")
     graph = through_file(graph, tmp_path)
     kinds = {type(node) for node in graph.nodes.values()}
-    assert kinds & {nir.IF, nir.LIF} == {nir.IF if np.all(leak == 1) else nir.LIF}
+    assert kinds & {nir.IF, nir.LIF} == {nir.IF if name == "no leak" else nir.LIF}
     check_same(outputs_of(net.fn, snn, net.x), graph, net.x)
 
 
@@ -503,13 +475,13 @@ def whole(fn, snn, x, plain=False):
 
     ``plain``: without the initial potentials.
     """
-    layers = snnjax.quantize(snnjax.layers.of(fn, snn, x), x, weight_bits=3)
+    layers = deploy.quantize(deploy.layers(fn, snn, x), x, weight_bits=3)
     if not plain:
         return layers
     zero = np.zeros(())
     nodes = (
         dataclasses.replace(node, initial_potential=zero)
-        if isinstance(node, snnjax.layers.Population)
+        if isinstance(node, deploy.Population)
         else node
         for node in layers.nodes
     )
@@ -518,7 +490,7 @@ def whole(fn, snn, x, plain=False):
 
 def whole_input(layers, x):
     """x as a reader of the graph gets it, channels first."""
-    numbers = np.rint(snnjax.integers.on_grid(layers, x) / layers.nodes[0].unit)
+    numbers = np.rint(deploy.on_grid(layers, x) / layers.nodes[0].unit)
     numbers = np.moveaxis(numbers, -1, 1) if numbers.ndim == 4 else numbers
     return np.ascontiguousarray(numbers, np.float32)
 
@@ -545,7 +517,7 @@ def check_sums(sums, layers, outputs):
 def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_path):
     is_plain = neurons[1] == "zero"
     integers = whole(net.fn, fitted(net, RATE, *neurons), net.x, is_plain)
-    graph = snnjax.nir.from_layers(integers, extended=not is_plain)
+    graph = deploy.to_nir(integers, extended=not is_plain)
     graph = through_file(graph, tmp_path)
     for node in graph.nodes.values():
         for array in (getattr(node, "weight", 0), getattr(node, "bias", 0)):
@@ -554,11 +526,11 @@ def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_pat
             assert not (node.metadata and is_plain)
             threshold = np.nextafter(node.v_threshold, np.float32(np.inf))
             np.testing.assert_array_equal(threshold, np.rint(threshold))
-    layers = snnjax.nir.to_layers(graph)
+    layers = deploy.from_nir(graph)
     assert layers.arithmetic == integers.arithmetic
-    trace, again = (snnjax.integers.run(n, net.x) for n in (integers, layers))
-    fn, snn = snnjax.from_nir(graph)
-    x = snnjax.integers.on_grid(layers, net.x)
+    trace, again = (deploy.run(n, net.x) for n in (integers, layers))
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
+    x = deploy.on_grid(layers, net.x)
     sent, outputs = spikes_and_outputs(fn)(snn, x)
     names = [node.name for node in integers.populations]
     for spikes in (again.spikes, sent):  # names sort by execution
@@ -581,7 +553,7 @@ def test_a_graph_of_whole_numbers_has_the_spikes_of_a_chip(net, neurons, tmp_pat
 
 def test_a_graph_is_channels_first_with_batch_norm_folded():
     fn, params, x, _ = FLATTENED
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
+    graph = deploy.to_nir(deploy.layers(fn, snnjax.init(fn, params, x, model=HARD), x))
     kinds = [type(node).__name__ for node in graph.nodes.values()]
     layers = ["Conv2d", "IF", "SumPool2d", "Flatten", "Affine", "IF", "Scale"]
     assert kinds == ["Input", *layers, "Output"]
@@ -596,7 +568,10 @@ def test_a_graph_is_channels_first_with_batch_norm_folded():
 def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x, model=LEAKY)
-    graphs = {dt: snnjax.to_nir(net.fn, snn, net.x, dt=dt) for dt in (1.0, 1e-4)}
+    graphs = {
+        dt: deploy.to_nir(deploy.layers(net.fn, snn, net.x), dt=dt)
+        for dt in (1.0, 1e-4)
+    }
     for dt, graph in graphs.items():
         assert graph.metadata["dt"] == dt
         neurons = [n for n in graph.nodes.values() if isinstance(n, nir.LIF)]
@@ -612,7 +587,7 @@ def test_neurons_have_threshold_and_resistance_one_and_dt_is_a_unit_only():
 def test_an_option_a_shortcut_is_one_convolution_and_names_sort_by_execution():
     """A file lists nodes by name, and some readers execute them in that order."""
     fn, params, x, _ = residual(norm=False)
-    graph = snnjax.to_nir(fn, snnjax.init(fn, params, x, model=HARD), x)
+    graph = deploy.to_nir(deploy.layers(fn, snnjax.init(fn, params, x, model=HARD), x))
     (shortcut,) = (
         node
         for node in graph.nodes.values()
@@ -691,7 +666,9 @@ def spikes_and_graph(network, neuron, tmp_path, steps=12):
         threshold = jnp.linspace(1.0, 1.4, channels)
         snn.neurons[name] = snn.neurons[name]._replace(threshold=threshold)
     spikes = compiled(fn, steps=steps)(snn, x)
-    graph = snnjax.to_nir(fn, snn, x, extended=neuron.reset == "subtract")
+    graph = deploy.to_nir(
+        deploy.layers(fn, snn, x), extended=neuron.reset == "subtract"
+    )
     if x.ndim == 4:
         x, spikes = np.moveaxis(x, -1, 1), np.moveaxis(spikes, -1, 2)
     spikes = np.asarray(spikes)
@@ -711,15 +688,52 @@ def whole_and_graph(network, neuron, tmp_path):
     snn = snnjax.init(with_readout, params, x, model=neuron)
     snn = dataclasses.replace(snn, steps=12)
     layers = whole(with_readout, snn, x, plain=True)
-    graph = snnjax.nir.from_layers(layers, extended=neuron.reset == "subtract")
-    trace = snnjax.integers.run(layers, x)
+    graph = deploy.to_nir(layers, extended=neuron.reset == "subtract")
+    trace = deploy.run(layers, x)
     assert all(0.05 < np.mean(spikes) < 0.9 for spikes in trace.spikes.values())
     graph = through_file(graph, tmp_path)
     return trace.outputs, layers, whole_input(layers, x), graph
 
 
-def sinabs_steps(graph, x, steps):
-    """Outputs [T, B, N] of a graph in sinabs."""
+def norse(graph, x, steps):
+    """It fires at v > v_threshold, and ignores R and all metadata; dt is an argument.
+
+    Its Flatten counts the batch as axis 0, so images stay images here.
+    """
+    from norse.torch.utils.import_nir import from_nir
+
+    return torch_steps(from_nir(graph, dt=graph.metadata["dt"]), x, steps)
+
+
+def snntorch(graph, x, steps):
+    """It assumes dt = 1e-4 and one threshold for all, which it scales by R.
+
+    It reads an IF as a leaky neuron with beta 0.9, so only LIF is the same.
+    """
+    from snntorch.import_nir import import_from_nir
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        module = import_from_nir(graph)
+    return torch_steps(module, x, steps)
+
+
+def torch_steps(module, x, steps):
+    """Outputs of a module that returns (spikes, state) for (x, state)."""
+    import torch
+
+    state, outputs = (), []
+    for _ in range(steps):
+        output, *state = module(torch.tensor(x), *state)
+        outputs.append(output.detach().numpy())
+    return np.stack(outputs)
+
+
+def sinabs(graph, x, steps):
+    """It fires at v >= v_threshold, and always resets by subtraction.
+
+    It fires several spikes in a step if v is several thresholds, and clips v at -V_th.
+    Here weights are positive and no potential reaches two thresholds.
+    """
     import torch
     from sinabs.nir import from_nir
 
@@ -730,114 +744,57 @@ def sinabs_steps(graph, x, steps):
     return output.detach().numpy().reshape(len(x), steps, -1).swapaxes(0, 1)
 
 
-def torch_steps(module, x, steps):
-    """Outputs of a module that returns (spikes, state) for (x, state)."""
-    import torch
+def spyx(graph, x, steps):
+    """Its IF resets by subtraction and fires on the potential of the step before.
 
-    state, outputs = None, []
-    for _ in range(steps):
-        arguments = () if state is None else (state,)
-        output, state = module(torch.tensor(x), *arguments)
-        outputs.append(output.detach().numpy())
-    return np.stack(outputs)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("neuron", [ZERO, LEAKY_ZERO], ids=["IF", "LIF"])
-@pytest.mark.parametrize("network", SIGNED)
-def test_norse_reads_the_same_spikes(network, neuron, tmp_path):
-    """It ignores R and all metadata, and dt is an argument.
-
-    Its Flatten counts the batch as axis 0, so images stay images here.
+    So spikes of the three layers come three steps late; biases would be too early.
     """
-    pytest.importorskip("norse")
-    from norse.torch.utils.import_nir import from_nir
+    from spyx.nir import from_nir
 
-    spikes, x, graph = spikes_and_graph(SIGNED[network], neuron, tmp_path)
-    module = from_nir(graph, dt=graph.metadata["dt"])
-    np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
+    more = steps + 3
+    return np.asarray(from_nir(graph, jnp.broadcast_to(x, (more, *x.shape)))[1])[3:]
+
+
+READERS = [
+    *((norse, network, ZERO) for network in SIGNED.values()),
+    *((norse, network, LEAKY_ZERO) for network in SIGNED.values()),
+    *((snntorch, network, LEAKY_ZERO) for network in SIGNED.values()),
+    *((sinabs, network, SUBTRACT) for network in POSITIVE.values()),
+    (spyx, (dense, WEIGHTS, FEATURES), SUBTRACT),
+]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("network", SIGNED)
-def test_norse_reads_the_same_whole_numbers(network, tmp_path):
-    pytest.importorskip("norse")
-    from norse.torch.utils.import_nir import from_nir
+@pytest.mark.parametrize("reader, network, neuron", READERS)
+def test_other_libraries_read_the_same_spikes(reader, network, neuron, tmp_path):
+    pytest.importorskip(reader.__name__)
+    spikes, x, graph = spikes_and_graph(network, neuron, tmp_path)
+    np.testing.assert_array_equal(reader(graph, x, 12), spikes)
 
-    outputs, layers, x, graph = whole_and_graph(SIGNED[network], ZERO, tmp_path)
-    check_sums([torch_steps(from_nir(graph), x, 12)], layers, outputs)
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "reader, network, neuron",
+    [case for case in READERS if case[0] in (norse, sinabs) and case[2] != LEAKY_ZERO],
+)
+def test_other_libraries_read_the_same_whole_numbers(reader, network, neuron, tmp_path):
+    pytest.importorskip(reader.__name__)
+    outputs, layers, x, graph = whole_and_graph(network, neuron, tmp_path)
+    check_sums([reader(graph, x, 12)], layers, outputs)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_norse_fires_where_a_potential_equals_its_threshold(tmp_path):
     """It fires at v > v_threshold, as NIR defines, and snnjax at v >= V_th."""
     pytest.importorskip("norse")
-    from norse.torch.utils.import_nir import from_nir
 
     def fn(p, x):
         return relu(relu(x @ p["w1"]) @ p["w2"])
 
     snn = snnjax.init(fn, FLAT, VECTORS, model=ZERO)
     expected = compiled(fn, steps=12)(snn, VECTORS)
-    graph = through_file(snnjax.to_nir(fn, snn, VECTORS), tmp_path)
-    module = from_nir(graph)
-    outputs = torch_steps(module, np.asarray(VECTORS), 12)
-    np.testing.assert_array_equal(outputs, expected)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("network", SIGNED)
-def test_snntorch_reads_the_same_spikes(network, tmp_path):
-    """It assumes dt = 1e-4 and one threshold for all, which it scales by R.
-
-    It reads an IF as a leaky neuron with beta 0.9, so only LIF is the same.
-    """
-    pytest.importorskip("snntorch")
-    from snntorch.import_nir import import_from_nir
-
-    spikes, x, graph = spikes_and_graph(SIGNED[network], LEAKY_ZERO, tmp_path)
-    with contextlib.redirect_stdout(io.StringIO()):
-        module = import_from_nir(graph)
-    np.testing.assert_array_equal(torch_steps(module, x, 12), spikes)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("network", POSITIVE)
-def test_sinabs_reads_the_same_spikes_with_reset_by_subtraction(network, tmp_path):
-    """Its IF always resets by subtraction, as snnjax does with ``extended``.
-
-    It fires several spikes in a step if v is several thresholds, and clips v at -V_th.
-    Here weights are positive and no potential reaches two thresholds.
-    """
-    pytest.importorskip("sinabs")
-
-    spikes, x, graph = spikes_and_graph(POSITIVE[network], SUBTRACT, tmp_path)
-    np.testing.assert_array_equal(sinabs_steps(graph, x, 12), spikes)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("network", POSITIVE)
-def test_sinabs_reads_the_same_whole_numbers(network, tmp_path):
-    """It fires at v >= v_threshold and subtracts v_threshold."""
-    pytest.importorskip("sinabs")
-
-    outputs, layers, x, graph = whole_and_graph(POSITIVE[network], SUBTRACT, tmp_path)
-    check_sums([sinabs_steps(graph, x, 12)], layers, outputs)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_spyx_reads_the_same_spikes_one_step_later_per_layer(tmp_path):
-    """Its IF resets by subtraction and fires on the potential of the step before.
-
-    Biases would arrive too early in later layers, so there are none.
-    """
-    pytest.importorskip("spyx")
-    from spyx.nir import from_nir
-
-    network = (dense, WEIGHTS, FEATURES)
-    spikes, x, graph = spikes_and_graph(network, SUBTRACT, tmp_path)
-    _, output = from_nir(graph, jnp.broadcast_to(x, (12, *x.shape)))
-    np.testing.assert_array_equal(np.asarray(output)[3:], spikes[:-3])
+    graph = through_file(deploy.to_nir(deploy.layers(fn, snn, VECTORS)), tmp_path)
+    np.testing.assert_array_equal(norse(graph, np.asarray(VECTORS), 12), expected)
 
 
 # ------------------------------------------------------------------- graphs of others
@@ -861,7 +818,7 @@ def test_resistance_threshold_tau_and_leak_voltage_are_those_of_euler():
     one = np.ones(2, np.float32)
     node = nir.LIF(tau=4e-3 * one, r=3 * one, v_leak=one / 2, v_threshold=0.9 * one)
     graph = chain(affine(np.eye(2)), node, affine([[1.0, 0.0], [0.0, 2.0]]))
-    fn, snn = snnjax.from_nir(graph, dt=1e-3)
+    fn, snn = deploy.as_function(deploy.from_nir(graph, dt=1e-3))
     x = np.float32([[0.7, 0.4]])
     outputs = compiled(fn, steps=9)(snn, x)
     currents = 0.25 * (3 * np.array([0.7, 0.4]) + 0.5)
@@ -885,7 +842,7 @@ def test_pooling_and_scale_of_others():
         nir.SumPool2d(np.array([3, 3]), np.array([3, 3]), np.array([0, 0])),
         nir.Flatten({"input": np.array([3, 1, 1])}, 0, -1),
     )
-    fn, snn = snnjax.from_nir(graph)
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
     x = eighths(0, (2, 6, 6, 3))
     outputs = compiled(fn, steps=5)(snn, x)
     means = np.asarray(x).reshape(2, 3, 2, 3, 2, 3).mean((2, 4))
@@ -909,7 +866,7 @@ def test_order_of_nodes_and_dead_ends_do_not_matter():
     edges = [("spike", "out"), ("a", "spike"), ("b", "spike"), ("in", "nowhere")]
     edges += [("in", "a"), ("in", "b")]
     graph = nir.NIRGraph(nodes, edges, {}, type_check=False)
-    fn, snn = snnjax.from_nir(graph)
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
     outputs = compiled(fn, steps=6)(snn, np.ones((1, 2), np.float32))
     np.testing.assert_array_equal(outputs[:, 0, 0], [0, 1, 0, 1, 0, 1])
 
@@ -920,7 +877,7 @@ def test_a_neuron_of_nir_fires_above_its_threshold_and_not_at_it():
     x = np.nextafter(rounded, np.tile(np.float32([0, 1, 2]), 4))
     x[1::3] = rounded[1::3]  # below, at and above each threshold
     graph = chain(nir.IF(r=np.ones(12), v_threshold=thresholds), affine(np.eye(12)))
-    fn, snn = snnjax.from_nir(graph)
+    fn, snn = deploy.as_function(deploy.from_nir(graph))
     outputs = compiled(fn, steps=1)(snn, x[None])[0, 0]
     np.testing.assert_array_equal(outputs, x > thresholds)
 
@@ -929,7 +886,7 @@ def test_a_written_neuron_fires_at_its_threshold(tmp_path):
     """With these weights potentials often equal the threshold."""
     net = NETWORKS["dense"]
     snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
-    graph = through_file(snnjax.to_nir(net.fn, snn, net.x), tmp_path)
+    graph = through_file(deploy.to_nir(deploy.layers(net.fn, snn, net.x)), tmp_path)
     first = next(node for node in graph.nodes.values() if isinstance(node, nir.IF))
     values = np.float32([1 - 2**-23, 1 - 2**-24, 1])
     np.testing.assert_array_equal(values > first.v_threshold[0], values >= 1)
@@ -941,134 +898,39 @@ def test_a_written_neuron_fires_at_its_threshold(tmp_path):
 
 def test_neurons_that_nir_cannot_express_are_refused(monkeypatch):
     net = NETWORKS["dense"]
-    hard, leaky, adaptive = (
-        snnjax.init(net.fn, net.params, net.x, model=neuron)
-        for neuron in (HARD, LEAKY, snnjax.neurons.adaptive(HARD))
+    hard, leaky = (
+        snnjax.init(net.fn, net.params, net.x, model=neuron) for neuron in (HARD, LEAKY)
     )
 
-    def refused(words, snn=hard, net=net, **options):
+    def refused(words, snn=hard, **options):
         with pytest.raises(ValueError, match=words):
-            snnjax.to_nir(net.fn, snn, net.x, **options)
+            deploy.to_nir(deploy.layers(net.fn, snn, net.x), **options)
 
     def changed(snn, **fields):
         neurons = {name: n._replace(**fields) for name, n in snn.neurons.items()}
         return dataclasses.replace(snn, neurons=neurons)
 
     surrogate = dataclasses.replace(hard, model=snnjax.neurons.WithSurrogate(HARD))
-    assert snnjax.to_nir(net.fn, surrogate, net.x).nodes
+    assert deploy.to_nir(deploy.layers(net.fn, surrogate, net.x)).nodes
     for threshold in (0.0, np.nan, np.inf):
-        words = "threshold of site .*; allowed: finite and > 0"
+        words = "threshold of site .*; allowed: > 0, and finite"
         refused(words, changed(leaky, threshold=jnp.float32(threshold)))
     refused("leaks from 0.5 to 1.0", changed(leaky, leak=jnp.linspace(0.5, 1.0, 6)))
-    refused("populations of Adaptive.* are not known", adaptive)
-    refused("snn is dict; allowed: an SNN of", {})
-    extended = dataclasses.replace(fitted_snn(net), steps=4, wait=2)
+    extended = dataclasses.replace(fitted(net), steps=4, wait=2)
     refused("reset by subtraction.*potentials.*wait 2", extended)
     for dt in (0.0, -1.0, "x"):
         refused("dt is", dt=dt)
         with pytest.raises(ValueError, match="dt is"):
-            snnjax.from_nir(snnjax.to_nir(net.fn, hard, net.x), dt=dt)
+            deploy.from_nir(deploy.to_nir(deploy.layers(net.fn, hard, net.x)), dt=dt)
     with pytest.raises(ValueError, match="layers is SNN; allowed: Layers of"):
-        snnjax.nir.from_layers(hard)
-    layers = snnjax.layers.of(net.fn, hard, net.x)
-    wide = snnjax.layers.Arithmetic(8, 8, 26, "wrap")
+        deploy.to_nir(hard)
+    layers = deploy.layers(net.fn, hard, net.x)
+    wide = deploy.Arithmetic(8, 8, 26, "wrap")
     with pytest.raises(ValueError, match="state_bits is 26; allowed in NIR: up to 25"):
-        snnjax.nir.from_layers(dataclasses.replace(layers, arithmetic=wide))
-    scalar = Net(lambda p, x: relu(x[:, None] * p) @ p, jnp.ones(3), jnp.ones(2), 1)
-    snn = snnjax.init(scalar.fn, scalar.params, scalar.x, model=HARD)
-    refused("axis of features", snn, scalar)
+        deploy.to_nir(dataclasses.replace(layers, arithmetic=wide))
     monkeypatch.setitem(sys.modules, "nir", None)
     with pytest.raises(ImportError, match=r"snnjax\[nir\]"):
-        snnjax.to_nir(net.fn, hard, net.x)
-
-
-def test_every_root_obstacle_is_in_one_error_and_nothing_that_follows_from_it():
-    def fn(p, x):
-        with jax.named_scope("first"):
-            x = max_pool(relu(conv(x, p["w1"])))
-        with jax.named_scope("second"):
-            x = relu(conv(x, p["w2"]))  # the graph has no image to convolve
-        with jax.named_scope("third"):
-            x = max_pool(relu(jnp.cumsum(x, 1)), 3, 3)
-        return x.reshape(len(x), -1) @ p["w3"]
-
-    params = weights(w1=(3, 3, 2, 4), w2=(3, 3, 4, 4), w3=(4, 2))
-    snn = snnjax.init(fn, params, PIXELS, model=HARD)
-    with pytest.raises(snnjax.ConversionError, match="cannot be written in NIR") as e:
-        snnjax.to_nir(fn, snn, PIXELS)
-    operations = [(problem.path, *problem.operations) for problem in e.value.problems]
-    roots = [("first", "max-pool"), ("third", "cumsum"), ("third", "max-pool")]
-    assert operations == roots
-    assert all(problem.remedy in str(e.value) for problem in e.value.problems)
-
-
-def test_what_follows_from_an_obstacle_is_not_reported():
-    """A convolution behind a max-pool was reported, and the encoder behind a GELU."""
-
-    def gelu(p, x):
-        return relu(jax.nn.gelu(x @ p["w1"]) @ p["w2"])
-
-    def encoded(p, x):
-        return relu(snnjax.encode(x @ p["w1"]) @ p["w2"])
-
-    max_pools = [NETWORKS["max-pool after"], NETWORKS["max-pool before"]]
-    for net, operations in [
-        *((net, ["max-pool", "max-pool"]) for net in max_pools),
-        (Net(gelu, FLAT, VECTORS, 3), ["gelu"]),
-        (Net(encoded, FLAT, VECTORS, 2), ["encoder"]),
-    ]:
-        snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
-        with pytest.raises(snnjax.ConversionError) as e:
-            snnjax.to_nir(net.fn, snn, net.x)
-        assert [*sum((p.operations for p in e.value.problems), ())] == operations
-
-
-REFUSED_IMAGES = [  # two convolutions, and what is done to the image between them
-    (lambda x: x[:, ::-1], "flipped or permuted"),
-    (lambda x: x[..., jnp.array([1, 0, 2])], "flipped or permuted"),
-    (lambda x: x.swapaxes(1, 2), "other axes"),
-    (lambda x: jnp.roll(x, 1, 1), "by a crop, a repetition"),
-    (lambda x: x[:, 1:], "by a crop, a repetition or zeros"),
-    (lambda x: x[:, ::-2], "flipped or permuted"),
-    (lambda x: jnp.repeat(x, 2, 1), "by a crop, a repetition or zeros"),
-    (lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "as its padding"),
-    (lambda x: x + x[:, ::-1], "adds images of which one was flipped"),
-    (lambda x: x + jnp.eye(5)[:, :, None], "differ between pixels"),
-    (lambda x: x.sum(-1, keepdims=True) * jnp.ones(3), "other axes"),
-    (lambda x: jnp.einsum("bhwc,hij->bijc", x, jnp.ones((5, 5, 5))), "along axes"),
-]
-
-
-def test_images_that_are_moved_about_are_refused_with_a_remedy():
-    x = eighths(3, (2, 5, 5, 3))
-    params = weights(w1=(3, 3, 3, 3))
-    for between, words in REFUSED_IMAGES:
-
-        def fn(p, x, between=between):
-            x = relu(conv(x, p["w1"]))
-            return relu(conv(between(x), p["w1"]))
-
-        snn = snnjax.init(fn, params, x, model=HARD)
-        with pytest.raises(snnjax.ConversionError, match=words) as error:
-            snnjax.to_nir(fn, snn, x)
-        for problem in error.value.problems:
-            assert problem.reason and problem.remedy
-
-    def flipped(p, x):
-        return relu(conv(x, p["w1"]))[:, ::-1]
-
-    snn = snnjax.init(flipped, params, x, model=HARD)
-    with pytest.raises(snnjax.ConversionError, match="output\n *the rows, columns"):
-        snnjax.to_nir(flipped, snn, x)
-    unflattened = vector(
-        lambda p, x: conv(x.reshape(-1, 3, 2, 1), p["w2"]).reshape(-1, 6),
-        w2=(1, 1, 1, 1),
-    )
-    summed = vector(lambda p, x: x - x.sum(-1, keepdims=True) / 6)
-    for net, words in ((unflattened, "unflattens"), (summed, "a part of the vector")):
-        snn = snnjax.init(net.fn, net.params, net.x, model=HARD)
-        with pytest.raises(snnjax.ConversionError, match=words):
-            snnjax.to_nir(net.fn, snn, net.x)
+        deploy.to_nir(deploy.layers(net.fn, hard, net.x))
 
 
 ONE = np.ones(2, np.float32)
@@ -1122,7 +984,7 @@ def test_graphs_that_cannot_be_read_are_refused():
     graphs["graph is a IF"] = nir.IF(**IF)
     for words, graph in graphs.items():
         with pytest.raises(ValueError, match=words):
-            snnjax.from_nir(graph)
+            deploy.as_function(deploy.from_nir(graph))
 
 
 def test_an_error_of_a_node_names_it():
@@ -1133,7 +995,7 @@ def test_an_error_of_a_node_names_it():
     vector = unchecked(spike=nir.IF(**IF), matrix=affine(np.ones((3, 5))))
     for graph, words in ((image, "Put a Flatten before it"), (vector, None)):
         with pytest.raises((TypeError, ValueError), match=words) as error:
-            snnjax.from_nir(graph)
+            deploy.as_function(deploy.from_nir(graph))
         notes = getattr(error.value, "__notes__", [])
         assert any("at node 'matrix'" in text for text in (str(error.value), *notes))
 
@@ -1142,6 +1004,6 @@ def test_inputs_of_other_types_are_promoted():
     """A convolution of JAX takes operands of one type only."""
     net = NETWORKS["zero padding"]
     snn = snnjax.init(net.fn, net.params, net.x, model=ZERO)
-    graph = snnjax.to_nir(net.fn, snn, net.x)
+    graph = deploy.to_nir(deploy.layers(net.fn, snn, net.x))
     x = net.x.astype(jnp.bfloat16)  # eighths are exact
     check_same(outputs_of(net.fn, snn, net.x), graph, x)

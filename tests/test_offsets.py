@@ -20,12 +20,12 @@ from snnjax.calibrators import formulas
 from snnjax.network import identity, with_activation
 from snnjax.neurons import unroll
 from snnjax.neurons.models import as_encoder
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 
 STEPS = 4
 SIGNED = snnjax.integrate_and_fire(levels=(-1, 1))
 THRESHOLDS = (
-    calibrators.least_squares_threshold("channel", "round", prior=16),
+    calibrators.least_squares_threshold("channel", 0.5),
     calibrators.half_charge(),
     calibrators.correct_potential(3),
 )
@@ -110,7 +110,7 @@ def test_executions_agree(wait):
     snn = fitted(wait=wait)
     assert snn.neurons[ENCODER].offset.shape == (24,)
     assert snn.neurons[RELU].offset is None
-    executions = "auto", "by_step", by_layer(segment=3) if wait == 0 else "closed_form"
+    executions = "auto", "by_step", ByLayer(segment=3) if wait == 0 else "closed_form"
     expected, *others = by_executions(gelu_network, executions, snn, X)
     for outputs in others:
         np.testing.assert_allclose(outputs.mean(0), expected.mean(0), atol=1e-5)
@@ -125,7 +125,7 @@ def test_outputs_and_gradients_with_spikes_as_bits_are_those_with_spikes():
 
     gradients = (
         functools.partial(jax.value_and_grad(loss), execution=execution)
-        for execution in ("by_layer", by_layer(remat=True))
+        for execution in ("by_layer", ByLayer(remat=True))
     )
     plain, bits = outputs_of(gradients, snn)
     assert np.abs(plain[1].neurons[ENCODER].offset).max() > 0
@@ -260,7 +260,7 @@ def test_in_bfloat16_bits_are_the_same_spikes():
     fn = snnjax.in_dtype(gelu_network, "bfloat16")
     neuron = snnjax.integrate_and_fire(levels=(-7, 7))
     snn = fitted(fn, neuron=neuron)
-    executions = "by_layer", by_layer(remat=True)
+    executions = "by_layer", ByLayer(remat=True)
     np.testing.assert_array_equal(*by_executions(fn, executions, snn, X))
     _, trains = measured(fn, snn)
     assert all(np.abs(train).max() <= 7 for train in trains.values())

@@ -59,10 +59,9 @@ def test_the_space_is_that_of_the_arrays(digits):
 def test_a_command_that_fails_leaves_no_folder(tmp_path):
     out = tmp_path / "new" / "results"
     missing = ["--dataset", "missing.npz", "--out", str(out)]
-    report = ["--report", str(tmp_path / "pages" / "page.html")]
-    for module, more in ((convert, report), (finetune, report), (train_snn, [])):
+    for module in (convert, finetune, train_snn):
         with pytest.raises(SystemExit, match=r"error: .*missing\.npz"):
-            module.main([*missing, *more])
+            module.main(missing)
         assert not list(tmp_path.iterdir()), module.__name__
 
 
@@ -75,11 +74,10 @@ def test_a_finished_command_says_so_and_stops(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convert, "run", calls.append)
     convert.main(line)
     assert not calls and "has the results of this command" in capsys.readouterr().out
-    for more in (["--again"], ["--seeds", "7"], ["--report", f"{tmp_path}/r.html"]):
+    for more in (["--again"], ["--seeds", "7"]):
         convert.main([*line, *more])
-    assert len(calls) == 3
+        assert "the files of this run replace them" in capsys.readouterr().out
+    assert len(calls) == 2
     (tmp_path / "metrics.json").write_text('{"comm')
     convert.main(line)
-    assert len(calls) == 4
-    with pytest.raises(SystemExit, match="--report .* is a folder; give a file"):
-        convert.main([*line, "--report", str(tmp_path)])
+    assert len(calls) == 3

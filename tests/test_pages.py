@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pages, report
+from experiments import pages, prices, report
 from experiments.models import load_source
 from experiments.presets import PRESETS_CONVERT
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 HEAD = re.compile(r"^(.*)\n\n\| (?:network|composition) \|", re.MULTILINE)
 PUBLISHED = [*RESULTS.glob("convert_cifar10_*.json"), *RESULTS.glob("finetune_*.json")]
 COMMENT = "<!-- python -m experiments.results --costs\nconvert_cifar10_vgg8_radix -->\n"
@@ -24,6 +24,11 @@ def test_the_tables_of_the_pages_are_those_of_their_commands():
         assert pages.with_new_tables(text) == text, page
         above = HEAD.findall(text)  # a table of networks has its command above it
         assert [line for line in above if not line.endswith("-->")] == [], page
+
+
+def test_no_part_costs_more_than_is_allowed():
+    for name, (size, budget) in prices.sizes().items():
+        assert size <= budget, f"{name}: see the prices in CONTRIBUTING.md"
 
 
 def test_a_table_is_made_anew_and_the_rest_of_the_page_is_left():
@@ -50,7 +55,7 @@ def test_spaces_do_not_matter():
 
 
 def test_a_file_gives_its_first_table():
-    rows = pages.rows_of("benchmarks/results/tpu.md")
+    rows = pages.rows_of("benchmarks/results/torchvision.md")
     assert rows.count("\n") > 20
     assert all(line.startswith("|") for line in rows.splitlines())
 
@@ -68,7 +73,10 @@ def test_a_comment_that_names_no_table_is_refused_and_no_page_changes(tmp_path):
         ("python -m experiments.results none", "no file none; give"),
         ("python -m experiments.results 'none", "No closing quotation"),
         ("benchmarks/results/none.md", "none.md is not a file with a table"),
-        ("benchmarks/results/tpu.json", "tpu.json is not a file with a table"),
+        (
+            "benchmarks/results/torchvision.json",
+            "torchvision.json is not a file with a table",
+        ),
         ("CONTRIBUTING.md", "or benchmarks/results/NAME.md"),
     ):
         bad.write_text(f"# Title\n\n<!-- {source} -->\n\n| old |\n")

@@ -1,8 +1,4 @@
-"""The report says what the results say, in a page that a browser can show alone."""
-
-import dataclasses
-import re
-from xml.etree import ElementTree
+"""Tables and figures say what the results say."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +6,13 @@ import pytest
 from networks import NETWORKS
 
 import snnjax
-from experiments.report import Result, choice, figures, page
-from experiments.report.figures import PARTS
-from experiments.running import Convert
+from experiments.report import Result, choice, figures, write_results
+from experiments.report.results import PARTS, site_table, tables_of
 from snnjax.measures import Measures, SiteMeasures
 from snnjax.network import connections
 
 NET = NETWORKS["zero padding"]
 SITES = snnjax.sites(NET.fn, NET.params, NET.x)
-PICTURES = {name: name.encode() for name in page.FIGURES}
 
 
 def results(seeds=2):
@@ -36,9 +30,8 @@ def results(seeds=2):
             if site.fires
         }
         operations = uniform(1e3, 1e6)
-        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait
-        counts += steps, 2, steps, 0.1 * steps
-        measures = Measures(of_sites, {}, 0.1, *counts)
+        counts = operations, 3 * operations, 2e3, 0, 5e5, 9, 99, steps, wait, steps, 2
+        measures = Measures(of_sites, 0.1, *counts)
         latency = snnjax.latency(SITES, steps=steps, wait=wait)
         curves = uniform(0, 1, (seeds, steps)).tolist()
         costs = latency, uniform(0, 1), operations, uniform(0, 9), measures
@@ -46,49 +39,34 @@ def results(seeds=2):
     return rows
 
 
-def page_of(rows, *, dataset="<b>", model="a & b", **more):
-    facts = {
-        "config": dataclasses.asdict(Convert(dataset=dataset, seeds=(3,))),
-        "command": "python -m experiments.convert --seeds 3",
-        "versions": {"snnjax": "1.2", "jax": "3.4"},
-        "device": "cpu <0>",
-        "source": {"model": model, "dataset": dataset, "mean": [0.5], "clip": None},
-        "ann_accuracy": 0.987,
-        "test_images": 123,
-        "measured_images": 100,
-        "evaluated_on": "test images",
-        "chosen_on": "other images",
-    }
-    sources = connections(NET.fn, NET.params, NET.x)
-    return page.page(rows, facts | more, SITES, sources, PICTURES)
+FACTS = {
+    "ann_accuracy": 0.987,
+    "measured_images": 100,
+    "evaluated_on": "test images",
+}
 
 
 def tables(text):
-    """The tables of a page, as lists of rows of cells."""
+    """The tables of a page in Markdown, as lists of rows of cells."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block[0] == "|"]
     return [
-        [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
-        for table in ElementTree.fromstring(text).iter("table")
+        [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+        for lines in ([*block[:1], *block[2:]] for block in blocks)
     ]
 
 
 @pytest.fixture(scope="module")
-def made():
-    rows = results()
-    text = page_of(rows)
-    return rows, text, tables(text)
+def written(tmp_path_factory):
+    """Rows, and the page that a run writes of them."""
+    rows, out = results(), tmp_path_factory.mktemp("out")
+    sources = connections(NET.fn, NET.params, NET.x)
+    write_results(out, FACTS, rows, SITES, sources)
+    return rows, (out / "results.md").read_text()
 
 
-def test_the_first_sentences_say_what_was_reached(made):
-    best, lead = choice(made[0]), re.search('class="lead">(.*?)</p>', made[1])[1]
-    assert (
-        "<code>a &amp; b</code> classifies 98.7 % of 123 test images of &lt;b" in lead
-    )
-    deviation = 100 * np.std([curve[-1] for curve in best.accuracies], ddof=1)
-    assert f"{100 * best.final:.1f} ± {deviation:.1f} % after {best.latency} st" in lead
-
-
-def test_the_tables_have_the_numbers_of_the_results(made):
-    rows, _, (accuracies, costs, sites, *_) = made
+def test_the_tables_have_the_numbers_of_the_results(written):
+    rows, text = written
+    accuracies, costs, _ = tables(text)
     assert accuracies[0] == ["recipe", "wait", "T = 2", "T = 4"]
     assert [line[:2] for line in accuracies[1:]] == [
         *(["light", "0"], ["a<b", "0"], ["a<b", "1"], ["a<b", "T"], ["ANN", ""])
@@ -110,13 +88,16 @@ def test_the_tables_have_the_numbers_of_the_results(made):
         ]
 
 
-def test_the_table_of_sites_has_what_feeds_a_site_and_the_measures_of_the_choice(made):
-    rows, _, (_, _, (head, *lines), *_) = made
+def test_the_table_of_sites_has_what_feeds_a_site_and_its_measures(
+    written,
+):
+    rows, text = written
+    _, _, (head, *lines) = tables(text)
     assert head[:5] == ["site", "kind", "shape", "depth", "fed by"]
     measures = choice(rows).measures.sites
     assert [line[0] for line in lines] == [site.name for site in SITES]
     fed_by = {line[0]: line[4] for line in lines}
-    assert fed_by["w3/relu"] == "w1/relu, w2/relu"  # a residual connection
+    assert fed_by["w3/relu"] == "w1/relu`, `w2/relu"  # a residual connection
     for line, site in zip(lines, measures.values(), strict=True):
         shares = [site.firing_rate, site.silent, site.saturated]
         parts = ("error", *PARTS)
@@ -129,39 +110,14 @@ def test_a_site_that_the_ann_never_uses_has_no_relative_error():
     sites = dict(row.measures.sites)
     sites["w1/relu"] = sites["w1/relu"]._replace(activation=np.float32(0))
     row = row._replace(measures=row.measures._replace(sites=sites))
-    text = page_of([row])
-    assert tables(text)[2][1][8:] == ["–"] * 5 and ">nan" not in text
+    sources = connections(NET.fn, NET.params, NET.x)
+    _, rows = site_table(row, SITES, sources)
+    assert rows[0][8:] == ["–"] * 5
 
 
 def test_of_one_draw_there_is_no_deviation():
-    assert "±" not in page_of(results(seeds=1))
-
-
-def test_a_fine_tuning_says_so_and_has_its_accuracies(made):
-    curve = [0.25, 0.5, 0.625]
-    text = page_of(made[0], accuracy_after_epochs=curve, chosen_on=None)
-    for fact in ("Fine-tuning", "after each epoch: 25.0, 50.0, 62.5 %"):
-        assert fact in text and fact not in made[1]
-    assert "The chosen SNN answers best on other images." in made[1]
-
-
-def test_the_page_has_its_figures_in_it_and_loads_nothing(made):
-    elements = list(ElementTree.fromstring(made[1]).iter())
-    images = [element.attrib for element in elements if element.tag == "img"]
-    assert len(images) == 3 and all(image["alt"] for image in images)
-    assert page.FIGURES.keys() == {"accuracy.png", "layers.png", "raster.png"}
-    for element in elements:
-        assert element.get("src", "data:").startswith("data:")
-        assert element.tag == "a" or element.get("href", "data:,") == "data:,"
-        assert element.tag not in ("script", "iframe", "object")
-    assert "url(" not in made[1] and "@import" not in made[1]
-
-
-def test_all_text_is_escaped():
-    name = "<b>'\"&</script><script>alert(1)</script>"
-    text = page_of(results(), dataset=name, model=name)
-    assert "<script>" not in text
-    assert f"{name} on {name}" in "".join(ElementTree.fromstring(text).itertext())
+    assert "±" in tables_of(FACTS, results())
+    assert "±" not in tables_of(FACTS, results(seeds=1))
 
 
 def test_figures_have_the_accuracies_of_the_results():
@@ -179,18 +135,11 @@ def test_figures_have_the_accuracies_of_the_results():
 
 
 def test_figures_are_the_same_every_time(tmp_path):
-    rows = results()
-    draw = np.random.default_rng(1)
-    trains = {
-        site.name: draw.integers(-1, 2, (choice(rows).steps, *site.shape))
-        for site in SITES
-        if site.fires
-    }
     for _ in range(2):
         before = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
-        figures.write_figures(tmp_path, rows, 0.987, SITES, trains, [0.25, 0.5])
+        figures.write_figures(tmp_path, results(), 0.987, [0.25, 0.5])
     assert before == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
-    assert {file.name for file in tmp_path.iterdir()} == page.FIGURES.keys()
+    assert {file.name for file in tmp_path.iterdir()} == {"accuracy.png", "layers.png"}
 
 
 def currents(net, outputs, x):

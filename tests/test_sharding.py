@@ -16,8 +16,8 @@ from networks import NETWORKS, REFINED, eighths, relu
 import snnjax
 from snnjax import sharding
 from snnjax.calibrators import least_squares_weights, max_threshold
-from snnjax.neurons import adaptive, recurrent, synaptic
-from snnjax.simulation import by_layer
+from snnjax.neurons import Adaptive, Recurrent, Synaptic
+from snnjax.simulation import ByLayer
 
 STEPS, BATCH = 4, 16
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
@@ -69,7 +69,7 @@ def communication(program):
         ("dense", "constant", AUTO, {"wait": STEPS}),
         ("several outputs", "poisson", AUTO, {"micro_batch": 1}),
         ("input skip", "sequence", AUTO, {}),
-        ("dense", "sequence", EXPLICIT, {"execution": by_layer(segment=3)}),
+        ("dense", "sequence", EXPLICIT, {"execution": ByLayer(segment=3)}),
     ],
 )
 def test_devices_share_the_examples_and_nothing_else(name, inputs, kind, options):
@@ -105,8 +105,8 @@ def test_devices_share_the_examples_without_jit_and_inside_set_mesh():
     "neuron, execution",
     [
         (snnjax.integrate_and_fire(levels=(-3, 3)), "by_step"),
-        (recurrent(synaptic(adaptive(snnjax.lif()))), "by_step"),
-        pytest.param(snnjax.lif(), by_layer(remat=True), marks=slow),
+        (Recurrent(Synaptic(Adaptive(snnjax.lif()))), "by_step"),
+        pytest.param(snnjax.lif(), ByLayer(remat=True), marks=slow),
     ],
     ids=["graded", "recurrent", "remat"],
 )
@@ -154,7 +154,7 @@ def test_batch_norm_is_trained_on_all_devices_as_on_one(inputs, kind, remat):
         functools.partial(net.apply, train=True, mutable=["batch_stats"]),
         steps=STEPS,
         inputs=inputs,
-        execution=by_layer(remat=remat),
+        execution=ByLayer(remat=remat),
         has_aux=True,
     )
 

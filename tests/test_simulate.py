@@ -27,7 +27,7 @@ from networks import (
 import snnjax
 from snnjax.network.increments import Operator
 from snnjax.neurons import integrate_and_fire, lif
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.surrogate import arctan, dspike, step_with_derivative
 
 STEPS = 4
@@ -298,12 +298,12 @@ def test_an_snn_brings_its_steps_and_wait():
         ({"wait": 0}, "cannot run with steps=3, wait=0.* Leave steps and wait out"),
         ({"wait": -1}, "wait is -1; allowed: a whole number >= 0"),
         ({"wait": 4}, "wait is 4; allowed"),
-        ({"execution": by_layer(segment=2)}, "segment needs wait 0; found wait 1"),
+        ({"execution": ByLayer(segment=2)}, "segment needs wait 0, .*found wait 1"),
     ):
         with pytest.raises(ValueError, match=message):
             snnjax.spiking(DENSE.fn, **options)(snn, VECTORS)
     with pytest.raises(ValueError, match="segment is 5; allowed: 1 to steps=4"):
-        snnjax.spiking(DENSE.fn, execution=by_layer(segment=5))(FITTED, VECTORS)
+        snnjax.spiking(DENSE.fn, execution=ByLayer(segment=5))(FITTED, VECTORS)
     with pytest.raises(ValueError, match="fitted to no number of steps: give steps=T"):
         snnjax.spiking(DENSE.fn)(IF, VECTORS)
 
@@ -419,7 +419,7 @@ def test_a_declared_step_has_a_closed_form_and_fits_into_bits():
     np.testing.assert_allclose(run(IF, surrogate=width, wait=STEPS), layers, rtol=1e-6)
     waiting = snnjax.spiking(DENSE.fn, steps=STEPS, wait=STEPS, surrogate=width)
     assert "scan" not in str(jax.make_jaxpr(waiting)(IF, VECTORS))
-    bits = run(IF, surrogate=width, execution=by_layer(remat=True))
+    bits = run(IF, surrogate=width, execution=ByLayer(remat=True))
     np.testing.assert_array_equal(bits, run(IF))
 
 
@@ -478,7 +478,7 @@ def test_max_pool_adds_in_float64_where_the_network_is(x64):
     snn = snnjax.init(pooled, np.ones(()), x, model=integrate_and_fire())
     neurons = {"relu": snn.neurons["relu"]._replace(threshold=np.asarray(spike))}
     snn = dataclasses.replace(snn, neurons=neurons)
-    for execution in ("by_step", "by_layer", by_layer(segment=3)):
+    for execution in ("by_step", "by_layer", ByLayer(segment=3)):
         spikes = run(snn, x, pooled, execution=execution)
         np.testing.assert_allclose(spikes, spike, rtol=1e-12)
 
@@ -582,19 +582,19 @@ OTHER_SITE = dataclasses.replace(
         ({"inputs": "events"}, "inputs is 'events'; allowed: 'constant', 'poisson'"),
         ({"micro_batch": 0}, "micro_batch is 0; allowed: a whole number"),
         ({"micro_batch": 2.5}, "micro_batch is 2.5"),
-        ({"execution": by_layer}, "by_layer\\(segment=..., remat=...\\) \\(called"),
-        ({"execution": by_layer(segment=5)}, "segment is 5; allowed: 1 to steps=4"),
-        ({"execution": by_layer(segment=2), "wait": 1}, "segment needs wait 0; found"),
+        ({"execution": ByLayer}, "ByLayer\\(segment=..., remat=...\\) \\(called"),
+        ({"execution": ByLayer(segment=5)}, "segment is 5; allowed: 1 to steps=4"),
+        ({"execution": ByLayer(segment=2), "wait": 1}, "segment needs wait 0, .*found"),
         ({"surrogate": "dspike"}, "surrogate is 'dspike'; allowed: a spike function"),
         ({"surrogate": lambda: 0}, "cannot be called as surrogate\\(x\\)"),
         (CLOSED | {"surrogate": arctan}, "straight-through gradient: leave surrogate"),
         (CLOSED | {"detach_reset": True}, "straight-through gradient: leave surrogate"),
         ({"detach_reset": "no"}, "detach_reset is 'no'; allowed: True or False"),
         ({"has_aux": True, "execution": "by_step"}, "'closed_form' or 'by_layer' with"),
-        ({"has_aux": True, "execution": by_layer(segment=2)}, "'by_layer' without"),
+        ({"has_aux": True, "execution": ByLayer(segment=2)}, "'by_layer' without"),
         ({"has_aux": True, "micro_batch": 8}, "has_aux=True shows .* micro_batch=8"),
         (
-            {"execution": by_layer(remat=True), "surrogate": jax.nn.sigmoid},
+            {"execution": ByLayer(remat=True), "surrogate": jax.nn.sigmoid},
             "the surrogate must be a step; found",
         ),
     ],
@@ -610,7 +610,7 @@ def test_a_wrong_option_of_an_execution_is_refused():
         ({"remat": 1}, "remat is 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            by_layer(**options)
+            ByLayer(**options)
 
 
 POISSON_X, KEY = {"inputs": "poisson", "x": abs(VECTORS)}, jax.random.key(0)

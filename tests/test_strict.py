@@ -12,11 +12,11 @@ import pytest
 from networks import outputs_of
 
 import snnjax
-from snnjax import training
+from snnjax import deploy, training
 from snnjax.calibrators import calibrate_weights, max_threshold
 from snnjax.measures import neurobench, spike_trains
 from snnjax.neurons.protocol import Wrapper
-from snnjax.simulation import by_layer
+from snnjax.simulation import ByLayer
 from snnjax.surrogate import dspike, rectangle
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -123,11 +123,11 @@ def test_whole_numbers():
         model=snnjax.integrate_and_fire(levels=(-1, 1)),
         recipe=snnjax.max_activation(),
     )
-    layers = snnjax.layers.of(fn, snn, images)
-    integers = snnjax.quantize(layers, images, weight_bits=8)
-    outputs = snnjax.integers.outputs(integers, images).outputs
-    trained_fn, start = snnjax.integers.trainable(integers)
-    same = snnjax.spiking(trained_fn)(start, snnjax.integers.on_grid(integers, images))
+    layers = deploy.layers(fn, snn, images)
+    integers = deploy.quantize(layers, images, weight_bits=8)
+    outputs = deploy.outputs(integers, images).outputs
+    trained_fn, start = deploy.trainable(integers)
+    same = snnjax.spiking(trained_fn)(start, deploy.on_grid(integers, images))
     np.testing.assert_allclose(outputs[-1], same[-1], rtol=1e-5)
 
 
@@ -147,14 +147,14 @@ def test_models_run_and_what_cannot_be_measured_is_a_nan_of_numpy():
         snn = snnjax.init(network, params, x, model=model, key=key)
         return snnjax.measure(network, snn, x, params=params, steps=STEPS)
 
-    wrapped = snnjax.neurons.synaptic(WithoutLevels(snnjax.lif()))
-    assert np.isnan(measured(snnjax.neurons.recurrent(wrapped)).bits)
+    wrapped = snnjax.neurons.Synaptic(WithoutLevels(snnjax.lif()))
+    assert np.isnan(measured(snnjax.neurons.Recurrent(wrapped)).bits)
     sites = measured(snnjax.lif()).sites.values()
     assert all(np.isnan(site.flooring) and site.error >= 0 for site in sites)
 
 
-EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (by_layer(segment=3), 0)]
-EXECUTIONS += [(by_layer(remat=True), 1), (by_layer(segment=3, remat=True), 0)]
+EXECUTIONS = [("by_step", 1), ("by_layer", STEPS), (ByLayer(segment=3), 0)]
+EXECUTIONS += [(ByLayer(remat=True), 1), (ByLayer(segment=3, remat=True), 0)]
 INPUTS = ("constant", "poisson", "sequence")
 
 
@@ -203,6 +203,7 @@ def test_temperatures():
         outputs = snnjax.spiking(network, steps=STEPS, surrogate=surrogate)(snn, x)
         return training.mean_cross_entropy(outputs, LABELS)
 
-    differences = training.finite_differences(jax.jit(loss), snn, ["bias"], step=0.1)
-    choice = training.choose_temperature(jax.jit(loss), snn, differences, change=0.2)
-    assert choice.cosines.shape == (3,)
+    _, cosines = training.choose_temperature(
+        jax.jit(loss), snn, ["bias"], step=0.1, change=0.2
+    )
+    assert cosines.shape == (3,)

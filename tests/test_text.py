@@ -58,8 +58,8 @@ def test_what_has_no_numbers_is_shown_by_its_types(shown):
 
 
 def test_parameters_of_a_model_within_a_model_have_columns_of_their_own():
-    inner = neurons.synaptic(snnjax.lif(leak=0.75))
-    outer = neurons.synaptic(inner, synaptic_leak=0.25)
+    inner = neurons.Synaptic(snnjax.lif(leak=0.75))
+    outer = neurons.Synaptic(inner, synaptic_leak=0.25)
     for neuron, columns, leaks in (
         (inner, 1, {"0.75", "0.5"}),
         (outer, 2, {"0.75", "0.5", "0.25"}),

@@ -1,5 +1,6 @@
 """snnjax.torch: a PyTorch module is the same function in JAX, by name and by number."""
 
+import copy
 import doctest
 import re
 from pathlib import Path
@@ -70,9 +71,13 @@ def test_a_module_is_the_same_function_for_a_batch_of_any_size(module):
     for batch in (2, 5):
         ours = jax.jit(fn)(params, images(batch))
         np.testing.assert_allclose(ours, numbers(module, images(batch)), atol=1e-6)
-    names = set(module.state_dict())
-    shared = {"3.conv2.weight", "3.conv2.bias", "3.conv3.weight"}
-    assert set(params) == names - shared
+    assert list(params) == list(module.state_dict())
+    shared = {name: first for name, first in params.items() if isinstance(first, dict)}
+    assert shared == {
+        "3.conv2.weight": {"3.conv1.weight": None},
+        "3.conv2.bias": {"3.conv1.bias": None},
+        "3.conv3.weight": {"3.conv1.weight": None},
+    }
     sites = [(site.name, site.kind) for site in snnjax.sites(fn, params, images(1))]
     assert sites == [
         ("1/relu", "clipped relu"),
@@ -97,6 +102,31 @@ def test_calibrated_weights_return_to_pytorch():
     assert np.abs(snn.params["3.weight"] - params["3.weight"]).max() > 1e-3
     net.load_state_dict(snnjax.torch.state_dict(snn.params))
     np.testing.assert_allclose(numbers(net, x), fn(snn.params, x), atol=1e-6)
+
+
+def test_shared_weights_return_to_pytorch_under_all_their_names(module):
+    fn, params = snnjax.torch.function(module, images(2))
+    snn = snnjax.convert(fn, params, images(16), steps=4, recipe=snnjax.light())
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, snn.params)
+    again = copy.deepcopy(module)
+    again.load_state_dict(snnjax.torch.state_dict(doubled))
+    block = again[3]
+    assert block.conv3.weight is block.conv1.weight
+    for name, tensor in again.state_dict().items():
+        expected = 2 * module.state_dict()[name]
+        np.testing.assert_array_equal(tensor, expected)
+
+
+def test_an_old_torchax_is_named_beside_the_one_that_is_needed(monkeypatch):
+    def import_module(name):
+        if name == "torchax":
+            raise AttributeError("module 'torch' has no attribute '_refs_old'")
+        return torch
+
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.0.13")
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with pytest.raises(ImportError, match=r">= 0\.0\.14\S+; found .*torchax 0\.0\.13 "):
+        snnjax.torch.function(nn.Linear(1, 1), images(1))
 
 
 def test_fn_is_pure_and_leaves_no_trace(module):

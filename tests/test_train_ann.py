@@ -116,7 +116,7 @@ def test_too_high_learning_rate_stops(digits, config, tmp_path):
     config = dataclasses.replace(
         config, out=str(tmp_path), norm=False, learning_rate=1e30
     )
-    message = "epoch 1, step .*. Lower the learning rate or let it warm up"
+    message = "epoch 1 of .*, step .*. Lower the learning rate or let it warm up"
     with pytest.raises(FloatingPointError, match=message):
         train_ann.train(config, data=digits)
 

@@ -104,7 +104,7 @@ def test_divergence_names_the_step_and_a_fixed_temperature_is_not_chosen(
     changes = {"learn": "fixed", "temperature": 0.25, "learning_rate": 1e38}
     config = dataclasses.replace(config, **changes, out=str(tmp_path))
     with pytest.raises(
-        FloatingPointError, match="epoch 1, step .* of 4; .* learning rate"
+        FloatingPointError, match="epoch 1 of .*, step .* of 4; .* learning rate"
     ):
         train_snn.train(config, data=digits)
 

@@ -12,7 +12,6 @@ from experiments.models.trained_ann import (
     Source,
     load_source,
     save_source,
-    source_digest,
     source_function,
 )
 from experiments.models.zoo import NAMES, build, parameters_of
@@ -27,7 +26,6 @@ __all__ = [
     "read_weights",
     "save_snn",
     "save_source",
-    "source_digest",
     "source_function",
     "to_flax",
 ]

@@ -1,44 +1,39 @@
-"""Files of PyTorch weights: arrays by name, as safetensors or .npz.
+"""Files of PyTorch weights: arrays by name, as safetensors.
 
 Pickles, which torch.save writes, are refused: reading one runs whatever code is in it.
 The message shows how to turn one into safetensors where PyTorch is installed.
 """
 
-import zipfile
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  comes with JAX; it adds bfloat16 to NumPy
 import numpy as np
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
-SUFFIXES = (".safetensors", ".npz")
+SUFFIX = ".safetensors"
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of a .safetensors or .npz file by their names.
+    """Arrays of a .safetensors file by their names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a pickle, or no file of these two kinds.
+        ValueError: it is a pickle, or no safetensors.
         ImportError: safetensors is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {path} of weights; give a {' or '.join(SUFFIXES)} file, or write "
-            "one by experiments.sources.train or experiments.sources.pretrained"
+            f"no file {path} of weights; give a {SUFFIX} file, or write one by "
+            "experiments.train_ann or experiments.sources.pretrained"
         )
     if path.suffix in PICKLES:
         raise ValueError(_refusal(path))
-    if path.suffix not in SUFFIXES:
+    if path.suffix != SUFFIX:
         raise ValueError(
-            f"{path} is neither safetensors nor .npz; write the arrays, by their "
-            "PyTorch names, as one of these two"
+            f"{path} is no {SUFFIX} file; write the arrays, by their PyTorch names, by "
+            "safetensors.numpy.save_file"
         )
-    return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -55,19 +50,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} cannot be read as arrays ({error}); write it by "
-            "np.savez(path, **{name: array, ...}), without objects"
-        ) from None
-
-
 def _refusal(path: Path) -> str:
-    target = path.with_suffix(".safetensors")
+    target = path.with_suffix(SUFFIX)
     return f"""{path} is a pickle, and reading one runs whatever code is in it.
 Where PyTorch is installed, turn it into safetensors, which holds only arrays:
 

@@ -1,7 +1,7 @@
 """A trained source network on disk: weights, and a card that describes them.
 
-The weights are a file NAME.safetensors or NAME.npz, under flax's names or PyTorch's,
-and the card is NAME.json. It names the network, and says how images are normalized and
+The weights are a file NAME.safetensors, under flax's names or PyTorch's, and the card
+is NAME.json. It names the network, and says how images are normalized and
 what accuracy to expect.
 """
 
@@ -17,10 +17,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments.models.torch_files import PICKLES, SUFFIXES, read_weights
+from experiments.models.torch_files import PICKLES, SUFFIX, read_weights
 from experiments.models.torch_names import to_flax
 from experiments.models.zoo import NAMES, build_from
-from experiments.running import MOST_LEVELS, digest, write
+from experiments.running import MOST_LEVELS, write
 
 FILE = "source.safetensors"  # in the folder of a run; its card is source.json
 
@@ -53,7 +53,7 @@ def load_source(path: str | Path, card: Mapping[str, Any] | None = None) -> Sour
         ValueError: it holds no trained network, or one that does not fit its card.
     """
     file = Path(path).expanduser().resolve()
-    if file.is_file() or not file.is_dir() and file.suffix in SUFFIXES + PICKLES:
+    if file.is_file() or not file.is_dir() and file.suffix in (SUFFIX, *PICKLES):
         return _load_file(file, card)
     if not file.exists():
         raise FileNotFoundError(
@@ -82,13 +82,6 @@ def save_source(out: Path, source: Source) -> None:
     card = source.card | {"sha256": hashlib.sha256(data).hexdigest()}
     write(out / FILE, data)
     write(out / "source.json", json.dumps(card, indent=2) + "\n")
-
-
-def source_digest(source: Source) -> str:
-    """sha256 of the weights and of what the card says of the network and its images."""
-    names = ("model", "norm", "clip", "levels", "mean", "std", "input_shape")
-    description = json.dumps({name: source.card.get(name) for name in names})
-    return digest((source.variables, np.frombuffer(description.encode(), np.uint8)))
 
 
 def _load_file(file: Path, card: Mapping[str, Any] | None) -> Source:

@@ -1,17 +1,14 @@
-"""Results of a conversion: tables, figures, and an HTML page with both.
+"""Results of a conversion: tables, files and figures.
 
 ``results.py`` has the rows of one network and ``networks.py`` those of several.
-``figures.py`` draws them in the style of ``drawing.py``. ``page.py`` fills the template
-``report.html`` with the same tables and figures. As in every package here, ``__init__``
-exports the names that other packages use.
+``figures.py`` draws them in the style of ``drawing.py``. As in every package here,
+``__init__`` exports the names that other packages use.
 """
 
 from experiments.report import figures, networks, training_figures
-from experiments.report.figures import spikes_of
 from experiments.report.networks import network_name, read_results
-from experiments.report.page import table as html_table
-from experiments.report.page import write_page
 from experiments.report.results import (
+    LEGEND,
     Result,
     Table,
     choice,
@@ -24,6 +21,7 @@ from experiments.report.results import (
 )
 
 __all__ = [
+    "LEGEND",
     "Result",
     "Table",
     "choice",
@@ -31,14 +29,11 @@ __all__ = [
     "deviation",
     "figures",
     "header",
-    "html_table",
     "markdown_table",
     "network_name",
     "networks",
     "read_results",
     "row",
-    "spikes_of",
     "training_figures",
-    "write_page",
     "write_results",
 ]

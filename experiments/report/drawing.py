@@ -14,9 +14,9 @@ import numpy as np
 
 from experiments.running import write
 
-INK, MUTED, BAR, WINDOW = "#1a1f26", "#56606c", "#d5dae1", "#e8f0f8"
+INK, MUTED, BAR = "#1a1f26", "#56606c", "#d5dae1"
 SERIES = "#0072b2 #c44e00 #00795a #a8337c #7d6200 #5a55c9 #4a525c #1a7f9c".split()
-MARKERS = "os^Dv"
+MARKERS = "os^Dvos^"  # one for each color
 WIDTH = 440  # of a panel, in points
 
 _STYLE = {
@@ -64,9 +64,7 @@ def drawn(
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    # Eight colors and five markers: 40 curves differ.
-    cycle = cycler(color=len(MARKERS) * SERIES)
-    cycle += cycler(marker=list(len(SERIES) * MARKERS))
+    cycle = cycler(color=SERIES) + cycler(marker=list(MARKERS))
     with matplotlib.rc_context(_STYLE | {"axes.prop_cycle": cycle}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         axes = np.ravel(figure.subplots(squeeze=False, **subplots))

@@ -1,21 +1,24 @@
-"""Figures of results: accuracy, errors and firing rates of the sites, spikes."""
+"""Figures of results: accuracy, errors and firing rates of the sites."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-import snnjax
-from experiments.report.drawing import BAR, INK, SERIES, WIDTH, WINDOW, drawn
+from experiments.report.drawing import BAR, INK, SERIES, WIDTH, drawn
 from experiments.report.networks import NetworkResults, merged
-from experiments.report.results import Result, choice, line_name, lines
-from snnjax.measures import SiteMeasures
+from experiments.report.results import (
+    PARTS,
+    Result,
+    choice,
+    line_name,
+    lines,
+    relative_errors,
+)
 
-PARTS = ("inherited", "clipping", "flooring", "unevenness")
-NEURONS = 12  # most neurons of a site in a raster
+MOST = len(SERIES)  # lines of a panel, each with a color of its own
 
 
 # --------------------------------------------------------------------- accuracy
@@ -139,31 +142,53 @@ def after_epochs(curves: Mapping[str, Sequence[float]], ann: float) -> Panel:
     return Panel("accuracy after each epoch of training", "epochs", series, ann)
 
 
-def write_accuracy(path: Path, *panels: Panel) -> None:
-    """Panels in rows of two; the legend of the first one is in an empty cell, or below.
+def write_accuracy(path: Path, *groups: Sequence[Panel]) -> None:
+    """Panels in rows of two; the legend of each group is in an empty cell, or below.
 
     A page shows two panels at the size of its text, three would be too small.
     """
+    panels = groups[0]
     ncols = min(2, len(panels))
-    nrows = math.ceil(len(panels) / ncols)
-    has_empty_cell = len(panels) < nrows * ncols
+    has_empty_cell = len(panels) % 2 == 1 and len(panels) > 1
+    # Beside each other, several groups need a cell each for their legends.
+    has_empty_cell |= len(groups) > 1
+    rows_of_group = math.ceil((len(panels) + has_empty_cell) / ncols)
+    nrows = rows_of_group * len(groups)
     columns = 0 if has_empty_cell else 5 if ncols == 2 else 1
     height = 310 * nrows
     if columns:
         height += 20 * math.ceil(len(panels[0].series) / columns)
     size = ncols * WIDTH, height
     with drawn(path, *size, legend=columns, nrows=nrows, ncols=ncols) as (_, axes):
-        for axis, panel in zip(axes, panels, strict=False):
-            panel.draw(axis)
-        if has_empty_cell:
-            axes[-1].axis("off")
-            names = axes[0].get_legend_handles_labels()
-            axes[-1].legend(*names, loc="center", ncols=1 + (len(names[0]) > 8))
+        for cells, group in zip(np.split(axes, len(groups)), groups, strict=True):
+            for axis, panel in zip(cells, group, strict=False):
+                panel.draw(axis)
+            for axis in cells[len(group) :]:
+                axis.axis("off")
+            if has_empty_cell:
+                names = cells[0].get_legend_handles_labels()
+                cells[len(group)].legend(*names, loc="center")
+
+
+def groups_of(results: Sequence[Result]) -> list[list[Result]]:
+    """All rows; of more than `MOST` lines each kind of spikes, `MOST` lines at most."""
+    if len(lines(results)) <= MOST:
+        return [list(results)]
+    kinds: dict[tuple[bool, bool], list[Result]] = {}
+    for row in results:
+        is_rate, is_binary = row.code == "rate", row.levels == (0, 1)
+        kinds.setdefault((is_rate, is_rate and is_binary), []).append(row)
+    groups = []
+    for rows in kinds.values():
+        of_kind = lines(rows)
+        for start in range(0, len(of_kind), MOST):
+            groups.append(sum(of_kind[start : start + MOST], []))
+    return groups
 
 
 def write_epochs(curves: Mapping[str, Sequence[float]], ann: float, path: Path) -> None:
     """Accuracy of fine-tunings against epochs, see `after_epochs`."""
-    write_accuracy(path, after_epochs(curves, ann))
+    write_accuracy(path, [after_epochs(curves, ann)])
 
 
 def draw_networks(
@@ -175,7 +200,8 @@ def draw_networks(
     """
     for network in merged(networks):
         name, ann = network.name, network.ann
-        panels = [against(network.results, ann, cost) for cost in costs]
+        groups = groups_of(network.results)
+        panels = [[against(rows, ann, cost) for cost in costs] for rows in groups]
         write_accuracy(folder / f"{name}.png", *panels)
         if network.epochs:
             write_epochs(network.epochs, ann, folder / f"{name}_epochs.png")
@@ -231,12 +257,6 @@ def draw_points_lost(networks: Sequence[NetworkResults], path: Path) -> None:
 # ------------------------------------------------------------------------ sites
 
 
-def relative_errors(site: SiteMeasures) -> list[float]:
-    """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
-    activation = float(site.activation) or float("nan")
-    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
-
-
 def write_sites(path: Path, result: Result) -> None:
     """Error of every site with its parts; beside it, the firing rates."""
     sites = result.measures.sites
@@ -266,87 +286,22 @@ def write_sites(path: Path, result: Result) -> None:
         figure.suptitle(f"{line_name(result)}, T = {result.steps}")
 
 
-def spikes_of(fn, snn: snnjax.SNN, image: jax.Array) -> dict[str, np.ndarray]:
-    """Site -> spikes [T, ...] of an image [1, ...], bool or levels."""
-
-    @jax.jit
-    def trains(snn, x):
-        run = {"steps": snn.steps, "wait": snn.wait}
-        return snnjax.measures.spike_trains(fn, snn, x, **run)
-
-    return {name: np.asarray(t)[:, 0] for name, t in trains(snn, image).items()}
-
-
-def raster(spikes: np.ndarray, first: int, latency: int) -> np.ndarray:
-    """Signs of the spikes of one site; NaN in the steps in which it may not fire.
-
-    Args:
-        spikes: [T, ...], bool or levels.
-        first: step, from 1, in which the site may fire for the first time.
-        latency: steps until the network's answer.
-
-    Returns:
-        [neurons, latency], of at most `NEURONS` neurons at even distances.
-
-    >>> raster(np.array([[True, False], [False, True]]), first=2, latency=4)
-    array([[nan,  1.,  0., nan],
-           [nan,  0.,  1., nan]])
-    """
-    steps = len(spikes)
-    signs = np.sign(spikes.reshape(steps, -1).astype(float)).T
-    count = min(NEURONS, len(signs))
-    some = np.linspace(0, len(signs) - 1, count).round().astype(int)
-    image = np.full((count, latency), np.nan)
-    image[:, first - 1 : first - 1 + steps] = signs[some]
-    return image
-
-
-def write_rasters(
-    path: Path,
-    trains: Mapping[str, np.ndarray],
-    sites: snnjax.network.Sites,
-    result: Result,
-) -> None:
-    """Spikes for one image, site below site: a row per neuron, a column per step."""
-    from matplotlib.colors import ListedColormap
-
-    neurons = [site for site in sites if site.fires]
-    size = 2 * WIDTH, 110 + 45 * len(neurons)
-    with drawn(path, *size, nrows=len(neurons), sharex=True) as (figure, axes):
-        for axis, site in zip(axes, neurons, strict=True):
-            first = 1 + site.depth * result.wait
-            image = raster(trains[site.name], first, result.latency)
-            extent = 0.5, result.latency + 0.5, len(image), 0
-            colors = ListedColormap([SERIES[1], WINDOW, INK])
-            options = {"cmap": colors, "vmin": -1, "vmax": 1, "extent": extent}
-            axis.imshow(image, aspect="auto", interpolation="nearest", **options)
-            axis.set_yticks([len(image) / 2], [site.name], fontsize=11)
-            axis.grid(visible=False)
-            axis.tick_params(length=0)
-            axis.spines["left"].set_visible(False)
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
-        axes[-1].set_xlabel("step")
-        figure.suptitle(f"{line_name(result)}, T = {result.steps}")
-
-
 def write_figures(
     out: Path,
     results: Sequence[Result],
     ann: float,
-    sites: snnjax.network.Sites,
-    trains: Mapping[str, np.ndarray],
     epochs: Sequence[float] | None = None,
 ) -> None:
-    """Write accuracy.png of all rows, layers.png and raster.png of the `choice`.
+    """Write accuracy.png of all rows, and layers.png of the `choice`.
 
     Args:
-        trains: of the chosen SNN, from `spikes_of`.
         epochs: accuracy at the start and after each epoch, of a fine-tuning.
     """
-    best = choice(results)
-    early, second = read_early(results, ann), against(results, ann, "latency")
-    if epochs:
-        second = after_epochs({"training": epochs}, ann)
-    write_accuracy(out / "accuracy.png", early, second)
-    write_sites(out / "layers.png", best)
-    write_rasters(out / "raster.png", trains, sites, best)
+    groups = []
+    for rows in groups_of(results):
+        second = against(rows, ann, "latency")
+        if epochs:
+            second = after_epochs({"training": epochs}, ann)
+        groups.append([read_early(rows, ann), second])
+    write_accuracy(out / "accuracy.png", *groups)
+    write_sites(out / "layers.png", choice(results))

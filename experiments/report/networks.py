@@ -102,7 +102,10 @@ def read_row(plain: dict) -> Result:
     if "high" in counts:  # written before there were codes
         steps, high = counts["steps"], counts.pop("high")
         counts |= {"values": steps * high + 1, "operator_steps": steps}
-        counts["spikes"] = steps * counts["firing_rate"]
+    # Older files have the products of one step, and more fields.
+    counts["operator_macs"] *= counts.pop("operator_steps", 1)
+    for name in ("spikes", "operators"):
+        counts.pop(name, None)
     measures = snnjax.measures.Measures(**counts)
     levels = tuple(plain["levels"])
     return Result(

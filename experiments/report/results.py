@@ -5,8 +5,9 @@ numbers of right answers, so that rounding decides nothing.
 """
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class Result(NamedTuple):
         firing_rate, synaptic_operations, measures: of the first seed's SNN.
         seconds: median duration of the conversions, or the duration of all epochs.
         choice_hits: per seed, right answers on the images that rows are chosen by.
+        choice_images: how many images these are.
         levels: of the spikes.
         code: what a spike is worth at each step, a name of experiments.running.CODES.
     """
@@ -42,6 +44,7 @@ class Result(NamedTuple):
     choice_hits: list[int] | None = None
     levels: tuple[int, int] = (0, 1)
     code: str = "rate"
+    choice_images: int | None = None
 
     @property
     def name(self) -> str:
@@ -73,19 +76,36 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def choice(results: Sequence[Result]) -> Result:
-    """The row whose first SNN is saved and shown.
+    """The row whose first SNN is saved and shown: the earliest of the best ones.
 
-    It has the most right answers on the images that rows are chosen by. Ties go to the
-    lowest latency, then to the least energy. A row that was not evaluated on these
-    images is chosen only if no row was.
+    Of n answers on the images that rows are chosen by, h are right. A row is as good as
+    the best one if they differ by no more than a standard error of their difference:
+
+        h_best - h <= sqrt(s_best^2 + s^2),  s^2 = n p (1 - p),  p = (h + 1) / (n + 2)
+
+    That is the rule of one standard error (Breiman et al. 1984), with Laplace's p, so
+    that a row without errors is not certain either. Among these rows the lowest latency
+    wins, then the fewest spikes. A row that was not evaluated on these images is chosen
+    only if no row was.
     """
+    hits = [-1 if r.choice_hits is None else sum(r.choice_hits) for r in results]
 
-    def order(result: Result):
-        energy = snnjax.energy(result.measures).operations.spiking
-        hits = -1 if result.choice_hits is None else sum(result.choice_hits)
-        return hits, -result.latency, -float(energy)
+    def variance(result: Result, h: int) -> float:
+        if result.choice_hits is None or result.choice_images is None:
+            return 0.0
+        n = result.choice_images * len(result.choice_hits)
+        p = (h + 1) / (n + 2)
+        return n * p * (1 - p)
 
-    return max(results, key=order)
+    most = max(range(len(results)), key=hits.__getitem__)
+    of_best = variance(results[most], hits[most])
+    as_good = [
+        (result, h)
+        for result, h in zip(results, hits, strict=True)
+        if hits[most] - h <= math.sqrt(of_best + variance(result, h))
+    ]
+    pairs = [(r.latency, r.spikes, -h, i) for i, (r, h) in enumerate(as_good)]
+    return as_good[min(pairs)[-1]][0]
 
 
 def lines(results: Iterable[Result]) -> list[list[Result]]:
@@ -118,8 +138,13 @@ def percent(result: Result) -> str:
 
 # ----------------------------------------------------------------------- tables
 
-CONSOLE = "{:<{width}} {:>4}{:>4}{:>8}{:>15}{:>8}{:>8}{:>10}{:>8}"
-NAME_WIDTH = 15  # of the longest name of a recipe
+CONSOLE = "{:<{width}}{:>5}{:>4}{:>8}{:>14}{:>7}{:>8}{:>9}{:>7}"
+NAME_WIDTH = 15  # of the longest name of a recipe; then a row has 77 columns
+LEGEND = """\
+T: steps in which a neuron fires, after the wait of its layer; latency: steps
+until the answer; loss: points below the ANN; spikes: per neuron and image;
+SynOps M: millions of synaptic operations; s: seconds of the conversion
+"""
 
 
 def header(width: int = NAME_WIDTH) -> str:
@@ -234,16 +259,74 @@ def about_costs(facts: dict) -> str:
     return ABOUT_COSTS.format(images=images, kind=kind)
 
 
-def write_results(out: Path, facts: dict, results: Sequence[Result]) -> None:
-    """Write metrics.json, and results.md with the same numbers as tables, to `out`."""
+PARTS = ("inherited", "clipping", "flooring", "unevenness")
+
+
+def relative_errors(site: snnjax.measures.SiteMeasures) -> list[float]:
+    """Error and its `PARTS` in percent of the activation; NaN where that is zero."""
+    activation = float(site.activation) or float("nan")
+    return [100 * float(getattr(site, part)) / activation for part in ("error", *PARTS)]
+
+
+def site_table(
+    result: Result,
+    sites: snnjax.network.Sites,
+    sources: Mapping[str, Sequence[str]],
+) -> Table:
+    """A row per site: the sites that feed it, and its measures.
+
+    Errors are RMS in percent of the RMS activation, "–" where that is zero.
+
+    Args:
+        sources: site -> the sites that feed it, from `snnjax.network.connections`.
+    """
+    head = ["site", "kind", "shape", "depth", "fed by", "rate %", "silent %"]
+    head += ["saturated %", "error %", *(f"{part} %" for part in PARTS)]
+    rows = []
+    for site in sites:
+        fed_by = ", ".join(f"`{name}`" for name in sources[site.name])
+        shape = "×".join(map(str, site.shape))
+        cells = [f"`{site.name}`", site.kind, shape, str(site.depth), fed_by]
+        if measures := result.measures.sites.get(site.name):
+            shares = measures.firing_rate, measures.silent, measures.saturated
+            numbers = [100 * float(share) for share in shares]
+            numbers += relative_errors(measures)
+            cells += ["–" if math.isnan(x) else f"{x:.1f}" for x in numbers]
+        rows.append(cells + [""] * (len(head) - len(cells)))
+    return head, rows
+
+
+def write_results(
+    out: Path,
+    facts: dict,
+    results: Sequence[Result],
+    sites: snnjax.network.Sites,
+    sources: Mapping[str, Sequence[str]],
+) -> None:
+    """Write metrics.json, and results.md with the same numbers and the figures.
+
+    Args:
+        facts: what all rows share, as in ``experiments.convert.facts_of``.
+        sites, sources: see `site_table`.
+    """
     metrics = {**facts, "results": [_plain(result._asdict()) for result in results]}
     write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    best = choice(results)
+    text = f"Sites of `{line_name(best)}`, T = {best.steps}, which is saved:\n"
+    parts = [tables_of(facts, results), text]
+    parts += [markdown_table(*site_table(best, sites, sources))]
+    parts += [f"![{name}]({name}.png)\n" for name in ("accuracy", "layers")]
+    write(out / "results.md", "\n".join(parts))
+
+
+def tables_of(facts: dict, results: Sequence[Result]) -> str:
+    """Accuracies, those of a fine-tuning after its epochs, and costs."""
     parts = [markdown_table(*accuracy_table(results, facts["ann_accuracy"]))]
     if curve := facts.get("accuracy_after_epochs"):
         cells = ("accuracy %", *(f"{100 * accuracy:.1f}" for accuracy in curve))
         parts.append(markdown_table(("epoch", *map(str, range(len(curve)))), [cells]))
     parts += [about_costs(facts), markdown_table(*cost_table(results))]
-    write(out / "results.md", "\n".join(parts))
+    return "\n".join(parts)
 
 
 def _plain(value):

@@ -29,7 +29,7 @@ Outcome = TypeVar("Outcome")
 
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as in shells
 # Options that no result depends on.
-OF_A_MACHINE = ("data_dir", "out", "report", "again")
+OF_A_MACHINE = ("data_dir", "out", "again")
 OF_A_USER = MissingDataError, ValueError, FloatingPointError, OSError, ImportError
 
 

@@ -226,11 +226,11 @@ CODES = {
 
 # The chips by their names for --chip.
 CHIPS = {
-    "speck": snnjax.chips.speck,
-    "xylo": snnjax.chips.xylo,
-    "loihi2": snnjax.chips.loihi2,
-    "akida1": snnjax.chips.akida1,
-    "spinnaker2": snnjax.chips.spinnaker2,
+    "speck": snnjax.deploy.speck,
+    "xylo": snnjax.deploy.xylo,
+    "loihi2": snnjax.deploy.loihi2,
+    "akida1": snnjax.deploy.akida1,
+    "spinnaker2": snnjax.deploy.spinnaker2,
 }
 
 
@@ -239,7 +239,7 @@ class Conversion(Work):
     """Options of every conversion."""
 
     # Source network: the --out folder of a train_ann run, or PyTorch weights in a
-    # .safetensors or .npz file. If the default (for digits) is missing, it is trained.
+    # .safetensors file. If the default (for digits) is missing, it is trained.
     checkpoint: str = "runs/digits_resnet"
     # Network, one of experiments.models.NAMES, if the weights have no card (.json)
     # beside them; images are then normalized by mean and deviation of the data set.
@@ -255,8 +255,6 @@ class Conversion(Work):
     dead_zone: float | None = None
     # The dead zone at step T, 0.5 to 1: a larger one saves last spikes and adds error.
     last_zone: float = 0.5
-    # File for a report: one HTML page that loads nothing else.
-    report: str | None = None
     # Run even if `out` has results of the same options; files are not compared.
     again: bool = False
 

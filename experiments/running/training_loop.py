@@ -86,7 +86,6 @@ def fit(
     state: State,
     step: Callable[..., tuple[State, dict[str, jax.Array]]],
     measure: Callable[[State, list[dict]], dict[str, Any]],
-    **inputs: Any,
 ) -> tuple[State, list[dict]]:
     """Train, or resume the training in the folder ``config.out``.
 
@@ -98,7 +97,6 @@ def fit(
         step: (state, key, images, labels, index) -> (state, `report`); ``index`` counts
             the steps of the epoch. It may donate the buffers of the state.
         measure: as for `snnjax.training.train`.
-        inputs: what the run starts from, by name. A run of others is not resumed.
 
     Returns:
         The state after the last epoch, and the log.
@@ -111,11 +109,6 @@ def fit(
     """
     # Two states, one of which is being written, the last network and the best.
     out = writable(config.out, "--out", size=space(state, 4)).resolve()
-    if (out / "checkpoints").exists():
-        raise ValueError(
-            f"{out} holds checkpoints of an older version; choose another --out, or "
-            "delete that folder"
-        )
     steps_per_epoch(config, data)
     mesh = devices.make_mesh(config.mesh)
 
@@ -139,7 +132,7 @@ def fit(
         epochs=config.epochs,
         measure=measure_and_note,
         folder=state_folder(config),
-        depends_on=options_of_results(config) | inputs,
+        depends_on=options_of_results(config),
     )
 
 

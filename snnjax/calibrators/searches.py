@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from snnjax._arrays import lead
-from snnjax._checks import is_number
+from snnjax._ranges import NOT_NEGATIVE
 from snnjax._text import named
 from snnjax.calibrators import formulas
 from snnjax.calibrators.blocks import in_blocks, sum_over
@@ -56,18 +56,18 @@ def search(
             range.
     """
     pairs = _checked_pairs(candidates)
-    if not is_number(pace) or not 0 <= pace < np.inf:
-        raise ValueError(f"pace is {pace!r}; allowed: a finite number >= 0")
+    NOT_NEGATIVE.check("pace", pace)
     pairs = sorted(pairs, key=lambda pair: abs(pair[0] - 1) + abs(pair[1]))
     # Equally many candidates take the same program; of equal ones the first is taken.
-    padded = np.float32([*pairs, *[pairs[0]] * (-len(pairs) % 12)])
+    padded = [*pairs, *[pairs[0]] * (-len(pairs) % 12)]
+    table = np.asarray(padded, np.float32)
 
     def calibrate(view: View, fit: Fit) -> Fit:
         # Each parameter in full but v(0), which is small until each neuron has its own.
         start = fit.neurons.initial_potential
         neuron = _best_of(
             broadcast(fit.neurons, view.site)._replace(initial_potential=start),
-            padded,
+            table,
             view.sample,
             view.sample_currents(fit.weights),
             view.positions,

@@ -3,10 +3,11 @@
     V_th = statistic of the activations / high
 
 high is `View.high`, the largest output of a neuron with threshold 1. Papers differ in
-the statistic alone: `threshold` takes it, and the papers' names are one line each.
+the statistic: `threshold` takes it, and the papers' names are one line each.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import get_args
 
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import on_host, subtract_offset
-from snnjax._checks import check_choice, is_number
+from snnjax._checks import check_choice
+from snnjax._ranges import Range
 from snnjax._text import named
 from snnjax._types import Per
 from snnjax.calibrators import formulas
@@ -30,8 +32,8 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
     """V_th = ``of(view, fit, per)`` / `View.high`.
 
     Args:
-        of: `maximum`, `percentile(p)`, `least_squares()` or `own_maximum`; or a
-            statistic of your own, which gives [], or [C] per channel.
+        of: `maximum`, `percentile(p)` or `least_squares()`; or a statistic of your own,
+            which gives [], or [C] per channel.
         per: "layer", one threshold for the site, or "channel".
 
     Raises:
@@ -61,7 +63,7 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
                 "and one threshold per layer would clip at the largest; allowed: "
                 "per='channel', as in snnjax.light('channel') or snnjax.best()"
             )
-        value = of(view, fit, per) / view.high
+        value = _divided(of(view, fit, per), view.high)
         if per == "channel":
             value = value.reshape(parameter_shapes(view.site)["threshold"])
         return fit.with_neurons(threshold=value)
@@ -85,8 +87,7 @@ def percentile(p: float) -> Statistic:
     Raises:
         ValueError: not 1 < p <= 100, in percent.
     """
-    if not is_number(p) or not 1 < p <= 100:
-        raise ValueError(f"p is {p!r}; allowed: 1 < p <= 100, in percent, e.g. 99.9")
+    Range(1, 100, open_least=True).check("p", p)
     p = float(p)  # of an array, which has no hash
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
@@ -108,11 +109,7 @@ def least_squares(shift: float = 0.0) -> Statistic:
     Raises:
         ValueError: not 0 <= shift < 1.
     """
-    if not is_number(shift) or not 0 <= shift < 1:
-        raise ValueError(
-            f"shift is {shift!r}; allowed: 0 <= shift < 1, e.g. 0 (the paper's floor, "
-            "once 'floor') or 0.5 (rounds, once 'round')"
-        )
+    Range(0, 1, open_most=True).check("shift", shift)
     shift = float(shift)
 
     def of(view: View, fit: Fit, per: Per) -> jax.Array:
@@ -120,22 +117,6 @@ def least_squares(shift: float = 0.0) -> Statistic:
         return _least_squares(view.sample, fit.neurons.offset, per, shift, view.values)
 
     return of
-
-
-def own_maximum(view: View, fit: Fit, per: Per) -> jax.Array:
-    """That of a clipped or quantized ReLU, whatever the activations are.
-
-    Raises:
-        ValueError: the site has none.
-    """
-    del fit, per
-    if view.own_maximum is None:
-        raise ValueError(
-            f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
-            "no maximum of its own; allowed: the kinds 'quantized relu' and "
-            "'clipped relu'. Take another recipe, e.g. snnjax.best()"
-        )
-    return on_host(view.own_maximum)
 
 
 # ------------------------------------------------------------- the papers' names
@@ -174,7 +155,12 @@ def least_squares_threshold(per: Per = "layer", shift: float = 0.0) -> Calibrato
 
 @named
 def own_maximum_threshold() -> Calibrator:
-    """``threshold(own_maximum, "channel")``: Bu et al., ICLR 2022 (QCFS).
+    """V_th = maximum / `View.high`, of a clipped or quantized ReLU.
+
+    No activation counts. Source: Bu et al., ICLR 2022 (QCFS).
+
+    Raises:
+        ValueError: from the calibrator, at a site without a maximum of its own.
 
     >>> import jax.numpy as jnp, snnjax
     >>> fn = lambda w, x: snnjax.clipped_relu(w * x, 6.0)
@@ -184,7 +170,17 @@ def own_maximum_threshold() -> Calibrator:
     >>> print(snn.neurons["relu"].threshold)
     [6.]
     """
-    return threshold(own_maximum, "channel")
+
+    def calibrate(view: View, fit: Fit) -> Fit:
+        if view.own_maximum is None:
+            raise ValueError(
+                f"site {view.site.name!r} has the kind {view.site.kind!r}, which has "
+                "no maximum of its own; allowed: the kinds 'quantized relu' and "
+                "'clipped relu'. Take another recipe, e.g. snnjax.best()"
+            )
+        return fit.with_neurons(threshold=on_host(view.own_maximum) / view.high)
+
+    return calibrate
 
 
 @named
@@ -215,6 +211,9 @@ def least_squares_offset() -> Calibrator:
         return fit.with_neurons(offset=offset.reshape(shape))
 
     return calibrate
+
+
+_divided = jax.jit(operator.truediv, static_argnums=1)
 
 
 def _warn_of_few(view: View, per: Per) -> None:

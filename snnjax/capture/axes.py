@@ -1,7 +1,7 @@
 """Axes: how operations move them, and where channels lie, equation by equation.
 
 Products with weights make channels. Later operations move the channel axis, or merge it
-with another axis. Thresholds are per channel. ``batch.py`` follows the batch axis.
+with another axis. Thresholds are per channel.
 """
 
 import math

@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from snnjax._checks import check_examples, check_function, check_leaves
+from snnjax._checks import called_as, check_examples, check_function, check_leaves
 from snnjax._examples import batch_of, shapes_of
 from snnjax._trees import is_floating, paths_of
 from snnjax.capture.axes import Avals, axes_of_maximum, channel_axis
@@ -34,11 +34,13 @@ from snnjax.capture.mixing import Growth
 from snnjax.capture.names import site_names
 from snnjax.capture.operators import with_operators, without_inner_pools
 from snnjax.capture.recognize import with_sites
+from snnjax.capture.trace import trace
 from snnjax.network.equations import Equation, Network, shape_of, spread_out
 from snnjax.network.evaluate import Rule, evaluate
 from snnjax.network.sites import Sites
 
 
+@called_as("snnjax.sites(fn, params, x)")
 def sites(fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree) -> Sites:
     """Where neurons would fire: name, kind, shape, depth and parameters of each site.
 
@@ -153,19 +155,18 @@ def capture(
     check_examples(x)
     # In training mode a norm takes its statistics over all examples, so the network is
     # that of the whole batch; otherwise it is that of one example.
-    size = batch_of(x)
-    sizes = (size, size, 2 * size) if has_aux else (1, 2, 3)
-    (program, result), (few, _), (more, _) = (
-        _program(fn, params, x, size) for size in sizes
-    )
-    growth = Growth(few, more)
+    size = batch_of(x) if has_aux else 1
+    program, result = _program(fn, params, x, size)
+    few = program if has_aux else _program(fn, params, x, 2)[0]
+    growth = Growth(few, _program(fn, params, x, 2 * size if has_aux else 3)[0])
     if has_aux:  # anything may stand between the sites
         program = with_sites(program, growth.statistics())
         program = without_inner_pools(program)
         answers, mixing = _without_aux(result), []
     else:
         program = with_encoders(with_sites(program))
-        program = of_one_example(with_operators(without_inner_pools(program)))
+        program = with_operators(without_inner_pools(program))
+        program = of_one_example(program, few)
         answers, mixing = result, [*growth.problems()]
     network = _annotated(program, params, jax.tree_util.tree_structure(result))
     facts = Facts(network)
@@ -194,48 +195,14 @@ def _program(
 ) -> tuple[Program, Any]:
     """The equations of fn for so many examples, and the shapes of its result."""
     try:
-        closed_jaxpr, result = _trace(fn, params, shapes_of(x, size))
+        closed_jaxpr, result = trace(fn, params, shapes_of(x, size))
     except Exception as error:
-        _trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
-        check_has_batch(x)
-        raise hard_coded(x, size, error) from None
-    return flatten(closed_jaxpr, len(jax.tree_util.tree_leaves(params))), result
-
-
-def _trace(fn: Callable, params: chex.ArrayTree, x: Any) -> tuple[Any, Any]:
-    """The jaxpr of a function, and the shapes of its result."""
-
-    def anew(params, x):  # JAX would remember what fn itself closed over at first
-        return fn(params, x)
-
-    try:
-        return jax.make_jaxpr(anew, return_shape=True)(params, x)
-    except Exception as error:  # the user's own function failed: say with what
-        note = (
-            f"snnjax called fn(params, x) with x of {_described(x)}, and params of "
-            f"{_shapes(params)}. Pass x with the batch axis first and the features "
-            "that params have weights for, and the network as fn(params, x) -> outputs."
-        )
-        if type(error) in (TypeError, ValueError):
-            explanation = type(error)(f"{error}\n{note}")
-            for earlier_note in getattr(error, "__notes__", ()):
-                explanation.add_note(earlier_note)
-            raise explanation from error
-        error.add_note(note)
-        raise
-
-
-def _described(x: Any) -> str:
-    leaves = jax.tree_util.tree_leaves(x)
-    return ", ".join(f"shape {tuple(a.shape)} and dtype {a.dtype}" for a in leaves)
-
-
-def _shapes(params: chex.ArrayTree, most: int = 4) -> str:
-    """Names and shapes of the first parameters."""
-    leaves = jax.tree_util.tree_leaves(params)
-    pairs = list(zip(paths_of(params), leaves, strict=True))
-    shapes = [f"{path or 'shape'} {jnp.shape(leaf)}" for path, leaf in pairs[:most]]
-    return ", ".join(shapes + ["..."] * (len(pairs) > most)) or "no arrays"
+        failure = error
+    else:
+        return flatten(closed_jaxpr, len(jax.tree.leaves(params))), result
+    trace(fn, params, shapes_of(x))  # a mistake is told with the user's own x
+    check_has_batch(x)
+    raise hard_coded(x, size, failure)
 
 
 def _without_aux(result: Any) -> Any:

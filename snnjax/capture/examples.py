@@ -7,16 +7,22 @@ each equation learns which of its inputs every example has its own of. Then no e
 can reach another. That fn means the same for many is checked in ``mixing.py``.
 """
 
+import math
+
 from snnjax.capture.axes import Avals, Shape
 from snnjax.capture.jaxprs import Program, traced
-from snnjax.network.equations import Equation, Static
+from snnjax.network.equations import Equation, shape_of
 
 
-def of_one_example(program: Program) -> Program:
+def of_one_example(program: Program, few: Program) -> Program:
     """The program without the axis of its one example, of x, sites and outputs.
 
     Everything between them keeps its shapes, and so fn its meaning, wherever the axis
     lies there: reshapes remove it before a site and bring it back behind it.
+
+    Args:
+        few: the same function of several examples, whose outputs show what an output
+            of one example is, even if fn squeezes axes of size 1.
     """
     avals, equations, x, outputs = program.avals, [], [], []
     for v in program.x:
@@ -24,10 +30,12 @@ def of_one_example(program: Program) -> Program:
         equations += _reshape(x[-1], v, avals)
     for eq in program.equations:
         equations += _site_of_one(eq, avals) if eq.fires else [eq]
-    for v in program.outputs:
+    for v, of_few in zip(program.outputs, few.outputs, strict=False):
+        shape = shape_of(few.avals, of_few)[1:]
         # Other outputs are refused later, together with all that is wrong besides.
-        if not isinstance(v, Static) and avals[v].shape[:1] == (1,):
-            outputs.append(_with_shape(v, avals[v].shape[1:], avals))
+        fits = math.prod(shape_of(avals, v)) == math.prod(shape)
+        if isinstance(v, int) and fits and avals[v].shape != shape:
+            outputs.append(_with_shape(v, shape, avals))
             equations += _reshape(v, outputs[-1], avals)
         else:
             outputs.append(v)

@@ -7,6 +7,7 @@ axis. An equation mixes examples if it combines or reorders what lies along it.
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,17 +37,7 @@ class Growth:
 
     def __init__(self, few: Program, more: Program):
         self.few, self.more = few, more
-        pair = (program.avals[program.x[0]].shape[0] for program in (few, more))
-        self.sizes: tuple[int, int] = (*pair,)
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether both traces have the same equations, but for the sizes of arrays."""
-        pairs = zip(self.few.equations, self.more.equations, strict=False)
-        return len(self.few.equations) == len(self.more.equations) and all(
-            a.name == b.name and a.outputs == b.outputs and a.variables == b.variables
-            for a, b in pairs
-        )
+        self.sizes = tuple(p.avals[p.x[0]].shape[0] for p in (few, more))
 
     def statistics(self) -> frozenset[int]:
         """Variables that do not grow, as the mean of a batch."""
@@ -60,7 +51,11 @@ class Growth:
 
         None in the place of an equation stands for the function as a whole.
         """
-        if not self.is_uniform:
+        equations = (
+            [(eq.name, eq.outputs, eq.variables) for eq in program.equations]
+            for program in (self.few, self.more)
+        )
+        if operator.ne(*equations):  # as by a loop over the examples
             yield None, SIZE
             return
         dependent = Facts(self.few).dependent
@@ -141,9 +136,10 @@ class Growth:
         if not isinstance(a, Static) or not isinstance(b, Static):
             return False
         axes = self._axes(a, b)
-        array = np.asarray(a.value) if axes else None
-        differ = [(array != array.take([0], axis)).any() for axis in axes]
-        return any(differ) if axes else a != b
+        if not axes:
+            return a != b
+        array = np.asarray(a.value)
+        return any((array != array.take([0], axis)).any() for axis in axes)
 
     def _numbers_examples(self, eq: Equation) -> bool:
         """Whether an equation counts the examples, as ``arange(len(x))`` does."""

@@ -226,12 +226,12 @@ def quantized() -> Recipe:
     return Recipe([own_maximum_threshold(), half_charge()])
 
 
-def best() -> BestOf:
+def best(per: Per = "channel") -> BestOf:
     """The most accurate training-free recipe that we know of.
 
     Two recipes, of which the one with the better outputs is kept (`best_of`). The first
-    one fits thresholds per channel for a neuron that rounds, and sets v(0) = V_th / 2,
-    so that the neuron rounds from the first step on. The second one refines it:
+    one fits thresholds for a neuron that rounds, and sets v(0) = V_th / 2, so that the
+    neuron rounds from the first step on. The second one refines it:
 
     1. Weights are refitted to compensate for errors of earlier layers.
     2. The levels of an encoder lie around the middle of each channel.
@@ -239,13 +239,17 @@ def best() -> BestOf:
        the charge comes later, where spikes cannot be taken back.
     4. The initial potential removes the mean error of each neuron, in three rounds.
 
-    Both weigh errors by their effect on the outputs (`by_effect`).
+    Both weigh errors by their effect on the outputs (`by_effect`). With fewer than 64
+    images for a dense layer, one threshold per layer suits new images better.
+
+    Args:
+        per: "channel", or "layer", one threshold for each site.
 
     >>> print(best().alternatives[0])
     sweep 1 of 1, at every site:
       by_effect(least_squares_threshold('channel', 0.5), half_charge())
     """
-    thresholds = least_squares_threshold("channel", 0.5), half_charge()
+    thresholds = least_squares_threshold(per, 0.5), half_charge()
     plain = by_effect(*thresholds)
     refined = by_effect(
         least_squares_weights(),

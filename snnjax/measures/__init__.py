@@ -1,7 +1,8 @@
 """Measures of a spiking network: what it does and what it costs.
 
-``metrics.py``: accuracy, rates, errors, counts; ``operations.py``: operations that a
-spike causes; ``costs.py``: energy; ``neurobench.py``: counts under NeuroBench's names.
+``metrics.py``: accuracy, `measure`, spikes; ``errors.py``: the parts of a site's error;
+``operations.py``: what spikes cause; ``costs.py``: energy; ``neurobench.py``: the
+counts under NeuroBench's names.
 """
 
 from snnjax.measures.costs import (
@@ -12,13 +13,8 @@ from snnjax.measures.costs import (
     access_energy,
     energy,
 )
-from snnjax.measures.metrics import (
-    Measures,
-    SiteMeasures,
-    accuracy,
-    measure,
-    spike_trains,
-)
+from snnjax.measures.errors import SiteMeasures
+from snnjax.measures.metrics import Measures, accuracy, measure, spike_trains
 from snnjax.measures.neurobench import neurobench
 
 __all__ = [

@@ -117,14 +117,6 @@ def energy(measures: Measures) -> Energy:
 
     Raises:
         ValueError: an argument that is not `Measures`.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
-    >>> params, x = [jnp.ones((2, 4)), jnp.ones((4, 3))], jnp.full((16, 2), 0.15)
-    >>> snn = snnjax.convert(fn, params, x, steps=3)
-    >>> estimates = energy(snnjax.measure(fn, snn, x, params=params))
-    >>> [name for name, e in estimates._asdict().items() if e.spiking < e.ann]
-    ['operations']
     """
     if not isinstance(measures, Measures):
         raise ValueError(
@@ -150,7 +142,7 @@ def access_energy(size: jax.Array | float) -> jax.Array:
 
 def _operations(measures: Measures) -> Joules:
     additions = measures.synaptic_additions * ENERGY_PER_AC
-    dense = measures.input_macs + measures.operator_steps * measures.operator_macs
+    dense = measures.input_macs + measures.operator_macs
     products = dense * ENERGY_PER_MAC
     return Joules(additions + products, measures.macs * ENERGY_PER_MAC)
 
@@ -160,8 +152,8 @@ def _with_memory(operations: Joules, measures: Measures) -> Joules:
     weight_access = access_energy(_WORD * measures.weights)
     neuron_access = access_energy(_WORD * measures.neurons)
     synaptic = measures.synaptic_operations
-    dense = measures.input_macs + measures.operator_steps * measures.operator_macs
-    spikes = measures.firing_rate * measures.steps * measures.neurons
+    dense = measures.input_macs + measures.operator_macs
+    spikes = measures.spikes * measures.neurons
     updates = measures.neurons * (3 * (measures.steps + measures.wait) + 1)
     spiking = weight_access * (synaptic + dense)
     spiking += neuron_access * (2 * synaptic + dense + updates + 2 * spikes)
@@ -176,7 +168,7 @@ def _quantized(measures: Measures) -> Joules:
     per_image_mac = ENERGY_PER_INT8_PRODUCT + ENERGY_PER_INT32_ADDITION
     per_activation_mac = ENERGY_PER_INT8_PRODUCT * bits / 8 + ENERGY_PER_INT32_ADDITION
     image = measures.input_macs * per_image_mac
-    dense = measures.operator_steps * measures.operator_macs * per_activation_mac
+    dense = measures.operator_macs * per_activation_mac
     ann = image + (measures.macs - measures.input_macs) * per_activation_mac
     spiking = measures.synaptic_additions * ENERGY_PER_INT32_ADDITION + image + dense
     return Joules(spiking, ann)

@@ -8,12 +8,11 @@
                          Effective_ACs those that spikes reach, if all of them have
                          level 1 or -1, Effective_MACs those that other inputs reach
 
-NeuroBench itself counts some operations differently. Its effective operations leave out
-weights and pixels that are 0; here they count. In NeuroBench, averaged spikes, as after
-pooling, cause MACs; here they cause ACs, since the next weights can absorb the factor.
-An analog input counts at every step, as in NeuroBench, although the simulation computes
-a constant input once. MembraneUpdates is left out, because it needs the potential at
-every step.
+NeuroBench itself leaves out weights and pixels that are 0; here they count. To it
+averaged spikes, as after pooling, cause MACs; here ACs, since the next weights can
+absorb the factor. To both an analog input counts at every step, although the simulation
+computes a constant one once. MembraneUpdates needs the potential at every step, and is
+left out.
 
 Source: Yik et al., *The neurobench framework for benchmarking neuromorphic computing
 algorithms and systems*, Nature Communications 16, 2025; definitions of its version 2.3.
@@ -25,8 +24,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from snnjax.measures.metrics import measure
 from snnjax.snn import SNN, check_snn
@@ -40,7 +37,7 @@ def neurobench(
     steps: int | None = None,
     wait: int | None = None,
 ) -> dict[str, Any]:
-    """NeuroBench's metrics of an SNN, ready for ``json.dumps``.
+    """NeuroBench's metrics of an SNN, ready for ``json.dumps``; not inside ``jit``.
 
     The module's documentation lists the metrics and the differences from NeuroBench.
     Its ClassificationAccuracy is ``snnjax.accuracy(outputs, labels)[-1]``.
@@ -52,8 +49,7 @@ def neurobench(
         name -> number; averages are over the images x.
 
     Raises:
-        ValueError: the call is inside a transformation such as ``jit``; otherwise as
-            `snnjax.measure`.
+        ValueError: as `snnjax.measure`.
 
     >>> import jax, jax.numpy as jnp, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p[0]) @ p[1]
@@ -67,20 +63,13 @@ def neurobench(
     {'Effective_MACs': 8.0, 'Effective_ACs': 6.0, 'Dense': 32.0}
     """
     check_snn(snn)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((snn, x))):
-        raise ValueError(
-            "neurobench returns numbers for json.dumps, and inside jit (or another "
-            "transformation) arrays have no values: call it outside; snnjax.measure "
-            "works inside"
-        )
     measures = measure(fn, snn, x, params=snn.params, steps=steps, wait=wait)
     operations, steps = float(measures.synaptic_operations), int(measures.steps)
     # Graded spikes need more additions than operations; for unknown levels it is NaN.
     binary = measures.synaptic_additions == measures.synaptic_operations
     inputs = steps if snn.code.clock_runs else 1  # how often the constant input comes
-    analog = inputs * float(measures.input_macs)
-    analog += float(measures.operator_steps * measures.operator_macs)
-    arrays = [_numbers(leaf) for leaf in jax.tree.leaves(snn)]
+    analog = inputs * float(measures.input_macs) + float(measures.operator_macs)
+    arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(snn)]
     sparsity = measures.zero_weights / jnp.maximum(1, measures.weights)
     return {
         "Footprint": sum(array.nbytes for array in arrays),
@@ -93,10 +82,3 @@ def neurobench(
             "Dense": steps * float(measures.macs),
         },
     }
-
-
-def _numbers(leaf: Any) -> np.ndarray:
-    """A leaf on the host; for random keys the integers in them."""
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)

@@ -1,21 +1,36 @@
-"""Products with weights in a network, and the operations that a spike causes in them.
+"""Products with weights in a network, and the operations that spikes cause in them.
 
     synaptic operations = sum over neurons of spikes x fan-out
 
-The product itself counts the fan-out, with all weights set to 1. So strides, groups and
-borders need no formula.
+NumPy counts the fan-out from shapes alone, before anything is compiled: XLA's algebraic
+simplifier has computed such a constant wrongly within the program that multiplied
+spikes by it (jax 0.10.2).
 """
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax.network.equations import PRODUCTS, Equation, Network, Static, shape_of
-from snnjax.network.evaluate import evaluate, identity
+from snnjax._arrays import lead, wide, wide_dtype
+from snnjax._examples import batch_of
+from snnjax.firing import at_level, events, threshold_of
+from snnjax.network.equations import (
+    PRODUCTS,
+    Equation,
+    Network,
+    Static,
+    Values,
+    read,
+    shape_of,
+)
+from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
+from snnjax.neurons.protocol import levels_of, synapses_of_a_spike
+from snnjax.snn import SNN
 
 
 def products(network: Network) -> list[tuple[Equation, int]]:
@@ -38,49 +53,57 @@ def weights_of(network: Network) -> list[int | Static]:
     return list(dict.fromkeys(v for v in operands if v not in network.dependent))
 
 
-def fan_out(equation: Equation, network: Network, v: int) -> jax.Array:
-    """Number of outputs of a product that each entry of its operand v adds to.
+def fan_out(equation: Equation, network: Network, position: int = 0) -> np.ndarray:
+    """In how many multiply-adds each entry of an operand takes part.
 
-    fan-out = d(sum of the outputs) / d(operand), with all weights 1, in float32.
+    Those with padding do not count.
+
+    Args:
+        equation: a product, of one example.
+        position: of the operand, 0 or 1.
+
+    Returns:
+        Whole numbers of a shape that broadcasts to the operand's.
     """
-    shapes = [shape_of(network.avals, u) for u in equation.inputs]
-    # The barrier keeps XLA from computing these constants during compilation.
-    ones = jax.lax.optimization_barrier(
-        [jnp.ones(shape, jnp.float32) for shape in shapes]
-    )
-    position = equation.inputs.index(v)
+    shapes = [shape_of(network.avals, v) for v in equation.inputs]
+    output, options = shape_of(network.avals, equation.outputs[0]), equation.options
+    ndim = len(shapes[position])
+    if equation.name == "dot_general":
+        (contracted_axes, _), _ = options["dimension_numbers"]
+        macs = math.prod(output) * math.prod(shapes[0][a] for a in contracted_axes)
+        return np.full((1,) * ndim, macs // max(1, math.prod(shapes[position])))
+    *specs, out_spec = options["dimension_numbers"]
+    groups = options["feature_group_count"] * options["batch_group_count"]
+    # A pixel reaches the output channels of its group, a weight all examples.
+    reached = (output[out_spec[1]] // groups, output[out_spec[0]])[position]
+    counts = np.full((1,) * ndim, reached)
+    for d in range(len(output) - 2):
+        size, kernel = (s[spec[2 + d]] for s, spec in zip(shapes, specs, strict=True))
+        along_axis = _taps(options, d, size, kernel, output[out_spec[2 + d]])[position]
+        axes = np.delete(np.arange(ndim), specs[position][2 + d])
+        counts = counts * np.expand_dims(along_axis, tuple(axes))
+    return counts
 
-    def total(operand: jax.Array) -> jax.Array:
-        operands = [*ones[:position], operand, *ones[position + 1 :]]
-        return _product(equation, operands).sum()
 
-    return jax.grad(total)(ones[position])
+def _taps(
+    options: dict[str, Any], d: int, size: int, kernel: int, output: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Uses of each pixel, [size], and of each weight, [kernel], along dimension d."""
+    window = np.arange(kernel) * options["rhs_dilation"][d] - options["padding"][d][0]
+    at = np.arange(output)[:, None] * options["window_strides"][d] + window
+    # Between two pixels of a dilated input lie zeros.
+    dilation = options["lhs_dilation"][d]
+    inside = (at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)
+    return np.bincount(at[inside] // dilation, minlength=size), inside.sum(0)
 
 
 def macs_of(equation: Equation, network: Network) -> int:
-    """Multiply-adds of a product for the whole batch, without those with padding."""
-    left, right = (shape_of(network.avals, v) for v in equation.inputs)
-    output, options = shape_of(network.avals, equation.outputs[0]), equation.options
-    if equation.name == "dot_general":
-        (contracted_axes, _), _ = options["dimension_numbers"]
-        return math.prod(output) * math.prod(left[axis] for axis in contracted_axes)
-    lhs_spec, rhs_spec, out_spec = options["dimension_numbers"]
-    taps = 1
-    for d, (before, _) in enumerate(options["padding"]):
-        size, kernel, out = (
-            shape[spec[2 + d]]
-            for shape, spec in ((left, lhs_spec), (right, rhs_spec), (output, out_spec))
-        )
-        window = np.arange(kernel) * options["rhs_dilation"][d] - before
-        at = np.arange(out)[:, None] * options["window_strides"][d] + window
-        dilation = options["lhs_dilation"][d]
-        inside = (at >= 0) & (at <= (size - 1) * dilation) & (at % dilation == 0)
-        taps *= int(inside.sum())
-    outputs = output[out_spec[0]] * output[out_spec[1]]
-    return outputs * right[rhs_spec[1]] * taps
+    """Multiply-adds of a product per image, without those with padding."""
+    shape = shape_of(network.avals, equation.inputs[0])
+    return int(np.broadcast_to(fan_out(equation, network), shape).sum())
 
 
-def operator_macs(network: Network, *, live: bool) -> float:
+def operator_macs(network: Network, *, live: bool) -> int:
     """Multiply-adds per image of products of two values, which operators compute.
 
     Args:
@@ -89,29 +112,106 @@ def operator_macs(network: Network, *, live: bool) -> float:
             the others, which are computed once.
     """
     streams = streaming(network.equations)
-    macs = sum(
+    return sum(
         macs_of(equation, network)
         for operator in network.equations
         if operator.body and bool(streams.intersection(operator.inputs)) == live
         for equation in operator.body.equations
         if equation.name == "dot_general"
     )
-    return float(macs)
 
 
-_ELEMENT_TYPE = "preferred_element_type"
+def counts(
+    network: Network,
+    snn: SNN,
+    x: chex.ArrayTree,
+    values: Values,
+    streams: frozenset[int],
+    spikes: dict[str, jax.Array],
+    operator_steps: int,
+) -> dict[str, jax.Array]:
+    """Operations per image, named as in `Measures`.
+
+    Args:
+        values, streams: of T steps, as from `evaluate_in_time`.
+        spikes: of each site, [T, B, ...].
+        operator_steps: how often operators are computed.
+    """
+    sites = [site for site in network.sites if site.fires]
+    pairs = [levels_of(snn.model_of(site.name)) for site in sites]
+    highest = max((abs(level) for pair in pairs for level in pair or ()), default=1)
+    is_graded = None not in pairs and highest > 1
+    at_level_one = at_level(network, snn, x, 1) if is_graded else {}
+    constants = at_level(network, snn, x, 0)
+    without_input = at_level(network, snn, jax.tree.map(jnp.zeros_like, x), 0)
+    inside = [_inside(snn, site, spikes[site.name]) for site in sites]
+    operations, additions = (sum(part) for part in zip(*inside, strict=True))
+    live_macs = operator_macs(network, live=True)
+    input_macs = operator_macs(network, live=False)
+    macs = input_macs + live_macs
+    batch = batch_of(x)
+    for equation, v in products(network):
+        dense = macs_of(equation, network)
+        macs += dense
+        if v not in streams:
+            input_macs += dense
+            continue
+        synapses = fan_out(equation, network, equation.inputs.index(v))
+        stream = events(snn.code, values, constants, v)
+        active = (stream != 0).astype(jnp.float32)
+        operations += _weighed(active, synapses) / batch
+        if is_graded:
+            of_level_one = wide(at_level_one[v]) - wide(constants[v])
+            sizes = snn.code.sizes(len(stream))
+            active *= _magnitudes(stream, of_level_one, sizes, highest)
+        additions += _weighed(active, synapses) / batch
+        from_input = (constants[v] != without_input[v]).astype(jnp.float32)
+        input_macs += _weighed(from_input, synapses) / batch
+    zeros = [(read(values, v) == 0).sum() for v in weights_of(network)]
+    return {
+        "synaptic_operations": jnp.asarray(operations),
+        "synaptic_additions": jnp.asarray(additions),
+        "input_macs": jnp.asarray(input_macs, jnp.float32),
+        "operator_macs": jnp.asarray(operator_steps * live_macs, jnp.float32),
+        "macs": jnp.asarray(macs, jnp.float32),
+        "zero_weights": jnp.asarray(sum(zeros)),
+    }
 
 
-def _product(equation: Equation, operands: Sequence[jax.Array]) -> jax.Array:
-    """The product of other operands, in float32 (exact for counts below 2^24)."""
-    params = tuple(
-        (name, Static(np.dtype(np.float32)) if name == _ELEMENT_TYPE else static)
-        for name, static in equation.params
-    )
-    inputs, output = tuple(range(len(operands))), len(operands)
-    values = dict(enumerate(operands))
-    equation = equation._replace(
-        inputs=inputs, outputs=(output,), params=params, mapped=()
-    )
-    evaluate([equation], values, identity)
-    return values[output]
+def _weighed(active: jax.Array, synapses: np.ndarray) -> jax.Array:
+    """The sum of [..., *one example], each entry times its synapses."""
+    before = tuple(range(active.ndim - synapses.ndim))  # time and batch
+    return (active.sum(before) * synapses.astype(np.float32)).sum()
+
+
+def _inside(snn: SNN, site: Site, spikes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Operations and additions per image of connections within a site."""
+    model = snn.model_of(site.name)
+    synapses = synapses_of_a_spike(model, site.shape)
+    if not synapses:
+        return jnp.zeros(()), jnp.zeros(())
+    active = (spikes[:-1] != 0).astype(jnp.float32)
+    level = active
+    if levels_of(model) is not None:
+        threshold = lead(threshold_of(snn.neurons[site.name], site), spikes.ndim)
+        level = jnp.abs(wide(spikes[:-1]) / wide(threshold))
+    per_image = synapses / spikes.shape[1]
+    return per_image * active.sum(), per_image * level.sum()
+
+
+def _magnitudes(
+    stream: jax.Array, level_one: jax.Array, sizes: np.ndarray, highest: int
+) -> jax.Array:
+    """How many spikes of level 1 each value is worth, [T, B, ...].
+
+    Args:
+        stream: what arrives at each step, [T, B, ...].
+        level_one: the value if all neurons emit level 1, [B, ...]. Spikes of both signs
+            may cancel in it; even then a value is worth ``highest`` at most.
+        sizes: of a spike at each step, [T].
+        highest: largest magnitude of a level.
+    """
+    steps = jnp.asarray(sizes, wide_dtype(level_one)).reshape(-1, *[1] * level_one.ndim)
+    worth = steps * jnp.abs(wide(level_one))[None]
+    count = jnp.round(jnp.abs(wide(stream)) / jnp.where(worth > 0, worth, jnp.inf))
+    return jnp.clip(count, 1, highest)

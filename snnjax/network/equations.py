@@ -51,7 +51,7 @@ class Body(NamedTuple):
     Attributes:
         equations: in order of execution, over variables of the network.
         inputs: variables that they read from outside, for which the operator's own
-            inputs stand; a delay line may have taken the place of one of those.
+            inputs stand.
     """
 
     equations: tuple["Equation", ...]
@@ -63,7 +63,9 @@ class Equation(NamedTuple):
 
     Inputs are variables (int) or constants (`Static`); ``path`` and ``calls`` serve
     messages and names only, so that equal work has equal equations. An operator has a
-    ``body`` in the place of a primitive.
+    ``body`` in the place of a primitive. ``mapped`` says which inputs each example has
+    its own of: `evaluate` maps the equation over these; none of a network in training
+    mode, which is that of a whole batch.
     """
 
     primitive: Any
@@ -74,7 +76,7 @@ class Equation(NamedTuple):
     path: str = ""
     calls: tuple[Any, ...] = ()
     body: Body | None = None
-    mapped: tuple[bool, ...] = ()  # inputs that each example has its own of
+    mapped: tuple[bool, ...] = ()
 
     @property
     def name(self) -> str:
@@ -166,17 +168,18 @@ class Network(NamedTuple):
         An output that does not depend on x is the same for every example.
         """
         outputs = [read(values, output) for output in self.outputs]
-        leading = next(
-            jnp.shape(values[v])[: jnp.ndim(values[v]) - len(self.avals[v].shape)]
-            for v in self.outputs
+        pairs = list(zip(self.outputs, outputs, strict=True))
+        leading = next(  # time and examples; none in training mode
+            jnp.shape(output)[: jnp.ndim(output) - len(shape_of(self.avals, v))]
+            for v, output in pairs
             if v in self.dependent
         )
-        if leading:  # time and examples; none in training mode
+        if leading:
             outputs = [
                 output
                 if v in self.dependent
                 else jnp.broadcast_to(output, (*leading, *jnp.shape(output)))
-                for v, output in zip(self.outputs, outputs, strict=True)
+                for v, output in pairs
             ]
         return jax.tree_util.tree_unflatten(self.tree, outputs)
 

@@ -1,13 +1,13 @@
 """Spiking neurons: models as values, and one site of them through time.
 
-``protocol.py``: what a model is; ``models.py``: IF and LIF; ``adaptive.py``,
-``synaptic.py``, ``recurrent.py``: more of them; ``whole.py``: potentials on a grid;
-``schedule.py``: a code as a schedule of thresholds; ``unroll.py``: T steps of a site,
-or their closed form; ``by_site.py``: a model for every
-site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates and resets.
+``protocol.py``: what a model is; ``models.py``: IF and LIF; ``wrappers.py``: models
+around them; ``whole.py``: potentials on a grid; ``schedule.py``: a code as a schedule
+of thresholds; ``unroll.py``: T steps of a site, or their closed form; ``by_site.py``: a
+model for every site; ``spike_trains.py``: spikes as bits; ``gradients.py``: surrogates
+and resets.
 """
 
-from snnjax.neurons.adaptive import Adaptive, AdaptiveParams, adaptive
+from snnjax import _renamed
 from snnjax.neurons.by_site import BySite
 from snnjax.neurons.gradients import WithSurrogate
 from snnjax.neurons.models import (
@@ -18,16 +18,21 @@ from snnjax.neurons.models import (
     lif,
 )
 from snnjax.neurons.protocol import Neuron
-from snnjax.neurons.recurrent import Recurrent, RecurrentParams, recurrent
-from snnjax.neurons.synaptic import Synaptic, SynapticParams, synaptic
 from snnjax.neurons.unroll import (
     after_all_input,
     closed_form,
     mean_and_pace,
-    mean_output,
     unroll,
 )
 from snnjax.neurons.whole import WholeNumbers
+from snnjax.neurons.wrappers import (
+    Adaptive,
+    AdaptiveParams,
+    Recurrent,
+    RecurrentParams,
+    Synaptic,
+    SynapticParams,
+)
 
 __all__ = [
     "Adaptive",
@@ -43,14 +48,19 @@ __all__ = [
     "SynapticParams",
     "WholeNumbers",
     "WithSurrogate",
-    "adaptive",
     "after_all_input",
     "closed_form",
     "integrate_and_fire",
     "lif",
     "mean_and_pace",
-    "mean_output",
-    "recurrent",
-    "synaptic",
     "unroll",
 ]
+__getattr__ = _renamed.renamed(
+    __name__,
+    {
+        "adaptive": "snnjax.neurons.Adaptive",
+        "mean_output": "snnjax.neurons.mean_and_pace(...)[0]",
+        "recurrent": "snnjax.neurons.Recurrent",
+        "synaptic": "snnjax.neurons.Synaptic",
+    },
+)

@@ -115,8 +115,8 @@ def chain(neuron: Any) -> tuple[Any, ...]:
 def field(tree: Any, name: str) -> Any:
     """A field of params or of a state, or of those inside; None if there is none.
 
-    >>> from snnjax.neurons import lif, recurrent
-    >>> params = recurrent(lif(leak=0.25)).init((2,), jax.random.key(0))
+    >>> from snnjax.neurons import lif, Recurrent
+    >>> params = Recurrent(lif(leak=0.25)).init((2,), jax.random.key(0))
     >>> float(field(params, "leak")), field(params, "temperature")
     (0.25, None)
     """

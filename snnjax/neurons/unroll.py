@@ -1,13 +1,12 @@
 """Neurons through time: one site over T steps, by ``lax.scan`` or in closed form.
 
 A site first integrates for ``wait`` steps, then fires for T steps while the rest of its
-input arrives. `unroll` returns the spikes. Calibration needs `mean_output`,
-`mean_and_pace` and `spike_train`, each in one pass over the currents. A code
-(`snnjax.codes`) is a schedule of thresholds, V_t = T w_t V_th (``schedule.py``).
+input arrives. `unroll` returns the spikes. Calibration needs `mean_and_pace` and
+`spike_train`, each in one pass over the currents. A code (`snnjax.codes`) is a schedule
+of thresholds, V_t = T w_t V_th (``schedule.py``).
 """
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,34 +107,11 @@ def fold(
     >>> print(spikes[:, 0], state.potential)
     [0. 1.] [0.]
     """
-    check_floating("currents", currents)
     state = _integrated(neuron, params, state, currents, wait, code)
     arriving = arriving_while_firing(params, currents, wait, code)
     step, few = _step(neuron, params), len(currents) <= FEW_STEPS
     state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
     return state, spikes.astype(currents.dtype)
-
-
-def mean_output(
-    neuron: IntegrateAndFire,
-    params: NeuronParams,
-    currents: jax.Array,
-    *,
-    wait: int = 0,
-    code: Code = RATE,
-) -> jax.Array:
-    """``unroll(...).mean(0)``, but no spike is written to memory.
-
-    Forward only: the unrolled loop is one fused pass over the currents, on CPU many
-    times faster than the scan of `unroll`.
-
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import integrate_and_fire
-    >>> neuron = integrate_and_fire()
-    >>> print(mean_output(neuron, neuron.init(), jnp.full((4, 1), 0.5)))
-    [0.5]
-    """
-    return mean_and_pace(neuron, params, currents, wait=wait, code=code)[0]
 
 
 def mean_and_pace(
@@ -146,12 +122,14 @@ def mean_and_pace(
     wait: int = 0,
     code: Code = RATE,
 ) -> tuple[jax.Array, jax.Array]:
-    """`mean_output`, and the pace: the average over t of the running mean output.
+    """The mean output of `unroll`, and its pace, without a spike in memory.
 
         mean = 1/T sum_t s(t),    pace = 2 / (T (T + 1)) sum_t (s(1) + .. + s(t))
 
-    It is weighted by t. Even spikes have a pace near their mean, early ones a greater
-    and late ones a smaller pace.
+    The pace is the average over t of the running mean output, weighted by t. Even
+    spikes have a pace near their mean, early ones a greater and late ones a smaller
+    pace. Forward only: the unrolled loop is one fused pass over the currents, on CPU
+    many times faster than the scan of `unroll`.
 
     >>> import jax.numpy as jnp
     >>> from snnjax.neurons import integrate_and_fire
@@ -163,7 +141,8 @@ def mean_and_pace(
     steps = currents.shape[0]
     check_wait(steps, wait)
     step = _step(neuron, params)
-    state = _after_wait(neuron, params, currents, wait, code)
+    state = neuron.start(params, currents.shape[1:])
+    state = _integrated(neuron, params, state, currents, wait, code)
     ticks = schedule(code, neuron, steps)
 
     def count(carry, current, tick):
@@ -207,7 +186,8 @@ def spike_train(
     steps = currents.shape[0]
     check_wait(steps, wait)
     step = _step(neuron, params._replace(offset=None))
-    state = _after_wait(neuron, params, currents, wait, code)
+    state = neuron.start(params, currents.shape[1:])
+    state = _integrated(neuron, params, state, currents, wait, code)
     arriving = arriving_while_firing(params, currents, wait, code)
     group, levels = per_byte(neuron.levels), neuron.levels
 
@@ -255,24 +235,19 @@ def after_all_input(
     >>> print(code.stream(spikes)[:, 0])  # 0.5, the largest multiple of 0.25 below
     [0.   0.5  0.5]
     """
-    state, step, ticks = _without_input(neuron, params, current, steps, code)
-    _, spikes = jax.lax.scan(step, state, ticks, steps, unroll=steps < 9)
-    return spikes.astype(current.dtype)
-
-
-def _without_input(
-    neuron: Neuron, params: NeuronParams, current: jax.Array, steps: int, code: Code
-) -> tuple[Any, Callable, Tick | None]:
-    """The state of a site that has all of its input, its step, and the ticks."""
     check_floating("current", current)
     state = neuron.start(params, current.shape)
     state = neuron.integrate(params, state, steps * drive(params, current))
-    nothing = jnp.zeros((), current.dtype)
-
-    def step(state, tick):
-        return _step(neuron, params)(state, (nothing, tick))
-
-    return state, step, schedule(code, neuron, steps)
+    step, nothing = _step(neuron, params), jnp.zeros((), current.dtype)
+    ticks = schedule(code, neuron, steps)
+    _, spikes = jax.lax.scan(
+        lambda state, tick: step(state, (nothing, tick)),
+        state,
+        ticks,
+        steps,
+        unroll=steps < 9,
+    )
+    return spikes.astype(current.dtype)
 
 
 def needs_no_time(code: Code, steps: int, wait: int) -> bool:
@@ -324,7 +299,8 @@ def closed_form(
     model = off_grid(neuron)
     nearest = code.is_nearest(model.levels, model.dead_zone, steps)
     if not nearest or model.last_zone > 1 / 2:
-        return _last_value(neuron, params, current, steps, code)
+        spikes = after_all_input(neuron, params, wide(current), steps, code=code)
+        return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
     total = wide(steps * drive(params, current))
@@ -339,24 +315,6 @@ def closed_form(
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)
     output = add_offset(floored * threshold.astype(dtype) / steps, params.offset)
     return output.astype(current.dtype)
-
-
-def _last_value(
-    neuron: Any, params: Any, current: jax.Array, steps: int, code: Code
-) -> jax.Array:
-    """The last value of `after_all_input`, without a spike train in memory."""
-    state, step, ticks = _without_input(neuron, params, current, steps, code)
-
-    def add_spike(carry, tick):
-        state, total = carry
-        state, spikes = step(state, tick)
-        return (state, total + wide(spikes)), None
-
-    zeros = jnp.zeros(current.shape, wide_dtype(current))
-    (_, total), _ = jax.lax.scan(
-        add_spike, (state, zeros), ticks, steps, unroll=steps < 9
-    )
-    return (total / steps).astype(current.dtype)
 
 
 def arriving_while_firing(
@@ -396,15 +354,6 @@ def _step(neuron: Neuron, params: Any):
     return jax.checkpoint(step, policy=keep, prevent_cse=False)
 
 
-def _after_wait(
-    neuron: Neuron, params: Any, currents: jax.Array, wait: int, code: Code
-) -> Any:
-    """The state of a fresh site after it has integrated ``wait`` steps."""
-    check_floating("currents", currents)
-    state = neuron.start(params, currents.shape[1:])
-    return _integrated(neuron, params, state, currents, wait, code)
-
-
 def _integrated(
     neuron: Neuron,
     params: Any,
@@ -414,6 +363,7 @@ def _integrated(
     code: Code,
 ) -> Any:
     """The state after the first ``wait`` currents, in which nothing fires."""
+    check_floating("currents", currents)
     if not wait:
         return state
 

@@ -4,7 +4,9 @@
 ``remat.py`` does so with little memory for the gradient.
 """
 
-from snnjax.simulation.executions import ByLayer, by_layer
+from snnjax import _renamed
+from snnjax.simulation.executions import ByLayer
 from snnjax.simulation.simulate import SpikingFunction, init, latency, spiking
 
-__all__ = ["ByLayer", "SpikingFunction", "by_layer", "init", "latency", "spiking"]
+__all__ = ["ByLayer", "SpikingFunction", "init", "latency", "spiking"]
+__getattr__ = _renamed.renamed(__name__, {"by_layer": "snnjax.simulation.ByLayer"})

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from snnjax._arrays import add_offset, lead, subtract_offset, wide
-from snnjax._checks import check_flags, check_size
+from snnjax._checks import check_flags
 from snnjax._examples import batch_of
+from snnjax._ranges import COUNT
 from snnjax._trees import is_floating
 from snnjax.codes import Code
 from snnjax.firing import over_time
@@ -65,27 +66,8 @@ class Job(NamedTuple):
     sequence: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ByLayer:
-    """Options of the execution layer by layer, see `by_layer`.
-
-    Attributes:
-        segment: steps at a time; None: all at once.
-        remat: keep less for the gradient and recompute the rest.
-
-    >>> by_layer(segment=8) == ByLayer(segment=8, remat=False)
-    True
-    """
-
-    segment: int | None = None
-    remat: bool = False
-
-    def __post_init__(self):
-        check_size("segment", self.segment)
-        check_flags(remat=self.remat)
-
-
-def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
     """The execution layer by layer, with options for less memory.
 
     Args:
@@ -99,16 +81,22 @@ def by_layer(*, segment: int | None = None, remat: bool = False) -> ByLayer:
             trades the memory for speed again. There the gradient of a convolution is
             ten times slower in segments.
 
-    Returns:
-        A value for ``snnjax.spiking(..., execution=...)``.
-
     Raises:
         ValueError: segment is no whole number >= 1, or remat no flag.
 
-    >>> by_layer(segment=25)
+    A value for ``snnjax.spiking(..., execution=...)``:
+
+    >>> ByLayer(segment=25)
     ByLayer(segment=25, remat=False)
     """
-    return ByLayer(segment, remat)
+
+    segment: int | None = None
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.segment is not None:
+            COUNT.check("segment", self.segment)
+        check_flags(remat=self.remat)
 
 
 def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
@@ -126,76 +114,102 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     """
     if remat and size == job.steps:
         return _run_from_bits(job)
-    network, code, neurons, models = (
-        job.network,
-        job.snn.code,
-        job.snn.neurons,
-        job.models,
-    )
     constants, streams, live = prepare(job)
-    arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
-    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
-    # The gradient of a constant of a loop is summed over the segments in its type, so
-    # it enters as float32. A number of Python has neither gradient nor type.
-    widened = {v: wide(a) if v in types else a for v, a in constants.items()}
-
-    def segment(length: int, states, x_and_ticks):
-        x_now, ticks = x_and_ticks
-        values: dict[Any, Any] = {
-            v: a.astype(types[v]) if v in types else a for v, a in widened.items()
-        }
-        if job.sequence:
-            values |= network.inputs(x_now)
-        after: dict[str, Any] = {}
-
-        def rule(site: Site, current: jax.Array, *operands: Any) -> Any:
-            if site.accumulates and not code.clock_runs:
-                return of_values(site, current, *operands)
-            state, name = states[site.name], site.name
-            if site.accumulates:
-                *others, function = operands
-                outputs, after[name] = function.over_time((current, *others), state)
-                return outputs
-            currents = code.arriving(over_time(current, length, len(site.shape)))
-            neurons_now = models[name], neurons[name], state, currents, ticks[name]
-            after[name], spikes = fold(*neurons_now, wait=job.wait, code=code)
-            return code.stream(spikes)
-
-        evaluate(live, values, rule, streams=streams)
-        return after, {v: values[v] for v in network.outputs if v in streams}
-
-    def body(length: int) -> Callable:
-        function = functools.partial(segment, length)
-        if remat:
-            return jax.checkpoint(function)
-        if size > 1:
-            return function
-        keep = jax.checkpoint_policies.save_only_these_names("state")
-        return jax.checkpoint(function, policy=keep, prevent_cse=False)
-
     states = {
         eq.place.name: start_state(job, eq, constants, streams)
         for eq in live
-        if eq.fires or (eq.site is not None and code.clock_runs)
+        if eq.fires or (eq.site is not None and job.snn.code.clock_runs)
     }
-    ticks = {name: schedule(code, model, job.steps) for name, model in models.items()}
+    widened, narrowed = _in_float32(constants)
+
+    def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
+        x, ticks = now
+        values: dict[Any, Any] = narrowed(widened)
+        if job.sequence:
+            values |= job.network.inputs(x)
+        after: dict[str, Any] = {}
+        rule = functools.partial(_advance, job, length, states, ticks, after)
+        evaluate(live, values, rule, streams=streams)
+        return after, {v: values[v] for v in job.network.outputs if v in streams}
+
+    def body(length: int) -> Callable:
+        function = functools.partial(segment, length)
+        if size == job.steps or (size > 1 and not remat):
+            return function
+        if remat:
+            return jax.checkpoint(function)
+        keep = jax.checkpoint_policies.save_only_these_names("state")
+        return jax.checkpoint(function, policy=keep, prevent_cse=False)
+
+    ticks = {n: schedule(job.snn.code, m, job.steps) for n, m in job.models.items()}
     in_time = (job.x if job.sequence else None, ticks)  # None has no leaves
-    if size == job.steps:
-        _, outputs = segment(size, states, in_time)
-        return over_steps(job, constants | outputs, streams)
-    segments, rest = divmod(job.steps, size)
-
-    def in_segments(leaf: jax.Array) -> jax.Array:
-        return leaf[: segments * size].reshape(segments, size, *leaf.shape[1:])
-
-    whole = jax.tree.map(in_segments, in_time)
-    states, outputs = jax.lax.scan(body(size), states, whole, length=segments)
-    outputs = jax.tree.map(lambda a: a.reshape(segments * size, *a.shape[2:]), outputs)
-    if rest:
-        last = jax.tree.map(lambda leaf: leaf[segments * size :], in_time)
-        _, more = body(rest)(states, last)
-        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
+    outputs = _scan(body, states, in_time, job.steps, size)
     return over_steps(job, constants | outputs, streams)
+
+
+def _advance(
+    job: Job,
+    length: int,
+    states: Mapping[str, Any],
+    ticks: Mapping[str, Any],
+    after: dict[str, Any],
+    site: Site,
+    current: jax.Array,
+    *operands: Any,
+) -> Any:
+    """The rule of a segment: what a site puts out in so many steps from its state.
+
+    The state that it leaves is written to ``after``.
+    """
+    name, code = site.name, job.snn.code
+    if site.accumulates and not code.clock_runs:
+        return of_values(site, current, *operands)
+    if site.accumulates:
+        *others, function = operands
+        arguments = (current, *others)
+        outputs, after[name] = function.over_time(arguments, states[name])
+        return outputs
+    currents = code.arriving(over_time(current, length, len(site.shape)))
+    neurons = job.models[name], job.snn.neurons[name], states[name]
+    options = {"wait": job.wait, "code": code}
+    after[name], spikes = fold(*neurons, currents, ticks[name], **options)
+    return code.stream(spikes)
+
+
+def _in_float32(constants: Values) -> tuple[Values, Callable[[Values], Values]]:
+    """Values in float32 or wider, and the function that takes them back.
+
+    The gradient of a constant of a loop is summed over its turns in the type in which
+    it enters. A number of Python has neither gradient nor type.
+    """
+    arrays = {v: a for v, a in constants.items() if hasattr(a, "dtype")}
+    types = {v: a.dtype for v, a in arrays.items() if is_floating(a)}
+
+    def narrowed(widened: Values) -> Values:
+        return widened | {v: widened[v].astype(types[v]) for v in types}
+
+    return constants | {v: wide(constants[v]) for v in types}, narrowed
+
+
+def _scan(
+    body: Callable[[int], Callable], state: Any, xs: Any, steps: int, size: int
+) -> Any:
+    """Outputs of all steps; ``body(n)(state, xs of n steps) -> state, outputs``."""
+    if size == steps:
+        return body(steps)(state, xs)[1]
+    count, rest = divmod(steps, size)
+    whole = count * size
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return leaf[:whole].reshape(count, size, *leaf.shape[1:])
+
+    state, outputs = jax.lax.scan(body(size), state, jax.tree.map(split, xs), count)
+    outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
+    if rest:
+        last = jax.tree.map(lambda leaf: leaf[whole:], xs)
+        _, more = body(rest)(state, last)
+        outputs = jax.tree.map(lambda *a: jnp.concatenate(a), outputs, more)
+    return outputs
 
 
 def _run_from_bits(job: Job) -> Any:
@@ -224,12 +238,8 @@ def run_closed_form(job: Job) -> Any:
 
     A layer that has waited T steps fires as early as its levels allow.
     """
-    network, neurons, steps, code = (
-        job.network,
-        job.snn.neurons,
-        job.steps,
-        job.snn.code,
-    )
+    network, neurons = job.network, job.snn.neurons
+    steps, code = job.steps, job.snn.code
     x = jax.tree.map(lambda leaf: leaf.mean(0), job.x) if job.sequence else job.x
     values = network.arguments(job.snn.params, x)
     fires = [equation for equation in network.equations if equation.fires]
@@ -345,30 +355,21 @@ def folded(stream: jax.Array, shares: int = 1) -> jax.Array:
 # -------------------------------------------------------------- parts of executions
 
 
-class Prepared(NamedTuple):
-    """A job whose constant part is computed.
+def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
+    """Compute once what no step changes.
 
-    Attributes:
-        values: of all variables that no step changes.
-        streams: variables that have a time axis, since they depend on spikes or on a
-            sequence.
-        live: the equations that compute streams.
+    Returns:
+        The values of all variables that no step changes; the variables that have a time
+        axis, since they depend on spikes or on a sequence; the equations that compute
+        these.
     """
-
-    values: Values
-    streams: frozenset[int]
-    live: list[Equation]
-
-
-def prepare(job: Job) -> Prepared:
-    """Compute once what no step changes."""
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
     live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
     constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
     evaluate(constant, values, identity)
-    return Prepared(values, streams, live)
+    return values, streams, live
 
 
 def over_steps(job: Job, values: Values, streams: frozenset[int] | Values) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from snnjax.firing import unit
+from snnjax.firing import threshold_of
 from snnjax.network.equations import Network, Values
 from snnjax.network.evaluate import Rule, firing, identity
 from snnjax.network.sites import Site
@@ -72,7 +72,7 @@ def outputs_from_bits(
     for stage in others:
         params = neurons[stage.place.name]
         levels = _levels(models[stage.place.name], stage.place)
-        threshold, offset = unit(params, stage.place), field(params, "offset")
+        threshold, offset = threshold_of(params, stage.place), field(params, "offset")
         spikes, later_values = computed(stage, params)
         indices = level_indices(spikes, threshold, levels, offset).reshape(-1)
         train = SpikeTrain(pack(indices, levels), threshold, levels, offset)

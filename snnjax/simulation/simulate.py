@@ -18,16 +18,16 @@ import jax.numpy as jnp
 
 from snnjax import sharding
 from snnjax._checks import (
+    called_as,
     check_choice,
-    check_count,
     check_examples,
     check_flags,
     check_function,
     check_numbers,
-    check_size,
     check_wait,
 )
 from snnjax._examples import batch_of
+from snnjax._ranges import COUNT, WHOLE
 from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate
@@ -143,6 +143,7 @@ class SpikingFunction(Protocol):
     ) -> Any: ...
 
 
+@called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
     *,
@@ -171,7 +172,7 @@ def spiking(
         detach_reset: no gradient through the reset; the spikes stay the same.
         execution: how to compute the spikes; docs/accelerators.md has the reasons.
             "by_step" computes all layers at each step, and "by_layer" all steps of each
-            layer; `snnjax.simulation.by_layer` has options for less memory.
+            layer; `snnjax.simulation.ByLayer` has options for less memory.
             "closed_form" needs no loop over time, but IF neurons with reset by
             subtraction and a wait of T, or T - 1 without rate coding. Its floor has a
             straight-through gradient, so surrogate and detach_reset must be left out.
@@ -229,7 +230,8 @@ def spiking(
     _check_steps(steps, wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
-    check_size("micro_batch", micro_batch)
+    if micro_batch is not None:
+        COUNT.check("micro_batch", micro_batch)
     check_surrogate(surrogate)
     _check_execution(execution)
     simulation = Simulation(
@@ -243,8 +245,9 @@ def spiking(
         micro_batch=micro_batch,
         has_aux=bool(has_aux),
     )
-    _check_combination(simulation)
+    _check_options(simulation)
 
+    @called_as("snnjax.spiking(fn)(snn, x, key=None)")
     def spiking_fn(snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None):
         return simulate(simulation, snn, x, key)
 
@@ -310,8 +313,7 @@ def simulate(
     """Check SNN and input, encode the input, and run on the devices of x."""
     steps, wait = checked_fit(snn, sim.steps, sim.wait)
     sim = sim._replace(steps=int(steps), wait=int(wait))
-    _check_segment(sim)
-    _check_code(sim, snn)
+    _check_options(sim, snn.code)
     check_values(snn)
     batch_axis = int(sim.inputs == "sequence")
     check_examples(x, batch_axis)
@@ -337,13 +339,33 @@ def simulate(
         batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
-        if group is not None and size is not None and batch > size:
+        if size is not None and not isinstance(batch, int):
+            raise ValueError(
+                f"micro_batch={size} needs a number of examples; found {batch}, a "
+                "symbol of jax.export. Leave micro_batch out, or export for one batch "
+                "size"
+            )
+        if size is None or batch <= size:
+            return run(x)
+        if group is not None:
             # Without recomputation the gradient would keep the states of all groups.
             run = jax.checkpoint(run)
-        return sharding.in_groups(run, x, size, axis, out_axis=1)
+        return _in_groups(run, x, size, axis)
 
     run = sharding.on_each_device(on_one_device, batch_sharding, (None, axis), 1)
     return run(snn, x)
+
+
+def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
+    """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
+
+    def of_one(example: chex.ArrayTree) -> Any:
+        batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
+        return jax.tree.map(lambda y: y[:, 0], run(batch))
+
+    examples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), x)
+    outputs = jax.lax.map(of_one, examples, batch_size=size)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), outputs)
 
 
 def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
@@ -456,7 +478,7 @@ def _check_steps(steps: int | None, wait: int | None) -> None:
     if steps is not None:
         check_wait(steps, 0 if wait is None else wait)
     elif wait is not None:
-        check_count("wait", wait, least=0)
+        WHOLE.check("wait", wait)
 
 
 def _check_execution(execution: Any) -> None:
@@ -465,69 +487,60 @@ def _check_execution(execution: Any) -> None:
     if not is_word and not isinstance(execution, ByLayer):
         raise ValueError(
             f"execution is {execution!r}; allowed: {', '.join(map(repr, EXECUTIONS))}, "
-            "or snnjax.simulation.by_layer(segment=..., remat=...) (called)"
+            "or snnjax.simulation.ByLayer(segment=..., remat=...) (called)"
         )
 
 
-def _check_combination(sim: Simulation) -> None:
-    """Raise for arguments that exclude each other."""
+def _check_options(sim: Simulation, code: Code | None = None) -> None:
+    """Raise for options that exclude each other, or that the code does not have.
+
+    Args:
+        sim: whose steps and wait may be unknown yet.
+        code: that of the SNN, once it is known.
+    """
+    options = _layer_options(sim.execution)
+    segment, remat = options.segment, options.remat
+    if code is not None and not code.clock_runs:
+        options_of_rate = {
+            f"inputs={sim.inputs!r}": sim.sequence,
+            "ByLayer(segment=...)": segment is not None,
+            "ByLayer(remat=True)": remat,
+        }
+        taken = [option for option, is_taken in options_of_rate.items() if is_taken]
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)} works with rate coding only, where every step is "
+                f"like the others; the SNN has the code {code!r}, whose constant input "
+                "arrives at the first step. Leave it out, or convert with "
+                "code=snnjax.codes.rate()"
+            )
     if sim.execution == "closed_form" and sim.sets_gradient:
         raise ValueError(
             "execution='closed_form' has a straight-through gradient: leave surrogate "
             "and detach_reset out, or take 'auto', which has them"
         )
-    _check_segment(sim)
-    options = _layer_options(sim.execution)
-    if sim.has_aux:
-        _check_training(sim)
-    if options.remat and options.segment is None and not is_step(sim.surrogate):
+    if segment is not None and sim.steps is not None and segment > sim.steps:
+        raise ValueError(
+            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
+        )
+    if segment is not None and sim.wait:
+        raise ValueError(
+            f"segment needs wait 0, as rate coding has; found wait {sim.wait}. Leave "
+            "the segment out"
+        )
+    if sim.has_aux and (sim.execution == "by_step" or sim.micro_batch or segment):
+        raise ValueError(
+            "has_aux=True shows the function all steps of the whole batch at once, so "
+            "that a norm sees all of its statistics; found execution="
+            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
+            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
+            "save memory use execution=snnjax.simulation.ByLayer(remat=True)"
+        )
+    if remat and segment is None and not is_step(sim.surrogate):
         raise ValueError(
             "remat keeps spikes as bits, so the surrogate must be a step; found "
             f"{sim.surrogate!r}, which is not declared as one. Make it by "
             "snnjax.surrogate.step_with_derivative or declare it by "
             "snnjax.surrogate.step, or leave remat out"
             + ("" if sim.has_aux else ", or give a segment with it: segment=...")
-        )
-
-
-def _check_segment(sim: Simulation) -> None:
-    """Raise for segments that do not fit steps or wait, as far as these are given."""
-    segment = _layer_options(sim.execution).segment
-    if segment is None:
-        return
-    if sim.steps is not None and segment > sim.steps:
-        raise ValueError(
-            f"segment is {segment}; allowed: 1 to steps={sim.steps}, or None"
-        )
-    if sim.wait:
-        raise ValueError(f"segment needs wait 0; found wait {sim.wait}")
-
-
-def _check_code(sim: Simulation, snn: SNN) -> None:
-    """Raise for options that only rate coding has."""
-    if snn.code.clock_runs:
-        return
-    options = _layer_options(sim.execution)
-    arguments = [f"inputs={sim.inputs!r}"] if sim.sequence else []
-    arguments += ["by_layer(segment=...)"] if options.segment is not None else []
-    arguments += ["by_layer(remat=True)"] if options.remat else []
-    if arguments:
-        raise ValueError(
-            f"{', '.join(arguments)} works with rate coding only, where every step is "
-            f"like the others; the SNN has the code {snn.code!r}, whose constant input "
-            "arrives at the first step. Leave it out, or convert with "
-            "code=snnjax.codes.rate()"
-        )
-
-
-def _check_training(sim: Simulation) -> None:
-    """Raise for what would show a function in training mode a part of its examples."""
-    segment = _layer_options(sim.execution).segment
-    if sim.execution == "by_step" or sim.micro_batch or segment:
-        raise ValueError(
-            "has_aux=True shows the function all steps of the whole batch at once, so "
-            "that a norm sees all of its statistics; found execution="
-            f"{sim.execution!r}, micro_batch={sim.micro_batch}; allowed: 'auto', "
-            "'closed_form' or 'by_layer' without segments, and micro_batch=None. To "
-            "save memory use execution=snnjax.simulation.by_layer(remat=True)"
         )

@@ -1,10 +1,15 @@
-"""A spiking network as one file: `save`, `load` and `renew` (``files.py``).
+"""A spiking network as one file: `save` and `load` (``files.py``).
 
-``archive.py`` writes and reads the bytes, ``structure.py`` describes a pytree in JSON,
+``archive.py`` writes and reads the bytes, ``tree.py`` describes a pytree in JSON and
 ``models.py`` a neuron model. ``program.py`` stores the spiking function, so that a file
 runs without the network's code.
 """
 
-from snnjax.storage.files import Stored, load, renew, save
+from snnjax import _renamed
+from snnjax.storage.files import Stored, load, save
 
-__all__ = ["Stored", "load", "renew", "save"]
+__all__ = ["Stored", "load", "save"]
+
+__getattr__ = _renamed.renamed(
+    __name__, {"renew": "save(path, load(path, like=params).snn, fn=fn, x=x)"}
+)

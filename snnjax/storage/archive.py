@@ -1,6 +1,6 @@
-"""The bytes of a file: a card, pytrees and a program in the safetensors format.
+"""The bytes of a file: a card, arrays by name and a program, as safetensors.
 
-    header: card, structure (JSON) and the sha256 of everything; then arrays, program
+    header: card (JSON) and the sha256 of everything; then arrays, program
 
 Nothing is unpickled. The sha256 detects damage; it does not say who wrote the file.
 Format: https://github.com/huggingface/safetensors
@@ -9,41 +9,80 @@ Format: https://github.com/huggingface/safetensors
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from snnjax import _files
 from snnjax._version import __version__
-from snnjax.storage.structure import Leaves, read_leaf, store
 
-FORMAT = 3  # the only one that this version reads and writes
-PROGRAM = "program"  # name of the program's array; all others begin with a part
+FORMAT = 4  # the only one that this version reads and writes
+_PROGRAM = "program"  # name of the program's bytes; those of arrays are paths
+
+# Types as safetensors spells them -> as NumPy and ml_dtypes do.
+_DTYPES = {
+    **{"BOOL": "bool", "C64": "complex64", "BF16": "bfloat16"},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
 
 
 def write(
-    path: Path, card: dict[str, Any], parts: Mapping[str, Any], code: bytes
+    path: Path, card: dict[str, Any], leaves: dict[str, Any], code: bytes
 ) -> None:
     """Write a file, whole or not at all.
 
     Args:
         path: of the file.
         card: facts that JSON can hold.
-        parts: pytrees by name.
+        leaves: arrays by name; Python numbers are left out.
         code: the program; empty if there is none.
+
+    Raises:
+        ValueError: a leaf is no array that a file can hold, and no number.
     """
-    arrays = {PROGRAM: np.frombuffer(code, np.uint8)} if code else {}
-    entries = [store(name, tree, arrays) for name, tree in parts.items()]
-    texts = {"card": json.dumps(card), "structure": json.dumps(entries)}
-    data = {name: array.tobytes() for name, array in arrays.items()}
-    texts["sha256"] = _digest(texts, data)
+    keys = {n: str(jax.random.key_impl(a)) for n, a in leaves.items() if _is_key(a)}
+    data = {name: jax.random.key_data(leaves[name]) for name in keys}
+    arrays = {
+        name: _as_numpy(name, leaf)
+        for name, leaf in {**leaves, **data}.items()
+        if type(leaf) not in (bool, int, float)
+    }
+    if code:
+        arrays[_PROGRAM] = np.frombuffer(code, np.uint8)
+    text = json.dumps({**card, "keys": keys})
+    texts = {"card": text, "sha256": _digest(text, arrays)}
     _files.write(path, safetensors().numpy.save(arrays, texts))
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Leaves], bytes]:
-    """Card, leaves of each part and program of a file, after a check of its sha256.
+def _is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key, which NumPy does not know."""
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_numpy(name: str, leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        raise ValueError(
+            f"{name} is a {type(leaf).__name__}; allowed: arrays and Python numbers. "
+            "Keep anything else in fn, e.g. by eqx.partition(model, eqx.is_array)"
+        )
+    array = np.asarray(leaf, order="C")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.name not in _DTYPES.values():
+        allowed = ", ".join(_DTYPES.values())
+        raise ValueError(f"{name} has dtype {array.dtype}; allowed: {allowed}")
+    return array
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Card, arrays and program of a file, after a check of its sha256.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Leaves], bytes]:
         )
     raw = path.read_bytes()
     try:
-        data = {name: entry["data"] for name, entry in library.deserialize(raw)}
+        entries = dict(library.deserialize(raw))
         length = int.from_bytes(raw[:8], "little")
         texts = json.loads(raw[8 : 8 + length])["__metadata__"]
         card = json.loads(texts["card"])
@@ -69,30 +108,43 @@ def read(path: Path) -> tuple[dict[str, Any], list[Leaves], bytes]:
     if version != FORMAT:
         raise ValueError(
             f"{path} has format {version} of snnjax {writer}, and this snnjax "
-            f"{__version__} reads format {FORMAT}: load the file with the version that "
-            "wrote it, or convert and save the network again"
+            f"{__version__} reads format {FORMAT}. Convert and save the network again; "
+            "or load the file with the version that wrote it, or take its arrays by "
+            "safetensors.numpy.load_file"
         )
-    digest = _digest(texts, data)
+    with restoring(path):
+        arrays = {name: _from_bytes(entry) for name, entry in entries.items()}
+    digest = _digest(texts["card"], arrays)
     if digest != texts.get("sha256"):
         raise ValueError(
             f"{path} is damaged: the sha256 of its contents is {digest}, and the file "
             f"says {texts.get('sha256')}. Fetch the file again"
         )
     with restoring(path):
-        leaves = [
-            [(entry["path"], read_leaf(entry, data)) for entry in entries]
-            for entries in json.loads(texts["structure"])
-        ]
-    return card, leaves, data.get(PROGRAM, b"")
+        code = arrays.pop(_PROGRAM, np.zeros(0, np.uint8)).tobytes()
+        leaves = {name: _as_jax(array) for name, array in arrays.items()}
+        for name, kind in card.pop("keys").items():
+            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=kind)
+    return card, leaves, code
 
 
-def _digest(texts: dict[str, str], data: dict[str, bytes]) -> str:
-    """sha256 of card, structure and all arrays; the structure has their dtypes."""
-    digest = hashlib.sha256()
-    for text in (texts["card"], texts.get("structure", ""), *sorted(data)):
-        digest.update(f"{len(text)} {text}".encode())
-    for name in sorted(data):
-        digest.update(data[name])
+def _from_bytes(entry: dict[str, Any]) -> np.ndarray:
+    dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+
+
+def _as_jax(array: np.ndarray) -> Any:
+    """An array of JAX, but of NumPy if JAX would cut its 64 bits."""
+    is_whole = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    return jnp.asarray(array) if is_whole else array
+
+
+def _digest(card: str, arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of the card and of all arrays with their names, types and shapes."""
+    digest = hashlib.sha256(card.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

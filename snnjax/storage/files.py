@@ -1,6 +1,6 @@
-"""A spiking network as one file: `save`, `load` and `renew`.
+"""A spiking network as one file: `save` and `load`.
 
-    name.safetensors = card and structure (JSON, in the header) + arrays + program
+    name.safetensors = card (JSON, in the header) + arrays + program
 
 One file, so that card and weights always come from the same run. ``head -c 2000`` shows
 the card. The program is StableHLO, not Python. ``run`` compiles and runs it by XLA, so
@@ -20,12 +20,12 @@ import chex
 import jax
 import numpy as np
 
-from snnjax._checks import is_number
+from snnjax._ranges import SHARE
 from snnjax._types import Inputs
 from snnjax._version import __version__
 from snnjax.neurons.by_site import model_of
 from snnjax.snn import SNN, check_snn, check_values, checked_fit
-from snnjax.storage import archive, models, program, structure
+from snnjax.storage import archive, models, program, tree
 
 SUFFIX = ".safetensors"
 
@@ -39,18 +39,8 @@ class Stored(NamedTuple):
         card: facts about it, see `save`.
         run: ``run(x) -> outputs`` [T, B, ...] as from `snnjax.spiking`, without the
             network's code. Outputs in a NamedTuple become a dict. ``run`` raises
-            ValueError if the file has no program or if x has another shape or dtype. It
-            also does so if JAX cannot run the program, for example because it is too
-            old (see `renew`).
-
-    >>> import jax, jax.numpy as jnp, snnjax, tempfile
-    >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.eye(2), jnp.eye(2))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = snnjax.save(f"{folder}/snn.safetensors", snn, accuracy=0.9)
-    ...     stored = snnjax.load(path)
-    >>> card, model = stored.card, stored.snn.model_of("relu")
-    >>> card["accuracy"], card["program"], model.leak
-    (0.9, None, 0.5)
+            ValueError if the file has no program, if x has another shape or dtype, or
+            if JAX cannot run the program, for example because it is too old.
     """
 
     snn: SNN
@@ -82,11 +72,9 @@ def save(
         snn: from `snnjax.convert` or `snnjax.init`, trained or not.
         fn: the network ``fn(params, x) -> outputs``. The file then holds its spiking
             function as a program for CPU, CUDA and TPU, and runs without its code. JAX
-            reads a program for six months at least; `renew` writes it anew.
+            reads a program for six months at least; load and save the SNN again then.
         x: an example of the network's input [B, ...] ([T, B, ...] for a sequence), an
-            array or ``jax.ShapeDtypeStruct``. The program takes any batch size B. If
-            the network cannot be traced for any B, the program takes only the B of the
-            example.
+            array or ``jax.ShapeDtypeStruct``. The program takes any batch size B.
         steps, wait: steps and wait of the program; by default those that the SNN was
             fitted to.
         inputs: "constant" or "sequence", as for `snnjax.spiking`.
@@ -94,7 +82,7 @@ def save(
         accuracy: its accuracy, 0..1.
         calibration: its calibration images. The card gets their shape, dtype and the
             sha256 of their bytes in C order.
-        extras: anything else that JSON can hold.
+        extras: a dict of anything else that JSON can hold.
 
     Returns:
         The path.
@@ -121,27 +109,35 @@ def save(
     _check_target(path)
     check_snn(snn)
     check_values(snn)
-    _check_facts(recipe, accuracy, extras)
-    exported = None
+    facts = _facts(accuracy, recipe=recipe, extras=dict(extras or {}))
+    simulation, outputs, code = None, None, b""
     if fn is None:
         not_default = None if inputs == "constant" else inputs
         options = {"x": x, "steps": steps, "wait": wait, "inputs": not_default}
         _check_without_program(snn, options)
     else:
         steps, wait = checked_fit(snn, steps, wait)
-        exported = program.export(fn, snn, x, steps=steps, wait=wait, inputs=inputs)
+        simulation = {"steps": steps, "wait": wait, "inputs": inputs}
+        outputs, code = program.export(fn, snn, x, **simulation)
     card = {
         "format": archive.FORMAT,
-        "recipe": recipe,
         "steps": snn.steps,
         "wait": snn.wait,
-        "model": models.describe_model(snn.model),
-        "code": models.describe_code(snn.code),
-        "accuracy": None if accuracy is None else float(accuracy),
+        "model": models.describe(snn.model),
+        "code": models.describe(snn.code),
+        **facts,
         "calibration": None if calibration is None else _fingerprint(calibration),
-        "extras": _jsonable(extras or {}),
+        "program": simulation,
+        "date": datetime.date.today().isoformat(),
+        "versions": {"snnjax": __version__, "jax": jax.__version__},
+        "structure": {
+            "params": tree.describe(snn.params, "params"),
+            "neurons": tree.describe(snn.neurons, "neurons"),
+            "outputs": outputs,
+        },
     }
-    return _write(path, snn, card, exported)
+    archive.write(path, card, program.leaves_of(snn), code)
+    return path
 
 
 def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stored:
@@ -180,99 +176,38 @@ def load(path: str | os.PathLike, *, like: chex.ArrayTree | None = None) -> Stor
      [0. 1.]]
     """
     path = _as_path(path)
-    card, leaves, code = archive.read(path)
+    card, arrays, code = archive.read(path)
     with archive.restoring(path):
-        has_program = card["program"] is not None
-        snn = _snn(card, leaves, like, classes_as_dicts=has_program)
-        if not has_program:
+        structure = card.pop("structure")
+        snn = _snn(card, structure, arrays, like)
+        if card["program"] is None:
             return Stored(snn, card, functools.partial(_no_program, path))
-        arrays = [value for _, value in sum(leaves, []) if hasattr(value, "dtype")]
-        run = program.runner(code, card["program"], arrays, _origin(path, card))
+        run = program.runner(code, structure["outputs"], arrays, _origin(path, card))
         return Stored(snn, card, run)
-
-
-def renew(
-    path: str | os.PathLike, fn: Callable, *, like: chex.ArrayTree | None = None
-) -> Path:
-    """Write the program of a file again, with this version of JAX.
-
-    JAX reads a program for six months at least, and refuses older ones. Everything
-    else in the file stays as it is. The command is
-    ``python -m snnjax renew FILE MODULE:FUNCTION``.
-
-    Args:
-        path: a file of `save`; it is replaced as a whole.
-        fn: the network ``fn(params, x) -> outputs`` of the SNN.
-        like: as for `load`.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: as `load`, or the file has no program.
-
-    >>> import jax, jax.numpy as jnp, snnjax, tempfile
-    >>> fn = lambda w, x: jax.nn.relu(x @ w)
-    >>> snn = snnjax.convert(fn, jnp.eye(2), jnp.eye(2), steps=4)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = save(f"{folder}/snn.safetensors", snn, fn=fn, x=jnp.eye(2))
-    ...     load(renew(path, fn)).run(jnp.eye(2)).shape
-    (4, 2, 2)
-    """
-    path = _as_path(path)
-    card, leaves, _ = archive.read(path)
-    if card.get("program") is None:
-        _no_program(path)
-    with archive.restoring(path):
-        snn = _snn(card, leaves, like, classes_as_dicts=False)
-        facts, origin = program.Facts(**card["program"]), _origin(path, card)
-    return _write(path, snn, card, program.export_again(fn, snn, facts, origin))
 
 
 # -------------------------------------------------------------------- contents
 
 
-def _write(
-    path: Path, snn: SNN, card: dict, exported: tuple[program.Facts, bytes] | None
-) -> Path:
-    """Write the file; ``exported`` is from `program.export`, None: no program."""
-    facts, code = exported or (None, b"")
-    card = {
-        **card,
-        "program": None if facts is None else facts._asdict(),
-        "date": datetime.date.today().isoformat(),
-        "versions": {"snnjax": __version__, "jax": jax.__version__},
-    }
-    parts = {"params": snn.params, "neurons": snn.neurons}  # in JAX's order
-    archive.write(path, card, parts, code)
-    return path
-
-
 def _snn(
-    card: dict[str, Any],
-    leaves: list[structure.Leaves],
-    like: Any,
-    classes_as_dicts: bool,
+    card: dict[str, Any], structure: dict[str, Any], arrays: dict[str, Any], like: Any
 ) -> SNN:
     """The SNN of a file, in the structure of ``like`` if there is one."""
-    params_leaves, neurons_leaves = leaves
-    like_snn = like if isinstance(like, SNN) else None
-    like_params = like if like_snn is None else like_snn.params
-    if like_params is None:
-        classes = {kind for path, _ in params_leaves for kind, _ in path}
-        classes -= structure.BUILTINS
-        if classes and not classes_as_dicts:
-            raise ValueError(f"only its own code can make a {min(classes)}")
-        params = structure.rebuild(params_leaves)
+    # The program of a file needs no classes. Without one only the SNN is of use.
+    as_dicts = like is not None or card["program"] is not None
+    params = tree.rebuild(structure["params"], arrays, as_dicts=as_dicts)
+    sites = tree.rebuild(structure["neurons"], arrays, as_dicts=True)
+    if not isinstance(like, SNN):
+        params = params if like is None else tree.fill(like, params)
+        like = SNN(params, {}, model=None, code=None)
     else:
-        params = structure.fill(like_params, params_leaves)
-    model = models.restore_model(card["model"], getattr(like_snn, "model", None))
-    like_neurons = getattr(like_snn, "neurons", {})
+        params = tree.fill(like.params, params)
+    model = models.restore(card["model"], like.model)
     neurons = {
-        name: models.restore_params(model_of(model, name), own, like_neurons.get(name))
-        for name, own in structure.rebuild(neurons_leaves).items()
+        name: models.restore_params(model_of(model, name), own, like.neurons.get(name))
+        for name, own in sites.items()
     }
-    code = models.restore_code(card.get("code", {}), getattr(like_snn, "code", None))
+    code = models.restore(card["code"], like.code)
     return SNN(params, neurons, card["steps"], card["wait"], model, code)
 
 
@@ -311,17 +246,6 @@ def _check_target(path: Path) -> None:
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}; create it")
 
 
-def _check_facts(recipe: Any, accuracy: Any, extras: Any) -> None:
-    if not isinstance(recipe, str | None):
-        raise ValueError(f"recipe is {recipe!r}; allowed: its name, e.g. 'best'")
-    in_range = accuracy is None or (is_number(accuracy) and 0 <= accuracy <= 1)
-    if not in_range:
-        raise ValueError(f"accuracy is {accuracy!r}; allowed: a number from 0 to 1")
-    has_names = isinstance(extras, dict) and all(isinstance(k, str) for k in extras)
-    if extras is not None and not has_names:
-        raise ValueError(f"extras are {extras!r}; allowed: a dict whose keys are str")
-
-
 def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
     """Raise if arguments are given that only a program can store."""
     names = [name for name, option in options.items() if option is not None]
@@ -330,14 +254,14 @@ def _check_without_program(snn: SNN, options: dict[str, Any]) -> None:
             f"{', '.join(names)} describe a program, and without fn there is none; "
             "pass fn, the network, or leave these arguments out"
         )
-    texts = models.undescribed_models(snn.model)
+    texts = models.unknown(models.describe(snn.model))
     if texts:
         raise ValueError(
             f"a file cannot describe the neuron model {', '.join(texts)}, which is "
             "none of snnjax.neurons. Pass fn and x: then the file has a program, "
             "and stored.run(x) needs no model"
         )
-    if models.describe_code(snn.code)["name"] is None:
+    if models.unknown(models.describe(snn.code)):
         raise ValueError(
             f"a file cannot describe the code {snn.code!r}, which is none of "
             "snnjax.codes. Take snnjax.codes.weighted(code.weights(T))"
@@ -358,12 +282,17 @@ def _fingerprint(x: chex.Array) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 
-def _jsonable(extras: dict[str, Any]) -> dict[str, Any]:
-    """The extras as JSON gives them back, e.g. tuples as lists."""
+def _facts(accuracy: Any, **facts: Any) -> dict[str, Any]:
+    """Facts for the card as JSON gives them back, e.g. tuples as lists."""
+    if accuracy is not None:
+        SHARE.check("accuracy", accuracy)
     try:
-        return json.loads(json.dumps(extras, allow_nan=False))
+        copy = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"extras must be what JSON can hold ({error}); turn arrays and NumPy's "
-            "numbers into lists and Python numbers by .tolist()"
+            f"{' and '.join(facts)} must be what JSON can hold ({error}); turn arrays "
+            "and NumPy's numbers into lists and Python numbers by .tolist()"
         ) from None
+    if copy["extras"].keys() != facts["extras"].keys():
+        raise ValueError(f"extras are {facts['extras']!r}; allowed: keys that are str")
+    return {"accuracy": None if accuracy is None else float(accuracy), **copy}

@@ -5,43 +5,26 @@
 * ``losses.py``: losses and a readout.
 * ``leaves.py``: which leaves of an SNN are trained.
 * ``optimizers.py``: gradient descent that keeps neurons in their ranges.
-* ``differences.py``: finite differences of the loss.
-* ``temperature.py``: the temperature of Dspike, chosen by these differences.
+* ``temperature.py``: the temperature of Dspike, by finite differences of the loss.
 """
 
-from snnjax.training.differences import finite_differences
+from snnjax import _renamed
 from snnjax.training.finetuning import Finetuned, finetune
-from snnjax.training.leaves import (
-    check_gradients,
-    differentiable,
-    kernels,
-    param_labels,
-)
-from snnjax.training.loop import check_folder, train
-from snnjax.training.losses import (
-    distillation,
-    mean_cross_entropy,
-    membrane_readout,
-    tet,
-)
-from snnjax.training.optimizers import Descent, descent, optimizer
+from snnjax.training.leaves import check_gradients, kernels, param_labels
+from snnjax.training.loop import train
+from snnjax.training.losses import mean_cross_entropy, membrane_readout, tet
+from snnjax.training.optimizers import descent, optimizer
 from snnjax.training.temperature import (
-    Choice,
     choose_temperature,
+    finite_differences,
     temperatures,
-    with_temperatures,
 )
 
 __all__ = [
-    "Choice",
-    "Descent",
     "Finetuned",
-    "check_folder",
     "check_gradients",
     "choose_temperature",
     "descent",
-    "differentiable",
-    "distillation",
     "finetune",
     "finite_differences",
     "kernels",
@@ -52,5 +35,16 @@ __all__ = [
     "temperatures",
     "tet",
     "train",
-    "with_temperatures",
 ]
+
+__getattr__ = _renamed.renamed(
+    __name__,
+    {
+        "Choice": "choose_temperature, which returns the SNN and the cosines",
+        "Descent": "descent, which returns the pair init, step",
+        "differentiable": "descent, for SNNs with integers and random keys, too",
+        "distillation": "optax.losses.kl_divergence_with_log_targets of two "
+        "jax.nn.log_softmax, or finetune(..., teacher=...)",
+        "with_temperatures": "init(..., model=snnjax.lif(temperature=...))",
+    },
+)

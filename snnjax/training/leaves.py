@@ -1,7 +1,6 @@
 """Leaves of an SNN: which have a gradient, and which an optimizer trains.
 
-For optax, an SNN is a pytree like any other. But its params may hold integers and
-random keys, which have no gradient.
+For optax, an SNN is a pytree like any other, if all of its leaves are floating.
 """
 
 from collections.abc import Callable, Collection
@@ -15,49 +14,22 @@ from snnjax.snn import FROZEN, SNN, WEIGHTS, check_snn
 
 
 def differentiable(snn: SNN) -> tuple[Any, Callable[[Any], SNN]]:
-    """The floating leaves of an SNN, and a function that puts the others back.
+    """The floating leaves of an SNN, None in place of the others, and what merges both.
 
     Params may hold integers and random keys, as the state of an nnx model with dropout
-    does, and ``jax.grad`` refuses them. So differentiate in ``floats``, pass it to
-    optax and to `param_labels`, and let the loss call ``merge(floats)``.
-
-    Returns:
-        ``(floats, merge)``: the SNN with None in place of all other leaves, and a
-        function ``merge(floats) -> SNN``.
-
-    Raises:
-        ValueError: from ``merge``, a tree of another structure than ``floats``.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from snnjax import init, spiking
-    >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
-    >>> params = {"w": jnp.ones((3, 2)), "calls": jnp.array(0)}
-    >>> snn, x = init(fn, params, jnp.ones((1, 3))), jnp.ones((1, 3))
-    >>> floats, merge = differentiable(snn)
-    >>> loss = lambda floats: spiking(fn, steps=2)(merge(floats), x).sum()
-    >>> jax.grad(loss)(floats).params["w"].shape
-    (3, 2)
+    does, and ``jax.grad`` refuses them. A loss of the floats calls ``merge(floats)``.
     """
     check_snn(snn)
-    leaves, structure = jax.tree_util.tree_flatten(snn)
-    others = [None if is_floating(leaf) else leaf for leaf in leaves]
-    floats = [leaf if is_floating(leaf) else None for leaf in leaves]
-
-    differentiable_part = jax.tree_util.tree_unflatten(structure, floats)
-    floats_structure = jax.tree.structure(differentiable_part)
+    floats = jax.tree.map(lambda leaf: leaf if is_floating(leaf) else None, snn)
 
     def merge(floats: Any) -> SNN:
-        if jax.tree.structure(floats) != floats_structure:
-            raise ValueError(
-                "merge got a tree of another structure than the floating leaves of its "
-                "SNN; allowed: the first result of differentiable, or a tree like it. "
-                "A whole SNN needs no merge"
-            )
-        remaining = iter(jax.tree.leaves(floats))
-        leaves = [next(remaining) if leaf is None else leaf for leaf in others]
-        return jax.tree_util.tree_unflatten(structure, leaves)
+        return jax.tree.map(
+            lambda new, own: own if new is None else new,
+            *(floats, snn),
+            is_leaf=lambda leaf: leaf is None,
+        )
 
-    return differentiable_part, merge
+    return floats, merge
 
 
 def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
@@ -67,8 +39,7 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     own name as the label, such as "threshold", "bias", "initial_potential", "leak",
     "temperature", or the "kernel" of recurrent neurons. Leaves that are not trained are
     "frozen": integers, random keys and the running averages of a flax BatchNorm
-    (linen's "batch_stats", nnx's ``BatchStat``). Freeze the running averages of other
-    libraries
+    (linen's "batch_stats", nnx's ``BatchStat``). Freeze those of other libraries
     yourself: an optimizer could make a variance negative.
 
     Args:
@@ -82,17 +53,12 @@ def param_labels(snn: SNN, trained: Collection[str] | None = None) -> SNN:
     Raises:
         ValueError: a label that no leaf of the SNN has.
 
-    >>> import jax, jax.numpy as jnp, optax
-    >>> from snnjax import init, lif
-    >>> snn = init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)), jnp.ones((1, 3)),
-    ...            model=lif(temperature=3.0))
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> snn = snnjax.init(lambda w, x: jax.nn.relu(x @ w), jnp.ones((3, 2)),
+    ...                   jnp.ones((1, 3)), model=snnjax.lif(temperature=3.0))
     >>> labels = param_labels(snn, ["weights", "temperature"])
     >>> labels.params, labels.neurons["relu"].threshold
     ('weights', 'frozen')
-    >>> optimizer = optax.multi_transform(
-    ...     {"weights": optax.adam(1e-3), "temperature": optax.sgd(0.1),
-    ...      "frozen": optax.set_to_zero()}, labels)
-    >>> state = optimizer.init(snn)
     """
     check_snn(snn)
     if isinstance(trained, str):
@@ -125,9 +91,6 @@ def kernels(snn: SNN) -> SNN:
     weights of neurons. Weight decay would pull biases, thresholds, leaks and
     temperatures to 0, whatever the loss says.
 
-    Args:
-        snn: the network or its floating leaves; optax may have masked some of them.
-
     >>> import jax, jax.numpy as jnp, optax
     >>> from snnjax import init, training
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"])
@@ -158,18 +121,13 @@ def check_gradients(gradients: Any, labels: Any) -> None:
 
     Raises:
         ValueError: with the paths of the leaves and the likely reasons.
-
-    >>> import jax.numpy as jnp
-    >>> check_gradients({"w": jnp.ones(2), "b": jnp.zeros(2)},
-    ...                 {"w": "weights", "b": "frozen"})
     """
-    dead: dict[str, str] = {}
-
-    def note(path, gradient, label):
-        if label != FROZEN and gradient.size and not jnp.any(gradient != 0):
-            dead[name_of(path)] = label
-
-    jax.tree_util.tree_map_with_path(note, gradients, labels)
+    pairs = jax.tree_util.tree_leaves_with_path(gradients)
+    dead = {
+        name_of(path): label
+        for (path, leaf), label in zip(pairs, jax.tree.leaves(labels), strict=True)
+        if label != FROZEN and leaf.size and not jnp.any(leaf != 0)
+    }
     if not dead:
         return
     reasons = (

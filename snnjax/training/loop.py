@@ -1,32 +1,23 @@
 """The epochs of a training: its log, and a folder from which it resumes.
 
-A state after an epoch is all that the next one needs, besides its examples. So a folder
-that holds it lets an interrupted training end in the same bits.
+The state after an epoch is all that the next one needs, besides its examples. So a
+checkpoint of orbax that holds it lets an interrupted training end in the same bits.
 """
 
-import json
+import contextlib
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snnjax._checks import check_count
-from snnjax._folders import (
-    Folder,
-    holds,
-    open_folder,
-    parts_of,
-    read_arrays,
-    restored,
-    write_arrays,
-)
 from snnjax._progress import shown
-
-_STATE = "state.npz"
+from snnjax._ranges import COUNT
 
 _State = TypeVar("_State")
 _Log = list[dict[str, Any]]  # a line for each epoch
@@ -49,7 +40,8 @@ def train(
     Args:
         step: (state, batch) -> (state, report), usually jitted. A report is a dict of
             numbers, among them ``loss`` and ``finite``, whether training may go on.
-        state: at the start, a pytree of arrays: weights, states of optimizers.
+        state: at the start, a pytree of arrays: weights, states of optimizers. If the
+            batches are on a mesh, so is the state (`snnjax.sharding.on_mesh`).
         examples: the batches, one for each step, that can be read once per epoch, such
             as a list or a DataLoader. Or a function: number of the epoch, from 1 on, ->
             its batches; so shuffle and augment by this number.
@@ -57,11 +49,11 @@ def train(
         measure: called after each epoch with the state and the log, of which the last
             line is that of the epoch. The entries that it returns, or None, are added
             to that line: under other names, numbers, texts, or lists of them.
-        folder: where the state after the last finished epoch is stored. If it has one
-            of the same training, this one resumes from it, and ends in the same bits.
-        depends_on: what the results depend on, by name: pytrees of arrays, or values
-            that are compared by their ``repr``, such as a seed. A folder of a training
-            with others, or by other versions, is refused.
+        folder: where orbax keeps the last finished epoch. The same call resumes from
+            it, and ends in the same bits. Processes need a folder that they share.
+        depends_on: what results depend on besides the state at the start, by name:
+            pytrees of arrays, or values that are compared by their ``repr``, such as a
+            seed. A folder of a training with others is refused.
 
     Returns:
         The state after the last epoch, and the log: for each epoch its number
@@ -69,9 +61,9 @@ def train(
         ``measure`` returned.
 
     Raises:
-        ValueError: an argument is out of range; no examples in an epoch; a folder of
-            another training, or a damaged one.
+        ValueError: no examples in an epoch; a folder of another training.
         FloatingPointError: a step was not finite.
+        ImportError: a folder without orbax.
 
     >>> import jax, jax.numpy as jnp
     >>> @jax.jit
@@ -84,64 +76,41 @@ def train(
     >>> print(f"{w:.2f}", [line["loss"] for line in log][:2])
     3.00 [9.0, 5.76...]
     """
-    check_count("epochs", epochs)
-    _check_readable(examples, epochs)
-    state = jax.tree.map(jnp.asarray, state)
-    opened = open_folder(folder, "training", parts_of(depends_on))
-    state, log = (state, []) if opened is None else _stored(opened, state, epochs)
-    reports: _Log = []
-    for epoch in range(len(log) + 1, epochs + 1):
-        start = time.perf_counter()
-        batches = examples(epoch) if callable(examples) else examples
-        state, reports = _train_epoch(step, state, batches, epoch, epochs, reports)
-        means = {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
-        line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
-        log = [*log, line]
-        if measure is not None:
-            log[-1] = line | _entries(measure(state, log), line)
-        if opened is not None:
-            leaves = {f"{i:06}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-            leaves["log"] = np.array(json.dumps(log))
-            write_arrays(opened, _STATE, leaves)
+    COUNT.check("epochs", epochs)
+    if isinstance(examples, Iterator) and epochs > 1:
+        raise ValueError(
+            f"examples is {type(examples).__name__}, which can be read once; allowed: "
+            "a list or a loader of batches, or a function: epoch -> batches"
+        )
+    state, log = jax.tree.map(jnp.asarray, state), []
+    with _checkpoints_in(folder) as checkpoints:
+        if checkpoints is not None:
+            parts = {"state at the start": state, **(depends_on or {})}
+            identity = {name: _digest(part) for name, part in parts.items()}
+            state, log = _resumed(checkpoints, identity, state, epochs)
+        for epoch in range(len(log) + 1, epochs + 1):
+            start = time.perf_counter()
+            batches = examples(epoch) if callable(examples) else examples
+            state, means = _train_epoch(step, state, batches, f"{epoch} of {epochs}")
+            line = {"epoch": epoch, **means, "seconds": time.perf_counter() - start}
+            log = [*log, line]
+            if measure is not None:
+                log[-1] = _extended(line, measure(state, log))
+            if checkpoints is not None:
+                _save(checkpoints, epoch, state, {"log": log, "identity": identity})
     return state, log
 
 
-def check_folder(folder: Any, depends_on: Mapping[str, Any]) -> None:
-    """Raise if a folder is of another training than one with these values.
-
-    For a check before a long preparation of `train`, such as a conversion.
-
-    Args:
-        folder, depends_on: as for `train`; names that are left out are not compared.
-
-    Raises:
-        ValueError: the folder holds a training with others, or something else.
-
-    >>> check_folder(None, {"seed": 0})  # no folder, nothing to compare
-    """
-    open_folder(folder, "training", parts_of(depends_on), all_parts=False)
-
-
 def _train_epoch(
-    step: Callable,
-    state: _State,
-    batches: Iterable,
-    epoch: int,
-    epochs: int,
-    last: _Log,
-) -> tuple[_State, _Log]:
-    """The state after the steps of an epoch, and their reports.
-
-    ``last`` has those of the epoch before, for the bar; none in the first one.
-    """
+    step: Callable, state: _State, batches: Iterable, epoch: str
+) -> tuple[_State, dict[str, float]]:
+    """The state after the steps of an epoch, and the means of their reports."""
     reports: _Log = []
 
     def about(_: Any) -> str:
-        before = reports or last
-        return f"loss {before[-1]['loss']:.4g}" if before else "compiling"
+        return f"loss {reports[-1]['loss']:.4g}" if reports else "no loss yet"
 
-    title, count = f"epoch {epoch} of {epochs} ", len(last) or None
-    for batch in shown(batches, title, "step", about, count):
+    for batch in shown(batches, f"epoch {epoch} ", "step", about):
         jax.block_until_ready(reports[-1:])  # it computed while this batch was made
         state, report = step(state, batch)
         reports.append(report)
@@ -159,59 +128,96 @@ def _train_epoch(
             "rate or let it warm up, and look for NaN among the inputs and for labels "
             "that are no classes"
         )
-    return state, reports
+    return state, {n: float(np.mean([r[n] for r in reports])) for n in reports[0]}
 
 
-def _stored(folder: Folder, state: _State, epochs: int) -> tuple[_State, _Log]:
-    """The state and the log of a folder; without them, this state and no log."""
-    file = folder.path / _STATE
-    if not holds(file):
-        return state, []
-    leaves, structure = jax.tree.flatten(state)
-    try:
-        arrays = read_arrays(file)
-        log = json.loads(str(arrays.pop("log")))
-        own = zip(sorted(arrays), leaves, strict=True)
-        new = [restored(arrays[name], leaf) for name, leaf in own]
-        chex.assert_trees_all_equal_shapes(new, leaves)
-    except Exception as error:  # a damaged file may raise anything
+def _extended(line: dict[str, Any], entries: Any) -> dict[str, Any]:
+    """A line of the log with what ``measure`` returned, as JSON gives it back."""
+    entries = {} if entries is None else entries
+    if not isinstance(entries, dict) or entries.keys() & line.keys():
         raise ValueError(
-            f"{file} is damaged, or holds the state of another training ({error}). "
-            "Delete its folder to begin anew, or give another one"
+            f"measure returns {entries!r}; allowed: None, or a dict of numbers, e.g. "
+            f'{{"test_accuracy": 0.9}}, under other names than {", ".join(line)}'
+        )
+    return line | jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
+
+
+# ------------------------------------------------------------------- checkpoints
+
+
+def _checkpoints_in(folder: Any) -> contextlib.AbstractContextManager:
+    """Orbax's manager of a folder, which keeps the last epoch; no folder, no manager.
+
+    It writes a checkpoint whole or not at all, and takes no other files for its own.
+    """
+    if folder is None:
+        return contextlib.nullcontext()
+    try:
+        import orbax.checkpoint as orbax
+    except ImportError:
+        raise ImportError(
+            "folder= needs orbax; pip install orbax-checkpoint, or leave folder out"
         ) from None
+    options = orbax.CheckpointManagerOptions(
+        max_to_keep=1, step_prefix="epoch", enable_async_checkpointing=False
+    )
+    path = Path(folder).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)  # a file is refused before the first epoch
+    return orbax.CheckpointManager(path, options=options)
+
+
+def _save(checkpoints: Any, epoch: int, state: Any, notes: dict[str, Any]) -> None:
+    from orbax.checkpoint import args
+
+    # In a list, since orbax takes no single array for a tree.
+    parts = {"state": args.StandardSave([state]), "notes": args.JsonSave(notes)}
+    checkpoints.save(epoch, args=args.Composite(**parts))
+
+
+def _resumed(
+    checkpoints: Any, identity: dict[str, str], start: _State, epochs: int
+) -> tuple[_State, _Log]:
+    """State and log of the last finished epoch; before the first one, the start."""
+    from orbax.checkpoint import args
+
+    folder, last = checkpoints.directory, checkpoints.latest_step()
+    if last is None:
+        return start, []
+    # The notes first: of another training, the state may have another structure.
+    parts = args.Composite(notes=args.JsonRestore())
+    log, other = checkpoints.restore(last, args=parts)["notes"].values()
+    if names := [n for n in identity | other if identity.get(n) != other.get(n)]:
+        raise ValueError(
+            f"{folder} holds another training, with other {', '.join(names)}. Give "
+            "another folder, or delete this one"
+        )
     if len(log) > epochs:
         raise ValueError(
-            f"{folder.path} holds {len(log)} epochs; allowed: epochs >= {len(log)}, "
-            "or another folder"
+            f"{folder} holds {len(log)} epochs; allowed: epochs >= {len(log)}, or "
+            "another folder"
         )
-    return jax.tree.unflatten(structure, new), log
+    parts = args.Composite(state=args.StandardRestore([start]))
+    (state,) = checkpoints.restore(last, args=parts)["state"]
+    return state, log
 
 
-def _entries(entries: Any, line: dict[str, Any]) -> dict[str, Any]:
-    """What ``measure`` adds to a line of the log, as JSON gives it back."""
-    if not isinstance(entries, dict | None):
-        raise ValueError(
-            f"measure returns {type(entries).__name__}; allowed: a dict of numbers, "
-            'e.g. {"test_accuracy": 0.9}, or None'
-        )
-    entries = entries or {}
-    if names := sorted(entries.keys() & line.keys()):
-        raise ValueError(
-            f"measure returns {', '.join(names)}, which the log has already; give "
-            "other names"
-        )
-    return jax.tree.map(lambda value: np.asarray(value).tolist(), entries)
+def _digest(tree: Any) -> str:
+    """16 hexadecimal digits of a pytree; equal values give equal digests.
 
-
-def _check_readable(examples: Any, epochs: int) -> None:
-    """Raise unless the examples can be read in each epoch."""
-    if not callable(examples) and not isinstance(examples, Iterable):
-        kind = type(examples).__name__
-    elif isinstance(examples, Iterator) and epochs > 1:
-        kind = f"{type(examples).__name__}, which can be read once"
-    else:
-        return
-    raise ValueError(
-        f"examples is {kind}; allowed: a list or a loader of batches, or a function: "
-        "epoch -> batches"
-    )
+    An array counts by its type, shape and numbers (without numbers if other processes
+    hold a part of it), any other value by its ``repr`` without addresses.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    total = hashlib.sha256()
+    for leaf in [structure, *leaves]:
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            total.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
+            continue
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        total.update(f"{leaf.dtype} {leaf.shape}".encode())
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+            if not leaf.is_fully_addressable:
+                continue
+        total.update(np.asarray(leaf).tobytes())
+    return total.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
     mean cross-entropy   CE(mean_t O(t), y)
     TET                  (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
-    distillation         KL(softmax(z) || softmax(mean_t O(t))), z from a teacher
 
 Any loss of ``O.mean(0)`` works as well, such as those of ``optax.losses``.
 Source of TET: Deng, Li, Zhang and Gu, "Temporal Efficient Training of Spiking Neural
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from snnjax._arrays import lead, wide
-from snnjax._checks import check_labels, check_leak, check_share
+from snnjax._checks import check_labels
+from snnjax._ranges import LEAK, SHARE
 
 
 def mean_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -50,8 +50,7 @@ def tet(
         (1 - c) mean_t CE(O(t), y) + c mean_t |O(t) - target|^2
 
     Args:
-        outputs: readout at each step [T, B, classes].
-        labels: int [B].
+        outputs, labels: as for `mean_cross_entropy`.
         regularization: c in [0, 1], weight of the squared distance (mean over classes).
         target: the value that this distance pulls all outputs towards, usually the
             threshold.
@@ -66,7 +65,7 @@ def tet(
     """
     check_labels(outputs, labels)
     labels = jnp.asarray(labels)
-    check_share("regularization", regularization)
+    SHARE.check("regularization", regularization)
     outputs = wide(outputs)
     every = jnp.broadcast_to(lead(labels, 2), outputs.shape[:2])
     entropy = _cross_entropy(outputs, every).mean()
@@ -76,41 +75,12 @@ def tet(
     return (1 - regularization) * entropy + regularization * distance
 
 
-def distillation(outputs: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Distance of the mean output from the logits of a teacher, averaged over images.
-
-        KL(softmax(z) || softmax(mean_t O(t)))
-
-    Args:
-        outputs: readout at each step [T, B, classes].
-        teacher: z, logits [B, classes], as the ANN has them.
-
-    Raises:
-        ValueError: wrong shapes.
-
-    >>> import jax.numpy as jnp
-    >>> outputs = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
-    >>> print(distillation(outputs, jnp.array([[5.0, 5.0]])))
-    0.0
-    """
-    shape, own_shape = jnp.shape(teacher), jnp.shape(outputs)
-    if len(own_shape) != 3 or shape != own_shape[1:]:
-        raise ValueError(
-            f"outputs have shape {own_shape}, the teacher's {shape}; allowed: the "
-            "readout at each step [T, B, classes], and logits [B, classes]"
-        )
-    answers, target = jax.nn.log_softmax(wide(outputs).mean(0)), wide(teacher)
-    distance = optax.losses.kl_divergence_with_log_targets
-    return distance(answers, jax.nn.log_softmax(target)).mean()
-
-
 def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     """Potentials of output neurons that never fire, [T, B, ...], float32.
 
         v[t] = leak v[t - 1] + O[t],   v[-1] = 0
 
-    The answer is ``membrane_readout(outputs)[-1]``. The mean ``outputs.mean(0)`` and
-    the last step ``outputs[-1]`` are other readouts.
+    The answer is ``membrane_readout(outputs)[-1]``.
 
     Args:
         outputs: readout at each step [T, B, ...].
@@ -123,7 +93,7 @@ def membrane_readout(outputs: jax.Array, *, leak: float = 0.5) -> jax.Array:
     >>> print(membrane_readout(jnp.array([[1.0], [1.0], [0.0]]))[:, 0])
     [1.   1.5  0.75]
     """
-    check_leak("leak", leak)
+    LEAK.check("leak", leak)
     outputs = wide(outputs)
 
     def step(v, output):

@@ -8,15 +8,15 @@ most halves in a step, and gradients in 1 / p stay finite.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from snnjax._trees import is_floating, name_of
-from snnjax.snn import FROZEN, SNN, check_snn, range_of
+from snnjax._trees import name_of
+from snnjax.snn import FROZEN, SNN, check_snn, ranges_in
 from snnjax.training.leaves import differentiable, param_labels
 
 Rules = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
@@ -27,9 +27,8 @@ SMALLEST = 1e-6  # no step makes a positive parameter smaller than this
 def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     """An optax optimizer for SNNs: trains weights and neurons, keeps neurons in range.
 
-    A threshold or temperature stays > 0, a leak in (0, 1], an adaptation >= 0. Running
-    averages of a BatchNorm are frozen (`param_labels`). Weight decay pulls all trained
-    leaves to 0, also thresholds and leaks. Restrict it to kernels by
+    Running averages of a BatchNorm are frozen (`param_labels`). Weight decay pulls all
+    trained leaves to 0, also thresholds and leaks. Restrict it to kernels by
     ``optax.adamw(1e-3, mask=kernels)``.
 
     Args:
@@ -39,8 +38,7 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
             `optax.contrib.reduce_on_plateau` does, but not evaluate it (``value_fn``).
 
     Returns:
-        A transformation for the floating leaves of an SNN (`differentiable`). If all
-        leaves are floating, it takes the SNN itself.
+        A transformation for an SNN whose leaves are floating; `descent` takes others.
 
     Raises:
         ValueError: rules are missing or are not optimizers. ``init`` raises it for a
@@ -55,16 +53,22 @@ def optimizer(rules: Rules) -> optax.GradientTransformationExtraArgs:
     >>> print(updates.neurons["relu"].threshold, updates.neurons["relu"].bias)
     -0.1 0.0
     """
-    rules_of_labels = dict(rules) if isinstance(rules, Mapping) else None
-    _check_rules([rules] if rules_of_labels is None else list(rules_of_labels.values()))
+    by_label = dict(rules) if isinstance(rules, Mapping) else None
+    for rule in [rules] if by_label is None else list(by_label.values()) or [{}]:
+        if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
+            raise ValueError(
+                f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
+                "optax.adam(1e-3) (called), or a mapping from labels to optimizers, "
+                'e.g. {"weights": optax.adam(1e-3)}'
+            )
 
     def labels(snn: SNN) -> SNN:
-        if rules_of_labels is not None:
-            return _labels_of(snn, list(rules_of_labels))
+        if by_label is not None:
+            return param_labels(snn, by_label)
         return jax.tree.map(lambda x: x if x == FROZEN else "all", param_labels(snn))
 
     transforms: dict[Any, Any] = {FROZEN: optax.set_to_zero()}
-    transforms |= {"all": rules} if rules_of_labels is None else rules_of_labels
+    transforms |= {"all": rules} if by_label is None else by_label
     return optax.chain(
         optax.multi_transform(transforms, labels), optax.stateless(_within_ranges)
     )
@@ -76,53 +80,27 @@ def _within_ranges(updates: Any, snn: Any) -> Any:
         raise ValueError("update got no params; allowed: update(gradient, state, snn)")
     check_snn(snn)
 
+    ranges = {name: ranges_in(params) for name, params in snn.neurons.items()}
+
     def within_range(path, update, value):
-        limits = None if path[0].name == "params" else range_of(name_of(path))
+        # The path of a weight begins with "params", that of a threshold with the site.
+        of_site = {} if path[0].name == "params" else ranges[path[1].key]
+        limits = of_site.get(name_of(path[2:]))
         if limits is None:
             return update
-        low = jnp.zeros_like(value)
-        if limits.positive:
-            low = jnp.minimum(value, jnp.maximum(value / 2, SMALLEST))
-        target = jnp.clip(value + update, low, limits.highest)
+        low = jnp.full_like(value, limits.least)
+        if limits.open_least:  # halfway there, since the end itself is excluded
+            low = jnp.minimum(value, jnp.maximum((value + low) / 2, low + SMALLEST))
+        target = jnp.clip(value + update, low, limits.most)
         # An update that stays within the range is passed on without rounding.
         return jnp.where(target == value + update, update, target - value)
 
     return jax.tree_util.tree_map_with_path(within_range, updates, snn)
 
 
-def _labels_of(snn: SNN, labels: list[str]) -> SNN:
-    try:
-        return param_labels(snn, labels)
-    except ValueError as error:
-        raise ValueError(f"the rules are for the labels {labels}: {error}") from None
-
-
-def _check_rules(rules: list[Any]) -> None:
-    """Raise unless these are one or more optimizers."""
-    for rule in rules or [{}]:
-        if not (callable(getattr(rule, "init", None)) and hasattr(rule, "update")):
-            raise ValueError(
-                f"the rules hold {rule!r}; allowed: an optimizer of optax, e.g. "
-                "optax.adam(1e-3) (called), or a mapping from labels to optimizers, "
-                'e.g. {"weights": optax.adam(1e-3)}'
-            )
-
-
-class Descent(NamedTuple):
-    """Two pure functions, which may be jitted; `descent` makes them.
-
-    Attributes:
-        init: snn -> state of the optimizer.
-        step: (snn, state, *args) -> (snn, state, value of the loss).
-    """
-
-    init: Callable[[SNN], optax.OptState]
-    step: Callable[..., tuple[SNN, optax.OptState, Any]]
-
-
 def descent(
     loss: Callable[..., Any], rules: Rules, *, has_aux: bool = False
-) -> Descent:
+) -> tuple[Callable[[SNN], optax.OptState], Callable[..., tuple[SNN, Any, Any]]]:
     """Gradient descent on a loss of an SNN, by `optimizer`.
 
     Integers and random keys among the params have no gradient and do not change.
@@ -132,9 +110,12 @@ def descent(
         rules: as for `optimizer`.
         has_aux: whether the loss returns a pair; ``step`` then returns it as the value.
 
+    Returns:
+        Two pure functions, which may be jitted: ``init``, snn -> state of the rules,
+        and ``step``, (snn, state, *args) -> (snn, state, value of the loss).
+
     Raises:
-        ValueError: as `optimizer`. ``step`` raises it for a loss that returns a pair
-            without has_aux, no pair with has_aux, or a value that is not a real number.
+        ValueError: as `optimizer`.
 
     >>> import jax, jax.numpy as jnp, optax, snnjax
     >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) + p["calls"]
@@ -156,36 +137,12 @@ def descent(
 
     def step(snn: SNN, state: optax.OptState, *args: chex.ArrayTree):
         floats, merge = differentiable(snn)
-
-        def loss_of(leaves: Any) -> Any:
-            value = loss(merge(leaves), *args)
-            _check_value(value, has_aux)
-            return value
-
-        value, gradient = jax.value_and_grad(loss_of, has_aux=has_aux)(floats)
+        slopes = jax.value_and_grad(
+            lambda floats: loss(merge(floats), *args), has_aux=has_aux
+        )
+        value, gradient = slopes(floats)
         number = value[0] if has_aux else value
         updates, state = transformation.update(gradient, state, floats, value=number)
         return merge(optax.apply_updates(floats, updates)), state, value
 
-    return Descent(init, step)
-
-
-def _check_value(value: Any, has_aux: bool) -> None:
-    """Raise unless a loss returned a real number, first in a pair with has_aux."""
-    pair = isinstance(value, tuple) and len(value) == 2
-    if pair != has_aux:
-        raise ValueError(
-            f"the loss returns {'a pair' if pair else 'no pair'}; allowed: "
-            "a number, or with has_aux=True a pair (number, aux)"
-        )
-    number: Any = value[0] if has_aux else value
-    if number is None or not jax.tree_util.all_leaves([number]):
-        kind = type(number).__name__
-    elif jnp.shape(number) != () or not is_floating(number):
-        kind = jax.typeof(number)
-    else:
-        return
-    raise ValueError(
-        f"the loss is not a real number: {kind}; allowed: a scalar, such as the mean "
-        "over the examples. Return other values beside it with has_aux=True"
-    )
+    return init, step

@@ -1,0 +1,89 @@
+"""Deploy: a spiking network as what a chip holds, and what a chip computes.
+
+    fn, snn  --layers-->  Layers  --quantize-->  Layers of whole numbers
+
+`Layers` are populations of neurons and the linear maps between them. `layers` makes
+them of a function and its SNN, `quantize` rounds them, and ``integers/`` computes what
+they are on a chip, bit for bit (`run`). Chips are values such as `speck()`, and
+`report` says what one of them can hold. `to_nir` and `from_nir` exchange layers with
+other tools, and `as_function` makes an ordinary JAX function of them again.
+
+`import snnjax` does not load this package; its first use does. Nothing outside of it
+imports it.
+"""
+
+from snnjax.deploy.chips.profiles import (
+    Chip,
+    Core,
+    akida1,
+    loihi2,
+    speck,
+    spinnaker2,
+    xylo,
+)
+from snnjax.deploy.chips.properties import Finding
+from snnjax.deploy.chips.report import Report, Row, report
+from snnjax.deploy.integers.exact import Trace, on_grid, outputs, run
+from snnjax.deploy.integers.memory import Memory, memory
+from snnjax.deploy.integers.quantize import quantize
+from snnjax.deploy.integers.training import trainable, with_weights
+from snnjax.deploy.lowering.function import as_function
+from snnjax.deploy.lowering.layers import layers
+from snnjax.deploy.lowering.values import (
+    Arithmetic,
+    Connection,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+from snnjax.deploy.nir.reading import from_nir
+from snnjax.deploy.nir.writing import to_nir
+
+__all__ = [
+    "Arithmetic",
+    "Chip",
+    "Connection",
+    "Convolution",
+    "Core",
+    "Dense",
+    "Finding",
+    "Flatten",
+    "Input",
+    "Layers",
+    "Memory",
+    "Output",
+    "Population",
+    "Report",
+    "Row",
+    "Scale",
+    "SumPool",
+    "Trace",
+    "akida1",
+    "as_function",
+    "from_nir",
+    "layers",
+    "loihi2",
+    "memory",
+    "on_grid",
+    "outputs",
+    "quantize",
+    "report",
+    "run",
+    "speck",
+    "spinnaker2",
+    "to_nir",
+    "trainable",
+    "with_weights",
+    "xylo",
+]
+
+
+def __dir__() -> list[str]:
+    """Public names only."""
+    return __all__

@@ -1,0 +1,6 @@
+"""What a chip can run: profiles of chips as data, and a report about layers.
+
+``report.py`` compares `Layers` with a `Chip`. ``profiles.py`` has the chips, with a
+source for every number. ``properties.py`` has one small function per property, and
+``cores.py`` gives the populations to the cores of a chip.
+"""

@@ -1,0 +1,364 @@
+"""Properties of a receiver, and of a whole network, against a chip's profile.
+
+Each is a function (receiver, chip) that yields findings. It compares nothing where the
+chip states nothing. "approximately" means that some spikes differ from the simulated
+ones, or do so until the remedy is taken; "no" means that the chip cannot run it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from snnjax.deploy.chips.geometry import (
+    GRANULARITIES,
+    Kernel,
+    bits,
+    fan_out,
+    granularity,
+)
+from snnjax.deploy.chips.profiles import Chip, span
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Connection,
+    Convolution,
+    Dense,
+    Flatten,
+    Layers,
+    Output,
+    Population,
+    SumPool,
+)
+
+Verdict = Literal["fits", "approximately", "no"]
+
+
+class Finding(NamedTuple):
+    """A property that a chip approximates or does not have.
+
+    Attributes:
+        field: of `Chip`, which decides it.
+        verdict: "approximately" or "no".
+        problem: what was found, and what the chip has.
+        remedy: what to do.
+    """
+
+    field: str
+    verdict: Verdict
+    problem: str
+    remedy: str
+
+
+class Receiver(NamedTuple):
+    """A population or an output, and the maps between it and others."""
+
+    node: Population | Output
+    ways: Sequence[Connection]
+    kernels: Sequence[Kernel]
+    images: Mapping[str, tuple[int, ...]]
+    readers: set[str]
+    layers: Layers
+
+    @property
+    def neurons(self) -> list[Population]:
+        """The population, if it is one: an output has no neurons."""
+        return [self.node] if isinstance(self.node, Population) else []
+
+    @property
+    def reads_x(self) -> bool:
+        """Whether x reaches it without passing neurons."""
+        return any(way.sender == self.layers.input.name for way in self.ways)
+
+    @property
+    def numbers(self) -> dict[str, list[np.ndarray]]:
+        """Field of `Chip` with a number of bits -> the arrays that must have them."""
+        maps = [m for way in self.ways for m in way.maps if isinstance(m, Affine)]
+        biases = [m.bias for m in (*maps, self.node) if m.bias is not None]
+        potentials = [n.initial_potential for n in self.neurons]
+        return {
+            "weight_bits": [m.weight for m in maps],
+            "threshold_bits": [n.threshold for n in self.neurons],
+            "bias_bits": [bias / self.layers.bias_unit for bias in biases],
+            "state_bits": [v / self.layers.potential_unit for v in potentials],
+        }
+
+
+# ------------------------------------------------------------------------ of a receiver
+
+
+def number_of_bits(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """All numbers are whole, and -2^(b-1) <= n <= 2^(b-1) - 1.
+
+    Potentials of more bits than simulated are the same as long as none overflows.
+    """
+    arithmetic = receiver.layers.arithmetic
+    arrays = [array for some in receiver.numbers.values() for array in some]
+    if arithmetic is None or any((a != np.rint(a)).any() for a in arrays):
+        yield Finding("weight_bits", "approximately", "floats", _quantize(chip))
+        return
+    for field, some in receiver.numbers.items():
+        limit = getattr(chip, field)
+        limit = max(limit) if isinstance(limit, tuple) else limit
+        if limit is not None and some and bits(*some) > limit:
+            words = f"{field.removesuffix('_bits')} of {bits(*some)} bits, not {limit}"
+            # Thresholds and biases have the scale of the weights.
+            follows = field in ("threshold_bits", "bias_bits")
+            fewer = "quantize with fewer weight_bits there: all numbers are smaller"
+            remedy = fewer if follows else _quantize(chip)
+            yield Finding(field, "approximately", words, remedy)
+    if receiver.neurons and chip.state_bits and arithmetic.state_bits > chip.state_bits:
+        words = f"potentials of {arithmetic.state_bits} bits, not {chip.state_bits}"
+        yield Finding("state_bits", "approximately", words, _quantize(chip))
+    if receiver.neurons and chip.overflow not in (None, arithmetic.overflow):
+        words = f"overflow {arithmetic.overflow!r}, not {chip.overflow!r}"
+        yield Finding("overflow", "approximately", words, _quantize(chip))
+
+
+def shared_numbers(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """Thresholds, biases and v(0) differ only where the chip has a number for each."""
+    arrays = {"biases": receiver.node.bias}
+    for neurons in receiver.neurons:
+        arrays["thresholds"] = neurons.threshold
+        arrays["initial_potentials"] = neurons.initial_potential
+    for field, array in arrays.items():
+        limit = getattr(chip, field)
+        own = granularity(array)
+        if limit and GRANULARITIES.index(own) > GRANULARITIES.index(limit):
+            words = field.replace("_", " ")
+            problem = f"{words} per {own}, not per {limit}"
+            yield Finding(field, "approximately", problem, f"fit {words} per {limit}")
+
+
+def neuron_model(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """Reset, levels, dead zone, leak and synapse."""
+    for neurons in receiver.neurons:
+        model, resets = neurons.model, chip.resets
+        if resets and model.reset not in resets:
+            problem = f"reset {model.reset!r}, not {resets[0]!r}"
+            remedy = f"train neurons with reset={resets[0]!r}"
+            yield _model(chip, "resets", problem, remedy)
+        yield from _levels(model.levels, chip)
+        for name in ("dead_zone", "last_zone"):
+            if (zone := getattr(model, name)) > 1 / 2:  # below it changes nothing
+                problem = f"{name.replace('_', ' ')} {zone:.3g}, not 1/2"
+                remedy = f"take {name}=0.5"
+                yield _model(chip, "programmable", problem, remedy)
+        remedy = "take snnjax.integrate_and_fire"
+        if neurons.leak is not None and (neurons.leak != 1).any():
+            if chip.leak == "constant":
+                yield _model(chip, "leak", "leak by a factor, not a constant", remedy)
+            elif chip.leak:
+                problem = f"leak, which is rounded (a {chip.leak})"
+                yield Finding("leak", "approximately", problem, remedy)
+        if chip.synapse == "exponential":
+            remedy = "train neurons with synaptic currents in the chip's own tools"
+            yield _model(
+                chip, "synapse", "instant synapses, not exponential ones", remedy
+            )
+
+
+def _levels(levels: tuple[int, int], chip: Chip) -> Iterator[Finding]:
+    low, high = levels
+    pairs = chip.levels or (levels,)
+    tops = [top for bottom, top in pairs if bottom == low]
+    if high in tops or None in tops:
+        return
+    text = " or ".join(map(str, pairs)).replace("None", "n")
+    problem, remedy = f"levels ({low}, {high}), not {text}", f"take levels {text}"
+    if any(top is not None and top > high for top in tops):
+        yield Finding("levels", "approximately", problem, remedy)
+    else:
+        yield _model(chip, "levels", problem, remedy)
+
+
+def bias_clock(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """A chip without steps cannot add a bias at every step."""
+    if chip.event_driven and any(b.any() for b in receiver.numbers["bias_bits"]):
+        problem = "bias at each step, not at ticks of a clock"
+        remedy = "train without biases and BatchNorm, and fit v(0) instead of biases"
+        yield Finding("event_driven", "approximately", problem, remedy)
+
+
+def geometry(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """Kernels, strides, padding, channels, images and destinations."""
+    kernels = receiver.kernels
+    larger = [k for k in kernels if max(k.size) > 1]  # a kernel of any size holds 1x1
+    maps = [m for way in receiver.ways for m in way.maps]
+    convolutions = [m for m in maps if isinstance(m, Convolution)]
+    of_image = len(receiver.node.shape) == 3 or chip.dense_as_kernel
+    filters = [receiver.node.shape[0]] if of_image else []
+    yield from _within(
+        chip,
+        {
+            "kernels": ("kernel", [max(k.size) for k in larger]),
+            "strides": ("stride", [s for k in kernels for s in k.stride]),
+            "strided_kernels": (
+                "kernel with a stride",
+                [max(k.size) for k in larger if max(k.stride) > 1],
+            ),
+            "paddings": ("padding", [p for k in kernels for p in k.padding]),
+            "groups": ("groups", [m.groups for m in convolutions]),
+            "channels": ("channels", [*(k.channels for k in kernels), *filters]),
+            "input_channels": (
+                "channels of x",
+                [k.channels for k in kernels if receiver.reads_x],
+            ),
+            "dense_inputs": (
+                "inputs of a dense layer",
+                [m.weight.shape[1] for m in maps if isinstance(m, Dense)],
+            ),
+            "input_rows": ("rows of its input", [k.image[0] for k in kernels]),
+            "input_columns": ("columns of its input", [k.image[1] for k in kernels]),
+            "output_image": ("rows or columns", receiver.node.shape[1:]),
+            "destinations": ("destinations", [len(receiver.readers)]),
+        },
+    )
+    for kernel in kernels:
+        modes = chip.padding_modes
+        if modes and not set(kernel.modes) & {*modes}:
+            yield _limit(
+                "padding_modes", f"padding {kernel.padding}, not {span(modes)}"
+            )
+    if chip.one_kernel and len({(k.stride, k.image) for k in kernels}) > 1:
+        yield _limit("one_kernel", "inputs of unlike stride or size, not one kernel")
+
+
+def paths(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """A sum-pool whose windows do not overlap, then at most one map with weights."""
+    for way in receiver.ways:
+        pools = [m for m in way.maps if isinstance(m, SumPool)]
+        for pool in pools:
+            if chip.pools is None:
+                break
+            window, image = pool.window, receiver.images[way.sender]
+            overlaps = window != pool.stride or any(pool.padding)
+            whole_images = (window == image and chip.global_pool) or ()
+            if overlaps or not {*window} <= {*chip.pools, *whole_images}:
+                size = f"sum-pool {window[0]}x{window[1]}, stride {pool.stride[0]}"
+                has = span(chip.pools) or "none but of a whole image"
+                yield _limit("pools", f"{size} (without overlap: {has})")
+        if chip.successive_maps is False:
+            maps = [m for m in way.maps if not isinstance(m, Flatten)]
+            kinds = [isinstance(m, Affine) for m in maps]
+            if kinds not in ([], [False], [True], [False, True]):
+                problem = "maps in a row, without neurons between them"
+                yield _limit("successive_maps", problem)
+
+
+def readout(receiver: Receiver, chip: Chip) -> Iterator[Finding]:
+    """An output sums currents, as a potential that never fires."""
+    if chip.readout == "spikes" and not receiver.neurons:
+        problem = "a sum, not spikes"
+        remedy = "compute the last layer on the host, from the spikes that it reads"
+        yield Finding("readout", "approximately", problem, remedy)
+
+
+OF_RECEIVER = (
+    number_of_bits,
+    shared_numbers,
+    neuron_model,
+    bias_clock,
+    geometry,
+    paths,
+    readout,
+)
+
+
+# ------------------------------------------------------------------------- of a network
+
+
+def steps_and_code(layers: Layers, chip: Chip) -> Iterator[Finding]:
+    """Steps, code, wait, and whether all spikes of a step arrive together."""
+    one = layers.steps == 1
+    if chip.one_step and not one:
+        yield Finding("one_step", "no", f"T = {layers.steps}, not 1", "take steps=1")
+    if not one and not layers.code.clock_runs:
+        problem = f"code {layers.code!r}: thresholds that change by step"
+        remedy = "take snnjax.codes.rate()"
+        yield _model(chip, "programmable", problem, remedy)
+    if not one and layers.wait:
+        problem = f"wait {layers.wait}: neurons that hold spikes back"
+        yield _model(chip, "programmable", problem, "take wait=0")
+    if chip.event_driven:
+        problem = "no steps: a neuron may fire before all spikes of a step arrive"
+        remedy = "compare the accuracy on the chip; more steps bring rates together"
+        yield Finding("event_driven", "approximately", problem, remedy)
+
+
+def size(layers: Layers, chip: Chip) -> Iterator[Finding]:
+    """Numbers of inputs, neurons, outputs and synapses of a neuron."""
+    fan_outs: dict[str, int] = {}
+    for way in layers.connections:
+        fan_outs[way.sender] = fan_outs.get(way.sender, 0) + fan_out(way)
+    yield from _within(
+        chip,
+        {
+            "inputs": ("inputs", [math.prod(layers.input.shape)]),
+            "neurons": ("neurons", [sum(_sizes(layers.populations))]),
+            "outputs": ("outputs", [sum(_sizes(layers.outputs))]),
+            "fan_out": ("fan-out", [*fan_outs.values()]),
+        },
+    )
+
+
+OF_NETWORK = (steps_and_code, size)
+
+
+def elements_of_x(layers: Layers, chip: Chip) -> Iterator[Finding]:
+    """x are whole numbers that the chip takes in a step."""
+    low, high = chip.input_levels or (0, None)
+    takes = f"whole numbers {low} to {'n' if high is None else high} per step"
+    arithmetic = layers.arithmetic
+    remedy = "give x as such numbers, e.g. events of a camera, or quantize it"
+    if arithmetic is None or layers.input.unit is None:
+        yield Finding("input_levels", "approximately", f"floats, not {takes}", remedy)
+    elif high is not None and arithmetic.largest_input > high:
+        problem = f"{arithmetic.input_bits} bits, not {takes}"
+        yield Finding("input_levels", "approximately", problem, remedy)
+
+
+OF_INPUT = (elements_of_x,)
+
+
+# ------------------------------------------------------------------------------ words
+
+
+def _within(
+    chip: Chip, measured: Mapping[str, tuple[str, Sequence[int]]]
+) -> Iterator[Finding]:
+    """A finding for each field whose allowed values, or largest, numbers exceed."""
+    for field, (words, numbers) in measured.items():
+        limit = getattr(chip, field)
+        if limit is None:
+            continue
+        is_most = isinstance(limit, int)
+        values = range(limit + 1) if is_most else limit
+        beyond = [n for n in numbers if n not in values]
+        if beyond:
+            text = f"at most {limit}" if is_most else f"not {span(limit)}"
+            yield _limit(field, f"{words} {max(beyond)}, {text}")
+
+
+def _limit(field: str, problem: str) -> Finding:
+    remedy = "build the network within these limits, and train it again"
+    return Finding(field, "no", problem, remedy)
+
+
+def _model(chip: Chip, field: str, problem: str, remedy: str) -> Finding:
+    """A finding about neurons, which users of some chips can write themselves."""
+    if chip.programmable:
+        remedy = f"{remedy}, or write such a neuron for the chip"
+        return Finding(field, "approximately", problem, remedy)
+    return Finding(field, "no", problem, f"{remedy}, and convert again")
+
+
+def _quantize(chip: Chip) -> str:
+    options = [f"weight_bits={max(chip.weight_bits or (8,))}"]
+    options += [f"state_bits={chip.state_bits}"] if chip.state_bits else []
+    options += [f'scale="{chip.scale}"'] if chip.scale else []
+    return f"snnjax.deploy.quantize(layers, images, {', '.join(options)})"
+
+
+def _sizes(nodes: Sequence[Population] | Sequence[Output]) -> list[int]:
+    return [math.prod(node.shape) for node in nodes]

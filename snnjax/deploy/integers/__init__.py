@@ -1,0 +1,7 @@
+"""Layers of whole numbers: what a digital chip computes, bit for bit.
+
+``quantize.py`` makes them of layers, where each receiver has its own weights:
+``fitting.py`` fits one receiver, ``rounding.py`` has the mathematics of scales and
+rounding. ``exact.py`` computes the network; ``timing.py`` says what arrives when.
+``training.py`` trains through the rounding.
+"""

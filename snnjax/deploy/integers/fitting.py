@@ -1,0 +1,466 @@
+"""One receiver of whole numbers: its weights, threshold, bias and potential.
+
+    W* = w + w (C - H) (H + d)^-1      H = cov(x'), C = cov(x, x')
+
+x' is what the receiver reads in the network of whole numbers, x the same in the float
+network: the decoded values, sums over all steps. W* makes up for the errors of the
+layers before (asymmetric calibration, Li et al., arXiv 2504.02692); d is 0.1 times the
+mean variance. Then W* is rounded with error feedback by H. A row of one weight is only
+rounded, and a weight of 0 stays 0. A bias makes up for the difference of the means.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax.deploy.integers import exact, rounding
+from snnjax.deploy.integers.timing import Timing, timing, widest
+from snnjax.deploy.lowering.function import channels_first, channels_last, map_params
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Layers,
+    Output,
+    Population,
+    SumPool,
+)
+from snnjax.neurons.gradients import without_surrogate
+from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.unroll import unroll
+
+_MOST_SAMPLES = 1 << 16  # of a moment
+_DAMPING = 0.1  # of W*, over the mean variance
+_LARGEST_SHARE = 0.5  # of 2^(state_bits - 1), for potentials of calibration images
+_ATTEMPTS = 4  # at scales whose potentials fit; after that the last one is kept
+
+
+class Pair(NamedTuple):
+    """What a node sends in the float network, and in that of whole numbers.
+
+    Spikes are levels in both. x is divided by the input's unit in both, and rounded
+    only in that of whole numbers.
+    """
+
+    floats: exact.Stream
+    whole: exact.Stream
+
+
+class Incoming(NamedTuple):
+    """A map into a receiver, with what its weights are fitted to.
+
+    Attributes:
+        weights: of the float network.
+        whole: what it reads in the network of whole numbers.
+        rows: W* over the threshold, [O, n].
+        second: H of each of its G groups, [G, n, n].
+    """
+
+    weights: Affine
+    whole: exact.Stream
+    rows: np.ndarray
+    second: np.ndarray
+
+
+class Reading(NamedTuple):
+    """A population or an output, with all that it reads.
+
+    Attributes:
+        layers: the network, its numbers floats.
+        node: the receiver.
+        incoming: the maps into it.
+        thresholds: V of each channel or element, [O]; 1 of an output.
+        currents: of the float network, without the bias, in units of T w_T,
+            [T, N, ...].
+    """
+
+    layers: Layers
+    node: Population | Output
+    incoming: Sequence[Incoming]
+    thresholds: np.ndarray
+    currents: jax.Array
+
+
+class WholeReceiver(NamedTuple):
+    """A receiver and its maps of whole numbers.
+
+    ``spikes`` are those of a population. ``clippings`` say which weights are clipped.
+    """
+
+    node: Population | Output
+    maps: list[Affine]
+    spikes: Pair | None
+    clippings: list[str]
+
+
+def read_receiver(
+    layers: Layers,
+    node: Population | Output,
+    maps: Sequence[tuple[Affine, Pair]],
+) -> Reading:
+    """Currents and moments of a receiver, from its maps and what each of them reads."""
+    v_th = node.threshold if isinstance(node, Population) else np.ones(())
+    thresholds = _per_row(v_th, node.shape)
+    currents, moments = _read(
+        _structures([weights for weights, _ in maps]),
+        timing(layers),
+        [_params(weights) for weights, _ in maps],
+        [pair.floats for _, pair in maps],
+        [pair.whole for _, pair in maps],
+    )
+    incoming = []
+    for (weights, pair), both in zip(maps, moments, strict=True):
+        second, cross = (np.asarray(moment, np.float64) for moment in both)
+        rows = _corrected(_rows(weights) / thresholds[:, None], second, cross)
+        incoming.append(Incoming(weights, pair.whole, rows, second))
+    return Reading(layers, node, incoming, thresholds, currents)
+
+
+def fit_receiver(reading: Reading, bits: int, scale: rounding.Scale) -> WholeReceiver:
+    """The receiver with weights of these bits."""
+    layers, node, incoming = reading.layers, reading.node, reading.incoming
+    assert layers.arithmetic is not None
+    is_population = isinstance(node, Population)
+    clippings = _clippings(reading, bits) if is_population else []
+    half = 2 ** (layers.arithmetic.state_bits - 1)
+    parts = [
+        rounding.Part(
+            c.rows, _bits_of(c.weights, bits), _variances(c.second, len(c.rows))
+        )
+        for c in incoming
+    ]
+    most = _largest_theta(reading, half)
+    for _ in range(_ATTEMPTS):
+        theta = rounding.scales(parts, most, scale, is_population)
+        maps = [
+            _with_rows(c.weights, _to_whole(p.rows * theta[:, None], p.bits, c.second))
+            for c, p in zip(incoming, parts, strict=True)
+        ]
+        _check_weights(reading, maps)
+        weighted = _weighted(
+            _structures(maps),
+            timing(layers),
+            [_params(m) for m in maps],
+            [c.whole for c in incoming],
+        )
+        whole = _with_charge(reading, theta, weighted)
+        if isinstance(whole, Output):
+            return WholeReceiver(whole, maps, None, clippings)
+        # Wide registers say how far potentials would go.
+        activity = exact.fire(whole, widest(layers), weighted)
+        lowest, highest = (np.asarray(e, float) for e in activity.extremes)
+        # With "saturate" the lowest potentials do not bound the scale: a neuron far
+        # below its threshold is silent also at the limit. `Trace.below` counts them.
+        is_wrapped = layers.arithmetic.overflow == "wrap"
+        peaks = np.maximum(-lowest, highest + 1) if is_wrapped else highest + 1
+        peaks = peaks.reshape(-1, peaks.shape[-1]).max(axis=0)
+        is_too_large = peaks > _LARGEST_SHARE * half
+        if not is_too_large.any():
+            break
+        most = np.where(
+            is_too_large, np.floor(theta * _LARGEST_SHARE * half / peaks), most
+        )
+        if (most < 1).any():
+            raise ValueError(
+                f"potentials of {node.name!r} do not fit into "
+                f"{layers.arithmetic.state_bits} bits, whatever the scale; allowed: "
+                "more state_bits, or fewer weight_bits"
+            )
+    else:  # No attempt fitted. The last scale stays, and `run` counts the overflows.
+        activity = exact.fire(whole, layers, weighted)
+    floats = _float_spikes(reading)
+    spikes = Pair(floats, exact.Stream(None, activity.spikes))
+    return WholeReceiver(whole, maps, spikes, clippings)
+
+
+def pooled(node: SumPool | Flatten, stream: exact.Stream) -> exact.Stream:
+    """What a node without weights sends."""
+    (structure,) = _structures([node])
+    return _mapped(structure, stream)
+
+
+def _with_charge(
+    reading: Reading, theta: np.ndarray, weighted: jax.Array
+) -> Population | Output:
+    """The receiver with a whole threshold, bias and potential.
+
+    Args:
+        reading: of the receiver.
+        theta: thresholds of its rows, [O].
+        weighted: currents of whole numbers, without a bias, [T, N, ...].
+    """
+    node, layers = reading.node, reading.layers
+    factor = theta / reading.thresholds
+    arrivals = timing(layers).biases.sum()
+    missing = factor * _mean(reading.currents) - _mean(weighted)
+    own = channels_last(node.bias) / layers.bias_unit
+    total = factor * own * arrivals + missing
+    # Where all biases of the float receiver are 0, they stay 0: the chip may have none.
+    bias = np.rint(total / arrivals) if node.bias.any() else np.zeros(())
+    own_bias = channels_first(bias * layers.bias_unit, node.shape)
+    if isinstance(node, Output):
+        worth = channels_first(1 / factor, node.shape)
+        return dataclasses.replace(node, bias=own_bias, unit=worth)
+    start = factor * channels_last(node.initial_potential) / layers.potential_unit
+    if start.any():  # v(0) takes what the rounded biases leave.
+        start = np.rint(start + total - arrivals * bias) * layers.potential_unit
+    threshold = np.maximum(np.rint(factor * channels_last(node.threshold)), 1)
+    return dataclasses.replace(
+        node,
+        threshold=channels_first(threshold, node.shape),
+        initial_potential=channels_first(start, node.shape),
+        bias=own_bias,
+    )
+
+
+def _float_spikes(reading: Reading) -> exact.Stream:
+    """The levels that a population sends in the float network."""
+    node, layers = reading.node, reading.layers
+    assert isinstance(node, Population)
+    numbers = (node.threshold, node.initial_potential, node.bias)
+    arrays = [jnp.asarray(channels_last(n), jnp.float32) for n in numbers]
+    model = without_surrogate(node.model)
+    levels = _levels(model, timing(layers), *arrays, reading.currents)
+    return exact.Stream(None, levels)
+
+
+def _largest_theta(reading: Reading, half: int) -> np.ndarray:
+    """The largest Theta of each row.
+
+    Sums of currents stay below 2^26, a threshold below a quarter of its register.
+    """
+    bias = channels_last(reading.node.bias) / reading.layers.bias_unit
+    sums = np.abs(np.asarray(reading.currents)).sum(0) + np.abs(bias)
+    peaks = sums.reshape(-1, len(reading.thresholds)).max(axis=0)
+    most = 2.0**26 * reading.thresholds / np.maximum(peaks, 1e-20)
+    is_population = isinstance(reading.node, Population)
+    return np.minimum(most, half / 2) if is_population else most
+
+
+def _check_weights(reading: Reading, maps: Sequence[Affine]) -> None:
+    """Raise if all weights of a map became 0."""
+    for own, whole in zip(reading.incoming, maps, strict=True):
+        if not own.weights.weight.any() or whole.weight.any():
+            continue
+        assert reading.layers.arithmetic is not None
+        raise ValueError(
+            f"all weights of {own.weights.name!r} would be rounded to 0, for "
+            f"potentials of {reading.layers.arithmetic.state_bits} bits; allowed: more "
+            "state_bits, fewer input_bits or weight_bits, or fewer steps of a code"
+        )
+
+
+def _clippings(reading: Reading, bits: int) -> list[str]:
+    """Weights that are clipped at the least threshold, 1, in words.
+
+    It happens in neurons that hardly ever fire: their threshold is far below a weight.
+
+    Raises:
+        ValueError: it happens in all neurons of a population.
+    """
+    node, clippings = reading.node, []
+    for own in reading.incoming:
+        # A threshold of .5 becomes 1.
+        peaks = np.abs(own.rows).max(axis=1, initial=0) / 2
+        own_bits = _bits_of(own.weights, bits)
+        is_clipped = peaks > rounding.largest_weight(own_bits)
+        if not is_clipped.any():
+            continue
+        peak = peaks.max()
+        enough = next(b for b in range(1, 64) if rounding.largest_weight(b) >= peak)
+        if is_clipped.all():
+            raise ValueError(
+                f"with weights of {own_bits} bits all thresholds of {node.name!r} "
+                f"would be rounded to 0: a weight of {own.weights.name!r} is "
+                f"{2 * peak:.3g} times the threshold; allowed: weight_bits >= {enough} "
+                "there"
+            )
+        clippings.append(
+            f"{own.weights.name!r} of {own_bits} bits, in {is_clipped.sum()} of "
+            f"{len(peaks)} channels of {node.name!r} ({enough} bits keep them)"
+        )
+    return clippings
+
+
+# ------------------------------------------------------- programs, one for each shape
+
+
+def _structures(nodes: Sequence[Any]) -> tuple[Any, ...]:
+    """Nodes without names and arrays: equal ones share a program."""
+    nameless = (dataclasses.replace(node, name="", sources=()) for node in nodes)
+    return tuple(map(jax.tree.structure, nameless))
+
+
+def _params(node: Affine) -> dict[str, np.ndarray]:
+    return {name: np.asarray(a, np.float32) for name, a in map_params(node).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mapped(structure: Any, stream: exact.Stream) -> exact.Stream:
+    return exact.mapped(exact.without_arrays(structure), {}, stream)
+
+
+@functools.partial(jax.jit, static_argnums=range(2))
+def _read(structures, times, params, floats, whole):
+    """Currents of the float network, and moments of each connection."""
+    moments = []
+    for structure, p, *streams in zip(structures, params, floats, whole, strict=True):
+        node, kernel = exact.without_arrays(structure), p["weight"].shape[:2]
+        x, y = (_samples(node, kernel, _decoded(s, times)) for s in streams)
+        moments.append((_covariance(y, y), _covariance(x, y)))
+    return _received(structures, params, floats, times), moments
+
+
+@functools.partial(jax.jit, static_argnums=range(2))
+def _weighted(structures, times, params, streams):
+    """What arrives of whole numbers, in units, without a bias: int32 [T, N, ...].
+
+    Sums above 2^24 are rounded to float32, which is enough to choose scales and biases.
+    """
+    return _received(structures, params, streams, times)
+
+
+@functools.partial(jax.jit, static_argnums=range(2))
+def _levels(model, times, threshold, start, bias, currents):
+    """Levels of float neurons, from currents in units: [T, N, ...]."""
+    params = NeuronParams(threshold, bias, start)
+    code, steps, wait = times
+    currents = currents * code.sizes(steps)[-1]
+    spikes = unroll(model, params, currents, wait=wait, code=code)
+    sizes = jnp.asarray(code.sizes(steps)).reshape(-1, *[1] * (currents.ndim - 1))
+    return jnp.round(spikes / (sizes * threshold))
+
+
+@jax.jit
+def _mean_of_channels(currents: jax.Array) -> jax.Array:
+    totals = currents.sum(0).astype(jnp.float32)
+    return totals.mean(range(totals.ndim - 1))
+
+
+def _mean(currents: jax.Array) -> np.ndarray:
+    """The mean of what arrives in all steps, of each channel or element."""
+    return np.asarray(_mean_of_channels(currents), np.float64)
+
+
+def _received(structures, params, streams, times) -> jax.Array:
+    arriving = [
+        exact.mapped(exact.without_arrays(structure), p, stream)
+        for structure, p, stream in zip(structures, params, streams, strict=True)
+    ]
+    zero = np.zeros((), np.int32)
+    return exact.received(exact.total(arriving), zero, times)
+
+
+def _decoded(stream: exact.Stream, times: Timing) -> jax.Array:
+    """What all steps of a stream add up to, in units: float [N, ...]."""
+    parts = []
+    if stream.constant is not None:
+        parts.append(float(times.inputs.sum()) * stream.constant.astype(jnp.float32))
+    if stream.spikes is not None:
+        weights = jnp.asarray(times.arriving[: len(stream.spikes)], jnp.float32)
+        parts.append(jnp.tensordot(weights, stream.spikes.astype(jnp.float32), 1))
+    return functools.reduce(jnp.add, parts)
+
+
+def _samples(node: Any, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """What each group of rows reads at each place, [samples, G, n]."""
+    if isinstance(node, Convolution):
+        padding = node.padding
+        samples = jax.lax.conv_general_dilated_patches(
+            x,
+            kernel,
+            node.stride,
+            padding if isinstance(padding, str) else [(n, n) for n in padding],
+            rhs_dilation=node.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        samples = samples.reshape(-1, node.groups, samples.shape[-1] // node.groups)
+    elif isinstance(node, Dense):
+        samples = x[:, None]
+    else:
+        samples = x.reshape(-1, x.shape[-1], 1)
+    return samples[:: -(-len(samples) // _MOST_SAMPLES)]
+
+
+def _covariance(x: jax.Array, y: jax.Array) -> jax.Array:
+    """cov(x, y) of samples [samples, G, n]: [G, n, n]."""
+    x, y = (z - z.mean(0, keepdims=True) for z in (x, y))
+    return jnp.einsum("sgi,sgj->gij", x, y, precision="highest") / len(x)
+
+
+# ------------------------------------------------------------------ rows of weights
+
+
+def _corrected(rows: np.ndarray, second: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """W* of rows [O, n], group by group, from H and C; weights of 0 stay 0."""
+    if not _is_matrix(rows, second):
+        return rows
+    results = []
+    groups = np.split(rows, len(second))
+    for part, h, c in zip(groups, second, cross, strict=True):
+        damping = _DAMPING * np.trace(h) / len(h) + 1e-9
+        damped = h + damping * np.eye(len(h))
+        change = np.linalg.solve(damped, (c - h).T @ part.T).T
+        results.append(np.where(part == 0, 0, part + change))
+    return np.concatenate(results)
+
+
+def _per_row(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One number per channel or element of a vector, [O]; the mean of a channel."""
+    values = np.broadcast_to(values, shape).reshape(shape[0], -1)
+    return values.mean(axis=1)
+
+
+def _rows(node: Affine) -> np.ndarray:
+    """The weights of each channel or element that the map computes, [O, n]."""
+    match node:
+        case Convolution() | Dense():
+            return node.weight.reshape(len(node.weight), -1)
+        case _:
+            per_channel = (node.shape[0], *[1] * len(node.shape[1:]))
+            weight = node.weight * np.ones(per_channel)
+            return weight.reshape(len(weight), -1)
+
+
+def _with_rows(node: Affine, rows: np.ndarray) -> Affine:
+    if isinstance(node, Convolution | Dense):
+        return dataclasses.replace(node, weight=rows.reshape(node.weight.shape))
+    shape = node.shape if rows.shape[1] > 1 else (len(rows), *[1] * len(node.shape[1:]))
+    return dataclasses.replace(node, weight=rows.reshape(shape))
+
+
+def _bits_of(node: Affine, bits: int) -> int:
+    """At least 8 where each neuron has one weight, as in a shortcut of spikes.
+
+    Such a weight is the size of the sender's spikes, often several times as large as
+    the weights of a convolution beside it, and there is one per channel.
+    """
+    is_matrix = isinstance(node, Convolution | Dense)
+    return bits if is_matrix else max(bits, 8)
+
+
+def _is_matrix(rows: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the weights of a row read different numbers, whose moments are known."""
+    return rows.shape[1] == second.shape[1] > 1
+
+
+def _variances(second: np.ndarray, count: int) -> np.ndarray:
+    """The variance of each number that a row reads, [O, n]."""
+    return np.repeat(
+        np.diagonal(second, axis1=1, axis2=2), count // len(second), axis=0
+    )
+
+
+def _to_whole(rows: np.ndarray, bits: int, second: np.ndarray) -> np.ndarray:
+    """Rows rounded with error feedback, group by group."""
+    if not _is_matrix(rows, second):
+        return rounding.to_grid(rows, bits)
+    groups = np.split(rows, len(second))
+    pairs = zip(groups, second, strict=True)
+    return np.concatenate([rounding.with_feedback(r, bits, s) for r, s in pairs])

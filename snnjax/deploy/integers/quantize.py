@@ -1,0 +1,312 @@
+"""`quantize`: layers whose weights, thresholds and potentials are whole numbers.
+
+    W_ji = round(s_j w_ji),  Theta_j = s_j V_j,  B_j = round(s_j b_j + c_j)
+
+Populations are fitted in the order of execution (``fitting.py``), each on what the
+calibration images send in the network of whole numbers so far: s_j and W by
+``rounding.py``, c_j such that the mean current is that of the float network. What a
+bias cannot hold goes into the initial potential. The readout divides by s_j.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._checks import (
+    check_choice,
+    check_examples,
+    check_finite,
+    check_numbers,
+)
+from snnjax._patterns import matching
+from snnjax.capture.check import ConversionError, Problem
+from snnjax.deploy.chips.profiles import Chip, check_chip
+from snnjax.deploy.chips.report import report
+from snnjax.deploy.integers import exact, fitting, rounding
+from snnjax.deploy.integers.fitting import Pair
+from snnjax.deploy.integers.timing import check_state
+from snnjax.deploy.lowering.folding import is_channelwise
+from snnjax.deploy.lowering.own_maps import with_own_maps
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Arithmetic,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+
+
+def quantize(
+    layers: Layers,
+    images: Any,
+    *,
+    weight_bits: int | Mapping[str, int] | None = None,
+    state_bits: int | None = None,
+    input_bits: int = 8,
+    scale: rounding.Scale | None = None,
+    overflow: Literal["saturate", "wrap"] | None = None,
+    chip: Chip | None = None,
+) -> Layers:
+    """Layers of whole numbers, which a digital chip computes bit for bit.
+
+    A neuron's weights, threshold, bias and initial potential are multiplied by one
+    number s_j and rounded; s_j is such that the threshold becomes a whole number. No
+    scale is left between two populations. Rounding errors of weights are fed back with
+    the second moment of what the weights read (GPTQ), and biases are fitted again.
+
+    Args:
+        layers: from `snnjax.deploy.layers`, of IF neurons.
+        images: float [N, ...], channels last: calibration images, from which the
+            range of x, second moments and ranges of potentials are taken.
+        weight_bits: 1 .. 16, or pattern of receivers -> bits. With 2 bits a weight is
+            -1, 0 or 1, with 1 bit -1 or 1. Shortcuts that scale spikes one by one
+            have at least 8 bits.
+        state_bits: 4 .. 30, of a membrane potential.
+        input_bits: 2 .. 16, of an element of x; x of whole numbers in that range stays
+            as it is.
+        scale: "channel": each channel has its own s_j and threshold; "layer": all
+            neurons of a population have one threshold; "power_of_two": and that is a
+            power of two.
+        overflow: whether a potential beyond its bits stays at the limit ("saturate") or
+            "wrap"s around.
+        chip: whose numbers are taken for all that is not given; None, or where its
+            profile states nothing: 8 and 16 bits, "channel" and "saturate".
+
+    Returns:
+        `Layers` with whole numbers and an `Arithmetic`. `run` computes them exactly;
+        `as_function` makes a function and an SNN of them. With a code, biases are
+        multiples of its last weight w_T, and initial potentials of T w_T, since
+        constants arrive once.
+
+    Raises:
+        snnjax.ConversionError: two linear maps follow each other without neurons; the
+            chip does not run the network, with every reason of `snnjax.deploy.report`.
+        ValueError: an argument outside its range; neurons with a leak; a code whose
+            weights are no whole multiples of the last one; thresholds of a population
+            that would all be rounded to 0.
+
+    Warns:
+        UserWarning: a neuron whose threshold is so small that weights are clipped.
+
+    Source: the scale of a neuron: arXiv 2305.09850; GPTQ: arXiv 2210.17323.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.array([[0.5, -1.0]]), "readout": jnp.ones((2, 1))}
+    >>> x = jnp.array([[1.0], [-0.5]])
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> integers = quantize(snnjax.deploy.layers(fn, snn, x), x, weight_bits=4)
+    >>> print(integers.connections[0].maps[0].weight.ravel())
+    [ 7. -7.]
+    """
+    arguments = _Options(weight_bits, state_bits, scale, overflow)
+    defaults = _Options(8, 16, "channel", "saturate")
+    choices = zip(arguments, _options_of(chip), defaults, strict=True)
+    options = _Options(*map(_first, choices))
+    bits = options.weight_bits
+    bits = bits if isinstance(bits, Mapping) else {"*": bits}
+    if hasattr(images, "dtype") and np.issubdtype(images.dtype, np.integer):
+        images = np.asarray(images, np.float32)  # whole numbers, as pixels are
+    _check(layers, images, bits, input_bits, options)
+    receivers = [node.name for node in (*layers.populations, *layers.outputs)]
+    bits = matching(bits, receivers, "weight_bits")
+    arithmetic = Arithmetic(
+        max(bits.values()), input_bits, options.state_bits, options.overflow
+    )
+    layers = dataclasses.replace(with_own_maps(layers), arithmetic=arithmetic)
+    check_state(layers)
+    x = jnp.asarray(images, jnp.float32)
+    nodes, clippings = _whole_nodes(layers, x, bits, options.scale)
+    if clippings:
+        warnings.warn(
+            "weights are clipped, since the thresholds of their neurons are small: "
+            + "; ".join(clippings),
+            stacklevel=2,
+        )
+    integers = dataclasses.replace(layers, nodes=nodes)
+    if chip is not None:
+        _check_runs(integers, chip)
+    return integers
+
+
+class _Options(NamedTuple):
+    """Arguments of `quantize` that a chip may state; None: not given."""
+
+    weight_bits: Any
+    state_bits: Any
+    scale: Any
+    overflow: Any
+
+
+def _whole_nodes(
+    layers: Layers, x: jax.Array, bits: Mapping[str, int], scale: rounding.Scale
+) -> tuple[tuple[Node, ...], list[str]]:
+    """The nodes with whole numbers, fitted in order; and which weights are clipped."""
+    nodes: list[Node] = []
+    clippings: list[str] = []
+    pairs: dict[str, Pair] = {}
+    maps: dict[str, Affine] = {}
+    unit = np.ones(())
+
+    def arriving(node: Node) -> Pair:
+        sources = [pairs[name] for name in node.sources]
+        return Pair(
+            exact.total([pair.floats for pair in sources]),
+            exact.total([pair.whole for pair in sources]),
+        )
+
+    for node in layers.nodes:
+        match node:
+            case Input():
+                node, pairs[node.name] = _entrance(node, x, layers)
+                unit = node.unit
+            case Convolution() | Dense() | Scale():
+                pair = arriving(node)
+                if pair.whole.constant is not None:
+                    _check_is_x(node, pair)
+                    node = dataclasses.replace(node, weight=node.weight * unit)
+                maps[node.name], pairs[node.name] = node, pair
+                continue
+            case Population() | Output():
+                own = [(maps[s], pairs.pop(s)) for s in node.sources]
+                reading = fitting.read_receiver(layers, node, own)
+                fit = fitting.fit_receiver(reading, bits[node.name], scale)
+                pairs |= {node.name: fit.spikes} if fit.spikes else {}
+                clippings += fit.clippings
+                nodes += fit.maps
+                node = fit.node
+            case SumPool() | Flatten():
+                pairs[node.name] = Pair(
+                    *(fitting.pooled(node, s) for s in arriving(node))
+                )
+        nodes.append(node)
+    return tuple(nodes), clippings
+
+
+def _entrance(node: Input, x: jax.Array, layers: Layers) -> tuple[Input, Pair]:
+    """The input with its unit: 1 for whole numbers, or that of the largest element."""
+    assert layers.arithmetic is not None
+    largest = layers.arithmetic.largest_input
+    peak = float(jnp.abs(x).max())
+    is_whole = peak <= largest and bool((x == jnp.round(x)).all())
+    unit = 1.0 if is_whole or peak == 0 else peak / largest
+    # With so few bits in the unit, multiples of it are exact in float32.
+    mantissa, exponent = np.frexp(unit)
+    places = 2.0 ** (23 - layers.arithmetic.input_bits)
+    unit = np.ldexp(np.ceil(mantissa * places) / places, exponent)
+    whole, _ = exact.whole_input(x, jnp.float32(unit), layers.arithmetic)
+    node = dataclasses.replace(node, unit=np.asarray(unit))
+    return node, Pair(exact.Stream(x / unit, None), exact.Stream(whole, None))
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def _first(choices: Iterable[Any]) -> Any:
+    """The first one that is not None."""
+    return next(choice for choice in choices if choice is not None)
+
+
+def _options_of(chip: Chip | None) -> _Options:
+    """What a chip states."""
+    if chip is None:
+        return _Options(None, None, None, None)
+    check_chip(chip)
+    widths = [bits for bits in chip.weight_bits or () if bits <= 8]
+    # One threshold per population needs one scale.
+    is_shared = chip.thresholds == "layer" and chip.scale == "channel"
+    scale = "layer" if is_shared else chip.scale
+    bits = max(widths, default=None)
+    return _Options(bits, chip.state_bits, scale, chip.overflow)
+
+
+def _check_is_x(node: Node, pair: Pair) -> None:
+    """Raise if a map reads sums of x and of spikes, whose units differ."""
+    if pair.whole.spikes is not None:
+        problem = "it reads sums of x and of spikes, which have other units"
+        remedy = "pool x and the activations apart, or put a ReLU before the sum"
+        raise ConversionError(
+            [Problem(node.name, (), problem, remedy)],
+            "this network has no whole numbers",
+        )
+
+
+def _check_runs(layers: Layers, chip: Chip) -> None:
+    """Raise if the report of a chip says that it does not run the layers."""
+    problems = [
+        Problem(row.name, (), finding.problem, finding.remedy)
+        for row in report(layers, chip).rows
+        for finding in row.findings
+        if finding.verdict == "no"
+    ]
+    if problems:
+        raise ConversionError(problems, f"{chip.name} does not run this network")
+
+
+def _check(
+    layers: Any,
+    images: Any,
+    bits: Mapping[str, Any],
+    input_bits: Any,
+    options: _Options,
+) -> None:
+    is_layers = isinstance(layers, Layers)
+    if not is_layers or layers.arithmetic is not None:
+        kind = "of whole numbers" if is_layers else type(layers).__name__
+        raise ValueError(
+            f"layers is {kind}; allowed: float layers from "
+            "snnjax.deploy.layers(fn, snn, x)"
+        )
+    if layers.steps is None:
+        raise ValueError(
+            "the layers have no T; allowed: layers of an SNN with steps, e.g. of "
+            "snnjax.convert(..., steps=4)"
+        )
+    check_examples(images)
+    check_numbers(images)
+    exact.check_shape(layers, images)
+    check_finite("images", [images])
+    check_choice("scale", options.scale, ("channel", "layer", "power_of_two"))
+    check_choice("overflow", options.overflow, ("saturate", "wrap"))
+    ranges: dict[str, Any] = {
+        "weight_bits" if name == "*" else f"weight_bits of {name!r}": (n, 1, 16)
+        for name, n in bits.items()
+    }
+    ranges["state_bits"] = (options.state_bits, 4, 30)
+    ranges["input_bits"] = (input_bits, 2, 16)
+    for name, (number, least, largest) in ranges.items():
+        is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not is_whole or not least <= number <= largest:
+            raise ValueError(
+                f"{name} is {number!r}; allowed: whole numbers {least} .. {largest}"
+            )
+    for node in layers.nodes:
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(node)):
+            raise ValueError(
+                f"node {node.name!r} has numbers that are NaN or infinite; allowed: "
+                "finite weights, thresholds, potentials and biases"
+            )
+    for node in layers.populations:
+        if options.scale != "channel" and not is_channelwise(node.threshold):
+            raise ValueError(
+                f"the neurons of {node.name!r} have a threshold each, and scale "
+                f"{options.scale!r} needs one per population; allowed: thresholds per "
+                "channel, or scale 'channel'"
+            )
+        if node.leak is not None and (node.leak != 1).any():
+            raise ValueError(
+                f"the neurons of {node.name!r} leak, and each chip rounds a leak in "
+                "its own way; allowed: IF neurons, snnjax.integrate_and_fire()"
+            )

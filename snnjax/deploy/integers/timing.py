@@ -1,0 +1,112 @@
+"""When what arrives: a code as whole numbers, and the bits that potentials need.
+
+    m_t = w_t / w_T          units of a spike of step t, 1 with rate coding
+
+A unit of a potential stands for T w_T. The constant x arrives in full at the first
+step, 1 / w_T units for each of its own, and a bias in units of w_T, since it arrives
+once. With rate coding both arrive at every step.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from snnjax.codes import Code
+from snnjax.deploy.lowering.values import Arithmetic, Layers
+
+
+class Timing(NamedTuple):
+    """What a code does at each of the T + wait steps of a population, in units.
+
+    >>> import snnjax
+    >>> times = Timing(snnjax.codes.radix(), 4, 1)
+    >>> print(times.multiples, times.arriving, times.firing)
+    [8 4 2 1] [8 4 2 1 1] [0 8 4 2 1]
+    >>> print(times.inputs, times.biases)
+    [8 0 0 0 0] [1 0 0 0 0]
+    """
+
+    code: Code
+    steps: int
+    wait: int
+
+    @property
+    def multiples(self) -> np.ndarray:
+        """m_1 .. m_T: the weights of the code in units of the last one.
+
+        Raises:
+            ValueError: they are no whole numbers, or a constant is no multiple of the
+                unit.
+        """
+        code, steps = self.code, self.steps
+        weights = np.asarray(code.weights(steps)) / code.finest(steps)
+        numbers = np.array([*weights, self._constant])
+        if not np.allclose(numbers, np.rint(numbers), rtol=1e-6) or weights[-1] < 1:
+            raise ValueError(
+                f"the weights of {code!r} are {code.weights(steps)}; allowed: whole "
+                "multiples of the last one, which divides 1, as those of "
+                "snnjax.codes.radix(base=2) and snnjax.codes.rate()"
+            )
+        return np.rint(weights).astype(np.int64)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """Units of the constant x that arrive."""
+        return round(self._constant) * self.biases
+
+    @property
+    def biases(self) -> np.ndarray:
+        """Units of a bias, see `Layers.bias_unit`, that arrive."""
+        last = self.steps if self.code.clock_runs else 1
+        return (np.arange(self.steps + self.wait) < last).astype(np.int64)
+
+    @property
+    def arriving(self) -> np.ndarray:
+        """m_n, units of a spike that arrives; that of step T after the last one."""
+        return np.pad(self.multiples, (0, self.wait), "edge")
+
+    @property
+    def firing(self) -> np.ndarray:
+        """m_t of the spike that is sent; 0 before the first one."""
+        return np.pad(self.multiples, (self.wait, 0))
+
+    @property
+    def _constant(self) -> float:
+        """Units of a constant of 1 when it arrives."""
+        return 1.0 if self.code.clock_runs else 1 / self.code.finest(self.steps)
+
+
+def timing(layers: Layers) -> Timing:
+    """That of layers with a number of steps."""
+    assert layers.steps is not None
+    return Timing(layers.code, layers.steps, layers.wait or 0)
+
+
+def check_state(layers: Layers) -> None:
+    """Raise if int32 does not hold the potentials at these bits."""
+    bits, most = _arithmetic(layers).state_bits, _most_state_bits(layers)
+    if bits > most:
+        raise ValueError(
+            f"state_bits is {bits}; allowed: up to {most} with {layers.code!r} and "
+            f"{layers.steps} steps, since potentials are simulated in 32 bits; or take "
+            "fewer steps"
+        )
+
+
+def widest(layers: Layers) -> Layers:
+    """The layers with the most bits of a potential that int32 can simulate."""
+    bits = _most_state_bits(layers)
+    arithmetic = dataclasses.replace(_arithmetic(layers), state_bits=bits)
+    return dataclasses.replace(layers, arithmetic=arithmetic)
+
+
+def _most_state_bits(layers: Layers) -> int:
+    """Such that 4 m_1 potentials fit into 32 bits, as sums in `_fire` need."""
+    first = int(timing(layers).multiples[0])
+    return 30 - (first - 1).bit_length()
+
+
+def _arithmetic(layers: Layers) -> Arithmetic:
+    assert layers.arithmetic is not None
+    return layers.arithmetic

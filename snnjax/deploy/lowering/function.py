@@ -1,0 +1,255 @@
+"""`as_function`: layers as an ordinary JAX function, with a ReLU at every population.
+
+    y_j = relu(sum_i w_ji y_i + b_j) / V_j
+
+A spike carries V_j in snnjax and a whole number in the layers, so the function divides.
+Images are channels last here, arrays in float32.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snnjax._arrays import lead
+from snnjax.capture.capture import capture
+from snnjax.deploy.lowering.sums import compact
+from snnjax.deploy.lowering.values import (
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+)
+from snnjax.neurons.by_site import by_name
+from snnjax.neurons.gradients import without_surrogate
+from snnjax.neurons.models import NeuronParams
+from snnjax.neurons.whole import WholeNumbers
+from snnjax.snn import SNN
+
+Params = dict[str, jax.Array]
+
+
+def shape_of_x(layers: Layers) -> tuple[int, ...]:
+    """The shape of an example, [N] or [H, W, C]."""
+    shape = layers.input.shape
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def as_function(layers: Layers) -> tuple[Callable, SNN]:
+    """Layers as an ordinary JAX function, and the spiking network of it.
+
+    Simulation, measures, calibration and training apply to both. The spikes are those
+    of the SNN from which the layers come, up to rounding.
+
+    Returns:
+        ``(fn, snn)``, for ``snnjax.spiking(fn)(snn, x)``. Images are channels last: fn
+        takes and returns [B, H, W, C]. Several outputs are a dict by name.
+        ``fn(snn.params, x)`` has a ReLU at every population. It equals the network that
+        was converted, except for calibrated biases and for the maximum of a clipped
+        ReLU.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["readout"]
+    >>> params = {"hidden": jnp.ones((2, 3)), "readout": jnp.ones((3, 1))}
+    >>> x = jnp.array([[0.5, 0.25]])
+    >>> snn = snnjax.convert(fn, params, x, steps=4, recipe=snnjax.max_activation())
+    >>> layers = snnjax.deploy.layers(fn, snn, x)
+    >>> same_fn, same_snn = snnjax.deploy.as_function(layers)
+    >>> print(snnjax.spiking(same_fn)(same_snn, x).ravel())
+    [2.25 2.25 2.25 2.25]
+    """
+    params = params_of(layers)
+    outputs = [node.name for node in layers.outputs]
+
+    def fn(params: dict[str, Params], x: jax.Array) -> Any:
+        values = {}
+        for node in layers.nodes:
+            inputs = [values[source] for source in node.sources] or [x]
+            try:
+                total = functools.reduce(jnp.add, inputs)
+                own = params.get(node.name, {})
+                values[node.name] = _node_output(node, own, total)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"at node {node.name!r}, channels last")
+                raise
+        if len(outputs) == 1:
+            return values[outputs[0]]
+        return {name: values[name] for name in outputs}
+
+    x = jax.ShapeDtypeStruct((1, *shape_of_x(layers)), jnp.float32)
+    network = capture(fn, params, x)
+    sites = [site.name for site in network.sites]
+    pairs = [*zip(sites, layers.populations, strict=True)]
+    models = ((site, _model(population, layers)) for site, population in pairs)
+    return fn, SNN(
+        params,
+        {site: _neurons(population) for site, population in pairs},
+        steps=layers.steps,
+        wait=layers.wait,
+        model=by_name(models),
+        code=layers.code,
+    )
+
+
+def _node_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
+    """The output of a node, channels last."""
+
+    def own(name: str) -> jax.Array:
+        return lead(p[name], x.ndim)
+
+    if isinstance(node, Input):
+        return x / own("unit") if p else x
+    x = map_output(node, p, x)
+    x = x + own("bias") if "bias" in p else x
+    if isinstance(node, Population):
+        # A site is named after its scope: that of "block/relu_1" is "block".
+        matched = re.fullmatch(r"(.+)/relu(_\d+)?", node.name)
+        with jax.named_scope(matched[1] if matched else node.name):
+            x = jax.nn.relu(x)
+        x = x / own("threshold") if "threshold" in p else x
+    return x * own("unit") if "unit" in p else x
+
+
+def map_output(node: Node, p: Params, x: jax.Array) -> jax.Array:
+    """The linear part of a node, channels last; that of a population is the identity.
+
+    Args:
+        node: with its structure; its arrays are not used.
+        p: `map_params` of the node.
+        x: [B, ...], floats or whole numbers.
+    """
+    match node:
+        case Convolution(padding=padding):
+            dtype = jnp.result_type(x, p["weight"])
+            x = jax.lax.conv_general_dilated(
+                x.astype(dtype),
+                p["weight"].astype(dtype),
+                node.stride,
+                padding if isinstance(padding, str) else [(n, n) for n in padding],
+                rhs_dilation=node.dilation,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=node.groups,
+            )
+        case Dense():
+            if x.ndim > 3:
+                raise ValueError(
+                    f"its input is an image {x.shape[1:]}; allowed: a vector. Put a "
+                    "Flatten before it"
+                )
+            x = x @ p["weight"]
+        case Scale():
+            x = x * lead(p["weight"], x.ndim)
+        case SumPool(window=window, stride=stride):
+            padding = [(0, 0), *((n, n) for n in node.padding), (0, 0)]
+            window, stride = (1, *window, 1), (1, *stride, 1)
+            # JAX differentiates only sums that start from a literal.
+            zero = 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0
+            x = jax.lax.reduce_window(x, zero, jax.lax.add, window, stride, padding)
+        case Flatten(shape=shape):
+            x = jnp.moveaxis(x, -1, 1) if len(shape) == 3 else x
+            x = x.reshape(x.shape[0], -1)
+    return x
+
+
+def map_params(node: Node) -> dict[str, np.ndarray]:
+    """The weight of a linear map in the order of `map_output`."""
+    match node:
+        case Convolution(weight=weight):
+            return {"weight": np.transpose(weight, (2, 3, 1, 0))}
+        case Dense(weight=weight):
+            return {"weight": np.transpose(weight)}
+        case Scale(weight=weight):
+            return {"weight": channels_last(weight)}
+    return {}
+
+
+def with_params(layers: Layers, params: Mapping[str, Mapping[str, Any]]) -> Layers:
+    """The layers with other weights and biases, in the form of `params_of`."""
+    nodes = []
+    for node in layers.nodes:
+        changes = {}
+        arrays = {k: np.asarray(a, float) for k, a in params.get(node.name, {}).items()}
+        if "weight" in arrays:
+            match node:
+                case Convolution():
+                    changes["weight"] = np.transpose(arrays["weight"], (3, 2, 0, 1))
+                case Dense():
+                    changes["weight"] = np.transpose(arrays["weight"])
+                case Scale():
+                    changes["weight"] = channels_first(arrays["weight"], node.shape)
+        if "bias" in arrays:
+            is_receiver = isinstance(node, Population | Output)
+            bias = arrays["bias"]
+            changes["bias"] = channels_first(bias, node.shape) if is_receiver else bias
+        nodes.append(dataclasses.replace(node, **changes))
+    return dataclasses.replace(layers, nodes=tuple(nodes))
+
+
+def channels_first(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `channels_last` for a node of this shape."""
+    if len(shape) == 3 and values.ndim:
+        image = np.reshape(values, (1,) * (3 - values.ndim) + values.shape)
+        values = np.moveaxis(image, -1, 0)
+    return compact(values)
+
+
+def params_of(layers: Layers) -> dict[str, Params]:
+    """The params of `as_function`: node -> the arrays that it needs."""
+    return {node.name: arrays for node in layers.nodes if (arrays := _params(node))}
+
+
+def _params(node: Node) -> Params:
+    arrays = {name: _array(weight) for name, weight in map_params(node).items()}
+    match node:
+        case Convolution(bias=bias) | Dense(bias=bias) | Scale(bias=bias):
+            arrays |= {} if bias is None else {"bias": _array(bias)}
+        case Population(bias=bias) | Output(bias=bias) if bias.any():
+            arrays["bias"] = _array(channels_last(bias))
+    match node:
+        case Population(threshold=threshold) if (threshold != 1).any():
+            arrays["threshold"] = _array(channels_last(threshold))
+        case Input(unit=unit) | Output(unit=unit) if unit is not None:
+            arrays["unit"] = _array(channels_last(unit))
+    return arrays
+
+
+def _model(population: Population, layers: Layers) -> Any:
+    """The model of a population; that of whole numbers is exact in floats."""
+    if layers.arithmetic is None:
+        return population.model
+    assert layers.steps is not None
+    unit = float(layers.code.sizes(layers.steps)[-1])
+    return WholeNumbers(without_surrogate(population.model), unit)
+
+
+def _neurons(population: Population) -> NeuronParams:
+    leak = population.leak
+    return NeuronParams(
+        threshold=_array(channels_last(population.threshold)),
+        bias=_array(0),  # the function adds it
+        initial_potential=_array(channels_last(population.initial_potential)),
+        leak=None if leak is None else _array(channels_last(leak)),
+    )
+
+
+def channels_last(values: np.ndarray) -> np.ndarray:
+    """A scalar, [C] or, channels last, one number per neuron."""
+    values = compact(values)
+    if values.ndim == 3 and values.shape[1:] == (1, 1):
+        return values.ravel()
+    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+
+
+def _array(values: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(values, np.float32))

@@ -1,0 +1,316 @@
+"""A network of layers as values: populations of neurons, and the maps between them.
+
+    current_j = sum_i w_ji s_i + b_j
+
+s_i are the elements of x or the levels of spikes, whole numbers: the thresholds of the
+neurons that sent them are factors of w. A node reads the sum of the outputs of its
+sources, each a vector [N] or an image [C, H, W]. Arrays are NumPy's, in double
+precision, and broadcast to that shape.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from snnjax._text import Table, numbers, shown_as_table
+from snnjax.codes import Code, rate
+
+STATIC = {"static": True}  # marks fields that are structure, no arrays
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a chip computes a network of whole numbers, see `snnjax.deploy.quantize`.
+
+    Attributes:
+        weight_bits: largest number of bits of a weight, its sign included.
+        input_bits: of an element of x.
+        state_bits: of a membrane potential.
+        overflow: what happens to a potential outside of its bits: "saturate" or "wrap".
+    """
+
+    weight_bits: int
+    input_bits: int
+    state_bits: int
+    overflow: Literal["saturate", "wrap"]
+
+    @property
+    def largest_input(self) -> int:
+        """2^(bits - 1) - 1, the largest whole number of x."""
+        return 2 ** (self.input_bits - 1) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """What all nodes have.
+
+    Attributes:
+        name: unique; that of a population is the name of its site.
+        sources: names of the nodes whose outputs it sums.
+    """
+
+    name: str = field(metadata=STATIC)
+    sources: tuple[str, ...] = field(metadata=STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Input(Node):
+    """Where x enters, with its shape: [C, H, W] of an image [H, W, C].
+
+    Attributes:
+        unit: what a whole number stands for, x is about unit n; None: x is not rounded.
+    """
+
+    shape: tuple[int, ...] = field(metadata=STATIC)
+    unit: np.ndarray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Population(Node):
+    """The neurons of a site, which send whole numbers.
+
+    Attributes:
+        shape: of its neurons.
+        model: their model, with levels and reset.
+        threshold, initial_potential, bias: V_th, v(0) and b; scalar, [C, 1, 1] or of
+            every neuron.
+        leak: factor on v before integration; None for IF.
+    """
+
+    shape: tuple[int, ...] = field(metadata=STATIC)
+    model: Any = field(metadata=STATIC)
+    threshold: np.ndarray
+    initial_potential: np.ndarray
+    bias: np.ndarray
+    leak: np.ndarray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Output(Node):
+    """Where a result leaves: ``unit`` times the sum of what arrives and b.
+
+    Attributes:
+        shape: of the result.
+        bias: b; scalar, [C, 1, 1] or of every element.
+        unit: what a whole number stands for, of the shape of a bias; None: 1.
+    """
+
+    shape: tuple[int, ...] = field(metadata=STATIC)
+    bias: np.ndarray
+    unit: np.ndarray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Convolution(Node):
+    """A convolution, padded alike on both sides: weight [O, I / groups, K, K].
+
+    ``size`` are the rows and columns of its input, ``bias`` is [O]. Its padding is
+    "SAME" or two numbers. A depthwise convolution has as many groups as channels.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    size: tuple[int, ...] = field(metadata=STATIC)
+    stride: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
+    padding: tuple[int, ...] | str = field(metadata=STATIC, default=(0, 0))
+    dilation: tuple[int, ...] = field(metadata=STATIC, default=(1, 1))
+    groups: int = field(metadata=STATIC, default=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Dense(Node):
+    """weight @ x + bias, x a vector [N], weight [M, N]."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Scale(Node):
+    """weight * x + bias, number by number; ``bias`` is [C] or [N]."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    shape: tuple[int, ...] = field(metadata=STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class SumPool(Node):
+    """Sums over windows of rows and columns."""
+
+    window: tuple[int, ...] = field(metadata=STATIC)
+    stride: tuple[int, ...] = field(metadata=STATIC)
+    padding: tuple[int, ...] = field(metadata=STATIC, default=(0, 0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Flatten(Node):
+    """An array of this shape becomes a vector."""
+
+    shape: tuple[int, ...] = field(metadata=STATIC)
+
+
+Affine = Convolution | Dense | Scale
+Map = Affine | SumPool | Flatten
+
+
+class Connection(NamedTuple):
+    """All ways of one kind from a sender to a receiver.
+
+    Attributes:
+        sender: the input or a population.
+        receiver: a population or an output.
+        maps: what happens on the way, one after the other; none: the spikes themselves.
+    """
+
+    sender: str
+    receiver: str
+    maps: tuple[Map, ...]
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers of the sender reach one of the receiver, at most."""
+        return math.prod(map(_fan_in, self.maps))
+
+    def __str__(self) -> str:
+        return " > ".join([self.sender, *map(_described, self.maps)])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+@shown_as_table
+class Layers:
+    """A spiking network as a chip sees it; a pytree with NumPy arrays as leaves.
+
+    ``print`` shows a table of the populations and outputs.
+
+    Attributes:
+        nodes: in order of execution. The first one is the `Input`.
+        steps, wait, code: those of the SNN.
+        arithmetic: how whole numbers are computed; None: the numbers are floats.
+    """
+
+    nodes: tuple[Node, ...]
+    steps: int | None = field(metadata=STATIC, default=None)
+    wait: int | None = field(metadata=STATIC, default=None)
+    code: Code = field(metadata=STATIC, default=rate())
+    arithmetic: Arithmetic | None = field(metadata=STATIC, default=None)
+
+    @property
+    def input(self) -> Input:
+        """Where x enters."""
+        (node,) = (node for node in self.nodes if isinstance(node, Input))
+        return node
+
+    @property
+    def potential_unit(self) -> float:
+        """T w_T: what one unit of a whole potential stands for; 1 with rate coding."""
+        return float(self.code.sizes(self.steps)[-1]) if self.steps else 1.0
+
+    @property
+    def bias_unit(self) -> float:
+        """What one unit of a whole bias stands for: w_T if it arrives once, or 1."""
+        if self.code.clock_runs or not self.steps:
+            return 1.0
+        return self.code.finest(self.steps)
+
+    @property
+    def populations(self) -> tuple[Population, ...]:
+        """The neurons, in order of execution."""
+        return tuple(n for n in self.nodes if isinstance(n, Population))
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The readouts, in the order of the function's results."""
+        return tuple(n for n in self.nodes if isinstance(n, Output))
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """All connections, in the order of their receivers."""
+        nodes = {node.name: node for node in self.nodes}
+
+        def ways(name: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+            node = nodes[name]
+            if isinstance(node, Input | Population):
+                yield name, ()
+            else:
+                for source in node.sources:
+                    for sender, maps in ways(source):
+                        yield sender, (*maps, node)
+
+        return tuple(
+            Connection(sender, receiver.name, maps)
+            for receiver in (*self.populations, *self.outputs)
+            for source in receiver.sources
+            for sender, maps in ways(source)
+        )
+
+    def __repr__(self) -> str:
+        weights = sum(n.weight.size for n in self.nodes if isinstance(n, Affine))
+        names = ", ".join(population.name for population in self.populations)
+        bits = ""
+        if self.arithmetic is not None:
+            bits = f" of {self.arithmetic.weight_bits} bits"
+        count = len(self.populations)
+        return f"Layers({weights} weights{bits}, {count} populations: {names})"
+
+    def _table(self) -> Table:
+        head = ("receiver", "shape", "fan-in", "weights", "threshold", "bias", "reads")
+        rows: list[tuple[str, ...]] = [head]
+        incoming = self.connections
+        for node in (*self.populations, *self.outputs):
+            ways = [way for way in incoming if way.receiver == node.name]
+            maps = {m.name: m for way in ways for m in way.maps}.values()
+            weights = sum(m.weight.size for m in maps if isinstance(m, Affine))
+            threshold = node.threshold if isinstance(node, Population) else None
+            rows.append(
+                (
+                    node.name,
+                    "x".join(map(str, node.shape)),
+                    str(sum(way.fan_in for way in ways)),
+                    str(weights),
+                    numbers(threshold),
+                    numbers(node.bias),
+                    " + ".join(map(str, ways)),
+                )
+            )
+        return Table(rows)
+
+
+def readers(nodes: tuple[Node, ...]) -> Counter[str]:
+    """Name -> how many nodes read its output."""
+    return Counter(source for node in nodes for source in node.sources)
+
+
+def _fan_in(node: Map) -> int:
+    match node:
+        case Convolution(weight=weight):
+            return math.prod(weight.shape[1:])
+        case Dense(weight=weight):
+            return weight.shape[1]
+        case SumPool(window=window):
+            return math.prod(window)
+    return 1
+
+
+def _described(node: Map) -> str:
+    match node:
+        case Convolution(weight=weight, groups=groups):
+            kind = "convolution" if groups == 1 else f"convolution in {groups} groups"
+            return f"{kind} {weight.shape[2]}x{weight.shape[3]}"
+        case SumPool(window=window):
+            return f"sum {window[0]}x{window[1]}"
+    return type(node).__name__.lower()

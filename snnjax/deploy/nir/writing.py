@@ -1,0 +1,401 @@
+"""`to_nir`: layers as a graph of NIR.
+
+    v <- v + (dt / tau) ((v_leak - v) + R I)       z = 1[v > v_threshold]
+
+is one forward Euler step of NIR's LIF. With tau = dt / (1 - leak) and R = 1 it equals
+snnjax's v <- leak v + I, if the input is (tau / dt) I / V_th and the next weights
+multiply a spike of 1 by V_th. For an IF the factor tau / dt is 1.
+
+Thresholds of floats and all resistances become 1, because several readers assume that.
+Thresholds that are whole numbers stay. NIR fires at v > v_threshold, snnjax at v >= V,
+so v_threshold is the largest float32 below V. With it whole potentials give the same
+spikes in readers that fire at v >= v_threshold (V - 1 would not) and in readers that
+subtract v_threshold (V - 1/2 would not).
+Source: Pedersen et al., Neuromorphic intermediate representation, 2024.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snnjax._ranges import POSITIVE
+from snnjax._trees import distinct
+from snnjax.capture.check import ConversionError, Problem
+from snnjax.deploy.lowering.folding import folded, is_channelwise
+from snnjax.deploy.lowering.sums import NoLayer, compact, per_channel
+from snnjax.deploy.lowering.values import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    Input,
+    Layers,
+    Node,
+    Output,
+    Population,
+    Scale,
+    SumPool,
+    readers,
+)
+from snnjax.neurons.gradients import without_surrogate
+from snnjax.neurons.spike_trains import BINARY
+
+if TYPE_CHECKING:
+    import nir
+
+_HEADLINE = "this network cannot be written in NIR"
+
+
+def to_nir(
+    layers: Layers, *, extended: bool = False, dt: float = 1e-4
+) -> "nir.NIRGraph":
+    """Write layers as a NIR graph, channels first, for other tools.
+
+    Maps become `Conv2d`, `Affine`, `Scale`, `SumPool2d`, `AvgPool2d` and `Flatten`,
+    neurons `IF` and `LIF`. Thresholds of floats are folded into the weights, calibrated
+    biases into the biases of layers; whole numbers stay whole. Several edges into one
+    node are a sum.
+
+    NIR cannot express five properties of a converted network: reset by subtraction,
+    levels other than 0 and 1, initial potentials, a wait, and the T that it was fitted
+    to. With ``extended`` they are written to ``metadata``: "reset", "levels",
+    "dead_zone", "last_zone" and "v_init" of a neuron, "wait" and "steps" of the graph.
+    `from_nir` reads them. Other tools ignore them and compute something else; that is
+    why this is an argument and not a warning, which would not be in the file. T is
+    always written, because it changes no simulation.
+
+    A graph of whole numbers takes x / unit, rounded and clipped to its bits, and
+    returns whole sums. Multiply these by the unit of the output: it may differ between
+    classes. Both units are "unit" in the metadata of the input and of each output. The
+    graph's metadata has "weight_bits", "input_bits", "state_bits", "overflow" and
+    "code". A reader that ignores all metadata has the spikes of `run` if plain NIR
+    expresses the neurons and no potential leaves its bits.
+
+    Args:
+        layers: from `layers`, `quantize` or `from_nir`.
+        extended: allow properties that only metadata can express.
+        dt: time step in seconds on which the LIF's tau is based; it is also written to
+            the graph's metadata. IF integrates its whole input at every step, as all
+            readers do.
+
+    Returns:
+        A ``nir.NIRGraph``: "input", neurons and layers named after their paths,
+        "output" (several: "output_" and the path). An output is [C, H, W] if it is an
+        image, or else a vector of fn's elements in fn's order ([1] for one number). All
+        numbers are float32.
+
+    Raises:
+        snnjax.ConversionError: a bias that differs between pixels.
+        ValueError: a code other than rate coding; a property that only metadata can
+            express, without ``extended``; a threshold that is not finite and > 0; a
+            site where some neurons leak and others do not; potentials of more than 25
+            bits, which float32 does not hold; dt not above 0.
+        ImportError: the package ``nir`` is missing.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
+    >>> weights, x = [jnp.ones((3, 8)), jnp.ones((8, 2))], jnp.ones((1, 3))
+    >>> neuron = snnjax.lif(leak=0.5, reset="zero")
+    >>> snn = snnjax.init(fn, weights, x, model=neuron)
+    >>> graph = to_nir(snnjax.deploy.layers(fn, snn, x))
+    >>> [type(node).__name__ for node in graph.nodes.values()]
+    ['Input', 'Affine', 'LIF', 'Affine', 'Output']
+    """
+    nir = import_nir()
+    POSITIVE.check("dt", dt)
+    _check(layers)
+    if not extended:
+        _check_needs_no_metadata(layers)
+    nodes = _with_averages(_fed_by_weights(layers))
+    names = _alphabetical(nodes)
+    metadata: dict[str, Any] = {"dt": dt}
+    if layers.steps is not None:
+        metadata["steps"] = layers.steps
+    if layers.wait:
+        metadata["wait"] = layers.wait
+    if layers.arithmetic is not None:
+        metadata |= {"code": "rate"} | dataclasses.asdict(layers.arithmetic)
+    return nir.NIRGraph(
+        nodes={names[name]: _node(nir, node, dt) for name, node in nodes.items()},
+        edges=[
+            (names[source], names[name])
+            for name, node in nodes.items()
+            for source in node.sources
+        ],
+        metadata=metadata,
+    )
+
+
+def import_nir() -> ModuleType:
+    """The package ``nir``, of a version whose neurons have ``v_reset``."""
+    try:
+        import nir
+    except ImportError as error:
+        raise ImportError(
+            'NIR graphs need the package nir: pip install "snnjax[nir]"'
+        ) from error
+    if "v_reset" not in {field.name for field in dataclasses.fields(nir.IF)}:
+        raise ImportError(
+            f"neurons of nir {nir.version} have no v_reset; needed: nir >= 1.0.7, "
+            'pip install "snnjax[nir]"'
+        )
+    return nir
+
+
+def _alphabetical(nodes: dict[str, Node]) -> dict[str, str]:
+    """Names without punctuation that sort in order of execution.
+
+    A file lists its nodes in the order of their names, and some readers execute them
+    in that order.
+    """
+    width = len(str(len(nodes)))
+    words = [re.sub(r"\W+", "_", name).strip("_") for name in nodes]
+    names = [
+        word if isinstance(node, Input | Output) else f"n{i:0{width}}_{word}"
+        for i, (word, node) in enumerate(zip(words, nodes.values(), strict=True))
+    ]
+    return dict(zip(nodes, distinct(names), strict=True))
+
+
+def _check(layers: Layers) -> None:
+    """Raise if NIR has no form for these layers, not even with metadata."""
+    if not isinstance(layers, Layers):
+        raise ValueError(
+            f"layers is {type(layers).__name__}; allowed: Layers of "
+            "snnjax.deploy.layers or snnjax.deploy.quantize"
+        )
+    if not layers.code.clock_runs:
+        raise ValueError(
+            f"NIR cannot express the code {layers.code!r}: its neurons have another "
+            "threshold at each step, and bias and input enter once. A chip needs "
+            "thresholds that it changes step by step and spikes that carry a number, "
+            "or potentials that it shifts. Convert with code=snnjax.codes.rate()"
+        )
+    if layers.arithmetic is not None and layers.arithmetic.state_bits > 25:
+        raise ValueError(
+            f"state_bits is {layers.arithmetic.state_bits}; allowed in NIR: up to 25, "
+            "since readers compute in float32"
+        )
+
+
+def _check_needs_no_metadata(layers: Layers) -> None:
+    """Raise if plain NIR would describe another network."""
+    extensions = []
+    for model in (without_surrogate(p.model) for p in layers.populations):
+        if model.reset == "subtract":
+            extensions.append("reset by subtraction (in NIR: v <- v_reset)")
+        if model.levels != BINARY:
+            extensions.append(f"the levels {model.levels} (in NIR: {BINARY})")
+        if model.has_zones:
+            zones = f"{model.dead_zone:.3g} and at the last step {model.last_zone:.3g}"
+            extensions.append(f"the dead zone {zones} (in NIR: none)")
+    if any(p.initial_potential.any() for p in layers.populations):
+        extensions.append("initial potentials (in NIR: 0)")
+    if layers.wait:
+        extensions.append(f"wait {layers.wait} (in NIR: none)")
+    if extensions:
+        raise ValueError(
+            f"NIR cannot express: {'; '.join(dict.fromkeys(extensions))}. "
+            "extended=True writes this as metadata, which from_nir reads; other "
+            "tools ignore it and compute something else. Every tool runs neurons "
+            'with reset "zero", levels (0, 1), no initial potential and wait 0'
+        )
+
+
+# ------------------------------------------------------------------- NIR's nodes
+
+
+def _fed_by_weights(layers: Layers) -> dict[str, Node]:
+    """The nodes, with biases and thresholds in the maps that feed each population.
+
+    Thresholds that are whole numbers stay where they are.
+
+    Raises:
+        ConversionError: a bias that differs between pixels.
+    """
+    is_whole = layers.arithmetic is not None
+    nodes: dict[str, Node] = {}
+    count, problems = readers(layers.nodes), []
+    for node in layers.nodes:
+        parts = [node]
+        try:
+            if isinstance(node, Population | Output):
+                parts = [*_fed(node, nodes, count, is_whole)]
+        except NoLayer as reason:
+            problems.append(Problem(node.name, (), *reason.args))
+        nodes |= {part.name: part for part in parts}
+    if problems:
+        raise ConversionError(problems, _HEADLINE)
+    return {node.name: node for node in folded(nodes.values())}
+
+
+def _fed(
+    node: Population | Output,
+    nodes: dict[str, Node],
+    count: Counter[str],
+    is_whole: bool,
+) -> Iterator[Node]:
+    """A population or an output, behind scales and a bias.
+
+    The threshold of the population becomes 1, unless it is a whole number.
+    """
+    gain, bias, shape = np.ones(()), node.bias, node.shape
+    if isinstance(node, Population) and not is_whole:
+        leak = np.zeros(()) if node.leak is None else node.leak
+        leak = np.where(leak == 1, 0, leak)  # an IF, which has no tau
+        gain = compact(1 / ((1 - leak) * node.threshold))
+        start = node.initial_potential / node.threshold
+        node = dataclasses.replace(
+            node, threshold=np.ones(()), initial_potential=start, leak=_leak(node)
+        )
+    sources = []
+    for i, source in enumerate(node.sources):
+        scale = Scale(f"{node.name}/scale {i}", (source,), gain, None, shape)
+        sources.append(scale.name)
+        yield scale
+    bias = np.broadcast_to(gain * bias, shape)
+    if bias.any():
+        # Into weights that nothing else reads; a Scale with a bias is a matrix in NIR.
+        owned = [nodes[s] if count[s] == 1 else None for s in node.sources]
+        ranks = [
+            isinstance(n, Affine) + isinstance(n, Convolution | Dense) for n in owned
+        ]
+        first = ranks.index(max(ranks))
+        name, one = f"{node.name}/bias", np.ones(())
+        yield Scale(name, (sources[first],), one, per_channel(bias), shape)
+        sources[first] = name
+    yield dataclasses.replace(node, sources=tuple(sources), bias=np.zeros(()))
+
+
+def _leak(node: Population) -> np.ndarray | None:
+    """The leak of a population, None for an IF."""
+    leak = node.leak
+    if leak is None or (leak == 1).all():
+        return None
+    if not ((leak > 0) & (leak < 1)).all():
+        raise ValueError(
+            f"site {node.name!r} has leaks from {leak.min()} to {leak.max()}; NIR's "
+            "LIF allows 0 < leak < 1, or 1 for all neurons of a site (IF)"
+        )
+    return leak
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _AveragePool(SumPool):
+    """The means of windows."""
+
+
+def _with_averages(nodes: dict[str, Node]) -> dict[str, Node]:
+    """The nodes, with a mean in place of a sum over windows and its scale."""
+    count, nodes = readers(tuple(nodes.values())), dict(nodes)
+    for node in [*nodes.values()]:
+        pool = nodes[node.sources[0]] if len(node.sources) == 1 else None
+        if not isinstance(node, Scale) or not isinstance(pool, SumPool):
+            continue
+        is_mean = np.allclose(node.weight * math.prod(pool.window), 1, 1e-6, 0)
+        if is_mean and node.bias is None and count[pool.name] == 1:
+            fields = {**vars(pool), "name": node.name}
+            nodes[node.name] = _AveragePool(**fields)
+            del nodes[pool.name]
+    return nodes
+
+
+def _node(nir: Any, node: Node, dt: float) -> Any:
+    match node:
+        case Input(shape=shape, unit=unit):
+            return nir.Input({"input": np.array(shape)}, metadata=_unit(unit))
+        case Output(shape=shape, unit=unit):
+            return nir.Output({"output": np.array(shape)}, metadata=_unit(unit))
+        case Flatten(shape=shape):
+            return nir.Flatten({"input": np.array(shape)}, 0, -1)
+        case Dense(weight=weight, bias=bias):
+            return nir.Affine(_float(weight), _bias(bias, len(weight)))
+        case Scale():
+            return _scale(nir, node)
+        case SumPool(window=window, stride=stride, padding=padding):
+            kind = nir.AvgPool2d if isinstance(node, _AveragePool) else nir.SumPool2d
+            return kind(np.array(window), np.array(stride), np.array(padding))
+        case Convolution(weight=weight):
+            padding = node.padding
+            return nir.Conv2d(
+                node.size,
+                _float(_ungrouped(node)),
+                node.stride,
+                padding.lower() if isinstance(padding, str) else padding,
+                node.dilation,
+                1,
+                _bias(node.bias, len(weight)),
+            )
+        case Population():
+            return _neurons(nir, node, dt)
+
+
+def _unit(unit: np.ndarray | None) -> dict[str, Any]:
+    """The metadata of an input or output of whole numbers."""
+    return {} if unit is None else {"unit": np.atleast_1d(unit)}
+
+
+def _scale(nir: Any, node: Scale) -> Any:
+    """A 1x1 convolution, which more tools read, or a Scale; that one has no bias."""
+    channels, *size = node.shape
+    bias = _bias(node.bias, channels)
+    if size and is_channelwise(node.weight):
+        weight = np.diag(np.broadcast_to(node.weight.ravel(), channels))
+        weight = _float(weight[:, :, None, None])
+        return nir.Conv2d(tuple(size), weight, (1, 1), (0, 0), (1, 1), 1, bias)
+    weight = np.broadcast_to(node.weight, node.shape)
+    if node.bias is None:
+        return nir.Scale(_float(weight))
+    return nir.Affine(_float(np.diag(weight)), bias)
+
+
+def _ungrouped(node: Convolution) -> np.ndarray:
+    """The weights [O, I, K, K] for all inputs, with zeros between the groups.
+
+    NIR up to 1.0.8 infers I / groups inputs for a grouped convolution, so its own
+    reader refuses the graph; some other readers ignore the groups.
+    """
+    outputs, inputs, *window = node.weight.shape
+    wide = np.zeros((outputs, inputs * node.groups, *window))
+    size = outputs // node.groups
+    for group in range(node.groups):
+        rows = slice(group * size, (group + 1) * size)
+        wide[rows, group * inputs : (group + 1) * inputs] = node.weight[rows]
+    return wide
+
+
+def _neurons(nir: Any, node: Population, dt: float) -> Any:
+    shape, model = node.shape, without_surrogate(node.model)
+    one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    # v > below is v >= threshold
+    below = np.nextafter(one * np.float32(node.threshold), zero)
+    metadata: dict[str, Any] = {}
+    if model.reset == "subtract":
+        metadata["reset"] = model.reset
+    if model.levels != BINARY:
+        metadata["levels"] = np.array(model.levels)
+    if model.dead_zone:
+        metadata["dead_zone"] = model.dead_zone
+    if model.last_zone > 1 / 2:
+        metadata["last_zone"] = model.last_zone
+    if node.initial_potential.any():
+        metadata["v_init"] = _float(np.broadcast_to(node.initial_potential, shape))
+    fields = dict(r=one, v_threshold=below, v_reset=zero, metadata=metadata)
+    if node.leak is None:
+        return nir.IF(**fields)
+    tau = np.broadcast_to(dt / (1 - node.leak), shape)
+    return nir.LIF(tau=_float(tau), v_leak=zero, **fields)
+
+
+def _bias(bias: np.ndarray | None, count: int) -> np.ndarray:
+    return _float(np.zeros(count) if bias is None else bias)
+
+
+def _float(array: Any) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)

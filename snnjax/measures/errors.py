@@ -1,0 +1,118 @@
+"""The conversion error of a neuron, in parts that tell its cause.
+
+Averaged over T steps the error is the sum of
+
+    a - f(z)                            inherited  (from earlier layers)
+    f(z) - clip(f(z), 0, V)             clipping   (V = high V_th)
+    clip(f(z), 0, V) - ClipFloor(z)     flooring   (to one of T high + 1 values)
+    ClipFloor(z) - s                    unevenness (of the spikes in time)
+
+Here f is the ANN's activation function, a its value in the ANN, z the mean current of
+the SNN, and s the mean output. At an encoder f(z) = z, and the clip is from low V_th +
+offset to high V_th + offset. ClipFloor includes the bias and v(0) of the site, which
+compensate the floor. Sources: Li et al., ICML 2021 (clipping, flooring); Bu et al.,
+ICLR 2022 (unevenness).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from snnjax._arrays import add_offset, lead, other_axes, wide
+from snnjax.network.sites import Site
+from snnjax.neurons.models import counts_only
+from snnjax.neurons.protocol import field
+from snnjax.neurons.unroll import closed_form
+from snnjax.neurons.whole import off_grid
+from snnjax.snn import SNN
+
+
+class SiteMeasures(NamedTuple):
+    """Activity and errors of one site, averaged over images.
+
+    Attributes:
+        firing_rate: fraction of steps with a spike, over all neurons, 0..1.
+        silent: fraction of channels in which no neuron ever fires.
+        saturated: fraction of channels in which every neuron fires at every step.
+        activation: root mean square of the ANN's activation, to compare errors with.
+        error: root mean square of a - s.
+        inherited, clipping, flooring, unevenness: root mean square of the parts of the
+            error. The last three are NaN unless the neurons are IF with reset by
+            subtraction, because no other neurons have a ClipFloor.
+
+    >>> import jax, jax.numpy as jnp, snnjax
+    >>> fn = lambda w, x: jax.nn.relu(x @ w)
+    >>> w, x = jnp.eye(2), jnp.array([[0.5, 1.5]])
+    >>> snn = snnjax.init(fn, w, x, model=snnjax.integrate_and_fire())
+    >>> measures = snnjax.measure(fn, snn, x, params=w, steps=4)
+    >>> site = measures.sites["relu"]  # the activation 1.5 is clipped at 1
+    >>> for name in ("inherited", "clipping", "flooring", "unevenness"):
+    ...     print(f"{name} {getattr(site, name):.3f}")
+    inherited 0.000
+    clipping 0.354
+    flooring 0.000
+    unevenness 0.000
+    """
+
+    firing_rate: jax.Array
+    silent: jax.Array
+    saturated: jax.Array
+    activation: jax.Array
+    error: jax.Array
+    inherited: jax.Array
+    clipping: jax.Array
+    flooring: jax.Array
+    unevenness: jax.Array
+
+
+def of_site(
+    site: Site,
+    snn: SNN,
+    activation: jax.Array,
+    of_mean: jax.Array,
+    currents: jax.Array,
+    spikes: jax.Array,
+) -> SiteMeasures:
+    """Measures of a site; None for parts of the error that its neurons do not have.
+
+    Args:
+        activation: a, of the ANN, [B, ...].
+        of_mean: f(z), the ANN's function of the mean current, [B, ...].
+        currents, spikes: [T, B, ...].
+    """
+    model, params = snn.model_of(site.name), snn.neurons[site.name]
+    steps, offset = len(spikes), field(params, "offset")
+    spike_counts = (spikes != 0).sum((0, *other_axes(spikes.ndim, site.channel)[2:]))
+    possible = steps * activation[0].size // activation.shape[site.channel]
+    output = add_offset(spikes.mean(0), offset)
+    activation, of_mean, output, current = map(
+        wide, (activation, of_mean, output, currents.mean(0))
+    )
+    parts: dict[str, Any] = dict.fromkeys(("clipping", "flooring", "unevenness"))
+    if counts_only(model, params):
+        clip_floor = closed_form(model, params, current, steps, code=snn.code)
+        threshold = lead(params.threshold, current.ndim).astype(current.dtype)
+        reach = snn.code.reach(steps)
+        low, high = (number * reach * threshold for number in model.levels)
+        low = jnp.zeros_like(low) if off_grid(model).rectifies else low
+        low, high = (add_offset(end, offset) for end in (low, high))
+        clipped_values = jnp.clip(of_mean, low, high)
+        parts = {
+            "clipping": _root_mean_square(of_mean - clipped_values),
+            "flooring": _root_mean_square(clipped_values - clip_floor),
+            "unevenness": _root_mean_square(clip_floor - output),
+        }
+    return SiteMeasures(
+        firing_rate=spike_counts.astype(jnp.float32).mean() / possible,
+        silent=(spike_counts == 0).all(0).mean(),
+        saturated=(spike_counts == possible).all(0).mean(),
+        activation=_root_mean_square(activation),
+        error=_root_mean_square(activation - output),
+        inherited=_root_mean_square(activation - of_mean),
+        **parts,
+    )
+
+
+def _root_mean_square(array: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(array).mean())

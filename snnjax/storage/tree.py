@@ -1,0 +1,124 @@
+"""A pytree as leaves by name and a description in JSON, and back.
+
+    {"w": ones(2), "scale": 0.5}  ->  {"params['w']": ones(2)}
+                                      {"dict": [["scale", 0.5], ["w", "params['w']"]]}
+
+The name of an array is its path (`jax.tree_util.keystr`). A Python number stands in the
+description itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from snnjax._trees import name_of
+
+
+def named_leaves(tree: Any, name: str) -> dict[str, Any]:
+    """Leaves by the names of their paths, which begin with ``name``; in JAX's order.
+
+    >>> named_leaves({"a": [1, (2, None)]}, "params")
+    {"params['a'][0]": 1, "params['a'][1][0]": 2}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def describe(tree: Any, name: str) -> Any:
+    """The description of a tree, with the names of `named_leaves`.
+
+    Raises:
+        ValueError: a key of a dict is neither str nor int.
+
+    >>> import numpy as np
+    >>> describe({"a": (1, np.ones(2), None)}, "params")
+    {'dict': [['a', {'tuple': [1, "params['a'][1]", None]}]]}
+    """
+    # Flatten one level: every node below this one counts as a leaf.
+    children, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: node is not tree
+    )
+    if children and not children[0][0]:
+        return tree if type(tree) in (bool, int, float) else name
+    if tree is None:
+        return None
+    below = [describe(child, name + jax.tree_util.keystr(p)) for p, child in children]
+    if type(tree) is list:
+        return below
+    if type(tree) is tuple:
+        return {"tuple": below}
+    keys = [getattr(path[0], "key", name_of(path)) for path, _ in children]
+    wrong = next((key for key in keys if type(key) not in (str, int)), None)
+    if wrong is not None:
+        raise ValueError(f"a dict at {name} has the key {wrong!r}; allowed: str, int")
+    description: dict[str, Any] = {
+        "dict": [list(pair) for pair in zip(keys, below, strict=True)]
+    }
+    if type(tree) is not dict:
+        description["class"] = f"{type(tree).__module__}.{type(tree).__qualname__}"
+    return description
+
+
+def rebuild(description: Any, leaves: Mapping[str, Any], *, as_dicts: bool) -> Any:
+    """The tree of a description.
+
+    Args:
+        description: from `describe`.
+        leaves: the arrays, by name.
+        as_dicts: containers of other classes than dict, list and tuple become dicts.
+
+    Raises:
+        ValueError: there is such a container, and it may not become a dict.
+
+    >>> tree = {"a": [1, (2, None)], "b": {}}
+    >>> rebuild(describe(tree, "params"), {}, as_dicts=False) == tree
+    True
+    """
+    if isinstance(description, str):
+        return leaves[description]
+    if isinstance(description, list):
+        return [rebuild(each, leaves, as_dicts=as_dicts) for each in description]
+    if not isinstance(description, dict):
+        return description  # None or a number
+    if "tuple" in description:
+        return tuple(rebuild(description["tuple"], leaves, as_dicts=as_dicts))
+    if "class" in description and not as_dicts:
+        raise ValueError(f"only its own code can make a {description['class']}")
+    pairs = description["dict"]
+    return {key: rebuild(each, leaves, as_dicts=as_dicts) for key, each in pairs}
+
+
+def fill(like: Any, tree: Any) -> Any:
+    """The leaves of ``tree`` in the containers of ``like``, which has the same keys.
+
+    The classes of containers may differ. Leaves of ``like`` may be
+    ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        ValueError: keys or shapes differ. The message names the first difference.
+    """
+    values, like_leaves = map(_by_keys, (tree, like))
+    missing, unknown = (
+        ["/".join(keys) for keys in some if keys not in others][:3] or "no leaf"
+        for some, others in ((values, like_leaves), (like_leaves, values))
+    )
+    if values.keys() != like_leaves.keys():
+        raise ValueError(
+            f"the structures differ: `like` lacks {missing} of {len(values)} leaves "
+            f"and has {unknown} besides"
+        )
+    for keys, like_leaf in like_leaves.items():
+        shapes = [getattr(leaf, "shape", None) for leaf in (values[keys], like_leaf)]
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{'/'.join(keys)} has shape {shapes[0]}, but in `like` {shapes[1]}"
+            )
+    leaves = [values[keys] for keys in like_leaves]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _by_keys(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Leaves by the keys of their paths, where an attribute is a key like any other."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(name_of((step,)) for step in path): leaf for path, leaf in leaves}
