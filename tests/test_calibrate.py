@@ -56,7 +56,7 @@ def view(seed, wait=0):
 
 
 class ArrayView(View):
-    """A view of arrays; ``currents(weights)`` gives [T, N, ...]."""
+    """A view of arrays; ``currents_of(weights)`` gives [T, N, ...]."""
 
     def __init__(
         self,
