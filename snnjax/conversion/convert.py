@@ -6,10 +6,11 @@ are nearest to the ANN's (``engine/judging.py``).
 """
 
 import functools
+import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -25,10 +26,10 @@ from snnjax._examples import batch_of, shapes_of
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, check_code, rate
 from snnjax.conversion.engine.effects import effects_of
-from snnjax.conversion.engine.judging import HELD_OUT, held_out, nearest
+from snnjax.conversion.engine.judging import held_out, nearest, output_errors
 from snnjax.conversion.engine.micro_batches import Images
 from snnjax.conversion.engine.state import Sweep
-from snnjax.conversion.engine.sweep import chained, sweep
+from snnjax.conversion.engine.sweep import ann_outputs, chained, sweep
 from snnjax.conversion.recipes import AnyRecipe, best, sweeps_by_site
 from snnjax.network.equations import Network
 from snnjax.network.stages import stages
@@ -133,85 +134,55 @@ def convert(
     alternatives = sweeps_by_site(recipe, [site.name for site in firing_sites])
     steps_at_once = 1 if needs_no_time(code, steps, wait) else steps
     size = _micro_batch_size(network, steps_at_once)
-    judged = len(alternatives) > 1
-    ordered, numbers, fitted, all_images = _ordered(
-        images, size, judged, batch_sharding
-    )
-    values = network.inputs(ordered)
-    original = network.arguments(params)
+    order = held_out if len(alternatives) > 1 else _as_they_are
+    ordered, numbers, fitted, all_images = order(images, size, batch_sharding)
+    neurons = {
+        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
+    }
+    fresh = SNN(params, neurons, steps, wait, models, code)
     begin = Sweep(
         network=network,
         stages=stages(network),
-        steps=steps,
-        wait=wait,
-        model=models,
-        code=code,
+        snn=fresh,
         images=fitted,
         all_images=all_images,
         effects=functools.cache(
             lambda: effects_of(network, params, ordered, numbers, fitted)
         ),
-        original=original,
-        params=original,
-        ann=values,
-        snn=values,
+        original=network.arguments(params),
+        params={},
+        activations=network.inputs(ordered),
+        spikes=network.inputs(ordered),
     )
-    neurons = {
-        site.name: model_of(models, site.name).init(site.shape) for site in firing_sites
-    }
-    fresh = SNN(params, neurons, steps, wait, models, code)
-    candidates, number = [], 0
-    for sweeps in alternatives:
-        snn, errors = fresh, None
-        for chains in sweeps:
-            number += 1
-            calibrators = [chained(c, batch_sharding) for c in chains.values()]
-            last = chains is sweeps[-1]
-            snn, errors = sweep(
-                begin, snn, calibrators, f"sweep {number} ", judged=judged and last
-            )
-        candidates.append((snn, errors))
-    snn = nearest(candidates, fitted, all_images) if judged else candidates[0][0]
+    snn = _fitted(begin, alternatives)
     _warn_of_fresh_thresholds(neurons, snn)
     return sharding.on_mesh(snn, sharding.batch_sharding(x))
 
 
-def _ordered(
-    x: chex.ArrayTree, size: int, judged: bool, batch_sharding: NamedSharding | None
+def _as_they_are(
+    x: chex.ArrayTree, size: int, batch_sharding: NamedSharding | None
 ) -> tuple[chex.ArrayTree, np.ndarray, Images, Images]:
-    """The images, of each device those to fit to first.
-
-    Args:
-        size: images at a time on each device, at most.
-        judged: whether some images are held out.
-
-    Returns:
-        The images, their numbers among those of the user, which of them are fitted to,
-        and all of them.
-    """
-    devices = sharding.size(batch_sharding)
-    share = batch_of(x) // devices
-    size = min(size, -(-share // HELD_OUT) if judged else share)
-    judges = held_out(share, size) if judged else np.zeros(share, bool)
-    order = np.argsort(judges, kind="stable").astype(np.int32)
-    numbers = np.arange(devices, dtype=np.int32)[:, None] * share + order
-    all_images = Images(size, share, batch_sharding)
-    fitted = all_images._replace(count=int((~judges).sum()))
-    if judges.any():
-        x = _taken(x, order, batch_sharding)
-    return x, numbers.ravel(), fitted, all_images
+    """All images are fitted to; see `held_out`."""
+    count = batch_of(x)
+    share = count // sharding.size(batch_sharding)
+    images = Images(min(size, share), share, batch_sharding)
+    return x, np.arange(count, dtype=np.int32), images, images
 
 
-@functools.partial(jax.jit, static_argnames="batch_sharding")
-def _taken(
-    x: chex.ArrayTree, order: jax.Array, batch_sharding: NamedSharding | None
-) -> chex.ArrayTree:
-    """The images of each device in this order."""
-
-    def take(x: chex.ArrayTree, order: jax.Array) -> chex.ArrayTree:
-        return jax.tree.map(lambda leaf: jnp.take(leaf, order, 0), x)
-
-    return sharding.on_each_device(take, batch_sharding, (0, None), 0)(x, order)
+def _fitted(begin: Sweep, alternatives: Sequence[Any]) -> SNN:
+    """Fit every alternative; the SNN whose outputs are nearest to the ANN's."""
+    candidates, number = [], itertools.count(1)
+    for sweeps in alternatives:
+        snn = begin.snn
+        for chains in sweeps:
+            of_sites = chains.values()
+            calibrators = [chained(c, begin.images.batch_sharding) for c in of_sites]
+            snn, end = sweep(begin, snn, calibrators, f"sweep {next(number)} ")
+            outputs = ann_outputs(end)
+        if len(alternatives) == 1:
+            return snn
+        candidates.append((snn, output_errors(end, outputs)))
+    return nearest(candidates, begin.images, begin.all_images)
 
 
 def _warn_of_fresh_thresholds(fresh: dict[str, NeuronParams], snn: SNN) -> None:
