@@ -16,7 +16,7 @@ from snnjax.capture.capture import capture
 from snnjax.capture.check import check_streams
 from snnjax.codes import Code
 from snnjax.network.equations import Network, Values
-from snnjax.network.evaluate import accumulating, evaluate, firing
+from snnjax.network.evaluate import evaluate, firing, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
@@ -84,7 +84,7 @@ def evaluate_in_time(
 
     values = network.arguments(snn.params, x)
     streams = streaming(network.equations, network.x if sequence else ())
-    rule = firing(fire, snn.neurons, accumulating(code))
+    rule = firing(fire, snn.neurons, operator_rule(code))
     evaluate(network.equations, values, rule, streams=streams)
     return values, streams
 

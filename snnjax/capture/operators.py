@@ -41,7 +41,7 @@ def without_inner_pools(program: Program) -> Program:
         operates = facts.is_operator(eq) or operator_values.intersection(eq.variables)
         if operates and not cuts(eq):
             operator_values.update(eq.outputs)
-        if eq.site is not None and eq.site.accumulates:
+        if eq.site is not None and not eq.site.fires:
             inner = eq.outputs[0] in operator_values or inside[eq.outputs[0]]
             eq = eq._replace(site=None) if inner else eq
         equations.append(eq)
@@ -117,9 +117,8 @@ def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
     operations = {eq.name for eq in body}
     near_relu = len(sources) == 1 and operations <= PIECEWISE
     near_relu = near_relu and bool(operations & COMPARISONS)
-    site = new_site(
-        _kind(body, near_relu), aval, fires=False, accumulates=True, near_relu=near_relu
-    )
+    kind = _kind(body, near_relu)
+    site = new_site(kind, aval, fires=False, near_relu=near_relu)
     paths = [eq.path for eq in body]
     path = common_path(paths) if all(paths) else ""
     computes = Body(body, tuple(inputs))

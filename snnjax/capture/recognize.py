@@ -49,9 +49,7 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         if v in relus and v not in statistics:
             eq = _relu_site(eq, relus[v], aval)
         elif eq.name in _MAX_POOLS:
-            site = new_site(
-                "max-pool", aval, fires=False, accumulates=True, homogeneous=True
-            )
+            site = new_site("max-pool", aval, fires=False, homogeneous=True)
             eq = eq._replace(site=site)
         elif eq.site is not None and not eq.site.signed and _is_gate(v, facts):
             eq = eq._replace(site=None)

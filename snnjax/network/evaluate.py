@@ -32,9 +32,9 @@ def evaluate(
         equations: in order of execution.
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
-            clipped ReLU, and the levels of a quantized one; at a site that accumulates
-            the rest of its inputs and, last, its `Operator`. Such a site may have
-            several outputs, a tuple.
+            clipped ReLU, and the levels of a quantized one; at an operator the rest
+            of its inputs and, last, its `Operator`. It may have several outputs, a
+            tuple.
         streams: variables that carry a leading time axis; the equations that read
             them are mapped over it, so that time folds into the batch.
     """
@@ -47,17 +47,17 @@ def evaluate(
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
             results = function(*arguments)
-        elif site.accumulates:
+        elif site.fires:
+            results = [rule(site, *arguments)]
+        else:
             live = tuple(axis == 0 for axis in axes)
             results = rule(site, *arguments, operator(equation, live))
             results = results if isinstance(results, tuple) else (results,)
-        else:
-            results = [rule(site, *arguments)]
         values.update(zip(equation.outputs, results, strict=True))
 
 
 def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
-    """The function of an equation that accumulates; ``live`` inputs change in time."""
+    """The function of an operator's equation; ``live`` inputs change in time."""
     function = _of_examples(functools.partial(_bound, equation), equation)
     return Operator(function, live, equation.place.homogeneous)
 
@@ -82,7 +82,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     >>> print(activations["hidden/relu"], outputs)
     [[0. 2.]] [2.]
     """
-    if site.accumulates:
+    if not site.fires:
         *others, function = operands
         return function(x, *others)
     if site.signed:
@@ -92,15 +92,16 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
 
 
 def of_values(site: Site, x: jax.Array, *operands: Any) -> Any:
-    """The rule of sites that accumulate, of values that a code has decoded."""
+    """The rule of operators, for values that a code has decoded."""
     *others, function = operands
     return function.of_values(x, *others)
 
 
-def accumulating(code: Code) -> Rule:
-    """The rule of sites that accumulate, under this code.
+def operator_rule(code: Code) -> Rule:
+    """The rule of operators, under this code.
 
-    With rate coding what is not affine gives increments, otherwise decoded values.
+    With rate coding they see running means and put out increments; under any other code
+    they are functions of the decoded values.
     """
     return identity if code.clock_runs else of_values
 
@@ -108,19 +109,19 @@ def accumulating(code: Code) -> Rule:
 def firing(
     fire: Callable[..., jax.Array],
     neurons: Mapping[str, Any],
-    accumulate: Rule = identity,
+    at_operator: Rule = identity,
 ) -> Rule:
     """The rule that fires: ``fire(site, params, x)``, with the params of its neurons.
 
     Args:
         neurons: site name -> params.
-        accumulate: the rule of sites that accumulate.
+        at_operator: the rule of operators.
     """
 
     def rule(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
-        if site.accumulates:
-            return accumulate(site, x, *operands)
-        return fire(site, neurons[site.name], x)
+        if site.fires:
+            return fire(site, neurons[site.name], x)
+        return at_operator(site, x, *operands)
 
     return rule
 

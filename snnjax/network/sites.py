@@ -1,7 +1,7 @@
-"""Sites: the places of a network where neurons fire, or where spikes accumulate.
+"""Sites: the places of a network where neurons fire, or where an operator stands.
 
-The code asks a site for its capabilities (fires, signed, accumulates), never for the
-name of the activation that stood there.
+The code asks a site for its capabilities (fires, is_encoder, homogeneous), never for
+the name of the activation that stood there.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,11 @@ class Site(NamedTuple):
         depth: number of firing sites on the longest way from the input to here.
         dtype: of its input and output.
         channel: axis that counts channels, from the end: -1 is the last.
-        fires: neurons fire here.
+        fires: neurons fire here. Otherwise it is an operator: a function that is not
+            affine is computed here at every step (`Operator`).
         signed: what stands here may be negative.
-        accumulates: a function that is not affine is computed here, of the running
-            means of what arrives; its output is the increment (`Operator`).
-        homogeneous: f(c x) = c f(x) for c > 0, as for a max-pool, so that running sums
-            serve as well as means: spikes then stay spikes.
+        homogeneous: an operator with f(c x) = c f(x) for c > 0, as a max-pool. Running
+            sums serve it as well as means: spikes then stay spikes.
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
         near_relu: an operator number by number, of comparisons and arithmetic only,
             such as a leaky ReLU or a hard swish.
@@ -49,7 +48,6 @@ class Site(NamedTuple):
     channel: int = -1
     fires: bool = True
     signed: bool = False
-    accumulates: bool = False
     homogeneous: bool = False
     own_maxima: bool = False
     near_relu: bool = False
@@ -81,7 +79,7 @@ class Sites(tuple[Site, ...]):
     def operators(self) -> "Sites":
         """The functions that are computed densely at every step, behind neurons."""
         return Sites(
-            s for s in self if s.accumulates and not s.homogeneous and s.depth > 0
+            s for s in self if not s.fires and not s.homogeneous and s.depth > 0
         )
 
     @property

@@ -23,12 +23,12 @@ from snnjax.codes import Code
 from snnjax.firing import over_time
 from snnjax.network.equations import Equation, Network, Values, read
 from snnjax.network.evaluate import (
-    accumulating,
     evaluate,
     firing,
     identity,
     of_values,
     operator,
+    operator_rule,
 )
 from snnjax.network.increments import Operator
 from snnjax.network.sites import Site
@@ -162,9 +162,9 @@ def _advance(
     The state that it leaves is written to ``after``.
     """
     name, code = site.name, job.snn.code
-    if site.accumulates and not code.clock_runs:
+    if not site.fires and not code.clock_runs:
         return of_values(site, current, *operands)
-    if site.accumulates:
+    if not site.fires:
         *others, function = operands
         arguments = (current, *others)
         outputs, after[name] = function.over_time(arguments, states[name])
@@ -265,14 +265,14 @@ def run_closed_form(job: Job) -> Any:
         trains[last[site.name]] = stop(train) + (mean - stop(mean))[None]
         return mean
 
-    evaluate(network.equations, values, firing(fire, neurons, accumulating(code)))
+    evaluate(network.equations, values, firing(fire, neurons, operator_rule(code)))
     values |= trains
     sources = spikes
     if job.sequence:  # what reaches the readout directly comes step by step
         values |= network.inputs(job.x)
         sources = [*spikes, *network.x]
     streams = streaming(tail, sources)
-    evaluate(tail, values, firing(fire, {}, accumulating(code)), streams=streams)
+    evaluate(tail, values, firing(fire, {}, operator_rule(code)), streams=streams)
     return over_steps(job, values, streams)
 
 
@@ -318,7 +318,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
         return folded(code.stream(spikes), shares)
 
-    def accumulate(site: Site, current: jax.Array, function: Operator) -> jax.Array:
+    def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
         if not code.clock_runs:
             (values,) = function.of_values(current)
@@ -333,11 +333,11 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     if remat:
         none = frozenset()
         results = outputs_from_bits(
-            network, values, fire, none, neurons, models, accumulate
+            network, values, fire, none, neurons, models, at_operator
         )
         outputs, aux = jax.tree_util.tree_unflatten(network.tree, results)
     else:
-        evaluate(network.equations, values, firing(fire, neurons, accumulate))
+        evaluate(network.equations, values, firing(fire, neurons, at_operator))
         outputs, aux = network.results(values)
     return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
@@ -402,7 +402,7 @@ def start_state(
         job.network.avals,
         batch_of(job.x, job.sequence),
     )
-    if not site.accumulates:
+    if site.fires:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
     live = tuple(v in streams for v in equation.inputs)

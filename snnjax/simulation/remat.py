@@ -49,14 +49,14 @@ def outputs_from_bits(
     streams: frozenset[int],
     neurons: Mapping[str, Any],
     models: Mapping[str, Neuron],
-    accumulate: Rule = identity,
+    at_operator: Rule = identity,
 ) -> Any:
     """The outputs, stage by stage; a gradient keeps only the spikes, as bits.
 
     Args:
         network: captured for the input.
         values: variable -> value, of all that no step changes and of the input.
-        fire, neurons, accumulate: as for `firing`; the functions must hold no arrays,
+        fire, neurons, at_operator: as for `firing`; the functions must hold no arrays,
             since a gradient keeps them.
         models: site name -> model, whose levels become bits.
         streams: variables with a time axis.
@@ -65,7 +65,7 @@ def outputs_from_bits(
 
     def computed(stage: Stage, params: Any) -> tuple[Any, list[Any]]:
         is_stream = tuple(v in streams for v in stage.sources)
-        run = functools.partial(_run_stage, stage, is_stream, fire, accumulate)
+        run = functools.partial(_run_stage, stage, is_stream, fire, at_operator)
         return _with_recomputation(run, [store[v] for v in stage.sources], params)
 
     *others, last = stages(network)
@@ -97,12 +97,12 @@ def _run_stage(
     stage: Stage,
     is_stream: Sequence[bool],
     fire: Fire,
-    accumulate: Rule,
+    at_operator: Rule,
     sources: Sequence[Any],
     params: Any,
 ) -> tuple[Any, list[Any]]:
     """The spikes of a site, or the outputs; and the values for later stages."""
-    rule = firing(fire, {}, accumulate)
+    rule = firing(fire, {}, at_operator)
     results, later_values = run_segment(stage.segment, sources, rule, is_stream)
     if stage.site is not None:
         return fire(stage.site, params, results[0]), later_values
