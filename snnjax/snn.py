@@ -134,9 +134,10 @@ def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
     """
     firing = [site for site in sites if site.fires]
     resolved = resolve_models(neuron, [site.name for site in firing], default)
-    pairs = [(site.name, model_of(resolved, site.name), site.signed) for site in firing]
+    models = [(site, model_of(resolved, site.name)) for site in firing]
     return by_name(
-        (name, as_encoder(model) if signed else model) for name, model, signed in pairs
+        (site.name, as_encoder(model) if site.is_encoder else model)
+        for site, model in models
     )
 
 

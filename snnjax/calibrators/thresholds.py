@@ -204,7 +204,7 @@ def least_squares_offset() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if not view.site.signed or not view.code.clock_runs:
+        if not view.site.is_encoder or not view.code.clock_runs:
             return fit
         offset = _middle(view.sample, intervals=2 * view.values)
         shape = parameter_shapes(view.site)["offset"]

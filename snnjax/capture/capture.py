@@ -310,7 +310,7 @@ def _site_channel(eq: Equation, channels: dict[int, int], avals: Avals) -> int:
 
     Where a clipped ReLU has a maximum for each index of one axis, it is that axis.
     """
-    if eq.place.signed:
+    if eq.place.is_encoder:
         return -1
     own = axes_of_maximum(eq, avals)
     if len(own) == 1 and -own.copy().pop() <= len(eq.place.shape):

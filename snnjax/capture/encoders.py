@@ -32,7 +32,7 @@ def with_encoders(program: Program) -> Program:
         for v in encoded_values.intersection(eq.outputs):
             fresh = next(numbers)
             avals[fresh] = avals[v]
-            site = new_site("encoder", avals[v], signed=True)
+            site = new_site("encoder", avals[v], is_encoder=True)
             path = _path_of_reader(program.equations, v)
             equations.append(Equation(None, (), (v,), (fresh,), site, path))
             spikes[v] = fresh

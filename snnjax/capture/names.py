@@ -57,7 +57,7 @@ def site_names(
         scope = [part for part in parts if part and not part.startswith("eqx.")]
         if all(part.startswith("[") for part in scope):  # no module, turns of a scan
             inner = above(direct[i])
-            if not inner and eq.place.signed:
+            if not inner and eq.place.is_encoder:
                 inner = reader_of(i)
             scope += [inner] if inner else []
         scope = [part[1:-1] if part.startswith("[") else part for part in scope]

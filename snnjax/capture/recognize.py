@@ -51,7 +51,7 @@ def with_sites(program: Program, statistics: frozenset[int] = frozenset()) -> Pr
         elif eq.name in _MAX_POOLS:
             site = new_site("max-pool", aval, fires=False, homogeneous=True)
             eq = eq._replace(site=site)
-        elif eq.site is not None and not eq.site.signed and _is_gate(v, facts):
+        elif eq.site is not None and not eq.site.is_encoder and _is_gate(v, facts):
             eq = eq._replace(site=None)
         equations.append(eq)
     outputs = [v for v in program.outputs if isinstance(v, int)]

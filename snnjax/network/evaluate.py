@@ -85,7 +85,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     if not site.fires:
         *others, function = operands
         return function(x, *others)
-    if site.signed:
+    if site.is_encoder:
         return x
     activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
     return activation(x, *operands)

@@ -7,6 +7,7 @@ the name of the activation that stood there.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from snnjax import _renamed
 from snnjax._text import Table, shown_as_table
 from snnjax._trees import common_path
 
@@ -25,7 +26,7 @@ class Site(NamedTuple):
         channel: axis that counts channels, from the end: -1 is the last.
         fires: neurons fire here. Otherwise it is an operator: a function that is not
             affine is computed here at every step (`Operator`).
-        signed: what stands here may be negative.
+        is_encoder: a value itself becomes spikes here, and it may be negative.
         homogeneous: an operator with f(c x) = c f(x) for c > 0, as a max-pool. Running
             sums serve it as well as means: spikes then stay spikes.
         own_maxima: each channel of a clipped ReLU has a maximum of its own.
@@ -47,10 +48,19 @@ class Site(NamedTuple):
     dtype: Any
     channel: int = -1
     fires: bool = True
-    signed: bool = False
+    is_encoder: bool = False
     homogeneous: bool = False
     own_maxima: bool = False
     near_relu: bool = False
+
+
+def _older_field(site: Site, name: str) -> Any:
+    del site
+    fields = {"accumulates": "not site.fires", "signed": "site.is_encoder"}
+    return _renamed.renamed("snnjax.network.Site", fields)(name)
+
+
+Site.__getattr__ = _older_field  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def new_site(kind: str, aval: Any, **capabilities: Any) -> Site:
@@ -92,7 +102,7 @@ class Sites(tuple[Site, ...]):
         """
         if self.operators:
             return "hybrid"
-        return "signed" if any(site.signed for site in self) else "binary"
+        return "signed" if any(site.is_encoder for site in self) else "binary"
 
     def _table(self) -> Table:
         head = ("site", "kind", "shape", "depth", "parameters")
