@@ -244,7 +244,7 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
             parameters=tuple(parameters[v] for v in largest_first),
             depth=depths[eq.outputs[0]],
             channel=_site_channel(eq, channels, avals),
-            own_maxima=bool(axes_of_maximum(eq, avals)),
+            maximum_per_channel=bool(axes_of_maximum(eq, avals)),
         )
         equations[i] = eq._replace(site=site)
         if site.fires:

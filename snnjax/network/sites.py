@@ -29,7 +29,7 @@ class Site(NamedTuple):
         is_encoder: a value itself becomes spikes here, and it may be negative.
         homogeneous: an operator with f(c x) = c f(x) for c > 0, as a max-pool. Running
             sums serve it as well as means: spikes then stay spikes.
-        own_maxima: each channel of a clipped ReLU has a maximum of its own.
+        maximum_per_channel: a clipped ReLU has a maximum for each channel.
         near_relu: an operator number by number, of comparisons and arithmetic only,
             such as a leaky ReLU or a hard swish.
 
@@ -50,13 +50,17 @@ class Site(NamedTuple):
     fires: bool = True
     is_encoder: bool = False
     homogeneous: bool = False
-    own_maxima: bool = False
+    maximum_per_channel: bool = False
     near_relu: bool = False
 
 
 def _older_field(site: Site, name: str) -> Any:
     del site
-    fields = {"accumulates": "not site.fires", "signed": "site.is_encoder"}
+    fields = {
+        "accumulates": "not site.fires",
+        "own_maxima": "site.maximum_per_channel",
+        "signed": "site.is_encoder",
+    }
     return _renamed.renamed("snnjax.network.Site", fields)(name)
 
 
