@@ -80,7 +80,7 @@ POINTWISE = {
 }
 
 
-def obstacle(
+def why_not_affine(
     equation: Equation, dependent: frozenset[int], live: frozenset[int], avals: Avals
 ) -> str | None:
     """Why an equation is not affine: `OPERATOR`, or the reason of a refusal, or None.
@@ -92,7 +92,7 @@ def obstacle(
         live: those that depend on spikes.
         avals: variable -> shape and dtype.
     """
-    kind = _obstacle_to_spikes(equation, dependent, avals)
+    kind = _why_not_for_spikes(equation, dependent, avals)
     once = not live.intersection((*equation.variables, *equation.outputs))
     if equation.name in ("gather", "dynamic_slice"):  # by numbers from the input
         live_slots = {i for i, v in enumerate(equation.inputs) if v in live}
@@ -100,7 +100,7 @@ def obstacle(
     return OPERATOR if kind in _ONCE and once else kind
 
 
-def _obstacle_to_spikes(
+def _why_not_for_spikes(
     equation: Equation, dependent: frozenset[int], avals: Avals
 ) -> str | None:
     """The same, of an equation that spikes reach."""

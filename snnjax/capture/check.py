@@ -226,7 +226,7 @@ def check_streams(network: Network) -> None:
 
 def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
     """Which explanation applies to an equation; None if nothing is in its way."""
-    kind = facts.obstacles[equation.outputs[0]]
+    kind = facts.why_not_affine[equation.outputs[0]]
     if kind == OPERATOR:
         results = facts.leaving.intersection(equation.outputs) & facts.live
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
