@@ -230,7 +230,7 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
     facts = Facts(program)
     depths = _depths(equations, avals)
     parameters = dict(zip(program.parameters, paths_of(params), strict=True))
-    direct, reach = _reach(equations, parameters)
+    direct, of_values = _parameters_behind(equations, parameters)
     channels = _channels(equations, facts.dependent, avals)
     names = site_names(equations, direct, parameters, avals)
     sizes = {v: math.prod(shape_of(avals, v)) for v in parameters}
@@ -249,7 +249,8 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         equations[i] = eq._replace(site=site)
         if site.fires:
             feeds[name] = tuple(sorted(direct[i]))
-    outputs = [reach.get(v, frozenset()) for v in program.outputs if isinstance(v, int)]
+    ends = [v for v in program.outputs if isinstance(v, int)]
+    outputs = [of_values.get(v, frozenset()) for v in ends]
     operands = [direct[i] for i, eq in enumerate(equations) if eq.body]
     return Network(
         equations=tuple(equations),
@@ -277,19 +278,23 @@ def _depths(equations: Sequence[Equation], avals: Avals) -> dict[int, int]:
     return depths
 
 
-def _reach(
+def _parameters_behind(
     equations: Sequence[Equation], parameters: Mapping[int, str]
 ) -> tuple[list[frozenset[int]], dict[int, frozenset[int]]]:
-    """Parameters that reach each equation, and each variable, without passing a site
-    that fires or an operator."""
-    reach = {v: frozenset([v]) for v in parameters}
+    """The parameters behind each equation, and behind each variable.
+
+    They reach it without passing a site that fires, or an operator.
+    """
+    of_values = {v: frozenset([v]) for v in parameters}
     direct = []
     for eq in equations:
-        parts = (reach.get(v, frozenset()) for v in eq.variables)
+        parts = (of_values.get(v, frozenset()) for v in eq.variables)
         direct.append(frozenset().union(*parts))
+        # Weights before a spike or an operator are not those of the next site: a fit of
+        # that site may not change them.
         onward = frozenset() if eq.fires or eq.body else direct[-1]
-        reach.update(dict.fromkeys(eq.outputs, onward))
-    return direct, reach
+        of_values.update(dict.fromkeys(eq.outputs, onward))
+    return direct, of_values
 
 
 def _channels(
