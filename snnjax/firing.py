@@ -20,7 +20,7 @@ from snnjax.network.evaluate import evaluate, firing, operator_rule
 from snnjax.network.sites import Site
 from snnjax.network.stages import streaming
 from snnjax.neurons.protocol import field
-from snnjax.neurons.schedule import shares
+from snnjax.neurons.schedule import arrivals
 from snnjax.neurons.unroll import unroll
 from snnjax.snn import SNN
 
@@ -126,13 +126,13 @@ _ROUNDING = 2e-6
 
 def _without(code: Code, arriving: jax.Array, constant: Any) -> jax.Array:
     """A stream [T, B, ...] without what arrives of a constant."""
-    share = shares(code, len(arriving))
-    if constant is None or share is None:
+    times = arrivals(code, len(arriving))
+    if constant is None or times is None:
         return subtract_offset(arriving, constant)
-    share = jnp.asarray(share, arriving.dtype)
-    share = share.reshape(-1, *[1] * (arriving.ndim - 1))
+    times = jnp.asarray(times, arriving.dtype)
+    times = times.reshape(-1, *[1] * (arriving.ndim - 1))
     constant = lead(jnp.asarray(constant, arriving.dtype), arriving.ndim)
-    return arriving - share * constant
+    return arriving - times * constant
 
 
 def threshold_of(params: Any, site: Site) -> jax.Array:

@@ -33,14 +33,14 @@ class Tick(NamedTuple):
         size: T w_t, what a spike of level 1 is worth, over V_th.
         before: the size of the step before.
         finest: T w_T.
-        share: of `shares`.
+        arrivals: how many times a constant arrives, see `arrivals`.
         zone: z_t; 0 where it is at most 1/2, since that changes nothing.
     """
 
     size: Any
     before: Any
     finest: Any
-    share: Any
+    arrivals: Any
     zone: Any
 
 
@@ -60,15 +60,17 @@ def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
         size=sizes,
         before=np.concatenate([sizes[:1], sizes[:-1]]),
         finest=np.full(steps, sizes[-1]),
-        share=shares(code, steps),
+        arrivals=arrivals(code, steps),
         zone=zones,
     )
 
 
-def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
-    """T times the share of a constant that arrives at each step: T at the first one.
+def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | None:
+    """How many times a constant, a bias or an offset, arrives at each step.
 
-    None with rate coding, where it is 1 at every step.
+    Once at every step with rate coding, for which this is None. Otherwise T times at
+    the first step and then never: the neuron decides on a mean over T steps, of which
+    the first digit should know the constant already.
 
     Args:
         part: of the T steps; all of them by default.
@@ -80,18 +82,18 @@ def shares(code: Code, steps: int, part: slice | None = None) -> np.ndarray | No
     return of_all if part is None else of_all[part]
 
 
-def driven(params: Any, current: jax.Array, share: Any) -> jax.Array:
-    """The current, plus a share of the bias, minus that share of the offset.
+def driven(params: Any, current: jax.Array, times: Any) -> jax.Array:
+    """The current, with the bias minus the offset as often as they arrive.
 
     Args:
-        share: of `shares`, for each step along the first axis or for one step.
+        times: of `arrivals`, for each step along the first axis or for one step.
     """
-    if share is None:
+    if times is None:
         return drive(params, current)
     constant = drive(params, jnp.zeros((1,) * current.ndim, current.dtype))
-    share = jnp.asarray(share, constant.dtype)
-    share = share.reshape(*share.shape, *[1] * (constant.ndim - share.ndim))
-    return current.astype(constant.dtype) + share * constant
+    times = jnp.asarray(times, constant.dtype)
+    times = times.reshape(*times.shape, *[1] * (constant.ndim - times.ndim))
+    return current.astype(constant.dtype) + times * constant
 
 
 def fire_at(
@@ -138,7 +140,7 @@ def fire_at(
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += offset if tick.share is None else per_step(tick.share) * offset
+        spikes += offset if tick.arrivals is None else per_step(tick.arrivals) * offset
     return NeuronState(after.potential - ahead, total), spikes
 
 

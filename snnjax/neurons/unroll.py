@@ -19,7 +19,7 @@ from snnjax._checks import check_floating, check_wait
 from snnjax.codes import Code, rate
 from snnjax.neurons.models import IntegrateAndFire, NeuronParams
 from snnjax.neurons.protocol import Neuron, drive, levels_of
-from snnjax.neurons.schedule import Tick, driven, fire_at, schedule, shares
+from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
@@ -153,8 +153,8 @@ def mean_and_pace(
 
     def receive(carry, arriving):
         # The bias is added here, or XLA would write currents + bias to memory.
-        current, share, tick = arriving
-        return count(carry, driven(params, current, share), tick)
+        current, times, tick = arriving
+        return count(carry, driven(params, current, times), tick)
 
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
@@ -164,7 +164,7 @@ def mean_and_pace(
     loops = min(steps, _steps_per_loop(neuron, ticks))
     early = jax.tree.map(lambda a: a[: steps - wait], ticks)
     late = jax.tree.map(lambda a: a[steps - wait :], ticks)
-    arriving = (currents[wait:], shares(code, steps, slice(wait, None)), early)
+    arriving = (currents[wait:], arrivals(code, steps, slice(wait, None)), early)
     carry, _ = jax.lax.scan(receive, carry, arriving, unroll=loops)
     if wait:
         carry, _ = jax.lax.scan(receive_nothing, carry, late, wait, unroll=loops)
@@ -324,8 +324,8 @@ def arriving_while_firing(
 
     First the input after the wait, then zeros.
     """
-    share = shares(code, len(currents), slice(wait, None))
-    rest = driven(params, currents[wait:], share)
+    times = arrivals(code, len(currents), slice(wait, None))
+    rest = driven(params, currents[wait:], times)
     nothing = jnp.zeros((wait, *currents.shape[1:]), rest.dtype)
     return jnp.concatenate([rest, nothing]) if wait else rest
 
@@ -367,9 +367,9 @@ def _integrated(
     if not wait:
         return state
 
-    def integrate(state, current_and_share):
-        arriving = driven(params, *current_and_share)
+    def integrate(state, current_and_times):
+        arriving = driven(params, *current_and_times)
         return neuron.integrate(params, state, arriving), None
 
-    share = shares(code, len(currents), slice(0, wait))
-    return jax.lax.scan(integrate, state, (currents[:wait], share))[0]
+    times = arrivals(code, len(currents), slice(0, wait))
+    return jax.lax.scan(integrate, state, (currents[:wait], times))[0]

@@ -294,13 +294,13 @@ def run_closed_training(job: Job) -> tuple[Any, Any]:
     return jax.tree.map(lambda a: over_time(a, steps, a.ndim - 1), outputs), aux
 
 
-def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
+def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any, Any]:
     """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
         job: of a network that was captured for the folded x, and with aux; its x is
             folded by `folded`.
-        shares: as there.
+        devices: as there.
         remat: the gradient keeps only the spikes, as bits.
 
     Returns:
@@ -309,14 +309,14 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     models, steps, wait = job.models, job.steps, job.wait  # see `_run_from_bits`
     code = job.snn.code
 
-    def split(a: jax.Array) -> jax.Array:  # [shares T B / shares, ...] -> [T, B, ...]
-        a = a.reshape(shares, steps, -1, *a.shape[1:])
+    def split(a: jax.Array) -> jax.Array:  # [D T B / D, ...] -> [T, B, ...]
+        a = a.reshape(devices, steps, -1, *a.shape[1:])
         return jnp.moveaxis(a, 0, 1).reshape(steps, -1, *a.shape[3:])
 
     def fire(site: Site, params: Any, current: jax.Array) -> jax.Array:
         currents = code.arriving(split(current))
         spikes = unroll(models[site.name], params, currents, wait=wait, code=code)
-        return folded(code.stream(spikes), shares)
+        return folded(code.stream(spikes), devices)
 
     def at_operator(site: Site, current: jax.Array, function: Operator) -> jax.Array:
         del site
@@ -326,7 +326,7 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
         ((increments,), _) = function._replace(live=(True,)).over_time(
             (split(current),)
         )
-        return folded(increments, shares)
+        return folded(increments, devices)
 
     network, neurons = job.network, job.snn.neurons
     values = network.arguments(job.snn.params, job.x)
@@ -342,13 +342,15 @@ def run_folded(job: Job, shares: int = 1, *, remat: bool = False) -> tuple[Any, 
     return jax.tree.map(lambda a: arriving(code, split(a)), outputs), aux
 
 
-def folded(stream: jax.Array, shares: int = 1) -> jax.Array:
-    """[T, B, ...] -> [T B, ...], time first within each of ``shares`` of the batch.
+def folded(stream: jax.Array, devices: int = 1) -> jax.Array:
+    """[T, B, ...] -> [T B, ...], time first within each device's part of the batch.
 
-    Each device keeps its share: no example moves to another device.
+    No example moves to another device. Two devices, T = 2 and the examples a b c d:
+
+        a1 b1 c1 d1 | a2 b2 c2 d2    ->    a1 b1 a2 b2 | c1 d1 c2 d2
     """
     steps, batch, *rest = stream.shape
-    parts = stream.reshape(steps, shares, batch // shares, *rest)
+    parts = stream.reshape(steps, devices, batch // devices, *rest)
     return jnp.moveaxis(parts, 1, 0).reshape(-1, *rest)
 
 

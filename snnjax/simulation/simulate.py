@@ -377,11 +377,11 @@ def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree)
 
 
 def simulate_training(
-    sim: Simulation, shares: int, snn: SNN, x: chex.ArrayTree
+    sim: Simulation, devices: int, snn: SNN, x: chex.ArrayTree
 ) -> tuple[Any, Any]:
     """(outputs [T, B, ...], aux) of a function in training mode.
 
-    ``shares`` is the number of devices that share the batch.
+    ``devices`` is how many of them share the batch.
     """
     if sim.execution == "closed_form":
         x = jax.tree.map(lambda leaf: leaf.mean(0), x) if sim.sequence else x
@@ -390,9 +390,9 @@ def simulate_training(
         x = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (sim.steps, *leaf.shape)), x
         )
-    x = jax.tree.map(lambda leaf: folded(leaf, shares), x)
+    x = jax.tree.map(lambda leaf: folded(leaf, devices), x)
     return run_folded(
-        _job(sim, snn, x), shares, remat=_layer_options(sim.execution).remat
+        _job(sim, snn, x), devices, remat=_layer_options(sim.execution).remat
     )
 
 
