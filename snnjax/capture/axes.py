@@ -8,16 +8,12 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Equation, shape_of
 
 # variable -> shape and dtype
 Avals = dict[int, Any]
 Shape = tuple[int, ...]
-
-REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
-    "argmin".split()
-)
 
 
 def channel_axis(
@@ -72,7 +68,7 @@ def moved(
         return list(params["permutation"]).index(axis)
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][axis]
-    if name in REDUCTIONS:
+    if primitive(name).along == "axes":  # a reduction
         axes = params["axes"]
         return None if axis in axes else axis - sum(a < axis for a in axes)
     if name == "stack":

@@ -9,8 +9,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from snnjax.capture.facts import MOVES, Facts
+from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import MOVES
 from snnjax.network.equations import PRODUCTS, Equation
 from snnjax.network.sites import new_site
 

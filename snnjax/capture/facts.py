@@ -12,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from snnjax.capture.affine import OPERATOR, why_not_affine
+from snnjax.capture.affine import why_not_affine
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import MOVES, OPERATOR
 from snnjax.network.equations import PRODUCTS, Equation, Network, Static, spread_out
 from snnjax.network.stages import streaming
 
-# They rearrange the numbers of one array and compute none.
-MOVES = frozenset(
-    "reshape transpose squeeze expand_dims convert_element_type copy name "
-    "optimization_barrier".split()
-)
 # They keep an array of equal numbers what it is.
 _REPEATS = MOVES | {"broadcast_in_dim", "stop_gradient"}
 

@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from snnjax._trees import common_path
-from snnjax.capture.affine import COMPARISONS, PIECEWISE
 from snnjax.capture.facts import Facts
 from snnjax.capture.jaxprs import Program
+from snnjax.capture.primitives import primitive
 from snnjax.network.equations import Body, Equation
 from snnjax.network.sites import new_site
 
@@ -114,9 +114,9 @@ def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:
     ]
     aval = facts.program.avals[results[0]]
     sources = {_scaled_from(v, facts) for v in facts.dependent.intersection(inputs)}
-    operations = {eq.name for eq in body}
-    near_relu = len(sources) == 1 and operations <= PIECEWISE
-    near_relu = near_relu and bool(operations & COMPARISONS)
+    operations = [primitive(eq.name) for eq in body]
+    near_relu = len(sources) == 1 and all(each.piecewise for each in operations)
+    near_relu = near_relu and any(each.compares for each in operations)
     kind = _kind(body, near_relu)
     site = new_site(kind, aval, fires=False, near_relu=near_relu)
     paths = [eq.path for eq in body]

@@ -69,8 +69,8 @@ def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | 
     """How many times a constant, a bias or an offset, arrives at each step.
 
     Once at every step with rate coding, for which this is None. Otherwise T times at
-    the first step and then never: the neuron decides on a mean over T steps, of which
-    the first digit should know the constant already.
+    the first step and then never: the first digit, the largest, is then decided
+    on all of it.
 
     Args:
         part: of the T steps; all of them by default.
