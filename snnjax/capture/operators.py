@@ -70,35 +70,56 @@ def _groups(facts: Facts) -> list[tuple[int, ...]]:
     """Numbers of the equations of each operator, in order.
 
     Two equations that are not affine belong together if one leads to the other without
-    a cut, and spikes reach both or neither; so do affine ones between them. The number
-    of cuts on the longest way to a value grows along every way with a cut. Equations of
-    one operator have the same, so no way leads out of an operator and back into it.
+    a cut, and spikes reach both or neither; so do affine ones between them:
+
+        0   a = x @ w      a cut
+        1   b = a + bias   affine, and no operator leads to it
+        2   c = tanh(b)    an operator
+        3   d = 2 c        affine, between two operators
+        4   e = exp(d)     an operator, the same as 2 and 3: (2, 3, 4)
+        5   f = e - 1      affine, and leads to no operator
+    """
+    before = _equations_before(facts)
+    # From the last one back: operators, and whatever leads from one to another.
+    members: set[int] = set()
+    for i in reversed(range(len(before))):
+        if facts.is_operator(facts.equations[i]) or i in members:
+            members |= {i, *before[i]}
+    # From the first one on: each member joins the groups of those before it into one.
+    group_of: dict[int, set[int]] = {}
+    for i in sorted(members):
+        group = {i}.union(*(group_of[j] for j in before[i]))
+        group_of.update(dict.fromkeys(group, group))
+    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+
+
+def _equations_before(facts: Facts) -> list[set[int]]:
+    """For each equation those that may be of one operator with it and lead to it.
+
+    They are operators or follow from one. Nothing cuts the way between the two: neither
+    itself nor a longer one beside it, since a way out of an operator and back into it,
+    through a neuron, could not be computed. So both have the same number of cuts on the
+    longest way to them: here e, behind one cut more than c, is no part of c's operator.
+
+        c = tanh(b)    d = relu(c)    e = c * exp(d)
     """
     equations, live = facts.equations, facts.live
     made_by: dict[int, int] = {}  # variable -> number of its equation
-    cuts: dict[int, int] = {}
-    predecessors: list[set[int]] = []  # to each equation, without a cut
-    behind: set[int] = set()  # equations that are operators or follow from one
+    cuts: dict[int, int] = {}  # variable -> cuts on the longest way to it
+    before: list[set[int]] = []
+    follows: set[int] = set()  # equations that are operators or follow from one
     for i, eq in enumerate(equations):
         depth = max((cuts.get(v, 0) for v in eq.variables), default=0)
         is_live = not live.isdisjoint(eq.outputs)
         is_cut = eq.site is not None or facts.is_product(eq)
         near = (v for v in eq.variables if v in made_by and cuts[v] == depth)
         same = {made_by[v] for v in near if (v in live) == is_live and not is_cut}
-        predecessors.append(same & behind)
-        if facts.is_operator(eq) or predecessors[i]:
-            behind.add(i)
+        before.append(same & follows)
+        if facts.is_operator(eq) or before[i]:
+            follows.add(i)
         cuts.update(dict.fromkeys(eq.outputs, depth + is_cut))
         made_by.update(dict.fromkeys(eq.outputs, i))
-    members: set[int] = set()  # operators, and what leads from one to another
-    for i in sorted(behind, reverse=True):
-        if facts.is_operator(equations[i]) or i in members:
-            members |= {i, *predecessors[i]}
-    group_of: dict[int, set[int]] = {}
-    for i in sorted(members):
-        group = {i}.union(*(group_of[j] for j in predecessors[i]))
-        group_of.update(dict.fromkeys(group, group))
-    return [tuple(sorted(group)) for i, group in group_of.items() if i == min(group)]
+    return before
 
 
 def _operator(body: tuple[Equation, ...], facts: Facts) -> Equation:

@@ -105,33 +105,21 @@ def fire_at(
 ) -> tuple[Any, jax.Array]:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
-    The surrogate's derivative is that of the level, and within the dead zone that of
-    the level 0 at d = 0.
+    That floors v / V_th. With V_t as its threshold, it does what is said above if it
+    finds v + `_ahead`, which is taken back after the reset. The surrogate's derivative
+    is that of the level, and within the dead zone that of the level 0 at d = 0.
     """
     if tick is None:
         return fire(neuron, params, state, spike)
     v, total = state
-    model = chain(neuron)[-1]
-
-    def per_step(number: Any) -> jax.Array:
-        return jnp.asarray(number, v.dtype)
-
-    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
-    # A neuron of whole numbers has a margin against rounding.
-    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
-    ahead = jnp.full_like(v, max(margins))
-    if model.levels[0] < 0:
-        ahead += per_step(tick.size - tick.finest) / 2 * threshold
-    if model.has_zones:
-        missing = v - per_step(tick.finest) / 2 * threshold
-        bar = per_step(tick.zone * (1 - _TIES)) * per_step(tick.size) * threshold
-        silent = jnp.abs(missing) < bar
-        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
     fraction = jnp.zeros(())
-    if total is not None:  # in units of this step's spikes, of which whole ones count
-        sent = total * per_step(tick.before) / per_step(tick.size)
+    if total is not None:
+        # In spikes of this step: one of size 4 allows to take back two of size 2. Where
+        # sizes grow, the fraction of a spike waits until it is a whole one.
+        sent = total * _like(tick.before, v) / _like(tick.size, v)
         total = jnp.floor(sent + _ROUNDING)
         fraction = sent - total
+    ahead = _ahead(neuron, params, v, tick)
     now = params._replace(
         threshold=jnp.asarray(tick.size, params.threshold.dtype) * params.threshold,
         offset=None,
@@ -140,8 +128,33 @@ def fire_at(
     total = None if after.total is None else after.total + fraction
     if params.offset is not None:
         offset = lead(params.offset, spikes.ndim).astype(spikes.dtype)
-        spikes += offset if tick.arrivals is None else per_step(tick.arrivals) * offset
+        spikes += offset if tick.arrivals is None else _like(tick.arrivals, v) * offset
     return NeuronState(after.potential - ahead, total), spikes
+
+
+def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
+    """What turns the model's floor of v / V_t into the level of this schedule.
+
+    (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
+    -d, in addition    in the dead zone: V_t / 2 is left, whose floor is 0
+    """
+    model = chain(neuron)[-1]
+    threshold = lead(params.threshold, v.ndim).astype(v.dtype)
+    # A neuron of whole numbers has a margin against rounding.
+    margins = (getattr(part, "margin", 0.0) for part in chain(neuron))
+    ahead = jnp.full_like(v, max(margins))
+    if model.levels[0] < 0:
+        ahead += _like(tick.size - tick.finest, v) / 2 * threshold
+    if model.has_zones:
+        missing = v - _like(tick.finest, v) / 2 * threshold
+        bar = _like(tick.zone * (1 - _TIES), v) * _like(tick.size, v) * threshold
+        silent = jnp.abs(missing) < bar
+        ahead -= jnp.where(silent, jax.lax.stop_gradient(missing), 0)
+    return ahead
+
+
+def _like(number: Any, v: jax.Array) -> jax.Array:
+    return jnp.asarray(number, v.dtype)
 
 
 # What was sent may be a whole number of spikes but for rounding.

@@ -137,7 +137,7 @@ def _with_recomputation(
         return computed(sources, params), (bits, params)
 
     def backward(residuals, upstream):
-        bits, params = _not_before(upstream, residuals)
+        bits, params = _available_after(upstream, residuals)
         _, pull = jax.vjp(run, decoded(bits), params)
         slopes, of_params = pull(upstream)
         of_sources = [
@@ -150,16 +150,21 @@ def _with_recomputation(
     return computed(sources, params)
 
 
-def _not_before(upstream: Any, residuals: tuple[list[Any], Any]) -> tuple[list, Any]:
-    """The residuals, which XLA cannot read before it has computed ``upstream``.
+def _available_after(
+    upstream: Any, residuals: tuple[list[Any], Any]
+) -> tuple[list, Any]:
+    """The same residuals, but XLA has to compute ``upstream`` before it reads them.
 
-    Otherwise XLA may recompute all stages at once. It ignores ``optimization_barrier``
-    on CPU, but it cannot know that no gradient is NaN.
+        bits = where(isnan(slope), 0, bits)    for one number of the upstream gradient
+
+    Otherwise XLA may recompute all stages at once, and hold them. On CPU it ignores
+    ``optimization_barrier``, but it cannot know that no gradient is NaN. If one is, the
+    zeros do no harm, since the parameters become NaN as well.
     """
     slopes = [s for s in jax.tree.leaves(upstream) if s.dtype != jax.dtypes.float0]
     if not slopes:
         return residuals
-    broken = jnp.isnan(slopes[0].ravel()[0])
+    broken = jnp.isnan(slopes[0].ravel()[0])  # one number is enough to wait for
 
     def after(value):
         if not isinstance(value, _Encoded):
