@@ -219,13 +219,7 @@ def _without_aux(result: Any) -> Any:
 
 
 def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
-    """The network of a program, whose sites know their place in it.
-
-    Args:
-        program: the function, flattened.
-        params: whose paths name the parameters.
-        tree: structure of the function's result.
-    """
+    """The network of a program, whose sites know their place in it."""
     avals, equations = program.avals, list(program.equations)
     facts = Facts(program)
     depths = _depths(equations, avals)
@@ -261,7 +255,6 @@ def _annotated(program: Program, params: chex.ArrayTree, tree: Any) -> Network:
         outputs=program.outputs,
         tree=tree,
         sites=Sites(eq.site for eq in equations if eq.site is not None),
-        depths=depths,
         dependent=facts.dependent,
         feeds=feeds,
         readout=frozenset().union(*outputs),

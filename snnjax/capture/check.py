@@ -25,15 +25,6 @@ class Problem(NamedTuple):
         operations: names of the operations there.
         reason: why it cannot be converted.
         remedy: how to change the network.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda w, x: jax.nn.relu(x @ w).argmax(-1)
-    >>> try:
-    ...     snnjax.sites(fn, jnp.eye(2), jnp.eye(2))
-    ... except snnjax.ConversionError as error:
-    ...     (problem,) = error.problems
-    >>> problem.operations, problem.remedy
-    (('argmax',), 'return the logits from fn and decide on the mean output')
     """
 
     path: str

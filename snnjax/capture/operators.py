@@ -7,7 +7,7 @@ with both of its products.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from snnjax._trees import common_path
 from snnjax.capture.facts import Facts
@@ -199,32 +199,24 @@ def _kind(body: Sequence[Equation], near_relu: bool) -> str:
 
 
 def _in_order(equations: Sequence[Equation]) -> list[Equation]:
-    """The equations, each after those whose outputs it reads."""
+    """The equations, each after those whose outputs it reads.
+
+    An operator stands where its first equation stood, before some of its inputs.
+    """
     maker = {v: eq for eq in equations for v in eq.outputs}
     sequence: list[Equation] = []
     placed_ids: set[int] = set()
 
-    def place(eq: Equation) -> None:
-        stack: list[tuple[Equation, Iterator[int]]] = [(eq, iter(eq.variables))]
-        placed_ids.add(id(eq))
-        while stack:
-            current, other_inputs = stack[-1]
-            before = next(
-                (
-                    maker[v]
-                    for v in other_inputs
-                    if v in maker and id(maker[v]) not in placed_ids
-                ),
-                None,
-            )
-            if before is None:
-                sequence.append(current)
-                stack.pop()
-            else:
-                placed_ids.add(id(before))
-                stack.append((before, iter(before.variables)))
-
     for eq in equations:
-        if id(eq) not in placed_ids:
-            place(eq)
+        stack = [eq]  # each waits for the next one; a network is too deep to recurse
+        while stack:
+            makers = (maker[v] for v in stack[-1].variables if v in maker)
+            missing = next((m for m in makers if id(m) not in placed_ids), None)
+            if missing is not None:
+                stack.append(missing)
+                continue
+            current = stack.pop()
+            if id(current) not in placed_ids:
+                placed_ids.add(id(current))
+                sequence.append(current)
     return sequence

@@ -123,7 +123,6 @@ class Network(NamedTuple):
         outputs: variables or constants, in the order of ``tree``.
         tree: structure of the function's result.
         sites: see `Sites`.
-        depths: variable -> number of firing sites on the longest way to it.
         dependent: variables that depend on x.
         feeds: firing site name -> parameter variables that reach it directly.
         readout: parameter variables that reach an output directly.
@@ -138,7 +137,6 @@ class Network(NamedTuple):
     outputs: tuple[int | Static, ...]
     tree: Any
     sites: Sites
-    depths: dict[Any, int]
     dependent: frozenset[int]
     feeds: dict[str, tuple[int, ...]]
     readout: frozenset[int]

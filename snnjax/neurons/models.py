@@ -172,10 +172,6 @@ class IntegrateAndFire:
 
         Membranes are float32 even in bfloat16 networks, and wider only if their
         parameters are.
-
-        >>> neuron = integrate_and_fire()
-        >>> neuron.start(neuron.init(), (2, 3)).potential.shape
-        (2, 3)
         """
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)

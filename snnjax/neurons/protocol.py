@@ -161,7 +161,7 @@ def fire(
     """Fire a model, by this surrogate unless it has one of its own."""
     if not _takes_spike(neuron):
         return neuron.fire(params, state)
-    if spike is None and _fires_without(neuron):
+    if spike is None and _binds(neuron.fire):  # its own default
         return neuron.fire(params, state)
     return neuron.fire(params, state, spike=dspike if spike is None else spike)
 
@@ -242,12 +242,8 @@ def _takes_spike(neuron: Any) -> bool:
     return _binds(neuron.fire, spike=None)
 
 
-def _fires_without(neuron: Any) -> bool:
-    """Whether ``spike`` has a default."""
-    return _binds(neuron.fire)
-
-
 def _binds(function: Any, **options: Any) -> bool:
+    """Whether ``function(params, state, **options)`` is a call that it takes."""
     try:
         inspect.signature(function).bind(None, None, **options)
     except (TypeError, ValueError):

@@ -136,7 +136,7 @@ def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
     (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
-    -d, in addition    in the dead zone: V_t / 2 is left, whose floor is 0
+    -d, in addition    in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
     threshold = lead(params.threshold, v.ndim).astype(v.dtype)

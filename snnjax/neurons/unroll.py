@@ -23,7 +23,6 @@ from snnjax.neurons.schedule import Tick, arrivals, driven, fire_at, schedule
 from snnjax.neurons.spike_trains import (
     SpikeTrain,
     append,
-    as_wide_as,
     level_indices,
     per_byte,
 )
@@ -98,14 +97,6 @@ def fold(
 
     Returns:
         The state after them, and the spikes [t, B, ...].
-
-    >>> import jax.numpy as jnp
-    >>> from snnjax.neurons import NeuronState, integrate_and_fire
-    >>> neuron = integrate_and_fire()
-    >>> state, spikes = fold(neuron, neuron.init(),
-    ...                      NeuronState(jnp.array([0.5])), jnp.full((2, 1), 0.25))
-    >>> print(spikes[:, 0], state.potential)
-    [0. 1.] [0.]
     """
     state = _integrated(neuron, params, state, currents, wait, code)
     arriving = arriving_while_firing(params, currents, wait, code)
@@ -214,7 +205,10 @@ def spike_train(
     count = len(groups[0])
     loops = min(count, max(1, _steps_per_loop(neuron, ticks) // group))
     _, bits = jax.lax.scan(encode_group, state, groups, unroll=loops)
-    threshold, offset = as_wide_as(state.potential, params.threshold, params.offset)
+    # In the type of the potential: a narrower one would round a level beyond 1 twice.
+    dtype, offset = state.potential.dtype, params.offset
+    threshold = jnp.asarray(params.threshold, dtype)
+    offset = None if offset is None else jnp.asarray(offset, dtype)
     return SpikeTrain(bits, threshold, levels, offset, currents.dtype, code)
 
 
