@@ -180,6 +180,7 @@ def checked_fit(snn: SNN, steps: int | None, wait: int | None) -> tuple[int, int
 
 def check_params(snn: SNN, params: chex.ArrayTree) -> None:
     """Raise unless these parameters have the same names as the SNN's own."""
+    # Shapes and numbers may differ: those of the SNN are what it runs with.
     own, others = set(paths_of(snn.params)), set(paths_of(params))
     unknown, missing = sorted(others - own), sorted(own - others)
     if unknown or missing:
@@ -340,7 +341,7 @@ def _listed(names: list[tuple[str, ...]]) -> str:
 
 def _fresh(model: Any, site: Site) -> Any:
     """Fresh parameters of a site, as shapes."""
-    if is_plain(model):
+    if is_plain(model):  # its parameters broadcast, so that their names are enough
         return NeuronParams._make([None] * len(NeuronParams._fields))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(lambda key: model.init(site.shape, key), key)

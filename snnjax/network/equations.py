@@ -29,6 +29,8 @@ class Static:
 
     def __init__(self, value: Any):
         self.value = value
+        # Two layers that close over equal constants are then compiled once. A value of
+        # a trace has no content yet, and is equal to itself only.
         dtype = getattr(value, "dtype", None)
         if dtype is not None and not isinstance(value, Tracer):
             array = np.asarray(value)

@@ -44,6 +44,7 @@ def evaluate(
         site = equation.site
         if site is None:
             function = _of_examples(functools.partial(_bind, equation), equation)
+            # [T, B, ...]: the map over time lies around that over examples.
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
             results = function(*arguments)
@@ -87,6 +88,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
         return function(x, *others)
     if site.is_encoder:
         return x
+    # None, a maximum, or a maximum and levels.
     activation = (jax.nn.relu, clipped_relu, snnjax_quantized_relu)[len(operands)]
     return activation(x, *operands)
 
@@ -144,6 +146,7 @@ def _bind(equation: Equation, *arguments):
 def _bound(equation: Equation, *arguments) -> tuple[Any, ...]:
     if equation.body is None:
         return tuple(_bind(equation, *arguments))
+    # A body holds no site, so the rule is never called.
     values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
     evaluate(equation.body.equations, values, identity)
     return tuple(values[v] for v in equation.outputs)

@@ -29,6 +29,7 @@ def needed(
     needed_equations = []
     for equation in reversed(equations):
         outputs = set(equation.outputs)
+        # Backwards, so that the readers of an output have asked for it already.
         if outputs & needed_variables and not outputs <= available:
             needed_equations.append(equation)
             needed_variables |= set(equation.variables) - available
@@ -127,6 +128,7 @@ def stages(network: Network) -> list[Stage]:
         work = needed(remaining, [v for v in ends if isinstance(v, int)], available)
         results = {v for eq in work for v in eq.outputs} & network.dependent
         remaining = [eq for eq in remaining if not results.intersection(eq.outputs)]
+        # Results that a later stage reads too, as of a residual sum, are carried to it.
         later = {v for eq in [*remaining, *fires[i + 1 :]] for v in eq.variables}
         later |= {v for v in network.outputs if isinstance(v, int)}
         carried = () if equation is None else tuple(sorted(results & later))

@@ -105,6 +105,7 @@ class _DetachedReset(Wrapper):
         def constant(*args: Any, **options: Any) -> jax.Array:
             return jax.lax.stop_gradient(spike(*args, **options))
 
+        # Fired twice, with equal numbers: only the first spikes have a gradient.
         after, spikes = fire(self.neuron, params, state, spike)
         detached, _ = fire(self.neuron, params, state, constant)
         if "potential" in getattr(after, "_fields", ()):

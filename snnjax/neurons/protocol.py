@@ -127,6 +127,8 @@ def field(tree: Any, name: str) -> Any:
 def with_field(params: Any, name: str, value: Any) -> Any:
     """The params with another value of a field that they or those inside have."""
     outer_first = chain(params)
+    # The outermost with a value, as `field` finds it, or else the outermost with the
+    # field at all.
     depth = next(
         (i for i, p in enumerate(outer_first) if getattr(p, name, None) is not None),
         next((i for i, p in enumerate(outer_first) if name in _fields(p)), None),
@@ -146,7 +148,7 @@ def _fields(tree: Any) -> tuple[str, ...]:
 def drive(params: Any, current: jax.Array) -> jax.Array:
     """The current with the bias, and above the offset, in the widest of their types."""
     bias, offset = field(params, "bias"), field(params, "offset")
-    if offset is not None:
+    if offset is not None:  # a neuron sees what is left above it
         bias = -offset if bias is None else bias - offset
     if bias is None:
         return current

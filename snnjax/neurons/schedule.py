@@ -169,7 +169,7 @@ def dead_zones(neuron: Any, steps: int) -> np.ndarray:
     >>> print(dead_zones(snnjax.integrate_and_fire(last_zone=0.75), 3))
     [0.   0.   0.75]
     """
-    *_, model = (None, *chain(neuron))
+    *_, model = (None, *chain(neuron))  # the innermost
     zones = np.full(steps, getattr(model, "dead_zone", 0.0))
     zones[-1] = getattr(model, "last_zone", 0.0)
     return np.where(zones > 1 / 2, zones, 0.0)

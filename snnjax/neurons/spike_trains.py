@@ -66,6 +66,7 @@ def decode(train: SpikeTrain, steps: int) -> jax.Array:
     indices = unpack(train.bits, steps, train.levels)
     if train.code.clock_runs:
         return spikes_of(indices, train)
+    # A spike of step t is worth T w_t; what equations read is decoded up to each step.
     levels = spikes_of(indices, dataclasses.replace(train, offset=None, dtype=None))
     sizes = jnp.asarray(train.code.sizes(steps), levels.dtype)
     sizes = sizes.reshape(-1, *[1] * (levels.ndim - 1))

@@ -176,6 +176,7 @@ def spike_train(
     """The spikes of `unroll` as bits, in one pass. Forward only."""
     steps = currents.shape[0]
     check_wait(steps, wait)
+    # Levels are stored without the offset, which `decode` adds.
     step = _step(neuron, params._replace(offset=None))
     state = neuron.start(params, currents.shape[1:])
     state = _integrated(neuron, params, state, currents, wait, code)
@@ -198,6 +199,7 @@ def spike_train(
             state, spikes = step(state, (currents[place], tick))
             size = 1.0 if tick is None else tick.size
             indices = level_indices(spikes, size * params.threshold, levels)
+            # The last byte may have places beyond step T: they stay 0.
             indices = jnp.where(running[place], indices, jnp.zeros_like(indices))
             byte = append(byte, indices, place, levels)
         return state, byte
@@ -297,6 +299,7 @@ def closed_form(
         return (spikes.sum(0) / steps).astype(current.dtype)
     start = lead(params.initial_potential, current.ndim)
     threshold = lead(params.threshold, current.ndim) * code.sizes(steps)[-1]
+    # In float32 or wider, as potentials are.
     total = wide(steps * drive(params, current))
     dtype = wide_dtype(total, start, threshold)
     v = start.astype(dtype) + total.astype(dtype)
@@ -304,6 +307,7 @@ def closed_form(
         v = neuron.nearest(v) + neuron.margin
     count = v / threshold.astype(dtype)
     low, high = model.levels
+    # Clipped first and floored then, so that the gradient ends where the clip begins.
     most = round(code.reach(steps) / code.finest(steps))
     within = jnp.clip(count, 0 if model.rectifies else most * low, most * high)
     floored = within + jax.lax.stop_gradient(jnp.floor(within) - within)

@@ -115,6 +115,8 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     if remat and size == job.steps:
         return _run_from_bits(job)
     constants, streams, live = prepare(job)
+    # Under a code whose clock does not run an operator is a function of what is decoded
+    # at a step, and needs no state.
     states = {
         eq.place.name: start_state(job, eq, constants, streams)
         for eq in live
@@ -123,7 +125,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
     widened, narrowed = _in_float32(constants)
 
     def segment(length: int, states: dict[str, Any], now: Any) -> tuple[Any, Any]:
-        x, ticks = now
+        x, ticks = now  # of the steps of this segment
         values: dict[Any, Any] = narrowed(widened)
         if job.sequence:
             values |= job.network.inputs(x)
@@ -138,6 +140,7 @@ def run_in_time(job: Job, size: int, *, remat: bool = False) -> Any:
             return function
         if remat:
             return jax.checkpoint(function)
+        # Nothing between the sites is kept: from a state it is one step to recompute.
         keep = jax.checkpoint_policies.save_only_these_names("state")
         return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
@@ -245,6 +248,8 @@ def run_closed_form(job: Job) -> Any:
     fires = [equation for equation in network.equations if equation.fires]
     spikes = [equation.outputs[0] for equation in fires]
     outputs = [v for v in network.outputs if isinstance(v, int)]
+    # Only what follows the last neurons on the way to an output has steps. The neurons
+    # whose spikes it reads become trains again; of all others the mean is enough.
     tail = needed(network.equations, outputs, available=spikes)
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
     last = {eq.place.name: v for eq, v in zip(fires, spikes, strict=True)}
@@ -331,7 +336,7 @@ def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any,
     network, neurons = job.network, job.snn.neurons
     values = network.arguments(job.snn.params, job.x)
     if remat:
-        none = frozenset()
+        none = frozenset()  # has a time axis: time is a part of the batch
         results = outputs_from_bits(
             network, values, fire, none, neurons, models, at_operator
         )
@@ -368,6 +373,7 @@ def prepare(job: Job) -> tuple[Values, frozenset[int], list[Equation]]:
     network = job.network
     values = network.arguments(job.snn.params, None if job.sequence else job.x)
     streams = streaming(network.equations, network.x if job.sequence else ())
+    # With a constant x the first layer is computed once, not at every step.
     live = [eq for eq in network.equations if streams.intersection(eq.outputs)]
     constant = [eq for eq in network.equations if not streams.intersection(eq.outputs)]
     evaluate(constant, values, identity)

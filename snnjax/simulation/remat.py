@@ -126,6 +126,8 @@ def _with_recomputation(
             for source, shape in zip(sources, shapes, strict=True)
         ]
 
+    # Spikes are arguments, so that their gradient goes on to the stage that sent them,
+    # but they are decoded from bits here as well: both passes then see equal numbers.
     @jax.custom_vjp
     def computed(sources, params):
         return run(decoded(sources), params)

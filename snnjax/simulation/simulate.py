@@ -359,6 +359,7 @@ def simulate(
 def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
     """Outputs [T, B, ...] of ``size`` examples at a time, one group after the other."""
 
+    # lax.map maps a function of one example, and vmap gives that its batch back.
     def of_one(example: chex.ArrayTree) -> Any:
         batch = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), example)
         return jax.tree.map(lambda y: y[:, 0], run(batch))
@@ -449,7 +450,8 @@ def _model_with_surrogate(sim: Simulation, snn: SNN, site: Site) -> WithSurrogat
             "spike) use the spike function that it is given"
         )
     simulated = WithSurrogate(model, sim.surrogate, sim.detach_reset)
-    has_gradient = is_plain(model) and is_step(sim.surrogate)  # without a trace
+    # Whether a model of one's own uses the surrogate, only a trace of it shows.
+    has_gradient = is_plain(model) and is_step(sim.surrogate)
     if has_gradient or passes_gradient(simulated, params, site):
         return simulated
     return dataclasses.replace(simulated, neuron=WithoutGradient(model))
@@ -464,6 +466,8 @@ def _with_gradient_of_layers(job: Job, execution: Execution | ByLayer) -> Any:
         network = job.network._replace(constants=constants)
         return execute(job._replace(network=network, snn=snn, x=x), execution)
 
+    # A function with a derivative of its own must not close over traced arrays: all of
+    # them are arguments.
     layers = functools.partial(run, "by_layer")
     executed = jax.custom_jvp(functools.partial(run, execution))
     executed.defjvp(lambda primals, tangents: jax.jvp(layers, primals, tangents))
