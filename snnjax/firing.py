@@ -30,12 +30,7 @@ Observe = Callable[[Site, jax.Array, jax.Array], None]
 def capture_step(
     fn: Callable, params: chex.ArrayTree, x: chex.ArrayTree, *, sequence: bool
 ) -> Network:
-    """The network that each step of the input goes through.
-
-    Args:
-        fn, params: as for `snnjax.spiking`.
-        x: [B, ...], or [T, B, ...] if it is a sequence.
-        sequence: whether x changes from step to step.
+    """The network that x [B, ...], or each step of a sequence [T, B, ...], passes.
 
     Raises:
         ConversionError: as `snnjax.sites`, or a sequence x has no running mean.
@@ -61,13 +56,10 @@ def evaluate_in_time(
 
     Args:
         network: captured for x, or for a step of it.
-        snn: its spiking network.
         x: [B, ...], or [T, B, ...] if it is a sequence.
-        steps, wait: T, and the steps that every layer waits.
         observe: ``observe(site, currents, spikes)``, what arrives and what is sent at
             each step, both [T, B, ...]; without the offset of the neurons, which is no
             event.
-        sequence: whether x changes from step to step.
 
     Returns:
         The values of all variables, as the equations read them

@@ -125,12 +125,9 @@ def _cells(params: Any) -> dict[str, str]:
 
 
 def models_of_sites(neuron: Any, sites: Sites, default: Any) -> Any:
-    """A model for all sites, or a `BySite`; encoders get levels of both signs.
+    """A model for all sites, or a `BySite`, see `resolve_models`.
 
-    Args:
-        neuron: a model, or name or pattern -> model, see `resolve_models`.
-        sites: the sites of a network.
-        default: the model of all other sites.
+    Encoders get levels of both signs.
     """
     firing = [site for site in sites if site.fires]
     resolved = resolve_models(neuron, [site.name for site in firing], default)

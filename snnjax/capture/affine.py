@@ -21,12 +21,8 @@ def why_not_affine(
 ) -> str | None:
     """Why an equation is not affine: `OPERATOR`, or the reason of a refusal, or None.
 
-    Functions of the input alone are computed once, so they may be of any kind.
-
-    Args:
-        dependent: variables that depend on the input.
-        live: those that depend on spikes.
-        avals: variable -> shape and dtype.
+    Functions of the input alone, of which no variable is ``live``, are computed once:
+    they may be of any kind.
     """
     kind = _why_not_for_spikes(equation, dependent, avals)
     once = not live.intersection((*equation.variables, *equation.outputs))

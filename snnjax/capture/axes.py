@@ -24,11 +24,7 @@ def channel_axis(
 ) -> int | None:
     """The channel axis of an equation's output; None if it is unknown.
 
-    Args:
-        equation: one that depends on the input.
-        dependent: variables that depend on the input.
-        avals: variable -> shape and dtype.
-        channels: variable -> axis, as far as it is known.
+    ``channels`` has that of every variable for which it is known.
     """
     name, options = equation.name, equation.options
     if name == "conv_general_dilated":
@@ -61,8 +57,7 @@ def moved(
 ) -> int | None:
     """Where an axis of the operand lies in the result; None if that is unknown.
 
-    Args:
-        last: whether the last of several possible axes is taken, or the first.
+    Of several possible axes it is the first, or the ``last``.
     """
     if name == "transpose":
         return list(params["permutation"]).index(axis)

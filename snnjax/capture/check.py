@@ -158,8 +158,7 @@ def check(
     """Raise `ConversionError` unless every activation can be converted.
 
     Args:
-        network: with every call inlined.
-        facts: of its equations.
+        network, facts: with every call inlined.
         x: what it was captured for.
         mixing: equations by which one example would reach another, and the kind.
         wrong_outputs: shapes of answers whose first axis is not the batch.

@@ -21,11 +21,8 @@ def site_names(
 ) -> dict[int, str]:
     """Number of each equation with a site -> its name.
 
-    Args:
-        equations: of the network.
-        direct: for each the parameters that reach it without passing a neuron.
-        parameters: variable -> path.
-        avals: variable -> shape and dtype.
+    ``direct`` has for each equation the parameters that reach it without passing a
+    neuron.
     """
     first_use: dict[int, int] = {}
     for i, eq in enumerate(equations):

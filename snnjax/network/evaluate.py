@@ -29,7 +29,6 @@ def evaluate(
     """Run the equations, adding every output to ``values``.
 
     Args:
-        equations: in order of execution.
         values: variable -> array; changed in place.
         rule: ``rule(site, x, *operands) -> array``. Operands: the maximum of a
             clipped ReLU, and the levels of a quantized one; at an operator the rest

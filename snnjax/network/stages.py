@@ -101,11 +101,8 @@ def run_segment(
 ) -> tuple[list[Any], list[Any]]:
     """Results of a segment: its outputs, and what it carries on.
 
-    Args:
-        segment: the work.
-        sources: values of ``segment.inputs``.
-        rule: for the sites within it.
-        streams: for each source whether it has a time axis.
+    ``sources`` are the values of its inputs, and ``streams`` says which of them have a
+    time axis.
     """
     values = dict(zip(segment.inputs, sources, strict=True))
     in_time = [v for v, s in zip(segment.inputs, streams, strict=True) if s]

@@ -45,13 +45,7 @@ class Tick(NamedTuple):
 
 
 def schedule(code: Code, neuron: Any, steps: int) -> Tick | None:
-    """The ticks of all steps; None if all steps are alike.
-
-    Args:
-        code: what a spike is worth.
-        neuron: the model of a site; None where none fires.
-        steps: T.
-    """
+    """The ticks of all steps of a model; None if all steps are alike."""
     zones = dead_zones(neuron, steps)
     if code.clock_runs and not zones.any():
         return None

@@ -405,11 +405,8 @@ def start_state(
         values: of the variables that no step changes.
         streams: variables that have a time axis.
     """
-    site, avals, batch = (
-        equation.place,
-        job.network.avals,
-        batch_of(job.x, job.sequence),
-    )
+    site, avals = equation.place, job.network.avals
+    batch = batch_of(job.x, job.sequence)
     if site.fires:
         shape = (batch, *site.shape)
         return job.models[site.name].start(job.snn.neurons[site.name], shape)
