@@ -238,14 +238,16 @@ def check_values(snn: SNN) -> None:
     for name, params in snn.neurons.items():
         ranges = ranges_in(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if _is_number(leaf) and _readable(leaf):
+            is_number = jnp.issubdtype(jnp.result_type(leaf), jnp.number)
+            if is_number and _readable(leaf):
                 field = name_of(path)
                 what = f"{field} of site {name!r}"
                 _check_range(what, ranges.get(field), np.asarray(leaf))
     broken = [
         name_of(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(snn.params)
-        if _is_array(leaf) and _readable(leaf) and np.isnan(np.asarray(leaf)).any()
+        if hasattr(leaf, "dtype") and is_floating(leaf) and _readable(leaf)
+        if np.isnan(np.asarray(leaf)).any()
     ]
     if broken:
         raise ValueError(
@@ -261,7 +263,8 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
     missing, unknown = names - set(neurons), set(neurons) - names
     if missing or unknown:
         advice = ""
-        if any(map(_is_encoder, missing | unknown)):
+        names_alone = [name.rpartition("/")[2] for name in missing | unknown]
+        if any(name.startswith("encoder") for name in names_alone):
             advice = (
                 ". Perhaps one of the two is in training mode (has_aux), where a "
                 "network has no encoders. Train networks with operators in inference "
@@ -278,10 +281,6 @@ def _check_names(neurons: Mapping[str, Any], sites: Sites) -> None:
             f"{_some(unknown)}; sites without neurons: {_some(missing)}; sites: "
             f"{_some(names)}{advice}"
         )
-
-
-def _is_encoder(name: str) -> bool:
-    return name.rpartition("/")[2].startswith("encoder")
 
 
 def _some(names: Collection[str], most: int = 8) -> str:
@@ -395,15 +394,6 @@ def _check_range(what: str, limits: Range | None, numbers: np.ndarray) -> None:
         raise ValueError(
             f"the {what} is {numbers[~within].flat[0]}; allowed: {allowed}. {remedy}"
         )
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and is_floating(leaf)
-
-
-def _is_number(leaf: Any) -> bool:
-    dtype = jnp.result_type(leaf)
-    return jnp.issubdtype(dtype, jnp.number)
 
 
 def _readable(leaf: Any) -> bool:

@@ -165,9 +165,14 @@ def check(
         affine: whether everything between the sites must be affine or part of an
             operator. If not, anything is allowed that does not hide a site.
     """
+
+    def kind_of(eq: Equation) -> str | None:
+        if affine:
+            return _obstacle(eq, network, facts)
+        return "hidden" if hides_relu(eq) else None
+
     found: list[tuple[Equation | None, str | None]] = [
-        (eq, _obstacle(eq, network, facts) if affine else _hidden(eq))
-        for eq in spread_out(network.equations)
+        (eq, kind_of(eq)) for eq in spread_out(network.equations)
     ]
     names: dict[tuple[str, str], dict[str, None]] = {}
     for eq, kind in [*found, *mixing]:
@@ -223,10 +228,6 @@ def _obstacle(equation: Equation, network: Network, facts: Facts) -> str | None:
         all_floating = all(network.avals[v].dtype.kind in FLOATING for v in results)
         return None if all_floating else "decision"
     return kind
-
-
-def _hidden(equation: Equation) -> str | None:
-    return "hidden" if hides_relu(equation) else None
 
 
 def _shape_problems(

@@ -42,7 +42,7 @@ def evaluate(
         axes = [0 if v in streams else None for v in equation.inputs]
         site = equation.site
         if site is None:
-            function = _of_examples(functools.partial(_bind, equation), equation)
+            function = _of_examples(equation)
             # [T, B, ...]: the map over time lies around that over examples.
             if 0 in axes:
                 function = jax.vmap(function, in_axes=axes)
@@ -58,8 +58,7 @@ def evaluate(
 
 def operator(equation: Equation, live: tuple[bool, ...]) -> Operator:
     """The function of an operator's equation; ``live`` inputs change in time."""
-    function = _of_examples(functools.partial(_bound, equation), equation)
-    return Operator(function, live, equation.place.homogeneous)
+    return Operator(_of_examples(equation), live, equation.place.homogeneous)
 
 
 def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
@@ -127,25 +126,22 @@ def firing(
     return rule
 
 
-def _of_examples(function: Callable, equation: Equation) -> Callable:
-    """A function of one example, mapped over all of them."""
+def _of_examples(equation: Equation) -> Callable[..., tuple[Any, ...]]:
+    """What an equation computes, mapped over the examples."""
+    function = functools.partial(_of_one, equation)
     if not any(equation.mapped):
         return function
     return jax.vmap(function, [0 if each else None for each in equation.mapped])
 
 
-def _bind(equation: Equation, *arguments):
+def _of_one(equation: Equation, *arguments: Any) -> tuple[Any, ...]:
+    if equation.body is not None:
+        values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
+        # A body holds no site, so the rule is never called.
+        evaluate(equation.body.equations, values, identity)
+        return tuple(values[v] for v in equation.outputs)
     bound = equation.primitive.get_bind_params(equation.options)
     # (subfunctions, params) before jax 0.9.2, params alone since then.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     results = equation.primitive.bind(*functions, *arguments, **params)
-    return results if equation.primitive.multiple_results else [results]
-
-
-def _bound(equation: Equation, *arguments) -> tuple[Any, ...]:
-    if equation.body is None:
-        return tuple(_bind(equation, *arguments))
-    # A body holds no site, so the rule is never called.
-    values: Values = dict(zip(equation.body.inputs, arguments, strict=True))
-    evaluate(equation.body.equations, values, identity)
-    return tuple(values[v] for v in equation.outputs)
+    return tuple(results) if equation.primitive.multiple_results else (results,)
