@@ -7,7 +7,7 @@ allow one, add its name to the row of primitives that behave like it.
 """
 
 from collections.abc import Container
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OPERATOR = "operator"  # not affine, and computed on running means
 
@@ -39,8 +39,8 @@ class Primitive(NamedTuple):
     along: str = ""
 
 
-_EACH = {"affine_in_each": True, "otherwise": OPERATOR}
-_PIECES = {"pointwise": True, "piecewise": True}
+_EACH: dict[str, Any] = {"affine_in_each": True, "otherwise": OPERATOR}
+_PIECES: dict[str, Any] = {"pointwise": True, "piecewise": True}
 _ROWS = (
     # Affine in all operands together.
     (

@@ -67,19 +67,7 @@ def identity(site: Site, x: jax.Array, *operands: Any) -> jax.Array:
     Args:
         site: where.
         x: its input, [B, ...].
-        operands: see `with_activation`.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from snnjax.network import with_activation
-    >>> activations = {}
-    >>> def record(site, x, *operands):
-    ...     activations[site.name] = identity(site, x, *operands)
-    ...     return activations[site.name]
-    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]).sum(1)
-    >>> recording_fn = with_activation(fn, record)
-    >>> outputs = recording_fn({"hidden": jnp.eye(2)}, jnp.array([[-1.0, 2.0]]))
-    >>> print(activations["hidden/relu"], outputs)
-    [[0. 2.]] [2.]
+        operands: see `with_activation`, which has an example.
     """
     if not site.fires:
         *others, function = operands

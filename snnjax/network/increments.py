@@ -97,7 +97,9 @@ class Operator(NamedTuple):
             The increments [T, B, ...] of every output, and the state after them.
         """
         streams = [a for a, live in zip(arguments, self.live, strict=True) if live]
-        running = self._first(arguments) if running is None else running
+        if running is None:
+            pairs = zip(arguments, self.live, strict=True)
+            running = self.start([a[0] if live else a for a, live in pairs])
         counts = running.count + jnp.arange(1, 1 + len(streams[0]), dtype=jnp.float32)
         # A max-pool is computed on the sums themselves.
         unit = 1.0 if self.homogeneous else _UNIT
@@ -118,12 +120,6 @@ class Operator(NamedTuple):
             totals.append(total[-1])
         after = Running(counts[-1], tuple(s[-1] for s in sums), tuple(totals))
         return tuple(increments), after
-
-    def _first(self, arguments: Sequence[Any]) -> Running:
-        step = [
-            a[0] if live else a for a, live in zip(arguments, self.live, strict=True)
-        ]
-        return self.start(step)
 
     def _means(self, sums: jax.Array, counts: jax.Array) -> jax.Array:
         """m(t), [T, ...], of the sums up to each step."""

@@ -32,12 +32,6 @@ class Site(NamedTuple):
         maximum_per_channel: a clipped ReLU has a maximum for each channel.
         near_relu: an operator number by number, of comparisons and arithmetic only,
             such as a leaky ReLU or a hard swish.
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"])
-    >>> (site,) = snnjax.sites(fn, {"hidden": jnp.ones((3, 8))}, jnp.ones((1, 3)))
-    >>> site.name, site.shape, site.parameters
-    ('hidden/relu', (8,), ('hidden',))
     """
 
     name: str

@@ -92,14 +92,7 @@ class IntegrateAndFire:
     """IF, or LIF where its parameters have a leak. A value: equal fields, equal models.
 
     Attributes:
-        levels: (low, high), the whole numbers that a spike may be: (0, 1) is binary,
-            (-1, 1) signed, (0, n) and (-n, n) are graded.
-        reset: after a spike: "subtract" V_th (soft) or set v to "zero" (hard).
-        dead_zone: z in [0, 1): the neuron is silent while less than z V_t is missing,
-            except at step T; see `snnjax.neurons.schedule`. Up to 1/2 it changes
-            nothing.
-        last_zone: the dead zone at step T, in [1/2, 1]: 1/2 rounds to the nearest
-            value; a larger one saves last spikes and adds error.
+        levels, reset, dead_zone, last_zone: see `integrate_and_fire`.
         rectifies: the total output stays >= 0, as a ReLU's does; False for an encoder,
             whose value may be negative.
         threshold, leak, temperature: of fresh parameters; None: they have none. A
@@ -294,8 +287,9 @@ def integrate_and_fire(
         temperature: of fresh parameters, > 0: the surrogate's second argument as a
             leaf that can be trained; None: the surrogate's own default.
         dead_zone: z, 0 <= z < 1: silent while less than z V_t is missing, except at
-            step T. With a radix code of base 2, 2/3 gives the non-adjacent form of a
-            number, whose digits are 0 two times out of three.
+            step T; up to 1/2 this changes nothing. With a radix code of base 2, 2/3
+            gives the non-adjacent form of a number, whose digits are 0 two times out of
+            three.
         last_zone: z_T, 1/2 <= z_T <= 1, the dead zone at step T. 1/2 rounds to the
             nearest value. With 2/3 a third fewer neurons send a last spike, and the
             squared error of rounding grows by a third.

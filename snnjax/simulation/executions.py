@@ -251,8 +251,7 @@ def run_closed_form(job: Job) -> Any:
     # whose spikes it reads become trains again; of all others the mean is enough.
     tail = needed(network.equations, outputs, available=spikes)
     tail_reads = {v for eq in tail for v in eq.inputs} | set(outputs)
-    last = {eq.place.name: v for eq, v in zip(fires, spikes, strict=True)}
-    last = {name: v for name, v in last.items() if v in tail_reads}
+    last = {eq.place.name: eq.outputs[0] for eq in fires if eq.outputs[0] in tail_reads}
     trains: dict[int, jax.Array] = {}  # what the readout reads of each step
 
     def fire(site: Site, params: NeuronParams, current: jax.Array) -> jax.Array:

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
-from snnjax._checks import check_wait
-from snnjax._ranges import WHOLE
 from snnjax._types import Execution, Inputs
 from snnjax.codes import Code
 from snnjax.simulation.executions import ByLayer
@@ -44,14 +42,6 @@ class Simulation(NamedTuple):
 def layer_options(execution: Execution | ByLayer) -> ByLayer:
     """The options of by_layer; the defaults for another execution."""
     return execution if isinstance(execution, ByLayer) else ByLayer()
-
-
-def check_steps(steps: int | None, wait: int | None) -> None:
-    """Raise for steps or a wait out of range, as far as they are given."""
-    if steps is not None:
-        check_wait(steps, 0 if wait is None else wait)
-    elif wait is not None:
-        WHOLE.check("wait", wait)
 
 
 def check_execution(execution: Any) -> None:

@@ -10,7 +10,7 @@ gain and its cost.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import chex
 import jax
@@ -27,7 +27,7 @@ from snnjax._checks import (
     check_wait,
 )
 from snnjax._examples import batch_of
-from snnjax._ranges import COUNT
+from snnjax._ranges import COUNT, WHOLE
 from snnjax._types import Execution, Inputs
 from snnjax.capture.capture import capture
 from snnjax.codes import Code, rate
@@ -39,13 +39,12 @@ from snnjax.neurons.by_site import model_of, models_in
 from snnjax.neurons.gradients import WithoutGradient, WithSurrogate
 from snnjax.neurons.models import is_plain, lif
 from snnjax.neurons.protocol import Neuron, chain, field, takes_surrogate
-from snnjax.simulation.choice import Choice, choose
+from snnjax.simulation.choice import choose
 from snnjax.simulation.executions import ByLayer, Job, run_closed_form, run_in_time
 from snnjax.simulation.options import (
     Simulation,
     check_execution,
     check_options,
-    check_steps,
     layer_options,
 )
 from snnjax.simulation.training_mode import folded, run_closed_training, run_folded
@@ -122,25 +121,6 @@ def _keys(key: Any, count: int) -> Sequence[Any]:
         ) from None
 
 
-class SpikingFunction(Protocol):
-    """What `spiking` returns: ``spiking_fn(snn, x, key=None) -> outputs``.
-
-    The type of an argument of your own functions:
-
-    >>> import jax, jax.numpy as jnp, snnjax
-    >>> def predict(spiking_fn: SpikingFunction, snn: snnjax.SNN, x: jax.Array):
-    ...     return spiking_fn(snn, x).mean(0).argmax(-1)
-    >>> fn, x = lambda w, x: jax.nn.relu(x @ w), jnp.array([[0.1, 0.9], [0.8, 0.2]])
-    >>> snn = init(fn, jnp.eye(2), x, model=snnjax.integrate_and_fire())
-    >>> print(predict(spiking(fn, steps=4), snn, x))
-    [1 0]
-    """
-
-    def __call__(
-        self, snn: SNN, x: chex.ArrayTree, key: jax.Array | None = None
-    ) -> Any: ...
-
-
 @called_as("snnjax.spiking(fn, ...)(snn, x), options by name")
 def spiking(
     fn: Callable,
@@ -153,7 +133,7 @@ def spiking(
     inputs: Inputs = "constant",
     micro_batch: int | None = None,
     has_aux: bool = False,
-) -> SpikingFunction:
+) -> Callable[..., Any]:
     """Turn ``fn(params, x)`` into ``spiking_fn(snn, x, key=None)``.
 
     Args:
@@ -225,7 +205,10 @@ def spiking(
     (4, 2, 1)
     """
     check_function(fn)
-    check_steps(steps, wait)
+    if steps is not None:
+        check_wait(steps, 0 if wait is None else wait)
+    elif wait is not None:  # and T is that of an SNN
+        WHOLE.check("wait", wait)
     check_choice("inputs", inputs, INPUTS)
     check_flags(detach_reset=detach_reset, has_aux=has_aux)
     if micro_batch is not None:
@@ -305,7 +288,12 @@ def simulate(
         return sharding.on_all_devices(train, batch_sharding, (1, None))(snn, x)
 
     def on_one_device(snn: SNN, x: chex.ArrayTree) -> Any:
-        run = functools.partial(simulate_group, sim, choice, snn)
+        def run(x: chex.ArrayTree) -> Any:
+            job = _job(sim, snn, x)
+            if choice.has_gradient_of_layers:
+                return _with_gradient_of_layers(job, choice.execution)
+            return execute(job, choice.execution)
+
         batch = batch_of(x, axis)  # a symbol where any batch is exported
         group = choice.group if isinstance(batch, int) else None
         size = sim.micro_batch or group
@@ -337,14 +325,6 @@ def _in_groups(run: Callable, x: chex.ArrayTree, size: int, axis: int) -> Any:
     examples = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), x)
     outputs = jax.lax.map(of_one, examples, batch_size=size)
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), outputs)
-
-
-def simulate_group(sim: Simulation, choice: Choice, snn: SNN, x: chex.ArrayTree) -> Any:
-    """Outputs [T, B, ...] of a group of examples on one device."""
-    job = _job(sim, snn, x)
-    if choice.has_gradient_of_layers:
-        return _with_gradient_of_layers(job, choice.execution)
-    return execute(job, choice.execution)
 
 
 def simulate_training(

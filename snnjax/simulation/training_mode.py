@@ -24,8 +24,7 @@ from snnjax.simulation.remat import outputs_from_bits
 def run_closed_training(job: Job) -> tuple[Any, Any]:
     """A function in training mode, once, on the values that neurons end with.
 
-    Returns:
-        (outputs [T, B, ...], at each step the answer; aux as the function gave it).
+    Its outputs [T, B, ...] are the answer at each step; aux is as fn gave it.
     """
     network, neurons, steps = job.network, job.snn.neurons, job.steps
 
@@ -43,13 +42,8 @@ def run_folded(job: Job, devices: int = 1, *, remat: bool = False) -> tuple[Any,
     """The function itself on T B examples; its neurons separate the steps again.
 
     Args:
-        job: of a network that was captured for the folded x, and with aux; its x is
-            folded by `folded`.
-        devices: as there.
+        job: with an x that `folded` has folded, for so many ``devices``.
         remat: the gradient keeps only the spikes, as bits.
-
-    Returns:
-        (outputs [T, B, ...], aux as the function gave it).
     """
     models, steps, wait = job.models, job.steps, job.wait  # see `_run_from_bits`
     code = job.snn.code
