@@ -118,12 +118,12 @@ def _with_recomputation(
     first one and keeps everything. Here the second one starts from the bits.
     """
     encoded = [isinstance(source, _Encoded) for source in sources]
-    shapes = [_struct(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
+    types = [jax.typeof(s.spikes) if isinstance(s, _Encoded) else None for s in sources]
 
     def decoded(sources: list[Any]) -> list[Any]:
         return [
-            source if shape is None else _decode(source.train, shape)
-            for source, shape in zip(sources, shapes, strict=True)
+            source if spikes is None else _decode(source.train, spikes)
+            for source, spikes in zip(sources, types, strict=True)
         ]
 
     # Spikes are arguments, so that their gradient goes on to the stage that sent them,
@@ -180,10 +180,7 @@ def _available_after(
     return [after(value) for value in sources], params
 
 
-def _decode(train: SpikeTrain, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _decode(train: SpikeTrain, like: Any) -> jax.Array:
+    """The spikes of these bits, in the shape and type of others."""
     indices = unpack(train.bits, like.size, train.levels).reshape(like.shape)
     return spikes_of(indices, dataclasses.replace(train, dtype=like.dtype))
-
-
-def _struct(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
