@@ -68,6 +68,7 @@ class WithoutGradient(Wrapper):
         """As the model does."""
         return fire(self.neuron, jax.tree.map(self._constant, params), state, spike)
 
+    # Whole numbers have no derivative that anybody could ask for.
     def _constant(self, leaf: jax.Array) -> jax.Array:
         return _constant(self.neuron, leaf) if is_floating(leaf) else leaf
 

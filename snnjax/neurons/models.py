@@ -168,6 +168,7 @@ class IntegrateAndFire:
         """
         dtype = wide_dtype(*jax.tree.leaves(params))
         potential = jnp.asarray(params.initial_potential, dtype)
+        # Only what can be taken back has to be counted.
         bounded = self.levels[0] < 0 and self.rectifies
         total = jnp.zeros(shape, dtype) if bounded else None
         return NeuronState(jnp.broadcast_to(potential, shape), total)
@@ -210,8 +211,9 @@ class IntegrateAndFire:
             below = jnp.clip(jax.lax.stop_gradient(near), low, high - _NEAREST)
         steps = [reached(below + i) for i in range(1, 1 + min(high - low, _NEAREST))]
         level = functools.reduce(operator.add, steps)
-        if self.levels != (0, 1):
+        if self.levels != (0, 1):  # a binary level begins at 0
             level = level + below
+        # A reset to zero asks whether any spike was sent, not of which level.
         spike_or_none = level
         if self.reset == "zero" and self.levels != (0, 1):
             spike_or_none = reached(1)

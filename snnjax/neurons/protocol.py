@@ -103,6 +103,7 @@ class Wrapper:
 def inner(neuron: Any) -> Any:
     """What is inside a model, its params or its state: ``neuron``; None if nothing."""
     inside = getattr(neuron, "neuron", None)
+    # A field of a user's own may have this name and be a number.
     is_part = callable(getattr(inside, "fire", None)) or hasattr(inside, "_fields")
     return inside if is_part else None
 
@@ -199,7 +200,7 @@ MOST_LEVELS = 256  # a spike has to fit in a byte
 def checked_levels(levels: Any) -> tuple[int, int]:
     """The levels as Python's numbers; raise unless spikes can have them."""
     try:
-        low, high = map(operator.index, levels)
+        low, high = map(operator.index, levels)  # NumPy's numbers too, but no floats
     except TypeError:  # one number, or fractions
         low, high = 1, 0
     except ValueError:  # not two of them

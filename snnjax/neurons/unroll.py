@@ -99,6 +99,7 @@ def fold(
         The state after them, and the spikes [t, B, ...].
     """
     state = _integrated(neuron, params, state, currents, wait, code)
+    # The loop gives as many spikes as it takes currents: T, the last of them 0.
     arriving = arriving_while_firing(params, currents, wait, code)
     step, few = _step(neuron, params), len(currents) <= FEW_STEPS
     state, spikes = jax.lax.scan(step, state, (arriving, ticks), unroll=few)
@@ -147,6 +148,7 @@ def mean_and_pace(
         current, times, tick = arriving
         return count(carry, driven(params, current, times), tick)
 
+    # Two loops in place of one over currents and zeros, which would be written first.
     def receive_nothing(carry, tick):
         return count(carry, jnp.zeros((), currents.dtype), tick)
 

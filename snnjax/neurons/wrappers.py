@@ -273,6 +273,7 @@ class Recurrent(Wrapper):
             )
         kernel_key, model_key = jax.random.split(key)
         count = math.prod(shape)
+        # The variance of a sum of N spikes does not grow with N.
         kernel = jax.random.normal(kernel_key, (count, count)) / math.sqrt(count)
         return RecurrentParams(self.neuron.init(shape, model_key), kernel)
 
