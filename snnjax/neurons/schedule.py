@@ -63,8 +63,8 @@ def arrivals(code: Code, steps: int, part: slice | None = None) -> np.ndarray | 
     """How many times a constant, a bias or an offset, arrives at each step.
 
     Once at every step with rate coding, for which this is None. Otherwise T times at
-    the first step and then never: the first digit, the largest, is then decided
-    on all of it.
+    the first step and then never, so that the first digit, the largest, is decided on
+    all of it.
 
     Args:
         part: of the T steps; all of them by default.
@@ -99,9 +99,10 @@ def fire_at(
 ) -> tuple[Any, jax.Array]:
     """Fire with the threshold of this step; without a tick, by the model's own `fire`.
 
-    That floors v / V_th. With V_t as its threshold, it does what is said above if it
-    finds v + `_ahead`, which is taken back after the reset. The surrogate's derivative
-    is that of the level, and within the dead zone that of the level 0 at d = 0.
+    That floors v / V_th. With V_t as its threshold and v + `_ahead` as its potential it
+    finds the level of this schedule; what was added is taken back after the reset. The
+    surrogate's derivative is that of the level, and within the dead zone that of the
+    level 0 at d = 0.
     """
     if tick is None:
         return fire(neuron, params, state, spike)
@@ -129,8 +130,10 @@ def fire_at(
 def _ahead(neuron: Any, params: Any, v: jax.Array, tick: Tick) -> jax.Array:
     """What turns the model's floor of v / V_t into the level of this schedule.
 
-    (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
-    -d, in addition    in the dead zone: half a spike is left, whose floor is 0
+    It is the sum of these, of which binary neurons without zones have none:
+
+        (V_t - V_T) / 2    rounds d to the nearest: v + ahead = d + V_t / 2
+        -d                 in the dead zone: half a spike is left, whose floor is 0
     """
     model = chain(neuron)[-1]
     threshold = lead(params.threshold, v.ndim).astype(v.dtype)
