@@ -57,7 +57,7 @@ def threshold(of: Statistic, per: Per = "layer") -> Calibrator:
     check_choice("per", per, get_args(Per))
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if per == "layer" and view.site.own_maxima:
+        if per == "layer" and view.site.maximum_per_channel:
             raise ValueError(
                 f"site {view.site.name!r} clips each channel at a maximum of its own, "
                 "and one threshold per layer would clip at the largest; allowed: "
@@ -201,7 +201,7 @@ def least_squares_offset() -> Calibrator:
     """
 
     def calibrate(view: View, fit: Fit) -> Fit:
-        if not view.site.signed or not view.code.clock_runs:
+        if not view.site.is_encoder or not view.code.clock_runs:
             return fit
         offset = _middle(view.sample, intervals=2 * view.values)
         shape = parameter_shapes(view.site)["offset"]

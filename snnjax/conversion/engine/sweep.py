@@ -76,7 +76,9 @@ def _fit_site(here: Sweep, i: int, neurons: NeuronParams, calibrate: Calibrator)
     """
     site = here.stages[i].place
     # The products before an encoder need what the ANN's stage reads.
-    before = here._replace(activations=dict(here.activations)) if site.signed else here
+    before = (
+        here._replace(activations=dict(here.activations)) if site.is_encoder else here
+    )
     activation, own_maximum = _pass_ann(here, i)
     view = SiteView(before, i, activation, own_maximum)
     start = Fit(neurons, kernels(here, i))
